@@ -1,0 +1,36 @@
+"""PPO and its family as pure jitted functions."""
+
+from ppo_jax.advantages import discounted_returns, estimate_gae, estimate_returns, gae
+from ppo_jax.algorithms import ALGORITHMS
+from ppo_jax.losses import (
+    approx_kl,
+    clipped_squared_error,
+    clipped_surrogate,
+    explained_variance,
+    policy_gradient,
+    squared_error,
+    surrogate,
+)
+from ppo_jax.types import Algorithm, Batch, LearnerState, TrainState, Trajectory
+
+__all__ = [
+    "ALGORITHMS",
+    "Algorithm",
+    "Batch",
+    "LearnerState",
+    "TrainState",
+    "Trajectory",
+    "approx_kl",
+    "clipped_squared_error",
+    "clipped_surrogate",
+    "discounted_returns",
+    "estimate_gae",
+    "estimate_returns",
+    "explained_variance",
+    "gae",
+    "policy_gradient",
+    "squared_error",
+    "surrogate",
+]
+
+__version__ = "0.1.0"

@@ -1,0 +1,278 @@
+"""The configuration of a run: one frozen dataclass, its checks, its presets.
+
+The same dataclasses are the command line (`ppo_jax.cli`), the file config.json and the argument
+of `make_train`.
+"""
+
+import dataclasses
+import math
+import numbers
+from pathlib import Path
+from typing import Any
+
+import jax
+
+from ppo_jax.algorithms import ALGORITHMS
+from ppo_jax.envs import canonical
+from ppo_jax.networks import ACTIVATIONS, CONVOLUTIONS
+from ppo_jax.presets import PRESETS
+from ppo_jax.types import Bounds, did_you_mean, option
+
+
+class ConfigError(ValueError):
+    """A configuration that cannot work: what was given, what is allowed, what to do."""
+
+
+@dataclasses.dataclass(frozen=True)
+class TrainConfig:
+    """A run: the environment, how much of it, the network, and the algorithm's hyperparameters."""
+
+    env: str = option("CartPole-v1", "environment, as ID or SUITE:ID")
+    algorithm: str = option("ppo", "what learns", choices=tuple(ALGORITHMS))
+    total_timesteps: int = option(500_000, "environment steps of the whole run", low=1)
+    num_envs: int = option(4, "parallel environments", low=1)
+    num_steps: int = option(128, "steps of each environment per rollout", low=1)
+    seed: int = option(0, "of everything random", low=0, high=2**32 - 1)
+    hidden: tuple[int, ...] = option((64, 64), "widths of the fully connected layers", low=1)
+    activation: str = option("tanh", "between layers", choices=tuple(ACTIVATIONS))
+    network: str = option("mlp", "mlp, or convolutions before it", choices=tuple(CONVOLUTIONS))
+    shared_torso: bool = option(False, "one body for actor and critic")
+    squash: bool = option(False, "tanh-squashed Gaussian for continuous actions")
+    log_std_init: float = option(0.0, "log standard deviation of a Gaussian at the start")
+    normalize_obs: bool = option(False, "centre and scale observations by running moments")
+    normalize_reward: bool = option(False, "scale rewards by the running deviation of returns")
+    reset_pool: int | None = option(
+        None, "fresh resets drawn per rollout; None: as many as episodes can end in one", low=1
+    )
+    hyper: Any = None
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "hidden", tuple(self.hidden))
+        if self.hyper is None and self.algorithm in ALGORITHMS:
+            object.__setattr__(self, "hyper", ALGORITHMS[self.algorithm].Config())
+
+    @property
+    def num_updates(self) -> int:
+        """U, the number of rollouts that fit into total_timesteps."""
+        return self.total_timesteps // (self.num_envs * self.num_steps)
+
+
+def make(preset: str | None = None, **values: Any) -> TrainConfig:
+    """A configuration from flat names, on top of the environment's tuned preset.
+
+    make(env="Pendulum-v1", num_envs=32, gamma=0.95)
+
+    Args:
+        preset: name of a preset; None takes the environment's own if there is one, "none" none.
+        **values: fields of TrainConfig and of the algorithm's Config.
+
+    Raises:
+        ConfigError: an unknown name (with the nearest ones), or a value out of its range.
+    """
+    values = {**preset_values(preset, values.get("env"), values.get("algorithm")), **values}
+    config = from_flat(values)
+    check(config)
+    return config
+
+
+def preset_values(preset: str | None, env: str | None, algorithm: str | None) -> dict[str, Any]:
+    """The flat values of a preset, env and algorithm among them; {} where there is none.
+
+    Raises:
+        ConfigError: an unknown preset, or one of another environment or algorithm.
+    """
+    if preset == "none":
+        return {}
+    if preset is None:
+        env, algorithm = env or TrainConfig.env, algorithm or TrainConfig.algorithm
+        for values in PRESETS.values():
+            if values["algorithm"] == algorithm and _same_env(values["env"], env):
+                return dict(values)
+        return {}
+    if preset not in PRESETS:
+        raise ConfigError(f"unknown preset {preset!r}; {did_you_mean(preset, PRESETS)}")
+    values = PRESETS[preset]
+    if env and not _same_env(values["env"], env):
+        raise ConfigError(f"preset {preset!r} is for env {values['env']}, not {env}")
+    if algorithm and algorithm != values["algorithm"]:
+        raise ConfigError(f"preset {preset!r} is for {values['algorithm']}, not {algorithm}")
+    return dict(values)
+
+
+def options(algorithm: str) -> dict[str, dataclasses.Field[Any]]:
+    """Every field of a configuration by its flat name: TrainConfig's, then the algorithm's.
+
+    Raises:
+        ConfigError: an unknown algorithm.
+    """
+    if algorithm not in ALGORITHMS:
+        raise ConfigError(f"unknown algorithm {algorithm!r}; {did_you_mean(algorithm, ALGORITHMS)}")
+    own = [f for f in dataclasses.fields(TrainConfig) if f.name != "hyper"]
+    theirs = dataclasses.fields(ALGORITHMS[algorithm].Config)
+    return {f.name: f for f in (*own, *theirs)}
+
+
+def to_flat(config: TrainConfig) -> dict[str, Any]:
+    """Name -> value for every option."""
+    return {
+        name: getattr(config if hasattr(config, name) else config.hyper, name)
+        for name in options(config.algorithm)
+    }
+
+
+def from_flat(values: dict[str, Any]) -> TrainConfig:
+    """The configuration with these values and defaults elsewhere.
+
+    Raises:
+        ConfigError: an unknown name, with the nearest ones.
+    """
+    algorithm = values.get("algorithm", TrainConfig.algorithm)
+    known = options(algorithm)
+    for name in values:
+        if name not in known:
+            raise ConfigError(f"unknown option {name!r}; {did_you_mean(name, known)}")
+    own = {f.name for f in dataclasses.fields(TrainConfig)}
+    hyper = {k: v for k, v in values.items() if k not in own}
+    return TrainConfig(
+        **{k: v for k, v in values.items() if k in own},
+        hyper=ALGORITHMS[algorithm].Config(**hyper),
+    )
+
+
+def to_json(config: TrainConfig) -> dict[str, Any]:
+    """`to_flat` in JSON's types; an infinite number is the string "inf"."""
+    return {k: str(v) if v in (math.inf, -math.inf) else v for k, v in to_flat(config).items()}
+
+
+def from_json(values: dict[str, Any]) -> TrainConfig:
+    """The inverse of `to_json`, also for values read from TOML.
+
+    Raises:
+        ConfigError: an unknown name or a value out of its range.
+    """
+    known = options(values.get("algorithm", TrainConfig.algorithm))
+    values = {k: tuple(v) if isinstance(v, list) else v for k, v in values.items()}
+    for name in values.keys() & known.keys():
+        if values[name] in ("inf", "-inf") and _is_float(known[name]):
+            values[name] = float(values[name])
+    config = from_flat(values)
+    check(config)
+    return config
+
+
+def resolve(config: TrainConfig) -> TrainConfig:
+    """The configuration with its open ends settled: the annealing horizon is the run's length."""
+    if getattr(config.hyper, "anneal_timesteps", 0.0) is not None:
+        return config
+    hyper = dataclasses.replace(config.hyper, anneal_timesteps=float(config.total_timesteps))
+    return dataclasses.replace(config, hyper=hyper)
+
+
+TRACED = "traced"
+
+
+def split(config: TrainConfig) -> tuple[TrainConfig, dict[str, Any]]:
+    """(static, floats): what decides the program, and the numbers it takes as arguments.
+
+    Floats are traced, so that one compiled program serves every value and vmaps over many;
+    integers, switches, names and None are static.
+
+    Returns:
+        static: hashable, with a mark where the floats were; floats: flat name -> value.
+    """
+    flat = to_flat(resolve(config))
+    floats = {
+        name: flat[name]
+        for name, field in options(config.algorithm).items()
+        if _is_float(field) and flat[name] is not None
+    }
+    return from_flat(flat | dict.fromkeys(floats, TRACED)), floats
+
+
+def merge(static: TrainConfig, floats: dict[str, Any]) -> TrainConfig:
+    """The inverse of `split`."""
+    return from_flat(to_flat(static) | floats)
+
+
+def check(config: TrainConfig) -> None:
+    """Refuse a configuration that cannot work; values that are tracers are not looked at.
+
+    Raises:
+        ConfigError: what was given, what is allowed, what to do.
+    """
+    known = options(config.algorithm)
+    expected = ALGORITHMS[config.algorithm].Config
+    if not isinstance(config.hyper, expected):
+        raise ConfigError(
+            f"hyper is a {type(config.hyper).__module__} config; algorithm "
+            f"{config.algorithm!r} needs {expected.__module__}.Config"
+        )
+    for name, value in to_flat(config).items():
+        if not isinstance(value, jax.core.Tracer):
+            _check_option(known[name], value)
+    _check_sizes(config)
+
+
+def check_options(record: Any) -> None:
+    """Refuse a value out of its range in any dataclass made of `option`s.
+
+    Raises:
+        ConfigError: what was given and what is allowed.
+    """
+    for field in dataclasses.fields(record):
+        _check_option(field, getattr(record, field.name))
+
+
+def _check_option(field: dataclasses.Field[Any], value: Any) -> None:
+    bounds: Bounds = field.metadata["bounds"]
+    kind = field.type.__name__ if type(field.type) is type else str(field.type)
+    if value is None and "None" in kind:
+        return
+    for item in value if isinstance(value, tuple) else (value,):
+        if not _is_of(kind, item):
+            raise ConfigError(f"{field.name} is {value!r}; it must be of type {kind}")
+        if not bounds.admits(item):
+            raise ConfigError(f"{field.name} is {value!r}; it must be {bounds}")
+
+
+def _is_of(kind: str, value: Any) -> bool:
+    """Whether a value is of an option's type; numbers may be numpy's or an array of shape ()."""
+    for name, accepted in {"bool": bool, "str": str, "Path": Path}.items():
+        if name in kind:
+            return isinstance(value, accepted)
+    if isinstance(value, bool):
+        return False
+    if getattr(value, "shape", None) == ():
+        value = value.item()
+    return isinstance(value, numbers.Real if "float" in kind else numbers.Integral)
+
+
+def _check_sizes(config: TrainConfig) -> None:
+    rollout = config.num_envs * config.num_steps
+    if config.total_timesteps < rollout:
+        raise ConfigError(
+            f"total_timesteps is {config.total_timesteps}, less than one rollout of num_envs x "
+            f"num_steps = {config.num_envs} x {config.num_steps} = {rollout}"
+        )
+    minibatches = getattr(config.hyper, "minibatches", 1)
+    if rollout % minibatches:
+        divisors = [d for d in range(1, rollout + 1) if rollout % d == 0]
+        near = sorted(divisors, key=lambda d: abs(d - minibatches))
+        raise ConfigError(
+            f"num_envs x num_steps = {config.num_envs} x {config.num_steps} = {rollout} does not "
+            f"divide into {minibatches} minibatches; nearest that do: {sorted(near[:3])}"
+        )
+    if rollout == minibatches and getattr(config.hyper, "normalize_advantage", False):
+        raise ConfigError(
+            "minibatches of a single row have no deviation to normalise advantages by; use fewer "
+            "minibatches or normalize_advantage=False"
+        )
+
+
+def _is_float(field: dataclasses.Field[Any]) -> bool:
+    return "float" in str(field.type)
+
+
+def _same_env(bare: str, name: str) -> bool:
+    """Whether a name, with its suite or without, is that of a preset's environment."""
+    return name == bare or (name.endswith(f":{bare}") and name == canonical(bare))

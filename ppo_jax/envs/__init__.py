@@ -1,0 +1,19 @@
+"""Environments: two protocols, one registry, one vectoriser."""
+
+from ppo_jax.envs.protocol import Env, InvalidEnvironment, VectorEnv, check_env, render
+from ppo_jax.envs.registry import UnknownEnvironment, as_env, canonical, make, names
+from ppo_jax.envs.vectorize import vectorize
+
+__all__ = [
+    "Env",
+    "InvalidEnvironment",
+    "UnknownEnvironment",
+    "VectorEnv",
+    "as_env",
+    "canonical",
+    "check_env",
+    "make",
+    "names",
+    "render",
+    "vectorize",
+]

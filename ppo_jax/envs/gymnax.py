@@ -1,0 +1,196 @@
+"""Suite `gymnax`: the environments registered in gymnax 1.x, and any gymnax Environment object."""
+
+import dataclasses
+import functools
+import importlib
+import sys
+from types import ModuleType
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from ppo_jax.envs import drawing, spaces
+from ppo_jax.envs.protocol import InvalidEnvironment, StepResult
+from ppo_jax.types import PyTree, did_you_mean
+
+# True lower bounds on episode length with default parameters. Where none is listed an episode may
+# be one step long.
+SHORTEST_EPISODE = {
+    "CartPole-v1": 8,
+    "Acrobot-v1": 32,
+    "MountainCar-v0": 64,
+    "MountainCarContinuous-v0": 32,
+    "Pendulum-v1": 200,
+    "Freeway-MinAtar": 2500,
+    "Asterix-MinAtar": 4,
+    "Breakout-MinAtar": 4,
+    "SpaceInvaders-MinAtar": 5,
+    "DeepSea-bsuite": 8,
+    "Catch-bsuite": 9,
+}
+
+
+def _placeholder(name: str, **attributes: Any) -> ModuleType:
+    """A module that imports the real one when something of it is asked for (PEP 562)."""
+    module = ModuleType(name)
+    vars(module).update(attributes)
+
+    def load(attribute: str) -> Any:
+        if attribute.startswith("__"):
+            raise AttributeError(attribute)
+        return getattr(importlib.import_module(name), attribute)
+
+    vars(module)["__getattr__"] = load
+    return module
+
+
+@functools.cache
+def _gymnax() -> ModuleType:
+    """gymnax, without the plotting libraries it imports at the top: half of its import time."""
+    pyplot, colors = (_placeholder(f"matplotlib.{m}") for m in ("pyplot", "colors"))
+    matplotlib = _placeholder("matplotlib", pyplot=pyplot, colors=colors)
+    plotting = (matplotlib, pyplot, colors, _placeholder("seaborn"))
+    deferred = {m.__name__: m for m in plotting}
+    if not deferred.keys() & sys.modules.keys():
+        sys.modules.update(deferred)
+    try:
+        return importlib.import_module("gymnax")
+    finally:
+        for name, module in deferred.items():
+            if sys.modules.get(name) is module:
+                del sys.modules[name]
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class GymnaxEnv:
+    """A gymnax environment without its auto-reset.
+
+    Attributes:
+        env: the gymnax Environment.
+        params: its parameters.
+        name: id, for messages and pictures.
+        observation_space, action_space: for the parameters it was made with.
+    """
+
+    env: Any
+    params: Any
+    name: str
+    observation_space: Any
+    action_space: Any
+
+    @property
+    def time_limit(self) -> int | None:
+        """max_steps_in_episode; None where it is traced."""
+        limit = getattr(self.params, "max_steps_in_episode", None)
+        return None if limit is None or isinstance(limit, jax.core.Tracer) else int(limit)
+
+    @property
+    def shortest_episode(self) -> int:
+        """What is known for default parameters, else 1."""
+        if any(isinstance(x, jax.core.Tracer) for x in jax.tree.leaves(self.params)):
+            return 1
+        with jax.ensure_compile_time_eval():
+            default = self.env.default_params
+            pairs = zip(jax.tree.leaves(self.params), jax.tree.leaves(default), strict=True)
+            unchanged = all(np.array_equal(a, b) for a, b in pairs)
+        return SHORTEST_EPISODE.get(self.name, 1) if unchanged else 1
+
+    def reset(self, key: jax.Array, params: PyTree) -> tuple[PyTree, PyTree]:
+        """(obs, state) of a new episode."""
+        return self.env.reset_env(key, params)
+
+    def step(self, key: jax.Array, state: PyTree, action: jax.Array, params: PyTree) -> StepResult:
+        """One transition; gymnax's own info is dropped."""
+        obs, state, reward, terminated, _ = self.env.step_env(key, state, action, params)
+        truncated = self.env.is_truncated(state, params)
+        reward = jnp.asarray(reward, jnp.float32)
+        return obs, state, reward, jnp.asarray(terminated, bool), jnp.asarray(truncated, bool), {}
+
+    def render(self, state: PyTree) -> np.ndarray:
+        """[H, W, 3] uint8."""
+        if self.name in drawing.PAINTERS:
+            return drawing.PAINTERS[self.name](state, self.params)
+        obs = np.asarray(self.env.observe(jax.random.key(0), state, None, self.params))
+        if obs.ndim in (2, 3):
+            return drawing.grid(obs)
+        if hasattr(self.env, "render"):
+            return drawing.figure(self.env.render(state, self.params)[0])
+        raise InvalidEnvironment(f"environment {self.name} has no picture")
+
+
+def names() -> list[str]:
+    """Ids of the suite."""
+    return list(_gymnax().registered_envs)
+
+
+def make(env_id: str, **kwargs: Any) -> GymnaxEnv:
+    """The environment gymnax registers under this id.
+
+    Args:
+        env_id: e.g. "CartPole-v1".
+        **kwargs: fields of the environment's parameters, or arguments of its constructor.
+
+    Raises:
+        InvalidEnvironment: neither of these, with the nearest names.
+    """
+    _, params = _gymnax().make(env_id)
+    fields = [f.name for f in dataclasses.fields(params)]
+    overrides = {k: v for k, v in kwargs.items() if k in fields}
+    arguments = {k: v for k, v in kwargs.items() if k not in fields}
+    try:
+        env, params = _gymnax().make(env_id, **arguments)
+    except TypeError as error:
+        unknown = next(iter(arguments))
+        raise InvalidEnvironment(
+            f"{env_id} has no parameter {unknown!r}; {did_you_mean(unknown, fields)}"
+        ) from error
+    return _wrap(env, params.replace(**overrides), env_id)
+
+
+def is_gymnax(env: Any) -> bool:
+    """Whether an object is a gymnax Environment (known without importing gymnax)."""
+    return all(hasattr(env, a) for a in ("step_env", "reset_env", "default_params"))
+
+
+def adapt(env: Any, params: Any = None) -> GymnaxEnv:
+    """A gymnax Environment object as an Env.
+
+    Raises:
+        InvalidEnvironment: one of gymnax 0.x, which does not tell truncation from termination; or
+            a wrapper, whose step would be bypassed.
+    """
+    name = type(env).__name__
+    if not hasattr(type(env), "step_env"):
+        raise InvalidEnvironment(
+            f"{name} is a gymnax wrapper: it changes step, which resets by itself, and "
+            "not step_env; write what it does as a ppo_jax.envs.Env"
+        )
+    if not hasattr(env, "is_truncated"):
+        raise InvalidEnvironment(
+            f"{name} follows the API of gymnax 0.x (no is_truncated): a time limit "
+            "cannot be told from a natural end; port it to gymnax 1.x or to ppo_jax.envs.Env"
+        )
+    return _wrap(env, env.default_params if params is None else params, env.name)
+
+
+def _wrap(env: Any, params: Any, name: str) -> GymnaxEnv:
+    # The spaces are descriptions: concrete even where a run is being traced.
+    with jax.ensure_compile_time_eval():
+        observations = convert_space(env.observation_space(params))
+        return GymnaxEnv(env, params, name, observations, convert_space(env.action_space(params)))
+
+
+def convert_space(space: Any) -> Any:
+    """A gymnax space as one of ours; those without a counterpart (Dict, Tuple) as they are."""
+    if hasattr(space, "n"):
+        return spaces.Discrete(int(space.n))
+    if hasattr(space, "low"):
+        low, high = np.asarray(space.low), np.asarray(space.high)
+        # gymnax writes "unbounded" as the largest float32.
+        unbounded = np.finfo(np.float32).max
+        low = np.where(low <= -unbounded, -np.inf, low)
+        high = np.where(high >= unbounded, np.inf, high)
+        return spaces.Box(low, high, tuple(space.shape), np.dtype(space.dtype))
+    return space

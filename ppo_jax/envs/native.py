@@ -1,0 +1,16 @@
+"""Suite `ppo_jax`: environments of our own."""
+
+import importlib
+from typing import Any
+
+MODULES = {"CartPoleContinuous-v1": "ppo_jax.envs.cartpole_continuous"}
+
+
+def names() -> list[str]:
+    """Ids of the suite."""
+    return list(MODULES)
+
+
+def make(env_id: str, **kwargs: Any) -> Any:
+    """The environment of this id, its module imported now."""
+    return importlib.import_module(MODULES[env_id]).make(**kwargs)

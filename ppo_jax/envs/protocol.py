@@ -1,0 +1,169 @@
+"""The two things a rollout can talk to: an Env that steps, a VectorEnv that also resets.
+
+Both return the six values of gymnax 1.0, in its order.
+"""
+
+from typing import Any, Protocol
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from ppo_jax.envs.spaces import ACTION_SPACES, Space
+from ppo_jax.types import PyTree
+
+StepResult = tuple[PyTree, PyTree, jax.Array, jax.Array, jax.Array, dict[str, Any]]
+
+
+class InvalidEnvironment(TypeError):
+    """An object that cannot be used as an environment, and what it lacks."""
+
+
+class Env(Protocol):
+    """One environment as pure functions; it steps and never resets itself.
+
+    Attributes:
+        params: pytree of numbers that may be traced, so that a sweep can vary them.
+        observation_space, action_space: from `ppo_jax.envs.spaces`.
+        time_limit: no episode is truncated before this many steps; None if there is no telling,
+            infinity if none ever is. With None the final observation of every step is kept.
+
+    Optional attributes: `name`; `shortest_episode`, a true lower bound on the length of an episode,
+    which sizes the pool of resets (without it, one per step and environment); `render(state)`, an
+    RGB picture [H, W, 3] uint8.
+    """
+
+    @property
+    def params(self) -> PyTree: ...
+    @property
+    def observation_space(self) -> Space: ...
+    @property
+    def action_space(self) -> Space: ...
+    @property
+    def time_limit(self) -> float | None: ...
+
+    def reset(self, key: jax.Array, params: PyTree) -> tuple[PyTree, PyTree]:
+        """(obs, state) of a new episode."""
+        ...
+
+    def step(self, key: jax.Array, state: PyTree, action: jax.Array, params: PyTree) -> StepResult:
+        """(obs, state, reward [], terminated [], truncated [], info); obs is the true successor."""
+        ...
+
+
+class VectorEnv(Protocol):
+    """N environments stepped together, each restarted as soon as its episode ends.
+
+    Optional: `refresh(key, state) -> (state, metrics)`, called after each rollout, outside its
+    loop; `time_limit`, as an Env's.
+    """
+
+    @property
+    def num_envs(self) -> int: ...
+    @property
+    def observation_space(self) -> Space: ...
+    @property
+    def action_space(self) -> Space: ...
+
+    def reset(self, key: jax.Array) -> tuple[PyTree, PyTree]:
+        """(obs [N, ...], state)."""
+        ...
+
+    def step(self, key: jax.Array, state: PyTree, action: jax.Array) -> StepResult:
+        """After auto-reset: obs [N, ...] is a new episode's first where the old one ended.
+
+        info holds final_observation [N, ...], the true successor, and valid [N], False on steps
+        that did not happen (the dummy step of a host environment that resets one step later).
+        """
+        ...
+
+
+def check_env(env: Any) -> None:
+    """Refuse an object that does not follow the Env protocol, before anything is compiled.
+
+    Traces reset and step once, computing nothing.
+
+    Raises:
+        InvalidEnvironment: a missing attribute, a foreign space, a wrong number of results, or an
+            observation, state, reward or flag of the wrong shape or type; the message names it.
+    """
+    name = getattr(env, "name", type(env).__name__)
+    required = ("reset", "step", "params", "observation_space", "action_space", "time_limit")
+    missing = [attribute for attribute in required if not hasattr(env, attribute)]
+    if missing:
+        raise InvalidEnvironment(
+            f"environment {name} lacks {', '.join(missing)}; an environment has "
+            f"{', '.join(required)} (ppo_jax.envs.Env)"
+        )
+    if env.time_limit is not None and not env.time_limit >= 1:
+        raise InvalidEnvironment(f"{name}.time_limit is {env.time_limit}; it must be >= 1 or None")
+    if not isinstance(env.action_space, ACTION_SPACES):
+        kinds = ", ".join(k.__name__ for k in ACTION_SPACES)
+        raise InvalidEnvironment(
+            f"the action space of {name}, {type(env.action_space).__module__}."
+            f"{env.action_space}, cannot be served; there are, in ppo_jax.envs.spaces: {kinds}"
+        )
+    key, action = jax.random.key(0), jnp.zeros(env.action_space.shape, env.action_space.dtype)
+    count = []
+
+    def step(state: PyTree) -> Any:
+        result = env.step(key, state, action, env.params)
+        count.append(len(result))
+        return result[:5]
+
+    obs, state = jax.eval_shape(env.reset, key, env.params)
+    result = jax.eval_shape(step, state)
+    if count[0] != 6:
+        raise InvalidEnvironment(
+            f"{name}.step returned {count[0]} values; expected the six of gymnax 1.0: "
+            "obs, state, reward, terminated, truncated, info"
+        )
+    _check_same(name, "observation", obs, result[0])
+    _check_same(name, "state", state, result[1])
+    _check_scalars(name, *result[2:])
+    shape = getattr(env.observation_space, "shape", None)
+    if shape is not None and getattr(obs, "shape", shape) != shape:
+        raise InvalidEnvironment(
+            f"{name}: observations have shape {obs.shape}, its observation_space {shape}"
+        )
+
+
+def _check_scalars(name: str, reward: Any, terminated: Any, truncated: Any) -> None:
+    values = {"reward": reward, "terminated": terminated, "truncated": truncated}
+    for label, value in values.items():
+        kind = jnp.floating if label == "reward" else jnp.bool_
+        if value.shape != () or not jnp.issubdtype(value.dtype, kind):
+            raise InvalidEnvironment(
+                f"{name}.step returned a {label} of {value.dtype}{list(value.shape)}; "
+                f"expected {'float32' if label == 'reward' else 'bool'}[]"
+            )
+
+
+def _check_same(name: str, what: str, before: PyTree, after: PyTree) -> None:
+    structures: list[Any] = [jax.tree.structure(x) for x in (before, after)]
+    if structures[0] != structures[1]:
+        raise InvalidEnvironment(
+            f"{name}: the {what} of step has another structure than that of reset"
+        )
+    for (path, x), y in zip(
+        jax.tree_util.tree_leaves_with_path(before), jax.tree.leaves(after), strict=True
+    ):
+        if (x.shape, x.dtype) != (y.shape, y.dtype):
+            leaf = what + jax.tree_util.keystr(path)
+            raise InvalidEnvironment(
+                f"{name}: {leaf} is {x.dtype}{list(x.shape)} from reset "
+                f"but {y.dtype}{list(y.shape)} from step"
+            )
+
+
+def render(env: Any, state: PyTree) -> np.ndarray:
+    """A picture of one state.
+
+    Raises:
+        InvalidEnvironment: the environment cannot draw itself.
+    """
+    if not hasattr(env, "render"):
+        raise InvalidEnvironment(
+            f"environment {getattr(env, 'name', type(env).__name__)} has no render"
+        )
+    return np.asarray(env.render(state), np.uint8)

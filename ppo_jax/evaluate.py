@@ -1,0 +1,193 @@
+"""Playing whole episodes with a trained policy: returns, an interval, a GIF.
+
+`python -m ppo_jax.evaluate RUN` is this on a run directory (`ppo_jax.cli`).
+"""
+
+import functools
+import math
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import struct
+
+from ppo_jax import rollout
+from ppo_jax.envs import Env, render
+from ppo_jax.networks import Policy
+from ppo_jax.types import Params, PyTree
+
+# Where an environment names no limit, an episode that goes on longer is cut here.
+DEFAULT_MAX_STEPS = 10_000
+
+
+@struct.dataclass
+class Returns:
+    """What E episodes earned.
+
+    Attributes:
+        episode_return: [E] undiscounted, raw.
+        episode_length: [E] steps.
+        finished: [E] bool, False where the episode was still going on at max_steps.
+    """
+
+    episode_return: jax.Array
+    episode_length: jax.Array
+    finished: jax.Array
+
+
+@functools.partial(jax.jit, static_argnames=("env", "policy", "episodes", "max_steps", "greedy"))
+def evaluate(
+    key: jax.Array,
+    params: Params,
+    moments: rollout.Moments,
+    *,
+    env: Env,
+    policy: Policy,
+    episodes: int = 128,
+    max_steps: int | None = None,
+    greedy: bool = True,
+) -> Returns:
+    """Play E episodes side by side, each to its own end.
+
+    Args:
+        key: consumed.
+        params: of the policy.
+        moments: the statistics it was trained with; they stay as they are.
+        env: the environment.
+        policy: acts.
+        episodes: E.
+        max_steps: cut an episode here; the environment's own limit if None.
+        greedy: the distribution's mode instead of a sample.
+
+    Returns:
+        Returns [E].
+    """
+    limit = max_steps or _time_limit(env)
+    key, reset_key = jax.random.split(key)
+    obs, state, core = _start(reset_key, env, policy, episodes)
+    zeros = jnp.zeros(episodes)
+    result = Returns(zeros, jnp.zeros(episodes, jnp.int32), jnp.zeros(episodes, bool))
+
+    def unfinished(carry: Any) -> jax.Array:
+        return (carry[0] < limit) & ~jnp.all(carry[-1].finished)
+
+    def step(carry: Any) -> Any:
+        time, key, obs, state, core, result = carry
+        key, step_key = jax.random.split(key)
+        start = jnp.broadcast_to(time == 0, (episodes,))
+        core, obs, state, reward, done = _step(
+            step_key, params, moments, env, policy, greedy, (core, obs, state, start)
+        )
+        alive = ~result.finished
+        result = Returns(
+            result.episode_return + jnp.where(alive, reward, 0.0),
+            result.episode_length + alive,
+            result.finished | done,
+        )
+        return time + 1, key, obs, state, core, result
+
+    carry = (jnp.zeros((), jnp.int32), key, obs, state, core, result)
+    return jax.lax.while_loop(unfinished, step, carry)[-1]
+
+
+def record(
+    key: jax.Array,
+    params: Params,
+    moments: rollout.Moments,
+    *,
+    env: Env,
+    policy: Policy,
+    max_steps: int = 500,
+    greedy: bool = True,
+) -> list[np.ndarray]:
+    """Pictures of one episode, drawn by the environment.
+
+    Args:
+        key: consumed.
+        params, moments, env, policy, greedy: as for `evaluate`.
+        max_steps: pictures at most.
+
+    Returns:
+        Frames [H, W, 3] uint8.
+
+    Raises:
+        InvalidEnvironment: the environment cannot draw itself.
+    """
+    key, reset_key = jax.random.split(key)
+    obs, state, core = _start(reset_key, env, policy, 1)
+    frames = [render(env, jax.tree.map(lambda x: x[0], state))]
+
+    @jax.jit
+    def step(key: jax.Array, carry: Any) -> Any:
+        return _step(key, params, moments, env, policy, greedy, carry)
+
+    start = jnp.ones(1, bool)
+    for step_key in jax.random.split(key, max_steps):
+        core, obs, state, _, done = step(step_key, (core, obs, state, start))
+        frames.append(render(env, jax.tree.map(lambda x: x[0], state)))
+        start = jnp.zeros(1, bool)
+        if done[0]:
+            break
+    return frames
+
+
+def save_gif(frames: list[np.ndarray], path: Path, frames_per_second: int = 30) -> None:
+    """Write frames as an endless GIF."""
+    from PIL import Image
+
+    images = [Image.fromarray(f) for f in frames]
+    duration = 1000 // frames_per_second
+    images[0].save(
+        path, save_all=True, append_images=images[1:], duration=duration, loop=0, optimize=True
+    )
+
+
+def confidence_interval(x: np.ndarray) -> tuple[float, float]:
+    """The 95 % interval of a mean over independent episodes, normal approximation."""
+    half = 1.96 * float(np.std(x, ddof=1)) / math.sqrt(len(x)) if len(x) > 1 else math.nan
+    return float(np.mean(x)) - half, float(np.mean(x)) + half
+
+
+def _time_limit(env: Env) -> int:
+    limit = env.time_limit
+    return DEFAULT_MAX_STEPS if limit is None or math.isinf(limit) else int(limit)
+
+
+def _start(key: jax.Array, env: Env, policy: Policy, count: int) -> tuple[PyTree, PyTree, PyTree]:
+    keys = jax.random.split(key, count)
+    obs, state = jax.vmap(env.reset, in_axes=(0, None))(keys, env.params)
+    strong = jax.tree.map(lambda x: jax.lax.convert_element_type(x, x.dtype), (obs, state))
+    return *strong, policy.init_core(count)
+
+
+def _step(
+    key: jax.Array,
+    params: Params,
+    moments: rollout.Moments,
+    env: Env,
+    policy: Policy,
+    greedy: bool,
+    carry: tuple[PyTree, PyTree, PyTree, jax.Array],
+) -> tuple[PyTree, PyTree, PyTree, jax.Array, jax.Array]:
+    """(core, obs, state, reward, done) one step on, without any reset."""
+    core, obs, state, start = carry
+    action_key, env_key = jax.random.split(key)
+    core, dist, _ = policy.act(params, core, rollout.normalize_obs(moments, obs), start)
+    action = dist.to_env(dist.mode() if greedy else dist.sample(action_key))
+    action = action.reshape(start.shape[0], *env.action_space.shape)
+    env_keys = jax.random.split(env_key, start.shape[0])
+
+    def one(key: jax.Array, state: PyTree, action: jax.Array) -> Any:
+        return env.step(key, state, action, env.params)[:5]
+
+    obs, new_state, reward, terminated, truncated = jax.vmap(one)(env_keys, state, action)
+    new_state = jax.tree.map(lambda old, new: new.astype(old.dtype), state, new_state)
+    return core, obs, new_state, reward, terminated | truncated
+
+
+if __name__ == "__main__":
+    from ppo_jax.cli import evaluate as main
+
+    main()

@@ -1,0 +1,250 @@
+"""Losses of the policy-gradient family, element by element, and the one reduction.
+
+Every loss maps [...] to [...] and is to be minimised; `mean` is the only place where rows are
+summed, so that weights, gradient accumulation and several devices are handled once.
+"""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+
+from ppo_jax.types import Batch
+
+
+def policy_gradient(log_prob: jax.Array, advantage: jax.Array) -> jax.Array:
+    """The score-function loss, whose gradient is the policy gradient.
+
+    L = −log π(a|s) Â
+
+    Args:
+        log_prob: [...] log π_θ(a|s).
+        advantage: [...] Â, or a return.
+
+    Returns:
+        [...] loss.
+
+    Source: Sutton et al. 2000, Policy Gradient Methods; Williams 1992 (REINFORCE).
+    """
+    return -log_prob * advantage
+
+
+def surrogate(log_prob: jax.Array, old_log_prob: jax.Array, advantage: jax.Array) -> jax.Array:
+    """The importance-weighted objective of TRPO, negated.
+
+    L = −ρ Â,   ρ = π_θ(a|s) / π_old(a|s)
+
+    Args:
+        log_prob: [...] log π_θ(a|s).
+        old_log_prob: [...] log π_old(a|s), of the behaviour policy.
+        advantage: [...] Â.
+
+    Returns:
+        [...] loss; at θ = θ_old its gradient is that of `policy_gradient`.
+
+    Source: Schulman et al. 2015, Trust Region Policy Optimization, eq. 14; Schulman et al. 2017,
+    eq. 6.
+    """
+    return -_ratio(log_prob, old_log_prob) * advantage
+
+
+def clipped_surrogate(
+    log_prob: jax.Array,
+    old_log_prob: jax.Array,
+    advantage: jax.Array,
+    clip_eps: jax.Array | float,
+) -> jax.Array:
+    """PPO's pessimistic objective, negated.
+
+    L = −min(ρ Â, clip(ρ, 1−ε, 1+ε) Â),   ρ = π_θ(a|s) / π_old(a|s)
+
+    Args:
+        log_prob: [...] log π_θ(a|s).
+        old_log_prob: [...] log π_old(a|s).
+        advantage: [...] Â.
+        clip_eps: ε > 0.
+
+    Returns:
+        [...] loss; its gradient is zero where ρ has left the interval in the direction Â asks for.
+
+    Source: Schulman et al. 2017, Proximal Policy Optimization Algorithms, eq. 7.
+    """
+    ratio = _ratio(log_prob, old_log_prob)
+    clipped = jnp.clip(ratio, 1.0 - clip_eps, 1.0 + clip_eps)
+    return -jnp.minimum(ratio * advantage, clipped * advantage)
+
+
+def squared_error(value: jax.Array, target: jax.Array) -> jax.Array:
+    """Half the squared error of a value estimate: ½ (V − V_target)².
+
+    Args:
+        value: [...] V_θ(s).
+        target: [...] what it should have been.
+
+    Returns:
+        [...] loss.
+
+    Source: Schulman et al. 2017, eq. 9 (the ½ makes the gradient V − V_target).
+    """
+    return 0.5 * jnp.square(value - target)
+
+
+def clipped_squared_error(
+    value: jax.Array, old_value: jax.Array, target: jax.Array, clip_eps: jax.Array | float
+) -> jax.Array:
+    """A squared error that gives no credit for moving far from the old value.
+
+    L = ½ max((V − V_target)², (V_old + clip(V − V_old, −ε, ε) − V_target)²)
+
+    Args:
+        value: [...] V_θ(s).
+        old_value: [...] V(s) when the data were collected.
+        target: [...] what it should have been.
+        clip_eps: ε > 0, in units of value.
+
+    Returns:
+        [...] loss.
+
+    Source: openai/baselines ppo2; Engstrom et al. 2020, Implementation Matters, section 3.
+    """
+    clipped = old_value + jnp.clip(value - old_value, -clip_eps, clip_eps)
+    return jnp.maximum(squared_error(value, target), squared_error(clipped, target))
+
+
+def approx_kl(log_prob: jax.Array, old_log_prob: jax.Array) -> jax.Array:
+    """The k3 estimator of KL(π_old ‖ π_θ) from samples of π_old.
+
+    k3 = (ρ − 1) − log ρ  ≥ 0,   unbiased
+
+    Args:
+        log_prob: [...] log π_θ(a|s).
+        old_log_prob: [...] log π_old(a|s).
+
+    Returns:
+        [...] estimate per sample, in nats.
+
+    Source: Schulman 2020, Approximating KL Divergence (joschu.net/blog/kl-approx.html).
+    """
+    log_ratio = log_prob - old_log_prob
+    return jnp.expm1(log_ratio) - log_ratio
+
+
+def explained_variance(
+    value: jax.Array, target: jax.Array, weight: jax.Array | None = None
+) -> jax.Array:
+    """The share of the targets' variance that the value function predicts.
+
+    EV = 1 − Var[V_target − V] / Var[V_target]
+
+    Args:
+        value: [...] predictions.
+        target: [...] what came.
+        weight: [...] or None for all ones.
+
+    Returns:
+        [] at most 1; 0 for a constant prediction; NaN where the targets do not vary.
+
+    Source: openai/baselines common/math_util.py.
+    """
+
+    def variance(x: jax.Array) -> jax.Array:
+        return mean(jnp.square(_centre(x, weight)), weight)
+
+    spread = variance(target)
+    # Rounding leaves constant targets a variance of about (ulp of their size)².
+    size = mean(jnp.abs(target), weight)
+    constant = spread <= jnp.square(jnp.finfo(spread.dtype).eps * size)
+    return jnp.where(constant, jnp.nan, 1.0 - variance(target - value) / spread)
+
+
+def mean(
+    x: jax.Array, weight: jax.Array | None = None, total: jax.Array | float | None = None
+) -> jax.Array:
+    """The weighted mean over all elements, the one reduction of every loss.
+
+    Σ w x / total,   total = Σ w unless given
+
+    Args:
+        x: [...] values; what stands where the weight is 0 is not read, not even NaN.
+        weight: [...] or None for all ones.
+        total: [] the denominator, where x is only a part: the count over all micro-batches or
+            devices, whose sums then add up to the mean of the whole.
+
+    Returns:
+        [] mean; 0 if nothing has weight.
+    """
+    if weight is None:
+        return jnp.mean(x) if total is None else jnp.sum(x) / total
+    weighted = jnp.where(weight > 0, x * weight, 0.0)
+    return jnp.sum(weighted) / (_at_least_one(jnp.sum(weight)) if total is None else total)
+
+
+def normalize(x: jax.Array, weight: jax.Array | None = None, ddof: int = 1) -> jax.Array:
+    """Shift and scale to mean 0 and standard deviation 1.
+
+    (x − μ) / (σ + 1e-8),   σ² = Σ w (x − μ)² / (Σ w − ddof)
+
+    Args:
+        x: [...] usually advantages.
+        weight: [...] or None; elements of weight 0 take no part and become 0.
+        ddof: 1 for the sample deviation (as torch.std), 0 for the population's.
+
+    Returns:
+        [...] normalised; one element alone has no deviation and is left as it is.
+
+    Source: Andrychowicz et al. 2021, What Matters in On-Policy RL, section 3.3 (C67).
+    """
+    weight = jnp.ones_like(x) if weight is None else weight
+    count = jnp.sum(weight)
+    centred = _centre(x, weight)
+    variance = jnp.sum(weight * jnp.square(centred)) / _at_least_one(count - ddof)
+    normal = centred / (jnp.sqrt(variance) + 1e-8)
+    return jnp.where(count > 1, normal, jnp.where(weight > 0, x, 0.0))
+
+
+def mask(batch: Batch) -> Batch:
+    """The batch with every row of weight 0 replaced by one that is harmless.
+
+    A `where` around the loss alone is not enough: 0 · ∞ in the backward pass is NaN, so nothing
+    infinite may enter the network in the first place. The stand-in is the first row that counts,
+    not zeros: a legal observation with a legal action, whatever the policy makes of them.
+
+    Args:
+        batch: leaves [M, ...]; those that do not have the weight's shape in front (an initial
+            core per sequence, say) are left alone.
+
+    Returns:
+        Batch of the same shapes.
+    """
+    real = batch.weight.reshape(-1) > 0
+    first = jnp.argmax(real)
+
+    def replace(x: jax.Array) -> jax.Array:
+        if x.shape[: batch.weight.ndim] != batch.weight.shape:
+            return x
+        rows = x.reshape(real.size, *x.shape[batch.weight.ndim :])
+        column = real.reshape(real.size, *(1,) * (rows.ndim - 1))
+        stand_in = jnp.where(real[first], rows[first], jnp.zeros_like(rows[first]))
+        return jnp.where(column, rows, stand_in).reshape(x.shape)
+
+    return dataclasses.replace(jax.tree.map(replace, batch), weight=batch.weight)
+
+
+def _centre(x: jax.Array, weight: jax.Array | None) -> jax.Array:
+    """x minus its mean, elements of weight 0 as 0.
+
+    Twice: the rounding error of the first mean would be all there is of a constant x.
+    """
+    for _ in range(2):
+        x = x - mean(x, weight)
+    return x if weight is None else jnp.where(weight > 0, x, 0.0)
+
+
+def _ratio(log_prob: jax.Array, old_log_prob: jax.Array) -> jax.Array:
+    """π_θ / π_old, at most e^80: beyond it float32 overflows, and 0 · ∞ in a gradient is NaN."""
+    return jnp.exp(jnp.minimum(log_prob - old_log_prob, 80.0))
+
+
+def _at_least_one(count: jax.Array) -> jax.Array:
+    """A denominator that is never zero; counts of zero only occur when nothing counts."""
+    return jnp.where(count > 0, count, 1.0)

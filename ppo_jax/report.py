@@ -1,0 +1,217 @@
+"""What a run leaves to read: metrics.jsonl, the learning curve, the table at the end."""
+
+import importlib.metadata
+import json
+import math
+import platform
+import sys
+from collections.abc import Iterable, Iterator
+from contextlib import AbstractContextManager, nullcontext
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+from rich.console import Console
+from rich.table import Table
+
+PACKAGES = ("ppo_jax", "jax", "jaxlib", "flax", "optax", "gymnax", "numpy", "orbax-checkpoint")
+
+
+def versions() -> dict[str, str]:
+    """Python's and each relevant package's version."""
+    found = {"python": platform.python_version()}
+    for package in PACKAGES:
+        try:
+            found[package] = importlib.metadata.version(package)
+        except importlib.metadata.PackageNotFoundError:
+            found[package] = "not installed"
+    return found
+
+
+def device() -> str:
+    """What JAX runs on, e.g. "cpu" or "NVIDIA H200 x 1"."""
+    devices = jax.devices()
+    kind = devices[0].device_kind
+    return kind if len(devices) == 1 else f"{kind} x {len(devices)}"
+
+
+class MetricsLog:
+    """metrics.jsonl: one line per logged update, numbers or null.
+
+    Args:
+        path: of the file.
+        resume_at: lines of later updates are dropped, for they will be made again; 0 starts anew.
+        tensorboard: directory for TensorBoard events too, or None.
+    """
+
+    def __init__(self, path: Path, resume_at: int, tensorboard: Path | None = None) -> None:
+        temporary = path.with_name(f".{path.name}.tmp")
+        with temporary.open("w") as kept:
+            rows = (row for row in read_metrics(path) if row["update"] <= resume_at)
+            kept.writelines(json.dumps(row) + "\n" for row in rows)
+        temporary.replace(path)
+        self._file = path.open("a")
+        self._events = _event_writer(tensorboard) if tensorboard else None
+
+    def write(self, rows: Iterable[dict[str, Any]]) -> None:
+        """Append rows and hand them to the operating system."""
+        for row in rows:
+            self._file.write(json.dumps(row, allow_nan=False) + "\n")
+            if self._events:
+                for name, value in row.items():
+                    if value is not None:
+                        self._events.add_scalar(name, value, row["env_step"])
+        self._file.flush()
+
+    def __enter__(self) -> "MetricsLog":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._file.close()
+        if self._events:
+            self._events.close()
+
+
+def _event_writer(directory: Path) -> Any:
+    from tensorboardX import SummaryWriter
+
+    return SummaryWriter(str(directory))
+
+
+def read_metrics(path: Path) -> Iterator[dict[str, Any]]:
+    """The rows of a metrics.jsonl; a line cut off by a crash ends the file."""
+    if not path.exists():
+        return
+    with path.open() as file:
+        for line in file:
+            try:
+                yield json.loads(line)
+            except ValueError:
+                return
+
+
+def rows_of(
+    metrics: dict[str, np.ndarray], first_update: int, steps_per_update: int, rate: float
+) -> list[dict[str, Any]]:
+    """Arrays of a chunk of updates as rows of metrics.jsonl.
+
+    Args:
+        metrics: name -> [K].
+        first_update: number of the first of them, counted from 1.
+        steps_per_update: environment steps of one rollout.
+        rate: environment steps per second while they ran.
+    """
+    count = len(next(iter(metrics.values())))
+    return [
+        {
+            "update": first_update + k,
+            "env_step": (first_update + k) * steps_per_update,
+            **{name: _number(values[k]) for name, values in metrics.items()},
+            "steps_per_second": round(rate, 1),
+        }
+        for k in range(count)
+    ]
+
+
+def _number(x: np.ndarray) -> int | float | None:
+    """A JSON number; NaN, which JSON does not have, is null."""
+    if np.issubdtype(x.dtype, np.integer):
+        return int(x)
+    return float(x) if math.isfinite(x) else None
+
+
+def plot_learning_curve(metrics: Path, title: str, path: Path) -> None:
+    """Draw episode return against environment steps from a metrics.jsonl."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    # Three numbers of each row, not the rows: a long run's log is larger than its agent.
+    names = ("env_step", "episodes", "episode_return")
+    rows = (r for r in read_metrics(metrics) if r["episodes"])
+    table = np.array([[r[n] for n in names] for r in rows], float).reshape(-1, 3)
+    step, episodes, returns = table.T
+    figure = Figure(figsize=(7, 4), layout="constrained")
+    FigureCanvasAgg(figure)
+    axes = figure.add_subplot(title=title, xlabel="environment steps", ylabel="episode return")
+    if len(table):
+        axes.plot(step, returns, color="tab:blue", alpha=0.25, linewidth=0.8, label="per update")
+        window = max(1, len(table) // 50)
+        kernel = np.ones(window)
+        total = np.convolve(returns * episodes, kernel, "valid")
+        smooth = total / np.convolve(episodes, kernel, "valid")
+        label = f"mean of {window} updates" if window > 1 else "mean"
+        axes.plot(step[window - 1 :], smooth, color="tab:blue", label=label)
+        axes.legend(frameon=False)
+    else:
+        axes.text(0.5, 0.5, "no episode finished", ha="center", transform=axes.transAxes)
+    axes.grid(alpha=0.2)
+    figure.savefig(path, dpi=120)
+
+
+def print_table(summary: dict[str, Any], run_dir: Path) -> None:
+    """The result of a run as one table."""
+    table = Table(title=f"{summary['algorithm']} on {summary['env']}", show_header=False)
+    table.add_column(style="bold")
+    table.add_column()
+    mean, std = summary["eval_return_mean"], summary["eval_return_std"]
+    if mean is not None:
+        spread = f"{mean:.2f} ± {std:.2f} over {summary['eval_episodes']} episodes, greedy"
+        table.add_row("return", spread)
+    else:
+        table.add_row("status", summary["status"])
+    table.add_row("environment steps", f"{summary['env_steps']:,}")
+    if summary["env_steps_per_second"]:
+        table.add_row("steps per second", f"{summary['env_steps_per_second']:,}")
+    table.add_row(
+        "compile / train", f"{summary['compile_seconds']} s / {summary['train_seconds']} s"
+    )
+    table.add_row("device", summary["device"])
+    table.add_row("run directory", str(run_dir))
+    Console().print(table)
+
+
+def status(text: str) -> AbstractContextManager[Any]:
+    """A word about what is going on, on a terminal alone."""
+    return Console(stderr=True).status(text) if sys.stderr.isatty() else nullcontext()
+
+
+class Progress:
+    """How far a run is: a live line on a terminal, a line of text now and then elsewhere."""
+
+    def __init__(self, total: int, done: int) -> None:
+        from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
+
+        self._live = sys.stderr.isatty()
+        self._total, self._printed, self._return = total, done, "-"
+        columns = (
+            BarColumn(),
+            TextColumn("{task.completed:,.0f} / {task.total:,.0f} steps"),
+            TextColumn("return {task.fields[episode_return]}"),
+            TextColumn("{task.fields[rate]} steps/s"),
+            TimeRemainingColumn(),
+        )
+        self._progress = Progress(
+            *columns, console=Console(stderr=True), disable=not self._live, transient=True
+        )
+        self._task = self._progress.add_task(
+            "", total=total, completed=done, episode_return="-", rate="-"
+        )
+
+    def __enter__(self) -> "Progress":
+        self._progress.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._progress.stop()
+
+    def show(self, rows: list[dict[str, Any]]) -> None:
+        """Update the display with the rows of a chunk."""
+        returns = [r["episode_return"] for r in rows if r["episodes"]]
+        self._return = f"{np.mean(returns):.1f}" if returns else self._return
+        step, rate = rows[-1]["env_step"], f"{rows[-1]['steps_per_second']:,.0f}"
+        self._progress.update(self._task, completed=step, episode_return=self._return, rate=rate)
+        due = step - self._printed >= self._total / 10 or step == self._total
+        if due and not self._live:
+            self._printed = step
+            print(f"{step:>12,} steps   return {self._return:>8}   {rate} steps/s", flush=True)

@@ -1,0 +1,314 @@
+"""Collecting experience: parameters and an environment's state in, a trajectory out."""
+
+import dataclasses
+import functools
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from flax import struct
+
+from ppo_jax import normalization
+from ppo_jax.envs.protocol import VectorEnv
+from ppo_jax.networks import Policy
+from ppo_jax.types import Batch, Metrics, Params, PyTree, Trajectory
+
+
+@struct.dataclass
+class Moments:
+    """Running statistics; () where a quantity is not normalised.
+
+    Attributes:
+        obs: tree of RunningMoments like one observation.
+        reward: RunningMoments of the discounted return, shape ().
+    """
+
+    obs: PyTree = ()
+    reward: PyTree = ()
+
+
+@struct.dataclass
+class Episodes:
+    """The episodes that are under way.
+
+    Attributes:
+        start: [N] bool, the next step is the first of an episode.
+        episode_return: [N] raw reward so far.
+        episode_length: [N] steps so far.
+        discounted_return: [N] Σ γ^k r_{t−k}, whose deviation scales the rewards.
+    """
+
+    start: jax.Array
+    episode_return: jax.Array
+    episode_length: jax.Array
+    discounted_return: jax.Array
+
+
+@struct.dataclass
+class RolloutState:
+    """Everything collecting changes.
+
+    Attributes:
+        env_state: of the vector environment.
+        obs: [N, ...] raw, the next to act on.
+        core: the policy's memory; () without one.
+        moments: Moments, frozen during a rollout.
+        metrics: of the last rollout, [] each; NaN where no episode finished.
+        episodes: Episodes.
+    """
+
+    env_state: PyTree
+    obs: PyTree
+    core: PyTree
+    moments: Moments
+    metrics: Metrics
+    episodes: Episodes
+
+
+class Cuts(NamedTuple):
+    """What the critic needs to value the futures that time limits cut off.
+
+    Attributes:
+        used: [N] truncations so far in this rollout.
+        final: (core, obs), [C, N, ...] each: the true final observations, in order.
+    """
+
+    used: jax.Array
+    final: PyTree
+
+
+def init(
+    key: jax.Array,
+    policy: Policy,
+    vector_env: VectorEnv,
+    *,
+    normalize_obs: bool = False,
+    normalize_reward: bool = False,
+) -> RolloutState:
+    """N environments at the start of their first episodes.
+
+    Args:
+        key: consumed.
+        policy: for its initial memory.
+        vector_env: whose environments.
+        normalize_obs: keep statistics of observations and act on normalised ones.
+        normalize_reward: keep statistics of discounted returns and scale rewards by them.
+    """
+    obs, env_state = vector_env.reset(key)
+    num_envs = vector_env.num_envs
+    core, zeros = policy.init_core(num_envs), jnp.zeros(num_envs)
+    episodes = Episodes(jnp.ones(num_envs, bool), zeros, jnp.zeros(num_envs, int), zeros)
+    moments = Moments(
+        obs=normalization.init_tree(jax.tree.map(lambda x: x[0], obs)) if normalize_obs else (),
+        reward=normalization.init(()) if normalize_reward else (),
+    )
+    metrics = _episode_metrics(jnp.zeros(num_envs, bool), episodes)
+    metrics |= _lost_cuts(_no_cuts(1, vector_env, (core, obs)))
+    shapes = jax.eval_shape(functools.partial(_refresh, vector_env), key, env_state)[1]
+    metrics |= jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), shapes)
+    return RolloutState(env_state, obs, core, moments, metrics, episodes)
+
+
+def normalize_obs(moments: Moments, obs: PyTree) -> PyTree:
+    """An observation as the policy sees it."""
+    return normalization.normalize_tree(moments.obs, obs) if moments.obs != () else obs
+
+
+def collect(
+    key: jax.Array,
+    params: Params,
+    state: RolloutState,
+    *,
+    env: VectorEnv,
+    policy: Policy,
+    num_steps: int,
+    gamma: jax.Array | float,
+) -> tuple[RolloutState, Trajectory]:
+    """Act for T steps in N environments.
+
+    Args:
+        key: consumed.
+        params: of the policy.
+        state: where the last rollout stopped.
+        env: the vector environment.
+        policy: whose actions are taken.
+        num_steps: T.
+        gamma: [] discount, for the scale of normalised rewards alone.
+
+    Returns:
+        (RolloutState with the metrics of this rollout, Trajectory [T, N])
+    """
+    noise_key, env_key, refresh_key = jax.random.split(key, 3)
+    # All noise at once: one wide draw costs a fraction of T narrow ones inside the loop.
+    dist = jax.eval_shape(policy.act, params, state.core, state.obs, state.episodes.start)[1]
+    noise = dist.noise(noise_key, (num_steps,))
+    keys = jax.random.split(env_key, num_steps)
+    cuts = _no_cuts(num_steps, env, (state.core, state.obs))
+    carry = (state.env_state, state.obs, state.core, state.episodes, cuts)
+    step = functools.partial(_step, params, state.moments, env, policy, gamma)
+    (env_state, obs, core, episodes, cuts), rows = jax.lax.scan(step, carry, (noise, keys))
+
+    inputs = normalize_obs(state.moments, rows["obs"])
+    # Where one wide pass of the critic serves all steps, nobody uses the values of the loop and
+    # XLA drops the critic from it.
+    value = rows["value"] if policy.value is None else policy.value(params, inputs)
+
+    def value_of(core: PyTree, obs: PyTree) -> jax.Array:
+        start = jnp.zeros(env.num_envs, bool)
+        return policy.act(params, core, normalize_obs(state.moments, obs), start)[2]
+
+    next_value = jnp.concatenate([value[1:], value_of(core, obs)[None]])
+    next_value = _value_at_cuts(next_value, rows["truncated"], cuts, value_of)
+    env_state, env_metrics = _refresh(env, refresh_key, env_state)
+    done, weight = rows["terminated"] | rows["truncated"], rows["valid"].astype(jnp.float32)
+    moments, reward = _update_moments(state.moments, rows, weight)
+    metrics = _episode_metrics(done & rows["valid"], rows["totals"])
+    metrics |= _lost_cuts(cuts) | env_metrics
+    trajectory = Trajectory(
+        obs=inputs,
+        action=rows["action"],
+        log_prob=rows["log_prob"],
+        value=value,
+        next_value=next_value,
+        reward=reward,
+        terminated=rows["terminated"],
+        done=done,
+        weight=weight,
+    )
+    return RolloutState(env_state, obs, core, moments, metrics, episodes), trajectory
+
+
+def _step(
+    params: Params,
+    moments: Moments,
+    env: VectorEnv,
+    policy: Policy,
+    gamma: jax.Array | float,
+    carry: tuple[PyTree, ...],
+    noise_and_key: tuple[jax.Array, jax.Array],
+) -> tuple[tuple[PyTree, ...], dict[str, Any]]:
+    """One step of all environments: the state after it, and what it leaves in the rows."""
+    env_state, obs, core, episodes, cuts = carry
+    noise, key = noise_and_key
+    core, dist, value = policy.act(params, core, normalize_obs(moments, obs), episodes.start)
+    action = dist.sample_from(noise)
+    next_obs, env_state, reward, terminated, truncated, info = env.step(
+        key, env_state, dist.to_env(action)
+    )
+    episodes, totals = _advance(episodes, reward, terminated | truncated, info["valid"], gamma)
+    cuts = _remember_cuts(cuts, truncated, (core, info["final_observation"]))
+    row = {
+        "obs": obs,
+        "action": action,
+        "log_prob": dist.log_prob(action),
+        "value": value,
+        "reward": reward,
+        "terminated": terminated,
+        "truncated": truncated,
+        "valid": info["valid"],
+        "totals": totals,
+    }
+    return (env_state, next_obs, core, episodes, cuts), row
+
+
+def flatten_steps(batch: Batch) -> Batch:
+    """[T, N, ...] -> [T·N, ...]: every step is a row of its own, for policies without memory."""
+    return jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), batch)
+
+
+def _advance(
+    episodes: Episodes, reward: jax.Array, done: jax.Array, valid: jax.Array, gamma: Any
+) -> tuple[Episodes, Episodes]:
+    """Episodes one step on: (ready for the next step, totals as they stand at this one).
+
+    A step that did not happen changes nothing: the episode that starts after it still starts.
+    """
+    totals = Episodes(
+        start=done,
+        episode_return=episodes.episode_return + reward,
+        episode_length=episodes.episode_length + 1,
+        discounted_return=gamma * episodes.discounted_return + reward,
+    )
+    ready = jax.tree.map(lambda x: jnp.where(done, jnp.zeros_like(x), x), totals)
+    ready = dataclasses.replace(ready, start=done)
+    return jax.tree.map(lambda new, old: jnp.where(valid, new, old), ready, episodes), totals
+
+
+def _refresh(env: VectorEnv, key: jax.Array, env_state: PyTree) -> tuple[PyTree, Metrics]:
+    """The environment's own preparation for the next rollout, if it has any."""
+    refresh = getattr(env, "refresh", None)
+    return refresh(key, env_state) if refresh else (env_state, {})
+
+
+def _no_cuts(num_steps: int, env: VectorEnv, example: PyTree) -> Cuts:
+    """Slots for as many truncations as there can be.
+
+    A time limit of L steps cuts an episode at most C = 1 + (T − 1) // L times in T steps, so a
+    few slots hold every true final observation and none has to be kept for all steps.
+    """
+    limit = getattr(env, "time_limit", None)
+    slots = num_steps if limit is None else 1 + int((num_steps - 1) // limit)
+    final = jax.tree.map(lambda x: jnp.zeros((slots, *x.shape), x.dtype), example)
+    return Cuts(jnp.zeros(env.num_envs, jnp.int32), final)
+
+
+def _remember_cuts(cuts: Cuts, truncated: jax.Array, final: PyTree) -> Cuts:
+    """Write what was truncated at this step into each environment's next free slot."""
+    slots = jax.tree.leaves(cuts.final)[0].shape[0]
+    slot = jnp.where(truncated, cuts.used, slots)  # out of range: dropped
+    column = jnp.arange(cuts.used.shape[0])
+    final = jax.tree.map(lambda s, x: s.at[slot, column].set(x, mode="drop"), cuts.final, final)
+    return Cuts(cuts.used + truncated, final)
+
+
+def _lost_cuts(cuts: Cuts) -> Metrics:
+    """Truncations that found no slot, because the environment's time_limit is not one."""
+    slots = jax.tree.leaves(cuts.final)[0].shape[0]
+    return {"lost_cuts": jnp.sum(jnp.maximum(cuts.used - slots, 0))}
+
+
+def _value_at_cuts(
+    next_value: jax.Array, truncated: jax.Array, cuts: Cuts, value_of: Any
+) -> jax.Array:
+    """next_value [T, N] with V of the true final observation where an episode was truncated."""
+    cut_value = jax.vmap(value_of)(*cuts.final)
+    slot = jnp.minimum(jnp.cumsum(truncated, axis=0) - 1, cut_value.shape[0] - 1)
+    at_cut = jnp.take_along_axis(cut_value, jnp.maximum(slot, 0), axis=0)
+    return jnp.where(truncated, at_cut, next_value)
+
+
+def _update_moments(
+    moments: Moments, rows: dict[str, Any], weight: jax.Array
+) -> tuple[Moments, jax.Array]:
+    """Statistics including this rollout, and its rewards scaled by them."""
+    obs, reward = moments.obs, rows["reward"]
+    if obs != ():
+        obs = normalization.update_tree(obs, rows["obs"], weight)
+    if moments.reward == ():
+        return Moments(obs, ()), reward
+    returns = rows["totals"].discounted_return
+    statistics = normalization.update(moments.reward, returns, weight)
+    return Moments(obs, statistics), normalization.scale(statistics, reward)
+
+
+def _episode_metrics(finished: jax.Array, totals: Episodes) -> Metrics:
+    """Statistics of the episodes that finished, [T, N] masked; NaN where there were none."""
+    count = jnp.sum(finished)
+    returns = totals.episode_return
+
+    def mean(x: jax.Array) -> jax.Array:
+        average = jnp.sum(jnp.where(finished, x, 0.0)) / jnp.maximum(count, 1)
+        return jnp.where(count > 0, average, jnp.nan)
+
+    def extreme(reduce: Any, worst: float) -> jax.Array:
+        return jnp.where(count > 0, reduce(jnp.where(finished, returns, worst)), jnp.nan)
+
+    average = mean(returns)
+    return {
+        "episodes": count,
+        "episode_return": average,
+        "episode_return_std": jnp.sqrt(mean(jnp.square(returns - average))),
+        "episode_return_min": extreme(jnp.min, jnp.inf),
+        "episode_return_max": extreme(jnp.max, -jnp.inf),
+        "episode_length": mean(totals.episode_length),
+    }

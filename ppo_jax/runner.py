@@ -1,0 +1,328 @@
+"""A run on disk: chunks of compiled updates, and everything that happens between them.
+
+Nothing inside the compiled program knows of progress, logs, checkpoints or signals: the host
+loops over chunks of at most a few seconds, and looks after all that in between.
+"""
+
+import dataclasses
+import importlib.util
+import os
+import signal
+import time
+import warnings
+from collections.abc import Callable
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from ppo_jax import config as configs
+from ppo_jax import report
+from ppo_jax.checkpoint import CheckpointError, write_json
+from ppo_jax.config import ConfigError, TrainConfig
+from ppo_jax.evaluate import evaluate
+from ppo_jax.run_directory import RunDirectory, checkpoints_of, write_config
+from ppo_jax.train import Program, build
+from ppo_jax.types import Metrics, TrainState, option
+
+CHUNK_SECONDS = 0.5
+MAX_CHUNK = 1024
+# Metrics that are NaN by right: there may be no finished episode, nothing to explain.
+MAY_BE_NAN = ("episode_", "explained_variance")
+BROKEN_PROMISES = {
+    "reused_resets": "more episodes ended in a rollout than there were fresh resets, so some were "
+    "used twice: raise --reset-pool, or correct the environment's shortest_episode",
+    "lost_cuts": "episodes were truncated sooner than the environment's time_limit says, and "
+    "bootstrapped from wrong states: correct it, or set it to None",
+}
+# Folded into the seed for the key of the final evaluation, which training never uses.
+EVALUATION = 0xE7A1
+
+
+@dataclasses.dataclass(frozen=True)
+class RunOptions:
+    """What a run does beside learning; none of it changes a number."""
+
+    run_dir: Path | None = option(None, "where the run is kept; None: a new folder in runs/")
+    resume: Path | None = option(None, "run directory to continue")
+    overwrite: bool = option(False, "replace an existing run directory")
+    eval_episodes: int = option(128, "greedy episodes at the end", low=0)
+    log_every: int = option(1, "updates per line of metrics.jsonl", low=1)
+    checkpoint_seconds: float = option(30.0, "time between checkpoints", low=0)
+    tensorboard: bool = option(False, "write TensorBoard events too")
+
+
+class Diverged(RuntimeError):
+    """A number is no longer finite: which, when, and what is left."""
+
+
+class Signals:
+    """SIGINT and SIGTERM as a flag that is looked at between chunks; a second SIGINT kills."""
+
+    def __init__(self) -> None:
+        self.received: int | None = None
+
+    def __enter__(self) -> "Signals":
+        self._previous = {
+            s: signal.signal(s, self._handle) for s in (signal.SIGINT, signal.SIGTERM)
+        }
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for number, handler in self._previous.items():
+            signal.signal(number, handler)
+
+    def _handle(self, number: int, frame: FrameType | None) -> None:
+        if self.received is not None and number == signal.SIGINT:
+            os._exit(128 + number)
+        self.received = number
+
+
+Chunk = Callable[[TrainState, dict[str, Any], jax.Array], tuple[TrainState, Metrics]]
+
+
+def make_chunk(static: TrainConfig, env: Any = None) -> Chunk:
+    """Up to MAX_CHUNK updates as one program; how many is an argument, so it compiles once.
+
+    Args:
+        static: from `config.split`.
+        env: as for `build`.
+
+    Returns:
+        (TrainState, floats, count) -> (TrainState, Metrics with leaves [MAX_CHUNK])
+    """
+
+    def chunk(
+        state: TrainState, floats: dict[str, Any], count: jax.Array
+    ) -> tuple[TrainState, Metrics]:
+        program = build(configs.merge(static, floats), env)
+        shapes = jax.eval_shape(program.step, state)[1]
+        empty = jax.tree.map(lambda s: jnp.zeros((MAX_CHUNK, *s.shape), s.dtype), shapes)
+
+        def body(k: jax.Array, carry: tuple[TrainState, Metrics]) -> tuple[TrainState, Metrics]:
+            state, log = carry
+            state, metrics = program.step(state)
+            return state, jax.tree.map(lambda rows, x: rows.at[k].set(x), log, metrics)
+
+        return jax.lax.fori_loop(0, count, body, (state, empty))
+
+    return chunk
+
+
+def run(config: TrainConfig, options: RunOptions) -> int:
+    """Train, log, save, evaluate and report.
+
+    Args:
+        config: what to learn.
+        options: where to keep it.
+
+    Returns:
+        Exit code: 0, or 128 + the signal that stopped it.
+
+    Raises:
+        ConfigError, CheckpointError, InvalidEnvironment, Diverged: nothing of earlier runs is lost.
+    """
+    configs.check_options(options)
+    if options.tensorboard and not importlib.util.find_spec("tensorboardX"):
+        raise ConfigError("--tensorboard needs tensorboardX: pip install 'ppo_jax[tensorboard]'")
+    config = configs.resolve(config)
+    program = build(config)
+    with _open(config, options) as directory, Signals() as signals:
+        with report.status("compiling"):
+            session = _Session(config, options, program, directory.path, signals)
+        write_config(config, directory.path)
+        session.train()
+        return session.finish()
+
+
+def _open(config: TrainConfig, options: RunOptions) -> RunDirectory:
+    """The run directory, ours alone, with config.json in it."""
+    if options.resume is not None:
+        if options.run_dir is not None or options.overwrite:
+            raise ConfigError("--resume goes on in its own directory: no --run-dir, no --overwrite")
+        return RunDirectory(options.resume)
+    stamp = time.strftime("%Y%m%d-%H%M%S")
+    name = f"{config.env.replace(':', '_')}_{config.algorithm}_seed{config.seed}_{stamp}"
+    directory = RunDirectory(options.run_dir or Path("runs") / name)
+    if directory.used and not options.overwrite:
+        raise ConfigError(
+            f"run directory {directory.path} already holds a run; continue it with "
+            f"--resume {directory.path}, replace it with --overwrite, or choose another --run-dir"
+        )
+    directory.clear()
+    write_config(config, directory.path)  # before compiling: a run killed there can be resumed
+    return directory
+
+
+class _Session:
+    """From a first or restored state to a summary; the constructor compiles and restores."""
+
+    def __init__(
+        self,
+        config: TrainConfig,
+        options: RunOptions,
+        program: Program,
+        path: Path,
+        signals: Signals,
+    ) -> None:
+        self.config, self.options, self.program = config, options, program
+        self.path, self.signals = path, signals
+        self.rollout_steps = config.num_envs * config.num_steps
+        self.checkpoints = checkpoints_of(path, config)
+        started = time.perf_counter()
+        static, self.floats = configs.split(config)
+        key = jax.random.key(config.seed)
+        init = jax.jit(program.init)
+        shapes = jax.eval_shape(init, key)
+        self.update, state = self._restore(shapes)
+        count = jax.ShapeDtypeStruct((), jnp.int32)
+        chunk = jax.jit(make_chunk(static, program.env), donate_argnums=0)
+        self.chunk = chunk.lower(shapes, self.floats, count).compile()
+        self.state = jax.block_until_ready(init(key) if state is None else state)
+        self.compile_seconds = time.perf_counter() - started
+        self.first_update = self.saved = self.update
+        self.train_seconds = 0.0
+        self.scores: list[float] = []
+        self.warned: set[str] = set()
+
+    def train(self) -> None:
+        """Chunk after chunk, until the last update or a signal."""
+        events = self.path / "tensorboard" if self.options.tensorboard else None
+        log = report.MetricsLog(self.path / "metrics.jsonl", self.update, events)
+        total = self.config.num_updates * self.rollout_steps
+        count, saved_at = 1, time.perf_counter()
+        with log, report.Progress(total, self.update * self.rollout_steps) as progress:
+            while self.update < self.config.num_updates and not self.signals.received:
+                count = min(count, self.config.num_updates - self.update)
+                rows, seconds = self._advance(count)
+                log.write(r for r in rows if r["update"] % self.options.log_every == 0)
+                progress.show(rows)
+                count = min(MAX_CHUNK, max(1, int(CHUNK_SECONDS * count / seconds)))
+                if time.perf_counter() - saved_at >= self.options.checkpoint_seconds:
+                    self._save()
+                    saved_at = time.perf_counter()
+        if self.update > self.saved:
+            self._save(last=True)
+
+    def finish(self) -> int:
+        """Evaluate unless stopped, write the summary and the figure, print the table."""
+        stopped = self.signals.received
+        summary = self._summary(stopped)
+        if not stopped and self.options.eval_episodes:
+            summary |= self._evaluate()
+        write_json(self.path / "summary.json", summary)
+        title = f"{self.config.algorithm} on {self.config.env}, seed {self.config.seed}"
+        report.plot_learning_curve(
+            self.path / "metrics.jsonl", title, self.path / "learning_curve.png"
+        )
+        report.print_table(summary, self.path)
+        if stopped:
+            print(f"stopped; continue with: python -m ppo_jax.train --resume {self.path}")
+            return 128 + stopped
+        return 0
+
+    def _restore(self, shapes: TrainState) -> tuple[int, TrainState | None]:
+        """Where to go on from; the start, for a run that was killed before its first checkpoint."""
+        if self.options.resume is None or not self.checkpoints.steps():
+            return 0, None
+        update, state = self.checkpoints.restore(shapes)
+        if update > self.config.num_updates:
+            raise ConfigError(
+                f"this run has already made {update * self.rollout_steps} environment steps, more "
+                f"than total_timesteps = {self.config.total_timesteps}"
+            )
+        for newer in [s for s in self.checkpoints.steps() if s > update]:
+            self.checkpoints.discard(newer)
+        return update, state
+
+    def _advance(self, count: int) -> tuple[list[dict[str, Any]], float]:
+        """Run `count` updates: (their rows for the log, seconds)."""
+        started = time.perf_counter()
+        self.state, metrics = self.chunk(self.state, self.floats, jnp.int32(count))
+        arrays = {name: np.asarray(x)[:count] for name, x in metrics.items()}
+        seconds = time.perf_counter() - started
+        self.train_seconds += seconds
+        rate = count * self.rollout_steps / seconds
+        rows = report.rows_of(arrays, self.update + 1, self.rollout_steps, rate)
+        _refuse_nan(rows)
+        self._warn(rows)
+        self.update += count
+        self.scores += [r["episode_return"] for r in rows if r["episodes"]]
+        return rows, seconds
+
+    def _warn(self, rows: list[dict[str, Any]]) -> None:
+        """Say once what an environment promised and did not keep."""
+        for metric, meaning in BROKEN_PROMISES.items():
+            if metric not in self.warned and any(r.get(metric) for r in rows):
+                self.warned.add(metric)
+                warnings.warn(meaning, stacklevel=1)
+
+    def _save(self, last: bool = False) -> None:
+        """A checkpoint, scored by the episodes since the one before it."""
+        score = float(np.mean(self.scores)) if self.scores else None
+        try:
+            self.checkpoints.save(self.update, self.state, score)
+            self.saved, self.scores = self.update, []
+        except OSError as error:
+            if last:
+                raise CheckpointError(
+                    f"the final state could not be saved in {self.path}: {error}; "
+                    "free some space and --resume"
+                ) from error
+            warnings.warn(f"checkpoint {self.update} not saved ({error}); going on", stacklevel=1)
+
+    def _evaluate(self) -> dict[str, Any]:
+        state = self.state
+        result = evaluate(
+            jax.random.fold_in(jax.random.key(self.config.seed), EVALUATION),
+            state.learner.params,
+            state.rollout.moments,
+            env=self.program.env,
+            policy=self.program.policy,
+            episodes=self.options.eval_episodes,
+        )
+        returns = np.asarray(result.episode_return)
+        return {
+            "eval_return_mean": float(returns.mean()),
+            "eval_return_std": float(returns.std()),
+            "eval_episodes": len(returns),
+        }
+
+    def _summary(self, stopped: int | None) -> dict[str, Any]:
+        steps, seconds = self.update - self.first_update, self.train_seconds
+        rate = steps * self.rollout_steps / seconds if steps else None
+        return {
+            "env": self.config.env,
+            "algorithm": self.config.algorithm,
+            "seed": self.config.seed,
+            "status": f"stopped by {signal.Signals(stopped).name}" if stopped else "finished",
+            "env_steps": self.update * self.rollout_steps,
+            "eval_return_mean": None,
+            "eval_return_std": None,
+            "eval_episodes": 0,
+            "compile_seconds": round(self.compile_seconds, 2),
+            "train_seconds": round(seconds, 2),
+            "env_steps_per_second": rate and round(rate),
+            "device": report.device(),
+            "versions": report.versions(),
+        }
+
+
+def _refuse_nan(rows: list[dict[str, Any]]) -> None:
+    """Stop at the first number that is not finite and should be.
+
+    Raises:
+        Diverged: naming the metric and the update.
+    """
+    for row in rows:
+        bad = [k for k, v in row.items() if v is None and not k.startswith(MAY_BE_NAN)]
+        if bad:
+            raise Diverged(
+                f"{', '.join(bad)} is not finite at update {row['update']} "
+                f"(environment step {row['env_step']}); checkpoints before it are untouched. "
+                "Usual causes: a learning rate too high, rewards or observations that are "
+                "not finite or not normalised"
+            )

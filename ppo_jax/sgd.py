@@ -1,0 +1,290 @@
+"""Minibatch gradient descent: the optimiser, one step, and epochs of shuffled steps."""
+
+import dataclasses
+import functools
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from ppo_jax import losses
+from ppo_jax.types import Batch, LearnerState, LossFn, Metrics, Params, PyTree
+
+
+class OptimizerState(NamedTuple):
+    """Adam's moments and the learning rate in force, which is state and not a constant.
+
+    Attributes:
+        adam: first and second moments.
+        learning_rate: [] for the next step.
+        updates: [] calls of `anneal` so far; the position on the schedule.
+    """
+
+    adam: Any
+    learning_rate: jax.Array
+    updates: jax.Array
+
+
+def make_optimizer(
+    max_grad_norm: jax.Array | float = 0.5,
+    eps: jax.Array | float = 1e-5,
+    *,
+    learning_rate: jax.Array | float = 3e-4,
+    b1: float = 0.9,
+    b2: float = 0.999,
+) -> optax.GradientTransformation:
+    """Adam with a bound on the gradient's global norm.
+
+    g ← g · min(1, c / (‖g‖ + 1e-6)),   θ ← θ − α m̂ / (√v̂ + ε)
+
+    Every hyperparameter may be a tracer, so one compiled program serves a whole sweep.
+
+    Args:
+        max_grad_norm: c, over all parameters together; infinity for no bound.
+        eps: ε, outside the square root.
+        learning_rate: α until `anneal` sets another.
+        b1: decay of the first moment.
+        b2: decay of the second moment.
+
+    Returns:
+        An optax transformation whose state is an `OptimizerState`.
+
+    Source: Kingma & Ba 2015; ε = 1e-5 and the joint clipping are openai/baselines ppo2's.
+    """
+    adam = optax.scale_by_adam(b1=b1, b2=b2, eps=eps)
+
+    def init(params: Params) -> OptimizerState:
+        rate = jnp.asarray(learning_rate, jnp.float32)
+        return OptimizerState(adam.init(params), rate, jnp.zeros((), jnp.int32))
+
+    def update(
+        grads: PyTree, state: OptimizerState, params: Params | None = None
+    ) -> tuple[PyTree, OptimizerState]:
+        factor = jnp.minimum(1.0, max_grad_norm / (optax.tree.norm(grads) + 1e-6))
+        clipped = jax.tree.map(lambda g: g * factor.astype(g.dtype), grads)
+        direction, moments = adam.update(clipped, state.adam, params)
+        step = jax.tree.map(lambda d: -state.learning_rate.astype(d.dtype) * d, direction)
+        return step, state._replace(adam=moments)
+
+    return optax.GradientTransformation(init, update)
+
+
+def anneal(
+    learner: LearnerState,
+    learning_rate: jax.Array | float,
+    horizon: jax.Array | float,
+    timesteps: int,
+) -> LearnerState:
+    """Set the learning rate of the update that now begins.
+
+    α_u = α max(0, 1 − u · timesteps / horizon),   u = updates made before this one
+
+    Args:
+        learner: its rate is set and its position on the schedule moved by one update.
+        learning_rate: α, of the first update.
+        horizon: environment steps after which the rate is 0; infinity for a constant rate.
+        timesteps: environment steps per update.
+
+    Returns:
+        LearnerState; unchanged for an optimiser of the user's own, which has its own schedule.
+
+    Source: openai/baselines ppo2 (linear decay to zero).
+    """
+    state = learner.opt_state
+    if not isinstance(state, OptimizerState):
+        return learner
+    progress = state.updates.astype(jnp.float32) * timesteps / horizon
+    rate = jnp.asarray(learning_rate * jnp.maximum(0.0, 1.0 - progress), jnp.float32)
+    state = state._replace(learning_rate=rate, updates=state.updates + 1)
+    return dataclasses.replace(learner, opt_state=state)
+
+
+def current_learning_rate(learner: LearnerState) -> Metrics:
+    """The learning rate in force as a metric; empty for an optimiser of the user's own."""
+    state = learner.opt_state
+    return {"learning_rate": state.learning_rate} if isinstance(state, OptimizerState) else {}
+
+
+def sgd_step(
+    learner: LearnerState,
+    rows: PyTree,
+    loss_fn: LossFn,
+    optimizer: optax.GradientTransformation,
+    *,
+    reduce: Callable[[PyTree], PyTree] = lambda x: x,
+    micro_batches: int = 1,
+) -> tuple[LearnerState, Metrics]:
+    """One step of gradient descent.
+
+    Args:
+        learner: parameters and optimiser state.
+        rows: pytree with leaves [M, ...].
+        loss_fn: (params, rows) -> ([], metrics).
+        optimizer: any optax transformation.
+        reduce: applied to gradient and metrics together, e.g. a mean over devices.
+        micro_batches: the gradient is accumulated over this many equal parts of the rows. Equal
+            to the whole for a loss that is a weighted mean; one that couples its rows
+            (advantages normalised per minibatch) sees each part alone.
+
+    Returns:
+        (LearnerState one step further, metrics of the loss and grad_norm before clipping).
+    """
+    grads, metrics = _gradient(learner.params, rows, loss_fn, reduce, micro_batches)
+    return _apply(learner, grads, optimizer), metrics
+
+
+def shuffles(key: jax.Array, num_rows: int, epochs: int) -> jax.Array:
+    """An independent random order of the rows for each epoch.
+
+    Random 32-bit keys sorted once; jax.random.permutation sorts several times to break the rare
+    ties, which here keep their order.
+
+    Args:
+        key: consumed.
+        num_rows: M.
+        epochs: K.
+
+    Returns:
+        [K, M] int32, each row a permutation.
+    """
+    bits = jax.random.bits(key, (epochs, num_rows), jnp.uint32)
+    index = jnp.broadcast_to(jnp.arange(num_rows, dtype=jnp.int32), bits.shape)
+    return jax.lax.sort((bits, index), num_keys=1)[1]
+
+
+def sgd_epochs(
+    learner: LearnerState,
+    rows: PyTree,
+    loss_fn: LossFn,
+    optimizer: optax.GradientTransformation,
+    *,
+    order: jax.Array,
+    minibatches: int,
+    stop: Callable[[Metrics], jax.Array] | None = None,
+) -> tuple[LearnerState, Metrics]:
+    """Several epochs of minibatch gradient descent over the same rows.
+
+    Args:
+        learner: parameters and optimiser state.
+        rows: pytree with leaves [M, ...].
+        loss_fn: (params, rows) -> ([], metrics).
+        optimizer: any optax transformation.
+        order: [K, M] the order in which each epoch takes the rows.
+        minibatches: steps per epoch; must divide M.
+        stop: asked with the metrics of each minibatch between its gradient and its step; once
+            it says True neither this step nor any later one is taken.
+
+    Returns:
+        (LearnerState, metrics averaged over the steps that were taken).
+
+    Source: Schulman et al. 2017, algorithm 1, line 6.
+    """
+    num_rows = order.shape[1]
+    if num_rows % minibatches:
+        raise ValueError(f"{num_rows} rows do not divide into {minibatches} minibatches")
+    if any(x.shape[0] != num_rows for x in jax.tree.leaves(rows)):
+        raise ValueError(f"the order is one of {num_rows} rows, which these are not")
+
+    if stop is None:
+
+        def step(learner: LearnerState, minibatch: PyTree) -> tuple[LearnerState, Metrics]:
+            return sgd_step(learner, minibatch, loss_fn, optimizer)
+
+        learner, metrics = _scan_minibatches(step, learner, rows, order, minibatches)
+        return learner, jax.tree.map(jnp.mean, metrics)
+
+    guarded = functools.partial(_step_unless_stopped, loss_fn, optimizer, stop)
+    start = (learner, jnp.array(True))
+    (learner, _), (metrics, taken) = _scan_minibatches(guarded, start, rows, order, minibatches)
+    # Where not even the first step was taken, its metrics say why.
+    counted = taken.at[0, 0].set(True)
+    return learner, jax.tree.map(lambda m: losses.mean(m, counted.astype(m.dtype)), metrics)
+
+
+def _scan_minibatches(
+    step: Callable[..., Any], carry: Any, rows: PyTree, order: jax.Array, minibatches: int
+) -> tuple[Any, Any]:
+    """`step` over every minibatch of every epoch: (carry, results [K, minibatches])."""
+
+    def epoch(carry: Any, order: jax.Array) -> tuple[Any, Any]:
+        def take(x: jax.Array) -> jax.Array:
+            return x[order].reshape(minibatches, -1, *x.shape[1:])
+
+        return jax.lax.scan(step, carry, jax.tree.map(take, rows))
+
+    return jax.lax.scan(epoch, carry, order)
+
+
+def _step_unless_stopped(
+    loss_fn: LossFn,
+    optimizer: optax.GradientTransformation,
+    stop: Callable[[Metrics], jax.Array],
+    carry: tuple[LearnerState, jax.Array],
+    rows: PyTree,
+) -> tuple[tuple[LearnerState, jax.Array], tuple[Metrics, jax.Array]]:
+    """A step while running, nothing afterwards: ((learner, running), (metrics, step taken))."""
+    learner, running = carry
+
+    def attempt() -> Any:
+        grads, metrics = _gradient(learner.params, rows, loss_fn)
+        fine = ~jnp.asarray(stop(metrics), bool)
+        moved = jax.lax.cond(fine, lambda: _apply(learner, grads, optimizer), lambda: learner)
+        return (moved, fine), (metrics, fine)
+
+    def skip() -> Any:
+        nothing = jax.eval_shape(attempt)[1]
+        return carry, jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), nothing)
+
+    return jax.lax.cond(running, attempt, skip)
+
+
+def _gradient(
+    params: Params,
+    rows: PyTree,
+    loss_fn: LossFn,
+    reduce: Callable[[PyTree], PyTree] = lambda x: x,
+    micro_batches: int = 1,
+) -> tuple[PyTree, Metrics]:
+    """Gradient of the loss and the metrics that came with it, accumulated over equal parts.
+
+    A part counts by the weight of its rows, so that the sum is the gradient of the whole mean.
+    """
+
+    def part(rows: PyTree) -> tuple[PyTree, Metrics]:
+        return jax.grad(loss_fn, has_aux=True)(params, rows)
+
+    if micro_batches == 1:
+        grads, metrics = part(rows)
+    else:
+        grads, metrics = _accumulate(part, rows, micro_batches)
+    grads, metrics = reduce((grads, metrics))
+    return grads, {**metrics, "grad_norm": optax.tree.norm(grads)}
+
+
+def _accumulate(part: Callable[[PyTree], Any], rows: PyTree, micro_batches: int) -> Any:
+    """Σ share_i part(rows_i), where a share is that of the weight."""
+    num_rows = jax.tree.leaves(rows)[0].shape[0]
+    if num_rows % micro_batches:
+        raise ValueError(f"{num_rows} rows do not divide into {micro_batches} micro-batches")
+    parts = jax.tree.map(lambda x: x.reshape(micro_batches, -1, *x.shape[1:]), rows)
+    weight = parts.weight if isinstance(rows, Batch) else jnp.ones((micro_batches, 1))
+    weight = jnp.sum(weight.reshape(micro_batches, -1), axis=1)
+    share = weight / jnp.maximum(jnp.sum(weight), jnp.finfo(weight.dtype).tiny)
+
+    def add(total: Any, part_and_share: Any) -> tuple[Any, None]:
+        rows, share = part_and_share
+        return jax.tree.map(lambda t, x: t + share.astype(t.dtype) * x, total, part(rows)), None
+
+    shapes = jax.eval_shape(part, jax.tree.map(lambda x: x[0], parts))
+    zeros = jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), shapes)
+    return jax.lax.scan(add, zeros, (parts, share))[0]
+
+
+def _apply(
+    learner: LearnerState, grads: PyTree, optimizer: optax.GradientTransformation
+) -> LearnerState:
+    updates, opt_state = optimizer.update(grads, learner.opt_state, learner.params)
+    params = optax.apply_updates(learner.params, updates)
+    return dataclasses.replace(learner, params=params, opt_state=opt_state, step=learner.step + 1)

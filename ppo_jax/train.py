@@ -1,0 +1,182 @@
+"""The training step, and whole runs as pure functions of a key.
+
+`python -m ppo_jax.train` is this with a run directory around it (`ppo_jax.runner`).
+"""
+
+import functools
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from ppo_jax import rollout
+from ppo_jax.algorithms import ALGORITHMS
+from ppo_jax.config import TrainConfig, check, resolve
+from ppo_jax.envs import Env, InvalidEnvironment, VectorEnv, as_env, spaces, vectorize
+from ppo_jax.networks import CONVOLUTIONS, Policy, make_policy
+from ppo_jax.types import Algorithm, Batch, Metrics, PyTree, TrainState
+
+Step = Callable[..., tuple[TrainState, Metrics]]
+
+
+def make_train_step(
+    collect: Callable[..., tuple[PyTree, Any]],
+    algorithm: Algorithm,
+    rows: Callable[[Batch], Batch] = rollout.flatten_steps,
+) -> Step:
+    """One iteration of any on-policy method: act, judge, learn.
+
+    Args:
+        collect: (key, params, RolloutState) -> (RolloutState, Trajectory [T, N]), with `frozen`
+            as a fourth argument where it is not empty.
+        algorithm: what to learn from it.
+        rows: [T, N] batch -> the rows that are shuffled.
+
+    Returns:
+        (TrainState, frozen=()) -> (TrainState, Metrics): those of the rollout and the update.
+        `frozen` holds arrays that collect needs and nothing changes (a reference model).
+    """
+
+    def train_step(state: TrainState, frozen: PyTree = ()) -> tuple[TrainState, Metrics]:
+        key, collect_key, update_key = jax.random.split(state.key, 3)
+        more = (frozen,) if jax.tree.leaves(frozen) else ()
+        experience, trajectory = collect(collect_key, state.learner.params, state.rollout, *more)
+        batch = rows(algorithm.estimate(trajectory))
+        learner, metrics = algorithm.update(update_key, state.learner, batch)
+        metrics = {**experience.metrics, **metrics}
+        return TrainState(learner, experience, key, state.update + 1), metrics
+
+    return train_step
+
+
+class Program(NamedTuple):
+    """What a configuration stands for.
+
+    Attributes:
+        env: the environment, one of it.
+        vector_env: N of it, restarting themselves.
+        policy: networks behind functions.
+        algorithm: init, estimate, update.
+        init: key -> TrainState
+        step: TrainState -> (TrainState, Metrics)
+    """
+
+    env: Env
+    vector_env: VectorEnv
+    policy: Policy
+    algorithm: Algorithm
+    init: Callable[[jax.Array], TrainState]
+    step: Step
+
+
+def build(config: TrainConfig, env: Any = None) -> Program:
+    """Put the parts together; nothing is compiled.
+
+    Args:
+        config: may hold tracers where it holds floats.
+        env: an Env, a gymnax Environment or a name; the configured one if None.
+
+    Raises:
+        ConfigError, InvalidEnvironment: what cannot work, and why.
+    """
+    check(config)
+    config = resolve(config)
+    env = as_env(config.env if env is None else env)
+    _check_spaces(config, env)
+    vector_env = vectorize(env, config.num_envs, config.num_steps, pool_size=config.reset_pool)
+    policy = make_policy(
+        env.observation_space,
+        env.action_space,
+        hidden=config.hidden,
+        activation=config.activation,
+        cnn=CONVOLUTIONS[config.network],
+        shared_torso=config.shared_torso,
+        squash=config.squash,
+        log_std_init=config.log_std_init,
+    )
+    algorithm = ALGORITHMS[config.algorithm].make(policy, config.hyper)
+    collect = functools.partial(
+        rollout.collect,
+        env=vector_env,
+        policy=policy,
+        num_steps=config.num_steps,
+        gamma=config.hyper.gamma,
+    )
+
+    def init(key: jax.Array) -> TrainState:
+        key, rollout_key, learner_key = jax.random.split(key, 3)
+        experience = rollout.init(
+            rollout_key,
+            policy,
+            vector_env,
+            normalize_obs=config.normalize_obs,
+            normalize_reward=config.normalize_reward,
+        )
+        learner = algorithm.init(learner_key, experience.obs)
+        return TrainState(learner, experience, key, jnp.zeros((), jnp.int32))
+
+    return Program(env, vector_env, policy, algorithm, init, make_train_step(collect, algorithm))
+
+
+def make_train(
+    config: TrainConfig, env: Any = None
+) -> Callable[[jax.Array], tuple[TrainState, Metrics]]:
+    """A whole run as one pure function: jit it, vmap it over keys, map it.
+
+    Args:
+        config: every float in it may be a tracer.
+        env: an Env, a gymnax Environment or a name; the configured one if None.
+
+    Returns:
+        key -> (TrainState, Metrics with leaves [U])
+
+    Raises:
+        ConfigError, InvalidEnvironment: what cannot work, and why.
+    """
+    program = build(config, env)
+
+    def train(key: jax.Array) -> tuple[TrainState, Metrics]:
+        def step(state: TrainState, _: None) -> tuple[TrainState, Metrics]:
+            return program.step(state)
+
+        return jax.lax.scan(step, program.init(key), None, length=config.num_updates)
+
+    return train
+
+
+def _check_spaces(config: TrainConfig, env: Env) -> None:
+    """Refuse a network or a distribution that does not fit the environment's spaces."""
+    actions, observations = env.action_space, env.observation_space
+    name = getattr(env, "name", type(env).__name__)
+    if not isinstance(observations, spaces.Box | spaces.Discrete):
+        raise InvalidEnvironment(
+            f"observations of {name} are {observations}; there are networks for Box and Discrete"
+        )
+    if config.squash and not (isinstance(actions, spaces.Box) and actions.bounded):
+        raise InvalidEnvironment(
+            f"squash needs a Box action space with finite bounds; {name} has {actions}"
+        )
+    if config.network != "mlp":
+        _check_image(config.network, name, observations.shape)
+
+
+def _check_image(network: str, name: str, shape: tuple[int, ...]) -> None:
+    if len(shape) != 3:
+        raise InvalidEnvironment(
+            f"network {network!r} takes images [H, W, C]; observations of {name} have shape "
+            f"{shape}; use network mlp"
+        )
+    side = min(shape[:2])
+    for _, kernel, stride in CONVOLUTIONS[network]:
+        if side < kernel:
+            raise InvalidEnvironment(
+                f"images of {name} with shape {shape} are too small for network {network!r}"
+            )
+        side = (side - kernel) // stride + 1
+
+
+if __name__ == "__main__":
+    from ppo_jax.cli import train
+
+    train()
