@@ -1,0 +1,168 @@
+"""Checkpoints come back bit for bit, or not at all: damage, strangers and half-written steps."""
+
+import json
+import random
+import shutil
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from ppo_jax.checkpoint import CheckpointError, Checkpoints, write_json
+from ppo_jax.config import TrainConfig
+from ppo_jax.train import build
+
+IDENTITY = {"env": "CartPole-v1", "num_envs": 4}
+
+
+@pytest.fixture(scope="module")
+def state():
+    config = TrainConfig(num_envs=4, num_steps=8, total_timesteps=64, hidden=(8,))
+    program = build(config)
+    return jax.jit(lambda key: program.step(program.init(key))[0])(jax.random.key(0))
+
+
+def assert_same(a, b):
+    assert jax.tree.structure(a) == jax.tree.structure(b)
+    for x, y in zip(jax.tree.leaves(a), jax.tree.leaves(b), strict=True):
+        assert x.dtype == y.dtype
+        if jnp.issubdtype(x.dtype, jax.dtypes.prng_key):
+            x, y = jax.random.key_data(x), jax.random.key_data(y)
+        np.testing.assert_array_equal(x, y)
+
+
+def test_a_train_state_comes_back_bit_for_bit(tmp_path, state):
+    checkpoints = Checkpoints(tmp_path, IDENTITY)
+    checkpoints.save(7, state, score=1.0)
+    shapes = jax.eval_shape(lambda: state)
+    step, restored = Checkpoints(tmp_path, IDENTITY).restore(shapes)
+    assert step == 7
+    assert_same(restored, state)
+
+
+def test_the_last_few_and_the_best_are_kept(tmp_path, state):
+    checkpoints = Checkpoints(tmp_path, IDENTITY, keep=2)
+    for step, score in enumerate([1.0, 9.0, None, 3.0, 4.0]):
+        checkpoints.save(step, state, score)
+    assert checkpoints.steps() == [1, 3, 4]
+    assert checkpoints.best() == 1
+    checkpoints.save(5, state, 9.0)
+    assert checkpoints.best() == 5 and checkpoints.steps() == [4, 5]
+
+
+def test_saving_a_step_again_replaces_it(tmp_path, state):
+    checkpoints = Checkpoints(tmp_path, IDENTITY)
+    checkpoints.save(3, state)
+    later = state.replace(update=state.update + 5)
+    checkpoints.save(3, later)
+    assert checkpoints.restore(state)[1].update == later.update
+
+
+def save_two(folder, state):
+    checkpoints = Checkpoints(folder, IDENTITY)
+    checkpoints.save(1, state)
+    checkpoints.save(2, state.replace(update=state.update + 1))
+    return checkpoints
+
+
+def test_any_flipped_bit_is_found(tmp_path, state):
+    """Without digests three quarters of these would be restored as wrong numbers."""
+    checkpoints = save_two(tmp_path, state)
+    files = [p for p in (tmp_path / "2").rglob("*") if p.is_file() and p.stat().st_size]
+    assert len(files) > 3
+    rng = random.Random(0)
+    for path in files:
+        whole = path.read_bytes()
+        place = rng.randrange(len(whole))
+        damaged = bytearray(whole)
+        damaged[place] ^= 1 << rng.randrange(8)
+        path.write_bytes(damaged)
+        with pytest.warns(UserWarning, match="checkpoint 2: .* damaged; trying the one before"):
+            step, restored = checkpoints.restore(state)
+        assert step == 1
+        assert_same(restored, state)
+        with pytest.raises(CheckpointError, match="checkpoint 2"):
+            checkpoints.restore(state, step=2)
+        path.write_bytes(whole)
+    assert checkpoints.restore(state)[0] == 2
+
+
+def test_truncated_and_missing_files_are_found(tmp_path, state):
+    checkpoints = save_two(tmp_path, state)
+    largest = max(
+        (p for p in (tmp_path / "2").rglob("*") if p.is_file()), key=lambda p: p.stat().st_size
+    )
+    largest.write_bytes(largest.read_bytes()[:-1])
+    with pytest.warns(UserWarning, match="damaged"):
+        assert checkpoints.restore(state)[0] == 1
+    largest.unlink()
+    with pytest.warns(UserWarning, match="missing"):
+        assert checkpoints.restore(state)[0] == 1
+    shutil.rmtree(tmp_path / "1")
+    with pytest.warns(UserWarning), pytest.raises(CheckpointError, match="--overwrite"):
+        checkpoints.restore(state)
+
+
+def test_a_step_without_its_manifest_does_not_count(tmp_path, state):
+    """What kill -9 between Orbax's commit and ours leaves."""
+    checkpoints = save_two(tmp_path, state)
+    (tmp_path / "2.json").unlink()
+    assert checkpoints.steps() == [1]
+    checkpoints.save(2, state)  # and does not stand in the way
+    assert checkpoints.restore(state)[0] == 2
+
+
+def test_a_damaged_manifest_is_damage(tmp_path, state):
+    checkpoints = save_two(tmp_path, state)
+    (tmp_path / "2.json").write_text("{")
+    with pytest.warns(UserWarning, match="manifest cannot be read"):
+        assert checkpoints.restore(state)[0] == 1
+    assert checkpoints.best() is None
+
+
+def test_leftovers_of_a_killed_save_are_harmless(tmp_path, state):
+    checkpoints = save_two(tmp_path, state)
+    (tmp_path / "3.orbax-checkpoint-tmp").mkdir()
+    (tmp_path / ".3.json.tmp").write_text("{")
+    assert checkpoints.restore(state)[0] == 2
+    checkpoints.save(3, state)
+    assert checkpoints.steps() == [1, 2, 3]
+
+
+def test_another_runs_checkpoint_is_refused_by_name(tmp_path, state):
+    save_two(tmp_path, state)
+    other = Checkpoints(tmp_path, IDENTITY | {"num_envs": 8, "env": "Pendulum-v1"})
+    with pytest.raises(
+        CheckpointError, match=r"env \('CartPole-v1' there, 'Pendulum-v1' here\), num_envs"
+    ):
+        other.restore(state)
+
+
+def test_another_shape_is_refused_by_name(tmp_path, state):
+    checkpoints = save_two(tmp_path, state)
+    wider = state.replace(key=jax.random.split(state.key, 2))
+    with pytest.raises(
+        CheckpointError, match=r"\.key is key<fry>\[\] there and key<fry>\[2\] here"
+    ):
+        checkpoints.restore(wider)
+    halved = state.replace(
+        learner=state.learner.replace(
+            params=jax.tree.map(lambda x: x.astype(jnp.bfloat16), state.learner.params)
+        )
+    )
+    with pytest.raises(CheckpointError, match="float32.* there and bfloat16.* here"):
+        checkpoints.restore(halved)
+
+
+def test_nothing_there_is_said(tmp_path, state):
+    with pytest.raises(CheckpointError, match="no checkpoint in"):
+        Checkpoints(tmp_path, IDENTITY).restore(state)
+
+
+def test_json_is_written_whole_or_not_at_all(tmp_path):
+    path = tmp_path / "a.json"
+    write_json(path, {"x": 1})
+    with pytest.raises(ValueError):
+        write_json(path, {"x": float("nan")})
+    assert json.loads(path.read_text()) == {"x": 1}

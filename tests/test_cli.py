@@ -1,0 +1,201 @@
+"""The command line: precedence, integers, help, and refusals in one line with exit code 2."""
+
+import json
+import subprocess
+import sys
+
+import pytest
+
+from ppo_jax import cli
+from ppo_jax.algorithms import ppo
+from ppo_jax.config import ConfigError, options, to_json
+
+
+def parse(*arguments: str):
+    base, _ = cli._base_config(list(arguments))
+    return cli._parse(list(arguments), base)
+
+
+def test_flags_are_the_fields_of_the_dataclasses():
+    config, run = parse(
+        "--env", "Pendulum-v1", "--preset", "none", "--num-envs", "16", "--gamma", "0.9",
+        "--hidden", "32", "16", "--no-normalize-advantage", "--target-kl", "0.01", "--seed", "7",
+        "--run-dir", "x", "--value-clip-eps", "None",
+    )  # fmt: skip
+    assert (config.env, config.num_envs, config.hidden, config.seed) == (
+        "Pendulum-v1",
+        16,
+        (32, 16),
+        7,
+    )
+    assert config.hyper == ppo.Config(gamma=0.9, normalize_advantage=False, target_kl=0.01)
+    assert str(run.run_dir) == "x"
+
+
+@pytest.mark.parametrize("text", ["500000", "5e5", "500_000", "5E5"])
+def test_integers_may_be_written_like_people_write_them(text):
+    assert parse("--total-timesteps", text)[0].total_timesteps == 500_000
+
+
+@pytest.mark.parametrize("text", ["1.5", "1e-3", "many", "inf"])
+def test_what_is_no_integer_is_refused(text, capsys):
+    with pytest.raises(SystemExit) as stop:
+        parse("--num-envs", text)
+    assert stop.value.code == 2
+    assert "num-envs" in capsys.readouterr().err
+
+
+def test_defaults_preset_file_flags_in_this_order(tmp_path):
+    file = tmp_path / "a.toml"
+    file.write_text(
+        'env = "Pendulum-v1"\nnum-envs = 32\ngamma = 0.5\nhidden = [8]\nanneal_timesteps = inf\n'
+    )
+    config, _ = parse("--config", str(file), "--gamma", "0.6")
+    tuned, _ = parse("--env", "Pendulum-v1")
+    assert config.hyper.gamma == 0.6  # flag over file
+    assert (config.num_envs, config.hidden) == (32, (8,))  # file over preset
+    assert config.hyper.epochs == tuned.hyper.epochs != ppo.Config().epochs  # preset over default
+    assert config.hyper.anneal_timesteps == float("inf")
+
+
+def test_the_configuration_of_a_run_is_a_file_too(tmp_path):
+    config, _ = parse("--env", "Pendulum-v1", "--gamma", "0.123", "--anneal-timesteps", "inf")
+    (tmp_path / "config.json").write_text(json.dumps({"config": to_json(config)}))
+    assert parse("--config", str(tmp_path / "config.json"))[0] == config
+
+
+def test_a_preset_brings_its_environment():
+    assert parse("--preset", "pendulum")[0].env == "Pendulum-v1"
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("gamma = \nseed = 1", "is not valid TOML.*line 1"),
+        ("gama = 0.5", "unknown option 'gama'; did you mean gamma"),
+        ("gamma = 2.0", "gamma is 2.0; it must be"),
+        ("gamma = 'x'", "gamma is 'x'; it must be of type float"),
+    ],
+)
+def test_bad_files_are_refused(tmp_path, text, message):
+    (tmp_path / "a.toml").write_text(text)
+    with pytest.raises(ConfigError, match=message):
+        parse("--config", str(tmp_path / "a.toml"))
+
+
+def test_a_file_that_is_not_there():
+    with pytest.raises(ConfigError, match=r"cannot read nowhere.toml"):
+        parse("--config", "nowhere.toml")
+
+
+def test_help_documents_every_option_with_range_and_default(capsys):
+    with pytest.raises(SystemExit) as stop:
+        parse("--help")
+    assert stop.value.code == 0
+    text = " ".join(capsys.readouterr().out.split())
+    for name, field in options("ppo").items():
+        assert f"--{name.replace('_', '-')}" in text
+        assert field.metadata["doc"].split()[0] in text
+    assert ">= 0 and <= 1" in text  # gamma's range
+    assert "(default: 0.99)" in text
+
+
+def test_a_mistyped_flag_gets_a_hint(capsys):
+    with pytest.raises(SystemExit):
+        parse("--total-timestep", "5")
+    assert "total-timesteps" in capsys.readouterr().err
+
+
+def command(*arguments: object) -> subprocess.CompletedProcess:
+    words = [sys.executable, "-m", *map(str, arguments)]
+    return subprocess.run(words, capture_output=True, text=True, timeout=300, check=False)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("--env", "CartPole-v9"), "unknown environment 'CartPole-v9'; did you mean CartPole-v1"),
+        (("--preset", "cartpool"), "unknown preset 'cartpool'; did you mean cartpole"),
+        (("--algorithm", "popo"), "unknown algorithm 'popo'; did you mean ppo"),
+        (("--gamma", "nan"), "gamma is nan; it must be >= 0 and <= 1"),
+        (("--minibatches", "3"), "does not divide into 3 minibatches"),
+        (("--total-timesteps", "10"), "less than one rollout"),
+        (("--resume", "/nowhere"), "is not a run directory"),
+        (("--log-every", "0"), "log_every is 0; it must be >= 1"),
+    ],
+)
+def test_errors_are_one_line_and_exit_code_2(tmp_path, arguments, message, capsys, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(SystemExit) as stop:
+        cli.train([*arguments])
+    assert stop.value.code == 2
+    error = capsys.readouterr().err
+    assert message in error and len(error.strip().splitlines()) == 1
+    assert not list(tmp_path.iterdir())  # nothing was written
+
+
+SMALL = ("--num-envs", 4, "--num-steps", 16, "--total-timesteps", 640, "--hidden", 8)
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory):
+    path = tmp_path_factory.mktemp("runs") / "a"
+    result = command("ppo_jax.train", *SMALL, "--run-dir", path, "--eval-episodes", 8)
+    assert result.returncode == 0, result.stderr
+    assert "greedy" in result.stdout and "640" in result.stdout
+    return path
+
+
+def test_evaluate_reloads_the_agent(trained, tmp_path):
+    gif = tmp_path / "a.gif"
+    result = command("ppo_jax.evaluate", trained, "--episodes", 16, "--gif", gif)
+    assert result.returncode == 0, result.stderr
+    assert "95 % interval" in result.stdout and "16 greedy episodes" in result.stdout
+    from PIL import Image
+
+    with Image.open(gif) as image:
+        assert image.n_frames > 5
+    sampled = command(
+        "ppo_jax.evaluate", trained, "--episodes", 16, "--stochastic", "--checkpoint", "best"
+    )
+    assert "16 sampled episodes" in sampled.stdout
+
+
+def fails(capsys, entry, *arguments) -> str:
+    with pytest.raises(SystemExit) as stop:
+        entry([str(a) for a in arguments])
+    assert stop.value.code == 2
+    return capsys.readouterr().err
+
+
+def test_evaluate_refuses_what_is_not_there(trained, tmp_path, capsys):
+    assert "is not a run directory" in fails(capsys, cli.evaluate, tmp_path)
+    assert "there are: latest, best, 10" in fails(
+        capsys, cli.evaluate, trained, "--checkpoint", "99"
+    )
+    assert "--episodes is 0" in fails(capsys, cli.evaluate, trained, "--episodes", 0)
+
+
+def test_resume_refuses_another_configuration(trained, capsys):
+    error = fails(capsys, cli.train, "--resume", trained, "--gamma", 0.5, "--num-envs", 8)
+    assert "num_envs (was 4, given 8)" in error and "gamma (was 0.99, given 0.5)" in error
+    error = fails(capsys, cli.train, "--resume", trained, "--run-dir", "elsewhere")
+    assert "no --run-dir" in error
+    saved = (trained / "config.json").read_text()
+    error = fails(capsys, cli.train, "--resume", trained, "--total-timesteps", 128)
+    assert "already made 640 environment steps" in error
+    assert (trained / "config.json").read_text() == saved
+
+
+def test_resume_to_a_larger_total_stretches_the_annealing(trained):
+    result = command(
+        "ppo_jax.train", "--resume", trained, "--total-timesteps", 1280, "--eval-episodes", 0
+    )
+    assert result.returncode == 0, result.stderr
+    saved = json.loads((trained / "config.json").read_text())["config"]
+    assert saved["total_timesteps"] == 1280 and saved["anneal_timesteps"] == 1280.0
+
+
+def test_damaged_configurations_are_named(trained, tmp_path, capsys):
+    (tmp_path / "config.json").write_text("{")
+    assert "config.json is damaged" in fails(capsys, cli.train, "--resume", tmp_path)

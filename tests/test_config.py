@@ -1,0 +1,136 @@
+"""Configurations: flat and nested, split and merged, and refused with a sentence that helps."""
+
+import dataclasses
+import math
+
+import jax
+import pytest
+
+from ppo_jax import config as configs
+from ppo_jax.algorithms import ALGORITHMS, ppo
+from ppo_jax.config import ConfigError, TrainConfig
+from ppo_jax.envs import canonical
+from ppo_jax.presets import PRESETS
+
+
+def test_defaults_are_those_of_the_algorithm():
+    config = TrainConfig()
+    assert config.hyper == ppo.Config()
+    assert config.num_updates == config.total_timesteps // (config.num_envs * config.num_steps)
+
+
+def test_make_puts_flat_names_where_they_belong():
+    config = configs.make(env="Catch-bsuite", num_envs=8, gamma=0.5, hidden=(32,))
+    assert (config.env, config.num_envs, config.hidden) == ("Catch-bsuite", 8, (32,))
+    assert config.hyper.gamma == 0.5
+
+
+def test_flat_and_json_are_lossless():
+    config = configs.make(preset="none", anneal_timesteps=math.inf, target_kl=0.01)
+    assert configs.from_flat(configs.to_flat(config)) == config
+    assert configs.from_json(configs.to_json(config)) == config
+    assert configs.to_json(config)["anneal_timesteps"] == "inf"
+
+
+@pytest.mark.parametrize("name", PRESETS)
+def test_presets_are_valid_and_complete(name):
+    values = PRESETS[name]
+    assert values["algorithm"] in ALGORITHMS
+    assert canonical(values["env"]).endswith(values["env"])
+    config = configs.make(preset=name)
+    assert configs.make(env=values["env"], algorithm=values["algorithm"]) == config
+    assert config.num_updates > 1
+
+
+def test_presets_are_optional_and_overridden():
+    assert configs.make(preset="none") == TrainConfig()
+    tuned = configs.make(env="Pendulum-v1")
+    assert tuned != configs.make(preset="none", env="Pendulum-v1")
+    assert configs.make(env="Pendulum-v1", gamma=0.5).hyper.gamma == 0.5
+    assert configs.make(env="gymnax:Pendulum-v1").hyper == tuned.hyper
+
+
+def test_the_annealing_horizon_is_settled_by_the_length():
+    config = configs.make(preset="none", total_timesteps=10_000)
+    assert config.hyper.anneal_timesteps is None
+    assert configs.resolve(config).hyper.anneal_timesteps == 10_000.0
+    fixed = configs.make(preset="none", anneal_timesteps=5e5)
+    assert configs.resolve(fixed) == fixed
+
+
+def test_split_takes_the_floats_and_leaves_the_rest():
+    config = configs.make(preset="none", learning_rate=1e-3, target_kl=0.02)
+    static, floats = configs.split(config)
+    assert floats["learning_rate"] == 1e-3 and floats["target_kl"] == 0.02
+    assert "value_clip_eps" not in floats  # None: another program
+    assert configs.merge(static, floats) == configs.resolve(config)
+    assert static.num_envs == config.num_envs
+    other = configs.split(configs.make(preset="none", learning_rate=5e-3, target_kl=0.1))[0]
+    assert static == other and hash(static) == hash(other)
+    assert static != configs.split(configs.make(preset="none"))[0]
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ({"algorithm": "ppoo"}, "unknown algorithm 'ppoo'; did you mean ppo"),
+        ({"learning_rat": 1}, "unknown option 'learning_rat'; did you mean learning_rate"),
+        ({"gamma": 1.5}, "gamma is 1.5; it must be >= 0 and <= 1"),
+        ({"gamma": math.nan}, "gamma is nan"),
+        ({"learning_rate": -1e-3}, "learning_rate is -0.001; it must be >= 0"),
+        ({"learning_rate": "fast"}, "learning_rate is 'fast'; it must be of type float"),
+        ({"clip_eps": 0.0}, "clip_eps is 0.0; it must be > 0"),
+        ({"clip_eps": None}, "clip_eps is None"),
+        ({"target_kl": -1.0}, "target_kl is -1.0; it must be > 0"),
+        ({"num_envs": 0}, "num_envs is 0; it must be >= 1"),
+        ({"num_envs": 2.5}, "num_envs is 2.5; it must be of type int"),
+        ({"num_envs": True}, "num_envs is True; it must be of type int"),
+        ({"shared_torso": 1}, "shared_torso is 1; it must be of type bool"),
+        ({"hidden": (64, -1)}, r"hidden is \(64, -1\); it must be >= 1"),
+        ({"activation": "tan"}, "activation is 'tan'; it must be one of tanh, relu"),
+        ({"seed": -1}, "seed is -1; it must be >= 0"),
+        (
+            {"minibatches": 7},
+            r"4 x 128 = 512 does not divide into 7 minibatches; nearest that do: \[2, 4, 8\]",
+        ),
+        ({"total_timesteps": 100}, "total_timesteps is 100, less than one rollout .* = 512"),
+        ({"num_envs": 1, "num_steps": 4, "total_timesteps": 8}, "minibatches of a single row"),
+        ({"entropy_coef": -0.1}, "entropy_coef is -0.1; it must be >= 0"),
+        ({"max_grad_norm": 0.0}, "max_grad_norm is 0.0; it must be > 0"),
+    ],
+)
+def test_what_cannot_work_is_refused(values, message):
+    with pytest.raises(ConfigError, match=message):
+        configs.make(preset="none", **values)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"preset": "cartpol"}, "unknown preset 'cartpol'; did you mean cartpole"),
+        (
+            {"preset": "cartpole", "env": "Pendulum-v1"},
+            "preset 'cartpole' is for env CartPole-v1, not Pendulum-v1",
+        ),
+    ],
+)
+def test_presets_that_do_not_fit_are_refused(arguments, message):
+    with pytest.raises(ConfigError, match=message):
+        configs.make(**arguments)
+
+
+def test_a_config_of_another_algorithm_is_refused():
+    @dataclasses.dataclass(frozen=True)
+    class Other:
+        gamma: float = 0.9
+
+    with pytest.raises(ConfigError, match=r"needs ppo_jax.algorithms.ppo.Config"):
+        configs.check(TrainConfig(hyper=Other()))
+
+
+def test_tracers_are_not_looked_at():
+    def run(rate):
+        configs.check(TrainConfig(hyper=ppo.Config(learning_rate=rate)))
+        return rate
+
+    assert jax.jit(run)(0.1) == pytest.approx(0.1)

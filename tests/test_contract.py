@@ -1,0 +1,202 @@
+"""What holds for every algorithm of the registry, each on a discrete and a continuous task."""
+
+import dataclasses
+import functools
+
+import chex
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from ppo_jax import config as configs
+from ppo_jax.algorithms import ALGORITHMS
+from ppo_jax.runner import make_chunk
+from ppo_jax.train import build, make_train
+from ppo_jax.types import Algorithm, LearnerState, TrainState
+
+ENVIRONMENTS = ["CartPole-v1", "Pendulum-v1"]
+CASES = [(name, env) for name in ALGORITHMS for env in ENVIRONMENTS]
+contract = pytest.mark.parametrize(("algorithm", "env"), CASES)
+UPDATES = 6
+
+
+def small(algorithm: str, env: str, **changes):
+    return configs.make(
+        preset="none",
+        env=env,
+        algorithm=algorithm,
+        num_envs=4,
+        num_steps=32,
+        total_timesteps=UPDATES * 128,
+        normalize_obs=True,
+        normalize_reward=True,
+        hidden=(16,),
+        **changes,
+    )
+
+
+def raw(tree):
+    """Typed keys as their integers, so that trees compare by value."""
+    return jax.tree.map(
+        lambda x: jax.random.key_data(x) if jnp.issubdtype(x.dtype, jax.dtypes.prng_key) else x,
+        tree,
+    )
+
+
+def assert_equal(a, b):
+    chex.assert_trees_all_equal(raw(a), raw(b))
+
+
+@functools.cache
+def trained(algorithm: str, env: str):
+    return jax.jit(make_train(small(algorithm, env)))(jax.random.key(3))
+
+
+@contract
+def test_modules_export_config_and_make(algorithm, env):
+    module = ALGORITHMS[algorithm]
+    assert dataclasses.is_dataclass(module.Config) and module.__doc__
+    for field in dataclasses.fields(module.Config):
+        assert {"doc", "bounds"} <= field.metadata.keys(), field.name
+    assert isinstance(build(small(algorithm, env)).algorithm, Algorithm)
+
+
+@contract
+def test_a_run_is_finite_and_changes_everything(algorithm, env):
+    state, metrics = trained(algorithm, env)
+    start = build(small(algorithm, env)).init(jax.random.key(3))
+    assert isinstance(state, TrainState) and isinstance(state.learner, LearnerState)
+    assert state.update == UPDATES and state.learner.step > 0
+    moved = jax.tree.map(
+        lambda a, b: bool((a != b).any()), state.learner.params, start.learner.params
+    )
+    assert all(jax.tree.leaves(moved))
+    for name, value in metrics.items():
+        assert value.shape == (UPDATES,), name
+        if not name.startswith("episode_"):
+            assert np.isfinite(value).all(), name
+    assert metrics["reused_resets"].sum() == 0
+
+
+@contract
+def test_init_and_step_keep_structure_shapes_and_dtypes(algorithm, env):
+    program = build(small(algorithm, env))
+    before = jax.eval_shape(program.init, jax.random.key(0))
+    after = jax.eval_shape(program.step, before)[0]
+    assert jax.tree.structure(before) == jax.tree.structure(after)
+    for a, b in zip(jax.tree.leaves(before), jax.tree.leaves(after), strict=True):
+        assert (a.shape, a.dtype, a.weak_type) == (b.shape, b.dtype, b.weak_type)
+
+
+@contract
+def test_the_same_key_gives_the_same_run(algorithm, env):
+    assert_equal(
+        trained(algorithm, env), jax.jit(make_train(small(algorithm, env)))(jax.random.key(3))
+    )
+
+
+@contract
+def test_vmap_is_the_loop(algorithm, env):
+    """Over keys. Widths compile to different programs, so to rounding and for the first updates."""
+    config = dataclasses.replace(small(algorithm, env), total_timesteps=2 * 128)
+    keys = jax.random.split(jax.random.key(1), 3)
+    state, metrics = jax.jit(jax.vmap(make_train(config)))(keys)
+    for i, key in enumerate(keys):
+        one, one_metrics = jax.jit(make_train(config))(key)
+        chex.assert_trees_all_close(
+            jax.tree.map(lambda x, i=i: x[i], state.learner.params), one.learner.params, atol=2e-4
+        )
+        np.testing.assert_array_equal(metrics["episodes"][i], one_metrics["episodes"])
+
+
+@contract
+def test_lax_map_is_the_loop(algorithm, env):
+    config = dataclasses.replace(small(algorithm, env), total_timesteps=2 * 128)
+    keys = jax.random.split(jax.random.key(1), 2)
+    state, _ = jax.jit(lambda keys: jax.lax.map(make_train(config), keys))(keys)
+    one, _ = jax.jit(make_train(config))(keys[1])
+    chex.assert_trees_all_close(
+        jax.tree.map(lambda x: x[1], state.learner.params), one.learner.params, atol=1e-5
+    )
+
+
+@contract
+def test_chunks_are_the_whole(algorithm, env):
+    """Bit for bit, however the host cuts the run, and equal to `make_train` in one piece.
+
+    Where the floats are constants instead of arguments XLA folds them, which may move last bits.
+    """
+    config = configs.resolve(small(algorithm, env))
+    static, floats = configs.split(config)
+    program = build(config)
+    chunk = jax.jit(make_chunk(static, program.env))
+
+    def run(*counts):
+        state, kept = jax.jit(program.init)(jax.random.key(3)), []
+        for count in counts:
+            state, metrics = chunk(state, floats, jnp.int32(count))
+            kept.append(jax.tree.map(lambda x, c=count: np.asarray(x)[:c], metrics))
+        return state, jax.tree.map(lambda *x: np.concatenate(x), *kept)
+
+    whole = run(UPDATES)
+    assert_equal(whole, run(1, 2, UPDATES - 3))
+    in_one_piece = jax.jit(lambda floats, key: make_train(configs.merge(static, floats))(key))
+    assert_equal(whole, in_one_piece(floats, jax.random.key(3)))
+    chex.assert_trees_all_close(raw(whole), raw(trained(algorithm, env)), atol=1e-4, rtol=1e-4)
+
+
+@contract
+def test_floats_may_be_tracers(algorithm, env):
+    """One trace serves many learning rates, and gives what each gives alone."""
+    config = dataclasses.replace(small(algorithm, env), total_timesteps=128)
+    chex.clear_trace_counter()
+
+    @jax.jit
+    @chex.assert_max_traces(n=1)
+    def run(key, rate):
+        hyper = dataclasses.replace(config.hyper, learning_rate=rate)
+        return make_train(dataclasses.replace(config, hyper=hyper))(key)[0].learner.params
+
+    key = jax.random.key(0)
+    rates = jnp.array([1e-3, 3e-3])
+    found = [run(key, rate) for rate in rates]
+    together = jax.vmap(run, in_axes=(None, 0))(key, rates)
+    for i, rate in enumerate((1e-3, 3e-3)):
+        hyper = dataclasses.replace(config.hyper, learning_rate=rate)
+        alone = jax.jit(make_train(dataclasses.replace(config, hyper=hyper)))(key)[0].learner.params
+        chex.assert_trees_all_close(found[i], alone, atol=1e-5)
+        chex.assert_trees_all_close(jax.tree.map(lambda x, i=i: x[i], together), alone, atol=2e-4)
+
+
+@contract
+def test_every_float_is_traced_and_every_value_shares_a_program(algorithm, env):
+    config = configs.resolve(small(algorithm, env))
+    static, floats = configs.split(config)
+    other = {name: value * 0.9 if np.isfinite(value) else value for name, value in floats.items()}
+    assert hash(static) == hash(configs.split(configs.merge(static, other))[0])
+    assert configs.merge(static, floats) == config
+    assert {"learning_rate", "gamma"} <= floats.keys()
+    assert "num_envs" not in floats
+
+
+@contract
+def test_one_trace_per_function(algorithm, env):
+    """Stepping from the outside never traces twice: init and step agree in every type."""
+    program = build(small(algorithm, env))
+    chex.clear_trace_counter()
+    step = jax.jit(chex.assert_max_traces(n=1)(program.step))
+    state = jax.jit(program.init)(jax.random.key(0))
+    for _ in range(3):
+        state, _ = step(state)
+
+
+@contract
+def test_the_ratio_is_one_on_the_first_minibatch(algorithm, env):
+    """With a step of size zero nothing moves, so every log-probability must be the old one."""
+    program = build(small(algorithm, env, learning_rate=0.0))
+    state = jax.jit(program.init)(jax.random.key(0))
+    for _ in range(3):  # the second rollout on acts on normalised observations
+        state, metrics = jax.jit(program.step)(state)
+        if "approx_kl" in metrics:
+            assert abs(metrics["approx_kl"]) < 1e-6

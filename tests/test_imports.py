@@ -1,0 +1,119 @@
+"""The architecture: who may import whom, and what importing must not cost."""
+
+import ast
+import subprocess
+import sys
+from pathlib import Path
+
+import ppo_jax
+
+ROOT = Path(ppo_jax.__file__).parent
+# Data flow from left to right; a module imports only from its own layer's left.
+LAYERS = [
+    {"types"},
+    {"distributions", "envs", "advantages", "losses", "normalization", "sgd"},
+    {"networks", "rollout", "algorithms"},
+    {"presets"},
+    {"config"},
+    {"train"},
+    {"evaluate", "checkpoint", "report"},
+    {"run_directory"},
+    {"runner", "play"},
+    {"cli"},
+]
+# Within the first layers some modules build on a neighbour.
+NEIGHBOURS = {
+    "sgd": {"losses"},
+    "networks": {"distributions", "envs"},
+    "rollout": {"networks"},
+    "algorithms": {"algorithms"},
+    "envs": {"envs"},
+}
+ALGORITHM_IMPORTS = {"advantages", "losses", "sgd", "types", "distributions"}
+
+
+def imports_of(path: Path) -> set[str]:
+    """First-level ppo_jax modules imported at a file's top level or in functions; the lines under
+    `if __name__ == "__main__"` start a program and are not a dependency."""
+    tree = ast.parse(path.read_text())
+    tree.body = [
+        n for n in tree.body if not (isinstance(n, ast.If) and "__main__" in ast.unparse(n.test))
+    ]
+    found = set()
+    for node in ast.walk(tree):
+        if isinstance(node, ast.ImportFrom) and (node.module or "").split(".")[0] == "ppo_jax":
+            parts = node.module.split(".")
+            found |= {parts[1]} if len(parts) > 1 else {alias.name for alias in node.names}
+        elif isinstance(node, ast.Import):
+            found |= {a.name.split(".")[1] for a in node.names if a.name.startswith("ppo_jax.")}
+    return found
+
+
+def module_of(path: Path) -> str:
+    return path.relative_to(ROOT).parts[0].removesuffix(".py")
+
+
+def test_dependencies_follow_the_data():
+    rank = {name: i for i, layer in enumerate(LAYERS) for name in layer}
+    for path in ROOT.rglob("*.py"):
+        module = module_of(path)
+        if module == "__init__":
+            continue
+        assert module in rank, f"{module} is in no layer"
+        for imported in imports_of(path) - NEIGHBOURS.get(module, set()):
+            assert rank[imported] < rank[module], f"{path.name} imports {imported}"
+
+
+def test_an_algorithm_knows_only_the_mathematics():
+    for path in (ROOT / "algorithms").glob("*.py"):
+        if path.name != "__init__.py":
+            assert imports_of(path) <= ALGORITHM_IMPORTS, path.name
+
+
+def modules_after(statement: str) -> set[str]:
+    code = f"import sys; {statement}; print('\\n'.join(sys.modules))"
+    result = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, timeout=120, check=False
+    )
+    assert result.returncode == 0, result.stderr
+    return set(result.stdout.split())
+
+
+def test_plotting_libraries_are_not_imported_before_they_are_needed():
+    loaded = modules_after(
+        "import ppo_jax.cli, ppo_jax.runner, ppo_jax.envs; ppo_jax.envs.make('CartPole-v1')"
+    )
+    assert "gymnax" in loaded
+    assert not loaded & {"matplotlib", "pandas", "seaborn", "scipy", "IPython", "tensorboardX"}
+
+
+def test_the_library_does_not_import_the_command_line():
+    loaded = modules_after("import ppo_jax")
+    assert not loaded & {"tyro", "gymnax", "ppo_jax.runner", "ppo_jax.checkpoint"}
+
+
+def test_deferred_plotting_still_works():
+    """gymnax draws FourRooms with the matplotlib it did not import at first."""
+    modules_after(
+        "import jax, ppo_jax.envs as e; env = e.make('FourRooms-misc'); "
+        "e.render(env, env.reset(jax.random.key(0), env.params)[1]); "
+        "import matplotlib.pyplot as plt; assert plt.figure is not None"
+    )
+
+
+def test_public_definitions_have_docstrings():
+    for path in ROOT.rglob("*.py"):
+        tree = ast.parse(path.read_text())
+        assert ast.get_docstring(tree), path
+        for node in tree.body:
+            if isinstance(node, ast.FunctionDef | ast.ClassDef) and not node.name.startswith("_"):
+                assert ast.get_docstring(node), f"{path.name}: {node.name}"
+
+
+def test_functions_stay_short():
+    for path in ROOT.rglob("*.py"):
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.FunctionDef):
+                body = node.body[1:] if ast.get_docstring(node) else node.body
+                first = body[0].lineno if body else node.lineno
+                assert node.end_lineno - first < 60, f"{path.name}: {node.name}"

@@ -1,0 +1,75 @@
+"""Learning where the answer is known: a wrong sign, a lost mask, a shifted row would show."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import probe_envs
+from ppo_jax import config as configs
+from ppo_jax.algorithms import ALGORITHMS
+from ppo_jax.train import build, make_train
+
+learners = pytest.mark.parametrize("algorithm", list(ALGORITHMS))
+
+
+def learn(env, algorithm, steps=40_000, **changes):
+    options = {
+        "num_envs": 8,
+        "num_steps": 32,
+        "hidden": (16,),
+        "learning_rate": 5e-3,
+        "gamma": 0.9,
+        "total_timesteps": steps,
+    }
+    config = configs.make(preset="none", algorithm=algorithm, **options | changes)
+    state, metrics = jax.jit(make_train(config, env))(jax.random.key(0))
+    assert metrics["reused_resets"].sum() == 0
+    policy = build(config, env).policy
+    return lambda obs: policy.apply(state.learner.params, jnp.asarray(obs, jnp.float32))
+
+
+@learners
+def test_the_value_of_a_constant(algorithm):
+    policy = learn(probe_envs.ConstantReward(), algorithm)
+    np.testing.assert_allclose(policy([[0.0]])[1], [1.0], atol=0.05)
+
+
+@learners
+def test_the_value_depends_on_the_observation(algorithm):
+    policy = learn(probe_envs.RewardIsObservation(), algorithm)
+    np.testing.assert_allclose(policy([[1.0], [-1.0]])[1], [1.0, -1.0], atol=0.1)
+
+
+@learners
+def test_the_value_is_discounted(algorithm):
+    policy = learn(probe_envs.DelayedReward(), algorithm)
+    np.testing.assert_allclose(policy([[-1.0], [1.0]])[1], [0.9, 1.0], atol=0.05)
+
+
+@learners
+def test_the_better_action_is_found(algorithm):
+    dist, value = learn(probe_envs.RewardIsAction(), algorithm)([[0.0]])
+    assert np.exp(dist.log_prob(jnp.array([1])))[0] > 0.95
+    np.testing.assert_allclose(value, [1.0], atol=0.1)
+
+
+@learners
+def test_the_action_depends_on_the_observation(algorithm):
+    dist, value = learn(probe_envs.MatchObservation(), algorithm)([[1.0], [-1.0]])
+    assert (np.exp(dist.log_prob(jnp.array([1, 0]))) > 0.95).all()
+    np.testing.assert_allclose(value, [1.0, 1.0], atol=0.15)
+
+
+@learners
+def test_a_time_limit_does_not_end_the_future(algorithm):
+    """Rewards of 1 for ever: V = 1 / (1 − 0.9) = 10, though every episode is cut after 5 steps."""
+    policy = learn(probe_envs.TimeLimit(), algorithm, steps=100_000)
+    np.testing.assert_allclose(policy([[0.0]])[1], [10.0], atol=0.3)
+
+
+@pytest.mark.parametrize("squash", [False, True])
+@learners
+def test_a_continuous_action_finds_its_target(algorithm, squash):
+    dist, _ = learn(probe_envs.Target(), algorithm, squash=squash)([[0.0]])
+    np.testing.assert_allclose(dist.to_env(dist.mode()), [[0.5]], atol=0.1)

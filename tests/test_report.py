@@ -1,0 +1,65 @@
+"""Logs survive crashes, JSON has no NaN, figures are drawn whatever there is to draw."""
+
+import json
+
+import numpy as np
+
+from ppo_jax import report
+
+
+def row(update, episode_return=1.0):
+    return {
+        "update": update,
+        "env_step": update * 10,
+        "episodes": 2,
+        "episode_return": episode_return,
+    }
+
+
+def test_rows_are_numbers_or_null():
+    metrics = {"loss": np.array([0.5, np.nan], np.float32), "episodes": np.array([3, 0])}
+    rows = report.rows_of(metrics, first_update=4, steps_per_update=100, rate=123.456)
+    assert rows[0] == {
+        "update": 4,
+        "env_step": 400,
+        "loss": 0.5,
+        "episodes": 3,
+        "steps_per_second": 123.5,
+    }
+    assert rows[1]["loss"] is None and rows[1]["env_step"] == 500
+
+
+def test_a_log_goes_on_where_it_is_told(tmp_path):
+    path = tmp_path / "metrics.jsonl"
+    with report.MetricsLog(path, 0) as log:
+        log.write([row(1), row(2), row(3)])
+    with path.open("a") as file:
+        file.write('{"update": 4, "env_')  # cut off by a crash
+    with report.MetricsLog(path, 2) as log:
+        log.write([row(3, 9.0)])
+    assert [r["update"] for r in report.read_metrics(path)] == [1, 2, 3]
+    assert list(report.read_metrics(path))[-1]["episode_return"] == 9.0
+
+
+def test_lines_are_on_disk_after_each_write(tmp_path):
+    path = tmp_path / "metrics.jsonl"
+    with report.MetricsLog(path, 0) as log:
+        log.write([row(1)])
+        assert json.loads(path.read_text()) == row(1)
+
+
+def test_a_missing_log_is_empty(tmp_path):
+    assert list(report.read_metrics(tmp_path / "nothing")) == []
+
+
+def test_the_figure_is_drawn_with_and_without_episodes(tmp_path):
+    for name, rows in {"some": [row(i) for i in range(1, 200)], "none": [row(1, None)]}.items():
+        log, figure = tmp_path / f"{name}.jsonl", tmp_path / f"{name}.png"
+        log.write_text("".join(json.dumps(r) + "\n" for r in rows))
+        report.plot_learning_curve(log, "title", figure)
+        assert figure.read_bytes().startswith(b"\x89PNG")
+
+
+def test_versions_and_device_are_known():
+    assert report.versions().keys() >= {"python", "jax", "gymnax", "ppo_jax"}
+    assert report.device()

@@ -1,0 +1,242 @@
+"""What collect returns: the right rows, values of true successors, exact metrics and moments."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from ppo_jax import envs, normalization, rollout
+from ppo_jax.networks import make_policy
+from probe_envs import Counter, TimeLimit
+
+KEY = jax.random.key(0)
+STEPS, ENVS = 37, 6
+
+
+def setup(env, num_envs=ENVS, **options):
+    vector = envs.vectorize(env, num_envs, pool_size=num_envs * STEPS)
+    policy = make_policy(env.observation_space, env.action_space, hidden=(8,))
+    state = rollout.init(KEY, policy, vector, **options)
+    params = policy.init(jax.random.key(1), state.obs)
+    # A value function with large, distinct values, so that a wrong successor shows.
+    params["critic"]["head"]["kernel"] *= 100.0
+    collect = functools.partial(
+        rollout.collect, env=vector, policy=policy, num_steps=STEPS, gamma=0.9
+    )
+    return policy, params, state, jax.jit(collect)
+
+
+@pytest.mark.parametrize("time_limit", [3, None], ids=["few slots", "unknown limit"])
+def test_next_value_is_that_of_the_true_successor(time_limit):
+    """Counter truncates every second episode; its true final observation is (id, length)."""
+    policy, params, state, collect = setup(Counter(time_limit))
+    for i in range(3):
+        before = state
+        state, t = collect(jax.random.key(i), params, state)
+        np.testing.assert_array_equal(t.obs[0], before.obs)
+        final = t.obs + jnp.array([0.0, 1.0])  # what step would have shown without a reset
+        after = jnp.concatenate([t.obs[1:], state.obs[None]])
+        truncated = t.done & ~t.terminated
+        assert truncated.sum() > 5 and t.terminated.sum() > 5
+        successor = jnp.where(truncated[..., None], final, after)
+        expected = policy.apply(params, successor)[1]
+        alive = ~t.terminated  # where terminated, nothing reads it
+        np.testing.assert_allclose(t.next_value[alive], expected[alive], rtol=1e-4, atol=1e-4)
+        assert state.metrics["reused_resets"] == 0
+
+
+@pytest.mark.parametrize("shared", [False, True], ids=["critic afterwards", "critic in the loop"])
+def test_values_and_log_probs_are_those_of_the_policy(shared):
+    env = envs.make("CartPole-v1")
+    vector = envs.vectorize(env, ENVS)
+    policy = make_policy(env.observation_space, env.action_space, shared_torso=shared)
+    state = rollout.init(KEY, policy, vector)
+    params = policy.init(KEY, state.obs)
+    _, t = rollout.collect(
+        KEY, params, state, env=vector, policy=policy, num_steps=STEPS, gamma=0.9
+    )
+    dist, value = policy.apply(params, t.obs)
+    np.testing.assert_allclose(t.value, value, rtol=1e-4, atol=1e-5)
+    np.testing.assert_allclose(t.log_prob, dist.log_prob(t.action), rtol=1e-4, atol=1e-6)
+
+
+def test_rows_are_what_the_environment_did():
+    """Replay the actions by hand, one environment at a time."""
+    _, params, state, collect = setup(envs.make("CartPole-v1"))
+    env = envs.make("CartPole-v1")
+    _, t = collect(KEY, params, state)
+    for n in range(ENVS):
+        one = jax.tree.map(lambda x, n=n: x[n], state.env_state.env_state)
+        for i in range(STEPS):
+            np.testing.assert_allclose(t.obs[i, n], env.env.get_obs(one), rtol=1e-5, atol=1e-6)
+            _, one, reward, terminated, truncated, _ = env.step(
+                KEY, one, t.action[i, n], env.params
+            )
+            assert reward == t.reward[i, n]
+            assert bool(terminated) == bool(t.terminated[i, n])
+            if terminated | truncated:
+                break
+        else:
+            continue
+    assert t.terminated.any()
+    assert (t.weight == 1).all() and t.action.dtype == jnp.int32
+
+
+def test_metrics_are_those_of_the_finished_episodes():
+    """Counter's returns and lengths follow from the ids alone; episodes span rollouts."""
+    _, params, state, collect = setup(Counter())
+    lengths_so_far, returns_so_far = np.zeros(ENVS), np.zeros(ENVS)
+    for i in range(4):
+        state, t = collect(jax.random.key(i), params, state)
+        returns, lengths = [], []
+        for k in range(STEPS):
+            returns_so_far += np.asarray(t.reward[k])
+            lengths_so_far += 1
+            for n in np.flatnonzero(t.done[k]):
+                returns.append(returns_so_far[n])
+                lengths.append(lengths_so_far[n])
+                returns_so_far[n] = lengths_so_far[n] = 0
+        expected = {
+            "episodes": len(returns),
+            "episode_return": np.mean(returns),
+            "episode_return_std": np.std(returns),
+            "episode_return_min": np.min(returns),
+            "episode_return_max": np.max(returns),
+            "episode_length": np.mean(lengths),
+        }
+        for name, value in expected.items():
+            np.testing.assert_allclose(state.metrics[name], value, rtol=1e-4, err_msg=name)
+
+
+def test_no_finished_episode_is_nan_and_not_zero():
+    _, params, state, collect = setup(envs.make("Pendulum-v1"))
+    state, _ = collect(KEY, params, state)
+    assert state.metrics["episodes"] == 0
+    assert all(np.isnan(state.metrics[k]) for k in state.metrics if k.startswith("episode_"))
+
+
+def test_observations_are_normalised_by_frozen_moments():
+    policy, params, state, collect = setup(Counter(), normalize_obs=True)
+    reference = normalization.init((2,))
+    for i in range(3):
+        moments = state.moments.obs
+        state, t = collect(jax.random.key(i), params, state)
+        raw_mean = np.asarray(moments.mean), np.sqrt(np.asarray(moments.var) + 1e-8)
+        inside = np.abs(t.obs) < 9.99  # not clipped: can be undone
+        raw = np.asarray(t.obs) * raw_mean[1] + raw_mean[0]
+        if i:
+            assert inside.all()
+            reference = normalization.update(reference, jnp.asarray(raw))
+            np.testing.assert_allclose(state.moments.obs.mean, reference.mean, rtol=1e-3)
+            np.testing.assert_allclose(state.moments.obs.var, reference.var, rtol=1e-3)
+        else:  # the first rollout is seen raw, clipped at 10: take the moments as given
+            reference = state.moments.obs
+            assert reference.count == pytest.approx(STEPS * ENVS, rel=1e-3)
+        # The policy that learns sees what the policy that acted saw.
+        dist, value = policy.apply(params, t.obs)
+        np.testing.assert_allclose(t.log_prob, dist.log_prob(t.action), rtol=1e-4, atol=1e-5)
+        np.testing.assert_allclose(t.value, value, rtol=1e-3, atol=1e-3)
+
+
+def test_rewards_are_scaled_by_the_deviation_of_discounted_returns():
+    _, params, state, collect = setup(Counter(), normalize_reward=True)
+    _, _, plain, collect_plain = setup(Counter())
+    accumulated, seen = np.zeros(ENVS), []
+    for i in range(3):
+        state, t = collect(jax.random.key(i), params, state)
+        plain, raw = collect_plain(jax.random.key(i), params, plain)
+        for k in range(STEPS):
+            accumulated = accumulated * 0.9 + np.asarray(raw.reward[k])
+            seen.append(accumulated.copy())
+            accumulated[np.asarray(raw.done[k])] = 0
+        deviation = np.std(np.stack(seen))
+        np.testing.assert_allclose(np.sqrt(state.moments.reward.var), deviation, rtol=1e-3)
+        np.testing.assert_allclose(t.reward, np.asarray(raw.reward) / deviation, rtol=1e-3)
+        np.testing.assert_array_equal(
+            state.metrics["episode_return"], plain.metrics["episode_return"]
+        )
+
+
+def test_a_time_limit_shorter_than_the_rollout_fills_several_slots():
+    policy, params, state, collect = setup(TimeLimit())
+    state, t = collect(KEY, params, state)
+    assert (t.done.sum(0) == STEPS // 5).all() and not t.terminated.any()
+    np.testing.assert_allclose(t.next_value, t.value[0, 0], rtol=1e-5)  # all states look alike
+
+
+def test_flatten_steps_keeps_rows_together():
+    _, params, state, collect = setup(Counter())
+    _, t = collect(KEY, params, state)
+    flat = rollout.flatten_steps(t)
+    assert flat.obs.shape == (STEPS * ENVS, 2)
+    np.testing.assert_array_equal(flat.reward[ENVS + 2], t.reward[1, 2])
+    np.testing.assert_array_equal(flat.obs[ENVS + 2], t.obs[1, 2])
+
+
+class DummySteps:
+    """A vector environment that, like a host's NEXT_STEP one, wastes the step after an end."""
+
+    num_envs, time_limit = 2, None
+
+    def __init__(self):
+        env = Counter()
+        self.observation_space, self.action_space = env.observation_space, env.action_space
+
+    def reset(self, key):
+        return jnp.zeros((2, 2)), jnp.int32(0)
+
+    def step(self, key, state, action):
+        time = state + 1
+        obs = jnp.stack([jnp.full(2, time), jnp.arange(2)], axis=1).astype(jnp.float32)
+        done = jnp.broadcast_to(time % 4 == 3, (2,))
+        valid = jnp.broadcast_to(time % 4 != 0, (2,))
+        reward = jnp.where(valid, 1.0, 99.0)
+        info = {"final_observation": obs, "valid": valid}
+        return obs, time, reward, done, jnp.zeros(2, bool), info
+
+
+def test_the_step_after_a_dummy_starts_the_episode():
+    """A memory must be cleared once per episode, at its first real step."""
+    vector = DummySteps()
+    plain = make_policy(vector.observation_space, vector.action_space, hidden=(4,))
+    starts = []
+
+    def act(params, core, obs, start):
+        core = jnp.where(start, 0, core) + 1
+        return core, *plain.act(params, (), obs, start)[1:]
+
+    policy = plain._replace(init_core=lambda n: jnp.zeros(n, int), act=act, value=None)
+    state = rollout.init(KEY, policy, vector)
+    params = policy.init(KEY, state.obs)
+    for _ in range(12):
+        state, t = rollout.collect(
+            KEY, params, state, env=vector, policy=policy, num_steps=1, gamma=0.9
+        )
+        starts.append((int(state.core[0]), int(t.weight[0, 0])))
+    assert [core for core, weight in starts if weight] == [1, 2, 3] * 3
+
+
+def test_truncations_before_the_time_limit_are_counted():
+    """TimeLimit cuts every 5 steps; here it promises not to before 30."""
+    env = TimeLimit()
+    env.__dict__["time_limit"] = 30
+    policy, params, state, collect = setup(env)
+    assert state.metrics["lost_cuts"] == 0
+    state, t = collect(KEY, params, state)
+    slots = 1 + (STEPS - 1) // 30
+    assert state.metrics["lost_cuts"] == ENVS * (STEPS // 5 - slots) > 0
+
+
+def test_dummy_steps_have_no_weight_and_no_reward():
+    vector = DummySteps()
+    policy = make_policy(vector.observation_space, vector.action_space, hidden=(4,))
+    state = rollout.init(KEY, policy, vector)
+    params = policy.init(KEY, state.obs)
+    state, t = rollout.collect(
+        KEY, params, state, env=vector, policy=policy, num_steps=12, gamma=0.9
+    )
+    np.testing.assert_array_equal(t.weight[:, 0], [1, 1, 1, 0] * 3)
+    assert state.metrics["episodes"] == 6
+    assert state.metrics["episode_return"] == 3 and state.metrics["episode_length"] == 3

@@ -1,0 +1,289 @@
+"""Runs on disk: what they leave, stopped, killed and resumed."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+
+from ppo_jax import config as configs
+from ppo_jax.config import ConfigError
+from ppo_jax.play import load
+from ppo_jax.report import read_metrics
+from ppo_jax.run_directory import RunDirectory
+from ppo_jax.runner import Diverged, RunOptions, run
+
+SUMMARY = {
+    "env", "algorithm", "seed", "env_steps", "eval_return_mean", "eval_return_std",
+    "eval_episodes", "compile_seconds", "train_seconds", "env_steps_per_second", "device",
+    "versions",
+}  # fmt: skip
+METRICS = {
+    "update", "env_step", "episodes", "episode_return", "episode_length", "loss", "policy_loss",
+    "value_loss", "entropy", "approx_kl", "clip_fraction", "explained_variance", "learning_rate",
+    "steps_per_second",
+}  # fmt: skip
+
+
+def small(**changes):
+    return configs.make(
+        preset="none",
+        **{"num_envs": 4, "num_steps": 16, "total_timesteps": 640, "hidden": (8,)} | changes,
+    )
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory):
+    path = tmp_path_factory.mktemp("runs") / "a"
+    assert run(small(), RunOptions(run_dir=path, eval_episodes=8, tensorboard=True)) == 0
+    return path
+
+
+def rows(path: Path) -> list[dict]:
+    """metrics.jsonl without the one column that is a measurement of time."""
+    return [
+        {k: v for k, v in r.items() if k != "steps_per_second"}
+        for r in read_metrics(path / "metrics.jsonl")
+    ]
+
+
+def final_state(path: Path):
+    state = load(path)[2]
+    key = jax.random.key_data(state.key)
+    return jax.tree.map(np.asarray, state.replace(key=key))
+
+
+def assert_same_run(a: Path, b: Path) -> None:
+    jax.tree.map(np.testing.assert_array_equal, final_state(a), final_state(b))
+    assert rows(a) == rows(b)
+
+
+def test_a_run_leaves_what_is_promised(finished):
+    summary = json.loads((finished / "summary.json").read_text())
+    assert summary.keys() >= SUMMARY
+    assert summary["env_steps"] == 640 and summary["eval_episodes"] == 8
+    assert 8 <= summary["eval_return_mean"] <= 500
+    assert summary["versions"]["jax"] == jax.__version__
+    saved = json.loads((finished / "config.json").read_text())
+    assert saved["config"]["num_envs"] == 4 and saved["config"]["anneal_timesteps"] == 640.0
+    assert saved.keys() >= {"config", "versions", "device", "command"}
+    lines = list(read_metrics(finished / "metrics.jsonl"))
+    assert [r["update"] for r in lines] == list(range(1, 11))
+    assert [r["env_step"] for r in lines] == [64 * i for i in range(1, 11)]
+    assert all(r.keys() >= METRICS for r in lines)
+    assert (finished / "learning_curve.png").read_bytes().startswith(b"\x89PNG")
+    assert any((finished / "tensorboard").iterdir())
+    assert (finished / "checkpoints").is_dir()
+
+
+def test_no_finished_episode_is_null(tmp_path):
+    run(small(env="Pendulum-v1"), RunOptions(run_dir=tmp_path / "p", eval_episodes=0))
+    text = (tmp_path / "p" / "metrics.jsonl").read_text()
+    first = json.loads(text.splitlines()[0])
+    assert first["episodes"] == 0 and first["episode_return"] is None
+    assert "NaN" not in text
+
+
+def test_the_same_seed_gives_the_same_numbers_however_it_is_logged(tmp_path, finished):
+    options = RunOptions(run_dir=tmp_path / "b", eval_episodes=0, log_every=3, checkpoint_seconds=0)
+    run(small(), options)
+    expected = [r for r in rows(finished) if r["update"] % 3 == 0]
+    assert rows(tmp_path / "b") == expected
+    jax.tree.map(np.testing.assert_array_equal, final_state(finished), final_state(tmp_path / "b"))
+
+
+def test_a_finished_run_goes_on_to_a_larger_total(tmp_path):
+    horizon = {"anneal_timesteps": 1280.0}
+    whole, parts = tmp_path / "whole", tmp_path / "parts"
+    run(small(total_timesteps=1280, **horizon), RunOptions(run_dir=whole, eval_episodes=0))
+    run(small(total_timesteps=576, **horizon), RunOptions(run_dir=parts, eval_episodes=0))
+    run(small(total_timesteps=1280, **horizon), RunOptions(resume=parts, eval_episodes=0))
+    assert_same_run(whole, parts)
+    assert json.loads((parts / "summary.json").read_text())["env_steps"] == 1280
+
+
+def test_normalisation_resumes_too(tmp_path):
+    options = {
+        "normalize_obs": True,
+        "normalize_reward": True,
+        "env": "Pendulum-v1",
+        "anneal_timesteps": 1280.0,
+    }
+    whole, parts = tmp_path / "whole", tmp_path / "parts"
+    run(small(total_timesteps=1280, **options), RunOptions(run_dir=whole, eval_episodes=0))
+    run(small(total_timesteps=640, **options), RunOptions(run_dir=parts, eval_episodes=0))
+    run(small(total_timesteps=1280, **options), RunOptions(resume=parts, eval_episodes=0))
+    assert_same_run(whole, parts)
+
+
+def test_an_existing_run_is_not_touched(finished):
+    before = {p: p.stat().st_mtime_ns for p in finished.rglob("*")}
+    with pytest.raises(
+        ConfigError, match=r"already holds a run; continue it with --resume .* --overwrite"
+    ):
+        run(small(), RunOptions(run_dir=finished))
+    assert (
+        before
+        == {p: p.stat().st_mtime_ns for p in finished.rglob("*") if p in before}
+        | {finished / ".lock": before[finished / ".lock"]}
+        or (finished / "summary.json").stat().st_mtime_ns == before[finished / "summary.json"]
+    )
+
+
+def test_overwrite_replaces_it(tmp_path):
+    path = tmp_path / "a"
+    run(small(), RunOptions(run_dir=path, eval_episodes=0))
+    run(
+        small(seed=5, total_timesteps=128),
+        RunOptions(run_dir=path, eval_episodes=0, overwrite=True),
+    )
+    assert json.loads((path / "summary.json").read_text())["seed"] == 5
+    assert len(rows(path)) == 2
+
+
+def test_a_directory_in_use_is_refused(tmp_path):
+    with (
+        RunDirectory(tmp_path / "a"),
+        pytest.raises(ConfigError, match="in use by another process"),
+    ):
+        run(small(), RunOptions(run_dir=tmp_path / "a"))
+
+
+def test_a_directory_that_cannot_be_is_refused(tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(ConfigError, match="cannot write to run directory"):
+        run(small(), RunOptions(run_dir=tmp_path / "file" / "run"))
+
+
+def test_tensorboard_is_asked_for_before_compiling(tmp_path, monkeypatch):
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    with pytest.raises(ConfigError, match=r"pip install 'ppo_jax\[tensorboard\]'"):
+        run(small(), RunOptions(run_dir=tmp_path / "a", tensorboard=True))
+    assert not (tmp_path / "a").exists()
+
+
+def test_divergence_stops_the_run_and_keeps_what_was_good(tmp_path):
+    path = tmp_path / "a"
+    options = RunOptions(run_dir=path, eval_episodes=0)
+    run(small(total_timesteps=64, anneal_timesteps=float("inf")), options)
+    good = final_state(path)
+    # A step of this size throws the parameters beyond float32.
+    with pytest.raises(Diverged, match=r"is not finite at update \d+ .*learning rate too high"):
+        run(
+            small(learning_rate=1e38, max_grad_norm=float("inf"), anneal_timesteps=float("inf")),
+            RunOptions(run_dir=tmp_path / "b", eval_episodes=0),
+        )
+    assert not (tmp_path / "b" / "summary.json").exists()
+    jax.tree.map(np.testing.assert_array_equal, good, final_state(path))
+
+
+# --- processes ------------------------------------------------------------------------------
+
+LONG = ["--num-envs", "4", "--num-steps", "32", "--hidden", "8", "--total-timesteps", "2e6",
+        "--eval-episodes", "4", "--preset", "none"]  # fmt: skip
+
+
+def start(*arguments: object) -> subprocess.Popen:
+    command = [sys.executable, "-m", "ppo_jax.train", *map(str, arguments)]
+    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+
+
+def wait_for(condition, process: subprocess.Popen, seconds: float = 120) -> None:
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert process.poll() is None, process.communicate()[0]
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+
+
+def latest(path: Path) -> int:
+    return max((int(p.stem) for p in path.glob("checkpoints/*.json")), default=0)
+
+
+@pytest.fixture(scope="module")
+def uninterrupted(tmp_path_factory):
+    path = tmp_path_factory.mktemp("runs") / "whole"
+    process = start(*LONG, "--run-dir", path)
+    output = process.communicate(timeout=300)[0]
+    assert process.returncode == 0, output
+    return path
+
+
+def resume(path: Path) -> None:
+    process = start("--resume", path, "--eval-episodes", 4)
+    output = process.communicate(timeout=300)[0]
+    assert process.returncode == 0, output
+
+
+def test_kill_minus_nine_at_any_moment_leaves_a_resumable_run(tmp_path, uninterrupted):
+    """Killed while it saves after every chunk; also before the first checkpoint."""
+    path = tmp_path / "killed"
+    for more in (0, 1, 3):
+        arguments = (
+            ["--resume", path] if (path / "config.json").exists() else [*LONG, "--run-dir", path]
+        )
+        process = start(*arguments, "--checkpoint-seconds", 0)
+        newest = latest(path)
+        if more:
+            wait_for(lambda newest=newest: latest(path) > newest, process)
+            time.sleep(0.07 * more)
+        else:
+            wait_for((path / "config.json").exists, process)
+        process.send_signal(signal.SIGKILL)
+        process.wait()
+    resume(path)
+    assert_same_run(uninterrupted, path)
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_a_signal_finishes_the_chunk_saves_and_says_where(tmp_path, uninterrupted, number, code):
+    path = tmp_path / "stopped"
+    process = start(*LONG, "--run-dir", path)
+    wait_for(lambda: (path / "metrics.jsonl").exists() and rows(path), process)
+    process.send_signal(number)
+    output = process.communicate(timeout=60)[0]
+    assert process.returncode == code, output
+    assert f"--resume {path}" in output
+    summary = json.loads((path / "summary.json").read_text())
+    assert summary["status"] == f"stopped by {number.name}"
+    assert 0 < summary["env_steps"] < 2e6 and summary["eval_return_mean"] is None
+    assert rows(path)[-1]["env_step"] == summary["env_steps"]
+    resume(path)
+    assert_same_run(uninterrupted, path)
+
+
+def test_a_second_interrupt_stops_at_once(tmp_path):
+    """The first arrives while the program compiles, which nothing can hurry."""
+    path = tmp_path / "stopped"
+    process = start(*LONG, "--run-dir", path)
+    wait_for((path / "config.json").exists, process)
+    time.sleep(0.5)
+    process.send_signal(signal.SIGINT)
+    time.sleep(0.2)
+    process.send_signal(signal.SIGINT)
+    began = time.monotonic()
+    process.communicate(timeout=60)
+    assert process.returncode == 130 and time.monotonic() - began < 2
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs /dev/full")
+def test_a_full_disk_does_not_stop_training(tmp_path, monkeypatch):
+    """Checkpoints that cannot be written are reported; the last one is an error that says so."""
+    from ppo_jax.checkpoint import CheckpointError, Checkpoints
+
+    def full(*_):
+        raise OSError(28, os.strerror(28))
+
+    monkeypatch.setattr(Checkpoints, "save", full)
+    with (
+        pytest.warns(UserWarning, match=r"not saved \(.*No space left.*\); going on"),
+        pytest.raises(CheckpointError, match="final state could not be saved.*--resume"),
+    ):
+        run(small(), RunOptions(run_dir=tmp_path / "a", checkpoint_seconds=0))
+    assert len(rows(tmp_path / "a")) == 10
