@@ -37,7 +37,8 @@ def lock_file():
 
 
 def fingerprint(lock):
-    digest = hashlib.sha256(sys.version.encode())
+    # The place counts: the package is installed by reference to it.
+    digest = hashlib.sha256((sys.version + HERE).encode())
     for name in (lock, "pyproject.toml"):
         with open(os.path.join(HERE, name), "rb") as file:
             digest.update(file.read())
@@ -68,6 +69,9 @@ def installed(stamp, wanted):
 def main():
     if not (3, 11) <= sys.version_info[:2] < (3, 15):
         fail("Python 3.11 to 3.14 is needed; this is %s" % sys.version.split()[0])
+    if sys.argv[1:2] in (["-h"], ["--help"]):
+        print(__doc__)
+        return
     if len(sys.argv) < 2 or sys.argv[1] not in COMMANDS:
         fail("say one of: %s" % ", ".join(sorted(COMMANDS)))
     lock = lock_file()
@@ -80,4 +84,7 @@ def main():
 
 
 if __name__ == "__main__":
-    main()
+    try:
+        main()
+    except KeyboardInterrupt:
+        fail("interrupted; run it again to go on")

@@ -1,8 +1,9 @@
 """Saving and restoring one TrainState, bit for bit (Orbax, with digests of our own).
 
 Orbax writes a step atomically but keeps no digests: most single flipped bits would come back as
-wrong numbers. Each step therefore has a manifest of SHA-256 sums beside it, written last; a step
-without one, or which differs from it, counts as damaged and the one before it is used.
+wrong numbers. Each step therefore has a manifest of SHA-256 sums beside it, its own included,
+written last; a step without one, or which differs from it, counts as damaged and the one before it
+is used.
 """
 
 import hashlib
@@ -19,7 +20,8 @@ import orbax.checkpoint as ocp
 
 from ppo_jax.types import PyTree
 
-logging.getLogger("absl").setLevel(logging.ERROR)
+# Orbax logs what it then raises, too.
+logging.getLogger("absl").setLevel(logging.CRITICAL)
 
 
 class CheckpointError(RuntimeError):
@@ -63,25 +65,48 @@ class Checkpoints:
             OSError: the disk refused; earlier checkpoints are untouched.
         """
         self.discard(step)
+        try:
+            self._write(step, state, score)
+        except Exception as error:  # a full disk is a ValueError to Orbax
+            self.discard(step)
+            self.clean()
+            reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+            raise OSError(reason) from error
+        kept = {*self.steps()[-self.keep :], self.best()}
+        for old in set(self.steps()) - kept:
+            self.discard(old)
+
+    def _write(self, step: int, state: PyTree, score: float | None) -> None:
         with self._manager() as manager:
             arguments = ocp.args.Composite(state=ocp.args.StandardSave(_flatten(state)))
-            if not manager.save(step, args=arguments):
-                raise OSError(f"Orbax did not save step {step} in {self.directory}")
+            if not manager.save(step, args=arguments, force=True):
+                raise OSError(f"Orbax did not save step {step}")
         manifest = {
             "score": score,
             "identity": self.identity,
             "leaves": _describe(_flatten(state)),
             "files": _digests(self.directory / str(step)),
         }
-        write_json(self.directory / f"{step}.json", manifest)
-        kept = {*self.steps()[-self.keep :], self.best()}
-        for old in set(self.steps()) - kept:
-            self.discard(old)
+        path = self.directory / f"{step}.json"
+        write_json(path, manifest | {"sha256": _digest_of(manifest)})
 
     def discard(self, step: int) -> None:
         """Delete a checkpoint, its manifest first so that it never looks complete."""
-        (self.directory / f"{step}.json").unlink(missing_ok=True)
-        shutil.rmtree(self.directory / str(step), ignore_errors=True)
+        delete(self.directory / f"{step}.json")
+        delete(self.directory / str(step))
+
+    def orphans(self) -> list[int]:
+        """Steps without a manifest, oldest first: of a crash while saving, or deleted by hand."""
+        found = {int(p.name) for p in self.directory.glob("*") if p.is_dir() and p.name.isdigit()}
+        return sorted(found - set(self.steps()))
+
+    def clean(self, after: int | None = None) -> None:
+        """Delete what a crash while saving left behind, and all that is later than `after`."""
+        later = [s for s in self.steps() if after is not None and s > after]
+        for step in later + self.orphans():
+            self.discard(step)
+        for temporary in [*self.directory.glob("*-tmp*"), *self.directory.glob(".*.tmp")]:
+            delete(temporary)
 
     def restore(self, example: PyTree, step: int | None = None) -> tuple[int, PyTree]:
         """The latest checkpoint that is whole, or a given one.
@@ -120,18 +145,22 @@ class Checkpoints:
     def _manifest(self, step: int) -> dict[str, Any]:
         """What was written about a step; {} if that is damaged itself."""
         try:
-            return json.loads((self.directory / f"{step}.json").read_text())
-        except (OSError, ValueError):
+            manifest = json.loads((self.directory / f"{step}.json").read_text())
+            whole = manifest.pop("sha256") == _digest_of(manifest)
+        except (OSError, ValueError, KeyError, TypeError, AttributeError):
             return {}
+        return manifest if whole else {}
 
     def _damage(self, step: int) -> str | None:
         """What is wrong with a step's files, or None."""
         expected = self._manifest(step).get("files")
         if expected is None:
-            return "its manifest cannot be read"
+            return "its manifest is damaged"
         found = _digests(self.directory / str(step))
         wrong = sorted(n for n in expected if found.get(n) != expected[n])
-        return f"{', '.join(wrong)} missing or damaged" if wrong else None
+        if not wrong:
+            return None
+        return f"{len(wrong)} of {len(expected)} files missing or damaged ({wrong[0]})"
 
     def _check_identity(self, step: int, example: PyTree) -> None:
         manifest = self._manifest(step)
@@ -181,6 +210,18 @@ def write_json(path: Path, content: Any) -> None:
         file.flush()
         os.fsync(file.fileno())
     temporary.replace(path)
+
+
+def delete(path: Path) -> None:
+    """A file, a link or a directory, if it is there."""
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path, ignore_errors=True)
+    else:
+        path.unlink(missing_ok=True)
+
+
+def _digest_of(content: dict[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 
 
 def _flatten(tree: PyTree) -> dict[str, Any]:

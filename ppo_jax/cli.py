@@ -7,17 +7,32 @@ import argparse
 import dataclasses
 import sys
 import tomllib
+import warnings
 from collections.abc import Callable
 from pathlib import Path
-from typing import Annotated, Any, Literal, NoReturn
+from typing import Annotated, Any, Literal, NoReturn, get_origin
 
 import tyro
 
 from ppo_jax import config as configs
 from ppo_jax.config import ConfigError, TrainConfig
+from ppo_jax.presets import PRESETS
+from ppo_jax.runner import Diverged, RunOptions, run
 from ppo_jax.types import option
 
+PROGRAM = "python -m ppo_jax.train"
 FREE_ON_RESUME = ("total_timesteps", "anneal_timesteps")
+
+
+RUN_OPTIONS = {f.name: f for f in dataclasses.fields(RunOptions)}
+
+
+class _FirstPass(argparse.ArgumentParser):
+    """Finds the flags that the others depend on."""
+
+    def error(self, message: str) -> NoReturn:
+        """As any other bad input, without a usage of these few flags."""
+        raise ConfigError(f"{message}; see {PROGRAM} --help")
 
 
 def train(arguments: list[str] | None = None) -> NoReturn:
@@ -34,33 +49,35 @@ def _exit(command: Callable[[], int]) -> NoReturn:
     """Run a command; what a person can mend is one line and exit code 2, not a traceback."""
     from ppo_jax.checkpoint import CheckpointError
     from ppo_jax.envs import InvalidEnvironment, UnknownEnvironment
-    from ppo_jax.runner import Diverged
 
+    warnings.formatwarning = lambda message, *_, **__: f"warning: {message}\n"
     try:
         sys.exit(command())
     except (ConfigError, CheckpointError, InvalidEnvironment, UnknownEnvironment) as error:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(2)
-    except Diverged as error:
+    except (Diverged, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(1)
+    except KeyboardInterrupt:
+        sys.exit(130)
 
 
 def _train(arguments: list[str]) -> int:
-    from ppo_jax import runner
+    from ppo_jax.run_directory import read_run_options
 
     base, where = _base_config(arguments)
-    config, options = _parse(arguments, base)
+    kept = {} if where.resume is None else read_run_options(where.resume)
+    config, options = _parse(arguments, base, kept)
     if where.resume is not None:
         _refuse_changes(base, config)
-        config = _stretch_annealing(base, config)
     configs.check(config)
-    return runner.run(config, options)
+    return run(config, options)
 
 
 def _base_config(arguments: list[str]) -> tuple[TrainConfig, argparse.Namespace]:
     """What the flags modify: a saved run's configuration, or defaults, preset and file."""
-    first = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    first = _FirstPass(add_help=False, allow_abbrev=False)
     for name in ("env", "algorithm", "preset", "config"):
         first.add_argument(f"--{name}")
     first.add_argument("--resume", type=Path)
@@ -68,10 +85,15 @@ def _base_config(arguments: list[str]) -> tuple[TrainConfig, argparse.Namespace]
     if given.resume is not None:
         from ppo_jax.run_directory import read_config
 
+        if given.preset is not None or given.config is not None:
+            raise ConfigError("--resume goes on with its own values: no --preset, no --config")
         return read_config(given.resume), given
-    file = _read_file(Path(given.config)) if given.config else {}
-    env, algorithm = given.env or file.get("env"), given.algorithm or file.get("algorithm")
-    preset = configs.preset_values(given.preset or file.pop("preset", None), env, algorithm)
+    file = _read_file(Path(given.config)) if given.config is not None else {}
+    env = file.get("env") if given.env is None else given.env
+    algorithm = file.get("algorithm") if given.algorithm is None else given.algorithm
+    preset = file.pop("preset", None) if given.preset is None else given.preset
+    file.pop("preset", None)
+    preset = configs.preset_values(preset, env, algorithm)
     values = {**preset, **file}
     for name, value in (("env", given.env), ("algorithm", given.algorithm)):
         if value is not None:
@@ -82,29 +104,38 @@ def _base_config(arguments: list[str]) -> tuple[TrainConfig, argparse.Namespace]
 def _read_file(path: Path) -> dict[str, Any]:
     """A flat TOML file, hyphens in names as underscores; or the config.json of a run."""
     if path.suffix == ".json":
-        from ppo_jax.run_directory import read_config
+        from ppo_jax.run_directory import read_config_file
 
-        return configs.to_json(read_config(path.parent, path.name))
+        return configs.to_json(read_config_file(path))
     try:
         values = tomllib.loads(path.read_text())
     except OSError as error:
         raise ConfigError(f"cannot read {path}: {error.strerror}") from error
-    except tomllib.TOMLDecodeError as error:
+    except ValueError as error:
         raise ConfigError(f"{path} is not valid TOML: {error}") from error
-    return {name.replace("-", "_"): value for name, value in values.items()}
+    named: dict[str, Any] = {}
+    for given, value in values.items():
+        name = given.replace("-", "_")
+        if name in named:
+            raise ConfigError(f"{path} sets {name} twice")
+        if name in RUN_OPTIONS:
+            raise ConfigError(f"{path} sets {name}, which is a flag alone: it changes no number")
+        named[name] = value
+    return named
 
 
-def _parse(arguments: list[str], base: TrainConfig) -> tuple[TrainConfig, Any]:
-    """Flags on top of a configuration: (TrainConfig, RunOptions)."""
-    from ppo_jax.runner import RunOptions
-
+def _parse(
+    arguments: list[str], base: TrainConfig, kept: dict[str, Any]
+) -> tuple[TrainConfig, RunOptions]:
+    """Flags on top of a configuration and of the run options that a resumed run had."""
     flat = configs.to_flat(base)
     known = configs.options(base.algorithm)
+    presets = (*PRESETS, "none")
     selection = [
         (
             "preset",
             str | None,
-            option(None, "tuned values by name; default: the environment's own"),
+            option(None, "tuned values; default: the environment's own", choices=presets),
         ),
         (
             "config",
@@ -113,17 +144,15 @@ def _parse(arguments: list[str], base: TrainConfig) -> tuple[TrainConfig, Any]:
         ),
     ]
     fields = [(n, f, flat[n]) for n, f in known.items()]
-    fields += [(f.name, f, f.default) for f in dataclasses.fields(RunOptions)]
+    fields += [(n, f, kept.get(n, f.default)) for n, f in RUN_OPTIONS.items()]
     flags = dataclasses.make_dataclass(
         "Train",
         [(n, _flag_type(f), dataclasses.field(default=v)) for n, f, v in fields]
         + [(n, _documented(t, f), dataclasses.field(default=None)) for n, t, f in selection],
     )
     flags.__doc__ = "Train an agent and keep the run in a directory."
-    parsed: Any = tyro.cli(
-        flags, args=arguments, registry=_REGISTRY, prog="python -m ppo_jax.train"
-    )
-    run = {f.name: getattr(parsed, f.name) for f in dataclasses.fields(RunOptions)}
+    parsed: Any = tyro.cli(flags, args=arguments, registry=_REGISTRY, prog=PROGRAM)
+    run = {name: getattr(parsed, name) for name in RUN_OPTIONS}
     return configs.from_flat({n: getattr(parsed, n) for n in known}), RunOptions(**run)
 
 
@@ -133,8 +162,10 @@ def _flag_type(field: dataclasses.Field[Any]) -> Any:
 
 
 def _documented(kind: Any, field: Any) -> Any:
-    bounds = str(field.metadata["bounds"])
-    text = field.metadata["doc"] + (f"; {bounds}" if bounds and "one of" not in bounds else "")
+    bounds, shown = field.metadata["bounds"], get_origin(kind) is Literal
+    numeric = any(name in str(kind) for name in ("int", "float"))
+    says = numeric or (bounds.choices and not shown)
+    text = field.metadata["doc"] + (f"; {bounds}" if says else "")
     return Annotated[kind, tyro.conf.arg(help=text, help_behavior_hint=_hint)]
 
 
@@ -179,15 +210,6 @@ def _refuse_changes(saved: TrainConfig, wanted: TrainConfig) -> None:
             f"--resume continues the same run, but these differ: {listed}; leave them out, "
             "or start a new run"
         )
-
-
-def _stretch_annealing(saved: TrainConfig, wanted: TrainConfig) -> TrainConfig:
-    """A longer run anneals over its new length, if it did over the old and nothing else is said."""
-    old, new = (getattr(c.hyper, "anneal_timesteps", None) for c in (saved, wanted))
-    if old != new or old != float(saved.total_timesteps):
-        return wanted
-    hyper = dataclasses.replace(wanted.hyper, anneal_timesteps=float(wanted.total_timesteps))
-    return dataclasses.replace(wanted, hyper=hyper)
 
 
 def _evaluate(arguments: list[str]) -> int:

@@ -47,7 +47,8 @@ class TrainConfig:
     hyper: Any = None
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "hidden", tuple(self.hidden))
+        if isinstance(self.hidden, list):
+            object.__setattr__(self, "hidden", tuple(self.hidden))
         if self.hyper is None and self.algorithm in ALGORITHMS:
             object.__setattr__(self, "hyper", ALGORITHMS[self.algorithm].Config())
 
@@ -81,6 +82,9 @@ def preset_values(preset: str | None, env: str | None, algorithm: str | None) ->
     Raises:
         ConfigError: an unknown preset, or one of another environment or algorithm.
     """
+    for name, value in (("preset", preset), ("env", env), ("algorithm", algorithm)):
+        if not isinstance(value, str | None):
+            raise ConfigError(f"{name} is {value!r}; it must be of type str")
     if preset == "none":
         return {}
     if preset is None:
@@ -105,6 +109,8 @@ def options(algorithm: str) -> dict[str, dataclasses.Field[Any]]:
     Raises:
         ConfigError: an unknown algorithm.
     """
+    if not isinstance(algorithm, str):
+        raise ConfigError(f"algorithm is {algorithm!r}; it must be of type str")
     if algorithm not in ALGORITHMS:
         raise ConfigError(f"unknown algorithm {algorithm!r}; {did_you_mean(algorithm, ALGORITHMS)}")
     own = [f for f in dataclasses.fields(TrainConfig) if f.name != "hyper"]
@@ -131,6 +137,7 @@ def from_flat(values: dict[str, Any]) -> TrainConfig:
     for name in values:
         if name not in known:
             raise ConfigError(f"unknown option {name!r}; {did_you_mean(name, known)}")
+    values = {name: _as_float(known[name], value) for name, value in values.items()}
     own = {f.name for f in dataclasses.fields(TrainConfig)}
     hyper = {k: v for k, v in values.items() if k not in own}
     return TrainConfig(
@@ -141,7 +148,7 @@ def from_flat(values: dict[str, Any]) -> TrainConfig:
 
 def to_json(config: TrainConfig) -> dict[str, Any]:
     """`to_flat` in JSON's types; an infinite number is the string "inf"."""
-    return {k: str(v) if v in (math.inf, -math.inf) else v for k, v in to_flat(config).items()}
+    return {k: _plain(v) for k, v in to_flat(config).items()}
 
 
 def from_json(values: dict[str, Any]) -> TrainConfig:
@@ -151,10 +158,7 @@ def from_json(values: dict[str, Any]) -> TrainConfig:
         ConfigError: an unknown name or a value out of its range.
     """
     known = options(values.get("algorithm", TrainConfig.algorithm))
-    values = {k: tuple(v) if isinstance(v, list) else v for k, v in values.items()}
-    for name in values.keys() & known.keys():
-        if values[name] in ("inf", "-inf") and _is_float(known[name]):
-            values[name] = float(values[name])
+    values = {k: _from_text(known[k], v) if k in known else v for k, v in values.items()}
     config = from_flat(values)
     check(config)
     return config
@@ -169,6 +173,8 @@ def resolve(config: TrainConfig) -> TrainConfig:
 
 
 TRACED = "traced"
+# Updates are counted in int32.
+MAX_UPDATES = 2**31 - 1
 
 
 def split(config: TrainConfig) -> tuple[TrainConfig, dict[str, Any]]:
@@ -228,7 +234,10 @@ def _check_option(field: dataclasses.Field[Any], value: Any) -> None:
     kind = field.type.__name__ if type(field.type) is type else str(field.type)
     if value is None and "None" in kind:
         return
-    for item in value if isinstance(value, tuple) else (value,):
+    several = "tuple" in kind
+    if several and not isinstance(value, tuple):
+        raise ConfigError(f"{field.name} is {value!r}; it must be of type {kind}")
+    for item in value if several else (value,):
         if not _is_of(kind, item):
             raise ConfigError(f"{field.name} is {value!r}; it must be of type {kind}")
         if not bounds.admits(item):
@@ -254,10 +263,15 @@ def _check_sizes(config: TrainConfig) -> None:
             f"total_timesteps is {config.total_timesteps}, less than one rollout of num_envs x "
             f"num_steps = {config.num_envs} x {config.num_steps} = {rollout}"
         )
+    if config.num_updates > MAX_UPDATES:
+        raise ConfigError(
+            f"total_timesteps is {config.total_timesteps:.3g}, or {config.num_updates:.3g} "
+            f"rollouts; it must be at most {MAX_UPDATES * rollout}"
+        )
     minibatches = getattr(config.hyper, "minibatches", 1)
     if rollout % minibatches:
-        divisors = [d for d in range(1, rollout + 1) if rollout % d == 0]
-        near = sorted(divisors, key=lambda d: abs(d - minibatches))
+        small = [d for d in range(1, math.isqrt(rollout) + 1) if rollout % d == 0]
+        near = sorted({*small, *(rollout // d for d in small)}, key=lambda d: abs(d - minibatches))
         raise ConfigError(
             f"num_envs x num_steps = {config.num_envs} x {config.num_steps} = {rollout} does not "
             f"divide into {minibatches} minibatches; nearest that do: {sorted(near[:3])}"
@@ -271,6 +285,34 @@ def _check_sizes(config: TrainConfig) -> None:
 
 def _is_float(field: dataclasses.Field[Any]) -> bool:
     return "float" in str(field.type)
+
+
+def _as_float(field: dataclasses.Field[Any], value: Any) -> Any:
+    """Whole numbers given for floats as floats: a large one would overflow an int32 argument."""
+    if not _is_float(field) or isinstance(value, bool) or not isinstance(value, int):
+        return value
+    try:
+        return float(value)
+    except OverflowError as error:
+        raise ConfigError(f"{field.name} is {value}; it must be finite") from error
+
+
+def _plain(value: Any) -> Any:
+    """In JSON's types: numpy's numbers as Python's, infinities as text."""
+    value = value.item() if getattr(value, "shape", None) == () else value
+    return str(value) if value in (math.inf, -math.inf) else value
+
+
+def _from_text(field: dataclasses.Field[Any], value: Any) -> Any:
+    """A value as JSON or TOML have it: lists for tuples, "inf", 5e5 for a whole number."""
+    kind = str(field.type)
+    if isinstance(value, list) and "tuple" in kind:
+        return tuple(value)
+    if isinstance(value, str) and value in ("inf", "-inf") and _is_float(field):
+        return float(value)
+    whole = isinstance(value, float) and value.is_integer()
+    is_count = field.type is int or kind == "int | None"
+    return int(value) if whole and is_count else value
 
 
 def _same_env(bare: str, name: str) -> bool:

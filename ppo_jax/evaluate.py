@@ -99,7 +99,7 @@ def record(
     *,
     env: Env,
     policy: Policy,
-    max_steps: int = 500,
+    max_steps: int = 1000,
     greedy: bool = True,
 ) -> list[np.ndarray]:
     """Pictures of one episode, drawn by the environment.

@@ -5,6 +5,7 @@ from pathlib import Path
 import jax
 import numpy as np
 
+from ppo_jax import report
 from ppo_jax.config import ConfigError, TrainConfig
 from ppo_jax.evaluate import confidence_interval, evaluate, record, save_gif
 from ppo_jax.run_directory import checkpoints_of, read_config
@@ -61,8 +62,7 @@ def play(
     Returns:
         Exit code 0.
     """
-    if episodes < 1:
-        raise ConfigError(f"--episodes is {episodes}; it must be >= 1")
+    _check(episodes, seed, gif)
     config, program, state = load(run, checkpoint)
     agent = {
         "params": state.learner.params,
@@ -75,13 +75,28 @@ def play(
     result = evaluate(key, **agent, episodes=episodes)
     returns = np.asarray(result.episode_return)
     low, high = confidence_interval(returns)
-    print(
-        f"{config.env}: return {returns.mean():.2f}, 95 % interval [{low:.2f}, {high:.2f}], "
+    interval = f"95 % interval [{low:.2f}, {high:.2f}], " if episodes > 1 else ""
+    report.say(
+        f"{config.env}: return {returns.mean():.2f}, {interval}"
         f"std {returns.std():.2f}, min {returns.min():.2f}, max {returns.max():.2f}, "
         f"{episodes} {'sampled' if stochastic else 'greedy'} episodes, "
         f"mean length {np.mean(result.episode_length):.1f}"
     )
     if gif is not None:
         save_gif(record(key, **agent), gif)
-        print(f"wrote {gif}")
+        report.say(f"wrote {gif}")
     return 0
+
+
+def _check(episodes: int, seed: int, gif: Path | None) -> None:
+    """Refuse what would fail only after playing."""
+    if episodes < 1:
+        raise ConfigError(f"--episodes is {episodes}; it must be >= 1")
+    if not 0 <= seed < 2**32:
+        raise ConfigError(f"--seed is {seed}; it must be >= 0 and < 2**32")
+    if gif is None:
+        return
+    if gif.suffix.lower() != ".gif":
+        raise ConfigError(f"--gif is {gif}; its name must end in .gif")
+    if not gif.absolute().parent.is_dir():
+        raise ConfigError(f"--gif is {gif}; there is no directory {gif.absolute().parent}")

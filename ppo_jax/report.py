@@ -3,10 +3,13 @@
 import importlib.metadata
 import json
 import math
+import os
 import platform
 import sys
-from collections.abc import Iterable, Iterator
-from contextlib import AbstractContextManager, nullcontext
+import time
+import warnings
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, nullcontext, suppress
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +18,8 @@ import numpy as np
 from rich.console import Console
 from rich.table import Table
 
+# Where there is no terminal, a line of progress at least this often.
+LINE_SECONDS = 60.0
 PACKAGES = ("ppo_jax", "jax", "jaxlib", "flax", "optax", "gymnax", "numpy", "orbax-checkpoint")
 
 
@@ -42,53 +47,64 @@ class MetricsLog:
     Args:
         path: of the file.
         resume_at: lines of later updates are dropped, for they will be made again; 0 starts anew.
+        steps_per_update: environment steps of one rollout.
         tensorboard: directory for TensorBoard events too, or None.
     """
 
-    def __init__(self, path: Path, resume_at: int, tensorboard: Path | None = None) -> None:
+    def __init__(
+        self, path: Path, resume_at: int, steps_per_update: int, tensorboard: Path | None = None
+    ) -> None:
         temporary = path.with_name(f".{path.name}.tmp")
         with temporary.open("w") as kept:
             rows = (row for row in read_metrics(path) if row["update"] <= resume_at)
             kept.writelines(json.dumps(row) + "\n" for row in rows)
         temporary.replace(path)
         self._file = path.open("a")
-        self._events = _event_writer(tensorboard) if tensorboard else None
+        # Events after it are of updates that will be made again.
+        first_step = (resume_at + 1) * steps_per_update
+        self._events = _event_writer(tensorboard, first_step) if tensorboard else None
 
-    def write(self, rows: Iterable[dict[str, Any]]) -> None:
-        """Append rows and hand them to the operating system."""
-        for row in rows:
-            self._file.write(json.dumps(row, allow_nan=False) + "\n")
-            if self._events:
+    def write(self, rows: list[dict[str, Any]]) -> None:
+        """Append rows and hand them to the operating system; a full disk is no reason to stop."""
+        try:
+            self._file.writelines(json.dumps(row, allow_nan=False) + "\n" for row in rows)
+            self._file.flush()
+        except OSError as error:
+            warnings.warn(f"metrics.jsonl cannot be written: {error}", stacklevel=1)
+        if self._events:
+            for row in rows:
                 for name, value in row.items():
                     if value is not None:
                         self._events.add_scalar(name, value, row["env_step"])
-        self._file.flush()
 
     def __enter__(self) -> "MetricsLog":
         return self
 
     def __exit__(self, *_: object) -> None:
-        self._file.close()
+        with suppress(OSError):
+            self._file.close()
         if self._events:
             self._events.close()
 
 
-def _event_writer(directory: Path) -> Any:
+def _event_writer(directory: Path, first_step: int) -> Any:
     from tensorboardX import SummaryWriter
 
-    return SummaryWriter(str(directory))
+    return SummaryWriter(str(directory), purge_step=first_step)
 
 
 def read_metrics(path: Path) -> Iterator[dict[str, Any]]:
-    """The rows of a metrics.jsonl; a line cut off by a crash ends the file."""
+    """The rows of a metrics.jsonl; lines that a crash cut off are passed over."""
     if not path.exists():
         return
-    with path.open() as file:
+    with path.open(errors="replace") as file:
         for line in file:
             try:
-                yield json.loads(line)
+                row = json.loads(line)
             except ValueError:
-                return
+                continue
+            if isinstance(row, dict) and {"update", "env_step"} <= row.keys():
+                yield row
 
 
 def rows_of(
@@ -128,7 +144,7 @@ def plot_learning_curve(metrics: Path, title: str, path: Path) -> None:
 
     # Three numbers of each row, not the rows: a long run's log is larger than its agent.
     names = ("env_step", "episodes", "episode_return")
-    rows = (r for r in read_metrics(metrics) if r["episodes"])
+    rows = (r for r in read_metrics(metrics) if r.get("episodes"))
     table = np.array([[r[n] for n in names] for r in rows], float).reshape(-1, 3)
     step, episodes, returns = table.T
     figure = Figure(figsize=(7, 4), layout="constrained")
@@ -153,7 +169,7 @@ def print_table(summary: dict[str, Any], run_dir: Path) -> None:
     """The result of a run as one table."""
     table = Table(title=f"{summary['algorithm']} on {summary['env']}", show_header=False)
     table.add_column(style="bold")
-    table.add_column()
+    table.add_column(overflow="fold")
     mean, std = summary["eval_return_mean"], summary["eval_return_std"]
     if mean is not None:
         spread = f"{mean:.2f} ± {std:.2f} over {summary['eval_episodes']} episodes, greedy"
@@ -168,7 +184,26 @@ def print_table(summary: dict[str, Any], run_dir: Path) -> None:
     )
     table.add_row("device", summary["device"])
     table.add_row("run directory", str(run_dir))
-    Console().print(table)
+    say(table)
+
+
+def say(what: Any) -> None:
+    """Print to stdout; a reader that went away (`| head`) or a full disk ends the talk alone."""
+    try:
+        if isinstance(what, str):
+            print(what, flush=True)
+        else:
+            Console().print(what)
+            sys.stdout.flush()
+    except OSError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
+def show_cursor() -> None:
+    """Undo what a live display did to the terminal, for an exit that skips everything else."""
+    if sys.stderr.isatty():
+        sys.stderr.write("\x1b[?25h\n")
+        sys.stderr.flush()
 
 
 def status(text: str) -> AbstractContextManager[Any]:
@@ -184,6 +219,7 @@ class Progress:
 
         self._live = sys.stderr.isatty()
         self._total, self._printed, self._return = total, done, "-"
+        self._printed_at = time.monotonic()
         columns = (
             BarColumn(),
             TextColumn("{task.completed:,.0f} / {task.total:,.0f} steps"),
@@ -212,6 +248,7 @@ class Progress:
         step, rate = rows[-1]["env_step"], f"{rows[-1]['steps_per_second']:,.0f}"
         self._progress.update(self._task, completed=step, episode_return=self._return, rate=rate)
         due = step - self._printed >= self._total / 10 or step == self._total
-        if due and not self._live:
-            self._printed = step
-            print(f"{step:>12,} steps   return {self._return:>8}   {rate} steps/s", flush=True)
+        now = time.monotonic()
+        if not self._live and (due or now - self._printed_at >= LINE_SECONDS):
+            self._printed, self._printed_at = step, now
+            say(f"{step:>12,} steps   return {self._return:>8}   {rate} steps/s")

@@ -2,14 +2,25 @@
 
 import fcntl
 import json
-import shutil
 import sys
 from pathlib import Path
+from typing import Any
 
 from ppo_jax import config as configs
 from ppo_jax import report
-from ppo_jax.checkpoint import Checkpoints, write_json
+from ppo_jax.checkpoint import Checkpoints, delete, write_json
 from ppo_jax.config import ConfigError, TrainConfig
+
+# All that a run writes: nothing else is ever deleted.
+_OWN_HIDDEN = (".lock", ".config.json.tmp", ".summary.json.tmp", ".metrics.jsonl.tmp")
+CONTENTS = (
+    "config.json",
+    "metrics.jsonl",
+    "summary.json",
+    "learning_curve.png",
+    "tensorboard",
+    "checkpoints",
+)
 
 
 class RunDirectory:
@@ -19,17 +30,25 @@ class RunDirectory:
         path: created if it does not exist.
 
     Raises:
-        ConfigError: it cannot be written to, or another process is using it.
+        ConfigError: it holds something else than a run, it cannot be written to, or another
+            process is using it.
     """
 
     def __init__(self, path: Path) -> None:
         self.path = path
         try:
             path.mkdir(parents=True, exist_ok=True)
+            foreign = sorted({p.name for p in path.iterdir()} - {*CONTENTS, *_OWN_HIDDEN})
+            if foreign and not (path / "config.json").exists():
+                raise ConfigError(
+                    f"directory {path.absolute()} is not a run and not empty (it has "
+                    f"{foreign[0]}); choose another --run-dir"
+                )
             self._lock = (path / ".lock").open("w")
         except OSError as error:
             raise ConfigError(
-                f"cannot write to run directory {path} ({error.strerror}); choose another --run-dir"
+                f"cannot write to run directory {path} ({error.strerror}); it has to be a "
+                "directory that you may write to"
             ) from error
         try:
             fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -38,8 +57,8 @@ class RunDirectory:
 
     @property
     def used(self) -> bool:
-        """Whether there is a run in it."""
-        return any(p.name != ".lock" for p in self.path.iterdir())
+        """Whether there is a run in it, or what is left of one."""
+        return any((self.path / name).exists() for name in CONTENTS)
 
     def __enter__(self) -> "RunDirectory":
         return self
@@ -48,39 +67,60 @@ class RunDirectory:
         self._lock.close()
 
     def clear(self) -> None:
-        """Delete the run in it."""
-        for entry in self.path.iterdir():
-            if entry.is_dir():
-                shutil.rmtree(entry)
-            elif entry.name != ".lock":
-                entry.unlink()
+        """Delete the run in it; config.json last, so that it stays a run until it is gone."""
+        for name in (*CONTENTS[1:], *CONTENTS[:1]):
+            delete(self.path / name)
 
 
-def read_config(run_dir: Path, name: str = "config.json") -> TrainConfig:
+def read_config(run_dir: Path) -> TrainConfig:
     """The configuration of a run.
 
     Raises:
         ConfigError: the directory is not a run, or its config.json is damaged.
     """
-    path = run_dir / name
-    try:
-        values = json.loads(path.read_text())["config"]
-    except FileNotFoundError as error:
-        raise ConfigError(f"{run_dir} is not a run directory: it has no {name}") from error
-    except (ValueError, KeyError, TypeError) as error:
-        raise ConfigError(f"{path} is damaged: {error}") from error
-    return configs.from_json(values)
+    if not (run_dir / "config.json").is_file():
+        raise ConfigError(f"{run_dir} is not a run directory: it has no config.json")
+    return read_config_file(run_dir / "config.json")
 
 
-def write_config(config: TrainConfig, run_dir: Path) -> None:
+def read_config_file(path: Path) -> TrainConfig:
+    """The configuration in a config.json, wherever it is.
+
+    Raises:
+        ConfigError: it cannot be read, or is damaged.
+    """
+    return configs.from_json(_section(path, "config"))
+
+
+def read_run_options(run_dir: Path) -> dict[str, Any]:
+    """The run options that the run was started with; they hold until others are given."""
+    return _section(run_dir / "config.json", "run")
+
+
+def write_config(config: TrainConfig, run_options: dict[str, Any], run_dir: Path) -> None:
     """config.json: everything needed to repeat the run."""
+    path = run_dir / "config.json"
+    earlier = json.loads(path.read_text()).get("commands", []) if path.exists() else []
     content = {
         "config": configs.to_json(config),
+        "run": run_options,
         "versions": report.versions(),
         "device": report.device(),
-        "command": sys.argv,
+        "commands": [*earlier, sys.argv],
     }
-    write_json(run_dir / "config.json", content)
+    write_json(path, content)
+
+
+def _section(path: Path, name: str) -> dict[str, Any]:
+    try:
+        section = json.loads(path.read_text())[name]
+    except OSError as error:
+        raise ConfigError(f"cannot read {path}: {error.strerror}") from error
+    except (ValueError, KeyError, TypeError) as error:
+        raise ConfigError(f"{path} is damaged: {error!r}") from error
+    if not isinstance(section, dict):
+        raise ConfigError(f"{path} is damaged: {name!r} is {section!r}")
+    return section
 
 
 def checkpoints_of(run_dir: Path, config: TrainConfig) -> Checkpoints:

@@ -6,8 +6,11 @@ loops over chunks of at most a few seconds, and looks after all that in between.
 
 import dataclasses
 import importlib.util
+import json
 import os
+import shlex
 import signal
+import sys
 import time
 import warnings
 from collections.abc import Callable
@@ -77,6 +80,7 @@ class Signals:
 
     def _handle(self, number: int, frame: FrameType | None) -> None:
         if self.received is not None and number == signal.SIGINT:
+            report.show_cursor()
             os._exit(128 + number)
         self.received = number
 
@@ -128,14 +132,20 @@ def run(config: TrainConfig, options: RunOptions) -> int:
     configs.check_options(options)
     if options.tensorboard and not importlib.util.find_spec("tensorboardX"):
         raise ConfigError("--tensorboard needs tensorboardX: pip install 'ppo_jax[tensorboard]'")
-    config = configs.resolve(config)
     program = build(config)
     with _open(config, options) as directory, Signals() as signals:
         with report.status("compiling"):
             session = _Session(config, options, program, directory.path, signals)
-        write_config(config, directory.path)
+        if options.resume is not None:
+            write_config(config, kept_options(options), directory.path)
         session.train()
         return session.finish()
+
+
+def kept_options(options: RunOptions) -> dict[str, Any]:
+    """Those that a resumed run goes on with unless it is given others."""
+    where = ("run_dir", "resume", "overwrite")
+    return {k: v for k, v in dataclasses.asdict(options).items() if k not in where}
 
 
 def _open(config: TrainConfig, options: RunOptions) -> RunDirectory:
@@ -144,17 +154,25 @@ def _open(config: TrainConfig, options: RunOptions) -> RunDirectory:
         if options.run_dir is not None or options.overwrite:
             raise ConfigError("--resume goes on in its own directory: no --run-dir, no --overwrite")
         return RunDirectory(options.resume)
-    stamp = time.strftime("%Y%m%d-%H%M%S")
-    name = f"{config.env.replace(':', '_')}_{config.algorithm}_seed{config.seed}_{stamp}"
-    directory = RunDirectory(options.run_dir or Path("runs") / name)
+    directory = RunDirectory(options.run_dir or _new_directory(config))
     if directory.used and not options.overwrite:
+        path = shlex.quote(str(directory.path))
         raise ConfigError(
-            f"run directory {directory.path} already holds a run; continue it with "
-            f"--resume {directory.path}, replace it with --overwrite, or choose another --run-dir"
+            f"run directory {path} already holds a run; continue it with --resume {path}, replace "
+            "it with --overwrite, or choose another --run-dir"
         )
     directory.clear()
-    write_config(config, directory.path)  # before compiling: a run killed there can be resumed
+    # Before compiling: a run killed there can be resumed.
+    write_config(config, kept_options(options), directory.path)
     return directory
+
+
+def _new_directory(config: TrainConfig) -> Path:
+    """A name of its own in runs/: what, which seed, when."""
+    stamp = time.strftime("%Y%m%d-%H%M%S")
+    name = f"{config.env.replace(':', '_')}_{config.algorithm}_seed{config.seed}_{stamp}"
+    names = [name, *(f"{name}_{k}" for k in range(2, 1000))]
+    return next(path for n in names if not (path := Path("runs") / n).exists())
 
 
 class _Session:
@@ -183,22 +201,27 @@ class _Session:
         self.chunk = chunk.lower(shapes, self.floats, count).compile()
         self.state = jax.block_until_ready(init(key) if state is None else state)
         self.compile_seconds = time.perf_counter() - started
-        self.first_update = self.saved = self.update
-        self.train_seconds = 0.0
+        self.saved = self.update
+        earlier = _read_summary(path) if self.update else {}
+        self.train_seconds = float(earlier.get("train_seconds") or 0.0)
         self.scores: list[float] = []
         self.warned: set[str] = set()
 
     def train(self) -> None:
         """Chunk after chunk, until the last update or a signal."""
         events = self.path / "tensorboard" if self.options.tensorboard else None
-        log = report.MetricsLog(self.path / "metrics.jsonl", self.update, events)
+        log = report.MetricsLog(
+            self.path / "metrics.jsonl", self.update, self.rollout_steps, events
+        )
         total = self.config.num_updates * self.rollout_steps
         count, saved_at = 1, time.perf_counter()
+        if self.update < self.config.num_updates:
+            self._write_summary("running")
         with log, report.Progress(total, self.update * self.rollout_steps) as progress:
             while self.update < self.config.num_updates and not self.signals.received:
                 count = min(count, self.config.num_updates - self.update)
                 rows, seconds = self._advance(count)
-                log.write(r for r in rows if r["update"] % self.options.log_every == 0)
+                log.write([r for r in rows if r["update"] % self.options.log_every == 0])
                 progress.show(rows)
                 count = min(MAX_CHUNK, max(1, int(CHUNK_SECONDS * count / seconds)))
                 if time.perf_counter() - saved_at >= self.options.checkpoint_seconds:
@@ -209,24 +232,29 @@ class _Session:
 
     def finish(self) -> int:
         """Evaluate unless stopped, write the summary and the figure, print the table."""
+        evaluation = {}
+        if not self.signals.received and self.options.eval_episodes:
+            evaluation = self._evaluate()
         stopped = self.signals.received
-        summary = self._summary(stopped)
-        if not stopped and self.options.eval_episodes:
-            summary |= self._evaluate()
-        write_json(self.path / "summary.json", summary)
+        name = f"stopped by {signal.Signals(stopped).name}" if stopped else "finished"
+        summary = self._write_summary(name, evaluation)
         title = f"{self.config.algorithm} on {self.config.env}, seed {self.config.seed}"
         report.plot_learning_curve(
             self.path / "metrics.jsonl", title, self.path / "learning_curve.png"
         )
         report.print_table(summary, self.path)
         if stopped:
-            print(f"stopped; continue with: python -m ppo_jax.train --resume {self.path}")
+            path = shlex.quote(str(self.path))
+            report.say(f"stopped; continue with: python -m ppo_jax.train --resume {path}")
             return 128 + stopped
         return 0
 
     def _restore(self, shapes: TrainState) -> tuple[int, TrainState | None]:
         """Where to go on from; the start, for a run that was killed before its first checkpoint."""
-        if self.options.resume is None or not self.checkpoints.steps():
+        if self.options.resume is None:
+            return 0, None
+        if not self.checkpoints.steps():
+            self._check_nothing_was_saved()
             return 0, None
         update, state = self.checkpoints.restore(shapes)
         if update > self.config.num_updates:
@@ -234,9 +262,22 @@ class _Session:
                 f"this run has already made {update * self.rollout_steps} environment steps, more "
                 f"than total_timesteps = {self.config.total_timesteps}"
             )
-        for newer in [s for s in self.checkpoints.steps() if s > update]:
-            self.checkpoints.discard(newer)
+        self.checkpoints.clean(after=update)
         return update, state
+
+    def _check_nothing_was_saved(self) -> None:
+        """A run killed before its first checkpoint begins again; one whose checkpoints are gone
+        does not, for its log would go too."""
+        saved = _read_summary(self.path).get("env_steps")
+        if saved or len(self.checkpoints.orphans()) > 1:
+            raise CheckpointError(
+                f"the checkpoints of {self.path} are gone"
+                + (f", though {saved:,} environment steps were saved" if saved else "")
+                + ". Copy them back from a backup, or start again with --run-dir "
+                f"{shlex.quote(str(self.path))} --overwrite"
+            )
+        self.checkpoints.clean(after=0)
+        print("no checkpoint was written yet: starting again from step 0", file=sys.stderr)
 
     def _advance(self, count: int) -> tuple[list[dict[str, Any]], float]:
         """Run `count` updates: (their rows for the log, seconds)."""
@@ -247,7 +288,7 @@ class _Session:
         self.train_seconds += seconds
         rate = count * self.rollout_steps / seconds
         rows = report.rows_of(arrays, self.update + 1, self.rollout_steps, rate)
-        _refuse_nan(rows)
+        self._refuse_nan(rows)
         self._warn(rows)
         self.update += count
         self.scores += [r["episode_return"] for r in rows if r["episodes"]]
@@ -266,6 +307,7 @@ class _Session:
         try:
             self.checkpoints.save(self.update, self.state, score)
             self.saved, self.scores = self.update, []
+            self._write_summary("running")
         except OSError as error:
             if last:
                 raise CheckpointError(
@@ -291,38 +333,54 @@ class _Session:
             "eval_episodes": len(returns),
         }
 
-    def _summary(self, stopped: int | None) -> dict[str, Any]:
-        steps, seconds = self.update - self.first_update, self.train_seconds
-        rate = steps * self.rollout_steps / seconds if steps else None
-        return {
+    def _write_summary(
+        self, status: str, evaluation: dict[str, Any] | None = None
+    ) -> dict[str, Any]:
+        """summary.json as of the last checkpoint; seconds are those of all sessions together."""
+        steps, seconds = self.saved * self.rollout_steps, self.train_seconds
+        summary = {
             "env": self.config.env,
             "algorithm": self.config.algorithm,
             "seed": self.config.seed,
-            "status": f"stopped by {signal.Signals(stopped).name}" if stopped else "finished",
-            "env_steps": self.update * self.rollout_steps,
+            "status": status,
+            "env_steps": steps,
             "eval_return_mean": None,
             "eval_return_std": None,
             "eval_episodes": 0,
             "compile_seconds": round(self.compile_seconds, 2),
             "train_seconds": round(seconds, 2),
-            "env_steps_per_second": rate and round(rate),
+            "env_steps_per_second": round(steps / seconds) if seconds else None,
             "device": report.device(),
             "versions": report.versions(),
-        }
+        } | (evaluation or {})
+        try:
+            write_json(self.path / "summary.json", summary)
+        except OSError as error:
+            warnings.warn(f"summary.json not written: {error}", stacklevel=1)
+        return summary
+
+    def _refuse_nan(self, rows: list[dict[str, Any]]) -> None:
+        """Stop at the first number that is not finite and should be.
+
+        Raises:
+            Diverged: naming the metric and the update.
+        """
+        for row in rows:
+            bad = [k for k, v in row.items() if v is None and not k.startswith(MAY_BE_NAN)]
+            if bad:
+                self._write_summary("diverged")
+                raise Diverged(
+                    f"{', '.join(bad)} is not finite at update {row['update']} "
+                    f"(environment step {row['env_step']}); checkpoints before it are untouched. "
+                    "Usual causes: a learning rate too high, rewards or observations that are "
+                    "not finite or not normalised"
+                )
 
 
-def _refuse_nan(rows: list[dict[str, Any]]) -> None:
-    """Stop at the first number that is not finite and should be.
-
-    Raises:
-        Diverged: naming the metric and the update.
-    """
-    for row in rows:
-        bad = [k for k, v in row.items() if v is None and not k.startswith(MAY_BE_NAN)]
-        if bad:
-            raise Diverged(
-                f"{', '.join(bad)} is not finite at update {row['update']} "
-                f"(environment step {row['env_step']}); checkpoints before it are untouched. "
-                "Usual causes: a learning rate too high, rewards or observations that are "
-                "not finite or not normalised"
-            )
+def _read_summary(path: Path) -> dict[str, Any]:
+    """summary.json, or {} where there is none to be read."""
+    try:
+        summary = json.loads((path / "summary.json").read_text())
+    except (OSError, ValueError):
+        return {}
+    return summary if isinstance(summary, dict) else {}

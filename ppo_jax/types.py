@@ -134,9 +134,9 @@ class Bounds(NamedTuple):
             return "one of " + ", ".join(self.choices)
         parts = []
         if self.low is not None:
-            parts.append(f"{'>' if self.open_low else '>='} {self.low:g}")
+            parts.append(f"{'>' if self.open_low else '>='} {self.low}")
         if self.high is not None and self.high < math.inf:
-            parts.append(f"<= {self.high:g}")
+            parts.append(f"<= {self.high}")
         return " and ".join(parts) or "finite"
 
 

@@ -78,7 +78,7 @@ def test_any_flipped_bit_is_found(tmp_path, state):
         damaged = bytearray(whole)
         damaged[place] ^= 1 << rng.randrange(8)
         path.write_bytes(damaged)
-        with pytest.warns(UserWarning, match="checkpoint 2: .* damaged; trying the one before"):
+        with pytest.warns(UserWarning, match="checkpoint 2: 1 of .* damaged .*; trying the one before"):
             step, restored = checkpoints.restore(state)
         assert step == 1
         assert_same(restored, state)
@@ -115,10 +115,27 @@ def test_a_step_without_its_manifest_does_not_count(tmp_path, state):
 
 def test_a_damaged_manifest_is_damage(tmp_path, state):
     checkpoints = save_two(tmp_path, state)
-    (tmp_path / "2.json").write_text("{")
-    with pytest.warns(UserWarning, match="manifest cannot be read"):
-        assert checkpoints.restore(state)[0] == 1
-    assert checkpoints.best() is None
+    whole = (tmp_path / "2.json").read_text()
+    for damaged in ("{", "null", "3", "{}", whole.replace("float32", "fdoat32"), whole[:-5]):
+        (tmp_path / "2.json").write_text(damaged)
+        with pytest.warns(UserWarning, match="manifest is damaged"):
+            assert checkpoints.restore(state)[0] == 1
+        assert checkpoints.best() is None
+
+
+def test_a_full_disk_is_an_os_error_and_leaves_nothing_half_done(tmp_path, state, monkeypatch):
+    """Orbax says ValueError('RESOURCE_EXHAUSTED: ...')."""
+    checkpoints = save_two(tmp_path, state)
+    before = {p.name for p in tmp_path.iterdir()}
+
+    def full(*_, **__):
+        (tmp_path / "3.orbax-checkpoint-tmp").mkdir()
+        raise ValueError("RESOURCE_EXHAUSTED: No space left on device\nand much more")
+
+    monkeypatch.setattr("orbax.checkpoint.CheckpointManager.save", full)
+    with pytest.raises(OSError, match=r"^RESOURCE_EXHAUSTED: No space left on device$"):
+        checkpoints.save(3, state)
+    assert {p.name for p in tmp_path.iterdir()} == before
 
 
 def test_leftovers_of_a_killed_save_are_harmless(tmp_path, state):
@@ -128,6 +145,9 @@ def test_leftovers_of_a_killed_save_are_harmless(tmp_path, state):
     assert checkpoints.restore(state)[0] == 2
     checkpoints.save(3, state)
     assert checkpoints.steps() == [1, 2, 3]
+    (tmp_path / "9").mkdir()
+    checkpoints.clean(after=2)
+    assert {p.name for p in tmp_path.iterdir()} == {"1", "1.json", "2", "2.json"}
 
 
 def test_another_runs_checkpoint_is_refused_by_name(tmp_path, state):

@@ -4,16 +4,18 @@ import json
 import subprocess
 import sys
 
+import numpy as np
 import pytest
 
 from ppo_jax import cli
 from ppo_jax.algorithms import ppo
 from ppo_jax.config import ConfigError, options, to_json
+from ppo_jax.report import read_metrics
 
 
 def parse(*arguments: str):
     base, _ = cli._base_config(list(arguments))
-    return cli._parse(list(arguments), base)
+    return cli._parse(list(arguments), base, {})
 
 
 def test_flags_are_the_fields_of_the_dataclasses():
@@ -58,6 +60,21 @@ def test_defaults_preset_file_flags_in_this_order(tmp_path):
     assert config.hyper.anneal_timesteps == float("inf")
 
 
+def test_numbers_in_files_are_what_they_look_like(tmp_path):
+    (tmp_path / "a.toml").write_text("total_timesteps = 5e5\nanneal_timesteps = 5000000000")
+    config, _ = parse("--config", str(tmp_path / "a.toml"))
+    assert config.total_timesteps == 500_000 and config.hyper.anneal_timesteps == 5e9
+    assert type(config.hyper.anneal_timesteps) is float
+
+
+def test_a_flag_names_the_preset_before_a_file_does(tmp_path):
+    (tmp_path / "a.toml").write_text('preset = "acrobot"')
+    assert parse("--config", str(tmp_path / "a.toml"))[0].env == "Acrobot-v1"
+    assert parse("--config", str(tmp_path / "a.toml"), "--preset", "pendulum")[0].env == (
+        "Pendulum-v1"
+    )
+
+
 def test_the_configuration_of_a_run_is_a_file_too(tmp_path):
     config, _ = parse("--env", "Pendulum-v1", "--gamma", "0.123", "--anneal-timesteps", "inf")
     (tmp_path / "config.json").write_text(json.dumps({"config": to_json(config)}))
@@ -75,6 +92,15 @@ def test_a_preset_brings_its_environment():
         ("gama = 0.5", "unknown option 'gama'; did you mean gamma"),
         ("gamma = 2.0", "gamma is 2.0; it must be"),
         ("gamma = 'x'", "gamma is 'x'; it must be of type float"),
+        ("total_timesteps = 1.5", "total_timesteps is 1.5; it must be of type int"),
+        ("hidden = 64", "hidden is 64; it must be of type tuple"),
+        ("activation = ['tanh']", "activation is .'tanh'.; it must be of type str"),
+        ("preset = 3", "preset is 3; it must be of type str"),
+        ("algorithm = ['ppo']", "algorithm is .'ppo'.; it must be of type str"),
+        ("env = 5", "env is 5; it must be of type str"),
+        ("num-envs = 8\nnum_envs = 4", "sets num_envs twice"),
+        ("run_dir = 'x'", "run_dir, which is a flag alone"),
+        ("learning_rate = 1" + "0" * 400, "learning_rate is 1000*; it must be finite"),
     ],
 )
 def test_bad_files_are_refused(tmp_path, text, message):
@@ -122,6 +148,13 @@ def command(*arguments: object) -> subprocess.CompletedProcess:
         (("--total-timesteps", "10"), "less than one rollout"),
         (("--resume", "/nowhere"), "is not a run directory"),
         (("--log-every", "0"), "log_every is 0; it must be >= 1"),
+        (("--resume", "/dev/null"), "is not a run directory"),
+        (("--config", "/nowhere/config.json"), "cannot read /nowhere/config.json"),
+        (("--config",), "expected one argument; see python -m ppo_jax.train --help"),
+        (("--preset", ""), "unknown preset ''"),
+        (("--total-timesteps", "1e30"), "1.95e+27 rollouts; it must be at most"),
+        (("--seed", "4294967296"), "seed is 4294967296; it must be >= 0 and <= 4294967295"),
+        (("--num-envs", "1e6", "--total-timesteps", "1e12", "--minibatches", "7"), "[4, 5, 8]"),
     ],
 )
 def test_errors_are_one_line_and_exit_code_2(tmp_path, arguments, message, capsys, monkeypatch):
@@ -173,6 +206,9 @@ def test_evaluate_refuses_what_is_not_there(trained, tmp_path, capsys):
     assert "there are: latest, best, 10" in fails(
         capsys, cli.evaluate, trained, "--checkpoint", "99"
     )
+    assert "no directory" in fails(capsys, cli.evaluate, trained, "--gif", "/nowhere/a.gif")
+    assert "must end in .gif" in fails(capsys, cli.evaluate, trained, "--gif", "a.foo")
+    assert "--seed is -1" in fails(capsys, cli.evaluate, trained, "--seed", -1)
     assert "--episodes is 0" in fails(capsys, cli.evaluate, trained, "--episodes", 0)
 
 
@@ -181,6 +217,8 @@ def test_resume_refuses_another_configuration(trained, capsys):
     assert "num_envs (was 4, given 8)" in error and "gamma (was 0.99, given 0.5)" in error
     error = fails(capsys, cli.train, "--resume", trained, "--run-dir", "elsewhere")
     assert "no --run-dir" in error
+    error = fails(capsys, cli.train, "--resume", trained, "--preset", "pendulum")
+    assert "no --preset, no --config" in error
     saved = (trained / "config.json").read_text()
     error = fails(capsys, cli.train, "--resume", trained, "--total-timesteps", 128)
     assert "already made 640 environment steps" in error
@@ -192,8 +230,15 @@ def test_resume_to_a_larger_total_stretches_the_annealing(trained):
         "ppo_jax.train", "--resume", trained, "--total-timesteps", 1280, "--eval-episodes", 0
     )
     assert result.returncode == 0, result.stderr
-    saved = json.loads((trained / "config.json").read_text())["config"]
-    assert saved["total_timesteps"] == 1280 and saved["anneal_timesteps"] == 1280.0
+    saved = json.loads((trained / "config.json").read_text())
+    assert saved["config"]["total_timesteps"] == 1280 and len(saved["commands"]) == 2
+    assert saved["config"]["anneal_timesteps"] is None and saved["run"]["eval_episodes"] == 0
+    rates = [r["learning_rate"] for r in read_metrics(trained / "metrics.jsonl")]
+    # Ten updates on the way to 640 steps, then ten on the way to 1280.
+    expected = [*np.linspace(1, 0, 11)[:10], *np.linspace(1, 0, 21)[10:20]]
+    np.testing.assert_allclose(rates, 1e-3 * np.array(expected), rtol=1e-5)
+    kept = command("ppo_jax.train", "--resume", trained)
+    assert kept.returncode == 0 and "greedy" not in kept.stdout
 
 
 def test_damaged_configurations_are_named(trained, tmp_path, capsys):
