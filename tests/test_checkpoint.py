@@ -78,7 +78,9 @@ def test_any_flipped_bit_is_found(tmp_path, state):
         damaged = bytearray(whole)
         damaged[place] ^= 1 << rng.randrange(8)
         path.write_bytes(damaged)
-        with pytest.warns(UserWarning, match="checkpoint 2: 1 of .* damaged .*; trying the one before"):
+        with pytest.warns(
+            UserWarning, match="checkpoint 2: 1 of .* damaged .*; trying the one before"
+        ):
             step, restored = checkpoints.restore(state)
         assert step == 1
         assert_same(restored, state)

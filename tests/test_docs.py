@@ -4,6 +4,8 @@ import ast
 import re
 from pathlib import Path
 
+from ppo_jax import cli
+
 ROOT = Path(__file__).parent.parent
 
 
@@ -13,6 +15,37 @@ def test_every_test_named_in_the_details_table_exists():
     for file, function in named:
         tree = ast.parse((ROOT / "tests" / file).read_text())
         assert function in {n.name for n in tree.body if isinstance(n, ast.FunctionDef)}, function
+
+
+def test_the_library_examples_of_the_readme_run(capsys):
+    blocks = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), re.S)
+    assert len(blocks) == 3
+    for block in blocks:
+        exec(compile(block, "README.md", "exec"), {})
+    printed = re.findall(r"print\(.*\) +# (\(.*?\)|[\d.]+)", "".join(blocks))
+    assert capsys.readouterr().out.split("\n")[:-1] == printed
+
+
+def test_the_flags_of_the_readme_exist():
+    """Every `python -m ppo_jax.train` line is parsed as it stands; none is run here."""
+    lines = re.findall(
+        r"^    (?:python -m ppo_jax.train|python3 run.py train) ?(.*)$",
+        (ROOT / "README.md").read_text(),
+        re.M,
+    )
+    assert len(lines) >= 5
+    for line in lines:
+        words = [w for w in line.split() if w != "--help"]
+        if "--resume" not in words:
+            base, _ = cli._base_config(words)
+            cli._parse(words, base, {})
+
+
+def test_links_in_the_documents_lead_somewhere():
+    for document in (*ROOT.glob("*.md"), *ROOT.glob("docs/*.md")):
+        for target in re.findall(r"\]\((?!http)([^)#]+)\)|src=\"([^\"]+)\"", document.read_text()):
+            path = document.parent / next(filter(None, target))
+            assert path.exists(), f"{document.name}: {path}"
 
 
 def test_all_37_details_are_listed():
