@@ -87,7 +87,7 @@ class Categorical:
 
     def log_prob(self, action: jax.Array) -> jax.Array:
         # A select and a sum: on every backend cheaper than a gather, whose gradient is a scatter.
-        chosen = jnp.arange(self.logits.shape[-1]) == action[..., None]
+        chosen = jnp.arange(self.logits.shape[-1]) == jnp.asarray(action)[..., None]
         return jnp.sum(jnp.where(chosen, jax.nn.log_softmax(self.logits), 0.0), axis=-1)
 
     def entropy(self) -> jax.Array:
@@ -128,6 +128,7 @@ class MultiCategorical:
         return self.sample_from(self.noise(key))
 
     def log_prob(self, action: jax.Array) -> jax.Array:
+        action = jnp.asarray(action)
         return _total(p.log_prob(action[..., i]) for i, p in enumerate(self._parts()))
 
     def entropy(self) -> jax.Array:
@@ -285,7 +286,7 @@ class Bernoulli:
 
     def log_prob(self, action: jax.Array) -> jax.Array:
         coin = self._coin()
-        return jnp.sum(jnp.where(action > 0.5, coin[..., 0], coin[..., 1]), axis=-1)
+        return jnp.sum(jnp.where(jnp.asarray(action) > 0.5, coin[..., 0], coin[..., 1]), axis=-1)
 
     def entropy(self) -> jax.Array:
         coin = self._coin()

@@ -18,7 +18,7 @@ from ppo_jax.envs import Env, render
 from ppo_jax.networks import Policy
 from ppo_jax.types import Params, PyTree
 
-# Where an environment names no limit, an episode that goes on longer is cut here.
+# Environments end their episodes themselves; one that goes on longer than this is cut.
 DEFAULT_MAX_STEPS = 10_000
 
 
@@ -37,7 +37,19 @@ class Returns:
     finished: jax.Array
 
 
-@functools.partial(jax.jit, static_argnames=("env", "policy", "episodes", "max_steps", "greedy"))
+class _Same:
+    """Something static to a compiled program whether it can be hashed or not."""
+
+    def __init__(self, value: Any) -> None:
+        self.value = value
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, _Same) and self.value is other.value
+
+    def __hash__(self) -> int:
+        return id(self.value)
+
+
 def evaluate(
     key: jax.Array,
     params: Params,
@@ -58,20 +70,36 @@ def evaluate(
         env: the environment.
         policy: acts.
         episodes: E.
-        max_steps: cut an episode here; the environment's own limit if None.
+        max_steps: cut an episode here; None: at its time limit or 10,000, whichever is more.
         greedy: the distribution's mode instead of a sample.
 
     Returns:
         Returns [E].
     """
-    limit = max_steps or _time_limit(env)
+    if max_steps is None:
+        max_steps = max(DEFAULT_MAX_STEPS, _time_limit(env))
+    return _play(key, params, moments, _Same(env), policy, episodes, max_steps, greedy)
+
+
+@functools.partial(jax.jit, static_argnums=(3, 4, 5, 6, 7))
+def _play(
+    key: jax.Array,
+    params: Params,
+    moments: rollout.Moments,
+    boxed: _Same,
+    policy: Policy,
+    episodes: int,
+    max_steps: int,
+    greedy: bool,
+) -> Returns:
+    env = boxed.value
     key, reset_key = jax.random.split(key)
     obs, state, core = _start(reset_key, env, policy, episodes)
     zeros = jnp.zeros(episodes)
     result = Returns(zeros, jnp.zeros(episodes, jnp.int32), jnp.zeros(episodes, bool))
 
     def unfinished(carry: Any) -> jax.Array:
-        return (carry[0] < limit) & ~jnp.all(carry[-1].finished)
+        return (carry[0] < max_steps) & ~jnp.all(carry[-1].finished)
 
     def step(carry: Any) -> Any:
         time, key, obs, state, core, result = carry
@@ -152,7 +180,7 @@ def confidence_interval(x: np.ndarray) -> tuple[float, float]:
 
 def _time_limit(env: Env) -> int:
     limit = env.time_limit
-    return DEFAULT_MAX_STEPS if limit is None or math.isinf(limit) else int(limit)
+    return 0 if limit is None or math.isinf(limit) else int(limit)
 
 
 def _start(key: jax.Array, env: Env, policy: Policy, count: int) -> tuple[PyTree, PyTree, PyTree]:

@@ -11,6 +11,9 @@ import jax.numpy as jnp
 
 from ppo_jax.types import Batch
 
+# Beyond it a ratio overflows float32, and 0 · ∞ in a gradient is NaN.
+MAX_LOG_RATIO = 80.0
+
 
 def policy_gradient(log_prob: jax.Array, advantage: jax.Array) -> jax.Array:
     """The score-function loss, whose gradient is the policy gradient.
@@ -126,7 +129,7 @@ def approx_kl(log_prob: jax.Array, old_log_prob: jax.Array) -> jax.Array:
     Source: Schulman 2020, Approximating KL Divergence (joschu.net/blog/kl-approx.html).
     """
     log_ratio = log_prob - old_log_prob
-    return jnp.expm1(log_ratio) - log_ratio
+    return jnp.expm1(jnp.minimum(log_ratio, MAX_LOG_RATIO)) - log_ratio
 
 
 def explained_variance(
@@ -198,7 +201,9 @@ def normalize(x: jax.Array, weight: jax.Array | None = None, ddof: int = 1) -> j
     count = jnp.sum(weight)
     centred = _centre(x, weight)
     variance = jnp.sum(weight * jnp.square(centred)) / _at_least_one(count - ddof)
-    normal = centred / (jnp.sqrt(variance) + 1e-8)
+    # √ at 0 has no gradient, and 0 · ∞ is NaN.
+    deviation = jnp.where(variance > 0, jnp.sqrt(jnp.where(variance > 0, variance, 1.0)), 0.0)
+    normal = centred / (deviation + 1e-8)
     return jnp.where(count > 1, normal, jnp.where(weight > 0, x, 0.0))
 
 
@@ -241,8 +246,8 @@ def _centre(x: jax.Array, weight: jax.Array | None) -> jax.Array:
 
 
 def _ratio(log_prob: jax.Array, old_log_prob: jax.Array) -> jax.Array:
-    """π_θ / π_old, at most e^80: beyond it float32 overflows, and 0 · ∞ in a gradient is NaN."""
-    return jnp.exp(jnp.minimum(log_prob - old_log_prob, 80.0))
+    """π_θ / π_old, at most e^80."""
+    return jnp.exp(jnp.minimum(log_prob - old_log_prob, MAX_LOG_RATIO))
 
 
 def _at_least_one(count: jax.Array) -> jax.Array:

@@ -74,6 +74,7 @@ def play(
     key = jax.random.key(seed)
     result = evaluate(key, **agent, episodes=episodes)
     returns = np.asarray(result.episode_return)
+    report.warn_unfinished(np.asarray(result.finished))
     low, high = confidence_interval(returns)
     interval = f"95 % interval [{low:.2f}, {high:.2f}], " if episodes > 1 else ""
     report.say(

@@ -14,8 +14,8 @@ PRESETS: dict[str, dict[str, Any]] = {
         "num_envs": 4,
         "num_steps": 128,
         "learning_rate": 1e-3,
+        "gamma": 0.98,
         "clip_eps": 0.1,
-        "entropy_coef": 0.01,
     },
     "cartpole_continuous": {
         "env": "CartPoleContinuous-v1",
@@ -24,6 +24,7 @@ PRESETS: dict[str, dict[str, Any]] = {
         "num_envs": 4,
         "num_steps": 128,
         "learning_rate": 1.1e-3,
+        "gamma": 0.98,
         "clip_eps": 0.1,
     },
     "acrobot": {

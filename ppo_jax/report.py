@@ -199,6 +199,13 @@ def say(what: Any) -> None:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
+def warn_unfinished(finished: np.ndarray) -> None:
+    """Say so where the returns of an evaluation are not those of whole episodes."""
+    if not finished.all():
+        cut = f"{(~finished).sum()} of {finished.size} episodes"
+        warnings.warn(f"{cut} did not end and were cut: their returns are partial", stacklevel=2)
+
+
 def show_cursor() -> None:
     """Undo what a live display did to the terminal, for an exit that skips everything else."""
     if sys.stderr.isatty():

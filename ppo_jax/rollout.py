@@ -62,7 +62,7 @@ class RolloutState:
     core: PyTree
     moments: Moments
     metrics: Metrics
-    episodes: Episodes
+    episodes: Any = None
 
 
 class Cuts(NamedTuple):

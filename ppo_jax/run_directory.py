@@ -98,15 +98,20 @@ def read_run_options(run_dir: Path) -> dict[str, Any]:
 
 
 def write_config(config: TrainConfig, run_options: dict[str, Any], run_dir: Path) -> None:
-    """config.json: everything needed to repeat the run."""
+    """config.json: everything needed to repeat the run.
+
+    Versions and device are those it began with; each session that went on with it has its own.
+    """
     path = run_dir / "config.json"
-    earlier = json.loads(path.read_text()).get("commands", []) if path.exists() else []
+    session = {"command": sys.argv, "versions": report.versions(), "device": report.device()}
+    earlier = json.loads(path.read_text()).get("sessions", []) if path.exists() else []
+    sessions = [*earlier, session]
     content = {
         "config": configs.to_json(config),
         "run": run_options,
-        "versions": report.versions(),
-        "device": report.device(),
-        "commands": [*earlier, sys.argv],
+        "versions": sessions[0]["versions"],
+        "device": sessions[0]["device"],
+        "sessions": sessions,
     }
     write_json(path, content)
 

@@ -222,6 +222,7 @@ class _Session:
                 count = min(count, self.config.num_updates - self.update)
                 rows, seconds = self._advance(count)
                 log.write([r for r in rows if r["update"] % self.options.log_every == 0])
+                self._refuse_nan(rows)
                 progress.show(rows)
                 count = min(MAX_CHUNK, max(1, int(CHUNK_SECONDS * count / seconds)))
                 if time.perf_counter() - saved_at >= self.options.checkpoint_seconds:
@@ -236,18 +237,20 @@ class _Session:
         if not self.signals.received and self.options.eval_episodes:
             evaluation = self._evaluate()
         stopped = self.signals.received
+        trained = self.update == self.config.num_updates
+        complete = stopped is None or (trained and bool(evaluation))
         name = f"stopped by {signal.Signals(stopped).name}" if stopped else "finished"
+        name = "finished" if complete else name
         summary = self._write_summary(name, evaluation)
         title = f"{self.config.algorithm} on {self.config.env}, seed {self.config.seed}"
         report.plot_learning_curve(
             self.path / "metrics.jsonl", title, self.path / "learning_curve.png"
         )
         report.print_table(summary, self.path)
-        if stopped:
+        if not complete:
             path = shlex.quote(str(self.path))
             report.say(f"stopped; continue with: python -m ppo_jax.train --resume {path}")
-            return 128 + stopped
-        return 0
+        return 128 + stopped if stopped else 0
 
     def _restore(self, shapes: TrainState) -> tuple[int, TrainState | None]:
         """Where to go on from; the start, for a run that was killed before its first checkpoint."""
@@ -288,7 +291,6 @@ class _Session:
         self.train_seconds += seconds
         rate = count * self.rollout_steps / seconds
         rows = report.rows_of(arrays, self.update + 1, self.rollout_steps, rate)
-        self._refuse_nan(rows)
         self._warn(rows)
         self.update += count
         self.scores += [r["episode_return"] for r in rows if r["episodes"]]
@@ -327,6 +329,7 @@ class _Session:
             episodes=self.options.eval_episodes,
         )
         returns = np.asarray(result.episode_return)
+        report.warn_unfinished(np.asarray(result.finished))
         return {
             "eval_return_mean": float(returns.mean()),
             "eval_return_std": float(returns.std()),

@@ -231,7 +231,7 @@ def test_resume_to_a_larger_total_stretches_the_annealing(trained):
     )
     assert result.returncode == 0, result.stderr
     saved = json.loads((trained / "config.json").read_text())
-    assert saved["config"]["total_timesteps"] == 1280 and len(saved["commands"]) == 2
+    assert saved["config"]["total_timesteps"] == 1280 and len(saved["sessions"]) == 2
     assert saved["config"]["anneal_timesteps"] is None and saved["run"]["eval_episodes"] == 0
     rates = [r["learning_rate"] for r in read_metrics(trained / "metrics.jsonl")]
     # Ten updates on the way to 640 steps, then ten on the way to 1280.

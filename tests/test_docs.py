@@ -4,6 +4,7 @@ import ast
 import re
 from pathlib import Path
 
+from benchmarks.learning import RESULTS, markdown, read_csv
 from ppo_jax import cli
 
 ROOT = Path(__file__).parent.parent
@@ -39,6 +40,10 @@ def test_the_flags_of_the_readme_exist():
         if "--resume" not in words:
             base, _ = cli._base_config(words)
             cli._parse(words, base, {})
+
+
+def test_the_table_of_the_readme_is_that_of_the_results():
+    assert markdown(read_csv(RESULTS / "learning.csv")) in (ROOT / "README.md").read_text()
 
 
 def test_links_in_the_documents_lead_somewhere():

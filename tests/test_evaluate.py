@@ -24,9 +24,7 @@ def test_returns_and_lengths_are_those_of_whole_episodes():
     """Counter's length is 3 + id % 4, and its return follows."""
     env = Counter()
     policy, params = agent(env)
-    result = evaluate.evaluate(
-        KEY, params, NOTHING, env=env, policy=policy, episodes=64, max_steps=50
-    )
+    result = evaluate.evaluate(KEY, params, NOTHING, env=env, policy=policy, episodes=64)
     _, reset_key = jax.random.split(KEY)
     names = np.asarray(jax.vmap(lambda k: env.reset(k, ())[1][0])(jax.random.split(reset_key, 64)))
     length = 3 + names % 4
@@ -42,6 +40,16 @@ def test_an_episode_is_cut_at_the_limit():
     assert (evaluate.evaluate(KEY, params, NOTHING, **options).episode_length == 5).all()
     cut = evaluate.evaluate(KEY, params, NOTHING, **options, max_steps=2)
     assert (cut.episode_length == 2).all() and not cut.finished.any()
+
+
+def test_environments_need_no_hash():
+    class Unhashable(TimeLimit):
+        __hash__ = None
+
+    policy, params = agent(Unhashable())
+    env = Unhashable()
+    result = evaluate.evaluate(KEY, params, NOTHING, env=env, policy=policy, episodes=2)
+    assert (result.episode_length == 5).all()
 
 
 def test_greedy_takes_the_mode_and_stochastic_samples():

@@ -124,3 +124,10 @@ def test_masked_rows_become_the_first_that_counts():
     np.testing.assert_array_equal(masked.weight, weight)
     nothing = losses.mask(batch.replace(weight=jnp.zeros(4)))
     np.testing.assert_array_equal(nothing.action, jnp.zeros(4))
+
+
+def test_gradients_are_finite_where_nothing_varies_and_where_all_is_lost():
+    slope = jax.grad(lambda x: jnp.sum(losses.normalize(x) * jnp.arange(4.0)))(jnp.ones(4))
+    assert np.isfinite(slope).all()
+    kl, slope = jax.value_and_grad(losses.approx_kl)(jnp.float32(200.0), 0.0)
+    assert np.isfinite(kl) and np.isfinite(slope)

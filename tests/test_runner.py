@@ -9,6 +9,7 @@ import time
 from pathlib import Path
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
@@ -74,7 +75,7 @@ def test_a_run_leaves_what_is_promised(finished):
     assert summary["versions"]["jax"] == jax.__version__
     saved = json.loads((finished / "config.json").read_text())
     assert saved["config"]["num_envs"] == 4 and saved["config"]["total_timesteps"] == 640
-    assert saved.keys() >= {"config", "run", "versions", "device", "commands"}
+    assert saved.keys() >= {"config", "run", "versions", "device", "sessions"}
     lines = list(read_metrics(finished / "metrics.jsonl"))
     assert [r["update"] for r in lines] == list(range(1, 11))
     assert [r["env_step"] for r in lines] == [64 * i for i in range(1, 11)]
@@ -218,19 +219,33 @@ def test_tensorboard_is_asked_for_before_compiling(tmp_path, monkeypatch):
     assert not (tmp_path / "a").exists()
 
 
-def test_divergence_stops_the_run_and_keeps_what_was_good(tmp_path):
+def test_divergence_stops_the_run_and_keeps_what_was_good(tmp_path, monkeypatch):
     path = tmp_path / "a"
-    options = RunOptions(run_dir=path, eval_episodes=0)
-    run(small(total_timesteps=64, anneal_timesteps=float("inf")), options)
-    good = final_state(path)
-    # A step of this size throws the parameters beyond float32.
+    options = {"eval_episodes": 0, "checkpoint_seconds": 0.0}
+    run(small(), RunOptions(run_dir=path, **options))
+    good, logged = final_state(path), rows(path)
+    unchanged = configs.to_flat(small())
+
+    # The resumed program is made to diverge by parameters thrown beyond float32.
+    def broken(static, env=None):
+        def chunk(state, floats, count):
+            return whole(state, floats | {"learning_rate": 1e38, "max_grad_norm": jnp.inf}, count)
+
+        whole = make_chunk(static, env)
+        return chunk
+
+    make_chunk = runner.make_chunk
+    monkeypatch.setattr(runner, "make_chunk", broken)
+    longer = configs.from_flat(unchanged | {"total_timesteps": 1280})
     with pytest.raises(Diverged, match=r"is not finite at update \d+ .*learning rate too high"):
-        run(
-            small(learning_rate=1e38, max_grad_norm=float("inf"), anneal_timesteps=float("inf")),
-            RunOptions(run_dir=tmp_path / "b", eval_episodes=0),
-        )
-    assert json.loads((tmp_path / "b" / "summary.json").read_text())["status"] == "diverged"
-    jax.tree.map(np.testing.assert_array_equal, good, final_state(path))
+        run(longer, RunOptions(resume=path, **options))
+    summary = json.loads((path / "summary.json").read_text())
+    assert summary["status"] == "diverged" and summary["env_steps"] >= 640
+    assert rows(path)[:10] == logged
+    assert any(r["loss"] is None for r in rows(path))  # the log shows where it broke
+    _, _, state = load(path, "10")
+    key = jax.random.key_data(state.key)
+    jax.tree.map(np.testing.assert_array_equal, good, state.replace(key=key))
 
 
 # --- processes ------------------------------------------------------------------------------
@@ -318,6 +333,7 @@ def test_a_signal_while_evaluating_is_heard(tmp_path, monkeypatch):
     assert run(small(), RunOptions(run_dir=tmp_path / "a", eval_episodes=4)) == 143
     summary = json.loads((tmp_path / "a" / "summary.json").read_text())
     assert summary["env_steps"] == 640 and summary["eval_episodes"] == 4
+    assert summary["status"] == "finished"
 
 
 def test_a_reader_that_goes_away_does_not_end_the_run(tmp_path):

@@ -111,10 +111,12 @@ def make(
         policy: a Policy.
         config: Config; an anneal_timesteps of None, which a run replaces by its own length, is a
             constant rate here.
-        optimizer: another optax transformation than the one the config describes.
+        optimizer: another optax transformation than the one the config describes; its learning
+            rate is its own affair.
 
     Source: Schulman et al. 2017, algorithm 1.
     """
+    ours = optimizer is None
     if optimizer is None:
         optimizer = sgd.make_optimizer(
             config.max_grad_norm, config.adam_eps, learning_rate=config.learning_rate
@@ -136,7 +138,8 @@ def make(
         return estimate_gae(trajectory, gamma=config.gamma, lambda_=config.gae_lambda)
 
     def update(key: jax.Array, learner: LearnerState, batch: Batch) -> tuple[LearnerState, Metrics]:
-        learner = sgd.anneal(learner, config.learning_rate, horizon, batch.weight.size)
+        if ours:
+            learner = sgd.anneal(learner, config.learning_rate, horizon, batch.weight.size)
         learner, metrics = sgd.sgd_epochs(
             learner,
             batch,

@@ -72,6 +72,7 @@ class GymnaxEnv:
         params: its parameters.
         name: id, for messages and pictures.
         observation_space, action_space: for the parameters it was made with.
+        registered: made by its id alone, without arguments of its constructor.
     """
 
     env: Any
@@ -79,6 +80,7 @@ class GymnaxEnv:
     name: str
     observation_space: Any
     action_space: Any
+    registered: bool = False
 
     @property
     def time_limit(self) -> int | None:
@@ -88,7 +90,9 @@ class GymnaxEnv:
 
     @property
     def shortest_episode(self) -> int:
-        """What is known for default parameters, else 1."""
+        """What is known for the environment as it is registered, else 1."""
+        if not self.registered:
+            return 1
         if any(isinstance(x, jax.core.Tracer) for x in jax.tree.leaves(self.params)):
             return 1
         with jax.ensure_compile_time_eval():
@@ -146,7 +150,7 @@ def make(env_id: str, **kwargs: Any) -> GymnaxEnv:
         raise InvalidEnvironment(
             f"{env_id} has no parameter {unknown!r}; {did_you_mean(unknown, fields)}"
         ) from error
-    return _wrap(env, params.replace(**overrides), env_id)
+    return _wrap(env, params.replace(**overrides), env_id, registered=not arguments)
 
 
 def is_gymnax(env: Any) -> bool:
@@ -175,11 +179,12 @@ def adapt(env: Any, params: Any = None) -> GymnaxEnv:
     return _wrap(env, env.default_params if params is None else params, env.name)
 
 
-def _wrap(env: Any, params: Any, name: str) -> GymnaxEnv:
+def _wrap(env: Any, params: Any, name: str, registered: bool = False) -> GymnaxEnv:
     # The spaces are descriptions: concrete even where a run is being traced.
     with jax.ensure_compile_time_eval():
         observations = convert_space(env.observation_space(params))
-        return GymnaxEnv(env, params, name, observations, convert_space(env.action_space(params)))
+        actions = convert_space(env.action_space(params))
+    return GymnaxEnv(env, params, name, observations, actions, registered)
 
 
 def convert_space(space: Any) -> Any:

@@ -96,7 +96,7 @@ class VectorizedEnv:
 
 
 def vectorize(
-    env: Env, num_envs: int, num_steps: int = 128, *, pool_size: int | None = None
+    env: Env, num_envs: int, num_steps: int = 1024, *, pool_size: int | None = None
 ) -> VectorizedEnv:
     """N copies of an environment that restart themselves.
 
