@@ -149,9 +149,10 @@ def vmapped_returns(task: Task, seeds: int, width: int) -> np.ndarray:
     return np.concatenate(chunks)[:seeds]
 
 
-def resumable_returns(name: str, task: Task, seeds: int) -> np.ndarray:
-    """[seeds] greedy returns, each from a run directory that is continued if it is there."""
-    returns = []
+def resumable_returns(name: str, task: Task, seeds: int) -> tuple[np.ndarray, float]:
+    """([seeds] greedy returns, seconds of training), each seed from a run directory that is
+    continued if it is there."""
+    summaries = []
     for seed in range(FIRST_SEED, FIRST_SEED + seeds):
         path = RUNS / name / f"seed{seed}"
         config = configs.make(preset=task.preset, total_timesteps=task.steps, seed=seed)
@@ -164,13 +165,9 @@ def resumable_returns(name: str, task: Task, seeds: int) -> np.ndarray:
             )
             if run(config, RunOptions(**where, eval_episodes=EPISODES)):
                 raise SystemExit("stopped; the same command goes on from here")
-        returns.append(read_return(path))
-    return np.array(returns)
-
-
-def read_return(path: Path) -> float:
-    """The evaluation of a finished run."""
-    return json.loads((path / "summary.json").read_text())["eval_return_mean"]
+        summaries.append(json.loads((path / "summary.json").read_text()))
+    returns = np.array([s["eval_return_mean"] for s in summaries])
+    return returns, sum(s["compile_seconds"] + s["train_seconds"] for s in summaries)
 
 
 def row_of(name: str, task: Task, returns: np.ndarray, seconds: float) -> dict[str, Any]:
@@ -304,10 +301,11 @@ def main(options: Options) -> None:
         seeds = options.seeds or task.seeds
         started = time.perf_counter()
         if task.long:
-            returns = resumable_returns(name, task, seeds)
+            returns, seconds = resumable_returns(name, task, seeds)
         else:
             returns = vmapped_returns(task, seeds, min(options.width, seeds))
-        row = row_of(name, task, returns, time.perf_counter() - started)
+            seconds = time.perf_counter() - started
+        row = row_of(name, task, returns, seconds)
         per_seed = [
             {"task": name, "seed": FIRST_SEED + i, "return": round(float(r), 3)}
             for i, r in enumerate(returns)

@@ -236,7 +236,9 @@ def test_resume_to_a_larger_total_stretches_the_annealing(trained):
     rates = [r["learning_rate"] for r in read_metrics(trained / "metrics.jsonl")]
     # Ten updates on the way to 640 steps, then ten on the way to 1280.
     expected = [*np.linspace(1, 0, 11)[:10], *np.linspace(1, 0, 21)[10:20]]
-    np.testing.assert_allclose(rates, 1e-3 * np.array(expected), rtol=1e-5)
+    np.testing.assert_allclose(
+        rates, saved["config"]["learning_rate"] * np.array(expected), rtol=1e-5
+    )
     kept = command("ppo_jax.train", "--resume", trained)
     assert kept.returncode == 0 and "greedy" not in kept.stdout
 
