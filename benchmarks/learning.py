@@ -227,12 +227,13 @@ def read_csv(path: Path) -> list[dict[str, Any]]:
 
 
 def plot(rows: list[dict[str, Any]], seeds: list[dict[str, Any]], path: Path) -> None:
-    """Every seed of every task as a dot, the mean with its interval, and the mark."""
+    """Every seed as a dot, the mean with its interval, and the mark; tasks of several seeds."""
     import matplotlib
 
     matplotlib.use("Agg")
     import matplotlib.pyplot as plt
 
+    rows = [r for r in rows if int(r["seeds"]) > 2]
     columns = 4
     lines = -(-len(rows) // columns)
     figure, grid = plt.subplots(lines, columns, figsize=(10, 1.5 * lines), squeeze=False)
@@ -250,6 +251,7 @@ def plot(rows: list[dict[str, Any]], seeds: list[dict[str, Any]], path: Path) ->
         axes.set(ylim=(-0.6, 0.6), yticks=[])
         axes.set_title(f"{row['task']} ({row['seeds']} seeds)", fontsize=8)
         axes.tick_params(labelsize=7)
+        axes.locator_params(axis="x", nbins=5)
     figure.tight_layout()
     figure.savefig(path, dpi=110)
     plt.close(figure)
