@@ -79,7 +79,7 @@ TASKS = {
         "breakout", 1_000_000, 5, "mean", "0.5 at random", seeds=1, long=True
     ),
     "minatar_asterix_1m": Task(
-        "asterix", 1_000_000, 1.5, "mean", "0.5 at random", seeds=1, long=True
+        "asterix", 1_000_000, 2, "mean", "0.5 at random", seeds=1, long=True
     ),
     "minatar_freeway_1m": Task(
         "freeway", 1_000_000, 10, "mean", "0.4 at random", seeds=1, long=True

@@ -82,19 +82,17 @@ def anneal(
     α_u = α max(0, 1 − u · timesteps / horizon),   u = updates made before this one
 
     Args:
-        learner: its rate is set and its position on the schedule moved by one update.
+        learner: of `make_optimizer`; its rate is set, its place on the schedule moved by one.
         learning_rate: α, of the first update.
         horizon: environment steps after which the rate is 0; infinity for a constant rate.
         timesteps: environment steps per update.
 
     Returns:
-        LearnerState; unchanged for an optimiser of the user's own, which has its own schedule.
+        LearnerState.
 
     Source: openai/baselines ppo2 (linear decay to zero).
     """
     state = learner.opt_state
-    if not isinstance(state, OptimizerState):
-        return learner
     progress = state.updates.astype(jnp.float32) * timesteps / horizon
     rate = jnp.asarray(learning_rate * jnp.maximum(0.0, 1.0 - progress), jnp.float32)
     state = state._replace(learning_rate=rate, updates=state.updates + 1)

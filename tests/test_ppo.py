@@ -564,3 +564,13 @@ def test_an_optimizer_of_the_users_own():
     moved, metrics = algorithm.update(jax.random.key(1), learner, rows)
     assert "learning_rate" not in metrics
     assert int(moved.step) == 16
+
+
+def test_the_rate_of_an_optimizer_that_is_given_is_its_own():
+    _, _, rows = small_update()
+    policy = make_policy(spaces.Box(-9.0, 9.0, (3,)), spaces.Discrete(2), hidden=(8,))
+    optimizer = sgd.make_optimizer(learning_rate=0.01)
+    algorithm = ppo.make(policy, ppo.Config(learning_rate=0.5), optimizer=optimizer)
+    learner = algorithm.init(jax.random.key(0), rows.obs)
+    _, metrics = algorithm.update(jax.random.key(1), learner, rows)
+    np.testing.assert_allclose(metrics["learning_rate"], 0.01, rtol=1e-6)

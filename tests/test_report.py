@@ -3,6 +3,7 @@
 import json
 
 import numpy as np
+import pytest
 
 from ppo_jax import report
 
@@ -65,3 +66,8 @@ def test_the_figure_is_drawn_with_and_without_episodes(tmp_path):
 def test_versions_and_device_are_known():
     assert report.versions().keys() >= {"python", "jax", "gymnax", "ppo_jax"}
     assert report.device()
+
+
+def test_partial_returns_are_announced():
+    with pytest.warns(UserWarning, match="2 of 3 episodes did not end"):
+        report.warn_unfinished(np.array([True, False, False]))

@@ -212,6 +212,11 @@ def test_a_run_whose_checkpoints_are_gone_does_not_begin_again(tmp_path):
     assert rows(path) == before
 
 
+def test_resets_that_had_to_be_used_twice_are_announced(tmp_path):
+    with pytest.warns(UserWarning, match="some were used twice: raise --reset-pool"):
+        run(small(reset_pool=1), RunOptions(run_dir=tmp_path / "a", eval_episodes=0))
+
+
 def test_tensorboard_is_asked_for_before_compiling(tmp_path, monkeypatch):
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
     with pytest.raises(ConfigError, match=r"pip install 'ppo_jax\[tensorboard\]'"):
