@@ -9,7 +9,6 @@ benchmarks/results/learning.csv, the seeds behind it to learning_seeds.csv, the 
 learning.png; rows of tasks that were not run now stay as they are.
 """
 
-import csv
 import dataclasses
 import json
 import time
@@ -24,6 +23,7 @@ from rich.console import Console
 from rich.table import Table
 from scipy import stats
 
+from benchmarks.table import RESULTS, merge, read
 from ppo_jax import config as configs
 from ppo_jax import report
 from ppo_jax.evaluate import evaluate
@@ -31,7 +31,6 @@ from ppo_jax.runner import RunOptions, run
 from ppo_jax.train import build
 from ppo_jax.types import did_you_mean
 
-RESULTS = Path(__file__).parent / "results"
 RUNS = Path("runs/learning")
 EPISODES = 128
 # Seeds of the tables; the presets were chosen on seeds 1000 and up.
@@ -203,29 +202,6 @@ def row_of(name: str, task: Task, returns: np.ndarray, seconds: float) -> dict[s
     }
 
 
-def merge_csv(path: Path, rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Replace the rows of the tasks that were run, keep the others, in the order of TASKS."""
-    old = read_csv(path)
-    new = {r["task"] for r in rows}
-    merged = sorted(
-        [r for r in old if r["task"] not in new] + rows, key=lambda r: list(TASKS).index(r["task"])
-    )
-    path.parent.mkdir(exist_ok=True)
-    with path.open("w", newline="") as file:
-        writer = csv.DictWriter(file, fieldnames=list(rows[0]), lineterminator="\n")
-        writer.writeheader()
-        writer.writerows(merged)
-    return merged
-
-
-def read_csv(path: Path) -> list[dict[str, Any]]:
-    """Its rows as text; none if it is not there."""
-    if not path.exists():
-        return []
-    with path.open() as file:
-        return [*csv.DictReader(file)]
-
-
 def plot(rows: list[dict[str, Any]], seeds: list[dict[str, Any]], path: Path) -> None:
     """Every seed as a dot, the mean with its interval, and the mark; tasks of several seeds."""
     import matplotlib
@@ -293,7 +269,7 @@ def main(options: Options) -> None:
             print(f"{name:28} {task.steps:>12,} steps, {task.seeds} seeds")
         return
     if options.table:
-        print(markdown(read_csv(RESULTS / "learning.csv")), end="")
+        print(markdown(read(RESULTS / "learning.csv")), end="")
         return
     unknown = set(options.tasks) - set(TASKS)
     if unknown:
@@ -312,8 +288,8 @@ def main(options: Options) -> None:
             {"task": name, "seed": FIRST_SEED + i, "return": round(float(r), 3)}
             for i, r in enumerate(returns)
         ]
-        all_seeds = merge_csv(RESULTS / "learning_seeds.csv", per_seed)
-        merged = merge_csv(RESULTS / "learning.csv", [row])
+        all_seeds = merge(RESULTS / "learning_seeds.csv", per_seed, {"task": [*TASKS]})
+        merged = merge(RESULTS / "learning.csv", [row], {"task": [*TASKS]})
         plot(merged, all_seeds, RESULTS / "learning.png")
         print_rows([row])
     print_rows(merged)

@@ -43,6 +43,62 @@ def gae(
     return _discounted_sum(delta, discount * lambda_ * cont, 0.0)
 
 
+def k_step_advantages(
+    reward: jax.Array,
+    discount: jax.Array,
+    value: jax.Array,
+    next_value: jax.Array,
+    cont: jax.Array,
+    steps: int,
+) -> jax.Array:
+    """The advantages that look 1, 2, ..., K steps ahead before they trust the critic.
+
+    Â_t^(k) = r_t + γ r_{t+1} + ... + γ^{k−1} r_{t+k−1} + γ^k V(s_{t+k}) − V(s_t)
+            = Σ_{l<k} γ^l δ_{t+l},   or  Â_t^(k) = δ_t + d_t c_t Â_{t+1}^(k−1)
+
+    A sum that would pass the end of the episode or of the rollout stops there.
+
+    Args:
+        reward, discount, value, next_value, cont: [T, ...], as for `gae`.
+        steps: K.
+
+    Returns:
+        [K, T, ...], Â^(k) at k − 1; k = 1 is the TD residual, K = T Monte Carlo minus V.
+
+    Source: Schulman et al. 2016, eqs. 11-15.
+    """
+    delta = reward + discount * next_value - value
+    decay = discount * cont
+
+    def longer(advantage: jax.Array, _: None) -> tuple[jax.Array, jax.Array]:
+        following = jnp.roll(advantage, -1, axis=0).at[-1].set(0.0)
+        advantage = delta + decay * following
+        return advantage, advantage
+
+    return jax.lax.scan(longer, jnp.zeros_like(delta), None, length=steps)[1]
+
+
+def exponential_average(advantage: jax.Array, lambda_: jax.Array | float) -> jax.Array:
+    """The mixture of k-step advantages that is `gae`, once K is as long as the rollout.
+
+    Â_t = (1 − λ) (Â_t^(1) + λ Â_t^(2) + λ² Â_t^(3) + ...)
+
+    The K-th stands for all longer ones too, with their weight λ^{K−1} in all.
+
+    Args:
+        advantage: [K, T, ...] of `k_step_advantages`.
+        lambda_: [] λ.
+
+    Returns:
+        [T, ...].
+
+    Source: Schulman et al. 2016, eq. 16.
+    """
+    power = jnp.asarray(lambda_) ** jnp.arange(advantage.shape[0])
+    share = (power * (1.0 - lambda_)).at[-1].set(power[-1])
+    return jnp.tensordot(share.astype(advantage.dtype), advantage, axes=1)
+
+
 def discounted_returns(
     reward: jax.Array, discount: jax.Array, last_value: jax.Array | float
 ) -> jax.Array:

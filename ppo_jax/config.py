@@ -164,12 +164,21 @@ def from_json(values: dict[str, Any]) -> TrainConfig:
     return config
 
 
-def resolve(config: TrainConfig) -> TrainConfig:
-    """The configuration with its open ends settled: the annealing horizon is the run's length."""
-    if getattr(config.hyper, "anneal_timesteps", 0.0) is not None:
+def resolve(config: TrainConfig, env: Any = None) -> TrainConfig:
+    """The configuration with its open ends settled: what None leaves to the run is filled in.
+
+    Args:
+        config: its annealing horizon becomes the run's length.
+        env: whose time limit is that of an algorithm which asks for one; None: left open.
+    """
+    known: dict[str, Any] = {"anneal_timesteps": float(config.total_timesteps)}
+    limit = getattr(env, "time_limit", None)
+    if limit is not None and not math.isinf(limit):
+        known["time_limit"] = int(limit)
+    open_ends = {k: v for k, v in known.items() if getattr(config.hyper, k, v) is None}
+    if not open_ends:
         return config
-    hyper = dataclasses.replace(config.hyper, anneal_timesteps=float(config.total_timesteps))
-    return dataclasses.replace(config, hyper=hyper)
+    return dataclasses.replace(config, hyper=dataclasses.replace(config.hyper, **open_ends))
 
 
 TRACED = "traced"
@@ -217,6 +226,11 @@ def check(config: TrainConfig) -> None:
         if not isinstance(value, jax.core.Tracer):
             _check_option(known[name], value)
     _check_sizes(config)
+    if hasattr(config.hyper, "check"):
+        try:
+            config.hyper.check(config)
+        except ValueError as error:
+            raise ConfigError(str(error)) from error
 
 
 def check_options(record: Any) -> None:

@@ -1,18 +1,84 @@
 """Losses of the policy-gradient family, element by element, and the one reduction.
 
 Every loss maps [...] to [...] and is to be minimised; `mean` is the only place where rows are
-summed, so that weights, gradient accumulation and several devices are handled once.
+summed, so that weights, gradient accumulation and several devices are handled once. `predict`,
+`total` and `policy_gradient_loss` put them together for a policy.
 """
 
 import dataclasses
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 
-from ppo_jax.types import Batch
+from ppo_jax import estimators
+from ppo_jax.types import Batch, Metrics, Params
 
-# Beyond it a ratio overflows float32, and 0 · ∞ in a gradient is NaN.
-MAX_LOG_RATIO = 80.0
+
+class Prediction(NamedTuple):
+    """What a policy makes of the rows of a batch.
+
+    Attributes:
+        dist: [M] its action distributions.
+        log_prob: [M] log π_θ(a|s) of the actions taken.
+        value: [M] what its critic says.
+        entropy: [M] H[π_θ(·|s)].
+    """
+
+    dist: Any
+    log_prob: jax.Array
+    value: jax.Array
+    entropy: jax.Array
+
+
+def predict(policy: Any, params: Params, rows: Batch) -> Prediction:
+    """Apply a policy to rows that went through `mask`.
+
+    Where the weight is 0 the result is a constant, on which no gradient depends.
+
+    Args:
+        policy: its `apply(params, obs)` gives (distribution, value).
+        params: θ.
+        rows: Batch [M].
+    """
+    dist, value = policy.apply(params, rows.obs)
+
+    def real(x: jax.Array, otherwise: jax.Array | float) -> jax.Array:
+        return jnp.where(rows.weight > 0, x, otherwise)
+
+    log_prob = real(dist.log_prob(rows.action), rows.log_prob)
+    return Prediction(dist, log_prob, real(value, rows.target), real(dist.entropy(), 0.0))
+
+
+def total(
+    policy_loss: jax.Array,
+    value_loss: jax.Array,
+    entropy: jax.Array,
+    *,
+    value_coef: jax.Array | float,
+    entropy_coef: jax.Array | float,
+) -> tuple[jax.Array, Metrics]:
+    """The loss of actor and critic together, and its parts as metrics.
+
+    L = L_π + c_v L_V − c_e H
+
+    Args:
+        policy_loss: [] L_π.
+        value_loss: [] L_V.
+        entropy: [] H, the mean entropy of the policy.
+        value_coef: c_v.
+        entropy_coef: c_e.
+
+    Source: Mnih et al. 2016, Asynchronous Methods for Deep RL, section 4; Schulman et al. 2017,
+    eq. 9.
+    """
+    loss = policy_loss + value_coef * value_loss - entropy_coef * entropy
+    return loss, {
+        "loss": loss,
+        "policy_loss": policy_loss,
+        "value_loss": value_loss,
+        "entropy": entropy,
+    }
 
 
 def policy_gradient(log_prob: jax.Array, advantage: jax.Array) -> jax.Array:
@@ -48,7 +114,7 @@ def surrogate(log_prob: jax.Array, old_log_prob: jax.Array, advantage: jax.Array
     Source: Schulman et al. 2015, Trust Region Policy Optimization, eq. 14; Schulman et al. 2017,
     eq. 6.
     """
-    return -_ratio(log_prob, old_log_prob) * advantage
+    return -estimators.importance_ratio(log_prob, old_log_prob) * advantage
 
 
 def clipped_surrogate(
@@ -72,9 +138,51 @@ def clipped_surrogate(
 
     Source: Schulman et al. 2017, Proximal Policy Optimization Algorithms, eq. 7.
     """
-    ratio = _ratio(log_prob, old_log_prob)
+    ratio = estimators.importance_ratio(log_prob, old_log_prob)
     clipped = jnp.clip(ratio, 1.0 - clip_eps, 1.0 + clip_eps)
     return -jnp.minimum(ratio * advantage, clipped * advantage)
+
+
+def policy_gradient_loss(
+    policy: Any,
+    params: Params,
+    rows: Batch,
+    *,
+    value_coef: jax.Array | float,
+    entropy_coef: jax.Array | float,
+    normalize_advantage: bool,
+    episodes: jax.Array | None = None,
+) -> tuple[jax.Array, Metrics]:
+    """The loss of every method that takes one step on a rollout and throws it away.
+
+    L(θ) = E[ −log π_θ(a|s) Â + c_v ½ (V_θ − V_target)² − c_e H[π_θ] ]
+
+    What Â, V and V_target are is what tells the methods apart.
+
+    Args:
+        policy: its `apply(params, obs)` gives (distribution, value).
+        params: θ.
+        rows: Batch [M].
+        value_coef: c_v.
+        entropy_coef: c_e.
+        normalize_advantage: shift and scale Â over the rows.
+        episodes: [] sum the first term over steps and divide by this, instead of the mean.
+
+    Returns:
+        ([], metrics)
+
+    Source: Sutton et al. 2000, theorem 1; Mnih et al. 2016, algorithm S3.
+    """
+    rows = mask(rows)
+    new = predict(policy, params, rows)
+    advantage = normalize(rows.advantage, rows.weight) if normalize_advantage else rows.advantage
+    return total(
+        mean(policy_gradient(new.log_prob, advantage), rows.weight, episodes),
+        mean(squared_error(new.value, rows.target), rows.weight),
+        mean(new.entropy, rows.weight),
+        value_coef=value_coef,
+        entropy_coef=entropy_coef,
+    )
 
 
 def squared_error(value: jax.Array, target: jax.Array) -> jax.Array:
@@ -128,8 +236,7 @@ def approx_kl(log_prob: jax.Array, old_log_prob: jax.Array) -> jax.Array:
 
     Source: Schulman 2020, Approximating KL Divergence (joschu.net/blog/kl-approx.html).
     """
-    log_ratio = log_prob - old_log_prob
-    return jnp.expm1(jnp.minimum(log_ratio, MAX_LOG_RATIO)) - log_ratio
+    return estimators.k3(log_prob, old_log_prob)
 
 
 def explained_variance(
@@ -243,11 +350,6 @@ def _centre(x: jax.Array, weight: jax.Array | None) -> jax.Array:
     for _ in range(2):
         x = x - mean(x, weight)
     return x if weight is None else jnp.where(weight > 0, x, 0.0)
-
-
-def _ratio(log_prob: jax.Array, old_log_prob: jax.Array) -> jax.Array:
-    """π_θ / π_old, at most e^80."""
-    return jnp.exp(jnp.minimum(log_prob - old_log_prob, MAX_LOG_RATIO))
 
 
 def _at_least_one(count: jax.Array) -> jax.Array:

@@ -8,6 +8,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
+from flax import struct
 
 from ppo_jax.distributions import (
     Bernoulli,
@@ -36,8 +37,21 @@ CONVOLUTIONS: dict[str, tuple[tuple[int, int, int], ...]] = {
 }
 
 
+@struct.dataclass
+class StateAction:
+    """The inputs of a policy whose critic judges actions.
+
+    Attributes:
+        obs: [..., *observation shape].
+        action: [..., *action shape].
+    """
+
+    obs: PyTree
+    action: PyTree
+
+
 class Policy(NamedTuple):
-    """A policy and its value function as four pure functions.
+    """A policy and its critic as pure functions.
 
     init(key, obs) -> params with top-level keys actor, critic (and torso when shared)
     init_core(num_envs) -> core, the memory between steps; () without one
@@ -45,6 +59,8 @@ class Policy(NamedTuple):
     apply(params, inputs) -> (dist, value), any leading shape: what the losses call
     value(params, inputs) -> value, any leading shape; None unless it needs neither memory nor
         what `act` computes anyway. Where it is there, a rollout values its states all at once.
+    critic: "v": V(s). "q": q(s, a), whose inputs are a StateAction, and of which `act`, not
+        knowing the action, knows 0. "none": 0, without parameters.
     """
 
     init: Callable[[jax.Array, PyTree], Params]
@@ -52,6 +68,7 @@ class Policy(NamedTuple):
     act: Callable[[Params, PyTree, PyTree, jax.Array], tuple[PyTree, Distribution, jax.Array]]
     apply: Callable[[Params, PyTree], tuple[Distribution, jax.Array]]
     value: Callable[[Params, PyTree], jax.Array] | None = None
+    critic: str = "v"
 
 
 def orthogonal(gain: float) -> nn.initializers.Initializer:
@@ -220,6 +237,43 @@ class Critic(nn.Module):
         return head(1, 1.0)(x)[..., 0]
 
 
+class QCritic(nn.Module):
+    """q(s, a): an output per action where they can be counted, else the action is an input.
+
+    Attributes:
+        convolutions: of images, before the action joins; or None.
+        body: fully connected layers, or None after a shared torso.
+        action_space: of the actions as the policy draws them.
+    """
+
+    convolutions: nn.Module | None
+    body: nn.Module | None
+    action_space: spaces.Space
+
+    @nn.compact
+    def __call__(self, x: jax.Array, action: jax.Array) -> jax.Array:
+        x = x if self.convolutions is None else self.convolutions(x)
+        if isinstance(self.action_space, spaces.Discrete):
+            x = x if self.body is None else self.body(x)
+            chosen = jax.nn.one_hot(action, self.action_space.n, dtype=x.dtype)
+            return jnp.sum(head(self.action_space.n, 1.0)(x) * chosen, axis=-1)
+        if self.body is None:
+            raise ValueError(
+                f"a critic q(s, a) of {self.action_space} actions cannot share its torso with the "
+                "actor, who does not know the action; use shared_torso=False"
+            )
+        features = jnp.concatenate([x, encode(self.action_space, action).astype(x.dtype)], axis=-1)
+        return head(1, 1.0)(self.body(features))[..., 0]
+
+
+def encode(space: spaces.Space, action: jax.Array) -> jax.Array:
+    """Actions [..., *space.shape] of several choices or of numbers as features [..., F]."""
+    if isinstance(space, spaces.MultiDiscrete):
+        parts = [jax.nn.one_hot(action[..., i], n) for i, n in enumerate(space.sizes)]
+        return jnp.concatenate(parts, axis=-1)
+    return action
+
+
 def preprocess(space: spaces.Space, obs: jax.Array, image: bool) -> jax.Array:
     """An observation as the float features a network takes.
 
@@ -252,6 +306,7 @@ def make_policy(
     shared_torso: bool = False,
     squash: bool = False,
     log_std_init: float = 0.0,
+    critic: str = "v",
 ) -> Policy:
     """The feed-forward actor-critic for a pair of spaces.
 
@@ -264,45 +319,74 @@ def make_policy(
         shared_torso: one body under both heads instead of one each.
         squash: tanh-squashed Gaussian for Box actions.
         log_std_init: log σ of a Gaussian at the start.
+        critic: "v", "q" or "none", as in Policy.
 
     Returns:
         Policy without memory: its core is ().
+
+    Raises:
+        ValueError: a critic q(s, a) of actions that cannot be counted, on a shared torso.
     """
     image = bool(cnn)
 
+    def convolutions() -> nn.Module | None:
+        return CNN(tuple(cnn), activation) if image else None
+
+    def layers() -> nn.Module:
+        return MLP(tuple(hidden), activation)
+
     def body() -> nn.Module:
-        layers = MLP(tuple(hidden), activation)
-        return nn.Sequential([CNN(tuple(cnn), activation), layers]) if image else layers
+        front = convolutions()
+        return layers() if front is None else nn.Sequential([front, layers()])
 
+    torso = body()
     actor = Actor(None if shared_torso else body(), action_space, squash, log_std_init)
-    critic = Critic(None if shared_torso else body())
-    torso = body() if shared_torso else None
+    judge: nn.Module = Critic(None if shared_torso else body())
+    if critic == "q":
+        judge = QCritic(
+            None if shared_torso else convolutions(),
+            None if shared_torso else layers(),
+            action_space,
+        )
 
-    def run(module: nn.Module, params: Params, x: jax.Array) -> Any:
-        return module.apply({"params": params}, x)
+    def features(params: Params, obs: PyTree) -> jax.Array:
+        x = preprocess(observation_space, obs, image)
+        return run(torso, params["torso"], x) if shared_torso else x
+
+    def evaluate(params: Params, x: jax.Array, *action: jax.Array) -> jax.Array:
+        if critic == "none" or (critic == "q" and not action):
+            return jnp.zeros(x.shape[: -3 if image and not shared_torso else -1])
+        return run(judge, params["critic"], x, *action)
 
     def init(key: jax.Array, obs: PyTree) -> Params:
         torso_key, actor_key, critic_key = jax.random.split(key, 3)
         x = preprocess(observation_space, obs, image)
         params: dict[str, Any] = {}
-        if torso is not None:
+        if shared_torso:
             params["torso"] = torso.init(torso_key, x).get("params", {})
             x = run(torso, params["torso"], x)
-        params["actor"] = actor.init(actor_key, x)["params"]
-        params["critic"] = critic.init(critic_key, x)["params"]
+        dist, variables = actor.init_with_output(actor_key, x)
+        params["actor"] = variables["params"]
+        if critic != "none":
+            action = (dist.mode(),) if critic == "q" else ()
+            params["critic"] = judge.init(critic_key, x, *action)["params"]
         return params
 
     def apply(params: Params, inputs: PyTree) -> tuple[Distribution, jax.Array]:
-        x = preprocess(observation_space, inputs, image)
-        if torso is not None:
-            x = run(torso, params["torso"], x)
-        return run(actor, params["actor"], x), run(critic, params["critic"], x)
+        obs, *action = (inputs.obs, inputs.action) if critic == "q" else (inputs,)
+        x = features(params, obs)
+        return run(actor, params["actor"], x), evaluate(params, x, *action)
 
     def act(params: Params, core: PyTree, obs: PyTree, start: jax.Array) -> Any:
-        dist, value = apply(params, obs)
-        return core, dist, value
+        x = features(params, obs)
+        return core, run(actor, params["actor"], x), evaluate(params, x)
 
     def value(params: Params, inputs: PyTree) -> jax.Array:
-        return run(critic, params["critic"], preprocess(observation_space, inputs, image))
+        return apply(params, inputs)[1]
 
-    return Policy(init, lambda num_envs: (), act, apply, None if shared_torso else value)
+    return Policy(init, lambda num_envs: (), act, apply, None if shared_torso else value, critic)
+
+
+def run(module: nn.Module, params: Params, *inputs: jax.Array) -> Any:
+    """Apply a module to its parameters."""
+    return module.apply({"params": params}, *inputs)

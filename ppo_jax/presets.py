@@ -7,6 +7,7 @@ What each reaches, over many seeds, is in benchmarks/results/learning.csv.
 from typing import Any
 
 PRESETS: dict[str, dict[str, Any]] = {
+    # PPO, the choice for every environment
     "cartpole": {
         "env": "CartPole-v1",
         "algorithm": "ppo",
@@ -81,6 +82,165 @@ PRESETS: dict[str, dict[str, Any]] = {
         "entropy_coef": 0.01,
     },
 }
+
+# The rest of the family on four environments: NAME_ALGORITHM is for NAME's environment.
+_FAMILY: dict[str, dict[str, Any]] = {
+    "cartpole_reinforce": {
+        "num_envs": 8,
+        "num_steps": 600,
+        "learning_rate": 2e-2,
+        "gamma": 1.0,
+    },
+    "cartpole_actor_critic": {
+        "num_envs": 16,
+        "num_steps": 16,
+        "learning_rate": 6e-3,
+        "gamma": 0.98,
+        "entropy_coef": 0.01,
+    },
+    "cartpole_a2c": {
+        "num_envs": 8,
+        "num_steps": 16,
+        "learning_rate": 5e-3,
+        "gamma": 0.98,
+    },
+    "cartpole_trpo": {
+        "num_envs": 8,
+        "num_steps": 128,
+        "learning_rate": 2e-3,
+        "gamma": 0.98,
+        "epochs": 5,
+    },
+    "cartpole_ppo_kl": {
+        "num_envs": 8,
+        "num_steps": 64,
+        "learning_rate": 2e-3,
+        "gamma": 0.98,
+    },
+    "cartpole_continuous_reinforce": {
+        "num_envs": 8,
+        "num_steps": 600,
+        "learning_rate": 2e-2,
+        "gamma": 1.0,
+    },
+    "cartpole_continuous_actor_critic": {
+        "num_envs": 16,
+        "num_steps": 16,
+        "learning_rate": 5.5e-3,
+        "gamma": 0.97,
+        "entropy_coef": 0.01,
+    },
+    "cartpole_continuous_a2c": {
+        "num_envs": 8,
+        "num_steps": 16,
+        "learning_rate": 3e-3,
+        "gamma": 0.98,
+    },
+    "cartpole_continuous_trpo": {
+        "num_envs": 8,
+        "num_steps": 128,
+        "learning_rate": 2e-3,
+        "gamma": 0.98,
+        "epochs": 5,
+    },
+    "cartpole_continuous_ppo_kl": {
+        "num_envs": 4,
+        "num_steps": 128,
+        "learning_rate": 1.1e-3,
+        "gamma": 0.98,
+    },
+    "acrobot_reinforce": {
+        "num_envs": 8,
+        "num_steps": 600,
+        "normalize_obs": True,
+        "learning_rate": 3e-2,
+        "entropy_coef": 0.1,
+    },
+    "acrobot_actor_critic": {
+        "num_envs": 16,
+        "num_steps": 16,
+        "normalize_obs": True,
+        "learning_rate": 8e-3,
+        "gamma": 0.98,
+        "entropy_coef": 0.01,
+    },
+    "acrobot_a2c": {
+        "num_envs": 16,
+        "num_steps": 16,
+        "normalize_obs": True,
+        "learning_rate": 6e-3,
+    },
+    "acrobot_trpo": {
+        "num_envs": 32,
+        "num_steps": 64,
+        "normalize_obs": True,
+        "learning_rate": 3e-3,
+        "gae_lambda": 0.9,
+        "epochs": 5,
+    },
+    "acrobot_ppo_kl": {
+        "num_envs": 32,
+        "num_steps": 64,
+        "normalize_obs": True,
+        "learning_rate": 2e-3,
+        "epochs": 10,
+        "minibatches": 8,
+        "gae_lambda": 0.9,
+    },
+    "pendulum_reinforce": {
+        "num_envs": 16,
+        "num_steps": 200,
+        "learning_rate": 1e-2,
+        "gamma": 0.9,
+    },
+    "pendulum_actor_critic": {
+        "num_envs": 16,
+        "num_steps": 16,
+        "normalize_reward": True,
+        "learning_rate": 2e-3,
+        "gamma": 0.9,
+    },
+    "pendulum_a2c": {
+        "num_envs": 8,
+        "num_steps": 32,
+        "normalize_reward": True,
+        "learning_rate": 6e-3,
+        "gamma": 0.98,
+        "max_grad_norm": 10.0,
+    },
+    "pendulum_trpo": {
+        "num_envs": 8,
+        "num_steps": 128,
+        "normalize_reward": True,
+        "max_kl": 0.02,
+        "learning_rate": 1e-3,
+        "gamma": 0.98,
+        "gae_lambda": 0.8,
+        "epochs": 5,
+    },
+    "pendulum_ppo_kl": {
+        "num_envs": 8,
+        "num_steps": 128,
+        "normalize_reward": True,
+        "learning_rate": 1e-3,
+        "epochs": 10,
+        "minibatches": 8,
+        "gamma": 0.98,
+        "gae_lambda": 0.8,
+    },
+}
+for _name, _values in _FAMILY.items():
+    _base = next(
+        base
+        for base in ("cartpole_continuous", "cartpole", "acrobot", "pendulum")
+        if _name.startswith(base)
+    )
+    PRESETS[_name] = {
+        "env": PRESETS[_base]["env"],
+        "algorithm": _name.removeprefix(f"{_base}_"),
+        "total_timesteps": 500_000,
+        **_values,
+    }
 
 # The MinAtar games share one setting. A plain MLP over the [10, 10, C] binary pixels reaches the
 # published marks and runs several times faster on CPU than the usual small CNN.

@@ -10,7 +10,7 @@ from flax import struct
 
 from ppo_jax import normalization
 from ppo_jax.envs.protocol import VectorEnv
-from ppo_jax.networks import Policy
+from ppo_jax.networks import Policy, StateAction
 from ppo_jax.types import Batch, Metrics, Params, PyTree, Trajectory
 
 
@@ -96,8 +96,7 @@ def init(
     """
     obs, env_state = vector_env.reset(key)
     num_envs = vector_env.num_envs
-    core, zeros = policy.init_core(num_envs), jnp.zeros(num_envs)
-    episodes = Episodes(jnp.ones(num_envs, bool), zeros, jnp.zeros(num_envs, int), zeros)
+    core, episodes = policy.init_core(num_envs), _no_episodes(num_envs)
     moments = Moments(
         obs=normalization.init_tree(jax.tree.map(lambda x: x[0], obs)) if normalize_obs else (),
         reward=normalization.init(()) if normalize_reward else (),
@@ -138,6 +137,55 @@ def collect(
     Returns:
         (RolloutState with the metrics of this rollout, Trajectory [T, N])
     """
+    state, trajectory, rows = _collect(key, params, state, env, policy, num_steps, gamma)
+    metrics = _episode_metrics(trajectory.done & rows["valid"], rows["totals"])
+    return dataclasses.replace(state, metrics=metrics | state.metrics), trajectory
+
+
+def collect_episodes(
+    key: jax.Array,
+    params: Params,
+    state: RolloutState,
+    *,
+    env: VectorEnv,
+    policy: Policy,
+    num_steps: int,
+    gamma: jax.Array | float,
+) -> tuple[RolloutState, Trajectory]:
+    """`collect` from the start of new episodes; those that were under way are given up.
+
+    For methods that learn from whole episodes under one policy. The metrics are those of episodes
+    that had time to finish wherever they went: among the later ones the short would be
+    over-represented.
+
+    Args:
+        as for `collect`; num_steps is at least the environment's time limit.
+
+    Returns:
+        (RolloutState, Trajectory [T, N]) whose first row starts an episode everywhere.
+    """
+    reset_key, key = jax.random.split(key)
+    obs, env_state = env.reset(reset_key)
+    core, episodes = policy.init_core(env.num_envs), _no_episodes(env.num_envs)
+    state = RolloutState(env_state, obs, core, state.moments, state.metrics, episodes)
+    state, trajectory, rows = _collect(key, params, state, env, policy, num_steps, gamma)
+    limit = getattr(env, "time_limit", None)
+    start = jnp.arange(1, num_steps + 1)[:, None] - rows["totals"].episode_length
+    in_time = start + (num_steps if limit is None else limit) <= num_steps
+    metrics = _episode_metrics(trajectory.done & rows["valid"] & in_time, rows["totals"])
+    return dataclasses.replace(state, metrics=metrics | state.metrics), trajectory
+
+
+def _collect(
+    key: jax.Array,
+    params: Params,
+    state: RolloutState,
+    env: VectorEnv,
+    policy: Policy,
+    num_steps: int,
+    gamma: jax.Array | float,
+) -> tuple[RolloutState, Trajectory, dict[str, Any]]:
+    """(state with the metrics of the environment, trajectory, what else the steps left)."""
     noise_key, env_key, refresh_key = jax.random.split(key, 3)
     # All noise at once: one wide draw costs a fraction of T narrow ones inside the loop.
     dist = jax.eval_shape(policy.act, params, state.core, state.obs, state.episodes.start)[1]
@@ -148,22 +196,11 @@ def collect(
     step = functools.partial(_step, params, state.moments, env, policy, gamma)
     (env_state, obs, core, episodes, cuts), rows = jax.lax.scan(step, carry, (noise, keys))
 
-    inputs = normalize_obs(state.moments, rows["obs"])
-    # Where one wide pass of the critic serves all steps, nobody uses the values of the loop and
-    # XLA drops the critic from it.
-    value = rows["value"] if policy.value is None else policy.value(params, inputs)
-
-    def value_of(core: PyTree, obs: PyTree) -> jax.Array:
-        start = jnp.zeros(env.num_envs, bool)
-        return policy.act(params, core, normalize_obs(state.moments, obs), start)[2]
-
-    next_value = jnp.concatenate([value[1:], value_of(core, obs)[None]])
-    next_value = _value_at_cuts(next_value, rows["truncated"], cuts, value_of)
+    end = (core, obs)
+    inputs, value, next_value = _judge(key, params, state.moments, policy, rows, end, cuts)
     env_state, env_metrics = _refresh(env, refresh_key, env_state)
-    done, weight = rows["terminated"] | rows["truncated"], rows["valid"].astype(jnp.float32)
+    weight = rows["valid"].astype(jnp.float32)
     moments, reward = _update_moments(state.moments, rows, weight)
-    metrics = _episode_metrics(done & rows["valid"], rows["totals"])
-    metrics |= _lost_cuts(cuts) | env_metrics
     trajectory = Trajectory(
         obs=inputs,
         action=rows["action"],
@@ -172,10 +209,51 @@ def collect(
         next_value=next_value,
         reward=reward,
         terminated=rows["terminated"],
-        done=done,
+        done=rows["terminated"] | rows["truncated"],
         weight=weight,
     )
-    return RolloutState(env_state, obs, core, moments, metrics, episodes), trajectory
+    metrics = _lost_cuts(cuts) | env_metrics
+    return RolloutState(env_state, obs, core, moments, metrics, episodes), trajectory, rows
+
+
+def _judge(
+    key: jax.Array,
+    params: Params,
+    moments: Moments,
+    policy: Policy,
+    rows: dict[str, Any],
+    end: tuple[PyTree, PyTree],
+    cuts: Cuts,
+) -> tuple[PyTree, jax.Array, jax.Array]:
+    """The network's inputs and what the critic says of them: (inputs, value, next_value).
+
+    A critic of states says V(s_t) and V(s_{t+1}); one of actions q(s_t, a_t) and
+    q(s_{t+1}, a'), with an a' drawn from the policy that is never executed.
+    """
+    inputs = normalize_obs(moments, rows["obs"])
+    num_steps, num_envs = rows["reward"].shape
+    # Folded in, not split off: the rollouts of a critic of states do not depend on it.
+    again_key, end_key, cut_key = jax.random.split(jax.random.fold_in(key, 1), 3)
+
+    def state_value(key: jax.Array, core: PyTree, obs: PyTree) -> jax.Array:
+        _, dist, value = policy.act(params, core, obs, jnp.zeros(num_envs, bool))
+        if policy.critic == "q":
+            return policy.apply(params, StateAction(obs, dist.sample(key)))[1]
+        return value
+
+    def value_of(key: jax.Array, core: PyTree, obs: PyTree) -> jax.Array:
+        return state_value(key, core, normalize_obs(moments, obs))
+
+    if policy.critic == "q":
+        now = jax.vmap(state_value)(jax.random.split(again_key, num_steps), (), inputs)
+        inputs = StateAction(inputs, rows["action"])
+        value = policy.apply(params, inputs)[1]
+    else:
+        # Where one wide pass of the critic serves all steps, nobody uses the values of the loop
+        # and XLA drops the critic from it.
+        now = value = rows["value"] if policy.value is None else policy.value(params, inputs)
+    next_value = jnp.concatenate([now[1:], value_of(end_key, *end)[None]])
+    return inputs, value, _value_at_cuts(cut_key, next_value, rows["truncated"], cuts, value_of)
 
 
 def _step(
@@ -214,6 +292,12 @@ def _step(
 def flatten_steps(batch: Batch) -> Batch:
     """[T, N, ...] -> [T·N, ...]: every step is a row of its own, for policies without memory."""
     return jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), batch)
+
+
+def _no_episodes(num_envs: int) -> Episodes:
+    """N episodes before their first step."""
+    zeros = jnp.zeros(num_envs)
+    return Episodes(jnp.ones(num_envs, bool), zeros, jnp.zeros(num_envs, int), zeros)
 
 
 def _advance(
@@ -268,11 +352,12 @@ def _lost_cuts(cuts: Cuts) -> Metrics:
 
 
 def _value_at_cuts(
-    next_value: jax.Array, truncated: jax.Array, cuts: Cuts, value_of: Any
+    key: jax.Array, next_value: jax.Array, truncated: jax.Array, cuts: Cuts, value_of: Any
 ) -> jax.Array:
     """next_value [T, N] with V of the true final observation where an episode was truncated."""
-    cut_value = jax.vmap(value_of)(*cuts.final)
-    slot = jnp.minimum(jnp.cumsum(truncated, axis=0) - 1, cut_value.shape[0] - 1)
+    slots = jax.tree.leaves(cuts.final)[0].shape[0]
+    cut_value = jax.vmap(value_of)(jax.random.split(key, slots), *cuts.final)
+    slot = jnp.minimum(jnp.cumsum(truncated, axis=0) - 1, slots - 1)
     at_cut = jnp.take_along_axis(cut_value, jnp.maximum(slot, 0), axis=0)
     return jnp.where(truncated, at_cut, next_value)
 

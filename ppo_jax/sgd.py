@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+import math
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -10,7 +11,35 @@ import jax.numpy as jnp
 import optax
 
 from ppo_jax import losses
-from ppo_jax.types import Batch, LearnerState, LossFn, Metrics, Params, PyTree
+from ppo_jax.types import Batch, LearnerState, LossFn, Metrics, Params, PyTree, option
+
+# What every Config says about its optimiser, and `from_config` reads.
+
+
+def learning_rate(default: float) -> Any:
+    """An option: Adam's step size."""
+    return option(default, "Adam's step size, of the first update", low=0)
+
+
+def anneal_timesteps() -> Any:
+    """An option: the horizon of `anneal`."""
+    doc = (
+        "environment steps over which the learning rate falls linearly to 0; "
+        "inf: constant; None: the whole run"
+    )
+    return option(None, doc, low=0, high=math.inf, open_low=True)
+
+
+def max_grad_norm(default: float) -> Any:
+    """An option: the bound of the gradient."""
+    return option(
+        default, "bound of the global norm; inf: none", low=0, high=math.inf, open_low=True
+    )
+
+
+def adam_eps() -> Any:
+    """An option: Adam's epsilon."""
+    return option(1e-5, "Adam's epsilon", low=0, open_low=True)
 
 
 class OptimizerState(NamedTuple):
@@ -71,6 +100,45 @@ def make_optimizer(
     return optax.GradientTransformation(init, update)
 
 
+def init(
+    params: Params, optimizer: optax.GradientTransformation, extra: PyTree = ()
+) -> LearnerState:
+    """A learner at its first step.
+
+    Args:
+        params: of the policy.
+        optimizer: for all of them.
+        extra: private state of the algorithm.
+    """
+    return LearnerState(params, optimizer.init(params), jnp.zeros((), jnp.int32), extra)
+
+
+def from_config(
+    config: Any, optimizer: optax.GradientTransformation | None = None
+) -> tuple[optax.GradientTransformation, Callable[[LearnerState, int], LearnerState]]:
+    """The optimiser of an algorithm and its schedule.
+
+    Args:
+        config: with the four options above; an anneal_timesteps of None, which a run replaces by
+            its own length, is a constant rate here.
+        optimizer: to be used instead of the one the config describes; its learning rate is its
+            own affair.
+
+    Returns:
+        (optimizer, begin): begin(learner, timesteps) sets the rate for an update that learns from
+        that many environment steps.
+    """
+    if optimizer is not None:
+        return optimizer, lambda learner, timesteps: learner
+    horizon = math.inf if config.anneal_timesteps is None else config.anneal_timesteps
+
+    def begin(learner: LearnerState, timesteps: int) -> LearnerState:
+        return anneal(learner, config.learning_rate, horizon, timesteps)
+
+    ours = make_optimizer(config.max_grad_norm, config.adam_eps, learning_rate=config.learning_rate)
+    return ours, begin
+
+
 def anneal(
     learner: LearnerState,
     learning_rate: jax.Array | float,
@@ -99,10 +167,15 @@ def anneal(
     return dataclasses.replace(learner, opt_state=state)
 
 
-def current_learning_rate(learner: LearnerState) -> Metrics:
-    """The learning rate in force as a metric; empty for an optimiser of the user's own."""
+def report(learner: LearnerState, batch: Batch) -> Metrics:
+    """What is told of every update: how good the critic was, and the learning rate in force.
+
+    The latter is unknown of an optimiser of the user's own.
+    """
     state = learner.opt_state
-    return {"learning_rate": state.learning_rate} if isinstance(state, OptimizerState) else {}
+    rate = {"learning_rate": state.learning_rate} if isinstance(state, OptimizerState) else {}
+    explained = losses.explained_variance(batch.value, batch.target, batch.weight)
+    return {"explained_variance": explained, **rate}
 
 
 def sgd_step(

@@ -81,8 +81,9 @@ def build(config: TrainConfig, env: Any = None) -> Program:
         ConfigError, InvalidEnvironment: what cannot work, and why.
     """
     check(config)
-    config = resolve(config)
     env = as_env(config.env if env is None else env)
+    config = resolve(config, env)
+    check(config)
     _check_spaces(config, env)
     vector_env = vectorize(env, config.num_envs, config.num_steps, pool_size=config.reset_pool)
     policy = make_policy(
@@ -94,10 +95,12 @@ def build(config: TrainConfig, env: Any = None) -> Program:
         shared_torso=config.shared_torso,
         squash=config.squash,
         log_std_init=config.log_std_init,
+        critic=getattr(config.hyper, "critic", "v"),
     )
     algorithm = ALGORITHMS[config.algorithm].make(policy, config.hyper)
+    whole_episodes = getattr(config.hyper, "whole_episodes", False)
     collect = functools.partial(
-        rollout.collect,
+        rollout.collect_episodes if whole_episodes else rollout.collect,
         env=vector_env,
         policy=policy,
         num_steps=config.num_steps,

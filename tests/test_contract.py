@@ -12,6 +12,7 @@ import pytest
 from ppo_jax import config as configs
 from ppo_jax import rollout
 from ppo_jax.algorithms import ALGORITHMS
+from ppo_jax.envs import make
 from ppo_jax.runner import make_chunk
 from ppo_jax.train import build, make_train
 from ppo_jax.types import Algorithm, LearnerState, TrainState
@@ -22,14 +23,21 @@ contract = pytest.mark.parametrize(("algorithm", "env"), CASES)
 UPDATES = 6
 
 
-def small(algorithm: str, env: str, **changes):
+def steps_of(algorithm: str, env: str) -> int:
+    """A short rollout, or one that whole episodes fit into."""
+    whole_episodes = getattr(ALGORITHMS[algorithm].Config, "whole_episodes", False)
+    return make(env).time_limit if whole_episodes else 32
+
+
+def small(algorithm: str, env: str, updates: int = UPDATES, **changes):
+    num_steps = steps_of(algorithm, env)
     return configs.make(
         preset="none",
         env=env,
         algorithm=algorithm,
         num_envs=4,
-        num_steps=32,
-        total_timesteps=UPDATES * 128,
+        num_steps=num_steps,
+        total_timesteps=updates * 4 * num_steps,
         normalize_obs=True,
         normalize_reward=True,
         hidden=(16,),
@@ -100,7 +108,7 @@ def test_the_same_key_gives_the_same_run(algorithm, env):
 @contract
 def test_vmap_is_the_loop(algorithm, env):
     """Over keys. Widths compile to different programs, so to rounding and for the first updates."""
-    config = dataclasses.replace(small(algorithm, env), total_timesteps=2 * 128)
+    config = small(algorithm, env, updates=2)
     keys = jax.random.split(jax.random.key(1), 3)
     state, metrics = jax.jit(jax.vmap(make_train(config)))(keys)
     for i, key in enumerate(keys):
@@ -113,7 +121,7 @@ def test_vmap_is_the_loop(algorithm, env):
 
 @contract
 def test_lax_map_is_the_loop(algorithm, env):
-    config = dataclasses.replace(small(algorithm, env), total_timesteps=2 * 128)
+    config = small(algorithm, env, updates=2)
     keys = jax.random.split(jax.random.key(1), 2)
     state, _ = jax.jit(lambda keys: jax.lax.map(make_train(config), keys))(keys)
     one, _ = jax.jit(make_train(config))(keys[1])
@@ -150,7 +158,7 @@ def test_chunks_are_the_whole(algorithm, env):
 @contract
 def test_floats_may_be_tracers(algorithm, env):
     """One trace serves many learning rates, and gives what each gives alone."""
-    config = dataclasses.replace(small(algorithm, env), total_timesteps=128)
+    config = small(algorithm, env, updates=1)
     chex.clear_trace_counter()
 
     @jax.jit

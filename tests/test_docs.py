@@ -4,7 +4,8 @@ import ast
 import re
 from pathlib import Path
 
-from benchmarks.learning import RESULTS, markdown, read_csv
+from benchmarks.learning import markdown
+from benchmarks.table import RESULTS, read
 from ppo_jax import cli
 
 ROOT = Path(__file__).parent.parent
@@ -43,7 +44,7 @@ def test_the_flags_of_the_readme_exist():
 
 
 def test_the_table_of_the_readme_is_that_of_the_results():
-    assert markdown(read_csv(RESULTS / "learning.csv")) in (ROOT / "README.md").read_text()
+    assert markdown(read(RESULTS / "learning.csv")) in (ROOT / "README.md").read_text()
 
 
 def test_links_in_the_documents_lead_somewhere():

@@ -11,7 +11,7 @@ ROOT = Path(ppo_jax.__file__).parent
 # Data flow from left to right; a module imports only from its own layer's left.
 LAYERS = [
     {"types"},
-    {"distributions", "envs", "advantages", "losses", "normalization", "sgd"},
+    {"distributions", "envs", "advantages", "estimators", "losses", "normalization", "sgd"},
     {"networks", "rollout", "algorithms"},
     {"presets"},
     {"config"},
@@ -23,6 +23,7 @@ LAYERS = [
 ]
 # Within the first layers some modules build on a neighbour.
 NEIGHBOURS = {
+    "losses": {"estimators"},
     "sgd": {"losses"},
     "networks": {"distributions", "envs"},
     "rollout": {"networks"},

@@ -12,43 +12,27 @@ import pytest
 from ppo_jax import losses, sgd
 from ppo_jax.advantages import estimate_gae
 from ppo_jax.algorithms import ppo
-from ppo_jax.distributions import Categorical, DiagGaussian
+from ppo_jax.distributions import Categorical
 from ppo_jax.envs import spaces
 from ppo_jax.networks import Policy, make_policy
 from ppo_jax.rollout import flatten_steps
 from ppo_jax.types import Batch, LearnerState, Trajectory
-from reference import Golden, actor_critic, assert_close
+from reference import (
+    Golden,
+    actor_critic,
+    assert_close,
+    sb3_params,
+    sb3_policy,
+    sb3_trajectory,
+    table_inputs,
+    table_policy,
+    under,
+)
 
 LOSS, UPDATE = Golden("02_ppo_loss"), Golden("09_full_update")
 
 
 # --- 02: one loss and its gradients, where the policy is a table of its own outputs ---------
-
-
-def table_policy(kind: str) -> Policy:
-    """A policy whose parameters are its outputs, one row per sample."""
-
-    def apply(params, obs):
-        if kind == "categorical":
-            return Categorical(params["logits"]), params["values"]
-        return DiagGaussian(params["mean"], params["log_std"]), params["values"]
-
-    return Policy(init=None, init_core=None, act=None, apply=apply)
-
-
-def table_inputs(kind: str) -> tuple[dict, Batch]:
-    x = {k: jnp.asarray(v) for k, v in LOSS(f"{kind}/inputs").items()}
-    names = ("logits", "values") if kind == "categorical" else ("mean", "log_std", "values")
-    rows = Batch(
-        obs=jnp.zeros(64),
-        action=x["actions"],
-        log_prob=x["old_log_prob"],
-        value=x["old_values"],
-        advantage=x["advantages"],
-        target=x["returns"],
-        weight=jnp.ones(64),
-    )
-    return {n: x[n] for n in names}, rows
 
 
 def check_loss(kind: str, case: str, config: ppo.Config, renamed: dict[str, str]) -> None:
@@ -209,8 +193,6 @@ def test_padding_full_of_infinities_changes_nothing(kind):
 
 # --- 09: whole updates ----------------------------------------------------------------------
 
-SB3_ACTOR = ["mlp_extractor.policy_net.0", "mlp_extractor.policy_net.2", "action_net"]
-SB3_CRITIC = ["mlp_extractor.value_net.0", "mlp_extractor.value_net.2", "value_net"]
 SB3_CASES = [
     (kind, case)
     for kind, names in {
@@ -220,42 +202,6 @@ SB3_CASES = [
     }.items()
     for case in names
 ]
-
-
-def sb3_policy(kind: str, x: dict) -> Policy:
-    action_space = {
-        "categorical": lambda: spaces.Discrete(x["w0_forward_head"].shape[-1]),
-        "gaussian": lambda: spaces.Box(-np.inf, np.inf, (x["actions"].shape[-1],)),
-        "multidiscrete": lambda: spaces.MultiDiscrete(tuple(x["nvec"].tolist())),
-    }[kind]()
-    return make_policy(spaces.Box(-np.inf, np.inf, x["obs"].shape[2:]), action_space, hidden=(8, 8))
-
-
-def sb3_params(kind: str, weights: dict):
-    return actor_critic(weights, SB3_ACTOR, SB3_CRITIC, "log_std" if kind == "gaussian" else None)
-
-
-def under(prefix: str, arrays: dict) -> dict:
-    return {k[len(prefix) :]: v for k, v in arrays.items() if k.startswith(prefix)}
-
-
-def sb3_trajectory(policy: Policy, params, x: dict) -> Trajectory:
-    """What collect would have returned, values and log-probabilities by our own forward pass."""
-    obs, action = jnp.asarray(x["obs"]), jnp.asarray(x["actions"])
-    dist, value = policy.apply(params, obs)
-    last = policy.apply(params, jnp.asarray(x["last_obs"]))[1]
-    done = jnp.asarray(x["dones"], bool)
-    return Trajectory(
-        obs=obs,
-        action=action,
-        log_prob=dist.log_prob(action),
-        value=value,
-        next_value=jnp.concatenate([value[1:], last[None]]),
-        reward=jnp.asarray(x["rewards"]),
-        terminated=done,
-        done=done,
-        weight=jnp.ones(done.shape),
-    )
 
 
 def replacing_value_loss(policy: Policy, config: ppo.Config, eps: float):

@@ -2,6 +2,13 @@
 
 from types import ModuleType
 
-from ppo_jax.algorithms import ppo
+from ppo_jax.algorithms import a2c, actor_critic, ppo, ppo_kl, reinforce, trpo
 
-ALGORITHMS: dict[str, ModuleType] = {"ppo": ppo}
+ALGORITHMS: dict[str, ModuleType] = {
+    "reinforce": reinforce,
+    "actor_critic": actor_critic,
+    "a2c": a2c,
+    "trpo": trpo,
+    "ppo_kl": ppo_kl,
+    "ppo": ppo,
+}

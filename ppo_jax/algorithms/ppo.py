@@ -1,7 +1,6 @@
 """Proximal policy optimisation with the clipped surrogate (Schulman et al. 2017)."""
 
 import dataclasses
-import math
 from typing import Any
 
 import jax
@@ -10,22 +9,25 @@ import optax
 
 from ppo_jax import losses, sgd
 from ppo_jax.advantages import estimate_gae
-from ppo_jax.types import Algorithm, Batch, LearnerState, LossFn, Metrics, Params, PyTree, option
+from ppo_jax.types import (
+    Algorithm,
+    Batch,
+    LearnerState,
+    LossFn,
+    Metrics,
+    Params,
+    PyTree,
+    Trajectory,
+    option,
+)
 
 
 @dataclasses.dataclass(frozen=True)
 class Config:
     """Hyperparameters. Every float may be a tracer, so one program serves a whole sweep."""
 
-    learning_rate: float = option(3e-4, "Adam's step size, of the first update", low=0)
-    anneal_timesteps: float | None = option(
-        None,
-        "environment steps over which the learning rate falls linearly to 0; "
-        "inf: constant; None: the whole run",
-        low=0,
-        high=math.inf,
-        open_low=True,
-    )
+    learning_rate: float = sgd.learning_rate(3e-4)
+    anneal_timesteps: float | None = sgd.anneal_timesteps()
     epochs: int = option(4, "passes over each rollout", low=1)
     minibatches: int = option(4, "gradient steps per pass", low=1)
     gamma: float = option(0.99, "discount per step", low=0, high=1)
@@ -37,10 +39,8 @@ class Config:
     entropy_coef: float = option(0.0, "weight of the entropy bonus", low=0)
     value_coef: float = option(0.5, "weight of the value loss", low=0)
     normalize_advantage: bool = option(True, "per minibatch")
-    max_grad_norm: float = option(
-        0.5, "bound of the global norm; inf: none", low=0, high=math.inf, open_low=True
-    )
-    adam_eps: float = option(1e-5, "Adam's epsilon", low=0, open_low=True)
+    max_grad_norm: float = sgd.max_grad_norm(0.5)
+    adam_eps: float = sgd.adam_eps()
     target_kl: float | None = option(
         None,
         "stop an update once approx_kl of a minibatch exceeds 1.5 x this; None: never",
@@ -66,31 +66,27 @@ def make_loss(policy: Any, config: Config) -> LossFn:
 
     def loss_fn(params: Params, rows: Batch) -> tuple[jax.Array, Metrics]:
         rows = losses.mask(rows)
-        dist, value = policy.apply(params, rows.obs)
-
-        def real(x: jax.Array, otherwise: jax.Array | float) -> jax.Array:
-            return jnp.where(rows.weight > 0, x, otherwise)
+        new = losses.predict(policy, params, rows)
 
         def mean(x: jax.Array) -> jax.Array:
             return losses.mean(x, rows.weight)
 
-        log_prob = real(dist.log_prob(rows.action), rows.log_prob)
-        value, entropy = real(value, rows.target), mean(real(dist.entropy(), 0.0))
         advantage = rows.advantage
         if config.normalize_advantage:
             advantage = losses.normalize(advantage, rows.weight)
-        policy_loss = mean(
-            losses.clipped_surrogate(log_prob, rows.log_prob, advantage, config.clip_eps)
+        surrogate = losses.clipped_surrogate(
+            new.log_prob, rows.log_prob, advantage, config.clip_eps
         )
-        value_loss = mean(value_error(value, rows))
-        loss = policy_loss + config.value_coef * value_loss - config.entropy_coef * entropy
-        ratio = jnp.exp(log_prob - rows.log_prob)
-        return loss, {
-            "loss": loss,
-            "policy_loss": policy_loss,
-            "value_loss": value_loss,
-            "entropy": entropy,
-            "approx_kl": mean(losses.approx_kl(log_prob, rows.log_prob)),
+        loss, metrics = losses.total(
+            mean(surrogate),
+            mean(value_error(new.value, rows)),
+            mean(new.entropy),
+            value_coef=config.value_coef,
+            entropy_coef=config.entropy_coef,
+        )
+        ratio = jnp.exp(new.log_prob - rows.log_prob)
+        return loss, metrics | {
+            "approx_kl": mean(losses.approx_kl(new.log_prob, rows.log_prob)),
             "clip_fraction": mean(jnp.abs(ratio - 1.0) > config.clip_eps),
         }
 
@@ -109,20 +105,13 @@ def make(
 
     Args:
         policy: a Policy.
-        config: Config; an anneal_timesteps of None, which a run replaces by its own length, is a
-            constant rate here.
-        optimizer: another optax transformation than the one the config describes; its learning
-            rate is its own affair.
+        config: Config.
+        optimizer: another optax transformation than the one the config describes.
 
     Source: Schulman et al. 2017, algorithm 1.
     """
-    ours = optimizer is None
-    if optimizer is None:
-        optimizer = sgd.make_optimizer(
-            config.max_grad_norm, config.adam_eps, learning_rate=config.learning_rate
-        )
+    optimizer, begin = sgd.from_config(config, optimizer)
     loss_fn = make_loss(policy, config)
-    horizon = math.inf if config.anneal_timesteps is None else config.anneal_timesteps
     stop = None
     if config.target_kl is not None:
         limit = 1.5 * config.target_kl
@@ -131,17 +120,14 @@ def make(
             return metrics["approx_kl"] > limit
 
     def init(key: jax.Array, obs: PyTree) -> LearnerState:
-        params = policy.init(key, obs)
-        return LearnerState(params, optimizer.init(params), jnp.zeros((), jnp.int32))
+        return sgd.init(policy.init(key, obs), optimizer)
 
-    def estimate(trajectory):
+    def estimate(trajectory: Trajectory) -> Batch:
         return estimate_gae(trajectory, gamma=config.gamma, lambda_=config.gae_lambda)
 
     def update(key: jax.Array, learner: LearnerState, batch: Batch) -> tuple[LearnerState, Metrics]:
-        if ours:
-            learner = sgd.anneal(learner, config.learning_rate, horizon, batch.weight.size)
         learner, metrics = sgd.sgd_epochs(
-            learner,
+            begin(learner, batch.weight.size),
             batch,
             loss_fn,
             optimizer,
@@ -149,9 +135,6 @@ def make(
             minibatches=config.minibatches,
             stop=stop,
         )
-        metrics["explained_variance"] = losses.explained_variance(
-            batch.value, batch.target, batch.weight
-        )
-        return learner, metrics | sgd.current_learning_rate(learner)
+        return learner, metrics | sgd.report(learner, batch)
 
     return Algorithm(init, estimate, update)

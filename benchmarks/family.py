@@ -1,0 +1,262 @@
+"""The whole family on four environments: who learns what, and how fast.
+
+python -m benchmarks.family                          everything, 32 seeds each
+python -m benchmarks.family --methods trpo ppo --envs CartPole-v1
+python -m benchmarks.family --table                  print the committed results
+
+Each method runs with its preset for the environment. Seeds are vmapped and spread over the host's
+cores. The table of greedy returns after training goes to benchmarks/results/family.csv, the seeds
+behind it to family_seeds.csv, the learning curves to family_curves.csv, the figure to family.png.
+"""
+
+import dataclasses
+import itertools
+import os
+import time
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import tyro
+from jax.sharding import Mesh, PartitionSpec
+from rich.console import Console
+from rich.table import Table
+from scipy import stats
+
+from benchmarks.table import RESULTS, merge, read
+from ppo_jax import config as configs
+from ppo_jax import report
+from ppo_jax.evaluate import evaluate
+from ppo_jax.train import build
+from ppo_jax.types import did_you_mean
+
+EPISODES = 128
+BINS = 50
+RESAMPLES = 2000
+ENVS = ("CartPole-v1", "CartPoleContinuous-v1", "Acrobot-v1", "Pendulum-v1")
+MARKS = {"CartPole-v1": 475, "CartPoleContinuous-v1": 475, "Acrobot-v1": -100, "Pendulum-v1": -200}
+# In the order of the ideas; "+ value" is REINFORCE with a learned baseline.
+METHODS = ("reinforce", "reinforce + value", "actor_critic", "a2c", "trpo", "ppo_kl", "ppo")
+WITH_BASELINE: dict[str, dict[str, Any]] = {
+    "CartPole-v1": {},
+    "CartPoleContinuous-v1": {},
+    "Acrobot-v1": {"learning_rate": 2e-2},
+    "Pendulum-v1": {"learning_rate": 3e-2, "gamma": 0.98, "normalize_reward": True},
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class Options:
+    """Measure the family.
+
+    Attributes:
+        methods: which, or all.
+        envs: which, or all.
+        seeds: of each.
+        steps: environment steps of each run.
+        table: only print the committed results, as the documentation has them.
+    """
+
+    methods: tuple[str, ...] = METHODS
+    envs: tuple[str, ...] = ENVS
+    seeds: int = 32
+    steps: int = 500_000
+    table: bool = False
+
+
+def config_of(method: str, env: str, steps: int) -> configs.TrainConfig:
+    """A method's preset for an environment."""
+    algorithm = method.removesuffix(" + value")
+    changes = {"baseline": "value", **WITH_BASELINE[env]} if algorithm != method else {}
+    return configs.make(env=env, algorithm=algorithm, total_timesteps=steps, **changes)
+
+
+def measure(config: configs.TrainConfig, seeds: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """(greedy returns [S], episodes finished [S, U], their mean return [S, U])."""
+    program = build(config)
+
+    def one(seed: jax.Array) -> Any:
+        key = jax.random.key(seed)
+
+        def step(state: Any, _: None) -> Any:
+            state, metrics = program.step(state)
+            return state, (metrics["episodes"], metrics["episode_return"])
+
+        state, curve = jax.lax.scan(step, program.init(key), None, config.num_updates)
+        result = evaluate(
+            jax.random.fold_in(key, 0xE7A1),
+            state.learner.params,
+            state.rollout.moments,
+            env=program.env,
+            policy=program.policy,
+            episodes=EPISODES,
+        )
+        return jnp.mean(result.episode_return), *curve
+
+    devices = jax.devices()
+    width = len(devices) if seeds % len(devices) == 0 else 1
+    sharded = jax.shard_map(
+        jax.vmap(one),
+        mesh=Mesh(np.array(devices[:width]), ("seed",)),
+        in_specs=PartitionSpec("seed"),
+        out_specs=PartitionSpec("seed"),
+        check_vma=False,
+    )
+    return tuple(np.asarray(x) for x in jax.jit(sharded)(jnp.arange(seeds, dtype=jnp.uint32)))
+
+
+def interquartile_mean(x: np.ndarray) -> np.ndarray:
+    """Over the first axis, the mean of the middle half."""
+    return stats.trim_mean(x, 0.25, axis=0)
+
+
+def interval(x: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """The 95 % percentile bootstrap interval of the interquartile mean over seeds [S, ...]."""
+    draws = np.random.default_rng(0).integers(0, len(x), (RESAMPLES, len(x)))
+    means = np.stack([interquartile_mean(x[d]) for d in draws])
+    low, high = np.percentile(means, [2.5, 97.5], axis=0)
+    return low, high
+
+
+def curve_of(episodes: np.ndarray, returns: np.ndarray) -> np.ndarray:
+    """[S, BINS] the mean return of the episodes that finished in each part of the run.
+
+    A part in which none finished repeats the one before.
+    """
+    edges = np.linspace(0, episodes.shape[1], BINS + 1).astype(int)
+    total = np.where(episodes > 0, episodes * np.nan_to_num(returns), 0.0)
+    parts = []
+    for low, high in itertools.pairwise(edges):
+        count = episodes[:, low:high].sum(axis=1)
+        mean = total[:, low:high].sum(axis=1) / np.maximum(count, 1)
+        parts.append(np.where(count > 0, mean, parts[-1] if parts else np.nan))
+    curve = np.stack(parts, axis=1)
+    first = np.array([row[np.isfinite(row)][0] for row in curve])
+    return np.where(np.isnan(curve), first[:, None], curve)
+
+
+def row_of(method: str, env: str, steps: int, returns: np.ndarray, seconds: float) -> dict:
+    """A line of the table."""
+    low, high = interval(returns)
+    return {
+        "env": env,
+        "method": method,
+        "env_steps": steps,
+        "seeds": len(returns),
+        "mean": round(float(returns.mean()), 1),
+        "iqm": round(float(interquartile_mean(returns)), 1),
+        "ci95_low": round(float(low), 1),
+        "ci95_high": round(float(high), 1),
+        "min": round(float(returns.min()), 1),
+        "mark": MARKS[env],
+        "share_at_mark": round(float((returns >= MARKS[env]).mean()), 4),
+        "seconds": round(seconds, 1),
+        "device": report.device(),
+        "jax": jax.__version__,
+    }
+
+
+def curve_rows(method: str, env: str, steps: int, curve: np.ndarray) -> list[dict]:
+    """The learning curve as rows: steps, interquartile mean, interval."""
+    low, high = interval(curve)
+    middle = interquartile_mean(curve)
+    return [
+        {
+            "env": env,
+            "method": method,
+            "env_step": round(steps * (i + 1) / BINS),
+            "iqm": round(float(middle[i]), 2),
+            "ci95_low": round(float(low[i]), 2),
+            "ci95_high": round(float(high[i]), 2),
+        }
+        for i in range(BINS)
+    ]
+
+
+def plot() -> None:
+    """Learning curves from the committed file: a panel per environment, a line per method."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    import matplotlib.pyplot as plt
+
+    rows = read(RESULTS / "family_curves.csv")
+    figure, grid = plt.subplots(2, 2, figsize=(10, 6.5))
+    for axes, env in zip(grid.flat, ENVS, strict=True):
+        for i, method in enumerate(METHODS):
+            mine = [r for r in rows if r["env"] == env and r["method"] == method]
+            x, y, low, high = (
+                np.array([float(r[c]) for r in mine])
+                for c in ("env_step", "iqm", "ci95_low", "ci95_high")
+            )
+            axes.plot(x, y, color=f"C{i}", label=method, linewidth=1.5)
+            axes.fill_between(x, low, high, color=f"C{i}", alpha=0.2, linewidth=0)
+        axes.set(title=env, xlabel="environment steps", ylabel="episode return")
+        axes.spines[["top", "right"]].set_visible(False)
+    handles, labels = grid[0, 0].get_legend_handles_labels()
+    figure.legend(handles, labels, loc="lower center", ncols=len(METHODS), frameon=False)
+    figure.tight_layout(rect=(0, 0.04, 1, 1))
+    figure.savefig(RESULTS / "family.png", dpi=110)
+    plt.close(figure)
+
+
+def markdown() -> str:
+    """The table of the documentation: a row per method, a column per environment."""
+    rows = {(r["method"], r["env"]): r for r in read(RESULTS / "family.csv")}
+    lines = ["| | " + " | ".join(ENVS) + " |", "|---|" + "---|" * len(ENVS)]
+    for method in METHODS:
+        cells = [rows.get((method, env)) for env in ENVS]
+        text = [
+            f"{c['iqm']} [{c['ci95_low']}, {c['ci95_high']}] ({float(c['share_at_mark']):.0%})"
+            if c
+            else ""
+            for c in cells
+        ]
+        lines.append(f"| `{method}` | " + " | ".join(text) + " |")
+    return "\n".join(lines) + "\n"
+
+
+def print_table() -> None:
+    """The committed table, for a terminal."""
+    table = Table("env", "method", "seeds", "mean", "IQM [95 %]", "min", "at mark", "seconds")
+    for r in read(RESULTS / "family.csv"):
+        spread = f"{r['iqm']} [{r['ci95_low']}, {r['ci95_high']}]"
+        share = f"{float(r['share_at_mark']):.0%} ≥ {r['mark']}"
+        cells = (r["env"], r["method"], r["seeds"], r["mean"], spread, r["min"], share)
+        table.add_row(*cells, r["seconds"])
+    Console(width=130).print(table)
+
+
+def main(options: Options) -> None:
+    """Measure, merge with what was there, draw, print."""
+    if options.table:
+        print(markdown(), end="")
+        return
+    for names, known in ((options.methods, METHODS), (options.envs, ENVS)):
+        for name in set(names) - set(known):
+            raise SystemExit(f"unknown {name!r}; {did_you_mean(name, known)}")
+    # One device per core: seeds are trained side by side.
+    jax.config.update("jax_num_cpu_devices", os.cpu_count())
+    order = {"env": [*ENVS], "method": [*METHODS]}
+    for env in options.envs:
+        for method in options.methods:
+            started = time.perf_counter()
+            config = config_of(method, env, options.steps)
+            returns, episodes, means = measure(config, options.seeds)
+            row = row_of(method, env, options.steps, returns, time.perf_counter() - started)
+            per_seed = [
+                {"env": env, "method": method, "seed": i, "return": round(float(r), 3)}
+                for i, r in enumerate(returns)
+            ]
+            curve = curve_rows(method, env, options.steps, curve_of(episodes, means))
+            merge(RESULTS / "family.csv", [row], order)
+            merge(RESULTS / "family_seeds.csv", per_seed, order)
+            merge(RESULTS / "family_curves.csv", curve, order)
+            print({k: row[k] for k in ("env", "method", "mean", "iqm", "min", "share_at_mark")})
+    plot()
+    print_table()
+
+
+if __name__ == "__main__":
+    main(tyro.cli(Options))

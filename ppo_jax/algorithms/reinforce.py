@@ -1,0 +1,236 @@
+"""REINFORCE: Monte-Carlo policy gradient over whole episodes (Williams 1992)."""
+
+import dataclasses
+from collections.abc import Callable
+from typing import Any, ClassVar, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from ppo_jax import losses, sgd
+from ppo_jax.advantages import discounted_returns
+from ppo_jax.types import (
+    Algorithm,
+    Batch,
+    LearnerState,
+    LossFn,
+    Metrics,
+    Params,
+    PyTree,
+    Trajectory,
+    option,
+)
+
+
+def no_baseline(returns: jax.Array, value: jax.Array, episodes: "Episodes") -> jax.Array:
+    """b = 0."""
+    return jnp.zeros_like(returns)
+
+
+def batch_mean(returns: jax.Array, value: jax.Array, episodes: "Episodes") -> jax.Array:
+    """b = the mean of u over all steps that count.
+
+    Each return is part of its own baseline, which shortens the gradient by about one part in the
+    number of episodes.
+    """
+    return jnp.broadcast_to(losses.mean(returns, episodes.counted), returns.shape)
+
+
+def leave_one_out(returns: jax.Array, value: jax.Array, episodes: "Episodes") -> jax.Array:
+    """b_e = the mean of u over the steps of all other episodes; 0 where there is no other.
+
+    It does not depend on the actions of episode e, so the gradient stays unbiased.
+
+    Source: Kool et al. 2019, Buy 4 REINFORCE Samples, Get a Baseline for Free, eq. 8.
+    """
+
+    def own(x: jax.Array) -> jax.Array:
+        """[T, N]: the sum of x over the episode each step belongs to."""
+        total = jax.vmap(lambda x, i: jnp.zeros_like(x).at[i].add(x), 1, 1)(x, episodes.number)
+        return jnp.take_along_axis(total, episodes.number, axis=0)
+
+    counted_returns = jnp.where(episodes.counted > 0, returns, 0.0)
+    others = jnp.sum(counted_returns) - own(counted_returns)
+    steps = jnp.sum(episodes.counted) - own(episodes.counted)
+    return jnp.where(steps > 0, others / jnp.maximum(steps, 1.0), 0.0)
+
+
+def learned_value(returns: jax.Array, value: jax.Array, episodes: "Episodes") -> jax.Array:
+    """b_t = V(s_t), fitted to u_t.
+
+    Source: Sutton & Barto 2018, section 13.4.
+    """
+    return value
+
+
+BASELINES: dict[str, Callable[[jax.Array, jax.Array, "Episodes"], jax.Array]] = {
+    "none": no_baseline,
+    "batch_mean": batch_mean,
+    "leave_one_out": leave_one_out,
+    "value": learned_value,
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class Config:
+    """Hyperparameters. Every float may be a tracer, so one program serves a whole sweep."""
+
+    whole_episodes: ClassVar[bool] = True
+
+    learning_rate: float = sgd.learning_rate(3e-3)
+    anneal_timesteps: float | None = sgd.anneal_timesteps()
+    gamma: float = option(0.99, "discount per step", low=0, high=1)
+    baseline: str = option("none", "what is subtracted from returns", choices=tuple(BASELINES))
+    time_limit: int | None = option(
+        None, "steps of the longest possible episode; None: the environment's own limit", low=1
+    )
+    entropy_coef: float = option(0.0, "weight of the entropy bonus", low=0)
+    value_coef: float = option(0.5, "weight of the loss of a learned baseline", low=0)
+    max_grad_norm: float = sgd.max_grad_norm(float("inf"))
+    adam_eps: float = sgd.adam_eps()
+
+    @property
+    def critic(self) -> str:
+        """Only a learned baseline needs one."""
+        return "v" if self.baseline == "value" else "none"
+
+    def check(self, run: Any) -> None:
+        """Refuse rollouts in which an episode might not end.
+
+        Args:
+            run: its num_steps; the time limit is here, put in from the environment if need be.
+
+        Raises:
+            ValueError: what to do instead.
+        """
+        if self.time_limit is not None:
+            check_length(run.num_steps, self.time_limit)
+
+
+def check_length(num_steps: int, time_limit: int | None) -> int:
+    """The time limit; refused are rollouts that some episodes do not fit into."""
+    if time_limit is None:
+        raise ValueError(
+            "reinforce learns from whole episodes, and nothing says how long one can be; set "
+            "time_limit to the steps of the longest"
+        )
+    if num_steps < time_limit:
+        raise ValueError(
+            f"reinforce learns from whole episodes, which here take up to {time_limit} steps; "
+            f"num_steps is {num_steps}; it must be at least {time_limit}"
+        )
+    return time_limit
+
+
+class Episodes(NamedTuple):
+    """Which episode of its environment each step belongs to, and whether it counts.
+
+    Attributes:
+        number: [T, N] 0 for the one that starts the rollout.
+        first: [T, N] 1 on the first step of an episode that counts.
+        counted: [T, N] 1 on every step of an episode that counts.
+    """
+
+    number: jax.Array
+    first: jax.Array
+    counted: jax.Array
+
+
+def whole_episodes(done: jax.Array, weight: jax.Array, time_limit: int) -> Episodes:
+    """The episodes that were sure to end within the rollout.
+
+    An episode that starts at t counts if t + limit <= T, wherever it then goes. To count those
+    that happened to end would favour the short ones.
+
+    Args:
+        done: [T, N] bool: the next row starts an episode, as row 0 does.
+        weight: [T, N] 0 for steps that did not happen.
+        time_limit: steps of the longest possible episode.
+    """
+    num_steps = done.shape[0]
+    time = jnp.arange(num_steps)[:, None]
+    starts = jnp.roll(done.astype(bool), 1, axis=0).at[0].set(True)
+    start = jax.lax.cummax(jnp.where(starts, time, 0), axis=0)
+    counted = (start + time_limit <= num_steps) * (weight > 0)
+    number = jnp.cumsum(starts, axis=0) - 1
+    return Episodes(number, (starts * counted).astype(jnp.float32), counted.astype(jnp.float32))
+
+
+def make_loss(policy: Any, config: Config) -> LossFn:
+    """The loss of one rollout of E episodes.
+
+    ∇J ≈ 1/E Σ_e Σ_t ∇ log π_θ(a_t|s_t) (u_t − b),   u_t = Σ_{i>=t} γ^{i−t} r_i
+
+    Unbiased for γ = 1 and any baseline that does not look at the actions it judges; at γ < 1 it is
+    the usual gradient, which leaves out a factor γ^t. Where T is more than the time limit, E is
+    random too, and a ratio of two means is off by the order of 1/E.
+
+    Args:
+        policy: its `apply(params, obs)` gives (distribution, value).
+        config: the weights of value loss and entropy bonus.
+
+    Returns:
+        (params, Batch [M] whose extra is Episodes.first) -> ([], metrics)
+
+    Source: Williams 1992, Simple Statistical Gradient-Following Algorithms, section 5; Sutton &
+    Barto 2018, section 13.3.
+    """
+
+    def loss_fn(params: Params, rows: Batch) -> tuple[jax.Array, Metrics]:
+        return losses.policy_gradient_loss(
+            policy,
+            params,
+            rows,
+            value_coef=config.value_coef,
+            entropy_coef=config.entropy_coef,
+            normalize_advantage=False,
+            episodes=jnp.maximum(jnp.sum(rows.extra), 1.0),
+        )
+
+    return loss_fn
+
+
+def make(
+    policy: Any, config: Config, optimizer: optax.GradientTransformation | None = None
+) -> Algorithm:
+    """REINFORCE as three functions: one gradient step on the whole episodes of each rollout.
+
+    Args:
+        policy: a Policy whose critic is `config.critic`.
+        config: Config.
+        optimizer: another optax transformation than the one the config describes.
+
+    Source: Williams 1992.
+    """
+    optimizer, begin = sgd.from_config(config, optimizer)
+    loss_fn = make_loss(policy, config)
+
+    def init(key: jax.Array, obs: PyTree) -> LearnerState:
+        return sgd.init(policy.init(key, obs), optimizer)
+
+    def estimate(trajectory: Trajectory) -> Batch:
+        real = trajectory.weight > 0
+        limit = check_length(trajectory.done.shape[0], config.time_limit)
+        episodes = whole_episodes(trajectory.done, trajectory.weight, limit)
+        discount = jnp.where(real, config.gamma * (1.0 - trajectory.done), 1.0)
+        returns = discounted_returns(jnp.where(real, trajectory.reward, 0.0), discount, 0.0)
+        baseline = BASELINES[config.baseline](returns, trajectory.value, episodes)
+        return Batch(
+            obs=trajectory.obs,
+            action=trajectory.action,
+            log_prob=trajectory.log_prob,
+            value=trajectory.value,
+            advantage=returns - baseline,
+            target=returns,
+            weight=episodes.counted,
+            extra=episodes.first,
+        )
+
+    def update(key: jax.Array, learner: LearnerState, batch: Batch) -> tuple[LearnerState, Metrics]:
+        learner = begin(learner, batch.weight.size)
+        learner, metrics = sgd.sgd_step(learner, batch, loss_fn, optimizer)
+        metrics["whole_episodes"] = jnp.sum(batch.extra)
+        return learner, metrics | sgd.report(learner, batch)
+
+    return Algorithm(init, estimate, update)

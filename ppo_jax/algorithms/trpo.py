@@ -1,0 +1,372 @@
+"""Trust region policy optimisation: the natural gradient, constrained (Schulman et al. 2015)."""
+
+import dataclasses
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+from jax.flatten_util import ravel_pytree
+
+from ppo_jax import losses, sgd
+from ppo_jax.advantages import estimate_gae
+from ppo_jax.types import (
+    Algorithm,
+    Batch,
+    LearnerState,
+    Metrics,
+    Params,
+    PyTree,
+    Trajectory,
+    option,
+)
+
+SHARED_TORSO = (
+    "trpo takes its natural step on the actor alone, which must not share a torso with the critic; "
+    "use shared_torso=False"
+)
+
+
+@dataclasses.dataclass(frozen=True)
+class Config:
+    """Hyperparameters. Every float may be a tracer, so one program serves a whole sweep."""
+
+    max_kl: float = option(0.01, "δ, the largest mean KL of an update", low=0, open_low=True)
+    cg_iterations: int = option(10, "conjugate-gradient steps", low=1)
+    cg_damping: float = option(0.1, "added to the diagonal of the Fisher matrix", low=0)
+    backtrack_factor: float = option(0.8, "of the step length per trial", low=0, high=1)
+    backtrack_trials: int = option(10, "step lengths tried at most", low=1)
+    gamma: float = option(0.99, "discount per step", low=0, high=1)
+    gae_lambda: float = option(0.95, "trace decay of the advantage estimate", low=0, high=1)
+    normalize_advantage: bool = option(True, "per rollout")
+    learning_rate: float = sgd.learning_rate(1e-3)
+    anneal_timesteps: float | None = sgd.anneal_timesteps()
+    epochs: int = option(10, "passes of the critic over each rollout", low=1)
+    minibatches: int = option(4, "gradient steps of the critic per pass", low=1)
+    max_grad_norm: float = sgd.max_grad_norm(float("inf"))
+    adam_eps: float = sgd.adam_eps()
+
+    def check(self, run: Any) -> None:
+        """Refuse a shared torso.
+
+        Raises:
+            ValueError: what to do instead.
+        """
+        if run.shared_torso:
+            raise ValueError(SHARED_TORSO)
+
+
+def conjugate_gradient(
+    matvec: Callable[[jax.Array], jax.Array],
+    b: jax.Array,
+    iterations: int,
+    *,
+    x0: jax.Array | None = None,
+    tolerance: float = 1e-10,
+) -> jax.Array:
+    """Solve A x = b for a symmetric positive definite A, with a fixed number of iterations.
+
+    α = r·r / p·Ap,   x ← x + α p,   r ← r − α Ap,   p ← r + (r'·r' / r·r) p
+
+    Nothing depends on when it converges, so it may be vmapped; once it has, it stands still.
+
+    Args:
+        matvec: v [P] -> A v [P].
+        b: [P].
+        iterations: how many products with A, and one more if x0 is given.
+        x0: [P] where to start; None: at 0.
+        tolerance: of ‖r‖², below which x is left as it is.
+
+    Returns:
+        [P] x.
+
+    Source: Nocedal & Wright 2006, Numerical Optimization, algorithm 5.2.
+    """
+
+    def step(_: Any, state: tuple[jax.Array, ...]) -> tuple[jax.Array, ...]:
+        x, residual, direction, norm = state
+        going = norm >= tolerance
+        product = matvec(direction)
+        alpha = norm / jnp.where(going, direction @ product, 1.0)
+        closer = residual - alpha * product
+        smaller = closer @ closer
+        turned = closer + smaller / jnp.where(going, norm, 1.0) * direction
+        moved = (x + alpha * direction, closer, turned, smaller)
+        return jax.tree.map(lambda new, old: jnp.where(going, new, old), moved, state)
+
+    x = jnp.zeros_like(b) if x0 is None else x0
+    residual = b if x0 is None else b - matvec(x0)
+    start = (x, residual, residual, residual @ residual)
+    return jax.lax.fori_loop(0, iterations, step, start)[0]
+
+
+class Trial(NamedTuple):
+    """A point of the line search.
+
+    Attributes:
+        theta: [P] parameters.
+        objective: [] E[ρ Â].
+        kl: [] E[KL(π_old ‖ π_θ)].
+        accepted: [] bool.
+        trials: [] lengths tried so far.
+    """
+
+    theta: jax.Array
+    objective: jax.Array
+    kl: jax.Array
+    accepted: jax.Array
+    trials: jax.Array
+
+
+def line_search(
+    evaluate: Callable[[jax.Array], tuple[jax.Array, jax.Array]],
+    theta: jax.Array,
+    step: jax.Array,
+    max_kl: jax.Array | float,
+    *,
+    factor: jax.Array | float = 0.8,
+    trials: int = 10,
+) -> Trial:
+    """The longest of the steps s, c s, c² s, ... that improves the objective within the constraint.
+
+    θ' = θ + c^i s,   L(θ') > L(θ) and KL(θ') <= δ;   θ' = θ if none does
+
+    Args:
+        evaluate: θ [P] -> (objective [], mean KL []).
+        theta: [P] θ.
+        step: [P] s, the full step.
+        max_kl: [] δ.
+        factor: [] c.
+        trials: lengths at most.
+
+    Returns:
+        Trial: the point accepted, or θ itself.
+
+    Source: Schulman et al. 2015, appendix C.
+    """
+    before, _ = evaluate(theta)
+
+    def searching(trial: Trial) -> jax.Array:
+        return ~trial.accepted & (trial.trials < trials)
+
+    def attempt(trial: Trial) -> Trial:
+        length = jnp.asarray(factor, theta.dtype) ** trial.trials
+        candidate = theta + length * step
+        objective, kl = evaluate(candidate)
+        return Trial(
+            candidate, objective, kl, (objective > before) & (kl <= max_kl), trial.trials + 1
+        )
+
+    zero = jnp.zeros_like(before)
+    start = Trial(theta, before, zero, jnp.array(False), jnp.array(0))
+    last = jax.lax.while_loop(searching, attempt, start)
+    stay = start._replace(trials=last.trials)
+    return jax.tree.map(lambda new, old: jnp.where(last.accepted, new, old), last, stay)
+
+
+class Problem(NamedTuple):
+    """What an update knows of its policy, as functions of the actor's parameters in one vector.
+
+    maximise L(θ) = E[ρ Â] subject to E[KL(π_old ‖ π_θ)] <= δ
+
+    Attributes:
+        theta: [P] θ_old.
+        gradient: [P] g = ∇ L at θ_old.
+        fisher: v [P] -> (∇² E[KL] + c I) v [P], at θ_old.
+        evaluate: θ [P] -> (L(θ), E[KL(π_old ‖ π_θ)]).
+        unravel: θ [P] -> the parameters as a tree.
+    """
+
+    theta: jax.Array
+    gradient: jax.Array
+    fisher: Callable[[jax.Array], jax.Array]
+    evaluate: Callable[[jax.Array], tuple[jax.Array, jax.Array]]
+    unravel: Callable[[jax.Array], Params]
+
+
+def pose(policy: Any, config: Config, params: Params, rows: Batch) -> Problem:
+    """The constrained problem of one rollout.
+
+    Args:
+        policy: a Policy without a shared torso.
+        config: c, the damping, and whether advantages are normalised.
+        params: θ_old, those the rows were collected by; the old distribution is computed anew.
+        rows: Batch [M].
+
+    Source: Schulman et al. 2015, eq. 14 and appendix C.
+    """
+    rows = losses.mask(rows)
+    theta, unravel = ravel_pytree(params["actor"])
+    old = losses.predict(policy, params, rows).dist
+    advantage = rows.advantage
+    if config.normalize_advantage:
+        advantage = losses.normalize(advantage, rows.weight)
+
+    def predict(theta: jax.Array) -> losses.Prediction:
+        return losses.predict(policy, {**params, "actor": unravel(theta)}, rows)
+
+    def objective(new: losses.Prediction) -> jax.Array:
+        loss = losses.surrogate(new.log_prob, rows.log_prob, advantage)
+        return -losses.mean(loss, rows.weight)
+
+    def evaluate(theta: jax.Array) -> tuple[jax.Array, jax.Array]:
+        new = predict(theta)
+        return objective(new), losses.mean(old.kl(new.dist), rows.weight)
+
+    gradient = jax.grad(lambda theta: objective(predict(theta)))(theta)
+    hessian = kl_hessian(lambda theta: predict(theta).dist, theta, rows.weight)
+    return Problem(theta, gradient, lambda v: hessian(v) + config.cg_damping * v, evaluate, unravel)
+
+
+def kl_hessian(
+    dist_of: Callable[[jax.Array], Any], theta: jax.Array, weight: jax.Array
+) -> Callable[[jax.Array], jax.Array]:
+    """Products with the Hessian of E[KL(π_old ‖ π_θ)] at θ_old: the Fisher matrix.
+
+    v ↦ Jᵀ M J v,   J = ∂(outputs)/∂θ,   M = ∂² KL/∂(outputs)²
+
+    The jvp of the gradient of the KL. Of its two terms only this one is there at θ_old, where
+    the gradient in the outputs is 0; J is linearised once for all products.
+
+    Args:
+        dist_of: θ [P] -> distributions [M].
+        theta: [P] θ_old.
+        weight: [M] of the rows.
+
+    Source: Schulman et al. 2015, appendix C.1.
+    """
+    old, push = jax.linearize(dist_of, theta)
+    pull = jax.linear_transpose(push, theta)
+    slope = jax.grad(lambda dist: losses.mean(old.kl(dist), weight))
+    return lambda v: pull(jax.jvp(slope, (old,), (push(v),))[1])[0]
+
+
+def full_step(problem: Problem, max_kl: jax.Array | float, direction: jax.Array) -> jax.Array:
+    """The direction, as long as the quadratic model of the KL allows.
+
+    s = x √(2δ / xᵀHx)
+
+    Args:
+        problem: for H.
+        max_kl: [] δ.
+        direction: [P] x, where H x = g.
+
+    Returns:
+        [P] s; 0 where there is no gradient and so no direction.
+
+    Source: Schulman et al. 2015, appendix C.
+    """
+    curvature = direction @ problem.fisher(direction)
+    length = jnp.sqrt(2.0 * max_kl / jnp.where(curvature > 0, curvature, 1.0))
+    return jnp.where(curvature > 0, length, 0.0) * direction
+
+
+def natural_step(
+    policy: Any, config: Config, params: Params, rows: Batch
+) -> tuple[Params, Metrics]:
+    """The parameters after one constrained step of the actor, and what it did.
+
+    Args:
+        policy: a Policy without a shared torso.
+        config: δ, the damping, and how far to search.
+        params: those the rows were collected by.
+        rows: Batch [M].
+
+    Source: Schulman et al. 2015, section 6 and appendix C.
+    """
+    problem = pose(policy, config, params, rows)
+    direction = conjugate_gradient(problem.fisher, problem.gradient, config.cg_iterations)
+    found = line_search(
+        problem.evaluate,
+        problem.theta,
+        full_step(problem, config.max_kl, direction),
+        config.max_kl,
+        factor=config.backtrack_factor,
+        trials=config.backtrack_trials,
+    )
+    params = {**params, "actor": problem.unravel(found.theta)}
+    rows = losses.mask(rows)
+    return params, {
+        "policy_loss": -found.objective,
+        "kl": found.kl,
+        "entropy": losses.mean(losses.predict(policy, params, rows).entropy, rows.weight),
+        "accepted": found.accepted.astype(jnp.float32),
+        "trials": found.trials.astype(jnp.float32),
+        "actor_grad_norm": jnp.linalg.norm(problem.gradient),
+    }
+
+
+def fit_critic(
+    policy: Any,
+    learner: LearnerState,
+    rows: Batch,
+    optimizer: optax.GradientTransformation,
+    *,
+    order: jax.Array,
+    minibatches: int,
+) -> tuple[LearnerState, Metrics]:
+    """Regress V on its targets: ½ (V(s) − V_target)², the actor left alone.
+
+    Args:
+        policy: a Policy without a shared torso.
+        learner: its opt_state is that of the critic's parameters.
+        rows: Batch [M].
+        optimizer: for the critic.
+        order: [K, M], as for `sgd_epochs`.
+        minibatches: gradient steps per pass.
+
+    Source: Schulman et al. 2016, section 5 (by gradient descent in place of a trust region).
+    """
+
+    def loss_fn(critic: Params, rows: Batch) -> tuple[jax.Array, Metrics]:
+        rows = losses.mask(rows)
+        value = losses.predict(policy, {**learner.params, "critic": critic}, rows).value
+        loss = losses.mean(losses.squared_error(value, rows.target), rows.weight)
+        return loss, {"value_loss": loss}
+
+    critic = dataclasses.replace(learner, params=learner.params["critic"])
+    critic, metrics = sgd.sgd_epochs(
+        critic, rows, loss_fn, optimizer, order=order, minibatches=minibatches
+    )
+    params = {**learner.params, "critic": critic.params}
+    return dataclasses.replace(critic, params=params), metrics
+
+
+def make(
+    policy: Any, config: Config, optimizer: optax.GradientTransformation | None = None
+) -> Algorithm:
+    """TRPO as three functions.
+
+    Args:
+        policy: a Policy without a shared torso.
+        config: Config.
+        optimizer: of the critic, another than the one the config describes.
+
+    Source: Schulman et al. 2015, section 6; with GAE and a fitted V as in Schulman et al. 2016.
+    """
+    optimizer, begin = sgd.from_config(config, optimizer)
+
+    def init(key: jax.Array, obs: PyTree) -> LearnerState:
+        params = policy.init(key, obs)
+        if "torso" in params:
+            raise ValueError(SHARED_TORSO)
+        return dataclasses.replace(sgd.init(params["critic"], optimizer), params=params)
+
+    def estimate(trajectory: Trajectory) -> Batch:
+        return estimate_gae(trajectory, gamma=config.gamma, lambda_=config.gae_lambda)
+
+    def update(key: jax.Array, learner: LearnerState, batch: Batch) -> tuple[LearnerState, Metrics]:
+        learner = begin(learner, batch.weight.size)
+        params, metrics = natural_step(policy, config, learner.params, batch)
+        learner, fit = fit_critic(
+            policy,
+            dataclasses.replace(learner, params=params),
+            batch,
+            optimizer,
+            order=sgd.shuffles(key, batch.weight.shape[0], config.epochs),
+            minibatches=config.minibatches,
+        )
+        return learner, metrics | fit | sgd.report(learner, batch)
+
+    return Algorithm(init, estimate, update)

@@ -1,0 +1,104 @@
+"""What samples of one distribution say about another: importance weights and KL divergences.
+
+p is the distribution asked about, q the one that was sampled; both enter by the
+log-probabilities of the samples.
+"""
+
+import jax
+import jax.numpy as jnp
+
+# Beyond it a ratio overflows float32, and 0 · ∞ in a gradient is NaN.
+MAX_LOG_RATIO = 80.0
+
+
+def importance_ratio(log_p: jax.Array, log_q: jax.Array) -> jax.Array:
+    """What a sample of q counts for under p.
+
+    ρ = p(x) / q(x),   E_q[ρ] = 1
+
+    Args:
+        log_p: [...] log p(x).
+        log_q: [...] log q(x).
+
+    Returns:
+        [...] ρ, at most e^80.
+    """
+    return jnp.exp(jnp.minimum(log_p - log_q, MAX_LOG_RATIO))
+
+
+def importance_weighted_mean(
+    f: jax.Array, log_p: jax.Array, log_q: jax.Array
+) -> tuple[jax.Array, jax.Array]:
+    """An expectation under p from n samples of q, and the variance of that estimate.
+
+    E_p[f] = E_q[ρ f] ≈ 1/n Σ ρ_i f_i,   ρ = p(x) / q(x)
+    Var = 1/n (E_p[ρ f²] − E_p[f]²),   E_p[ρ f²] = E_q[ρ² f²]
+
+    Where p = q that is Var_p[f] / n; the further apart they are, the larger ρ is where it counts.
+
+    Args:
+        f: [n, ...] f(x_i), x_i ~ q independently.
+        log_p: [n, ...] log p(x_i).
+        log_q: [n, ...] log q(x_i).
+
+    Returns:
+        (mean [...], variance of the mean [...], estimated from the same samples with n − 1).
+
+    Source: Owen 2013, Monte Carlo theory, methods and examples, section 9.1.
+    """
+    weighted = importance_ratio(log_p, log_q) * f
+    return jnp.mean(weighted, axis=0), jnp.var(weighted, axis=0, ddof=1) / weighted.shape[0]
+
+
+def k1(log_p: jax.Array, log_q: jax.Array) -> jax.Array:
+    """KL(q ‖ p) from samples of q: unbiased, of either sign.
+
+    k1 = log q(x) − log p(x)
+
+    Args:
+        log_p: [...] log p(x).
+        log_q: [...] log q(x), x ~ q.
+
+    Returns:
+        [...] estimate per sample, in nats.
+
+    Source: Schulman 2020, Approximating KL Divergence (joschu.net/blog/kl-approx.html).
+    """
+    return log_q - log_p
+
+
+def k2(log_p: jax.Array, log_q: jax.Array) -> jax.Array:
+    """KL(q ‖ p) from samples of q: biased, never negative, of small variance.
+
+    k2 = ½ (log q(x) − log p(x))²
+
+    Args:
+        log_p: [...] log p(x).
+        log_q: [...] log q(x), x ~ q.
+
+    Returns:
+        [...] estimate per sample, in nats.
+
+    Source: Schulman 2020.
+    """
+    return 0.5 * jnp.square(log_q - log_p)
+
+
+def k3(log_p: jax.Array, log_q: jax.Array) -> jax.Array:
+    """KL(q ‖ p) from samples of q: unbiased and never negative.
+
+    k3 = (ρ − 1) − log ρ,   ρ = p(x) / q(x)
+
+    k1 with the control variate ρ − 1, whose mean is 0.
+
+    Args:
+        log_p: [...] log p(x).
+        log_q: [...] log q(x), x ~ q.
+
+    Returns:
+        [...] estimate per sample, in nats.
+
+    Source: Schulman 2020.
+    """
+    log_ratio = log_p - log_q
+    return jnp.expm1(jnp.minimum(log_ratio, MAX_LOG_RATIO)) - log_ratio

@@ -1,0 +1,357 @@
+"""REINFORCE: returns and gradients of its peers, whole episodes, and an unbiased estimate."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from ppo_jax import config as configs
+from ppo_jax import losses
+from ppo_jax.advantages import discounted_returns, estimate_returns
+from ppo_jax.algorithms import reinforce
+from ppo_jax.config import ConfigError
+from ppo_jax.distributions import Categorical
+from ppo_jax.envs import vectorize
+from ppo_jax.networks import Policy
+from ppo_jax.rollout import collect_episodes, flatten_steps, init
+from ppo_jax.train import build
+from ppo_jax.types import Trajectory
+from probe_envs import ConstantReward, Probe
+from reference import Golden
+
+GOLDEN = Golden("06_returns_reinforce")
+X = {k: jnp.asarray(v) for k, v in GOLDEN("inputs").items()}
+
+
+# --- 06: returns, losses and gradients of a linear softmax policy -------------------------------
+
+
+def linear_policy() -> Policy:
+    def apply(params, obs):
+        return Categorical(obs @ params["W"].T + params["b"]), jnp.zeros(obs.shape[:-1])
+
+    return Policy(init=None, init_core=None, act=None, apply=apply, critic="none")
+
+
+def trajectory(columns=slice(None), rows=slice(None), **changes) -> Trajectory:
+    x = {k: X[k][rows, columns] for k in ("obs", "actions", "rewards", "dones")}
+    done = x["dones"].astype(bool)
+    zeros = jnp.zeros(done.shape)
+    fields = {
+        "obs": x["obs"],
+        "action": x["actions"],
+        "log_prob": zeros,
+        "value": zeros,
+        "next_value": zeros.at[-1].set(X["last_values"][columns]),
+        "reward": x["rewards"],
+        "terminated": done,
+        "done": done,
+        "weight": jnp.ones(done.shape),
+    }
+    return Trajectory(**fields | changes)
+
+
+@pytest.mark.parametrize("gamma", [0.9, 0.99, 1.0])
+def test_returns_equal_their_peers(gamma):
+    """Without a bootstrap (REINFORCE) and with one (A2C at λ = 1)."""
+    discount = gamma * (1 - X["dones"])
+    plain = discounted_returns(X["rewards"], discount, 0.0)
+    bootstrapped = discounted_returns(X["rewards"], discount, X["last_values"])
+    close = {"rtol": 1e-5, "atol": 1e-5}
+    for peer in ("spinup", "rlax"):
+        expected = GOLDEN(f"returns_g{gamma}/{peer}")
+        np.testing.assert_allclose(plain, expected["returns"], **close)
+        np.testing.assert_allclose(bootstrapped, expected["returns_bootstrap"], **close)
+    expected = GOLDEN(f"returns_g{gamma}/sb3")["returns_bootstrap"]
+    np.testing.assert_allclose(
+        estimate_returns(trajectory(), gamma=gamma).target, expected, **close
+    )
+    # The algorithm's own: a limit of one step lets every step count.
+    algorithm = reinforce.make(linear_policy(), reinforce.Config(gamma=gamma, time_limit=1))
+    np.testing.assert_allclose(
+        algorithm.estimate(trajectory()).target,
+        GOLDEN(f"returns_g{gamma}/rlax")["returns"],
+        **close,
+    )
+
+
+def check_gradient(case: str, rows, episodes: float, scale: float = 1.0) -> None:
+    """loss · episodes / scale is the peer's, which divides by steps (scale) or by nothing."""
+    expected = GOLDEN(case)
+    rows = rows.replace(extra=jnp.zeros_like(rows.weight).at[0].set(episodes))
+    loss_fn = reinforce.make_loss(linear_policy(), reinforce.Config(value_coef=0.0))
+    params = {"W": X["W"], "b": X["b"]}
+    (loss, _), grads = jax.value_and_grad(loss_fn, has_aux=True)(params, rows)
+    factor = episodes / scale
+    np.testing.assert_allclose(loss * factor, expected["loss"], rtol=1e-5, atol=1e-6)
+    for name, gradient in grads.items():
+        np.testing.assert_allclose(
+            gradient * factor, expected[f"grad_{name}"], rtol=1e-4, atol=1e-6, err_msg=name
+        )
+
+
+@pytest.mark.parametrize("baseline", ["none", "batch_mean"])
+def test_gradient_equals_rlax(baseline):
+    """Theirs is a mean over steps; ours over episodes."""
+    config = reinforce.Config(gamma=0.99, time_limit=1, baseline=baseline)
+    batch = reinforce.make(linear_policy(), config).estimate(trajectory())
+    case = "reinforce_all/rlax_" + {"none": "nobaseline", "batch_mean": "mean_baseline"}[baseline]
+    rows = flatten_steps(batch)
+    np.testing.assert_allclose(rows.advantage, GOLDEN(case)["adv"], rtol=1e-5, atol=1e-5)
+    check_gradient(case, rows, episodes=7.0, scale=150.0)
+
+
+def test_gradient_equals_rlax_when_normalised():
+    config = reinforce.Config(gamma=0.99, time_limit=1)
+    rows = flatten_steps(reinforce.make(linear_policy(), config).estimate(trajectory()))
+    rows = rows.replace(advantage=losses.normalize(rows.advantage, ddof=0))
+    check_gradient("reinforce_all/rlax_normalized_ddof0", rows, episodes=7.0, scale=150.0)
+
+
+@pytest.mark.parametrize("case", ["spinup_1_simple_pg", "spinup_2_rtg_pg"])
+def test_gradient_equals_spinningup(case):
+    config = reinforce.Config(gamma=1.0, time_limit=1)
+    batch = reinforce.make(linear_policy(), config).estimate(trajectory(slice(0, 1)))
+    rows, weights = flatten_steps(batch), GOLDEN(f"reinforce_env0/{case}")["weights"]
+    if case == "spinup_2_rtg_pg":
+        np.testing.assert_allclose(rows.advantage, weights, rtol=1e-5, atol=1e-5)
+    else:  # the return of the whole episode for each of its steps
+        rows = rows.replace(advantage=jnp.asarray(weights))
+    check_gradient(f"reinforce_env0/{case}", rows, episodes=3.0, scale=50.0)
+
+
+def test_gradient_equals_pytorch_examples():
+    """One episode, returns normalised, and a sum over its steps: one episode's worth of ours."""
+    expected = GOLDEN("reinforce_env0/pytorch_examples")
+    start, stop = expected["episode"]
+    config = reinforce.Config(gamma=0.99, time_limit=int(stop - start))
+    one = trajectory(slice(0, 1), slice(start, stop))
+    rows = flatten_steps(reinforce.make(linear_policy(), config).estimate(one))
+    assert float(rows.extra.sum()) == 1.0
+    advantage = losses.normalize(rows.advantage)
+    np.testing.assert_allclose(advantage, expected["returns_normalized"], rtol=1e-4, atol=1e-5)
+    check_gradient("reinforce_env0/pytorch_examples", rows.replace(advantage=advantage), 1.0)
+
+
+# --- which episodes count -----------------------------------------------------------------------
+
+
+def test_an_episode_counts_by_where_it_starts():
+    """Limit 4, T = 10: starts up to row 6. The last one ends in time and still does not count."""
+    done = np.zeros((10, 2), bool)
+    done[[2, 3, 6, 8], 0] = True  # episodes 0-2, 3, 4-6, 7-8, 9-
+    done[[3, 7], 1] = True  # 0-3, 4-7, 8-
+    found = reinforce.whole_episodes(jnp.asarray(done), jnp.ones((10, 2)), time_limit=4)
+    np.testing.assert_array_equal(found.number[:, 0], [0, 0, 0, 1, 2, 2, 2, 3, 3, 4])
+    np.testing.assert_array_equal(found.counted[:, 0], [1] * 7 + [0] * 3)
+    np.testing.assert_array_equal(np.flatnonzero(found.first[:, 0]), [0, 3, 4])
+    np.testing.assert_array_equal(found.counted[:, 1], [1] * 8 + [0] * 2)
+    np.testing.assert_array_equal(np.flatnonzero(found.first[:, 1]), [0, 4])
+
+
+def test_steps_that_did_not_happen_belong_to_no_episode():
+    """A dummy row after each end, as host environments have, full of rubbish."""
+    done = jnp.array([[False], [True], [False], [False], [True], [False]])
+    weight = jnp.array([[1.0], [1.0], [0.0], [1.0], [1.0], [0.0]])
+    reward = jnp.where(weight > 0, 1.0, jnp.nan)
+    columns = {"obs": jnp.zeros((6, 1, 4)), "action": jnp.zeros((6, 1), jnp.int32)}
+    zeros = jnp.zeros((6, 1))
+    whole = Trajectory(
+        **columns,
+        log_prob=zeros,
+        value=zeros,
+        next_value=zeros,
+        reward=reward,
+        terminated=done,
+        done=done,
+        weight=weight,
+    )
+    config = reinforce.Config(gamma=1.0, time_limit=2, baseline="leave_one_out")
+    batch = reinforce.make(linear_policy(), config).estimate(whole)
+    np.testing.assert_array_equal(batch.weight[:, 0], [1, 1, 0, 1, 1, 0])
+    counted = np.flatnonzero(batch.weight)
+    np.testing.assert_allclose(batch.target[:, 0][counted], [2, 1, 2, 1])
+    np.testing.assert_allclose(batch.advantage[:, 0][counted], [0.5, -0.5, 0.5, -0.5])
+
+
+def test_leave_one_out_is_the_mean_of_the_others():
+    done = jnp.zeros((4, 3), bool).at[1, 0].set(True).at[3].set(True)
+    returns = jnp.arange(12.0).reshape(4, 3)
+    episodes = reinforce.whole_episodes(done, jnp.ones((4, 3)), time_limit=2)
+    found = reinforce.leave_one_out(returns, returns, episodes)
+    for env, steps in ((0, [0, 1]), (0, [2, 3]), (1, [0, 1, 2, 3]), (2, [0, 1, 2, 3])):
+        others = [
+            returns[t, n]
+            for n in range(3)
+            for t in range(4)
+            if (n, t) not in {(env, s) for s in steps}
+        ]
+        np.testing.assert_allclose(found[jnp.array(steps), env], np.mean(others), rtol=1e-6)
+    alone = reinforce.whole_episodes(done[:, 1:2], jnp.ones((4, 1)), time_limit=4)
+    np.testing.assert_array_equal(reinforce.leave_one_out(returns[:, :1], returns, alone), 0.0)
+
+
+def test_rollouts_shorter_than_an_episode_are_refused():
+    with pytest.raises(ConfigError, match=r"up to 500 steps; num_steps is 128; .* at least 500"):
+        build(configs.make(preset="none", algorithm="reinforce"))
+    with pytest.raises(ConfigError, match="at least 500"):
+        configs.make(preset="none", algorithm="reinforce", time_limit=500)
+    build(configs.make(preset="none", algorithm="reinforce", num_steps=500))
+
+    with pytest.raises(ValueError, match="set time_limit"):
+        program = build(configs.make(preset="none", algorithm="reinforce"), ConstantReward())
+        jax.eval_shape(program.step, jax.eval_shape(program.init, jax.random.key(0)))
+
+
+# --- the estimate -------------------------------------------------------------------------------
+
+
+class Chain(Probe):
+    """Three states in a row. Action 1 goes on, action 0 ends the episode where it is; the last
+    state ends it too. Rewards 1, −2, 5 for stopping in state 0, 1, 2: J and its gradient are
+    sums of a few terms."""
+
+    def __init__(self):
+        super().__init__(time_limit=3)
+
+    def reset(self, key, params):
+        return jnp.zeros(1), jnp.int32(0)
+
+    def step(self, key, state, action, params):
+        ends = (action == 0) | (state == 2)
+        reward = jnp.where(ends, jnp.array([1.0, -2.0, 5.0])[state], 0.0)
+        following = jnp.minimum(state + 1, 2)
+        return following[None] * 1.0, following, reward, ends, jnp.array(False), {}
+
+
+def table_policy(critic: str = "none") -> Policy:
+    """One logit per state for going on, and a fixed value per state."""
+    values = jnp.array([0.5, 1.0, 4.0])
+
+    def apply(params, obs):
+        z = params[obs[..., 0].astype(jnp.int32)]
+        value = values[obs[..., 0].astype(jnp.int32)]
+        return Categorical(jnp.stack([jnp.zeros_like(z), z], axis=-1)), value
+
+    def act(params, core, obs, start):
+        return core, *apply(params, obs)
+
+    return Policy(lambda key, obs: jnp.zeros(3), lambda n: (), act, apply, None, critic)
+
+
+THETA = jnp.array([0.4, -0.3, 0.2])
+
+
+def objective(theta, gamma=1.0):
+    """J = Σ over where the episode stops, γ^steps included for γ < 1."""
+    go = jax.nn.sigmoid(theta)
+    return (1 - go[0]) * 1.0 + gamma * go[0] * (
+        (1 - go[1]) * -2.0 + gamma * go[1] * 5.0
+    )  # in state 2 both actions stop
+
+
+def estimates(baseline: str, num_steps: int, num_envs: int = 8, samples: int = 4000):
+    """[samples, 3] gradients of J from independent rollouts of the shipped functions."""
+    env = vectorize(Chain(), num_envs, num_steps)
+    policy = table_policy()
+    config = reinforce.Config(gamma=1.0, baseline=baseline, time_limit=3, value_coef=0.0)
+    algorithm, loss_fn = reinforce.make(policy, config), reinforce.make_loss(policy, config)
+    collect = functools.partial(
+        collect_episodes, env=env, policy=policy, num_steps=num_steps, gamma=1.0
+    )
+
+    @jax.jit
+    @jax.vmap
+    def one(key):
+        start_key, key = jax.random.split(key)
+        _, trajectory = collect(key, THETA, init(start_key, policy, env))
+        rows = flatten_steps(algorithm.estimate(trajectory))
+        return -jax.grad(loss_fn, has_aux=True)(THETA, rows)[0]
+
+    return np.asarray(one(jax.random.split(jax.random.key(0), samples)))
+
+
+def z_score(found: np.ndarray, expected) -> np.ndarray:
+    return (found.mean(axis=0) - expected) / (found.std(axis=0) / np.sqrt(len(found)) + 1e-12)
+
+
+@pytest.mark.parametrize("baseline", ["none", "leave_one_out", "value"])
+def test_the_gradient_is_unbiased(baseline):
+    """Against ∇J in closed form, within four standard errors of 4,000 estimates."""
+    found = estimates(baseline, num_steps=3)
+    expected = jax.grad(objective)(THETA)
+    assert np.abs(z_score(found, expected)).max() < 4
+    assert np.abs(expected).max() > 10 * found.std(axis=0).max() / np.sqrt(len(found))
+
+
+def test_longer_rollouts_count_more_episodes_and_stay_close():
+    """The number of episodes is then random, and a ratio of means off by the order of 1/E."""
+    expected = np.asarray(jax.grad(objective)(THETA))
+    bias = {}
+    for num_envs in (1, 16):
+        found = estimates("none", num_steps=9, num_envs=num_envs)
+        bias[num_envs] = np.abs(found.mean(axis=0) - expected).max()
+    assert bias[16] < 0.03 * np.abs(expected).max()
+    assert bias[16] < bias[1]
+
+
+def test_counting_what_happens_to_end_would_be_biased():
+    """The rule matters: keep the episodes that ended within T = 2, and the gradient is wrong."""
+    env, policy = vectorize(Chain(), 64, 2), table_policy()
+    config = reinforce.Config(gamma=1.0, time_limit=1, value_coef=0.0)
+    algorithm, loss_fn = reinforce.make(policy, config), reinforce.make_loss(policy, config)
+
+    @jax.vmap
+    def one(key):
+        start_key, key = jax.random.split(key)
+        _, trajectory = collect_episodes(
+            key, THETA, init(start_key, policy, env), env=env, policy=policy, num_steps=2, gamma=1.0
+        )
+        ended = jnp.cumsum(trajectory.done[::-1], axis=0)[::-1] > 0
+        rows = flatten_steps(algorithm.estimate(trajectory.replace(weight=ended * 1.0)))
+        return -jax.grad(loss_fn, has_aux=True)(THETA, rows)[0]
+
+    found = np.asarray(jax.jit(one)(jax.random.split(jax.random.key(0), 1000)))
+    assert np.abs(z_score(found, jax.grad(objective)(THETA))).max() > 20
+
+
+def test_baselines_lower_the_variance():
+    """And the plain batch mean is biased towards 0 by about 1/E, where the others are not."""
+    expected = np.asarray(jax.grad(objective)(THETA))
+    found = {b: estimates(b, num_steps=3) for b in reinforce.BASELINES}
+    variance = {b: g.var(axis=0).sum() for b, g in found.items()}
+    assert variance["value"] < 0.8 * variance["none"], variance
+    assert variance["leave_one_out"] < 0.95 * variance["none"], variance
+    assert variance["batch_mean"] < 0.95 * variance["none"], variance
+    assert np.abs(z_score(found["batch_mean"], expected)).max() > 4
+
+
+def test_the_discounted_return_weights_each_step_alone():
+    """At γ < 1: E[Σ_t ∇ log π u_t], every state counted once, without the factor γ^t."""
+    go = np.asarray(jax.nn.sigmoid(THETA))
+    gamma = 0.5
+    worth = [None, -2.0 * (1 - go[1]) + gamma * go[1] * 5.0, 5.0]
+    slope = go * (1 - go)
+    expected = np.array(
+        [
+            slope[0] * (gamma * worth[1] - 1.0),
+            go[0] * slope[1] * (gamma * worth[2] - -2.0),
+            0.0,
+        ]
+    )
+    env, policy = vectorize(Chain(), 512, 3), table_policy()
+    config = reinforce.Config(gamma=gamma, time_limit=3, value_coef=0.0)
+    algorithm, loss_fn = reinforce.make(policy, config), reinforce.make_loss(policy, config)
+
+    @jax.vmap
+    def one(key):
+        _, trajectory = collect_episodes(
+            key, THETA, init(key, policy, env), env=env, policy=policy, num_steps=3, gamma=1.0
+        )
+        rows = flatten_steps(algorithm.estimate(trajectory))
+        return -jax.grad(loss_fn, has_aux=True)(THETA, rows)[0]
+
+    found = np.asarray(jax.jit(one)(jax.random.split(jax.random.key(0), 500)))
+    assert np.abs(z_score(found, expected)).max() < 4

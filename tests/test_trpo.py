@@ -1,0 +1,378 @@
+"""TRPO: every stage of its step against sb3-contrib, and the constraint over a whole run."""
+
+import contextlib
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax.flatten_util import ravel_pytree
+
+from ppo_jax import config as configs
+from ppo_jax import sgd
+from ppo_jax.advantages import estimate_gae
+from ppo_jax.algorithms import trpo
+from ppo_jax.config import ConfigError
+from ppo_jax.envs import spaces
+from ppo_jax.networks import make_policy
+from ppo_jax.rollout import flatten_steps
+from ppo_jax.train import make_train
+from reference import (
+    Golden,
+    assert_close,
+    sb3_params,
+    sb3_policy,
+    sb3_trajectory,
+    under,
+)
+
+TRPO = Golden("05_trpo")
+KINDS = ["categorical", "gaussian"]
+CASES = [
+    (kind, name)
+    for kind in KINDS
+    for name in ("std_x0rand", "std_x0zero", "big_kl", "huge_kl", "fail", "few_cg", "backtrack")
+    if TRPO(f"{kind}/sb3c_{name}")
+]
+# Relative error of x in float32, as far as the peer itself is sure of it.
+FLOAT32_CG = {"std_x0rand": 1e-4, "std_x0zero": 1e-4, "few_cg": 1e-4, "big_kl": 5e-3}
+# "backtrack" converges slowly; the peer's own twins differ by so much.
+FLOAT32_CG["backtrack"] = 5e-3
+FLOAT32_WEIGHTS = {"big_kl": 2e-3, "backtrack": 2e-2}
+# With every product equal to 1e-15, rounding turns the solutions of these by so much: a dense
+# matrix in place of the products, or the peer's gradient in place of ours, moves them as far.
+FLOAT64_CG = {
+    ("categorical", "huge_kl"): 1e-5,
+    ("categorical", "fail"): 2e-3,
+    ("gaussian", "huge_kl"): 2e-4,
+    ("gaussian", "fail"): 5e-2,
+}
+
+# The peer's constraint is on KL(π_θ ‖ π_old): it accepts 5.0 of 6 where ours, the paper's, is 8.9.
+KL_DIRECTION = ("gaussian", "huge_kl")
+# What float32 can tell: of the others the peer's own twins differ by more than a percent.
+STEPS = [
+    (kind, name, double)
+    for kind, name in CASES
+    for double in (True, False)
+    if name != "std_x0rand" and (kind, name) != KL_DIRECTION
+    if double or name not in ("huge_kl", "fail")
+]
+
+
+class Case:
+    """One of sb3-contrib's updates: our configuration of it, the rows, its answers.
+
+    Its Gaussian KL is a mean over action dimensions, ours the textbook's sum: the same step at
+    D times its damping and target (x at 1/D).
+    """
+
+    def __init__(self, kind: str, name: str, double: bool) -> None:
+        self.kind, self.double = kind, double
+        single = TRPO(f"{kind}/sb3c_{name}")
+        self.hp = {k: v.item() for k, v in under("hp/", single).items() if v.dtype.kind != "U"}
+        self.y = TRPO(f"{kind}/sb3c_{name}" + ("_f64" if double else ""))
+        x = {
+            k: v.astype(np.float64) if double and v.dtype.kind == "f" else v
+            for k, v in TRPO(f"{kind}/inputs").items()
+        }
+        self.size = x["actions"].shape[-1] if kind == "gaussian" else 1
+        self.policy = sb3_policy(kind, x)
+        self.weights = under("w0/", x)
+        self.params = sb3_params(kind, self.weights)
+        self.config = trpo.Config(
+            max_kl=self.hp["target_kl"] * self.size,
+            cg_iterations=self.hp["cg_max_steps"],
+            cg_damping=self.hp["cg_damping"] * self.size,
+            backtrack_factor=self.hp["line_search_shrinking_factor"],
+            backtrack_trials=self.hp["line_search_max_iter"],
+            gamma=self.hp["gamma"],
+            gae_lambda=self.hp["gae_lambda"],
+            normalize_advantage=bool(self.hp["normalize_advantage"]),
+            learning_rate=self.hp["learning_rate"],
+        )
+        trajectory = sb3_trajectory(self.policy, self.params, x)
+        batch = estimate_gae(trajectory, gamma=0.99, lambda_=0.95)
+        np.testing.assert_allclose(batch.advantage, single["advantages"], rtol=2e-5, atol=2e-5)
+        if double:  # the rollout was float32 even in the twin
+            batch = batch.replace(
+                log_prob=jnp.asarray(x["log_probs"]),
+                advantage=jnp.asarray(single["advantages"], jnp.float64),
+                target=jnp.asarray(single["returns"], jnp.float64),
+            )
+        self.rows = flatten_steps(jax.tree.map(lambda a: jnp.swapaxes(a, 0, 1), batch))
+
+    def flat(self, vector) -> jax.Array:
+        """A vector in torch's order of parameters in ours."""
+        parts, at = {**self.weights}, 0
+        for name in self.y["flat_param_names"]:
+            size = self.weights[name].size
+            parts[name] = vector[at : at + size].reshape(self.weights[name].shape)
+            at += size
+        return ravel_pytree(sb3_params(self.kind, parts)["actor"])[0]
+
+
+@contextlib.contextmanager
+def precision(double: bool):
+    with jax.enable_x64(True) if double else contextlib.nullcontext():
+        yield
+
+
+def relative(found, expected) -> float:
+    return float(np.linalg.norm(found - expected) / np.linalg.norm(expected))
+
+
+PRECISIONS = pytest.mark.parametrize("double", [True, False], ids=["float64", "float32"])
+
+
+@PRECISIONS
+@pytest.mark.parametrize(("kind", "name"), CASES)
+def test_every_stage_equals_sb3_contrib(kind, name, double):
+    """Gradient, Fisher-vector products, CG, full step, every trial, the weights."""
+    with precision(double):
+        case = Case(kind, name, double)
+        y, size, config = case.y, case.size, case.config
+        x0 = case.flat(y["cg_x0"]) / size
+        vectors = jnp.stack([case.flat(v) for v in y["hvp_in"]])
+        solution = case.flat(y["cg_solution"])
+        # From the full step on with the peer's own: each stage is held to its own tolerance.
+        expected_step = float(y["max_step_size"]) * solution
+
+        @jax.jit
+        def stages(params, rows):
+            problem = trpo.pose(case.policy, config, params, rows)
+            x = trpo.conjugate_gradient(
+                problem.fisher, problem.gradient, config.cg_iterations, x0=x0
+            )
+            points = problem.theta + y["ls_coeff"][:, None] * expected_step
+            found = trpo.line_search(
+                problem.evaluate,
+                problem.theta,
+                expected_step,
+                config.max_kl,
+                factor=config.backtrack_factor,
+                trials=config.backtrack_trials,
+            )
+            products, trials = jax.vmap(problem.fisher)(vectors), jax.vmap(problem.evaluate)(points)
+            step = trpo.full_step(problem, config.max_kl, x)
+            return problem.gradient, products, x, step, trials, found
+
+        gradient, products, x, step, trials, found = stages(case.params, case.rows)
+        exact = 1e-8 if double else 1e-4
+        assert relative(gradient, case.flat(y["policy_gradient"])) < exact
+        for product, expected in zip(products, y["hvp_out"], strict=True):
+            assert np.allclose(expected, 0) or relative(product / size, case.flat(expected)) < exact
+        tolerance = FLOAT64_CG.get((kind, name), 1e-8) if double else FLOAT32_CG.get(name)
+        if tolerance is None:
+            return  # float32 cannot tell: the peer's twins differ by more than a percent
+        assert relative(x * size, solution) < tolerance
+        assert relative(step, expected_step) < tolerance
+        np.testing.assert_allclose(trials[1], y["ls_kl_old_new_sum"], rtol=1e-7 if double else 1e-3)
+        np.testing.assert_allclose(
+            trials[0],
+            y["ls_objective"],
+            rtol=1e-7 if double else 1e-3,
+            atol=1e-8 if double else 1e-5,
+        )
+        if (kind, name) == KL_DIRECTION:
+            assert found.accepted and int(found.trials) > 1 and found.kl <= config.max_kl
+            return
+        assert bool(found.accepted) == bool(y["success"])
+        assert int(found.trials) == len(y["ls_coeff"])
+        weights = sb3_params(kind, {**case.weights, **under("w1/", y)})["actor"]
+        weights = ravel_pytree(weights)[0]
+        np.testing.assert_allclose(found.theta, weights, rtol=0, atol=1e-8 if double else 1e-5)
+
+
+@pytest.mark.parametrize(("kind", "name"), CASES)
+def test_conjugate_gradient_given_the_same_products_is_the_same(kind, name):
+    """Where rounding alone turns the solution, the arithmetic is held: each direction gets the
+    product that the peer's own direction got."""
+    with precision(True):
+        case = Case(kind, name, True)
+        y = case.y
+        directions = jnp.stack([case.flat(v) for v in y["hvp_in"]])
+        products = jnp.stack([case.flat(v) for v in y["hvp_out"]])
+
+        def matvec(v):
+            nearest = jnp.argmin(jnp.sum((directions - v) ** 2, axis=1))
+            return products[nearest]
+
+        b, x0 = case.flat(y["policy_gradient"]), case.flat(y["cg_x0"])
+        x = trpo.conjugate_gradient(matvec, b, case.config.cg_iterations, x0=x0)
+        assert relative(x, case.flat(y["cg_solution"])) < 1e-10
+
+
+@pytest.mark.parametrize("width", [None, 2], ids=["single", "vmap"])
+@pytest.mark.parametrize(("kind", "name", "double"), STEPS)
+def test_the_step_equals_sb3_contrib(kind, name, double, width):
+    """The whole step of the actor, alone and batched beside another problem."""
+    with precision(double):
+        case = Case(kind, name, double)
+
+        def step(params, rows):
+            return trpo.natural_step(case.policy, case.config, params, rows)
+
+        if width is None:
+            params, metrics = jax.jit(step)(case.params, case.rows)
+        else:  # the other converges, backtracks and fails in its own time
+            both = jax.tree.map(lambda a: jnp.stack([a, a]), (case.params, case.rows))
+            advantage = both[1].advantage.at[1].multiply(-1.0)
+            both = jax.jit(jax.vmap(step))(both[0], both[1].replace(advantage=advantage))
+            params, metrics = jax.tree.map(lambda a: a[0], both)
+        expected = sb3_params(kind, {**case.weights, **under("w1/", case.y)})["actor"]
+        atol = 1e-8 if double else FLOAT32_WEIGHTS.get(name, 1e-5)
+        if double and name == "huge_kl":
+            atol = 1e-4
+        assert_close(params["actor"], expected, rtol=0, atol=atol)
+        assert bool(metrics["accepted"]) == bool(case.y["success"])
+        assert float(metrics["trials"]) == len(case.y["ls_coeff"])
+        assert metrics["kl"] <= case.config.max_kl
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_the_update_is_the_step_and_the_fit(kind):
+    case = Case(kind, "std_x0zero", False)
+    algorithm = trpo.make(case.policy, case.config)
+    learner = algorithm.init(jax.random.key(0), case.rows.obs).replace(params=case.params)
+    key = jax.random.key(1)
+    learner, metrics = jax.jit(algorithm.update)(key, learner, case.rows)
+    expected = sb3_params(kind, {**case.weights, **under("w1/", case.y)})["actor"]
+    assert_close(learner.params["actor"], expected, rtol=0, atol=1e-5)
+    assert int(learner.step) == case.config.epochs * case.config.minibatches
+    assert metrics["value_loss"] > 0 and metrics["learning_rate"] == np.float32(1e-3)
+
+
+@PRECISIONS
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("name", ["std_x0zero", "fail"])
+def test_the_fit_of_the_critic_equals_sb3_contrib(kind, name, double):
+    """Its loss has no ½; Adam with twice the gradient is Adam with half the epsilon."""
+    with precision(double):
+        case = Case(kind, name, double)
+        optimizer = sgd.make_optimizer(np.inf, 0.5 * 1e-5, learning_rate=case.config.learning_rate)
+        learner = sgd.init(case.params["critic"], optimizer).replace(params=case.params)
+        if double:
+            rate = jnp.float64(case.config.learning_rate)
+            learner = learner.replace(opt_state=learner.opt_state._replace(learning_rate=rate))
+        fitted, metrics = trpo.fit_critic(
+            case.policy,
+            learner,
+            case.rows,
+            optimizer,
+            order=jnp.asarray(case.y["critic_permutations"]),
+            minibatches=2,
+        )
+        expected = sb3_params(kind, {**case.weights, **under("w_critic/", case.y)})
+        atol = 1e-8 if double else 1e-5
+        assert_close(fitted.params["critic"], expected["critic"], rtol=0, atol=atol)
+        assert_close(fitted.params["actor"], case.params["actor"], rtol=0, atol=0)
+        np.testing.assert_allclose(2 * metrics["value_loss"], case.y["log_value_loss"], rtol=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("peer", "iterations"),
+    [
+        (p, i)
+        for p in ("baselines", "spinup", "sb3c")
+        for i in (1, 3, 10, 60)
+        if (p, i) != ("spinup", 60)
+    ],
+)
+def test_conjugate_gradient_equals_its_peers(peer, iterations):
+    """60 iterations on 20 unknowns: what has converged stands still.
+
+    Spinning Up adds 1e-8 to p·Ap, which moves its answers by 1e-6.
+    """
+    case, x = TRPO(f"cg/{peer}_iters{iterations}"), TRPO("cg/inputs")
+    with jax.enable_x64(True):
+        found = trpo.conjugate_gradient(lambda v: x["A"] @ v, jnp.asarray(x["b"]), iterations)
+        rtol = 1e-5 if peer == "spinup" else 1e-9
+        np.testing.assert_allclose(found, case["x"], rtol=rtol)
+        batched = jax.vmap(lambda b: trpo.conjugate_gradient(lambda v: x["A"] @ v, b, iterations))(
+            jnp.stack([x["b"], 1e-9 * x["b"], 0 * x["b"]])
+        )
+        np.testing.assert_allclose(batched[0], case["x"], rtol=rtol)
+        np.testing.assert_array_equal(batched[1:], 0)  # below the tolerance from the start
+    single = trpo.conjugate_gradient(
+        lambda v: jnp.float32(x["A"]) @ v, jnp.float32(x["b"]), iterations
+    )
+    np.testing.assert_allclose(single, case["x"], rtol=1e-3 if iterations > 3 else 1e-5, atol=1e-5)
+
+
+def test_line_search_backtracks_until_both_conditions_hold():
+    """Objective −(θ − 1)², KL θ² <= 0.5: 2 improves nothing, 1 breaks the constraint, 0.5 does."""
+    found = trpo.line_search(
+        lambda theta: (-jnp.sum((theta - 1) ** 2), jnp.sum(theta**2)),
+        jnp.zeros(1),
+        jnp.full(1, 2.0),
+        0.5,
+        factor=0.5,
+        trials=10,
+    )
+    assert found.accepted and int(found.trials) == 3
+    np.testing.assert_allclose(found.theta, [0.5])
+    np.testing.assert_allclose((found.objective, found.kl), (-0.25, 0.25))
+
+
+@pytest.mark.parametrize("bad", [jnp.nan, jnp.inf])
+def test_a_step_that_is_never_good_is_not_taken(bad):
+    def evaluate(theta):
+        return jnp.where(theta[0] == 0, 0.0, bad), jnp.where(theta[0] == 0, 0.0, jnp.nan)
+
+    found = trpo.line_search(evaluate, jnp.zeros(1), jnp.ones(1), 0.1, trials=4)
+    assert not found.accepted and int(found.trials) == 4
+    np.testing.assert_array_equal(found.theta, [0.0])
+    assert found.kl == 0
+
+
+def test_no_gradient_means_no_step():
+    policy = make_policy(spaces.Box(-9.0, 9.0, (3,)), spaces.Discrete(2), hidden=(8,))
+    case = Case("categorical", "std_x0zero", False)
+    config = trpo.Config(normalize_advantage=False)
+    rows = case.rows.replace(advantage=jnp.zeros(64), action=case.rows.action % 2)
+    params = policy.init(jax.random.key(0), rows.obs)
+    step = jax.jit(lambda params: trpo.natural_step(policy, config, params, rows))
+    moved, metrics = step(params)
+    assert_close(moved, params, rtol=0, atol=0)
+    assert metrics["accepted"] == 0 and metrics["kl"] == 0
+
+
+def test_padding_full_of_infinities_changes_nothing():
+    case = Case("gaussian", "std_x0zero", False)
+    real = jnp.arange(64) % 3 > 0
+    clean = jax.tree.map(lambda x: x[np.flatnonzero(real)], case.rows)
+    poison = jax.tree.map(
+        lambda x: jnp.where(real.reshape(-1, *(1,) * (x.ndim - 1)), x, jnp.inf), case.rows
+    ).replace(weight=real.astype(jnp.float32))
+    step = jax.jit(lambda rows: trpo.natural_step(case.policy, case.config, case.params, rows))
+    (expected, _), (found, metrics) = step(clean), step(poison)
+    assert_close(found["actor"], expected["actor"], rtol=1e-3, atol=1e-5)
+    assert all(np.isfinite(v) for v in metrics.values())
+
+
+@pytest.mark.parametrize(("env", "max_kl"), [("CartPole-v1", 0.01), ("Pendulum-v1", 0.05)])
+def test_the_constraint_holds_in_every_update(env, max_kl):
+    """Four seeds, every update of a run; most of them do move."""
+    config = configs.make(
+        preset="none",
+        env=env,
+        algorithm="trpo",
+        num_envs=4,
+        num_steps=64,
+        total_timesteps=60 * 256,
+        max_kl=max_kl,
+        hidden=(32,),
+    )
+    _, metrics = jax.jit(jax.vmap(make_train(config)))(jax.random.split(jax.random.key(0), 4))
+    assert (metrics["kl"] <= max_kl).all()
+    assert metrics["accepted"].mean() > 0.9
+    assert metrics["kl"].mean() > 0.4 * max_kl  # and uses what it is allowed
+
+
+def test_a_shared_torso_is_refused():
+    with pytest.raises(ConfigError, match="shared_torso"):
+        configs.make(preset="none", algorithm="trpo", shared_torso=True)
+    policy = make_policy(spaces.Box(-9.0, 9.0, (3,)), spaces.Discrete(2), shared_torso=True)
+    with pytest.raises(ValueError, match="shared_torso"):
+        trpo.make(policy, trpo.Config()).init(jax.random.key(0), jnp.zeros((1, 3)))
