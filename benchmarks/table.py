@@ -22,10 +22,15 @@ def merge(path: Path, rows: list[Row], order: dict[str, list[str]]) -> list[Row]
     Args:
         path: the file.
         rows: of now; those there that agree with one of them in the columns of `order` go.
-        order: column -> its values in the order in which rows are to stand.
+        order: column -> its values in the order in which rows are to stand; others go too.
     """
     new = {tuple(row[column] for column in order) for row in rows}
-    kept = [r for r in read(path) if tuple(r[column] for column in order) not in new]
+    kept = [
+        r
+        for r in read(path)
+        if tuple(r[column] for column in order) not in new
+        and all(r[column] in values for column, values in order.items())
+    ]
 
     def place(row: Row) -> list[int]:
         return [values.index(row[column]) for column, values in order.items()]

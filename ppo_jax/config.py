@@ -209,8 +209,12 @@ def merge(static: TrainConfig, floats: dict[str, Any]) -> TrainConfig:
     return from_flat(to_flat(static) | floats)
 
 
-def check(config: TrainConfig) -> None:
+def check(config: TrainConfig, env: Any = None) -> None:
     """Refuse a configuration that cannot work; values that are tracers are not looked at.
+
+    Args:
+        config: any.
+        env: the environment, once it is there, for what depends on it.
 
     Raises:
         ConfigError: what was given, what is allowed, what to do.
@@ -228,7 +232,7 @@ def check(config: TrainConfig) -> None:
     _check_sizes(config)
     if hasattr(config.hyper, "check"):
         try:
-            config.hyper.check(config)
+            config.hyper.check(config, env)
         except ValueError as error:
             raise ConfigError(str(error)) from error
 
@@ -283,17 +287,22 @@ def _check_sizes(config: TrainConfig) -> None:
             f"rollouts; it must be at most {MAX_UPDATES * rollout}"
         )
     minibatches = getattr(config.hyper, "minibatches", 1)
+    for name in ("minibatches", "critic_minibatches"):
+        _check_divides(config, rollout, name, getattr(config.hyper, name, 1))
+    if rollout == minibatches and getattr(config.hyper, "normalize_advantage", False):
+        raise ConfigError(
+            "minibatches of a single row have no deviation to normalise advantages by; use fewer "
+            "minibatches or normalize_advantage=False"
+        )
+
+
+def _check_divides(config: TrainConfig, rollout: int, name: str, minibatches: int) -> None:
     if rollout % minibatches:
         small = [d for d in range(1, math.isqrt(rollout) + 1) if rollout % d == 0]
         near = sorted({*small, *(rollout // d for d in small)}, key=lambda d: abs(d - minibatches))
         raise ConfigError(
             f"num_envs x num_steps = {config.num_envs} x {config.num_steps} = {rollout} does not "
-            f"divide into {minibatches} minibatches; nearest that do: {sorted(near[:3])}"
-        )
-    if rollout == minibatches and getattr(config.hyper, "normalize_advantage", False):
-        raise ConfigError(
-            "minibatches of a single row have no deviation to normalise advantages by; use fewer "
-            "minibatches or normalize_advantage=False"
+            f"divide into {minibatches} {name}; nearest that do: {sorted(near[:3])}"
         )
 
 

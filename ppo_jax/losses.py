@@ -6,13 +6,14 @@ summed, so that weights, gradient accumulation and several devices are handled o
 """
 
 import dataclasses
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 
 from ppo_jax import estimators
-from ppo_jax.types import Batch, Metrics, Params
+from ppo_jax.types import Batch, LossFn, Metrics, Params
 
 
 class Prediction(NamedTuple):
@@ -145,14 +146,12 @@ def clipped_surrogate(
 
 def policy_gradient_loss(
     policy: Any,
-    params: Params,
-    rows: Batch,
     *,
     value_coef: jax.Array | float,
     entropy_coef: jax.Array | float,
-    normalize_advantage: bool,
-    episodes: jax.Array | None = None,
-) -> tuple[jax.Array, Metrics]:
+    normalize_advantage: bool = False,
+    episodes: Callable[[Batch], jax.Array] | None = None,
+) -> LossFn:
     """The loss of every method that takes one step on a rollout and throws it away.
 
     L(θ) = E[ −log π_θ(a|s) Â + c_v ½ (V_θ − V_target)² − c_e H[π_θ] ]
@@ -161,28 +160,34 @@ def policy_gradient_loss(
 
     Args:
         policy: its `apply(params, obs)` gives (distribution, value).
-        params: θ.
-        rows: Batch [M].
         value_coef: c_v.
         entropy_coef: c_e.
         normalize_advantage: shift and scale Â over the rows.
-        episodes: [] sum the first term over steps and divide by this, instead of the mean.
+        episodes: rows -> [] how many episodes they are. The first term is then summed over the
+            steps of an episode and averaged over episodes; the other two remain means over steps.
 
     Returns:
-        ([], metrics)
+        (params, Batch [M]) -> ([], metrics)
 
     Source: Sutton et al. 2000, theorem 1; Mnih et al. 2016, algorithm S3.
     """
-    rows = mask(rows)
-    new = predict(policy, params, rows)
-    advantage = normalize(rows.advantage, rows.weight) if normalize_advantage else rows.advantage
-    return total(
-        mean(policy_gradient(new.log_prob, advantage), rows.weight, episodes),
-        mean(squared_error(new.value, rows.target), rows.weight),
-        mean(new.entropy, rows.weight),
-        value_coef=value_coef,
-        entropy_coef=entropy_coef,
-    )
+
+    def loss_fn(params: Params, rows: Batch) -> tuple[jax.Array, Metrics]:
+        rows = mask(rows)
+        new = predict(policy, params, rows)
+        count = None if episodes is None else episodes(rows)
+        advantage = rows.advantage
+        if normalize_advantage:
+            advantage = normalize(advantage, rows.weight)
+        return total(
+            mean(policy_gradient(new.log_prob, advantage), rows.weight, count),
+            mean(squared_error(new.value, rows.target), rows.weight),
+            mean(new.entropy, rows.weight),
+            value_coef=value_coef,
+            entropy_coef=entropy_coef,
+        )
+
+    return loss_fn
 
 
 def squared_error(value: jax.Array, target: jax.Array) -> jax.Array:

@@ -242,26 +242,20 @@ class QCritic(nn.Module):
 
     Attributes:
         convolutions: of images, before the action joins; or None.
-        body: fully connected layers, or None after a shared torso.
+        body: fully connected layers.
         action_space: of the actions as the policy draws them.
     """
 
     convolutions: nn.Module | None
-    body: nn.Module | None
+    body: nn.Module
     action_space: spaces.Space
 
     @nn.compact
     def __call__(self, x: jax.Array, action: jax.Array) -> jax.Array:
         x = x if self.convolutions is None else self.convolutions(x)
         if isinstance(self.action_space, spaces.Discrete):
-            x = x if self.body is None else self.body(x)
             chosen = jax.nn.one_hot(action, self.action_space.n, dtype=x.dtype)
-            return jnp.sum(head(self.action_space.n, 1.0)(x) * chosen, axis=-1)
-        if self.body is None:
-            raise ValueError(
-                f"a critic q(s, a) of {self.action_space} actions cannot share its torso with the "
-                "actor, who does not know the action; use shared_torso=False"
-            )
+            return jnp.sum(head(self.action_space.n, 1.0)(self.body(x)) * chosen, axis=-1)
         features = jnp.concatenate([x, encode(self.action_space, action).astype(x.dtype)], axis=-1)
         return head(1, 1.0)(self.body(features))[..., 0]
 
@@ -325,8 +319,10 @@ def make_policy(
         Policy without memory: its core is ().
 
     Raises:
-        ValueError: a critic q(s, a) of actions that cannot be counted, on a shared torso.
+        ValueError: a critic of actions on a torso shared with the actor, who does not know them.
     """
+    if critic == "q" and shared_torso:
+        raise ValueError("a critic q(s, a) shares no torso with the actor; use shared_torso=False")
     image = bool(cnn)
 
     def convolutions() -> nn.Module | None:
@@ -343,11 +339,7 @@ def make_policy(
     actor = Actor(None if shared_torso else body(), action_space, squash, log_std_init)
     judge: nn.Module = Critic(None if shared_torso else body())
     if critic == "q":
-        judge = QCritic(
-            None if shared_torso else convolutions(),
-            None if shared_torso else layers(),
-            action_space,
-        )
+        judge = QCritic(convolutions(), layers(), action_space)
 
     def features(params: Params, obs: PyTree) -> jax.Array:
         x = preprocess(observation_space, obs, image)

@@ -1,7 +1,8 @@
 """Tuned values by name. A preset belongs to one environment and algorithm, and is used for them
 unless another, or "none", is asked for.
 
-What each reaches, over many seeds, is in benchmarks/results/learning.csv.
+What each reaches, over many seeds, is in benchmarks/results: learning.csv for PPO, family.csv for
+the rest.
 """
 
 from typing import Any
@@ -88,7 +89,7 @@ _FAMILY: dict[str, dict[str, Any]] = {
     "cartpole_reinforce": {
         "num_envs": 8,
         "num_steps": 600,
-        "learning_rate": 2e-2,
+        "learning_rate": 2e-3,
         "gamma": 1.0,
     },
     "cartpole_actor_critic": {
@@ -109,7 +110,7 @@ _FAMILY: dict[str, dict[str, Any]] = {
         "num_steps": 128,
         "learning_rate": 2e-3,
         "gamma": 0.98,
-        "epochs": 5,
+        "critic_epochs": 5,
     },
     "cartpole_ppo_kl": {
         "num_envs": 8,
@@ -120,7 +121,7 @@ _FAMILY: dict[str, dict[str, Any]] = {
     "cartpole_continuous_reinforce": {
         "num_envs": 8,
         "num_steps": 600,
-        "learning_rate": 2e-2,
+        "learning_rate": 5e-3,
         "gamma": 1.0,
     },
     "cartpole_continuous_actor_critic": {
@@ -141,7 +142,7 @@ _FAMILY: dict[str, dict[str, Any]] = {
         "num_steps": 128,
         "learning_rate": 2e-3,
         "gamma": 0.98,
-        "epochs": 5,
+        "critic_epochs": 5,
     },
     "cartpole_continuous_ppo_kl": {
         "num_envs": 4,
@@ -153,8 +154,8 @@ _FAMILY: dict[str, dict[str, Any]] = {
         "num_envs": 8,
         "num_steps": 600,
         "normalize_obs": True,
-        "learning_rate": 3e-2,
-        "entropy_coef": 0.1,
+        "learning_rate": 1e-2,
+        "entropy_coef": 0.5,
     },
     "acrobot_actor_critic": {
         "num_envs": 16,
@@ -176,7 +177,7 @@ _FAMILY: dict[str, dict[str, Any]] = {
         "normalize_obs": True,
         "learning_rate": 3e-3,
         "gae_lambda": 0.9,
-        "epochs": 5,
+        "critic_epochs": 5,
     },
     "acrobot_ppo_kl": {
         "num_envs": 32,
@@ -216,7 +217,7 @@ _FAMILY: dict[str, dict[str, Any]] = {
         "learning_rate": 1e-3,
         "gamma": 0.98,
         "gae_lambda": 0.8,
-        "epochs": 5,
+        "critic_epochs": 5,
     },
     "pendulum_ppo_kl": {
         "num_envs": 8,

@@ -151,6 +151,7 @@ def collect_episodes(
     policy: Policy,
     num_steps: int,
     gamma: jax.Array | float,
+    longest: int,
 ) -> tuple[RolloutState, Trajectory]:
     """`collect` from the start of new episodes; those that were under way are given up.
 
@@ -159,7 +160,8 @@ def collect_episodes(
     over-represented.
 
     Args:
-        as for `collect`; num_steps is at least the environment's time limit.
+        as for `collect`.
+        longest: steps of the longest possible episode, at most num_steps.
 
     Returns:
         (RolloutState, Trajectory [T, N]) whose first row starts an episode everywhere.
@@ -169,9 +171,8 @@ def collect_episodes(
     core, episodes = policy.init_core(env.num_envs), _no_episodes(env.num_envs)
     state = RolloutState(env_state, obs, core, state.moments, state.metrics, episodes)
     state, trajectory, rows = _collect(key, params, state, env, policy, num_steps, gamma)
-    limit = getattr(env, "time_limit", None)
     start = jnp.arange(1, num_steps + 1)[:, None] - rows["totals"].episode_length
-    in_time = start + (num_steps if limit is None else limit) <= num_steps
+    in_time = start + longest <= num_steps
     metrics = _episode_metrics(trajectory.done & rows["valid"] & in_time, rows["totals"])
     return dataclasses.replace(state, metrics=metrics | state.metrics), trajectory
 
@@ -186,7 +187,7 @@ def _collect(
     gamma: jax.Array | float,
 ) -> tuple[RolloutState, Trajectory, dict[str, Any]]:
     """(state with the metrics of the environment, trajectory, what else the steps left)."""
-    noise_key, env_key, refresh_key = jax.random.split(key, 3)
+    noise_key, env_key, refresh_key, critic_key = jax.random.split(key, 4)
     # All noise at once: one wide draw costs a fraction of T narrow ones inside the loop.
     dist = jax.eval_shape(policy.act, params, state.core, state.obs, state.episodes.start)[1]
     noise = dist.noise(noise_key, (num_steps,))
@@ -197,7 +198,7 @@ def _collect(
     (env_state, obs, core, episodes, cuts), rows = jax.lax.scan(step, carry, (noise, keys))
 
     end = (core, obs)
-    inputs, value, next_value = _judge(key, params, state.moments, policy, rows, end, cuts)
+    inputs, value, next_value = _judge(critic_key, params, state.moments, policy, rows, end, cuts)
     env_state, env_metrics = _refresh(env, refresh_key, env_state)
     weight = rows["valid"].astype(jnp.float32)
     moments, reward = _update_moments(state.moments, rows, weight)
@@ -232,8 +233,7 @@ def _judge(
     """
     inputs = normalize_obs(moments, rows["obs"])
     num_steps, num_envs = rows["reward"].shape
-    # Folded in, not split off: the rollouts of a critic of states do not depend on it.
-    again_key, end_key, cut_key = jax.random.split(jax.random.fold_in(key, 1), 3)
+    again_key, end_key, cut_key = jax.random.split(key, 3)
 
     def state_value(key: jax.Array, core: PyTree, obs: PyTree) -> jax.Array:
         _, dist, value = policy.act(params, core, obs, jnp.zeros(num_envs, bool))

@@ -40,6 +40,8 @@ BROKEN_PROMISES = {
     "used twice: raise --reset-pool, or correct the environment's shortest_episode",
     "lost_cuts": "episodes were truncated sooner than the environment's time_limit says, and "
     "bootstrapped from wrong states: correct it, or set it to None",
+    "unfinished_episodes": "episodes were longer than the time_limit that was given, and counted "
+    "as if they had ended: set --time-limit to the steps of the longest",
 }
 # Folded into the seed for the key of the final evaluation, which training never uses.
 EVALUATION = 0xE7A1

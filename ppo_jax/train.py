@@ -83,7 +83,7 @@ def build(config: TrainConfig, env: Any = None) -> Program:
     check(config)
     env = as_env(config.env if env is None else env)
     config = resolve(config, env)
-    check(config)
+    check(config, env)
     _check_spaces(config, env)
     vector_env = vectorize(env, config.num_envs, config.num_steps, pool_size=config.reset_pool)
     policy = make_policy(
@@ -98,14 +98,16 @@ def build(config: TrainConfig, env: Any = None) -> Program:
         critic=getattr(config.hyper, "critic", "v"),
     )
     algorithm = ALGORITHMS[config.algorithm].make(policy, config.hyper)
-    whole_episodes = getattr(config.hyper, "whole_episodes", False)
     collect = functools.partial(
-        rollout.collect_episodes if whole_episodes else rollout.collect,
+        rollout.collect,
         env=vector_env,
         policy=policy,
         num_steps=config.num_steps,
         gamma=config.hyper.gamma,
     )
+    if getattr(config.hyper, "whole_episodes", False):
+        longest = config.hyper.time_limit
+        collect = functools.partial(rollout.collect_episodes, longest=longest, **collect.keywords)
 
     def init(key: jax.Array) -> TrainState:
         key, rollout_key, learner_key = jax.random.split(key, 3)

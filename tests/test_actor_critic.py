@@ -11,6 +11,7 @@ import probe_envs
 from ppo_jax import config as configs
 from ppo_jax import rollout
 from ppo_jax.algorithms import actor_critic
+from ppo_jax.config import ConfigError
 from ppo_jax.envs import spaces, vectorize
 from ppo_jax.networks import StateAction, encode, make_policy
 from ppo_jax.train import build, make_train
@@ -57,19 +58,21 @@ def test_several_choices_are_encoded_one_by_one():
     np.testing.assert_array_equal(found, [[0, 1, 1, 0, 0], [1, 0, 0, 0, 1]])
 
 
-@pytest.mark.parametrize("critic", ["q", "none"])
-def test_a_shared_torso(critic):
-    policy = make_policy(BOX, spaces.Discrete(4), shared_torso=True, critic=critic)
+def test_without_a_critic_there_is_nothing_of_it():
+    policy = make_policy(BOX, spaces.Discrete(4), shared_torso=True, critic="none")
     params = policy.init(jax.random.key(0), jnp.zeros((2, 3)))
-    assert params.keys() == {"actor", "torso"} | ({"critic"} if critic == "q" else set())
+    assert params.keys() == {"actor", "torso"}
     _, _, value = policy.act(params, (), jnp.zeros((2, 3)), jnp.zeros(2, bool))
     np.testing.assert_array_equal(value, [0.0, 0.0])
 
 
-def test_a_torso_that_does_not_know_the_action_is_refused():
-    policy = make_policy(BOX, ACTIONS["box"], shared_torso=True, critic="q")
+def test_what_does_not_know_the_action_is_refused():
     with pytest.raises(ValueError, match="shared_torso=False"):
-        policy.init(jax.random.key(0), jnp.zeros((2, 3)))
+        make_policy(BOX, ACTIONS["box"], shared_torso=True, critic="q")
+    with pytest.raises(ConfigError, match="shared_torso=False"):
+        configs.make(preset="none", algorithm="actor_critic", shared_torso=True)
+    with pytest.raises(ValueError, match="needs a critic 'q'"):
+        actor_critic.make(make_policy(BOX, ACTIONS["box"]), actor_critic.Config())
 
 
 def test_images():
@@ -138,6 +141,7 @@ def test_a_prime_follows_the_policy():
 
 def test_delta_and_the_two_weights():
     """δ = q − (r + γ q'), no future after a termination, one after a time limit."""
+    critic = make_policy(BOX, spaces.Discrete(2), critic="q")
     ones = jnp.ones((3, 1))
     done = jnp.array([[False], [True], [True]])
     trajectory = Trajectory(
@@ -153,7 +157,7 @@ def test_delta_and_the_two_weights():
     )
     for name, expected in {"q": [1.0, 2.0, 3.0], "td_error": [8.1, 16.2, -2.7]}.items():
         config = actor_critic.Config(gamma=0.9, actor_weight=name)
-        batch = actor_critic.make(None, config).estimate(trajectory)
+        batch = actor_critic.make(critic, config).estimate(trajectory)
         np.testing.assert_allclose(batch.target[:, 0], [9.1, 18.2, 0.3], rtol=1e-6)
         np.testing.assert_allclose(batch.advantage[:, 0], expected, rtol=1e-6)
 

@@ -7,7 +7,14 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from ppo_jax.advantages import discounted_returns, estimate_gae, estimate_returns, gae
+from ppo_jax.advantages import (
+    discounted_returns,
+    estimate_gae,
+    estimate_returns,
+    exponential_average,
+    gae,
+    k_step_advantages,
+)
 from ppo_jax.types import Trajectory
 from reference import Golden
 
@@ -128,6 +135,50 @@ def test_lambda_one_is_monte_carlo_minus_value():
             expected[i, n] = following
     np.testing.assert_allclose(batch.target, expected, rtol=1e-5, atol=1e-5)
     np.testing.assert_allclose(estimate_returns(t, gamma=0.9).target, batch.target)
+
+
+def arguments(t: Trajectory, gamma: float) -> tuple:
+    return (t.reward, gamma * (1 - t.terminated), t.value, t.next_value, 1.0 - t.done)
+
+
+@pytest.mark.parametrize("steps", [1, 2, 5, 20])
+def test_k_step_advantages_literally(steps):
+    """r_t + γ r_{t+1} + ... + γ^k V(s_{t+k}) − V(s_t), cut where the episode or the rollout is."""
+    t, gamma = random_trajectory(3), 0.9
+    found = k_step_advantages(*arguments(t, gamma), steps)[-1]
+    length, envs = t.reward.shape
+    for n in range(envs):
+        for start in range(length):
+            total = 0.0
+            for k in range(steps):
+                i = start + k
+                total += gamma**k * float(t.reward[i, n])
+                last = k == steps - 1 or bool(t.done[i, n]) or i == length - 1
+                if last:
+                    alive = not bool(t.terminated[i, n])
+                    total += alive * gamma ** (k + 1) * float(t.next_value[i, n])
+                    break
+            expected = total - float(t.value[start, n])
+            np.testing.assert_allclose(found[start, n], expected, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("lambda_", [0.0, 0.5, 0.95, 1.0])
+def test_the_exponential_average_of_k_step_advantages_is_gae(lambda_):
+    t = random_trajectory(4)
+    each = k_step_advantages(*arguments(t, 0.9), t.reward.shape[0])
+    average = exponential_average(each, lambda_)
+    np.testing.assert_allclose(average, gae(*arguments(t, 0.9), lambda_), rtol=1e-4, atol=1e-5)
+
+
+def test_fewer_steps_than_the_rollout_is_long_are_an_approximation():
+    """What the K-th stands for is then not looked at: off by at most λ^K of the differences."""
+    t = random_trajectory(5)
+    exact = gae(*arguments(t, 0.9), 0.5)
+    errors = [
+        np.abs(exponential_average(k_step_advantages(*arguments(t, 0.9), k), 0.5) - exact).max()
+        for k in (2, 5, 10)
+    ]
+    assert errors[0] > errors[1] > errors[2] > 0
 
 
 def test_a_time_limit_is_not_a_termination():

@@ -9,7 +9,7 @@ import pytest
 from ppo_jax import config as configs
 from ppo_jax.algorithms import ALGORITHMS, ppo
 from ppo_jax.config import ConfigError, TrainConfig
-from ppo_jax.envs import canonical
+from ppo_jax.envs import canonical, make
 from ppo_jax.presets import PRESETS
 
 
@@ -56,6 +56,18 @@ def test_the_annealing_horizon_is_settled_by_the_length():
     assert configs.resolve(config).hyper.anneal_timesteps == 10_000.0
     fixed = configs.make(preset="none", anneal_timesteps=5e5)
     assert configs.resolve(fixed) == fixed
+
+
+def test_the_time_limit_is_settled_by_the_environment():
+    """For the algorithm that asks for one, unless it is given; the file keeps it open."""
+    config = configs.make(preset="none", algorithm="reinforce", num_steps=500)
+    assert config.hyper.time_limit is None and configs.to_json(config)["time_limit"] is None
+    assert configs.resolve(config).hyper.time_limit is None
+    assert configs.resolve(config, make("CartPole-v1")).hyper.time_limit == 500
+    given = configs.make(preset="none", algorithm="reinforce", num_steps=700, time_limit=600)
+    assert configs.resolve(given, make("CartPole-v1")).hyper.time_limit == 600
+    ppo = configs.make(preset="none")
+    assert configs.resolve(ppo, make("CartPole-v1")) == configs.resolve(ppo)
 
 
 def test_split_takes_the_floats_and_leaves_the_rest():

@@ -12,6 +12,7 @@ import pytest
 from ppo_jax import config as configs
 from ppo_jax import rollout
 from ppo_jax.algorithms import ALGORITHMS
+from ppo_jax.checkpoint import Checkpoints
 from ppo_jax.envs import make
 from ppo_jax.runner import make_chunk
 from ppo_jax.train import build, make_train
@@ -20,6 +21,10 @@ from ppo_jax.types import Algorithm, LearnerState, TrainState
 ENVIRONMENTS = ["CartPole-v1", "Pendulum-v1"]
 CASES = [(name, env) for name in ALGORITHMS for env in ENVIRONMENTS]
 contract = pytest.mark.parametrize(("algorithm", "env"), CASES)
+# What takes many compilations, and does not depend on the kind of action.
+on_one = pytest.mark.parametrize(
+    ("algorithm", "env"), [(name, "CartPole-v1") for name in ALGORITHMS]
+)
 UPDATES = 6
 
 
@@ -98,14 +103,14 @@ def test_init_and_step_keep_structure_shapes_and_dtypes(algorithm, env):
         assert (a.shape, a.dtype, a.weak_type) == (b.shape, b.dtype, b.weak_type)
 
 
-@contract
+@on_one
 def test_the_same_key_gives_the_same_run(algorithm, env):
     assert_equal(
         trained(algorithm, env), jax.jit(make_train(small(algorithm, env)))(jax.random.key(3))
     )
 
 
-@contract
+@on_one
 def test_vmap_is_the_loop(algorithm, env):
     """Over keys. Widths compile to different programs, so to rounding and for the first updates."""
     config = small(algorithm, env, updates=2)
@@ -119,7 +124,7 @@ def test_vmap_is_the_loop(algorithm, env):
         np.testing.assert_array_equal(metrics["episodes"][i], one_metrics["episodes"])
 
 
-@contract
+@on_one
 def test_lax_map_is_the_loop(algorithm, env):
     config = small(algorithm, env, updates=2)
     keys = jax.random.split(jax.random.key(1), 2)
@@ -130,7 +135,7 @@ def test_lax_map_is_the_loop(algorithm, env):
     )
 
 
-@contract
+@on_one
 def test_chunks_are_the_whole(algorithm, env):
     """Bit for bit, however the host cuts the run, and equal to `make_train` in one piece.
 
@@ -155,7 +160,7 @@ def test_chunks_are_the_whole(algorithm, env):
     chex.assert_trees_all_close(raw(whole), raw(trained(algorithm, env)), atol=1e-4, rtol=1e-4)
 
 
-@contract
+@on_one
 def test_floats_may_be_tracers(algorithm, env):
     """One trace serves many learning rates, and gives what each gives alone."""
     config = small(algorithm, env, updates=1)
@@ -189,7 +194,7 @@ def test_every_float_is_traced_and_every_value_shares_a_program(algorithm, env):
     assert "num_envs" not in floats
 
 
-@contract
+@on_one
 def test_one_trace_per_function(algorithm, env):
     """Stepping from the outside never traces twice: init and step agree in every type."""
     program = build(small(algorithm, env))
@@ -214,3 +219,48 @@ def test_the_ratio_is_one_on_the_first_minibatch(algorithm, env):
         log_prob = program.policy.apply(params, trajectory.obs)[0].log_prob(trajectory.action)
         np.testing.assert_allclose(jnp.exp(log_prob - trajectory.log_prob), 1.0, atol=1e-5)
         state, _ = jax.jit(program.step)(state)
+
+
+@on_one
+def test_a_checkpoint_holds_all_of_it(algorithm, env, tmp_path):
+    """Saved and restored, the state goes on exactly as the one that stayed in memory."""
+    program = build(small(algorithm, env))
+    step = jax.jit(program.step)
+    state, _ = step(jax.jit(program.init)(jax.random.key(3)))
+    checkpoints = Checkpoints(tmp_path / "checkpoints", {"algorithm": algorithm})
+    checkpoints.save(1, state)
+    shapes = jax.eval_shape(program.init, jax.random.key(0))
+    restored = checkpoints.restore(shapes)[1]
+    assert_equal(step(restored), step(state))
+
+
+@on_one
+def test_rows_of_weight_zero_are_not_read(algorithm, env):
+    """Whatever stands in them, the update is the same."""
+    program = build(small(algorithm, env))
+    state = jax.jit(program.init)(jax.random.key(3))
+    collect = rollout.collect
+    if getattr(ALGORITHMS[algorithm].Config, "whole_episodes", False):
+        collect = functools.partial(rollout.collect_episodes, longest=steps_of(algorithm, env))
+    _, trajectory = collect(
+        state.key,
+        state.learner.params,
+        state.rollout,
+        env=program.vector_env,
+        policy=program.policy,
+        num_steps=steps_of(algorithm, env),
+        gamma=0.99,
+    )
+    batch = rollout.flatten_steps(program.algorithm.estimate(trajectory))
+    real = jnp.arange(batch.weight.size) % 3 > 0
+    batch = batch.replace(weight=batch.weight * real)
+
+    def spoil(x):
+        column = real.reshape(-1, *(1,) * (x.ndim - 1))
+        return jnp.where(column, x, jnp.inf if jnp.issubdtype(x.dtype, jnp.floating) else x)
+
+    spoilt = jax.tree.map(spoil, batch).replace(weight=batch.weight, extra=batch.extra)
+    update = jax.jit(program.algorithm.update)
+    expected, metrics = update(jax.random.key(1), state.learner, batch)
+    found, others = update(jax.random.key(1), state.learner, spoilt)
+    assert_equal((found, others), (expected, metrics))

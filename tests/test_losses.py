@@ -1,11 +1,14 @@
 """Element-wise losses and the reductions: literal numbers, identities, padding that bites."""
 
+from types import SimpleNamespace
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
 from ppo_jax import losses
+from ppo_jax.distributions import Categorical
 from ppo_jax.types import Batch
 from reference import Golden
 
@@ -40,6 +43,39 @@ def test_gradients_agree_where_the_policies_are_equal():
     np.testing.assert_allclose(gradient(losses.surrogate, log_prob, advantage), expected)
     clipped = gradient(losses.clipped_surrogate, log_prob, advantage, 0.2)
     np.testing.assert_allclose(clipped, expected)
+
+
+def test_the_loss_of_one_step_methods_is_the_sum_of_its_parts():
+    """−log π Â over steps or over episodes, ½ (V − target)², and the entropy taken off."""
+    dist = Categorical(jnp.array([[0.0, 1.0], [0.5, -0.5], [9.0, 9.0]]))
+    policy = SimpleNamespace(apply=lambda params, obs: (dist, params * obs))
+    rows = Batch(
+        obs=jnp.array([1.0, 2.0, jnp.inf]),
+        action=jnp.array([0, 1, 1]),
+        log_prob=jnp.zeros(3),
+        value=jnp.zeros(3),
+        advantage=jnp.array([2.0, -1.0, jnp.nan]),
+        target=jnp.array([3.0, 3.0, 3.0]),
+        weight=jnp.array([1.0, 1.0, 0.0]),
+    )
+    log_prob = dist.log_prob(rows.action)[:2]
+    policy_sum = -(2.0 * log_prob[0] - log_prob[1])
+    value_loss = 0.5 * ((1.0 - 3.0) ** 2 + (2.0 - 3.0) ** 2) / 2
+    entropy = dist.entropy()[:2].mean()
+    for episodes, count in ((None, 2.0), (jnp.float32(5.0), 5.0)):
+        loss_fn = losses.policy_gradient_loss(
+            policy,
+            value_coef=0.3,
+            entropy_coef=0.1,
+            episodes=None if episodes is None else lambda rows, n=episodes: n,
+        )
+        (loss, metrics), slope = jax.value_and_grad(loss_fn, has_aux=True)(1.0, rows)
+        assert np.isfinite(slope)
+        expected = policy_sum / count + 0.3 * value_loss - 0.1 * entropy
+        np.testing.assert_allclose(loss, expected, rtol=1e-5)
+        np.testing.assert_allclose(metrics["policy_loss"], policy_sum / count, rtol=1e-5)
+        np.testing.assert_allclose(metrics["value_loss"], value_loss, rtol=1e-5)
+        np.testing.assert_allclose(metrics["entropy"], entropy, rtol=1e-5)
 
 
 def test_squared_errors_by_hand():

@@ -8,6 +8,7 @@ import pytest
 from ppo_jax import config as configs
 from ppo_jax import sgd
 from ppo_jax.algorithms import ppo_kl
+from ppo_jax.config import ConfigError
 from ppo_jax.distributions import Categorical, DiagGaussian
 from ppo_jax.envs import spaces
 from ppo_jax.networks import make_policy
@@ -172,7 +173,7 @@ def test_the_kl_is_held_at_its_target():
 
 
 def test_padding_full_of_infinities_changes_nothing():
-    _, algorithm, learner, rows = small_update()
+    _, algorithm, learner, rows = small_update(epochs=1, minibatches=1)
     real = jnp.arange(64) % 3 > 0
     poison = jax.tree.map(
         lambda x: jnp.where(
@@ -180,5 +181,22 @@ def test_padding_full_of_infinities_changes_nothing():
         ),
         rows,
     ).replace(weight=real.astype(jnp.float32))
-    moved, metrics = algorithm.update(jax.random.key(1), learner, poison)
-    assert all(np.isfinite(x).all() for x in jax.tree.leaves((moved.params, metrics)))
+    clean = jax.tree.map(lambda x: x[np.flatnonzero(real)], rows)
+    update = jax.jit(algorithm.update)
+    expected, told = update(jax.random.key(1), learner, clean)
+    moved, metrics = update(jax.random.key(1), learner, poison)
+    assert_close(moved.params, expected.params, rtol=1e-5, atol=1e-6)
+    np.testing.assert_allclose(metrics["kl"], told["kl"], rtol=1e-3, atol=1e-8)
+
+
+def test_a_weight_of_zero_cannot_adapt():
+    with pytest.raises(ConfigError, match="kl_target must be None"):
+        configs.make(preset="none", algorithm="ppo_kl", kl_coef=0.0)
+    configs.make(preset="none", algorithm="ppo_kl", kl_coef=0.0, kl_target=None)
+
+
+def test_the_coefficient_keeps_its_type_in_double_precision():
+    with jax.enable_x64(True):
+        _, algorithm, learner, rows = small_update(kl_coef=np.float64(1.0))
+        shapes = jax.eval_shape(algorithm.update, jax.random.key(1), learner, rows)[0]
+    assert shapes.extra.dtype == learner.extra.dtype

@@ -80,7 +80,8 @@ def test_returns_equal_their_peers(gamma):
 def check_gradient(case: str, rows, episodes: float, scale: float = 1.0) -> None:
     """loss · episodes / scale is the peer's, which divides by steps (scale) or by nothing."""
     expected = GOLDEN(case)
-    rows = rows.replace(extra=jnp.zeros_like(rows.weight).at[0].set(episodes))
+    first = jnp.zeros_like(rows.weight).at[0].set(episodes)
+    rows = rows.replace(extra=rows.extra._replace(first=first))
     loss_fn = reinforce.make_loss(linear_policy(), reinforce.Config(value_coef=0.0))
     params = {"W": X["W"], "b": X["b"]}
     (loss, _), grads = jax.value_and_grad(loss_fn, has_aux=True)(params, rows)
@@ -129,7 +130,7 @@ def test_gradient_equals_pytorch_examples():
     config = reinforce.Config(gamma=0.99, time_limit=int(stop - start))
     one = trajectory(slice(0, 1), slice(start, stop))
     rows = flatten_steps(reinforce.make(linear_policy(), config).estimate(one))
-    assert float(rows.extra.sum()) == 1.0
+    assert float(rows.extra.first.sum()) == 1.0
     advantage = losses.normalize(rows.advantage)
     np.testing.assert_allclose(advantage, expected["returns_normalized"], rtol=1e-4, atol=1e-5)
     check_gradient("reinforce_env0/pytorch_examples", rows.replace(advantage=advantage), 1.0)
@@ -144,11 +145,12 @@ def test_an_episode_counts_by_where_it_starts():
     done[[2, 3, 6, 8], 0] = True  # episodes 0-2, 3, 4-6, 7-8, 9-
     done[[3, 7], 1] = True  # 0-3, 4-7, 8-
     found = reinforce.whole_episodes(jnp.asarray(done), jnp.ones((10, 2)), time_limit=4)
-    np.testing.assert_array_equal(found.number[:, 0], [0, 0, 0, 1, 2, 2, 2, 3, 3, 4])
+    np.testing.assert_array_equal(found.start[:, 0], [0, 0, 0, 3, 4, 4, 4, 7, 7, 9])
     np.testing.assert_array_equal(found.counted[:, 0], [1] * 7 + [0] * 3)
     np.testing.assert_array_equal(np.flatnonzero(found.first[:, 0]), [0, 3, 4])
     np.testing.assert_array_equal(found.counted[:, 1], [1] * 8 + [0] * 2)
     np.testing.assert_array_equal(np.flatnonzero(found.first[:, 1]), [0, 4])
+    np.testing.assert_array_equal(np.flatnonzero(found.last[:, 1]), [3, 7])
 
 
 def test_steps_that_did_not_happen_belong_to_no_episode():
@@ -173,24 +175,38 @@ def test_steps_that_did_not_happen_belong_to_no_episode():
     np.testing.assert_array_equal(batch.weight[:, 0], [1, 1, 0, 1, 1, 0])
     counted = np.flatnonzero(batch.weight)
     np.testing.assert_allclose(batch.target[:, 0][counted], [2, 1, 2, 1])
-    np.testing.assert_allclose(batch.advantage[:, 0][counted], [0.5, -0.5, 0.5, -0.5])
+    np.testing.assert_allclose(batch.advantage[:, 0][counted], [0, -1, 0, -1])
+    np.testing.assert_array_equal(batch.extra.first[:, 0], [1, 0, 0, 1, 0, 0])
+    np.testing.assert_array_equal(batch.extra.last[:, 0], [0, 1, 0, 0, 1, 0])
 
 
-def test_leave_one_out_is_the_mean_of_the_others():
+def test_the_row_between_two_episodes_is_no_start():
+    """Limit 2 in 4 steps: the second episode starts at row 3, one too late."""
+    done = jnp.array([[False], [True], [False], [False]])
+    weight = jnp.array([[1.0], [1.0], [0.0], [1.0]])
+    found = reinforce.whole_episodes(done, weight, time_limit=2)
+    np.testing.assert_array_equal(found.counted[:, 0], [1, 1, 0, 0])
+    np.testing.assert_array_equal(found.first[:, 0], [1, 0, 0, 0])
+
+
+def test_leave_one_out_is_the_mean_return_of_the_others():
+    """Four episodes with returns 0 and 6 (one after the other), 1 and 2."""
     done = jnp.zeros((4, 3), bool).at[1, 0].set(True).at[3].set(True)
     returns = jnp.arange(12.0).reshape(4, 3)
     episodes = reinforce.whole_episodes(done, jnp.ones((4, 3)), time_limit=2)
     found = reinforce.leave_one_out(returns, returns, episodes)
-    for env, steps in ((0, [0, 1]), (0, [2, 3]), (1, [0, 1, 2, 3]), (2, [0, 1, 2, 3])):
-        others = [
-            returns[t, n]
-            for n in range(3)
-            for t in range(4)
-            if (n, t) not in {(env, s) for s in steps}
-        ]
-        np.testing.assert_allclose(found[jnp.array(steps), env], np.mean(others), rtol=1e-6)
+    np.testing.assert_allclose(found[:, 0], [3.0, 3.0, 1.0, 1.0])  # (6+1+2)/3, (0+1+2)/3
+    np.testing.assert_allclose(found[:, 1], 8 / 3, rtol=1e-6)
+    np.testing.assert_allclose(found[:, 2], 7 / 3, rtol=1e-6)
     alone = reinforce.whole_episodes(done[:, 1:2], jnp.ones((4, 1)), time_limit=4)
     np.testing.assert_array_equal(reinforce.leave_one_out(returns[:, :1], returns, alone), 0.0)
+
+
+def test_an_episode_that_outlasts_its_limit_is_reported():
+    config = reinforce.Config(time_limit=2)
+    batch = reinforce.make(linear_policy(), config).estimate(trajectory(rows=slice(0, 3)))
+    never = batch.extra.first.sum() - batch.extra.last.sum()
+    assert never > 0  # columns of the recorded rollout have longer episodes
 
 
 def test_rollouts_shorter_than_an_episode_are_refused():
@@ -200,9 +216,15 @@ def test_rollouts_shorter_than_an_episode_are_refused():
         configs.make(preset="none", algorithm="reinforce", time_limit=500)
     build(configs.make(preset="none", algorithm="reinforce", num_steps=500))
 
+    with pytest.raises(ConfigError, match="set time_limit"):
+        build(configs.make(preset="none", algorithm="reinforce"), ConstantReward())
+    with pytest.raises(ConfigError, match="may take 500 steps here"):
+        build(configs.make(preset="none", algorithm="reinforce", time_limit=100))
+    # and by the library itself
     with pytest.raises(ValueError, match="set time_limit"):
-        program = build(configs.make(preset="none", algorithm="reinforce"), ConstantReward())
-        jax.eval_shape(program.step, jax.eval_shape(program.init, jax.random.key(0)))
+        reinforce.make(linear_policy(), reinforce.Config()).estimate(trajectory())
+    with pytest.raises(ValueError, match="critic 'v'"):
+        reinforce.make(linear_policy(), reinforce.Config(baseline="value"))
 
 
 # --- the estimate -------------------------------------------------------------------------------
@@ -255,11 +277,11 @@ def objective(theta, gamma=1.0):
 def estimates(baseline: str, num_steps: int, num_envs: int = 8, samples: int = 4000):
     """[samples, 3] gradients of J from independent rollouts of the shipped functions."""
     env = vectorize(Chain(), num_envs, num_steps)
-    policy = table_policy()
+    policy = table_policy("v")
     config = reinforce.Config(gamma=1.0, baseline=baseline, time_limit=3, value_coef=0.0)
     algorithm, loss_fn = reinforce.make(policy, config), reinforce.make_loss(policy, config)
     collect = functools.partial(
-        collect_episodes, env=env, policy=policy, num_steps=num_steps, gamma=1.0
+        collect_episodes, env=env, policy=policy, num_steps=num_steps, gamma=1.0, longest=3
     )
 
     @jax.jit
@@ -307,10 +329,19 @@ def test_counting_what_happens_to_end_would_be_biased():
     def one(key):
         start_key, key = jax.random.split(key)
         _, trajectory = collect_episodes(
-            key, THETA, init(start_key, policy, env), env=env, policy=policy, num_steps=2, gamma=1.0
+            key,
+            THETA,
+            init(start_key, policy, env),
+            env=env,
+            policy=policy,
+            num_steps=2,
+            gamma=1.0,
+            longest=1,
         )
         ended = jnp.cumsum(trajectory.done[::-1], axis=0)[::-1] > 0
-        rows = flatten_steps(algorithm.estimate(trajectory.replace(weight=ended * 1.0)))
+        batch = algorithm.estimate(trajectory)
+        extra = batch.extra._replace(first=batch.extra.first * ended)
+        rows = flatten_steps(batch.replace(weight=ended * 1.0, extra=extra))
         return -jax.grad(loss_fn, has_aux=True)(THETA, rows)[0]
 
     found = np.asarray(jax.jit(one)(jax.random.split(jax.random.key(0), 1000)))
@@ -348,7 +379,14 @@ def test_the_discounted_return_weights_each_step_alone():
     @jax.vmap
     def one(key):
         _, trajectory = collect_episodes(
-            key, THETA, init(key, policy, env), env=env, policy=policy, num_steps=3, gamma=1.0
+            key,
+            THETA,
+            init(key, policy, env),
+            env=env,
+            policy=policy,
+            num_steps=3,
+            gamma=1.0,
+            longest=3,
         )
         rows = flatten_steps(algorithm.estimate(trajectory))
         return -jax.grad(loss_fn, has_aux=True)(THETA, rows)[0]

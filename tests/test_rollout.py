@@ -240,3 +240,53 @@ def test_dummy_steps_have_no_weight_and_no_reward():
     np.testing.assert_array_equal(t.weight[:, 0], [1, 1, 1, 0] * 3)
     assert state.metrics["episodes"] == 6
     assert state.metrics["episode_return"] == 3 and state.metrics["episode_length"] == 3
+
+
+def test_collect_episodes_starts_anew_everywhere():
+    """Row 0 of every rollout starts an episode; those that were under way are gone."""
+    _, params, state, _ = setup(Counter())
+    env, policy = envs.vectorize(Counter(), ENVS, STEPS), setup(Counter())[0]
+    collect = jax.jit(
+        functools.partial(
+            rollout.collect_episodes, env=env, policy=policy, num_steps=STEPS, gamma=0.9, longest=6
+        )
+    )
+    state = rollout.init(KEY, policy, env, normalize_reward=True)
+    names = []
+    for i in range(3):
+        state, t = collect(jax.random.key(i), params, state)
+        np.testing.assert_array_equal(t.obs[0, :, 1], 0)
+        names.append(np.asarray(t.obs[0, :, 0]))
+        assert state.metrics["reused_resets"] == 0
+    assert len(np.unique(names)) == 3 * ENVS
+    assert state.moments.reward.count > 2 * ENVS * STEPS  # statistics go on
+
+
+def test_metrics_of_whole_episodes_do_not_favour_the_short():
+    """Lengths 1 and 10 in equal numbers, in 12 steps: of those that start late only the short
+    end in time. Counted are those that start up to step 2, and their mean length is 5.5."""
+
+    class ShortOrLong(TimeLimit):
+        """An episode of one step or of ten, by the toss of a coin."""
+
+        def __init__(self):
+            super().__init__()
+            object.__setattr__(self, "time_limit", 10)
+            object.__setattr__(self, "shortest_episode", 1)
+
+        def reset(self, key, params):
+            return jnp.zeros(1), jnp.where(jax.random.bernoulli(key), 1, 10)
+
+        def step(self, key, state, action, params):
+            left = state - 1
+            return jnp.zeros(1), left, jnp.float32(1), left == 0, jnp.array(False), {}
+
+    env = envs.vectorize(ShortOrLong(), 2000, 12)
+    policy = make_policy(env.observation_space, env.action_space, hidden=(8,))
+    state = rollout.init(KEY, policy, env)
+    params = policy.init(KEY, state.obs)
+    options = {"env": env, "policy": policy, "num_steps": 12, "gamma": 0.9}
+    whole = rollout.collect_episodes(KEY, params, state, **options, longest=10)[0].metrics
+    np.testing.assert_allclose(whole["episode_length"], 5.5, atol=0.2)
+    plain = rollout.collect(KEY, params, state, **options)[0].metrics
+    assert plain["episode_length"] < 4.5 and plain["episodes"] > whole["episodes"]

@@ -14,7 +14,6 @@ from ppo_jax.types import (
     LearnerState,
     LossFn,
     Metrics,
-    Params,
     PyTree,
     Trajectory,
     option,
@@ -50,18 +49,12 @@ def make_loss(policy: Any, config: Config) -> LossFn:
 
     Source: Mnih et al. 2016, Asynchronous Methods for Deep RL, algorithm S3.
     """
-
-    def loss_fn(params: Params, rows: Batch) -> tuple[jax.Array, Metrics]:
-        return losses.policy_gradient_loss(
-            policy,
-            params,
-            rows,
-            value_coef=config.value_coef,
-            entropy_coef=config.entropy_coef,
-            normalize_advantage=config.normalize_advantage,
-        )
-
-    return loss_fn
+    return losses.policy_gradient_loss(
+        policy,
+        value_coef=config.value_coef,
+        entropy_coef=config.entropy_coef,
+        normalize_advantage=config.normalize_advantage,
+    )
 
 
 def make(

@@ -15,7 +15,6 @@ from ppo_jax.types import (
     LearnerState,
     LossFn,
     Metrics,
-    Params,
     PyTree,
     Trajectory,
     option,
@@ -23,13 +22,13 @@ from ppo_jax.types import (
 
 
 def weight_by_q(value: jax.Array, target: jax.Array) -> jax.Array:
-    """The policy-gradient theorem with q for Q^π:  ψ_t = q(s_t, a_t).
+    """The policy-gradient theorem, with the critic's q for Q^π:  ψ_t = q(s_t, a_t).
 
     Args:
         value: [...] q(s_t, a_t).
         target: [...] r_t + γ q(s_{t+1}, a').
 
-    Source: Sutton et al. 2000, Policy Gradient Methods, theorem 2.
+    Source: Sutton et al. 2000, Policy Gradient Methods, theorem 1.
     """
     return value
 
@@ -74,6 +73,22 @@ class Config:
     max_grad_norm: float = sgd.max_grad_norm(0.5)
     adam_eps: float = sgd.adam_eps()
 
+    def check(self, run: Any, env: Any) -> None:
+        """Refuse a shared torso.
+
+        Args:
+            run: its shared_torso.
+            env: of no interest.
+
+        Raises:
+            ValueError: what to do instead.
+        """
+        if run.shared_torso:
+            raise ValueError(
+                "the critic of actor_critic judges actions, and shares no torso with the actor; "
+                "use shared_torso=False"
+            )
+
 
 def make_loss(policy: Any, config: Config) -> LossFn:
     """The loss of one rollout.
@@ -90,18 +105,12 @@ def make_loss(policy: Any, config: Config) -> LossFn:
 
     Source: Sutton & Barto 2018, sections 10.1 (the critic: semi-gradient Sarsa) and 13.5.
     """
-
-    def loss_fn(params: Params, rows: Batch) -> tuple[jax.Array, Metrics]:
-        return losses.policy_gradient_loss(
-            policy,
-            params,
-            rows,
-            value_coef=config.value_coef,
-            entropy_coef=config.entropy_coef,
-            normalize_advantage=config.normalize_advantage,
-        )
-
-    return loss_fn
+    return losses.policy_gradient_loss(
+        policy,
+        value_coef=config.value_coef,
+        entropy_coef=config.entropy_coef,
+        normalize_advantage=config.normalize_advantage,
+    )
 
 
 def make(
@@ -116,6 +125,10 @@ def make(
 
     Source: Sutton et al. 2000; Konda & Tsitsiklis 2000, Actor-Critic Algorithms.
     """
+    if policy.critic != "q":
+        raise ValueError(
+            f"actor_critic needs a critic 'q'; that of this policy is {policy.critic!r}"
+        )
     optimizer, begin = sgd.from_config(config, optimizer)
     loss_fn = make_loss(policy, config)
 

@@ -49,6 +49,21 @@ class Config:
     max_grad_norm: float = sgd.max_grad_norm(0.5)
     adam_eps: float = sgd.adam_eps()
 
+    def check(self, run: Any, env: Any) -> None:
+        """Refuse a weight that cannot adapt.
+
+        Args:
+            run, env: of no interest.
+
+        Raises:
+            ValueError: what to do instead.
+        """
+        if isinstance(self.kl_coef, int | float) and self.kl_coef == 0 and self.kl_target:
+            raise ValueError(
+                "kl_coef is 0, which doubled stays 0; with a kl_target it must be > 0, without "
+                "penalty kl_target must be None"
+            )
+
 
 def adapt_coefficient(coef: jax.Array, kl: jax.Array, target: jax.Array | float) -> jax.Array:
     """The weight of the penalty for the next update.
@@ -90,7 +105,8 @@ def proportional_coefficient(
     Returns:
         [...] β.
 
-    Source: Ziegler et al. 2019, Fine-Tuning Language Models from Human Preferences, section 2.2.
+    Source: Ziegler et al. 2019, Fine-Tuning Language Models from Human Preferences, section 2.2,
+    with n / h in the place of their constant gain, as in their code.
     """
     error = jnp.clip(kl / target - 1.0, -0.2, 0.2)
     return coef * (1.0 + error * samples / horizon)
@@ -175,8 +191,9 @@ def make(
         metrics |= {"kl": losses.mean(old.kl(new), batch.weight), "kl_coef": coef}
         if config.kl_target is not None:
             adapted = adapt_coefficient(coef, metrics["kl"], config.kl_target)
-            low, high = config.kl_coef / MAX_CHANGE, config.kl_coef * MAX_CHANGE
-            learner = dataclasses.replace(learner, extra=jnp.clip(adapted, low, high))
+            start = jnp.asarray(config.kl_coef, coef.dtype)
+            bounded = jnp.clip(adapted, start / MAX_CHANGE, start * MAX_CHANGE)
+            learner = dataclasses.replace(learner, extra=bounded)
         return learner, metrics | sgd.report(learner, batch)
 
     return Algorithm(init, estimate, update)

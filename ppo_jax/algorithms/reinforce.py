@@ -1,6 +1,7 @@
 """REINFORCE: Monte-Carlo policy gradient over whole episodes (Williams 1992)."""
 
 import dataclasses
+import math
 from collections.abc import Callable
 from typing import Any, ClassVar, NamedTuple
 
@@ -16,19 +17,57 @@ from ppo_jax.types import (
     LearnerState,
     LossFn,
     Metrics,
-    Params,
     PyTree,
     Trajectory,
     option,
 )
 
 
-def no_baseline(returns: jax.Array, value: jax.Array, episodes: "Episodes") -> jax.Array:
+class Episodes(NamedTuple):
+    """What is known of the episode each step belongs to.
+
+    Attributes:
+        start: [T, N] the step it started at.
+        first: [T, N] 1 on the first step of an episode that counts.
+        last: [T, N] 1 on the last step of an episode that counts.
+        counted: [T, N] 1 on every step of an episode that counts.
+    """
+
+    start: jax.Array
+    first: jax.Array
+    last: jax.Array
+    counted: jax.Array
+
+
+def whole_episodes(done: jax.Array, weight: jax.Array, time_limit: int) -> Episodes:
+    """The episodes that were sure to end within the rollout.
+
+    An episode that starts at t counts if t + limit <= T, wherever it then goes. To count those
+    that happened to end would favour the short ones.
+
+    Args:
+        done: [T, N] bool: the next step starts an episode, as the first one does.
+        weight: [T, N] 0 for steps that did not happen; they belong to no episode.
+        time_limit: steps of the longest possible episode.
+    """
+    num_steps = done.shape[0]
+    time, real = jnp.arange(num_steps)[:, None], weight > 0
+    latest = jax.lax.cummax(jnp.where(real, time, -1), axis=0)
+    before = jnp.roll(latest, 1, axis=0).at[0].set(-1)  # the last step that did happen
+    after_end = jnp.take_along_axis(done.astype(bool), jnp.maximum(before, 0), axis=0)
+    starts = real & ((before < 0) | after_end)
+    start = jax.lax.cummax(jnp.where(starts, time, 0), axis=0)
+    counted = real & (start + time_limit <= num_steps)
+    flags = (x.astype(jnp.float32) for x in (starts & counted, done & counted, counted))
+    return Episodes(start, *flags)
+
+
+def no_baseline(returns: jax.Array, value: jax.Array, episodes: Episodes) -> jax.Array:
     """b = 0."""
     return jnp.zeros_like(returns)
 
 
-def batch_mean(returns: jax.Array, value: jax.Array, episodes: "Episodes") -> jax.Array:
+def batch_mean(returns: jax.Array, value: jax.Array, episodes: Episodes) -> jax.Array:
     """b = the mean of u over all steps that count.
 
     Each return is part of its own baseline, which shortens the gradient by about one part in the
@@ -37,26 +76,21 @@ def batch_mean(returns: jax.Array, value: jax.Array, episodes: "Episodes") -> ja
     return jnp.broadcast_to(losses.mean(returns, episodes.counted), returns.shape)
 
 
-def leave_one_out(returns: jax.Array, value: jax.Array, episodes: "Episodes") -> jax.Array:
-    """b_e = the mean of u over the steps of all other episodes; 0 where there is no other.
+def leave_one_out(returns: jax.Array, value: jax.Array, episodes: Episodes) -> jax.Array:
+    """b_e = 1/(E−1) Σ_{e' ≠ e} R_{e'}, the mean return of the other episodes; 0 if there is none.
 
-    It does not depend on the actions of episode e, so the gradient stays unbiased.
+    R = u at the episode's first step. It knows nothing of the actions of episode e, so where the
+    number of episodes is fixed the gradient stays unbiased.
 
-    Source: Kool et al. 2019, Buy 4 REINFORCE Samples, Get a Baseline for Free, eq. 8.
+    Source: Kool et al. 2019, Buy 4 REINFORCE Samples, Get a Baseline for Free.
     """
-
-    def own(x: jax.Array) -> jax.Array:
-        """[T, N]: the sum of x over the episode each step belongs to."""
-        total = jax.vmap(lambda x, i: jnp.zeros_like(x).at[i].add(x), 1, 1)(x, episodes.number)
-        return jnp.take_along_axis(total, episodes.number, axis=0)
-
-    counted_returns = jnp.where(episodes.counted > 0, returns, 0.0)
-    others = jnp.sum(counted_returns) - own(counted_returns)
-    steps = jnp.sum(episodes.counted) - own(episodes.counted)
-    return jnp.where(steps > 0, others / jnp.maximum(steps, 1.0), 0.0)
+    own = jnp.take_along_axis(returns, episodes.start, axis=0)
+    others = jnp.sum(jnp.where(episodes.first > 0, returns, 0.0)) - own
+    count = jnp.sum(episodes.first) - 1.0
+    return jnp.where(count > 0, others / jnp.maximum(count, 1.0), 0.0)
 
 
-def learned_value(returns: jax.Array, value: jax.Array, episodes: "Episodes") -> jax.Array:
+def learned_value(returns: jax.Array, value: jax.Array, episodes: Episodes) -> jax.Array:
     """b_t = V(s_t), fitted to u_t.
 
     Source: Sutton & Barto 2018, section 13.4.
@@ -64,7 +98,7 @@ def learned_value(returns: jax.Array, value: jax.Array, episodes: "Episodes") ->
     return value
 
 
-BASELINES: dict[str, Callable[[jax.Array, jax.Array, "Episodes"], jax.Array]] = {
+BASELINES: dict[str, Callable[[jax.Array, jax.Array, Episodes], jax.Array]] = {
     "none": no_baseline,
     "batch_mean": batch_mean,
     "leave_one_out": leave_one_out,
@@ -95,16 +129,23 @@ class Config:
         """Only a learned baseline needs one."""
         return "v" if self.baseline == "value" else "none"
 
-    def check(self, run: Any) -> None:
+    def check(self, run: Any, env: Any) -> None:
         """Refuse rollouts in which an episode might not end.
 
         Args:
-            run: its num_steps; the time limit is here, put in from the environment if need be.
+            run: its num_steps.
+            env: its time_limit; None: not known yet.
 
         Raises:
             ValueError: what to do instead.
         """
-        if self.time_limit is not None:
+        limit = getattr(env, "time_limit", None)
+        if self.time_limit is not None and limit is not None and self.time_limit < limit < math.inf:
+            raise ValueError(
+                f"time_limit is {self.time_limit}, but an episode may take {limit:g} steps here; "
+                f"it must be at least {limit:g}"
+            )
+        if env is not None or self.time_limit is not None:
             check_length(run.num_steps, self.time_limit)
 
 
@@ -123,72 +164,33 @@ def check_length(num_steps: int, time_limit: int | None) -> int:
     return time_limit
 
 
-class Episodes(NamedTuple):
-    """Which episode of its environment each step belongs to, and whether it counts.
-
-    Attributes:
-        number: [T, N] 0 for the one that starts the rollout.
-        first: [T, N] 1 on the first step of an episode that counts.
-        counted: [T, N] 1 on every step of an episode that counts.
-    """
-
-    number: jax.Array
-    first: jax.Array
-    counted: jax.Array
-
-
-def whole_episodes(done: jax.Array, weight: jax.Array, time_limit: int) -> Episodes:
-    """The episodes that were sure to end within the rollout.
-
-    An episode that starts at t counts if t + limit <= T, wherever it then goes. To count those
-    that happened to end would favour the short ones.
-
-    Args:
-        done: [T, N] bool: the next row starts an episode, as row 0 does.
-        weight: [T, N] 0 for steps that did not happen.
-        time_limit: steps of the longest possible episode.
-    """
-    num_steps = done.shape[0]
-    time = jnp.arange(num_steps)[:, None]
-    starts = jnp.roll(done.astype(bool), 1, axis=0).at[0].set(True)
-    start = jax.lax.cummax(jnp.where(starts, time, 0), axis=0)
-    counted = (start + time_limit <= num_steps) * (weight > 0)
-    number = jnp.cumsum(starts, axis=0) - 1
-    return Episodes(number, (starts * counted).astype(jnp.float32), counted.astype(jnp.float32))
-
-
 def make_loss(policy: Any, config: Config) -> LossFn:
-    """The loss of one rollout of E episodes.
+    """The loss of one rollout of E episodes with M steps in all.
 
-    ∇J ≈ 1/E Σ_e Σ_t ∇ log π_θ(a_t|s_t) (u_t − b),   u_t = Σ_{i>=t} γ^{i−t} r_i
+    L(θ) = 1/E Σ_e Σ_t −log π_θ(a_t|s_t) (u_t − b) + 1/M Σ (c_v ½ (V_θ − u_t)² − c_e H[π_θ])
+    u_t = Σ_{i>=t} γ^{i−t} r_i
 
-    Unbiased for γ = 1 and any baseline that does not look at the actions it judges; at γ < 1 it is
-    the usual gradient, which leaves out a factor γ^t. Where T is more than the time limit, E is
-    random too, and a ratio of two means is off by the order of 1/E.
+    The first term is a sum over the steps of an episode, the others are means over steps. Its
+    gradient is −∇J, unbiased for γ = 1 and any baseline that does not look at the actions it
+    judges; at γ < 1 it is the usual one, which leaves out a factor γ^t. Where a rollout is longer
+    than the time limit E is random too, and a ratio of two means is off by the order of 1/E.
 
     Args:
         policy: its `apply(params, obs)` gives (distribution, value).
-        config: the weights of value loss and entropy bonus.
+        config: c_v, c_e.
 
     Returns:
-        (params, Batch [M] whose extra is Episodes.first) -> ([], metrics)
+        (params, Batch [M] whose extra is Episodes) -> ([], metrics)
 
     Source: Williams 1992, Simple Statistical Gradient-Following Algorithms, section 5; Sutton &
     Barto 2018, section 13.3.
     """
-
-    def loss_fn(params: Params, rows: Batch) -> tuple[jax.Array, Metrics]:
-        return losses.policy_gradient_loss(
-            policy,
-            params,
-            rows,
-            value_coef=config.value_coef,
-            entropy_coef=config.entropy_coef,
-            normalize_advantage=False,
-            episodes=jnp.maximum(jnp.sum(rows.extra), 1.0),
-        )
-
-    return loss_fn
+    return losses.policy_gradient_loss(
+        policy,
+        value_coef=config.value_coef,
+        entropy_coef=config.entropy_coef,
+        episodes=lambda rows: jnp.maximum(jnp.sum(rows.extra.first), 1.0),
+    )
 
 
 def make(
@@ -198,11 +200,18 @@ def make(
 
     Args:
         policy: a Policy whose critic is `config.critic`.
-        config: Config.
+        config: Config with a time_limit.
         optimizer: another optax transformation than the one the config describes.
+
+    `estimate` takes rollouts whose first step starts an episode in every environment, as those of
+    `rollout.collect_episodes` do.
 
     Source: Williams 1992.
     """
+    if config.critic == "v" and policy.critic != "v":
+        raise ValueError(
+            f"a learned baseline needs a critic 'v'; this policy's is {policy.critic!r}"
+        )
     optimizer, begin = sgd.from_config(config, optimizer)
     loss_fn = make_loss(policy, config)
 
@@ -224,13 +233,14 @@ def make(
             advantage=returns - baseline,
             target=returns,
             weight=episodes.counted,
-            extra=episodes.first,
+            extra=episodes,
         )
 
     def update(key: jax.Array, learner: LearnerState, batch: Batch) -> tuple[LearnerState, Metrics]:
         learner = begin(learner, batch.weight.size)
         learner, metrics = sgd.sgd_step(learner, batch, loss_fn, optimizer)
-        metrics["whole_episodes"] = jnp.sum(batch.extra)
+        first, last = jnp.sum(batch.extra.first), jnp.sum(batch.extra.last)
+        metrics |= {"whole_episodes": first, "unfinished_episodes": first - last}
         return learner, metrics | sgd.report(learner, batch)
 
     return Algorithm(init, estimate, update)

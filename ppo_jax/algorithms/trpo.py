@@ -42,13 +42,17 @@ class Config:
     normalize_advantage: bool = option(True, "per rollout")
     learning_rate: float = sgd.learning_rate(1e-3)
     anneal_timesteps: float | None = sgd.anneal_timesteps()
-    epochs: int = option(10, "passes of the critic over each rollout", low=1)
-    minibatches: int = option(4, "gradient steps of the critic per pass", low=1)
+    critic_epochs: int = option(10, "passes of the critic over each rollout", low=1)
+    critic_minibatches: int = option(4, "gradient steps of the critic per pass", low=1)
     max_grad_norm: float = sgd.max_grad_norm(float("inf"))
     adam_eps: float = sgd.adam_eps()
 
-    def check(self, run: Any) -> None:
+    def check(self, run: Any, env: Any) -> None:
         """Refuse a shared torso.
+
+        Args:
+            run: its shared_torso.
+            env: of no interest.
 
         Raises:
             ValueError: what to do instead.
@@ -63,7 +67,7 @@ def conjugate_gradient(
     iterations: int,
     *,
     x0: jax.Array | None = None,
-    tolerance: float = 1e-10,
+    tolerance: jax.Array | float = 1e-10,
 ) -> jax.Array:
     """Solve A x = b for a symmetric positive definite A, with a fixed number of iterations.
 
@@ -86,7 +90,7 @@ def conjugate_gradient(
 
     def step(_: Any, state: tuple[jax.Array, ...]) -> tuple[jax.Array, ...]:
         x, residual, direction, norm = state
-        going = norm >= tolerance
+        going = (norm >= tolerance) & (norm > 0)
         product = matvec(direction)
         alpha = norm / jnp.where(going, direction @ product, 1.0)
         closer = residual - alpha * product
@@ -276,7 +280,12 @@ def natural_step(
     Source: Schulman et al. 2015, section 6 and appendix C.
     """
     problem = pose(policy, config, params, rows)
-    direction = conjugate_gradient(problem.fisher, problem.gradient, config.cg_iterations)
+    # The peers' absolute tolerance, unless the gradient itself is that small: nothing else here
+    # depends on the scale of rewards.
+    tolerance = 1e-10 * jnp.minimum(1.0, 1e4 * (problem.gradient @ problem.gradient))
+    direction = conjugate_gradient(
+        problem.fisher, problem.gradient, config.cg_iterations, tolerance=tolerance
+    )
     found = line_search(
         problem.evaluate,
         problem.theta,
@@ -364,8 +373,8 @@ def make(
             dataclasses.replace(learner, params=params),
             batch,
             optimizer,
-            order=sgd.shuffles(key, batch.weight.shape[0], config.epochs),
-            minibatches=config.minibatches,
+            order=sgd.shuffles(key, batch.weight.shape[0], config.critic_epochs),
+            minibatches=config.critic_minibatches,
         )
         return learner, metrics | fit | sgd.report(learner, batch)
 

@@ -25,8 +25,9 @@ class Env(Protocol):
     Attributes:
         params: pytree of numbers that may be traced, so that a sweep can vary them.
         observation_space, action_space: from `ppo_jax.envs.spaces`.
-        time_limit: no episode is truncated before this many steps; None if there is no telling,
-            infinity if none ever is. With None the final observation of every step is kept.
+        time_limit: an episode that has not ended by then is truncated after so many steps, and
+            none sooner; None if there is no telling, infinity if none ever is. With None the final
+            observation of every step is kept.
 
     Optional attributes: `name`; `shortest_episode`, a true lower bound on the length of an episode,
     which sizes the pool of resets (without it, one per step and environment); `render(state)`, an

@@ -1,0 +1,161 @@
+"""Environment steps per second of every algorithm, in one run on one machine.
+
+python -m benchmarks.throughput
+
+Rounds are interleaved, A B C A B C, and the fastest of each counts: a machine that slows down slows
+all of them down. `ratio` is the time per environment step against PPO's. The last lines train many
+seeds at once: how many single runs such a run costs, vmapped and spread over the host's cores.
+The table goes to benchmarks/results/throughput.csv.
+"""
+
+import dataclasses
+import os
+import time
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import numpy as np
+import tyro
+from jax.sharding import Mesh, PartitionSpec
+from rich.console import Console
+from rich.table import Table
+
+from benchmarks.table import RESULTS, merge
+from ppo_jax import config as configs
+from ppo_jax import report
+from ppo_jax.algorithms import ALGORITHMS
+from ppo_jax.train import build
+
+# The same rollout for all that can use it; REINFORCE needs room for whole episodes.
+NUM_ENVS, NUM_STEPS, LONGEST_EPISODE = 8, 128, 500
+
+
+@dataclasses.dataclass(frozen=True)
+class Options:
+    """Measure the algorithms.
+
+    Attributes:
+        algorithms: which, or all.
+        env: on what.
+        seconds: of each round.
+        rounds: how often each is measured.
+        seeds: of the runs of many seeds.
+        many: which algorithms are run with many seeds.
+    """
+
+    algorithms: tuple[str, ...] = tuple(ALGORITHMS)
+    env: str = "CartPole-v1"
+    seconds: float = 2.0
+    rounds: int = 5
+    seeds: int = 16
+    many: tuple[str, ...] = ("trpo", "ppo")
+
+
+class Contestant:
+    """A compiled program of a number of updates, and its state from round to round."""
+
+    def __init__(self, algorithm: str, env: str, how: str = "single", seeds: int = 1) -> None:
+        whole = getattr(ALGORITHMS[algorithm].Config, "whole_episodes", False)
+        self.name, self.how, self.seeds = algorithm, how, seeds
+        self.config = configs.make(
+            preset="none",
+            env=env,
+            algorithm=algorithm,
+            num_envs=NUM_ENVS,
+            num_steps=LONGEST_EPISODE if whole else NUM_STEPS,
+            total_timesteps=10**9,
+        )
+        program = build(self.config)
+        keys = jax.random.key(0) if how == "single" else jax.random.split(jax.random.key(0), seeds)
+        init = program.init if how == "single" else jax.vmap(program.init)
+        self.state = jax.jit(init)(keys)
+
+        def run(state: Any, updates: jax.Array) -> Any:
+            return jax.lax.fori_loop(0, updates, lambda _, s: program.step(s)[0], state)
+
+        started = time.perf_counter()
+        self.run = jax.jit(_spread(run, how)).lower(self.state, np.int32(1)).compile()
+        self.compile_seconds = time.perf_counter() - started
+        self.updates, self.seconds_per_update = 1, [self.time(1)]
+
+    def time(self, updates: int) -> float:
+        """Seconds per update over that many."""
+        started = time.perf_counter()
+        self.state = jax.block_until_ready(self.run(self.state, np.int32(updates)))
+        return (time.perf_counter() - started) / updates
+
+    def round(self, seconds: float) -> None:
+        """Measure for about so long."""
+        updates = max(1, int(seconds / min(self.seconds_per_update)))
+        self.seconds_per_update.append(self.time(updates))
+
+    def row(self) -> dict[str, Any]:
+        """A line of the table; the first round only warmed up."""
+        measured = np.array(self.seconds_per_update[1:])
+        steps = self.config.num_envs * self.config.num_steps * self.seeds
+        return {
+            "algorithm": self.name,
+            "how": self.how,
+            "seeds": self.seeds,
+            "env": self.config.env,
+            "num_envs": self.config.num_envs,
+            "num_steps": self.config.num_steps,
+            "compile_seconds": round(self.compile_seconds, 2),
+            "steps_per_second": round(steps / measured.min()),
+            "median_steps_per_second": round(steps / float(np.median(measured))),
+            "microseconds_per_step": round(1e6 * measured.min() / steps, 3),
+            "ratio": 1.0,
+            "device": report.device(),
+            "cores": os.cpu_count(),
+            "jax": jax.__version__,
+        }
+
+
+def _spread(run: Callable[..., Any], how: str) -> Callable[..., Any]:
+    """One run, many in one vmapped program, or that on each of the host's cores."""
+    if how == "single":
+        return run
+    many = jax.vmap(run, in_axes=(0, None))
+    if how == "vmap":
+        return many
+    seeds, everywhere = PartitionSpec("seed"), PartitionSpec()
+    return jax.shard_map(
+        many,
+        mesh=Mesh(np.array(jax.devices()), ("seed",)),
+        in_specs=(seeds, everywhere),
+        out_specs=seeds,
+        check_vma=False,
+    )
+
+
+def main(options: Options) -> None:
+    """Compile all, measure in turns, write and print the table."""
+    jax.config.update("jax_num_cpu_devices", os.cpu_count())
+    field = [Contestant(name, options.env) for name in options.algorithms]
+    for name in options.many:
+        for how in ("vmap", "sharded"):
+            field.append(Contestant(name, options.env, how, options.seeds))
+    for _ in range(options.rounds):
+        for contestant in field:
+            contestant.round(options.seconds)
+    rows = [contestant.row() for contestant in field]
+    single = {r["algorithm"]: r["microseconds_per_step"] for r in rows if r["how"] == "single"}
+    for row in rows:
+        reference = single.get("ppo") if row["how"] == "single" else single.get(row["algorithm"])
+        if reference is None:
+            continue
+        share = row["microseconds_per_step"] / reference
+        # One run against PPO's; many runs in units of one: S times the cost per step.
+        row["ratio"] = round(share if row["how"] == "single" else share * row["seeds"], 2)
+    order = {"how": ["single", "vmap", "sharded"], "algorithm": [*ALGORITHMS]}
+    merge(RESULTS / "throughput.csv", rows, order)
+    table = Table("algorithm", "how", "seeds", "compile s", "steps/s", "µs/step", "ratio")
+    for r in rows:
+        cells = ("algorithm", "how", "seeds", "compile_seconds", "steps_per_second")
+        table.add_row(*(str(r[c]) for c in (*cells, "microseconds_per_step", "ratio")))
+    Console(width=110).print(table)
+
+
+if __name__ == "__main__":
+    main(tyro.cli(Options))
