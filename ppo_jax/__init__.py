@@ -1,7 +1,15 @@
 """PPO and its family as pure jitted functions."""
 
-from ppo_jax.advantages import discounted_returns, estimate_gae, estimate_returns, gae
+from ppo_jax.advantages import (
+    discounted_returns,
+    estimate_gae,
+    estimate_returns,
+    exponential_average,
+    gae,
+    k_step_advantages,
+)
 from ppo_jax.algorithms import ALGORITHMS
+from ppo_jax.estimators import importance_ratio, importance_weighted_mean, k1, k2, k3
 from ppo_jax.losses import (
     approx_kl,
     clipped_squared_error,
@@ -27,7 +35,14 @@ __all__ = [
     "estimate_gae",
     "estimate_returns",
     "explained_variance",
+    "exponential_average",
     "gae",
+    "importance_ratio",
+    "importance_weighted_mean",
+    "k1",
+    "k2",
+    "k3",
+    "k_step_advantages",
     "policy_gradient",
     "squared_error",
     "surrogate",

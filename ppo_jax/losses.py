@@ -173,9 +173,9 @@ def policy_gradient_loss(
     """
 
     def loss_fn(params: Params, rows: Batch) -> tuple[jax.Array, Metrics]:
+        count = None if episodes is None else episodes(rows)
         rows = mask(rows)
         new = predict(policy, params, rows)
-        count = None if episodes is None else episodes(rows)
         advantage = rows.advantage
         if normalize_advantage:
             advantage = normalize(advantage, rows.weight)
