@@ -166,10 +166,10 @@ _FAMILY: dict[str, dict[str, Any]] = {
         "entropy_coef": 0.01,
     },
     "acrobot_a2c": {
-        "num_envs": 16,
+        "num_envs": 32,
         "num_steps": 16,
         "normalize_obs": True,
-        "learning_rate": 6e-3,
+        "learning_rate": 4e-3,
     },
     "acrobot_trpo": {
         "num_envs": 32,

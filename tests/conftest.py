@@ -10,7 +10,8 @@ os.environ.setdefault("JAX_PLATFORMS", "cpu")
 
 
 # Workers inherit it: the same small programs recur in many tests, and each is compiled once.
-CACHE = os.environ.setdefault("PPO_JAX_TEST_CACHE", tempfile.mkdtemp(prefix="ppo_jax-tests-"))
+CACHE = os.environ.get("PPO_JAX_TEST_CACHE") or tempfile.mkdtemp(prefix="ppo_jax-tests-")
+os.environ["PPO_JAX_TEST_CACHE"] = CACHE
 
 
 def pytest_configure(config):
