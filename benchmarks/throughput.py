@@ -1,6 +1,7 @@
 """Environment steps per second of every algorithm, in one run on one machine.
 
 python -m benchmarks.throughput
+python -m benchmarks.throughput --table      print the committed results
 
 Rounds are interleaved, A B C A B C, and the fastest of each counts: a machine that slows down slows
 all of them down. `ratio` is the time per environment step against PPO's. The last lines train many
@@ -21,7 +22,7 @@ from jax.sharding import Mesh, PartitionSpec
 from rich.console import Console
 from rich.table import Table
 
-from benchmarks.table import RESULTS, merge
+from benchmarks.table import RESULTS, merge, read
 from ppo_jax import config as configs
 from ppo_jax import report
 from ppo_jax.algorithms import ALGORITHMS
@@ -42,6 +43,7 @@ class Options:
         rounds: how often each is measured.
         seeds: of the runs of many seeds.
         many: which algorithms are run with many seeds.
+        table: only print the committed results, as the documentation has them.
     """
 
     algorithms: tuple[str, ...] = tuple(ALGORITHMS)
@@ -50,6 +52,7 @@ class Options:
     rounds: int = 5
     seeds: int = 16
     many: tuple[str, ...] = ("trpo", "ppo")
+    table: bool = False
 
 
 class Contestant:
@@ -129,8 +132,25 @@ def _spread(run: Callable[..., Any], how: str) -> Callable[..., Any]:
     )
 
 
+def markdown() -> str:
+    """The table of the documentation."""
+    head = ("algorithm", "seeds", "steps/s", "µs per step", "cost", "compile s")
+    lines = ["| " + " | ".join(head) + " |", "|" + "---|" * len(head)]
+    for r in read(RESULTS / "throughput.csv"):
+        many = r["how"] != "single"
+        seeds = f"{r['seeds']}, {r['how']}" if many else "1"
+        cost = f"{r['ratio']} single runs" if many else f"{r['ratio']} of PPO's"
+        steps = f"{int(r['steps_per_second']):,}"
+        cells = (f"`{r['algorithm']}`", seeds, steps, r["microseconds_per_step"], cost)
+        lines.append("| " + " | ".join((*cells, r["compile_seconds"])) + " |")
+    return "\n".join(lines) + "\n"
+
+
 def main(options: Options) -> None:
     """Compile all, measure in turns, write and print the table."""
+    if options.table:
+        print(markdown(), end="")
+        return
     jax.config.update("jax_num_cpu_devices", os.cpu_count())
     field = [Contestant(name, options.env) for name in options.algorithms]
     for name in options.many:

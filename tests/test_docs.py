@@ -4,9 +4,11 @@ import ast
 import re
 from pathlib import Path
 
+from benchmarks import family, throughput
 from benchmarks.learning import markdown
 from benchmarks.table import RESULTS, read
 from ppo_jax import cli
+from ppo_jax.algorithms import ALGORITHMS
 
 ROOT = Path(__file__).parent.parent
 
@@ -45,6 +47,20 @@ def test_the_flags_of_the_readme_exist():
 
 def test_the_table_of_the_readme_is_that_of_the_results():
     assert markdown(read(RESULTS / "learning.csv")) in (ROOT / "README.md").read_text()
+
+
+def test_the_tables_of_the_family_are_those_of_the_results():
+    text = (ROOT / "docs/algorithms.md").read_text()
+    assert family.markdown() in text
+    assert throughput.markdown() in text
+    rows = {(r["env"], r["method"]) for r in read(RESULTS / "family.csv")}
+    assert rows == {(env, method) for env in family.ENVS for method in family.METHODS}
+
+
+def test_every_algorithm_is_in_the_documents():
+    for document in ("README.md", "docs/algorithms.md"):
+        for name in ALGORITHMS:
+            assert f"| `{name}` |" in (ROOT / document).read_text(), (document, name)
 
 
 def test_links_in_the_documents_lead_somewhere():
