@@ -27,7 +27,7 @@ def test_the_family_balances_the_pole(method):
     """Eight of the seeds of benchmarks/family.py, by its own function."""
     env = "CartPole-v1"
     returns, _, _ = family.measure(family.config_of(method, env, family.STEPS[env]), 8)
-    if method == "actor_critic":  # the one without a guarantee: some seeds never learn
-        assert np.median(returns) >= 475, returns
+    if method == "actor_critic":  # some seeds collapse onto one action
+        assert np.mean(returns) >= 400, returns
     else:
         assert (returns >= 475).mean() >= 7 / 8, returns

@@ -50,11 +50,11 @@ def whole_episodes(done: jax.Array, weight: jax.Array, time_limit: int) -> Episo
         weight: [T, N] 0 for steps that did not happen; they belong to no episode.
         time_limit: steps of the longest possible episode.
     """
-    num_steps = done.shape[0]
+    num_steps, done = done.shape[0], done.astype(bool)
     time, real = jnp.arange(num_steps)[:, None], weight > 0
     latest = jax.lax.cummax(jnp.where(real, time, -1), axis=0)
     before = jnp.roll(latest, 1, axis=0).at[0].set(-1)  # the last step that did happen
-    after_end = jnp.take_along_axis(done.astype(bool), jnp.maximum(before, 0), axis=0)
+    after_end = jnp.take_along_axis(done, jnp.maximum(before, 0), axis=0)
     starts = real & ((before < 0) | after_end)
     start = jax.lax.cummax(jnp.where(starts, time, 0), axis=0)
     counted = real & (start + time_limit <= num_steps)
