@@ -25,6 +25,7 @@ FREE_ON_RESUME = ("total_timesteps", "anneal_timesteps")
 
 
 RUN_OPTIONS = {f.name: f for f in dataclasses.fields(RunOptions)}
+Fields = dict[str, dataclasses.Field[Any]]
 
 
 class _FirstPass(argparse.ArgumentParser):
@@ -37,15 +38,15 @@ class _FirstPass(argparse.ArgumentParser):
 
 def train(arguments: list[str] | None = None) -> NoReturn:
     """`python -m ppo_jax.train`."""
-    _exit(lambda: _train(sys.argv[1:] if arguments is None else arguments))
+    exit_with(lambda: _train(sys.argv[1:] if arguments is None else arguments))
 
 
 def evaluate(arguments: list[str] | None = None) -> NoReturn:
     """`python -m ppo_jax.evaluate`."""
-    _exit(lambda: _evaluate(sys.argv[1:] if arguments is None else arguments))
+    exit_with(lambda: _evaluate(sys.argv[1:] if arguments is None else arguments))
 
 
-def _exit(command: Callable[[], int]) -> NoReturn:
+def exit_with(command: Callable[[], int]) -> NoReturn:
     """Run a command; what a person can mend is one line and exit code 2, not a traceback."""
     from ppo_jax.checkpoint import CheckpointError
     from ppo_jax.envs import InvalidEnvironment, UnknownEnvironment
@@ -66,28 +67,56 @@ def _exit(command: Callable[[], int]) -> NoReturn:
 def _train(arguments: list[str]) -> int:
     from ppo_jax.run_directory import read_run_options
 
-    base, where = _base_config(arguments)
-    kept = {} if where.resume is None else read_run_options(where.resume)
+    resumed = _resumed(arguments)
+    base = base_config(arguments) if resumed is None else _saved_config(resumed, arguments)
+    kept = {} if resumed is None else read_run_options(resumed)
     config, options = _parse(arguments, base, kept)
-    if where.resume is not None:
+    if resumed is not None:
         _refuse_changes(base, config)
     configs.check(config)
     return run(config, options)
 
 
-def _base_config(arguments: list[str]) -> tuple[TrainConfig, argparse.Namespace]:
-    """What the flags modify: a saved run's configuration, or defaults, preset and file."""
+def _parse(
+    arguments: list[str], base: TrainConfig, kept: dict[str, Any]
+) -> tuple[TrainConfig, RunOptions]:
+    """Flags on top of a configuration and of the run options that a resumed run had."""
+    doc = "Train an agent and keep the run in a directory."
+    config, own = parse(arguments, base, RUN_OPTIONS, kept, PROGRAM, doc)
+    return config, RunOptions(**own)
+
+
+def _resumed(arguments: list[str]) -> Path | None:
+    """The run that --resume names."""
+    first = _FirstPass(add_help=False, allow_abbrev=False)
+    first.add_argument("--resume", type=Path)
+    return first.parse_known_args(arguments)[0].resume
+
+
+def _saved_config(run_dir: Path, arguments: list[str]) -> TrainConfig:
+    from ppo_jax.run_directory import read_config
+
+    given = _selection(arguments)
+    if given.preset is not None or given.config is not None:
+        raise ConfigError("--resume goes on with its own values: no --preset, no --config")
+    return read_config(run_dir)
+
+
+def _selection(arguments: list[str]) -> argparse.Namespace:
+    """The flags that decide what the others start from."""
     first = _FirstPass(add_help=False, allow_abbrev=False)
     for name in ("env", "algorithm", "preset", "config"):
         first.add_argument(f"--{name}")
-    first.add_argument("--resume", type=Path)
-    given = first.parse_known_args(arguments)[0]
-    if given.resume is not None:
-        from ppo_jax.run_directory import read_config
+    return first.parse_known_args(arguments)[0]
 
-        if given.preset is not None or given.config is not None:
-            raise ConfigError("--resume goes on with its own values: no --preset, no --config")
-        return read_config(given.resume), given
+
+def base_config(arguments: list[str]) -> TrainConfig:
+    """What the flags modify: defaults, under the preset, under the file.
+
+    Raises:
+        ConfigError: an unknown preset, environment or name in the file.
+    """
+    given = _selection(arguments)
     file = _read_file(Path(given.config)) if given.config is not None else {}
     env = file.get("env") if given.env is None else given.env
     algorithm = file.get("algorithm") if given.algorithm is None else given.algorithm
@@ -98,7 +127,7 @@ def _base_config(arguments: list[str]) -> tuple[TrainConfig, argparse.Namespace]
     for name, value in (("env", given.env), ("algorithm", given.algorithm)):
         if value is not None:
             values[name] = value
-    return configs.from_json(values), given
+    return configs.from_json(values)
 
 
 def _read_file(path: Path) -> dict[str, Any]:
@@ -124,10 +153,27 @@ def _read_file(path: Path) -> dict[str, Any]:
     return named
 
 
-def _parse(
-    arguments: list[str], base: TrainConfig, kept: dict[str, Any]
-) -> tuple[TrainConfig, RunOptions]:
-    """Flags on top of a configuration and of the run options that a resumed run had."""
+def parse(
+    arguments: list[str],
+    base: TrainConfig,
+    more: Fields,
+    kept: dict[str, Any],
+    program: str,
+    doc: str,
+) -> tuple[TrainConfig, dict[str, Any]]:
+    """Flags on top of a configuration.
+
+    Args:
+        arguments: the command line.
+        base: what holds where no flag is given.
+        more: name -> field of the program's own options.
+        kept: values of those in place of their defaults.
+        program: its name, for --help.
+        doc: what it does.
+
+    Returns:
+        (the configuration, name -> value of the program's own options)
+    """
     flat = configs.to_flat(base)
     known = configs.options(base.algorithm)
     presets = (*PRESETS, "none")
@@ -144,16 +190,16 @@ def _parse(
         ),
     ]
     fields = [(n, f, flat[n]) for n, f in known.items()]
-    fields += [(n, f, kept.get(n, f.default)) for n, f in RUN_OPTIONS.items()]
+    fields += [(n, f, kept.get(n, f.default)) for n, f in more.items()]
     flags = dataclasses.make_dataclass(
-        "Train",
+        "Flags",
         [(n, _flag_type(f), dataclasses.field(default=v)) for n, f, v in fields]
         + [(n, _documented(t, f), dataclasses.field(default=None)) for n, t, f in selection],
     )
-    flags.__doc__ = "Train an agent and keep the run in a directory."
-    parsed: Any = tyro.cli(flags, args=arguments, registry=_REGISTRY, prog=PROGRAM)
-    run = {name: getattr(parsed, name) for name in RUN_OPTIONS}
-    return configs.from_flat({n: getattr(parsed, n) for n in known}), RunOptions(**run)
+    flags.__doc__ = doc
+    parsed: Any = tyro.cli(flags, args=arguments, registry=_REGISTRY, prog=program)
+    own = {name: getattr(parsed, name) for name in more}
+    return configs.from_flat({n: getattr(parsed, n) for n in known}), own
 
 
 def _flag_type(field: dataclasses.Field[Any]) -> Any:

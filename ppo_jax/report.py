@@ -193,7 +193,8 @@ def say(what: Any) -> None:
         if isinstance(what, str):
             print(what, flush=True)
         else:
-            Console().print(what)
+            # A file or a pipe has no width of its own; the usual 80 would fold tables.
+            Console(width=None if sys.stdout.isatty() else 110).print(what)
             sys.stdout.flush()
     except OSError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
@@ -219,27 +220,29 @@ def status(text: str) -> AbstractContextManager[Any]:
 
 
 class Progress:
-    """How far a run is: a live line on a terminal, a line of text now and then elsewhere."""
+    """How far a run is: a live line on a terminal, a line of text now and then elsewhere.
+
+    Args:
+        total: environment steps to be made.
+        done: of them, in earlier sessions.
+    """
 
     def __init__(self, total: int, done: int) -> None:
         from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
         self._live = sys.stderr.isatty()
-        self._total, self._printed, self._return = total, done, "-"
-        self._printed_at = time.monotonic()
+        self._total, self._printed, self._printed_at = total, done, time.monotonic()
         columns = (
             BarColumn(),
             TextColumn("{task.completed:,.0f} / {task.total:,.0f} steps"),
-            TextColumn("return {task.fields[episode_return]}"),
+            TextColumn("{task.fields[detail]}"),
             TextColumn("{task.fields[rate]} steps/s"),
             TimeRemainingColumn(),
         )
         self._progress = Progress(
             *columns, console=Console(stderr=True), disable=not self._live, transient=True
         )
-        self._task = self._progress.add_task(
-            "", total=total, completed=done, episode_return="-", rate="-"
-        )
+        self._task = self._progress.add_task("", total=total, completed=done, detail="", rate="-")
 
     def __enter__(self) -> "Progress":
         self._progress.start()
@@ -248,14 +251,20 @@ class Progress:
     def __exit__(self, *_: object) -> None:
         self._progress.stop()
 
-    def show(self, rows: list[dict[str, Any]]) -> None:
-        """Update the display with the rows of a chunk."""
-        returns = [r["episode_return"] for r in rows if r["episodes"]]
-        self._return = f"{np.mean(returns):.1f}" if returns else self._return
-        step, rate = rows[-1]["env_step"], f"{rows[-1]['steps_per_second']:,.0f}"
-        self._progress.update(self._task, completed=step, episode_return=self._return, rate=rate)
-        due = step - self._printed >= self._total / 10 or step == self._total
+    def show(self, step: int, rate: float, detail: str) -> None:
+        """Update the display.
+
+        Args:
+            step: environment steps made, earlier sessions included.
+            rate: of them per second.
+            detail: what else there is to say.
+        """
+        self._progress.update(self._task, completed=step, detail=detail, rate=f"{rate:,.0f}")
+        due = step - self._printed >= self._total / 10
+        due |= step == self._total and self._printed < step
         now = time.monotonic()
         if not self._live and (due or now - self._printed_at >= LINE_SECONDS):
             self._printed, self._printed_at = step, now
-            say(f"{step:>12,} steps   return {self._return:>8}   {rate} steps/s")
+            left = (self._total - step) / rate if rate else math.nan
+            time_left = f"   {left:,.0f} s left" if step < self._total else ""
+            say(f"{step:>12,} steps   {detail}   {rate:,.0f} steps/s{time_left}")

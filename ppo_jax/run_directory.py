@@ -4,7 +4,7 @@ import fcntl
 import json
 import sys
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 from ppo_jax import config as configs
 from ppo_jax import report
@@ -12,7 +12,6 @@ from ppo_jax.checkpoint import Checkpoints, delete, write_json
 from ppo_jax.config import ConfigError, TrainConfig
 
 # All that a run writes: nothing else is ever deleted.
-_OWN_HIDDEN = (".lock", ".config.json.tmp", ".summary.json.tmp", ".metrics.jsonl.tmp")
 CONTENTS = (
     "config.json",
     "metrics.jsonl",
@@ -34,41 +33,49 @@ class RunDirectory:
             process is using it.
     """
 
+    contents: tuple[str, ...] = CONTENTS
+    mark = "config.json"  # what makes a folder one of these
+    kind = "run"
+
     def __init__(self, path: Path) -> None:
         self.path = path
         try:
             path.mkdir(parents=True, exist_ok=True)
-            foreign = sorted({p.name for p in path.iterdir()} - {*CONTENTS, *_OWN_HIDDEN})
-            if foreign and not (path / "config.json").exists():
+            # Without its mark, a folder of the same name is somebody else's.
+            own = {".lock", *(f".{name}.tmp" for name in self.contents)}
+            foreign = sorted({p.name for p in path.iterdir()} - own)
+            if foreign and not (path / self.mark).exists():
                 raise ConfigError(
-                    f"directory {path.absolute()} is not a run and not empty (it has "
+                    f"directory {path.absolute()} is not a {self.kind} and not empty (it has "
                     f"{foreign[0]}); choose another --run-dir"
                 )
             self._lock = (path / ".lock").open("w")
         except OSError as error:
             raise ConfigError(
-                f"cannot write to run directory {path} ({error.strerror}); it has to be a "
+                f"cannot write to {self.kind} directory {path} ({error.strerror}); it has to be a "
                 "directory that you may write to"
             ) from error
         try:
             fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError as error:
-            raise ConfigError(f"run directory {path} is in use by another process") from error
+            raise ConfigError(
+                f"{self.kind} directory {path} is in use by another process"
+            ) from error
 
     @property
     def used(self) -> bool:
-        """Whether there is a run in it, or what is left of one."""
-        return any((self.path / name).exists() for name in CONTENTS)
+        """Whether there is a run in it."""
+        return (self.path / self.mark).exists()
 
-    def __enter__(self) -> "RunDirectory":
+    def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *_: object) -> None:
         self._lock.close()
 
     def clear(self) -> None:
-        """Delete the run in it; config.json last, so that it stays a run until it is gone."""
-        for name in (*CONTENTS[1:], *CONTENTS[:1]):
+        """Delete the run in it; its mark last, so that it stays a run until it is gone."""
+        for name in sorted(self.contents, key=lambda name: name == self.mark):
             delete(self.path / name)
 
 

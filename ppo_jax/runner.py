@@ -90,15 +90,16 @@ class Signals:
 Chunk = Callable[[TrainState, dict[str, Any], jax.Array], tuple[TrainState, Metrics]]
 
 
-def make_chunk(static: TrainConfig, env: Any = None) -> Chunk:
-    """Up to MAX_CHUNK updates as one program; how many is an argument, so it compiles once.
+def make_chunk(static: TrainConfig, env: Any = None, rows: int = MAX_CHUNK) -> Chunk:
+    """Up to `rows` updates as one program; how many is an argument, so it compiles once.
 
     Args:
         static: from `config.split`.
         env: as for `build`.
+        rows: of metrics that there is room for.
 
     Returns:
-        (TrainState, floats, count) -> (TrainState, Metrics with leaves [MAX_CHUNK])
+        (TrainState, floats, count) -> (TrainState, Metrics with leaves [rows])
     """
 
     def chunk(
@@ -106,16 +107,21 @@ def make_chunk(static: TrainConfig, env: Any = None) -> Chunk:
     ) -> tuple[TrainState, Metrics]:
         program = build(configs.merge(static, floats), env)
         shapes = jax.eval_shape(program.step, state)[1]
-        empty = jax.tree.map(lambda s: jnp.zeros((MAX_CHUNK, *s.shape), s.dtype), shapes)
+        empty = jax.tree.map(lambda s: jnp.zeros((rows, *s.shape), s.dtype), shapes)
 
         def body(k: jax.Array, carry: tuple[TrainState, Metrics]) -> tuple[TrainState, Metrics]:
             state, log = carry
             state, metrics = program.step(state)
-            return state, jax.tree.map(lambda rows, x: rows.at[k].set(x), log, metrics)
+            return state, jax.tree.map(lambda kept, x: kept.at[k].set(x), log, metrics)
 
         return jax.lax.fori_loop(0, count, body, (state, empty))
 
     return chunk
+
+
+def next_count(count: int, seconds: float, limit: int = MAX_CHUNK) -> int:
+    """Updates for CHUNK_SECONDS of work, after `count` of them took `seconds`."""
+    return min(limit, max(1, int(CHUNK_SECONDS * count / seconds)))
 
 
 def run(config: TrainConfig, options: RunOptions) -> int:
@@ -208,6 +214,7 @@ class _Session:
         self.train_seconds = float(earlier.get("train_seconds") or 0.0)
         self.scores: list[float] = []
         self.warned: set[str] = set()
+        self.latest = "-"
 
     def train(self) -> None:
         """Chunk after chunk, until the last update or a signal."""
@@ -225,8 +232,10 @@ class _Session:
                 rows, seconds = self._advance(count)
                 log.write([r for r in rows if r["update"] % self.options.log_every == 0])
                 self._refuse_nan(rows)
-                progress.show(rows)
-                count = min(MAX_CHUNK, max(1, int(CHUNK_SECONDS * count / seconds)))
+                progress.show(
+                    rows[-1]["env_step"], rows[-1]["steps_per_second"], self._detail(rows)
+                )
+                count = next_count(count, seconds)
                 if time.perf_counter() - saved_at >= self.options.checkpoint_seconds:
                     self._save()
                     saved_at = time.perf_counter()
@@ -297,6 +306,12 @@ class _Session:
         self.update += count
         self.scores += [r["episode_return"] for r in rows if r["episodes"]]
         return rows, seconds
+
+    def _detail(self, rows: list[dict[str, Any]]) -> str:
+        """The mean return of the latest chunk in which an episode ended."""
+        returns = [r["episode_return"] for r in rows if r["episodes"]]
+        self.latest = f"{np.mean(returns):.1f}" if returns else self.latest
+        return f"return {self.latest:>8}"
 
     def _warn(self, rows: list[dict[str, Any]]) -> None:
         """Say once what an environment promised and did not keep."""

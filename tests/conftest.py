@@ -7,6 +7,7 @@ import tempfile
 import pytest
 
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
+os.environ.setdefault("JAX_NUM_CPU_DEVICES", "1")
 
 
 # Workers inherit it: the same small programs recur in many tests, and each is compiled once.

@@ -14,8 +14,7 @@ from ppo_jax.report import read_metrics
 
 
 def parse(*arguments: str):
-    base, _ = cli._base_config(list(arguments))
-    return cli._parse(list(arguments), base, {})
+    return cli._parse(list(arguments), cli.base_config(list(arguments)), {})
 
 
 def test_flags_are_the_fields_of_the_dataclasses():

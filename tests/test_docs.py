@@ -41,8 +41,7 @@ def test_the_flags_of_the_readme_exist():
     for line in lines:
         words = [w for w in line.split() if w != "--help"]
         if "--resume" not in words:
-            base, _ = cli._base_config(words)
-            cli._parse(words, base, {})
+            cli._parse(words, cli.base_config(words), {})
 
 
 def test_the_table_of_the_readme_is_that_of_the_results():

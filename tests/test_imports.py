@@ -10,7 +10,7 @@ import ppo_jax
 ROOT = Path(ppo_jax.__file__).parent
 # Data flow from left to right; a module imports only from its own layer's left.
 LAYERS = [
-    {"types"},
+    {"types", "statistics"},
     {"distributions", "envs", "advantages", "estimators", "losses", "normalization", "sgd"},
     {"networks", "rollout", "algorithms"},
     {"presets"},
@@ -20,6 +20,7 @@ LAYERS = [
     {"run_directory"},
     {"runner", "play"},
     {"cli"},
+    {"sweep"},
 ]
 # Within the first layers some modules build on a neighbour.
 NEIGHBOURS = {
@@ -29,6 +30,7 @@ NEIGHBOURS = {
     "rollout": {"networks"},
     "algorithms": {"algorithms"},
     "envs": {"envs"},
+    "sweep": {"sweep"},
 }
 ALGORITHM_IMPORTS = {"advantages", "losses", "sgd", "types", "distributions"}
 
@@ -91,6 +93,8 @@ def test_plotting_libraries_are_not_imported_before_they_are_needed():
 def test_the_library_does_not_import_the_command_line():
     loaded = modules_after("import ppo_jax")
     assert not loaded & {"tyro", "gymnax", "ppo_jax.runner", "ppo_jax.checkpoint"}
+    loaded = modules_after("import ppo_jax.sweep")
+    assert not loaded & {"tyro", "matplotlib", "scipy.stats", "ppo_jax.cli"}
 
 
 def test_deferred_plotting_still_works():

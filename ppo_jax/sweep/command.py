@@ -1,0 +1,220 @@
+"""`python -m ppo_jax.sweep`: train's flags, and what varies."""
+
+import dataclasses
+import os
+import shlex
+import sys
+import time
+import warnings
+from contextlib import suppress
+from pathlib import Path
+from typing import Annotated, NoReturn
+
+import jax
+import tyro
+
+from ppo_jax import config as configs
+from ppo_jax import report
+from ppo_jax.cli import base_config, exit_with, parse
+from ppo_jax.config import ConfigError, TrainConfig
+from ppo_jax.sweep import session
+from ppo_jax.sweep.points import Point, configure, grid, parse_vary, sample
+from ppo_jax.sweep.publish import compare
+from ppo_jax.sweep.run import seed_numbers
+from ppo_jax.sweep.session import SweepOptions
+from ppo_jax.sweep.store import Spec, SweepDirectory, first_device, read_spec
+from ppo_jax.types import option
+
+PROGRAM = "python -m ppo_jax.sweep"
+DOC = "Train many agents, seeds times hyperparameters, in one program and report on them."
+# May be given anew when a sweep is resumed.
+FREE_ON_RESUME = ("run_dir", "resume", "keep", "confirm", "threshold")
+Words = Annotated[tuple[str, ...], tyro.conf.UseAppendAction]
+
+
+@dataclasses.dataclass(frozen=True)
+class PointOptions:
+    """Which agents there are."""
+
+    seeds: int = option(10, "agents of each point, seeded from --seed on", low=1)
+    vary: Words = option((), "name=a,b,c, all combinations; or name=log:low:high to --sample from")
+    sample: int | None = option(None, "points of random search instead of all", low=1)
+    sampler: str = option("sobol", "how points are drawn", choices=("sobol", "uniform"))
+    sample_seed: int = option(0, "of the draws", low=0)
+    eval_episodes: int = option(128, "greedy episodes of each agent at the end", low=0)
+    curve_points: int = option(100, "rows of results.csv per agent and metric", low=1)
+    compare: tuple[Path, Path] | None = option(None, "two finished sweeps, put on one figure")
+
+
+OPTIONS = {
+    f.name: f for f in (*dataclasses.fields(PointOptions), *dataclasses.fields(SweepOptions))
+}
+
+
+def sweep(arguments: list[str] | None = None) -> NoReturn:
+    """`python -m ppo_jax.sweep`."""
+    exit_with(lambda: _sweep(sys.argv[1:] if arguments is None else arguments))
+
+
+def _sweep(arguments: list[str]) -> int:
+    one_device_per_core()
+    given = {w[2:].partition("=")[0].replace("-", "_") for w in arguments if w.startswith("--")}
+    base = base_config(arguments)
+    config, values = parse(arguments, base, OPTIONS, {}, PROGRAM, DOC)
+    options = SweepOptions(**{f.name: values.pop(f.name) for f in dataclasses.fields(SweepOptions)})
+    points = PointOptions(**values)
+    configs.check_options(options)
+    configs.check_options(points)
+    _ = options.width
+    if points.compare is not None:
+        return _compare(points.compare, options.run_dir, given)
+    if options.resume:
+        return _resume(arguments, config, points, options, given)
+    spec = build_spec(arguments, config, points)
+    session.check(spec)
+    directory = SweepDirectory(options.run_dir or _new_directory(config))
+    with directory:
+        if directory.used and not options.overwrite:
+            path = shlex.quote(str(directory.path))
+            raise ConfigError(
+                f"directory {path} already holds a sweep; continue it with --run-dir {path} "
+                "--resume, replace it with --overwrite, or choose another --run-dir"
+            )
+        directory.clear()
+        return session.run(spec, options, directory, resume=False)
+
+
+def build_spec(arguments: list[str], config: TrainConfig, points: PointOptions) -> Spec:
+    """All points and seeds.
+
+    Where the environment or the algorithm varies, each point starts from what the command line
+    means for that environment and algorithm, its preset included.
+
+    Raises:
+        ConfigError: names and values that cannot work, and which.
+    """
+    known = configs.options(config.algorithm)
+    algorithms = _given_values(points.vary, "algorithm", [config.algorithm])
+    for algorithm in algorithms:
+        known = {**configs.options(algorithm), **known}
+    varied = parse_vary(points.vary, known)
+    if points.sample is None:
+        chosen = grid(varied)
+    else:
+        chosen = sample(varied, points.sample, points.sampler, points.sample_seed)
+    bases = _bases(arguments, config, chosen)
+    settings = [configure(bases[_which(config, p)], p) for p in chosen]
+    seeds = seed_numbers(config, points.seeds)
+    parts = (points.eval_episodes, points.curve_points)
+    return Spec(tuple(varied), tuple(settings), tuple(seeds), *parts)
+
+
+def one_device_per_core() -> None:
+    """On CPUs, a device for each core: agents side by side on cores of their own are faster than
+    one wide program on all of them. What the user has set stays."""
+    flags = os.environ.get("XLA_FLAGS", "")
+    if "host_platform_device_count" in flags or "JAX_NUM_CPU_DEVICES" in os.environ:
+        return
+    affinity = getattr(os, "sched_getaffinity", None)
+    cores = len(affinity(0)) if affinity else os.cpu_count() or 1
+    with suppress(RuntimeError):  # somebody has used JAX in this process before
+        jax.config.update("jax_num_cpu_devices", cores)
+
+
+def _given_values(words: tuple[str, ...], name: str, default: list[str]) -> list[str]:
+    """The values that --vary gives a name of which the others' names depend."""
+    for word in words:
+        if word.startswith(f"{name}="):
+            return [v.strip() for v in word.partition("=")[2].split(",")]
+    return default
+
+
+def _which(config: TrainConfig, point: Point) -> tuple[str, str]:
+    return point.get("env", config.env), point.get("algorithm", config.algorithm)
+
+
+def _bases(
+    arguments: list[str], config: TrainConfig, points: list[Point]
+) -> dict[tuple[str, str], TrainConfig]:
+    """(environment, algorithm) -> what the command line means for them."""
+    bases = {(config.env, config.algorithm): config}
+    for env, algorithm in dict.fromkeys(_which(config, p) for p in points):
+        if (env, algorithm) not in bases:
+            words = [*arguments, "--env", env, "--algorithm", algorithm]
+            parsed = parse(words, base_config(words), OPTIONS, {}, PROGRAM, DOC)
+            bases[env, algorithm] = parsed[0]
+    return bases
+
+
+def _resume(
+    arguments: list[str],
+    config: TrainConfig,
+    points: PointOptions,
+    options: SweepOptions,
+    given: set[str],
+) -> int:
+    path = options.run_dir
+    if path is None or options.overwrite:
+        raise ConfigError(
+            "--resume goes on with the sweep in --run-dir DIR, and without --overwrite"
+        )
+    spec, kept = read_spec(path)
+    if given - {*FREE_ON_RESUME}:
+        _refuse_changes(spec, build_spec(arguments, config, points))
+        if "batch_size" in given and options.batch_size != kept["batch_size"]:
+            raise ConfigError(
+                f"the sweep has --batch-size {kept['batch_size']}, given {options.batch_size}; "
+                "another width rounds differently, so it stays"
+            )
+    began = first_device(path)
+    if began != report.device():
+        warnings.warn(
+            f"the sweep began on {began} and goes on on {report.device()}: agents trained from "
+            "here on agree with those of an uninterrupted sweep to rounding only",
+            stacklevel=1,
+        )
+    kept = {n: v for n, v in kept.items() if n not in given}
+    options = dataclasses.replace(options, **kept)
+    session.check(spec)
+    with SweepDirectory(path) as directory:
+        return session.run(spec, options, directory, resume=True)
+
+
+def _refuse_changes(saved: Spec, wanted: Spec) -> None:
+    """A resumed sweep is the same sweep."""
+    if saved == wanted:
+        return
+    before, after = saved.to_json(), wanted.to_json()
+    changed = [n for n in before if before[n] != after[n] and n != "configs"]
+    for a, b in zip(before["configs"], after["configs"], strict=False):
+        changed += [n for n in {*a, *b} if a.get(n) != b.get(n)]
+    listed = ", ".join(dict.fromkeys(changed)) or "the number of points"
+    raise ConfigError(
+        f"--resume continues the same sweep, but these differ: {listed}; give --run-dir and "
+        "--resume alone, or start a new sweep"
+    )
+
+
+def _compare(folders: tuple[Path, Path], out: Path | None, given: set[str]) -> int:
+    others = sorted(given - {"compare", "run_dir"})
+    if others:
+        raise ConfigError(
+            f"--compare only reads; --{others[0].replace('_', '-')} does not go with it"
+        )
+    names = "_".join(folder.resolve().name for folder in folders)
+    out = out or Path("sweeps") / f"compare_{names}"
+    if (out / "sweep.json").exists() or (out / "config.json").exists():
+        raise ConfigError(
+            f"{out} holds a sweep or a run; choose another --run-dir for the comparison"
+        )
+    compare(*folders, out)
+    print(f"comparison: {out / 'comparison.html'}")
+    return 0
+
+
+def _new_directory(config: TrainConfig) -> Path:
+    """A name of its own in sweeps/: what, when."""
+    stamp = time.strftime("%Y%m%d-%H%M%S")
+    name = f"{config.env.replace(':', '_')}_{config.algorithm}_{stamp}"
+    names = [name, *(f"{name}_{k}" for k in range(2, 1000))]
+    return next(path for n in names if not (path := Path("sweeps") / n).exists())

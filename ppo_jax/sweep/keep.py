@@ -1,0 +1,108 @@
+"""Trained agents of a sweep on disk, each a run directory that `ppo_jax.evaluate` plays."""
+
+import dataclasses
+from pathlib import Path
+
+import jax
+import numpy as np
+
+from ppo_jax.checkpoint import delete, write_json
+from ppo_jax.run_directory import checkpoints_of, write_config
+from ppo_jax.sweep import results
+from ppo_jax.sweep.program import take
+from ppo_jax.sweep.schedule import Finished
+from ppo_jax.sweep.store import Spec
+
+KEEP = ("best", "all", "none")
+
+
+class Keeper:
+    """Keeps the best agent of each point, all of them, or none.
+
+    A better agent is saved before its chunk counts as finished, the one it replaces deleted after,
+    so that a crash never leaves a point without.
+
+    Args:
+        folder: of the agents.
+        spec: of the sweep.
+        which: "best", "all" or "none".
+        scores: agent -> score, of those that were finished before.
+    """
+
+    def __init__(self, folder: Path, spec: Spec, which: str, scores: dict[int, float]) -> None:
+        self.folder, self.spec, self.which = folder, spec, which
+        self.best: dict[int, tuple[float, int]] = {}
+        for agent in sorted(scores):
+            self._take_if_better(agent, scores[agent])
+
+    def save(self, finished: Finished, scores: np.ndarray) -> None:
+        """Save what is to be kept of a chunk.
+
+        Args:
+            finished: the chunk.
+            scores: of its agents; NaN for one that diverged.
+        """
+        if self.which == "none":
+            return
+        agents = finished.chunk.agents
+        better = [
+            a for a, score in zip(agents, scores, strict=True) if self._take_if_better(a, score)
+        ]
+        current = {agent for _, agent in self.best.values()}
+        wanted = agents if self.which == "all" else [a for a in better if a in current]
+        for agent in wanted:
+            i = agents.index(agent)
+            self._write(agent, finished, i)
+
+    def clean(self) -> None:
+        """Delete what the best have replaced."""
+        if self.which != "best" or not self.folder.exists():
+            return
+        current = {self.path(agent).name for _, agent in self.best.values()}
+        for path in self.folder.iterdir():
+            if path.name not in current:
+                delete(path)
+
+    def path(self, agent: int) -> Path:
+        """The run directory of an agent."""
+        point, s = divmod(agent, len(self.spec.seeds))
+        return self.folder / f"point{point:04d}_seed{self.spec.seeds[s]}"
+
+    def _take_if_better(self, agent: int, score: float) -> bool:
+        """Note an agent if it is its point's best so far; the first of equals stays."""
+        point = agent // len(self.spec.seeds)
+        rank = (float(np.nan_to_num(score, nan=-np.inf)), -agent)
+        held = self.best.get(point)
+        if held is not None and rank <= (held[0], -held[1]):
+            return False
+        self.best[point] = (rank[0], agent)
+        return True
+
+    def _write(self, agent: int, finished: Finished, i: int) -> None:
+        point, s = divmod(agent, len(self.spec.seeds))
+        config = dataclasses.replace(self.spec.configs[point], seed=self.spec.seeds[s])
+        path = self.path(agent)
+        delete(path)
+        path.mkdir(parents=True)
+        write_config(config, {}, path)
+        returns = finished.returns[i]
+        score = float(returns.mean()) if returns.size else None
+        state = jax.device_put(take(finished.state, i), jax.devices()[0])
+        checkpoints_of(path, config).save(config.num_updates, state, score)
+        summary = {
+            "env": config.env,
+            "algorithm": config.algorithm,
+            "seed": config.seed,
+            "env_steps": config.num_updates * config.num_envs * config.num_steps,
+            "eval_return_mean": score,
+            "eval_return_std": float(returns.std()) if returns.size else None,
+            "eval_episodes": int(returns.size),
+            "sweep_width": finished.chunk.width,
+        }
+        write_json(path / "summary.json", summary)
+
+
+def scores_of(finished: Finished) -> np.ndarray:
+    """[agents] what "best" goes by; NaN for an agent that diverged."""
+    mean, _ = results.scores(finished.metrics, finished.returns)
+    return np.where(results.diverged(finished.metrics), np.nan, mean)

@@ -1,0 +1,222 @@
+"""The points of a sweep: from `learning_rate=1e-4,3e-4` to a configuration each."""
+
+import dataclasses
+import itertools
+import math
+import warnings
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from ppo_jax import config as configs
+from ppo_jax.config import ConfigError, TrainConfig
+from ppo_jax.types import did_you_mean
+
+Point = dict[str, Any]
+SCALES = ("log", "lin")
+FIXED = ("seed",)  # what the sweep itself sets
+
+
+@dataclasses.dataclass(frozen=True)
+class Range:
+    """From low to high: sampled from, or cut into equal steps.
+
+    Attributes:
+        scale: "log" or "lin".
+        low, high: both included.
+        count: of grid values; None where there are only samples.
+    """
+
+    scale: str
+    low: float
+    high: float
+    count: int | None = None
+
+    def at(self, u: float) -> float:
+        """The value at a share u in [0, 1] of the way, to four digits, as a table prints it."""
+        if self.scale == "log":
+            value = self.low * (self.high / self.low) ** u
+        else:
+            value = self.low + (self.high - self.low) * u
+        return float(f"{value:.4g}")
+
+
+def parse_vary(words: Sequence[str], known: dict[str, Any]) -> dict[str, Range | list[Any]]:
+    """What varies, from the command line's words.
+
+    Args:
+        words: "name=a,b,c", or "name=log:low:high" and "name=lin:low:high" to sample from, with
+            ":count" for a grid; tuples as "64x64", "none" for None.
+        known: name -> field of every option there is.
+
+    Raises:
+        ConfigError: a word that is none of these, an unknown name, a name given twice.
+    """
+    varied: dict[str, Range | list[Any]] = {}
+    for word in words:
+        name, equals, text = word.partition("=")
+        name = name.strip().lstrip("-").replace("-", "_")
+        if not equals or not text:
+            raise ConfigError(
+                f"--vary is {word!r}; write name=a,b,c or name=log:low:high or name=lin:low:high"
+            )
+        if name in FIXED:
+            raise ConfigError(f"--vary {name}: seeds are set by --seeds and --seed")
+        if name not in known:
+            raise ConfigError(f"--vary: unknown option {name!r}; {did_you_mean(name, known)}")
+        if name in varied:
+            raise ConfigError(f"--vary gives {name} twice; put all its values into one")
+        varied[name] = _values(name, text, known[name])
+    return varied
+
+
+def grid(varied: dict[str, Range | list[Any]]) -> list[Point]:
+    """Every combination, the last name varying fastest; one empty point where nothing varies.
+
+    Raises:
+        ConfigError: a range without a count.
+    """
+    axes = []
+    for name, values in varied.items():
+        if isinstance(values, Range):
+            if values.count is None:
+                raise ConfigError(
+                    f"--vary {name} is a range: draw from it with --sample, or say how many "
+                    f"values with {values.scale}:{values.low:g}:{values.high:g}:COUNT"
+                )
+            steps = max(values.count - 1, 1)
+            axes.append([values.at(i / steps) for i in range(values.count)])
+        else:
+            axes.append(values)
+    return [dict(zip(varied, row, strict=True)) for row in itertools.product(*axes)]
+
+
+def sample(
+    varied: dict[str, Range | list[Any]], count: int, sampler: str = "sobol", seed: int = 0
+) -> list[Point]:
+    """Random search: distinct points, uniform in each range's scale and over each list.
+
+    Args:
+        varied: from `parse_vary`.
+        count: P.
+        sampler: "sobol", scrambled, which covers the space evenly, or "uniform".
+        seed: of the draws.
+
+    Raises:
+        ConfigError: nothing to draw from, or fewer combinations than points.
+    """
+    if not varied:
+        raise ConfigError("--sample needs something to draw: --vary name=log:low:high")
+    points: list[Point] = []
+    for u in _draws(len(varied), 32 * count, sampler, seed):
+        point = {
+            name: values.at(x) if isinstance(values, Range) else values[int(x * len(values))]
+            for (name, values), x in zip(varied.items(), u, strict=True)
+        }
+        if point not in points:
+            points.append(point)
+        if len(points) == count:
+            return points
+    raise ConfigError(
+        f"--sample {count}, but there are only {len(points)} combinations of "
+        f"{', '.join(varied)}; leave --sample out to have them all"
+    )
+
+
+def configure(base: TrainConfig, point: Point) -> TrainConfig:
+    """A point's configuration: the base with the point's values.
+
+    Raises:
+        ConfigError: a combination that cannot work, and which it is.
+    """
+    try:
+        config = configs.from_flat({**configs.to_flat(base), **point})
+        configs.check(config)
+    except ConfigError as error:
+        raise ConfigError(f"point {label(point)}: {error}" if point else str(error)) from error
+    return config
+
+
+def label(point: Point) -> str:
+    """A point in words, "learning_rate=0.001 clip_eps=0.2"; "baseline" where nothing varies."""
+    return " ".join(f"{name}={text(value)}" for name, value in point.items()) or "baseline"
+
+
+def text(value: Any) -> str:
+    """A value as the command line takes it."""
+    if isinstance(value, tuple | list):
+        return "x".join(map(str, value))
+    if isinstance(value, float):
+        return f"{value:g}" if float(f"{value:g}") == value else repr(value)
+    return "none" if value is None else str(value)
+
+
+def _draws(dimensions: int, count: int, sampler: str, seed: int) -> np.ndarray:
+    """[count, dimensions] in [0, 1)."""
+    rng = np.random.default_rng(seed)
+    if sampler == "uniform":
+        return rng.random((count, dimensions))
+    from scipy.stats import qmc
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", UserWarning)  # balance at powers of two is not needed
+        return qmc.Sobol(dimensions, rng=rng).random(count)
+
+
+def _values(name: str, text: str, field: Any) -> Range | list[Any]:
+    kind = str(field.type)
+    scale, *ends = text.split(":")
+    if scale in SCALES and ends:
+        if field.type is not float and "float" not in kind:
+            raise ConfigError(f"--vary {name}={text}: only real numbers have a range; list values")
+        return _range(name, text, scale, ends)
+    values = [_value(name, word.strip(), field) for word in text.split(",")]
+    if len({repr(v) for v in values}) < len(values):
+        raise ConfigError(f"--vary {name}={text} gives a value twice")
+    return values
+
+
+def _range(name: str, text: str, scale: str, ends: list[str]) -> Range:
+    try:
+        low, high = float(ends[0]), float(ends[1])
+        count = int(ends[2]) if len(ends) == 3 else None
+        if len(ends) > 3:
+            raise ValueError
+    except (ValueError, IndexError) as error:
+        raise ConfigError(
+            f"--vary {name}={text}: a range is {scale}:low:high or {scale}:low:high:count"
+        ) from error
+    if not (math.isfinite(low) and math.isfinite(high) and low < high):
+        raise ConfigError(f"--vary {name}={text}: low must be less than high, both finite")
+    if scale == "log" and low <= 0:
+        raise ConfigError(f"--vary {name}={text}: a log range starts above 0")
+    if count is not None and count < 2:
+        raise ConfigError(f"--vary {name}={text}: a grid has at least two values")
+    return Range(scale, low, high, count)
+
+
+def _value(name: str, word: str, field: Any) -> Any:
+    """A word as the option's type has it."""
+    kind = str(field.type)
+    try:
+        if word.lower() == "none" and "None" in kind:
+            return None
+        if "tuple" in kind:
+            return tuple(_whole(part) for part in word.split("x"))
+        if "bool" in kind:
+            return {"true": True, "false": False}[word.lower()]
+        if "float" in kind:
+            return float(word)
+        return _whole(word) if "int" in kind else word
+    except (ValueError, KeyError, OverflowError) as error:
+        shown = field.type.__name__ if type(field.type) is type else kind
+        raise ConfigError(f"--vary {name}: {word!r} is not of type {shown}") from error
+
+
+def _whole(word: str) -> int:
+    """5e5 is a whole number, 1.5 is not."""
+    number = float(word)
+    if not number.is_integer():
+        raise ValueError(word)
+    return int(number)

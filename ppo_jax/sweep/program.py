@@ -1,0 +1,233 @@
+"""Many agents as one compiled program, spread over the devices.
+
+An agent is a seed and the values of its floats; whole numbers, switches and names decide the
+program. Each device trains `width` agents side by side by vmap, and devices do not talk to each
+other: at the same width, two of them give the same bits as eight. Another width, or one device
+alone, for which the compiler leaves its partitioner out, is another program and rounds differently.
+"""
+
+import dataclasses
+import os
+import time
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+
+from ppo_jax import config as configs
+from ppo_jax.config import TrainConfig
+from ppo_jax.evaluate import evaluate
+from ppo_jax.runner import EVALUATION, make_chunk, next_count
+from ppo_jax.train import build
+from ppo_jax.types import Metrics, PyTree, TrainState
+
+# Updates between two looks at the clock, at most: so many rows of metrics are on the device.
+SLICE = 256
+# The fastest on CPUs, from benchmarks/sweep_width.py: wider programs leave the cache.
+CPU_WIDTH = 8
+# Of a device's memory.
+MEMORY_SHARE = 0.85
+Floats = dict[str, Any]
+
+
+class Program(NamedTuple):
+    """Training `width` agents on each device, compiled; leaves are [devices * width, ...].
+
+    Attributes:
+        width: agents of one device.
+        devices: where they are.
+        init: (seeds, floats) -> TrainState
+        advance: (TrainState, floats, count) -> (TrainState, Metrics [..., SLICE]), of which
+            `count` columns are new; the state that goes in is used up.
+        evaluate: (seeds, TrainState, floats) -> (returns [..., E], finished [..., E]); None
+            for E = 0.
+        bytes_needed: of one device's memory, by the compiler's own account.
+    """
+
+    width: int
+    devices: tuple[jax.Device, ...]
+    init: Callable[..., TrainState]
+    advance: Callable[..., tuple[TrainState, Metrics]]
+    evaluate: Callable[..., tuple[jax.Array, jax.Array]] | None
+    bytes_needed: int
+
+    @property
+    def agents(self) -> int:
+        """Of all devices together."""
+        return self.width * len(self.devices)
+
+
+def structure(config: TrainConfig) -> tuple[TrainConfig, Floats]:
+    """(what decides the program, the floats it takes); the seed is not part of either."""
+    return configs.split(dataclasses.replace(config, seed=0))
+
+
+def compile_program(
+    static: TrainConfig,
+    env: Any,
+    width: int,
+    devices: Sequence[jax.Device],
+    episodes: int,
+) -> Program:
+    """Compile for `width` agents on each device.
+
+    Args:
+        static: from `structure`.
+        env: as for `build`.
+        width: agents of one device.
+        devices: all of one kind.
+        episodes: E of the final evaluation; 0 for none.
+    """
+    names = [n for n, v in configs.to_flat(static).items() if v == configs.TRACED]
+    mesh = Mesh(np.array(devices), ("agents",))
+    rows, all_of_it = PartitionSpec("agents"), PartitionSpec()
+    chunk = make_chunk(static, env, min(SLICE, static.num_updates))
+
+    def init(seed: jax.Array, floats: Floats) -> TrainState:
+        return build(configs.merge(static, floats), env).init(jax.random.key(seed))
+
+    def finish(seed: jax.Array, state: TrainState, floats: Floats) -> Any:
+        program = build(configs.merge(static, floats), env)
+        result = evaluate(
+            jax.random.fold_in(jax.random.key(seed), EVALUATION),
+            state.learner.params,
+            state.rollout.moments,
+            env=program.env,
+            policy=program.policy,
+            episodes=episodes,
+        )
+        return result.episode_return, result.finished
+
+    def spread(function: Callable, *arguments: Any, counted: bool = False, **options: Any) -> Any:
+        """One agent's function for all of them: vmapped on a device, no talk between devices."""
+        axes = (0,) * (len(arguments) - counted) + (None,) * counted
+        specs = tuple(all_of_it if axis is None else rows for axis in axes)
+        sharded = jax.shard_map(
+            jax.vmap(function, axes), mesh=mesh, in_specs=specs, out_specs=rows, check_vma=False
+        )
+        shardings = tuple(NamedSharding(mesh, spec) for spec in specs)
+        jitted = jax.jit(
+            sharded, in_shardings=shardings, out_shardings=NamedSharding(mesh, rows), **options
+        )
+        return jitted.lower(*arguments).compile()
+
+    agents = (width * len(devices),)
+    seeds = jax.ShapeDtypeStruct(agents, jnp.uint32)
+    floats = {name: jax.ShapeDtypeStruct(agents, jnp.float32) for name in names}
+    count = jax.ShapeDtypeStruct((), jnp.int32)
+    state = jax.eval_shape(jax.vmap(init), seeds, floats)
+    advance = spread(chunk, state, floats, count, counted=True, donate_argnums=0)
+    needed = bytes_of(advance)
+    play = spread(finish, seeds, state, floats) if episodes else None
+    if play is not None:
+        needed = max(needed, bytes_of(play))
+    return Program(width, tuple(devices), spread(init, seeds, floats), advance, play, needed)
+
+
+def bytes_of(compiled: Any) -> int:
+    """What a compiled program needs of each device: arguments, results and what lies between."""
+    memory = compiled.memory_analysis()
+    if memory is None:
+        return 0
+    return (
+        memory.argument_size_in_bytes
+        + memory.output_size_in_bytes
+        - memory.alias_size_in_bytes
+        + memory.temp_size_in_bytes
+    )
+
+
+def memory_of(devices: Sequence[jax.Device]) -> int:
+    """Bytes that one device has; the CPUs' devices share the machine's.
+
+    All of it and not what is free, so that a resumed sweep is cut into the same chunks.
+    """
+    stats = devices[0].memory_stats() if devices[0].platform != "cpu" else None
+    if stats and "bytes_limit" in stats:
+        return stats["bytes_limit"]
+    return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") // len(devices)
+
+
+def fit(
+    agents: int, compile_at: Callable[[int], Program], devices: Sequence[jax.Device]
+) -> Program:
+    """The program of the widest chunks that memory has room for, in equal parts.
+
+    Args:
+        agents: of the sweep that share the program.
+        compile_at: width -> Program
+        devices: to spread over.
+    """
+    widest = CPU_WIDTH if devices[0].platform == "cpu" else agents
+    width = even_width(agents, widest, len(devices))
+    while True:
+        try:
+            program = compile_at(width)
+        except jax.errors.JaxRuntimeError as error:
+            if not out_of_memory(error) or width == 1:
+                raise
+            width = even_width(agents, width // 2, len(devices))
+            continue
+        limit = MEMORY_SHARE * memory_of(devices)
+        if program.bytes_needed <= limit or width == 1:
+            return program
+        narrower = min(width - 1, int(width * limit / program.bytes_needed))
+        width = even_width(agents, max(1, narrower), len(devices))
+
+
+def even_width(agents: int, widest: int, devices: int) -> int:
+    """Agents per device so that every round over all devices has as many, and few are padding."""
+    per_device = -(-agents // devices)
+    rounds = -(-per_device // max(1, widest))
+    return -(-per_device // rounds)
+
+
+def out_of_memory(error: BaseException) -> bool:
+    """Whether a runtime error says that a device has no room."""
+    return "RESOURCE_EXHAUSTED" in str(error) or "out of memory" in str(error).lower()
+
+
+def train(
+    program: Program,
+    seeds: np.ndarray,
+    floats: dict[str, np.ndarray],
+    updates: int,
+    watch: Callable[[int], None] = lambda update: None,
+) -> tuple[TrainState, dict[str, np.ndarray]]:
+    """Train one round of agents from their seeds to the end.
+
+    Args:
+        program: compiled for as many agents as there are seeds.
+        seeds: [W * devices] uint32
+        floats: name -> [W * devices]
+        updates: U
+        watch: called between slices with the updates made; may raise to stop.
+
+    Returns:
+        (TrainState [W * devices, ...], Metrics [W * devices, U] on the host)
+    """
+    arrays = {name: jnp.asarray(x, jnp.float32) for name, x in floats.items()}
+    state = program.init(jnp.asarray(seeds, jnp.uint32), arrays)
+    log: dict[str, np.ndarray] = {}
+    done, count = 0, 1
+    limit = min(SLICE, updates)
+    while done < updates:
+        count = min(count, updates - done)
+        started = time.perf_counter()
+        state, metrics = program.advance(state, arrays, jnp.int32(count))
+        for name, x in metrics.items():
+            if name not in log:
+                log[name] = np.empty((len(seeds), updates), x.dtype)
+            log[name][:, done : done + count] = np.asarray(x)[:, :count]
+        done += count
+        count = next_count(count, time.perf_counter() - started, limit)
+        watch(done)
+    return state, log
+
+
+def take(tree: PyTree, indices: Any) -> PyTree:
+    """The agents at these indices of a tree whose leaves are [agents, ...]."""
+    return jax.tree.map(lambda x: x[indices], tree)

@@ -1,0 +1,224 @@
+"""Which agents run when: chunks of one width, a round of them at a time on all devices."""
+
+import time
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+
+from ppo_jax import report
+from ppo_jax.config import ConfigError, TrainConfig
+from ppo_jax.sweep.program import (
+    Program,
+    compile_program,
+    fit,
+    out_of_memory,
+    structure,
+    take,
+    train,
+)
+from ppo_jax.types import TrainState
+
+
+class Chunk(NamedTuple):
+    """Agents that one device trains side by side, and a unit of what is kept.
+
+    Attributes:
+        number: its name; never given again.
+        group: of agents that share a compiled program.
+        agents: at most `width` of them; the last is repeated where there are fewer.
+        width: of the program. The same agents at another width round differently.
+    """
+
+    number: int
+    group: int
+    agents: tuple[int, ...]
+    width: int
+
+
+class Group(NamedTuple):
+    """Agents that differ in seed and floats alone.
+
+    Attributes:
+        static: what decides the program.
+        agents: their numbers in the sweep.
+        seeds: agent -> its seed.
+        floats: agent -> name -> value.
+    """
+
+    static: TrainConfig
+    agents: tuple[int, ...]
+    seeds: dict[int, int]
+    floats: dict[int, dict[str, float]]
+
+
+class Finished(NamedTuple):
+    """A chunk that was trained; leaves are [agents, ...], on the host but for the state.
+
+    Attributes:
+        chunk: which.
+        state: TrainState
+        metrics: Metrics [agents, U]
+        returns: [agents, E] of the greedy episodes at the end.
+        whole: [agents, E] bool: that episode came to its end.
+    """
+
+    chunk: Chunk
+    state: TrainState
+    metrics: dict[str, np.ndarray]
+    returns: np.ndarray
+    whole: np.ndarray
+
+
+def group_agents(points: Sequence[TrainConfig], seeds: Sequence[int]) -> list[Group]:
+    """Agents by the program they need, in order; agent p * S + s is point p with seed s."""
+    members: dict[TrainConfig, list[int]] = {}
+    floats: dict[int, dict[str, float]] = {}
+    for p, config in enumerate(points):
+        static, values = structure(config)
+        for agent in range(p * len(seeds), (p + 1) * len(seeds)):
+            members.setdefault(static, []).append(agent)
+            floats[agent] = values
+    return [
+        Group(
+            static,
+            tuple(agents),
+            {a: seeds[a % len(seeds)] for a in agents},
+            {a: floats[a] for a in agents},
+        )
+        for static, agents in members.items()
+    ]
+
+
+class Schedule:
+    """The chunks of a sweep: made when a group's turn comes, halved where memory runs out.
+
+    Args:
+        groups: from `group_agents`.
+        devices: to spread over, all of one kind.
+        batch_size: agents per device; None: as many as memory has room for and are fast.
+        episodes: E of the final evaluation.
+        env: as for `build`.
+        chunks: of an earlier session, with the widths they had.
+        done: the numbers of those that are finished.
+        on_plan: called with all chunks before any of them runs.
+    """
+
+    def __init__(
+        self,
+        groups: Sequence[Group],
+        devices: Sequence[jax.Device],
+        batch_size: int | None = None,
+        episodes: int = 0,
+        env: Any = None,
+        chunks: Sequence[Chunk] = (),
+        done: Iterable[int] = (),
+        on_plan: Callable[[list[Chunk]], None] = lambda chunks: None,
+    ) -> None:
+        self.groups, self.devices, self.batch_size = groups, tuple(devices), batch_size
+        self.episodes, self.env, self.on_plan = episodes, env, on_plan
+        self.chunks, self.done = list(chunks), set(done)
+        self.next_number = 1 + max((c.number for c in chunks), default=-1)
+        self.programs, self.compile_seconds = 0, 0.0
+
+    def run(
+        self,
+        watch: Callable[[int, int], None] = lambda agents, update: None,
+        on_layout: Callable[[Group, Program, int], None] = lambda *_: None,
+    ) -> Iterator[Finished]:
+        """Train all that is not done, chunk by chunk.
+
+        Args:
+            watch: called between slices with (agents in this round, updates they made).
+            on_layout: called with a group, its program, and how many chunks are to be trained.
+
+        Raises:
+            ConfigError: a single agent does not fit into memory.
+        """
+        for number, group in enumerate(self.groups):
+            todo = self._todo(number)
+            planned = bool(todo) or any(c.group == number for c in self.chunks)
+            if planned and not todo:
+                continue
+            program = self._program(group, len(group.agents), todo[0].width if todo else None)
+            if not planned:
+                self._plan(number, group.agents, program.width)
+            on_layout(group, program, len(self._todo(number)))
+            while todo := self._todo(number):
+                try:
+                    yield from self._round(program, group, todo[: len(self.devices)], watch)
+                    continue
+                except jax.errors.JaxRuntimeError as error:
+                    if not out_of_memory(error):
+                        raise
+                    reason = str(error).splitlines()[0]
+                program = self._halve(number, group, program, reason)
+                on_layout(group, program, len(self._todo(number)))
+
+    def _todo(self, group: int) -> list[Chunk]:
+        return [c for c in self.chunks if c.group == group and c.number not in self.done]
+
+    def _program(self, group: Group, agents: int, width: int | None) -> Program:
+        def compile_at(width: int) -> Program:
+            started = time.perf_counter()
+            program = compile_program(group.static, self.env, width, self.devices, self.episodes)
+            self.programs += 1
+            self.compile_seconds += time.perf_counter() - started
+            return program
+
+        with report.status("compiling"):
+            width = width or self.batch_size
+            if width is None:
+                return fit(agents, compile_at, self.devices)
+            return compile_at(min(width, agents))
+
+    def _plan(self, group: int, agents: Sequence[int], width: int) -> None:
+        first = self.next_number
+        parts = [tuple(agents[i : i + width]) for i in range(0, len(agents), width)]
+        self.chunks += [Chunk(first + i, group, part, width) for i, part in enumerate(parts)]
+        self.next_number += len(parts)
+        self.on_plan(self.chunks)
+
+    def _halve(self, number: int, group: Group, program: Program, reason: str) -> Program:
+        """Half the width for all that is left of a group."""
+        if program.width == 1:
+            rows = group.static.num_envs * group.static.num_steps
+            raise ConfigError(
+                f"one agent alone does not fit into the device's memory ({reason}); make its "
+                f"rollout of num_envs x num_steps = {rows} smaller, or the network"
+            )
+        left = [a for c in self._todo(number) for a in c.agents]
+        self.chunks = [c for c in self.chunks if c.group != number or c.number in self.done]
+        width = program.width // 2
+        report.say(f"out of memory with {program.width} agents per device: going on with {width}")
+        del program
+        self._plan(number, left, width)
+        return self._program(group, len(left), width)
+
+    def _round(
+        self, program: Program, group: Group, chunks: list[Chunk], watch: Callable
+    ) -> Iterator[Finished]:
+        """A chunk per device, side by side; the last is repeated where there are fewer."""
+        padded = chunks + [chunks[-1]] * (len(self.devices) - len(chunks))
+        rows = [a for c in padded for a in _padded(c)]
+        seeds = np.array([group.seeds[a] for a in rows], np.uint32)
+        floats = {
+            name: np.array([group.floats[a][name] for a in rows], np.float32)
+            for name in group.floats[rows[0]]
+        }
+        agents = sum(len(c.agents) for c in chunks)
+        updates = group.static.num_updates
+        state, metrics = train(program, seeds, floats, updates, lambda done: watch(agents, done))
+        returns, whole = np.zeros((len(rows), 0)), np.ones((len(rows), 0), bool)
+        if program.evaluate is not None:
+            returns, whole = map(np.asarray, program.evaluate(seeds, state, floats))
+        for i, chunk in enumerate(chunks):
+            at = slice(i * program.width, i * program.width + len(chunk.agents))
+            log = {name: x[at] for name, x in metrics.items()}
+            yield Finished(chunk, take(state, at), log, returns[at], whole[at])
+            self.done.add(chunk.number)
+
+
+def _padded(chunk: Chunk) -> tuple[int, ...]:
+    return chunk.agents + chunk.agents[-1:] * (chunk.width - len(chunk.agents))

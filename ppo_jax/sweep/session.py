@@ -1,0 +1,233 @@
+"""A sweep on disk: chunk after chunk, until all are finished or a signal comes."""
+
+import dataclasses
+import shlex
+import time
+import warnings
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+from rich.box import SIMPLE
+from rich.table import Table
+
+from ppo_jax import report
+from ppo_jax.config import ConfigError
+from ppo_jax.runner import BROKEN_PROMISES, Signals
+from ppo_jax.sweep import results
+from ppo_jax.sweep.keep import KEEP, Keeper, scores_of
+from ppo_jax.sweep.program import Program
+from ppo_jax.sweep.publish import publish
+from ppo_jax.sweep.results import Setting
+from ppo_jax.sweep.schedule import Finished, Group, Schedule, group_agents
+from ppo_jax.sweep.store import Spec, Store, SweepDirectory
+from ppo_jax.train import build
+from ppo_jax.types import option
+
+
+@dataclasses.dataclass(frozen=True)
+class SweepOptions:
+    """What a sweep does beside training; none of it changes an agent but the batch size, which is
+    settled once."""
+
+    run_dir: Path | None = option(None, "where the sweep is kept; None: a new folder in sweeps/")
+    resume: bool = option(False, "go on with the sweep in --run-dir")
+    overwrite: bool = option(False, "replace the sweep in --run-dir")
+    batch_size: str = option("auto", "agents that one device trains at once, or auto")
+    keep: str = option("best", "agents kept: of each point the best, all, none", choices=KEEP)
+    confirm: int = option(0, "run the best point again with so many fresh seeds", low=0)
+    threshold: float | None = option(None, "return to be reached; None: the environment's own")
+
+    @property
+    def width(self) -> int | None:
+        """The batch size as a number; None for auto.
+
+        Raises:
+            ConfigError: it is neither.
+        """
+        if self.batch_size == "auto":
+            return None
+        if not self.batch_size.isdigit() or int(self.batch_size) < 1:
+            raise ConfigError(f"batch_size is {self.batch_size!r}; it must be auto or >= 1")
+        return int(self.batch_size)
+
+
+class Stopped(Exception):
+    """A signal came."""
+
+
+def run(spec: Spec, options: SweepOptions, directory: SweepDirectory, resume: bool) -> int:
+    """Train what is missing, publish, confirm.
+
+    Args:
+        spec: what to compute.
+        options: how.
+        directory: ours, locked.
+        resume: whether chunks of earlier sessions count.
+
+    Returns:
+        Exit code: 0, or 128 + the signal that stopped it.
+    """
+    path = directory.path
+    with Signals() as signals:
+        try:
+            order = _Session(spec, options, path, resume, signals).run()
+            if options.confirm:
+                fresh = confirmation(spec, order[0], options.confirm)
+                nested = dataclasses.replace(options, confirm=0)
+                report.say(f"\nthe best point with {options.confirm} fresh seeds: {order[0].name}")
+                again = (path / "confirm" / "sweep.json").exists()
+                (path / "confirm").mkdir(exist_ok=True)
+                _Session(fresh, nested, path / "confirm", again, signals).run()
+                publish(Store(path, spec), options.threshold, {})
+        except Stopped:
+            report.say(
+                "stopped; what is finished is kept. Continue with: python -m ppo_jax.sweep "
+                f"--run-dir {shlex.quote(str(path))} --resume"
+            )
+            return 128 + (signals.received or 0)
+    report.say(f"report: {path / 'report.html'}")
+    return 0
+
+
+def confirmation(spec: Spec, best: Setting, count: int) -> Spec:
+    """The best point alone, with seeds that took no part in choosing it."""
+    first = max(spec.seeds) + 1
+    if first + count > 2**32:
+        raise ConfigError(f"there are no {count} seeds after {max(spec.seeds)}; use a lower --seed")
+    configs = tuple(r.config for r in best.results)
+    return dataclasses.replace(spec, configs=configs, seeds=tuple(range(first, first + count)))
+
+
+class _Session:
+    """One sweep from its first or its next chunk to its report."""
+
+    def __init__(
+        self, spec: Spec, options: SweepOptions, path: Path, resume: bool, signals: Signals
+    ) -> None:
+        self.spec, self.options, self.signals = spec, options, signals
+        self.store = Store(path, spec)
+        chunks, done = self.store.restore() if resume else ([], set())
+        self.store.describe(kept_options(options))
+        self.store.rewrite_table(chunks, done)
+        self.keeper = Keeper(path / "agents", spec, options.keep, self.store.scores(chunks, done))
+        groups = group_agents(spec.configs, spec.seeds)
+        self.schedule = Schedule(
+            groups,
+            jax.devices(),
+            options.width,
+            spec.episodes,
+            chunks=chunks,
+            done=done,
+            on_plan=self.store.save_plan,
+        )
+        sizes = [c.num_updates * c.num_envs * c.num_steps for c in spec.configs]
+        self.sizes = [size for size in sizes for _ in spec.seeds]
+        self.finished = {a for c in chunks if c.number in done for a in c.agents}
+        self.warned: set[str] = set()
+
+    def run(self) -> list[Setting]:
+        """Train all chunks; the settings, best first."""
+        total = sum(self.sizes)
+        started, before = time.perf_counter(), self._steps()
+        self.progress = report.Progress(total, before)
+        self.before, self.since, self.rollout_steps = before, started, 0
+        with self.progress:
+            for finished in self.schedule.run(self._watch, self._layout):
+                self.keeper.save(finished, scores_of(finished))
+                self.store.save_chunk(finished)
+                self.keeper.clean()
+                self.finished |= {*finished.chunk.agents}
+                self._warn(finished)
+                self._show(0, 0)
+        if before:  # what was made again is where it would have been
+            self.store.rewrite_table(self.schedule.chunks, self.schedule.done)
+        seconds = time.perf_counter() - started
+        compiling = self.schedule.compile_seconds
+        rate = (total - before) / max(seconds - compiling, 1e-9)
+        session = {
+            "device": report.device(),
+            "versions": report.versions(),
+            "compiled_programs": self.schedule.programs,
+            "compile_seconds": round(compiling, 2),
+            "train_seconds": round(seconds - compiling, 2),
+            "env_steps": total - before,
+            "env_steps_per_second": round(rate),
+        }
+        order = publish(self.store, self.options.threshold, session if total > before else {})
+        print_table(order, self.options.threshold)
+        return order
+
+    def _layout(self, group: Group, program: Program, chunks: int) -> None:
+        """Say which device trains how many."""
+        self.rollout_steps = group.static.num_envs * group.static.num_steps
+        if self.schedule.programs == 1:
+            self.since = time.perf_counter()
+        names = ", ".join(str(d) for d in program.devices[:8])
+        more = f" and {len(program.devices) - 8} more" if len(program.devices) > 8 else ""
+        rounds = -(-chunks // len(program.devices))
+        report.say(
+            f"layout: {chunks} chunks of {program.width} agents over {len(program.devices)} "
+            f"device{'s' * (len(program.devices) > 1)} ({names}{more}), {rounds} "
+            f"round{'s' * (rounds > 1)}; {program.bytes_needed / 2**20:,.0f} MiB per device"
+        )
+
+    def _steps(self) -> int:
+        return sum(self.sizes[a] for a in self.finished)
+
+    def _watch(self, agents: int, update: int) -> None:
+        if self.signals.received:
+            raise Stopped
+        self._show(agents, update)
+
+    def _show(self, agents: int, update: int) -> None:
+        """Progress of the whole sweep; `agents` of a round have made `update` updates."""
+        step = self._steps() + agents * update * self.rollout_steps
+        rate = (step - self.before) / (time.perf_counter() - self.since)
+        detail = f"agents {len(self.finished)} / {len(self.sizes)}"
+        detail += f", {agents} at update {update}" if agents else ""
+        self.progress.show(step, rate, detail)
+
+    def _warn(self, finished: Finished) -> None:
+        """Say once what an environment promised and did not keep, or an evaluation cut off."""
+        for metric, meaning in BROKEN_PROMISES.items():
+            if metric not in self.warned and np.any(finished.metrics.get(metric, 0)):
+                self.warned.add(metric)
+                warnings.warn(meaning, stacklevel=1)
+        if not finished.whole.all() and "whole" not in self.warned:
+            self.warned.add("whole")
+            report.warn_unfinished(finished.whole)
+
+
+def kept_options(options: SweepOptions) -> dict[str, Any]:
+    """Those that a resumed sweep goes on with."""
+    names = ("batch_size", "keep", "confirm", "threshold")
+    return {name: getattr(options, name) for name in names}
+
+
+def check(spec: Spec) -> None:
+    """Everything that can be wrong with a point, before anything compiles or is written."""
+    for config in dict.fromkeys(spec.configs):
+        build(config)
+
+
+def print_table(order: list[Setting], threshold: float | None, rows: int = 10) -> None:
+    """The best points, for a terminal."""
+    several = len(order[0].results) > 1
+    table = Table(*(("point", "env") if several else ("point",)), box=SIMPLE)
+    for name in ("mean", "IQM [95 %]", "area", "steps to mark", "reached"):
+        table.add_column(name, justify="right", no_wrap=True)
+    for setting in order[:rows]:
+        for r in setting.results:
+            line = results.row(r, threshold)
+            steps, share = line["steps_to_threshold"], line["share_reached"]
+            table.add_row(
+                *((setting.name, r.env) if several else (setting.name,)),
+                f"{line['mean']}",
+                f"{line['iqm']} [{line['ci95_low']}, {line['ci95_high']}]",
+                f"{line['area']}",
+                f"{steps:,}" if steps else "-",
+                f"{share:.0%}" if share is not None else "-",
+            )
+    report.say(table)

@@ -1,0 +1,331 @@
+"""The folder of a sweep: what was asked for, what is finished, and nothing of anybody else's.
+
+A chunk is kept as one file of arrays and a manifest with its digest, written last: without one it
+does not count and is made again.
+"""
+
+import csv
+import dataclasses
+import hashlib
+import json
+import sys
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from ppo_jax import config as configs
+from ppo_jax import report
+from ppo_jax.checkpoint import delete, write_json
+from ppo_jax.config import ConfigError, TrainConfig
+from ppo_jax.run_directory import RunDirectory
+from ppo_jax.sweep import results
+from ppo_jax.sweep.points import Point
+from ppo_jax.sweep.results import PointResult
+from ppo_jax.sweep.schedule import Chunk, Finished
+
+MARK = "sweep.json"
+CONTENTS = (
+    MARK, "plan.json", "chunks", "results.csv", "agents.csv", "table.csv", "table.md",
+    "summary.json", "report.html", "figures", "agents", "confirm",
+)  # fmt: skip
+COLUMNS = ("point", "seed", "env_step", "metric", "value")
+
+
+@dataclasses.dataclass(frozen=True)
+class Spec:
+    """What a sweep computes; a resumed one computes the same.
+
+    Attributes:
+        varied: the names that differ between points.
+        configs: a configuration per point.
+        seeds: the S seeds of each.
+        episodes: E greedy episodes per agent at the end.
+        parts: rows of the table of results per agent and metric.
+    """
+
+    varied: tuple[str, ...]
+    configs: tuple[TrainConfig, ...]
+    seeds: tuple[int, ...]
+    episodes: int
+    parts: int
+
+    @property
+    def points(self) -> list[Point]:
+        """Each point's values by name."""
+        return [{n: configs.to_flat(c)[n] for n in self.varied} for c in self.configs]
+
+    def to_json(self) -> dict[str, Any]:
+        """In JSON's types."""
+        return {
+            "varied": [*self.varied],
+            "configs": [configs.to_json(c) for c in self.configs],
+            "seeds": [*self.seeds],
+            "episodes": self.episodes,
+            "parts": self.parts,
+        }
+
+    @staticmethod
+    def from_json(content: dict[str, Any]) -> "Spec":
+        """The inverse."""
+        return Spec(
+            tuple(content["varied"]),
+            tuple(configs.from_json(c) for c in content["configs"]),
+            tuple(content["seeds"]),
+            content["episodes"],
+            content["parts"],
+        )
+
+    @property
+    def digest(self) -> str:
+        """What its chunks are known by."""
+        return hashlib.sha256(json.dumps(self.to_json(), sort_keys=True).encode()).hexdigest()
+
+
+class SweepDirectory(RunDirectory):
+    """The folder of one sweep, locked while it is in use."""
+
+    contents, mark, kind = CONTENTS, MARK, "sweep"
+
+
+class Store:
+    """Plan, chunks and tables of a sweep.
+
+    Args:
+        path: its folder.
+        spec: what it computes.
+    """
+
+    def __init__(self, path: Path, spec: Spec) -> None:
+        self.path, self.spec = path, spec
+
+    def describe(self, options: dict[str, Any]) -> None:
+        """Write sweep.json: all that is needed to repeat the sweep, and each session that ran."""
+        path = self.path / MARK
+        session = {"command": sys.argv, "versions": report.versions(), "device": report.device()}
+        earlier = json.loads(path.read_text())["sessions"] if path.exists() else []
+        content = {"sweep": self.spec.to_json(), "options": options}
+        write_json(path, content | {"sessions": [*earlier, session]})
+        (self.path / "chunks").mkdir(exist_ok=True)
+
+    def save_plan(self, chunks: list[Chunk]) -> None:
+        """Before a chunk runs: its agents and its width, which it keeps."""
+        write_json(self.path / "plan.json", [c._asdict() for c in chunks])
+
+    def save_chunk(self, finished: Finished) -> None:
+        """A finished chunk: its arrays, its rows of the table, and last its manifest."""
+        path = self._arrays(finished.chunk.number)
+        temporary = path.with_name(f".{path.name}.tmp")
+        with temporary.open("wb") as file:
+            arrays: dict[str, Any] = {**finished.metrics, "returns": finished.returns}
+            np.savez(file, whole=finished.whole, **arrays)
+        temporary.replace(path)
+        self._append(finished)
+        manifest = finished.chunk._asdict() | {"sweep": self.spec.digest, "sha256": _sha256(path)}
+        write_json(path.with_suffix(".json"), manifest)
+
+    def restore(self) -> tuple[list[Chunk], set[int]]:
+        """(the plan, the numbers of its finished chunks), all of them verified.
+
+        Raises:
+            ConfigError: something is damaged or of another sweep: what, and what to do.
+        """
+        chunks = read_plan(self.path)
+        known = {c.number: c for c in chunks}
+        done = set()
+        for manifest in sorted((self.path / "chunks").glob("*.json")):
+            number = int(manifest.stem) if manifest.stem.isdigit() else -1
+            if number not in known:
+                raise ConfigError(f"{manifest} is not of this sweep; move it away")
+            self._verify(manifest, known[number])
+            done.add(number)
+        for file in (self.path / "chunks").iterdir():
+            if file.suffix != ".json" and not (file.suffix == ".npz" and int(file.stem) in done):
+                delete(file)  # of a chunk that was not finished
+        return chunks, done
+
+    def rewrite_table(self, chunks: Sequence[Chunk], done: set[int]) -> None:
+        """results.csv anew from the chunks: a crash may have cut its last lines."""
+        path = self.path / "results.csv"
+        temporary = path.with_name(".results.csv.tmp")
+        with temporary.open("w", newline="") as file:
+            csv.writer(file, lineterminator="\n").writerow(COLUMNS)
+            for chunk in chunks:
+                if chunk.number in done:
+                    self._write_rows(file, chunk, *self._read(chunk))
+        temporary.replace(path)
+
+    def scores(self, chunks: Sequence[Chunk], done: set[int]) -> dict[int, float]:
+        """Agent -> score of those that are finished; NaN for one that diverged."""
+        found: dict[int, float] = {}
+        for chunk in chunks:
+            if chunk.number in done:
+                metrics, returns, _ = self._read(chunk)
+                values = results.scores(metrics, returns)[0]
+                values = np.where(results.diverged(metrics), np.nan, values)
+                found |= dict(zip(chunk.agents, map(float, values), strict=True))
+        return found
+
+    def results(self) -> list[PointResult]:
+        """All points, once all their chunks are there.
+
+        Raises:
+            ConfigError: the sweep is not finished.
+        """
+        count = len(self.spec.seeds)
+        parts: dict[int, tuple] = {}
+        for chunk in read_plan(self.path):
+            if not self._arrays(chunk.number).with_suffix(".json").exists():
+                continue
+            metrics, returns, _ = self._read(chunk)
+            scores, spreads = results.scores(metrics, returns)
+            failed, curves = results.diverged(metrics), results.binned(metrics, self.spec.parts)
+            for i, agent in enumerate(chunk.agents):
+                one = {name: x[i] for name, x in curves.items()}
+                parts[agent] = (one, scores[i], spreads[i], failed[i])
+        missing = len(self.spec.configs) * count - len(parts)
+        if missing:
+            raise ConfigError(
+                f"{missing} of {len(self.spec.configs) * count} agents of {self.path} are not "
+                f"trained yet; go on with --run-dir {self.path} --resume"
+            )
+        found = []
+        for p, (point, config) in enumerate(zip(self.spec.points, self.spec.configs, strict=True)):
+            mine, *rest = zip(*(parts[p * count + s] for s in range(count)), strict=True)
+            curves = {name: np.stack([m[name] for m in mine]) for name in mine[0]}
+            steps = self._env_steps(config)
+            found.append(
+                PointResult(point, config, self.spec.seeds, steps, curves, *map(np.array, rest))
+            )
+        return results.penalise(found)
+
+    def _env_steps(self, config: TrainConfig) -> np.ndarray:
+        cuts = results.edges(config.num_updates, self.spec.parts)[1:]
+        return cuts * config.num_envs * config.num_steps
+
+    def _arrays(self, number: int) -> Path:
+        return self.path / "chunks" / f"{number:05d}.npz"
+
+    def _verify(self, manifest: Path, planned: Chunk) -> None:
+        again = f"delete {manifest.parent / manifest.stem}.* to have it made again"
+        try:
+            content = json.loads(manifest.read_text())
+            chunk = Chunk(**{f: content[f] for f in Chunk._fields})
+            whole = content["sha256"] == _sha256(manifest.with_suffix(".npz"))
+            sweep = content["sweep"]
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            raise ConfigError(f"{manifest} is damaged ({error!r}); {again}") from error
+        if sweep != self.spec.digest:
+            raise ConfigError(f"{manifest} is of another sweep; move it away")
+        if chunk._replace(agents=tuple(chunk.agents)) != planned:
+            raise ConfigError(f"{manifest} does not agree with plan.json; {again}")
+        if not whole:
+            raise ConfigError(
+                f"{manifest.with_suffix('.npz')} is damaged: its digest is another; {again}"
+            )
+
+    def _read(self, chunk: Chunk) -> tuple[dict[str, np.ndarray], np.ndarray, np.ndarray]:
+        with np.load(self._arrays(chunk.number)) as arrays:
+            metrics = {name: arrays[name] for name in arrays.files}
+        return metrics, metrics.pop("returns"), metrics.pop("whole")
+
+    def _append(self, finished: Finished) -> None:
+        path = self.path / "results.csv"
+        with path.open("a", newline="") as file:
+            if not file.tell():
+                csv.writer(file, lineterminator="\n").writerow(COLUMNS)
+            self._write_rows(file, finished.chunk, finished.metrics, finished.returns)
+
+    def _write_rows(
+        self,
+        file: Any,
+        chunk: Chunk,
+        metrics: dict[str, np.ndarray],
+        returns: np.ndarray,
+        _: Any = None,
+    ) -> None:
+        """Tidy rows of a chunk: point, seed, env_step, metric, value."""
+        curves = results.binned(metrics, self.spec.parts)
+        for i, agent in enumerate(chunk.agents):
+            point, s = divmod(agent, len(self.spec.seeds))
+            steps = self._env_steps(self.spec.configs[point])
+            head = f"{point},{self.spec.seeds[s]}"
+            for name, x in curves.items():
+                file.writelines(
+                    f"{head},{step},{name},{value:.7g}\n"
+                    for step, value in zip(steps, x[i], strict=True)
+                )
+            if returns.shape[1]:
+                file.write(f"{head},{steps[-1]},eval_return,{returns[i].mean():.7g}\n")
+
+
+def read_spec(path: Path) -> tuple[Spec, dict[str, Any]]:
+    """(what a sweep computes, its other options) from its folder.
+
+    Raises:
+        ConfigError: it is no sweep, or its sweep.json is damaged.
+    """
+    if not (path / MARK).is_file():
+        what = "a run of ppo_jax.train" if (path / "config.json").exists() else "not a sweep"
+        raise ConfigError(f"{path} is {what}: it has no {MARK}")
+    try:
+        content = json.loads((path / MARK).read_text())
+        return Spec.from_json(content["sweep"]), dict(content["options"])
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise ConfigError(f"{path / MARK} is damaged: {error}") from error
+
+
+def first_device(path: Path) -> str:
+    """What a sweep began on."""
+    return json.loads((path / MARK).read_text())["sessions"][0]["device"]
+
+
+def read_plan(path: Path) -> list[Chunk]:
+    """The chunks of a sweep; none before the first was planned.
+
+    Raises:
+        ConfigError: plan.json is damaged, or gone although there are chunks.
+    """
+    file = path / "plan.json"
+    if not file.exists():
+        if any((path / "chunks").glob("*.json")):
+            raise ConfigError(f"{file} is gone, and with it the widths of the finished chunks")
+        return []
+    try:
+        return [
+            Chunk(**c)._replace(agents=tuple(c["agents"])) for c in json.loads(file.read_text())
+        ]
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise ConfigError(f"{file} is damaged: {error!r}") from error
+
+
+def write_table(path: Path, rows: list[dict[str, Any]]) -> None:
+    """Rows as CSV; None is empty."""
+    names = [*dict.fromkeys(name for row in rows for name in row)]
+    with path.open("w", newline="") as file:
+        writer = csv.DictWriter(file, names, lineterminator="\n")
+        writer.writeheader()
+        writer.writerows(rows)
+
+
+def agent_rows(found: Sequence[PointResult], threshold: float | None) -> Iterator[dict[str, Any]]:
+    """A row per agent: its score and how it got there."""
+    for p, r in enumerate(found):
+        mark = r.threshold(threshold)
+        steps = r.steps_to(mark) if mark is not None else np.full(len(r.seeds), np.inf)
+        for s, seed in enumerate(r.seeds):
+            yield {
+                "point": p,
+                **r.point,
+                "seed": seed,
+                "status": "diverged" if r.diverged[s] else "finished",
+                "score": round(float(r.score[s]), 6),
+                "score_std": round(float(r.spread[s]), 6),
+                "area": round(float(r.area[s]), 6),
+                "steps_to_threshold": int(steps[s]) if np.isfinite(steps[s]) else None,
+            }
+
+
+def _sha256(path: Path) -> str:
+    return hashlib.sha256(path.read_bytes()).hexdigest()

@@ -1,0 +1,86 @@
+"""Statistics of runs, against rliable 1.2.0 and against closed forms."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from scipy import stats
+
+from ppo_jax import statistics
+
+GOLDEN = np.load(Path(__file__).parent / "golden/rliable.npz")
+X, Y = ([*GOLDEN[name].T] for name in "xy")  # a stratum per task
+
+
+def assert_interval(found, expected):
+    """Both are bootstraps of thousands of resamples, with draws of their own."""
+    width = expected[1] - expected[0]
+    np.testing.assert_allclose(found, expected, atol=0.03 * width + 1e-12)
+
+
+def test_the_interquartile_mean_is_that_of_rliable():
+    np.testing.assert_allclose(statistics.interquartile_mean(*X), GOLDEN["iqm_x"][0])
+    np.testing.assert_allclose(statistics.interquartile_mean(*Y), GOLDEN["iqm_y"][0])
+
+
+def test_its_interval_is_stratified_like_that_of_rliable():
+    found = statistics.interval(X, resamples=20_000)
+    assert_interval(found, GOLDEN["iqm_ci_x"].ravel())
+    pooled = statistics.interval([np.concatenate(X)], resamples=20_000)
+    assert np.ptp(pooled) > 1.05 * np.ptp(found)  # not the same as without strata
+
+
+def test_the_mean_and_its_interval_are_those_of_rliable():
+    np.testing.assert_allclose(statistics.mean(*X), GOLDEN["mean_x"][0])
+    found = statistics.interval(X, statistics.mean, resamples=20_000)
+    assert_interval(found, GOLDEN["mean_ci_x"].ravel())
+
+
+def test_the_performance_profile_is_that_of_rliable():
+    marks = GOLDEN["taus"]
+    np.testing.assert_allclose(statistics.performance_profile(X, marks), GOLDEN["profile"])
+    above = [statistics.above(x, marks) for x in X]
+    found = statistics.interval(above, statistics.mean, resamples=5000)
+    np.testing.assert_allclose(found, GOLDEN["profile_ci"], atol=1.01 / 36)  # a run of 36
+
+
+def test_the_probability_of_improvement_is_that_of_rliable_and_scipy():
+    found = statistics.probability_of_improvement(*X, *Y)
+    np.testing.assert_allclose(found, GOLDEN["poi"][0])
+    u = [stats.mannwhitneyu(x, y).statistic / x.size / y.size for x, y in zip(X, Y, strict=True)]
+    np.testing.assert_allclose(found, np.mean(u))
+    interval = statistics.interval([*X, *Y], statistics.probability_of_improvement, resamples=5000)
+    assert_interval(interval, GOLDEN["poi_ci"].ravel())
+
+
+def test_curves_are_resampled_by_seed():
+    """Points of a curve share their draws: a constant shift of all moves both ends as much."""
+    curve = np.random.default_rng(0).normal(size=(20, 5))
+    curve[:, 1] = curve[:, 0] + 3
+    low, high = statistics.interval([curve])
+    np.testing.assert_allclose(low[1] - low[0], 3)
+    np.testing.assert_allclose(high[1] - high[0], 3)
+
+
+def test_the_difference_of_equals_covers_nothing_else():
+    x = np.random.default_rng(1).normal(size=40)
+    assert statistics.difference(x, x) == 0
+    low, high = statistics.interval([x + 10, x], statistics.difference)
+    assert low < 10 < high
+    assert low > 8
+
+
+def test_a_single_seed_has_no_interval():
+    assert np.isnan(statistics.interval([np.array([3.0])])).all()
+
+
+def test_an_interval_covers_as_often_as_it_says():
+    """Of a mean of 30 normal draws, 95 % nominal covers about 93 %."""
+    rng = np.random.default_rng(2)
+    covered = 0
+    for k in range(400):
+        low, high = statistics.interval(
+            [rng.normal(size=30)], statistics.mean, resamples=400, seed=k
+        )
+        covered += low < 0 < high
+    assert covered / 400 == pytest.approx(0.93, abs=0.04)

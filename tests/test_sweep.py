@@ -1,0 +1,241 @@
+"""Many agents in one program: the same agents as alone, whatever the devices and the memory."""
+
+import dataclasses
+import logging
+import os
+import subprocess
+import sys
+
+import jax
+import numpy as np
+import pytest
+
+from ppo_jax import config as configs
+from ppo_jax.config import ConfigError
+from ppo_jax.sweep import program, run_seeds, run_sweep
+from ppo_jax.sweep import schedule as schedules
+from ppo_jax.sweep.program import even_width, fit
+from ppo_jax.sweep.schedule import Schedule, group_agents
+from ppo_jax.train import build
+
+
+def small(**changes):
+    """One size for all, so that few programs have to be compiled."""
+    values = {"num_envs": 4, "num_steps": 32, "total_timesteps": 640, "hidden": (16, 16)}
+    return configs.make(preset="none", **values | changes)
+
+
+def changed(config, **floats):
+    return dataclasses.replace(config, hyper=dataclasses.replace(config.hyper, **floats))
+
+
+def alone(config, seed, updates):
+    """The metrics of a single agent's first updates."""
+    static, floats = program.structure(config)
+    step = jax.jit(lambda state, floats: build(configs.merge(static, floats)).step(state))
+    state, rows = jax.jit(build(config).init)(jax.random.key(seed)), []
+    for _ in range(updates):
+        state, metrics = step(state, floats)
+        rows.append(metrics)
+    return {name: np.array([r[name] for r in rows]) for name in rows[0]}
+
+
+def assert_close(found, expected, at, tolerance=1e-5):
+    for name, x in expected.items():
+        got = np.asarray(found[name])[at][: len(x)]
+        np.testing.assert_allclose(got, x, rtol=tolerance, atol=tolerance, err_msg=name)
+
+
+def test_eight_learning_rates_of_sixteen_seeds_are_one_program(caplog):
+    """Compiled once, and four of its agents are what they are alone."""
+    rates = [*np.geomspace(1e-4, 1e-2, 8)]
+    config = small()
+    with jax.log_compiles(), caplog.at_level(logging.WARNING, "jax"):
+        points, metrics = run_sweep(config, {"learning_rate": rates}, 16, batch_size=128)
+    compiled = [m for m in caplog.messages if "Finished XLA compilation of jit(chunk)" in m]
+    assert len(compiled) == 1, caplog.messages
+    assert metrics["loss"].shape == (8, 16, 5)
+    assert len({metrics["loss"][p, 0, 4] for p in range(8)}) == 8
+    for p, s in ((0, 0), (2, 15), (5, 7), (7, 3)):
+        assert_close(metrics, alone(changed(config, learning_rate=rates[p]), s, 5), (p, s))
+
+
+def test_a_seed_is_that_of_train():
+    """run_seeds counts from the configuration's own seed, which is `--seed` of the command."""
+    config = small(seed=5)
+    state, metrics = run_seeds(config, 3)
+    for s in range(3):
+        assert_close(metrics, alone(config, 5 + s, 5), s)
+    assert metrics["episodes"].shape == (3, 5)
+    assert state.update.tolist() == [5, 5, 5]
+    assert state.learner.step.shape == (3,)
+
+
+def test_an_agent_at_the_same_width_is_the_same_bits():
+    """A chunk again, and among other chunks: width 3 of 3 seeds, and of 6."""
+    first, metrics = run_seeds(small(), 3, batch_size=3)
+    again, repeated = run_seeds(small(), [0, 1, 2, 9, 10, 11], batch_size=3)
+    for name, x in metrics.items():
+        np.testing.assert_array_equal(x, repeated[name][:3], err_msg=name)
+    same = jax.tree.map(lambda a, b: np.array_equal(a, b[:3]), first.learner, again.learner)
+    assert all(jax.tree.leaves(same))
+
+
+def test_other_widths_round_differently_and_begin_alike():
+    _, wide = run_seeds(small(), 5, batch_size=4)
+    _, narrow = run_seeds(small(), 5, batch_size=3)  # both with a last chunk that is padded
+    for name, x in wide.items():
+        np.testing.assert_allclose(x[:, :2], narrow[name][:, :2], rtol=1e-4, atol=1e-5)
+
+
+def test_structure_is_compiled_once_per_value_and_floats_ride_along():
+    config = small()
+    points = {"num_steps": [16, 32], "clip_eps": [0.1, 0.2], "total_timesteps": [640]}
+    groups = group_agents([*settings(config, points)], [0, 1])
+    assert [len(g.agents) for g in groups] == [4, 4]
+    assert groups[0].agents == (0, 1, 2, 3)
+    assert groups[0].floats[2]["clip_eps"] == 0.2
+    with pytest.raises(ConfigError, match="10 or 5 updates|5 or 10 updates"):
+        run_sweep(config, {"num_steps": [16, 32]}, 1)
+
+
+def settings(config, points):
+    from ppo_jax.sweep.points import configure, grid
+
+    return (configure(config, p) for p in grid(points))
+
+
+def test_another_algorithm_sweeps_what_is_its_own():
+    config = small(algorithm="trpo")
+    _, metrics = run_sweep(config, {"max_kl": [1e-3, 1e-2]}, 2, episodes=3)
+    assert metrics["eval_return"].shape == (2, 2, 3)
+    assert (metrics["kl"][0] < metrics["kl"][1]).all()
+    assert_close(metrics, alone(changed(config, max_kl=1e-2), 1, 2), (1, 1), 1e-4)
+
+
+def test_one_agent_that_diverges_leaves_the_others_alone():
+    config = changed(small(), learning_rate=1e-3)
+    _, metrics = run_sweep(config, {"learning_rate": [1e-3, 1e30]}, 2, batch_size=4)
+    assert not np.isfinite(metrics["loss"][1]).all()
+    assert np.isfinite(metrics["loss"][0]).all()
+    assert_close(metrics, alone(config, 1, 3), (0, 1))
+
+
+@pytest.mark.parametrize(
+    ("seeds", "says"),
+    [(0, "must be >= 1"), ([], "at least one"), ([1, 1], "once"), ([-1], "out of range")],
+)
+def test_seeds_that_cannot_be_are_refused(seeds, says):
+    with pytest.raises(ConfigError, match=says):
+        run_seeds(small(), seeds)
+
+
+def test_points_that_cannot_be_are_refused():
+    with pytest.raises(ConfigError, match="did you mean clip_eps"):
+        run_sweep(small(), {"clip_ep": [0.1]}, 2)
+    with pytest.raises(ConfigError, match="clip_eps"):
+        run_sweep(small(), {"clip_eps": [-1.0]}, 2)
+    with pytest.raises(ConfigError, match="batch_size"):
+        run_seeds(small(), 2, batch_size=0)
+
+
+def test_chunks_are_equal_and_hardly_padded():
+    assert even_width(128, 8, 2) == 8
+    assert even_width(20, 8, 2) == 5  # two rounds of 2 x 5
+    assert even_width(1, 8, 2) == 1
+    assert even_width(17, 8, 1) == 6  # three chunks of 6, one place empty
+
+
+def test_memory_decides_the_width(monkeypatch):
+    """By the compiler's account of the program, before it runs."""
+    compiled = []
+
+    def compile_at(width):
+        compiled.append(width)
+        return program.Program(width, (device,), None, None, None, bytes_needed=width * 100)
+
+    (device,) = jax.devices()[:1]
+    monkeypatch.setattr(program, "CPU_WIDTH", 64)
+    monkeypatch.setattr(program, "memory_of", lambda devices: 3000)
+    assert fit(64, compile_at, [device]).width == 22  # three chunks in 2,550 bytes
+    assert compiled == [64, 22]
+    monkeypatch.setattr(program, "memory_of", lambda devices: 50)
+    assert fit(64, compile_at, [device]).width == 1
+
+
+def test_the_compilers_account_grows_with_the_width():
+    static, _ = program.structure(small())
+    needs = [
+        program.compile_program(static, None, width, jax.devices()[:1], 0).bytes_needed
+        for width in (4, 16)
+    ]
+    assert 2 * needs[0] < needs[1] < 5 * needs[0]
+
+
+def test_running_out_of_memory_halves_the_chunks_and_goes_on(monkeypatch):
+    """The round that failed is done again, narrower; nothing that was finished is."""
+    config = small()
+    train, widths = schedules.train, []
+
+    def out_of_memory_at_four(program, seeds, *rest):
+        widths.append(program.width)
+        if program.width == 4 and len(widths) > 1:
+            raise jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: Out of memory allocating 1 byte")
+        return train(program, seeds, *rest)
+
+    monkeypatch.setattr(schedules, "train", out_of_memory_at_four)
+    plans = []
+    made = Schedule(
+        group_agents([config], range(8)), jax.devices()[:1], 4, on_plan=lambda c: plans.append([*c])
+    )
+    finished = [*made.run()]
+    assert widths == [4, 4, 2, 2]
+    assert [f.chunk.agents for f in finished] == [(0, 1, 2, 3), (4, 5), (6, 7)]
+    assert [c.number for c in plans[-1]] == [0, 2, 3] and made.programs == 2
+    expected = run_seeds(config, range(4, 8), batch_size=2)[1]["loss"]
+    np.testing.assert_array_equal(
+        np.concatenate([f.metrics["loss"] for f in finished[1:]]), expected
+    )
+
+
+def test_a_single_agent_that_does_not_fit_is_an_error_that_says_so(monkeypatch):
+    def never(*_):
+        raise jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: Out of memory allocating 9 bytes")
+
+    monkeypatch.setattr(schedules, "train", never)
+    with pytest.raises(
+        ConfigError, match="one agent alone does not fit .*num_envs x num_steps = 128"
+    ):
+        run_seeds(small(), 2, batch_size=2)
+
+
+SHARDED = """
+import sys
+import jax, numpy as np
+from ppo_jax import config
+from ppo_jax.sweep import run_seeds
+small = config.make(preset="none", num_envs=4, num_steps=32, total_timesteps=640, hidden=(16, 16))
+_, metrics = run_seeds(small, 16, batch_size=int(sys.argv[1]))
+np.savez(sys.argv[2], devices=len(jax.devices()), **metrics)
+"""
+
+
+def test_eight_devices_give_the_numbers_of_one(tmp_path):
+    """Of two bit for bit, at the same width on each; of one alike to rounding, so at first."""
+    found = {}
+    for devices in (8, 2):
+        file = tmp_path / f"{devices}.npz"
+        flags = f"--xla_force_host_platform_device_count={devices}"
+        subprocess.run(
+            [sys.executable, "-c", SHARDED, "2", str(file)],
+            env={n: v for n, v in os.environ.items() if n != "JAX_NUM_CPU_DEVICES"}
+            | {"XLA_FLAGS": flags},
+            check=True,
+            timeout=300,
+        )
+        found[devices] = dict(np.load(file))
+        assert found[devices].pop("devices") == devices
+    _, one = run_seeds(small(), 16, batch_size=2, devices=jax.devices()[:1])
+    for name, x in found[8].items():
+        np.testing.assert_array_equal(x, found[2][name], err_msg=name)
+        np.testing.assert_allclose(x[:, :2], one[name][:, :2], rtol=1e-4, atol=1e-5, err_msg=name)

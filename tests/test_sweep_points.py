@@ -1,0 +1,132 @@
+"""From --vary to configurations."""
+
+import math
+
+import numpy as np
+import pytest
+
+from ppo_jax import config as configs
+from ppo_jax.config import ConfigError
+from ppo_jax.sweep.points import configure, grid, label, parse_vary, sample, text
+
+KNOWN = configs.options("ppo")
+
+
+def vary(*words):
+    return parse_vary(words, KNOWN)
+
+
+def test_lists_are_crossed_the_last_fastest():
+    points = grid(vary("learning_rate=1e-4,3e-4", "clip_eps=0.1,0.2,0.3"))
+    assert len(points) == 6
+    assert points[:2] == [
+        {"learning_rate": 1e-4, "clip_eps": 0.1},
+        {"learning_rate": 1e-4, "clip_eps": 0.2},
+    ]
+
+
+def test_nothing_varied_is_one_point():
+    assert grid(vary()) == [{}]
+    assert label({}) == "baseline"
+
+
+@pytest.mark.parametrize(
+    ("word", "values"),
+    [
+        ("num-envs=4,8", [4, 8]),
+        ("total_timesteps=5e5,1e6", [500_000, 1_000_000]),
+        ("hidden=64x64,32", [(64, 64), (32,)]),
+        ("target_kl=none,0.02", [None, 0.02]),
+        ("normalize_obs=true,False", [True, False]),
+        ("activation=tanh,relu", ["tanh", "relu"]),
+        ("anneal_timesteps=inf,1e6", [math.inf, 1e6]),
+    ],
+)
+def test_values_have_the_type_of_their_option(word, values):
+    (found,) = vary(word).values()
+    assert found == values
+    assert [type(v) for v in found] == [type(v) for v in values]
+
+
+def test_a_value_reads_as_it_is_written():
+    for word in ("hidden=64x64,32", "target_kl=none,0.02", "learning_rate=0.00025,1e-05"):
+        ((name, values),) = vary(word).items()
+        assert vary(f"{name}={','.join(map(text, values))}") == {name: values}
+
+
+@pytest.mark.parametrize(
+    ("word", "says"),
+    [
+        ("learning_rate", "write name=a,b,c"),
+        ("learning_rat=1", "did you mean learning_rate"),
+        ("seed=1,2", "--seeds"),
+        ("learning_rate=fast", "'fast' is not of type float"),
+        ("num_envs=1.5", "'1.5' is not of type int"),
+        ("num_envs=log:1:8", "only real numbers have a range"),
+        ("normalize_obs=maybe", "'maybe' is not of type bool"),
+        ("learning_rate=log:0:1", "starts above 0"),
+        ("learning_rate=log:1e-2:1e-4", "low must be less than high"),
+        ("learning_rate=log:1e-4", "a range is log:low:high"),
+        ("learning_rate=log:1e-4:1e-2:1", "at least two values"),
+        ("learning_rate=1e-3,0.001", "gives a value twice"),
+    ],
+)
+def test_what_cannot_vary_is_refused(word, says):
+    with pytest.raises(ConfigError, match=says):
+        vary(word)
+
+
+def test_a_name_given_twice_is_refused():
+    with pytest.raises(ConfigError, match="twice"):
+        vary("clip_eps=0.1", "clip-eps=0.2")
+
+
+def test_a_range_is_cut_or_sampled():
+    assert grid(vary("learning_rate=log:1e-4:1e-2:3")) == [
+        {"learning_rate": 1e-4},
+        {"learning_rate": 1e-3},
+        {"learning_rate": 1e-2},
+    ]
+    assert [p["gamma"] for p in grid(vary("gamma=lin:0.9:1:3"))] == [0.9, 0.95, 1.0]
+    with pytest.raises(ConfigError, match="--sample"):
+        grid(vary("learning_rate=log:1e-4:1e-2"))
+
+
+@pytest.mark.parametrize("sampler", ["sobol", "uniform"])
+def test_random_search_covers_its_space_evenly(sampler):
+    varied = vary("learning_rate=log:1e-5:1e-1", "gamma=lin:0.9:1", "num_envs=4,8")
+    points = sample(varied, 256, sampler)
+    assert points == sample(varied, 256, sampler)  # seeded
+    assert points != sample(varied, 256, sampler, seed=1)
+    decades = np.floor(np.log10([p["learning_rate"] for p in points]))
+    shares = np.unique(decades, return_counts=True)[1] / 256
+    np.testing.assert_allclose(shares, 0.25, atol=0.08)
+    assert np.mean([p["gamma"] for p in points]) == pytest.approx(0.95, abs=0.01)
+    assert np.mean([p["num_envs"] == 4 for p in points]) == pytest.approx(0.5, abs=0.1)
+
+
+def test_sobol_is_more_even_than_chance():
+    varied = vary("learning_rate=log:1e-5:1e-1")
+    shares = {}
+    for sampler in ("sobol", "uniform"):
+        rates = [p["learning_rate"] for p in sample(varied, 64, sampler)]
+        counts, _ = np.histogram(np.log10(rates), bins=16, range=(-5, -1))
+        shares[sampler] = counts.std()
+    assert shares["sobol"] < 0.5 < shares["uniform"]
+
+
+def test_points_are_distinct():
+    varied = vary("clip_eps=0.1,0.2", "num_envs=4,8")
+    points = sample(varied, 4)
+    assert len({str(p) for p in points}) == 4
+    with pytest.raises(ConfigError, match="only 4 combinations"):
+        sample(varied, 5)
+    with pytest.raises(ConfigError, match="something to draw"):
+        sample({}, 5)
+
+
+def test_a_point_that_cannot_work_is_named():
+    base = configs.make(preset="none")
+    with pytest.raises(ConfigError, match="point num_envs=3 minibatches=5: .*does not divide"):
+        configure(base, {"num_envs": 3, "minibatches": 5})
+    assert configure(base, {"clip_eps": 0.3}).hyper.clip_eps == 0.3

@@ -1,0 +1,356 @@
+"""Sweeps on disk: what they leave; stopped, killed and resumed; refused."""
+
+import csv
+import json
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+
+from ppo_jax.config import ConfigError
+from ppo_jax.play import load
+from ppo_jax.run_directory import RunDirectory
+from ppo_jax.sweep import command, run_seeds, session
+from ppo_jax.sweep.results import diverged
+from ppo_jax.sweep.store import Store, read_spec
+
+FLAGS = [
+    "--preset", "none", "--num-envs", "4", "--num-steps", "32", "--total-timesteps", "640",
+    "--hidden", "16", "16", "--vary", "learning_rate=1e-3,1e-2", "--seeds", "3",
+    "--batch-size", "2", "--eval-episodes", "4",
+]  # fmt: skip
+COLUMNS = ["point", "seed", "env_step", "metric", "value"]
+
+
+def sweep(path: Path, *more: str, flags=FLAGS) -> int:
+    return command._sweep([*flags, "--run-dir", str(path), *more])
+
+
+def table(path: Path) -> bytes:
+    return (path / "results.csv").read_bytes() + (path / "agents.csv").read_bytes()
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory):
+    path = tmp_path_factory.mktemp("sweeps") / "a"
+    assert sweep(path, "--confirm", "2") == 0
+    return path
+
+
+def copy(source: Path, target: Path) -> Path:
+    import shutil
+
+    return Path(shutil.copytree(source, target))
+
+
+def test_a_sweep_leaves_what_is_promised(finished):
+    with (finished / "results.csv").open() as file:
+        rows = [*csv.DictReader(file)]
+    assert [*rows[0]] == COLUMNS
+    assert {(r["point"], r["seed"]) for r in rows} == {(p, s) for p in "01" for s in "012"}
+    returns = [r for r in rows if r["metric"] == "episode_return" and r["point"] == "1"]
+    assert [int(r["env_step"]) for r in returns[:5]] == [128, 256, 384, 512, 640]
+    evaluations = [r for r in rows if r["metric"] == "eval_return"]
+    assert len(evaluations) == 6 and {r["env_step"] for r in evaluations} == {"640"}
+    summary = json.loads((finished / "summary.json").read_text())
+    assert (summary["points"], summary["seeds"]) == (2, 3)
+    session = summary["last_session"]
+    assert (session["compiled_programs"], session["env_steps"]) == (1, 6 * 640)
+    page = (finished / "report.html").read_text()
+    assert page.count("data:image/png") == 4 and "Sensitivity to learning_rate" in page
+    spec, options = read_spec(finished)
+    assert spec.points == [{"learning_rate": 1e-3}, {"learning_rate": 1e-2}]
+    assert options["confirm"] == 2
+
+
+def test_the_table_holds_the_numbers_of_run_seeds(finished):
+    spec, _ = read_spec(finished)
+    _, metrics = run_seeds(spec.configs[1], 3, batch_size=2)
+    found = Store(finished, spec).results()[1]
+    np.testing.assert_allclose(found.metrics["loss"], metrics["loss"], rtol=1e-4, atol=1e-5)
+    assert not diverged(metrics).any()
+    with (finished / "results.csv").open() as file:
+        values = [float(r["value"]) for r in csv.DictReader(file) if r["metric"] == "loss"]
+    np.testing.assert_allclose(values[15:20], found.metrics["loss"][0], rtol=1e-6)
+
+
+def test_the_best_agent_of_each_point_is_kept_and_plays(finished):
+    with (finished / "agents.csv").open() as file:
+        agents = [*csv.DictReader(file)]
+    kept = sorted(p.name for p in (finished / "agents").iterdir())
+    expected = []
+    for p in "01":
+        best = max((a for a in agents if a["point"] == p), key=lambda a: float(a["score"]))
+        expected.append(f"point000{p}_seed{best['seed']}")
+    assert kept == expected
+    config, program, state = load(finished / "agents" / kept[0])
+    assert int(state.update) == 5 and config.hyper.learning_rate == 1e-3
+    saved = json.loads((finished / "agents" / kept[0] / "summary.json").read_text())
+    assert saved["eval_return_mean"] == pytest.approx(
+        max(float(a["score"]) for a in agents if a["point"] == "0")
+    )
+
+
+def test_the_best_point_is_confirmed_on_seeds_that_did_not_choose_it(finished):
+    spec, _ = read_spec(finished / "confirm")
+    assert spec.seeds == (3, 4)
+    assert len(spec.configs) == 1
+    summary = json.loads((finished / "summary.json").read_text())
+    assert summary["confirmed"][0]["seeds"] == 2
+    assert summary["best"] == f"learning_rate={spec.configs[0].hyper.learning_rate:g}"
+    page = (finished / "report.html").read_text()
+    assert "nothing else" in page and "choosing it" in page
+    assert "An interval from so few seeds is too narrow" in page
+
+
+KILLED = """
+import os, signal, sys
+from ppo_jax.sweep import command, store
+append, calls = store.Store._append, []
+def append_half(self, finished):
+    calls.append(1)
+    if len(calls) == 2:
+        with (self.path / "results.csv").open("a") as file:
+            file.write("0,2,128,los")
+        os.kill(os.getpid(), signal.SIGKILL)
+    append(self, finished)
+store.Store._append = append_half
+command._sweep(sys.argv[1:])
+"""
+
+
+def test_kill_minus_nine_in_the_middle_leaves_the_table_of_an_uninterrupted_sweep(
+    finished, tmp_path
+):
+    """Killed while it writes the second of three chunks, its rows half there."""
+    path = tmp_path / "killed"
+    environment = os.environ | {"JAX_COMPILATION_CACHE_DIR": os.environ["PPO_JAX_TEST_CACHE"]}
+    killed = subprocess.run(
+        [sys.executable, "-c", KILLED, *FLAGS, "--run-dir", str(path)],
+        env=environment,
+        timeout=300,
+        check=False,
+    )
+    assert killed.returncode == -signal.SIGKILL
+    assert [p.name for p in (path / "chunks").glob("*.json")] == ["00000.json"]
+    first = (path / "chunks/00000.npz").stat().st_mtime_ns
+    assert command._sweep(["--run-dir", str(path), "--resume"]) == 0
+    assert table(path) == table(finished)
+    assert (path / "table.csv").read_bytes() == (finished / "table.csv").read_bytes()
+    assert (path / "chunks/00000.npz").stat().st_mtime_ns == first  # not made again
+    assert sorted(p.name for p in (path / "agents").iterdir()) == sorted(
+        p.name for p in (finished / "agents").iterdir()
+    )
+
+
+def test_a_signal_stops_between_slices_and_keeps_what_is_finished(
+    finished, tmp_path, monkeypatch, capsys
+):
+    watch = session._Session._watch
+
+    def stop_in_the_second(self, agents, update):
+        if self.finished and update > 1:
+            os.kill(os.getpid(), signal.SIGTERM)
+        watch(self, agents, update)
+
+    path = tmp_path / "stopped"
+    with monkeypatch.context() as patch:
+        patch.setattr(session._Session, "_watch", stop_in_the_second)
+        assert sweep(path) == 143
+    assert "--resume" in capsys.readouterr().out
+    assert not (path / "report.html").exists()
+    assert sweep(path, "--resume", "--keep", "all") == 0  # the same command again
+    assert table(path) == table(finished)
+    assert len([*(path / "agents").iterdir()]) >= 4
+    printed = capsys.readouterr().out
+    assert "layout: 2 chunks of 2 agents over 1 device (" in printed
+
+
+def test_resuming_what_is_finished_only_reports_again(finished, tmp_path):
+    path = copy(finished, tmp_path / "again")
+    before = table(path)
+    (path / "report.html").unlink()
+    assert command._sweep(["--run-dir", str(path), "--resume", "--threshold", "20"]) == 0
+    assert (path / "report.html").exists()
+    assert (path / "results.csv").read_bytes() in before
+    with (path / "table.csv").open() as file:
+        assert next(csv.DictReader(file))["threshold"] == "20.0"
+
+
+def damaged_arrays(path):
+    file = path / "chunks/00001.npz"
+    content = bytearray(file.read_bytes())
+    content[len(content) // 2] ^= 1
+    file.write_bytes(content)
+
+
+def damaged_manifest(path):
+    (path / "chunks/00001.json").write_text("{")
+
+
+def foreign_chunk(path):
+    file = path / "chunks/00001.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | {"sweep": "another"}))
+
+
+def lost_plan(path):
+    (path / "plan.json").unlink()
+
+
+def damaged_plan(path):
+    (path / "plan.json").write_text("[1]")
+
+
+def damaged_spec(path):
+    (path / "sweep.json").write_text('{"sweep": {}}')
+
+
+def lost_spec(path):
+    (path / "sweep.json").unlink()
+
+
+@pytest.mark.parametrize(
+    ("damage", "says"),
+    [
+        (damaged_arrays, "00001.npz is damaged.*delete .*to have it made again"),
+        (damaged_manifest, "00001.json is damaged"),
+        (foreign_chunk, "is of another sweep"),
+        (lost_plan, "plan.json is gone"),
+        (damaged_plan, "plan.json is damaged"),
+        (damaged_spec, "sweep.json is damaged"),
+        (lost_spec, "is not a sweep: it has no sweep.json"),
+    ],
+)
+def test_a_damaged_sweep_is_refused_with_the_reason(finished, tmp_path, damage, says):
+    path = copy(finished, tmp_path / "damaged")
+    damage(path)
+    with pytest.raises(ConfigError, match=says):
+        command._sweep(["--run-dir", str(path), "--resume"])
+
+
+def test_a_deleted_chunk_is_made_again(finished, tmp_path):
+    path = copy(finished, tmp_path / "less")
+    for file in (path / "chunks").glob("00001.*"):
+        file.unlink()
+    assert command._sweep(["--run-dir", str(path), "--resume"]) == 0
+    assert table(path) == table(finished)
+
+
+def test_a_foreign_directory_is_refused(finished, tmp_path):
+    (tmp_path / "figures").mkdir()
+    (tmp_path / "figures/mine.png").write_text("")
+    with pytest.raises(ConfigError, match="not a sweep and not empty"):
+        sweep(tmp_path)
+    with pytest.raises(ConfigError, match="not a sweep and not empty"):
+        sweep(tmp_path, "--overwrite")
+    run = tmp_path / "run"
+    run.mkdir()
+    (run / "config.json").write_text("{}")
+    with pytest.raises(ConfigError, match="not a sweep and not empty"):
+        sweep(run, "--overwrite")
+    with pytest.raises(ConfigError, match="a run of ppo_jax.train"):
+        sweep(run, "--resume")
+    with pytest.raises(ConfigError, match="not a run and not empty"):
+        RunDirectory(copy(finished, tmp_path / "sweep"))
+
+
+def test_a_finished_sweep_is_not_overwritten_by_accident(finished):
+    with pytest.raises(ConfigError, match="already holds a sweep; continue it with"):
+        sweep(finished)
+
+
+@pytest.mark.parametrize(
+    ("more", "says"),
+    [
+        (["--seeds", "4"], "these differ: seeds"),
+        (["--gamma", "0.5"], "these differ: gamma"),
+        (["--batch-size", "3"], "--batch-size 2, given 3"),
+        (["--overwrite"], "without --overwrite"),
+    ],
+)
+def test_a_resumed_sweep_is_the_same_sweep(finished, more, says):
+    with pytest.raises(ConfigError, match=says):
+        sweep(finished, "--resume", *more)
+
+
+@pytest.mark.parametrize(
+    ("more", "says"),
+    [
+        (["--vary", "num_envs=3", "--minibatches", "5"], "does not divide"),
+        (["--vary", "env=Nowhere-v1"], "Nowhere-v1"),
+        (["--batch-size", "many"], "batch_size is 'many'"),
+        (["--sample", "9"], "only 2 combinations"),
+        (["--seed", "4294967295"], "out of range"),
+    ],
+)
+def test_bad_input_is_refused_before_anything_is_written(tmp_path, more, says):
+    with pytest.raises(Exception, match=says):
+        sweep(tmp_path / "new", *more)
+    assert not (tmp_path / "new").exists()
+
+
+def test_two_sweeps_are_compared(finished, tmp_path, capsys):
+    words = ["--compare", str(finished), str(finished), "--run-dir", str(tmp_path / "out")]
+    assert command._sweep(words) == 0
+    assert "IQM of [a: learning_rate" in capsys.readouterr().out
+    numbers = json.loads((tmp_path / "out/comparison.json").read_text())["difference"]
+    assert numbers["CartPole-v1"]["difference"] == 0
+    assert numbers["CartPole-v1"]["probability_of_improvement"] == 0.5
+    assert "data:image/png" in (tmp_path / "out/comparison.html").read_text()
+    with pytest.raises(ConfigError, match="--compare only reads; --seeds"):
+        command._sweep([*words, "--seeds", "3"])
+    with pytest.raises(ConfigError, match="holds a sweep"):
+        command._sweep([*words[:3], "--run-dir", str(finished)])
+
+
+def test_the_algorithm_and_the_environment_may_vary():
+    """Each starts from its own preset; flags hold for all."""
+    words = [
+        "--vary",
+        "algorithm=ppo,a2c",
+        "--vary",
+        "env=CartPole-v1,Pendulum-v1",
+        "--gamma",
+        "0.9",
+    ]
+    base = command.base_config(words)
+    config, values = command.parse(words, base, command.OPTIONS, {}, "", "")
+    points = command.PointOptions(vary=values["vary"])
+    spec = command.build_spec(words, config, points)
+    found = [(c.algorithm, c.env, c.num_steps, c.hyper.gamma) for c in spec.configs]
+    assert found == [
+        ("ppo", "CartPole-v1", 64, 0.9),
+        ("ppo", "Pendulum-v1", 128, 0.9),
+        ("a2c", "CartPole-v1", 16, 0.9),
+        ("a2c", "Pendulum-v1", 32, 0.9),
+    ]
+
+
+def test_the_command_gives_each_core_a_device(tmp_path):
+    """Where nothing else was asked for."""
+    code = (
+        "import jax; from ppo_jax.sweep.command import one_device_per_core as f; f(); "
+        "print(len(jax.devices()))"
+    )
+    counts = {}
+    for flags in ("", "--xla_force_host_platform_device_count=3"):
+        environment = {n: v for n, v in os.environ.items() if n != "JAX_NUM_CPU_DEVICES"}
+        environment["XLA_FLAGS"] = flags
+        counts[flags] = int(
+            subprocess.run(
+                [sys.executable, "-c", code], env=environment, capture_output=True, check=True
+            ).stdout
+        )
+    assert [*counts.values()] == [len(os.sched_getaffinity(0)), 3]
+    devices = jax.devices()
+    os.environ.pop("JAX_NUM_CPU_DEVICES")
+    try:
+        command.one_device_per_core()  # too late for this process, and no error
+    finally:
+        os.environ["JAX_NUM_CPU_DEVICES"] = "1"
+    assert jax.devices() == devices
