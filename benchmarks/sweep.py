@@ -1,0 +1,215 @@
+"""How wide a sweep should be on this machine, and how long 128 agents take.
+
+python -m benchmarks.sweep                                  widths, then 128 agents
+python -m benchmarks.sweep --widths                         on one device, and on one per core
+python -m benchmarks.sweep --purejaxrl PATH --python EXE    128 agents beside PureJaxRL's, in turns
+python -m benchmarks.sweep --table                          print the committed results
+
+PATH is the folder of PureJaxRL's ppo.py, EXE a Python that can run it (gymnax<1, distrax). Both
+train CartPole-v1 for 500,000 steps with PureJaxRL's own configuration: 4 environments of 128 steps,
+4 epochs of 4 minibatches, two layers of 64, learning rate 2.5e-4 falling to 0. Tables go to
+benchmarks/results/sweep_width.csv and sweep_128.csv.
+"""
+
+import dataclasses
+import json
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import tyro
+
+from benchmarks.table import RESULTS, merge, read
+from ppo_jax import config as configs
+from ppo_jax import report
+from ppo_jax.sweep import program, run_seeds
+from ppo_jax.sweep.command import one_device_per_core
+
+WIDTHS = (1, 2, 4, 8, 16, 32, 64)
+PEER = """
+import json, sys, time
+sys.path.insert(0, sys.argv[1])
+import jax
+from ppo import make_train
+config = json.loads(sys.argv[2])
+train = jax.jit(jax.vmap(make_train(config)))
+keys = jax.random.split(jax.random.key(0), int(sys.argv[3]))
+started = time.perf_counter()
+compiled = train.lower(keys).compile()
+middle = time.perf_counter()
+metrics = jax.block_until_ready(compiled(keys))["metrics"]
+end = time.perf_counter()
+done, returns = metrics["returned_episode"][:, -40:], metrics["returned_episode_returns"][:, -40:]
+last = float((returns * done).sum() / done.sum())
+print(json.dumps([jax.__version__, middle - started, end - middle, last]))
+"""
+OURS = """
+import json, sys
+from benchmarks.sweep import agents
+print(json.dumps(agents(int(sys.argv[1]))))
+"""
+
+
+@dataclasses.dataclass(frozen=True)
+class Options:
+    """Measure sweeps.
+
+    Attributes:
+        widths: only the widths.
+        purejaxrl: folder of PureJaxRL's ppo.py.
+        python: that runs it.
+        seeds: of the runs beside it; with others than 128 nothing is written.
+        rounds: how often each.
+        table: only print the committed results, as the documentation has them.
+    """
+
+    widths: bool = False
+    purejaxrl: Path | None = None
+    python: str = sys.executable
+    seeds: int = 128
+    rounds: int = 2
+    table: bool = False
+
+
+def config() -> configs.TrainConfig:
+    """PureJaxRL's configuration of CartPole."""
+    return configs.make(
+        preset="none",
+        env="CartPole-v1",
+        total_timesteps=500_000,
+        num_envs=4,
+        num_steps=128,
+        learning_rate=2.5e-4,
+        entropy_coef=0.01,
+        epochs=4,
+        minibatches=4,
+    )
+
+
+PEER_CONFIG = {
+    "LR": 2.5e-4, "NUM_ENVS": 4, "NUM_STEPS": 128, "TOTAL_TIMESTEPS": 5e5, "UPDATE_EPOCHS": 4,
+    "NUM_MINIBATCHES": 4, "GAMMA": 0.99, "GAE_LAMBDA": 0.95, "CLIP_EPS": 0.2, "ENT_COEF": 0.01,
+    "VF_COEF": 0.5, "MAX_GRAD_NORM": 0.5, "ACTIVATION": "tanh", "ENV_NAME": "CartPole-v1",
+    "ANNEAL_LR": True, "DEBUG": False,
+}  # fmt: skip
+
+
+def width_row(width: int, devices: list[jax.Device], seconds: float = 2.0) -> dict[str, Any]:
+    """Environment steps per second of all agents at a width, compilation apart."""
+    static, floats = program.structure(config())
+    started = time.perf_counter()
+    made = program.compile_program(static, None, width, devices, 0)
+    compiling = time.perf_counter() - started
+    arrays = {name: jnp.full(made.agents, value) for name, value in floats.items()}
+    state = made.init(jnp.arange(made.agents, dtype=jnp.uint32), arrays)
+    rates, count = [], max(1, 64 // made.agents)
+    for _ in range(4):
+        started = time.perf_counter()
+        state, _ = jax.block_until_ready(made.advance(state, arrays, jnp.int32(count)))
+        taken = time.perf_counter() - started
+        rates.append(count * 512 * made.agents / taken)
+        count = min(program.SLICE, max(1, int(count * seconds / taken)))
+    return {
+        "devices": len(devices),
+        "width": width,
+        "steps_per_second": round(max(rates[1:])),
+        "compile_seconds": round(compiling, 1),
+        "device": report.device(),
+        "jax": jax.__version__,
+    }
+
+
+def measure_widths() -> None:
+    """Every width on one device and on one per core."""
+    for devices in (jax.devices()[:1], jax.devices()):
+        for width in WIDTHS:
+            row = width_row(width, devices)
+            print(row, flush=True)
+            order = {"devices": [str(k) for k in range(1, 257)], "width": [*map(str, WIDTHS)]}
+            merge(RESULTS / "sweep_width.csv", [{k: str(v) for k, v in row.items()}], order)
+
+
+def agents(seeds: int) -> list[Any]:
+    """[version, seconds of everything, return at the end of training] of a run of many seeds."""
+    one_device_per_core()
+    started = time.perf_counter()
+    _, metrics = run_seeds(config(), seeds)
+    seconds = time.perf_counter() - started
+    episodes, returns = metrics["episodes"][:, -40:], metrics["episode_return"][:, -40:]
+    last = float((np.nan_to_num(returns) * episodes).sum() / episodes.sum())
+    return [jax.__version__, seconds, last]
+
+
+def measure_agents(options: Options) -> None:
+    """128 agents of ours and of PureJaxRL's, in turns, each in a process of its own."""
+    found: dict[str, list] = {"ppo_jax": [], "PureJaxRL": []}
+    for _ in range(options.rounds):
+        version, seconds, last = _run([sys.executable, "-c", OURS, str(options.seeds)])
+        found["ppo_jax"].append((version, seconds, last))
+        if options.purejaxrl is not None:
+            words = [str(options.purejaxrl), json.dumps(PEER_CONFIG), str(options.seeds)]
+            version, compiling, running, last = _run([options.python, "-c", PEER, *words])
+            found["PureJaxRL"].append((version, compiling + running, last))
+        print(found, flush=True)
+    rows = [
+        {
+            "implementation": name,
+            "agents": options.seeds,
+            "seconds": round(float(np.median([r[1] for r in runs])), 1),
+            "fastest": round(min(r[1] for r in runs), 1),
+            "slowest": round(max(r[1] for r in runs), 1),
+            "steps_per_second": round(options.seeds * 5e5 / float(np.median([r[1] for r in runs]))),
+            "return_at_end": round(float(np.mean([r[2] for r in runs])), 1),
+            "jax": runs[0][0],
+            "device": f"cpu x {os.cpu_count()}",
+        }
+        for name, runs in found.items()
+        if runs
+    ]
+    for row in rows:
+        print(row)
+    if options.seeds == Options.seeds:
+        merge(RESULTS / "sweep_128.csv", rows, {"implementation": [*found]})
+
+
+def _run(command: list[str]) -> list[Any]:
+    result = subprocess.run(command, capture_output=True, text=True, check=False)
+    if result.returncode:
+        raise SystemExit(f"{' '.join(command[:1])} failed:\n{result.stderr[-2000:]}")
+    return json.loads(result.stdout.splitlines()[-1])
+
+
+def markdown() -> str:
+    """The tables of the documentation."""
+    widths = read(RESULTS / "sweep_width.csv")
+    counts = [*dict.fromkeys(r["devices"] for r in widths)]
+    rate = {(r["devices"], r["width"]): int(r["steps_per_second"]) for r in widths}
+    lines = ["| agents per device | " + " | ".join(map(str, WIDTHS)) + " |"]
+    lines += ["|---|" + "---|" * len(WIDTHS)]
+    for count in counts:
+        cells = [f"{rate[count, str(w)] / 1000:.0f} k" for w in WIDTHS]
+        name = "1 device" if count == "1" else f"{count} devices"
+        lines.append(f"| {name} | " + " | ".join(cells) + " |")
+    return "\n".join(lines) + "\n"
+
+
+def main(options: Options) -> None:
+    """Measure and print."""
+    if options.table:
+        print(markdown(), end="")
+        return
+    if options.purejaxrl is None:
+        one_device_per_core()
+        measure_widths()
+    if not options.widths:
+        measure_agents(options)
+
+
+if __name__ == "__main__":
+    main(tyro.cli(Options))
