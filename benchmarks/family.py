@@ -10,32 +10,28 @@ behind it to family_seeds.csv, the learning curves to family_curves.csv, the fig
 """
 
 import dataclasses
-import itertools
-import os
 import time
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import tyro
-from jax.sharding import Mesh, PartitionSpec
 from rich.console import Console
 from rich.table import Table
-from scipy import stats
 
 from benchmarks.table import RESULTS, merge, read
 from ppo_jax import config as configs
 from ppo_jax import report
 from ppo_jax.algorithms import ALGORITHMS
-from ppo_jax.evaluate import evaluate
-from ppo_jax.train import build
+from ppo_jax.statistics import interquartile_mean, interval
+from ppo_jax.sweep import run_sweep
+from ppo_jax.sweep.command import one_device_per_core
+from ppo_jax.sweep.results import binned, filled
 from ppo_jax.types import did_you_mean
 
 SEEDS = 32
 EPISODES = 128
 BINS = 50
-RESAMPLES = 2000
 STEPS = {
     "CartPole-v1": 500_000,
     "CartPoleContinuous-v1": 300_000,
@@ -80,73 +76,16 @@ def config_of(method: str, env: str, steps: int) -> configs.TrainConfig:
     return configs.make(env=env, algorithm=algorithm, total_timesteps=steps, **changes)
 
 
-def measure(config: configs.TrainConfig, seeds: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """(greedy returns [S], episodes finished [S, U], their mean return [S, U])."""
-    program = build(config)
-
-    def one(seed: jax.Array) -> Any:
-        key = jax.random.key(seed)
-
-        def step(state: Any, _: None) -> Any:
-            state, metrics = program.step(state)
-            return state, (metrics["episodes"], metrics["episode_return"])
-
-        state, curve = jax.lax.scan(step, program.init(key), None, config.num_updates)
-        result = evaluate(
-            jax.random.fold_in(key, 0xE7A1),
-            state.learner.params,
-            state.rollout.moments,
-            env=program.env,
-            policy=program.policy,
-            episodes=EPISODES,
-        )
-        return jnp.mean(result.episode_return), *curve
-
-    devices = jax.devices()
-    width = len(devices) if seeds % len(devices) == 0 else 1
-    sharded = jax.shard_map(
-        jax.vmap(one),
-        mesh=Mesh(np.array(devices[:width]), ("seed",)),
-        in_specs=PartitionSpec("seed"),
-        out_specs=PartitionSpec("seed"),
-        check_vma=False,
-    )
-    return tuple(np.asarray(x) for x in jax.jit(sharded)(jnp.arange(seeds, dtype=jnp.uint32)))
-
-
-def interquartile_mean(x: np.ndarray) -> np.ndarray:
-    """Over the first axis, the mean of the middle half."""
-    return stats.trim_mean(x, 0.25, axis=0)
-
-
-def interval(x: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """The 95 % percentile bootstrap interval of the interquartile mean over seeds [S, ...]."""
-    draws = np.random.default_rng(0).integers(0, len(x), (RESAMPLES, len(x)))
-    means = np.stack([interquartile_mean(x[d]) for d in draws])
-    low, high = np.percentile(means, [2.5, 97.5], axis=0)
-    return low, high
-
-
-def curve_of(episodes: np.ndarray, returns: np.ndarray) -> np.ndarray:
-    """[S, BINS] the mean return of the episodes that finished in each part of the run.
-
-    A part in which none finished repeats the one before.
-    """
-    edges = np.linspace(0, episodes.shape[1], BINS + 1).astype(int)
-    total = np.where(episodes > 0, episodes * np.nan_to_num(returns), 0.0)
-    parts = []
-    for low, high in itertools.pairwise(edges):
-        count = episodes[:, low:high].sum(axis=1)
-        mean = total[:, low:high].sum(axis=1) / np.maximum(count, 1)
-        parts.append(np.where(count > 0, mean, parts[-1] if parts else np.nan))
-    curve = np.stack(parts, axis=1)
-    first = np.array([next(iter(row[np.isfinite(row)]), np.nan) for row in curve])
-    return np.where(np.isnan(curve), first[:, None], curve)
+def measure(config: configs.TrainConfig, seeds: int) -> tuple[np.ndarray, dict[str, np.ndarray]]:
+    """(greedy returns [S], metrics [S, U])."""
+    _, metrics = run_sweep(config, [{}], seeds, episodes=EPISODES)
+    metrics = {name: x[0] for name, x in metrics.items()}
+    return metrics.pop("eval_return").mean(axis=-1), metrics
 
 
 def row_of(method: str, env: str, steps: int, returns: np.ndarray, seconds: float) -> dict:
     """A line of the table."""
-    low, high = interval(returns)
+    low, high = interval([returns])
     return {
         "env": env,
         "method": method,
@@ -167,7 +106,7 @@ def row_of(method: str, env: str, steps: int, returns: np.ndarray, seconds: floa
 
 def curve_rows(method: str, env: str, steps: int, curve: np.ndarray) -> list[dict]:
     """The learning curve as rows: steps, interquartile mean, interval."""
-    low, high = interval(curve)
+    low, high = interval([curve])
     middle = interquartile_mean(curve)
     return [
         {
@@ -244,14 +183,13 @@ def main(options: Options) -> None:
     for names, known in ((options.methods, METHODS), (options.envs, ENVS)):
         for name in set(names) - set(known):
             raise SystemExit(f"unknown {name!r}; {did_you_mean(name, known)}")
-    # One device per core: seeds are trained side by side.
-    jax.config.update("jax_num_cpu_devices", os.cpu_count())
+    one_device_per_core()
     order = {"env": [*ENVS], "method": [*METHODS]}
     for env in options.envs:
         for method in options.methods:
             started = time.perf_counter()
             config = config_of(method, env, options.steps or STEPS[env])
-            returns, episodes, means = measure(config, options.seeds)
+            returns, metrics = measure(config, options.seeds)
             row = row_of(
                 method, env, config.total_timesteps, returns, time.perf_counter() - started
             )
@@ -263,7 +201,8 @@ def main(options: Options) -> None:
             if config.total_timesteps != STEPS[env] or options.seeds < SEEDS:
                 continue
             steps = config.num_updates * config.num_envs * config.num_steps
-            curve = curve_rows(method, env, steps, curve_of(episodes, means))
+            means = filled(binned(metrics, BINS)["episode_return"])
+            curve = curve_rows(method, env, steps, means)
             merge(RESULTS / "family.csv", [row], order)
             merge(RESULTS / "family_seeds.csv", per_seed, order)
             merge(RESULTS / "family_curves.csv", curve, order)

@@ -1,6 +1,6 @@
 """What the presets reach, over many seeds, against published marks.
 
-python -m benchmarks.learning                      every short task, 64 seeds in vmapped chunks
+python -m benchmarks.learning                      every short task, 64 seeds, swept
 python -m benchmarks.learning --tasks breakout     a long one, in resumable runs
 python -m benchmarks.learning --list
 
@@ -16,7 +16,6 @@ from pathlib import Path
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import tyro
 from rich.console import Console
@@ -26,9 +25,9 @@ from scipy import stats
 from benchmarks.table import RESULTS, merge, read
 from ppo_jax import config as configs
 from ppo_jax import report
-from ppo_jax.evaluate import evaluate
 from ppo_jax.runner import RunOptions, run
-from ppo_jax.train import build
+from ppo_jax.sweep import run_sweep
+from ppo_jax.sweep.command import one_device_per_core
 from ppo_jax.types import did_you_mean
 
 RUNS = Path("runs/learning")
@@ -107,45 +106,21 @@ class Options:
     Attributes:
         tasks: names, or every short one.
         seeds: per task; None: the task's own number.
-        width: seeds trained together in one program.
         list: only print the tasks.
         table: only print the committed results, as the README has them.
     """
 
     tasks: tuple[str, ...] = tuple(n for n, t in TASKS.items() if not t.long)
     seeds: int | None = None
-    width: int = 32
     list: bool = False
     table: bool = False
 
 
-def vmapped_returns(task: Task, seeds: int, width: int) -> np.ndarray:
-    """[seeds] greedy returns, `width` seeds in one program at a time."""
-    config = configs.make(preset=task.preset, total_timesteps=task.steps)
-    program = build(config)
-
-    @jax.jit
-    @jax.vmap
-    def train_and_evaluate(seed: jax.Array) -> jax.Array:
-        key = jax.random.key(seed)
-        state, _ = jax.lax.scan(
-            lambda state, _: program.step(state), program.init(key), None, config.num_updates
-        )
-        result = evaluate(
-            jax.random.fold_in(key, 0xE7A1),
-            state.learner.params,
-            state.rollout.moments,
-            env=program.env,
-            policy=program.policy,
-            episodes=EPISODES,
-        )
-        return jnp.mean(result.episode_return)
-
-    chunks = []
-    for first in range(0, seeds, width):
-        chunk = jnp.arange(first, first + width, dtype=jnp.uint32) + FIRST_SEED
-        chunks.append(np.asarray(train_and_evaluate(chunk)))
-    return np.concatenate(chunks)[:seeds]
+def swept_returns(task: Task, seeds: int) -> np.ndarray:
+    """[seeds] greedy returns."""
+    config = configs.make(preset=task.preset, total_timesteps=task.steps, seed=FIRST_SEED)
+    _, metrics = run_sweep(config, [{}], seeds, episodes=EPISODES)
+    return metrics["eval_return"][0].mean(axis=-1)
 
 
 def resumable_returns(name: str, task: Task, seeds: int) -> tuple[np.ndarray, float]:
@@ -274,6 +249,8 @@ def main(options: Options) -> None:
     unknown = set(options.tasks) - set(TASKS)
     if unknown:
         raise SystemExit(f"unknown task {min(unknown)!r}; {did_you_mean(min(unknown), TASKS)}")
+    if not any(TASKS[name].long for name in options.tasks):
+        one_device_per_core()
     for name in options.tasks:
         task = TASKS[name]
         seeds = options.seeds or task.seeds
@@ -281,7 +258,7 @@ def main(options: Options) -> None:
         if task.long:
             returns, seconds = resumable_returns(name, task, seeds)
         else:
-            returns = vmapped_returns(task, seeds, min(options.width, seeds))
+            returns = swept_returns(task, seeds)
             seconds = time.perf_counter() - started
         row = row_of(name, task, returns, seconds)
         per_seed = [

@@ -92,7 +92,7 @@ def above(scores: np.ndarray, thresholds: np.ndarray) -> np.ndarray:
 def probability_of_improvement(*strata: np.ndarray, axis: int = 0) -> np.ndarray:
     """P(X > Y) + P(X = Y) / 2 of a run of X and one of Y, mean over tasks (section 4.4 there).
 
-    The Mann-Whitney statistic over the number of pairs.
+    The Mann-Whitney statistic over the number of pairs, from ranks.
 
     Args:
         strata: those of X and then those of Y, [S_k, ...] each.
@@ -104,8 +104,10 @@ def probability_of_improvement(*strata: np.ndarray, axis: int = 0) -> np.ndarray
     middle = len(strata) // 2
     shares = []
     for x, y in zip(strata[:middle], strata[middle:], strict=True):
-        x, y = np.moveaxis(x, axis, -1)[..., :, None], np.moveaxis(y, axis, -1)[..., None, :]
-        shares.append(((x > y) + 0.5 * (x == y)).mean((-2, -1)))
+        n, m = x.shape[axis], y.shape[axis]
+        ranks = stats.rankdata(np.concatenate([x, y], axis), axis=axis)
+        of_x = np.take(ranks, np.arange(n), axis).sum(axis)
+        shares.append((of_x - n * (n + 1) / 2) / (n * m))
     return np.mean(shares, axis=0)
 
 

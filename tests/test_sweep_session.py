@@ -28,7 +28,7 @@ COLUMNS = ["point", "seed", "env_step", "metric", "value"]
 
 
 def sweep(path: Path, *more: str, flags=FLAGS) -> int:
-    return command._sweep([*flags, "--run-dir", str(path), *more])
+    return command.run_command([*flags, "--run-dir", str(path), *more])
 
 
 def table(path: Path) -> bytes:
@@ -120,7 +120,7 @@ def append_half(self, finished):
         os.kill(os.getpid(), signal.SIGKILL)
     append(self, finished)
 store.Store._append = append_half
-command._sweep(sys.argv[1:])
+command.run_command(sys.argv[1:])
 """
 
 
@@ -139,7 +139,7 @@ def test_kill_minus_nine_in_the_middle_leaves_the_table_of_an_uninterrupted_swee
     assert killed.returncode == -signal.SIGKILL
     assert [p.name for p in (path / "chunks").glob("*.json")] == ["00000.json"]
     first = (path / "chunks/00000.npz").stat().st_mtime_ns
-    assert command._sweep(["--run-dir", str(path), "--resume"]) == 0
+    assert command.run_command(["--run-dir", str(path), "--resume"]) == 0
     assert table(path) == table(finished)
     assert (path / "table.csv").read_bytes() == (finished / "table.csv").read_bytes()
     assert (path / "chunks/00000.npz").stat().st_mtime_ns == first  # not made again
@@ -175,7 +175,7 @@ def test_resuming_what_is_finished_only_reports_again(finished, tmp_path):
     path = copy(finished, tmp_path / "again")
     before = table(path)
     (path / "report.html").unlink()
-    assert command._sweep(["--run-dir", str(path), "--resume", "--threshold", "20"]) == 0
+    assert command.run_command(["--run-dir", str(path), "--resume", "--threshold", "20"]) == 0
     assert (path / "report.html").exists()
     assert (path / "results.csv").read_bytes() in before
     with (path / "table.csv").open() as file:
@@ -230,14 +230,14 @@ def test_a_damaged_sweep_is_refused_with_the_reason(finished, tmp_path, damage, 
     path = copy(finished, tmp_path / "damaged")
     damage(path)
     with pytest.raises(ConfigError, match=says):
-        command._sweep(["--run-dir", str(path), "--resume"])
+        command.run_command(["--run-dir", str(path), "--resume"])
 
 
 def test_a_deleted_chunk_is_made_again(finished, tmp_path):
     path = copy(finished, tmp_path / "less")
     for file in (path / "chunks").glob("00001.*"):
         file.unlink()
-    assert command._sweep(["--run-dir", str(path), "--resume"]) == 0
+    assert command.run_command(["--run-dir", str(path), "--resume"]) == 0
     assert table(path) == table(finished)
 
 
@@ -296,16 +296,16 @@ def test_bad_input_is_refused_before_anything_is_written(tmp_path, more, says):
 
 def test_two_sweeps_are_compared(finished, tmp_path, capsys):
     words = ["--compare", str(finished), str(finished), "--run-dir", str(tmp_path / "out")]
-    assert command._sweep(words) == 0
+    assert command.run_command(words) == 0
     assert "IQM of [a: learning_rate" in capsys.readouterr().out
     numbers = json.loads((tmp_path / "out/comparison.json").read_text())["difference"]
     assert numbers["CartPole-v1"]["difference"] == 0
     assert numbers["CartPole-v1"]["probability_of_improvement"] == 0.5
     assert "data:image/png" in (tmp_path / "out/comparison.html").read_text()
     with pytest.raises(ConfigError, match="--compare only reads; --seeds"):
-        command._sweep([*words, "--seeds", "3"])
+        command.run_command([*words, "--seeds", "3"])
     with pytest.raises(ConfigError, match="holds a sweep"):
-        command._sweep([*words[:3], "--run-dir", str(finished)])
+        command.run_command([*words[:3], "--run-dir", str(finished)])
 
 
 def test_the_algorithm_and_the_environment_may_vary():

@@ -8,7 +8,7 @@ import time
 import warnings
 from contextlib import suppress
 from pathlib import Path
-from typing import Annotated, NoReturn
+from typing import Annotated, Any, NoReturn
 
 import jax
 import tyro
@@ -22,7 +22,7 @@ from ppo_jax.sweep.points import Point, configure, grid, parse_vary, sample
 from ppo_jax.sweep.publish import compare
 from ppo_jax.sweep.run import seed_numbers
 from ppo_jax.sweep.session import SweepOptions
-from ppo_jax.sweep.store import Spec, SweepDirectory, first_device, read_spec
+from ppo_jax.sweep.store import Spec, SweepDirectory, first_session, read_spec
 from ppo_jax.types import option
 
 PROGRAM = "python -m ppo_jax.sweep"
@@ -53,10 +53,11 @@ OPTIONS = {
 
 def sweep(arguments: list[str] | None = None) -> NoReturn:
     """`python -m ppo_jax.sweep`."""
-    exit_with(lambda: _sweep(sys.argv[1:] if arguments is None else arguments))
+    exit_with(lambda: run_command(sys.argv[1:] if arguments is None else arguments))
 
 
-def _sweep(arguments: list[str]) -> int:
+def run_command(arguments: list[str]) -> int:
+    """The command as a function: its exit code, or an exception for what a person can mend."""
     one_device_per_core()
     given = {w[2:].partition("=")[0].replace("-", "_") for w in arguments if w.startswith("--")}
     base = base_config(arguments)
@@ -166,18 +167,26 @@ def _resume(
                 f"the sweep has --batch-size {kept['batch_size']}, given {options.batch_size}; "
                 "another width rounds differently, so it stays"
             )
-    began = first_device(path)
-    if began != report.device():
-        warnings.warn(
-            f"the sweep began on {began} and goes on on {report.device()}: agents trained from "
-            "here on agree with those of an uninterrupted sweep to rounding only",
-            stacklevel=1,
-        )
+    _warn_of_another_machine(first_session(path))
     kept = {n: v for n, v in kept.items() if n not in given}
     options = dataclasses.replace(options, **kept)
     session.check(spec)
     with SweepDirectory(path) as directory:
         return session.run(spec, options, directory, resume=True)
+
+
+def _warn_of_another_machine(first: dict[str, Any]) -> None:
+    """Say so where the rest of a sweep will not have the bits that it would have had."""
+    before = {"device": first["device"], **first["versions"]}
+    now = {"device": report.device(), **report.versions()}
+    names = ("device", "jax", "jaxlib", "ppo_jax")
+    changed = [f"{n} was {before.get(n)} and is {now[n]}" for n in names if before.get(n) != now[n]]
+    if changed:
+        warnings.warn(
+            f"{', '.join(changed)}: agents trained from here on agree with those of an "
+            "uninterrupted sweep to rounding only",
+            stacklevel=1,
+        )
 
 
 def _refuse_changes(saved: Spec, wanted: Spec) -> None:

@@ -106,15 +106,17 @@ def seed_numbers(config: TrainConfig, seeds: int | Sequence[int]) -> list[int]:
     Raises:
         ConfigError: none, one given twice, or one out of range.
     """
-    if isinstance(seeds, bool) or (isinstance(seeds, int) and seeds < 1):
-        raise ConfigError(f"seeds is {seeds!r}; it must be >= 1")
-    numbers = [config.seed + i for i in range(seeds)] if isinstance(seeds, int) else [*seeds]
+    if isinstance(seeds, int | np.integer):
+        if isinstance(seeds, bool) or seeds < 1:
+            raise ConfigError(f"seeds is {seeds!r}; it must be >= 1")
+        seeds = range(config.seed, config.seed + int(seeds))
+    numbers = [int(n) for n in seeds]
     if not numbers or len({*numbers}) < len(numbers):
         raise ConfigError(f"seeds are {numbers}; there must be at least one, each of them once")
     wrong = [n for n in numbers if not 0 <= n < 2**32]
     if wrong:
         raise ConfigError(f"seed {wrong[0]} is out of range; seeds are >= 0 and < 2**32")
-    return [int(n) for n in numbers]
+    return numbers
 
 
 def _listed(config: TrainConfig, points: Mapping | Sequence[Point]) -> list[Point]:

@@ -276,9 +276,9 @@ def read_spec(path: Path) -> tuple[Spec, dict[str, Any]]:
         raise ConfigError(f"{path / MARK} is damaged: {error}") from error
 
 
-def first_device(path: Path) -> str:
-    """What a sweep began on."""
-    return json.loads((path / MARK).read_text())["sessions"][0]["device"]
+def first_session(path: Path) -> dict[str, Any]:
+    """What a sweep began on: device and versions."""
+    return json.loads((path / MARK).read_text())["sessions"][0]
 
 
 def read_plan(path: Path) -> list[Chunk]:
