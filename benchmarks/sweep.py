@@ -16,6 +16,7 @@ import json
 import os
 import subprocess
 import sys
+import tempfile
 import time
 from pathlib import Path
 from typing import Any
@@ -28,8 +29,9 @@ import tyro
 from benchmarks.table import RESULTS, merge, read
 from ppo_jax import config as configs
 from ppo_jax import report
-from ppo_jax.sweep import program, run_seeds
+from ppo_jax.sweep import program
 from ppo_jax.sweep.command import one_device_per_core
+from ppo_jax.sweep.store import Store, read_spec
 
 WIDTHS = (1, 2, 4, 8, 16, 32, 64)
 PEER = """
@@ -49,11 +51,18 @@ done, returns = metrics["returned_episode"][:, -40:], metrics["returned_episode_
 last = float((returns * done).sum() / done.sum())
 print(json.dumps([jax.__version__, middle - started, end - middle, last]))
 """
-OURS = """
-import json, sys
-from benchmarks.sweep import agents
-print(json.dumps(agents(int(sys.argv[1]))))
-"""
+# What differs from ppo_jax's plain defaults in PureJaxRL's configuration.
+OURS = {
+    "env": "CartPole-v1",
+    "total_timesteps": 500_000,
+    "num_envs": 4,
+    "num_steps": 128,
+    "learning_rate": 2.5e-4,
+    "entropy_coef": 0.01,
+    "epochs": 4,
+    "minibatches": 4,
+    "value_clip_eps": 0.2,
+}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -79,17 +88,7 @@ class Options:
 
 def config() -> configs.TrainConfig:
     """PureJaxRL's configuration of CartPole."""
-    return configs.make(
-        preset="none",
-        env="CartPole-v1",
-        total_timesteps=500_000,
-        num_envs=4,
-        num_steps=128,
-        learning_rate=2.5e-4,
-        entropy_coef=0.01,
-        epochs=4,
-        minibatches=4,
-    )
+    return configs.make(preset="none", **OURS)
 
 
 PEER_CONFIG = {
@@ -135,28 +134,39 @@ def measure_widths() -> None:
             merge(RESULTS / "sweep_width.csv", [{k: str(v) for k, v in row.items()}], order)
 
 
-def agents(seeds: int) -> list[Any]:
-    """[version, seconds of everything, return at the end of training] of a run of many seeds."""
-    one_device_per_core()
-    started = time.perf_counter()
-    _, metrics = run_seeds(config(), seeds)
-    seconds = time.perf_counter() - started
-    episodes, returns = metrics["episodes"][:, -40:], metrics["episode_return"][:, -40:]
-    last = float((np.nan_to_num(returns) * episodes).sum() / episodes.sum())
-    return [jax.__version__, seconds, last]
+def ours(seeds: int) -> list[Any]:
+    """[jax, seconds, return at the end of training] of the command: training, evaluation, report."""
+    flags = [w for n, v in OURS.items() for w in (f"--{n.replace('_', '-')}", str(v))]
+    words = ["-m", "ppo_jax.sweep", "--preset", "none", *flags, "--seeds", str(seeds)]
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "sweep"
+        started = time.perf_counter()
+        _run([sys.executable, *words, "--run-dir", str(path)])
+        seconds = time.perf_counter() - started
+        (result,) = Store(path, read_spec(path)[0]).results()
+    last = result.metrics
+    episodes = last["episodes"][:, -4:]
+    mean = (np.nan_to_num(last["episode_return"][:, -4:]) * episodes).sum() / episodes.sum()
+    return [jax.__version__, seconds, float(mean)]
+
+
+def theirs(options: Options) -> list[Any]:
+    """The same of PureJaxRL's function: compiling and training."""
+    words = [str(options.purejaxrl), json.dumps(PEER_CONFIG), str(options.seeds)]
+    out = _run([options.python, "-c", PEER, *words])
+    version, compiling, running, last = json.loads(out.splitlines()[-1])
+    return [version, compiling + running, last]
 
 
 def measure_agents(options: Options) -> None:
     """128 agents of ours and of PureJaxRL's, in turns, each in a process of its own."""
     found: dict[str, list] = {"ppo_jax": [], "PureJaxRL": []}
     for _ in range(options.rounds):
-        version, seconds, last = _run([sys.executable, "-c", OURS, str(options.seeds)])
-        found["ppo_jax"].append((version, seconds, last))
+        found["ppo_jax"].append(ours(options.seeds))
+        print("ppo_jax", found["ppo_jax"][-1], flush=True)
         if options.purejaxrl is not None:
-            words = [str(options.purejaxrl), json.dumps(PEER_CONFIG), str(options.seeds)]
-            version, compiling, running, last = _run([options.python, "-c", PEER, *words])
-            found["PureJaxRL"].append((version, compiling + running, last))
-        print(found, flush=True)
+            found["PureJaxRL"].append(theirs(options))
+            print("PureJaxRL", found["PureJaxRL"][-1], flush=True)
     rows = [
         {
             "implementation": name,
@@ -178,15 +188,15 @@ def measure_agents(options: Options) -> None:
         merge(RESULTS / "sweep_128.csv", rows, {"implementation": [*found]})
 
 
-def _run(command: list[str]) -> list[Any]:
+def _run(command: list[str]) -> str:
     result = subprocess.run(command, capture_output=True, text=True, check=False)
     if result.returncode:
-        raise SystemExit(f"{' '.join(command[:1])} failed:\n{result.stderr[-2000:]}")
-    return json.loads(result.stdout.splitlines()[-1])
+        raise SystemExit(f"{command[0]} failed:\n{result.stderr[-2000:]}")
+    return result.stdout
 
 
 def markdown() -> str:
-    """The tables of the documentation."""
+    """The tables of the documentation: widths, then 128 agents."""
     widths = read(RESULTS / "sweep_width.csv")
     counts = [*dict.fromkeys(r["devices"] for r in widths)]
     rate = {(r["devices"], r["width"]): int(r["steps_per_second"]) for r in widths}
@@ -196,6 +206,15 @@ def markdown() -> str:
         cells = [f"{rate[count, str(w)] / 1000:.0f} k" for w in WIDTHS]
         name = "1 device" if count == "1" else f"{count} devices"
         lines.append(f"| {name} | " + " | ".join(cells) + " |")
+    lines += [
+        "",
+        "| 128 agents | seconds | steps/s | return at the end | jax |",
+        "|---|---|---|---|---|",
+    ]
+    for r in read(RESULTS / "sweep_128.csv"):
+        rate = f"{int(r['steps_per_second']):,}"
+        cells = [r["implementation"], r["seconds"], rate, r["return_at_end"], r["jax"]]
+        lines.append("| " + " | ".join(cells) + " |")
     return "\n".join(lines) + "\n"
 
 
