@@ -135,7 +135,7 @@ def measure_widths() -> None:
 
 
 def ours(seeds: int) -> list[Any]:
-    """[jax, seconds, return at the end of training] of the command: training, evaluation, report."""
+    """[jax, seconds, last training returns] of the command: training, evaluation, report."""
     flags = [w for n, v in OURS.items() for w in (f"--{n.replace('_', '-')}", str(v))]
     words = ["-m", "ppo_jax.sweep", "--preset", "none", *flags, "--seeds", str(seeds)]
     with tempfile.TemporaryDirectory() as folder:

@@ -24,6 +24,7 @@ from ppo_jax import statistics
 from ppo_jax.sweep import command, run_sweep
 from ppo_jax.sweep.points import label
 from ppo_jax.sweep.publish import difference
+from ppo_jax.sweep.results import penalise
 from ppo_jax.sweep.store import Store, read_spec
 from ppo_jax.types import did_you_mean
 
@@ -45,7 +46,7 @@ class Search:
     steps: int
     before: dict[str, Any]
     vary: tuple[str, ...]
-    points: int = 24
+    points: int = 16
 
 
 SEARCHES = {
@@ -133,7 +134,7 @@ def row_of(name: str) -> dict[str, Any]:
     """The line of a finished search."""
     path = SWEEPS / name
     spec, _ = read_spec(path / "confirm")
-    (best,) = Store(path / "confirm", spec).results()
+    (best,) = penalise(Store(path / "confirm", spec).results())
     names = SEARCHES[name].before
     point = {n: v for n, v in configs.to_flat(best.config).items() if n in names}
     old = before(name)
@@ -184,7 +185,9 @@ def main(options: Options) -> None:
         path = SWEEPS / name
         words = words_of(name)
         print("python -m ppo_jax.sweep", " ".join(words), flush=True)
-        code = command.run_command([*words, *(["--resume"] if path.exists() else [])])
+        code = command.run_command(
+            [*words, *(["--resume"] if (path / "sweep.json").exists() else [])]
+        )
         if code:
             raise SystemExit("stopped; the same command goes on from here")
         shutil.copy(path / "report.html", kept / f"{name}.html")

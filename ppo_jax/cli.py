@@ -33,7 +33,7 @@ class _FirstPass(argparse.ArgumentParser):
 
     def error(self, message: str) -> NoReturn:
         """As any other bad input, without a usage of these few flags."""
-        raise ConfigError(f"{message}; see {PROGRAM} --help")
+        raise ConfigError(f"{message}; see --help")
 
 
 def train(arguments: list[str] | None = None) -> NoReturn:

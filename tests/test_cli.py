@@ -149,7 +149,7 @@ def command(*arguments: object) -> subprocess.CompletedProcess:
         (("--log-every", "0"), "log_every is 0; it must be >= 1"),
         (("--resume", "/dev/null"), "is not a run directory"),
         (("--config", "/nowhere/config.json"), "cannot read /nowhere/config.json"),
-        (("--config",), "expected one argument; see python -m ppo_jax.train --help"),
+        (("--config",), "expected one argument; see --help"),
         (("--preset", ""), "unknown preset ''"),
         (("--total-timesteps", "1e30"), "1.95e+27 rollouts; it must be at most"),
         (("--seed", "4294967296"), "seed is 4294967296; it must be >= 0 and <= 4294967295"),

@@ -62,25 +62,22 @@ def test_curves_are_resampled_by_seed():
     np.testing.assert_allclose(high[1] - high[0], 3)
 
 
-def test_the_difference_of_equals_covers_nothing_else():
+def test_the_interval_of_a_difference_is_around_it():
     x = np.random.default_rng(1).normal(size=40)
     assert statistics.difference(x, x) == 0
     low, high = statistics.interval([x + 10, x], statistics.difference)
-    assert low < 10 < high
-    assert low > 8
+    assert 8 < low < 10 < high < 12
 
 
 def test_a_single_seed_has_no_interval():
     assert np.isnan(statistics.interval([np.array([3.0])])).all()
 
 
-def test_an_interval_covers_as_often_as_it_says():
-    """Of a mean of 30 normal draws, 95 % nominal covers about 93 %."""
-    rng = np.random.default_rng(2)
-    covered = 0
+@pytest.mark.parametrize(("seeds", "share"), [(3, 0.75), (5, 0.89), (10, 0.93), (30, 0.94)])
+def test_an_interval_covers_as_often_as_the_report_says(seeds, share):
+    """Of the interquartile mean of normal scores, at 95 % nominal."""
+    rng, covered = np.random.default_rng(2), 0
     for k in range(400):
-        low, high = statistics.interval(
-            [rng.normal(size=30)], statistics.mean, resamples=400, seed=k
-        )
+        low, high = statistics.interval([rng.normal(size=seeds)], resamples=400, seed=k)
         covered += low < 0 < high
-    assert covered / 400 == pytest.approx(0.93, abs=0.04)
+    assert covered / 400 == pytest.approx(share, abs=0.04)

@@ -130,7 +130,18 @@ def test_seeds_that_cannot_be_are_refused(seeds, says):
         run_seeds(small(), seeds)
 
 
+def test_the_algorithm_may_vary_from_its_own_defaults():
+    from ppo_jax.sweep.points import configure
+
+    config = configure(small(), {"algorithm": "a2c", "learning_rate": 1e-2})
+    assert (config.algorithm, config.num_steps, config.hyper.learning_rate) == ("a2c", 32, 1e-2)
+    with pytest.raises(ConfigError, match="unknown option 'clip_eps'"):
+        configure(small(), {"algorithm": "a2c", "clip_eps": 0.1})
+
+
 def test_points_that_cannot_be_are_refused():
+    with pytest.raises(ConfigError, match="it cannot vary"):
+        run_sweep(small(), {"env": ["CartPole-v1"]}, 2, env="Acrobot-v1")
     with pytest.raises(ConfigError, match="did you mean clip_eps"):
         run_sweep(small(), {"clip_ep": [0.1]}, 2)
     with pytest.raises(ConfigError, match="clip_eps"):
@@ -189,6 +200,7 @@ def test_running_out_of_memory_halves_the_chunks_and_goes_on(monkeypatch):
         group_agents([config], range(8)), jax.devices()[:1], 4, on_plan=lambda c: plans.append([*c])
     )
     finished = [*made.run()]
+    assert [f.state().update.tolist() for f in finished] == [[5] * 4, [5] * 2, [5] * 2]
     assert widths == [4, 4, 2, 2]
     assert [f.chunk.agents for f in finished] == [(0, 1, 2, 3), (4, 5), (6, 7)]
     assert [c.number for c in plans[-1]] == [0, 2, 3] and made.programs == 2
@@ -196,6 +208,54 @@ def test_running_out_of_memory_halves_the_chunks_and_goes_on(monkeypatch):
     np.testing.assert_array_equal(
         np.concatenate([f.metrics["loss"] for f in finished[1:]]), expected
     )
+
+
+def test_the_last_chunk_may_run_out_of_memory_too(monkeypatch):
+    """Three agents in a program of four: halved, padded, and compiled as wide as it is said."""
+    train, widths = schedules.train, []
+
+    def out_of_memory_at_four(program, seeds, *rest):
+        widths.append((program.width, len(seeds)))
+        if program.width == 4:
+            raise jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: Out of memory")
+        return train(program, seeds, *rest)
+
+    monkeypatch.setattr(schedules, "train", out_of_memory_at_four)
+    chunks = [schedules.Chunk(0, 0, (0, 1, 2), 4)]
+    made = Schedule(group_agents([small()], range(3)), jax.devices()[:1], chunks=chunks)
+    assert [f.chunk.agents for f in made.run()] == [(0, 1), (2,)]
+    assert widths == [(4, 4), (2, 2), (2, 2)]
+
+
+def test_running_out_of_memory_while_compiling_is_the_same(monkeypatch):
+    compile_program = schedules.compile_program
+
+    def only_narrow(static, env, width, *rest):
+        if width > 2:
+            raise jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: Out of memory")
+        return compile_program(static, env, width, *rest)
+
+    monkeypatch.setattr(schedules, "compile_program", only_narrow)
+    _, metrics = run_seeds(small(), 4, batch_size=4)
+    np.testing.assert_array_equal(metrics["loss"], run_seeds(small(), 4, batch_size=2)[1]["loss"])
+    monkeypatch.setattr(schedules, "compile_program", lambda *_: only_narrow(0, 0, 3))
+    with pytest.raises(ConfigError, match="one agent alone does not fit"):
+        run_seeds(small(), 4)
+
+
+def test_no_device_is_left_to_repeat_another(monkeypatch):
+    """A batch size above a device's share would leave the others with padding alone."""
+    made = []
+
+    def compile_program(static, env, width, devices, episodes):
+        made.append(width)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(schedules, "compile_program", compile_program)
+    two = jax.devices()[:1] * 2
+    with pytest.raises(KeyboardInterrupt):
+        next(Schedule(group_agents([small()], range(9)), two, 100).run())
+    assert made == [5]
 
 
 def test_a_single_agent_that_does_not_fit_is_an_error_that_says_so(monkeypatch):

@@ -69,11 +69,12 @@ def test_a_value_reads_as_it_is_written():
         ("learning_rate=log:1e-4", "a range is log:low:high"),
         ("learning_rate=log:1e-4:1e-2:1", "at least two values"),
         ("learning_rate=1e-3,0.001", "gives a value twice"),
+        ("gamma=lin:0.99999991:0.99999994:4", "agree to six digits"),
     ],
 )
 def test_what_cannot_vary_is_refused(word, says):
     with pytest.raises(ConfigError, match=says):
-        vary(word)
+        grid(vary(word))
 
 
 def test_a_name_given_twice_is_refused():
@@ -90,6 +91,10 @@ def test_a_range_is_cut_or_sampled():
     assert [p["gamma"] for p in grid(vary("gamma=lin:0.9:1:3"))] == [0.9, 0.95, 1.0]
     with pytest.raises(ConfigError, match="--sample"):
         grid(vary("learning_rate=log:1e-4:1e-2"))
+    with pytest.raises(ConfigError, match="says how many values"):
+        sample(vary("learning_rate=log:1e-4:1e-2:3"), 2)
+    (ends,) = vary("gamma=lin:0.9:0.9999999").values()
+    assert ends.at(1.0) == 0.9999999  # rounding does not leave the range
 
 
 @pytest.mark.parametrize("sampler", ["sobol", "uniform"])

@@ -27,6 +27,7 @@ def point(scores, env="CartPole-v1", curve=None, diverged=None, **values):
         scores,
         np.zeros(len(scores)),
         np.zeros(len(scores), bool) if diverged is None else np.array(diverged),
+        np.zeros(len(scores), int),
     )
 
 
@@ -48,7 +49,7 @@ def test_parts_of_a_run_are_means_over_their_episodes():
 def test_a_gap_repeats_what_was_before():
     nan = np.nan
     curve = np.array([[nan, 1, nan, 3], [nan, nan, nan, nan], [5, nan, nan, 6.0]])
-    np.testing.assert_array_equal(filled(curve), [[1, 1, 1, 3], [0, 0, 0, 0], [5, 5, 5, 6]])
+    np.testing.assert_array_equal(filled(curve), [[1, 1, 1, 3], [nan] * 4, [5, 5, 5, 6]])
 
 
 def test_what_is_not_finite_has_diverged_unless_it_may_be():
@@ -67,15 +68,22 @@ def test_without_evaluation_the_end_of_training_counts():
 
 
 def test_a_diverged_agent_counts_with_the_worst_of_its_environment():
+    """Where the others are perfect, that is what training began with."""
     found = penalise(
         [
-            point([500, 400], diverged=[True, False]),
-            point([300, 350]),
-            point([-80.0, np.nan], env="Acrobot-v1"),
+            point([500, 400], diverged=[True, False], curve=[[20.0, 500], [22, 500]]),
+            point([300, 350], curve=[[25.0, 500], [30, 500]]),
+            point([-80.0, np.nan], env="Acrobot-v1", curve=[[-500.0, -80], [-450, -100]]),
         ]
     )
-    assert found[0].score.tolist() == [300, 400]
-    assert found[2].score.tolist() == [-80, -80]
+    assert found[0].score.tolist() == [20, 400]
+    assert found[1].score.tolist() == [300, 350]
+    assert found[2].score.tolist() == [-80, -500]
+    (alike,) = penalise(
+        [point([9.0, 8], diverged=[True, False], curve=[[9.0], [8]])],
+        [point([3.0], curve=[[1.0]])],
+    )
+    assert alike.score.tolist() == [1, 8]
 
 
 def test_points_are_ranked_by_score_and_among_equals_by_area():
@@ -128,6 +136,14 @@ def test_steps_to_the_threshold_count_those_that_never_get_there():
     assert (line["steps_to_threshold"], line["share_reached"]) == (None, 0.3333)
 
 
+def test_what_was_never_played_never_got_there():
+    nan = np.nan
+    result = point([-80.0, -80], env="Acrobot-v1", curve=[[nan, nan, -90], [nan, nan, nan]])
+    assert result.steps_to(-100).tolist() == [300, math.inf]
+    assert result.area[0] == -90 and np.isnan(result.area[1])
+    assert row(result)["area"] is None
+
+
 def test_environments_without_a_mark_have_none():
     line = row(point([1.0, 2.0], env="Catch-bsuite"))
     assert line["threshold"] is line["steps_to_threshold"] is line["share_reached"] is None
@@ -168,6 +184,29 @@ def test_the_figures_show_the_numbers():
     np.testing.assert_allclose(axes.lines[-1].get_ydata(), [400, 100])
     (axes,) = figures.performance_profile(found).axes
     np.testing.assert_allclose(axes.lines[1].get_ydata()[[0, -1]], [1, 0])
+
+
+def test_categories_stand_in_the_order_in_which_they_were_given():
+    found = settings(
+        [point([s, s], hidden=h) for s, h in ((300, (32,)), (100, (64,)), (500, (128,)))]
+    )
+    assert [s.point["hidden"] for s in found] == [(128,), (32,), (64,)]
+    (axes,) = figures.sensitivity(found, "hidden").axes
+    assert [t.get_text() for t in axes.get_xticklabels()] == ["32", "64", "128"]
+    found = settings([point([s, s], target_kl=k) for s, k in ((1, 0.02), (2, None), (3, 0.01))])
+    (axes,) = figures.sensitivity(found, "target_kl").axes
+    assert [t.get_text() for t in axes.get_xticklabels()] == ["0.02", "none", "0.01"]
+
+
+def test_three_environments_have_three_panels():
+    found = settings(
+        [
+            point([1.0, 2], env=env, curve=[[1.0, 2], [2, 3]])._replace(point={"env": env})
+            for env in ("CartPole-v1", "Acrobot-v1", "Pendulum-v1")
+        ]
+    )
+    titles = [a.get_title() for a in figures.learning_curves(found, None).axes]
+    assert titles == ["CartPole-v1, 2 seeds", "Acrobot-v1, 2 seeds", "Pendulum-v1, 2 seeds", ""]
 
 
 def test_long_names_become_numbers():

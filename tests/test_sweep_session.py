@@ -3,6 +3,7 @@
 import csv
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -16,8 +17,8 @@ from ppo_jax.config import ConfigError
 from ppo_jax.play import load
 from ppo_jax.run_directory import RunDirectory
 from ppo_jax.sweep import command, run_seeds, session
-from ppo_jax.sweep.results import diverged
-from ppo_jax.sweep.store import Store, read_spec
+from ppo_jax.sweep.results import diverged, penalise
+from ppo_jax.sweep.store import Store, read_sessions, read_spec
 
 FLAGS = [
     "--preset", "none", "--num-envs", "4", "--num-steps", "32", "--total-timesteps", "640",
@@ -43,8 +44,6 @@ def finished(tmp_path_factory):
 
 
 def copy(source: Path, target: Path) -> Path:
-    import shutil
-
     return Path(shutil.copytree(source, target))
 
 
@@ -105,7 +104,7 @@ def test_the_best_point_is_confirmed_on_seeds_that_did_not_choose_it(finished):
     assert summary["best"] == f"learning_rate={spec.configs[0].hyper.learning_rate:g}"
     page = (finished / "report.html").read_text()
     assert "nothing else" in page and "choosing it" in page
-    assert "An interval from so few seeds is too narrow" in page
+    assert "Intervals from fewer than 10 seeds are too narrow" in page
 
 
 KILLED = """
@@ -164,20 +163,20 @@ def test_a_signal_stops_between_slices_and_keeps_what_is_finished(
         assert sweep(path) == 143
     assert "--resume" in capsys.readouterr().out
     assert not (path / "report.html").exists()
-    assert sweep(path, "--resume", "--keep", "all") == 0  # the same command again
+    assert sweep(path, "--resume") == 0  # the same command again
     assert table(path) == table(finished)
-    assert len([*(path / "agents").iterdir()]) >= 4
     printed = capsys.readouterr().out
     assert "layout: 2 chunks of 2 agents over 1 device (" in printed
 
 
 def test_resuming_what_is_finished_only_reports_again(finished, tmp_path):
     path = copy(finished, tmp_path / "again")
-    before = table(path)
     (path / "report.html").unlink()
+    sessions = read_sessions(path)
     assert command.run_command(["--run-dir", str(path), "--resume", "--threshold", "20"]) == 0
     assert (path / "report.html").exists()
-    assert (path / "results.csv").read_bytes() in before
+    assert (path / "results.csv").read_bytes() == (finished / "results.csv").read_bytes()
+    assert read_sessions(path) == sessions  # nothing was trained here
     with (path / "table.csv").open() as file:
         assert next(csv.DictReader(file))["threshold"] == "20.0"
 
@@ -206,6 +205,16 @@ def damaged_plan(path):
     (path / "plan.json").write_text("[1]")
 
 
+def no_sessions(path):
+    file = path / "sweep.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | {"sessions": []}))
+
+
+def other_options(path):
+    file = path / "sweep.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | {"options": {}}))
+
+
 def damaged_spec(path):
     (path / "sweep.json").write_text('{"sweep": {}}')
 
@@ -223,6 +232,8 @@ def lost_spec(path):
         (lost_plan, "plan.json is gone"),
         (damaged_plan, "plan.json is damaged"),
         (damaged_spec, "sweep.json is damaged"),
+        (no_sessions, "its sessions are"),
+        (other_options, "sweep.json is damaged"),
         (lost_spec, "is not a sweep: it has no sweep.json"),
     ],
 )
@@ -239,6 +250,59 @@ def test_a_deleted_chunk_is_made_again(finished, tmp_path):
         file.unlink()
     assert command.run_command(["--run-dir", str(path), "--resume"]) == 0
     assert table(path) == table(finished)
+
+
+def test_a_confirmation_that_is_not_whole_is_mended(finished, tmp_path):
+    path = copy(finished, tmp_path / "half")
+    for file in (path / "confirm/chunks").glob("00000.*"):
+        file.unlink()
+    assert command.run_command(["--run-dir", str(path), "--resume"]) == 0
+    assert table(path / "confirm") == table(finished / "confirm")
+    saved = [json.loads((p / "summary.json").read_text())["confirmed"] for p in (path, finished)]
+    assert saved[0] == saved[1]
+
+
+def test_only_what_a_sweep_left_itself_is_deleted(finished, tmp_path):
+    path = copy(finished, tmp_path / "mine")
+    (path / "chunks/00007.npz").write_text("")  # of a chunk that was not finished
+    (path / "chunks/.00007.npz.tmp").write_text("")
+    (path / "chunks/mine").mkdir()
+    (path / "chunks/copy.npz").write_text("")
+    assert command.run_command(["--run-dir", str(path), "--resume"]) == 0
+    left = {p.name for p in (path / "chunks").iterdir()}
+    assert {"mine", "copy.npz"} < left and not left & {"00007.npz", ".00007.npz.tmp"}
+
+
+def test_a_sweep_that_died_before_its_first_chunk_begins_again(finished, tmp_path):
+    path = copy(finished, tmp_path / "early")
+    for name in ("chunks", "agents", "confirm"):
+        shutil.rmtree(path / name)
+    (path / "plan.json").unlink()
+    assert command.run_command(["--run-dir", str(path), "--resume"]) == 0
+    assert table(path) == table(finished)
+
+
+def test_environments_and_what_diverges_on_disk(tmp_path):
+    """Two programs; on Pendulum the actions of an agent without finite weights return NaN."""
+    words = [
+        "--preset", "none", "--num-envs", "2", "--num-steps", "256", "--total-timesteps", "1024",
+        "--hidden", "8", "--vary", "env=CartPole-v1,Pendulum-v1",
+        "--vary", "learning_rate=1e-3,1e30",
+        "--sample", "2", "--seeds", "2", "--eval-episodes", "2", "--run-dir", str(tmp_path / "two"),
+    ]  # fmt: skip
+    assert command.run_command(words) == 0
+    path = tmp_path / "two"
+    summary = json.loads((path / "summary.json").read_text())
+    assert (summary["points"], summary["diverged"]) == (4, 4)
+    assert summary["best"] == "learning_rate=0.001"
+    found = penalise(Store(path, read_spec(path)[0]).results())
+    bad = next(r for r in found if r.env == "Pendulum-v1" and r.diverged.all())
+    good = next(r for r in found if r.env == "Pendulum-v1" and not r.diverged.any())
+    assert np.isfinite(bad.score).all() and bad.score.max() <= good.score.min()
+    assert len([*(path / "agents").iterdir()]) == 4
+    with (path / "agents.csv").open() as file:
+        states = [r["status"] for r in csv.DictReader(file)]
+    assert states.count("diverged") == 4
 
 
 def test_a_foreign_directory_is_refused(finished, tmp_path):
@@ -269,7 +333,9 @@ def test_a_finished_sweep_is_not_overwritten_by_accident(finished):
     [
         (["--seeds", "4"], "these differ: seeds"),
         (["--gamma", "0.5"], "these differ: gamma"),
-        (["--batch-size", "3"], "--batch-size 2, given 3"),
+        (["--batch-size", "3"], "--batch-size 2, given 3; another width"),
+        (["--keep", "all"], "--keep best, given all; agents that were not kept"),
+        (["--confirm", "3"], "other seeds or values; move it away to confirm with 3"),
         (["--overwrite"], "without --overwrite"),
     ],
 )
@@ -286,6 +352,7 @@ def test_a_resumed_sweep_is_the_same_sweep(finished, more, says):
         (["--batch-size", "many"], "batch_size is 'many'"),
         (["--sample", "9"], "only 2 combinations"),
         (["--seed", "4294967295"], "out of range"),
+        (["--seed", "4294967290", "--confirm", "9"], "no 9 seeds after"),
     ],
 )
 def test_bad_input_is_refused_before_anything_is_written(tmp_path, more, says):
@@ -297,7 +364,7 @@ def test_bad_input_is_refused_before_anything_is_written(tmp_path, more, says):
 def test_two_sweeps_are_compared(finished, tmp_path, capsys):
     words = ["--compare", str(finished), str(finished), "--run-dir", str(tmp_path / "out")]
     assert command.run_command(words) == 0
-    assert "IQM of [a: learning_rate" in capsys.readouterr().out
+    assert f"IQM of [{finished}: learning_rate=0.01 (2 fresh seeds)]" in capsys.readouterr().out
     numbers = json.loads((tmp_path / "out/comparison.json").read_text())["difference"]
     assert numbers["CartPole-v1"]["difference"] == 0
     assert numbers["CartPole-v1"]["probability_of_improvement"] == 0.5

@@ -1,5 +1,6 @@
 """`python -m ppo_jax.sweep`."""
 
-from ppo_jax.sweep.command import sweep
+if __name__ == "__main__":
+    from ppo_jax.sweep.command import sweep
 
-sweep()
+    sweep()

@@ -22,13 +22,18 @@ from ppo_jax.sweep.points import Point, configure, grid, parse_vary, sample
 from ppo_jax.sweep.publish import compare
 from ppo_jax.sweep.run import seed_numbers
 from ppo_jax.sweep.session import SweepOptions
-from ppo_jax.sweep.store import Spec, SweepDirectory, first_session, read_spec
+from ppo_jax.sweep.store import Spec, SweepDirectory, read_sessions, read_spec
 from ppo_jax.types import option
 
 PROGRAM = "python -m ppo_jax.sweep"
 DOC = "Train many agents, seeds times hyperparameters, in one program and report on them."
 # May be given anew when a sweep is resumed.
-FREE_ON_RESUME = ("run_dir", "resume", "keep", "confirm", "threshold")
+FREE_ON_RESUME = ("run_dir", "resume", "confirm", "threshold")
+# Settled by the first session: the chunks that are finished were made with them.
+SETTLED = {
+    "batch_size": "another width rounds differently",
+    "keep": "agents that were not kept cannot be made again",
+}
 Words = Annotated[tuple[str, ...], tyro.conf.UseAppendAction]
 
 
@@ -60,6 +65,7 @@ def run_command(arguments: list[str]) -> int:
     """The command as a function: its exit code, or an exception for what a person can mend."""
     one_device_per_core()
     given = {w[2:].partition("=")[0].replace("-", "_") for w in arguments if w.startswith("--")}
+    arguments = _with_first(arguments)
     base = base_config(arguments)
     config, values = parse(arguments, base, OPTIONS, {}, PROGRAM, DOC)
     options = SweepOptions(**{f.name: values.pop(f.name) for f in dataclasses.fields(SweepOptions)})
@@ -71,7 +77,7 @@ def run_command(arguments: list[str]) -> int:
         return _compare(points.compare, options.run_dir, given)
     if options.resume:
         return _resume(arguments, config, points, options, given)
-    spec = build_spec(arguments, config, points)
+    spec = build_spec(arguments, config, points, options.confirm)
     session.check(spec)
     directory = SweepDirectory(options.run_dir or _new_directory(config))
     with directory:
@@ -85,7 +91,9 @@ def run_command(arguments: list[str]) -> int:
         return session.run(spec, options, directory, resume=False)
 
 
-def build_spec(arguments: list[str], config: TrainConfig, points: PointOptions) -> Spec:
+def build_spec(
+    arguments: list[str], config: TrainConfig, points: PointOptions, confirm: int = 0
+) -> Spec:
     """All points and seeds.
 
     Where the environment or the algorithm varies, each point starts from what the command line
@@ -101,11 +109,16 @@ def build_spec(arguments: list[str], config: TrainConfig, points: PointOptions) 
     varied = parse_vary(points.vary, known)
     if points.sample is None:
         chosen = grid(varied)
-    else:
-        chosen = sample(varied, points.sample, points.sampler, points.sample_seed)
+    else:  # every point on every environment
+        tasks = grid({n: v for n, v in varied.items() if n == "env"})
+        drawn = {n: v for n, v in varied.items() if n != "env"}
+        found = sample(drawn, points.sample, points.sampler, points.sample_seed)
+        chosen = [{**task, **point} for task in tasks for point in found]
     bases = _bases(arguments, config, chosen)
     settings = [configure(bases[_which(config, p)], p) for p in chosen]
     seeds = seed_numbers(config, points.seeds)
+    if len(seeds) + confirm > 2**32 - seeds[0]:
+        raise ConfigError(f"there are no {confirm} seeds after {seeds[-1]} to confirm with")
     parts = (points.eval_episodes, points.curve_points)
     return Spec(tuple(varied), tuple(settings), tuple(seeds), *parts)
 
@@ -120,6 +133,18 @@ def one_device_per_core() -> None:
     cores = len(affinity(0)) if affinity else os.cpu_count() or 1
     with suppress(RuntimeError):  # somebody has used JAX in this process before
         jax.config.update("jax_num_cpu_devices", cores)
+
+
+def _with_first(arguments: list[str]) -> list[str]:
+    """The words with the first environment and algorithm of those that vary, whose options the
+    other flags are then held against."""
+    more = []
+    for name in ("env", "algorithm"):
+        words = (w.removeprefix("--vary=") for w in arguments)
+        values = [w.partition("=")[2].split(",")[0] for w in words if w.startswith(f"{name}=")]
+        if values and not any(w.partition("=")[0] == f"--{name}" for w in arguments):
+            more += [f"--{name}", values[0].strip()]
+    return [*arguments, *more]
 
 
 def _given_values(words: tuple[str, ...], name: str, default: list[str]) -> list[str]:
@@ -160,14 +185,16 @@ def _resume(
             "--resume goes on with the sweep in --run-dir DIR, and without --overwrite"
         )
     spec, kept = read_spec(path)
-    if given - {*FREE_ON_RESUME}:
+    if given - {*FREE_ON_RESUME, *SETTLED}:
         _refuse_changes(spec, build_spec(arguments, config, points))
-        if "batch_size" in given and options.batch_size != kept["batch_size"]:
-            raise ConfigError(
-                f"the sweep has --batch-size {kept['batch_size']}, given {options.batch_size}; "
-                "another width rounds differently, so it stays"
-            )
-    _warn_of_another_machine(first_session(path))
+        for name, why in SETTLED.items():
+            if name in given and getattr(options, name) != kept[name]:
+                flag = f"--{name.replace('_', '-')}"
+                raise ConfigError(
+                    f"the sweep has {flag} {kept[name]}, given {getattr(options, name)}; {why}, "
+                    "so it stays"
+                )
+    _warn_of_another_machine(read_sessions(path)[0])
     kept = {n: v for n, v in kept.items() if n not in given}
     options = dataclasses.replace(options, **kept)
     session.check(spec)

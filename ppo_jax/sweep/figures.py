@@ -46,7 +46,7 @@ def learning_curves(found: Sequence[Setting], threshold: float | None) -> Any:
     count = len(found[0].results)
     figure = _figure(4.2 if count == 1 else 3.6 * -(-count // 2), wide=count > 1)
     grid = figure.subplots(-(-count // 2), min(count, 2), squeeze=False).flat
-    for axes, panel in zip(grid, range(count), strict=False):
+    for panel, axes in zip(range(count), grid, strict=False):
         results = [s.results[panel] for s in found]
         for rank in reversed(range(len(found))):
             _curve(axes, results[rank], found[rank].short, rank)
@@ -101,19 +101,25 @@ def improvement(found: Sequence[Setting]) -> Any:
 
 
 def sensitivity(found: Sequence[Setting], name: str) -> Any:
-    """The score of every point against one hyperparameter; the line is the mean at a value."""
+    """The score of every point against one hyperparameter; the line is the mean at a value.
+
+    What is no number, None and infinity are places in the order in which they were given.
+    """
     figure = _figure()
     axes = figure.subplots()
     values = [s.point[name] for s in found]
-    numeric = all(isinstance(v, int | float) and not isinstance(v, bool) for v in values)
-    words = list(dict.fromkeys(map(text, sorted(values) if numeric else values)))
+    given = [s.point[name] for s in sorted(found, key=lambda s: s.number)]
+    numeric = all(
+        isinstance(v, int | float) and not isinstance(v, bool) and np.isfinite(v) for v in values
+    )
+    words = [*dict.fromkeys(map(text, given))]
     x = np.array([float(v) if numeric else words.index(text(v)) for v in values])
     middle = np.array([statistics.interquartile_mean(*s.strata) for s in found])
     bounds = np.array([statistics.interval(s.strata) for s in found]).T
     around = np.abs(np.nan_to_num(bounds - middle))
     axes.errorbar(x, middle, around, fmt="o", color=_colour(0), alpha=0.6, markersize=4, lw=1)
     places = np.unique(x)
-    if len(places) < len(x) or len(x) <= NAMED:
+    if numeric and (len(places) < len(x) or len(x) <= NAMED):
         axes.plot(places, [middle[x == p].mean() for p in places], color=_colour(1))
     if not numeric:
         axes.set_xticks(range(len(words)), words)
@@ -151,7 +157,7 @@ def _curve(axes: Any, result: PointResult, name: str, rank: int) -> None:
 def _score_name(found: Sequence[Setting]) -> str:
     if len(found[0].results) > 1:
         return "score (0: the sweep's worst, 1: its best)"
-    return "return of greedy episodes"
+    return "score (mean return)"
 
 
 def _colour(rank: int) -> str:

@@ -59,7 +59,7 @@ class Keeper:
         if self.which != "best" or not self.folder.exists():
             return
         current = {self.path(agent).name for _, agent in self.best.values()}
-        for path in self.folder.iterdir():
+        for path in self.folder.glob("point*_seed*"):
             if path.name not in current:
                 delete(path)
 
@@ -86,8 +86,8 @@ class Keeper:
         path.mkdir(parents=True)
         write_config(config, {}, path)
         returns = finished.returns[i]
-        score = float(returns.mean()) if returns.size else None
-        state = jax.device_put(take(finished.state, i), jax.devices()[0])
+        score = _number(returns.mean()) if returns.size else None
+        state = jax.device_put(take(finished.state(), i), jax.devices()[0])
         checkpoints_of(path, config).save(config.num_updates, state, score)
         summary = {
             "env": config.env,
@@ -95,11 +95,16 @@ class Keeper:
             "seed": config.seed,
             "env_steps": config.num_updates * config.num_envs * config.num_steps,
             "eval_return_mean": score,
-            "eval_return_std": float(returns.std()) if returns.size else None,
+            "eval_return_std": _number(returns.std()) if returns.size else None,
             "eval_episodes": int(returns.size),
             "sweep_width": finished.chunk.width,
         }
         write_json(path / "summary.json", summary)
+
+
+def _number(x: np.floating) -> float | None:
+    """None for what JSON cannot say: the returns of an agent that diverged."""
+    return float(x) if np.isfinite(x) else None
 
 
 def scores_of(finished: Finished) -> np.ndarray:

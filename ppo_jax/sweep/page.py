@@ -6,6 +6,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from ppo_jax.sweep.points import text
+
 Row = dict[str, Any]
 STYLE = """
 body { font: 15px/1.5 system-ui, sans-serif; max-width: 62rem; margin: 2rem auto; padding: 0 1rem }
@@ -24,14 +26,19 @@ def page(title: str, parts: Sequence[str]) -> str:
     return f"<!doctype html>\n<html><head>{head}</head>\n<body>\n{body}\n</body></html>\n"
 
 
-def heading(text: str, level: int = 2) -> str:
+def heading(words: str, level: int = 2) -> str:
     """A heading."""
-    return f"<h{level}>{html.escape(text)}</h{level}>"
+    return f"<h{level}>{html.escape(words)}</h{level}>"
 
 
-def paragraph(text: str) -> str:
+def paragraph(words: str) -> str:
     """Text as it is."""
-    return f"<p>{html.escape(text)}</p>"
+    return f"<p>{html.escape(words)}</p>"
+
+
+def preformatted(words: str) -> str:
+    """Text with its line ends."""
+    return f"<pre>{html.escape(words)}</pre>"
 
 
 def picture(title: str, path: Path) -> str:
@@ -70,8 +77,8 @@ def _columns(rows: Sequence[Row]) -> list[str]:
 def _text(value: Any) -> str:
     if value is None:
         return ""
-    if isinstance(value, tuple | list):
-        return "x".join(map(str, value))
+    if isinstance(value, tuple):
+        return text(value)
     if isinstance(value, int) and not isinstance(value, bool):
         return f"{value:,}" if abs(value) >= 10_000 else str(value)
     return f"{value:.6g}" if isinstance(value, float) else str(value)

@@ -34,12 +34,12 @@ class Range:
     count: int | None = None
 
     def at(self, u: float) -> float:
-        """The value at a share u in [0, 1] of the way, to four digits, as a table prints it."""
+        """The value at a share u in [0, 1] of the way, to six digits, as a table prints it."""
         if self.scale == "log":
             value = self.low * (self.high / self.low) ** u
         else:
             value = self.low + (self.high - self.low) * u
-        return float(f"{value:.4g}")
+        return min(max(float(f"{value:.6g}"), self.low), self.high)
 
 
 def parse_vary(words: Sequence[str], known: dict[str, Any]) -> dict[str, Range | list[Any]]:
@@ -86,7 +86,10 @@ def grid(varied: dict[str, Range | list[Any]]) -> list[Point]:
                     f"values with {values.scale}:{values.low:g}:{values.high:g}:COUNT"
                 )
             steps = max(values.count - 1, 1)
-            axes.append([values.at(i / steps) for i in range(values.count)])
+            cuts = [values.at(i / steps) for i in range(values.count)]
+            if len({*cuts}) < len(cuts):
+                raise ConfigError(f"--vary {name}: its {len(cuts)} values agree to six digits")
+            axes.append(cuts)
         else:
             axes.append(values)
     return [dict(zip(varied, row, strict=True)) for row in itertools.product(*axes)]
@@ -108,6 +111,11 @@ def sample(
     """
     if not varied:
         raise ConfigError("--sample needs something to draw: --vary name=log:low:high")
+    for name, values in varied.items():
+        if isinstance(values, Range) and values.count is not None:
+            raise ConfigError(
+                f"--vary {name} says how many values; with --sample it does not matter"
+            )
     points: list[Point] = []
     for u in _draws(len(varied), 32 * count, sampler, seed):
         point = {
@@ -131,11 +139,20 @@ def configure(base: TrainConfig, point: Point) -> TrainConfig:
         ConfigError: a combination that cannot work, and which it is.
     """
     try:
-        config = configs.from_flat({**configs.to_flat(base), **point})
+        config = configs.from_flat({**_values_for(base, point), **point})
         configs.check(config)
     except ConfigError as error:
         raise ConfigError(f"point {label(point)}: {error}" if point else str(error)) from error
     return config
+
+
+def _values_for(base: TrainConfig, point: Point) -> dict[str, Any]:
+    """The base's values; another algorithm starts from its own defaults."""
+    values = configs.to_flat(base)
+    if point.get("algorithm", base.algorithm) != base.algorithm:
+        names = {f.name for f in dataclasses.fields(TrainConfig)}
+        values = {n: v for n, v in values.items() if n in names}
+    return values
 
 
 def label(point: Point) -> str:

@@ -26,7 +26,7 @@ from ppo_jax.types import Metrics, PyTree, TrainState
 
 # Updates between two looks at the clock, at most: so many rows of metrics are on the device.
 SLICE = 256
-# The fastest on CPUs, from benchmarks/sweep_width.py: wider programs leave the cache.
+# On CPUs 4 to 8 agents per device are fastest and 16 or more are slower (benchmarks/sweep.py).
 CPU_WIDTH = 8
 # Of a device's memory.
 MEMORY_SHARE = 0.85
@@ -152,7 +152,10 @@ def memory_of(devices: Sequence[jax.Device]) -> int:
 
 
 def fit(
-    agents: int, compile_at: Callable[[int], Program], devices: Sequence[jax.Device]
+    agents: int,
+    compile_at: Callable[[int], Program],
+    devices: Sequence[jax.Device],
+    widest: int | None = None,
 ) -> Program:
     """The program of the widest chunks that memory has room for, in equal parts.
 
@@ -160,9 +163,13 @@ def fit(
         agents: of the sweep that share the program.
         compile_at: width -> Program
         devices: to spread over.
+        widest: where to begin, and taken as it is if it fits; None: what is fast.
+
+    Raises:
+        JaxRuntimeError: a single agent does not even compile for want of memory.
     """
-    widest = CPU_WIDTH if devices[0].platform == "cpu" else agents
-    width = even_width(agents, widest, len(devices))
+    fast = CPU_WIDTH if devices[0].platform == "cpu" else agents
+    width = widest or even_width(agents, fast, len(devices))
     while True:
         try:
             program = compile_at(width)

@@ -1,7 +1,8 @@
 """From finished chunks to what a person reads: tables, figures, the report, the comparison."""
 
+import csv
 import json
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -10,16 +11,18 @@ import numpy as np
 from ppo_jax import report, statistics
 from ppo_jax.checkpoint import write_json
 from ppo_jax.config import ConfigError
+from ppo_jax.envs import canonical
 from ppo_jax.sweep import figures, page, results
 from ppo_jax.sweep.points import text
 from ppo_jax.sweep.results import PointResult, Setting
-from ppo_jax.sweep.store import Store, agent_rows, read_spec, write_table
+from ppo_jax.sweep.store import Store, read_sessions, read_spec
 
-# Below, a bootstrap interval covers much less than it claims: 0.75 of 0.95 with three seeds.
-FEW_SEEDS = 5
+# Below, the intervals cover clearly less than they claim (tests/test_statistics.py).
+FEW_SEEDS = 10
 WARNING = (
-    "An interval from so few seeds is too narrow: a nominal 95 % bootstrap interval covers about "
-    "75 % with 3 seeds, 85 % with 5, 91 % with 10. Take 10 seeds or more, better 30."
+    "Intervals from fewer than 10 seeds are too narrow: of the IQM of normal scores, a nominal "
+    "95 % bootstrap interval covers about 75 % with 3 seeds and 89 % with 5. Take 10 or more, "
+    "better 30."
 )
 
 
@@ -34,7 +37,8 @@ def publish(store: Store, threshold: float | None, session: dict[str, Any]) -> l
     Returns:
         Its settings, best first.
     """
-    found = store.results()
+    raw, fresh = store.results(), _confirmation(store.path)
+    found, confirmed = results.penalise(raw, fresh), results.penalise(fresh, raw)
     order = results.settings(found)
     if not order:
         raise ConfigError("no point was tried on every environment; vary env with all others")
@@ -43,16 +47,15 @@ def publish(store: Store, threshold: float | None, session: dict[str, Any]) -> l
     write_table(store.path / "table.csv", rows)
     (store.path / "table.md").write_text(page.markdown(rows))
     pictures = figures.draw(order, threshold, store.path / "figures")
-    confirmed = _confirmation(store.path)
     parts = [
         page.heading(f"Sweep of {_title(found)}", 1),
-        *map(page.paragraph, _summary_lines(store, order, found)),
+        *map(page.paragraph, _summary_lines(store, order, found, confirmed)),
         *_confirmed_parts(order, confirmed, threshold),
         page.heading("All points, on the seeds they were chosen with"),
         page.table(rows),
         *(page.picture(title, path) for title, path in pictures.items()),
         page.heading("To paste", 3),
-        f"<pre>{page.html.escape(page.markdown(rows))}</pre>",
+        page.preformatted(page.markdown(rows)),
         *_provenance(store.path),
     ]
     (store.path / "report.html").write_text(page.page(f"Sweep of {_title(found)}", parts))
@@ -60,7 +63,7 @@ def publish(store: Store, threshold: float | None, session: dict[str, Any]) -> l
         "points": len(found),
         "seeds": len(store.spec.seeds),
         "best": order[0].name,
-        "best_point": [found.index(r) for r in order[0].results],
+        "best_point": [_index(found, r) for r in order[0].results],
         "diverged": int(sum(r.diverged.sum() for r in found)),
         "table": rows[: len(order[0].results)],
         "confirmed": [results.row(r, threshold) for r in confirmed] or None,
@@ -88,7 +91,12 @@ def _title(found: Sequence[PointResult]) -> str:
     return f"{', '.join(algorithms)} on {', '.join(environments)}"
 
 
-def _summary_lines(store: Store, order: Sequence[Setting], found: list[PointResult]) -> list[str]:
+def _summary_lines(
+    store: Store,
+    order: Sequence[Setting],
+    found: Sequence[PointResult],
+    confirmed: Sequence[PointResult],
+) -> list[str]:
     spec = store.spec
     total = sum(int(r.env_step[-1]) for r in found) * len(spec.seeds)
     scored = (
@@ -102,9 +110,10 @@ def _summary_lines(store: Store, order: Sequence[Setting], found: list[PointResu
         f"{total:,} environment steps. The score of an agent is its mean return in {scored}. "
         "IQM is the interquartile mean over seeds; intervals are 95 % stratified bootstrap "
         f"percentiles of {statistics.RESAMPLES:,} resamples. Area is the mean return over the "
-        "whole of training. Points are ranked by IQM, and among equals by area.",
+        "whole of training, steps to the threshold the median over all seeds of where the learning "
+        "curve first gets there. Points are ranked by IQM, and among equals by area.",
         f"{failed} of {len(found) * len(spec.seeds)} agents diverged; they count with the worst "
-        "score of their environment."
+        "return that was ever seen in their environment."
         if failed
         else "No agent diverged.",
     ]
@@ -113,7 +122,10 @@ def _summary_lines(store: Store, order: Sequence[Setting], found: list[PointResu
             "Over several environments, scores are in units of the range from the sweep's worst "
             "agent (0) to its best (1) on each."
         )
-    if len(spec.seeds) < FEW_SEEDS:
+    cut = sum(int(r.cut.sum()) for r in (*found, *confirmed))
+    if cut:
+        lines.append(f"{cut} episodes of the evaluation did not end and were cut.")
+    if min(len(r.seeds) for r in (*found, *confirmed)) < FEW_SEEDS:
         lines.append(WARNING)
     return lines
 
@@ -123,11 +135,12 @@ def _seeds(seeds: Sequence[int]) -> str:
 
 
 def _confirmation(path: Path) -> list[PointResult]:
-    """The results of the best point's run on fresh seeds; none if there was no such run."""
-    folder = path / "confirm"
-    if not (folder / "summary.json").exists():
+    """The results of the best point's run on fresh seeds; none if it is not there or not whole,
+    which is for that run to mend."""
+    try:
+        return Store(path / "confirm", read_spec(path / "confirm")[0]).results()
+    except ConfigError:
         return []
-    return Store(folder, read_spec(folder)[0]).results()
 
 
 def _confirmed_parts(
@@ -158,46 +171,48 @@ def _confirmed_parts(
 
 
 def _provenance(path: Path) -> list[str]:
-    sessions = json.loads((path / "sweep.json").read_text())["sessions"]
-    last = sessions[-1]
-    versions = ", ".join(f"{k} {v}" for k, v in last["versions"].items())
-    return [page.paragraph(f"Measured on {last['device']} with {versions}.")]
+    """What each session ran on, each machine once."""
+    lines = []
+    for session in read_sessions(path):
+        versions = ", ".join(f"{k} {v}" for k, v in session["versions"].items())
+        lines.append(page.paragraph(f"Run on {session['device']} with {versions}."))
+    return [*dict.fromkeys(lines)]
 
 
 def compare(first: Path, second: Path, out: Path) -> dict[str, Any]:
     """Two sweeps on one figure, with the interval of their difference.
 
-    Of each the confirmed best point if there is one, else the best.
+    Of each the best point, on fresh seeds if it was confirmed there.
 
     Args:
         first, second: folders of finished sweeps.
-        out: folder for comparison.png, comparison.json and comparison.html.
+        out: folder for comparison_ENV.png, comparison.json and comparison.html.
 
     Raises:
-        ConfigError: a folder is no finished sweep, or they are of different environments.
+        ConfigError: a folder is no finished sweep, or the two do not compare.
     """
-    pairs = [(_name(path), *_representative(path)) for path in (first, second)]
-    (name_a, point_a, a), (name_b, point_b, b) = pairs
-    if [r.env for r in a] != [r.env for r in b]:
+    (name_a, a), (name_b, b) = _representative(first), _representative(second)
+    names, environments = [name_a, name_b], sorted({canonical(r.env) for r in a})
+    if environments != sorted({canonical(r.env) for r in b}):
         raise ConfigError(
             f"{first} is of {', '.join(r.env for r in a)} and {second} of "
             f"{', '.join(r.env for r in b)}; only sweeps of the same environments compare"
         )
-    names = [f"{name_a}: {point_a}", f"{name_b}: {point_b}"]
+    a, b = results.penalise(a, b), results.penalise(b, a)
     out.mkdir(parents=True, exist_ok=True)
     rows: list[dict[str, Any]] = []
     parts, found = [page.heading("Comparison", 1)], {}
-    for x, y in zip(a, b, strict=True):
-        rows += [{"sweep": n, **results.row(r)} for n, r in zip(names, (x, y), strict=True)]
-        found[x.env] = difference(x.score, y.score)
-        file = out / f"comparison_{x.env.replace(':', '_')}.png"
-        figures.comparison([*zip(names, (x, y), strict=True)]).savefig(file, dpi=figures.DPI)
-        parts += [page.picture(x.env, file), page.paragraph(sentence(names, found[x.env]))]
+    for env in environments:
+        pair = [next(r for r in side if canonical(r.env) == env) for side in (a, b)]
+        rows += [{"sweep": n, **results.row(r)} for n, r in zip(names, pair, strict=True)]
+        found[pair[0].env] = numbers = difference(pair[0].score, pair[1].score)
+        file = out / f"comparison_{pair[0].env.replace(':', '_')}.png"
+        figures.comparison([*zip(names, pair, strict=True)]).savefig(file, dpi=figures.DPI)
+        parts += [page.picture(pair[0].env, file), page.paragraph(sentence(names, numbers))]
+        report.say(f"{pair[0].env}: {sentence(names, numbers)}")
     parts.insert(1, page.table(rows))
     (out / "comparison.html").write_text(page.page("Comparison", parts))
     write_json(out / "comparison.json", _plain({"sweeps": names, "difference": found}))
-    for env, numbers in found.items():
-        report.say(f"{env}: {sentence(names, numbers)}")
     return found
 
 
@@ -228,16 +243,45 @@ def sentence(names: Sequence[str], numbers: dict[str, float]) -> str:
     )
 
 
-def _name(path: Path) -> str:
-    return path.resolve().name
-
-
 def _representative(path: Path) -> tuple[str, list[PointResult]]:
-    """(which point, its results per environment)"""
-    found = Store(path, read_spec(path)[0]).results()
-    best = results.settings(found)[0]
+    """(the sweep, its best point and the seeds behind the numbers, the results per environment)"""
+    spec, _ = read_spec(path)
+    if not spec.episodes:
+        raise ConfigError(f"{path} was not evaluated (--eval-episodes 0): there are no scores")
+    best = results.settings(results.penalise(Store(path, spec).results()))[0]
     confirmed = _confirmation(path)
-    return best.name, confirmed or [*best.results]
+    tuned = "" if len(spec.configs) == 1 else ", which chose it"
+    how = "fresh seeds" if confirmed else f"seeds{tuned}"
+    found = confirmed or [*best.results]
+    return f"{path}: {best.name} ({len(found[0].seeds)} {how})", found
+
+
+def write_table(path: Path, rows: list[dict[str, Any]]) -> None:
+    """Rows as CSV; None is empty, tuples as the command line takes them."""
+    names = [*dict.fromkeys(name for row in rows for name in row)]
+    plain = [{n: text(v) if isinstance(v, tuple) else v for n, v in r.items()} for r in rows]
+    with path.open("w", newline="") as file:
+        writer = csv.DictWriter(file, names, lineterminator="\n")
+        writer.writeheader()
+        writer.writerows(plain)
+
+
+def agent_rows(found: Sequence[PointResult], threshold: float | None) -> Iterator[dict[str, Any]]:
+    """A row per agent: its score and how it got there."""
+    for p, r in enumerate(found):
+        mark = r.threshold(threshold)
+        steps = r.steps_to(mark) if mark is not None else np.full(len(r.seeds), np.inf)
+        for s, seed in enumerate(r.seeds):
+            yield {
+                "point": p,
+                **r.point,
+                "seed": seed,
+                "status": "diverged" if r.diverged[s] else "finished",
+                "score": round(float(r.score[s]), 6),
+                "score_std": round(float(r.spread[s]), 6),
+                "area": round(float(r.area[s]), 6),
+                "steps_to_threshold": int(steps[s]) if np.isfinite(steps[s]) else None,
+            }
 
 
 def _plain(value: Any) -> Any:
@@ -247,5 +291,5 @@ def _plain(value: Any) -> Any:
     if isinstance(value, list | tuple):
         return [_plain(v) for v in value]
     if isinstance(value, float | np.floating):
-        return float(value) if np.isfinite(value) else None
+        return None if np.isnan(value) else float(value) if np.isfinite(value) else str(value)
     return value if isinstance(value, int | str | bool | None) else text(value)

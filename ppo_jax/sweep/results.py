@@ -39,9 +39,10 @@ class PointResult(NamedTuple):
         seeds: the S seeds.
         env_step: [B] environment steps at the end of each part of the run.
         metrics: name -> [S, B], each the mean over a part of the run.
-        score: [S] mean greedy return at the end; that of a diverged agent is the sweep's worst.
+        score: [S] mean return of the episodes that count; see `penalise` for those that diverged.
         spread: [S] standard deviation of it over episodes.
-        diverged: [S] bool: a loss was not finite.
+        diverged: [S] bool: a number that has to be finite was not.
+        cut: [S] episodes of the evaluation that did not end by themselves.
     """
 
     point: Point
@@ -52,6 +53,7 @@ class PointResult(NamedTuple):
     score: np.ndarray
     spread: np.ndarray
     diverged: np.ndarray
+    cut: np.ndarray
 
     @property
     def curve(self) -> np.ndarray:
@@ -60,7 +62,8 @@ class PointResult(NamedTuple):
 
     @property
     def area(self) -> np.ndarray:
-        """[S] area under the learning curve per environment step: the mean return in training."""
+        """[S] area under the learning curve per environment step: the mean return in training;
+        NaN where no episode ended."""
         return self.curve.mean(axis=1)
 
     @property
@@ -74,7 +77,7 @@ class PointResult(NamedTuple):
 
     def steps_to(self, threshold: float) -> np.ndarray:
         """[S] environment steps until the curve is there for the first time; infinite if never."""
-        reached = self.curve >= threshold
+        reached = np.nan_to_num(self.metrics["episode_return"], nan=-np.inf) >= threshold
         first = self.env_step[reached.argmax(axis=1)].astype(float)
         return np.where(reached.any(axis=1), first, math.inf)
 
@@ -83,25 +86,29 @@ class Setting(NamedTuple):
     """Points that differ in the environment alone: one strategy on every task.
 
     Attributes:
+        number: of the first of its points.
         name: its values in words.
         short: for legends: the name, or the point's number where that is too long.
         point: its values without the environment.
         results: one per environment.
         strata: the scores of each, [S]; where there are several environments, in units of the
             range from the sweep's worst (0) to its best (1).
+        area: of the learning curves in the same units, mean over seeds and environments.
     """
 
+    number: int
     name: str
     short: str
     point: Point
     results: tuple[PointResult, ...]
     strata: tuple[np.ndarray, ...]
+    area: float
 
     @property
     def rank(self) -> tuple[float, float]:
         """What the best is chosen by: the final score, and among equals the area."""
-        areas = [r.area.mean() for r in self.results]
-        return round(float(statistics.interquartile_mean(*self.strata)), 6), float(np.mean(areas))
+        score = float(statistics.interquartile_mean(*self.strata))
+        return round(score, 6), -math.inf if math.isnan(self.area) else self.area
 
 
 def edges(updates: int, parts: int) -> np.ndarray:
@@ -135,11 +142,11 @@ def _sums(x: np.ndarray, cuts: np.ndarray) -> np.ndarray:
 
 
 def filled(curve: np.ndarray) -> np.ndarray:
-    """[S, B] without gaps: the value before, or the first there is; 0 for a curve of gaps alone."""
+    """[S, B] without gaps: the value before, or the first there is; gaps alone stay gaps."""
     known = np.isfinite(curve)
     last = np.maximum.accumulate(np.where(known, np.arange(curve.shape[1]), -1), axis=1)
     source = np.where(last >= 0, last, known.argmax(axis=1)[:, None])
-    return np.nan_to_num(np.take_along_axis(curve, source, axis=1))
+    return np.take_along_axis(curve, source, axis=1)
 
 
 def diverged(metrics: dict[str, np.ndarray]) -> np.ndarray:
@@ -168,16 +175,27 @@ def scores(metrics: dict[str, np.ndarray], returns: np.ndarray) -> tuple[np.ndar
     return last, np.full_like(last, np.nan)
 
 
-def penalise(results: Sequence[PointResult]) -> list[PointResult]:
-    """Diverged agents, and those without any score, at the worst of their environment.
+def penalise(results: Sequence[PointResult], seen: Sequence[PointResult] = ()) -> list[PointResult]:
+    """Diverged agents at the worst that anything in their environment ever returned.
 
-    They are counted, not dropped: leaving out failures flatters.
+    They are counted, not dropped: leaving out failures flatters. So would the worst of those that
+    did not fail, where all of these are perfect; the worst is therefore looked for in training too,
+    at the beginning of which nobody can do anything.
+
+    Args:
+        results: to be penalised.
+        seen: further results to look for the worst in, so that both are treated alike.
     """
     out = []
     for r in results:
-        good = [x.score[~x.diverged & np.isfinite(x.score)] for x in results if x.env == r.env]
-        every = np.concatenate(good)
-        worst = every.min() if len(every) else 0.0
+        known = [
+            x
+            for o in (*results, *seen)
+            if o.env == r.env
+            for x in (o.score, o.metrics["episode_return"])
+        ]
+        finite = np.concatenate([x[np.isfinite(x)].ravel() for x in known])
+        worst = finite.min() if len(finite) else 0.0
         failed = r.diverged | ~np.isfinite(r.score)
         out.append(r._replace(score=np.where(failed, worst, r.score)))
     return out
@@ -194,13 +212,16 @@ def settings(results: Sequence[PointResult]) -> list[Setting]:
     for name, members in groups.items():
         if len(members) < len(ranges):
             continue  # not tried everywhere
-        strata = [
-            (r.score - ranges[r.env][0]) / ranges[r.env][1] if several else r.score for r in members
-        ]
+        units = [ranges[r.env] if several else (0.0, 1.0) for r in members]
+        strata = [(r.score - low) / size for r, (low, size) in zip(members, units, strict=True)]
+        area = np.mean(
+            [(r.area.mean() - low) / size for r, (low, size) in zip(members, units, strict=True)]
+        )
         number = next(i for i, r in enumerate(results) if r is members[0])
         short = name if len(name) <= LONGEST_NAME else f"point {number}"
         point = _without_env(members[0].point)
-        found.append(Setting(name, short, point, tuple(members), tuple(strata)))
+        parts = (tuple(members), tuple(strata), float(area))
+        found.append(Setting(number, name, short, point, *parts))
     return sorted(found, key=lambda s: s.rank, reverse=True)
 
 

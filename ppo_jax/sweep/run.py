@@ -7,6 +7,7 @@ import jax
 import numpy as np
 
 from ppo_jax import config as configs
+from ppo_jax.algorithms import ALGORITHMS
 from ppo_jax.config import ConfigError, TrainConfig
 from ppo_jax.sweep.points import Point, configure, grid
 from ppo_jax.sweep.schedule import Finished, Schedule, group_agents
@@ -44,7 +45,7 @@ def run_seeds(
     groups = group_agents([config], numbers)
     schedule = Schedule(groups, devices or jax.devices(), _checked(batch_size), env=env)
     finished = _in_order(schedule)
-    state = jax.tree.map(lambda *x: jax.numpy.concatenate(x), *(f.state for f in finished))
+    state = jax.tree.map(lambda *x: jax.numpy.concatenate(x), *(f.state() for f in finished))
     return state, _metrics(finished)
 
 
@@ -78,7 +79,9 @@ def run_sweep(
         ConfigError: a point that cannot work, or points of different lengths.
         InvalidEnvironment: what does not fit the environment.
     """
-    points = _listed(config, points)
+    points = _listed(points)
+    if env is not None and any("env" in point for point in points):
+        raise ConfigError("env= is given, so that it cannot vary; name environments in the points")
     settings = [configure(config, point) for point in points]
     lengths = {c.num_updates for c in settings}
     if len(lengths) > 1:
@@ -91,7 +94,7 @@ def run_sweep(
     numbers = seed_numbers(config, seeds)
     groups = group_agents(settings, numbers)
     schedule = Schedule(groups, devices or jax.devices(), _checked(batch_size), episodes, env)
-    finished = _in_order(schedule)
+    finished = _in_order(schedule, states=False)
     metrics = _metrics(finished)
     if episodes:
         metrics["eval_return"] = np.concatenate([f.returns for f in finished])
@@ -119,9 +122,9 @@ def seed_numbers(config: TrainConfig, seeds: int | Sequence[int]) -> list[int]:
     return numbers
 
 
-def _listed(config: TrainConfig, points: Mapping | Sequence[Point]) -> list[Point]:
+def _listed(points: Mapping | Sequence[Point]) -> list[Point]:
     """The points, their names looked up."""
-    known = configs.options(config.algorithm)
+    known = {name for algorithm in ALGORITHMS for name in configs.options(algorithm)}
     listed = grid({n: [*v] for n, v in points.items()}) if isinstance(points, Mapping) else points
     for name in {name for point in listed for name in point}:
         if name == "seed":
@@ -133,8 +136,14 @@ def _listed(config: TrainConfig, points: Mapping | Sequence[Point]) -> list[Poin
     return [dict(point) for point in listed]
 
 
-def _in_order(schedule: Schedule) -> list[Finished]:
-    return sorted(schedule.run(), key=lambda f: f.chunk.agents)
+def _in_order(schedule: Schedule, states: bool = True) -> list[Finished]:
+    """All chunks; without states, the devices' memory is free again after each round."""
+    found = (f if states else f._replace(state=_dropped) for f in schedule.run())
+    return sorted(found, key=lambda f: f.chunk.agents)
+
+
+def _dropped() -> TrainState:
+    raise RuntimeError("the states were not kept")
 
 
 def _metrics(finished: list[Finished]) -> Arrays:

@@ -1,5 +1,6 @@
 """Which agents run when: chunks of one width, a round of them at a time on all devices."""
 
+import functools
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any, NamedTuple
@@ -58,14 +59,14 @@ class Finished(NamedTuple):
 
     Attributes:
         chunk: which.
-        state: TrainState
+        state: () -> TrainState, cut out of the round's when it is asked for.
         metrics: Metrics [agents, U]
         returns: [agents, E] of the greedy episodes at the end.
         whole: [agents, E] bool: that episode came to its end.
     """
 
     chunk: Chunk
-    state: TrainState
+    state: Callable[[], TrainState]
     metrics: dict[str, np.ndarray]
     returns: np.ndarray
     whole: np.ndarray
@@ -137,41 +138,48 @@ class Schedule:
             ConfigError: a single agent does not fit into memory.
         """
         for number, group in enumerate(self.groups):
-            todo = self._todo(number)
-            planned = bool(todo) or any(c.group == number for c in self.chunks)
-            if planned and not todo:
-                continue
-            program = self._program(group, len(group.agents), todo[0].width if todo else None)
-            if not planned:
+            program = None
+            if not any(c.group == number for c in self.chunks):
+                program = self._first_program(group)
                 self._plan(number, group.agents, program.width)
-            on_layout(group, program, len(self._todo(number)))
+                on_layout(group, program, len(self._todo(number)))
             while todo := self._todo(number):
+                width = todo[0].width
+                same = [c for c in todo if c.width == width]
                 try:
-                    yield from self._round(program, group, todo[: len(self.devices)], watch)
+                    if program is None or program.width != width:
+                        program = self._compile(group, width)
+                        on_layout(group, program, len(same))
+                    yield from self._round(program, group, same[: len(self.devices)], watch)
                     continue
                 except jax.errors.JaxRuntimeError as error:
                     if not out_of_memory(error):
                         raise
                     reason = str(error).splitlines()[0]
-                program = self._halve(number, group, program, reason)
-                on_layout(group, program, len(self._todo(number)))
+                program = None  # frees what it holds before the next is compiled
+                self._halve(number, group, width, reason)
 
     def _todo(self, group: int) -> list[Chunk]:
         return [c for c in self.chunks if c.group == group and c.number not in self.done]
 
-    def _program(self, group: Group, agents: int, width: int | None) -> Program:
-        def compile_at(width: int) -> Program:
-            started = time.perf_counter()
-            program = compile_program(group.static, self.env, width, self.devices, self.episodes)
-            self.programs += 1
-            self.compile_seconds += time.perf_counter() - started
-            return program
-
+    def _compile(self, group: Group, width: int) -> Program:
+        started = time.perf_counter()
         with report.status("compiling"):
-            width = width or self.batch_size
-            if width is None:
-                return fit(agents, compile_at, self.devices)
-            return compile_at(min(width, agents))
+            program = compile_program(group.static, self.env, width, self.devices, self.episodes)
+        self.programs += 1
+        self.compile_seconds += time.perf_counter() - started
+        return program
+
+    def _first_program(self, group: Group) -> Program:
+        """As wide as was asked for, or as fits."""
+        agents, compile_at = len(group.agents), functools.partial(self._compile, group)
+        widest = self.batch_size and min(self.batch_size, -(-agents // len(self.devices)))
+        try:
+            return fit(agents, compile_at, self.devices, widest)
+        except jax.errors.JaxRuntimeError as error:
+            if not out_of_memory(error):
+                raise
+            raise _too_large(group, str(error).splitlines()[0]) from error
 
     def _plan(self, group: int, agents: Sequence[int], width: int) -> None:
         first = self.next_number
@@ -180,21 +188,14 @@ class Schedule:
         self.next_number += len(parts)
         self.on_plan(self.chunks)
 
-    def _halve(self, number: int, group: Group, program: Program, reason: str) -> Program:
+    def _halve(self, number: int, group: Group, width: int, reason: str) -> None:
         """Half the width for all that is left of a group."""
-        if program.width == 1:
-            rows = group.static.num_envs * group.static.num_steps
-            raise ConfigError(
-                f"one agent alone does not fit into the device's memory ({reason}); make its "
-                f"rollout of num_envs x num_steps = {rows} smaller, or the network"
-            )
+        if width == 1:
+            raise _too_large(group, reason)
         left = [a for c in self._todo(number) for a in c.agents]
         self.chunks = [c for c in self.chunks if c.group != number or c.number in self.done]
-        width = program.width // 2
-        report.say(f"out of memory with {program.width} agents per device: going on with {width}")
-        del program
-        self._plan(number, left, width)
-        return self._program(group, len(left), width)
+        report.say(f"out of memory with {width} agents per device: going on with {width // 2}")
+        self._plan(number, left, width // 2)
 
     def _round(
         self, program: Program, group: Group, chunks: list[Chunk], watch: Callable
@@ -216,8 +217,17 @@ class Schedule:
         for i, chunk in enumerate(chunks):
             at = slice(i * program.width, i * program.width + len(chunk.agents))
             log = {name: x[at] for name, x in metrics.items()}
-            yield Finished(chunk, take(state, at), log, returns[at], whole[at])
+            mine = functools.partial(take, state, at)
+            yield Finished(chunk, mine, log, returns[at], whole[at])
             self.done.add(chunk.number)
+
+
+def _too_large(group: Group, reason: str) -> ConfigError:
+    rows = group.static.num_envs * group.static.num_steps
+    return ConfigError(
+        f"one agent alone does not fit into the device's memory ({reason}); make its rollout of "
+        f"num_envs x num_steps = {rows} smaller, or the network"
+    )
 
 
 def _padded(chunk: Chunk) -> tuple[int, ...]:

@@ -5,7 +5,6 @@ import shlex
 import time
 import warnings
 from pathlib import Path
-from typing import Any
 
 import jax
 import numpy as np
@@ -21,7 +20,7 @@ from ppo_jax.sweep.program import Program
 from ppo_jax.sweep.publish import publish
 from ppo_jax.sweep.results import Setting
 from ppo_jax.sweep.schedule import Finished, Group, Schedule, group_agents
-from ppo_jax.sweep.store import Spec, Store, SweepDirectory
+from ppo_jax.sweep.store import KEPT, Spec, Store, SweepDirectory, read_spec
 from ppo_jax.train import build
 from ppo_jax.types import option
 
@@ -75,11 +74,8 @@ def run(spec: Spec, options: SweepOptions, directory: SweepDirectory, resume: bo
             order = _Session(spec, options, path, resume, signals).run()
             if options.confirm:
                 fresh = confirmation(spec, order[0], options.confirm)
-                nested = dataclasses.replace(options, confirm=0)
                 report.say(f"\nthe best point with {options.confirm} fresh seeds: {order[0].name}")
-                again = (path / "confirm" / "sweep.json").exists()
-                (path / "confirm").mkdir(exist_ok=True)
-                _Session(fresh, nested, path / "confirm", again, signals).run()
+                _confirm(fresh, dataclasses.replace(options, confirm=0), path / "confirm", signals)
                 publish(Store(path, spec), options.threshold, {})
         except Stopped:
             report.say(
@@ -91,11 +87,20 @@ def run(spec: Spec, options: SweepOptions, directory: SweepDirectory, resume: bo
     return 0
 
 
+def _confirm(spec: Spec, options: SweepOptions, path: Path, signals: Signals) -> None:
+    """The sweep in a sweep, from the start or from where it was stopped."""
+    with SweepDirectory(path) as directory:
+        if directory.used and read_spec(path)[0] != spec:
+            raise ConfigError(
+                f"{path} holds the best point with other seeds or values; move it away to confirm "
+                f"with {len(spec.seeds)} seeds"
+            )
+        _Session(spec, options, path, directory.used, signals).run()
+
+
 def confirmation(spec: Spec, best: Setting, count: int) -> Spec:
     """The best point alone, with seeds that took no part in choosing it."""
     first = max(spec.seeds) + 1
-    if first + count > 2**32:
-        raise ConfigError(f"there are no {count} seeds after {max(spec.seeds)}; use a lower --seed")
     configs = tuple(r.config for r in best.results)
     return dataclasses.replace(spec, configs=configs, seeds=tuple(range(first, first + count)))
 
@@ -108,8 +113,11 @@ class _Session:
     ) -> None:
         self.spec, self.options, self.signals = spec, options, signals
         self.store = Store(path, spec)
-        chunks, done = self.store.restore() if resume else ([], set())
-        self.store.describe(kept_options(options))
+        chunks, done = self.store.verified() if resume else ([], set())
+        self.finished = {a for c in chunks if c.number in done for a in c.agents}
+        if len(self.finished) < len(spec.configs) * len(spec.seeds) or not resume:
+            self.store.describe({name: getattr(options, name) for name in KEPT})
+        self.store.clean(done)
         self.store.rewrite_table(chunks, done)
         self.keeper = Keeper(path / "agents", spec, options.keep, self.store.scores(chunks, done))
         groups = group_agents(spec.configs, spec.seeds)
@@ -124,7 +132,6 @@ class _Session:
         )
         sizes = [c.num_updates * c.num_envs * c.num_steps for c in spec.configs]
         self.sizes = [size for size in sizes for _ in spec.seeds]
-        self.finished = {a for c in chunks if c.number in done for a in c.agents}
         self.warned: set[str] = set()
 
     def run(self) -> list[Setting]:
@@ -132,7 +139,7 @@ class _Session:
         total = sum(self.sizes)
         started, before = time.perf_counter(), self._steps()
         self.progress = report.Progress(total, before)
-        self.before, self.since, self.rollout_steps = before, started, 0
+        self.before, self.since, self.rollout_steps = before, 0.0, 0
         with self.progress:
             for finished in self.schedule.run(self._watch, self._layout):
                 self.keeper.save(finished, scores_of(finished))
@@ -141,6 +148,8 @@ class _Session:
                 self.finished |= {*finished.chunk.agents}
                 self._warn(finished)
                 self._show(0, 0)
+                del finished  # with it goes the state of its round, before the next one trains
+            self.keeper.clean()
         if before:  # what was made again is where it would have been
             self.store.rewrite_table(self.schedule.chunks, self.schedule.done)
         seconds = time.perf_counter() - started
@@ -162,8 +171,7 @@ class _Session:
     def _layout(self, group: Group, program: Program, chunks: int) -> None:
         """Say which device trains how many."""
         self.rollout_steps = group.static.num_envs * group.static.num_steps
-        if self.schedule.programs == 1:
-            self.since = time.perf_counter()
+        self.since = self.since or time.perf_counter()
         names = ", ".join(str(d) for d in program.devices[:8])
         more = f" and {len(program.devices) - 8} more" if len(program.devices) > 8 else ""
         rounds = -(-chunks // len(program.devices))
@@ -200,12 +208,6 @@ class _Session:
             report.warn_unfinished(finished.whole)
 
 
-def kept_options(options: SweepOptions) -> dict[str, Any]:
-    """Those that a resumed sweep goes on with."""
-    names = ("batch_size", "keep", "confirm", "threshold")
-    return {name: getattr(options, name) for name in names}
-
-
 def check(spec: Spec) -> None:
     """Everything that can be wrong with a point, before anything compiles or is written."""
     for config in dict.fromkeys(spec.configs):
@@ -222,10 +224,11 @@ def print_table(order: list[Setting], threshold: float | None, rows: int = 10) -
         for r in setting.results:
             line = results.row(r, threshold)
             steps, share = line["steps_to_threshold"], line["share_reached"]
+            low, high = line["ci95_low"], line["ci95_high"]
             table.add_row(
                 *((setting.name, r.env) if several else (setting.name,)),
                 f"{line['mean']}",
-                f"{line['iqm']} [{line['ci95_low']}, {line['ci95_high']}]",
+                f"{line['iqm']}" + (f" [{low}, {high}]" if low is not None else ""),
                 f"{line['area']}",
                 f"{steps:,}" if steps else "-",
                 f"{share:.0%}" if share is not None else "-",

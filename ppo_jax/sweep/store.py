@@ -8,8 +8,9 @@ import csv
 import dataclasses
 import hashlib
 import json
+import re
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +31,8 @@ CONTENTS = (
     MARK, "plan.json", "chunks", "results.csv", "agents.csv", "table.csv", "table.md",
     "summary.json", "report.html", "figures", "agents", "confirm",
 )  # fmt: skip
+# The options that a resumed sweep goes on with.
+KEPT = ("batch_size", "keep", "confirm", "threshold")
 COLUMNS = ("point", "seed", "env_step", "metric", "value")
 
 
@@ -104,10 +107,9 @@ class Store:
         """Write sweep.json: all that is needed to repeat the sweep, and each session that ran."""
         path = self.path / MARK
         session = {"command": sys.argv, "versions": report.versions(), "device": report.device()}
-        earlier = json.loads(path.read_text())["sessions"] if path.exists() else []
+        earlier = read_sessions(self.path) if path.exists() else []
         content = {"sweep": self.spec.to_json(), "options": options}
         write_json(path, content | {"sessions": [*earlier, session]})
-        (self.path / "chunks").mkdir(exist_ok=True)
 
     def save_plan(self, chunks: list[Chunk]) -> None:
         """Before a chunk runs: its agents and its width, which it keeps."""
@@ -116,6 +118,7 @@ class Store:
     def save_chunk(self, finished: Finished) -> None:
         """A finished chunk: its arrays, its rows of the table, and last its manifest."""
         path = self._arrays(finished.chunk.number)
+        path.parent.mkdir(exist_ok=True)
         temporary = path.with_name(f".{path.name}.tmp")
         with temporary.open("wb") as file:
             arrays: dict[str, Any] = {**finished.metrics, "returns": finished.returns}
@@ -125,8 +128,8 @@ class Store:
         manifest = finished.chunk._asdict() | {"sweep": self.spec.digest, "sha256": _sha256(path)}
         write_json(path.with_suffix(".json"), manifest)
 
-    def restore(self) -> tuple[list[Chunk], set[int]]:
-        """(the plan, the numbers of its finished chunks), all of them verified.
+    def verified(self) -> tuple[list[Chunk], set[int]]:
+        """(the plan, the numbers of its finished chunks), all of them whole.
 
         Raises:
             ConfigError: something is damaged or of another sweep: what, and what to do.
@@ -140,10 +143,16 @@ class Store:
                 raise ConfigError(f"{manifest} is not of this sweep; move it away")
             self._verify(manifest, known[number])
             done.add(number)
-        for file in (self.path / "chunks").iterdir():
-            if file.suffix != ".json" and not (file.suffix == ".npz" and int(file.stem) in done):
-                delete(file)  # of a chunk that was not finished
         return chunks, done
+
+    def clean(self, done: set[int]) -> None:
+        """Delete what chunks that were not finished have left; nothing else."""
+        for file in (self.path / "chunks").glob("*.npz"):
+            if re.fullmatch(r"\d{5}", file.stem) and int(file.stem) not in done:
+                delete(file)
+        for file in (self.path / "chunks").glob(".*.tmp"):
+            if re.fullmatch(r"\.\d{5}\.(npz|json)\.tmp", file.name):
+                delete(file)
 
     def rewrite_table(self, chunks: Sequence[Chunk], done: set[int]) -> None:
         """results.csv anew from the chunks: a crash may have cut its last lines."""
@@ -153,7 +162,8 @@ class Store:
             csv.writer(file, lineterminator="\n").writerow(COLUMNS)
             for chunk in chunks:
                 if chunk.number in done:
-                    self._write_rows(file, chunk, *self._read(chunk))
+                    metrics, returns, _ = self._read(chunk)
+                    self._write_rows(file, chunk, metrics, returns)
         temporary.replace(path)
 
     def scores(self, chunks: Sequence[Chunk], done: set[int]) -> dict[int, float]:
@@ -168,22 +178,24 @@ class Store:
         return found
 
     def results(self) -> list[PointResult]:
-        """All points, once all their chunks are there.
+        """All points, once all their chunks are there; those that diverged are not penalised yet.
 
         Raises:
-            ConfigError: the sweep is not finished.
+            ConfigError: the sweep is not finished, or damaged.
         """
         count = len(self.spec.seeds)
         parts: dict[int, tuple] = {}
-        for chunk in read_plan(self.path):
-            if not self._arrays(chunk.number).with_suffix(".json").exists():
+        chunks, done = self.verified()
+        for chunk in chunks:
+            if chunk.number not in done:
                 continue
-            metrics, returns, _ = self._read(chunk)
-            scores, spreads = results.scores(metrics, returns)
-            failed, curves = results.diverged(metrics), results.binned(metrics, self.spec.parts)
+            metrics, returns, whole = self._read(chunk)
+            columns = [*results.scores(metrics, returns), results.diverged(metrics)]
+            columns.append((~whole).sum(axis=1))
+            curves = results.binned(metrics, self.spec.parts)
             for i, agent in enumerate(chunk.agents):
                 one = {name: x[i] for name, x in curves.items()}
-                parts[agent] = (one, scores[i], spreads[i], failed[i])
+                parts[agent] = (one, *(column[i] for column in columns))
         missing = len(self.spec.configs) * count - len(parts)
         if missing:
             raise ConfigError(
@@ -198,7 +210,7 @@ class Store:
             found.append(
                 PointResult(point, config, self.spec.seeds, steps, curves, *map(np.array, rest))
             )
-        return results.penalise(found)
+        return found
 
     def _env_steps(self, config: TrainConfig) -> np.ndarray:
         cuts = results.edges(config.num_updates, self.spec.parts)[1:]
@@ -243,7 +255,6 @@ class Store:
         chunk: Chunk,
         metrics: dict[str, np.ndarray],
         returns: np.ndarray,
-        _: Any = None,
     ) -> None:
         """Tidy rows of a chunk: point, seed, env_step, metric, value."""
         curves = results.binned(metrics, self.spec.parts)
@@ -266,19 +277,40 @@ def read_spec(path: Path) -> tuple[Spec, dict[str, Any]]:
     Raises:
         ConfigError: it is no sweep, or its sweep.json is damaged.
     """
+    content = _read_mark(path)
+    try:
+        options = {name: content["options"][name] for name in KEPT}
+        return Spec.from_json(content["sweep"]), options
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise ConfigError(f"{path / MARK} is damaged: {error!r}") from error
+
+
+def read_sessions(path: Path) -> list[dict[str, Any]]:
+    """What a sweep ran on, one after the other: command, device, versions.
+
+    Raises:
+        ConfigError: it is no sweep, or its sweep.json is damaged.
+    """
+    sessions = _read_mark(path).get("sessions")
+    whole = isinstance(sessions, list) and all(
+        isinstance(s, dict) and {"device", "versions"} <= s.keys() for s in sessions
+    )
+    if not whole or not sessions:
+        raise ConfigError(f"{path / MARK} is damaged: its sessions are {sessions!r}")
+    return sessions
+
+
+def _read_mark(path: Path) -> dict[str, Any]:
     if not (path / MARK).is_file():
         what = "a run of ppo_jax.train" if (path / "config.json").exists() else "not a sweep"
         raise ConfigError(f"{path} is {what}: it has no {MARK}")
     try:
         content = json.loads((path / MARK).read_text())
-        return Spec.from_json(content["sweep"]), dict(content["options"])
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except (OSError, ValueError) as error:
         raise ConfigError(f"{path / MARK} is damaged: {error}") from error
-
-
-def first_session(path: Path) -> dict[str, Any]:
-    """What a sweep began on: device and versions."""
-    return json.loads((path / MARK).read_text())["sessions"][0]
+    if not isinstance(content, dict):
+        raise ConfigError(f"{path / MARK} is damaged: it holds {content!r}")
+    return content
 
 
 def read_plan(path: Path) -> list[Chunk]:
@@ -298,33 +330,6 @@ def read_plan(path: Path) -> list[Chunk]:
         ]
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise ConfigError(f"{file} is damaged: {error!r}") from error
-
-
-def write_table(path: Path, rows: list[dict[str, Any]]) -> None:
-    """Rows as CSV; None is empty."""
-    names = [*dict.fromkeys(name for row in rows for name in row)]
-    with path.open("w", newline="") as file:
-        writer = csv.DictWriter(file, names, lineterminator="\n")
-        writer.writeheader()
-        writer.writerows(rows)
-
-
-def agent_rows(found: Sequence[PointResult], threshold: float | None) -> Iterator[dict[str, Any]]:
-    """A row per agent: its score and how it got there."""
-    for p, r in enumerate(found):
-        mark = r.threshold(threshold)
-        steps = r.steps_to(mark) if mark is not None else np.full(len(r.seeds), np.inf)
-        for s, seed in enumerate(r.seeds):
-            yield {
-                "point": p,
-                **r.point,
-                "seed": seed,
-                "status": "diverged" if r.diverged[s] else "finished",
-                "score": round(float(r.score[s]), 6),
-                "score_std": round(float(r.spread[s]), 6),
-                "area": round(float(r.area[s]), 6),
-                "steps_to_threshold": int(steps[s]) if np.isfinite(steps[s]) else None,
-            }
 
 
 def _sha256(path: Path) -> str:
