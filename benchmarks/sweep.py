@@ -195,8 +195,8 @@ def _run(command: list[str]) -> str:
     return result.stdout
 
 
-def markdown() -> str:
-    """The tables of the documentation: widths, then 128 agents."""
+def width_markdown() -> str:
+    """The documentation's table of widths."""
     widths = read(RESULTS / "sweep_width.csv")
     counts = [*dict.fromkeys(r["devices"] for r in widths)]
     rate = {(r["devices"], r["width"]): int(r["steps_per_second"]) for r in widths}
@@ -206,9 +206,13 @@ def markdown() -> str:
         cells = [f"{rate[count, str(w)] / 1000:.0f} k" for w in WIDTHS]
         name = "1 device" if count == "1" else f"{count} devices"
         lines.append(f"| {name} | " + " | ".join(cells) + " |")
-    lines += [
-        "",
-        "| 128 agents | seconds | steps/s | return at the end | jax |",
+    return "\n".join(lines) + "\n"
+
+
+def agents_markdown() -> str:
+    """The documentation's table of 128 agents."""
+    lines = [
+        "| | seconds | steps/s | return at the end of training | jax |",
         "|---|---|---|---|---|",
     ]
     for r in read(RESULTS / "sweep_128.csv"):
@@ -221,7 +225,7 @@ def markdown() -> str:
 def main(options: Options) -> None:
     """Measure and print."""
     if options.table:
-        print(markdown(), end="")
+        print(width_markdown(), agents_markdown(), sep="\n", end="")
         return
     if options.purejaxrl is None:
         one_device_per_core()

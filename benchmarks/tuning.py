@@ -157,17 +157,21 @@ def row_of(name: str) -> dict[str, Any]:
         "difference_low": round(numbers["ci95_low"], 2),
         "difference_high": round(numbers["ci95_high"], 2),
         "probability": round(numbers["probability_of_improvement"], 3),
+        # What is not clearly better on fresh seeds does not replace what many runs stand on.
+        "adopted": bool(numbers["ci95_low"] > 0),
     }
 
 
 def markdown() -> str:
     """The table of the documentation."""
-    head = ("preset", "steps", "best of the search", "IQM [95 %]", "before", "P(better)")
+    head = ("preset", "steps", "best of the search", "IQM [95 %]", "before", "P(better)", "adopted")
     lines = ["| " + " | ".join(head) + " |", "|" + "---|" * len(head)]
     for r in read(RESULTS / "tuning.csv"):
         spread = f"{r['iqm']} [{r['ci95_low']}, {r['ci95_high']}]"
         cells = (f"`{r['preset']}`", f"{int(r['env_steps']):,}", r["best"], spread)
-        lines.append("| " + " | ".join((*cells, r["iqm_before"], r["probability"])) + " |")
+        adopted = "yes" if r["adopted"] == "True" else "no"
+        cells = (*cells, r["iqm_before"], r["probability"], adopted)
+        lines.append("| " + " | ".join(cells) + " |")
     return "\n".join(lines) + "\n"
 
 

@@ -1,14 +1,17 @@
 """What the documents say exists, exists."""
 
 import ast
+import dataclasses
 import re
 from pathlib import Path
 
-from benchmarks import family, throughput
+from benchmarks import family, sweep, throughput, tuning
 from benchmarks.learning import markdown
 from benchmarks.table import RESULTS, read
 from ppo_jax import cli
+from ppo_jax import config as configs
 from ppo_jax.algorithms import ALGORITHMS
+from ppo_jax.sweep import command
 
 ROOT = Path(__file__).parent.parent
 
@@ -42,6 +45,46 @@ def test_the_flags_of_the_readme_exist():
         words = [w for w in line.split() if w != "--help"]
         if "--resume" not in words:
             cli._parse(words, cli.base_config(words), {})
+
+
+def test_the_sweeps_of_the_documents_are_sweeps():
+    """Every `python -m ppo_jax.sweep` line becomes configurations; none is run here."""
+    text = (ROOT / "README.md").read_text() + (ROOT / "docs/sweeps.md").read_text()
+    lines = re.findall(r"^    python -m ppo_jax.sweep (.*)$", text, re.M)
+    assert len(lines) >= 7
+    for line in lines:
+        words = line.split()
+        flags = command.parse(words, command.base_config(words), command.OPTIONS, {}, "", "")
+        if not {"--resume", "--compare"} & {*words}:
+            names = [f.name for f in dataclasses.fields(command.PointOptions)]
+            points = command.PointOptions(**{n: flags[1][n] for n in names})
+            assert command.build_spec(words, flags[0], points).configs
+
+
+def test_the_example_of_the_sweeps_page_runs(capsys):
+    (block,) = re.findall(r"```python\n(.*?)```", (ROOT / "docs/sweeps.md").read_text(), re.S)
+    exec(compile(block, "sweeps.md", "exec"), {})
+    (printed,) = re.findall(r"print\(.*\) +# (.*)", block)
+    assert capsys.readouterr().out == printed + "\n"
+
+
+def test_the_tables_of_the_sweeps_page_are_those_of_the_results():
+    text = (ROOT / "docs/sweeps.md").read_text()
+    assert sweep.width_markdown() in text
+    assert sweep.agents_markdown() in text
+    assert tuning.markdown() in text
+
+
+def test_the_presets_have_the_values_that_their_search_kept():
+    rows = read(RESULTS / "tuning.csv")
+    assert {r["preset"] for r in rows} == {*tuning.SEARCHES}
+    for r in rows:
+        config = configs.to_flat(configs.make(preset=r["preset"]))
+        kept = {**tuning.SEARCHES[r["preset"]].before}
+        if r["adopted"] == "True":
+            kept = {n: float(v) for n, v in (w.split("=") for w in r["best"].split())}
+        assert {n: config[n] for n in kept} == kept, r["preset"]
+        assert (RESULTS / "tuning" / f"{r['preset']}.html").exists()
 
 
 def test_the_table_of_the_readme_is_that_of_the_results():
