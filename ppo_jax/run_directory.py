@@ -3,6 +3,7 @@
 import fcntl
 import json
 import sys
+import time
 from pathlib import Path
 from typing import Any, Self
 
@@ -11,7 +12,7 @@ from ppo_jax import report
 from ppo_jax.checkpoint import Checkpoints, delete, write_json
 from ppo_jax.config import ConfigError, TrainConfig
 
-# All that a run writes: nothing else is ever deleted.
+# All that a run writes; nothing else is ever deleted.
 CONTENTS = (
     "config.json",
     "metrics.jsonl",
@@ -77,6 +78,13 @@ class RunDirectory:
         """Delete the run in it; its mark last, so that it stays a run until it is gone."""
         for name in sorted(self.contents, key=lambda name: name == self.mark):
             delete(self.path / name)
+
+
+def new_directory(parent: str, name: str) -> Path:
+    """A folder that is not there yet: what it is, and when."""
+    name = f"{name.replace(':', '_')}_{time.strftime('%Y%m%d-%H%M%S')}"
+    names = [name, *(f"{name}_{k}" for k in range(2, 1000))]
+    return next(path for n in names if not (path := Path(parent) / n).exists())
 
 
 def read_config(run_dir: Path) -> TrainConfig:

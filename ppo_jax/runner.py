@@ -27,7 +27,7 @@ from ppo_jax import report
 from ppo_jax.checkpoint import CheckpointError, write_json
 from ppo_jax.config import ConfigError, TrainConfig
 from ppo_jax.evaluate import evaluate
-from ppo_jax.run_directory import RunDirectory, checkpoints_of, write_config
+from ppo_jax.run_directory import RunDirectory, checkpoints_of, new_directory, write_config
 from ppo_jax.train import Program, build
 from ppo_jax.types import Metrics, TrainState, option
 
@@ -162,7 +162,8 @@ def _open(config: TrainConfig, options: RunOptions) -> RunDirectory:
         if options.run_dir is not None or options.overwrite:
             raise ConfigError("--resume goes on in its own directory: no --run-dir, no --overwrite")
         return RunDirectory(options.resume)
-    directory = RunDirectory(options.run_dir or _new_directory(config))
+    name = f"{config.env}_{config.algorithm}_seed{config.seed}"
+    directory = RunDirectory(options.run_dir or new_directory("runs", name))
     if directory.used and not options.overwrite:
         path = shlex.quote(str(directory.path))
         raise ConfigError(
@@ -173,14 +174,6 @@ def _open(config: TrainConfig, options: RunOptions) -> RunDirectory:
     # Before compiling: a run killed there can be resumed.
     write_config(config, kept_options(options), directory.path)
     return directory
-
-
-def _new_directory(config: TrainConfig) -> Path:
-    """A name of its own in runs/: what, which seed, when."""
-    stamp = time.strftime("%Y%m%d-%H%M%S")
-    name = f"{config.env.replace(':', '_')}_{config.algorithm}_seed{config.seed}_{stamp}"
-    names = [name, *(f"{name}_{k}" for k in range(2, 1000))]
-    return next(path for n in names if not (path := Path("runs") / n).exists())
 
 
 class _Session:

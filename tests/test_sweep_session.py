@@ -1,4 +1,5 @@
-"""Sweeps on disk: what they leave; stopped, killed and resumed; refused."""
+"""Sweeps on disk (store, keep, session, publish, command): what they leave; stopped, killed and
+resumed; refused."""
 
 import csv
 import json
@@ -17,6 +18,7 @@ from ppo_jax.config import ConfigError
 from ppo_jax.play import load
 from ppo_jax.run_directory import RunDirectory
 from ppo_jax.sweep import command, run_seeds, session
+from ppo_jax.sweep import publish as publishing
 from ppo_jax.sweep.results import diverged, penalise
 from ppo_jax.sweep.store import Store, read_sessions, read_spec
 
@@ -359,6 +361,31 @@ def test_bad_input_is_refused_before_anything_is_written(tmp_path, more, says):
     with pytest.raises(Exception, match=says):
         sweep(tmp_path / "new", *more)
     assert not (tmp_path / "new").exists()
+
+
+@pytest.mark.parametrize(("flag", "value"), [("--batch-size", "3"), ("--keep", "all")])
+def test_what_the_first_session_settled_stays(finished, flag, value):
+    """Also where no other flag is given."""
+    with pytest.raises(
+        ConfigError, match=f"the sweep has {flag} .*, given {value}; .* so it stays"
+    ):
+        command.run_command(["--run-dir", str(finished), "--resume", flag, value])
+
+
+def test_fresh_seeds_have_no_say_in_the_ranking(finished, tmp_path, monkeypatch):
+    """A confirmation that returned worse than anything before leaves the table as it was."""
+    path = copy(finished, tmp_path / "worse")
+    found = Store(path, read_spec(path)[0]).results()
+    diverging = found[0]._replace(diverged=np.array([True, False, False]))
+    worse = Store(path / "confirm", read_spec(path / "confirm")[0]).results()[0]
+    worse = worse._replace(score=worse.score - 10_000)
+    tables = []
+    for fresh in ([], [worse]):
+        monkeypatch.setattr(Store, "results", lambda self: [diverging, found[1]])
+        monkeypatch.setattr(publishing, "_confirmation", lambda path, fresh=fresh: fresh)
+        publishing.publish(Store(path, read_spec(path)[0]), None, {})
+        tables.append((path / "table.csv").read_bytes())
+    assert tables[0] == tables[1]
 
 
 def test_two_sweeps_are_compared(finished, tmp_path, capsys):

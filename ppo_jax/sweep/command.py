@@ -4,7 +4,6 @@ import dataclasses
 import os
 import shlex
 import sys
-import time
 import warnings
 from contextlib import suppress
 from pathlib import Path
@@ -17,6 +16,7 @@ from ppo_jax import config as configs
 from ppo_jax import report
 from ppo_jax.cli import base_config, exit_with, parse
 from ppo_jax.config import ConfigError, TrainConfig
+from ppo_jax.run_directory import new_directory
 from ppo_jax.sweep import session
 from ppo_jax.sweep.points import Point, configure, grid, parse_vary, sample
 from ppo_jax.sweep.publish import compare
@@ -79,7 +79,9 @@ def run_command(arguments: list[str]) -> int:
         return _resume(arguments, config, points, options, given)
     spec = build_spec(arguments, config, points, options.confirm)
     session.check(spec)
-    directory = SweepDirectory(options.run_dir or _new_directory(config))
+    directory = SweepDirectory(
+        options.run_dir or new_directory("sweeps", f"{config.env}_{config.algorithm}")
+    )
     with directory:
         if directory.used and not options.overwrite:
             path = shlex.quote(str(directory.path))
@@ -187,13 +189,13 @@ def _resume(
     spec, kept = read_spec(path)
     if given - {*FREE_ON_RESUME, *SETTLED}:
         _refuse_changes(spec, build_spec(arguments, config, points))
-        for name, why in SETTLED.items():
-            if name in given and getattr(options, name) != kept[name]:
-                flag = f"--{name.replace('_', '-')}"
-                raise ConfigError(
-                    f"the sweep has {flag} {kept[name]}, given {getattr(options, name)}; {why}, "
-                    "so it stays"
-                )
+    for name, why in SETTLED.items():
+        if name in given and getattr(options, name) != kept[name]:
+            flag = f"--{name.replace('_', '-')}"
+            raise ConfigError(
+                f"the sweep has {flag} {kept[name]}, given {getattr(options, name)}; {why}, so it "
+                "stays"
+            )
     _warn_of_another_machine(read_sessions(path)[0])
     kept = {n: v for n, v in kept.items() if n not in given}
     options = dataclasses.replace(options, **kept)
@@ -246,11 +248,3 @@ def _compare(folders: tuple[Path, Path], out: Path | None, given: set[str]) -> i
     compare(*folders, out)
     print(f"comparison: {out / 'comparison.html'}")
     return 0
-
-
-def _new_directory(config: TrainConfig) -> Path:
-    """A name of its own in sweeps/: what, when."""
-    stamp = time.strftime("%Y%m%d-%H%M%S")
-    name = f"{config.env.replace(':', '_')}_{config.algorithm}_{stamp}"
-    names = [name, *(f"{name}_{k}" for k in range(2, 1000))]
-    return next(path for n in names if not (path := Path("sweeps") / n).exists())

@@ -40,8 +40,8 @@ class Program(NamedTuple):
         width: agents of one device.
         devices: where they are.
         init: (seeds, floats) -> TrainState
-        advance: (TrainState, floats, count) -> (TrainState, Metrics [..., SLICE]), of which
-            `count` columns are new; the state that goes in is used up.
+        advance: (TrainState, floats, count) -> (TrainState, Metrics [..., min(SLICE, U)]), of
+            which `count` columns are new; the state that goes in is used up.
         evaluate: (seeds, TrainState, floats) -> (returns [..., E], finished [..., E]); None
             for E = 0.
         bytes_needed: of one device's memory, by the compiler's own account.

@@ -38,7 +38,8 @@ def publish(store: Store, threshold: float | None, session: dict[str, Any]) -> l
         Its settings, best first.
     """
     raw, fresh = store.results(), _confirmation(store.path)
-    found, confirmed = results.penalise(raw, fresh), results.penalise(fresh, raw)
+    # The fresh seeds have no say in the ranking that they confirm.
+    found, confirmed = results.penalise(raw), results.penalise(fresh, raw)
     order = results.settings(found)
     if not order:
         raise ConfigError("no point was tried on every environment; vary env with all others")

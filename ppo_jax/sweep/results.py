@@ -9,6 +9,7 @@ import numpy as np
 
 from ppo_jax import statistics
 from ppo_jax.config import TrainConfig
+from ppo_jax.envs import canonical
 from ppo_jax.runner import BROKEN_PROMISES, MAY_BE_NAN
 from ppo_jax.sweep.points import Point, label
 
@@ -184,14 +185,14 @@ def penalise(results: Sequence[PointResult], seen: Sequence[PointResult] = ()) -
 
     Args:
         results: to be penalised.
-        seen: further results to look for the worst in, so that both are treated alike.
+        seen: further results to look for the worst in.
     """
     out = []
     for r in results:
         known = [
             x
             for o in (*results, *seen)
-            if o.env == r.env
+            if canonical(o.env) == canonical(r.env)
             for x in (o.score, o.metrics["episode_return"])
         ]
         finite = np.concatenate([x[np.isfinite(x)].ravel() for x in known])
