@@ -189,7 +189,19 @@ class CNN(nn.Module):
 
 def head(features: int, gain: float) -> nn.Dense:
     """A linear layer whose gain sets how far from uniform, or from zero, it starts."""
-    return nn.Dense(features, kernel_init=orthogonal(gain), name="head")
+    return nn.Dense(
+        features, kernel_init=orthogonal(gain), name="head", dot_general=_dot_of_few_outputs
+    )
+
+
+def _dot_of_few_outputs(x: jax.Array, kernel: jax.Array, *_: Any, **options: Any) -> jax.Array:
+    """[..., F] @ [F, A] for small A, as a product with the transposed kernel.
+
+    Its gradient then is gᵀ x [A, F] and not xᵀ g, in which a CPU first rearranges all of x: five
+    times faster on 2,048 rows, a twelfth of the whole step. The barrier keeps XLA from undoing it.
+    """
+    transposed = jax.lax.optimization_barrier(kernel.T)
+    return jax.lax.dot_general(x, transposed, (((x.ndim - 1,), (1,)), ((), ())), **options)
 
 
 class Actor(nn.Module):

@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import optax
+from jax.flatten_util import ravel_pytree
 
 from ppo_jax import losses
 from ppo_jax.types import Batch, LearnerState, LossFn, Metrics, Params, PyTree, option
@@ -221,8 +222,10 @@ def shuffles(key: jax.Array, num_rows: int, epochs: int) -> jax.Array:
         [K, M] int32, each row a permutation.
     """
     bits = jax.random.bits(key, (epochs, num_rows), jnp.uint32)
-    index = jnp.broadcast_to(jnp.arange(num_rows, dtype=jnp.int32), bits.shape)
-    return jax.lax.sort((bits, index), num_keys=1)[1]
+    # Key and row in one 64-bit number: XLA sorts a single operand four times as fast as a pair.
+    with jax.enable_x64(True):
+        packed = (bits.astype(jnp.uint64) << 32) | jnp.arange(num_rows, dtype=jnp.uint64)
+        return jnp.sort(packed, axis=1, stable=False).astype(jnp.uint32).astype(jnp.int32)
 
 
 def sgd_epochs(
@@ -258,34 +261,66 @@ def sgd_epochs(
     if any(x.shape[0] != num_rows for x in jax.tree.leaves(rows)):
         raise ValueError(f"the order is one of {num_rows} rows, which these are not")
 
+    learner, loss_fn, unravel = as_vector(learner, loss_fn)
     if stop is None:
 
         def step(learner: LearnerState, minibatch: PyTree) -> tuple[LearnerState, Metrics]:
             return sgd_step(learner, minibatch, loss_fn, optimizer)
 
         learner, metrics = _scan_minibatches(step, learner, rows, order, minibatches)
-        return learner, jax.tree.map(jnp.mean, metrics)
+        return unravel(learner), jax.tree.map(jnp.mean, metrics)
 
     guarded = functools.partial(_step_unless_stopped, loss_fn, optimizer, stop)
     start = (learner, jnp.array(True))
     (learner, _), (metrics, taken) = _scan_minibatches(guarded, start, rows, order, minibatches)
     # Where not even the first step was taken, its metrics say why.
-    counted = taken.at[0, 0].set(True)
-    return learner, jax.tree.map(lambda m: losses.mean(m, counted.astype(m.dtype)), metrics)
+    counted = taken.at[0].set(True)
+    metrics = jax.tree.map(lambda m: losses.mean(m, counted.astype(m.dtype)), metrics)
+    return unravel(learner), metrics
+
+
+def as_vector(
+    learner: LearnerState, loss_fn: LossFn
+) -> tuple[LearnerState, LossFn, Callable[[LearnerState], LearnerState]]:
+    """Parameters and moments each as one vector: (learner, loss of the vector, the way back).
+
+    Clipping and Adam then are three loops over one array instead of three over each of a dozen,
+    which is a seventh of a step on 128 rows. They treat every number alike; of another optimiser
+    that is not known, and its learner stays as it is.
+    """
+    state = learner.opt_state
+    dtypes = {x.dtype for x in jax.tree.leaves(learner.params)}
+    if not isinstance(state, OptimizerState) or len(dtypes) > 1:
+        return learner, loss_fn, lambda learner: learner
+    vector, unravel = ravel_pytree(learner.params)
+
+    def moments(learner: LearnerState, change: Callable[[PyTree], PyTree]) -> OptimizerState:
+        adam = learner.opt_state.adam
+        adam = adam._replace(mu=change(adam.mu), nu=change(adam.nu))
+        return learner.opt_state._replace(adam=adam)
+
+    def back(learner: LearnerState) -> LearnerState:
+        opt_state = moments(learner, unravel)
+        return dataclasses.replace(learner, params=unravel(learner.params), opt_state=opt_state)
+
+    opt_state = moments(learner, lambda tree: ravel_pytree(tree)[0])
+    learner = dataclasses.replace(learner, params=vector, opt_state=opt_state)
+    return learner, lambda vector, rows: loss_fn(unravel(vector), rows), back
 
 
 def _scan_minibatches(
     step: Callable[..., Any], carry: Any, rows: PyTree, order: jax.Array, minibatches: int
 ) -> tuple[Any, Any]:
-    """`step` over every minibatch of every epoch: (carry, results [K, minibatches])."""
+    """`step` over every minibatch of every epoch: (carry, results [K * minibatches]).
 
-    def epoch(carry: Any, order: jax.Array) -> tuple[Any, Any]:
-        def take(x: jax.Array) -> jax.Array:
-            return x[order].reshape(minibatches, -1, *x.shape[1:])
+    The rows of a minibatch are gathered when its turn comes, while they fit into the cache: no
+    shuffled copy of the whole is ever made.
+    """
 
-        return jax.lax.scan(step, carry, jax.tree.map(take, rows))
+    def body(carry: Any, index: jax.Array) -> tuple[Any, Any]:
+        return step(carry, jax.tree.map(lambda x: x[index], rows))
 
-    return jax.lax.scan(epoch, carry, order)
+    return jax.lax.scan(body, carry, order.reshape(order.shape[0] * minibatches, -1))
 
 
 def _step_unless_stopped(

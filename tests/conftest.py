@@ -10,17 +10,12 @@ os.environ.setdefault("JAX_PLATFORMS", "cpu")
 os.environ.setdefault("JAX_NUM_CPU_DEVICES", "1")
 
 
-# Workers inherit it: the same small programs recur in many tests, and each is compiled once.
+# Workers and the commands that tests start inherit it: the same small programs recur in many
+# tests, and each is compiled once.
 CACHE = os.environ.get("PPO_JAX_TEST_CACHE") or tempfile.mkdtemp(prefix="ppo_jax-tests-")
 os.environ["PPO_JAX_TEST_CACHE"] = CACHE
-
-
-def pytest_configure(config):
-    """Programs that took long to compile are kept for the others."""
-    import jax
-
-    jax.config.update("jax_compilation_cache_dir", CACHE)
-    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)
+os.environ["JAX_COMPILATION_CACHE_DIR"] = CACHE
+os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0.3"
 
 
 def pytest_unconfigure(config):

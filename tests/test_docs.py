@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks import family, sweep, throughput, tuning
+from benchmarks import algorithms, family, sweep, tuning
 from benchmarks.learning import markdown
 from benchmarks.table import RESULTS, read
 from ppo_jax import cli
@@ -96,7 +96,7 @@ def test_the_table_of_the_readme_is_that_of_the_results():
 def test_the_tables_of_the_family_are_those_of_the_results():
     text = (ROOT / "docs/algorithms.md").read_text()
     assert family.markdown() in text
-    assert throughput.markdown() in text
+    assert algorithms.markdown() in text
     rows = {(r["env"], r["method"]) for r in read(RESULTS / "family.csv")}
     assert rows == {(env, method) for env in family.ENVS for method in family.METHODS}
 

@@ -3,6 +3,7 @@
 import subprocess
 import sys
 
+import chex
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
@@ -148,6 +149,23 @@ def test_observations_become_float_features(space, obs, width):
     x = networks.preprocess(space, obs, image=False)
     assert x.shape == (2, width) and x.dtype == jnp.float32
     assert x.max() == 1.0
+
+
+def test_a_head_is_a_dense_layer():
+    """It differs in the order of its gradient's product alone, forwards and backwards."""
+    x = jax.random.normal(jax.random.key(0), (5, 7, 16))
+    ours, plain = networks.head(3, 1.0), nn.Dense(3)
+    params = ours.init(jax.random.key(1), x)
+
+    def results(layer):
+        def loss(params, x):
+            return jnp.sum(jnp.sin(layer.apply(params, x)))
+
+        tangents = jax.tree.map(jnp.ones_like, params)
+        gradient = jax.grad(loss, argnums=(0, 1))
+        return gradient(params, x), jax.jvp(lambda p: gradient(p, x), (params,), (tangents,))
+
+    chex.assert_trees_all_close(jax.jit(results, static_argnums=0)(ours), results(plain), rtol=1e-4)
 
 
 def test_log_std_starts_where_it_is_told():

@@ -48,6 +48,16 @@ def test_shuffles_are_independent_permutations():
     assert np.abs(np.corrcoef(order)[np.triu_indices(4, 1)]).max() < 0.15
 
 
+def test_the_order_is_that_of_sorted_random_keys():
+    """Packed into one 64-bit operand for speed; ties keep their order either way."""
+    key = jax.random.key(3)
+    bits = jax.random.bits(key, (3, 777), jnp.uint32)
+    index = jnp.broadcast_to(jnp.arange(777, dtype=jnp.int32), bits.shape)
+    order = sgd.shuffles(key, 777, 3)
+    assert order.dtype == jnp.int32
+    np.testing.assert_array_equal(order, jax.lax.sort((bits, index), num_keys=1)[1])
+
+
 def test_every_place_is_equally_likely():
     orders = jax.vmap(lambda k: sgd.shuffles(k, 5, 1)[0])(
         jax.random.split(jax.random.key(1), 20_000)
@@ -71,6 +81,33 @@ def test_epochs_are_steps_in_the_given_order():
             errors.append(step_metrics["error"])
     assert_close(whole.params, by_hand.params, rtol=1e-5, atol=1e-7)
     np.testing.assert_allclose(metrics["error"], np.mean(errors), rtol=1e-5)
+
+
+@pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
+def test_one_vector_takes_the_steps_of_many_arrays(dtype):
+    """Inside an epoch all parameters are one vector, unless their types differ; nobody sees it."""
+    _, rows = problem()
+    params = {"w": jnp.arange(3.0), "deep": {"b": jnp.ones((2, 2)), "c": jnp.ones((), dtype)}}
+
+    def loss_fn(params, rows):
+        error = rows.obs @ params["w"] + jnp.sum(params["deep"]["b"]) - rows.target
+        loss = losses.mean(jnp.square(error)) * (1 + params["deep"]["c"].astype(jnp.float32) ** 2)
+        return loss, {"error": loss}
+
+    optimizer = sgd.make_optimizer(0.5, learning_rate=0.1)
+    order = sgd.shuffles(jax.random.key(0), 24, 2)
+    start = learner_for(params, optimizer)
+    ours, metrics = sgd.sgd_epochs(start, rows, loss_fn, optimizer, order=order, minibatches=4)
+    theirs, steps = start, []
+    for index in order.reshape(8, 6):
+        minibatch = jax.tree.map(lambda x, index=index: x[index], rows)
+        theirs, step = sgd.sgd_step(theirs, minibatch, loss_fn, optimizer)
+        steps.append(step)
+    assert jax.tree.structure(ours) == jax.tree.structure(theirs)
+    assert [x.dtype for x in jax.tree.leaves(ours)] == [x.dtype for x in jax.tree.leaves(theirs)]
+    assert_close(ours, theirs, rtol=1e-4, atol=1e-5)
+    mean = jax.tree.map(lambda *x: np.mean(x), *steps)
+    assert_close(metrics, mean, rtol=1e-4, atol=1e-5)
 
 
 def test_a_stop_skips_all_that_follows_and_is_left_out_of_the_metrics():

@@ -54,9 +54,9 @@ class VectorizedEnv:
 
     def reset(self, key: jax.Array) -> tuple[PyTree, VectorState]:
         """(obs [N, ...], state) with every environment at the start of an episode."""
-        start_key, pool_key = jax.random.split(key)
-        obs, env_state = self._draw(start_key, self.num_envs)
-        pool = self._draw(pool_key, self.pool_size)
+        drawn = self._draw(key, self.num_envs + self.pool_size)
+        obs, env_state = jax.tree.map(lambda x: x[: self.num_envs], drawn)
+        pool = jax.tree.map(lambda x: x[self.num_envs :], drawn)
         return obs, VectorState(env_state, pool, jnp.zeros((), jnp.int32))
 
     def refresh(

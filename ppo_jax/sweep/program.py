@@ -20,7 +20,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from ppo_jax import config as configs
 from ppo_jax.config import TrainConfig
 from ppo_jax.evaluate import evaluate
-from ppo_jax.runner import EVALUATION, make_chunk, next_count
+from ppo_jax.runner import EVALUATION, compiler_options, make_chunk, next_count
 from ppo_jax.train import build
 from ppo_jax.types import Metrics, PyTree, TrainState
 
@@ -112,7 +112,7 @@ def compile_program(
         jitted = jax.jit(
             sharded, in_shardings=shardings, out_shardings=NamedSharding(mesh, rows), **options
         )
-        return jitted.lower(*arguments).compile()
+        return jitted.lower(*arguments).compile(compiler_options())
 
     agents = (width * len(devices),)
     seeds = jax.ShapeDtypeStruct(agents, jnp.uint32)

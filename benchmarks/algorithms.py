@@ -1,12 +1,12 @@
 """Environment steps per second of every algorithm, in one run on one machine.
 
-python -m benchmarks.throughput
-python -m benchmarks.throughput --table      print the committed results
+python -m benchmarks.algorithms
+python -m benchmarks.algorithms --table      print the committed results
 
 Rounds are interleaved, A B C A B C, and the fastest of each counts: a machine that slows down slows
 all of them down. `ratio` is the time per environment step against PPO's. The last lines train many
 seeds at once: how many single runs such a run costs, vmapped and spread over the host's cores.
-The table goes to benchmarks/results/throughput.csv.
+The table goes to benchmarks/results/algorithms.csv.
 """
 
 import dataclasses
@@ -136,7 +136,7 @@ def markdown() -> str:
     """The table of the documentation."""
     head = ("algorithm", "seeds", "steps/s", "µs per step", "cost", "compile s")
     lines = ["| " + " | ".join(head) + " |", "|" + "---|" * len(head)]
-    for r in read(RESULTS / "throughput.csv"):
+    for r in read(RESULTS / "algorithms.csv"):
         many = r["how"] != "single"
         seeds = f"{r['seeds']}, {r['how']}" if many else "1"
         cost = f"{r['ratio']} single runs" if many else f"{r['ratio']} of PPO's"
@@ -169,7 +169,7 @@ def main(options: Options) -> None:
         # One run against PPO's; many runs in units of one: S times the cost per step.
         row["ratio"] = round(share if row["how"] == "single" else share * row["seeds"], 2)
     order = {"how": ["single", "vmap", "sharded"], "algorithm": [*ALGORITHMS]}
-    merge(RESULTS / "throughput.csv", rows, order)
+    merge(RESULTS / "algorithms.csv", rows, order)
     table = Table("algorithm", "how", "seeds", "compile s", "steps/s", "µs/step", "ratio")
     for r in rows:
         cells = ("algorithm", "how", "seeds", "compile_seconds", "steps_per_second")

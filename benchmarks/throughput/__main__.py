@@ -1,0 +1,180 @@
+"""The referee: ppo_jax, PureJaxRL, Rejax, Brax, SBX and Stable-Baselines3 in one run.
+
+python -m benchmarks.throughput --suite smoke                       a minute, to see that it works
+python -m benchmarks.throughput --suite cpu --purejaxrl PATH        everything a CPU can do
+python -m benchmarks.throughput --suite gpu --purejaxrl PATH
+python -m benchmarks.throughput --parts breakdown scaling           ppo_jax alone
+python -m benchmarks.throughput --table                             print the committed results
+
+PATH is the folder of PureJaxRL's ppo.py, which is no package. The other peers are installed by pip
+into an environment of their own at the first run, with the jax and jaxlib that ppo_jax runs on.
+Each contestant is a process; they take rounds in turns, A B C A B C, while the others wait. Medians
+go to benchmarks/results/throughput.csv with the machine and all versions, the figure beside it.
+"""
+
+import dataclasses
+import importlib.metadata
+import tempfile
+from pathlib import Path
+from typing import Literal
+
+import tyro
+
+from benchmarks.table import RESULTS, read
+from benchmarks.throughput import breakdown, peers, quality, results, scaling
+from benchmarks.throughput.configurations import CONFIGURATIONS
+from benchmarks.throughput.race import NAMES, Settings, race, restart
+from ppo_jax.types import did_you_mean
+
+SUITES = {
+    "smoke": ("cartpole-4x128",),
+    "cpu": (
+        "cartpole-4x128",
+        "cartpole-64x128",
+        "cartpole-2048x32",
+        "pendulum-64x128",
+        "breakout-64x128",
+        "cartpole-4x128-a16",
+        "cartpole-4x128-a128",
+        "cartpole-4x128-a2048",
+    ),
+    "gpu": (
+        "cartpole-2048x32",
+        "cartpole-8192x32",
+        "cartpole-32768x32",
+        "breakout-2048x32",
+        "cartpole-4x128-a2048",
+        "breakout-64x128-a256",
+    ),
+}
+PARTS = ("race", "restart", "breakdown", "scaling", "quality")
+RESTART = ("jax", "configuration", "first_start_seconds", "second_start_seconds")
+
+
+@dataclasses.dataclass(frozen=True)
+class Options:
+    """Measure.
+
+    Attributes:
+        suite: which configurations.
+        configurations: these instead.
+        contestants: who takes part.
+        parts: race: everybody; restart: from the cache of compiled programs; breakdown: of one
+            update; scaling: with size; quality: time until an agent is good.
+        purejaxrl: folder of PureJaxRL's ppo.py.
+        peers: virtual environment of the peers; made in the user's cache if not given.
+        rounds: how often each.
+        seconds: of a round.
+        patience: seconds until one that does not answer is given up.
+        seeds: of time to quality.
+        tasks: of time to quality.
+        table: only print the committed results, as the documentation has them.
+    """
+
+    suite: Literal["smoke", "cpu", "gpu"] = "cpu"
+    configurations: tuple[str, ...] = ()
+    contestants: tuple[str, ...] = tuple(NAMES)
+    parts: tuple[str, ...] = ("race",)
+    purejaxrl: Path | None = None
+    peers: Path | None = None
+    rounds: int = 5
+    seconds: float = 2.0
+    patience: float = 300.0
+    seeds: int = 5
+    tasks: tuple[str, ...] = ("cartpole",)
+    table: bool = False
+
+
+def check(options: Options) -> None:
+    """Refuse unknown names before anything is installed.
+
+    Raises:
+        SystemExit: which, and what there is.
+    """
+    known = {
+        "configurations": tuple(CONFIGURATIONS),
+        "contestants": tuple(NAMES),
+        "parts": PARTS,
+        "tasks": tuple(quality.TASKS),
+    }
+    for option, names in known.items():
+        for name in getattr(options, option):
+            if name not in names:
+                raise SystemExit(f"--{option}: unknown {name!r}; {did_you_mean(name, names)}")
+    if options.purejaxrl is not None and not (options.purejaxrl / "ppo.py").exists():
+        raise SystemExit(f"--purejaxrl: there is no ppo.py in {options.purejaxrl}")
+
+
+def main(options: Options) -> None:
+    """Run the parts, keep what they find, print it."""
+    check(options)
+    if options.table:
+        print("\n".join(tables()), end="")
+        return
+    jax = importlib.metadata.version("jax")
+    needed = {*options.contestants} - {"ours"} and {*options.parts} & {"race", "quality"}
+    settings = Settings(
+        peers=peers.python(options.peers) if needed else "",
+        purejaxrl=options.purejaxrl,
+        rounds=options.rounds,
+        seconds=options.seconds,
+        patience=options.patience,
+    )
+    names = options.configurations or SUITES[options.suite]
+    for part in options.parts:
+        if part == "race":
+            run_race(names, options.contestants, settings, jax)
+        elif part == "restart":
+            run_restart(settings, jax)
+        elif part == "breakdown":
+            for name in names:
+                if CONFIGURATIONS[name].agents == 1:
+                    rows = breakdown.breakdown(CONFIGURATIONS[name])
+                    _keep("breakdown", rows, breakdown.FIELDS, breakdown.KEY)
+        elif part == "scaling":
+            rows = scaling.scaling(settings, jax)
+            _keep("scaling", rows, scaling.FIELDS, scaling.KEY)
+            scaling.plot(rows, RESULTS / "throughput_scaling.png")
+        else:
+            rows = quality.quality([*options.tasks], options.seeds, settings, jax)
+            _keep("quality", rows, quality.FIELDS, quality.KEY)
+    print("\n".join(tables()), end="")
+
+
+def run_race(
+    names: tuple[str, ...], contestants: tuple[str, ...], settings: Settings, jax: str
+) -> None:
+    """Every configuration; what is found is kept as soon as it is there."""
+    for name in names:
+        field = race(CONFIGURATIONS[name], contestants, settings)
+        rows = results.rows_of(field, jax)
+        for row in rows:
+            print({k: row[k] for k in ("implementation", "steps_per_second", "speedup", "why")})
+        results.keep(RESULTS / "throughput.csv", rows, results.FIELDS, results.KEY)
+        results.plot_race(RESULTS / "throughput.png")
+
+
+def run_restart(settings: Settings, jax: str) -> None:
+    """The first and the second start on the same cache."""
+    configuration = CONFIGURATIONS["cartpole-4x128"]
+    with tempfile.TemporaryDirectory() as folder:
+        seconds = [f"{s:.2f}" for s in restart(configuration, settings, Path(folder))]
+    row = dict(zip(RESTART, (jax, configuration.name, *seconds), strict=True))
+    _keep("restart", [row], RESTART, RESTART[:2])
+
+
+def _keep(name: str, rows: list[dict], fields: tuple[str, ...], key: tuple[str, ...]) -> None:
+    rows = [dict.fromkeys(fields, "") | row for row in rows]
+    results.keep(RESULTS / f"throughput_{name}.csv", rows, fields, key)
+
+
+def tables() -> list[str]:
+    """Everything that was measured and kept, as the documentation has it."""
+    found = [results.race_markdown(), results.compile_markdown()]
+    found.append(breakdown.markdown(read(RESULTS / "throughput_breakdown.csv")))
+    found.append(quality.markdown(read(RESULTS / "throughput_quality.csv")))
+    return found
+
+
+if __name__ == "__main__":
+    main(tyro.cli(Options))

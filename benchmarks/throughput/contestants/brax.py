@@ -1,0 +1,214 @@
+"""Brax's PPO on gymnax's Pendulum, since it only knows continuous actions.
+
+Its own, and not to be switched off: it keeps the statistics of observations even where it does not
+normalise them, resets episodes to the state each environment had at first (on top of gymnax's
+own reset), draws minibatches of whole rollouts, and computes advantages anew in every one of them.
+Adam's epsilon is 1e-8. Between two segments it does some work on the host. Brax 0.14 calls
+`jax.device_put_replicated`, which JAX 0.10 no longer has: it is put back, for one device.
+"""
+
+import functools
+import threading
+from argparse import Namespace
+from collections.abc import Sequence
+from typing import Any
+
+import flax.linen as nn
+import gymnax
+import jax
+import jax.numpy as jnp
+import numpy as np
+from brax.envs.base import Env, State
+from brax.training.agents.ppo import networks
+from brax.training.agents.ppo import train as ppo
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+
+from benchmarks.throughput.configurations import Configuration
+from benchmarks.throughput.contestants import FixedLength, Train, Unsupported, require
+
+PACKAGES = ("brax", "gymnax", "flax", "optax")
+# Of one training: more than are ever asked for.
+SEGMENTS = 10**6
+# Longer than gymnax's episodes, which end them.
+EPISODE_LENGTH = 1000
+
+
+class FromGymnax(Env):
+    """A gymnax environment for Brax; the wrapper gymnax has makes methods of Brax's properties."""
+
+    def __init__(self, name: str) -> None:
+        self.env, self.params = gymnax.make(name)
+
+    def reset(self, rng: jax.Array) -> State:
+        """Start an episode; the key of the next steps goes with the state."""
+        key, reset_key = jax.random.split(rng)
+        obs, inner = self.env.reset(reset_key, self.params)
+        zero = jnp.zeros(())
+        return State(inner, obs, reward=zero, done=zero, info={"key": key})
+
+    def step(self, state: State, action: jax.Array) -> State:
+        """Act, and reset where an episode ends."""
+        key, step_key = jax.random.split(state.info["key"])
+        obs, inner, reward, done, _ = self.env.step(
+            step_key, state.pipeline_state, action, self.params
+        )
+        return state.replace(
+            pipeline_state=inner,
+            obs=obs,
+            reward=reward,
+            done=done.astype(jnp.float32),
+            info={**state.info, "key": key},
+        )
+
+    @property
+    def observation_size(self) -> int:
+        """Components of an observation."""
+        return self.env.observation_space(self.params).shape[0]
+
+    @property
+    def action_size(self) -> int:
+        """Components of an action."""
+        return self.env.action_space(self.params).shape[0]
+
+    @property
+    def backend(self) -> str:
+        """There is no physics engine."""
+        return "gymnax"
+
+
+def device_put_replicated(tree: Any, devices: Sequence[jax.Device]) -> Any:
+    """What JAX had under this name, as far as one device needs it.
+
+    Args:
+        tree: of arrays.
+        devices: the one device of the training.
+
+    Returns:
+        The arrays with a leading axis of one, sharded as pmap returns them: otherwise the second
+        segment would compile again.
+    """
+    mesh = Mesh(np.array(devices), (ppo._PMAP_AXIS_NAME,))
+    sharding = NamedSharding(mesh, PartitionSpec(ppo._PMAP_AXIS_NAME))
+    return jax.tree.map(lambda leaf: jax.device_put(jnp.asarray(leaf)[None], sharding), tree)
+
+
+class _Stop(Exception):
+    """Raised inside a training to leave it."""
+
+
+class Segments:
+    """A training that pauses: `ppo.train` runs in a thread and reports after every segment."""
+
+    def __init__(self, configuration: Configuration, updates: int) -> None:
+        """Start, compile, and train the first segment.
+
+        Args:
+            configuration: what to train.
+            updates: of each segment.
+        """
+        self.steps_per_segment = updates * configuration.steps_per_update
+        self.steps, self.stopped = 0, False
+        self.failure: BaseException | None = None
+        self.go, self.arrived = threading.Semaphore(0), threading.Semaphore(0)
+        arguments = (configuration, self.steps_per_segment)
+        self.thread = threading.Thread(target=self._train, args=arguments, daemon=True)
+        self.thread.start()
+        self._wait()
+
+    def train(self) -> None:
+        """One more segment."""
+        self.go.release()
+        self._wait()
+
+    def close(self) -> None:
+        """End the thread."""
+        self.stopped = True
+        self.go.release()
+        self.thread.join()
+
+    def _wait(self) -> None:
+        before = self.steps
+        self.arrived.acquire()
+        if self.failure is not None:
+            raise self.failure
+        if self.steps - before != self.steps_per_segment:
+            raise RuntimeError(f"{self.steps - before} steps, not {self.steps_per_segment}")
+
+    def _progress(self, steps: int, metrics: dict[str, Any]) -> None:
+        del metrics
+        self.steps = steps
+        self.arrived.release()
+        self.go.acquire()
+        if self.stopped:
+            raise _Stop
+
+    def _train(self, configuration: Configuration, steps_per_segment: int) -> None:
+        try:
+            _call(configuration, steps_per_segment, self._progress)
+        except _Stop:
+            pass
+        except BaseException as failure:
+            self.failure = failure
+            self.arrived.release()
+
+
+def _call(configuration: Configuration, steps_per_segment: int, progress: Any) -> None:
+    """Brax's own entry, in its own words."""
+    ppo.train(
+        FromGymnax(configuration.env),
+        num_timesteps=SEGMENTS * steps_per_segment,
+        # The first evaluation would be before the training: so one more than segments.
+        num_evals=SEGMENTS + 1,
+        run_evals=False,
+        progress_fn=progress,
+        max_devices_per_host=1,
+        num_envs=configuration.num_envs,
+        episode_length=EPISODE_LENGTH,
+        unroll_length=configuration.num_steps,
+        # Counts rollouts of `unroll_length`: all environments together make one update.
+        batch_size=configuration.num_envs // configuration.minibatches,
+        num_minibatches=configuration.minibatches,
+        num_updates_per_batch=configuration.epochs,
+        learning_rate=configuration.learning_rate,
+        entropy_cost=configuration.entropy_coef,
+        discounting=configuration.gamma,
+        gae_lambda=configuration.gae_lambda,
+        clipping_epsilon=configuration.clip_eps,
+        vf_loss_coefficient=configuration.value_coef,
+        max_grad_norm=configuration.max_grad_norm,
+        normalize_observations=False,
+        network_factory=functools.partial(
+            networks.make_ppo_networks,
+            policy_hidden_layer_sizes=configuration.hidden,
+            value_hidden_layer_sizes=configuration.hidden,
+            activation=getattr(nn, configuration.activation),
+            # The Gaussian of the other contestants: not squashed, its scale a parameter.
+            distribution_type="normal",
+            noise_std_type="log",
+        ),
+    )
+
+
+class Program(FixedLength):
+    """The length of a segment is compiled; another one is another training."""
+
+    def __init__(self, configuration: Configuration) -> None:
+        super().__init__(functools.partial(self._start, configuration), compile_trains=True)
+        self.segments: Segments | None = None
+
+    def _start(self, configuration: Configuration, updates: int) -> Train:
+        if self.segments is not None:
+            self.segments.close()
+        self.segments = Segments(configuration, updates)
+        return self.segments.train
+
+
+def prepare(configuration: Configuration, options: Namespace) -> Program:
+    """Brax's PPO; Pendulum only."""
+    del options
+    if not hasattr(jax, "device_put_replicated"):
+        jax.device_put_replicated = device_put_replicated
+    require(configuration, ("Pendulum-v1",), "only continuous actions")
+    if configuration.num_envs % configuration.minibatches:
+        raise Unsupported("minibatches are made of whole rollouts: num_envs must be a multiple")
+    return Program(configuration)

@@ -1,0 +1,110 @@
+"""ppo_jax as its commands run it: the loop of `ppo_jax.train`, many agents as `ppo_jax.sweep`."""
+
+import dataclasses
+import functools
+import math
+import os
+from argparse import Namespace
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from benchmarks.throughput.configurations import Configuration
+from ppo_jax import config as configs
+from ppo_jax.config import TrainConfig
+from ppo_jax.runner import MAX_CHUNK, compile_run
+from ppo_jax.sweep import program as sweep
+from ppo_jax.sweep.command import one_device_per_core
+from ppo_jax.train import build
+
+PACKAGES = ("gymnax", "flax", "optax")
+
+
+def config_of(configuration: Configuration) -> TrainConfig:
+    """The configuration in our words; values are clipped because PureJaxRL and Rejax always do."""
+    same = {f.name for f in dataclasses.fields(Configuration)} - {"name", "agents"}
+    values = {name: getattr(configuration, name) for name in same}
+    return configs.make(
+        preset="none",
+        total_timesteps=configuration.num_envs * configuration.num_steps * 2**30,
+        anneal_timesteps=math.inf,
+        value_clip_eps=configuration.clip_eps,
+        **values,
+    )
+
+
+class OneAgent:
+    """A TrainState that goes on from round to round."""
+
+    def __init__(self, configuration: Configuration) -> None:
+        """Nothing is compiled yet."""
+        self.config = config_of(configuration)
+
+    def compile(self) -> None:
+        """Program and first state, as a run makes them."""
+        self.compiled = compile_run(self.config, build(self.config))
+        self.state = self.compiled.init()
+
+    def prepare_run(self, updates: int) -> None:
+        """How many updates is an argument of the program."""
+
+    def run(self, updates: int) -> int:
+        """Chunks of what there is room for in the log; the log comes to the host."""
+        done = 0
+        while done < updates:
+            count = min(MAX_CHUNK, updates - done)
+            chunk, floats = self.compiled.chunk, self.compiled.floats
+            self.state, metrics = chunk(self.state, floats, jnp.int32(count))
+            jax.device_get(metrics)
+            done += count
+        return updates
+
+
+class ManyAgents:
+    """As many rounds of agents as a sweep would make of them, each advanced in turn."""
+
+    def __init__(self, configuration: Configuration) -> None:
+        """Nothing is compiled yet."""
+        self.config, self.agents = config_of(configuration), configuration.agents
+
+    def compile(self) -> None:
+        """The sweep's own choice of width."""
+        static, floats = sweep.structure(self.config)
+        devices = jax.devices()
+        compile_at = functools.partial(self._compile_at, static, devices)
+        self.program = sweep.fit(self.agents, compile_at, devices)
+        each = self.program.agents
+        self.floats = {name: jnp.full(each, x, jnp.float32) for name, x in floats.items()}
+        first = np.arange(0, self.agents, each, dtype=np.uint32)
+        seeds = first[:, None] + np.arange(each, dtype=np.uint32)
+        self.states = [self.program.init(jnp.asarray(s), self.floats) for s in seeds]
+
+    def _compile_at(self, static: TrainConfig, devices: list[Any], width: int) -> sweep.Program:
+        return sweep.compile_program(static, None, width, devices, 0)
+
+    def prepare_run(self, updates: int) -> None:
+        """How many updates is an argument of the program."""
+
+    def run(self, updates: int) -> int:
+        """All rounds; the last may hold agents too many, whose steps do not count."""
+        for i, state in enumerate(self.states):
+            done = 0
+            while done < updates:
+                count = min(sweep.SLICE, updates - done)
+                state, metrics = self.program.advance(state, self.floats, jnp.int32(count))
+                jax.device_get(metrics)
+                done += count
+            self.states[i] = state
+        return updates
+
+
+def prepare(configuration: Configuration, options: Namespace) -> OneAgent | ManyAgents:
+    """ppo_jax's PPO."""
+    del options
+    if configuration.agents == 1:
+        return OneAgent(configuration)
+    if os.environ.get("JAX_PLATFORMS", "cpu") == "cpu":
+        one_device_per_core()
+    return ManyAgents(configuration)

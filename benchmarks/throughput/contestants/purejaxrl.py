@@ -1,0 +1,171 @@
+"""PureJaxRL: the whole training, with every step's info, is one jitted function.
+
+Its `make_train` runs as it is. Replaced are its network, where the configuration asks for another
+one (its continuous file has 2x256), and for Pendulum its Brax wrapper by a gymnax environment.
+Observations and rewards are not normalised. All infos are kept until the end: that is its design.
+"""
+
+import functools
+import hashlib
+import importlib
+import math
+import sys
+import types
+from argparse import Namespace
+from pathlib import Path
+from typing import Any
+
+import brax.envs  # noqa: F401 - its wrappers import it; so it counts as an import
+import distrax
+import flax.linen as nn
+import gymnax
+import jax
+import jax.numpy as jnp
+from flax.linen.initializers import orthogonal
+
+from benchmarks.throughput.configurations import Configuration
+from benchmarks.throughput.contestants import FixedLength, Train, Unsupported, compile_training
+
+PACKAGES = ("gymnax", "distrax", "flax", "optax")
+# What ppo.py has of its own; its network stays in place for it.
+OWN_HIDDEN = (64, 64)
+
+
+class Body(nn.Module):
+    """Observations, flat as PureJaxRL hands them over -> features.
+
+    Attributes:
+        configuration: says which layers.
+        image: shape of an observation before it was flattened.
+    """
+
+    configuration: Configuration
+    image: tuple[int, ...]
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        activation = getattr(nn, self.configuration.activation)
+        gain = orthogonal(math.sqrt(2))
+        if self.configuration.network == "minatar":
+            x = x.reshape(*x.shape[:-1], *self.image)
+            x = activation(nn.Conv(16, (3, 3), padding="VALID", kernel_init=gain)(x))
+            x = x.reshape(*x.shape[:-3], -1)
+        for width in self.configuration.hidden:
+            x = activation(nn.Dense(width, kernel_init=gain)(x))
+        return x
+
+
+class ActorCritic(nn.Module):
+    """Takes the place of PureJaxRL's class of this name.
+
+    Attributes:
+        action_dim: number of actions, or of their components.
+        activation: ignored, the configuration has it.
+        configuration: says which layers.
+        image: shape of an observation before it was flattened.
+        continuous: Gaussian with a learnt scale instead of categorical.
+    """
+
+    action_dim: int
+    activation: str
+    configuration: Configuration
+    image: tuple[int, ...]
+    continuous: bool
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> tuple[distrax.Distribution, jax.Array]:
+        actor, critic = (Body(self.configuration, self.image)(x) for _ in range(2))
+        outputs = nn.Dense(self.action_dim, kernel_init=orthogonal(0.01))(actor)
+        value = nn.Dense(1, kernel_init=orthogonal(1.0))(critic).squeeze(-1)
+        if not self.continuous:
+            return distrax.Categorical(logits=outputs), value
+        log_std = self.param("log_std", nn.initializers.zeros, (self.action_dim,))
+        return distrax.MultivariateNormalDiag(outputs, jnp.exp(log_std)), value
+
+
+class FromGymnax:
+    """Takes the place of BraxGymnaxWrapper: gymnax with parameters of its own, actions in [-1, 1].
+
+    The rest of PureJaxRL's continuous file passes None as parameters, and clips actions to
+    [-1, 1], which is half of Pendulum's torque.
+    """
+
+    def __init__(self, name: str) -> None:
+        self.env, self.params = gymnax.make(name)
+
+    def reset(self, key: jax.Array, params: Any = None) -> Any:
+        """Start an episode."""
+        return self.env.reset(key, self.params)
+
+    def step(self, key: jax.Array, state: Any, action: jax.Array, params: Any = None) -> Any:
+        """Act, and reset where an episode ends."""
+        return self.env.step(key, state, action * self.action_space(None).high, self.params)
+
+    def observation_space(self, params: Any) -> Any:
+        """Of the environment, whatever `params` is."""
+        return self.env.observation_space(self.params)
+
+    def action_space(self, params: Any) -> Any:
+        """Of the environment, whatever `params` is."""
+        return self.env.action_space(self.params)
+
+
+def prepare(configuration: Configuration, options: Namespace) -> FixedLength:
+    """PureJaxRL from the folder `options.purejaxrl`."""
+    if options.purejaxrl is None:
+        raise Unsupported("needs --purejaxrl PATH, the folder with its ppo.py")
+    module = _load(Path(options.purejaxrl), configuration)
+    build = functools.partial(_build, module, configuration)
+    return FixedLength(build, versions={"purejaxrl": _fingerprint(module)})
+
+
+def _load(folder: Path, configuration: Configuration) -> types.ModuleType:
+    """Its file for such actions, with the network of the configuration."""
+    # Its wrappers import navix, for environments that are not measured here.
+    sys.modules.setdefault("navix", types.ModuleType("navix"))
+    sys.path.insert(0, str(folder.resolve()))
+    env, params = gymnax.make(configuration.env)
+    continuous = not hasattr(env.action_space(params), "n")
+    module = importlib.import_module("ppo_continuous_action" if continuous else "ppo")
+    if continuous:
+        module.BraxGymnaxWrapper = FromGymnax
+    if continuous or configuration.network != "mlp" or configuration.hidden != OWN_HIDDEN:
+        module.ActorCritic = functools.partial(
+            ActorCritic,
+            configuration=configuration,
+            image=env.observation_space(params).shape,
+            continuous=continuous,
+        )
+    return module
+
+
+def _build(module: types.ModuleType, configuration: Configuration, updates: int) -> Train:
+    total = updates * configuration.num_envs * configuration.num_steps
+    train = module.make_train(
+        {
+            "ENV_NAME": configuration.env,
+            "NUM_ENVS": configuration.num_envs,
+            "NUM_STEPS": configuration.num_steps,
+            "TOTAL_TIMESTEPS": total,
+            "UPDATE_EPOCHS": configuration.epochs,
+            "NUM_MINIBATCHES": configuration.minibatches,
+            "LR": configuration.learning_rate,
+            "ANNEAL_LR": False,
+            "GAMMA": configuration.gamma,
+            "GAE_LAMBDA": configuration.gae_lambda,
+            "CLIP_EPS": configuration.clip_eps,
+            "ENT_COEF": configuration.entropy_coef,
+            "VF_COEF": configuration.value_coef,
+            "MAX_GRAD_NORM": configuration.max_grad_norm,
+            "ACTIVATION": configuration.activation,
+            "NORMALIZE_ENV": False,
+            "DEBUG": False,
+        }
+    )
+    return compile_training(train, configuration.agents)
+
+
+def _fingerprint(module: types.ModuleType) -> str:
+    """It has no releases: which file it was."""
+    path = Path(str(module.__file__))
+    return f"{path.name} sha256 {hashlib.sha256(path.read_bytes()).hexdigest()[:12]}"

@@ -1,0 +1,18 @@
+"""SBX: Stable-Baselines3's rollouts, and an update of JAX jitted minibatch by minibatch."""
+
+from argparse import Namespace
+
+import flax.linen as nn
+import sbx
+
+from benchmarks.throughput.configurations import Configuration
+from benchmarks.throughput.contestants.sb3 import Program
+
+PACKAGES = ("sbx-rl", "stable-baselines3", "gymnasium", "flax", "optax", "numpy")
+
+
+def prepare(configuration: Configuration, options: Namespace) -> Program:
+    """SBX's PPO."""
+    del options
+    activation = getattr(nn, configuration.activation)
+    return Program(sbx.PPO, activation, configuration, compile_trains=True)

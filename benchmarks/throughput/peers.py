@@ -1,0 +1,59 @@
+"""The peers' own environment: made by pip, beside ours and never inside it."""
+
+import importlib.metadata
+import os
+import platform
+import subprocess
+import sys
+import venv
+from pathlib import Path
+
+# gymnax < 1 is what Rejax and PureJaxRL were written for.
+REQUIREMENTS = (
+    "gymnax==0.0.9",
+    "rejax==0.1.3",
+    "brax==0.14.2",
+    "distrax==0.1.9",
+    "sbx-rl==0.28.0",
+    "stable-baselines3==2.9.2",
+    "gymnasium==1.4.0",
+    "torch==2.13.0",
+)
+
+
+def requirements() -> list[str]:
+    """The peers, with our jax and jaxlib to the digit, and CUDA's parts if we have them."""
+    ours = {name: importlib.metadata.version(name) for name in ("jax", "jaxlib")}
+    found = [f"{name}=={version}" for name, version in ours.items()]
+    plugins = [d.metadata["Name"] for d in importlib.metadata.distributions()]
+    cuda = next((p for p in plugins if p and p.startswith("jax-cuda") and "plugin" in p), None)
+    if cuda is not None:
+        extra = cuda.split("-")[1]
+        found.append(f"jax[{extra}]=={ours['jax']}")
+    return [*found, *REQUIREMENTS]
+
+
+def python(folder: Path | None = None) -> str:
+    """The peers' Python; their environment is made if it is not there (several minutes).
+
+    Args:
+        folder: of the virtual environment; None: one in the user's cache for this Python and jax.
+
+    Raises:
+        SystemExit: it cannot be made; pip has said why.
+    """
+    if folder is None:
+        home = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+        jax = importlib.metadata.version("jax")
+        folder = home / "ppo_jax" / f"peers-{platform.python_version()}-jax-{jax}"
+    executable = folder / "bin" / "python"
+    finished = folder / "finished"
+    if finished.exists():
+        return str(executable)
+    print(f"installing the peers into {folder}", file=sys.stderr, flush=True)
+    venv.create(folder, clear=True, with_pip=True)
+    pip = [str(executable), "-m", "pip", "--disable-pip-version-check", "install", "--quiet"]
+    if subprocess.call([*pip, *requirements()]):
+        raise SystemExit("the peers could not be installed; see pip's message above")
+    finished.write_text("\n".join(requirements()) + "\n")
+    return str(executable)

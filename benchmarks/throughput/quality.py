@@ -1,0 +1,182 @@
+"""Time to quality: seconds from the start of the process until an agent is good.
+
+Each project with its own settings for the task: ppo_jax its preset, PureJaxRL the configuration in
+its ppo.py (its README's for MinAtar). Good is a mean return of the episodes that ended in the
+last WINDOW updates of at least the mark, while it explores; imports and compilation count.
+PureJaxRL returns only at the end of a whole run: it is charged that share of the run in which the
+mark was reached.
+"""
+
+import json
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from benchmarks.table import Row
+from benchmarks.throughput.race import NAMES, ROOT, Settings
+
+WINDOW = 10
+# Task -> (environment, mark, PureJaxRL's settings).
+CARTPOLE = {"ENV_NAME": "CartPole-v1", "NUM_ENVS": 4, "TOTAL_TIMESTEPS": 5e5, "LR": 2.5e-4}
+BREAKOUT = {"ENV_NAME": "Breakout-MinAtar", "NUM_ENVS": 64, "TOTAL_TIMESTEPS": 1e7, "LR": 5e-3}
+TASKS: dict[str, tuple[str, float, dict[str, Any]]] = {
+    "cartpole": ("CartPole-v1", 475.0, CARTPOLE),
+    "breakout": ("Breakout-MinAtar", 40.0, BREAKOUT | {"NUM_MINIBATCHES": 8, "ACTIVATION": "relu"}),
+}
+PUREJAXRL = {
+    "NUM_STEPS": 128, "UPDATE_EPOCHS": 4, "NUM_MINIBATCHES": 4, "GAMMA": 0.99, "GAE_LAMBDA": 0.95,
+    "CLIP_EPS": 0.2, "ENT_COEF": 0.01, "VF_COEF": 0.5, "MAX_GRAD_NORM": 0.5, "ACTIVATION": "tanh",
+    "ANNEAL_LR": True, "DEBUG": False,
+}  # fmt: skip
+FIELDS = (
+    "jax", "device", "task", "mark", "implementation", "seed", "seconds", "env_steps", "reached",
+)  # fmt: skip
+KEY = ("jax", "device", "task", "implementation", "seed")
+
+
+def reached_at(returns: np.ndarray, episodes: np.ndarray, mark: float) -> int | None:
+    """The first update, counted from 1, after which the last WINDOW are good; None: never.
+
+    Args:
+        returns: [U] mean return of the episodes that ended in an update; NaN if none did.
+        episodes: [U] how many these were.
+        mark: good.
+    """
+    total = np.cumsum(np.nan_to_num(returns) * episodes)
+    count = np.cumsum(episodes)
+    for u in range(WINDOW, len(returns) + 1):
+        before = u - WINDOW - 1
+        ended = count[u - 1] - (count[before] if before >= 0 else 0)
+        earned = total[u - 1] - (total[before] if before >= 0 else 0)
+        if ended and earned / ended >= mark:
+            return u
+    return None
+
+
+def ours(task: str, seed: int, started: float) -> dict[str, Any]:
+    """ppo_jax with its preset, chunk after chunk until the mark."""
+    import jax.numpy as jnp
+
+    from ppo_jax import config as configs
+    from ppo_jax.runner import compile_run, next_count
+    from ppo_jax.train import build
+
+    env, mark, _ = TASKS[task]
+    config = configs.make(env=env, seed=seed)
+    compiled = compile_run(config, build(config))
+    state = compiled.init()
+    found: dict[str, list[float]] = {"episode_return": [], "episodes": []}
+    done, updates, size = 0, 1, config.num_envs * config.num_steps
+    while done < config.num_updates:
+        updates = min(updates, config.num_updates - done)
+        before = time.perf_counter()
+        state, metrics = compiled.chunk(state, compiled.floats, jnp.int32(updates))
+        for name, kept in found.items():
+            kept.extend(np.asarray(metrics[name])[:updates].tolist())
+        done += updates
+        if reached_at(*map(np.array, found.values()), mark) is not None:
+            return {"seconds": time.time() - started, "env_steps": done * size, "reached": True}
+        updates = min(next_count(updates, time.perf_counter() - before), 64)
+    return {"seconds": time.time() - started, "env_steps": done * size, "reached": False}
+
+
+def purejaxrl(task: str, seed: int, started: float, folder: str) -> dict[str, Any]:
+    """PureJaxRL's whole run, and when in it the mark was reached."""
+    import types
+
+    sys.modules.setdefault("navix", types.ModuleType("navix"))
+    sys.path.insert(0, folder)
+    import jax
+    from ppo import make_train
+
+    _, mark, settings = TASKS[task]
+    config = PUREJAXRL | settings
+    train = jax.jit(make_train(config)).lower(jax.random.PRNGKey(seed)).compile()
+    compiled = time.time()
+    metrics = jax.block_until_ready(train(jax.random.PRNGKey(seed)))["metrics"]
+    running = time.time() - compiled
+    ended = np.asarray(metrics["returned_episode"]).reshape(len(metrics["timestep"]), -1)
+    returns = np.asarray(metrics["returned_episode_returns"]).reshape(ended.shape)
+    episodes = ended.sum(axis=1)
+    means = (returns * ended).sum(axis=1) / np.maximum(episodes, 1)
+    update = reached_at(means, episodes, mark)
+    share = (update or len(ended)) / len(ended)
+    return {
+        "seconds": compiled - started + share * running,
+        "env_steps": round(share * config["TOTAL_TIMESTEPS"]),
+        "reached": update is not None,
+    }
+
+
+def quality(tasks: list[str], seeds: int, settings: Settings, jax: str) -> list[Row]:
+    """Both projects on each task with each seed, in turns."""
+    rows = []
+    for task in tasks:
+        for seed in range(seeds):
+            for name in ("ours", "purejaxrl"):
+                if name == "purejaxrl" and settings.purejaxrl is None:
+                    continue
+                row = {
+                    "jax": jax,
+                    "device": "cpu",
+                    "task": task,
+                    "mark": TASKS[task][1],
+                    "implementation": NAMES[name],
+                    "seed": seed,
+                    **_in_own_process(name, task, seed, settings),
+                }
+                print(row, flush=True)
+                rows.append(row)
+    return rows
+
+
+def _in_own_process(name: str, task: str, seed: int, settings: Settings) -> dict[str, Any]:
+    folder = str(Path(settings.purejaxrl or "").resolve())
+    python = sys.executable if name == "ours" else settings.peers
+    words = [python, "-m", "benchmarks.throughput.quality", name, task, str(seed)]
+    result = subprocess.run(
+        [*words, repr(time.time()), folder],
+        capture_output=True,
+        text=True,
+        cwd=ROOT,
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+        check=False,
+    )
+    if result.returncode:
+        raise SystemExit(f"{NAMES[name]} on {task}:\n{result.stderr[-2000:]}")
+    found = json.loads(result.stdout.splitlines()[-1])
+    return {**found, "seconds": round(found["seconds"], 2)}
+
+
+def markdown(rows: list[Row]) -> str:
+    """The median and the range over seeds."""
+    lines = [
+        "| task | implementation | reached | seconds: median [range] | environment steps |",
+        "|---|---|---|---|---|",
+    ]
+    for key in dict.fromkeys((r["jax"], r["task"], r["implementation"]) for r in rows):
+        mine = [r for r in rows if (r["jax"], r["task"], r["implementation"]) == key]
+        good = [r for r in mine if str(r["reached"]) == "True"]
+        cells = [f"{key[1]} {float(mine[0]['mark']):g} (jax {key[0]})", key[2]]
+        cells.append(f"{len(good)} of {len(mine)}")
+        seconds = [float(r["seconds"]) for r in good]
+        steps = [float(r["env_steps"]) for r in good]
+        if good:
+            cells.append(f"{np.median(seconds):.1f} [{min(seconds):.1f}, {max(seconds):.1f}]")
+            cells.append(f"{np.median(steps):,.0f}")
+        else:
+            cells += ["never", ""]
+        lines.append("| " + " | ".join(cells) + " |")
+    return "\n".join(lines) + "\n"
+
+
+if __name__ == "__main__":
+    who, which, number, began, *where = sys.argv[1:]
+    arguments = (which, int(number), float(began))
+    found = ours(*arguments) if who == "ours" else purejaxrl(*arguments, *where)
+    print(json.dumps(found))

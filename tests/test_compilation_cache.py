@@ -1,0 +1,58 @@
+"""Compiled programs are found again by the next process, and the folder does not grow for ever."""
+
+import os
+import subprocess
+import sys
+import time
+
+from ppo_jax import compilation_cache
+
+START = """
+import jax
+from ppo_jax import compilation_cache
+compilation_cache.use()
+jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
+found = []
+jax.monitoring.register_event_listener(lambda name, **_: found.append(name))
+jax.jit(lambda x: x * 2 + 1)(3.0)
+hits = found.count("/jax/compilation_cache/cache_hits")
+print(jax.config.jax_compilation_cache_dir, hits)
+"""
+
+
+def start(folder, **more) -> list[str]:
+    """Folder in use and number of programs found, of a fresh process."""
+    kept = {k: v for k, v in os.environ.items() if not k.startswith(("JAX_COMP", "JAX_PERS"))}
+    environment = {**kept, "XDG_CACHE_HOME": str(folder), **more}
+    result = subprocess.run(
+        [sys.executable, "-c", START], env=environment, capture_output=True, text=True, timeout=120
+    )
+    assert result.returncode == 0, result.stderr
+    return result.stdout.split()
+
+
+def test_the_second_start_finds_what_the_first_compiled(tmp_path):
+    folder, hits = start(tmp_path)
+    assert folder.startswith(str(tmp_path / "ppo_jax")) and hits == "0"
+    again, hits = start(tmp_path)
+    assert again == folder and int(hits) > 0
+
+
+def test_what_the_user_has_set_stays(tmp_path):
+    own = str(tmp_path / "own")
+    assert start(tmp_path, JAX_COMPILATION_CACHE_DIR=own)[0] == own
+    assert not (tmp_path / "ppo_jax").exists()
+
+
+def test_a_folder_that_cannot_be_written_is_done_without(tmp_path):
+    (tmp_path / "file").write_text("")
+    assert start(tmp_path / "file") == ["None", "0"]
+
+
+def test_the_oldest_go_first(tmp_path, monkeypatch):
+    for age, name in enumerate("abc"):
+        (tmp_path / name).write_bytes(b"x" * 100)
+        os.utime(tmp_path / name, (time.time() - age,) * 2)
+    monkeypatch.setattr(compilation_cache, "MAX_BYTES", 200)
+    compilation_cache._trim(tmp_path)
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["a", "b"]
