@@ -20,7 +20,7 @@ from typing import Literal
 
 import tyro
 
-from benchmarks.table import RESULTS, read
+from benchmarks.table import RESULTS, Row, read
 from benchmarks.throughput import breakdown, peers, quality, results, scaling
 from benchmarks.throughput.configurations import CONFIGURATIONS
 from benchmarks.throughput.race import NAMES, Settings, race, restart
@@ -68,6 +68,7 @@ class Options:
         patience: seconds until one that does not answer is given up.
         seeds: of time to quality.
         tasks: of time to quality.
+        out: folder of the tables and figures; the smoke suite leaves none unless it is given.
         table: only print the committed results, as the documentation has them.
     """
 
@@ -82,6 +83,7 @@ class Options:
     patience: float = 300.0
     seeds: int = 5
     tasks: tuple[str, ...] = ("cartpole",)
+    out: Path | None = None
     table: bool = False
 
 
@@ -109,10 +111,11 @@ def main(options: Options) -> None:
     """Run the parts, keep what they find, print it."""
     check(options)
     if options.table:
-        print("\n".join(tables()), end="")
+        print("\n".join(tables(RESULTS)), end="")
         return
     jax = importlib.metadata.version("jax")
-    needed = {*options.contestants} - {"ours"} and {*options.parts} & {"race", "quality"}
+    rivals = {*options.contestants} - {"ours"}
+    needed = rivals and {*options.parts} & {"race", "quality"}
     settings = Settings(
         peers=peers.python(options.peers) if needed else "",
         purejaxrl=options.purejaxrl,
@@ -120,60 +123,67 @@ def main(options: Options) -> None:
         seconds=options.seconds,
         patience=options.patience,
     )
+    with tempfile.TemporaryDirectory() as nowhere:
+        out = options.out or (Path(nowhere) if options.suite == "smoke" else RESULTS)
+        for part in options.parts:
+            measure(part, options, settings, jax, out)
+        print("\n".join(tables(out)), end="")
+
+
+def measure(part: str, options: Options, settings: Settings, jax: str, out: Path) -> None:
+    """One part; what it finds is kept at once."""
     names = options.configurations or SUITES[options.suite]
-    for part in options.parts:
-        if part == "race":
-            run_race(names, options.contestants, settings, jax)
-        elif part == "restart":
-            run_restart(settings, jax)
-        elif part == "breakdown":
-            for name in names:
-                if CONFIGURATIONS[name].agents == 1:
-                    rows = breakdown.breakdown(CONFIGURATIONS[name])
-                    _keep("breakdown", rows, breakdown.FIELDS, breakdown.KEY)
-        elif part == "scaling":
-            rows = scaling.scaling(settings, jax)
-            _keep("scaling", rows, scaling.FIELDS, scaling.KEY)
-            scaling.plot(rows, RESULTS / "throughput_scaling.png")
-        else:
-            rows = quality.quality([*options.tasks], options.seeds, settings, jax)
-            _keep("quality", rows, quality.FIELDS, quality.KEY)
-    print("\n".join(tables()), end="")
+    if part == "race":
+        for name in names:
+            field = race(CONFIGURATIONS[name], options.contestants, settings)
+            results.keep(out / results.RACE, results.rows_of(field, jax), *results.RACE_COLUMNS)
+            results.plot_race(out)
+    elif part == "restart":
+        keep(out, part, [restarted(settings, jax)], RESTART, RESTART[:2])
+    elif part == "breakdown":
+        for name in (n for n in names if CONFIGURATIONS[n].agents == 1):
+            rows = breakdown.breakdown(CONFIGURATIONS[name])
+            keep(out, part, rows, breakdown.FIELDS, breakdown.KEY)
+    elif part == "scaling":
+        keep(out, part, scaling.scaling(settings, jax), scaling.FIELDS, scaling.KEY)
+        scaling.plot(read(out / "throughput_scaling.csv"), jax, out / "throughput_scaling.png")
+    else:
+        rows = quality.quality([*options.tasks], options.seeds, settings, jax)
+        keep(out, part, rows, quality.FIELDS, quality.KEY)
 
 
-def run_race(
-    names: tuple[str, ...], contestants: tuple[str, ...], settings: Settings, jax: str
-) -> None:
-    """Every configuration; what is found is kept as soon as it is there."""
-    for name in names:
-        field = race(CONFIGURATIONS[name], contestants, settings)
-        rows = results.rows_of(field, jax)
-        for row in rows:
-            print({k: row[k] for k in ("implementation", "steps_per_second", "speedup", "why")})
-        results.keep(RESULTS / "throughput.csv", rows, results.FIELDS, results.KEY)
-        results.plot_race(RESULTS / "throughput.png")
-
-
-def run_restart(settings: Settings, jax: str) -> None:
-    """The first and the second start on the same cache."""
+def restarted(settings: Settings, jax: str) -> Row:
+    """The first and the second start on the same cache of compiled programs."""
     configuration = CONFIGURATIONS["cartpole-4x128"]
     with tempfile.TemporaryDirectory() as folder:
         seconds = [f"{s:.2f}" for s in restart(configuration, settings, Path(folder))]
-    row = dict(zip(RESTART, (jax, configuration.name, *seconds), strict=True))
-    _keep("restart", [row], RESTART, RESTART[:2])
+    return dict(zip(RESTART, (jax, configuration.name, *seconds), strict=True))
 
 
-def _keep(name: str, rows: list[dict], fields: tuple[str, ...], key: tuple[str, ...]) -> None:
+def keep(
+    out: Path, name: str, rows: list[Row], fields: tuple[str, ...], key: tuple[str, ...]
+) -> None:
+    """A part's rows, with every column."""
     rows = [dict.fromkeys(fields, "") | row for row in rows]
-    results.keep(RESULTS / f"throughput_{name}.csv", rows, fields, key)
+    results.keep(out / f"throughput_{name}.csv", rows, fields, key)
 
 
-def tables() -> list[str]:
+def tables(out: Path) -> list[str]:
     """Everything that was measured and kept, as the documentation has it."""
-    found = [results.race_markdown(), results.compile_markdown()]
-    found.append(breakdown.markdown(read(RESULTS / "throughput_breakdown.csv")))
-    found.append(quality.markdown(read(RESULTS / "throughput_quality.csv")))
-    return found
+    found = [results.race_markdown(out), results.compile_markdown(out)]
+    found.append(breakdown.markdown(read(out / "throughput_breakdown.csv")))
+    found.append(restart_markdown(read(out / "throughput_restart.csv")))
+    found.append(quality.markdown(read(out / "throughput_quality.csv")))
+    return [table for table in found if table.count("\n") > 2]
+
+
+def restart_markdown(rows: list[Row]) -> str:
+    """Seconds from the start of a process to the end of its first update."""
+    lines = ["| jax | nothing compiled yet | second start |", "|---|---|---|"]
+    for r in rows:
+        first, second = r["first_start_seconds"], r["second_start_seconds"]
+        lines.append(f"| {r['jax']} | {first} s | {second} s |")
+    return "\n".join(lines) + "\n"
 
 
 if __name__ == "__main__":

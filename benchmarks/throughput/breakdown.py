@@ -86,115 +86,165 @@ def ceiling() -> Ceiling:
     return Ceiling(2 * size**3 / product / 1e9, 2 * 4 * long.size / copy / 1e9)
 
 
-def parts_of(configuration: Configuration) -> list[Part]:
-    """The pieces of one update of PPO, and the whole."""
-    config = config_of(configuration)
-    program = build(config)
-    policy, env, hyper = program.policy, program.vector_env, config.hyper
-    steps, envs = config.num_steps, config.num_envs
-    state = jax.jit(program.init)(jax.random.key(0))
-    params, key = state.learner.params, jax.random.key(1)
-    collect = functools.partial(
-        rollout.collect, env=env, policy=policy, num_steps=steps, gamma=hyper.gamma
-    )
-    _, trajectory = jax.jit(collect)(key, params, state.rollout)
-    batch = rollout.flatten_steps(jax.jit(program.algorithm.estimate)(trajectory))
-    order = sgd.shuffles(key, steps * envs, hyper.epochs)
-    minibatch = jax.tree.map(lambda x: x[order[0, : configuration.minibatch_size]], batch)
-    loss_fn = ppo.make_loss(policy, hyper)
-    optimizer, _ = sgd.from_config(hyper)
-    times = hyper.epochs * hyper.minibatches
-    action = jax.tree.map(lambda x: x[0], trajectory.action)
-    # What one update of the optimiser sees: everything in one vector.
-    vector, _, _ = sgd.as_vector(state.learner, loss_fn)
-    gradient = jnp.full_like(vector.params, 1e-3)
+def nudged(tree: PyTree, by: PyTree) -> PyTree:
+    """The tree, its floats moved by next to nothing that depends on `by`.
 
-    def play(carry: PyTree) -> PyTree:
-        env_state, key = carry
+    Without it XLA would compute what never changes once, before the loop.
+    """
+    first = sum(x.ravel()[0].astype(jnp.float32) for x in jax.tree.leaves(by))
+
+    def move(x: jax.Array) -> jax.Array:
+        return x + 1e-30 * first if jnp.issubdtype(x.dtype, jnp.floating) else x
+
+    return jax.tree.map(move, tree)
+
+
+class Update:
+    """One update of PPO in pieces, each a function from a carry to the next.
+
+    What a piece makes is part of its carry: XLA drops what nobody looks at.
+    """
+
+    def __init__(self, configuration: Configuration) -> None:
+        """Collect once, so that every piece has what it works on."""
+        config = config_of(configuration)
+        self.program = build(config)
+        self.policy, self.env, self.hyper = (
+            self.program.policy,
+            self.program.vector_env,
+            config.hyper,
+        )
+        self.steps, self.envs = config.num_steps, config.num_envs
+        self.state = jax.jit(self.program.init)(jax.random.key(0))
+        self.params, self.key = self.state.learner.params, jax.random.key(1)
+        collect = functools.partial(
+            rollout.collect,
+            env=self.env,
+            policy=self.policy,
+            num_steps=self.steps,
+            gamma=self.hyper.gamma,
+        )
+        _, self.trajectory = jax.jit(collect)(self.key, self.params, self.state.rollout)
+        self.action = jax.tree.map(lambda x: x[0], self.trajectory.action)
+        self.batch = jax.jit(self.program.algorithm.estimate)(self.trajectory)
+        self.rows = rollout.flatten_steps(self.batch)
+        self.times = self.hyper.epochs * self.hyper.minibatches
+        self.size = configuration.minibatch_size
+        self.loss_fn = ppo.make_loss(self.policy, self.hyper)
+        self.optimizer, _ = sgd.from_config(self.hyper)
+        self.vector = sgd.as_vector(self.state.learner, self.loss_fn)[0]
+        self.start = jnp.zeros(self.envs, bool)
+
+    def play(self, carry: PyTree) -> PyTree:
+        """The environments' steps with fixed actions, and the next pool of resets."""
+        env_state, key, _ = carry
         key, step_key, refresh_key = jax.random.split(key, 3)
 
         def step(env_state: PyTree, key: jax.Array) -> tuple[PyTree, Any]:
-            obs, env_state, reward, *_ = env.step(key, env_state, action)
+            obs, env_state, reward, *_ = self.env.step(key, env_state, self.action)
             return env_state, (obs, reward)
 
-        env_state, kept = jax.lax.scan(step, env_state, jax.random.split(step_key, steps))
-        return jax.lax.optimization_barrier((env.refresh(refresh_key, env_state)[0], key, kept))[:2]
+        keys = jax.random.split(step_key, self.steps)
+        env_state, kept = jax.lax.scan(step, env_state, keys)
+        return self.env.refresh(refresh_key, env_state)[0], key, kept
 
-    def act(carry: PyTree) -> PyTree:
-        obs, noise_key = carry
+    def act(self, carry: PyTree) -> PyTree:
+        """Actions and their probabilities, each observation waiting for the action before it."""
+        obs, key, _ = carry
+        key, noise_key = jax.random.split(key)
+        dist = jax.eval_shape(self.policy.act, self.params, (), obs, self.start)[1]
 
         def step(obs: PyTree, noise: Any) -> tuple[PyTree, Any]:
-            dist = policy.act(params, (), obs, jnp.zeros(envs, bool))[1]
+            dist = self.policy.act(self.params, (), obs, self.start)[1]
             action = dist.sample_from(noise)
-            # The next observation waits for this action.
-            obs, action = jax.lax.optimization_barrier((obs, action))
-            return obs, (action, dist.log_prob(action))
+            kept = (action, dist.log_prob(action))
+            return nudged(obs, kept), kept
 
-        key, noise_key = jax.random.split(noise_key)
-        dist = jax.eval_shape(policy.act, params, (), obs, jnp.zeros(envs, bool))[1]
-        obs, kept = jax.lax.scan(step, obs, dist.noise(key, (steps,)))
-        return jax.lax.optimization_barrier((obs, noise_key, kept))[:2]
+        obs, kept = jax.lax.scan(step, obs, dist.noise(noise_key, (self.steps,)))
+        return obs, key, kept
 
-    def value(trajectory: Any) -> Any:
-        found = policy.apply(params, trajectory.obs)[1]
-        return jax.lax.optimization_barrier((trajectory, found))[0]
+    def judge(self, value: jax.Array) -> jax.Array:
+        """The critic on all states at once."""
+        return self.policy.apply(nudged(self.params, value), self.trajectory.obs)[1]
 
-    def estimate(trajectory: Any) -> Any:
-        found = program.algorithm.estimate(trajectory)
-        return jax.lax.optimization_barrier((trajectory, found))[0]
+    def estimate(self, batch: PyTree) -> PyTree:
+        """Advantages and targets."""
+        reward = nudged(self.trajectory.reward, batch.advantage)
+        return self.program.algorithm.estimate(self.trajectory.replace(reward=reward))
 
-    def shuffle(carry: PyTree) -> PyTree:
-        key, rows = carry
+    def shuffle(self, carry: PyTree) -> PyTree:
+        """The order of all epochs, and the rows of every minibatch."""
+        key, minibatch = carry
         key, now = jax.random.split(key)
-        order = sgd.shuffles(now, steps * envs, hyper.epochs).reshape(times, -1)
+        order = sgd.shuffles(now, self.steps * self.envs, self.hyper.epochs)
 
-        def take(_: Any, index: jax.Array) -> tuple[Any, None]:
-            return jax.lax.optimization_barrier(jax.tree.map(lambda x: x[index], rows)), None
+        def take(minibatch: PyTree, index: jax.Array) -> tuple[PyTree, None]:
+            rows = self.rows.replace(advantage=nudged(self.rows.advantage, minibatch.advantage))
+            return jax.tree.map(lambda x: x[index], rows), None
 
-        return key, jax.lax.optimization_barrier((rows, jax.lax.scan(take, minibatch, order)))[0]
+        return key, jax.lax.scan(take, minibatch, order.reshape(self.times, -1))[0]
 
-    def differentiate(carry: PyTree) -> PyTree:
-        params, rows = carry
+    def differentiate(self, params: PyTree) -> PyTree:
+        """As many gradients as an update takes, on one minibatch."""
+        minibatch = jax.tree.map(lambda x: x[: self.size], self.rows)
 
         def once(params: PyTree, _: None) -> tuple[PyTree, None]:
-            gradient = jax.grad(loss_fn, has_aux=True)(params, rows)[0]
+            gradient = jax.grad(self.loss_fn, has_aux=True)(params, minibatch)[0]
             return jax.tree.map(lambda p, g: p - 1e-8 * g, params, gradient), None
 
-        return jax.lax.scan(once, params, None, length=times)[0], rows
+        return jax.lax.scan(once, params, None, length=self.times)[0]
 
-    def optimise(learner: Any) -> Any:
+    def optimise(self, learner: Any) -> Any:
+        """As many steps as an update takes, of a gradient like the parameters."""
+
         def once(learner: Any, _: None) -> tuple[Any, None]:
-            moved, state = optimizer.update(gradient, learner.opt_state, learner.params)
+            gradient = 1e-3 * learner.params
+            moved, state = self.optimizer.update(gradient, learner.opt_state, learner.params)
             return learner.replace(params=learner.params + moved, opt_state=state), None
 
-        return jax.lax.scan(once, learner, None, length=times)[0]
+        return jax.lax.scan(once, learner, None, length=self.times)[0]
 
-    def whole(state: Any) -> Any:
-        return program.step(state)[0]
+    def whole(self, state: Any) -> Any:
+        """All of it, as it is trained."""
+        return self.program.step(state)[0]
 
-    rows = steps * envs
-    actor, critic = (2.0 * products(params[n]) for n in ("actor", "critic"))
-    row_bytes = sum(x.dtype.itemsize * x[0].size for x in jax.tree.leaves(batch))
-    return [
-        Part("environment, resets", play, (state.rollout.env_state, key)),
-        Part("policy, acting", act, (state.rollout.obs, key), flops=rows * actor),
-        Part("critic, all steps", value, trajectory, flops=rows * critic),
-        Part("GAE", estimate, trajectory, bytes=rows * 4 * 7.0),
-        Part(
-            "shuffle and gather", shuffle, (key, batch), bytes=2.0 * hyper.epochs * rows * row_bytes
-        ),
-        Part(
-            "forward and backward",
-            differentiate,
-            (params, minibatch),
-            flops=3.0 * hyper.epochs * rows * (actor + critic),
-        ),
-        # Reads gradient, parameters and two moments, writes the last three.
-        Part("clip and Adam", optimise, vector, bytes=times * 7 * 4.0 * vector.params.size),
-        Part(
-            "whole update", whole, state, flops=rows * (actor + critic) * (1 + 3.0 * hyper.epochs)
-        ),
-    ]
+    def parts(self) -> list[Part]:
+        """Every piece with the least work there is in it."""
+        state, rows = self.state, self.steps * self.envs
+        epochs = self.hyper.epochs
+        actor, critic = (2.0 * products(self.params[n]) for n in ("actor", "critic"))
+        row_bytes = sum(x.dtype.itemsize * x[0].size for x in jax.tree.leaves(self.rows))
+        learn = 3.0 * epochs * rows * (actor + critic)
+
+        def begin(body: Callable, *carry: Any) -> tuple[Any, ...]:
+            kept = jax.eval_shape(body, (*carry, ()))[-1]
+            return *carry, jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), kept)
+
+        play = begin(self.play, state.rollout.env_state, self.key)
+        act = begin(self.act, state.rollout.obs, self.key)
+        minibatch = jax.tree.map(lambda x: x[: self.size], self.rows)
+        return [
+            Part("environment, resets", self.play, play),
+            Part("policy, acting", self.act, act, flops=rows * actor),
+            Part("critic, all steps", self.judge, self.trajectory.value, flops=rows * critic),
+            # Reads five arrays, writes two.
+            Part("GAE", self.estimate, self.batch, bytes=rows * 4 * 7.0),
+            Part(
+                "shuffle and gather",
+                self.shuffle,
+                (self.key, minibatch),
+                bytes=2.0 * epochs * rows * row_bytes,
+            ),
+            Part("forward and backward", self.differentiate, self.params, flops=learn),
+            # Reads gradient, parameters and two moments, writes the last three.
+            Part(
+                "clip and Adam",
+                self.optimise,
+                self.vector,
+                bytes=self.times * 7 * 4.0 * self.vector.params.size,
+            ),
+            Part("whole update", self.whole, state, flops=rows * (actor + critic) + learn),
+        ]
 
 
 def products(params: PyTree) -> float:
@@ -209,7 +259,7 @@ def products(params: PyTree) -> float:
 def breakdown(configuration: Configuration) -> list[Row]:
     """Every part of one update beside the machine's ceilings."""
     best = ceiling()
-    parts = parts_of(configuration)
+    parts = Update(configuration).parts()
     seconds = {part.name: seconds_of(part.body, part.carry) for part in parts}
     total = seconds["whole update"]
     common = {

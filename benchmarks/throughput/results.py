@@ -1,5 +1,6 @@
 """What was measured, as CSV, as the documentation's tables, and as a figure."""
 
+import csv
 import os
 import platform
 from collections.abc import Sequence
@@ -8,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from benchmarks.table import RESULTS, Row, read
+from benchmarks.table import Row, read
 from benchmarks.throughput.configurations import CONFIGURATIONS
 from benchmarks.throughput.race import NAMES, Contestant
 
@@ -19,6 +20,7 @@ FIELDS = (
     "python", "cores", "processor",
 )  # fmt: skip
 KEY = ("jax", "device", "configuration", "implementation")
+RACE, RACE_COLUMNS = "throughput.csv", (FIELDS, KEY)
 
 
 def rows_of(field: Sequence[Contestant], jax: str) -> list[Row]:
@@ -70,8 +72,6 @@ def processor() -> str:
 
 def keep(path: Path, rows: Sequence[Row], fields: Sequence[str], key: Sequence[str]) -> list[Row]:
     """Write these rows over those of the same key; the rest stays as it is."""
-    import csv
-
     new = {tuple(str(r[k]) for k in key): r for r in rows}
     old = {tuple(r.get(k, "") for k in key): r for r in read(path)}
     merged = sorted({**old, **new}.values(), key=_place)
@@ -95,9 +95,9 @@ def _place(row: Row) -> tuple[Any, ...]:
     )
 
 
-def race_markdown(device: str = "cpu") -> str:
+def race_markdown(folder: Path, device: str = "cpu") -> str:
     """Steps per second and how many times faster ppo_jax is, a table for each version of jax."""
-    rows = [r for r in read(RESULTS / "throughput.csv") if r["device"] == device]
+    rows = [r for r in read(folder / RACE) if r["device"] == device]
     tables = []
     for jax in dict.fromkeys(r["jax"] for r in rows):
         mine = [r for r in rows if r["jax"] == jax]
@@ -111,6 +111,22 @@ def race_markdown(device: str = "cpu") -> str:
     return "\n".join(tables)
 
 
+def race_summary(folder: Path, jax: str = "0.10.2", device: str = "cpu") -> str:
+    """The README's table: ppo_jax, and how many times faster it is than each."""
+    rows = [r for r in read(folder / RACE) if r["device"] == device and r["jax"] == jax]
+    names = [n for n in NAMES.values() if n != NAMES["ours"]]
+    cells = {(r["configuration"], r["implementation"]): r for r in rows}
+    lines = [f"| | ppo_jax, steps/s | {' | '.join(names)} |", "|---|---|" + "---|" * len(names)]
+    for configuration in dict.fromkeys(r["configuration"] for r in rows):
+        ours = cells[configuration, NAMES["ours"]]
+        found = (cells.get((configuration, name)) for name in names)
+        ratios = [f"{float(r['speedup']):.1f}x" if r and not r["why"] else _cell(r) for r in found]
+        lines.append(
+            f"| {configuration} | {int(ours['steps_per_second']):,} | {' | '.join(ratios)} |"
+        )
+    return "\n".join(lines) + "\n"
+
+
 def _cell(row: Row | None) -> str:
     if row is None:
         return ""
@@ -121,9 +137,9 @@ def _cell(row: Row | None) -> str:
     return rate if ours else f"{rate} ({float(row['speedup']):.2f}x)"
 
 
-def compile_markdown(device: str = "cpu") -> str:
+def compile_markdown(folder: Path, device: str = "cpu") -> str:
     """Seconds to compile, and from the start of the process to the end of its first update."""
-    rows = [r for r in read(RESULTS / "throughput.csv") if r["device"] == device and not r["why"]]
+    rows = [r for r in read(folder / RACE) if r["device"] == device and not r["why"]]
     lines = [
         "| jax | configuration | implementation | compile s | first update s | peak MB |",
         "|---|---|---|---|---|---|",
@@ -135,11 +151,11 @@ def compile_markdown(device: str = "cpu") -> str:
     return "\n".join(lines) + "\n"
 
 
-def plot_race(path: Path, device: str = "cpu") -> None:
+def plot_race(folder: Path, device: str = "cpu") -> None:
     """Bars of steps per second, logarithmic: a group for each configuration."""
     from matplotlib.figure import Figure
 
-    rows = [r for r in read(RESULTS / "throughput.csv") if r["device"] == device and not r["why"]]
+    rows = [r for r in read(folder / RACE) if r["device"] == device and not r["why"]]
     versions = list(dict.fromkeys(r["jax"] for r in rows))
     figure = Figure(figsize=(10, 3.6 * len(versions)), layout="constrained")
     for place, jax in enumerate(versions):
@@ -162,4 +178,4 @@ def plot_race(path: Path, device: str = "cpu") -> None:
         ax.set_title(f"jax {jax}, {mine[0]['cores']} cores" if device == "cpu" else device)
         ax.grid(axis="y", alpha=0.3)
         ax.legend(fontsize=8, ncols=len(names), loc="lower center", bbox_to_anchor=(0.5, -0.32))
-    figure.savefig(path, dpi=110)
+    figure.savefig(folder / "throughput.png", dpi=110)

@@ -1,6 +1,7 @@
 """What ppo_jax costs as a problem grows: environments, steps per rollout, agents."""
 
 import dataclasses
+from pathlib import Path
 
 from benchmarks.table import Row
 from benchmarks.throughput.configurations import Configuration
@@ -47,13 +48,14 @@ def scaling(settings: Settings, jax: str) -> list[Row]:
     return rows
 
 
-def plot(rows: list[Row], path: object) -> None:
+def plot(rows: list[Row], jax: str, path: Path) -> None:
     """Microseconds per environment step against each size."""
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(10, 3), layout="constrained")
     for place, name in enumerate(VARIED):
-        mine = [r for r in rows if r["varied"] == name]
+        mine = [r for r in rows if r["varied"] == name and r["jax"] == jax]
+        mine = sorted(mine, key=lambda r: int(r["value"]))
         ax = figure.add_subplot(1, len(VARIED), place + 1)
         x = [int(r["value"]) for r in mine]
         ax.plot(x, [float(r["microseconds_per_step"]) for r in mine], marker="o")
