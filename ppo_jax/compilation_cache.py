@@ -18,17 +18,22 @@ def use() -> None:
 
     $XDG_CACHE_HOME/ppo_jax or ~/.cache/ppo_jax. What the user has set stays:
     JAX_COMPILATION_CACHE_DIR names another folder, JAX_ENABLE_COMPILATION_CACHE=false switches it
-    off. Where nothing can be written everything works as before, only slower.
+    off. Where nothing can be written everything works as before, only slower. An entry that a kill
+    left incomplete costs a warning and a compilation until the folder is deleted.
     """
     if jax.config.jax_compilation_cache_dir is not None:  # type: ignore[attr-defined]
         return
-    home = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
-    folder = Path(home) / "ppo_jax" / f"compiled-{_processor()}"
-    with contextlib.suppress(OSError):
+    # RuntimeError: a user without a home.
+    with contextlib.suppress(OSError, RuntimeError, ValueError):
+        home = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+        folder = Path(home) / "ppo_jax" / f"compiled-{_processor()}"
         folder.mkdir(parents=True, exist_ok=True)
-        _trim(folder)
+        if not os.access(folder, os.W_OK):
+            return
         jax.config.update("jax_compilation_cache_dir", str(folder))
-        jax.config.update("jax_persistent_cache_min_compile_time_secs", MIN_COMPILE_SECONDS)
+        if "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS" not in os.environ:
+            jax.config.update("jax_persistent_cache_min_compile_time_secs", MIN_COMPILE_SECONDS)
+        _trim(folder)
 
 
 def _processor() -> str:
@@ -36,16 +41,19 @@ def _processor() -> str:
     info = Path("/proc/cpuinfo")
     lines = info.read_text().splitlines() if info.exists() else []
     features = next((line for line in lines if line.startswith(("flags", "Features"))), "")
-    words = f"{platform.machine()} {platform.processor()} {features}"
-    return hashlib.sha256(words.encode()).hexdigest()[:12]
+    return hashlib.sha256(f"{platform.machine()} {features}".encode()).hexdigest()[:12]
 
 
 def _trim(folder: Path) -> None:
-    """Delete the oldest files until the rest is at most MAX_BYTES."""
-    files = [(path, path.stat()) for path in folder.iterdir() if path.is_file()]
-    total = sum(stat.st_size for _, stat in files)
-    for path, stat in sorted(files, key=lambda entry: entry[1].st_mtime):
+    """Delete the files that were written first until the rest is at most MAX_BYTES."""
+    files = []
+    for path in folder.iterdir():
+        with contextlib.suppress(OSError):  # another process trims too
+            files.append((path.stat().st_mtime, path.stat().st_size, path))
+    total = sum(size for _, size, _ in files)
+    for _, size, path in sorted(files):
         if total <= MAX_BYTES:
             break
-        path.unlink(missing_ok=True)
-        total -= stat.st_size
+        with contextlib.suppress(OSError):
+            path.unlink()
+        total -= size

@@ -198,7 +198,7 @@ def _dot_of_few_outputs(x: jax.Array, kernel: jax.Array, *_: Any, **options: Any
     """[..., F] @ [F, A] for small A, as a product with the transposed kernel.
 
     Its gradient then is gᵀ x [A, F] and not xᵀ g, in which a CPU first rearranges all of x: five
-    times faster on 2,048 rows, a twelfth of the whole step. The barrier keeps XLA from undoing it.
+    times faster on 2,048 rows, and a whole update 9 %. The barrier keeps XLA from undoing it.
     """
     transposed = jax.lax.optimization_barrier(kernel.T)
     return jax.lax.dot_general(x, transposed, (((x.ndim - 1,), (1,)), ((), ())), **options)

@@ -13,8 +13,8 @@ from ppo_jax.envs.protocol import VectorEnv
 from ppo_jax.networks import Policy, StateAction
 from ppo_jax.types import Batch, Metrics, Params, PyTree, Trajectory
 
-# Environments whose steps take longer to begin than to do.
-FEW = 16
+# Up to so many environments an operation of a step takes longer to begin than to do.
+FEW_ENVS = 16
 
 
 @struct.dataclass
@@ -200,7 +200,7 @@ def _collect(
     step = functools.partial(_step, params, state.moments, env, policy, gamma)
     # With few environments the cost is in the number of operations, and two steps in one
     # iteration share those of the loop: 5 % of a whole update with 4.
-    unroll = 2 if env.num_envs <= FEW else 1
+    unroll = 2 if env.num_envs <= FEW_ENVS else 1
     carry, rows = jax.lax.scan(step, carry, (noise, keys), unroll=unroll)
     env_state, obs, core, episodes, cuts = carry
 

@@ -222,7 +222,8 @@ def shuffles(key: jax.Array, num_rows: int, epochs: int) -> jax.Array:
         [K, M] int32, each row a permutation.
     """
     bits = jax.random.bits(key, (epochs, num_rows), jnp.uint32)
-    # Key and row in one 64-bit number: XLA sorts a single operand four times as fast as a pair.
+    # Key and row in one 64-bit number: on CPUs XLA sorts a single operand four times as fast as
+    # a pair.
     with jax.enable_x64(True):
         packed = (bits.astype(jnp.uint64) << 32) | jnp.arange(num_rows, dtype=jnp.uint64)
         return jnp.sort(packed, axis=1, stable=False).astype(jnp.uint32).astype(jnp.int32)
@@ -285,11 +286,15 @@ def as_vector(
     """Parameters and moments each as one vector: (learner, loss of the vector, the way back).
 
     Clipping and Adam then are three loops over one array instead of three over each of a dozen,
-    which is a seventh of a step on 128 rows. They treat every number alike; of another optimiser
-    that is not known, and its learner stays as it is.
+    which makes updates of 128-row minibatches 16 % faster. They treat every number alike; of
+    another optimiser that is not known, and its learner stays as it is.
+
+    Args:
+        learner: parameters as a tree.
+        loss_fn: of such a tree.
     """
     state = learner.opt_state
-    dtypes = {x.dtype for x in jax.tree.leaves(learner.params)}
+    dtypes = {jnp.result_type(x) for x in jax.tree.leaves(learner.params)}
     if not isinstance(state, OptimizerState) or len(dtypes) > 1:
         return learner, loss_fn, lambda learner: learner
     vector, unravel = ravel_pytree(learner.params)

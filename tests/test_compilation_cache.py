@@ -5,6 +5,8 @@ import subprocess
 import sys
 import time
 
+import jax
+
 from ppo_jax import compilation_cache
 
 START = """
@@ -20,12 +22,15 @@ print(jax.config.jax_compilation_cache_dir, hits)
 """
 
 
-def start(folder, **more) -> list[str]:
+MIN_SECONDS = "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"
+
+
+def start(folder, code=START, **more) -> list[str]:
     """Folder in use and number of programs found, of a fresh process."""
     kept = {k: v for k, v in os.environ.items() if not k.startswith(("JAX_COMP", "JAX_PERS"))}
     environment = {**kept, "XDG_CACHE_HOME": str(folder), **more}
     result = subprocess.run(
-        [sys.executable, "-c", START], env=environment, capture_output=True, text=True, timeout=120
+        [sys.executable, "-c", code], env=environment, capture_output=True, text=True, timeout=120
     )
     assert result.returncode == 0, result.stderr
     return result.stdout.split()
@@ -47,6 +52,24 @@ def test_what_the_user_has_set_stays(tmp_path):
 def test_a_folder_that_cannot_be_written_is_done_without(tmp_path):
     (tmp_path / "file").write_text("")
     assert start(tmp_path / "file") == ["None", "0"]
+
+
+def test_a_user_without_a_home_is_done_without(monkeypatch):
+    monkeypatch.delenv("XDG_CACHE_HOME", raising=False)
+    monkeypatch.setattr(jax.config, "jax_compilation_cache_dir", None, raising=False)
+
+    def nobody() -> None:
+        raise RuntimeError("Could not determine home directory.")
+
+    monkeypatch.setattr(compilation_cache.Path, "home", nobody)
+    compilation_cache.use()
+
+
+def test_the_shortest_time_that_is_kept_is_the_users_own(tmp_path):
+    code = START.replace('jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)', "")
+    code += "print(jax.config.jax_persistent_cache_min_compile_time_secs)"
+    for given, expected in (({}, "0.3"), ({MIN_SECONDS: "7"}, "7.0")):
+        assert start(tmp_path, code, **given)[-1] == expected
 
 
 def test_the_oldest_go_first(tmp_path, monkeypatch):

@@ -51,14 +51,15 @@ def test_rows_hold_medians_and_paired_ratios(field, tmp_path):
     assert [r["speedup"] for r in rows] == [1.0, 2.5, ""]  # of 2 and of 3
     assert rows[2]["why"] == missing.why
 
-    results.keep(tmp_path / results.RACE, rows, *results.RACE_COLUMNS)
-    again = [rows[1] | {"steps_per_second": 80}]
-    results.keep(tmp_path / results.RACE, again, *results.RACE_COLUMNS)
+    results.keep_race(tmp_path, [r | {"configuration": "other"} for r in rows])
+    results.keep_race(tmp_path, rows)
+    results.keep_race(tmp_path, rows[:2])  # all three of before go
     kept = [*csv.DictReader((tmp_path / results.RACE).open())]
-    assert [r["implementation"] for r in kept] == ["ppo_jax", "PureJaxRL", "Rejax"]
-    assert [r["steps_per_second"] for r in kept] == ["200", "", "80"]
+    assert [r["configuration"] for r in kept] == ["tiny"] * 2 + ["other"] * 3
+    assert [r["implementation"] for r in kept[2:]] == ["ppo_jax", "PureJaxRL", "Rejax"]
     table = results.race_markdown(tmp_path)
-    assert "| tiny | 0.2 k | - | 0.08 k (2.50x) |" in table
+    assert "| other | 0.2 k | - | 0.075 k (2.50x) |" in table
+    assert "| tiny | 200 |  | 2.5x |" in results.race_summary(tmp_path, jax="9.9.9")
     results.plot_race(tmp_path)
     assert (tmp_path / "throughput.png").stat().st_size > 10_000
 

@@ -136,7 +136,7 @@ def measure(part: str, options: Options, settings: Settings, jax: str, out: Path
     if part == "race":
         for name in names:
             field = race(CONFIGURATIONS[name], options.contestants, settings)
-            results.keep(out / results.RACE, results.rows_of(field, jax), *results.RACE_COLUMNS)
+            results.keep_race(out, results.rows_of(field, jax))
             results.plot_race(out)
     elif part == "restart":
         keep(out, part, [restarted(settings, jax)], RESTART, RESTART[:2])
@@ -170,7 +170,8 @@ def keep(
 
 def tables(out: Path) -> list[str]:
     """Everything that was measured and kept, as the documentation has it."""
-    found = [results.race_markdown(out), results.compile_markdown(out)]
+    found = [results.race_summary(out), results.race_markdown(out)]
+    found.append(results.compile_markdown(out))
     found.append(breakdown.markdown(read(out / "throughput_breakdown.csv")))
     found.append(restart_markdown(read(out / "throughput_restart.csv")))
     found.append(quality.markdown(read(out / "throughput_quality.csv")))

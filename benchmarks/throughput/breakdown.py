@@ -1,7 +1,7 @@
 """Where the time of one update goes, and how near each part is to what this machine can do.
 
-Each part is compiled alone and repeated inside one program, so that starting it costs nothing. The
-parts do not add up to the whole exactly: there XLA runs what is independent side by side.
+Each part is compiled alone and repeated inside one program, so that starting it costs nothing. What
+they leave of the whole is metrics and book-keeping.
 """
 
 import functools

@@ -40,20 +40,23 @@ def python(folder: Path | None = None) -> str:
         folder: of the virtual environment; None: one in the user's cache for this Python and jax.
 
     Raises:
-        SystemExit: it cannot be made; pip has said why.
+        SystemExit: it cannot be made, and pip has said why; or a given folder holds other things.
     """
+    given = folder is not None
     if folder is None:
         home = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
         jax = importlib.metadata.version("jax")
         folder = home / "ppo_jax" / f"peers-{platform.python_version()}-jax-{jax}"
-    executable = folder / "bin" / "python"
-    finished = folder / "finished"
-    if finished.exists():
+    executable, finished = folder / "bin" / "python", folder / "finished"
+    wanted = "\n".join(requirements()) + "\n"
+    if finished.exists() and finished.read_text() == wanted:
         return str(executable)
+    if given and folder.exists() and any(folder.iterdir()):
+        raise SystemExit(f"{folder} does not hold the peers that are wanted; give an empty folder")
     print(f"installing the peers into {folder}", file=sys.stderr, flush=True)
     venv.create(folder, clear=True, with_pip=True)
     pip = [str(executable), "-m", "pip", "--disable-pip-version-check", "install", "--quiet"]
     if subprocess.call([*pip, *requirements()]):
         raise SystemExit("the peers could not be installed; see pip's message above")
-    finished.write_text("\n".join(requirements()) + "\n")
+    finished.write_text(wanted)
     return str(executable)

@@ -63,7 +63,12 @@ class Contestant:
             words += ["--purejaxrl", str(settings.purejaxrl.resolve())]
         # A cache of compiled programs would make the second compilation a different quantity.
         own = {k: v for k, v in os.environ.items() if k != "JAX_COMPILATION_CACHE_DIR"}
-        own |= {"PYTHONPATH": str(ROOT), "BENCHMARK_STARTED": repr(time.time())}
+        own |= {
+            "PYTHONPATH": str(ROOT),
+            "BENCHMARK_STARTED": repr(time.time()),
+            # All contestants are alive at once: none may take a GPU's memory for itself.
+            "XLA_PYTHON_CLIENT_PREALLOCATE": "false",
+        }
         self.process = subprocess.Popen(
             words,
             stdin=subprocess.PIPE,
@@ -76,7 +81,11 @@ class Contestant:
         self.answers: queue.SimpleQueue[str] = queue.SimpleQueue()
         threading.Thread(target=self._read, daemon=True).start()
         self.why = ""
-        self.ready = self._answer()
+        try:
+            self.ready = self._answer()
+        except BaseException:  # Ctrl-C: one that hangs would stay for ever
+            self.end()
+            raise
 
     def round(self) -> None:
         """One round, if it still runs."""
@@ -125,14 +134,14 @@ def race(
     They start one after the other, so that each compiles alone; then rounds in turns, while the
     others wait for their next line and do nothing.
     """
-    field = []
-    for name in names:
-        contestant = Contestant(name, configuration, settings)
-        field.append(contestant)
-        ready = contestant.ready
-        state = contestant.why or f"compiled in {ready['compile_seconds']:.1f} s"
-        say(f"{configuration.name}: {NAMES[name]}: {state}")
+    field: list[Contestant] = []
     try:
+        for name in names:
+            contestant = Contestant(name, configuration, settings)
+            field.append(contestant)
+            ready = contestant.ready
+            state = contestant.why or f"compiled in {ready['compile_seconds']:.1f} s"
+            say(f"{configuration.name}: {NAMES[name]}: {state}")
         for _ in range(settings.rounds):
             for contestant in field:
                 contestant.round()

@@ -20,7 +20,7 @@ FIELDS = (
     "python", "cores", "processor",
 )  # fmt: skip
 KEY = ("jax", "device", "configuration", "implementation")
-RACE, RACE_COLUMNS = "throughput.csv", (FIELDS, KEY)
+RACE = "throughput.csv"
 
 
 def rows_of(field: Sequence[Contestant], jax: str) -> list[Row]:
@@ -50,7 +50,7 @@ def _row(c: Contestant, rates: dict[str, list[float]], jax: str, device: str) ->
         pairs = np.array(rates["ours"]) / mine
         names = ("speedup_low", "speedup", "speedup_high")
         row |= dict(zip(names, np.quantile(pairs, (0.25, 0.5, 0.75)).round(3), strict=True))
-    versions = {k: v for k, v in c.ready["versions"].items() if k not in ("jax", "jaxlib")}
+    versions = {k: v for k, v in c.ready["versions"].items() if k != "jax"}
     return row | {
         "steps_per_second": round(float(np.median(mine))),
         "slowest": round(mine.min()),
@@ -70,10 +70,34 @@ def processor() -> str:
     return names[0] if names else platform.processor()
 
 
-def keep(path: Path, rows: Sequence[Row], fields: Sequence[str], key: Sequence[str]) -> list[Row]:
-    """Write these rows over those of the same key; the rest stays as it is."""
+def keep_race(folder: Path, rows: Sequence[Row]) -> None:
+    """A race in place of the one before it: ratios of different runs do not stand side by side."""
+    keep(folder / RACE, rows, FIELDS, KEY, together=KEY[:-1])
+
+
+def keep(
+    path: Path,
+    rows: Sequence[Row],
+    fields: Sequence[str],
+    key: Sequence[str],
+    together: Sequence[str] | None = None,
+) -> list[Row]:
+    """Write these rows over the old ones of the same key; the rest stays as it is.
+
+    Args:
+        path: of the CSV.
+        rows: of now.
+        fields: its columns.
+        key: those that tell rows apart.
+        together: old rows that agree with a new one in these go too; None: in the key.
+    """
     new = {tuple(str(r[k]) for k in key): r for r in rows}
-    old = {tuple(r.get(k, "") for k in key): r for r in read(path)}
+    replaced = {tuple(str(r[k]) for k in together or key) for r in rows}
+    old = {
+        tuple(r[k] for k in key): r
+        for r in read(path)
+        if tuple(r[k] for k in together or key) not in replaced
+    }
     merged = sorted({**old, **new}.values(), key=_place)
     path.parent.mkdir(exist_ok=True)
     with path.open("w", newline="") as file:
@@ -118,7 +142,9 @@ def race_summary(folder: Path, jax: str = "0.10.2", device: str = "cpu") -> str:
     cells = {(r["configuration"], r["implementation"]): r for r in rows}
     lines = [f"| | ppo_jax, steps/s | {' | '.join(names)} |", "|---|---|" + "---|" * len(names)]
     for configuration in dict.fromkeys(r["configuration"] for r in rows):
-        ours = cells[configuration, NAMES["ours"]]
+        ours = cells.get((configuration, NAMES["ours"]))
+        if ours is None or ours["why"]:
+            continue
         found = (cells.get((configuration, name)) for name in names)
         ratios = [f"{float(r['speedup']):.1f}x" if r and not r["why"] else _cell(r) for r in found]
         lines.append(
@@ -131,7 +157,7 @@ def _cell(row: Row | None) -> str:
     if row is None:
         return ""
     if row["why"]:
-        return "hangs" if "no answer" in row["why"] else "-"
+        return row["why"] if "no answer" in row["why"] else "-"
     rate = f"{float(row['steps_per_second']) / 1000:,.3g} k"
     ours = row["implementation"] == NAMES["ours"] or not row["speedup"]
     return rate if ours else f"{rate} ({float(row['speedup']):.2f}x)"

@@ -54,6 +54,7 @@ class VectorizedEnv:
 
     def reset(self, key: jax.Array) -> tuple[PyTree, VectorState]:
         """(obs [N, ...], state) with every environment at the start of an episode."""
+        # One draw for both: a second one is 0.3 s more to compile.
         drawn = self._draw(key, self.num_envs + self.pool_size)
         obs, env_state = jax.tree.map(lambda x: x[: self.num_envs], drawn)
         pool = jax.tree.map(lambda x: x[self.num_envs :], drawn)
