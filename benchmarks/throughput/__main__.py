@@ -21,9 +21,9 @@ from typing import Literal
 import tyro
 
 from benchmarks.table import RESULTS, Row, read
-from benchmarks.throughput import breakdown, peers, quality, results, scaling
+from benchmarks.throughput import breakdown, peers, quality, restart, results, scaling
 from benchmarks.throughput.configurations import CONFIGURATIONS
-from benchmarks.throughput.race import NAMES, Settings, race, restart
+from benchmarks.throughput.race import NAMES, Settings, race
 from ppo_jax.types import did_you_mean
 
 SUITES = {
@@ -48,7 +48,6 @@ SUITES = {
     ),
 }
 PARTS = ("race", "restart", "breakdown", "scaling", "quality")
-RESTART = ("jax", "configuration", "first_start_seconds", "second_start_seconds")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -139,7 +138,7 @@ def measure(part: str, options: Options, settings: Settings, jax: str, out: Path
             results.keep_race(out, results.rows_of(field, jax))
             results.plot_race(out)
     elif part == "restart":
-        keep(out, part, [restarted(settings, jax)], RESTART, RESTART[:2])
+        keep(out, part, [restart.restart(jax)], restart.FIELDS, restart.KEY)
     elif part == "breakdown":
         for name in (n for n in names if CONFIGURATIONS[n].agents == 1):
             rows = breakdown.breakdown(CONFIGURATIONS[name])
@@ -150,14 +149,6 @@ def measure(part: str, options: Options, settings: Settings, jax: str, out: Path
     else:
         rows = quality.quality([*options.tasks], options.seeds, settings, jax)
         keep(out, part, rows, quality.FIELDS, quality.KEY)
-
-
-def restarted(settings: Settings, jax: str) -> Row:
-    """The first and the second start on the same cache of compiled programs."""
-    configuration = CONFIGURATIONS["cartpole-4x128"]
-    with tempfile.TemporaryDirectory() as folder:
-        seconds = [f"{s:.2f}" for s in restart(configuration, settings, Path(folder))]
-    return dict(zip(RESTART, (jax, configuration.name, *seconds), strict=True))
 
 
 def keep(
@@ -173,18 +164,9 @@ def tables(out: Path) -> list[str]:
     found = [results.race_summary(out), results.race_markdown(out)]
     found.append(results.compile_markdown(out))
     found.append(breakdown.markdown(read(out / "throughput_breakdown.csv")))
-    found.append(restart_markdown(read(out / "throughput_restart.csv")))
+    found.append(restart.markdown(read(out / "throughput_restart.csv")))
     found.append(quality.markdown(read(out / "throughput_quality.csv")))
     return [table for table in found if table.count("\n") > 2]
-
-
-def restart_markdown(rows: list[Row]) -> str:
-    """Seconds from the start of a process to the end of its first update."""
-    lines = ["| jax | nothing compiled yet | second start |", "|---|---|---|"]
-    for r in rows:
-        first, second = r["first_start_seconds"], r["second_start_seconds"]
-        lines.append(f"| {r['jax']} | {first} s | {second} s |")
-    return "\n".join(lines) + "\n"
 
 
 if __name__ == "__main__":

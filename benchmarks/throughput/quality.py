@@ -139,12 +139,14 @@ def _in_own_process(name: str, task: str, seed: int, settings: Settings) -> dict
     folder = str(Path(settings.purejaxrl or "").resolve())
     python = sys.executable if name == "ours" else settings.peers
     words = [python, "-m", "benchmarks.throughput.quality", name, task, str(seed)]
+    # Everybody compiles, as at a first start.
+    environment = {k: v for k, v in os.environ.items() if k != "JAX_COMPILATION_CACHE_DIR"}
     result = subprocess.run(
         [*words, repr(time.time()), folder],
         capture_output=True,
         text=True,
         cwd=ROOT,
-        env={**os.environ, "PYTHONPATH": str(ROOT)},
+        env={**environment, "PYTHONPATH": str(ROOT)},
         check=False,
     )
     if result.returncode:

@@ -149,22 +149,3 @@ def race(
         for contestant in field:
             contestant.end()
     return field
-
-
-def restart(configuration: Configuration, settings: Settings, folder: Path) -> tuple[float, float]:
-    """Seconds from the start of a process to the end of its first update: (first, second start).
-
-    The second finds what the first has compiled in JAX's persistent cache.
-    """
-    environment = {
-        "JAX_COMPILATION_CACHE_DIR": str(folder),
-        "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0.3",
-    }
-    seconds = []
-    for _ in range(2):
-        contestant = Contestant("ours", configuration, settings, environment)
-        contestant.end()
-        if contestant.why:
-            raise SystemExit(f"ppo_jax: {contestant.why}")
-        seconds.append(float(contestant.ready["first_update_seconds"]))
-    return seconds[0], seconds[1]
