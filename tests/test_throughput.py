@@ -55,8 +55,8 @@ def test_rows_hold_medians_and_paired_ratios(field, tmp_path):
     results.keep_race(tmp_path, rows)
     results.keep_race(tmp_path, rows[:2])  # all three of before go
     kept = [*csv.DictReader((tmp_path / results.RACE).open())]
-    assert [r["configuration"] for r in kept] == ["tiny"] * 2 + ["other"] * 3
-    assert [r["implementation"] for r in kept[2:]] == ["ppo_jax", "PureJaxRL", "Rejax"]
+    assert [r["configuration"] for r in kept] == ["other"] * 3 + ["tiny"] * 2
+    assert [r["implementation"] for r in kept[:3]] == ["ppo_jax", "PureJaxRL", "Rejax"]
     table = results.race_markdown(tmp_path)
     assert "| other | 0.2 k | - | 0.075 k (2.50x) |" in table
     assert "| tiny | 200 |  | 2.5x |" in results.race_summary(tmp_path, jax="9.9.9")

@@ -115,6 +115,7 @@ def _place(row: Row) -> tuple[Any, ...]:
         [int(x) for x in str(row.get("jax", "0")).split(".") if x.isdigit()],
         str(row.get("device", "")),
         known.index(configuration) if configuration in known else len(known),
+        configuration,
         names.index(name) if name in names else len(names),
     )
 
