@@ -391,7 +391,10 @@ def test_fresh_seeds_have_no_say_in_the_ranking(finished, tmp_path, monkeypatch)
 def test_two_sweeps_are_compared(finished, tmp_path, capsys):
     words = ["--compare", str(finished), str(finished), "--run-dir", str(tmp_path / "out")]
     assert command.run_command(words) == 0
-    assert f"IQM of [{finished}: learning_rate=0.01 (2 fresh seeds)]" in capsys.readouterr().out
+    with (finished / "table.csv").open() as file:
+        best = next(csv.DictReader(file))["learning_rate"]
+    said = f"IQM of [{finished}: learning_rate={best} (2 fresh seeds)]"
+    assert said in capsys.readouterr().out
     numbers = json.loads((tmp_path / "out/comparison.json").read_text())["difference"]
     assert numbers["CartPole-v1"]["difference"] == 0
     assert numbers["CartPole-v1"]["probability_of_improvement"] == 0.5
