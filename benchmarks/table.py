@@ -1,6 +1,7 @@
 """CSV files that keep the rows of earlier runs."""
 
 import csv
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -24,17 +25,34 @@ def merge(path: Path, rows: list[Row], order: dict[str, list[str]]) -> list[Row]
         rows: of now; those there that agree with one of them in the columns of `order` go.
         order: column -> its values in the order in which rows are to stand; others go too.
     """
-    new = {tuple(row[column] for column in order) for row in rows}
-    kept = [
-        r
-        for r in read(path)
-        if tuple(r[column] for column in order) not in new
-        and all(r[column] in values for column, values in order.items())
-    ]
 
     def place(row: Row) -> list[int]:
         return [values.index(row[column]) for column, values in order.items()]
 
+    def known(row: Row) -> bool:
+        return all(row[column] in values for column, values in order.items())
+
+    return replace(path, rows, tuple(order), place, known)
+
+
+def replace(
+    path: Path,
+    rows: list[Row],
+    same: Sequence[str],
+    place: Callable[[Row], Any],
+    known: Callable[[Row], bool] = lambda row: True,
+) -> list[Row]:
+    """Write rows in place of the old ones that agree with one of them in some columns.
+
+    Args:
+        path: the file.
+        rows: of now, all with the same columns.
+        same: the columns.
+        place: what rows are sorted by.
+        known: which of the old rows may stay at all.
+    """
+    new = {tuple(str(row[column]) for column in same) for row in rows}
+    kept = [r for r in read(path) if known(r) and tuple(r[c] for c in same) not in new]
     merged = sorted(kept + rows, key=place)
     path.parent.mkdir(exist_ok=True)
     with path.open("w", newline="") as file:

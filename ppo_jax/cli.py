@@ -14,7 +14,6 @@ from typing import Annotated, Any, Literal, NoReturn, get_origin
 
 import tyro
 
-from ppo_jax import compilation_cache
 from ppo_jax import config as configs
 from ppo_jax.config import ConfigError, TrainConfig
 from ppo_jax.presets import PRESETS
@@ -52,7 +51,6 @@ def exit_with(command: Callable[[], int]) -> NoReturn:
     from ppo_jax.checkpoint import CheckpointError
     from ppo_jax.envs import InvalidEnvironment, UnknownEnvironment
 
-    compilation_cache.use()
     warnings.formatwarning = lambda message, *_, **__: f"warning: {message}\n"
     try:
         sys.exit(command())

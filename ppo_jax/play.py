@@ -5,7 +5,7 @@ from pathlib import Path
 import jax
 import numpy as np
 
-from ppo_jax import report
+from ppo_jax import compilation_cache, report
 from ppo_jax.config import ConfigError, TrainConfig
 from ppo_jax.evaluate import confidence_interval, evaluate, record, save_gif
 from ppo_jax.run_directory import checkpoints_of, read_config
@@ -63,6 +63,7 @@ def play(
         Exit code 0.
     """
     _check(episodes, seed, gif)
+    compilation_cache.use()
     config, program, state = load(run, checkpoint)
     agent = {
         "params": state.learner.params,

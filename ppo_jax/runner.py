@@ -22,8 +22,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from ppo_jax import compilation_cache, report
 from ppo_jax import config as configs
-from ppo_jax import report
 from ppo_jax.checkpoint import CheckpointError, write_json
 from ppo_jax.config import ConfigError, TrainConfig
 from ppo_jax.evaluate import evaluate
@@ -121,7 +121,7 @@ def make_chunk(static: TrainConfig, env: Any = None, rows: int = MAX_CHUNK) -> C
 
 
 def compiler_options() -> dict[str, str | bool]:
-    """XLA's options for the programs of runs and sweeps.
+    """XLA's options for the training programs of runs, and those of sweeps.
 
     On CPUs LLVM's first level of optimisation: what it makes is as fast as at the third (within 2 %
     on CartPole, Pendulum, Breakout and sixteen agents), and compiling takes 5 to 20 % less, the
@@ -188,6 +188,7 @@ def run(config: TrainConfig, options: RunOptions) -> int:
         raise ConfigError("--tensorboard needs tensorboardX: pip install 'ppo_jax[tensorboard]'")
     program = build(config)
     with _open(config, options) as directory, Signals() as signals:
+        compilation_cache.use()
         with report.status("compiling"):
             session = _Session(config, options, program, directory.path, signals)
         if options.resume is not None:

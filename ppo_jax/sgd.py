@@ -292,6 +292,10 @@ def as_vector(
     Args:
         learner: parameters as a tree.
         loss_fn: of such a tree.
+
+    Returns:
+        (LearnerState with params and both moments [P], (params [P], rows) -> ([], metrics), and
+        what turns such a learner into one of trees again).
     """
     state = learner.opt_state
     dtypes = {jnp.result_type(x) for x in jax.tree.leaves(learner.params)}

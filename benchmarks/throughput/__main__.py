@@ -1,6 +1,6 @@
 """The referee: ppo_jax, PureJaxRL, Rejax, Brax, SBX and Stable-Baselines3 in one run.
 
-python -m benchmarks.throughput --suite smoke                       a minute, to see that it works
+python -m benchmarks.throughput --suite smoke                       two minutes, to see it work
 python -m benchmarks.throughput --suite cpu --purejaxrl PATH        everything a CPU can do
 python -m benchmarks.throughput --suite gpu --purejaxrl PATH
 python -m benchmarks.throughput --parts breakdown scaling           ppo_jax alone
@@ -20,7 +20,7 @@ from typing import Literal
 
 import tyro
 
-from benchmarks.table import RESULTS, Row, read
+from benchmarks.table import RESULTS, Row, read, replace
 from benchmarks.throughput import breakdown, peers, quality, restart, results, scaling
 from benchmarks.throughput.configurations import CONFIGURATIONS
 from benchmarks.throughput.race import NAMES, Settings, race
@@ -104,6 +104,9 @@ def check(options: Options) -> None:
                 raise SystemExit(f"--{option}: unknown {name!r}; {did_you_mean(name, names)}")
     if options.purejaxrl is not None and not (options.purejaxrl / "ppo.py").exists():
         raise SystemExit(f"--purejaxrl: there is no ppo.py in {options.purejaxrl}")
+    for option in ("rounds", "seconds", "patience", "seeds"):
+        if getattr(options, option) <= 0:
+            raise SystemExit(f"--{option} is {getattr(options, option)}; it must be > 0")
 
 
 def main(options: Options) -> None:
@@ -156,7 +159,7 @@ def keep(
 ) -> None:
     """A part's rows, with every column."""
     rows = [dict.fromkeys(fields, "") | row for row in rows]
-    results.keep(out / f"throughput_{name}.csv", rows, fields, key)
+    replace(out / f"throughput_{name}.csv", rows, key, results.place)
 
 
 def tables(out: Path) -> list[str]:

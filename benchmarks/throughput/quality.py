@@ -1,8 +1,8 @@
 """Time to quality: seconds from the start of the process until an agent is good.
 
 Each project with its own settings for the task: ppo_jax its preset, PureJaxRL the configuration in
-its ppo.py (its README's for MinAtar). Good is a mean return of the episodes that ended in the
-last WINDOW updates of at least the mark, while it explores; imports and compilation count.
+its ppo.py (for MinAtar in examples/brax_minatar.ipynb). Good is a mean return of the episodes that
+ended in the last WINDOW updates of at least the mark, while it explores; imports and compilation count.
 PureJaxRL returns only at the end of a whole run: it is charged that share of the run in which the
 mark was reached.
 """
@@ -19,6 +19,7 @@ import numpy as np
 
 from benchmarks.table import Row
 from benchmarks.throughput.race import NAMES, ROOT, Settings
+from benchmarks.throughput.worker import device
 
 WINDOW = 10
 # Task -> (environment, mark, PureJaxRL's settings).
@@ -87,11 +88,11 @@ def ours(task: str, seed: int, started: float) -> dict[str, Any]:
 
 def purejaxrl(task: str, seed: int, started: float, folder: str) -> dict[str, Any]:
     """PureJaxRL's whole run, and when in it the mark was reached."""
-    import types
-
-    sys.modules.setdefault("navix", types.ModuleType("navix"))
-    sys.path.insert(0, folder)
     import jax
+
+    from benchmarks.throughput.contestants.purejaxrl import make_importable
+
+    make_importable(Path(folder))
     from ppo import make_train
 
     _, mark, settings = TASKS[task]
@@ -123,7 +124,6 @@ def quality(tasks: list[str], seeds: int, settings: Settings, jax: str) -> list[
                     continue
                 row = {
                     "jax": jax,
-                    "device": "cpu",
                     "task": task,
                     "mark": TASKS[task][1],
                     "implementation": NAMES[name],
@@ -181,4 +181,4 @@ if __name__ == "__main__":
     who, which, number, began, *where = sys.argv[1:]
     arguments = (which, int(number), float(began))
     found = ours(*arguments) if who == "ours" else purejaxrl(*arguments, *where)
-    print(json.dumps(found))
+    print(json.dumps(found | {"device": device()}))

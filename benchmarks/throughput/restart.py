@@ -1,5 +1,6 @@
 """From `python -m ppo_jax.train` to its first update, with and without a cache of programs."""
 
+import json
 import os
 import statistics
 import subprocess
@@ -49,11 +50,12 @@ def seconds_to_first_update(home: Path, run_dir: Path) -> float:
         process.wait()
 
 
-def restart(jax: str, device: str = "cpu") -> Row:
+def restart(jax: str) -> Row:
     """Once with an empty cache, then again and again."""
     with tempfile.TemporaryDirectory() as folder:
         home = Path(folder)
         first = seconds_to_first_update(home, home / "run0")
+        device = json.loads((home / "run0/summary.json").read_text())["device"]
         again = [seconds_to_first_update(home, home / f"run{k}") for k in range(1, AGAIN + 1)]
     return {
         "jax": jax,

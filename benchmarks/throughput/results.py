@@ -1,6 +1,5 @@
 """What was measured, as CSV, as the documentation's tables, and as a figure."""
 
-import csv
 import os
 import platform
 from collections.abc import Sequence
@@ -9,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from benchmarks.table import Row, read
+from benchmarks.table import Row, read, replace
 from benchmarks.throughput.configurations import CONFIGURATIONS
 from benchmarks.throughput.race import NAMES, Contestant
 
@@ -70,44 +69,12 @@ def processor() -> str:
     return names[0] if names else platform.processor()
 
 
-def keep_race(folder: Path, rows: Sequence[Row]) -> None:
+def keep_race(folder: Path, rows: list[Row]) -> None:
     """A race in place of the one before it: ratios of different runs do not stand side by side."""
-    keep(folder / RACE, rows, FIELDS, KEY, together=KEY[:-1])
+    replace(folder / RACE, rows, KEY[:-1], place)
 
 
-def keep(
-    path: Path,
-    rows: Sequence[Row],
-    fields: Sequence[str],
-    key: Sequence[str],
-    together: Sequence[str] | None = None,
-) -> list[Row]:
-    """Write these rows over the old ones of the same key; the rest stays as it is.
-
-    Args:
-        path: of the CSV.
-        rows: of now.
-        fields: its columns.
-        key: those that tell rows apart.
-        together: old rows that agree with a new one in these go too; None: in the key.
-    """
-    new = {tuple(str(r[k]) for k in key): r for r in rows}
-    replaced = {tuple(str(r[k]) for k in together or key) for r in rows}
-    old = {
-        tuple(r[k] for k in key): r
-        for r in read(path)
-        if tuple(r[k] for k in together or key) not in replaced
-    }
-    merged = sorted({**old, **new}.values(), key=_place)
-    path.parent.mkdir(exist_ok=True)
-    with path.open("w", newline="") as file:
-        writer = csv.DictWriter(file, fieldnames=fields, lineterminator="\n", extrasaction="ignore")
-        writer.writeheader()
-        writer.writerows(merged)
-    return merged
-
-
-def _place(row: Row) -> tuple[Any, ...]:
+def place(row: Row) -> tuple[Any, ...]:
     """jax, then configurations and contestants in the order they are listed."""
     known, names = list(CONFIGURATIONS), list(NAMES.values())
     configuration, name = row.get("configuration", ""), row.get("implementation", "")
@@ -136,9 +103,10 @@ def race_markdown(folder: Path, device: str = "cpu") -> str:
     return "\n".join(tables)
 
 
-def race_summary(folder: Path, jax: str = "0.10.2", device: str = "cpu") -> str:
-    """The README's table: ppo_jax, and how many times faster it is than each."""
-    rows = [r for r in read(folder / RACE) if r["device"] == device and r["jax"] == jax]
+def race_summary(folder: Path, device: str = "cpu") -> str:
+    """The README's table, on the oldest jax: ppo_jax, and how many times faster it is than each."""
+    rows = [r for r in read(folder / RACE) if r["device"] == device]
+    rows = [r for r in rows if r["jax"] == rows[0]["jax"]]
     names = [n for n in NAMES.values() if n != NAMES["ours"]]
     cells = {(r["configuration"], r["implementation"]): r for r in rows}
     lines = [f"| | ppo_jax, steps/s | {' | '.join(names)} |", "|---|---|" + "---|" * len(names)]

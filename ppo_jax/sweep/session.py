@@ -11,7 +11,7 @@ import numpy as np
 from rich.box import SIMPLE
 from rich.table import Table
 
-from ppo_jax import report
+from ppo_jax import compilation_cache, report
 from ppo_jax.config import ConfigError
 from ppo_jax.runner import BROKEN_PROMISES, Signals
 from ppo_jax.sweep import results
@@ -68,6 +68,7 @@ def run(spec: Spec, options: SweepOptions, directory: SweepDirectory, resume: bo
     Returns:
         Exit code: 0, or 128 + the signal that stopped it.
     """
+    compilation_cache.use()
     path = directory.path
     with Signals() as signals:
         try:

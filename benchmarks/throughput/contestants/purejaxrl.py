@@ -119,11 +119,16 @@ def prepare(configuration: Configuration, options: Namespace) -> FixedLength:
     return FixedLength(build, versions={"purejaxrl": _fingerprint(module)})
 
 
-def _load(folder: Path, configuration: Configuration) -> types.ModuleType:
-    """Its file for such actions, with the network of the configuration."""
-    # Its wrappers import navix, for environments that are not measured here.
+def make_importable(folder: Path) -> None:
+    """Its files are modules without a package; their wrappers import navix, for environments that
+    are not measured here."""
     sys.modules.setdefault("navix", types.ModuleType("navix"))
     sys.path.insert(0, str(folder.resolve()))
+
+
+def _load(folder: Path, configuration: Configuration) -> types.ModuleType:
+    """Its file for such actions, with the network of the configuration."""
+    make_importable(folder)
     env, params = gymnax.make(configuration.env)
     continuous = not hasattr(env.action_space(params), "n")
     module = importlib.import_module("ppo_continuous_action" if continuous else "ppo")
