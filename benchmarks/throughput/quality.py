@@ -2,7 +2,8 @@
 
 Each project with its own settings for the task: ppo_jax its preset, PureJaxRL the configuration in
 its ppo.py (for MinAtar in examples/brax_minatar.ipynb). Good is a mean return of the episodes that
-ended in the last WINDOW updates of at least the mark, while it explores; imports and compilation count.
+ended in the last WINDOW updates of at least the mark, while it explores; imports and compilation
+count.
 PureJaxRL returns only at the end of a whole run: it is charged that share of the run in which the
 mark was reached.
 """
