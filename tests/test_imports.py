@@ -26,7 +26,7 @@ LAYERS = [
 NEIGHBOURS = {
     "losses": {"estimators"},
     "sgd": {"losses"},
-    "networks": {"distributions", "envs"},
+    "networks": {"distributions", "envs", "networks"},
     "rollout": {"networks"},
     "algorithms": {"algorithms"},
     "envs": {"envs"},

@@ -1,0 +1,93 @@
+"""What stands on top of a network: a distribution over actions, V(s), q(s, a)."""
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from ppo_jax.distributions import (
+    Bernoulli,
+    Categorical,
+    DiagGaussian,
+    Distribution,
+    MultiCategorical,
+    TanhGaussian,
+)
+from ppo_jax.envs import spaces
+from ppo_jax.networks.layers import head
+
+
+class Actor(nn.Module):
+    """Body and policy head; a Gaussian's log_std is a parameter and does not see the state.
+
+    Attributes:
+        body: observation features, or None after a shared torso.
+        action_space: decides the distribution.
+        squash: TanhGaussian instead of a clipped DiagGaussian.
+        log_std_init: log σ at the start.
+    """
+
+    body: nn.Module | None
+    action_space: spaces.Space
+    squash: bool = False
+    log_std_init: float = 0.0
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> Distribution:
+        x = x if self.body is None else self.body(x)
+        space = self.action_space
+        if isinstance(space, spaces.Discrete):
+            return Categorical(head(space.n, 0.01)(x))
+        if isinstance(space, spaces.MultiDiscrete):
+            return MultiCategorical(head(sum(space.sizes), 0.01)(x), space.sizes)
+        if isinstance(space, spaces.MultiBinary):
+            return Bernoulli(head(space.n, 0.01)(x))
+        size = int(np.prod(space.shape))
+        mean = head(size, 0.01)(x)
+        log_std = self.param("log_std", nn.initializers.constant(self.log_std_init), (size,))
+        log_std = jnp.broadcast_to(log_std, mean.shape)
+        bounds = (jnp.asarray(b.reshape(-1), mean.dtype) for b in (space.low, space.high))
+        low, high = (jnp.broadcast_to(b, mean.shape) for b in bounds)
+        return (TanhGaussian if self.squash else DiagGaussian)(mean, log_std, low, high)
+
+
+class Critic(nn.Module):
+    """Body and a scalar head: V(s)."""
+
+    body: nn.Module | None
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        x = x if self.body is None else self.body(x)
+        return head(1, 1.0)(x)[..., 0]
+
+
+class QCritic(nn.Module):
+    """q(s, a): an output per action where they can be counted, else the action is an input.
+
+    Attributes:
+        convolutions: of images, before the action joins; or None.
+        body: fully connected layers.
+        action_space: of the actions as the policy draws them.
+    """
+
+    convolutions: nn.Module | None
+    body: nn.Module
+    action_space: spaces.Space
+
+    @nn.compact
+    def __call__(self, x: jax.Array, action: jax.Array) -> jax.Array:
+        x = x if self.convolutions is None else self.convolutions(x)
+        if isinstance(self.action_space, spaces.Discrete):
+            chosen = jax.nn.one_hot(action, self.action_space.n, dtype=x.dtype)
+            return jnp.sum(head(self.action_space.n, 1.0)(self.body(x)) * chosen, axis=-1)
+        features = jnp.concatenate([x, encode(self.action_space, action).astype(x.dtype)], axis=-1)
+        return head(1, 1.0)(self.body(features))[..., 0]
+
+
+def encode(space: spaces.Space, action: jax.Array) -> jax.Array:
+    """Actions [..., *space.shape] of several choices or of numbers as features [..., F]."""
+    if isinstance(space, spaces.MultiDiscrete):
+        parts = [jax.nn.one_hot(action[..., i], n) for i, n in enumerate(space.sizes)]
+        return jnp.concatenate(parts, axis=-1)
+    return action
