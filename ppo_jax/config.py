@@ -14,7 +14,7 @@ import jax
 
 from ppo_jax.algorithms import ALGORITHMS
 from ppo_jax.envs import canonical
-from ppo_jax.networks import ACTIVATIONS, CONVOLUTIONS
+from ppo_jax.networks import ACTIVATIONS, CONVOLUTIONS, MEMORIES
 from ppo_jax.presets import PRESETS
 from ppo_jax.types import Bounds, did_you_mean, option
 
@@ -36,6 +36,8 @@ class TrainConfig:
     hidden: tuple[int, ...] = option((64, 64), "widths of the fully connected layers", low=1)
     activation: str = option("tanh", "between layers", choices=tuple(ACTIVATIONS))
     network: str = option("mlp", "mlp, or convolutions before it", choices=tuple(CONVOLUTIONS))
+    memory: str = option("none", "a recurrent cell after the layers, or none", choices=MEMORIES)
+    memory_size: int = option(64, "width of the memory", low=1)
     shared_torso: bool = option(False, "one body for actor and critic")
     squash: bool = option(False, "tanh-squashed Gaussian for continuous actions")
     log_std_init: float = option(0.0, "log standard deviation of a Gaussian at the start")
@@ -230,6 +232,10 @@ def check(config: TrainConfig, env: Any = None) -> None:
         if not isinstance(value, jax.core.Tracer):
             _check_option(known[name], value)
     _check_sizes(config)
+    if config.memory != "none" and getattr(config.hyper, "critic", "v") == "q":
+        raise ConfigError(
+            f"the critic of {config.algorithm} judges actions, and has no memory; use memory='none'"
+        )
     if hasattr(config.hyper, "check"):
         try:
             config.hyper.check(config, env)
@@ -288,7 +294,7 @@ def _check_sizes(config: TrainConfig) -> None:
         )
     minibatches = getattr(config.hyper, "minibatches", 1)
     for name in ("minibatches", "critic_minibatches"):
-        _check_divides(config, rollout, name, getattr(config.hyper, name, 1))
+        _check_divides(config, name, getattr(config.hyper, name, 1))
     if rollout == minibatches and getattr(config.hyper, "normalize_advantage", False):
         raise ConfigError(
             "minibatches of a single row have no deviation to normalise advantages by; use fewer "
@@ -296,13 +302,21 @@ def _check_sizes(config: TrainConfig) -> None:
         )
 
 
-def _check_divides(config: TrainConfig, rollout: int, name: str, minibatches: int) -> None:
-    if rollout % minibatches:
-        small = [d for d in range(1, math.isqrt(rollout) + 1) if rollout % d == 0]
-        near = sorted({*small, *(rollout // d for d in small)}, key=lambda d: abs(d - minibatches))
+def _check_divides(config: TrainConfig, name: str, minibatches: int) -> None:
+    """Rows are steps; of a policy with memory, whole environments."""
+    rows, of = config.num_envs, f"num_envs = {config.num_envs}"
+    if config.memory == "none":
+        rows *= config.num_steps
+        of = f"num_envs x num_steps = {config.num_envs} x {config.num_steps} = {rows}"
+    if rows % minibatches:
+        small = [d for d in range(1, math.isqrt(rows) + 1) if rows % d == 0]
+        near = sorted({*small, *(rows // d for d in small)}, key=lambda d: abs(d - minibatches))
+        why = (
+            "" if config.memory == "none" else ", whose steps a policy with memory keeps together,"
+        )
         raise ConfigError(
-            f"num_envs x num_steps = {config.num_envs} x {config.num_steps} = {rollout} does not "
-            f"divide into {minibatches} {name}; nearest that do: {sorted(near[:3])}"
+            f"{of}{why} does not divide into {minibatches} {name}; nearest that do: "
+            f"{sorted(near[:3])}"
         )
 
 

@@ -10,7 +10,7 @@ from flax import struct
 
 from ppo_jax import normalization
 from ppo_jax.envs.protocol import VectorEnv
-from ppo_jax.networks import Policy, StateAction
+from ppo_jax.networks import Policy, SequenceInputs, StateAction
 from ppo_jax.types import Batch, Metrics, Params, PyTree, Trajectory
 
 # Up to so many environments an operation of a step takes longer to begin than to do.
@@ -202,6 +202,7 @@ def _collect(
     # iteration share those of the loop: 5 % of a whole update with 4.
     unroll = 2 if env.num_envs <= FEW_ENVS else 1
     carry, rows = jax.lax.scan(step, carry, (noise, keys), unroll=unroll)
+    rows["core"] = jax.tree.map(lambda x: x[None], state.core)
     env_state, obs, core, episodes, cuts = carry
 
     end = (core, obs)
@@ -239,6 +240,8 @@ def _judge(
     q(s_{t+1}, a'), with an a' drawn from the policy that is never executed.
     """
     inputs = normalize_obs(moments, rows["obs"])
+    if jax.tree.leaves(rows["core"]):
+        inputs = SequenceInputs(inputs, rows["start"], rows["core"])
     num_steps, num_envs = rows["reward"].shape
     again_key, end_key, cut_key = jax.random.split(key, 3)
 
@@ -275,7 +278,8 @@ def _step(
     """One step of all environments: the state after it, and what it leaves in the rows."""
     env_state, obs, core, episodes, cuts = carry
     noise, key = noise_and_key
-    core, dist, value = policy.act(params, core, normalize_obs(moments, obs), episodes.start)
+    start = episodes.start
+    core, dist, value = policy.act(params, core, normalize_obs(moments, obs), start)
     action = dist.sample_from(noise)
     next_obs, env_state, reward, terminated, truncated, info = env.step(
         key, env_state, dist.to_env(action)
@@ -284,6 +288,7 @@ def _step(
     cuts = _remember_cuts(cuts, truncated, (core, info["final_observation"]))
     row = {
         "obs": obs,
+        "start": start,
         "action": action,
         "log_prob": dist.log_prob(action),
         "value": value,
@@ -299,6 +304,15 @@ def _step(
 def flatten_steps(batch: Batch) -> Batch:
     """[T, N, ...] -> [T·N, ...]: every step is a row of its own, for policies without memory."""
     return jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), batch)
+
+
+def sequences(batch: Batch) -> Batch:
+    """[T, N, ...] -> [N, T, ...]: each environment's steps are one row, for policies with memory.
+
+    The steps stay in order, episodes that begin among them included; what is shuffled is who they
+    come from. The memory before the first of them, [1, N, ...], becomes [N, 1, ...].
+    """
+    return jax.tree.map(lambda x: jnp.swapaxes(x, 0, 1), batch)
 
 
 def _no_episodes(num_envs: int) -> Episodes:

@@ -14,7 +14,7 @@ from ppo_jax import rollout
 from ppo_jax.algorithms import ALGORITHMS
 from ppo_jax.config import TrainConfig, check, resolve
 from ppo_jax.envs import Env, InvalidEnvironment, VectorEnv, as_env, spaces, vectorize
-from ppo_jax.networks import CONVOLUTIONS, Policy, make_policy
+from ppo_jax.networks import CONVOLUTIONS, Policy, make_policy, make_recurrent_policy
 from ppo_jax.types import Algorithm, Batch, Metrics, PyTree, TrainState
 
 Step = Callable[..., tuple[TrainState, Metrics]]
@@ -86,17 +86,7 @@ def build(config: TrainConfig, env: Any = None) -> Program:
     check(config, env)
     _check_spaces(config, env)
     vector_env = vectorize(env, config.num_envs, config.num_steps, pool_size=config.reset_pool)
-    policy = make_policy(
-        env.observation_space,
-        env.action_space,
-        hidden=config.hidden,
-        activation=config.activation,
-        cnn=CONVOLUTIONS[config.network],
-        shared_torso=config.shared_torso,
-        squash=config.squash,
-        log_std_init=config.log_std_init,
-        critic=getattr(config.hyper, "critic", "v"),
-    )
+    policy = _policy(config, env)
     algorithm = ALGORITHMS[config.algorithm].make(policy, config.hyper)
     collect = functools.partial(
         rollout.collect,
@@ -121,7 +111,27 @@ def build(config: TrainConfig, env: Any = None) -> Program:
         learner = algorithm.init(learner_key, experience.obs)
         return TrainState(learner, experience, key, jnp.zeros((), jnp.int32))
 
-    return Program(env, vector_env, policy, algorithm, init, make_train_step(collect, algorithm))
+    rows = rollout.flatten_steps if config.memory == "none" else rollout.sequences
+    step = make_train_step(collect, algorithm, rows)
+    return Program(env, vector_env, policy, algorithm, init, step)
+
+
+def _policy(config: TrainConfig, env: Env) -> Policy:
+    """The configured network for the environment's spaces."""
+    common: dict[str, Any] = {
+        "observation_space": env.observation_space,
+        "action_space": env.action_space,
+        "hidden": config.hidden,
+        "activation": config.activation,
+        "cnn": CONVOLUTIONS[config.network],
+        "shared_torso": config.shared_torso,
+        "squash": config.squash,
+        "log_std_init": config.log_std_init,
+        "critic": getattr(config.hyper, "critic", "v"),
+    }
+    if config.memory == "none":
+        return make_policy(**common)
+    return make_recurrent_policy(memory=config.memory, memory_size=config.memory_size, **common)
 
 
 def make_train(

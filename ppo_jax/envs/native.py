@@ -3,7 +3,10 @@
 import importlib
 from typing import Any
 
-MODULES = {"CartPoleContinuous-v1": "ppo_jax.envs.cartpole_continuous"}
+MODULES = {
+    "CartPoleContinuous-v1": "ppo_jax.envs.cartpole_continuous",
+    "CartPolePositions-v1": "ppo_jax.envs.cartpole_positions",
+}
 
 
 def names() -> list[str]:

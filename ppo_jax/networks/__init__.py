@@ -14,25 +14,32 @@ from ppo_jax.networks.layers import (
     head,
     orthogonal,
 )
-from ppo_jax.networks.policy import Policy, StateAction, make_policy, run
+from ppo_jax.networks.memory import CELLS, MEMORIES, Memory
+from ppo_jax.networks.policy import Policy, SequenceInputs, StateAction, make_policy, run
+from ppo_jax.networks.recurrent import make_recurrent_policy
 
 __all__ = [
     "ACTIVATIONS",
+    "CELLS",
     "CNN",
     "CONVOLUTIONS",
     "HIDDEN_GAIN",
+    "MEMORIES",
     "MLP",
     "Actor",
     "Conv",
     "Critic",
+    "Memory",
     "Policy",
     "QCritic",
+    "SequenceInputs",
     "StateAction",
     "conv_by_patches",
     "conv_by_xla",
     "encode",
     "head",
     "make_policy",
+    "make_recurrent_policy",
     "orthogonal",
     "preprocess",
     "run",

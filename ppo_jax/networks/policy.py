@@ -29,13 +29,32 @@ class StateAction:
     action: PyTree
 
 
+@struct.dataclass
+class SequenceInputs:
+    """The inputs of a policy with memory: M stretches of T successive steps.
+
+    In a Trajectory the first two axes of all leaves are the other way round, [T, M] and [1, M].
+
+    Attributes:
+        obs: [M, T, ...].
+        start: [M, T] bool, the step is the first of an episode.
+        core: [M, 1, ...] the memory before the first of the steps.
+    """
+
+    obs: PyTree
+    start: jax.Array
+    core: PyTree
+
+
 class Policy(NamedTuple):
     """A policy and its critic as pure functions.
 
     init(key, obs) -> params with top-level keys actor, critic (and torso when shared)
     init_core(num_envs) -> core, the memory between steps; () without one
     act(params, core, obs [N, ...], start [N]) -> (core, dist [N], value [N]), one step
-    apply(params, inputs) -> (dist, value), any leading shape: what the losses call
+    apply(params, inputs) -> (dist, value), any leading shape: what the losses call. The inputs of
+        a policy with memory are SequenceInputs, and the rows it learns from whole sequences
+        (`rollout.sequences`).
     value(params, inputs) -> value, any leading shape; None unless it needs neither memory nor
         what `act` computes anyway. Where it is there, a rollout values its states all at once.
     critic: "v": V(s). "q": q(s, a), whose inputs are a StateAction, and of which `act`, not

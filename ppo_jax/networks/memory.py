@@ -1,0 +1,148 @@
+"""Memory: gated recurrent cells over the steps of an episode."""
+
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from ppo_jax.networks.layers import orthogonal
+from ppo_jax.types import PyTree
+
+
+class Cell(NamedTuple):
+    """A recurrent cell, apart from the part that does not recur.
+
+    Attributes:
+        gates: G, how many blocks of H numbers it computes from input and state.
+        zeros: shape [..., H] -> its state at the start of an episode.
+        step: (core, gates x [..., GH], U [H, GH], c [H]) -> core
+        output: core -> [..., H]
+    """
+
+    gates: int
+    zeros: Callable[[tuple[int, ...]], PyTree]
+    step: Callable[[PyTree, jax.Array, jax.Array, jax.Array], PyTree]
+    output: Callable[[PyTree], jax.Array]
+
+
+def gru_step(core: jax.Array, gates: jax.Array, recurrent: jax.Array, bias: jax.Array) -> jax.Array:
+    """One step of a gated recurrent unit.
+
+    r = σ(W_r x + U_r h),   z = σ(W_z x + U_z h),   n = tanh(W_n x + r ⊙ (U_n h + c))
+    h ← (1 − z) ⊙ n + z ⊙ h
+
+    Args:
+        core: [..., H] h.
+        gates: [..., 3H] W x + b, in the order r, z, n.
+        recurrent: [H, 3H] U.
+        bias: [H] c.
+
+    Returns:
+        [..., H] h.
+
+    Source: Cho et al. 2014, Learning Phrase Representations; r inside the candidate as in cuDNN.
+    """
+    r_x, z_x, n_x = jnp.split(gates, 3, axis=-1)
+    r_h, z_h, n_h = jnp.split(core @ recurrent, 3, axis=-1)
+    reset, update = jax.nn.sigmoid(r_x + r_h), jax.nn.sigmoid(z_x + z_h)
+    candidate = jnp.tanh(n_x + reset * (n_h + bias))
+    return (1.0 - update) * candidate + update * core
+
+
+def lstm_step(
+    core: tuple[jax.Array, jax.Array], gates: jax.Array, recurrent: jax.Array, bias: jax.Array
+) -> tuple[jax.Array, jax.Array]:
+    """One step of a long short-term memory.
+
+    i, f, o = σ(W x + U h + b),   g = tanh(W_g x + U_g h + b_g)
+    c ← f ⊙ c + i ⊙ g,   h ← o ⊙ tanh(c)
+
+    Args:
+        core: (c, h), [..., H] each.
+        gates: [..., 4H] W x + b, in the order i, f, g, o.
+        recurrent: [H, 4H] U.
+        bias: [H] added to the forget gate.
+
+    Returns:
+        (c, h).
+
+    Source: Hochreiter & Schmidhuber 1997; the forget gate is Gers et al. 2000.
+    """
+    cell, hidden = core
+    i, f, g, o = jnp.split(gates + hidden @ recurrent, 4, axis=-1)
+    cell = jax.nn.sigmoid(f + bias) * cell + jax.nn.sigmoid(i) * jnp.tanh(g)
+    return cell, jax.nn.sigmoid(o) * jnp.tanh(cell)
+
+
+CELLS: dict[str, Cell] = {
+    "gru": Cell(3, jnp.zeros, gru_step, lambda core: core),
+    "lstm": Cell(4, lambda shape: (jnp.zeros(shape),) * 2, lstm_step, lambda core: core[1]),
+}
+MEMORIES = ("none", *CELLS)
+
+
+class Memory(nn.Module):
+    """A cell run over the steps of a sequence; it starts anew wherever an episode does.
+
+    What x contributes to the gates is one wide product for all steps; only U h is in the loop.
+
+    Attributes:
+        cell: name in CELLS.
+        features: H.
+    """
+
+    cell: str
+    features: int
+
+    @nn.compact
+    def __call__(self, core: PyTree, x: jax.Array, start: jax.Array) -> tuple[PyTree, jax.Array]:
+        """(core after the last step, outputs [M, T, H]).
+
+        Args:
+            core: of each row before its first step, [M, H].
+            x: [M, T, F].
+            start: [M, T] bool, the step is the first of an episode and remembers nothing.
+        """
+        cell, size = CELLS[self.cell], self.features
+        shape = (size, cell.gates * size)
+        gates = nn.Dense(shape[1], kernel_init=orthogonal(1.0), name="input")(x)
+        recurrent = self.param("recurrent", orthogonal_blocks(cell.gates), shape)
+        bias = self.param("bias", nn.initializers.zeros, (size,))
+
+        def step(core: PyTree, now: tuple[jax.Array, jax.Array]) -> tuple[PyTree, jax.Array]:
+            gates, start = now
+            core = cell.step(forget(core, start), gates, recurrent, bias)
+            return core, cell.output(core)
+
+        if x.shape[1] == 1:  # acting: a loop of one step would be a loop all the same
+            core, y = step(core, (gates[:, 0], start[:, 0]))
+            return core, y[:, None]
+        over_time = (jnp.swapaxes(gates, 0, 1), start.T)
+        core, y = jax.lax.scan(step, core, over_time)
+        return core, jnp.swapaxes(y, 0, 1)
+
+
+def forget(core: PyTree, start: jax.Array) -> PyTree:
+    """Zeros where an episode starts, before its first step.
+
+    Args:
+        core: [M, H] leaves.
+        start: [M] bool.
+    """
+    return jax.tree.map(lambda x: jnp.where(start[:, None], 0.0, x), core)
+
+
+def orthogonal_blocks(gates: int) -> nn.initializers.Initializer:
+    """[H, GH] as G orthogonal matrices side by side, one per gate.
+
+    Source: Saxe et al. 2014; as recurrent kernels of flax and Keras start.
+    """
+
+    def init(key: jax.Array, shape: Sequence[int], dtype: Any = jnp.float32) -> jax.Array:
+        one = orthogonal(1.0)
+        keys = jax.random.split(key, gates)
+        return jnp.concatenate([one(k, (shape[0], shape[0]), dtype) for k in keys], axis=-1)
+
+    return init

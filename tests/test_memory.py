@@ -1,0 +1,305 @@
+"""Policies with memory: the cells, what they forget, and that learning replays what acting did."""
+
+import dataclasses
+import functools
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from ppo_jax import config, envs, rollout
+from ppo_jax.algorithms import ppo
+from ppo_jax.config import ConfigError
+from ppo_jax.evaluate import evaluate
+from ppo_jax.networks import CELLS, SequenceInputs, make_recurrent_policy
+from ppo_jax.networks.memory import Memory
+from ppo_jax.train import build, make_train
+from probe_envs import Counter
+
+KEY = jax.random.key(0)
+STEPS, ENVS = 11, 4
+
+
+def randomly(shape, seed=0):
+    return jax.random.normal(jax.random.key(seed), shape)
+
+
+def memory(cell, x, start, size=5):
+    """(module, params, core of random numbers)."""
+    module = Memory(cell, size)
+    core = jax.tree.map(lambda c: randomly(c.shape, 1), CELLS[cell].zeros((x.shape[0], size)))
+    params = module.init(KEY, core, x, start)["params"]
+    params["bias"] = randomly((size,), 2)
+    return module, params, core
+
+
+def flax_params(cell, params):
+    """Our parameters as flax's cells name them, one small kernel per gate."""
+    names = {"gru": "rzn", "lstm": "ifgo"}[cell]
+    inputs = jnp.split(params["input"]["kernel"], len(names), axis=1)
+    biases = jnp.split(params["input"]["bias"], len(names))
+    recurrent = jnp.split(params["recurrent"], len(names), axis=1)
+    theirs = {}
+    for name, w, b, u in zip(names, inputs, biases, recurrent, strict=True):
+        if cell == "gru":
+            theirs["i" + name] = {"kernel": w, "bias": b}
+            theirs["h" + name] = {"kernel": u}
+        else:
+            theirs["i" + name] = {"kernel": w}
+            theirs["h" + name] = {"kernel": u, "bias": b}
+    if cell == "gru":
+        theirs["hn"]["bias"] = params["bias"]
+    else:
+        theirs["hf"]["bias"] += params["bias"]
+    return theirs
+
+
+@pytest.mark.parametrize("cell", CELLS)
+def test_a_cell_is_the_one_that_flax_has(cell):
+    x, start = randomly((3, 6, 2)), jnp.zeros((3, 6), bool)
+    module, params, core = memory(cell, x, start)
+    after, y = module.apply({"params": params}, core, x, start)
+
+    theirs = {"gru": nn.GRUCell, "lstm": nn.OptimizedLSTMCell}[cell](5)
+    variables = {"params": flax_params(cell, params)}
+    for t in range(6):
+        core, out = theirs.apply(variables, core, x[:, t])
+        np.testing.assert_allclose(y[:, t], out, atol=1e-6)
+    for ours, expected in zip(jax.tree.leaves(after), jax.tree.leaves(core), strict=True):
+        np.testing.assert_allclose(ours, expected, atol=1e-6)
+
+
+@pytest.mark.parametrize("cell", CELLS)
+def test_a_sequence_is_its_steps_one_by_one_and_forgets_where_an_episode_starts(cell):
+    x = randomly((3, 6, 2))
+    start = jnp.zeros((3, 6), bool).at[0, 0].set(True).at[1, 4].set(True)
+    module, params, before = memory(cell, x, start)
+    after, y = module.apply({"params": params}, before, x, start)
+
+    core = before
+    for t in range(6):
+        core, out = module.apply({"params": params}, core, x[:, t : t + 1], start[:, t : t + 1])
+        np.testing.assert_allclose(out[:, 0], y[:, t], atol=1e-6)
+    nothing = jax.tree.map(jnp.zeros_like, before)
+    fresh = module.apply({"params": params}, nothing, x[:, 4:], jnp.zeros((3, 2), bool))[1]
+    # The first step of the new episode itself remembers nothing, and the one before it still does.
+    np.testing.assert_allclose(y[1, 4:], fresh[1], atol=1e-6)
+    assert np.abs(y[2, 4:] - fresh[2]).max() > 0.05
+    other = module.apply({"params": params}, nothing, x, start)[1]
+    np.testing.assert_allclose(other[0], y[0], atol=1e-6)
+    assert np.abs(other[1, 3] - y[1, 3]).max() > 1e-3
+
+
+def test_recurrent_kernels_start_orthogonal_gate_by_gate():
+    params = Memory("lstm", 8).init(
+        KEY, CELLS["lstm"].zeros((2, 8)), jnp.ones((2, 1, 3)), jnp.ones((2, 1), bool)
+    )["params"]
+    for block in jnp.split(params["recurrent"], 4, axis=1):
+        np.testing.assert_allclose(block.T @ block, np.eye(8), atol=1e-5)
+
+
+def setup(env, cell="gru", steps=STEPS, **options):
+    vector = envs.vectorize(env, ENVS, steps)
+    policy = make_recurrent_policy(
+        env.observation_space, env.action_space, memory=cell, memory_size=7, hidden=(8,), **options
+    )
+    state = rollout.init(KEY, policy, vector)
+    params = policy.init(jax.random.key(1), state.obs)
+    params["critic"]["head"]["head"]["kernel"] *= 100.0
+    collect = functools.partial(
+        rollout.collect, env=vector, policy=policy, num_steps=steps, gamma=0.9
+    )
+    return policy, params, state, jax.jit(collect)
+
+
+@pytest.mark.parametrize("cell", CELLS)
+@pytest.mark.parametrize("shared", [False, True], ids=["apart", "shared torso"])
+def test_learning_sees_what_acting_saw(cell, shared):
+    """ρ = 1 and V = V_old on the first minibatch, across episodes that end inside the rollout."""
+    env = envs.make("CartPolePositions-v1")
+    vector = envs.vectorize(env, ENVS, 64)
+    policy = make_recurrent_policy(
+        env.observation_space, env.action_space, memory=cell, shared_torso=shared
+    )
+    state = rollout.init(KEY, policy, vector, normalize_obs=True)
+    params = policy.init(jax.random.key(1), state.obs)
+    head = params["actor"]["head"] if shared else params["actor"]["head"]["head"]
+    head["kernel"] *= 100.0  # far from uniform, so that memory matters
+    collect = jax.jit(
+        functools.partial(rollout.collect, env=vector, policy=policy, num_steps=64, gamma=0.9)
+    )
+    for i in range(2):  # the second rollout starts in the middle of episodes
+        state, trajectory = collect(jax.random.key(i), params, state)
+        assert trajectory.done.sum() > ENVS
+        algorithm = ppo.make(policy, ppo.Config())
+        batch = rollout.sequences(algorithm.estimate(trajectory))
+        dist, value = policy.apply(params, batch.obs)
+        ratio = jnp.exp(dist.log_prob(batch.action) - batch.log_prob)
+        np.testing.assert_allclose(ratio, 1.0, atol=1e-5)
+        np.testing.assert_allclose(value, batch.value, atol=1e-5)
+        _, metrics = ppo.make_loss(policy, ppo.Config())(params, batch)
+        assert metrics["clip_fraction"] == 0 and abs(metrics["approx_kl"]) < 1e-6
+        # Without the flags, or with those of the step before, it is another policy.
+        for wrong in (jnp.zeros_like(batch.obs.start), jnp.roll(batch.obs.start, 1, axis=1)):
+            other = dataclasses.replace(batch.obs, start=wrong)
+            ratio = jnp.exp(policy.apply(params, other)[0].log_prob(batch.action) - batch.log_prob)
+            assert jnp.abs(ratio - 1.0).max() > 1e-3
+
+
+def test_the_flag_of_a_start_is_carried_from_one_rollout_to_the_next():
+    _, params, state, collect = setup(Counter(3), steps=5)
+    done = jnp.ones(ENVS, bool)
+    for i in range(4):
+        state, trajectory = collect(jax.random.key(i), params, state)
+        start = trajectory.obs.start
+        np.testing.assert_array_equal(start[0], done)
+        np.testing.assert_array_equal(start[1:], trajectory.done[:-1])
+        done = trajectory.done[-1]
+
+
+@pytest.mark.parametrize("cell", CELLS)
+def test_a_time_limit_is_bootstrapped_through_the_memory(cell):
+    """V of the true final observation, by a critic that remembers the episode it ends."""
+    policy, params, state, collect = setup(Counter(3), cell)
+    act = jax.jit(policy.act)
+    for i in range(2):
+        core = state.core
+        state, t = collect(jax.random.key(i), params, state)
+        truncated = t.done & ~t.terminated
+        assert truncated.sum() >= 3
+        for step in range(STEPS):
+            core, _, value = act(params, core, t.obs.obs[step], t.obs.start[step])
+            np.testing.assert_allclose(value, t.value[step], rtol=1e-4, atol=1e-4)
+            final = t.obs.obs[step] + jnp.array([0.0, 1.0])
+            after = t.obs.obs[step + 1] if step + 1 < STEPS else state.obs
+            successor = jnp.where(truncated[step, :, None], final, after)
+            expected = act(params, core, successor, jnp.zeros(ENVS, bool))[2]
+            alive = ~t.terminated[step]
+            np.testing.assert_allclose(
+                t.next_value[step][alive], expected[alive], rtol=1e-4, atol=1e-4
+            )
+        jax.tree.map(
+            lambda ours, expected: np.testing.assert_allclose(ours, expected, atol=1e-5),
+            state.core,
+            core,
+        )
+
+
+def test_rows_are_environments_with_their_steps_in_order():
+    _, params, state, collect = setup(Counter(3))
+    core = state.core
+    _, trajectory = collect(KEY, params, state)
+    algorithm = ppo.make(None, ppo.Config())
+    batch = algorithm.estimate(trajectory)
+    rows = rollout.sequences(batch)
+    np.testing.assert_array_equal(rows.advantage, batch.advantage.T)
+    np.testing.assert_array_equal(rows.obs.obs, jnp.swapaxes(trajectory.obs.obs, 0, 1))
+    np.testing.assert_array_equal(rows.obs.core["actor"][:, 0], core["actor"])
+
+
+def test_a_dummy_step_leaves_no_trace():
+    """A host environment that resets one step late: what it shows meanwhile is not learned from."""
+    policy, params, state, collect = setup(Counter(3))
+    _, trajectory = collect(KEY, params, state)
+    batch = rollout.sequences(ppo.make(None, ppo.Config()).estimate(trajectory))
+    dummy = jnp.zeros_like(batch.weight, bool).at[1, 4].set(True)
+    start = batch.obs.start.at[1, 4:6].set(True)
+    batch = dataclasses.replace(
+        batch,
+        weight=jnp.where(dummy, 0.0, 1.0),
+        obs=dataclasses.replace(batch.obs, start=start),
+    )
+
+    def gradient(shown):
+        obs = jnp.where(dummy[..., None], shown, batch.obs.obs)
+        rows = dataclasses.replace(batch, obs=dataclasses.replace(batch.obs, obs=obs))
+        return jax.grad(lambda p: ppo.make_loss(policy, ppo.Config())(p, rows)[0])(params)
+
+    jax.tree.map(np.testing.assert_array_equal, gradient(0.0), gradient(jnp.nan))
+
+
+@pytest.mark.parametrize("algorithm", ["ppo", "ppo_kl", "a2c", "trpo", "reinforce"])
+def test_every_method_learns_from_sequences(algorithm):
+    own = {"time_limit": 16, "baseline": "value"} if algorithm == "reinforce" else {}
+    made = config.make(
+        preset="none",
+        env="MemoryChain-bsuite",
+        algorithm=algorithm,
+        num_envs=4,
+        num_steps=16,
+        memory="gru",
+        memory_size=8,
+        hidden=(8,),
+        **own,
+    )
+    env = envs.make("MemoryChain-bsuite", max_steps_in_episode=16)
+    program = build(made, env)
+    state = program.init(KEY)
+    after, metrics = jax.jit(program.step)(state)
+    moved = jax.tree.map(
+        lambda x, y: jnp.abs(x - y).max(), state.learner.params, after.learner.params
+    )
+    assert all(np.isfinite(v) for k, v in metrics.items() if not k.startswith("episode"))
+    assert all(v > 0 for v in jax.tree.leaves(moved["actor"]["memory"]["recurrent"]))
+
+
+def test_agents_side_by_side_are_those_one_by_one():
+    made = config.make(
+        preset="none",
+        env="CartPolePositions-v1",
+        memory="lstm",
+        memory_size=8,
+        num_envs=4,
+        num_steps=16,
+        total_timesteps=192,
+    )
+    train = make_train(made)
+    keys = jax.random.split(KEY, 2)
+    together = jax.jit(jax.vmap(train))(keys)[0].learner.params
+    alone = jax.jit(train)(keys[1])[0].learner.params
+    jax.tree.map(
+        lambda x, y: np.testing.assert_allclose(x[1], y, rtol=1e-4, atol=1e-5), together, alone
+    )
+
+
+def test_an_evaluation_remembers():
+    """A policy whose action is what it saw at the start can only be right with memory."""
+    made = config.make(preset="none", env="MemoryChain-bsuite", memory="gru", hidden=(8,))
+    program = build(made)
+    state = program.init(KEY)
+    result = evaluate(
+        KEY,
+        state.learner.params,
+        state.rollout.moments,
+        env=program.env,
+        policy=program.policy,
+        episodes=8,
+        greedy=True,
+    )
+    assert result.finished.all() and set(np.asarray(result.episode_return)) <= {-1.0, 1.0}
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ({"memory": "gruu"}, "one of none, gru, lstm"),
+        ({"memory": "gru", "num_envs": 6}, "num_envs = 6, whose steps .* into 4 minibatches"),
+        ({"memory": "gru", "algorithm": "actor_critic"}, "actor_critic judges actions"),
+        ({"memory": "gru", "memory_size": 0}, "memory_size is 0"),
+    ],
+)
+def test_what_cannot_work_is_refused(values, message):
+    with pytest.raises(ConfigError, match=message):
+        config.make(preset="none", **values)
+
+
+def test_the_inputs_of_a_policy_with_memory_are_documented_by_their_shapes():
+    policy, params, state, collect = setup(Counter(3))
+    _, trajectory = collect(KEY, params, state)
+    inputs = trajectory.obs
+    assert isinstance(inputs, SequenceInputs)
+    assert inputs.obs.shape[:2] == inputs.start.shape == (STEPS, ENVS)
+    assert all(x.shape[:2] == (1, ENVS) for x in jax.tree.leaves(inputs.core))
+    assert policy.value is None
