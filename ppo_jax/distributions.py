@@ -3,7 +3,8 @@
 Each answers the same questions: `sample(key)`, `log_prob(action)`, `entropy()`, `kl(other)`,
 `mode()`, and `to_env(action)`, what the environment is given for an action. Noise can be drawn in
 bulk, before the distributions that consume it exist: `sample(key) == sample_from(noise(key))`, and
-`noise(key, (T,))` serves T successive samples.
+`noise(key, (T,))` serves T successive samples. The categorical ones also answer `masked(legal)`:
+the same distribution given that what is drawn is legal.
 """
 
 import functools
@@ -55,17 +56,43 @@ class Distribution(Protocol):
         ...
 
 
+def mask_logits(logits: jax.Array, legal: jax.Array) -> jax.Array:
+    """Logits under which what is not legal is impossible.
+
+    z_a where a is legal, −∞ elsewhere: π(a | legal), renormalised. No gradient reaches the logits
+    of illegal actions. Where nothing is legal, as after the end of an episode, nothing is masked,
+    and all remains finite.
+
+    Args:
+        logits: [..., A] z.
+        legal: [..., A] bool.
+
+    Returns:
+        [..., A].
+
+    Source: Huang & Ontañón 2022, A Closer Look at Invalid Action Masking in Policy Gradient
+    Algorithms (with −∞ for their large negative number).
+    """
+    possible = legal | ~jnp.any(legal, axis=-1, keepdims=True)
+    return jnp.where(possible, logits, -jnp.inf)
+
+
 @struct.dataclass
 class Categorical:
     """One of A actions: π(a) = exp(z_a) / Σ_b exp(z_b).
 
-    A logit of −∞ is an impossible action: probability exactly 0, entropy and gradients finite.
+    A logit of −∞ is an impossible action: probability exactly 0, entropy and gradients finite. At
+    least one must be finite. KL(p ‖ q) is infinite where q excludes what p does not.
 
     Attributes:
         logits: [..., A] z, unnormalised.
     """
 
     logits: jax.Array
+
+    def masked(self, legal: jax.Array) -> "Categorical":
+        """Given that the action is among the legal, [..., A] bool."""
+        return Categorical(mask_logits(self.logits, legal))
 
     def noise(self, key: jax.Array, shape: tuple[int, ...] = ()) -> jax.Array:
         return jax.random.uniform(key, (*shape, *self.logits.shape[:-1]))
@@ -117,6 +144,17 @@ class MultiCategorical:
     logits: jax.Array
     sizes: tuple[int, ...] = struct.field(pytree_node=False)
 
+    def masked(self, legal: jax.Array) -> "MultiCategorical":
+        """Given that every choice is among its own legal ones.
+
+        Args:
+            legal: [..., D, max A_i] bool, a row per choice; what is beyond its A_i is not read. A
+                choice of which nothing is legal stays as it is, whatever the others.
+        """
+        rows = (legal[..., i, :n] for i, n in enumerate(self.sizes))
+        parts = [p.masked(row).logits for p, row in zip(self._parts(), rows, strict=True)]
+        return MultiCategorical(jnp.concatenate(parts, axis=-1), self.sizes)
+
     def noise(self, key: jax.Array, shape: tuple[int, ...] = ()) -> jax.Array:
         return jax.random.uniform(key, (*shape, *self.logits.shape[:-1], len(self.sizes)))
 
@@ -146,6 +184,56 @@ class MultiCategorical:
     def _parts(self) -> list[Categorical]:
         ends = np.cumsum(self.sizes)[:-1].tolist()
         return [Categorical(logits) for logits in jnp.split(self.logits, ends, axis=-1)]
+
+
+@struct.dataclass
+class JointCategorical:
+    """Several choices made as one: a probability for each of the ΠA_i combinations.
+
+    For choices whose legality depends on one another, which independent ones cannot respect. The
+    action that is drawn, stored and scored is the index of the combination, the last choice varying
+    fastest; `to_env` takes it apart.
+
+    Attributes:
+        logits: [..., ΠA_i] of the combinations.
+        sizes: (A_1, ..., A_D), static.
+    """
+
+    logits: jax.Array
+    sizes: tuple[int, ...] = struct.field(pytree_node=False)
+
+    def masked(self, legal: jax.Array) -> "JointCategorical":
+        """Given that the combination is among the legal, [..., A_1, ..., A_D] bool."""
+        logits = mask_logits(self.logits, legal.reshape(self.logits.shape))
+        return JointCategorical(logits, self.sizes)
+
+    def noise(self, key: jax.Array, shape: tuple[int, ...] = ()) -> jax.Array:
+        return self._flat().noise(key, shape)
+
+    def sample_from(self, noise: jax.Array) -> jax.Array:
+        return self._flat().sample_from(noise)
+
+    def sample(self, key: jax.Array) -> jax.Array:
+        return self._flat().sample(key)
+
+    def log_prob(self, action: jax.Array) -> jax.Array:
+        return self._flat().log_prob(action)
+
+    def entropy(self) -> jax.Array:
+        return self._flat().entropy()
+
+    def kl(self, other: "JointCategorical") -> jax.Array:
+        return self._flat().kl(other._flat())
+
+    def mode(self) -> jax.Array:
+        return self._flat().mode()
+
+    def to_env(self, action: jax.Array) -> jax.Array:
+        """[...] index -> [..., D] the choices."""
+        return jnp.stack(jnp.unravel_index(action, self.sizes), axis=-1).astype(jnp.int32)
+
+    def _flat(self) -> Categorical:
+        return Categorical(self.logits)
 
 
 @struct.dataclass

@@ -13,7 +13,7 @@ import jax.numpy as jnp
 from ppo_jax import rollout
 from ppo_jax.algorithms import ALGORITHMS
 from ppo_jax.config import TrainConfig, check, resolve
-from ppo_jax.envs import Env, InvalidEnvironment, VectorEnv, as_env, spaces, vectorize
+from ppo_jax.envs import Env, InvalidEnvironment, VectorEnv, as_env, check_spaces, spaces, vectorize
 from ppo_jax.networks import CONVOLUTIONS, Policy, make_policy, make_recurrent_policy
 from ppo_jax.types import Algorithm, Batch, Metrics, PyTree, TrainState
 
@@ -162,31 +162,30 @@ def make_train(
 
 def _check_spaces(config: TrainConfig, env: Env) -> None:
     """Refuse a network or a distribution that does not fit the environment's spaces."""
-    actions, observations = env.action_space, env.observation_space
+    check_spaces(env)
+    actions = env.action_space
     name = getattr(env, "name", type(env).__name__)
-    if not isinstance(observations, spaces.Box | spaces.Discrete):
-        raise InvalidEnvironment(
-            f"observations of {name} are {observations}; there are networks for Box and Discrete"
-        )
     if config.squash and not (isinstance(actions, spaces.Box) and actions.bounded):
         raise InvalidEnvironment(
             f"squash needs a Box action space with finite bounds; {name} has {actions}"
         )
     if config.network != "mlp":
-        _check_image(config.network, name, observations.shape)
+        _check_image(config.network, name, env.observation_space)
 
 
-def _check_image(network: str, name: str, shape: tuple[int, ...]) -> None:
-    if len(shape) != 3:
+def _check_image(network: str, name: str, observations: PyTree) -> None:
+    try:
+        path, image = spaces.image(observations)
+    except ValueError as error:
         raise InvalidEnvironment(
-            f"network {network!r} takes images [H, W, C]; observations of {name} have shape "
-            f"{shape}; use network mlp"
-        )
-    side = min(shape[:2])
+            f"network {network!r} does not fit {name}: {error}; use network mlp"
+        ) from error
+    side = min(image.shape[:2])
     for _, kernel, stride in CONVOLUTIONS[network]:
         if side < kernel:
             raise InvalidEnvironment(
-                f"images of {name} with shape {shape} are too small for network {network!r}"
+                f"images{path} of {name} with shape {image.shape} are too small for network "
+                f"{network!r}"
             )
         side = (side - kernel) // stride + 1
 

@@ -1,6 +1,13 @@
 """Environments: two protocols, one registry, one vectoriser."""
 
-from ppo_jax.envs.protocol import Env, InvalidEnvironment, VectorEnv, check_env, render
+from ppo_jax.envs.protocol import (
+    Env,
+    InvalidEnvironment,
+    VectorEnv,
+    check_env,
+    check_spaces,
+    render,
+)
 from ppo_jax.envs.registry import UnknownEnvironment, as_env, canonical, make, names
 from ppo_jax.envs.vectorize import vectorize
 
@@ -12,6 +19,7 @@ __all__ = [
     "as_env",
     "canonical",
     "check_env",
+    "check_spaces",
     "make",
     "names",
     "render",

@@ -4,6 +4,7 @@ import dataclasses
 import functools
 import importlib
 import sys
+from collections.abc import Mapping
 from types import ModuleType
 from typing import Any
 
@@ -188,7 +189,12 @@ def _wrap(env: Any, params: Any, name: str, registered: bool = False) -> GymnaxE
 
 
 def convert_space(space: Any) -> Any:
-    """A gymnax space as one of ours; those without a counterpart (Dict, Tuple) as they are."""
+    """A gymnax space as ours, Dict and Tuple as the trees they describe; a foreign one as it is."""
+    if hasattr(space, "spaces"):
+        parts = space.spaces
+        if isinstance(parts, Mapping):
+            return {name: convert_space(part) for name, part in parts.items()}
+        return tuple(convert_space(part) for part in parts)
     if hasattr(space, "n"):
         return spaces.Discrete(int(space.n))
     if hasattr(space, "low"):

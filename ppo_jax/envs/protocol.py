@@ -9,7 +9,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from ppo_jax.envs.spaces import ACTION_SPACES, Space
+from ppo_jax.envs import spaces
+from ppo_jax.envs.spaces import ACTION_MASK, ACTION_SPACES, Box, Space
 from ppo_jax.types import PyTree
 
 StepResult = tuple[PyTree, PyTree, jax.Array, jax.Array, jax.Array, dict[str, Any]]
@@ -24,7 +25,8 @@ class Env(Protocol):
 
     Attributes:
         params: pytree of numbers that may be traced, so that a sweep can vary them.
-        observation_space, action_space: from `ppo_jax.envs.spaces`.
+        observation_space, action_space: from `ppo_jax.envs.spaces`; that of observations which
+            are a pytree is a pytree of spaces, of the same structure.
         time_limit: an episode that has not ended by then is truncated after so many steps, and
             none sooner; None if there is no telling, infinity if none ever is. With None the final
             observation of every step is kept.
@@ -37,7 +39,7 @@ class Env(Protocol):
     @property
     def params(self) -> PyTree: ...
     @property
-    def observation_space(self) -> Space: ...
+    def observation_space(self) -> PyTree: ...
     @property
     def action_space(self) -> Space: ...
     @property
@@ -62,7 +64,7 @@ class VectorEnv(Protocol):
     @property
     def num_envs(self) -> int: ...
     @property
-    def observation_space(self) -> Space: ...
+    def observation_space(self) -> PyTree: ...
     @property
     def action_space(self) -> Space: ...
 
@@ -86,7 +88,8 @@ def check_env(env: Any) -> None:
 
     Raises:
         InvalidEnvironment: a missing attribute, a foreign space, a wrong number of results, or an
-            observation, state, reward or flag of the wrong shape or type; the message names it.
+            observation, mask, state, reward or flag of the wrong structure, shape or type; the
+            message names it.
     """
     name = getattr(env, "name", type(env).__name__)
     required = ("reset", "step", "params", "observation_space", "action_space", "time_limit")
@@ -98,12 +101,7 @@ def check_env(env: Any) -> None:
         )
     if env.time_limit is not None and not env.time_limit >= 1:
         raise InvalidEnvironment(f"{name}.time_limit is {env.time_limit}; it must be >= 1 or None")
-    if not isinstance(env.action_space, ACTION_SPACES):
-        kinds = ", ".join(k.__name__ for k in ACTION_SPACES)
-        raise InvalidEnvironment(
-            f"the action space of {name}, {type(env.action_space).__module__}."
-            f"{env.action_space}, cannot be served; there are, in ppo_jax.envs.spaces: {kinds}"
-        )
+    check_spaces(env)
     key, action = jax.random.key(0), jnp.zeros(env.action_space.shape, env.action_space.dtype)
     count = []
 
@@ -122,11 +120,85 @@ def check_env(env: Any) -> None:
     _check_same(name, "observation", obs, result[0])
     _check_same(name, "state", state, result[1])
     _check_scalars(name, *result[2:])
-    shape = getattr(env.observation_space, "shape", None)
-    if shape is not None and getattr(obs, "shape", shape) != shape:
+    _check_observation(name, env.observation_space, obs)
+
+
+def check_spaces(env: Any) -> None:
+    """Refuse spaces that no policy here can serve; looks at descriptions alone.
+
+    Raises:
+        InvalidEnvironment: a foreign space, nothing to observe, or an action mask that does not
+            fit the actions.
+    """
+    name = getattr(env, "name", type(env).__name__)
+    observations, actions = env.observation_space, env.action_space
+    kinds = ", ".join(k.__name__ for k in ACTION_SPACES)
+    for what, found in (("action", [actions]), ("observation", jax.tree.leaves(observations))):
+        for space in found:
+            if not isinstance(space, ACTION_SPACES):
+                raise InvalidEnvironment(
+                    f"the {what} space of {name}, {spaces.describe(space)}, cannot be served; "
+                    f"there are, in ppo_jax.envs.spaces: {kinds}"
+                    + (" (and any pytree of them)" if what == "observation" else "")
+                )
+    if not spaces.leaves(observations):
         raise InvalidEnvironment(
-            f"{name}: observations have shape {obs.shape}, its observation_space {shape}"
+            f"there is nothing to observe in {name}: its observation_space has no entry"
+            f"{' but ' + ACTION_MASK if spaces.action_mask(observations) is not None else ''}"
         )
+    mask = spaces.action_mask(observations)
+    if mask is not None:
+        _check_mask(name, mask, actions)
+
+
+def _check_mask(name: str, mask: Any, actions: Space) -> None:
+    shape = spaces.mask_shape(actions)
+    if shape is None:
+        raise InvalidEnvironment(
+            f"{name} has an {ACTION_MASK} for {spaces.describe(actions)}; there are masks for "
+            "Discrete and MultiDiscrete (bits are MultiDiscrete((2, 2, ...)))"
+        )
+    if not isinstance(mask, Box) or mask.shape != shape or mask.dtype != np.dtype(bool):
+        raise InvalidEnvironment(
+            f"{name}: the {ACTION_MASK} in its observation_space is {spaces.describe(mask)}; for "
+            f"{spaces.describe(actions)} it is Box(0, 1, {shape}, bool)"
+        )
+
+
+def _check_observation(name: str, space: PyTree, obs: PyTree) -> None:
+    """Observations have their space's structure, shapes and, where it matters, types.
+
+    It does for masks (bool), for choices (integers) and for bytes, which are scaled; among other
+    numbers suites are careless and no harm is done.
+    """
+    structures: list[Any] = [jax.tree.structure(x) for x in (space, obs)]
+    if structures[0] != structures[1]:
+        shapes = jax.tree.map(lambda x: f"{x.dtype}{list(x.shape)}", obs)
+        raise InvalidEnvironment(
+            f"{name}: observations have another structure than its observation_space; "
+            f"they are {shapes}, it is {spaces.describe(space)}"
+        )
+    paths = [jax.tree_util.keystr(p) for p, _ in jax.tree_util.tree_leaves_with_path(obs)]
+    for path, leaf, x in zip(paths, jax.tree.leaves(space), jax.tree.leaves(obs), strict=True):
+        if x.shape != leaf.shape:
+            raise InvalidEnvironment(
+                f"{name}: observations{path} have shape {x.shape}, its observation_space "
+                f"{leaf.shape}"
+            )
+        if not _serves(leaf, x.dtype):
+            raise InvalidEnvironment(
+                f"{name}: observations{path} are {x.dtype}, its observation_space "
+                f"{spaces.describe(leaf)}"
+            )
+
+
+def _serves(space: Space, dtype: Any) -> bool:
+    """Whether numbers of this type can stand for elements of the space."""
+    if isinstance(space, Box):
+        promised = np.dtype(space.dtype)
+        return dtype == promised or not ({dtype, promised} & {np.dtype(np.uint8), np.dtype(bool)})
+    bits = isinstance(space, spaces.MultiBinary) and dtype == np.dtype(bool)
+    return bits or bool(jnp.issubdtype(dtype, jnp.integer))
 
 
 def _check_scalars(name: str, reward: Any, terminated: Any, truncated: Any) -> None:

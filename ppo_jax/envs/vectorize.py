@@ -41,7 +41,7 @@ class VectorizedEnv:
     pool_size: int
 
     @property
-    def observation_space(self) -> Space:
+    def observation_space(self) -> PyTree:
         return self.env.observation_space
 
     @property

@@ -1,6 +1,6 @@
 """Networks, and the Policy that hides them: observation -> (distribution, value)."""
 
-from ppo_jax.networks.features import preprocess
+from ppo_jax.networks.features import Features, batch_shape, preprocess
 from ppo_jax.networks.heads import Actor, Critic, QCritic, encode
 from ppo_jax.networks.layers import (
     ACTIVATIONS,
@@ -15,7 +15,7 @@ from ppo_jax.networks.layers import (
     orthogonal,
 )
 from ppo_jax.networks.memory import CELLS, MEMORIES, Memory
-from ppo_jax.networks.policy import Policy, SequenceInputs, StateAction, make_policy, run
+from ppo_jax.networks.policy import Policy, SequenceInputs, StateAction, make_policy, masked, run
 from ppo_jax.networks.recurrent import make_recurrent_policy
 
 __all__ = [
@@ -29,17 +29,20 @@ __all__ = [
     "Actor",
     "Conv",
     "Critic",
+    "Features",
     "Memory",
     "Policy",
     "QCritic",
     "SequenceInputs",
     "StateAction",
+    "batch_shape",
     "conv_by_patches",
     "conv_by_xla",
     "encode",
     "head",
     "make_policy",
     "make_recurrent_policy",
+    "masked",
     "orthogonal",
     "preprocess",
     "run",

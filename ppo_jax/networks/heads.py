@@ -1,5 +1,7 @@
 """What stands on top of a network: a distribution over actions, V(s), q(s, a)."""
 
+import math
+
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
@@ -10,10 +12,12 @@ from ppo_jax.distributions import (
     Categorical,
     DiagGaussian,
     Distribution,
+    JointCategorical,
     MultiCategorical,
     TanhGaussian,
 )
 from ppo_jax.envs import spaces
+from ppo_jax.networks.features import one_hots
 from ppo_jax.networks.layers import head
 
 
@@ -38,6 +42,8 @@ class Actor(nn.Module):
         space = self.action_space
         if isinstance(space, spaces.Discrete):
             return Categorical(head(space.n, 0.01)(x))
+        if isinstance(space, spaces.MultiDiscrete) and space.joint:
+            return JointCategorical(head(math.prod(space.sizes), 0.01)(x), space.sizes)
         if isinstance(space, spaces.MultiDiscrete):
             return MultiCategorical(head(sum(space.sizes), 0.01)(x), space.sizes)
         if isinstance(space, spaces.MultiBinary):
@@ -88,6 +94,5 @@ class QCritic(nn.Module):
 def encode(space: spaces.Space, action: jax.Array) -> jax.Array:
     """Actions [..., *space.shape] of several choices or of numbers as features [..., F]."""
     if isinstance(space, spaces.MultiDiscrete):
-        parts = [jax.nn.one_hot(action[..., i], n) for i, n in enumerate(space.sizes)]
-        return jnp.concatenate(parts, axis=-1)
+        return one_hots(space.sizes, action)
     return action

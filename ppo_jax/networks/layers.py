@@ -8,6 +8,8 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from ppo_jax.networks.features import Features
+
 ACTIVATIONS: dict[str, Callable[[jax.Array], jax.Array]] = {
     "tanh": jnp.tanh,
     "relu": jax.nn.relu,
@@ -123,6 +125,8 @@ def conv_by_patches(x: jax.Array, kernel: jax.Array, stride: int) -> jax.Array:
 class CNN(nn.Module):
     """Convolutions over an image [..., H, W, C], flattened to [..., F].
 
+    What came with the image (`features.Features`) is appended to that.
+
     Attributes:
         layers: (features, kernel, stride) of each convolution.
         activation: name in ACTIVATIONS.
@@ -132,12 +136,14 @@ class CNN(nn.Module):
     activation: str = "relu"
 
     @nn.compact
-    def __call__(self, x: jax.Array) -> jax.Array:
+    def __call__(self, x: jax.Array | Features) -> jax.Array:
+        x, rest = (x.image, [x.rest]) if isinstance(x, Features) else (x, [])
         leading = x.shape[:-3]
         x = x.reshape(-1, *x.shape[-3:])
         for features, kernel, stride in self.layers:
             x = ACTIVATIONS[self.activation](Conv(features, kernel, stride)(x))
-        return x.reshape(*leading, -1)
+        x = x.reshape(*leading, -1)
+        return jnp.concatenate([x, *rest], axis=-1) if rest else x
 
 
 def head(features: int, gain: float) -> nn.Dense:

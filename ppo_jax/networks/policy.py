@@ -1,5 +1,6 @@
 """Policy, the one face of every network: observation -> (distribution, value)."""
 
+import functools
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
@@ -10,7 +11,7 @@ from flax import struct
 
 from ppo_jax.distributions import Distribution
 from ppo_jax.envs import spaces
-from ppo_jax.networks.features import preprocess
+from ppo_jax.networks.features import Features, batch_shape, preprocess
 from ppo_jax.networks.heads import Actor, Critic, QCritic
 from ppo_jax.networks.layers import CNN, MLP
 from ppo_jax.types import Params, PyTree
@@ -70,7 +71,7 @@ class Policy(NamedTuple):
 
 
 def make_policy(
-    observation_space: spaces.Space,
+    observation_space: PyTree,
     action_space: spaces.Space,
     *,
     hidden: Sequence[int] = (64, 64),
@@ -84,11 +85,13 @@ def make_policy(
     """The feed-forward actor-critic for a pair of spaces.
 
     Args:
-        observation_space: Box (vector or image), Discrete.
+        observation_space: Discrete, MultiDiscrete, MultiBinary, Box, or a pytree of them. An entry
+            `action_mask` at its top level restricts the actions and is not seen by the networks.
         action_space: Discrete, MultiDiscrete, MultiBinary, Box.
         hidden: widths of the fully connected layers.
         activation: name in ACTIVATIONS.
         cnn: (features, kernel, stride) of convolutions before the first hidden layer, or empty.
+            They see the one leaf with a shape [H, W, C]; the others join behind them.
         shared_torso: one body under both heads instead of one each.
         squash: tanh-squashed Gaussian for Box actions.
         log_std_init: log σ of a Gaussian at the start.
@@ -98,35 +101,34 @@ def make_policy(
         Policy without memory: its core is ().
 
     Raises:
-        ValueError: a critic of actions on a torso shared with the actor, who does not know them.
+        ValueError: a critic of actions on a torso shared with the actor, who does not know them; or
+            convolutions where there is not exactly one image.
     """
     if critic == "q" and shared_torso:
         raise ValueError("a critic q(s, a) shares no torso with the actor; use shared_torso=False")
     image = bool(cnn)
+    if image:
+        spaces.image(observation_space)
 
-    def convolutions() -> nn.Module | None:
-        return CNN(tuple(cnn), activation) if image else None
-
-    def layers() -> nn.Module:
-        return MLP(tuple(hidden), activation)
-
-    def body() -> nn.Module:
-        front = convolutions()
-        return layers() if front is None else nn.Sequential([front, layers()])
-
+    body = functools.partial(layers_of, tuple(cnn), tuple(hidden), activation)
     torso = body()
     actor = Actor(None if shared_torso else body(), action_space, squash, log_std_init)
     judge: nn.Module = Critic(None if shared_torso else body())
     if critic == "q":
-        judge = QCritic(convolutions(), layers(), action_space)
+        layers = MLP(tuple(hidden), activation)
+        front = CNN(tuple(cnn), activation) if image else None
+        judge = QCritic(front, layers, spaces.drawn(action_space))
 
-    def features(params: Params, obs: PyTree) -> jax.Array:
+    def features(params: Params, obs: PyTree) -> jax.Array | Features:
         x = preprocess(observation_space, obs, image)
         return run(torso, params["torso"], x) if shared_torso else x
 
-    def evaluate(params: Params, x: jax.Array, *action: jax.Array) -> jax.Array:
+    def distribution(params: Params, obs: PyTree, x: Any) -> Distribution:
+        return masked(run(actor, params["actor"], x), obs)
+
+    def evaluate(params: Params, obs: PyTree, x: Any, *action: jax.Array) -> jax.Array:
         if critic == "none" or (critic == "q" and not action):
-            return jnp.zeros(x.shape[: -3 if image and not shared_torso else -1])
+            return jnp.zeros(batch_shape(observation_space, obs))
         return run(judge, params["critic"], x, *action)
 
     def init(key: jax.Array, obs: PyTree) -> Params:
@@ -146,11 +148,11 @@ def make_policy(
     def apply(params: Params, inputs: PyTree) -> tuple[Distribution, jax.Array]:
         obs, *action = (inputs.obs, inputs.action) if critic == "q" else (inputs,)
         x = features(params, obs)
-        return run(actor, params["actor"], x), evaluate(params, x, *action)
+        return distribution(params, obs, x), evaluate(params, obs, x, *action)
 
     def act(params: Params, core: PyTree, obs: PyTree, start: jax.Array) -> Any:
         x = features(params, obs)
-        return core, run(actor, params["actor"], x), evaluate(params, x)
+        return core, distribution(params, obs, x), evaluate(params, obs, x)
 
     def value(params: Params, inputs: PyTree) -> jax.Array:
         return apply(params, inputs)[1]
@@ -158,6 +160,25 @@ def make_policy(
     return Policy(init, lambda num_envs: (), act, apply, None if shared_torso else value, critic)
 
 
-def run(module: nn.Module, params: Params, *inputs: jax.Array) -> Any:
+def layers_of(
+    cnn: tuple[tuple[int, int, int], ...], hidden: tuple[int, ...], activation: str
+) -> nn.Module:
+    """Convolutions, if there are any, and fully connected layers."""
+    layers = MLP(hidden, activation)
+    return nn.Sequential([CNN(cnn, activation), layers]) if cnn else layers
+
+
+def masked(dist: Any, obs: PyTree) -> Any:
+    """The distribution, given that the action is among those which the observation calls legal.
+
+    Args:
+        dist: of the actions, whatever is legal.
+        obs: whose entry `action_mask`, if there is one, says what is.
+    """
+    legal = spaces.action_mask(obs)
+    return dist if legal is None else dist.masked(legal)
+
+
+def run(module: nn.Module, params: Params, *inputs: PyTree) -> Any:
     """Apply a module to its parameters."""
     return module.apply({"params": params}, *inputs)

@@ -9,11 +9,10 @@ import jax.numpy as jnp
 
 from ppo_jax.distributions import Distribution
 from ppo_jax.envs import spaces
-from ppo_jax.networks.features import preprocess
+from ppo_jax.networks.features import batch_shape, preprocess
 from ppo_jax.networks.heads import Actor, Critic
-from ppo_jax.networks.layers import CNN, MLP
 from ppo_jax.networks.memory import CELLS, Memory
-from ppo_jax.networks.policy import Policy, SequenceInputs, run
+from ppo_jax.networks.policy import Policy, SequenceInputs, layers_of, masked, run
 from ppo_jax.types import Params, PyTree
 
 
@@ -37,7 +36,7 @@ class Remembering(nn.Module):
 
 
 def make_recurrent_policy(
-    observation_space: spaces.Space,
+    observation_space: PyTree,
     action_space: spaces.Space,
     *,
     memory: str,
@@ -66,17 +65,17 @@ def make_recurrent_policy(
         says needs its memory, and `act` has it.
 
     Raises:
-        ValueError: a critic of actions.
+        ValueError: a critic of actions, or convolutions where there is not exactly one image.
     """
     if critic == "q":
         raise ValueError("a critic q(s, a) has no memory; use memory='none'")
     image = bool(cnn)
+    if image:
+        spaces.image(observation_space)
 
     def remembering(head: nn.Module | None) -> Remembering:
-        layers: nn.Module = MLP(tuple(hidden), activation)
-        if image:
-            layers = nn.Sequential([CNN(tuple(cnn), activation), layers])
-        return Remembering(layers, Memory(memory, memory_size), head)
+        body = layers_of(tuple(cnn), tuple(hidden), activation)
+        return Remembering(body, Memory(memory, memory_size), head)
 
     actor, judge = Actor(None, action_space, squash, log_std_init), Critic(None)
     judged = critic != "none"
@@ -93,13 +92,16 @@ def make_recurrent_policy(
         said = {k: y for k, (_, y) in results.items()}
         if shared_torso:
             said = {k: run(m, params[k], said["torso"]) for k, m in modules.items()}
-        return core, said["actor"], said["critic"] if judged else jnp.zeros(start.shape)
+        dist = masked(said["actor"], obs)
+        return core, dist, said["critic"] if judged else jnp.zeros(start.shape)
 
     def init(key: jax.Array, obs: PyTree) -> Params:
         torso_key, actor_key, critic_key = jax.random.split(key, 3)
         keys = {"torso": torso_key, "actor": actor_key, "critic": critic_key}
-        x = preprocess(observation_space, obs, image)[:, None]
-        core, start = init_core(x.shape[0]), jnp.ones((x.shape[0], 1), bool)
+        obs = jax.tree.map(lambda x: x[:, None], obs)
+        x = preprocess(observation_space, obs, image)
+        start = jnp.ones(batch_shape(observation_space, obs), bool)
+        core = init_core(start.shape[0])
         params = {k: m.init(keys[k], core[k], x, start)["params"] for k, m in remembers.items()}
         if shared_torso:
             y = run(remembers["torso"], params["torso"], core["torso"], x, start)[1]
