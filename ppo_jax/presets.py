@@ -30,6 +30,26 @@ PRESETS: dict[str, dict[str, Any]] = {
         "gamma": 0.98,
         "clip_eps": 0.1,
     },
+    # with memory: feed-forward policies cannot solve these two
+    "cartpole_positions": {
+        "env": "CartPolePositions-v1",
+        "algorithm": "ppo",
+        "total_timesteps": 300_000,
+        "num_envs": 16,
+        "num_steps": 128,
+        "memory": "gru",
+        "normalize_reward": True,
+        "learning_rate": 1e-3,
+    },
+    "memory_chain": {
+        "env": "MemoryChain-bsuite",
+        "algorithm": "ppo",
+        "total_timesteps": 100_000,
+        "num_envs": 32,
+        "num_steps": 32,
+        "memory": "gru",
+        "learning_rate": 2e-3,
+    },
     "acrobot": {
         "env": "Acrobot-v1",
         "algorithm": "ppo",

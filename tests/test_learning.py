@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from benchmarks import family
+from benchmarks import family, recall
 from benchmarks.learning import TASKS, row_of, swept_returns
 
 SEEDS = 16
@@ -31,3 +31,11 @@ def test_the_family_balances_the_pole(method):
         assert np.mean(returns) >= 400, returns
     else:
         assert (returns >= 475).mean() >= 7 / 8, returns
+
+
+@pytest.mark.learning
+@pytest.mark.parametrize("task", recall.TASKS)
+def test_what_is_hidden_is_remembered(task):
+    """Four of the seeds of benchmarks/recall.py, with memory and without."""
+    assert (recall.measure(task, "gru", 4) >= recall.TASKS[task]).all()
+    assert (recall.measure(task, "none", 4) < recall.TASKS[task]).all()

@@ -1,0 +1,97 @@
+"""What memory is worth: two tasks that hide something, with a GRU, an LSTM and neither.
+
+python -m benchmarks.recall                        16 seeds of each
+python -m benchmarks.recall --tasks memory_chain --seeds 4
+
+Every agent is trained on its own by the task's preset, apart from its memory, and evaluated
+greedily over 128 episodes. The table goes to benchmarks/results/recall.csv.
+"""
+
+import dataclasses
+import time
+from typing import Any
+
+import jax
+import numpy as np
+import tyro
+
+from benchmarks.table import RESULTS, merge, read
+from ppo_jax import config as configs
+from ppo_jax import report
+from ppo_jax.networks import MEMORIES
+from ppo_jax.sweep import run_sweep
+from ppo_jax.sweep.command import one_device_per_core
+
+EPISODES = 128
+# Preset -> the return that counts as solved.
+TASKS = {"cartpole_positions": 475.0, "memory_chain": 0.95}
+
+
+@dataclasses.dataclass(frozen=True)
+class Options:
+    """Measure what memory is worth.
+
+    Attributes:
+        tasks: presets.
+        memories: gru, lstm, none.
+        seeds: of each.
+    """
+
+    tasks: tuple[str, ...] = tuple(TASKS)
+    memories: tuple[str, ...] = MEMORIES
+    seeds: int = 16
+
+
+def measure(task: str, memory: str, seeds: int) -> np.ndarray:
+    """[seeds] greedy returns."""
+    config = configs.make(preset=task, memory=memory)
+    _, metrics = run_sweep(config, [{}], seeds, episodes=EPISODES)
+    return np.asarray(metrics["eval_return"][0].mean(axis=-1))
+
+
+def row_of(task: str, memory: str, returns: np.ndarray, seconds: float) -> dict[str, Any]:
+    """One line of the table."""
+    config = configs.make(preset=task, memory=memory)
+    return {
+        "task": task,
+        "memory": memory,
+        "env": config.env,
+        "env_steps": config.total_timesteps,
+        "seeds": len(returns),
+        "mean": round(float(returns.mean()), 2),
+        "min": round(float(returns.min()), 2),
+        "max": round(float(returns.max()), 2),
+        "mark": TASKS[task],
+        "solved": round(float((returns >= TASKS[task]).mean()), 4),
+        "seconds": round(seconds, 1),
+        "device": report.device(),
+        "jax": jax.__version__,
+    }
+
+
+def markdown() -> str:
+    """The table of docs/memory.md."""
+    lines = ["| environment | steps | memory | mean return | worst | solved |", "|" + "---|" * 6]
+    for r in read(RESULTS / "recall.csv"):
+        solved = f"{float(r['solved']):.0%} of {r['seeds']} ≥ {float(r['mark']):g}"
+        cells = (r["env"], f"{int(r['env_steps']):,}", r["memory"], r["mean"], r["min"], solved)
+        lines.append("| " + " | ".join(cells) + " |")
+    return "\n".join(lines) + "\n"
+
+
+def main(options: Options) -> None:
+    """Run, merge the table, print it."""
+    one_device_per_core()
+    for task in options.tasks:
+        for memory in options.memories:
+            started = time.perf_counter()
+            returns = measure(task, memory, options.seeds)
+            row = row_of(task, memory, returns, time.perf_counter() - started)
+            merge(
+                RESULTS / "recall.csv", [row], {"task": [*TASKS], "memory": ["gru", "lstm", "none"]}
+            )
+            print(markdown(), end="", flush=True)
+
+
+if __name__ == "__main__":
+    main(tyro.cli(Options))
