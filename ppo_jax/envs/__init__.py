@@ -1,7 +1,7 @@
 """Environments: two protocols, one registry, one vectoriser."""
 
 from ppo_jax.envs.protocol import Env, InvalidEnvironment, VectorEnv, check_env, render
-from ppo_jax.envs.registry import UnknownEnvironment, as_env, canonical, make, names
+from ppo_jax.envs.registry import UnknownEnvironment, as_env, canonical, make, names, suites
 from ppo_jax.envs.vectorize import vectorize
 
 __all__ = [
@@ -15,5 +15,6 @@ __all__ = [
     "make",
     "names",
     "render",
+    "suites",
     "vectorize",
 ]
