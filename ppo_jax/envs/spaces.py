@@ -17,10 +17,15 @@ class Discrete:
 
 @dataclasses.dataclass(frozen=True)
 class MultiDiscrete:
-    """Several integers, component i in {0, ..., sizes[i] − 1}."""
+    """Several integers, component i in {0, ..., sizes[i] − 1}.
+
+    Attributes:
+        joint: as actions, one distribution over all combinations instead of independent ones.
+    """
 
     sizes: tuple[int, ...]
     dtype: Any = np.int32
+    joint: bool = False
 
     @property
     def shape(self) -> tuple[int, ...]:
