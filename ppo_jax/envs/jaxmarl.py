@@ -78,7 +78,7 @@ class Game:
         return self._observation(obs, inner), state, rows, terminated, truncated, {}  # type: ignore[return-value]
 
     def _observation(self, obs: dict[str, jax.Array], state: Any) -> PyTree:
-        rows = jnp.stack([obs[a] for a in self.env.agents])
+        rows = jax.tree.map(lambda *x: jnp.stack(x), *(obs[a] for a in self.env.agents))
         if not self.masked:
             return rows
         legal = self.env.get_avail_actions(state)
@@ -212,30 +212,24 @@ def make(env_id: str, *, resets: int = RESETS, **kwargs: Any) -> JaxMarlEnv:
     Raises:
         InvalidEnvironment: agents that observe or act differently; arguments that jaxmarl refuses.
     """
-    env = _made(env_id, kwargs)
-    limit = getattr(env, "max_steps", None)
-    if limit is not None:
-        env = _made(env_id, {**kwargs, "max_steps": int(limit) + 1})
-    kinds = {agent: _signature(env, agent) for agent in env.agents}
+    env, limit = _unlimited(env_id, kwargs)
+    seen = jax.eval_shape(env.reset, jax.random.key(0))[0]
+    kinds = {a: _kind(seen[a], env.action_space(a)) for a in env.agents}
     if len({*kinds.values()}) > 1:
         raise InvalidEnvironment(
             f"the agents of jaxmarl:{env_id} cannot share a policy, they differ in observation "
-            "shape or actions: " + ", ".join(f"{a} {k}" for a, k in kinds.items())
+            "shape or actions: " + "; ".join(f"{a}: {k}" for a, k in kinds.items())
         )
-    agent = env.agents[0]
-    obs, actions = (convert_space(f(agent)) for f in (env.observation_space, env.action_space))
+    actions = convert_space(env.action_space(env.agents[0]))
     if not isinstance(actions, spaces.Discrete | spaces.Box):
         raise InvalidEnvironment(f"jaxmarl:{env_id} has actions {actions}; Discrete and Box work")
-    if isinstance(obs, spaces.Box):  # some declare another type than they return
-        seen = jax.eval_shape(env.reset, jax.random.key(0))[0][agent]
-        obs = spaces.Box(obs.low, obs.high, seen.shape, np.dtype(seen.dtype))
+    obs = jax.tree.map(_box, seen[env.agents[0]])
     masked = False
     if isinstance(actions, spaces.Discrete) and _knows_legal(env):
         masked = True
         obs = {"obs": obs, "action_mask": spaces.Box(0, 1, (actions.n,), np.bool_)}
     shape = (env.num_agents, *actions.shape)
-    together = spaces.Box(-np.inf, np.inf, shape)
-    game = Game(env, masked, obs, together, jnp.inf if limit is None else int(limit))
+    game = Game(env, masked, obs, spaces.Box(-np.inf, np.inf, shape), limit)
     return JaxMarlEnv(game, env_id, obs, actions, resets)
 
 
@@ -246,9 +240,39 @@ def _made(env_id: str, kwargs: dict[str, Any]) -> Any:
         raise InvalidEnvironment(f"jaxmarl:{env_id} cannot be made: {error}") from error
 
 
-def _signature(env: Any, agent: str) -> str:
-    observed, actions = env.observation_space(agent), env.action_space(agent)
-    return f"{tuple(observed.shape)} {getattr(actions, 'n', tuple(actions.shape))}"
+def _unlimited(env_id: str, kwargs: dict[str, Any]) -> tuple[Any, float]:
+    """(a game whose own limit comes one step later, the limit).
+
+    Raises:
+        InvalidEnvironment: one that resets itself inside its step.
+    """
+    env = _made(env_id, kwargs)
+    if hasattr(env, "episode_length"):
+        raise InvalidEnvironment(
+            f"jaxmarl:{env_id} resets itself and hides the last observation; there is suite brax"
+        )
+    limit = getattr(env, "max_steps", None)
+    if limit is None:
+        return env, jnp.inf
+    try:
+        return _jaxmarl().make(env_id, **{**kwargs, "max_steps": int(limit) + 1}), int(limit)
+    except TypeError:  # known to the game, but no argument of its constructor
+        env.max_steps = int(limit) + 1
+        return env, int(limit)
+
+
+def _kind(seen: PyTree, actions: Any) -> str:
+    shapes = jax.tree.leaves(jax.tree.map(lambda x: str(x.shape), seen))
+    return f"{' '.join(shapes)}, {getattr(actions, 'n', getattr(actions, 'shape', actions))}"
+
+
+def _box(leaf: Any) -> spaces.Box:
+    """Bounds are left out: what some games declare is not what they return."""
+    dtype = np.dtype(leaf.dtype)
+    if dtype.kind == "f":
+        return spaces.Box(-np.inf, np.inf, leaf.shape, dtype)
+    bounds = (0, 1) if dtype.kind == "b" else (np.iinfo(dtype).min, np.iinfo(dtype).max)
+    return spaces.Box(*bounds, leaf.shape, dtype)
 
 
 def _knows_legal(env: Any) -> bool:

@@ -129,8 +129,7 @@ def _observation_space(spec: Any, obs: PyTree) -> Any:
             part = part[entry.name]
         dtype = np.dtype(leaf.dtype)
         if path[-1].name in CLOCKS:
-            high = 1 if dtype.kind == "f" else np.iinfo(dtype).max
-            return spaces.Box(0, high, leaf.shape, dtype)
+            return spaces.Box(0, _last(dtype), leaf.shape, dtype)
         if hasattr(part, "num_values") and not leaf.shape:
             return spaces.Discrete(int(part.num_values))
         low: Any = getattr(part, "minimum", -np.inf)
@@ -141,6 +140,11 @@ def _observation_space(spec: Any, obs: PyTree) -> Any:
         return spaces.Box(np.asarray(low), np.asarray(high), leaf.shape, dtype)
 
     return jax.tree_util.tree_map_with_path(space, obs)
+
+
+def _last(dtype: np.dtype) -> int:
+    """The end of an observed clock: 1 as a fraction, else any number."""
+    return 1 if dtype.kind == "f" else int(np.iinfo(dtype).max)
 
 
 def _action_space(name: str, spec: Any, mask: Any) -> Any:
