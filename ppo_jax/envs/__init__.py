@@ -8,7 +8,7 @@ from ppo_jax.envs.protocol import (
     check_spaces,
     render,
 )
-from ppo_jax.envs.registry import UnknownEnvironment, as_env, canonical, make, names
+from ppo_jax.envs.registry import UnknownEnvironment, as_env, canonical, make, names, suites
 from ppo_jax.envs.vectorize import vectorize
 
 __all__ = [
@@ -23,5 +23,6 @@ __all__ = [
     "make",
     "names",
     "render",
+    "suites",
     "vectorize",
 ]

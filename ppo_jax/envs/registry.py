@@ -1,48 +1,71 @@
-"""`make("suite:id")`: one table of suites, and of what a bare id means."""
+"""`make("suite:id")`: one table of suites, and of what a bare id means.
+
+Modules are imported on demand: a suite that is not asked for costs nothing and need not be
+installed. A module has `names()`, `make(env_id, **kwargs)`, and `has(env_id)` if it takes more ids
+than it lists.
+"""
 
 import importlib
+import importlib.util
 from types import ModuleType
 from typing import Any
 
 from ppo_jax.envs.protocol import Env, check_env
 from ppo_jax.types import did_you_mean
 
-# A bare id belongs to the first suite that knows it. Modules are imported on demand: a suite that
-# is not asked for costs nothing and need not be installed.
-SUITES = {"ppo_jax": "ppo_jax.envs.native", "gymnax": "ppo_jax.envs.gymnax"}
+# Suite -> the module of its adapter.
+SUITES = {
+    "ppo_jax": "ppo_jax.envs.native",
+    "gymnax": "ppo_jax.envs.gymnax",
+    # Pure JAX, each an optional extra.
+    "brax": "ppo_jax.envs.brax",
+    "playground": "ppo_jax.envs.playground",
+    "navix": "ppo_jax.envs.navix",
+    "xminigrid": "ppo_jax.envs.xminigrid",
+    "craftax": "ppo_jax.envs.craftax",
+    "jumanji": "ppo_jax.envs.jumanji",
+    "pgx": "ppo_jax.envs.pgx",
+    "jaxmarl": "ppo_jax.envs.jaxmarl",
+}
+# Optional suite -> (the package its adapter imports, the extra that installs it).
+OPTIONAL = {
+    "brax": ("brax", "brax"),
+    "playground": ("mujoco_playground", "playground"),
+    "navix": ("navix", "navix"),
+    "xminigrid": ("xminigrid", "xminigrid"),
+    "craftax": ("craftax", "craftax"),
+    "jumanji": ("jumanji", "jumanji"),
+    "pgx": ("pgx", "pgx"),
+    "jaxmarl": ("jaxmarl", "jaxmarl"),
+}
+# A bare id belongs to the first of these that knows it.
+BARE = ("ppo_jax", "gymnax")
 
 
 class UnknownEnvironment(ValueError):
-    """No suite has an environment of this name."""
+    """No suite has an environment of this name, or its suite is not installed."""
 
 
 def canonical(name: str) -> str:
     """The full name of an environment: "CartPole-v1" -> "gymnax:CartPole-v1".
 
     Raises:
-        UnknownEnvironment: with the nearest names there are.
+        UnknownEnvironment: with the nearest names there are, or with what to install.
     """
-    suite, colon, env_id = name.rpartition(":")
-    if colon and suite not in SUITES:
-        raise UnknownEnvironment(f"unknown suite {suite!r}; there are: {', '.join(SUITES)}")
-    for candidate in [suite] if colon else SUITES:
-        if env_id in _module(candidate).names():
-            return f"{candidate}:{env_id}"
-    known = [n.split(":")[1] for n in names()]
-    raise UnknownEnvironment(f"unknown environment {name!r}; {did_you_mean(env_id, known)}")
+    return ":".join(_locate(name))
 
 
 def make(name: str, **kwargs: Any) -> Env:
     """An environment by name.
 
     Args:
-        name: "suite:id", or an id alone.
+        name: "suite:id", or an id alone. What follows the first colon is the id, whatever is in it.
         **kwargs: parameters of the environment.
 
     Raises:
-        UnknownEnvironment: with the nearest names there are.
+        UnknownEnvironment: with the nearest names there are, or with what to install.
     """
-    suite, env_id = canonical(name).split(":")
+    suite, env_id = _locate(name)
     return _module(suite).make(env_id, **kwargs)
 
 
@@ -61,10 +84,53 @@ def as_env(env: Any) -> Env:
     return env
 
 
-def names() -> list[str]:
-    """Every name that `make` knows, in full."""
-    return [f"{suite}:{env_id}" for suite in SUITES for env_id in _module(suite).names()]
+def suites() -> dict[str, bool]:
+    """Every suite, and whether it is installed; nothing is imported to find out."""
+    return {suite: _installed(suite) for suite in SUITES}
+
+
+def names(*asked: str) -> list[str]:
+    """The full names in these suites; by default, in those that every installation has.
+
+    Raises:
+        UnknownEnvironment: no such suite, or one that is not installed.
+    """
+    return [f"{suite}:{env_id}" for suite in asked or BARE for env_id in _module(suite).names()]
+
+
+def _locate(name: str) -> tuple[str, str]:
+    """(suite, id)."""
+    suite, colon, env_id = name.partition(":")
+    if not colon:
+        env_id = name
+    for candidate in [suite] if colon else BARE:
+        if _has(_module(candidate), env_id):
+            return candidate, env_id
+    where = (suite,) if colon else BARE
+    known = [n.split(":", 1)[1] for n in names(*where)]
+    raise UnknownEnvironment(f"unknown environment {name!r}; {did_you_mean(env_id, known)}")
+
+
+def _has(module: ModuleType, env_id: str) -> bool:
+    return bool(module.has(env_id)) if hasattr(module, "has") else env_id in module.names()
+
+
+def _installed(suite: str) -> bool:
+    return suite not in OPTIONAL or importlib.util.find_spec(OPTIONAL[suite][0]) is not None
 
 
 def _module(suite: str) -> ModuleType:
+    """The adapter of a suite.
+
+    Raises:
+        UnknownEnvironment: no such suite, or one that is not installed.
+    """
+    if suite not in SUITES:
+        raise UnknownEnvironment(f"unknown suite {suite!r}; there are: {', '.join(SUITES)}")
+    if not _installed(suite):
+        package, extra = OPTIONAL[suite]
+        raise UnknownEnvironment(
+            f"suite {suite!r} needs the package {package}, which is not installed; "
+            f'pip install "ppo_jax[{extra}]"'
+        )
     return importlib.import_module(SUITES[suite])

@@ -1,0 +1,158 @@
+"""Suite `pgx`: board and card games, 2048 and MinAtar, with masks of legal actions.
+
+With several players the agent is one of them and a fixed opponent all the others: their moves, as
+many as there are until it is the agent's turn again, belong to the environment.
+"""
+
+import dataclasses
+import functools
+from collections.abc import Callable
+from types import ModuleType
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from ppo_jax.envs import spaces
+from ppo_jax.envs.protocol import InvalidEnvironment, StepResult
+from ppo_jax.types import PyTree, did_you_mean
+
+Opponent = Callable[[jax.Array, Any], jax.Array]
+SIDES = ("random", "first", "last")
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class PgxEnv:
+    """A pgx game; its state is (pgx's State, the agent's player id, the agent's moves so far).
+
+    An observation is {"obs": pgx's own, "action_mask": [A] bool}. That of a finished game may be
+    another player's view; nothing follows it.
+
+    Attributes:
+        env: pgx.Env.
+        name: id.
+        observation_space, action_space: Discrete(A).
+        time_limit: moves of the agent after which a game is truncated; infinity: never.
+        opponent: (key, pgx State) -> action, of all other players.
+        side: when the agent moves; one of SIDES.
+        params: ().
+    """
+
+    env: Any
+    name: str
+    observation_space: Any
+    action_space: spaces.Discrete
+    time_limit: float
+    opponent: Opponent
+    side: str
+    params: tuple[()] = ()
+
+    def reset(self, key: jax.Array, params: PyTree) -> tuple[PyTree, PyTree]:
+        """(obs, state) at the agent's first move, after those that others make before it."""
+        init_key, side_key, others_key = jax.random.split(key, 3)
+        state = self.env.init(init_key)
+        players = self.env.num_players
+        place = {"random": jax.random.randint(side_key, (), 0, players), "first": 0}
+        offset = place.get(self.side, players - 1)
+        agent = ((state.current_player + offset) % players).astype(jnp.int32)
+        state, _ = self._others(others_key, state, agent, jnp.float32(0.0))
+        return _observation(state), (state, agent, jnp.zeros((), jnp.int32))
+
+    def step(self, key: jax.Array, state: PyTree, action: jax.Array, params: PyTree) -> StepResult:
+        """The agent's move and all until its next; its rewards of all of these are summed."""
+        move_key, others_key = jax.random.split(key)
+        game, agent, moves = state
+        game = self.env.step(game, action, move_key)
+        reward = game.rewards[agent].astype(jnp.float32)
+        game, reward = self._others(others_key, game, agent, reward)
+        truncated = game.truncated | (moves + 1 >= self.time_limit)
+        obs = _observation(game)
+        return obs, (game, agent, moves + 1), reward, game.terminated, truncated, {}
+
+    def _others(
+        self, key: jax.Array, state: Any, agent: jax.Array, reward: jax.Array
+    ) -> tuple[Any, jax.Array]:
+        """Moves of the others until it is the agent's turn or the game is over."""
+        if self.env.num_players == 1:
+            return state, reward
+
+        def theirs(carry: Any) -> jax.Array:
+            _, state, _ = carry
+            return ~(state.terminated | state.truncated) & (state.current_player != agent)
+
+        def move(carry: Any) -> Any:
+            key, state, reward = carry
+            key, choice_key, step_key = jax.random.split(key, 3)
+            state = self.env.step(state, self.opponent(choice_key, state), step_key)
+            return key, state, reward + state.rewards[agent]
+
+        _, state, reward = jax.lax.while_loop(theirs, move, (key, state, reward))
+        return state, reward
+
+
+def uniformly_legal(key: jax.Array, state: Any) -> jax.Array:
+    """The opponent "random": every legal action with the same probability."""
+    return jax.random.categorical(key, jnp.where(state.legal_action_mask, 0.0, -jnp.inf))
+
+
+@functools.cache
+def _pgx() -> ModuleType:
+    import pgx
+
+    return pgx
+
+
+def names() -> list[str]:
+    """Ids of the suite."""
+    return list(_pgx().available_envs())
+
+
+def make(
+    env_id: str,
+    *,
+    opponent: str | Opponent = "random",
+    side: str = "random",
+    time_limit: int | None = None,
+) -> PgxEnv:
+    """The game pgx has under this id.
+
+    Args:
+        env_id: e.g. "connect_four".
+        opponent: "random", or a policy (key, pgx State) -> action, where there are other players.
+        side: the agent moves "first" or "last" of all players; "random": drawn for each game.
+        time_limit: moves of the agent after which a game is truncated; pgx itself has no limit.
+
+    Raises:
+        InvalidEnvironment: an opponent or a side that there is not.
+    """
+    if side not in SIDES:
+        raise InvalidEnvironment(f"unknown side {side!r}; {did_you_mean(side, SIDES)}")
+    if opponent != "random" and not callable(opponent):
+        raise InvalidEnvironment(
+            f"opponent is {opponent!r}; it must be 'random' or a function (key, state) -> action"
+        )
+    env = _pgx().make(env_id)
+    state = jax.eval_shape(env.init, jax.random.key(0))
+    return PgxEnv(
+        env,
+        env_id,
+        jax.tree.map(_box, _observation(state)),
+        spaces.Discrete(state.legal_action_mask.shape[0]),
+        jnp.inf if time_limit is None else time_limit,
+        opponent if callable(opponent) else uniformly_legal,
+        side,
+    )
+
+
+def _observation(state: Any) -> dict[str, Any]:
+    return {"obs": state.observation, "action_mask": state.legal_action_mask}
+
+
+def _box(leaf: Any) -> spaces.Box:
+    dtype = np.dtype(leaf.dtype)
+    if dtype.kind == "b":
+        return spaces.Box(0, 1, leaf.shape, dtype)
+    if dtype.kind == "f":
+        return spaces.Box(-np.inf, np.inf, leaf.shape, dtype)
+    return spaces.Box(np.iinfo(dtype).min, np.iinfo(dtype).max, leaf.shape, dtype)

@@ -1,0 +1,109 @@
+"""Suite `xminigrid`: MiniGrid's tasks and XLand's rules, seen through a window of cells."""
+
+import dataclasses
+import functools
+from types import ModuleType
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from ppo_jax.envs import spaces
+from ppo_jax.envs.protocol import InvalidEnvironment, StepResult
+from ppo_jax.types import PyTree
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class XMiniGridEnv:
+    """An xminigrid environment; its state is xminigrid's TimeStep.
+
+    Attributes:
+        env: xminigrid.environment.Environment, perhaps wrapped.
+        params: its parameters; sizes are static, an XLand ruleset may be traced.
+        name: id.
+        observation_space: Box [V, V, 2] of (tile, colour), int8, or a dict of it and others.
+        action_space: Discrete(6).
+    """
+
+    env: Any
+    params: Any
+    name: str
+    observation_space: Any
+    action_space: spaces.Discrete
+
+    @property
+    def time_limit(self) -> int:
+        """xminigrid's max_steps."""
+        return int(self.params.max_steps)
+
+    def reset(self, key: jax.Array, params: PyTree) -> tuple[PyTree, PyTree]:
+        """(obs, state) of a new episode."""
+        timestep = self.env.reset(params, key)
+        return _cells(timestep.observation), timestep
+
+    def step(self, key: jax.Array, state: PyTree, action: jax.Array, params: PyTree) -> StepResult:
+        """One transition; the last one has discount 0 if it is terminal, 1 if time is up."""
+        timestep = self.env.step(params, state, action)
+        last, alive = timestep.last(), timestep.discount > 0
+        reward = jnp.asarray(timestep.reward, jnp.float32)
+        obs = _cells(timestep.observation)
+        return obs, timestep, reward, last & ~alive, last & alive, {}
+
+    def render(self, state: PyTree) -> np.ndarray:
+        """[H, W, 3] uint8: the whole grid, what the agent sees in light."""
+        return np.asarray(self.env.render(self.params, state), np.uint8)
+
+
+@functools.cache
+def _xminigrid() -> ModuleType:
+    import xminigrid
+
+    return xminigrid
+
+
+def names() -> list[str]:
+    """Ids of the suite."""
+    return list(_xminigrid().registered_environments())
+
+
+def make(
+    env_id: str, *, direction: bool = False, rules: bool = False, **kwargs: Any
+) -> XMiniGridEnv:
+    """The environment xminigrid registers under this id.
+
+    Args:
+        env_id: e.g. "MiniGrid-DoorKey-8x8" or "XLand-MiniGrid-R1-9x9".
+        direction: observe a dict of "img" and "direction" [4], where the agent looks, one-hot.
+        rules: observe a dict of "img", "goal_encoding" and "rule_encoding", for XLand.
+        **kwargs: fields of the parameters: view_size, max_steps, ruleset, ...
+
+    Raises:
+        InvalidEnvironment: no such parameter.
+    """
+    from xminigrid import wrappers
+
+    env, params = _xminigrid().make(env_id)
+    try:
+        params = params.replace(**kwargs)
+    except TypeError as error:
+        raise InvalidEnvironment(f"xminigrid:{env_id} cannot be made: {error}") from error
+    if direction:
+        env = wrappers.DirectionObservationWrapper(env)
+    if rules:
+        if not hasattr(params, "ruleset"):
+            raise InvalidEnvironment(f"xminigrid:{env_id} has no ruleset to observe")
+        env = wrappers.RulesAndGoalsObservationWrapper(env)
+    obs = jax.eval_shape(lambda key: _cells(env.reset(params, key).observation), jax.random.key(0))
+    actions = spaces.Discrete(int(env.num_actions(params)))
+    return XMiniGridEnv(env, params, env_id, jax.tree.map(_box, obs), actions)
+
+
+def _cells(obs: PyTree) -> PyTree:
+    """Tiles, colours and rules are numbers below 128: int8, so that no network takes them for the
+    brightness of pixels."""
+    return jax.tree.map(lambda x: x.astype(jnp.int8) if x.dtype == jnp.uint8 else x, obs)
+
+
+def _box(leaf: Any) -> spaces.Box:
+    return spaces.Box(0, 127 if leaf.dtype == jnp.int8 else 1, leaf.shape, np.dtype(leaf.dtype))

@@ -1,0 +1,83 @@
+"""Names of environments: suites that are there, suites that are not, ids of any form."""
+
+import importlib.util
+import subprocess
+import sys
+import tomllib
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+
+from ppo_jax import envs
+from ppo_jax.envs import registry
+
+ROOT = Path(__file__).parent.parent
+
+
+@pytest.fixture
+def toy(monkeypatch):
+    """A suite whose ids hold colons and slashes, one of them unlisted."""
+    module = ModuleType("toy")
+    module.names = lambda: ["Listed/A-v0"]
+    module.has = lambda env_id: env_id in ("Listed/A-v0", "package:Hidden-v0")
+    module.make = lambda env_id, **kwargs: (env_id, kwargs)
+    monkeypatch.setitem(sys.modules, "toy", module)
+    monkeypatch.setitem(registry.SUITES, "toy", "toy")
+
+
+def without(monkeypatch, *packages):
+    """As if these packages were not installed."""
+    find_spec = importlib.util.find_spec
+    monkeypatch.setattr(
+        importlib.util, "find_spec", lambda name: None if name in packages else find_spec(name)
+    )
+
+
+@pytest.mark.parametrize("env_id", ["Listed/A-v0", "package:Hidden-v0"])
+def test_everything_after_the_first_colon_is_the_id(toy, env_id):
+    assert envs.canonical(f"toy:{env_id}") == f"toy:{env_id}"
+    assert envs.make(f"toy:{env_id}", speed=2) == (env_id, {"speed": 2})
+
+
+def test_a_wrong_id_is_held_against_its_own_suite(toy):
+    with pytest.raises(envs.UnknownEnvironment, match="did you mean Listed/A-v0?"):
+        envs.make("toy:Listed/B-v0")
+    with pytest.raises(envs.UnknownEnvironment, match="'Listed/A-v0'; "):
+        envs.make("Listed/A-v0")  # a bare id is not looked for here
+
+
+@pytest.mark.parametrize("suite", registry.OPTIONAL)
+def test_a_suite_that_is_not_installed_says_what_to_install(monkeypatch, suite):
+    package, extra = registry.OPTIONAL[suite]
+    without(monkeypatch, package)
+    message = rf'suite {suite!r} needs the package {package}.*pip install "ppo_jax\[{extra}\]"'
+    with pytest.raises(envs.UnknownEnvironment, match=message):
+        envs.make(f"{suite}:anything")
+    with pytest.raises(envs.UnknownEnvironment, match=message):
+        envs.names(suite)
+    assert not envs.suites()[suite] and envs.suites()["gymnax"]
+
+
+def test_every_optional_suite_has_its_extra():
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    extras = {extra for _, extra in registry.OPTIONAL.values()}
+    assert extras <= project["optional-dependencies"].keys()
+    assert {*registry.OPTIONAL, *registry.BARE} == {*registry.SUITES}
+
+
+def test_listing_imports_no_optional_suite():
+    code = (
+        "import sys, ppo_jax.envs as e; e.names(); e.suites(); e.canonical('CartPole-v1'); "
+        "from ppo_jax.envs.registry import OPTIONAL; "
+        "assert not {p for p, _ in OPTIONAL.values()} & {*sys.modules}"
+    )
+    result = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, timeout=120, check=False
+    )
+    assert result.returncode == 0, result.stderr
+
+
+def test_names_are_full_and_each_has_its_suite():
+    assert "gymnax:CartPole-v1" in envs.names()
+    assert envs.names("ppo_jax") == [n for n in envs.names() if n.startswith("ppo_jax:")]
