@@ -1,11 +1,14 @@
 """Environments: two protocols, one registry, one vectoriser."""
 
+from ppo_jax.envs.host import HostEnv, HostVectorEnv, refuse_sweep
 from ppo_jax.envs.protocol import Env, InvalidEnvironment, VectorEnv, check_env, render
 from ppo_jax.envs.registry import UnknownEnvironment, as_env, canonical, make, names, suites
 from ppo_jax.envs.vectorize import vectorize
 
 __all__ = [
     "Env",
+    "HostEnv",
+    "HostVectorEnv",
     "InvalidEnvironment",
     "UnknownEnvironment",
     "VectorEnv",
@@ -14,6 +17,7 @@ __all__ = [
     "check_env",
     "make",
     "names",
+    "refuse_sweep",
     "render",
     "suites",
     "vectorize",
