@@ -3,6 +3,7 @@
 `python -m ppo_jax.evaluate RUN` is this on a run directory (`ppo_jax.cli`).
 """
 
+import dataclasses
 import functools
 import math
 from pathlib import Path
@@ -55,7 +56,7 @@ def evaluate(
     params: Params,
     moments: rollout.Moments,
     *,
-    env: Env,
+    env: Any,
     policy: Policy,
     episodes: int = 128,
     max_steps: int | None = None,
@@ -67,7 +68,8 @@ def evaluate(
         key: consumed.
         params: of the policy.
         moments: the statistics it was trained with; they stay as they are.
-        env: the environment.
+        env: the environment; one of the host is played as it is evaluated, so many episodes at a
+            time as it says.
         policy: acts.
         episodes: E.
         max_steps: cut an episode here; None: at its time limit or 10,000, whichever is more.
@@ -76,12 +78,19 @@ def evaluate(
     Returns:
         Returns [E].
     """
+    env = env.evaluation() if hasattr(env, "vector") else env
     if max_steps is None:
         max_steps = max(DEFAULT_MAX_STEPS, _time_limit(env))
-    return _play(key, params, moments, _Same(env), policy, episodes, max_steps, greedy)
+    play = functools.partial(_play, max_steps=max_steps, greedy=greedy)
+    if not hasattr(env, "vector"):
+        return play(key, params, moments, _Same(env), policy, episodes)
+    count = env.side_by_side(episodes)
+    keys = jax.random.split(key, -(-episodes // count))
+    parts = [play(k, params, moments, _Same(env), policy, count) for k in keys]
+    return jax.tree.map(lambda *x: jnp.concatenate(x)[:episodes], *parts)
 
 
-@functools.partial(jax.jit, static_argnums=(3, 4, 5, 6, 7))
+@functools.partial(jax.jit, static_argnums=(3, 4, 5), static_argnames=("max_steps", "greedy"))
 def _play(
     key: jax.Array,
     params: Params,
@@ -89,12 +98,14 @@ def _play(
     boxed: _Same,
     policy: Policy,
     episodes: int,
+    *,
     max_steps: int,
     greedy: bool,
 ) -> Returns:
-    env = boxed.value
+    env = _copies(boxed.value, episodes)
     key, reset_key = jax.random.split(key)
-    obs, state, core = _start(reset_key, env, policy, episodes)
+    obs, state = env.reset(reset_key)
+    core = policy.init_core(episodes)
     zeros = jnp.zeros(episodes)
     result = Returns(zeros, jnp.zeros(episodes, jnp.int32), jnp.zeros(episodes, bool))
 
@@ -125,7 +136,7 @@ def record(
     params: Params,
     moments: rollout.Moments,
     *,
-    env: Env,
+    env: Any,
     policy: Policy,
     max_steps: int = 1000,
     greedy: bool = True,
@@ -144,17 +155,21 @@ def record(
         InvalidEnvironment: the environment cannot draw itself.
     """
     key, reset_key = jax.random.split(key)
-    obs, state, core = _start(reset_key, env, policy, 1)
-    frames = [render(env, jax.tree.map(lambda x: x[0], state))]
+    one = _copies(env.picture() if hasattr(env, "vector") else env, 1)
+    obs, state = one.reset(reset_key)
+    core = policy.init_core(1)
+    frames = [one.render(state)]
 
     @jax.jit
     def step(key: jax.Array, carry: Any) -> Any:
-        return _step(key, params, moments, env, policy, greedy, carry)
+        return _step(key, params, moments, one, policy, greedy, carry)
 
     start = jnp.ones(1, bool)
     for step_key in jax.random.split(key, max_steps):
         core, obs, state, _, done = step(step_key, (core, obs, state, start))
-        frames.append(render(env, jax.tree.map(lambda x: x[0], state)))
+        if done[0] and hasattr(env, "vector"):
+            break  # what is there to be seen is the next episode
+        frames.append(one.render(state))
         start = jnp.zeros(1, bool)
         if done[0]:
             break
@@ -178,41 +193,59 @@ def confidence_interval(x: np.ndarray) -> tuple[float, float]:
     return float(np.mean(x)) - half, float(np.mean(x)) + half
 
 
-def _time_limit(env: Env) -> int:
+def _time_limit(env: Any) -> int:
     limit = env.time_limit
     return 0 if limit is None or math.isinf(limit) else int(limit)
 
 
-def _start(key: jax.Array, env: Env, policy: Policy, count: int) -> tuple[PyTree, PyTree, PyTree]:
-    keys = jax.random.split(key, count)
-    obs, state = jax.vmap(env.reset, in_axes=(0, None))(keys, env.params)
-    strong = jax.tree.map(lambda x: jax.lax.convert_element_type(x, x.dtype), (obs, state))
-    return *strong, policy.init_core(count)
+@dataclasses.dataclass(frozen=True)
+class _Copies:
+    """N of an Env that never restart, with the functions of a VectorEnv."""
+
+    env: Env
+    num_envs: int
+
+    def reset(self, key: jax.Array) -> tuple[PyTree, PyTree]:
+        keys = jax.random.split(key, self.num_envs)
+        started = jax.vmap(self.env.reset, in_axes=(0, None))(keys, self.env.params)
+        return jax.tree.map(lambda x: jax.lax.convert_element_type(x, x.dtype), started)
+
+    def step(self, key: jax.Array, state: PyTree, action: jax.Array) -> Any:
+        action = action.reshape(self.num_envs, *self.env.action_space.shape)
+
+        def one(key: jax.Array, state: PyTree, action: jax.Array) -> Any:
+            return self.env.step(key, state, action, self.env.params)[:5]
+
+        keys = jax.random.split(key, self.num_envs)
+        obs, new_state, *rest = jax.vmap(one)(keys, state, action)
+        new_state = jax.tree.map(lambda old, new: new.astype(old.dtype), state, new_state)
+        return obs, new_state, *rest, {}
+
+    def render(self, state: PyTree) -> np.ndarray:
+        return render(self.env, jax.tree.map(lambda x: x[0], state))
+
+
+def _copies(env: Any, count: int) -> Any:
+    """So many environments side by side. Those of the host restart, which nobody looks at."""
+    return env.vector(count) if hasattr(env, "vector") else _Copies(env, count)
 
 
 def _step(
     key: jax.Array,
     params: Params,
     moments: rollout.Moments,
-    env: Env,
+    env: Any,
     policy: Policy,
     greedy: bool,
     carry: tuple[PyTree, PyTree, PyTree, jax.Array],
 ) -> tuple[PyTree, PyTree, PyTree, jax.Array, jax.Array]:
-    """(core, obs, state, reward, done) one step on, without any reset."""
+    """(core, obs, state, reward, done) one step on."""
     core, obs, state, start = carry
     action_key, env_key = jax.random.split(key)
     core, dist, _ = policy.act(params, core, rollout.normalize_obs(moments, obs), start)
     action = dist.to_env(dist.mode() if greedy else dist.sample(action_key))
-    action = action.reshape(start.shape[0], *env.action_space.shape)
-    env_keys = jax.random.split(env_key, start.shape[0])
-
-    def one(key: jax.Array, state: PyTree, action: jax.Array) -> Any:
-        return env.step(key, state, action, env.params)[:5]
-
-    obs, new_state, reward, terminated, truncated = jax.vmap(one)(env_keys, state, action)
-    new_state = jax.tree.map(lambda old, new: new.astype(old.dtype), state, new_state)
-    return core, obs, new_state, reward, terminated | truncated
+    obs, state, reward, terminated, truncated, info = env.step(env_key, state, action)
+    return core, obs, state, info.get("raw_reward", reward), terminated | truncated
 
 
 if __name__ == "__main__":

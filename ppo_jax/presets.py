@@ -280,3 +280,22 @@ for _game in ("Asterix", "Breakout", "Freeway", "Seaquest", "SpaceInvaders"):
         "minibatches": 8,
         "entropy_coef": 0.01,
     }
+
+# Atari's cartridges share one, too: that of Schulman et al. 2017 (Proximal Policy Optimization
+# Algorithms, table 5), whose 40 million frames are 10 million steps.
+PRESETS["pong_atari"] = {
+    "env": "ALE/Pong-v5",
+    "algorithm": "ppo",
+    "total_timesteps": 10_000_000,
+    "num_envs": 8,
+    "num_steps": 128,
+    "hidden": (512,),
+    "activation": "relu",
+    "network": "nature",
+    "shared_torso": True,
+    "learning_rate": 2.5e-4,
+    "epochs": 4,
+    "minibatches": 4,
+    "clip_eps": 0.1,
+    "entropy_coef": 0.01,
+}

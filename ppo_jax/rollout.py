@@ -111,6 +111,20 @@ def init(
     return RolloutState(env_state, obs, core, moments, metrics, episodes)
 
 
+def restart(key: jax.Array, state: RolloutState, *, env: VectorEnv, policy: Policy) -> RolloutState:
+    """N new episodes; those that were under way are given up, the statistics stay.
+
+    Args:
+        key: consumed.
+        state: of an earlier rollout.
+        env: the vector environment, reset.
+        policy: for its initial memory.
+    """
+    obs, env_state = env.reset(key)
+    core, episodes = policy.init_core(env.num_envs), _no_episodes(env.num_envs)
+    return RolloutState(env_state, obs, core, state.moments, state.metrics, episodes)
+
+
 def normalize_obs(moments: Moments, obs: PyTree) -> PyTree:
     """An observation as the policy sees it."""
     return normalization.normalize_tree(moments.obs, obs) if moments.obs != () else obs
@@ -170,9 +184,7 @@ def collect_episodes(
         (RolloutState, Trajectory [T, N]) whose first row starts an episode everywhere.
     """
     reset_key, key = jax.random.split(key)
-    obs, env_state = env.reset(reset_key)
-    core, episodes = policy.init_core(env.num_envs), _no_episodes(env.num_envs)
-    state = RolloutState(env_state, obs, core, state.moments, state.metrics, episodes)
+    state = restart(reset_key, state, env=env, policy=policy)
     state, trajectory, rows = _collect(key, params, state, env, policy, num_steps, gamma)
     start = jnp.arange(1, num_steps + 1)[:, None] - rows["totals"].episode_length
     in_time = start + longest <= num_steps
@@ -284,7 +296,8 @@ def _step(
     next_obs, env_state, reward, terminated, truncated, info = env.step(
         key, env_state, dist.to_env(action)
     )
-    episodes, totals = _advance(episodes, reward, terminated | truncated, info["valid"], gamma)
+    rewards = (reward, info.get("raw_reward", reward))
+    episodes, totals = _advance(episodes, rewards, terminated | truncated, info["valid"], gamma)
     cuts = _remember_cuts(cuts, truncated, (core, info["final_observation"]))
     row = {
         "obs": obs,
@@ -322,15 +335,21 @@ def _no_episodes(num_envs: int) -> Episodes:
 
 
 def _advance(
-    episodes: Episodes, reward: jax.Array, done: jax.Array, valid: jax.Array, gamma: Any
+    episodes: Episodes,
+    rewards: tuple[jax.Array, jax.Array],
+    done: jax.Array,
+    valid: jax.Array,
+    gamma: Any,
 ) -> tuple[Episodes, Episodes]:
     """Episodes one step on: (ready for the next step, totals as they stand at this one).
 
     A step that did not happen changes nothing: the episode that starts after it still starts.
+    Of the rewards, (learned from, raw), the raw is reported.
     """
+    reward, raw_reward = rewards
     totals = Episodes(
         start=done,
-        episode_return=episodes.episode_return + reward,
+        episode_return=episodes.episode_return + raw_reward,
         episode_length=episodes.episode_length + 1,
         discounted_return=gamma * episodes.discounted_return + reward,
     )

@@ -241,6 +241,8 @@ class _Session:
         started = time.perf_counter()
         shapes = jax.eval_shape(program.init, jax.random.key(config.seed))
         self.update, state = self._restore(shapes)
+        if state is not None and hasattr(program.env, "vector"):
+            state = program.restart(state)  # the host environments ended with their process
         self.compiled = compile_run(config, program)
         self.state = self.compiled.init() if state is None else state
         self.compile_seconds = time.perf_counter() - started

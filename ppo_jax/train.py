@@ -3,6 +3,7 @@
 `python -m ppo_jax.train` is this with a run directory around it (`ppo_jax.runner`).
 """
 
+import dataclasses
 import functools
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -60,6 +61,8 @@ class Program(NamedTuple):
         algorithm: init, estimate, update.
         init: key -> TrainState
         step: TrainState -> (TrainState, Metrics)
+        restart: TrainState -> TrainState with all environments in new episodes, for a saved state
+            whose environments are no longer there.
     """
 
     env: Env
@@ -68,6 +71,7 @@ class Program(NamedTuple):
     algorithm: Algorithm
     init: Callable[[jax.Array], TrainState]
     step: Step
+    restart: Callable[[TrainState], TrainState]
 
 
 def build(config: TrainConfig, env: Any = None) -> Program:
@@ -75,7 +79,8 @@ def build(config: TrainConfig, env: Any = None) -> Program:
 
     Args:
         config: may hold tracers where it holds floats.
-        env: an Env, a gymnax Environment or a name; the configured one if None.
+        env: an Env, a gymnax Environment, a Gymnasium vector environment, a function that makes
+            Gymnasium environments, or a name; the configured one if None.
 
     Raises:
         ConfigError, InvalidEnvironment: what cannot work, and why.
@@ -113,7 +118,14 @@ def build(config: TrainConfig, env: Any = None) -> Program:
 
     rows = rollout.flatten_steps if config.memory == "none" else rollout.sequences
     step = make_train_step(collect, algorithm, rows)
-    return Program(env, vector_env, policy, algorithm, init, step)
+    restart = functools.partial(_restart, vector_env, policy)
+    return Program(env, vector_env, policy, algorithm, init, step, restart)
+
+
+def _restart(vector_env: VectorEnv, policy: Policy, state: TrainState) -> TrainState:
+    key, reset_key = jax.random.split(state.key)
+    experience = rollout.restart(reset_key, state.rollout, env=vector_env, policy=policy)
+    return dataclasses.replace(state, rollout=experience, key=key)
 
 
 def _policy(config: TrainConfig, env: Env) -> Policy:
@@ -141,7 +153,7 @@ def make_train(
 
     Args:
         config: every float in it may be a tracer.
-        env: an Env, a gymnax Environment or a name; the configured one if None.
+        env: as for `build`.
 
     Returns:
         key -> (TrainState, Metrics with leaves [U])

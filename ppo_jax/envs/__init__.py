@@ -1,5 +1,6 @@
 """Environments: two protocols, one registry, one vectoriser."""
 
+from ppo_jax.envs.host import HostEnv, HostVectorEnv, refuse_sweep
 from ppo_jax.envs.protocol import (
     Env,
     InvalidEnvironment,
@@ -13,6 +14,8 @@ from ppo_jax.envs.vectorize import vectorize
 
 __all__ = [
     "Env",
+    "HostEnv",
+    "HostVectorEnv",
     "InvalidEnvironment",
     "UnknownEnvironment",
     "VectorEnv",
@@ -22,6 +25,7 @@ __all__ = [
     "check_spaces",
     "make",
     "names",
+    "refuse_sweep",
     "render",
     "suites",
     "vectorize",

@@ -77,6 +77,7 @@ class VectorEnv(Protocol):
 
         info holds final_observation [N, ...], the true successor, and valid [N], False on steps
         that did not happen (the dummy step of a host environment that resets one step later).
+        It may hold raw_reward [N], what returns are reported in where rewards were transformed.
         """
         ...
 
@@ -84,7 +85,8 @@ class VectorEnv(Protocol):
 def check_env(env: Any) -> None:
     """Refuse an object that does not follow the Env protocol, before anything is compiled.
 
-    Traces reset and step once, computing nothing.
+    Traces reset and step once, computing nothing. One that has only vectors, `vector(num_envs)`,
+    is looked at from outside: its environments are not started.
 
     Raises:
         InvalidEnvironment: a missing attribute, a foreign space, a wrong number of results, or an
@@ -92,7 +94,8 @@ def check_env(env: Any) -> None:
             message names it.
     """
     name = getattr(env, "name", type(env).__name__)
-    required = ("reset", "step", "params", "observation_space", "action_space", "time_limit")
+    functions = ["name"] if hasattr(env, "vector") else ["reset", "step", "params"]
+    required = [*functions, "observation_space", "action_space", "time_limit"]
     missing = [attribute for attribute in required if not hasattr(env, attribute)]
     if missing:
         raise InvalidEnvironment(
@@ -102,6 +105,12 @@ def check_env(env: Any) -> None:
     if env.time_limit is not None and not env.time_limit >= 1:
         raise InvalidEnvironment(f"{name}.time_limit is {env.time_limit}; it must be >= 1 or None")
     check_spaces(env)
+    if not hasattr(env, "vector"):
+        _check_step(name, env)
+
+
+def _check_step(name: str, env: Any) -> None:
+    """Trace one episode's beginning."""
     key, action = jax.random.key(0), jnp.zeros(env.action_space.shape, env.action_space.dtype)
     count = []
 

@@ -7,6 +7,7 @@ than it lists.
 
 import importlib
 import importlib.util
+import re
 from types import ModuleType
 from typing import Any
 
@@ -26,6 +27,10 @@ SUITES = {
     "jumanji": "ppo_jax.envs.jumanji",
     "pgx": "ppo_jax.envs.pgx",
     "jaxmarl": "ppo_jax.envs.jaxmarl",
+    # On the host.
+    "gymnasium": "ppo_jax.envs.gymnasium",
+    "ale": "ppo_jax.envs.ale",
+    "envpool": "ppo_jax.envs.envpool",
 }
 # Optional suite -> (the package its adapter imports, the extra that installs it).
 OPTIONAL = {
@@ -37,9 +42,14 @@ OPTIONAL = {
     "jumanji": ("jumanji", "jumanji"),
     "pgx": ("pgx", "pgx"),
     "jaxmarl": ("jaxmarl", "jaxmarl"),
+    "gymnasium": ("gymnasium", "gymnasium"),
+    "ale": ("ale_py", "atari"),
+    "envpool": ("envpool", "envpool"),
 }
 # A bare id belongs to the first of these that knows it.
 BARE = ("ppo_jax", "gymnax")
+# Ids that are Atari's by their form: ALE/Pong-v5, PongNoFrameskip-v4.
+ATARI = re.compile(r"ALE/\w+-v5|\w+NoFrameskip-v4")
 
 
 class UnknownEnvironment(ValueError):
@@ -70,16 +80,20 @@ def make(name: str, **kwargs: Any) -> Env:
 
 
 def as_env(env: Any) -> Env:
-    """An environment from a name, an Env, or a gymnax Environment object.
+    """An environment from a name, an Env, a gymnax Environment object, or what Gymnasium has: a
+    vector environment, or a function that makes environments.
 
     Raises:
         InvalidEnvironment: an object that is none of these; the message says what it lacks.
     """
     if isinstance(env, str):
         return make(env)
-    from ppo_jax.envs import gymnax
+    from ppo_jax.envs import gymnasium, gymnax
 
-    env = gymnax.adapt(env) if gymnax.is_gymnax(env) else env
+    if gymnax.is_gymnax(env):
+        env = gymnax.adapt(env)
+    elif gymnasium.is_gymnasium(env):
+        env = gymnasium.adapt(env)
     check_env(env)
     return env
 
@@ -103,10 +117,11 @@ def _locate(name: str) -> tuple[str, str]:
     suite, colon, env_id = name.partition(":")
     if not colon:
         env_id = name
-    for candidate in [suite] if colon else BARE:
+    bare = ("ale",) if ATARI.fullmatch(name) else BARE
+    where = (suite,) if colon else bare
+    for candidate in where:
         if _has(_module(candidate), env_id):
             return candidate, env_id
-    where = (suite,) if colon else BARE
     known = [n.split(":", 1)[1] for n in names(*where)]
     raise UnknownEnvironment(f"unknown environment {name!r}; {did_you_mean(env_id, known)}")
 

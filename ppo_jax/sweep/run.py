@@ -9,6 +9,7 @@ import numpy as np
 from ppo_jax import config as configs
 from ppo_jax.algorithms import ALGORITHMS
 from ppo_jax.config import ConfigError, TrainConfig
+from ppo_jax.envs import refuse_sweep
 from ppo_jax.sweep.points import Point, configure, grid
 from ppo_jax.sweep.schedule import Finished, Schedule, group_agents
 from ppo_jax.train import build
@@ -40,7 +41,7 @@ def run_seeds(
     Raises:
         ConfigError, InvalidEnvironment: what cannot work, and why.
     """
-    build(config, env)
+    refuse_sweep(build(config, env).env)
     numbers = seed_numbers(config, seeds)
     groups = group_agents([config], numbers)
     schedule = Schedule(groups, devices or jax.devices(), _checked(batch_size), env=env)
@@ -90,7 +91,7 @@ def run_sweep(
             "into one array; set total_timesteps so that all make as many"
         )
     for setting in settings:
-        build(setting, env)
+        refuse_sweep(build(setting, env).env)
     numbers = seed_numbers(config, seeds)
     groups = group_agents(settings, numbers)
     schedule = Schedule(groups, devices or jax.devices(), _checked(batch_size), episodes, env)

@@ -13,6 +13,7 @@ from rich.table import Table
 
 from ppo_jax import compilation_cache, report
 from ppo_jax.config import ConfigError
+from ppo_jax.envs import refuse_sweep
 from ppo_jax.runner import BROKEN_PROMISES, Signals
 from ppo_jax.sweep import results
 from ppo_jax.sweep.keep import KEEP, Keeper, scores_of
@@ -212,7 +213,7 @@ class _Session:
 def check(spec: Spec) -> None:
     """Everything that can be wrong with a point, before anything compiles or is written."""
     for config in dict.fromkeys(spec.configs):
-        build(config)
+        refuse_sweep(build(config).env)
 
 
 def print_table(order: list[Setting], threshold: float | None, rows: int = 10) -> None:

@@ -1,0 +1,151 @@
+"""Suite `gymnasium`: what is registered with Gymnasium, and objects that follow its API."""
+
+import functools
+from collections.abc import Callable
+from typing import Any
+
+from ppo_jax.envs.host import HostEnv
+from ppo_jax.envs.protocol import InvalidEnvironment
+from ppo_jax.types import did_you_mean
+
+BACKENDS = ("sync", "async", "vector_entry_point")
+
+
+def names() -> list[str]:
+    """Ids that are registered; those of a package are once it is imported."""
+    import gymnasium
+
+    return sorted(gymnasium.registry)
+
+
+def has(env_id: str) -> bool:
+    """Whether Gymnasium can make it, "module:id" among them."""
+    import gymnasium
+
+    try:
+        return gymnasium.spec(env_id) is not None
+    except (gymnasium.error.Error, ImportError):
+        return False
+
+
+def make(env_id: str, backend: str = "sync", **kwargs: Any) -> HostEnv:
+    """A registered environment.
+
+    Args:
+        env_id: e.g. "LunarLander-v3".
+        backend: how N of them run. sync: one after the other, in this process. async: in a process
+            each, which pays where a step is slow; the processes are started afresh ("spawn") and
+            inherit nothing of JAX, whose threads do not survive a fork. vector_entry_point: the
+            vectorised form that some ids have, with NEXT_STEP restarts.
+        **kwargs: arguments of the environment; max_episode_steps is the time limit.
+
+    Raises:
+        InvalidEnvironment: an unknown backend; or Gymnasium's own complaint, a package that the
+            environment needs and that is not installed among them.
+    """
+    import gymnasium
+
+    if backend not in BACKENDS:
+        raise InvalidEnvironment(f"unknown backend {backend!r}; {did_you_mean(backend, BACKENDS)}")
+    one = functools.partial(gymnasium.make, env_id, **kwargs)
+    first = _first(one, f"gymnasium:{env_id}")
+    spaces, limit = (first.observation_space, first.action_space), first.spec.max_episode_steps
+    first.close()
+
+    def start(num_envs: int, backend: str = backend, **options: Any) -> Callable[[], Any]:
+        if backend == "vector_entry_point":
+            mode = "vector_entry_point"
+            return functools.partial(
+                gymnasium.make_vec, env_id, num_envs, vectorization_mode=mode, **kwargs
+            )
+        # The checks of the environment's returns were made on the first one.
+        copy = functools.partial(one, disable_env_checker=True, **options)
+        return functools.partial(_vector, [copy] * num_envs, backend)
+
+    def variant(**options: Any) -> HostEnv:
+        same = functools.partial(start, backend="sync", **options)
+        return HostEnv(f"gymnasium:{env_id}", spaces, same, limit)
+
+    return HostEnv(
+        f"gymnasium:{env_id}",
+        spaces,
+        start,
+        limit,
+        # Its own copies, so that an evaluation disturbs no training.
+        evaluated_as=variant,
+        drawn_as=functools.partial(variant, render_mode="rgb_array"),
+    )
+
+
+def is_gymnasium(env: Any) -> bool:
+    """Whether an object is of Gymnasium's kind, or makes one: known without importing it."""
+    if hasattr(env, "single_observation_space"):
+        return True
+    known = any(c.__module__.split(".")[0] == "gymnasium" for c in type(env).__mro__)
+    makes_one = callable(env) and not hasattr(env, "reset")
+    return known or makes_one
+
+
+def adapt(env: Any) -> HostEnv:
+    """A function that makes environments, or a Gymnasium vector environment, as it is.
+
+    Args:
+        env: () -> gymnasium.Env, called N times; or a vector environment of num_envs.
+
+    Raises:
+        InvalidEnvironment: a single environment, of which there is only one; or a function that
+            makes something else.
+    """
+    if hasattr(env, "single_observation_space"):
+        return _adapt_vector(env)
+    if not callable(env):
+        raise InvalidEnvironment(
+            f"{env} is one Gymnasium environment, and training steps num_envs of them; give the "
+            "function that makes one, env=lambda: ..., or a vector environment"
+        )
+    first = _first(env, getattr(env, "__name__", repr(env)))
+    if hasattr(first, "single_observation_space"):
+        return _adapt_vector(first)
+    if not (hasattr(first, "observation_space") and hasattr(first, "action_space")):
+        raise InvalidEnvironment(
+            f"{env} makes a {type(first).__name__}, not a Gymnasium environment (observation_space "
+            "and action_space)"
+        )
+    spec = getattr(first, "spec", None)
+    name = spec.id if spec is not None else type(first.unwrapped).__name__
+    spaces = (first.observation_space, first.action_space)
+    first.close()
+
+    def start(num_envs: int) -> Callable[[], Any]:
+        return functools.partial(_vector, [env] * num_envs, "sync")
+
+    def copy() -> HostEnv:
+        return HostEnv(name, spaces, start)
+
+    return HostEnv(name, spaces, start, evaluated_as=copy)
+
+
+def _adapt_vector(venv: Any) -> HostEnv:
+    """The vector environment itself, for training and for evaluation alike."""
+    name = venv.spec.id if getattr(venv, "spec", None) else type(venv.unwrapped).__name__
+    spaces = (venv.single_observation_space, venv.single_action_space)
+    return HostEnv(name, spaces, lambda num_envs: lambda: venv, evaluation_envs=venv.num_envs)
+
+
+def _first(make_one: Callable[[], Any], name: str) -> Any:
+    """The first of its kind; its spaces are those of all."""
+    try:
+        return make_one()
+    except Exception as error:
+        raise InvalidEnvironment(
+            f"{name} cannot be made: {type(error).__name__}: {error}"
+        ) from error
+
+
+def _vector(copies: list[Callable[[], Any]], backend: str) -> Any:
+    import gymnasium
+
+    mode = gymnasium.vector.AutoresetMode.SAME_STEP
+    if backend == "async":
+        return gymnasium.vector.AsyncVectorEnv(copies, context="spawn", autoreset_mode=mode)
+    return gymnasium.vector.SyncVectorEnv(copies, autoreset_mode=mode)
