@@ -12,9 +12,9 @@ import jax.numpy as jnp
 
 from ppo_jax import rollout
 from ppo_jax.algorithms import ALGORITHMS
-from ppo_jax.config import TrainConfig, check, resolve
+from ppo_jax.config import TrainConfig, check, env_kwargs, resolve
 from ppo_jax.envs import Env, InvalidEnvironment, VectorEnv, as_env, spaces, vectorize
-from ppo_jax.networks import CONVOLUTIONS, Policy, make_policy
+from ppo_jax.networks import CONVOLUTIONS, FRAME_MIXES, Policy, make_policy
 from ppo_jax.types import Algorithm, Batch, Metrics, PyTree, TrainState
 
 Step = Callable[..., tuple[TrainState, Metrics]]
@@ -81,7 +81,7 @@ def build(config: TrainConfig, env: Any = None) -> Program:
         ConfigError, InvalidEnvironment: what cannot work, and why.
     """
     check(config)
-    env = as_env(config.env if env is None else env)
+    env = as_env(config.env, **env_kwargs(config)) if env is None else as_env(env)
     config = resolve(config, env)
     check(config, env)
     _check_spaces(config, env)
@@ -95,6 +95,7 @@ def build(config: TrainConfig, env: Any = None) -> Program:
         shared_torso=config.shared_torso,
         squash=config.squash,
         log_std_init=config.log_std_init,
+        frame_mix=config.frame_mix,
         critic=getattr(config.hyper, "critic", "v"),
     )
     algorithm = ALGORITHMS[config.algorithm].make(policy, config.hyper)
@@ -164,6 +165,8 @@ def _check_spaces(config: TrainConfig, env: Env) -> None:
         )
     if config.network != "mlp":
         _check_image(config.network, name, observations.shape)
+    if config.frame_mix != "none":
+        _check_frames(config.frame_mix, name, observations.shape)
 
 
 def _check_image(network: str, name: str, shape: tuple[int, ...]) -> None:
@@ -179,6 +182,16 @@ def _check_image(network: str, name: str, shape: tuple[int, ...]) -> None:
                 f"images of {name} with shape {shape} are too small for network {network!r}"
             )
         side = (side - kernel) // stride + 1
+
+
+def _check_frames(mix: str, name: str, shape: tuple[int, ...]) -> None:
+    frames = len(FRAME_MIXES[mix])
+    if len(shape) != 3 or shape[-1] != frames:
+        raise InvalidEnvironment(
+            f"frame_mix {mix!r} takes images of {frames} frames [H, W, {frames}]; observations of "
+            f"{name} have shape {shape}; use frame_mix none, or {frames} frames (of Pong: "
+            f"--env-args frames={frames})"
+        )
 
 
 if __name__ == "__main__":

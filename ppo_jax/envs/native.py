@@ -3,7 +3,10 @@
 import importlib
 from typing import Any
 
-MODULES = {"CartPoleContinuous-v1": "ppo_jax.envs.cartpole_continuous"}
+MODULES = {
+    "CartPoleContinuous-v1": "ppo_jax.envs.cartpole_continuous",
+    "Pong": "ppo_jax.envs.pong",
+}
 
 
 def names() -> list[str]:

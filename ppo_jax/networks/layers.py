@@ -20,8 +20,42 @@ HIDDEN_GAIN = math.sqrt(2.0)
 CONVOLUTIONS: dict[str, tuple[tuple[int, int, int], ...]] = {
     "mlp": (),
     "minatar": ((16, 3, 1),),
+    "small": ((16, 8, 4), (32, 4, 2)),
     "nature": ((32, 8, 4), (64, 4, 2), (64, 3, 1)),
 }
+
+# Rows are what the network sees of the last frames I_{t-2}, I_{t-1}, I_t. "differences" are
+# acceleration, velocity and position.
+FRAME_MIXES: dict[str, tuple[tuple[int, ...], ...]] = {
+    "none": (),
+    "differences": ((1, -2, 1), (0, -1, 1), (0, 0, 1)),
+}
+
+
+def mix_frames(x: jax.Array, mix: str) -> jax.Array:
+    """Frames as their differences, before the first layer of a network.
+
+    I_t − 2 I_{t−1} + I_{t−2},   I_t − I_{t−1},   I_t
+
+    A fixed and invertible change of basis (it is its own inverse): what it changes is where a
+    network starts. Here and not in the environment, the history is kept as bytes.
+
+    Args:
+        x: [..., 3], the newest frame last; or flattened, [..., H W 3].
+        mix: name in FRAME_MIXES.
+
+    Returns:
+        x's shape.
+
+    Source: schinger/PPO-simplest, FramePreStacking.
+    """
+    rows = FRAME_MIXES[mix]
+    if not rows:
+        return x
+    frames = x.reshape(*x.shape[:-1], -1, len(rows))
+    old = [frames[..., i] for i in range(len(rows))]
+    mixed = [sum(c * f for c, f in zip(row, old, strict=True) if c) for row in rows]
+    return jnp.stack(mixed, axis=-1).reshape(x.shape)
 
 
 def orthogonal(gain: float) -> nn.initializers.Initializer:

@@ -12,7 +12,7 @@ from ppo_jax.distributions import Distribution
 from ppo_jax.envs import spaces
 from ppo_jax.networks.features import preprocess
 from ppo_jax.networks.heads import Actor, Critic, QCritic
-from ppo_jax.networks.layers import CNN, MLP
+from ppo_jax.networks.layers import CNN, MLP, mix_frames
 from ppo_jax.types import Params, PyTree
 
 
@@ -61,6 +61,7 @@ def make_policy(
     squash: bool = False,
     log_std_init: float = 0.0,
     critic: str = "v",
+    frame_mix: str = "none",
 ) -> Policy:
     """The feed-forward actor-critic for a pair of spaces.
 
@@ -74,6 +75,7 @@ def make_policy(
         squash: tanh-squashed Gaussian for Box actions.
         log_std_init: log σ of a Gaussian at the start.
         critic: "v", "q" or "none", as in Policy.
+        frame_mix: name in FRAME_MIXES, of images of as many frames.
 
     Returns:
         Policy without memory: its core is ().
@@ -101,8 +103,11 @@ def make_policy(
     if critic == "q":
         judge = QCritic(convolutions(), layers(), action_space)
 
+    def inputs_of(obs: PyTree) -> jax.Array:
+        return mix_frames(preprocess(observation_space, obs, image), frame_mix)
+
     def features(params: Params, obs: PyTree) -> jax.Array:
-        x = preprocess(observation_space, obs, image)
+        x = inputs_of(obs)
         return run(torso, params["torso"], x) if shared_torso else x
 
     def evaluate(params: Params, x: jax.Array, *action: jax.Array) -> jax.Array:
@@ -112,7 +117,7 @@ def make_policy(
 
     def init(key: jax.Array, obs: PyTree) -> Params:
         torso_key, actor_key, critic_key = jax.random.split(key, 3)
-        x = preprocess(observation_space, obs, image)
+        x = inputs_of(obs)
         params: dict[str, Any] = {}
         if shared_torso:
             params["torso"] = torso.init(torso_key, x).get("params", {})
