@@ -5,6 +5,7 @@ of `make_train`.
 """
 
 import dataclasses
+import json
 import math
 import numbers
 from pathlib import Path
@@ -14,7 +15,7 @@ import jax
 
 from ppo_jax.algorithms import ALGORITHMS
 from ppo_jax.envs import canonical
-from ppo_jax.networks import ACTIVATIONS, CONVOLUTIONS, MEMORIES
+from ppo_jax.networks import ACTIVATIONS, CONVOLUTIONS, FRAME_MIXES, MEMORIES
 from ppo_jax.presets import PRESETS
 from ppo_jax.types import Bounds, did_you_mean, option
 
@@ -28,6 +29,7 @@ class TrainConfig:
     """A run: the environment, how much of it, the network, and the algorithm's hyperparameters."""
 
     env: str = option("CartPole-v1", "environment, as ID or SUITE:ID")
+    env_args: tuple[str, ...] = option((), "its arguments, each as NAME=VALUE")
     algorithm: str = option("ppo", "what learns", choices=tuple(ALGORITHMS))
     total_timesteps: int = option(500_000, "environment steps of the whole run", low=1)
     num_envs: int = option(4, "parallel environments", low=1)
@@ -38,6 +40,9 @@ class TrainConfig:
     network: str = option("mlp", "mlp, or convolutions before it", choices=tuple(CONVOLUTIONS))
     memory: str = option("none", "a recurrent cell after the layers, or none", choices=MEMORIES)
     memory_size: int = option(64, "width of the memory", low=1)
+    frame_mix: str = option(
+        "none", "what a network sees of the last frames", choices=tuple(FRAME_MIXES)
+    )
     shared_torso: bool = option(False, "one body for actor and critic")
     squash: bool = option(False, "tanh-squashed Gaussian for continuous actions")
     log_std_init: float = option(0.0, "log standard deviation of a Gaussian at the start")
@@ -49,8 +54,9 @@ class TrainConfig:
     hyper: Any = None
 
     def __post_init__(self) -> None:
-        if isinstance(self.hidden, list):
-            object.__setattr__(self, "hidden", tuple(self.hidden))
+        for name in ("hidden", "env_args"):
+            if isinstance(getattr(self, name), list):
+                object.__setattr__(self, name, tuple(getattr(self, name)))
         if self.hyper is None and self.algorithm in ALGORITHMS:
             object.__setattr__(self, "hyper", ALGORITHMS[self.algorithm].Config())
 
@@ -232,6 +238,7 @@ def check(config: TrainConfig, env: Any = None) -> None:
         if not isinstance(value, jax.core.Tracer):
             _check_option(known[name], value)
     _check_sizes(config)
+    env_kwargs(config)
     if config.memory != "none" and getattr(config.hyper, "critic", "v") == "q":
         raise ConfigError(
             f"the critic of {config.algorithm} judges actions, and has no memory; use memory='none'"
@@ -241,6 +248,30 @@ def check(config: TrainConfig, env: Any = None) -> None:
             config.hyper.check(config, env)
         except ValueError as error:
             raise ConfigError(str(error)) from error
+
+
+def env_kwargs(config: TrainConfig) -> dict[str, Any]:
+    """What `env_args` say: ("size=42", "difficulty=hard") -> {"size": 42, "difficulty": "hard"}.
+
+    A value is a number or a truth value where JSON would read one, else text.
+
+    Raises:
+        ConfigError: not NAME=VALUE, or a name given twice.
+    """
+    found: dict[str, Any] = {}
+    for text in config.env_args:
+        name, equals, value = text.partition("=")
+        if not (name.isidentifier() and equals):
+            raise ConfigError(
+                f"env_args has {text!r}; each is NAME=VALUE, as in --env-args size=42 frames=3"
+            )
+        if name in found:
+            raise ConfigError(f"env_args gives {name} twice")
+        try:
+            found[name] = json.loads(value.lower() if value in ("True", "False") else value)
+        except ValueError:
+            found[name] = value
+    return found
 
 
 def check_options(record: Any) -> None:

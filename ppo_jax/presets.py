@@ -104,6 +104,23 @@ PRESETS: dict[str, dict[str, Any]] = {
         "gamma": 0.999,
         "entropy_coef": 0.003,
     },
+    "pong": {
+        "env": "Pong",
+        "env_args": ("size=42", "frames=3", "difficulty=easy"),
+        "algorithm": "ppo",
+        "total_timesteps": 1_500_000,
+        "num_envs": 32,
+        "num_steps": 128,
+        "network": "small",
+        "hidden": (256,),
+        "activation": "relu",
+        "frame_mix": "differences",
+        "shared_torso": True,
+        "learning_rate": 7e-4,
+        "epochs": 3,
+        "minibatches": 4,
+        "entropy_coef": 0.01,
+    },
 }
 
 # The rest of the family on four environments: NAME_ALGORITHM is for NAME's environment.

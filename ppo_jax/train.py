@@ -13,9 +13,15 @@ import jax.numpy as jnp
 
 from ppo_jax import rollout
 from ppo_jax.algorithms import ALGORITHMS
-from ppo_jax.config import TrainConfig, check, resolve
+from ppo_jax.config import TrainConfig, check, env_kwargs, resolve
 from ppo_jax.envs import Env, InvalidEnvironment, VectorEnv, as_env, check_spaces, spaces, vectorize
-from ppo_jax.networks import CONVOLUTIONS, Policy, make_policy, make_recurrent_policy
+from ppo_jax.networks import (
+    CONVOLUTIONS,
+    FRAME_MIXES,
+    Policy,
+    make_policy,
+    make_recurrent_policy,
+)
 from ppo_jax.types import Algorithm, Batch, Metrics, PyTree, TrainState
 
 Step = Callable[..., tuple[TrainState, Metrics]]
@@ -86,7 +92,7 @@ def build(config: TrainConfig, env: Any = None) -> Program:
         ConfigError, InvalidEnvironment: what cannot work, and why.
     """
     check(config)
-    env = as_env(config.env if env is None else env)
+    env = as_env(config.env, **env_kwargs(config)) if env is None else as_env(env)
     config = resolve(config, env)
     check(config, env)
     _check_spaces(config, env)
@@ -139,6 +145,7 @@ def _policy(config: TrainConfig, env: Env) -> Policy:
         "shared_torso": config.shared_torso,
         "squash": config.squash,
         "log_std_init": config.log_std_init,
+        "frame_mix": config.frame_mix,
         "critic": getattr(config.hyper, "critic", "v"),
     }
     if config.memory == "none":
@@ -183,6 +190,8 @@ def _check_spaces(config: TrainConfig, env: Env) -> None:
         )
     if config.network != "mlp":
         _check_image(config.network, name, env.observation_space)
+    if config.frame_mix != "none":
+        _check_frames(config.frame_mix, name, env.observation_space)
 
 
 def _check_image(network: str, name: str, observations: PyTree) -> None:
@@ -200,6 +209,17 @@ def _check_image(network: str, name: str, observations: PyTree) -> None:
                 f"{network!r}"
             )
         side = (side - kernel) // stride + 1
+
+
+def _check_frames(mix: str, name: str, observations: PyTree) -> None:
+    frames = len(FRAME_MIXES[mix])
+    images = [leaf.shape for _, leaf in spaces.leaves(observations) if spaces.is_image(leaf)]
+    if not images or any(shape[-1] != frames for shape in images):
+        raise InvalidEnvironment(
+            f"frame_mix {mix!r} takes images of {frames} frames [H, W, {frames}]; observations of "
+            f"{name} are {spaces.describe(observations)}; use frame_mix none, or {frames} frames "
+            f"(of Pong: --env-args frames={frames})"
+        )
 
 
 if __name__ == "__main__":

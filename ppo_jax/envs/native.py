@@ -6,6 +6,7 @@ from typing import Any
 MODULES = {
     "CartPoleContinuous-v1": "ppo_jax.envs.cartpole_continuous",
     "CartPolePositions-v1": "ppo_jax.envs.cartpole_positions",
+    "Pong": "ppo_jax.envs.pong",
 }
 
 

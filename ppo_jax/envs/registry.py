@@ -79,15 +79,19 @@ def make(name: str, **kwargs: Any) -> Env:
     return _module(suite).make(env_id, **kwargs)
 
 
-def as_env(env: Any) -> Env:
+def as_env(env: Any, **kwargs: Any) -> Env:
     """An environment from a name, an Env, a gymnax Environment object, or what Gymnasium has: a
     vector environment, or a function that makes environments.
+
+    Args:
+        env: any of these.
+        **kwargs: parameters of one that is made by name.
 
     Raises:
         InvalidEnvironment: an object that is none of these; the message says what it lacks.
     """
     if isinstance(env, str):
-        return make(env)
+        return make(env, **kwargs)
     from ppo_jax.envs import gymnasium, gymnax
 
     if gymnax.is_gymnax(env):

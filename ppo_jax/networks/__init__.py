@@ -1,6 +1,6 @@
 """Networks, and the Policy that hides them: observation -> (distribution, value)."""
 
-from ppo_jax.networks.features import Features, batch_shape, preprocess
+from ppo_jax.networks.features import FRAME_MIXES, Features, batch_shape, mix_frames, preprocess
 from ppo_jax.networks.heads import Actor, Critic, QCritic, encode
 from ppo_jax.networks.layers import (
     ACTIVATIONS,
@@ -23,6 +23,7 @@ __all__ = [
     "CELLS",
     "CNN",
     "CONVOLUTIONS",
+    "FRAME_MIXES",
     "HIDDEN_GAIN",
     "MEMORIES",
     "MLP",
@@ -43,6 +44,7 @@ __all__ = [
     "make_policy",
     "make_recurrent_policy",
     "masked",
+    "mix_frames",
     "orthogonal",
     "preprocess",
     "run",

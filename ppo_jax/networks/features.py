@@ -10,6 +10,13 @@ from flax import struct
 from ppo_jax.envs import spaces
 from ppo_jax.types import PyTree
 
+# Rows are what the network sees of the last frames I_{t-2}, I_{t-1}, I_t. "differences" are
+# acceleration, velocity and position.
+FRAME_MIXES: dict[str, tuple[tuple[int, ...], ...]] = {
+    "none": (),
+    "differences": ((1, -2, 1), (0, -1, 1), (0, 0, 1)),
+}
+
 
 @struct.dataclass
 class Features:
@@ -24,7 +31,9 @@ class Features:
     rest: jax.Array
 
 
-def preprocess(space: PyTree, obs: PyTree, image: bool) -> jax.Array | Features:
+def preprocess(
+    space: PyTree, obs: PyTree, image: bool, frame_mix: str = "none"
+) -> jax.Array | Features:
     """An observation as the float features a network takes.
 
     Integers with a known range become one-hot, a vector per component; bits and numbers are
@@ -36,6 +45,7 @@ def preprocess(space: PyTree, obs: PyTree, image: bool) -> jax.Array | Features:
         space: observation space, or the pytree of them.
         obs: [..., *space.shape], or a pytree of such.
         image: keep the only leaf with a shape [H, W, C] for a CNN.
+        frame_mix: what is made of the frames of an image, as in `mix_frames`.
 
     Returns:
         [..., F] or [..., H, W, C] float32; Features where the image has company.
@@ -43,13 +53,39 @@ def preprocess(space: PyTree, obs: PyTree, image: bool) -> jax.Array | Features:
     pairs = zip(spaces.leaves(space), spaces.leaves(obs), strict=True)
     images, rest = [], []
     for (_, leaf), (_, x) in pairs:
+        x = mix_frames(_numbers(leaf, x), frame_mix) if spaces.is_image(leaf) else x
         if image and spaces.is_image(leaf):
-            images.append(_numbers(leaf, x))
+            images.append(x)
         else:
             rest.append(_flat(leaf, x))
     if not images:
         return _beside(rest)
     return Features(images[0], _beside(rest)) if rest else images[0]
+
+
+def mix_frames(x: jax.Array, mix: str) -> jax.Array:
+    """Frames as their differences, before the first layer of a network.
+
+    I_t − 2 I_{t−1} + I_{t−2},   I_t − I_{t−1},   I_t
+
+    A fixed and invertible change of basis (it is its own inverse): what it changes is where a
+    network starts. Here and not in the environment, the history is kept as bytes.
+
+    Args:
+        x: [..., 3], the newest frame last.
+        mix: name in FRAME_MIXES.
+
+    Returns:
+        x's shape.
+
+    Source: schinger/PPO-simplest, FramePreStacking.
+    """
+    rows = FRAME_MIXES[mix]
+    if not rows:
+        return x
+    frames = [x[..., i] for i in range(len(rows))]
+    mixed = [sum(c * f for c, f in zip(row, frames, strict=True) if c) for row in rows]
+    return jnp.stack(mixed, axis=-1)
 
 
 def batch_shape(space: PyTree, obs: PyTree) -> tuple[int, ...]:

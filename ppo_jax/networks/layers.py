@@ -22,6 +22,7 @@ HIDDEN_GAIN = math.sqrt(2.0)
 CONVOLUTIONS: dict[str, tuple[tuple[int, int, int], ...]] = {
     "mlp": (),
     "minatar": ((16, 3, 1),),
+    "small": ((16, 8, 4), (32, 4, 2)),
     "nature": ((32, 8, 4), (64, 4, 2), (64, 3, 1)),
 }
 

@@ -81,6 +81,7 @@ def make_policy(
     squash: bool = False,
     log_std_init: float = 0.0,
     critic: str = "v",
+    frame_mix: str = "none",
 ) -> Policy:
     """The feed-forward actor-critic for a pair of spaces.
 
@@ -96,6 +97,7 @@ def make_policy(
         squash: tanh-squashed Gaussian for Box actions.
         log_std_init: log σ of a Gaussian at the start.
         critic: "v", "q" or "none", as in Policy.
+        frame_mix: name in FRAME_MIXES, of images of as many frames.
 
     Returns:
         Policy without memory: its core is ().
@@ -119,8 +121,10 @@ def make_policy(
         front = CNN(tuple(cnn), activation) if image else None
         judge = QCritic(front, layers, spaces.drawn(action_space))
 
+    see = functools.partial(preprocess, observation_space, image=image, frame_mix=frame_mix)
+
     def features(params: Params, obs: PyTree) -> jax.Array | Features:
-        x = preprocess(observation_space, obs, image)
+        x = see(obs)
         return run(torso, params["torso"], x) if shared_torso else x
 
     def distribution(params: Params, obs: PyTree, x: Any) -> Distribution:
@@ -133,7 +137,7 @@ def make_policy(
 
     def init(key: jax.Array, obs: PyTree) -> Params:
         torso_key, actor_key, critic_key = jax.random.split(key, 3)
-        x = preprocess(observation_space, obs, image)
+        x = see(obs)
         params: dict[str, Any] = {}
         if shared_torso:
             params["torso"] = torso.init(torso_key, x).get("params", {})

@@ -1,5 +1,6 @@
 """The actor-critic with memory, for environments that do not show everything at every step."""
 
+import functools
 from collections.abc import Sequence
 from typing import Any
 
@@ -47,6 +48,7 @@ def make_recurrent_policy(
     shared_torso: bool = False,
     squash: bool = False,
     log_std_init: float = 0.0,
+    frame_mix: str = "none",
     critic: str = "v",
 ) -> Policy:
     """`make_policy` with a recurrent cell between the layers and the heads.
@@ -73,6 +75,8 @@ def make_recurrent_policy(
     if image:
         spaces.image(observation_space)
 
+    see = functools.partial(preprocess, observation_space, image=image, frame_mix=frame_mix)
+
     def remembering(head: nn.Module | None) -> Remembering:
         body = layers_of(tuple(cnn), tuple(hidden), activation)
         return Remembering(body, Memory(memory, memory_size), head)
@@ -86,7 +90,7 @@ def make_recurrent_policy(
 
     def unroll(params: Params, core: PyTree, obs: PyTree, start: jax.Array) -> Any:
         """(core, dist, value), all [M, T]."""
-        x = preprocess(observation_space, obs, image)
+        x = see(obs)
         results = {k: run(m, params[k], core[k], x, start) for k, m in remembers.items()}
         core = {k: c for k, (c, _) in results.items()}
         said = {k: y for k, (_, y) in results.items()}
@@ -99,7 +103,7 @@ def make_recurrent_policy(
         torso_key, actor_key, critic_key = jax.random.split(key, 3)
         keys = {"torso": torso_key, "actor": actor_key, "critic": critic_key}
         obs = jax.tree.map(lambda x: x[:, None], obs)
-        x = preprocess(observation_space, obs, image)
+        x = see(obs)
         start = jnp.ones(batch_shape(observation_space, obs), bool)
         core = init_core(start.shape[0])
         params = {k: m.init(keys[k], core[k], x, start)["params"] for k, m in remembers.items()}
