@@ -11,6 +11,7 @@ from ppo_jax import cli
 from ppo_jax.algorithms import ppo
 from ppo_jax.config import ConfigError, options, to_json
 from ppo_jax.report import read_metrics
+from ppo_jax.train import build
 
 
 def parse(*arguments: str):
@@ -31,6 +32,20 @@ def test_flags_are_the_fields_of_the_dataclasses():
     )
     assert config.hyper == ppo.Config(gamma=0.9, normalize_advantage=False, target_kl=0.01)
     assert str(run.run_dir) == "x"
+
+
+def test_arguments_of_the_environment_reach_it(capsys):
+    config, _ = parse("--env", "Pong", "--env-args", "size=20", "frames=3", "difficulty=hard")
+    assert config.env_args == ("size=20", "frames=3", "difficulty=hard")  # in place of the preset's
+    env = build(config).env
+    assert env.observation_space.shape == (20, 20, 3) and env.params.opponent_speed == 2.0
+    for words, message in (
+        (("--env", "Pong", "--env-args", "sise=20"), "no argument 'sise'; did you mean size"),
+        (("--env-args", "gravit=1"), "CartPole-v1 has no parameter 'gravit'; did you mean gravity"),
+    ):
+        with pytest.raises(SystemExit) as stop:
+            cli.train([*words])
+        assert stop.value.code == 2 and message in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("text", ["500000", "5e5", "500_000", "5E5"])

@@ -1,6 +1,7 @@
 """Configurations: flat and nested, split and merged, and refused with a sentence that helps."""
 
 import dataclasses
+import json
 import math
 
 import jax
@@ -102,6 +103,10 @@ def test_split_takes_the_floats_and_leaves_the_rest():
         ({"num_envs": True}, "num_envs is True; it must be of type int"),
         ({"shared_torso": 1}, "shared_torso is 1; it must be of type bool"),
         ({"hidden": (64, -1)}, r"hidden is \(64, -1\); it must be >= 1"),
+        ({"env_args": "size=42"}, "env_args is 'size=42'; it must be of type tuple"),
+        ({"env_args": ("size",)}, "env_args has 'size'; each is NAME=VALUE, as in --env-args"),
+        ({"env_args": ("size=4", "size=5")}, "env_args gives size twice"),
+        ({"frame_mix": "sum"}, "frame_mix is 'sum'; it must be one of none, differences"),
         ({"activation": "tan"}, "activation is 'tan'; it must be one of tanh, relu"),
         ({"seed": -1}, "seed is -1; it must be >= 0"),
         (
@@ -117,6 +122,17 @@ def test_split_takes_the_floats_and_leaves_the_rest():
 def test_what_cannot_work_is_refused(values, message):
     with pytest.raises(ConfigError, match=message):
         configs.make(preset="none", **values)
+
+
+def test_arguments_of_an_environment_are_read_as_json_or_text():
+    words = ("size=42", "speed=1.5", "difficulty=hard", "flag=True", "other=false", "x=a=b", "y=")
+    config = configs.make(env_args=list(words))
+    assert config.env_args == words
+    assert configs.env_kwargs(config) == {
+        "size": 42, "speed": 1.5, "difficulty": "hard", "flag": True, "other": False,
+        "x": "a=b", "y": "",
+    }  # fmt: skip
+    assert configs.from_json(json.loads(json.dumps(configs.to_json(config)))) == config
 
 
 @pytest.mark.parametrize(

@@ -36,6 +36,7 @@ def test_nothing_varied_is_one_point():
         ("num-envs=4,8", [4, 8]),
         ("total_timesteps=5e5,1e6", [500_000, 1_000_000]),
         ("hidden=64x64,32", [(64, 64), (32,)]),
+        ("env_args=size=42+frames=3,size=84", [("size=42", "frames=3"), ("size=84",)]),
         ("target_kl=none,0.02", [None, 0.02]),
         ("normalize_obs=true,False", [True, False]),
         ("activation=tanh,relu", ["tanh", "relu"]),
@@ -49,7 +50,12 @@ def test_values_have_the_type_of_their_option(word, values):
 
 
 def test_a_value_reads_as_it_is_written():
-    for word in ("hidden=64x64,32", "target_kl=none,0.02", "learning_rate=0.00025,1e-05"):
+    for word in (
+        "hidden=64x64,32",
+        "env_args=size=42+frames=3,size=84",
+        "target_kl=none,0.02",
+        "learning_rate=0.00025,1e-05",
+    ):
         ((name, values),) = vary(word).items()
         assert vary(f"{name}={','.join(map(text, values))}") == {name: values}
 

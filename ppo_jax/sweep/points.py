@@ -47,7 +47,7 @@ def parse_vary(words: Sequence[str], known: dict[str, Any]) -> dict[str, Range |
 
     Args:
         words: "name=a,b,c", or "name=log:low:high" and "name=lin:low:high" to sample from, with
-            ":count" for a grid; tuples as "64x64", "none" for None.
+            ":count" for a grid; tuples as "64x64" or "size=42+frames=3", "none" for None.
         known: name -> field of every option there is.
 
     Raises:
@@ -163,7 +163,8 @@ def label(point: Point) -> str:
 def text(value: Any) -> str:
     """A value as the command line takes it."""
     if isinstance(value, tuple | list):
-        return "x".join(map(str, value))
+        words = any(isinstance(v, str) for v in value)
+        return ("+" if words else "x").join(map(str, value))
     if isinstance(value, float):
         return f"{value:g}" if float(f"{value:g}") == value else repr(value)
     return "none" if value is None else str(value)
@@ -219,6 +220,8 @@ def _value(name: str, word: str, field: Any) -> Any:
     try:
         if word.lower() == "none" and "None" in kind:
             return None
+        if "tuple[str" in kind:
+            return tuple(word.split("+"))
         if "tuple" in kind:
             return tuple(_whole(part) for part in word.split("x"))
         if "bool" in kind:
