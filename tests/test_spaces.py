@@ -79,20 +79,21 @@ def test_the_best_policy_is_learned(env, best, options):
 
 
 @pytest.mark.parametrize(
-    ("algorithm", "env"),
+    ("algorithm", "env", "options"),
     [
-        ("trpo", probe_envs.BestCard()),
-        ("ppo_kl", probe_envs.Choices()),
-        ("actor_critic", probe_envs.Cells()),
+        ("trpo", probe_envs.BestCard(), {}),
+        ("ppo_kl", probe_envs.Choices(), {}),
+        ("actor_critic", probe_envs.Cells(), {"num_steps": 4, "actor_rate": 0.3}),
     ],
     ids=["trpo", "ppo_kl", "actor_critic"],
 )
-def test_the_others_of_the_family_keep_to_the_mask(algorithm, env):
+def test_the_others_of_the_family_keep_to_the_mask(algorithm, env, options):
     """Those that recompute distributions, or score actions, find them where they were."""
-    config = small(algorithm=algorithm, total_timesteps=8192)
+    config = small(algorithm=algorithm, total_timesteps=8192, **options)
     state, metrics = jax.jit(make_train(config, env))(KEY)
     for name, value in metrics.items():
-        assert np.isfinite(value).all(), name
+        # Once every return is 1 there is no variance to explain.
+        assert np.isfinite(value).all() or name == "explained_variance", name
     assert metrics["episode_return_min"].min() >= 0
     assert all(np.isfinite(x).all() for x in jax.tree.leaves(state.learner.params))
     early, late = metrics["episode_return"][:3].mean(), metrics["episode_return"][-3:].mean()
