@@ -1,6 +1,7 @@
 """Environments whose values and best policies are known, and one that shows how it was handled."""
 
 import dataclasses
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -141,3 +142,156 @@ class Counter(Probe):
 
     def _observe(self, state):
         return jnp.stack([state[0], state[1]]).astype(jnp.float32)
+
+
+# Below every return that legal actions can earn: one illegal action shows in the worst episode.
+ILLEGAL = -100.0
+
+
+class OneStep(Probe):
+    """One step; `draw(key)` -> (obs, state), `judge(state, action)` -> reward."""
+
+    def reset(self, key, params):
+        return self.draw(key)
+
+    def step(self, key, state, action, params):
+        obs, _ = jax.tree.map(jnp.zeros_like, self.draw(key))  # the end: nothing is legal
+        reward = self.judge(state, action).astype(jnp.float32)
+        return obs, state, reward, jnp.array(True), jnp.array(False), {}
+
+
+class MatchBits(OneStep):
+    """Three bits are shown; the reward is the share of them that the action repeats. At best 1."""
+
+    def __init__(self):
+        super().__init__(spaces.MultiBinary(3), spaces.MultiBinary(3))
+
+    def draw(self, key):
+        bits = jax.random.bernoulli(key, shape=(3,))
+        return bits, bits
+
+    def judge(self, state, action):
+        return jnp.mean(action == state)
+
+
+class Hand(NamedTuple):
+    """What BestCard shows."""
+
+    value: Any
+    action_mask: Any
+
+
+class BestCard(OneStep):
+    """Four cards, not all of them legal; 1 for the best that is, else 0. At best 1."""
+
+    def __init__(self):
+        shown = Hand(spaces.Box(-1.0, 1.0, (4,)), spaces.Box(0, 1, (4,), bool))
+        super().__init__(shown, spaces.Discrete(4))
+
+    def draw(self, key):
+        order_key, legal_key, one_key = jax.random.split(key, 3)
+        value = jax.random.permutation(order_key, jnp.linspace(-1.0, 1.0, 4))
+        legal = jax.random.bernoulli(legal_key, shape=(4,))
+        obs = Hand(value, legal.at[jax.random.randint(one_key, (), 0, 4)].set(True))
+        return obs, obs
+
+    def judge(self, state, action):
+        best = jnp.argmax(jnp.where(state.action_mask, state.value, -jnp.inf))
+        return jnp.where(state.action_mask[action], action == best, ILLEGAL)
+
+
+class Choices(OneStep):
+    """Two choices, each with its own legal ones; the share of them that are as shown. At best 1."""
+
+    def __init__(self):
+        actions = spaces.MultiDiscrete((3, 2))
+        mask = spaces.Box(0, 1, (2, 3), bool)
+        super().__init__({"wanted": actions, "action_mask": mask}, actions)
+
+    def draw(self, key):
+        wanted_key, legal_key = jax.random.split(key)
+        wanted = jax.random.randint(wanted_key, (2,), 0, jnp.array([3, 2]))
+        legal = jax.random.bernoulli(legal_key, 0.3, (2, 3))
+        legal = legal.at[jnp.arange(2), wanted].set(True).at[1, 2].set(True)  # padding: ignored
+        obs = {"wanted": wanted, "action_mask": legal}
+        return obs, obs
+
+    def judge(self, state, action):
+        legal = state["action_mask"][jnp.arange(2), action] & (action < jnp.array([3, 2]))
+        return jnp.where(legal.all(), jnp.mean(action == state["wanted"]), ILLEGAL)
+
+
+class Cells(OneStep):
+    """A cell of a board 3 x 2 in the row that is shown; only one of its two is free. At best 1.
+
+    Which cells are free is known of both coordinates together alone.
+    """
+
+    def __init__(self):
+        shown = {"row": spaces.Discrete(3), "action_mask": spaces.Box(0, 1, (3, 2), bool)}
+        super().__init__(shown, spaces.MultiDiscrete((3, 2), joint=True))
+
+    def draw(self, key):
+        row_key, free_key = jax.random.split(key)
+        first = jax.random.bernoulli(free_key, shape=(3,))
+        row = jax.random.randint(row_key, (), 0, 3)
+        obs = {"row": row, "action_mask": jnp.stack([first, ~first], axis=-1)}
+        return obs, obs
+
+    def judge(self, state, action):
+        free = state["action_mask"][action[0], action[1]]
+        return jnp.where(free, action[0] == state["row"], ILLEGAL)
+
+
+class Corridor(Probe):
+    """Five cells, a step costs 1, the way ends at the right. Four steps at least: at best −4."""
+
+    def __init__(self):
+        super().__init__(spaces.Discrete(5), time_limit=12, shortest_episode=4)
+
+    def reset(self, key, params):
+        return jnp.int32(0), (jnp.int32(0), jnp.int32(0))
+
+    def step(self, key, state, action, params):
+        cell, time = jnp.clip(state[0] + 2 * action - 1, 0, 4), state[1] + 1
+        return cell, (cell, time), jnp.float32(-1), cell == 4, time >= 12, {}
+
+
+class Signals(Probe):
+    """Four steps, cut by a time limit; 1 for an action that is the sum of two lights. At best 4."""
+
+    def __init__(self):
+        shown = {
+            "left": spaces.Box(-1.0, 1.0, (1,)),
+            "others": (spaces.Discrete(2), spaces.Box(0, 9, (), np.int32)),
+        }
+        super().__init__(shown, spaces.Discrete(3), time_limit=4, shortest_episode=4)
+
+    def reset(self, key, params):
+        return self._observe(jax.random.bits(key, (2,)) % 2, 0)
+
+    def step(self, key, state, action, params):
+        reward = jnp.float32(action == jnp.sum(state[0]))
+        obs, state = self._observe(jax.random.bits(key, (2,)) % 2, state[1] + 1)
+        return obs, state, reward, jnp.array(False), state[1] >= 4, {}
+
+    def _observe(self, lights, time):
+        lights, time = lights.astype(jnp.int32), jnp.asarray(time, jnp.int32)
+        left = 2.0 * lights[:1] - 1.0
+        return {"left": left, "others": (lights[1], time)}, (lights, time)
+
+
+class ImageAndCue(OneStep):
+    """A pixel shines left or right beside a number: 1 for the sum of side and number. At best 1."""
+
+    def __init__(self):
+        shown = {"cue": spaces.Discrete(2), "image": spaces.Box(0, 255, (4, 4, 1), np.uint8)}
+        super().__init__(shown, spaces.Discrete(3))
+
+    def draw(self, key):
+        side, cue, row = jax.random.bits(key, (3,)) % jnp.array([2, 2, 4], jnp.uint32)
+        image = jnp.zeros((4, 4, 1), jnp.uint8).at[row, 3 * side].set(255)
+        return {"cue": cue.astype(jnp.int32), "image": image}, side + cue
+
+    def judge(self, state, action):
+        return action == state

@@ -9,9 +9,11 @@ from ppo_jax.distributions import (
     Bernoulli,
     Categorical,
     DiagGaussian,
+    JointCategorical,
     MultiCategorical,
     TanhGaussian,
 )
+from ppo_jax.losses import clipped_surrogate
 from reference import Golden
 
 GOLDEN = Golden("03_distributions")
@@ -149,6 +151,7 @@ def test_bernoulli(peer):
 EXAMPLES = [
     Categorical(jnp.array([[0.3, -1.0, 2.0], [0.0, 0.0, 0.0]])),
     MultiCategorical(jnp.array([[0.3, -1.0, 2.0, 0.0, 1.0]]), (3, 2)),
+    JointCategorical(jnp.array([[0.3, -1.0, 2.0, 0.0, 1.0, -jnp.inf]]), (3, 2)),
     Bernoulli(jnp.array([[0.3, -1.0]])),
     DiagGaussian(jnp.array([[0.3, -1.0]]), jnp.array([[0.1, -0.4]])),
     TanhGaussian(jnp.zeros((1, 2)), jnp.zeros((1, 2)), jnp.full(2, -1.0), jnp.full(2, 2.0)),
@@ -203,6 +206,119 @@ def test_an_impossible_action_is_never_taken_and_harms_nothing(masked):
         jnp.isfinite(dist.kl(uniform))
         and jnp.isfinite(jax.grad(lambda z: Categorical(z).kl(uniform))(logits)).all()
     )
+
+
+LOGITS = jax.random.normal(jax.random.key(7), (2, 6)) * 3
+# Distribution of logits, what is legal, and the same for each logit. The second row of each has
+# something without any legal choice, which then is not masked.
+MASKED = {
+    "Categorical": (
+        Categorical,
+        jnp.array([[1, 0, 1, 1, 0, 1], [0, 0, 0, 0, 0, 0]], bool),
+        [[1, 0, 1, 1, 0, 1], [1, 1, 1, 1, 1, 1]],
+    ),
+    "MultiCategorical": (
+        lambda z: MultiCategorical(z, (4, 2)),
+        jnp.array([[[1, 0, 0, 1], [0, 1, 1, 1]], [[0, 0, 0, 0], [1, 0, 0, 0]]], bool),
+        [[1, 0, 0, 1, 0, 1], [1, 1, 1, 1, 1, 0]],
+    ),
+    "JointCategorical": (
+        lambda z: JointCategorical(z, (3, 2)),
+        jnp.array([[[1, 0], [0, 1], [1, 1]], [[0, 0], [0, 0], [0, 0]]], bool),
+        [[1, 0, 0, 1, 1, 1], [1, 1, 1, 1, 1, 1]],
+    ),
+}
+masked = pytest.mark.parametrize("kind", MASKED)
+
+
+def events(dist):
+    """Every action there is, [actions, ...], and whether it is legal for each row."""
+    if isinstance(dist, MultiCategorical):
+        return jnp.stack(jnp.meshgrid(jnp.arange(4), jnp.arange(2), indexing="ij"), -1).reshape(
+            8, 2
+        )
+    return jnp.arange(6)
+
+
+@masked
+def test_illegal_actions_have_probability_zero(kind):
+    make, legal, possible = MASKED[kind]
+    dist, possible = make(LOGITS).masked(legal), np.array(possible, bool)
+    np.testing.assert_array_equal(dist.logits, np.where(possible, LOGITS, -np.inf))
+    edges = jnp.array([0.0, 1e-30, 0.5, 1.0 - 2.0**-24])
+    shape = dist.noise(KEY).shape
+    noise = [jnp.broadcast_to(edge, (1, *shape)) for edge in edges]
+    drawn = dist.sample_from(jnp.concatenate([*noise, dist.noise(KEY, (100_000,))]))
+    for action in (drawn, dist.mode()[None]):
+        assert (dist.log_prob(action) > -jnp.inf).all()
+    actions = events(dist)
+    probability = jnp.exp(jax.vmap(lambda a: dist.log_prob(jnp.stack([a, a])))(actions))
+    np.testing.assert_allclose(probability.sum(0), 1.0, rtol=1e-6)
+    # Exactly the impossible ones are exactly 0, and the others are in proportion.
+    free = jnp.exp(jax.vmap(lambda a: make(LOGITS).log_prob(jnp.stack([a, a])))(actions))
+    allowed = probability > 0
+    expected = jnp.where(allowed, free, 0.0) / jnp.sum(free * allowed, axis=0)
+    np.testing.assert_allclose(probability, expected, rtol=1e-5)
+    options = (4, 2) if kind == "MultiCategorical" else (6,)
+    ends = np.cumsum(options)[:-1]
+    counts = [np.prod([p.sum() for p in np.split(row, ends)]) for row in possible]
+    np.testing.assert_array_equal(allowed.sum(0), counts)
+
+
+@masked
+def test_gradients_stop_at_the_mask(kind):
+    """Of everything a loss is made of, under jit and vmap: finite, and 0 where it is illegal."""
+    make, legal, possible = MASKED[kind]
+    actions = make(LOGITS).masked(legal).mode()
+    wrong = jnp.ones_like(actions)  # is illegal in the first row of each
+    other = jax.random.normal(KEY, LOGITS.shape)
+
+    def parts(logits, other, legal, action, wrong):
+        dist, old = make(logits).masked(legal), make(other).masked(legal)
+        log_prob = dist.log_prob(action)
+        return {
+            "log_prob": log_prob,
+            "of_illegal": dist.log_prob(wrong),
+            "entropy": dist.entropy(),
+            "kl": dist.kl(old),
+            "kl_of_old": old.kl(dist),
+            "surrogate": clipped_surrogate(log_prob, old.log_prob(action), 1.0, 0.2),
+        }
+
+    rows = (LOGITS, other, legal, actions, wrong)
+    values = jax.vmap(parts)(*rows)
+    assert values["of_illegal"][0] == -jnp.inf
+    for name, value in values.items():
+        assert np.isfinite(value).all() or name == "of_illegal", name
+    for name, gradient in jax.jit(jax.vmap(jax.jacrev(parts)))(*rows).items():
+        assert np.isfinite(gradient).all(), name
+        assert (gradient[~np.array(possible, bool)] == 0).all(), name
+    # The products with the Hessian that TRPO takes.
+    curve = jax.vmap(lambda z, legal: jax.hessian(lambda z: make(z).masked(legal).entropy())(z))
+    assert np.isfinite(curve(LOGITS, legal)).all()
+
+
+def test_masked_divergences_are_those_of_what_is_left():
+    legal = jnp.array([1, 0, 1, 1, 0, 1], bool)
+    p, q = (Categorical(z).masked(legal) for z in LOGITS)
+    left, right = (Categorical(z[np.asarray(legal)]) for z in LOGITS)
+    close(p.kl(q), left.kl(right))
+    close(p.entropy(), left.entropy())
+    assert p.kl(Categorical(LOGITS[1])) > 0
+    assert Categorical(LOGITS[1]).kl(p) == jnp.inf  # possible there, impossible here
+
+
+def test_a_joint_action_is_taken_apart_for_the_environment():
+    logits = jnp.log(jnp.array([0.05, 0.1, 0.2, 0.15, 0.3, 0.2]))
+    dist = JointCategorical(logits, (3, 2))
+    np.testing.assert_array_equal(
+        dist.to_env(jnp.arange(6)), [[0, 0], [0, 1], [1, 0], [1, 1], [2, 0], [2, 1]]
+    )
+    np.testing.assert_array_equal(dist.to_env(dist.mode()), [2, 0])
+    flat = Categorical(logits)
+    action = jnp.array([1, 4])
+    close(dist.log_prob(action), flat.log_prob(action))
+    close(dist.entropy(), flat.entropy())
 
 
 def test_gaussian_actions_are_clipped_for_the_environment_alone():

@@ -75,6 +75,13 @@ def test_the_example_of_the_sweeps_page_runs(capsys):
     assert capsys.readouterr().out == printed + "\n"
 
 
+def test_the_example_of_the_spaces_page_runs(capsys):
+    (block,) = re.findall(r"```python\n(.*?)```", (ROOT / "docs/spaces.md").read_text(), re.S)
+    exec(compile(block, "spaces.md", "exec"), {})
+    printed = re.findall(r"print\(.*\) +# ([\d.]+):", block)
+    assert capsys.readouterr().out.split() == printed and len(printed) == 2
+
+
 def test_the_tables_of_the_sweeps_page_are_those_of_the_results():
     text = (ROOT / "docs/sweeps.md").read_text()
     assert sweep.width_markdown() in text
