@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 from flax import struct
 
-from ppo_jax.envs.protocol import Env, StepResult
+from ppo_jax.envs.protocol import Env, StepResult, VectorEnv
 from ppo_jax.envs.spaces import Space
 from ppo_jax.types import PyTree
 
@@ -97,12 +97,12 @@ class VectorizedEnv:
 
 
 def vectorize(
-    env: Env, num_envs: int, num_steps: int = 1024, *, pool_size: int | None = None
-) -> VectorizedEnv:
+    env: Any, num_envs: int, num_steps: int = 1024, *, pool_size: int | None = None
+) -> VectorEnv:
     """N copies of an environment that restart themselves.
 
     Args:
-        env: an Env.
+        env: an Env, or something that makes its own vectors by `vector(num_envs)`.
         num_envs: N.
         num_steps: T, steps between two calls of `refresh`.
         pool_size: R, resets drawn per rollout. By default as many as episodes can end in T steps,
@@ -112,6 +112,8 @@ def vectorize(
     Returns:
         VectorEnv.
     """
+    if hasattr(env, "vector"):
+        return env.vector(num_envs)
     shortest = getattr(env, "shortest_episode", 1)
     enough = num_envs * (1 + (num_steps - 1) // shortest)
     return VectorizedEnv(env, num_envs, enough if pool_size is None else pool_size)
