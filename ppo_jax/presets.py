@@ -266,7 +266,7 @@ PRESETS["inverted_pendulum"] = {
     "env": "brax:inverted_pendulum",
     "algorithm": "ppo",
     "total_timesteps": 300_000,
-    "num_envs": 16,
+    "num_envs": 32,
     "num_steps": 64,
     "normalize_obs": True,
     "learning_rate": 1e-3,

@@ -86,7 +86,7 @@ TABLE = [
         [(10, 10), (3, 2), (3, 4), ()],
         "Multi(4, 4, 4)",
         30,
-        True,
+        False,
         True,
     ),
     Case(
@@ -236,21 +236,23 @@ def test_episodes_end_as_they_should(case):
     done = terminated | truncated
     length = lengths(done, valid)
     assert (length <= case.time_limit).all()
-    assert (truncated == (length == case.time_limit) & valid).all()
+    at_limit = (length == case.time_limit) & valid
+    assert not (truncated & ~at_limit).any() and not (at_limit & ~done).any()
     finals = different(rows["final_observation"], rows["next"])
-    games = done if valid.all() else done & ~np.roll(~valid, -1, axis=0)
-    assert finals[games & valid][: len(games)].any() and not finals[~done & valid].any()
+    assert finals[done & valid].any() or not done.any()
+    assert not finals[~done & valid].any()
 
 
 @pytest.mark.parametrize("case", TABLE, ids=IDS)
 def test_ppo_takes_a_few_updates(case):
     env = make(case)
-    count = ENVS * getattr(env, "num_agents", 1)
+    # Up to 16 environments two steps share an iteration, and the physics is compiled twice.
+    count = 20 * getattr(env, "num_agents", 1)
     config = configs.make(
         preset="none",
         num_envs=count,
-        num_steps=8,
-        total_timesteps=2 * 8 * count,
+        num_steps=4,
+        total_timesteps=2 * 4 * count,
         hidden=(8,),
         epochs=1,
         minibatches=2,
@@ -259,6 +261,81 @@ def test_ppo_takes_a_few_updates(case):
     assert int(state.update) == 2
     for name in ("policy_loss", "value_loss", "entropy"):
         assert np.isfinite(metrics[name]).all(), name
+
+
+def lowest(key, state):
+    """An opponent who takes the first cell that is free."""
+    return jnp.argmax(state.legal_action_mask)
+
+
+@pytest.mark.parametrize(
+    ("moves", "reward", "stones"),
+    [
+        ([4, 8, 2, 6], 1.0, 7),  # wins, and the opponent moves no more
+        ([3, 4, 8], -1.0, 6),  # loses by the opponent's third move, within its own
+        ([4, 4], -1.0, None),  # an illegal move loses
+    ],
+)
+def test_an_opponent_moves_within_the_agents_step(moves, reward, stones):
+    pytest.importorskip("pgx")
+    env = envs.make("pgx:tic_tac_toe", opponent=lowest, side="first")
+    obs, state = env.reset(KEY, ())
+    step = jax.jit(env.step)
+    for i, move in enumerate(moves):
+        assert i == 0 or not terminated  # noqa: F821
+        obs, state, gained, terminated, truncated, _ = step(KEY, state, jnp.int32(move), ())
+        assert gained == (reward if i == len(moves) - 1 else 0.0)
+    assert terminated and not truncated
+    if stones is not None:
+        assert int(state[0]._step_count) == stones
+
+
+def test_the_agents_side():
+    pytest.importorskip("pgx")
+    for side, stones in (("first", {0}), ("last", {1}), ("random", {0, 1})):
+        env = envs.make("pgx:tic_tac_toe", side=side)
+        obs, _ = jax.vmap(env.reset, in_axes=(0, None))(jax.random.split(KEY, 16), ())
+        assert {*np.asarray(obs["obs"].sum((1, 2, 3))).tolist()} == stones
+        assert (obs["action_mask"].sum(-1) == 9 - obs["obs"].sum((1, 2, 3))).all()
+
+
+def test_rows_of_agents():
+    """Three agents of a game lie side by side, and end together."""
+    pytest.importorskip("jaxmarl")
+    env = envs.make("jaxmarl:MPE_simple_spread_v3", max_steps=5)
+    vector = env.vector(6)
+    assert vector.num_envs == 6 and vector.time_limit == 5
+    obs, state = vector.reset(KEY)
+    step = jax.jit(vector.step)
+    for i in range(5):
+        obs, state, reward, terminated, truncated, info = step(KEY, state, jnp.zeros(6, int))
+        assert truncated.tolist() == [i == 4] * 6 and not terminated.any()
+        assert info["valid"].all() and reward.shape == (6,)
+    with pytest.raises(envs.InvalidEnvironment, match="num_envs is 4.* use a multiple of 3"):
+        env.vector(4)
+
+
+@pytest.mark.parametrize(
+    ("name", "kwargs", "message"),
+    [
+        ("brax:inverted_pendulum", {"backend": "sprung"}, "did you mean spring"),
+        ("brax:ant", {"legs": 5}, "brax:ant cannot be made: .*legs"),
+        ("navix:Navix-Empty-5x5-v0", {"observation": "rbg"}, "did you mean rgb"),
+        ("xminigrid:MiniGrid-Empty-5x5", {"rules": True}, "no ruleset"),
+        ("xminigrid:MiniGrid-Empty-5x5", {"size": 3}, "cannot be made: .*size"),
+        ("craftax:Craftax-Symbolic-v1", {"max_timestep": 3}, "did you mean max_timesteps"),
+        ("jumanji:Snake-v1", {"rows": 3}, "jumanji:Snake-v1 cannot be made: .*rows"),
+        ("pgx:chess", {"side": "white"}, "unknown side 'white'"),
+        ("pgx:chess", {"opponent": "strong"}, "it must be 'random' or a function"),
+        ("jaxmarl:MPE_simple_tag_v3", {}, "cannot share a policy, they differ"),
+        ("jaxmarl:MPE_simple_spread_v3", {"wings": 2}, "cannot be made"),
+        ("pgx:ches", {}, "did you mean chess"),
+    ],
+)
+def test_what_cannot_be_made_says_why(name, kwargs, message):
+    pytest.importorskip(registry.OPTIONAL[name.split(":")[0]][0])
+    with pytest.raises((envs.InvalidEnvironment, envs.UnknownEnvironment), match=message):
+        envs.make(name, **kwargs)
 
 
 @pytest.mark.suites
