@@ -316,3 +316,24 @@ PRESETS["pong_atari"] = {
     "clip_eps": 0.1,
     "entropy_coef": 0.01,
 }
+
+# Tasks of optional suites; tests/test_suites.py trains them.
+PRESETS["inverted_pendulum"] = {
+    "env": "brax:inverted_pendulum",
+    "algorithm": "ppo",
+    "total_timesteps": 300_000,
+    "num_envs": 32,
+    "num_steps": 64,
+    "normalize_obs": True,
+    "learning_rate": 1e-3,
+    "gamma": 0.98,
+}
+PRESETS["navix_empty"] = {
+    "env": "navix:Navix-Empty-8x8-v0",
+    "algorithm": "ppo",
+    "total_timesteps": 300_000,
+    "num_envs": 32,
+    "num_steps": 128,
+    "learning_rate": 1e-3,
+    "entropy_coef": 0.01,
+}

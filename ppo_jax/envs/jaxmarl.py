@@ -214,6 +214,8 @@ def make(env_id: str, *, resets: int = RESETS, **kwargs: Any) -> JaxMarlEnv:
     """
     env, limit = _unlimited(env_id, kwargs)
     seen = jax.eval_shape(env.reset, jax.random.key(0))[0]
+    if {*seen} < {*env.agents} or not isinstance(seen, dict):
+        raise InvalidEnvironment(f"jaxmarl:{env_id} does not observe by agent, but {[*seen]}")
     kinds = {a: _kind(seen[a], env.action_space(a)) for a in env.agents}
     if len({*kinds.values()}) > 1:
         raise InvalidEnvironment(

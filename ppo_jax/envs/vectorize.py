@@ -102,7 +102,7 @@ def vectorize(
     """N copies of an environment that restart themselves.
 
     Args:
-        env: an Env; or one of the host, which restarts itself and has no pool.
+        env: an Env, or something that makes its own vectors by `vector(num_envs)`.
         num_envs: N.
         num_steps: T, steps between two calls of `refresh`.
         pool_size: R, resets drawn per rollout. By default as many as episodes can end in T steps,
@@ -118,8 +118,8 @@ def vectorize(
     if hasattr(env, "vector"):
         if pool_size is not None:
             raise InvalidEnvironment(
-                f"reset_pool is {pool_size}, but {env.name} runs on the host and resets itself; "
-                "leave reset_pool out"
+                f"reset_pool is {pool_size}, but {env.name} makes vectors of its own and resets "
+                "them itself; leave reset_pool out"
             )
         return env.vector(num_envs)
     shortest = getattr(env, "shortest_episode", 1)

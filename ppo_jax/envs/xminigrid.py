@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+import re
 from types import ModuleType
 from typing import Any
 
@@ -31,6 +32,12 @@ class XMiniGridEnv:
     name: str
     observation_space: Any
     action_space: spaces.Discrete
+
+    @property
+    def shortest_episode(self) -> int:
+        """From corner to corner there are H + W − 6 steps and one turn."""
+        empty = re.fullmatch(r"MiniGrid-Empty-\d+x\d+", self.name)
+        return self.params.height + self.params.width - 5 if empty else 1
 
     @property
     def time_limit(self) -> int:
