@@ -2,7 +2,15 @@
 
 from ppo_jax.envs.host import HostEnv, HostVectorEnv, refuse_sweep
 from ppo_jax.envs.protocol import Env, InvalidEnvironment, VectorEnv, check_env, render
-from ppo_jax.envs.registry import UnknownEnvironment, as_env, canonical, make, names, suites
+from ppo_jax.envs.registry import (
+    UnknownEnvironment,
+    as_env,
+    atari_game,
+    canonical,
+    make,
+    names,
+    suites,
+)
 from ppo_jax.envs.vectorize import vectorize
 
 __all__ = [
@@ -13,6 +21,7 @@ __all__ = [
     "UnknownEnvironment",
     "VectorEnv",
     "as_env",
+    "atari_game",
     "canonical",
     "check_env",
     "make",
