@@ -14,7 +14,7 @@ from typing import Any
 import jax
 
 from ppo_jax.algorithms import ALGORITHMS
-from ppo_jax.envs import canonical
+from ppo_jax.envs import atari_game, canonical
 from ppo_jax.networks import ACTIVATIONS, CONVOLUTIONS, FRAME_MIXES, MEMORIES
 from ppo_jax.presets import PRESETS
 from ppo_jax.types import Bounds, did_you_mean, option
@@ -384,5 +384,9 @@ def _from_text(field: dataclasses.Field[Any], value: Any) -> Any:
 
 
 def _same_env(bare: str, name: str) -> bool:
-    """Whether a name, with its suite or without, is that of a preset's environment."""
+    """Whether a name, with its suite or without, is that of a preset's environment; Atari's games
+    have several."""
+    game = atari_game(name)
+    if game is not None:
+        return game == atari_game(bare)
     return name == bare or (name.endswith(f":{bare}") and name == canonical(bare))

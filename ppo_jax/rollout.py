@@ -330,8 +330,8 @@ def sequences(batch: Batch) -> Batch:
 
 def _no_episodes(num_envs: int) -> Episodes:
     """N episodes before their first step."""
-    zeros = jnp.zeros(num_envs)
-    return Episodes(jnp.ones(num_envs, bool), zeros, jnp.zeros(num_envs, int), zeros)
+    zeros = lambda dtype: jnp.zeros(num_envs, dtype)  # each its own: none is donated twice
+    return Episodes(jnp.ones(num_envs, bool), zeros(float), zeros(int), zeros(float))
 
 
 def _advance(

@@ -9,7 +9,15 @@ from ppo_jax.envs.protocol import (
     check_spaces,
     render,
 )
-from ppo_jax.envs.registry import UnknownEnvironment, as_env, canonical, make, names, suites
+from ppo_jax.envs.registry import (
+    UnknownEnvironment,
+    as_env,
+    atari_game,
+    canonical,
+    make,
+    names,
+    suites,
+)
 from ppo_jax.envs.vectorize import vectorize
 
 __all__ = [
@@ -20,6 +28,7 @@ __all__ = [
     "UnknownEnvironment",
     "VectorEnv",
     "as_env",
+    "atari_game",
     "canonical",
     "check_env",
     "check_spaces",

@@ -81,9 +81,9 @@ def is_gymnasium(env: Any) -> bool:
     """Whether an object is of Gymnasium's kind, or makes one: known without importing it."""
     if hasattr(env, "single_observation_space"):
         return True
-    known = any(c.__module__.split(".")[0] == "gymnasium" for c in type(env).__mro__)
-    makes_one = callable(env) and not hasattr(env, "reset")
-    return known or makes_one
+    classes = (env if isinstance(env, type) else type(env)).__mro__
+    known = any(c.__module__.split(".")[0] == "gymnasium" for c in classes)
+    return known or (callable(env) and not hasattr(env, "reset"))
 
 
 def adapt(env: Any) -> HostEnv:

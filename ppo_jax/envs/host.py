@@ -114,7 +114,10 @@ class HostVectorEnv:
         if self._venv is not None:
             return
         venv = self._start()
-        mode = (venv.metadata or {}).get("autoreset_mode")
+        # Its own attribute first: environments of one class share the dict `metadata`, in which
+        # the vector that was made last has the last word.
+        mode = getattr(getattr(venv, "unwrapped", venv), "autoreset_mode", None)
+        mode = (venv.metadata or {}).get("autoreset_mode") if mode is None else mode
         mode = getattr(mode, "value", mode)
         if mode not in ("SameStep", "NextStep"):
             raise InvalidEnvironment(

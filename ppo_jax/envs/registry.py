@@ -48,8 +48,8 @@ OPTIONAL = {
 }
 # A bare id belongs to the first of these that knows it.
 BARE = ("ppo_jax", "gymnax")
-# Ids that are Atari's by their form: ALE/Pong-v5, PongNoFrameskip-v4.
-ATARI = re.compile(r"ALE/\w+-v5|\w+NoFrameskip-v4")
+# Ids that are Atari's by their form.
+ATARI = re.compile(r"ALE/(\w+)-v5|(\w+)NoFrameskip-v4")
 
 
 class UnknownEnvironment(ValueError):
@@ -100,6 +100,16 @@ def as_env(env: Any, **kwargs: Any) -> Env:
         env = gymnasium.adapt(env)
     check_env(env)
     return env
+
+
+def atari_game(name: str) -> str | None:
+    """ "Pong" of ALE/Pong-v5, PongNoFrameskip-v4 and ale:Pong; None for what is not Atari's by its
+    name. Nothing is imported to find out."""
+    env_id = name.removeprefix("ale:")
+    match = ATARI.fullmatch(env_id)
+    if match is not None:
+        return match[1] or match[2]
+    return env_id if env_id != name else None
 
 
 def suites() -> dict[str, bool]:

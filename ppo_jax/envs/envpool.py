@@ -1,0 +1,74 @@
+"""Suite `envpool`: vector environments in C++, all restarting one step later."""
+
+import functools
+from typing import Any
+
+from ppo_jax.envs.host import HostEnv
+from ppo_jax.envs.protocol import InvalidEnvironment
+
+
+def names() -> list[str]:
+    """Ids of the suite."""
+    import envpool
+
+    return sorted(envpool.list_all_envs())
+
+
+def make(env_id: str, **options: Any) -> HostEnv:
+    """An environment of envpool.
+
+    Atari's clip their rewards and end episodes only with the game; for what else they do, and for
+    the options, see envpool's own documentation.
+
+    Args:
+        env_id: e.g. "Pong-v5".
+        **options: of the environment, e.g. reward_clip=True.
+
+    Raises:
+        InvalidEnvironment: envpool's own complaint.
+    """
+    import envpool
+
+    try:
+        spec = envpool.make_spec(env_id, **options)
+    except Exception as error:
+        raise InvalidEnvironment(f"envpool:{env_id} cannot be made: {error}") from error
+    limit = getattr(spec.config, "max_episode_steps", None)
+    evaluated = {**options, "reward_clip": False} if "reward_clip" in options else options
+    variant = functools.partial(make, env_id, **evaluated)
+    return HostEnv(
+        f"envpool:{env_id}",
+        (spec.observation_space, spec.action_space),
+        lambda num_envs: functools.partial(_Pool, env_id, num_envs, options),
+        time_limit=limit,
+        evaluated_as=variant,
+    )
+
+
+class _Pool:
+    """A pool that is made anew by each reset: envpool takes its seed when it is made."""
+
+    def __init__(self, env_id: str, num_envs: int, options: dict[str, Any]) -> None:
+        self.env_id, self.num_envs, self.options = env_id, num_envs, options
+        self.metadata = {"autoreset_mode": "NextStep"}
+        self.pool: Any = None
+
+    def reset(self, *, seed: int) -> Any:
+        import envpool
+
+        self.close()
+        self.pool = envpool.make(
+            self.env_id, env_type="gymnasium", num_envs=self.num_envs, seed=seed, **self.options
+        )
+        return self.pool.reset()
+
+    def step(self, actions: Any) -> Any:
+        return self.pool.step(actions)
+
+    def render(self) -> None:
+        return None
+
+    def close(self) -> None:
+        if self.pool is not None:
+            self.pool.close()
+        self.pool = None
