@@ -15,7 +15,7 @@ import numpy as np
 from flax import struct
 
 from ppo_jax import rollout
-from ppo_jax.envs import Env, render
+from ppo_jax.envs import Env, InvalidEnvironment, render
 from ppo_jax.networks import Policy
 from ppo_jax.types import Params, PyTree
 
@@ -68,8 +68,8 @@ def evaluate(
         key: consumed.
         params: of the policy.
         moments: the statistics it was trained with; they stay as they are.
-        env: the environment; one of the host is played as it is evaluated, so many episodes at a
-            time as it says.
+        env: the environment; one that makes its own vectors is played as it is evaluated, so
+            many episodes at a time as it says.
         policy: acts.
         episodes: E.
         max_steps: cut an episode here; None: at its time limit or 10,000, whichever is more.
@@ -155,7 +155,9 @@ def record(
         InvalidEnvironment: the environment cannot draw itself.
     """
     key, reset_key = jax.random.split(key)
-    one = _copies(env.picture() if hasattr(env, "vector") else env, 1)
+    if hasattr(env, "vector"):
+        env = _pictured(env)
+    one = _copies(env, 1)
     obs, state = one.reset(reset_key)
     core = policy.init_core(1)
     frames = [one.render(state)]
@@ -174,6 +176,17 @@ def record(
         if done[0]:
             break
     return frames
+
+
+def _pictured(env: Any) -> Any:
+    """What is drawn of an environment that makes its own vectors.
+
+    Raises:
+        InvalidEnvironment: it does not say.
+    """
+    if not hasattr(env, "picture"):
+        raise InvalidEnvironment(f"environment {env.name} has no picture")
+    return env.picture()
 
 
 def save_gif(frames: list[np.ndarray], path: Path, frames_per_second: int = 30) -> None:

@@ -174,11 +174,9 @@ class JaxMarlEnv:
         vector = VectorizedEnv(self.game, games, games * self.resets)
         return AgentRows(vector, self.observation_space, self.action_space)
 
-    # To be evaluated: what plays, and how many rows of it at a time.
-    @property
-    def evaluation_envs(self) -> int:
-        """Eight games."""
-        return 8 * self.num_agents
+    def side_by_side(self, episodes: int) -> int:
+        """How many rows play so many episodes of agents: whole games, eight at most."""
+        return self.num_agents * min(8, -(-episodes // self.num_agents))
 
     def evaluation(self) -> "JaxMarlEnv":
         """The same game."""
