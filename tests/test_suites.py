@@ -96,7 +96,7 @@ TABLE = [
         "Joint(4, 10)",
         25,
         True,
-        True,
+        False,
     ),
     Case(
         "craftax:Craftax-Classic-Symbolic-v1",
@@ -344,7 +344,7 @@ def test_rows_of_agents():
         ("pgx:chess", {"side": "white"}, "unknown side 'white'"),
         ("pgx:chess", {"opponent": "strong"}, "it must be 'random' or a function"),
         ("jaxmarl:MPE_simple_tag_v3", {}, "cannot share a policy, they differ"),
-        ("jaxmarl:MPE_simple_spread_v3", {"wings": 2}, "cannot be made"),
+        ("jaxmarl:switch_riddle", {"wings": 2}, "cannot be made: .*wings"),
         ("pgx:ches", {}, "did you mean chess"),
     ],
 )
