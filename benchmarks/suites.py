@@ -40,13 +40,11 @@ class Example:
         env: full name.
         package: whose version is reported.
         options: of the configuration, beyond those of all.
-        kwargs: of the environment.
     """
 
     env: str
     package: str
     options: dict[str, Any] = dataclasses.field(default_factory=dict)
-    kwargs: dict[str, Any] = dataclasses.field(default_factory=dict)
 
 
 # Thirty-two environments; agents come in threes. Up to sixteen, two steps share an iteration of the
@@ -107,7 +105,7 @@ def measure(suite: str, steps: int) -> Row:
     example = EXAMPLES[suite]
     values = {"num_envs": 32, "num_steps": 64, "total_timesteps": steps, **example.options}
     config = configs.make(preset="none", env=example.env, **values)
-    program = build(config, envs.make(example.env, **example.kwargs))
+    program = build(config)
     state = jax.jit(program.init)(jax.random.key(0))
     clock = Clock()
     step = jax.jit(program.step, donate_argnums=0).lower(state).compile(compiler_options())

@@ -80,7 +80,8 @@ def as_env(env: Any) -> Env:
     from ppo_jax.envs import gymnax
 
     env = gymnax.adapt(env) if gymnax.is_gymnax(env) else env
-    check_env(env)
+    if not hasattr(env, "vector"):  # those have no single environment to look at
+        check_env(env)
     return env
 
 
