@@ -4,6 +4,9 @@ python -m benchmarks.suites                     every suite that is installed, 2
 python -m benchmarks.suites --suites brax pgx
 python -m benchmarks.suites --table             print the committed results
 
+On a machine that other work shares seconds on the wall say little: the table has those of the
+processor, of all the threads together.
+
 The table goes to benchmarks/results/suites.csv; rows of suites that were not run now stay as they
 are.
 """
@@ -11,7 +14,7 @@ are.
 import dataclasses
 import importlib.metadata
 import time
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
@@ -37,13 +40,11 @@ class Example:
         env: full name.
         package: whose version is reported.
         options: of the configuration, beyond those of all.
-        kwargs: of the environment.
     """
 
     env: str
     package: str
     options: dict[str, Any] = dataclasses.field(default_factory=dict)
-    kwargs: dict[str, Any] = dataclasses.field(default_factory=dict)
 
 
 # Thirty-two environments; agents come in threes. Up to sixteen, two steps share an iteration of the
@@ -77,37 +78,59 @@ class Options:
     table: bool = False
 
 
+class Seconds(NamedTuple):
+    """How long something took, on the wall and of the process's threads together."""
+
+    wall: float
+    cpu: float
+
+
+class Clock:
+    """Started when made."""
+
+    def __init__(self) -> None:
+        self._start = self._now()
+
+    def read(self) -> Seconds:
+        """Since then."""
+        return Seconds(*(b - a for a, b in zip(self._start, self._now(), strict=True)))
+
+    @staticmethod
+    def _now() -> tuple[float, float]:
+        return time.perf_counter(), time.process_time()
+
+
 def measure(suite: str, steps: int) -> Row:
     """A line of the table: one process, nothing cached, the first update not counted."""
     example = EXAMPLES[suite]
     values = {"num_envs": 32, "num_steps": 64, "total_timesteps": steps, **example.options}
     config = configs.make(preset="none", env=example.env, **values)
-    started = time.perf_counter()
-    program = build(config, envs.make(example.env, **example.kwargs))
-    make_seconds = time.perf_counter() - started
+    program = build(config)
     state = jax.jit(program.init)(jax.random.key(0))
-    started = time.perf_counter()
+    clock = Clock()
     step = jax.jit(program.step, donate_argnums=0).lower(state).compile(compiler_options())
-    compile_seconds = time.perf_counter() - started
-    state, metrics = jax.block_until_ready(step(state))
-    started = time.perf_counter()
+    compiled = clock.read()
+    state, _ = jax.block_until_ready(step(state))
     updates = max(config.num_updates - 1, 1)
+    clock = Clock()
     for _ in range(updates):
-        state, metrics = step(state)
+        state, _ = step(state)
     jax.block_until_ready(state)
-    seconds = time.perf_counter() - started
+    ran = clock.read()
     if not all(np.isfinite(x).all() for x in jax.tree.leaves(state.learner.params)):
         raise SystemExit(f"the parameters of {example.env} are not finite")
+    env_steps = updates * config.num_envs * config.num_steps
     return {
         "suite": suite,
         "env": example.env,
         "version": importlib.metadata.version(example.package),
         "num_envs": config.num_envs,
         "num_steps": config.num_steps,
-        "env_steps": updates * config.num_envs * config.num_steps,
-        "make_seconds": round(make_seconds, 1),
-        "compile_seconds": round(compile_seconds, 1),
-        "steps_per_second": round(updates * config.num_envs * config.num_steps / seconds),
+        "env_steps": env_steps,
+        "compile_seconds": round(compiled.wall, 1),
+        "compile_cpu_seconds": round(compiled.cpu, 1),
+        "steps_per_second": round(env_steps / ran.wall),
+        "steps_per_cpu_second": round(env_steps / ran.cpu),
         "device": report.device(),
         "jax": jax.__version__,
     }
@@ -115,15 +138,15 @@ def measure(suite: str, steps: int) -> Row:
 
 def markdown(rows: list[Row]) -> str:
     """The table of docs/environments.md."""
-    head = ("suite", "version", "environment", "compiled in", "steps per second")
+    head = ("suite", "version", "environment", "CPU seconds to compile", "steps per CPU second")
     lines = ["| " + " | ".join(head) + " |", "|" + "---|" * len(head)]
     for r in rows:
         cells = (
             r["suite"],
             r["version"],
             f"`{r['env']}`",
-            f"{float(r['compile_seconds']):.0f} s",
-            f"{int(r['steps_per_second']):,}",
+            f"{float(r['compile_cpu_seconds']):.0f}",
+            f"{int(r['steps_per_cpu_second']):,}",
         )
         lines.append("| " + " | ".join(cells) + " |")
     return "\n".join(lines) + "\n"
@@ -138,13 +161,19 @@ def main(options: Options) -> None:
     if unknown:
         raise SystemExit(f"unknown suite {min(unknown)!r}; {did_you_mean(min(unknown), EXAMPLES)}")
     installed = envs.suites()
-    table = Table("suite", "env", "compile s", "steps/s")
+    table = Table("suite", "env", "compile s", "CPU s", "steps/s", "steps/CPU s")
     for suite in options.suites or [s for s in EXAMPLES if installed[s]]:
         row = measure(suite, options.steps)
         if options.steps >= STEPS:
             merge(RESULTS / "suites.csv", [row], {"suite": [*EXAMPLES]})
-        cells = (row["env"], str(row["compile_seconds"]), f"{row['steps_per_second']:,}")
-        table.add_row(suite, *cells)
+        columns = (
+            "env",
+            "compile_seconds",
+            "compile_cpu_seconds",
+            "steps_per_second",
+            "steps_per_cpu_second",
+        )
+        table.add_row(suite, *(str(row[c]) for c in columns))
     Console().print(table)
 
 

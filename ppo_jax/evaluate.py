@@ -15,7 +15,7 @@ import numpy as np
 from flax import struct
 
 from ppo_jax import rollout
-from ppo_jax.envs import Env, InvalidEnvironment, render
+from ppo_jax.envs import Env, render
 from ppo_jax.networks import Policy
 from ppo_jax.types import Params, PyTree
 
@@ -155,9 +155,7 @@ def record(
         InvalidEnvironment: the environment cannot draw itself.
     """
     key, reset_key = jax.random.split(key)
-    if hasattr(env, "vector"):
-        env = _pictured(env)
-    one = _copies(env, 1)
+    one = _copies(env.picture() if hasattr(env, "vector") else env, 1)
     obs, state = one.reset(reset_key)
     core = policy.init_core(1)
     frames = [one.render(state)]
@@ -176,17 +174,6 @@ def record(
         if done[0]:
             break
     return frames
-
-
-def _pictured(env: Any) -> Any:
-    """What is drawn of an environment that makes its own vectors.
-
-    Raises:
-        InvalidEnvironment: it does not say.
-    """
-    if not hasattr(env, "picture"):
-        raise InvalidEnvironment(f"environment {env.name} has no picture")
-    return env.picture()
 
 
 def save_gif(frames: list[np.ndarray], path: Path, frames_per_second: int = 30) -> None:

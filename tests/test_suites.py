@@ -64,7 +64,7 @@ TABLE = [
         False,
         True,
     ),
-    Case("xminigrid:MiniGrid-Empty-5x5", {"max_steps": 20}, [(7, 7, 2)], "Discrete 6", 20, 1, 1),
+    Case("xminigrid:MiniGrid-Empty-5x5", {"max_steps": 20}, [(7, 7, 2)], "Discrete 6", 20, 0, 1),
     Case(
         "xminigrid:XLand-MiniGrid-R1-9x9",
         {"direction": True, "rules": True, "max_steps": 20},
@@ -77,7 +77,7 @@ TABLE = [
     Case("pgx:tic_tac_toe", {}, [(9,), (3, 3, 2)], "Discrete 9", INF, True, False),
     Case("pgx:connect_four", {"side": "last"}, [(7,), (6, 7, 2)], "Discrete 7", INF, True, False),
     Case("pgx:2048", {"time_limit": 15}, [(4,), (4, 4, 31)], "Discrete 4", 15, False, True),
-    Case("jumanji:Snake-v1", {"time_limit": 20}, [(12, 12, 5), (), (4,)], "Discrete 4", 20, 1, 1),
+    Case("jumanji:Snake-v1", {"time_limit": 20}, [(12, 12, 5), (), (4,)], "Discrete 4", 20, 0, 1),
     Case("jumanji:Game2048-v1", {}, [(4, 4), (4,)], "Discrete 4", INF, False, False),
     Case("jumanji:RubiksCube-v0", {"time_limit": 9}, [(6, 3, 3), ()], "Multi(6, 1, 3)", 9, 0, 1),
     Case(
@@ -96,7 +96,7 @@ TABLE = [
         "Joint(4, 10)",
         25,
         True,
-        True,
+        False,
     ),
     Case(
         "craftax:Craftax-Classic-Symbolic-v1",
@@ -299,6 +299,22 @@ def test_the_agents_side():
         assert (obs["action_mask"].sum(-1) == 9 - obs["obs"].sum((1, 2, 3))).all()
 
 
+@pytest.mark.parametrize(
+    ("name", "forward", "turn_right"),
+    [("navix:Navix-Empty-5x5-v0", 2, 1), ("xminigrid:MiniGrid-Empty-5x5", 0, 1)],
+)
+def test_the_straight_way_to_the_goal_is_the_shortest_episode(name, forward, turn_right):
+    pytest.importorskip(name.split(":")[0])
+    env = envs.make(name)
+    _, state = env.reset(KEY, env.params)
+    step = jax.jit(env.step)
+    way = [forward, forward, turn_right, forward, forward]
+    for i, action in enumerate(way):
+        _, state, reward, terminated, truncated, _ = step(KEY, state, jnp.int32(action), env.params)
+        assert terminated == (i == len(way) - 1) == (reward > 0) and not truncated
+    assert env.shortest_episode == len(way)
+
+
 def test_rows_of_agents():
     """Three agents of a game lie side by side, and end together."""
     pytest.importorskip("jaxmarl")
@@ -328,7 +344,7 @@ def test_rows_of_agents():
         ("pgx:chess", {"side": "white"}, "unknown side 'white'"),
         ("pgx:chess", {"opponent": "strong"}, "it must be 'random' or a function"),
         ("jaxmarl:MPE_simple_tag_v3", {}, "cannot share a policy, they differ"),
-        ("jaxmarl:MPE_simple_spread_v3", {"wings": 2}, "cannot be made"),
+        ("jaxmarl:switch_riddle", {"wings": 2}, "cannot be made: .*wings"),
         ("pgx:ches", {}, "did you mean chess"),
     ],
 )

@@ -138,6 +138,7 @@ class JaxMarlEnv:
         name: id.
         observation_space, action_space: of one agent.
         resets: drawn per rollout and game.
+        host: False; it is pure JAX, and may be vmapped and restored.
     """
 
     game: Game
@@ -145,6 +146,7 @@ class JaxMarlEnv:
     observation_space: Any
     action_space: Any
     resets: int = RESETS
+    host: bool = False
 
     @property
     def time_limit(self) -> float:
@@ -174,13 +176,22 @@ class JaxMarlEnv:
         vector = VectorizedEnv(self.game, games, games * self.resets)
         return AgentRows(vector, self.observation_space, self.action_space)
 
-    def side_by_side(self, episodes: int) -> int:
-        """How many rows play so many episodes of agents: whole games, eight at most."""
-        return self.num_agents * min(8, -(-episodes // self.num_agents))
-
+    # What evaluation asks of an environment that has only vectors.
     def evaluation(self) -> "JaxMarlEnv":
-        """The same game."""
+        """What is evaluated: the same game."""
         return self
+
+    def side_by_side(self, episodes: int) -> int:
+        """Rows to be played at once for so many episodes of agents: whole games."""
+        return self.num_agents * -(-episodes // self.num_agents)
+
+    def picture(self) -> Any:
+        """What is drawn.
+
+        Raises:
+            InvalidEnvironment: always.
+        """
+        raise InvalidEnvironment(f"environment {self.name} has no picture")
 
 
 @functools.cache
