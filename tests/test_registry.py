@@ -70,7 +70,8 @@ def test_listing_imports_no_optional_suite():
     code = (
         "import sys, ppo_jax.envs as e; e.names(); e.suites(); e.canonical('CartPole-v1'); "
         "from ppo_jax.envs.registry import OPTIONAL; "
-        "assert not {p for p, _ in OPTIONAL.values()} & {*sys.modules}"
+        # gymnax itself imports gymnasium.
+        "assert not {p for p, _ in OPTIONAL.values() if p != 'gymnasium'} & {*sys.modules}"
     )
     result = subprocess.run(
         [sys.executable, "-c", code], capture_output=True, text=True, timeout=120, check=False
