@@ -121,14 +121,17 @@ class Pong:
         speed = jnp.where(chance[3] < REST, 0.0, params.opponent_speed)
         # While the ball flies away the opponent makes up its mind about the next hit.
         away = state.velocity[0] > 0
-        state = state.replace(aim=jnp.where(away, AIM * (2 * chance[4] - 1), state.aim))
+        state = dataclasses.replace(
+            state, aim=jnp.where(away, AIM * (2 * chance[4] - 1), state.aim)
+        )
         for _ in range(FRAMES_PER_STEP):
             state = _advance(state, jnp.asarray(DIRECTIONS)[action], speed)
 
         # A serve takes ten steps to leave the court: at most one point is made in a step.
         won, lost = state.ball[0] <= 0, state.ball[0] >= COURT
         ball, velocity = _serve(chance[:3])
-        state = state.replace(
+        state = dataclasses.replace(
+            state,
             ball=jnp.where(won | lost, ball, state.ball),
             velocity=jnp.where(won | lost, velocity, state.velocity),
             score=state.score + jnp.stack([won, lost]),
@@ -265,7 +268,7 @@ def _advance(state: State, direction: jax.Array, opponent_speed: jax.Array) -> S
     across = jnp.where(hit, jnp.where(left, hard, -hard), across)
     down = jnp.where(hit, SPIN * offset, down)
     ball, velocity = jnp.stack([x, y]), jnp.stack([across, down])
-    return state.replace(ball=ball, velocity=velocity, agent=agent, opponent=opponent)
+    return dataclasses.replace(state, ball=ball, velocity=velocity, agent=agent, opponent=opponent)
 
 
 def _fill(
