@@ -257,19 +257,19 @@ def test_a_policy_sees_the_differences():
 
 
 def test_differences_need_three_frames():
-    values = {"env": "Pong", "preset": "pong", "env_args": ("size=42", "frames=4")}
-    with pytest.raises(envs.InvalidEnvironment, match=r"have shape \(42, 42, 4\).*frames=3"):
+    values = {"env": "Pong", "preset": "pong", "env_args": ("size=28", "frames=4")}
+    with pytest.raises(envs.InvalidEnvironment, match=r"have shape \(28, 28, 4\).*frames=3"):
         build(configs.make(**values))
     with pytest.raises(envs.InvalidEnvironment, match="of CartPole-v1 have shape"):
         build(configs.make(env="CartPole-v1", frame_mix="differences"))
 
 
-def test_the_presets_are_of_pong_as_they_say():
+def test_the_preset_is_of_pong():
     config = configs.make(env="Pong")  # its own preset
     assert config == configs.make(preset="pong")
     assert configs.from_json(configs.to_json(config)) == config
     program = build(config)
-    assert program.env.observation_space.shape == (42, 42, 3)
+    assert program.env.observation_space.shape == (28, 28, 3)
     assert float(program.env.params.opponent_speed) == 1.5
 
 
