@@ -90,7 +90,7 @@ PRESETS: dict[str, dict[str, Any]] = {
         "env": "Pong",
         "env_args": ("size=28", "frames=3", "difficulty=easy"),
         "algorithm": "ppo",
-        "total_timesteps": 3_000_000,
+        "total_timesteps": 5_000_000,
         "num_envs": 32,
         "num_steps": 128,
         "hidden": (128, 128),
