@@ -85,7 +85,7 @@ PRESETS: dict[str, dict[str, Any]] = {
         "entropy_coef": 0.003,
     },
     # Frames of 28 x 28 and no convolutions: on two CPU cores several times as many steps per second
-    # as the smallest CNN at 42 x 42, and no more of them needed (docs/pong.md).
+    # as a small CNN at 42 x 42, and it learned in fewer (docs/pong.md).
     "pong": {
         "env": "Pong",
         "env_args": ("size=28", "frames=3", "difficulty=easy"),

@@ -189,8 +189,8 @@ def test_a_frame_is_the_area_that_is_covered():
 def test_a_picture_shows_court_and_points():
     state = game().replace(score=jnp.array([3, 20]))
     picture = envs.render(EASY, state)
-    assert picture.shape == (344, 320, 3) and len(np.unique(picture.reshape(-1, 3), axis=0)) == 5
-    assert (picture[2 * 92, 2 * 80] == 235).all()
+    assert picture.shape == (172, 160, 3) and len(np.unique(picture.reshape(-1, 3), axis=0)) == 5
+    assert (picture[92, 80] == 235).all()
 
 
 def test_it_is_made_by_name_and_follows_the_protocol():

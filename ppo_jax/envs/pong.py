@@ -158,10 +158,10 @@ class Pong:
         return jnp.round(255.0 * covered).astype(jnp.uint8)[..., None]
 
     def render(self, state: State) -> np.ndarray:
-        """The court in colour, twice as large, under a strip of the points made.
+        """The court in colour under a strip of the points made.
 
         Returns:
-            [344, 320, 3] uint8 of five colours.
+            [172, 160, 3] uint8 of five colours.
         """
         picture = np.full((172, 160, 3), (24, 28, 36), np.uint8)
         court, green, orange = picture[12:], (110, 190, 110), (221, 132, 60)
@@ -175,7 +175,7 @@ class Pong:
         _fill(court, (OPPONENT_X, float(state.opponent)), size, orange)
         _fill(court, (AGENT_X, float(state.agent)), size, green)
         _fill(court, (float(state.ball[0]), float(state.ball[1])), (BALL, BALL), (235, 235, 235))
-        return picture.repeat(2, axis=0).repeat(2, axis=1)
+        return picture
 
 
 def coverage(centre: jax.Array, half: jax.Array, pixels: int) -> jax.Array:
