@@ -85,9 +85,10 @@ class FrameStack:
 
     def step(self, key: jax.Array, state: Any, action: jax.Array, params: PyTree) -> StepResult:
         """One transition; the oldest frame gives way to the new one."""
-        frame, inner, *outcome = self.env.step(key, state.env_state, action, params)
+        frame, inner, reward, terminated, truncated, info = self.env.step(
+            key, state.env_state, action, params
+        )
         frames = push(state.frames, frame)
-        reward, terminated, truncated, info = outcome
         return frames, StackState(inner, frames), reward, terminated, truncated, info
 
     def render(self, state: StackState) -> np.ndarray:

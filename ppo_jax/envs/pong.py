@@ -121,14 +121,17 @@ class Pong:
         speed = jnp.where(chance[3] < REST, 0.0, params.opponent_speed)
         # While the ball flies away the opponent makes up its mind about the next hit.
         away = state.velocity[0] > 0
-        state = state.replace(aim=jnp.where(away, AIM * (2 * chance[4] - 1), state.aim))
+        state = dataclasses.replace(
+            state, aim=jnp.where(away, AIM * (2 * chance[4] - 1), state.aim)
+        )
         for _ in range(FRAMES_PER_STEP):
             state = _advance(state, jnp.asarray(DIRECTIONS)[action], speed)
 
         # A serve takes ten steps to leave the court: at most one point is made in a step.
         won, lost = state.ball[0] <= 0, state.ball[0] >= COURT
         ball, velocity = _serve(chance[:3])
-        state = state.replace(
+        state = dataclasses.replace(
+            state,
             ball=jnp.where(won | lost, ball, state.ball),
             velocity=jnp.where(won | lost, velocity, state.velocity),
             score=state.score + jnp.stack([won, lost]),
@@ -155,10 +158,10 @@ class Pong:
         return jnp.round(255.0 * covered).astype(jnp.uint8)[..., None]
 
     def render(self, state: State) -> np.ndarray:
-        """The court in colour, twice as large, under a strip of the points made.
+        """The court in colour under a strip of the points made.
 
         Returns:
-            [344, 320, 3] uint8 of five colours.
+            [172, 160, 3] uint8 of five colours.
         """
         picture = np.full((172, 160, 3), (24, 28, 36), np.uint8)
         court, green, orange = picture[12:], (110, 190, 110), (221, 132, 60)
@@ -172,7 +175,7 @@ class Pong:
         _fill(court, (OPPONENT_X, float(state.opponent)), size, orange)
         _fill(court, (AGENT_X, float(state.agent)), size, green)
         _fill(court, (float(state.ball[0]), float(state.ball[1])), (BALL, BALL), (235, 235, 235))
-        return picture.repeat(2, axis=0).repeat(2, axis=1)
+        return picture
 
 
 def coverage(centre: jax.Array, half: jax.Array, pixels: int) -> jax.Array:
@@ -265,7 +268,7 @@ def _advance(state: State, direction: jax.Array, opponent_speed: jax.Array) -> S
     across = jnp.where(hit, jnp.where(left, hard, -hard), across)
     down = jnp.where(hit, SPIN * offset, down)
     ball, velocity = jnp.stack([x, y]), jnp.stack([across, down])
-    return state.replace(ball=ball, velocity=velocity, agent=agent, opponent=opponent)
+    return dataclasses.replace(state, ball=ball, velocity=velocity, agent=agent, opponent=opponent)
 
 
 def _fill(
