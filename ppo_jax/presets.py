@@ -318,17 +318,7 @@ PRESETS["pong_atari"] = {
     "entropy_coef": 0.01,
 }
 
-# Tasks of optional suites; tests/test_suites.py trains them.
-PRESETS["inverted_pendulum"] = {
-    "env": "brax:inverted_pendulum",
-    "algorithm": "ppo",
-    "total_timesteps": 300_000,
-    "num_envs": 32,
-    "num_steps": 64,
-    "normalize_obs": True,
-    "learning_rate": 1e-3,
-    "gamma": 0.98,
-}
+# A task of an optional suite; tests/test_suites.py trains it.
 PRESETS["navix_empty"] = {
     "env": "navix:Navix-Empty-8x8-v0",
     "algorithm": "ppo",

@@ -364,8 +364,8 @@ def test_the_example_of_a_suite_trains(suite):
     assert row["steps_per_second"] > 0 and row["compile_seconds"] > 0
 
 
-# Preset -> what a greedy episode earns at least, of 1000 and of 1.
-SOLVED = {"inverted_pendulum": 990.0, "navix_empty": 0.99}
+# Preset -> what a greedy episode earns at least.
+SOLVED = {"navix_empty": 0.99}
 
 
 @pytest.mark.learning
@@ -393,9 +393,7 @@ def test_the_example_of_an_own_environment_runs(capsys):
     assert capsys.readouterr().out == printed + "\n"
 
 
-def test_every_suite_is_in_the_document_and_has_an_example():
+def test_every_example_is_in_the_document():
     text = (ROOT / "docs/environments.md").read_text()
-    for suite in registry.SUITES:
-        assert f"| `{suite}` |" in text, suite
-    for suite in suites.EXAMPLES:
-        assert suite in registry.SUITES
+    for suite, example in suites.EXAMPLES.items():
+        assert f"| `{suite}` |" in text and example.env.startswith(f"{suite}:")

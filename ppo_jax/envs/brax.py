@@ -83,7 +83,8 @@ def make(
         **kwargs: of brax's constructor, e.g. terminate_when_unhealthy.
 
     Raises:
-        InvalidEnvironment: arguments that brax refuses, and what it says.
+        InvalidEnvironment: arguments that brax refuses, and what it says; swimmer, which calls a
+            jnp.clip that jax 0.10 no longer has.
     """
     if backend is None:
         backend = "generalized" if env_id == "swimmer" else "spring"
@@ -91,9 +92,9 @@ def make(
         raise InvalidEnvironment(f"unknown backend {backend!r}; {did_you_mean(backend, BACKENDS)}")
     try:
         env = _brax().get_environment(env_id, backend=backend, **kwargs)
+        obs = jax.eval_shape(env.reset, jax.random.key(0)).obs
     except (TypeError, ValueError) as error:
         raise InvalidEnvironment(f"brax:{env_id} cannot be made: {error}") from error
-    obs = jax.eval_shape(env.reset, jax.random.key(0)).obs
     if not hasattr(obs, "shape"):
         raise InvalidEnvironment(f"brax:{env_id} has no vector of observations but {obs}")
     return BraxEnv(
