@@ -26,6 +26,7 @@ from ppo_jax import compilation_cache, report
 from ppo_jax import config as configs
 from ppo_jax.checkpoint import CheckpointError, write_json
 from ppo_jax.config import ConfigError, TrainConfig
+from ppo_jax.envs import HostEnv
 from ppo_jax.evaluate import evaluate
 from ppo_jax.run_directory import RunDirectory, checkpoints_of, new_directory, write_config
 from ppo_jax.train import Program, build
@@ -241,7 +242,7 @@ class _Session:
         started = time.perf_counter()
         shapes = jax.eval_shape(program.init, jax.random.key(config.seed))
         self.update, state = self._restore(shapes)
-        if state is not None and hasattr(program.env, "vector"):
+        if state is not None and isinstance(program.env, HostEnv):
             state = program.restart(state)  # the host environments ended with their process
         self.compiled = compile_run(config, program)
         self.state = self.compiled.init() if state is None else state

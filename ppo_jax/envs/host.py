@@ -276,7 +276,7 @@ def refuse_sweep(env: Any) -> None:
     Raises:
         InvalidEnvironment: it is one, with the reason and what to do instead.
     """
-    if hasattr(env, "vector"):
+    if isinstance(env, HostEnv):
         raise InvalidEnvironment(_why_not_vmapped(env.name))
 
 

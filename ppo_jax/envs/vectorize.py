@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 from flax import struct
 
+from ppo_jax.envs.host import HostEnv
 from ppo_jax.envs.protocol import Env, InvalidEnvironment, StepResult, VectorEnv
 from ppo_jax.envs.spaces import Space
 from ppo_jax.types import PyTree
@@ -102,7 +103,7 @@ def vectorize(
     """N copies of an environment that restart themselves.
 
     Args:
-        env: an Env; or one of the host, which restarts itself and has no pool.
+        env: an Env, or something that makes its own vectors by `vector(num_envs)`.
         num_envs: N.
         num_steps: T, steps between two calls of `refresh`.
         pool_size: R, resets drawn per rollout. By default as many as episodes can end in T steps,
@@ -113,14 +114,14 @@ def vectorize(
         VectorEnv.
 
     Raises:
-        InvalidEnvironment: a pool is asked for where there is none.
+        InvalidEnvironment: a pool is asked for on the host, where there is none.
     """
+    if isinstance(env, HostEnv) and pool_size is not None:
+        raise InvalidEnvironment(
+            f"reset_pool is {pool_size}, but {env.name} runs on the host and resets itself; "
+            "leave reset_pool out"
+        )
     if hasattr(env, "vector"):
-        if pool_size is not None:
-            raise InvalidEnvironment(
-                f"reset_pool is {pool_size}, but {env.name} runs on the host and resets itself; "
-                "leave reset_pool out"
-            )
         return env.vector(num_envs)
     shortest = getattr(env, "shortest_episode", 1)
     enough = num_envs * (1 + (num_steps - 1) // shortest)
