@@ -15,7 +15,7 @@ import numpy as np
 from flax import struct
 
 from ppo_jax import rollout
-from ppo_jax.envs import Env, render
+from ppo_jax.envs import Env, HostEnv, render
 from ppo_jax.networks import Policy
 from ppo_jax.types import Params, PyTree
 
@@ -78,11 +78,11 @@ def evaluate(
     Returns:
         Returns [E].
     """
-    env = env.evaluation() if hasattr(env, "vector") else env
+    env = env.evaluation() if isinstance(env, HostEnv) else env
     if max_steps is None:
         max_steps = max(DEFAULT_MAX_STEPS, _time_limit(env))
     play = functools.partial(_play, max_steps=max_steps, greedy=greedy)
-    if not hasattr(env, "vector"):
+    if not isinstance(env, HostEnv):
         return play(key, params, moments, _Same(env), policy, episodes)
     count = env.side_by_side(episodes)
     keys = jax.random.split(key, -(-episodes // count))
@@ -155,10 +155,10 @@ def record(
         InvalidEnvironment: the environment cannot draw itself.
     """
     key, reset_key = jax.random.split(key)
-    one = _copies(env.picture() if hasattr(env, "vector") else env, 1)
+    one = _copies(env.picture() if isinstance(env, HostEnv) else env, 1)
     obs, state = one.reset(reset_key)
     core = policy.init_core(1)
-    frames = [one.render(state)]
+    frames = [render(one, state)]
 
     @jax.jit
     def step(key: jax.Array, carry: Any) -> Any:
@@ -169,7 +169,7 @@ def record(
         core, obs, state, _, done = step(step_key, (core, obs, state, start))
         if done[0] and hasattr(env, "vector"):
             break  # what is there to be seen is the next episode
-        frames.append(one.render(state))
+        frames.append(render(one, state))
         start = jnp.zeros(1, bool)
         if done[0]:
             break
@@ -221,12 +221,16 @@ class _Copies:
         new_state = jax.tree.map(lambda old, new: new.astype(old.dtype), state, new_state)
         return obs, new_state, *rest, {}
 
+    @property
+    def name(self) -> str:
+        return getattr(self.env, "name", type(self.env).__name__)
+
     def render(self, state: PyTree) -> np.ndarray:
         return render(self.env, jax.tree.map(lambda x: x[0], state))
 
 
 def _copies(env: Any, count: int) -> Any:
-    """So many environments side by side. Those of the host restart, which nobody looks at."""
+    """So many environments side by side. Vectors restart, which nobody looks at."""
     return env.vector(count) if hasattr(env, "vector") else _Copies(env, count)
 
 

@@ -138,7 +138,6 @@ class JaxMarlEnv:
         name: id.
         observation_space, action_space: of one agent.
         resets: drawn per rollout and game.
-        host: False; it is pure JAX, and may be vmapped and restored.
     """
 
     game: Game
@@ -146,7 +145,6 @@ class JaxMarlEnv:
     observation_space: Any
     action_space: Any
     resets: int = RESETS
-    host: bool = False
 
     @property
     def time_limit(self) -> float:

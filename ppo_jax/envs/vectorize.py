@@ -113,7 +113,7 @@ def vectorize(
         VectorEnv.
 
     Raises:
-        InvalidEnvironment: a pool is asked for where there is none.
+        InvalidEnvironment: a pool is asked for where the environment resets its own vectors.
     """
     if hasattr(env, "vector"):
         if pool_size is not None:
