@@ -36,11 +36,20 @@ class Checkpoints:
         identity: JSON that a checkpoint must share with the run that restores it (environment,
             algorithm, network), so that one from elsewhere is refused by name.
         keep: how many of the latest to keep, beside the best.
+        defaults: what a checkpoint was made with that says nothing of it, because the option is
+            younger than the checkpoint.
     """
 
-    def __init__(self, directory: Path, identity: dict[str, Any], keep: int = 3) -> None:
+    def __init__(
+        self,
+        directory: Path,
+        identity: dict[str, Any],
+        keep: int = 3,
+        defaults: dict[str, Any] | None = None,
+    ) -> None:
         self.directory = Path(directory)
         self.identity = json.loads(json.dumps(identity))
+        self.defaults = json.loads(json.dumps(defaults or {}))
         self.keep = keep
 
     def steps(self) -> list[int]:
@@ -164,7 +173,7 @@ class Checkpoints:
 
     def _check_identity(self, step: int, example: PyTree) -> None:
         manifest = self._manifest(step)
-        theirs, ours = manifest["identity"], self.identity
+        theirs, ours = self.defaults | manifest["identity"], self.identity
         differing = [k for k in sorted({*theirs, *ours}) if theirs.get(k) != ours.get(k)]
         if differing:
             listed = ", ".join(

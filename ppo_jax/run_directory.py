@@ -146,6 +146,8 @@ def _section(path: Path, name: str) -> dict[str, Any]:
 def checkpoints_of(run_dir: Path, config: TrainConfig) -> Checkpoints:
     """The checkpoints of a run; they belong to its configuration, whatever its length."""
     identity = configs.to_json(config)
+    defaults = configs.to_json(TrainConfig(algorithm=config.algorithm))
     for may_change in ("total_timesteps", "anneal_timesteps"):
         identity.pop(may_change, None)
-    return Checkpoints(run_dir.absolute() / "checkpoints", identity)
+        defaults.pop(may_change, None)
+    return Checkpoints(run_dir.absolute() / "checkpoints", identity, defaults=defaults)

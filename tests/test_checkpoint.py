@@ -161,6 +161,17 @@ def test_another_runs_checkpoint_is_refused_by_name(tmp_path, state):
         other.restore(state)
 
 
+def test_options_that_are_younger_than_a_checkpoint_were_at_their_defaults(tmp_path, state):
+    save_two(tmp_path, state)
+    for value, fits in (("none", True), ("gru", False)):
+        younger = Checkpoints(tmp_path, IDENTITY | {"memory": value}, defaults={"memory": "none"})
+        if fits:
+            assert younger.restore(state)[0] == 2
+        else:
+            with pytest.raises(CheckpointError, match=r"memory \('none' there, 'gru' here\)"):
+                younger.restore(state)
+
+
 def test_another_shape_is_refused_by_name(tmp_path, state):
     checkpoints = save_two(tmp_path, state)
     wider = state.replace(key=jax.random.split(state.key, 2))
