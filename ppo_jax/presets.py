@@ -104,7 +104,7 @@ PRESETS: dict[str, dict[str, Any]] = {
         "gamma": 0.999,
         "entropy_coef": 0.003,
     },
-    # No convolutions: on two CPU cores twice as many steps per second as a small CNN (docs/pong.md).
+    # No convolutions: on two CPU cores almost twice as fast as a small CNN (docs/pong.md).
     "pong": {
         "env": "Pong",
         "env_args": ("size=42", "frames=3", "difficulty=easy"),
