@@ -271,6 +271,8 @@ def env_kwargs(config: TrainConfig) -> dict[str, Any]:
             found[name] = json.loads(value.lower() if value in ("True", "False") else value)
         except ValueError:
             found[name] = value
+        if "e" in value.lower() and isinstance(found[name], float) and found[name].is_integer():
+            found[name] = int(found[name])  # 1e3 is a count here as in other flags
     return found
 
 

@@ -15,7 +15,7 @@ import numpy as np
 from flax import struct
 
 from ppo_jax import rollout
-from ppo_jax.envs import Env, HostEnv, render
+from ppo_jax.envs import Env, render
 from ppo_jax.networks import Policy
 from ppo_jax.types import Params, PyTree
 
@@ -78,11 +78,11 @@ def evaluate(
     Returns:
         Returns [E].
     """
-    env = env.evaluation() if isinstance(env, HostEnv) else env
+    env = env.evaluation() if hasattr(env, "vector") else env
     if max_steps is None:
         max_steps = max(DEFAULT_MAX_STEPS, _time_limit(env))
     play = functools.partial(_play, max_steps=max_steps, greedy=greedy)
-    if not isinstance(env, HostEnv):
+    if not hasattr(env, "vector"):
         return play(key, params, moments, _Same(env), policy, episodes)
     count = env.side_by_side(episodes)
     keys = jax.random.split(key, -(-episodes // count))
@@ -155,22 +155,25 @@ def record(
         InvalidEnvironment: the environment cannot draw itself.
     """
     key, reset_key = jax.random.split(key)
-    one = _copies(env.picture() if isinstance(env, HostEnv) else env, 1)
+    env = env.picture() if hasattr(env, "vector") else env
+    # Of a vector environment given as an object all play, and the first is drawn.
+    count = getattr(env, "evaluation_envs", None) or 1
+    one = _copies(env, count)
     obs, state = one.reset(reset_key)
-    core = policy.init_core(1)
+    core = policy.init_core(count)
     frames = [render(one, state)]
 
     @jax.jit
     def step(key: jax.Array, carry: Any) -> Any:
         return _step(key, params, moments, one, policy, greedy, carry)
 
-    start = jnp.ones(1, bool)
+    start = jnp.ones(count, bool)
     for step_key in jax.random.split(key, max_steps):
         core, obs, state, _, done = step(step_key, (core, obs, state, start))
         if done[0] and hasattr(env, "vector"):
             break  # what is there to be seen is the next episode
         frames.append(render(one, state))
-        start = jnp.zeros(1, bool)
+        start = jnp.zeros(count, bool)
         if done[0]:
             break
     return frames

@@ -4,6 +4,7 @@ Nothing inside the compiled program knows of progress, logs, checkpoints or sign
 loops over chunks of at most a few seconds, and looks after all that in between.
 """
 
+import contextlib
 import dataclasses
 import importlib.util
 import json
@@ -13,7 +14,7 @@ import signal
 import sys
 import time
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import FrameType
 from typing import Any, NamedTuple
@@ -188,7 +189,7 @@ def run(config: TrainConfig, options: RunOptions) -> int:
     if options.tensorboard and not importlib.util.find_spec("tensorboardX"):
         raise ConfigError("--tensorboard needs tensorboardX: pip install 'ppo_jax[tensorboard]'")
     program = build(config)
-    with _open(config, options) as directory, Signals() as signals:
+    with _open(config, options) as directory, Signals() as signals, _ended(program.env):
         compilation_cache.use()
         with report.status("compiling"):
             session = _Session(config, options, program, directory.path, signals)
@@ -196,6 +197,16 @@ def run(config: TrainConfig, options: RunOptions) -> int:
             write_config(config, kept_options(options), directory.path)
         session.train()
         return session.finish()
+
+
+@contextlib.contextmanager
+def _ended(env: Any) -> Iterator[None]:
+    """Environments of the host, and their processes, end with the run."""
+    try:
+        yield
+    finally:
+        if isinstance(env, HostEnv):
+            env.close()
 
 
 def kept_options(options: RunOptions) -> dict[str, Any]:

@@ -269,7 +269,7 @@ def test_the_preset_is_of_pong():
     assert config == configs.make(preset="pong")
     assert configs.from_json(configs.to_json(config)) == config
     program = build(config)
-    assert program.env.observation_space.shape == (28, 28, 3)
+    assert program.env.observation_space.shape == (42, 42, 3)
     assert float(program.env.params.opponent_speed) == 1.5
 
 

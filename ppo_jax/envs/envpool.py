@@ -3,6 +3,8 @@
 import functools
 from typing import Any
 
+import numpy as np
+
 from ppo_jax.envs.host import HostEnv
 from ppo_jax.envs.protocol import InvalidEnvironment
 
@@ -17,31 +19,33 @@ def names() -> list[str]:
 def make(env_id: str, **options: Any) -> HostEnv:
     """An environment of envpool.
 
-    Atari's clip their rewards and end episodes only with the game; for what else they do, and for
-    the options, see envpool's own documentation.
+    Of Atari's the signs of rewards are learned from unless reward_clip=False, and their scores
+    reported; they are evaluated over whole games. For what else there is, see envpool's own
+    documentation.
 
     Args:
         env_id: e.g. "Pong-v5".
-        **options: of the environment, e.g. reward_clip=True.
+        **options: of the environment, e.g. episodic_life=True.
 
     Raises:
         InvalidEnvironment: envpool's own complaint.
     """
     import envpool
 
+    clip = options.pop("reward_clip", True)
     try:
         spec = envpool.make_spec(env_id, **options)
     except Exception as error:
         raise InvalidEnvironment(f"envpool:{env_id} cannot be made: {error}") from error
-    limit = getattr(spec.config, "max_episode_steps", None)
-    evaluated = {**options, "reward_clip": False} if "reward_clip" in options else options
-    variant = functools.partial(make, env_id, **evaluated)
+    atari = hasattr(spec.config, "reward_clip")
+    whole_games = {**options, "episodic_life": False} if atari else options
     return HostEnv(
         f"envpool:{env_id}",
         (spec.observation_space, spec.action_space),
         lambda num_envs: functools.partial(_Pool, env_id, num_envs, options),
-        time_limit=limit,
-        evaluated_as=variant,
+        time_limit=getattr(spec.config, "max_episode_steps", None),
+        transform_reward=np.sign if atari and clip else None,
+        evaluated_as=functools.partial(make, env_id, reward_clip=clip, **whole_games),
     )
 
 

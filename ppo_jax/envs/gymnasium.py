@@ -106,7 +106,7 @@ def adapt(env: Any) -> HostEnv:
     first = _first(env, getattr(env, "__name__", repr(env)))
     if hasattr(first, "single_observation_space"):
         return _adapt_vector(first)
-    if not (hasattr(first, "observation_space") and hasattr(first, "action_space")):
+    if not all(hasattr(first, a) for a in ("observation_space", "action_space", "unwrapped")):
         raise InvalidEnvironment(
             f"{env} makes a {type(first).__name__}, not a Gymnasium environment (observation_space "
             "and action_space)"

@@ -5,6 +5,7 @@ that a run's state holds only a token, with which every step is checked to be th
 """
 
 import dataclasses
+import functools
 from collections.abc import Callable
 from typing import Any
 
@@ -140,6 +141,7 @@ class HostVectorEnv:
     # On the host, in a callback: numpy alone from here on.
 
     def _host_reset(self, seed: Any) -> tuple[Any, ...]:
+        self.start()
         obs, _ = self._venv.reset(seed=int(np.asarray(seed)))
         self._resets, self._steps = self._resets + 1, 0
         self._restarting = np.zeros(self.num_envs, bool)
@@ -252,7 +254,10 @@ class HostEnv:
 
     def evaluation(self) -> "HostEnv":
         """The environment as its returns are reported."""
-        return self._keep("evaluation", self.evaluated_as) if self.evaluated_as else self
+        if self.evaluated_as is None and self.evaluation_envs is not None:
+            return self  # the vector environment that was given, the only one there is
+        copy = functools.partial(dataclasses.replace, self, _kept={})
+        return self._keep("evaluation", self.evaluated_as or copy)
 
     def side_by_side(self, episodes: int) -> int:
         """How many environments play so many episodes."""
@@ -263,6 +268,11 @@ class HostEnv:
         if self.drawn_as is None:
             return self.evaluation()
         return self._keep("picture", self.drawn_as)
+
+    def close(self) -> None:
+        """End all environments of this object and their processes."""
+        for kept in self._kept.values():
+            kept.close()
 
     def _keep(self, what: Any, make: Callable[[], Any]) -> Any:
         if what not in self._kept:

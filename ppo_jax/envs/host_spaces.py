@@ -101,7 +101,9 @@ def action_space(space: Any, name: str) -> tuple[spaces.Space, Callable[[np.ndar
         return spaces.MultiBinary(size), lambda a: a.astype(np.int8).reshape(-1, *shape)
     if isinstance(space, theirs.Box) and np.issubdtype(space.dtype, np.floating):
         dtype, (low, high) = space.dtype, _bounds(space)
-        return spaces.Box(low, high, tuple(space.shape)), lambda a: a.astype(dtype)
+        return spaces.Box(low, high, tuple(space.shape)), lambda a: np.clip(
+            a.astype(dtype), space.low, space.high
+        )
     raise InvalidEnvironment(
         f"the actions of {name} are {space}; there are distributions for Discrete, MultiDiscrete, "
         "MultiBinary and Box of floats: wrap the environment in one that takes these"

@@ -28,7 +28,6 @@ class PlaygroundEnv:
         observation_space: Box.
         action_space: Box(−1, 1); actions are clipped to it.
         time_limit: steps after which an episode is truncated.
-        shortest_episode: 1; the tasks end by themselves only where the physics diverges.
         params: ().
     """
 
@@ -37,8 +36,13 @@ class PlaygroundEnv:
     observation_space: spaces.Box
     action_space: spaces.Box
     time_limit: int
-    shortest_episode: int = 1
     params: tuple[()] = ()
+
+    @property
+    def shortest_episode(self) -> int:
+        """The limit: tasks end sooner only where the physics diverges, and should many do so at
+        once a reset is used twice, which the metric reused_resets counts."""
+        return self.time_limit
 
     def reset(self, key: jax.Array, params: PyTree) -> tuple[PyTree, PyTree]:
         """(obs, state) of a new episode."""

@@ -37,7 +37,8 @@ class XMiniGridEnv:
     def shortest_episode(self) -> int:
         """From corner to corner there are H + W − 6 steps and one turn."""
         empty = re.fullmatch(r"MiniGrid-Empty-\d+x\d+", self.name)
-        return self.params.height + self.params.width - 5 if empty else 1
+        way = self.params.height + self.params.width - 5 if empty else 1
+        return min(way, self.time_limit)
 
     @property
     def time_limit(self) -> int:

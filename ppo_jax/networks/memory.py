@@ -78,7 +78,9 @@ def lstm_step(
 
 CELLS: dict[str, Cell] = {
     "gru": Cell(3, jnp.zeros, gru_step, lambda core: core),
-    "lstm": Cell(4, lambda shape: (jnp.zeros(shape),) * 2, lstm_step, lambda core: core[1]),
+    "lstm": Cell(
+        4, lambda shape: (jnp.zeros(shape), jnp.zeros(shape)), lstm_step, lambda core: core[1]
+    ),
 }
 MEMORIES = ("none", *CELLS)
 
