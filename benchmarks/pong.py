@@ -1,0 +1,124 @@
+"""What an agent of Pong reached: a hundred games of it, and how it came there.
+
+python -m ppo_jax.train --preset pong --run-dir runs/pong
+python -m benchmarks.pong runs/pong
+
+The line goes to benchmarks/results/pong.csv, the curve to docs/images/pong_learning.png.
+"""
+
+import dataclasses
+import json
+from pathlib import Path
+from typing import Annotated, Any
+
+import jax
+import numpy as np
+import tyro
+
+from benchmarks.table import RESULTS, read, replace
+from ppo_jax import play
+from ppo_jax.evaluate import confidence_interval, evaluate
+
+IMAGE = Path(__file__).parent.parent / "docs/images/pong_learning.png"
+# Rollouts whose games are averaged.
+WINDOW = 20
+
+
+@dataclasses.dataclass(frozen=True)
+class Options:
+    """Play with the agent of a run.
+
+    Attributes:
+        run: run directory.
+        games: how many, greedy.
+    """
+
+    run: Annotated[Path, tyro.conf.Positional]
+    games: int = 100
+
+
+def curve(run: Path) -> tuple[np.ndarray, np.ndarray]:
+    """(environment steps, mean return over the last WINDOW rollouts in which a game ended)."""
+    lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    ended = [(r["env_step"], r["episode_return"]) for r in lines if r["episode_return"] is not None]
+    steps, returns = (np.array(x, float) for x in zip(*ended, strict=True))
+    total = np.cumsum(np.insert(returns, 0, 0.0))
+    return steps[WINDOW - 1 :], (total[WINDOW:] - total[:-WINDOW]) / WINDOW
+
+
+def measure(options: Options) -> dict[str, Any]:
+    """One line of the table."""
+    config, program, state = play.load(options.run)
+    result = evaluate(
+        jax.random.key(1),
+        state.learner.params,
+        state.rollout.moments,
+        env=program.env,
+        policy=program.policy,
+        episodes=options.games,
+    )
+    returns = np.asarray(result.episode_return)
+    low, high = confidence_interval(returns)
+    steps, means = curve(options.run)
+    summary = json.loads((options.run / "summary.json").read_text())
+    return {
+        "env_args": " ".join(config.env_args),
+        "gamma": config.hyper.gamma,
+        "seed": config.seed,
+        "env_steps": summary["env_steps"],
+        "games": options.games,
+        "mean": round(float(returns.mean()), 2),
+        "ci95_low": round(low, 2),
+        "ci95_high": round(high, 2),
+        "min": int(returns.min()),
+        "max": int(returns.max()),
+        "game_steps": round(float(np.mean(result.episode_length)), 1),
+        "ahead_at": int(steps[np.argmax(means > 0)]) if (means > 0).any() else "",
+        "seconds": round(summary["compile_seconds"] + summary["train_seconds"]),
+        "device": summary["device"],
+        "jax": jax.__version__,
+    }
+
+
+def plot(run: Path) -> None:
+    """Return against environment steps."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    import matplotlib.pyplot as plt
+
+    steps, means = curve(run)
+    figure, axes = plt.subplots(figsize=(6, 3))
+    axes.plot(steps / 1e6, means)
+    axes.axhline(0, color="grey", linewidth=0.8)
+    axes.set(xlabel="million steps", ylabel=f"return ({WINDOW} rollouts)", ylim=(-21, 21))
+    figure.tight_layout()
+    figure.savefig(IMAGE, dpi=90)
+    plt.close(figure)
+
+
+def markdown() -> str:
+    """The table of docs/pong.md."""
+    head = ("arguments", "γ", "steps", "return of 100 games [95 %]", "ahead after", "by the clock")
+    lines = ["| " + " | ".join(head) + " |", "|" + "---|" * len(head)]
+    for r in read(RESULTS / "pong.csv"):
+        interval = f"{r['mean']} [{r['ci95_low']}, {r['ci95_high']}]"
+        minutes = f"{float(r['seconds']) / 60:.0f} min"
+        steps = f"{int(r['env_steps']):,}"
+        ahead = f"{int(r['ahead_at']):,} steps" if r["ahead_at"] else "never"
+        cells = (r["env_args"], r["gamma"], steps, interval, ahead, minutes)
+        lines.append("| " + " | ".join(cells) + " |")
+    return "\n".join(lines) + "\n"
+
+
+def main(options: Options) -> None:
+    """Measure, merge the table, draw, print."""
+    row = measure(options)
+    same = ("env_args", "gamma", "seed", "env_steps")
+    replace(RESULTS / "pong.csv", [row], same, lambda r: [str(r[c]) for c in same])
+    plot(options.run)
+    print(markdown(), end="")
+
+
+if __name__ == "__main__":
+    main(tyro.cli(Options))
