@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 import benchmarks.throughput.__main__ as throughput
-from benchmarks import algorithms, family, recall, sweep, tuning
+from benchmarks import algorithms, family, pong, recall, sweep, tuning
 from benchmarks.learning import markdown
 from benchmarks.table import RESULTS, read
 from ppo_jax import cli
@@ -62,6 +62,10 @@ def test_the_sweeps_of_the_documents_are_sweeps():
             names = [f.name for f in dataclasses.fields(command.PointOptions)]
             points = command.PointOptions(**{n: flags[1][n] for n in names})
             assert command.build_spec(words, flags[0], points).configs
+
+
+def test_the_table_of_the_pong_page_is_that_of_the_results():
+    assert pong.markdown() in (ROOT / "docs/pong.md").read_text()
 
 
 def test_the_table_of_the_memory_page_is_that_of_the_results():
