@@ -20,8 +20,9 @@ from benchmarks.table import RESULTS, read
 from ppo_jax import config as configs
 from ppo_jax import envs
 from ppo_jax.envs import registry, spaces
+from ppo_jax.evaluate import evaluate
 from ppo_jax.runner import compiler_options
-from ppo_jax.train import make_train
+from ppo_jax.train import build, make_train
 
 ROOT = Path(__file__).parent.parent
 KEY = jax.random.key(0)
@@ -329,6 +330,17 @@ def test_rows_of_agents():
         assert info["valid"].all() and reward.shape == (6,)
     with pytest.raises(envs.InvalidEnvironment, match="num_envs is 4.* use a multiple of 3"):
         env.vector(4)
+
+
+def test_agents_are_evaluated():
+    """Four episodes of agents are two games of three, of which four rows count."""
+    pytest.importorskip("jaxmarl")
+    env = envs.make("jaxmarl:MPE_simple_spread_v3", max_steps=5)
+    program = build(configs.make(preset="none", num_envs=6, hidden=(8,)), env)
+    state = program.init(KEY)
+    params, moments = state.learner.params, state.rollout.moments
+    result = evaluate(KEY, params, moments, env=env, policy=program.policy, episodes=4)
+    assert result.finished.all() and result.episode_length.tolist() == [5] * 4
 
 
 @pytest.mark.parametrize(
