@@ -5,7 +5,6 @@ brax's AutoResetWrapper replays one fixed first state and overwrites the last ob
 time limit is counted here.
 """
 
-import dataclasses
 import functools
 from types import ModuleType
 from typing import Any
@@ -14,47 +13,13 @@ import jax
 import jax.numpy as jnp
 
 from ppo_jax.envs import spaces
-from ppo_jax.envs.protocol import InvalidEnvironment, StepResult
-from ppo_jax.types import PyTree, did_you_mean
+from ppo_jax.envs.physics import PhysicsEnv
+from ppo_jax.envs.protocol import InvalidEnvironment
+from ppo_jax.types import did_you_mean
 
 BACKENDS = ("spring", "positional", "generalized", "mjx")
 # Nothing but the time limit ends these.
 ENDLESS = ("fast", "halfcheetah", "humanoidstandup", "pusher", "reacher", "swimmer")
-
-
-@dataclasses.dataclass(frozen=True, eq=False)
-class BraxEnv:
-    """A brax environment and a clock; its state is (brax's State, steps taken).
-
-    Attributes:
-        env: brax.envs.Env.
-        name: id.
-        observation_space, action_space: Box; actions are clipped to [−1, 1].
-        time_limit: steps after which an episode is truncated.
-        shortest_episode: the time limit where nothing else ends an episode.
-        params: () (the bodies are constants of the program).
-    """
-
-    env: Any
-    name: str
-    observation_space: spaces.Space
-    action_space: spaces.Space
-    time_limit: int
-    shortest_episode: int
-    params: tuple[()] = ()
-
-    def reset(self, key: jax.Array, params: PyTree) -> tuple[PyTree, PyTree]:
-        """(obs, state) of a new episode."""
-        state = self.env.reset(key)
-        return state.obs, (state, jnp.zeros((), jnp.int32))
-
-    def step(self, key: jax.Array, state: PyTree, action: jax.Array, params: PyTree) -> StepResult:
-        """One transition; `done` of the physics is termination, the clock truncation."""
-        state, time = state
-        state = self.env.step(state, jnp.clip(action, -1.0, 1.0))
-        terminated, truncated = state.done > 0, time + 1 >= self.time_limit
-        reward = jnp.asarray(state.reward, jnp.float32)
-        return state.obs, (state, time + 1), reward, terminated, truncated, {}
 
 
 @functools.cache
@@ -71,7 +36,7 @@ def names() -> list[str]:
 
 def make(
     env_id: str, *, backend: str | None = None, episode_length: int = 1000, **kwargs: Any
-) -> BraxEnv:
+) -> PhysicsEnv:
     """The environment brax registers under this id.
 
     Args:
@@ -97,7 +62,7 @@ def make(
         raise InvalidEnvironment(f"brax:{env_id} cannot be made: {error}") from error
     if not hasattr(obs, "shape"):
         raise InvalidEnvironment(f"brax:{env_id} has no vector of observations but {obs}")
-    return BraxEnv(
+    return PhysicsEnv(
         env,
         env_id,
         spaces.Box(-jnp.inf, jnp.inf, obs.shape),

@@ -232,7 +232,8 @@ def make(env_id: str, *, resets: int = RESETS, **kwargs: Any) -> JaxMarlEnv:
     actions = convert_space(env.action_space(env.agents[0]))
     if not isinstance(actions, spaces.Discrete | spaces.Box):
         raise InvalidEnvironment(f"jaxmarl:{env_id} has actions {actions}; Discrete and Box work")
-    obs = jax.tree.map(_box, seen[env.agents[0]])
+    # Bounds are left out: what some games declare is not what they return.
+    obs = jax.tree.map(spaces.box_of, seen[env.agents[0]])
     masked = False
     if isinstance(actions, spaces.Discrete) and _knows_legal(env):
         masked = True
@@ -273,15 +274,6 @@ def _unlimited(env_id: str, kwargs: dict[str, Any]) -> tuple[Any, float]:
 def _kind(seen: PyTree, actions: Any) -> str:
     shapes = jax.tree.leaves(jax.tree.map(lambda x: str(x.shape), seen))
     return f"{' '.join(shapes)}, {getattr(actions, 'n', getattr(actions, 'shape', actions))}"
-
-
-def _box(leaf: Any) -> spaces.Box:
-    """Bounds are left out: what some games declare is not what they return."""
-    dtype = np.dtype(leaf.dtype)
-    if dtype.kind == "f":
-        return spaces.Box(-np.inf, np.inf, leaf.shape, dtype)
-    bounds = (0, 1) if dtype.kind == "b" else (np.iinfo(dtype).min, np.iinfo(dtype).max)
-    return spaces.Box(*bounds, leaf.shape, dtype)
 
 
 def _knows_legal(env: Any) -> bool:

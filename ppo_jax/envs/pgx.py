@@ -12,7 +12,6 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 
 from ppo_jax.envs import spaces
 from ppo_jax.envs.protocol import InvalidEnvironment, StepResult
@@ -137,7 +136,7 @@ def make(
     return PgxEnv(
         env,
         env_id,
-        jax.tree.map(_box, _observation(state)),
+        jax.tree.map(spaces.box_of, _observation(state)),
         spaces.Discrete(state.legal_action_mask.shape[0]),
         jnp.inf if time_limit is None else time_limit,
         opponent if callable(opponent) else uniformly_legal,
@@ -147,12 +146,3 @@ def make(
 
 def _observation(state: Any) -> dict[str, Any]:
     return {"obs": state.observation, "action_mask": state.legal_action_mask}
-
-
-def _box(leaf: Any) -> spaces.Box:
-    dtype = np.dtype(leaf.dtype)
-    if dtype.kind == "b":
-        return spaces.Box(0, 1, leaf.shape, dtype)
-    if dtype.kind == "f":
-        return spaces.Box(-np.inf, np.inf, leaf.shape, dtype)
-    return spaces.Box(np.iinfo(dtype).min, np.iinfo(dtype).max, leaf.shape, dtype)

@@ -87,6 +87,19 @@ class Box:
         return bool(finite and (self.low < self.high).all())
 
 
+def box_of(leaf: Any) -> Box:
+    """The space of arrays of which only shape and type are known: whatever the type can hold.
+
+    Args:
+        leaf: an array or its description.
+    """
+    dtype = np.dtype(leaf.dtype)
+    if dtype.kind == "f":
+        return Box(-np.inf, np.inf, leaf.shape, dtype)
+    low, high = (0, 1) if dtype.kind == "b" else (np.iinfo(dtype).min, np.iinfo(dtype).max)
+    return Box(low, high, leaf.shape, dtype)
+
+
 Space = Discrete | MultiDiscrete | MultiBinary | Box
 ACTION_SPACES = (Discrete, MultiDiscrete, MultiBinary, Box)
 
