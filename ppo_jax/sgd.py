@@ -68,6 +68,7 @@ def make_optimizer(
     learning_rate: jax.Array | float = 3e-4,
     b1: float = 0.9,
     b2: float = 0.999,
+    adam: Callable[..., optax.GradientTransformation] = optax.scale_by_adam,
 ) -> optax.GradientTransformation:
     """Adam with a bound on the gradient's global norm.
 
@@ -81,24 +82,25 @@ def make_optimizer(
         learning_rate: α until `anneal` sets another.
         b1: decay of the first moment.
         b2: decay of the second moment.
+        adam: another version of it, made as optax.scale_by_adam is and with its state.
 
     Returns:
         An optax transformation whose state is an `OptimizerState`.
 
     Source: Kingma & Ba 2015; ε = 1e-5 and the joint clipping are openai/baselines ppo2's.
     """
-    adam = optax.scale_by_adam(b1=b1, b2=b2, eps=eps)
+    moments_of = adam(b1=b1, b2=b2, eps=eps)
 
     def init(params: Params) -> OptimizerState:
         rate = jnp.asarray(learning_rate, jnp.float32)
-        return OptimizerState(adam.init(params), rate, jnp.zeros((), jnp.int32))
+        return OptimizerState(moments_of.init(params), rate, jnp.zeros((), jnp.int32))
 
     def update(
         grads: PyTree, state: OptimizerState, params: Params | None = None
     ) -> tuple[PyTree, OptimizerState]:
         factor = jnp.minimum(1.0, max_grad_norm / (optax.tree.norm(grads) + 1e-6))
         clipped = jax.tree.map(lambda g: g * factor.astype(g.dtype), grads)
-        direction, moments = adam.update(clipped, state.adam, params)
+        direction, moments = moments_of.update(clipped, state.adam, params)
         step = jax.tree.map(lambda d: -state.learning_rate.astype(d.dtype) * d, direction)
         return step, state._replace(adam=moments)
 
@@ -242,6 +244,7 @@ def sgd_epochs(
     order: jax.Array,
     minibatches: int,
     stop: Callable[[Metrics], jax.Array] | None = None,
+    micro_batches: int = 1,
 ) -> tuple[LearnerState, Metrics]:
     """Several epochs of minibatch gradient descent over the same rows.
 
@@ -254,6 +257,7 @@ def sgd_epochs(
         minibatches: steps per epoch; must divide M.
         stop: asked with the metrics of each minibatch between its gradient and its step; once
             it says True neither this step nor any later one is taken.
+        micro_batches: parts of a minibatch whose gradients are accumulated, as for `sgd_step`.
 
     Returns:
         (LearnerState, metrics averaged over the steps that were taken).
@@ -270,12 +274,12 @@ def sgd_epochs(
     if stop is None:
 
         def step(learner: LearnerState, minibatch: PyTree) -> tuple[LearnerState, Metrics]:
-            return sgd_step(learner, minibatch, loss_fn, optimizer)
+            return sgd_step(learner, minibatch, loss_fn, optimizer, micro_batches=micro_batches)
 
         learner, metrics = _scan_minibatches(step, learner, rows, order, minibatches)
         return unravel(learner), jax.tree.map(jnp.mean, metrics)
 
-    guarded = functools.partial(_step_unless_stopped, loss_fn, optimizer, stop)
+    guarded = functools.partial(_step_unless_stopped, loss_fn, optimizer, stop, micro_batches)
     start = (learner, jnp.array(True))
     (learner, _), (metrics, taken) = _scan_minibatches(guarded, start, rows, order, minibatches)
     # Where not even the first step was taken, its metrics say why.
@@ -341,6 +345,7 @@ def _step_unless_stopped(
     loss_fn: LossFn,
     optimizer: optax.GradientTransformation,
     stop: Callable[[Metrics], jax.Array],
+    micro_batches: int,
     carry: tuple[LearnerState, jax.Array],
     rows: PyTree,
 ) -> tuple[tuple[LearnerState, jax.Array], tuple[Metrics, jax.Array]]:
@@ -348,7 +353,7 @@ def _step_unless_stopped(
     learner, running = carry
 
     def attempt() -> Any:
-        grads, metrics = _gradient(learner.params, rows, loss_fn)
+        grads, metrics = _gradient(learner.params, rows, loss_fn, micro_batches=micro_batches)
         fine = ~jnp.asarray(stop(metrics), bool)
         moved = jax.lax.cond(fine, lambda: _apply(learner, grads, optimizer), lambda: learner)
         return (moved, fine), (metrics, fine)

@@ -37,12 +37,12 @@ def make_train_step(
     Args:
         collect: (key, params, RolloutState) -> (RolloutState, Trajectory [T, N]), with `frozen`
             as a fourth argument where it is not empty.
-        algorithm: what to learn from it.
+        algorithm: what to learn from it; its update, too, is then given `frozen`.
         rows: [T, N] batch -> the rows that are shuffled.
 
     Returns:
         (TrainState, frozen=()) -> (TrainState, Metrics): those of the rollout and the update.
-        `frozen` holds arrays that collect needs and nothing changes (a reference model).
+        `frozen` holds arrays that collect and update need and nothing changes (a reference model).
     """
 
     def train_step(state: TrainState, frozen: PyTree = ()) -> tuple[TrainState, Metrics]:
@@ -50,7 +50,7 @@ def make_train_step(
         more = (frozen,) if jax.tree.leaves(frozen) else ()
         experience, trajectory = collect(collect_key, state.learner.params, state.rollout, *more)
         batch = rows(algorithm.estimate(trajectory))
-        learner, metrics = algorithm.update(update_key, state.learner, batch)
+        learner, metrics = algorithm.update(update_key, state.learner, batch, *more)
         metrics = {**experience.metrics, **metrics}
         return TrainState(learner, experience, key, state.update + 1), metrics
 

@@ -66,36 +66,48 @@ def make_loss(policy: Any, config: Config) -> LossFn:
 
     def loss_fn(params: Params, rows: Batch) -> tuple[jax.Array, Metrics]:
         rows = losses.mask(rows)
-        new = losses.predict(policy, params, rows)
-
-        def mean(x: jax.Array) -> jax.Array:
-            return losses.mean(x, rows.weight)
-
-        advantage = rows.advantage
-        if config.normalize_advantage:
-            advantage = losses.normalize(advantage, rows.weight)
-        surrogate = losses.clipped_surrogate(
-            new.log_prob, rows.log_prob, advantage, config.clip_eps
-        )
-        loss, metrics = losses.total(
-            mean(surrogate),
-            mean(value_error(new.value, rows)),
-            mean(new.entropy),
-            value_coef=config.value_coef,
-            entropy_coef=config.entropy_coef,
-        )
-        ratio = jnp.exp(new.log_prob - rows.log_prob)
-        return loss, metrics | {
-            "approx_kl": mean(losses.approx_kl(new.log_prob, rows.log_prob)),
-            "clip_fraction": mean(jnp.abs(ratio - 1.0) > config.clip_eps),
-        }
-
-    def value_error(value: jax.Array, rows: Batch) -> jax.Array:
-        if config.value_clip_eps is None:
-            return losses.squared_error(value, rows.target)
-        return losses.clipped_squared_error(value, rows.value, rows.target, config.value_clip_eps)
+        return objective(losses.predict(policy, params, rows), rows, config)
 
     return loss_fn
+
+
+def objective(new: losses.Prediction, rows: Batch, config: Config) -> tuple[jax.Array, Metrics]:
+    """The loss of `make_loss`, given what the policy makes of the rows.
+
+    Args:
+        new: [M] of `losses.predict`.
+        rows: Batch [M] that went through `losses.mask`.
+        config: ε, c_v, c_e and the switches.
+
+    Returns:
+        ([], metrics)
+    """
+
+    def mean(x: jax.Array) -> jax.Array:
+        return losses.mean(x, rows.weight)
+
+    advantage = rows.advantage
+    if config.normalize_advantage:
+        advantage = losses.normalize(advantage, rows.weight)
+    surrogate = losses.clipped_surrogate(new.log_prob, rows.log_prob, advantage, config.clip_eps)
+    loss, metrics = losses.total(
+        mean(surrogate),
+        mean(_value_error(new.value, rows, config.value_clip_eps)),
+        mean(new.entropy),
+        value_coef=config.value_coef,
+        entropy_coef=config.entropy_coef,
+    )
+    ratio = jnp.exp(new.log_prob - rows.log_prob)
+    return loss, metrics | {
+        "approx_kl": mean(losses.approx_kl(new.log_prob, rows.log_prob)),
+        "clip_fraction": mean(jnp.abs(ratio - 1.0) > config.clip_eps),
+    }
+
+
+def _value_error(value: jax.Array, rows: Batch, clip_eps: jax.Array | float | None) -> jax.Array:
+    if clip_eps is None:
+        return losses.squared_error(value, rows.target)
+    return losses.clipped_squared_error(value, rows.value, rows.target, clip_eps)
 
 
 def make(

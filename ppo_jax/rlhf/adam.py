@@ -1,0 +1,42 @@
+"""Adam as TensorFlow 1 has it, which the first work on language models was done with."""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+
+
+def scale_by_tensorflow_adam(
+    b1: float = 0.9, b2: float = 0.999, eps: jax.Array | float = 1e-8
+) -> optax.GradientTransformation:
+    """Adam whose ε is added before the second moment is corrected for its start at zero.
+
+    m / (√v + ε) · √(1 − β₂ᵗ) / (1 − β₁ᵗ),   that is Adam with ε / √(1 − β₂ᵗ) for ε
+
+    At the first step and β₂ = 0.999 the ε that counts is 31.6 times as large, and gradients of its
+    size move a parameter far less.
+
+    Args:
+        b1: β₁, decay of the first moment.
+        b2: β₂, decay of the second.
+        eps: ε.
+
+    Returns:
+        An optax transformation with the state of optax.scale_by_adam.
+
+    Source: Kingma & Ba 2015, section 2, last paragraph (ε̂), as in TensorFlow 1; Huang et al. 2023,
+    The N Implementation Details of RLHF with PPO.
+    """
+    plain = optax.scale_by_adam(b1=b1, b2=b2, eps=eps)
+
+    def update(grads: Any, state: Any, params: Any = None) -> tuple[Any, Any]:
+        _, state = plain.update(grads, state, params)
+        time = state.count.astype(jnp.float32)
+        correction = jnp.sqrt(1.0 - b2**time) / (1.0 - b1**time)
+        direction = jax.tree.map(
+            lambda m, v: correction * m / (jnp.sqrt(v) + eps), state.mu, state.nu
+        )
+        return direction, state
+
+    return optax.GradientTransformation(plain.init, update)

@@ -1,0 +1,251 @@
+"""The algorithms of language models: one update, four ways to say how good a token was."""
+
+import dataclasses
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from ppo_jax import losses, sgd
+from ppo_jax.advantages import discounted_returns, estimate_gae
+from ppo_jax.algorithms import ppo
+from ppo_jax.rlhf import rewards
+from ppo_jax.rlhf.adam import scale_by_tensorflow_adam
+from ppo_jax.rlhf.policy import LanguagePolicy
+from ppo_jax.types import (
+    Algorithm,
+    Batch,
+    LearnerState,
+    Metrics,
+    Params,
+    PyTree,
+    Trajectory,
+    option,
+)
+
+ADAMS: dict[str, Callable[..., optax.GradientTransformation]] = {
+    "optax": optax.scale_by_adam,
+    "tensorflow": scale_by_tensorflow_adam,
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class Config:
+    """Hyperparameters of an update."""
+
+    learning_rate: float = sgd.learning_rate(3e-4)
+    critic_rate: float = option(1.0, "learning rate of the critic, as a multiple", low=0)
+    anneal: bool = option(True, "lower the learning rate linearly to 0 over the run")
+    epochs: int = option(4, "passes over each rollout", low=1)
+    minibatches: int = option(2, "gradient steps per pass", low=1)
+    micro_batches: int = option(1, "parts of a minibatch whose gradients are accumulated", low=1)
+    gamma: float = option(1.0, "discount per token", low=0, high=1)
+    gae_lambda: float = option(0.95, "trace decay of the advantage estimate", low=0, high=1)
+    clip_eps: float = option(0.2, "the ratio is clipped to 1 ± this", low=0, open_low=True)
+    value_clip_eps: float | None = option(
+        0.2, "values are clipped to the old ± this; None: not", low=0, open_low=True
+    )
+    value_coef: float = option(0.5, "weight of the value loss", low=0)
+    entropy_coef: float = option(0.0, "weight of the entropy bonus", low=0)
+    whiten_advantages: bool = option(True, "over all tokens of a rollout")
+    whiten_rewards: bool = option(False, "scale token rewards to deviation 1, keeping their mean")
+    max_grad_norm: float = sgd.max_grad_norm(1.0)
+    adam: str = option("optax", "where Adam's epsilon stands", choices=tuple(ADAMS))
+    adam_eps: float = sgd.adam_eps()
+
+
+class Method(NamedTuple):
+    """What distinguishes an algorithm from the others.
+
+    Attributes:
+        estimate: (Trajectory [L, B], Config, group size) -> Batch [L, B].
+        critic: whether it learns one.
+        groups: whether it compares several responses to each prompt.
+        doc: in a few words.
+    """
+
+    estimate: Callable[[Trajectory, Config, int], Batch]
+    critic: bool
+    groups: bool
+    doc: str
+
+
+def _estimate_ppo(trajectory: Trajectory, config: Config, group_size: int) -> Batch:
+    """Generalised advantages of tokens, by the critic."""
+    return estimate_gae(trajectory, gamma=config.gamma, lambda_=config.gae_lambda)
+
+
+def _estimate_reinforce(trajectory: Trajectory, config: Config, group_size: int) -> Batch:
+    """Reward-to-go of each token, less the mean return of all other responses.
+
+    Â_t = G_t − mean_{j≠i} G_0^j
+    """
+    to_go = _returns(trajectory, config.gamma)
+    baseline = to_go[0] - rewards.leave_one_out(to_go[:1])[0]
+    return _batch(trajectory, to_go - baseline)
+
+
+def _estimate_rloo(trajectory: Trajectory, config: Config, group_size: int) -> Batch:
+    """The return of the response, less the mean of the others to the same prompt.
+
+    Â_t = R_i − 1/(K−1) Σ_{j≠i} R_j
+
+    Source: Ahmadian et al. 2024, Back to Basics: Revisiting REINFORCE Style Optimization, eq. 10.
+    """
+    returns = _returns(trajectory, config.gamma)[0].reshape(-1, group_size)
+    return _batch(trajectory, rewards.leave_one_out(returns).reshape(1, -1))
+
+
+def _estimate_grpo(trajectory: Trajectory, config: Config, group_size: int) -> Batch:
+    """The return of the response in deviations from the mean of its group.
+
+    Â_t = (R_i − mean R) / (std R + ε)
+
+    Source: Shao et al. 2024, DeepSeekMath, section 4.1.2.
+    """
+    returns = _returns(trajectory, config.gamma)[0].reshape(-1, group_size)
+    return _batch(trajectory, rewards.group_normalized(returns).reshape(1, -1))
+
+
+def _returns(trajectory: Trajectory, gamma: Any) -> jax.Array:
+    """[L, B] discounted reward-to-go of what was written."""
+    reward = jnp.where(trajectory.weight > 0, trajectory.reward, 0.0)
+    discount = gamma * (1.0 - trajectory.terminated)
+    return discounted_returns(reward, discount, 0.0)
+
+
+def _batch(trajectory: Trajectory, advantage: jax.Array) -> Batch:
+    """A batch without value targets."""
+    nothing = jnp.zeros_like(trajectory.value)
+    return Batch(
+        obs=trajectory.obs,
+        action=trajectory.action,
+        log_prob=trajectory.log_prob,
+        value=nothing,
+        advantage=jnp.broadcast_to(advantage, nothing.shape),
+        target=nothing,
+        weight=trajectory.weight,
+        extra=trajectory.extra,
+    )
+
+
+ALGORITHMS = {
+    "ppo": Method(_estimate_ppo, True, False, "a critic and the clipped surrogate"),
+    "reinforce": Method(_estimate_reinforce, False, False, "the mean return as a baseline"),
+    "rloo": Method(_estimate_rloo, False, True, "the other responses as a baseline"),
+    "grpo": Method(_estimate_grpo, False, True, "the other responses as a scale, too"),
+}
+
+
+def make(
+    name: str,
+    policy: LanguagePolicy,
+    config: Config,
+    *,
+    total_updates: int,
+    group_size: int = 1,
+    kl_kind: str | None = None,
+) -> Algorithm:
+    """An algorithm as three functions.
+
+    Args:
+        name: in ALGORITHMS.
+        policy: what learns.
+        config: Config.
+        total_updates: of the run, over which the learning rate falls.
+        group_size: responses to each prompt.
+        kl_kind: estimator of the KL that is added to the loss; None: it is in the rewards.
+
+    Returns:
+        Algorithm; `init(key, params)` starts from parameters that are there, and `update` takes
+        the frozen arrays as its last argument.
+
+    Source: Ouyang et al. 2022 (InstructGPT), section 3.5; Schulman et al. 2017, algorithm 1.
+    """
+    method = ALGORITHMS[name]
+    optimizer = make_optimizer(config)
+
+    def init(key: jax.Array, params: Params) -> LearnerState:
+        return sgd.init(params, optimizer)
+
+    def estimate(trajectory: Trajectory) -> Batch:
+        if config.whiten_rewards:
+            reward = rewards.whiten(trajectory.reward, trajectory.weight, shift_mean=False)
+            trajectory = dataclasses.replace(trajectory, reward=reward)
+        batch = method.estimate(trajectory, config, group_size)
+        if not config.whiten_advantages:
+            return batch
+        return dataclasses.replace(
+            batch, advantage=rewards.whiten(batch.advantage, batch.weight)
+        )
+
+    def update(
+        key: jax.Array, learner: LearnerState, batch: Batch, frozen: PyTree
+    ) -> tuple[LearnerState, Metrics]:
+        horizon = total_updates if config.anneal else jnp.inf
+        learner = sgd.anneal(learner, config.learning_rate, horizon, 1)
+        learner, metrics = sgd.sgd_epochs(
+            learner,
+            batch,
+            make_loss(policy, config, frozen, kl_kind),
+            optimizer,
+            order=sgd.shuffles(key, batch.weight.shape[0], config.epochs),
+            minibatches=config.minibatches,
+            micro_batches=config.micro_batches,
+        )
+        return learner, metrics | sgd.report(learner, batch)
+
+    return Algorithm(init, estimate, update)
+
+
+def make_loss(
+    policy: LanguagePolicy, config: Config, frozen: PyTree, kl_kind: str | None
+) -> Callable[[Params, Batch], tuple[jax.Array, Metrics]]:
+    """PPO's loss of control over tokens, and β KL(π_θ ‖ π_ref) where it is not in the rewards.
+
+    Args:
+        policy: its `join` lays adapters over the frozen reference.
+        config: Config.
+        frozen: arrays that nothing changes.
+        kl_kind: estimator of the KL, or None.
+    """
+    clip = ppo.Config(
+        clip_eps=config.clip_eps,
+        value_clip_eps=config.value_clip_eps,
+        entropy_coef=config.entropy_coef,
+        value_coef=config.value_coef,
+        normalize_advantage=False,
+    )
+
+    def loss_fn(params: Params, rows: Batch) -> tuple[jax.Array, Metrics]:
+        rows = losses.mask(rows)
+        new = losses.predict(policy, policy.join(params, frozen), rows)
+        loss, metrics = ppo.objective(new, rows, clip)
+        if kl_kind is not None:
+            kl = rewards.kl_estimate(new.log_prob, rows.extra["ref_log_prob"], kl_kind)
+            penalty = losses.mean(rows.extra["kl_coef"] * kl, rows.weight)
+            loss, metrics = loss + penalty, metrics | {"kl_loss": penalty, "loss": loss + penalty}
+        return loss, metrics
+
+    return loss_fn
+
+
+def make_optimizer(config: Config) -> optax.GradientTransformation:
+    """Adam; the critic at its own multiple of the learning rate."""
+    adam = sgd.make_optimizer(
+        config.max_grad_norm,
+        config.adam_eps,
+        learning_rate=config.learning_rate,
+        adam=ADAMS[config.adam],
+    )
+    if config.critic_rate == 1.0:
+        return adam
+
+    def update(grads: PyTree, state: Any, params: Any = None) -> tuple[PyTree, Any]:
+        step, state = adam.update(grads, state, params)
+        critic = jax.tree.map(lambda x: config.critic_rate * x, step.get("critic", {}))
+        return {**step, "critic": critic} if "critic" in step else step, state
+
+    return optax.GradientTransformation(adam.init, update)

@@ -1,0 +1,54 @@
+"""The known optimum: what the best possible policy would reach, and how near one came."""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+
+def optimal_value(score: jax.Array, kl_coef: jax.Array | float) -> jax.Array:
+    """What the best policy gets, from samples of the reference.
+
+    max_π E_π[r] − β KL(π ‖ π_ref) = β log E_ref[exp(r / β)],   reached by π* ∝ π_ref exp(r / β)
+
+    Args:
+        score: [N, K] r of K responses of the reference to each of N prompts.
+        kl_coef: β > 0.
+
+    Returns:
+        [N] J*. With finitely many samples a little low (Jensen), the more so the smaller β.
+
+    Source: Ziegler et al. 2019, section 2; Korbak et al. 2022, RL with KL Penalties is Better
+    Viewed as Bayesian Inference, eq. 4.
+    """
+    count = jnp.log(jnp.asarray(score.shape[-1], jnp.float32))
+    return kl_coef * (jax.nn.logsumexp(score / kl_coef, axis=-1) - count)
+
+
+def optimal_moments(score: jax.Array, kl_coef: jax.Array | float) -> dict[str, jax.Array]:
+    """The score and the KL of the best policy, by weighting the reference's samples.
+
+    w ∝ exp(r / β):   E*[r] = Σ w r,   KL* = (E*[r] − J*) / β
+
+    Args:
+        score: [N, K] as for `optimal_value`.
+        kl_coef: β > 0.
+
+    Returns:
+        score [N], kl [N], objective [N] = J*.
+    """
+    best = optimal_value(score, kl_coef)
+    expected = jnp.sum(jax.nn.softmax(score / kl_coef, axis=-1) * score, axis=-1)
+    return {"score": expected, "kl": (expected - best) / kl_coef, "objective": best}
+
+
+def objective(score: Any, kl: Any, kl_coef: float) -> tuple[float, float]:
+    """J = mean(r − β KL) and its standard error.
+
+    Args:
+        score: [B] r of the policy's responses.
+        kl: [B] Σ_t log π − log π_ref of each.
+        kl_coef: β.
+    """
+    each = jnp.asarray(score) - kl_coef * jnp.asarray(kl)
+    return float(jnp.mean(each)), float(jnp.std(each) / jnp.sqrt(each.size))

@@ -1,0 +1,208 @@
+"""Learning from given rows instead of one's own: what fine-tuning and reward models share."""
+
+import dataclasses
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from flax import struct
+
+from ppo_jax import sgd
+from ppo_jax.rlhf.decoder import Decoder
+from ppo_jax.rlhf.rewards import centering_loss, preference_loss
+from ppo_jax.rlhf.rollout import next_rows
+from ppo_jax.rlhf.token_distribution import TokenDistribution
+from ppo_jax.types import Batch, LossFn, Metrics, Params, PyTree, TrainState, option
+
+
+@dataclasses.dataclass(frozen=True)
+class Config:
+    """Hyperparameters of supervised steps."""
+
+    learning_rate: float = sgd.learning_rate(1e-3)
+    batch_size: int = option(64, "rows per step", low=1)
+    updates: int = option(500, "steps", low=1)
+    micro_batches: int = option(1, "parts of a batch whose gradients are accumulated", low=1)
+    max_grad_norm: float = sgd.max_grad_norm(1.0)
+    adam_eps: float = sgd.adam_eps()
+    validation_fraction: float = option(0.05, "of the rows, never learned from", low=0, high=0.5)
+
+
+@struct.dataclass
+class DataState:
+    """Where in the data a run is.
+
+    Attributes:
+        data_key: decides the order of the rows in each pass over them.
+        cursor: [] rows taken so far.
+    """
+
+    data_key: jax.Array
+    cursor: jax.Array
+
+
+Step = Callable[[TrainState, PyTree], tuple[TrainState, Metrics]]
+
+
+def init(key: jax.Array, params: Params, config: Config) -> TrainState:
+    """Before the first step.
+
+    Args:
+        key: consumed.
+        params: to start from.
+        config: Config.
+    """
+    key, data_key = jax.random.split(key)
+    data = DataState(data_key, jnp.zeros((), jnp.int32))
+    learner = sgd.init(params, _optimizer(config))
+    return TrainState(learner, data, key, jnp.zeros((), jnp.int32))
+
+
+def make_step(loss_fn: LossFn, config: Config) -> Step:
+    """One step of gradient descent on the next rows.
+
+    Args:
+        loss_fn: (params, Batch [M]) -> ([], metrics).
+        config: Config; the learning rate falls linearly to 0 over its `updates`.
+
+    Returns:
+        (TrainState, {"rows": Batch [N]}) -> (TrainState, metrics)
+    """
+    optimizer = _optimizer(config)
+
+    def step(state: TrainState, frozen: PyTree) -> tuple[TrainState, Metrics]:
+        data, rows = state.rollout, frozen["rows"]
+        index = next_rows(data, rows.weight.shape[0], config.batch_size)
+        batch = jax.tree.map(lambda x: x[index], rows)
+        learner = sgd.anneal(state.learner, config.learning_rate, config.updates, 1)
+        learner, metrics = sgd.sgd_step(
+            learner, batch, loss_fn, optimizer, micro_batches=config.micro_batches
+        )
+        metrics["learning_rate"] = learner.opt_state.learning_rate
+        data = dataclasses.replace(data, cursor=data.cursor + config.batch_size)
+        return TrainState(learner, data, state.key, state.update + 1), metrics
+
+    return step
+
+
+def split(rows: Batch, fraction: float) -> tuple[Batch, Batch | None]:
+    """(rows to learn from, the last of them kept apart to judge by; None if that is none)."""
+    count = rows.weight.shape[0]
+    kept = int(count * fraction)
+    if kept == 0:
+        return rows, None
+    return jax.tree.map(lambda x: x[: count - kept], rows), jax.tree.map(
+        lambda x: x[count - kept :], rows
+    )
+
+
+def text_rows(tokens: Any, mask: Any, weight: Any) -> Batch:
+    """Rows of text to be imitated.
+
+    Args:
+        tokens: [N, L], padded on the right.
+        mask: [N, L] 1 for text.
+        weight: [N, L] 1 for tokens to be learned, 0 for what is given and for padding.
+    """
+    obs = {"tokens": jnp.asarray(tokens), "mask": jnp.asarray(mask)}
+    return _rows(obs, jnp.asarray(weight, jnp.float32)[:, 1:])
+
+
+def preference_rows(
+    chosen: Any, chosen_mask: Any, rejected: Any, rejected_mask: Any, margin: Any
+) -> Batch:
+    """Rows of pairs.
+
+    Args:
+        chosen, rejected: [N, L] tokens of prompt and response.
+        chosen_mask, rejected_mask: [N, L] 1 for text.
+        margin: [N] by how much the one should beat the other.
+    """
+    obs = {
+        "chosen": jnp.asarray(chosen),
+        "chosen_mask": jnp.asarray(chosen_mask),
+        "rejected": jnp.asarray(rejected),
+        "rejected_mask": jnp.asarray(rejected_mask),
+        "margin": jnp.asarray(margin, jnp.float32),
+    }
+    return _rows(obs, jnp.ones(len(margin), jnp.float32))
+
+
+def make_text_loss(decoder: Decoder, chunk: int = 8192) -> LossFn:
+    """Cross-entropy of the next token.
+
+    L = −Σ w_t log π(x_t | x_{<t}) / Σ w_t
+
+    Args:
+        decoder: what learns.
+        chunk: columns of the vocabulary that are held at a time.
+
+    Returns:
+        (params, Batch of `text_rows`) -> ([], metrics)
+    """
+
+    def loss_fn(params: Params, rows: Batch) -> tuple[jax.Array, Metrics]:
+        tokens, mask = rows.obs["tokens"], rows.obs["mask"]
+        hidden = decoder.hidden(params, tokens[:, :-1], mask[:, :-1])
+        dist = TokenDistribution(hidden, decoder.head(params), 1.0, chunk)
+        log_prob = jnp.where(rows.weight > 0, dist.log_prob(tokens[:, 1:]), 0.0)
+        loss = -jnp.sum(rows.weight * log_prob) / jnp.maximum(jnp.sum(rows.weight), 1.0)
+        return loss, {"loss": loss}
+
+    return loss_fn
+
+
+def make_preference_loss(decoder: Decoder, center: float = 0.0) -> LossFn:
+    """How surprising the preferences are to a reward model.
+
+    L = mean −log σ(r_chosen − r_rejected − margin) + c (r_chosen + r_rejected)²
+
+    Args:
+        decoder: with a head `score`.
+        center: c.
+
+    Returns:
+        (params, Batch of `preference_rows`) -> ([], metrics with the share of pairs in order)
+
+    Source: Stiennon et al. 2020, Learning to Summarize from Human Feedback, section 3.4.
+    """
+
+    def loss_fn(params: Params, rows: Batch) -> tuple[jax.Array, Metrics]:
+        pair = rows.obs
+        tokens = jnp.concatenate([pair["chosen"], pair["rejected"]])
+        mask = jnp.concatenate([pair["chosen_mask"], pair["rejected_mask"]])
+        chosen, rejected = jnp.split(decoder.score(params, tokens, mask), 2)
+        loss = jnp.mean(preference_loss(chosen, rejected, pair["margin"]))
+        metrics = {
+            "preference_loss": loss,
+            "accuracy": jnp.mean((chosen > rejected).astype(jnp.float32)),
+            "score": jnp.mean(jnp.stack([chosen, rejected])),
+        }
+        loss = loss + center * jnp.mean(centering_loss(chosen, rejected))
+        return loss, metrics | {"loss": loss}
+
+    return loss_fn
+
+
+def validate(loss_fn: LossFn, params: Params, rows: Batch, size: int = 256) -> dict[str, float]:
+    """Metrics over rows that were not learned from, in batches of at most `size`."""
+    count = rows.weight.shape[0]
+    judge = jax.jit(lambda params, batch: loss_fn(params, batch)[1])
+    total: dict[str, float] = {}
+    for start in range(0, count, size):
+        batch = jax.tree.map(lambda x, start=start: x[start : start + size], rows)
+        share = batch.weight.shape[0] / count
+        for name, x in judge(params, batch).items():
+            total[name] = total.get(name, 0.0) + share * float(x)
+    return total
+
+
+def _rows(obs: PyTree, weight: jax.Array) -> Batch:
+    return Batch(obs, (), (), (), (), (), weight)  # type: ignore[arg-type]
+
+
+def _optimizer(config: Config) -> Any:
+    return sgd.make_optimizer(
+        config.max_grad_norm, config.adam_eps, learning_rate=config.learning_rate
+    )

@@ -1,0 +1,206 @@
+"""Four models in one signature, and the step that trains two of them.
+
+    actor      writes; trained, whole or as adapters
+    critic     says what a text is worth so far; trained; a decoder of its own or a head on the actor
+    reference  what the actor is to stay near; frozen
+    reward     says what a response is worth; frozen, or a function
+"""
+
+import dataclasses
+import functools
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from ppo_jax.rlhf import algorithms, lora, rollout
+from ppo_jax.rlhf.algorithms import ALGORITHMS
+from ppo_jax.rlhf.decoder import Decoder
+from ppo_jax.rlhf.policy import LanguagePolicy, make_policy
+from ppo_jax.rlhf.rewards import KL_ESTIMATORS
+from ppo_jax.rlhf.scoring import Reward
+from ppo_jax.rollout import sequences
+from ppo_jax.train import Step, make_train_step
+from ppo_jax.types import Params, PyTree, TrainState, option
+
+
+@dataclasses.dataclass(frozen=True)
+class Config:
+    """What is written, and what it is worth."""
+
+    algorithm: str = option("ppo", "how tokens are judged", choices=tuple(ALGORITHMS))
+    updates: int = option(100, "rollouts of the whole run, each followed by an update", low=1)
+    num_prompts: int = option(256, "prompts per rollout", low=1)
+    group_size: int = option(1, "responses to each; rloo and grpo compare them", low=1)
+    max_new_tokens: int = option(32, "tokens of the longest response", low=1)
+    temperature: float = option(
+        1.0, "divides the logits, of all models, when sampling and afterwards", low=0, open_low=True
+    )
+    kl_coef: float = option(0.05, "beta, the price of a nat away from the reference", low=0)
+    kl_kind: str = option("k1", "estimator of the KL of a token", choices=tuple(KL_ESTIMATORS))
+    kl_in: str = option("reward", "where the price is paid", choices=("reward", "loss"))
+    kl_target: float | None = option(
+        None, "nats per response that beta is adapted to; None: beta stays", low=0, open_low=True
+    )
+    kl_horizon: float = option(10_000.0, "responses over which beta adapts", low=1)
+    reward_clip: float = option(
+        float("inf"), "scores are clipped to ± this", low=0, high=float("inf"), open_low=True
+    )
+    scale_scores: bool = option(False, "divide scores by their running deviation")
+    missing_eos_penalty: float = option(
+        0.0, "subtracted from the score of a response that did not end", low=0
+    )
+    lora_rank: int = option(0, "train adapters of this rank instead of the weights; 0: not", low=0)
+    lora_alpha: float = option(16.0, "adapters are scaled by this / rank", low=0, open_low=True)
+
+
+class Models(NamedTuple):
+    """The four roles.
+
+    Attributes:
+        actor: the decoder that writes; the reference is one like it.
+        actor_params: to start from.
+        critic: a decoder with a head `score`, or "shared" for a head on the actor, or "none".
+        critic_params: of it; {"score": ...} for a head alone, {} for none.
+        reference_params: frozen.
+        reward: a frozen model or a function.
+    """
+
+    actor: Decoder
+    actor_params: Params
+    critic: Decoder | str
+    critic_params: Params
+    reference_params: Params
+    reward: Reward
+
+
+class Program(NamedTuple):
+    """What models and a configuration stand for.
+
+    Attributes:
+        init: key -> TrainState.
+        step: (TrainState, frozen) -> (TrainState, Metrics).
+        frozen: arrays that are arguments of the step and never change: the reference, the reward,
+            the prompts.
+        policy: the actor and the critic.
+        respond: (key, params, frozen, prompt, prompt_mask, greedy=False) -> Responses.
+        settings: of the rollout.
+    """
+
+    init: Callable[[jax.Array], TrainState]
+    step: Step
+    frozen: PyTree
+    policy: LanguagePolicy
+    respond: Callable[..., rollout.Responses]
+    settings: rollout.Settings
+
+
+def build(
+    models: Models,
+    prompts: Any,
+    prompt_mask: Any,
+    config: Config,
+    hyper: algorithms.Config,
+    *,
+    eos_id: int | tuple[int, ...] | None,
+) -> Program:
+    """Put the parts together; nothing is compiled.
+
+    Args:
+        models: the four roles.
+        prompts: [N, P] tokens, padded on the left.
+        prompt_mask: [N, P].
+        config: what is written.
+        hyper: of the update.
+        eos_id: token, or tokens, that end a response; None: none does.
+
+    Raises:
+        ValueError: what cannot work, and why.
+    """
+    check(config, hyper, models)
+    scale = config.lora_alpha / config.lora_rank if config.lora_rank else None
+    policy = make_policy(
+        models.actor,
+        models.critic,
+        length=config.max_new_tokens,
+        temperature=config.temperature,
+        lora_scale=scale,
+    )
+    settings = _settings(config, eos_id)
+    parts = {"policy": policy, "reference": models.actor, "score": models.reward.score}
+    in_loss = config.kl_kind if config.kl_in == "loss" else None
+    algorithm = algorithms.make(
+        config.algorithm,
+        policy,
+        hyper,
+        total_updates=config.updates,
+        group_size=config.group_size,
+        kl_kind=in_loss,
+    )
+
+    def init(key: jax.Array) -> TrainState:
+        key, data_key, lora_key = jax.random.split(key, 3)
+        actor = models.actor_params
+        if config.lora_rank:
+            actor = lora.init(lora_key, actor, config.lora_rank)
+        params = {"actor": actor}
+        if models.critic != "none":
+            params["critic"] = models.critic_params
+        # Each its own: what is donated to an update must not be the reference, too.
+        params = jax.tree.map(jnp.copy, params)
+        experience = rollout.init(data_key, settings)
+        learner = algorithm.init(key, params)
+        return TrainState(learner, experience, key, jnp.zeros((), jnp.int32))
+
+    return Program(
+        init,
+        make_train_step(
+            functools.partial(rollout.collect, settings=settings, **parts), algorithm, sequences
+        ),
+        {
+            "reference": models.reference_params,
+            "reward": models.reward.frozen,
+            "prompts": jnp.asarray(prompts),
+            "prompt_mask": jnp.asarray(prompt_mask),
+        },
+        policy,
+        functools.partial(rollout.respond, eos_id=eos_id, **parts),
+        settings,
+    )
+
+
+def check(config: Config, hyper: algorithms.Config, models: Models) -> None:
+    """Refuse what cannot work together.
+
+    Raises:
+        ValueError: what was given, what is allowed, what to do.
+    """
+    method, responses = ALGORITHMS[config.algorithm], config.num_prompts * config.group_size
+    if responses % (hyper.minibatches * hyper.micro_batches):
+        raise ValueError(
+            f"num_prompts x group_size = {config.num_prompts} x {config.group_size} = {responses} "
+            f"responses do not divide into minibatches x micro_batches = {hyper.minibatches} x "
+            f"{hyper.micro_batches}"
+        )
+    if method.groups and config.group_size < 2:
+        raise ValueError(
+            f"{config.algorithm} compares responses to the same prompt: group_size is "
+            f"{config.group_size}; it must be >= 2"
+        )
+    if method.critic and models.critic == "none":
+        raise ValueError(f"{config.algorithm} needs a critic; use critic shared, model or reward")
+    if not method.critic and models.critic != "none":
+        raise ValueError(f"{config.algorithm} has no critic; use critic none")
+    if models.critic == "shared" and config.lora_rank and "score" not in models.critic_params:
+        raise ValueError("a shared critic needs its head in critic_params")
+
+
+def _settings(config: Config, eos_id: int | tuple[int, ...] | None) -> rollout.Settings:
+    names = {f.name for f in dataclasses.fields(config)} & {*rollout.Settings._fields}
+    return rollout.Settings(eos_id=eos_id, **{name: getattr(config, name) for name in names})
+
+
+def fresh_score(actor: Decoder) -> Params:
+    """A head of zeros on the actor: {"score": {"kernel": [D, 1]}}."""
+    return {"score": {"kernel": jnp.zeros((actor.config.hidden_size, 1), jnp.float32)}}
