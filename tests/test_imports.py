@@ -20,7 +20,7 @@ LAYERS = [
     {"run_directory"},
     {"runner", "play"},
     {"cli"},
-    {"sweep"},
+    {"sweep", "rlhf"},
 ]
 # Within the first layers some modules build on a neighbour.
 NEIGHBOURS = {
@@ -31,6 +31,7 @@ NEIGHBOURS = {
     "algorithms": {"algorithms"},
     "envs": {"envs"},
     "sweep": {"sweep"},
+    "rlhf": {"rlhf"},
 }
 ALGORITHM_IMPORTS = {"advantages", "losses", "sgd", "types", "distributions"}
 

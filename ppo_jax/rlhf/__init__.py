@@ -1,0 +1,1 @@
+"""Reinforcement learning of language models: responses are trajectories, tokens are actions."""

@@ -1,0 +1,140 @@
+"""Causal self-attention with grouped heads, rotary positions, padding, windows and a cache."""
+
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import linen as nn
+
+from ppo_jax.rlhf.decoder_config import DecoderConfig, RopeScaling
+
+# Finite, so that a query that may see nothing averages over everything instead of dividing 0 by 0.
+FORBIDDEN = float(np.finfo(np.float32).min)
+
+
+class KeyValue(NamedTuple):
+    """Keys and values of one layer, [B, K, S, head_dim], S columns long."""
+
+    key: jax.Array
+    value: jax.Array
+
+
+def rope_frequencies(config: DecoderConfig) -> np.ndarray:
+    """Angles per position, θ_i = base^(−2i / head_dim), stretched if the config says so.
+
+    llama3: with wavelength λ_i = 2π / θ_i and context C, θ_i stays where λ_i < C / high, becomes
+    θ_i / factor where λ_i > C / low, and in between is s θ_i + (1 − s) θ_i / factor with
+    s = (C / λ_i − low) / (high − low).
+
+    Returns:
+        [head_dim / 2] float32.
+
+    Source: Su et al. 2021, RoFormer, eq. 15; Grattafiori et al. 2024, The Llama 3 Herd of Models.
+    """
+    half = np.arange(0, config.head_dim, 2, dtype=np.float64)
+    theta = config.rope_theta ** (-half / config.head_dim)
+    scaling = config.rope_scaling
+    if scaling is None:
+        return theta.astype(np.float32)
+    return (theta * _stretch(theta, scaling)).astype(np.float32)
+
+
+def _stretch(theta: np.ndarray, scaling: RopeScaling) -> np.ndarray:
+    if scaling.kind == "linear":
+        return np.full_like(theta, 1.0 / scaling.factor)
+    turns = scaling.original_max_positions * theta / (2 * np.pi)
+    low, high = scaling.low_freq_factor, scaling.high_freq_factor
+    keep = np.clip((turns - low) / (high - low), 0.0, 1.0)
+    return keep + (1.0 - keep) / scaling.factor
+
+
+def rotations(config: DecoderConfig, positions: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """cos and sin of the angles at positions [B, T], each [B, T, head_dim / 2] float32."""
+    angles = positions[..., None].astype(jnp.float32) * rope_frequencies(config)
+    return jnp.cos(angles), jnp.sin(angles)
+
+
+def rotate(x: jax.Array, rotation: tuple[jax.Array, jax.Array]) -> jax.Array:
+    """Turn the pairs (x_i, x_{i + head_dim/2}) of x [B, T, H, head_dim] by the angles."""
+    cos, sin = (r[:, :, None, :] for r in rotation)
+    first, second = jnp.split(x.astype(jnp.float32), 2, axis=-1)
+    turned = jnp.concatenate([first * cos - second * sin, second * cos + first * sin], axis=-1)
+    return turned.astype(x.dtype)
+
+
+def attend(query: jax.Array, kv: KeyValue, allowed: jax.Array) -> jax.Array:
+    """softmax(q·k / √head_dim) v over the allowed keys, softmax in float32.
+
+    Args:
+        query: [B, T, H, head_dim].
+        kv: keys and values [B, K, S, head_dim]; each of the K serves H / K query heads.
+        allowed: [B, T, S] bool, which keys a query sees.
+
+    Returns:
+        [B, T, H * head_dim]; finite also where nothing is allowed.
+
+    Source: Vaswani et al. 2017, Attention Is All You Need, eq. 1; Ainslie et al. 2023, GQA.
+    """
+    batch, length, heads, head_dim = query.shape
+    groups = kv.key.shape[1]
+    # Keys are laid out so that both products are plain batched matrix products.
+    q = query.reshape(batch, length, groups, heads // groups, head_dim)
+    q = q.transpose(0, 2, 3, 1, 4).reshape(batch, groups, -1, head_dim)
+    scores = jnp.einsum("bkqd,bksd->bkqs", q, kv.key, preferred_element_type=jnp.float32)
+    scores = scores.reshape(batch, groups, heads // groups, length, -1) * head_dim**-0.5
+    scores = jnp.where(allowed[:, None, None], scores, FORBIDDEN)
+    weights = jax.nn.softmax(scores, axis=-1).astype(query.dtype)
+    weights = weights.reshape(batch, groups, -1, weights.shape[-1])
+    out = jnp.einsum("bkqs,bksd->bkqd", weights, kv.value)
+    out = out.reshape(batch, groups, heads // groups, length, head_dim)
+    return out.transpose(0, 3, 1, 2, 4).reshape(batch, length, heads * head_dim)
+
+
+class Attention(nn.Module):
+    """Projections to q, k, v, attention, and the projection back."""
+
+    config: DecoderConfig
+
+    @nn.compact
+    def __call__(
+        self,
+        x: jax.Array,
+        rotation: tuple[jax.Array, jax.Array] | None,
+        allowed: jax.Array,
+        past: KeyValue | None = None,
+        column: jax.Array | int = 0,
+    ) -> tuple[jax.Array, KeyValue]:
+        """Attend from x [B, T, D] to itself, or to `past` with x written from `column` on.
+
+        Returns:
+            [B, T, D], and the keys and values attended to.
+        """
+        c = self.config
+
+        def project(name: str, heads: int) -> jax.Array:
+            y = _dense(c, heads * c.head_dim, c.qkv_bias, c.init_std, name)(x)
+            return y.reshape(*y.shape[:2], heads, c.head_dim)
+
+        query, key = project("q", c.num_heads), project("k", c.num_kv_heads)
+        value = project("v", c.num_kv_heads)
+        if rotation is not None:
+            query, key = rotate(query, rotation), rotate(key, rotation)
+        kv = KeyValue(key.transpose(0, 2, 1, 3), value.transpose(0, 2, 1, 3))
+        if past is not None:
+            kv = jax.tree.map(
+                lambda old, new: jax.lax.dynamic_update_slice(old, new, (0, 0, column, 0)), past, kv
+            )
+        out = attend(query, kv, allowed)
+        std = c.init_std * (2 * c.num_layers) ** -0.5
+        return _dense(c, c.hidden_size, c.out_bias, std, "o")(out), kv
+
+
+def _dense(config: DecoderConfig, features: int, bias: bool, std: float, name: str) -> nn.Dense:
+    return nn.Dense(
+        features,
+        use_bias=bias,
+        dtype=jnp.dtype(config.dtype),
+        kernel_init=nn.initializers.normal(std),
+        name=name,
+    )

@@ -1,0 +1,189 @@
+"""Sampling from a decoder: one program with a cache, for jit.
+
+The masks come from the sampler. Nothing is ever read off the ids: the pad id may be sampled, may be
+the end of text, or may be no special token at all.
+"""
+
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from ppo_jax.distributions import Categorical
+from ppo_jax.rlhf.decoder import Cache, Decoder
+from ppo_jax.rlhf.token_distribution import mask_vocabulary
+from ppo_jax.types import Params
+
+
+class Generation(NamedTuple):
+    """What was sampled after each prompt.
+
+    Attributes:
+        tokens: [B, N] int32; pad_id after the end.
+        mask: [B, N] bool, true for what was sampled, the end of text included.
+        log_prob: [B, N] float32, of the sampled tokens; 0 after the end.
+    """
+
+    tokens: jax.Array
+    mask: jax.Array
+    log_prob: jax.Array
+
+
+class _State(NamedTuple):
+    """Carried from token to token.
+
+    Attributes:
+        step: [] tokens sampled so far.
+        token: [B] the last of them.
+        done: [B] bool, whether the row has ended.
+        cache: what the model has read, the last token excluded.
+        generation: [B, N] all of them.
+    """
+
+    step: jax.Array
+    token: jax.Array
+    done: jax.Array
+    cache: Cache
+    generation: Generation
+
+
+def generate(
+    key: jax.Array,
+    params: Params,
+    prompt: jax.Array,
+    prompt_mask: jax.Array | None,
+    *,
+    decoder: Decoder,
+    max_new_tokens: int,
+    temperature: jax.Array | float = 1.0,
+    eos_id: int | tuple[int, ...] | None,
+    pad_id: int = 0,
+    top_k: int | None = None,
+    top_p: jax.Array | float | None = None,
+    valid_vocab: int | None = None,
+) -> Generation:
+    """Continue every prompt until its end of text, or for max_new_tokens.
+
+    Token t is drawn from π(v) ∝ exp(z_v / τ); the loop stops once all rows have ended.
+
+    Args:
+        key: PRNG key.
+        params: the decoder's.
+        prompt: [B, P] int, padded on either side.
+        prompt_mask: [B, P], nonzero for tokens; None if there is no padding.
+        decoder: the model; static.
+        max_new_tokens: N; static.
+        temperature: [] τ; 0 takes the most likely token, with log-probabilities as of τ = 1.
+        eos_id: what ends a text, one or several; None never ends. Static.
+        pad_id: what stands in `tokens` after the end. Static.
+        top_k: only the k most likely are drawn. Static.
+        top_p: only the fewest most likely whose probabilities reach p are drawn, 0 < p <= 1.
+        valid_vocab: ids from here on are in no tokenizer, and impossible. Static.
+
+    Returns:
+        tokens, masks and log-probabilities [B, N]. With top_k or top_p the log-probabilities remain
+        those of the whole distribution, not of the one drawn from.
+
+    Raises:
+        ValueError: the prompt and N tokens exceed the model's context; N, top_k or top_p are out of
+            range.
+
+    Source: Holtzman et al. 2020, The Curious Case of Neural Text Degeneration (top-p).
+    """
+    _check(decoder, prompt, max_new_tokens, top_k, top_p)
+    stops = () if eos_id is None else eos_id if isinstance(eos_id, tuple) else (eos_id,)
+    batch, length = prompt.shape
+
+    def draw(step: jax.Array, hidden: jax.Array, done: jax.Array) -> tuple[jax.Array, ...]:
+        logits = mask_vocabulary(decoder.logits(params, hidden), valid_vocab)
+        noise = jax.random.fold_in(key, step)
+        token, log_prob = _sample(noise, logits, temperature, top_k, top_p)
+        token = jnp.where(done, pad_id, token)
+        ended = done | jnp.isin(token, jnp.array(stops, jnp.int32)) if stops else done
+        return token, ended, jnp.where(done, 0.0, log_prob)
+
+    def body(state: _State) -> _State:
+        hidden, cache = decoder.step(params, state.cache, state.token)
+        token, done, log_prob = draw(state.step, hidden, state.done)
+        new = Generation(token, ~state.done, log_prob)
+        generation = _write(state.generation, new, state.step)
+        return _State(state.step + 1, token, done, cache, generation)
+
+    hidden, cache = decoder.prefill(params, prompt, prompt_mask, length + max_new_tokens - 1)
+    last = hidden[:, -1] if prompt_mask is None else _last(hidden, prompt_mask)
+    running = jnp.zeros((batch,), bool)
+    token, done, log_prob = draw(jnp.int32(0), last, running)
+    shape = (batch, max_new_tokens)
+    empty = Generation(
+        jnp.full(shape, pad_id, jnp.int32), jnp.zeros(shape, bool), jnp.zeros(shape, jnp.float32)
+    )
+    generation = _write(empty, Generation(token, ~running, log_prob), jnp.int32(0))
+    state = _State(jnp.int32(1), token, done, cache, generation)
+    going = lambda s: (s.step < max_new_tokens) & ~jnp.all(s.done)
+    return jax.lax.while_loop(going, body, state).generation
+
+
+def _sample(
+    key: jax.Array,
+    logits: jax.Array,
+    temperature: jax.Array | float,
+    top_k: int | None,
+    top_p: jax.Array | float | None,
+) -> tuple[jax.Array, jax.Array]:
+    greedy = jnp.asarray(temperature) <= 0
+    full = Categorical(logits / jnp.where(greedy, 1.0, temperature))
+    dist = full
+    if top_k is not None:
+        dist = dist.masked(within_top_k(dist.logits, top_k))
+    if top_p is not None:
+        dist = dist.masked(within_top_p(dist.logits, top_p))
+    token = jnp.where(greedy, full.mode(), dist.sample(key))
+    return token, full.log_prob(token)
+
+
+def within_top_k(logits: jax.Array, k: int) -> jax.Array:
+    """[..., V] bool, which logits are among the k largest; all that equal the k-th are."""
+    kth = jax.lax.top_k(logits, min(k, logits.shape[-1]))[0][..., -1:]
+    return logits >= kth
+
+
+def within_top_p(logits: jax.Array, p: jax.Array | float) -> jax.Array:
+    """[..., V] bool, the fewest most likely tokens whose probabilities sum to at least p."""
+    ordered = jnp.sort(logits, axis=-1, descending=True)
+    mass = jnp.cumsum(jax.nn.softmax(ordered, axis=-1), axis=-1)
+    before = jnp.concatenate([jnp.zeros_like(mass[..., :1]), mass[..., :-1]], axis=-1)
+    least = jnp.min(jnp.where(before < p, ordered, jnp.inf), axis=-1, keepdims=True)
+    return logits >= least
+
+
+def _last(hidden: jax.Array, mask: jax.Array) -> jax.Array:
+    """[B, D] the state at the last token that is not masked."""
+    last = hidden.shape[1] - 1 - jnp.argmax((mask > 0)[:, ::-1], axis=1)
+    return jnp.take_along_axis(hidden, last[:, None, None], axis=1)[:, 0]
+
+
+def _write(generation: Generation, new: Generation, step: jax.Array) -> Generation:
+    here = (jnp.int32(0), step)
+    put = lambda old, x: jax.lax.dynamic_update_slice(old, x[:, None], here)
+    return jax.tree.map(put, generation, new)
+
+
+def _check(
+    decoder: Decoder,
+    prompt: jax.Array,
+    max_new_tokens: int,
+    top_k: int | None,
+    top_p: jax.Array | float | None,
+) -> None:
+    limit = decoder.config.max_positions
+    if max_new_tokens < 1:
+        raise ValueError(f"max_new_tokens is {max_new_tokens}; it must be at least 1")
+    if prompt.shape[1] + max_new_tokens > limit:
+        raise ValueError(
+            f"prompts of {prompt.shape[1]} tokens and {max_new_tokens} new ones exceed the model's "
+            f"context of {limit}: shorten the prompts or lower max_new_tokens"
+        )
+    if top_k is not None and top_k < 1:
+        raise ValueError(f"top_k is {top_k}; it must be at least 1")
+    if isinstance(top_p, int | float) and not 0 < top_p <= 1:
+        raise ValueError(f"top_p is {top_p}; it must be in (0, 1]")

@@ -1,0 +1,246 @@
+"""config.json of a Hugging Face folder, as transformers 4 or 5 write it, and DecoderConfig."""
+
+from typing import Any
+
+from ppo_jax.rlhf.decoder_config import FAMILIES, DecoderConfig, RopeScaling
+from ppo_jax.types import did_you_mean
+
+ACTIVATION_NAMES = {
+    "silu": "silu",
+    "swish": "silu",
+    "relu": "relu",
+    "gelu": "gelu",
+    "gelu_new": "gelu_new",
+    "gelu_pytorch_tanh": "gelu_new",
+    "gelu_fast": "gelu_new",
+}
+CAUSAL = {
+    "gpt2": "GPT2LMHeadModel",
+    "llama": "LlamaForCausalLM",
+    "mistral": "MistralForCausalLM",
+    "qwen2": "Qwen2ForCausalLM",
+}
+SCORING = {
+    "gpt2": "GPT2ForSequenceClassification",
+    "llama": "LlamaForSequenceClassification",
+    "mistral": "MistralForSequenceClassification",
+    "qwen2": "Qwen2ForSequenceClassification",
+}
+
+
+class ModelError(ValueError):
+    """A folder that cannot be loaded as a model: what is wrong with it, and what would be right."""
+
+
+def read_config(raw: dict[str, Any], dtype: str = "float32", remat: bool = False) -> DecoderConfig:
+    """The config that a config.json describes.
+
+    Args:
+        raw: its content.
+        dtype: of the computation.
+        remat: whether blocks are recomputed in the backward pass.
+
+    Raises:
+        ModelError: the model is of another kind, or has a part that is not supported.
+    """
+    family = raw.get("model_type")
+    if family not in FAMILIES:
+        hint = did_you_mean(str(family), FAMILIES)
+        raise ModelError(
+            f"model_type is {family!r}, which is not supported; {hint} "
+            f"(supported: {', '.join(FAMILIES)})"
+        )
+    eos = raw.get("eos_token_id")
+    common = {
+        "family": family,
+        "vocab_size": _need(raw, "vocab_size"),
+        "bos_id": raw.get("bos_token_id"),
+        "eos_ids": tuple(eos) if isinstance(eos, list) else () if eos is None else (eos,),
+        "pad_id": raw.get("pad_token_id"),
+        "init_std": raw.get("initializer_range", 0.02),
+        "dtype": dtype,
+        "remat": remat,
+    }
+    return DecoderConfig(**common, **(_gpt2 if family == "gpt2" else _llama)(raw))
+
+
+def _gpt2(raw: dict[str, Any]) -> dict[str, Any]:
+    for name, usual in (
+        ("scale_attn_by_inverse_layer_idx", False),
+        ("scale_attn_weights", True),
+        ("add_cross_attention", False),
+    ):
+        if raw.get(name, usual) is not usual:
+            raise ModelError(f"{name} is {raw[name]}; only {usual} is supported")
+    size, heads = _need(raw, "n_embd"), _need(raw, "n_head")
+    return {
+        "hidden_size": size,
+        "num_layers": _need(raw, "n_layer"),
+        "num_heads": heads,
+        "num_kv_heads": heads,
+        "head_dim": size // heads,
+        "intermediate_size": raw.get("n_inner") or 4 * size,
+        "max_positions": raw.get("n_positions", 1024),
+        "norm_eps": raw.get("layer_norm_epsilon", 1e-5),
+        "tied": raw.get("tie_word_embeddings", True),
+        "activation": _activation(raw.get("activation_function", "gelu_new")),
+    }
+
+
+def _llama(raw: dict[str, Any]) -> dict[str, Any]:
+    size, heads = _need(raw, "hidden_size"), _need(raw, "num_attention_heads")
+    window, window_from = _window(raw)
+    theta, scaling = _rope(raw)
+    return {
+        "hidden_size": size,
+        "num_layers": _need(raw, "num_hidden_layers"),
+        "num_heads": heads,
+        "num_kv_heads": raw.get("num_key_value_heads") or heads,
+        "head_dim": raw.get("head_dim") or size // heads,
+        "intermediate_size": _need(raw, "intermediate_size"),
+        "max_positions": raw.get("max_position_embeddings", 2048),
+        "norm_eps": raw.get("rms_norm_eps", 1e-6),
+        "tied": raw.get("tie_word_embeddings", False),
+        "rope_theta": theta,
+        "rope_scaling": scaling,
+        "sliding_window": window,
+        "window_from": window_from,
+        "activation": _activation(raw.get("hidden_act", "silu")),
+        "attention_bias": raw.get("attention_bias", False),
+        "mlp_bias": raw.get("mlp_bias", False),
+    }
+
+
+def _rope(raw: dict[str, Any]) -> tuple[float, RopeScaling | None]:
+    """transformers 5 has rope_parameters, 4 has rope_theta and rope_scaling beside each other."""
+    rope = raw.get("rope_parameters") or raw.get("rope_scaling") or {}
+    theta = rope.get("rope_theta", raw.get("rope_theta", 10_000.0))
+    kind = rope.get("rope_type", rope.get("type", "default"))
+    if kind == "default":
+        return theta, None
+    if kind not in ("llama3", "linear"):
+        hint = "supported: default, linear, llama3"
+        raise ModelError(f"rope_type is {kind!r}, which is not supported; {hint}")
+    if kind == "linear":
+        return theta, RopeScaling("linear", rope["factor"])
+    return theta, RopeScaling(
+        kind,
+        rope["factor"],
+        rope["low_freq_factor"],
+        rope["high_freq_factor"],
+        rope["original_max_position_embeddings"],
+    )
+
+
+def _window(raw: dict[str, Any]) -> tuple[int | None, int]:
+    """The sliding window and the first layer that has it."""
+    window, family = raw.get("sliding_window"), raw["model_type"]
+    if window is None or family == "llama":
+        return None, 0
+    if family == "mistral":
+        return window, 0
+    if not raw.get("use_sliding_window", False):
+        return None, 0
+    kinds = raw.get("layer_types")
+    first = raw.get("max_window_layers", 28)
+    if kinds:
+        first = [*kinds, "sliding_attention"].index("sliding_attention")
+        if "full_attention" in kinds[first:]:
+            raise ModelError("layer_types alternates; the window must cover the last layers")
+    return window, first
+
+
+def _activation(name: str) -> str:
+    if name not in ACTIVATION_NAMES:
+        raise ModelError(
+            f"activation {name!r} is not supported; {did_you_mean(name, ACTIVATION_NAMES)}"
+        )
+    return ACTIVATION_NAMES[name]
+
+
+def _need(raw: dict[str, Any], name: str) -> Any:
+    if name not in raw:
+        raise ModelError(f"config.json has no {name}")
+    return raw[name]
+
+
+def write_config(config: DecoderConfig, scoring: bool, weights: str) -> dict[str, Any]:
+    """The content of config.json, readable by transformers 4 and 5.
+
+    Args:
+        config: the model's.
+        scoring: whether it has a score head instead of a head.
+        weights: dtype of the tensors, "float32" or "bfloat16".
+    """
+    eos: Any = list(config.eos_ids)
+    raw = {
+        "architectures": [(SCORING if scoring else CAUSAL)[config.family]],
+        "model_type": config.family,
+        "vocab_size": config.vocab_size,
+        "bos_token_id": config.bos_id,
+        "eos_token_id": eos[0] if len(eos) == 1 else eos or None,
+        "pad_token_id": config.pad_id,
+        "initializer_range": config.init_std,
+        "tie_word_embeddings": config.tied,
+        "torch_dtype": weights,
+        "dtype": weights,
+    }
+    if scoring:
+        raw |= {"num_labels": 1, "id2label": {"0": "LABEL_0"}, "label2id": {"LABEL_0": 0}}
+    return raw | (_write_gpt2 if config.family == "gpt2" else _write_llama)(config)
+
+
+def _write_gpt2(config: DecoderConfig) -> dict[str, Any]:
+    return {
+        "n_embd": config.hidden_size,
+        "n_layer": config.num_layers,
+        "n_head": config.num_heads,
+        "n_inner": config.intermediate_size,
+        "n_positions": config.max_positions,
+        "layer_norm_epsilon": config.norm_eps,
+        "activation_function": config.activation,
+        # Dropout would make the probabilities of a second pass differ from those of the first.
+        "attn_pdrop": 0.0,
+        "embd_pdrop": 0.0,
+        "resid_pdrop": 0.0,
+    }
+
+
+def _write_llama(config: DecoderConfig) -> dict[str, Any]:
+    raw = {
+        "hidden_size": config.hidden_size,
+        "num_hidden_layers": config.num_layers,
+        "num_attention_heads": config.num_heads,
+        "num_key_value_heads": config.num_kv_heads,
+        "head_dim": config.head_dim,
+        "intermediate_size": config.intermediate_size,
+        "max_position_embeddings": config.max_positions,
+        "rms_norm_eps": config.norm_eps,
+        "hidden_act": config.activation,
+        "rope_theta": config.rope_theta,
+        "rope_parameters": _write_rope(config) | {"rope_theta": config.rope_theta},
+        "rope_scaling": _write_rope(config) if config.rope_scaling else None,
+    }
+    if config.family == "llama":
+        raw |= {"attention_bias": config.attention_bias, "mlp_bias": config.mlp_bias}
+    else:
+        raw |= {"sliding_window": config.sliding_window}
+    if config.family == "qwen2":
+        windowed = config.sliding_window is not None
+        raw |= {"use_sliding_window": windowed, "max_window_layers": config.window_from}
+    return raw
+
+
+def _write_rope(config: DecoderConfig) -> dict[str, Any]:
+    scaling = config.rope_scaling
+    if scaling is None:
+        return {"rope_type": "default"}
+    if scaling.kind == "linear":
+        return {"rope_type": "linear", "factor": scaling.factor}
+    return {
+        "rope_type": scaling.kind,
+        "factor": scaling.factor,
+        "low_freq_factor": scaling.low_freq_factor,
+        "high_freq_factor": scaling.high_freq_factor,
+        "original_max_position_embeddings": scaling.original_max_positions,
+    }

@@ -1,0 +1,243 @@
+"""Models as Hugging Face folders: config.json and safetensors, read and written without torch.
+
+A folder written here is read by transformers, and the other way round; a model with a score head is
+a `*ForSequenceClassification` with one label.
+"""
+
+import json
+import os
+import shutil
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from safetensors import SafetensorError, safe_open
+from safetensors.numpy import save_file
+
+from ppo_jax.rlhf import hf_names
+from ppo_jax.rlhf.decoder import Decoder
+from ppo_jax.rlhf.hf_config import ModelError, read_config, write_config
+from ppo_jax.types import Params
+
+__all__ = ["ModelError", "from_tensors", "load_model", "save_model", "to_tensors"]
+
+SINGLE = "model.safetensors"
+INDEX = "model.safetensors.index.json"
+TOKENIZER_FILES = (
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "special_tokens_map.json",
+    "chat_template.jinja",
+)
+# Buffers that some writers store beside the weights: causal masks and rotary frequencies.
+BUFFERS = (".attn.bias", ".attn.masked_bias", ".rotary_emb.inv_freq")
+
+
+def load_model(
+    folder: str | os.PathLike,
+    dtype: str = "float32",
+    param_dtype: str | None = "float32",
+    remat: bool = False,
+) -> tuple[Decoder, Params]:
+    """Read a model of the gpt2, llama, mistral or qwen2 family.
+
+    Args:
+        folder: with config.json and model.safetensors, or shards of it and their index.
+        dtype: of the computation, "float32" or "bfloat16".
+        param_dtype: of the parameters; None keeps that of the file.
+        remat: whether blocks are recomputed in the backward pass.
+
+    Returns:
+        The decoder and its parameters; a `*ForSequenceClassification` has a score head and no head.
+
+    Raises:
+        ModelError: the folder is no model, or not one of these, or its tensors do not fit.
+    """
+    folder = Path(folder)
+    raw = _read_json(folder / "config.json", folder)
+    try:
+        decoder = Decoder(read_config(raw, dtype, remat))
+    except (ValueError, KeyError, TypeError) as error:
+        raise ModelError(f"{folder / 'config.json'}: {error}") from error
+    scoring = any("SequenceClassification" in a for a in raw.get("architectures") or ())
+    tensors = _read_tensors(folder)
+    try:
+        params = from_tensors(decoder, tensors, scoring or "score.weight" in tensors)
+    except ModelError as error:
+        raise ModelError(f"{folder}: {error}") from None
+    cast = lambda x: jnp.asarray(x, param_dtype and jnp.dtype(param_dtype))
+    return decoder, jax.tree.map(cast, params)
+
+
+def save_model(
+    folder: str | os.PathLike,
+    decoder: Decoder,
+    params: Params,
+    tokenizer: str | os.PathLike | bytes | None = None,
+    max_shard_bytes: int = 5 * 10**9,
+) -> None:
+    """Write a model, so that transformers and `load_model` can read it.
+
+    Args:
+        folder: made if it is missing; a model that is there is replaced.
+        decoder: the model's.
+        params: its parameters, written in their own dtype; with `score`, as a
+            `*ForSequenceClassification`.
+        tokenizer: a folder whose tokenizer files are copied, or the content of tokenizer.json.
+        max_shard_bytes: a new file is begun before one exceeds this.
+    """
+    folder = Path(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    tensors = to_tensors(decoder, params)
+    weights = str(next(iter(tensors.values())).dtype)
+    _copy_tokenizer(folder, tokenizer)
+    _write_tensors(folder, tensors, max_shard_bytes)
+    # config.json comes last: a folder that has one is complete.
+    config = write_config(decoder.config, "score" in params, weights)
+    _write_json(folder / "config.json", config)
+
+
+def from_tensors(decoder: Decoder, tensors: dict[str, np.ndarray], scoring: bool) -> Params:
+    """Parameters from tensors by their names on disk.
+
+    Args:
+        decoder: the model.
+        tensors: by name, with or without the prefix of the trunk.
+        scoring: whether the model has a score head instead of a head.
+
+    Raises:
+        ModelError: a tensor is missing, left over, or of another shape.
+    """
+    config = decoder.config
+    shapes = jax.eval_shape(decoder.init, jax.random.key(0))
+    shapes = jax.eval_shape(decoder.with_score, shapes) if scoring else shapes
+    rest = {name.removeprefix(hf_names.prefix_of(config)): x for name, x in tensors.items()}
+    if config.tied or scoring:
+        rest.pop("lm_head.weight", None)
+    params: dict = {}
+    entries = hf_names.entries(config, not config.tied and not scoring, scoring)
+    missing = [entry.name for entry in entries if entry.name not in rest]
+    if missing:
+        raise ModelError(f"no tensor {_some(missing)}{_nearest(missing[0], rest)}")
+    for entry in entries:
+        _place(params, entry, rest.pop(entry.name), shapes)
+    extra = [name for name in rest if not name.endswith(BUFFERS)]
+    if extra:
+        raise ModelError(f"tensor {_some(extra)} is in no {config.family} of this config")
+    return params
+
+
+def _place(params: dict, entry: hf_names.Entry, tensor: np.ndarray, shapes: Params) -> None:
+    leaves = [hf_names.get(shapes, path) for path in entry.leaves]
+    widths = [leaf.shape[-1] for leaf in leaves]
+    want = (*leaves[0].shape[:-1], sum(widths))
+    on_disk = want[::-1] if entry.transposed else want
+    if tensor.shape != on_disk:
+        raise ModelError(
+            f"tensor {entry.name} has shape {list(tensor.shape)}; by config.json it must be "
+            f"{list(on_disk)}"
+        )
+    if not np.issubdtype(tensor.dtype, np.floating) and tensor.dtype != jnp.bfloat16:
+        raise ModelError(f"tensor {entry.name} is {tensor.dtype}; weights must be floating point")
+    tensor = tensor.T if entry.transposed else tensor
+    parts = np.split(tensor, np.cumsum(widths)[:-1], axis=-1)
+    for path, part in zip(entry.leaves, parts, strict=True):
+        hf_names.put(params, path, part)
+
+
+def to_tensors(decoder: Decoder, params: Params) -> dict[str, np.ndarray]:
+    """Tensors by their names on disk, from parameters or from anything else of their structure."""
+    prefix = hf_names.prefix_of(decoder.config)
+    tensors = {}
+    for entry in hf_names.entries(decoder.config, "head" in params, "score" in params):
+        parts = [np.asarray(hf_names.get(params, path)) for path in entry.leaves]
+        tensor = np.concatenate(parts, axis=-1) if len(parts) > 1 else parts[0]
+        own = entry.name in ("lm_head.weight", "score.weight")
+        name = entry.name if own else prefix + entry.name
+        tensors[name] = np.ascontiguousarray(tensor.T if entry.transposed else tensor)
+    return tensors
+
+
+def _read_tensors(folder: Path) -> dict[str, np.ndarray]:
+    if (folder / INDEX).exists():
+        files = sorted(set(_read_json(folder / INDEX, folder).get("weight_map", {}).values()))
+    elif (folder / SINGLE).exists():
+        files = [SINGLE]
+    else:
+        there = sorted(p.name for p in folder.glob("*.bin"))
+        hint = f"; {there[0]} is a pickle, save the model as safetensors" if there else ""
+        raise ModelError(f"{folder} has neither {SINGLE} nor {INDEX}{hint}")
+    tensors: dict[str, np.ndarray] = {}
+    for name in files:
+        path = folder / name
+        if not path.exists():
+            raise ModelError(f"{folder / INDEX} names {name}, which is not there")
+        try:
+            with safe_open(path, framework="numpy") as file:
+                tensors |= {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
+        except (SafetensorError, OSError) as error:
+            raise ModelError(f"{path} is damaged or no safetensors file: {error}") from error
+    return tensors
+
+
+def _write_tensors(folder: Path, tensors: dict[str, np.ndarray], most: int) -> None:
+    shards: list[dict[str, np.ndarray]] = [{}]
+    for name, tensor in tensors.items():
+        if shards[-1] and sum(x.nbytes for x in shards[-1].values()) + tensor.nbytes > most:
+            shards.append({})
+        shards[-1][name] = tensor
+    for old in (*folder.glob("model-*-of-*.safetensors"), folder / INDEX, folder / SINGLE):
+        old.unlink(missing_ok=True)
+    if len(shards) == 1:
+        save_file(shards[0], folder / SINGLE, metadata={"format": "pt"})
+        return
+    weight_map: dict[str, str] = {}
+    for i, shard in enumerate(shards, start=1):
+        file = f"model-{i:05}-of-{len(shards):05}.safetensors"
+        save_file(shard, folder / file, metadata={"format": "pt"})
+        weight_map |= dict.fromkeys(shard, file)
+    total = sum(x.nbytes for x in tensors.values())
+    _write_json(folder / INDEX, {"metadata": {"total_size": total}, "weight_map": weight_map})
+
+
+def _copy_tokenizer(folder: Path, tokenizer: str | os.PathLike | bytes | None) -> None:
+    if isinstance(tokenizer, bytes):
+        (folder / "tokenizer.json").write_bytes(tokenizer)
+    elif tokenizer is not None:
+        for name in TOKENIZER_FILES:
+            source = Path(tokenizer) / name
+            if source.exists() and source.resolve() != (folder / name).resolve():
+                shutil.copyfile(source, folder / name)
+
+
+def _read_json(path: Path, folder: Path) -> dict[str, Any]:
+    if not folder.is_dir():
+        raise ModelError(f"{folder} is not a folder; a model is a folder with config.json")
+    if not path.exists():
+        there = ", ".join(sorted(p.name for p in folder.iterdir())[:5]) or "nothing"
+        raise ModelError(f"{folder} is not a model: no {path.name} in it (there is: {there})")
+    try:
+        content = json.loads(path.read_text())
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise ModelError(f"{path} is not JSON: {error}") from error
+    if not isinstance(content, dict):
+        raise ModelError(f"{path} must hold a JSON object, not {type(content).__name__}")
+    return content
+
+
+def _write_json(path: Path, content: dict[str, Any]) -> None:
+    path.write_text(json.dumps(content, indent=2) + "\n")
+
+
+def _some(names: list[str]) -> str:
+    more = f" and {len(names) - 3} more" if len(names) > 3 else ""
+    return ", ".join(names[:3]) + more
+
+
+def _nearest(name: str, names: dict[str, Any]) -> str:
+    import difflib
+
+    near = difflib.get_close_matches(name, names, n=1, cutoff=0.8)
+    return f"; the nearest is {near[0]}" if near else ""

@@ -1,0 +1,104 @@
+"""Which tensor of a Hugging Face folder is which leaf of the parameters, and how it is laid out."""
+
+from typing import NamedTuple
+
+import numpy as np
+
+from ppo_jax.rlhf.decoder_config import DecoderConfig
+
+
+class Entry(NamedTuple):
+    """One tensor on disk.
+
+    Attributes:
+        name: its name, without the prefix of the trunk.
+        leaves: paths in the parameters; several lie side by side in the tensor's last axis.
+        transposed: whether torch's (out, in) must become (in, out).
+    """
+
+    name: str
+    leaves: tuple[tuple[str, ...], ...]
+    transposed: bool = False
+
+
+def prefix_of(config: DecoderConfig) -> str:
+    """What stands before the names of the trunk's tensors."""
+    return "transformer." if config.family == "gpt2" else "model."
+
+
+def entries(config: DecoderConfig, head: bool, score: bool) -> list[Entry]:
+    """All tensors of a model.
+
+    Args:
+        config: the model's.
+        head: whether it has a head of its own.
+        score: whether it has a score head.
+    """
+    make = _gpt2_entries if config.family == "gpt2" else _llama_entries
+    found = make(config)
+    if head:
+        found.append(Entry("lm_head.weight", (("head", "kernel"),), True))
+    if score:
+        found.append(Entry("score.weight", (("score", "kernel"),), True))
+    return found
+
+
+def _gpt2_entries(config: DecoderConfig) -> list[Entry]:
+    # GPT-2 stores its matrices as (in, out), and q, k and v as one.
+    found = [
+        Entry("wte.weight", (("embedding",),)),
+        Entry("wpe.weight", (("positions",),)),
+        *_norm("ln_f", ("norm",), True),
+    ]
+    for i in range(config.num_layers):
+        here, layer = f"h.{i}.", f"layer_{i}"
+        found += _norm(f"{here}ln_1", (layer, "attention_norm"), True)
+        found += _norm(f"{here}ln_2", (layer, "mlp_norm"), True)
+        for name, module, parts in (
+            ("attn.c_attn", "attention", ("q", "k", "v")),
+            ("attn.c_proj", "attention", ("o",)),
+            ("mlp.c_fc", "mlp", ("up",)),
+            ("mlp.c_proj", "mlp", ("down",)),
+        ):
+            for kind, leaf in (("weight", "kernel"), ("bias", "bias")):
+                leaves = tuple((layer, module, part, leaf) for part in parts)
+                found.append(Entry(f"{here}{name}.{kind}", leaves))
+    return found
+
+
+def _llama_entries(config: DecoderConfig) -> list[Entry]:
+    found = [Entry("embed_tokens.weight", (("embedding",),)), *_norm("norm", ("norm",), False)]
+    for i in range(config.num_layers):
+        here, layer = f"layers.{i}.", f"layer_{i}"
+        found += _norm(f"{here}input_layernorm", (layer, "attention_norm"), False)
+        found += _norm(f"{here}post_attention_layernorm", (layer, "mlp_norm"), False)
+        for module, theirs, names, bias in (
+            ("attention", "self_attn", "qkv", config.qkv_bias),
+            ("attention", "self_attn", "o", config.out_bias),
+            ("mlp", "mlp", ("gate", "up", "down"), config.mlp_bias),
+        ):
+            for name in names:
+                path, leaf = f"{here}{theirs}.{name}_proj", (layer, module, name)
+                found.append(Entry(f"{path}.weight", ((*leaf, "kernel"),), True))
+                if bias:
+                    found.append(Entry(f"{path}.bias", ((*leaf, "bias"),)))
+    return found
+
+
+def _norm(name: str, path: tuple[str, ...], bias: bool) -> list[Entry]:
+    found = [Entry(f"{name}.weight", ((*path, "scale"),))]
+    return found + ([Entry(f"{name}.bias", ((*path, "bias"),))] if bias else [])
+
+
+def get(params: dict, path: tuple[str, ...]) -> np.ndarray:
+    """The leaf at a path."""
+    for name in path:
+        params = params[name]
+    return params  # type: ignore[return-value]
+
+
+def put(params: dict, path: tuple[str, ...], leaf: np.ndarray) -> None:
+    """Set the leaf at a path, in place."""
+    for name in path[:-1]:
+        params = params.setdefault(name, {})
+    params[path[-1]] = leaf

@@ -1,0 +1,172 @@
+"""The trunk of a decoder: embeddings, blocks of attention and MLP, the final norm."""
+
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+from flax import linen as nn
+
+from ppo_jax.rlhf.attention import Attention, KeyValue, rotations
+from ppo_jax.rlhf.decoder_config import DecoderConfig
+
+
+def activation(name: str) -> Callable[[jax.Array], jax.Array]:
+    """The function that config.json means by a name."""
+    return {
+        "silu": jax.nn.silu,
+        "relu": jax.nn.relu,
+        "gelu": lambda x: jax.nn.gelu(x, approximate=False),
+        "gelu_new": lambda x: jax.nn.gelu(x, approximate=True),
+    }[name]
+
+
+def norm(config: DecoderConfig, name: str) -> nn.Module:
+    """LayerNorm for gpt2, RMSNorm for the others, with statistics in float32.
+
+    Source: Ba et al. 2016, Layer Normalization; Zhang & Sennrich 2019, Root Mean Square Layer
+    Normalization.
+    """
+    kind = nn.LayerNorm if config.family == "gpt2" else nn.RMSNorm
+    return kind(
+        epsilon=config.norm_eps,
+        dtype=jnp.dtype(config.dtype),
+        use_fast_variance=config.family != "gpt2",
+        name=name,
+    )
+
+
+class MLP(nn.Module):
+    """down(act(gate(x)) ⊙ up(x)); for gpt2 without the gate: down(act(up(x))).
+
+    Source: Shazeer 2020, GLU Variants Improve Transformer.
+    """
+
+    config: DecoderConfig
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        """[B, T, D] to [B, T, D]."""
+        c = self.config
+        plain = c.family == "gpt2"
+
+        def dense(features: int, std: float, name: str) -> nn.Dense:
+            return nn.Dense(
+                features,
+                use_bias=plain or c.mlp_bias,
+                dtype=jnp.dtype(c.dtype),
+                kernel_init=nn.initializers.normal(std),
+                name=name,
+            )
+
+        act = activation(c.activation)
+        up = dense(c.intermediate_size, c.init_std, "up")(x)
+        inner = act(up) if plain else act(dense(c.intermediate_size, c.init_std, "gate")(x)) * up
+        return dense(c.hidden_size, c.init_std * (2 * c.num_layers) ** -0.5, "down")(inner)
+
+
+class Block(nn.Module):
+    """x + attention(norm(x)), then x + mlp(norm(x))."""
+
+    config: DecoderConfig
+
+    @nn.compact
+    def __call__(
+        self,
+        x: jax.Array,
+        rotation: tuple[jax.Array, jax.Array] | None,
+        allowed: jax.Array,
+        past: KeyValue | None,
+        column: jax.Array | int,
+    ) -> tuple[jax.Array, KeyValue]:
+        """[B, T, D] to [B, T, D], and the layer's keys and values."""
+        c = self.config
+        normed = norm(c, "attention_norm")(x)
+        out, kv = Attention(c, name="attention")(normed, rotation, allowed, past, column)
+        x = x + out
+        return x + MLP(c, name="mlp")(norm(c, "mlp_norm")(x)), kv
+
+
+class Trunk(nn.Module):
+    """Everything up to the final norm; the layers are unrolled.
+
+    A scan over stacked layers compiles sooner, but each cached step would first copy every layer's
+    weights and cache out of its stack.
+    """
+
+    config: DecoderConfig
+
+    @nn.compact
+    def __call__(
+        self,
+        tokens: jax.Array,
+        positions: jax.Array,
+        keys: tuple[jax.Array, jax.Array, jax.Array],
+        past: tuple[KeyValue, ...] | None = None,
+        column: jax.Array | int = 0,
+    ) -> tuple[jax.Array, tuple[KeyValue, ...]]:
+        """Run tokens [B, T] that stand at columns `column`, `column` + 1, … .
+
+        Args:
+            tokens: [B, T].
+            positions: [B, T] their positions.
+            keys: mask [B, S] bool, positions [B, S] and columns [S] of the keys.
+            past: per layer, the cache [B, K, S, head_dim] to write into; None without a cache.
+            column: where the first token stands among the keys.
+
+        Returns:
+            [B, T, D] after the final norm, and each layer's keys and values.
+        """
+        c = self.config
+        x = self._embed(tokens, positions)
+        rotation = None if c.family == "gpt2" else rotations(c, positions)
+        columns = column + jnp.arange(tokens.shape[1])
+        seen = {w: visible(keys, columns, positions, w) for w in {c.window(i) for i in self.layers}}
+        block = nn.remat(Block) if c.remat else Block
+        kvs = []
+        for i in self.layers:
+            layer_past = None if past is None else past[i]
+            x, kv = block(c, name=f"layer_{i}")(x, rotation, seen[c.window(i)], layer_past, column)
+            kvs.append(kv)
+        return norm(c, "norm")(x), tuple(kvs)
+
+    @property
+    def layers(self) -> range:
+        """Numbers of the layers."""
+        return range(self.config.num_layers)
+
+    def _embed(self, tokens: jax.Array, positions: jax.Array) -> jax.Array:
+        c = self.config
+        init = nn.initializers.normal(c.init_std)
+        x = self.param("embedding", init, (c.vocab_size, c.hidden_size))[tokens]
+        if c.family == "gpt2":
+            table = self.param("positions", init, (c.max_positions, c.hidden_size))
+            x = x + table[positions]
+        return x.astype(jnp.dtype(c.dtype))
+
+
+def visible(
+    keys: tuple[jax.Array, jax.Array, jax.Array],
+    columns: jax.Array,
+    positions: jax.Array,
+    window: int | None,
+) -> jax.Array:
+    """Which keys each query sees: unmasked ones, no later than itself, within the window.
+
+    The window counts positions, so that padding between two tokens takes nothing from it.
+
+    Args:
+        keys: mask [B, S] bool, positions [B, S] and columns [S] of the keys.
+        columns: [T] of the queries.
+        positions: [B, T] of the queries.
+        window: how many keys a query sees at most, itself included.
+
+    Returns:
+        [B, T, S] bool.
+
+    Source: Jiang et al. 2023, Mistral 7B, section 2 (the window).
+    """
+    mask, key_positions, key_columns = keys
+    seen = mask[:, None, :] & (key_columns[None, :] <= columns[:, None])
+    if window is not None:
+        seen &= positions[:, :, None] - key_positions[:, None, :] < window
+    return seen
