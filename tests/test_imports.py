@@ -21,6 +21,7 @@ LAYERS = [
     {"runner", "play"},
     {"cli"},
     {"sweep"},
+    {"rlhf"},
 ]
 # Within the first layers some modules build on a neighbour.
 NEIGHBOURS = {
@@ -31,6 +32,7 @@ NEIGHBOURS = {
     "algorithms": {"algorithms"},
     "envs": {"envs"},
     "sweep": {"sweep"},
+    "rlhf": {"rlhf"},
 }
 ALGORITHM_IMPORTS = {"advantages", "losses", "sgd", "types", "distributions"}
 

@@ -1,0 +1,1 @@
+"""PPO on language models: a response is a trajectory, a token an action."""
