@@ -1,1 +1,1 @@
-"""Reinforcement learning of language models: responses are trajectories, tokens are actions."""
+"""PPO on language models: a response is a trajectory, a token an action."""

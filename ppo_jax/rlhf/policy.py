@@ -39,6 +39,7 @@ class LanguagePolicy(NamedTuple):
     critic: "separate", a decoder of its own; "shared", a head on the actor; "none", 0.
     length: L, tokens of the longest response.
     temperature: of all probabilities, when sampling and afterwards.
+    valid_vocab: ids from here on are in no tokenizer, and impossible; None admits all.
     """
 
     apply: Callable[[Params, TokenInputs], tuple[TokenDistribution, jax.Array]]
@@ -47,6 +48,7 @@ class LanguagePolicy(NamedTuple):
     critic: str
     length: int
     temperature: jax.Array | float
+    valid_vocab: int | None = None
 
 
 def make_policy(
@@ -56,7 +58,7 @@ def make_policy(
     length: int,
     temperature: jax.Array | float = 1.0,
     lora_scale: float | None = None,
-    chunk: int = 8192,
+    valid_vocab: int | None = None,
 ) -> LanguagePolicy:
     """The policy of a decoder.
 
@@ -67,7 +69,7 @@ def make_policy(
         length: L, tokens of the longest response.
         temperature: the logits are divided by it.
         lora_scale: α/r, where the actor's parameters are adapters over the reference.
-        chunk: columns of the vocabulary that are held at a time.
+        valid_vocab: ids from here on are in no tokenizer, and impossible; None admits all.
 
     Returns:
         LanguagePolicy. Parameters: `actor` as the decoder has them or adapters; `critic` with a
@@ -79,7 +81,9 @@ def make_policy(
         # The last token of a response is never read: nothing is written after it.
         tokens, mask = inputs.tokens[:, 0, :-1], inputs.mask[:, 0, :-1]
         hidden = actor.hidden(params["actor"], tokens, mask)[:, -length:]
-        dist = TokenDistribution(hidden, actor.head(params["actor"]), temperature, chunk)
+        dist = TokenDistribution(
+            hidden, actor.head(params["actor"]), temperature, valid_vocab=valid_vocab
+        )
         if isinstance(critic, Decoder):
             return dist, critic.values(params["critic"], tokens, mask)[:, -length:]
         if critic == "shared":
@@ -92,7 +96,7 @@ def make_policy(
         merged = lora.merge(frozen["reference"], params["actor"], lora_scale)
         return {**params, "actor": merged}
 
-    return LanguagePolicy(apply, join, actor, kind, length, temperature)
+    return LanguagePolicy(apply, join, actor, kind, length, temperature, valid_vocab)
 
 
 def read_values(critic: Params, hidden: jax.Array) -> jax.Array:
@@ -114,7 +118,7 @@ def log_prob_of(
     inputs: TokenInputs,
     length: int,
     temperature: Any,
-    chunk: int = 8192,
+    valid_vocab: int | None = None,
 ) -> jax.Array:
     """log π(token | text before it) of a response under any model.
 
@@ -124,12 +128,12 @@ def log_prob_of(
         inputs: TokenInputs [M, 1, P + L].
         length: L.
         temperature: τ, of all probabilities.
-        chunk: columns of the vocabulary that are held at a time.
+        valid_vocab: ids from here on are impossible.
 
     Returns:
         [M, L].
     """
     tokens, mask = inputs.tokens[:, 0], inputs.mask[:, 0]
     hidden = decoder.hidden(params, tokens[:, :-1], mask[:, :-1])[:, -length:]
-    dist = TokenDistribution(hidden, decoder.head(params), temperature, chunk)
+    dist = TokenDistribution(hidden, decoder.head(params), temperature, valid_vocab=valid_vocab)
     return dist.log_prob(tokens[:, -length:])

@@ -199,6 +199,7 @@ def respond(
         max_new_tokens=policy.length,
         temperature=0.0 if greedy else policy.temperature,
         eos_id=eos_id,
+        valid_vocab=policy.valid_vocab,
     )
     inputs = TokenInputs(
         jnp.concatenate([prompt, written.tokens], axis=1)[:, None],
@@ -208,7 +209,12 @@ def respond(
     dist, value = policy.apply(params, inputs)
     log_prob, entropy = dist.log_prob(written.tokens), dist.entropy()
     ref_log_prob = log_prob_of(
-        reference, frozen["reference"], inputs, policy.length, policy.temperature
+        reference,
+        frozen["reference"],
+        inputs,
+        policy.length,
+        policy.temperature,
+        policy.valid_vocab,
     )
     real = written.mask > 0
     gap = jnp.max(jnp.where(real, jnp.abs(log_prob - written.log_prob), 0.0))

@@ -129,14 +129,13 @@ def preference_rows(
     return _rows(obs, jnp.ones(len(margin), jnp.float32))
 
 
-def make_text_loss(decoder: Decoder, chunk: int = 8192) -> LossFn:
+def make_text_loss(decoder: Decoder) -> LossFn:
     """Cross-entropy of the next token.
 
     L = −Σ w_t log π(x_t | x_{<t}) / Σ w_t
 
     Args:
         decoder: what learns.
-        chunk: columns of the vocabulary that are held at a time.
 
     Returns:
         (params, Batch of `text_rows`) -> ([], metrics)
@@ -145,7 +144,7 @@ def make_text_loss(decoder: Decoder, chunk: int = 8192) -> LossFn:
     def loss_fn(params: Params, rows: Batch) -> tuple[jax.Array, Metrics]:
         tokens, mask = rows.obs["tokens"], rows.obs["mask"]
         hidden = decoder.hidden(params, tokens[:, :-1], mask[:, :-1])
-        dist = TokenDistribution(hidden, decoder.head(params), 1.0, chunk)
+        dist = TokenDistribution(hidden, decoder.head(params))
         log_prob = jnp.where(rows.weight > 0, dist.log_prob(tokens[:, 1:]), 0.0)
         loss = -jnp.sum(rows.weight * log_prob) / jnp.maximum(jnp.sum(rows.weight), 1.0)
         return loss, {"loss": loss}

@@ -104,6 +104,7 @@ def build(
     hyper: algorithms.Config,
     *,
     eos_id: int | tuple[int, ...] | None,
+    valid_vocab: int | None = None,
 ) -> Program:
     """Put the parts together; nothing is compiled.
 
@@ -114,6 +115,7 @@ def build(
         config: what is written.
         hyper: of the update.
         eos_id: token, or tokens, that end a response; None: none does.
+        valid_vocab: ids from here on are in no tokenizer, and impossible; None admits all.
 
     Raises:
         ValueError: what cannot work, and why.
@@ -126,6 +128,7 @@ def build(
         length=config.max_new_tokens,
         temperature=config.temperature,
         lora_scale=scale,
+        valid_vocab=valid_vocab,
     )
     settings = _settings(config, eos_id)
     parts = {"policy": policy, "reference": models.actor, "score": models.reward.score}
