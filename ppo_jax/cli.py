@@ -8,7 +8,7 @@ import dataclasses
 import sys
 import tomllib
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal, NoReturn, get_origin
 
@@ -191,6 +191,30 @@ def parse(
     ]
     fields = [(n, f, flat[n]) for n, f in known.items()]
     fields += [(n, f, kept.get(n, f.default)) for n, f in more.items()]
+    parsed = read_flags(arguments, fields, program, doc, selection)
+    own = {name: parsed[name] for name in more}
+    return configs.from_flat({n: parsed[n] for n in known}), own
+
+
+def read_flags(
+    arguments: list[str],
+    fields: list[tuple[str, dataclasses.Field[Any], Any]],
+    program: str,
+    doc: str,
+    selection: Sequence[tuple[str, Any, Any]] = (),
+) -> dict[str, Any]:
+    """A command line made of options.
+
+    Args:
+        arguments: the command line.
+        fields: (name, a field made by `option`, its default) of each flag.
+        program: its name, for --help.
+        doc: what it does.
+        selection: (name, type, a field) of flags without a default.
+
+    Returns:
+        name -> value.
+    """
     flags = dataclasses.make_dataclass(
         "Flags",
         [(n, _flag_type(f), dataclasses.field(default=v)) for n, f, v in fields]
@@ -198,8 +222,7 @@ def parse(
     )
     flags.__doc__ = doc
     parsed: Any = tyro.cli(flags, args=arguments, registry=_REGISTRY, prog=program)
-    own = {name: getattr(parsed, name) for name in more}
-    return configs.from_flat({n: getattr(parsed, n) for n in known}), own
+    return {f.name: getattr(parsed, f.name) for f in dataclasses.fields(parsed)}
 
 
 def _flag_type(field: dataclasses.Field[Any]) -> Any:

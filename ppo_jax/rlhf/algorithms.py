@@ -177,9 +177,7 @@ def make(
         batch = method.estimate(trajectory, config, group_size)
         if not config.whiten_advantages:
             return batch
-        return dataclasses.replace(
-            batch, advantage=rewards.whiten(batch.advantage, batch.weight)
-        )
+        return dataclasses.replace(batch, advantage=rewards.whiten(batch.advantage, batch.weight))
 
     def update(
         key: jax.Array, learner: LearnerState, batch: Batch, frozen: PyTree

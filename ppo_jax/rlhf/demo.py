@@ -6,30 +6,47 @@ any policy could reach: J* = β log E_ref exp(r / β).
 """
 
 import dataclasses
+import shlex
 import time
-from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from rich.table import Table
 
 from ppo_jax import report
 from ppo_jax.checkpoint import write_json
-from ppo_jax.rlhf import algorithms, optimum, scoring, stages, supervised, train
-from ppo_jax.rlhf.corpus import bradley_terry, first_letters, gold_score, words_of_python
-from ppo_jax.rlhf.data import read_lines
+from ppo_jax.rlhf import algorithms, optimum, stages, supervised, train
+from ppo_jax.rlhf.corpus import bradley_terry, gold_score, words_of_python
+from ppo_jax.rlhf.data import (
+    DataError,
+    Pairs,
+    Preference,
+    Prompt,
+    from_lines,
+    preference_arrays,
+    prompt_arrays,
+    read,
+    sft_arrays,
+)
 from ppo_jax.rlhf.decoder import Decoder, small
 from ppo_jax.rlhf.generate import generate
-from ppo_jax.rlhf.rollout import shape_scores
-from ppo_jax.rlhf.session import RunOptions, open_directory, run
+from ppo_jax.rlhf.rollout import Responses, shape_scores
+from ppo_jax.rlhf.scoring import Reward, from_model
+from ppo_jax.rlhf.session import RunOptions, Stage, flat, open_directory, run
+from ppo_jax.rlhf.stages import Language
 from ppo_jax.rlhf.tokenizer import CharTokenizer
 from ppo_jax.runner import Signals
-from ppo_jax.types import Params, option
+from ppo_jax.types import Params, TrainState, option
 
 LENGTH = 14  # characters of the longest response, its end included
+WIDTH = 512  # words that are made up at a time
+NORMALISATION = 2048  # of them, that the reward model's scale is set by
 REFERENCE_SAMPLES = 2048  # per prompt, for the optimum
+# Folded into the seed for the samples that are judged.
+PREFERENCES = 0x9F3E
 
 
 @dataclasses.dataclass(frozen=True)
@@ -47,31 +64,30 @@ class DemoConfig:
     learning_rate: float = option(5e-4, "of PPO, falling to 0", low=0)
 
 
-@dataclasses.dataclass(frozen=True)
-class _Story:
+class _Story(NamedTuple):
     """What the stages hand to one another.
 
     Attributes:
         path: of the whole; each stage has a folder in it.
         config: DemoConfig.
-        tokenizer: of characters.
+        lines: the text.
+        language: characters.
         decoder: the architecture of all four models.
-        prompts: [N, 2] the start and a first letter, for every line of the text.
         options: of each stage's run.
         signals: that end it.
     """
 
     path: Path
     config: DemoConfig
-    tokenizer: CharTokenizer
+    lines: list[str]
+    language: Language
     decoder: Decoder
-    prompts: np.ndarray
     options: RunOptions
     signals: Signals
 
 
 class _Stopped(Exception):
-    """A signal came: the exit code, once everything is saved."""
+    """A signal came, and everything is saved; holds the exit code."""
 
 
 def demo(config: DemoConfig, options: RunOptions) -> int:
@@ -79,70 +95,268 @@ def demo(config: DemoConfig, options: RunOptions) -> int:
 
     Args:
         config: how much of everything.
-        options: where it is kept. `resume` goes on in a folder of an earlier demo.
+        options: where it is kept; `resume` goes on in the folder of an earlier one.
 
     Returns:
         Exit code.
     """
     started = time.perf_counter()
-    lines = words_of_python() if config.data is None else read_lines(config.data)
-    with open_directory("demo", options, _flat(config)) as directory, Signals() as signals:
-        story = _begin(directory.path, config, lines, options, signals)
+    lines = words_of_python() if config.data is None else _lines_of(config.data)
+    with open_directory("demo", options, flat(config)) as directory, Signals() as signals:
+        tokenizer = CharTokenizer(sorted({c for line in lines for c in line}))
+        decoder = Decoder(small(tokenizer.vocab_size, eos_ids=(tokenizer.eos_id,), tied=False))
+        story = _Story(
+            directory.path, config, lines, Language(tokenizer), decoder, options, signals
+        )
         try:
-            params = _write_like(story, lines)
-            reward = _learn_preferences(story, params)
-            found = _optimise(story, params, reward)
+            found = _tell(story)
         except _Stopped as stopped:
-            path = directory.path
+            path = shlex.quote(str(directory.path))
             report.say(f"stopped; continue with: python -m ppo_jax.rlhf demo --resume {path}")
-            return int(str(stopped))
+            return int(stopped.args[0])
         found["seconds"] = round(time.perf_counter() - started, 1)
         write_json(directory.path / "summary.json", found)
-        _tell(found, directory.path)
+        _print(found, directory.path)
     return 0
 
 
-def _begin(
-    path: Path, config: DemoConfig, lines: list[str], options: RunOptions, signals: Signals
-) -> _Story:
-    tokenizer = CharTokenizer.from_text("".join(lines))
-    decoder = Decoder(small(tokenizer.vocab_size, eos_ids=(tokenizer.eos_id,), tied=False))
-    prompts = first_letters(lines, tokenizer)
-    return _Story(path, config, tokenizer, decoder, prompts, options, signals)
+def _lines_of(path: Path) -> list[str]:
+    """The examples of a text file.
+
+    Raises:
+        DataError: it cannot be read, is empty, or holds more than plain lines.
+    """
+    lines = [x.completion for x in read(path, "sft")]
+    if not all(isinstance(line, str) for line in lines):
+        raise DataError(f"{path}: the demo imitates plain text, one example a line")
+    return lines
 
 
-def _write_like(story: _Story, lines: list[str]) -> Params:
-    """Fine-tuning: write words as in the text."""
-    report.say(f"1. learning to write: {len(lines):,} lines, such as {', '.join(lines[::len(lines) // 5][:5])}")
-    config = supervised.Config(updates=story.config.sft_updates, batch_size=64, learning_rate=3e-3)
-    rows = supervised.text_rows(*text_arrays(lines, story.tokenizer))
+def _tell(story: _Story) -> dict[str, Any]:
+    """The stages one after the other: what came out."""
+    params = _fine_tune(story)
+    reward, learned = _learn_preferences(story, params)
+    models = train.Models(
+        actor=story.decoder,
+        actor_params=params,
+        critic=story.decoder,
+        critic_params=stages.zero_head(reward.frozen["params"]),
+        reference_params=params,
+        reward=reward,
+    )
+    return learned | _optimise(story, models)
+
+
+def _fine_tune(story: _Story) -> Params:
+    """A decoder that writes words like those of the text."""
+    some = story.lines[:: max(1, len(story.lines) // 6)][:6]
+    report.say(f"1. learning to write: {len(story.lines):,} lines such as {', '.join(some)}")
+    config = supervised.Config(updates=story.config.sft_updates, learning_rate=3e-3)
+    arrays = sft_arrays(from_lines(story.lines), story.language.tokenizer, 512)
     key = jax.random.key(story.config.seed)
     stage = stages.fine_tuning(
         story.decoder,
         story.decoder.init(key),
-        rows,
+        supervised.text_rows(*arrays),
         config,
         seed=story.config.seed,
-        tokenizer=story.tokenizer,
+        language=story.language,
     )
-    return _run(story, stage, "sft").learner.params
+    return _run(story, stage, dataclasses.asdict(config)).learner.params
 
 
-def _learn_preferences(story: _Story, params: Params) -> dict[str, Any]:
+def _learn_preferences(story: _Story, params: Params) -> tuple[Reward, dict[str, Any]]:
     """A reward model from noisy preferences between samples, normalised on other samples."""
-    pairs = _judged_pairs(story, params)
-    report.say(
-        f"2. learning what is preferred: {len(pairs['margin']):,} pairs, the better one by the gold "
-        f"rule chosen in {pairs['agreement']:.0%}"
-    )
-    config = supervised.Config(updates=story.config.reward_updates, batch_size=64)
+    config, tokenizer = story.config, story.language.tokenizer
+    key = jax.random.fold_in(jax.random.key(config.seed), PREFERENCES)
+    count = config.preferences
+    texts = _write(story, params, key, 2 * count + NORMALISATION)
+    pairs, agreement = _judged(story, texts[: 2 * count])
+    report.say(f"2. learning what is preferred: {count:,} pairs, {agreement:.0%} in gold order")
+    steps = supervised.Config(updates=config.reward_updates, learning_rate=1e-3)
+    rows = supervised.preference_rows(*_flat_pairs(preference_arrays(pairs, tokenizer, 512)))
     stage = stages.reward_model(
         story.decoder,
-        story.decoder.with_score(params, jax.random.key(story.config.seed + 1)),
-        supervised.preference_rows(*(pairs[n] for n in PAIR)),
-        config,
+        story.decoder.with_score(params, jax.random.key(config.seed + 1)),
+        rows,
+        steps,
         center=0.0,
-        seed=story.config.seed,
-        tokenizer=story.tokenizer,
+        seed=config.seed,
+        language=story.language,
     )
-    return {"params": _run(story, stage, "reward").learner.params, "pairs": pairs}
+    state = _run(story, stage, dataclasses.asdict(steps))
+    scores = _scores(story, state.learner.params, texts[2 * count :])
+    mean, deviation = float(scores.mean()), float(scores.std())
+    stages.write_normalisation(story.path / "reward" / "model", mean, deviation)
+    _, held_out = supervised.split(rows, steps.validation_fraction)
+    learned = _accuracy(story, state.learner.params, pairs, held_out)
+    return from_model(story.decoder, state.learner.params, mean, deviation), learned
+
+
+def _optimise(story: _Story, models: train.Models) -> dict[str, Any]:
+    """PPO, and its result beside the optimum."""
+    demo, tokenizer = story.config, story.language.tokenizer
+    report.say(f"3. optimising it: {demo.updates} updates of {demo.responses} responses")
+    config = train.Config(
+        updates=demo.updates,
+        num_prompts=demo.responses,
+        max_new_tokens=LENGTH,
+        kl_coef=demo.kl_coef,
+        reward_clip=5.0,
+        missing_eos_penalty=1.0,
+    )
+    hyper = algorithms.Config(learning_rate=demo.learning_rate)
+    prompts = prompt_arrays([Prompt(line[0]) for line in story.lines], tokenizer, 8)
+    program = train.build(models, *prompts, config, hyper, eos_id=tokenizer.eos_id)
+    stage = stages.optimisation(
+        program, models, config, seed=demo.seed, language=story.language, eval_prompts=4096
+    )
+    state = _run(story, stage, dataclasses.asdict(config) | dataclasses.asdict(hyper))
+    return _beside_the_optimum(story, program, state, story.lines)
+
+
+def _run(story: _Story, stage: Stage, identity: dict[str, Any]) -> TrainState:
+    """A stage in its folder, gone on with where it was stopped.
+
+    Raises:
+        _Stopped: by a signal.
+    """
+    path = story.path / stage.kind
+    options = dataclasses.replace(story.options, run_dir=None, resume=path, overwrite=False)
+    identity = flat(identity) | {"seed": story.config.seed, "lines": len(story.lines)}
+    with open_directory(stage.kind, options, identity) as directory:
+        code, state = run(stage, identity, directory, options, story.signals)
+    if code:
+        raise _Stopped(code)
+    return state
+
+
+def _write(story: _Story, params: Params, key: jax.Array, count: int) -> list[str]:
+    """Words that the model makes up."""
+    tokenizer = story.language.tokenizer
+    prompt = jnp.full((WIDTH, 1), tokenizer.bos_id)
+
+    @jax.jit
+    def draw(key: jax.Array, params: Params) -> Any:
+        return generate(
+            key,
+            params,
+            prompt,
+            None,
+            decoder=story.decoder,
+            max_new_tokens=LENGTH + 1,
+            eos_id=tokenizer.eos_id,
+        )
+
+    texts: list[str] = []
+    for part in jax.random.split(key, -(-count // WIDTH)):
+        written = jax.tree.map(np.asarray, draw(part, params))
+        rows = zip(written.tokens, written.mask, strict=True)
+        texts += [tokenizer.decode(row[keep].tolist()) for row, keep in rows]
+    return texts[:count]
+
+
+def _judged(story: _Story, texts: list[str]) -> tuple[list[Preference], float]:
+    """Pairs of words, the preferred first, as a noisy judge of the gold rule has it."""
+    first, second = texts[::2], texts[1::2]
+    rng = np.random.default_rng(story.config.seed)
+    a, b = gold_score(first), gold_score(second)
+    won = bradley_terry(rng, a, b)
+    pairs = [
+        Preference("", *((x, y) if wins else (y, x)))
+        for x, y, wins in zip(first, second, won, strict=True)
+    ]
+    return pairs, float(np.mean(np.where(won, a >= b, b >= a)))
+
+
+def _accuracy(
+    story: _Story, params: Params, pairs: list[Preference], held_out: Any
+) -> dict[str, float]:
+    """How often the reward model agrees, on pairs it has not seen."""
+    count = held_out.weight.shape[0]
+    pairs = pairs[-count:]
+    chosen, rejected = [p.chosen for p in pairs], [p.rejected for p in pairs]
+    said = _scores(story, params, chosen) > _scores(story, params, rejected)
+    gold = gold_score(chosen) - gold_score(rejected)
+    return {
+        "reward_accuracy_noisy": float(np.mean(said)),
+        "reward_accuracy_gold": float(np.mean((said == (gold > 0))[gold != 0])),
+    }
+
+
+def _scores(story: _Story, params: Params, texts: list[str]) -> np.ndarray:
+    """[B] what a reward model says of words."""
+    rows = sft_arrays(from_lines(texts), story.language.tokenizer, 512)
+    judge = jax.jit(story.decoder.score)
+    parts = range(0, len(texts), 2 * WIDTH)
+    found = [
+        judge(params, rows.tokens[i : i + 2 * WIDTH], rows.mask[i : i + 2 * WIDTH]) for i in parts
+    ]
+    return np.concatenate([np.asarray(x) for x in found])
+
+
+def _beside_the_optimum(
+    story: _Story, program: train.Program, state: TrainState, lines: list[str]
+) -> dict[str, Any]:
+    """J of the policy, J* of the best, and what the gold rule says of both."""
+    tokenizer, beta = story.language.tokenizer, story.config.kl_coef
+    respond = jax.jit(program.respond)
+    letters, counts = np.unique([line[0] for line in lines], return_counts=True)
+    share = counts / counts.sum()
+    before, after, best = [], [], []
+    reference = {**state.learner.params, "actor": program.frozen["reference"]}
+    for k, letter in enumerate(letters):
+        key = jax.random.fold_in(jax.random.key(story.config.seed + 2), k)
+        prompt = prompt_arrays([Prompt(str(letter))] * REFERENCE_SAMPLES, tokenizer, 8)
+        for params, found in ((reference, before), (state.learner.params, after)):
+            said = respond(key, params, program.frozen, *map(jnp.asarray, prompt))
+            score = shape_scores((), said, program.settings)[1]
+            found.append(_result(story, said, score, beta))
+            if params is reference:
+                best.append(
+                    {k: float(v[0]) for k, v in optimum.optimal_moments(score[None], beta).items()}
+                )
+
+    def mean(found: list[dict[str, float]]) -> dict[str, float]:
+        return {name: float(np.dot(share, [x[name] for x in found])) for name in found[0]}
+
+    result = {"reference": mean(before), "policy": mean(after), "optimum": mean(best)}
+    share_of = result["policy"]["objective"] / result["optimum"]["objective"]
+    return {"share_of_optimum": share_of, **result}
+
+
+def _result(story: _Story, said: Responses, score: jax.Array, beta: float) -> dict[str, float]:
+    """What a policy's responses to one letter are worth, and by the gold rule."""
+    texts = stages.describe(said, LENGTH, story.language.tokenizer)
+    gold = gold_score([x["prompt"] + x["response"] for x in texts])
+    kl = stages.kl_of(said)
+    return {
+        "objective": optimum.objective(score, kl, beta)[0],
+        "score": float(jnp.mean(score)),
+        "kl": float(jnp.mean(kl)),
+        "gold": float(np.mean(gold)),
+        "eos_rate": float(jnp.mean(said.ended)),
+        "log_prob_gap": float(said.gap),
+    }
+
+
+def _flat_pairs(pairs: Pairs) -> tuple[Any, ...]:
+    return (*pairs.chosen, *pairs.rejected, pairs.margin)
+
+
+def _print(found: dict[str, Any], path: Path) -> None:
+    """The result as one table."""
+    table = Table(title="what came of it, beside the best there is")
+    for column in ("", "score", "KL, nats", "J = score - beta KL", "gold", "ends"):
+        table.add_column(column, justify="left" if not column else "right")
+    for name in ("reference", "policy", "optimum"):
+        row = found[name]
+        more = (f"{row['gold']:.2f}", f"{row['eos_rate']:.1%}") if "gold" in row else ("", "")
+        numbers = (f"{row[n]:.3f}" for n in ("score", "kl", "objective"))
+        table.add_row(name, *numbers, *more)
+    report.say(table)
+    report.say(
+        f"share of the optimum: {found['share_of_optimum']:.2f}; the reward model agrees with "
+        f"{found['reward_accuracy_noisy']:.1%} of unseen preferences and with the gold rule in "
+        f"{found['reward_accuracy_gold']:.1%}\n{found['seconds']:.0f} s; everything is in {path}"
+    )

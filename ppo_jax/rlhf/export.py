@@ -1,6 +1,5 @@
 """Models that leave a run: folders that are there whole or not at all."""
 
-import os
 from collections.abc import Callable
 from pathlib import Path
 
@@ -19,4 +18,4 @@ def save_folder(folder: Path, write: Callable[[Path], None]) -> None:
     temporary.mkdir(parents=True)
     write(temporary)
     delete(folder)
-    os.replace(temporary, folder)
+    temporary.replace(folder)

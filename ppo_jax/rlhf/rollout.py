@@ -254,9 +254,7 @@ def next_rows(state: RolloutState, num_rows: int, count: int) -> jax.Array:
     return orders[position // num_rows - first, position % num_rows]
 
 
-def shape_scores(
-    moments: PyTree, said: Responses, settings: Settings
-) -> tuple[PyTree, jax.Array]:
+def shape_scores(moments: PyTree, said: Responses, settings: Settings) -> tuple[PyTree, jax.Array]:
     """What is learned from: the scores scaled, clipped, and lowered where no end was reached.
 
     Args:
@@ -304,9 +302,7 @@ def _trajectory(
     )
 
 
-def _ended(
-    tokens: jax.Array, mask: jax.Array, eos_id: int | tuple[int, ...] | None
-) -> jax.Array:
+def _ended(tokens: jax.Array, mask: jax.Array, eos_id: int | tuple[int, ...] | None) -> jax.Array:
     """[B] whether a token that ends a response was sampled; nothing is missing where there is
     none."""
     if eos_id is None:

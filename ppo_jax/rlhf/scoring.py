@@ -97,7 +97,9 @@ def weighted(rewards: Sequence[Reward], weights: Sequence[float]) -> Reward:
         ValueError: their numbers differ.
     """
     if len(rewards) != len(weights) or not rewards:
-        raise ValueError(f"{len(rewards)} rewards and {len(weights)} weights; one of each is needed")
+        raise ValueError(
+            f"{len(rewards)} rewards and {len(weights)} weights; one of each is needed"
+        )
     frozen = {
         "weights": jnp.asarray(weights, jnp.float32),
         "parts": tuple(reward.frozen for reward in rewards),

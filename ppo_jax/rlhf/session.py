@@ -33,9 +33,9 @@ MAY_BE_NAN = ("explained_variance",)
 
 
 class StageDirectory(RunDirectory):
-    """The folder of a stage."""
+    """The folder of a stage, or of a demo, which has one for each stage in it."""
 
-    contents = (*RunDirectory.contents, "samples.jsonl", "model")
+    contents = (*RunDirectory.contents, "samples.jsonl", "model", "sft", "reward", "ppo")
     kind = "run of ppo_jax.rlhf"
 
 
@@ -132,9 +132,7 @@ class _Session:
         if self.update >= self.stage.updates:
             return
         events = self.path / "tensorboard" if self.options.tensorboard else None
-        log = report.MetricsLog(
-            self.path / "metrics.jsonl", self.update, self.stage.rows, events
-        )
+        log = report.MetricsLog(self.path / "metrics.jsonl", self.update, self.stage.rows, events)
         total = self.stage.updates * self.stage.rows
         started = time.perf_counter()
         with report.status("compiling"):
@@ -318,6 +316,13 @@ def open_directory(kind: str, options: RunOptions, flat: dict[str, Any]) -> RunD
         directory.clear()
     _write_config(directory.path, kind, flat)
     return directory
+
+
+def flat(config: Any) -> dict[str, Any]:
+    """The values of a configuration in JSON's types; infinity is the string "inf"."""
+    values = config if isinstance(config, dict) else dataclasses.asdict(config)
+    plain = lambda x: "inf" if x == float("inf") else str(x) if isinstance(x, Path) else x
+    return {name: plain(value) for name, value in values.items()}
 
 
 def read_stage(run_dir: Path) -> tuple[str, dict[str, Any]]:

@@ -1,25 +1,38 @@
 """The three stages: imitate text, learn what is preferred, optimise it."""
 
-import dataclasses
 import functools
+import json
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from ppo_jax.rlhf import algorithms, optimum, supervised, train
+from ppo_jax.checkpoint import write_json
+from ppo_jax.rlhf import optimum, supervised, train
 from ppo_jax.rlhf.decoder import Decoder
-from ppo_jax.rlhf.hf_io import save_model
+from ppo_jax.rlhf.hf_io import ModelError, load_model, save_model
 from ppo_jax.rlhf.rollout import Responses, shape_scores
-from ppo_jax.rlhf.scoring import texts_of
+from ppo_jax.rlhf.scoring import Reward, from_model, texts_of
 from ppo_jax.rlhf.session import Stage
 from ppo_jax.types import Batch, Params, TrainState
 
 # Folded into the seed for keys that training never uses.
 SAMPLES, EVALUATION = 0x5A3B, 0xE7A1
 REWARD_FILE = "reward.json"
+
+
+class Language(NamedTuple):
+    """How text becomes tokens.
+
+    Attributes:
+        tokenizer: a Tokenizer.
+        folder: where its files are; None for a CharTokenizer, which writes its own.
+    """
+
+    tokenizer: Any
+    folder: Path | None = None
 
 
 def fine_tuning(
@@ -29,7 +42,7 @@ def fine_tuning(
     config: supervised.Config,
     *,
     seed: int,
-    tokenizer: Any,
+    language: Language,
 ) -> Stage:
     """Learn to write as in the given text.
 
@@ -39,10 +52,10 @@ def fine_tuning(
         rows: of `supervised.text_rows`.
         config: of the steps.
         seed: of the order of the rows.
-        tokenizer: saved with the model.
+        language: whose tokenizer is saved with the model.
     """
     loss = supervised.make_text_loss(decoder)
-    return _supervised("sft", decoder, params, rows, config, loss, "loss", seed, tokenizer)
+    return _supervised("sft", decoder, params, rows, config, loss, "loss", seed, language)
 
 
 def reward_model(
@@ -53,7 +66,7 @@ def reward_model(
     *,
     center: float,
     seed: int,
-    tokenizer: Any,
+    language: Language,
 ) -> Stage:
     """Learn which of two responses is preferred.
 
@@ -64,10 +77,10 @@ def reward_model(
         config: of the steps.
         center: weight of the term that keeps scores about 0.
         seed: of the order of the rows.
-        tokenizer: saved with the model.
+        language: whose tokenizer is saved with the model.
     """
     loss = supervised.make_preference_loss(decoder, center)
-    return _supervised("reward", decoder, params, rows, config, loss, "accuracy", seed, tokenizer)
+    return _supervised("reward", decoder, params, rows, config, loss, "accuracy", seed, language)
 
 
 def _supervised(
@@ -79,7 +92,7 @@ def _supervised(
     loss: Any,
     headline: str,
     seed: int,
-    tokenizer: Any,
+    language: Language,
 ) -> Stage:
     kept, held_out = supervised.split(rows, config.validation_fraction)
 
@@ -97,7 +110,7 @@ def _supervised(
         updates=config.updates,
         rows=config.batch_size,
         headline=headline,
-        save=lambda state, folder: save_model(folder, decoder, state.learner.params, tokenizer),
+        save=lambda state, folder: write_model(folder, decoder, state.learner.params, language),
         judge=judge,
     )
 
@@ -108,7 +121,7 @@ def optimisation(
     config: train.Config,
     *,
     seed: int,
-    tokenizer: Any,
+    language: Language,
     eval_prompts: int = 256,
 ) -> Stage:
     """Optimise a reward near the reference.
@@ -118,7 +131,7 @@ def optimisation(
         models: the four roles.
         config: of the run.
         seed: of everything random.
-        tokenizer: makes text of samples, and is saved with the model.
+        language: its tokenizer makes text of samples, and is saved with the model.
         eval_prompts: that the result is judged by.
     """
     respond = jax.jit(program.respond, static_argnames="greedy")
@@ -133,7 +146,7 @@ def optimisation(
     def samples(state: TrainState, count: int) -> list[dict[str, Any]]:
         key = jax.random.fold_in(jax.random.key(seed), SAMPLES + state.update)
         said, _ = write(state, key, count)
-        return describe(said, config.max_new_tokens, tokenizer)
+        return describe(said, config.max_new_tokens, language.tokenizer)
 
     def judge(state: TrainState) -> dict[str, Any]:
         key = jax.random.fold_in(jax.random.key(seed), EVALUATION)
@@ -142,7 +155,7 @@ def optimisation(
 
     def save(state: TrainState, folder: Path) -> None:
         actor = program.policy.join(state.learner.params, program.frozen)["actor"]
-        save_model(folder, models.actor, actor, tokenizer)
+        write_model(folder, models.actor, actor, language)
 
     return Stage(
         kind="ppo",
@@ -191,11 +204,35 @@ def describe(said: Responses, length: int, tokenizer: Any) -> list[dict[str, Any
     ]
 
 
+def write_model(folder: Path, decoder: Decoder, params: Params, language: Language) -> None:
+    """A model's folder with its tokenizer in it, as Hugging Face's libraries read it."""
+    save_model(folder, decoder, params, language.folder)
+    if language.folder is None:
+        language.tokenizer.save(folder)
+
+
+def write_normalisation(folder: Path, mean: float, deviation: float) -> None:
+    """Beside a reward model: what it says of the reference's responses, to be 0 ± 1."""
+    write_json(folder / REWARD_FILE, {"mean": mean, "deviation": deviation})
+
+
+def read_reward(folder: Path) -> Reward:
+    """A reward model's folder, normalised as the file beside it says, if there is one.
+
+    Raises:
+        ModelError: it is not a model, or one without a head `score`.
+    """
+    decoder, params = load_model(folder)
+    if "score" not in params:
+        raise ModelError(
+            f"{folder} is no reward model: it has no score.weight; make one with "
+            "python -m ppo_jax.rlhf reward"
+        )
+    path = folder / REWARD_FILE
+    numbers = json.loads(path.read_text()) if path.exists() else {"mean": 0.0, "deviation": 1.0}
+    return from_model(decoder, params, **numbers)
+
+
 def zero_head(params: Params) -> Params:
     """A reward model as a critic: its head as zeros, so that it starts by promising nothing."""
     return {**params, "score": jax.tree.map(jnp.zeros_like, params["score"])}
-
-
-def with_updates(config: supervised.Config, updates: int) -> supervised.Config:
-    """The configuration at another length."""
-    return dataclasses.replace(config, updates=updates)

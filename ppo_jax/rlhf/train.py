@@ -1,9 +1,9 @@
 """Four models in one signature, and the step that trains two of them.
 
-    actor      writes; trained, whole or as adapters
-    critic     says what a text is worth so far; trained; a decoder of its own or a head on the actor
-    reference  what the actor is to stay near; frozen
-    reward     says what a response is worth; frozen, or a function
+actor      writes; trained, whole or as adapters
+critic     says what a text is worth so far; trained; a decoder of its own or a head on the actor
+reference  what the actor is to stay near; frozen
+reward     says what a response is worth; frozen, or a function
 """
 
 import dataclasses

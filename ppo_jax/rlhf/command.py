@@ -1,0 +1,489 @@
+"""`python -m ppo_jax.rlhf`: the stages, and the whole story, from the command line."""
+
+import argparse
+import dataclasses
+import importlib
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, NoReturn
+
+import jax
+import jax.numpy as jnp
+
+from ppo_jax import report
+from ppo_jax.cli import exit_with, read_flags
+from ppo_jax.config import ConfigError, check_options
+from ppo_jax.rlhf import algorithms, scoring, stages, supervised, train
+from ppo_jax.rlhf.algorithms import ALGORITHMS
+from ppo_jax.rlhf.data import DataError, Prompt, preference_arrays, prompt_arrays, read, sft_arrays
+from ppo_jax.rlhf.decoder import Decoder
+from ppo_jax.rlhf.demo import DemoConfig, demo
+from ppo_jax.rlhf.generate import generate
+from ppo_jax.rlhf.hf_io import ModelError, load_model
+from ppo_jax.rlhf.presets import PRESETS
+from ppo_jax.rlhf.scoring import Reward
+from ppo_jax.rlhf.session import RunOptions, Stage, flat, open_directory, read_stage, run
+from ppo_jax.rlhf.stages import Language
+from ppo_jax.rlhf.tokenizer import TokenizerError, check_vocabulary, load_tokenizer
+from ppo_jax.runner import Signals
+from ppo_jax.types import Params, did_you_mean, option
+
+PROGRAM = "python -m ppo_jax.rlhf"
+CRITICS = ("auto", "reward", "model", "shared", "none")
+
+
+@dataclasses.dataclass(frozen=True)
+class ModelOptions:
+    """What is learned from what."""
+
+    model: Path | None = option(None, "folder of a model, as Hugging Face's libraries have it")
+    data: Path | None = option(None, "JSON lines or plain text to learn from")
+    max_length: int = option(512, "tokens of the longest text", low=2)
+    truncate: bool = option(False, "cut longer texts instead of refusing them")
+    seed: int = option(0, "of everything random", low=0, high=2**32 - 1)
+    dtype: str = option("float32", "of the computation", choices=("float32", "bfloat16"))
+    remat: bool = option(False, "compute activations twice instead of keeping them")
+
+
+@dataclasses.dataclass(frozen=True)
+class RewardOptions:
+    """Of a reward model alone."""
+
+    center: float = option(0.0, "weight of what keeps scores about 0", low=0)
+
+
+@dataclasses.dataclass(frozen=True)
+class PPOOptions:
+    """The roles that are not the actor's."""
+
+    reward: tuple[str, ...] = option(
+        (),
+        "what is optimised: folders of reward models, or module:function of (prompts, responses)",
+    )
+    reward_weights: tuple[float, ...] = option((), "of the rewards; none: 1 each")
+    critic: str = option(
+        "auto",
+        "starts as the reward model with a head of zeros, as the model itself with one, or is a "
+        "head on the actor",
+        choices=CRITICS,
+    )
+    reference: Path | None = option(None, "folder of the model to stay near; None: --model")
+
+
+@dataclasses.dataclass(frozen=True)
+class GenerateOptions:
+    """What is written."""
+
+    model: Path | None = option(None, "folder of a model, or of a run of ppo_jax.rlhf")
+    prompt: tuple[str, ...] = option((), "texts to go on from")
+    data: Path | None = option(None, "a file of prompts instead")
+    max_new_tokens: int = option(64, "tokens of the longest response", low=1)
+    temperature: float = option(1.0, "divides the logits; 0: always the likeliest token", low=0)
+    top_k: int | None = option(None, "draw from the likeliest so many alone", low=1)
+    top_p: float | None = option(
+        None, "draw from the likeliest that together have this probability", low=0, high=1
+    )
+    repeat: int = option(1, "responses to each prompt", low=1)
+    seed: int = option(0, "of the sampling", low=0, high=2**32 - 1)
+
+
+@dataclasses.dataclass(frozen=True)
+class EvaluateOptions:
+    """How a run is judged."""
+
+    run: Path | None = option(None, "run directory of a stage")
+    responses: int = option(256, "that a policy is judged by", low=2)
+
+
+def main(arguments: list[str] | None = None) -> NoReturn:
+    """`python -m ppo_jax.rlhf [COMMAND] ...`."""
+    arguments = sys.argv[1:] if arguments is None else arguments
+    exit_with(lambda: _refusing(arguments))
+
+
+def _refusing(arguments: list[str]) -> int:
+    """The command; what a person can mend is one line."""
+    try:
+        return _dispatch(arguments)
+    except (DataError, ModelError, TokenizerError, ImportError, ValueError) as error:
+        raise ConfigError(str(error)) from error
+
+
+def _dispatch(arguments: list[str]) -> int:
+    if not arguments or arguments[0].startswith("-"):
+        if arguments and arguments[0] in ("-h", "--help"):
+            report.say(_HELP)
+            return 0
+        return _demo(arguments)
+    name, rest = arguments[0], arguments[1:]
+    if name not in COMMANDS:
+        raise ConfigError(f"unknown command {name!r}; {did_you_mean(name, COMMANDS)}")
+    return COMMANDS[name](rest)
+
+
+def _demo(arguments: list[str]) -> int:
+    values, options, _ = _values("demo", arguments, (DemoConfig,), free=())
+    return demo(_pick(DemoConfig, values), options)
+
+
+def _sft(arguments: list[str]) -> int:
+    kinds = (ModelOptions, supervised.Config)
+    values, options, identity = _values("sft", arguments, kinds)
+    decoder, params, language = _model(values)
+    if "score" in params:
+        raise ConfigError(f"{values['model']} is a reward model, which does not write")
+    examples = read(_needed(values, "data"), "sft")
+    rows = sft_arrays(examples, language.tokenizer, _room(values, decoder), values["truncate"])
+    stage = stages.fine_tuning(
+        decoder,
+        params,
+        supervised.text_rows(*rows),
+        _pick(supervised.Config, values),
+        seed=values["seed"],
+        language=language,
+    )
+    return _in_directory(stage, options, values, identity)
+
+
+def _reward(arguments: list[str]) -> int:
+    kinds = (ModelOptions, RewardOptions, supervised.Config)
+    values, options, identity = _values("reward", arguments, kinds)
+    decoder, params, language = _model(values)
+    pairs = read(_needed(values, "data"), "preference")
+    arrays = preference_arrays(
+        pairs, language.tokenizer, _room(values, decoder), values["truncate"]
+    )
+    if "score" not in params:
+        params = decoder.with_score(params, jax.random.key(values["seed"]))
+    stage = stages.reward_model(
+        decoder,
+        params,
+        supervised.preference_rows(*arrays.chosen, *arrays.rejected, arrays.margin),
+        _pick(supervised.Config, values),
+        center=values["center"],
+        seed=values["seed"],
+        language=language,
+    )
+    return _in_directory(stage, options, values, identity)
+
+
+def _ppo(arguments: list[str]) -> int:
+    values, options, identity = _values("ppo", arguments, PPO_KINDS)
+    return _in_directory(_optimisation(values), options, values, identity)
+
+
+def _optimisation(values: dict[str, Any], responses: int = 256) -> Stage:
+    """The stage that the values of `ppo` stand for."""
+    decoder, params, language = _model(values)
+    config, hyper = _pick(train.Config, values), _pick(algorithms.Config, values)
+    room = decoder.config.max_positions - config.max_new_tokens
+    if room < 1:
+        raise ConfigError(
+            f"max_new_tokens is {config.max_new_tokens}; the model's context holds "
+            f"{decoder.config.max_positions}, prompt included"
+        )
+    examples = read(_needed(values, "data"), "prompt")
+    prompts = prompt_arrays(
+        examples, language.tokenizer, min(room, values["max_length"]), values["truncate"]
+    )
+    models = _roles(values, decoder, params, language)
+    tokenizer = language.tokenizer
+    program = train.build(
+        models,
+        *prompts,
+        config,
+        hyper,
+        eos_id=_ends(decoder, tokenizer),
+        valid_vocab=tokenizer.vocab_size,
+    )
+    return stages.optimisation(
+        program, models, config, seed=values["seed"], language=language, eval_prompts=responses
+    )
+
+
+def _roles(
+    values: dict[str, Any], decoder: Decoder, params: Params, language: Language
+) -> train.Models:
+    """The four models that the values of `ppo` name."""
+    rewards, folders = _rewards(values, language)
+    reference = params
+    if values["reference"] is not None:
+        other, reference = load_model(values["reference"])
+        if dataclasses.replace(other.config, dtype="float32") != dataclasses.replace(
+            decoder.config, dtype="float32", remat=False
+        ):
+            raise ConfigError(f"{values['reference']} is not built as {values['model']} is")
+    kind = values["critic"]
+    if kind == "auto":
+        kind = "none" if not ALGORITHMS[values["algorithm"]].critic else "model"
+        kind = "reward" if folders and kind == "model" else kind
+    critic: Decoder | str = kind
+    critic_params: Params = {}
+    if kind == "reward":
+        if not folders:
+            raise ConfigError("critic reward needs the folder of a reward model in --reward")
+        critic, critic_params = load_model(folders[0], values["dtype"], remat=values["remat"])
+        critic_params = stages.zero_head(critic_params)
+    elif kind == "model":
+        critic, critic_params = decoder, decoder.with_score(params)
+    elif kind == "shared":
+        critic_params = train.fresh_score(decoder)
+    return train.Models(decoder, params, critic, critic_params, reference, rewards)
+
+
+def _rewards(values: dict[str, Any], language: Language) -> tuple[Reward, list[Path]]:
+    """What is optimised, and the folders of models among it."""
+    names, weights = values["reward"], values["reward_weights"]
+    if not names:
+        raise ConfigError("--reward is needed: the folder of a reward model, or module:function")
+    if weights and len(weights) != len(names):
+        raise ConfigError(f"{len(names)} rewards and {len(weights)} reward_weights")
+    found, folders = [], []
+    for name in names:
+        if Path(name).is_dir():
+            folder = _model_folder(Path(name))
+            check_vocabulary_of(folder, language)
+            found.append(stages.read_reward(folder))
+            folders.append(folder)
+        else:
+            found.append(scoring.from_function(_function(name), language.tokenizer))
+    if len(found) == 1 and not weights:
+        return found[0], folders
+    return scoring.weighted(found, weights or [1.0] * len(found)), folders
+
+
+def check_vocabulary_of(folder: Path, language: Language) -> None:
+    """Refuse a reward model that reads other tokens than the actor writes.
+
+    Raises:
+        ConfigError: its tokenizer differs.
+    """
+    if not (folder / "tokenizer.json").exists():
+        return
+    theirs, ours = load_tokenizer(folder), language.tokenizer
+    probe = "the quick brown fox 0123 .,;"
+    try:
+        same = theirs.vocab_size == ours.vocab_size and theirs.encode(probe) == ours.encode(probe)
+    except TokenizerError:
+        same = theirs.vocab_size == ours.vocab_size
+    if not same:
+        raise ConfigError(
+            f"the reward model {folder} has another tokenizer than the model: "
+            f"{theirs.vocab_size} tokens there, {ours.vocab_size} here"
+        )
+
+
+def _function(name: str) -> scoring.RewardFunction:
+    """module:function.
+
+    Raises:
+        ConfigError: there is none of that name.
+    """
+    module, colon, attribute = name.partition(":")
+    if not colon:
+        raise ConfigError(f"--reward {name}: neither a folder nor module:function")
+    sys.path.insert(0, "")
+    try:
+        function = getattr(importlib.import_module(module), attribute)
+    except (ImportError, AttributeError) as error:
+        raise ConfigError(f"--reward {name}: {error}") from error
+    finally:
+        sys.path.pop(0)
+    if not callable(function):
+        raise ConfigError(f"--reward {name} is no function but {function!r}")
+    return function
+
+
+def _generate(arguments: list[str]) -> int:
+    fields = [(f.name, f, f.default) for f in dataclasses.fields(GenerateOptions)]
+    values = read_flags(arguments, fields, f"{PROGRAM} generate", "Write responses.")
+    options = GenerateOptions(**values)
+    check_options(options)
+    decoder, params, language = _model({**values, "dtype": "float32", "remat": False})
+    tokenizer = language.tokenizer
+    prompts = [Prompt(text) for text in options.prompt]
+    prompts = read(options.data, "prompt") if options.data else prompts or [Prompt("")]
+    room = decoder.config.max_positions - options.max_new_tokens
+    arrays = prompt_arrays(prompts, tokenizer, max(1, room))
+    tokens, mask = (jnp.repeat(jnp.asarray(x), options.repeat, axis=0) for x in arrays)
+
+    @jax.jit
+    def write(key: jax.Array, params: Params, tokens: jax.Array, mask: jax.Array) -> Any:
+        return generate(
+            key,
+            params,
+            tokens,
+            mask,
+            decoder=decoder,
+            max_new_tokens=options.max_new_tokens,
+            temperature=options.temperature,
+            eos_id=_ends(decoder, tokenizer),
+            top_k=options.top_k,
+            top_p=options.top_p,
+            valid_vocab=tokenizer.vocab_size,
+        )
+
+    written = write(jax.random.key(options.seed), params, tokens, mask)
+    for k, (row, kept) in enumerate(zip(written.tokens, written.mask, strict=True)):
+        prompt = prompts[k // options.repeat].prompt
+        text = tokenizer.decode(row[kept].tolist())
+        report.say(f"{prompt}{text}" if isinstance(prompt, str) else text)
+    return 0
+
+
+def _evaluate(arguments: list[str]) -> int:
+    fields = [(f.name, f, f.default) for f in dataclasses.fields(EvaluateOptions)]
+    if arguments and not arguments[0].startswith("-"):
+        arguments = ["--run", *arguments]
+    values = read_flags(arguments, fields, f"{PROGRAM} evaluate", "Judge a run anew.")
+    options = EvaluateOptions(**values)
+    check_options(options)
+    path = Path(_needed(values, "run"))
+    kind, saved = read_stage(path)
+    if kind != "ppo":
+        raise ConfigError(f"{path} is a run of {kind}; its summary.json holds its validation")
+    stage = _optimisation(_restored(saved, PPO_KINDS), options.responses)
+    from ppo_jax.checkpoint import Checkpoints
+
+    checkpoints = Checkpoints(path.absolute() / "checkpoints", _identity(saved))
+    update, state = checkpoints.restore(jax.eval_shape(stage.init))
+    report.say(f"after {update} updates:")
+    for name, value in stage.judge(state)["evaluation"].items():
+        report.say(f"{name:>26} {value:.4f}" if isinstance(value, float) else f"{name:>26} {value}")
+    return 0
+
+
+def _in_directory(
+    stage: Stage, options: RunOptions, values: dict[str, Any], identity: dict[str, Any]
+) -> int:
+    with open_directory(stage.kind, options, flat(values)) as directory, Signals() as signals:
+        code, _ = run(stage, identity, directory, options, signals)
+        if not code:
+            report.say(f"the model is in {directory.path / 'model'}")
+        return code
+
+
+def _values(
+    command: str, arguments: list[str], kinds: tuple[Any, ...], free: tuple[str, ...] = ("updates",)
+) -> tuple[dict[str, Any], RunOptions, dict[str, Any]]:
+    """(flat values, how the run is kept, what a checkpoint must share) of a command line."""
+    first = _first(arguments)
+    known = {f.name: f for kind in kinds for f in dataclasses.fields(kind)}
+    defaults = {name: f.default for name, f in known.items()}
+    if first.resume is not None:
+        saved_kind, saved = read_stage(first.resume)
+        if saved_kind != command:
+            raise ConfigError(f"{first.resume} is a run of {saved_kind}, not of {command}")
+        defaults |= _restored(saved, kinds)
+    elif first.preset is not None:
+        defaults |= _preset(first.preset, known)
+    fields = [(name, f, defaults[name]) for name, f in known.items()]
+    fields += [(f.name, f, f.default) for f in dataclasses.fields(RunOptions)]
+    selection = []
+    if "clip_eps" in known:
+        presets = option(None, "hyperparameters of published work", choices=tuple(PRESETS))
+        selection.append(("preset", str | None, presets))
+    parsed = read_flags(arguments, fields, f"{PROGRAM} {command}", _DOCS[command], selection)
+    for kind in (*kinds, RunOptions):
+        check_options(_pick(kind, parsed))
+    values = {name: parsed[name] for name in known}
+    if first.resume is not None:
+        changed = [n for n in values if n not in free and values[n] != defaults[n]]
+        if changed:
+            raise ConfigError(
+                f"--resume continues the same run, but these differ: {', '.join(changed)}; leave "
+                "them out, or start a new run"
+            )
+    return values, _pick(RunOptions, parsed), _identity(flat(values))
+
+
+def _identity(values: dict[str, Any]) -> dict[str, Any]:
+    return {name: x for name, x in values.items() if name != "updates"}
+
+
+def _restored(saved: dict[str, Any], kinds: tuple[Any, ...]) -> dict[str, Any]:
+    """The inverse of `flat`; options younger than the run have their defaults."""
+    values = {}
+    for field in (f for kind in kinds for f in dataclasses.fields(kind)):
+        value = saved.get(field.name, field.default)
+        if value is not None and "Path" in str(field.type):
+            value = Path(value)
+        elif value == "inf":
+            value = float("inf")
+        values[field.name] = tuple(value) if isinstance(value, list) else value
+    return values
+
+
+def _preset(name: str, known: dict[str, Any]) -> dict[str, Any]:
+    if name not in PRESETS:
+        raise ConfigError(f"unknown preset {name!r}; {did_you_mean(name, PRESETS)}")
+    return {k: v for k, v in PRESETS[name].items() if k in known}
+
+
+def _first(arguments: list[str]) -> argparse.Namespace:
+    """The flags that the defaults of the others depend on."""
+    parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    parser.add_argument("--resume", type=Path)
+    parser.add_argument("--preset")
+    return parser.parse_known_args(arguments)[0]
+
+
+def _pick(kind: Any, values: dict[str, Any]) -> Any:
+    return kind(**{f.name: values[f.name] for f in dataclasses.fields(kind)})
+
+
+def _needed(values: dict[str, Any], name: str) -> Any:
+    if values[name] is None:
+        raise ConfigError(f"--{name.replace('_', '-')} is needed; see --help")
+    return values[name]
+
+
+def _model_folder(folder: Path) -> Path:
+    """The model of a run, or the folder itself."""
+    inner = folder / "model"
+    return inner if not (folder / "model.safetensors").exists() and inner.is_dir() else folder
+
+
+def _model(values: dict[str, Any]) -> tuple[Decoder, Params, Language]:
+    folder = _model_folder(Path(_needed(values, "model")))
+    decoder, params = load_model(folder, values["dtype"], remat=values["remat"])
+    tokenizer = load_tokenizer(folder)
+    check_vocabulary(tokenizer, decoder.config.vocab_size)
+    return decoder, params, Language(tokenizer, folder)
+
+
+def _room(values: dict[str, Any], decoder: Decoder) -> int:
+    return min(values["max_length"], decoder.config.max_positions)
+
+
+def _ends(decoder: Decoder, tokenizer: Any) -> tuple[int, ...] | int | None:
+    """What ends a response: what the model's config says, or the tokenizer."""
+    return decoder.config.eos_ids or tokenizer.eos_id
+
+
+PPO_KINDS = (ModelOptions, PPOOptions, train.Config, algorithms.Config)
+COMMANDS: dict[str, Callable[[list[str]], int]] = {
+    "demo": _demo,
+    "sft": _sft,
+    "reward": _reward,
+    "ppo": _ppo,
+    "generate": _generate,
+    "evaluate": _evaluate,
+}
+_DOCS = {
+    "demo": "The whole story, from text to a policy beside the known optimum.",
+    "sft": "Fine-tune a language model on text.",
+    "reward": "Learn a reward model from preferences.",
+    "ppo": "Optimise a reward near a reference: PPO, REINFORCE, RLOO or GRPO.",
+}
+_HELP = f"""usage: {PROGRAM} [COMMAND] [flags]
+
+  demo      {_DOCS["demo"]} What runs without a command.
+  sft       {_DOCS["sft"]}
+  reward    {_DOCS["reward"]}
+  ppo       {_DOCS["ppo"]}
+  generate  Write responses.
+  evaluate  Judge a run anew.
+
+{PROGRAM} COMMAND --help has the flags of each."""
