@@ -1,0 +1,248 @@
+"""Records of texts as arrays of token ids."""
+
+import itertools
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import numpy as np
+
+from ppo_jax.rlhf.formats import (
+    Conversation,
+    DataError,
+    Example,
+    Preference,
+    Prompt,
+    Text,
+    from_lines,
+    read,
+)
+from ppo_jax.rlhf.tokenizer import Tokenizer, TokenizerError, render_chat
+
+__all__ = [
+    "DataError",
+    "Example",
+    "Pairs",
+    "Preference",
+    "Prompt",
+    "Supervision",
+    "Tokens",
+    "from_lines",
+    "preference_arrays",
+    "prompt_arrays",
+    "read",
+    "sft_arrays",
+]
+
+
+class Tokens(NamedTuple):
+    """Rows of token ids.
+
+    Attributes:
+        tokens: [N, L] int32, filled up with the tokenizer's pad id.
+        mask: [N, L] bool, False on what was filled up, whichever id that has.
+    """
+
+    tokens: np.ndarray
+    mask: np.ndarray
+
+
+class Supervision(NamedTuple):
+    """Right-padded rows of prompt and completion.
+
+    Attributes:
+        tokens: [N, L] int32.
+        mask: [N, L] bool.
+        weight: [N, L] float32, 1 on the tokens to be predicted: the completion and its EOS.
+    """
+
+    tokens: np.ndarray
+    mask: np.ndarray
+    weight: np.ndarray
+
+
+class Pairs(NamedTuple):
+    """Right-padded rows of prompt and completion, twice.
+
+    Attributes:
+        chosen: Tokens [N, L].
+        rejected: Tokens [N, L].
+        margin: [N] float32.
+    """
+
+    chosen: Tokens
+    rejected: Tokens
+    margin: np.ndarray
+
+
+def prompt_arrays(
+    examples: Sequence[Prompt], tokenizer: Tokenizer, max_prompt: int, truncate: bool = False
+) -> Tokens:
+    """Prompts as left-padded rows, to which a policy appends.
+
+    Args:
+        examples: [N].
+        tokenizer: whose prefix begins every plain text.
+        max_prompt: how many tokens the longest may have.
+        truncate: keep the prefix and the last tokens of longer ones instead of refusing them.
+
+    Returns:
+        Tokens [N, P], P the length of the longest.
+
+    Raises:
+        DataError: none, an empty one, or one that is too long.
+    """
+    rows = []
+    for example in examples:
+        ids = _prompt_ids(example.prompt, tokenizer, example.where)
+        if not ids:
+            raise DataError(f"{example.where}: the prompt has no tokens to go on from")
+        if len(ids) > max_prompt and not truncate:
+            raise DataError(_too_long(example.where, "prompt", len(ids), max_prompt))
+        if len(ids) > max_prompt:
+            start = tokenizer.prefix if ids[: len(tokenizer.prefix)] == tokenizer.prefix else []
+            ids = start + ids[len(ids) - max_prompt + len(start) :]
+        rows.append(ids)
+    return _padded(rows, tokenizer, left=True)
+
+
+def sft_arrays(
+    examples: Sequence[Example], tokenizer: Tokenizer, max_length: int, truncate: bool = False
+) -> Supervision:
+    """Examples as right-padded rows that end with EOS.
+
+    Prompt and completion are encoded apart, as the policy meets them: no token spans both.
+
+    Args:
+        examples: [N].
+        tokenizer: whose prefix begins every plain text.
+        max_length: how many tokens the longest may have, EOS included.
+        truncate: cut longer ones off, without EOS, instead of refusing them.
+
+    Returns:
+        Supervision [N, L], L the length of the longest.
+
+    Raises:
+        DataError: none, one that is too long, or one that ends within its prompt.
+    """
+    rows, starts = [], []
+    for example in examples:
+        prompt, (completion,) = _encoded(
+            example.prompt, [example.completion], tokenizer, example.where
+        )
+        rows.append(_cut(prompt, completion, max_length, truncate, example.where))
+        # Nothing predicts the first token of a row, and the prefix is always given.
+        starts.append(max(len(prompt), 1))
+    tokens, mask = _padded(rows, tokenizer)
+    is_completion = np.arange(tokens.shape[1]) >= np.asarray(starts)[:, None]
+    return Supervision(tokens, mask, (mask & is_completion).astype(np.float32))
+
+
+def preference_arrays(
+    examples: Sequence[Preference], tokenizer: Tokenizer, max_length: int, truncate: bool = False
+) -> Pairs:
+    """Preferences as two sets of right-padded rows that end with EOS.
+
+    Args:
+        examples: [N].
+        tokenizer: whose prefix begins every plain text.
+        max_length: how many tokens the longest may have, EOS included.
+        truncate: cut longer ones off, without EOS, instead of refusing them.
+
+    Returns:
+        Pairs [N, L], L the length of the longest of all.
+
+    Raises:
+        DataError: as for `sft_arrays`.
+    """
+    rows = []
+    for example in examples:
+        sides = [example.chosen, example.rejected]
+        prompt, completions = _encoded(example.prompt, sides, tokenizer, example.where)
+        rows += [_cut(prompt, c, max_length, truncate, example.where) for c in completions]
+    tokens, mask = _padded(rows, tokenizer)
+    chosen, rejected = (Tokens(tokens[i::2], mask[i::2]) for i in (0, 1))
+    return Pairs(chosen, rejected, np.array([e.margin for e in examples], np.float32))
+
+
+def _encoded(
+    prompt: Text, completions: Sequence[Text], tokenizer: Tokenizer, where: str
+) -> tuple[list[int], list[list[int]]]:
+    """The ids of a prompt and of its completions, each with its EOS."""
+    if tokenizer.eos_id is None:
+        raise DataError("the tokenizer has no EOS token, so no completion could end")
+    if isinstance(prompt, str):
+        texts = completions
+        ids = tokenizer.prefix + _encode(prompt, tokenizer, where)
+    else:
+        start = _chat(prompt, tokenizer, where, True) if prompt else ""
+        whole = [_chat([*prompt, *c], tokenizer, where, False) for c in completions]
+        if not all(text.startswith(start) for text in whole):
+            raise DataError(
+                f"{where}: the chat template renders the prompt differently once it is answered, "
+                f"so that prompt and completion cannot be told apart"
+            )
+        texts = [text[len(start) :] for text in whole]
+        ids = _encode(start, tokenizer, where)
+    return ids, [_ended(_encode(str(t), tokenizer, where), tokenizer) for t in texts]
+
+
+def _prompt_ids(prompt: Text, tokenizer: Tokenizer, where: str) -> list[int]:
+    if isinstance(prompt, str):
+        return tokenizer.prefix + _encode(prompt, tokenizer, where)
+    if prompt and prompt[-1]["role"] == "assistant":
+        raise DataError(f"{where}: a prompt must not end with the assistant's turn")
+    return _encode(_chat(prompt, tokenizer, where, True), tokenizer, where) if prompt else []
+
+
+def _ended(ids: list[int], tokenizer: Tokenizer) -> list[int]:
+    """A completion with one EOS at its end, where a chat template may have put it already."""
+    eos = tokenizer.eos_id
+    assert eos is not None
+    last = len(ids) - 1 - ids[::-1].index(eos) if eos in ids else None
+    if last is not None and not tokenizer.decode(ids[last + 1 :]).strip():
+        return ids[: last + 1]
+    return [*ids, eos]
+
+
+def _encode(text: str, tokenizer: Tokenizer, where: str) -> list[int]:
+    try:
+        return tokenizer.encode(text)
+    except TokenizerError as error:
+        raise DataError(f"{where}: {error}") from error
+
+
+def _chat(messages: Conversation, tokenizer: Tokenizer, where: str, prompt: bool) -> str:
+    try:
+        return render_chat(tokenizer, messages, add_generation_prompt=prompt)
+    except TokenizerError as error:
+        raise DataError(f"{where}: {error}") from error
+
+
+def _cut(
+    prompt: list[int], completion: list[int], max_length: int, truncate: bool, where: str
+) -> list[int]:
+    length = len(prompt) + len(completion)
+    if len(prompt) >= max_length:
+        raise DataError(_too_long(where, "prompt", len(prompt), max_length - 1, can_cut=False))
+    if length > max_length and not truncate:
+        raise DataError(_too_long(where, "text", length, max_length))
+    return (prompt + completion)[:max_length]
+
+
+def _too_long(where: str, what: str, length: int, most: int, can_cut: bool = True) -> str:
+    cure = "shorten it, or truncate, or give a model with" if can_cut else "shorten it, or give"
+    return f"{where}: the {what} has {length} tokens, at most {most} fit; {cure} a longer context"
+
+
+def _padded(rows: Sequence[list[int]], tokenizer: Tokenizer, left: bool = False) -> Tokens:
+    if not rows:
+        raise DataError("no examples were given")
+    # Without a pad token any id will do: masks come from lengths.
+    fill = tokenizer.pad_id if tokenizer.pad_id is not None else 0
+    length = np.array([len(row) for row in rows])
+    width = length.max()
+    column = np.arange(width)
+    mask = column >= (width - length)[:, None] if left else column < length[:, None]
+    tokens = np.full(mask.shape, fill, np.int32)
+    tokens[mask] = list(itertools.chain.from_iterable(rows))
+    return Tokens(tokens, mask)

@@ -1,0 +1,347 @@
+"""Text to token ids and back: characters, or the tokenizer of a Hugging Face folder."""
+
+import json
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, Protocol
+
+PAD, BOS, EOS = "<pad>", "<bos>", "<eos>"
+# What stands in the place of any character in a file of the tokenizers library.
+ANY_CHARACTER = r"[\s\S]"
+# Ids that a model has beyond its tokenizer's are padding to a round size, if there are few.
+MOST_UNUSED, MOST_UNUSED_SHARE = 1024, 0.1
+
+
+class TokenizerError(ValueError):
+    """A folder whose tokenizer cannot be used; the message says why and what to do."""
+
+
+class Tokenizer(Protocol):
+    """What the rest of ppo_jax.rlhf asks of a tokenizer.
+
+    Attributes:
+        vocab_size: one more than the largest id.
+        bos_id: of the token that begins a text, if there is one.
+        eos_id: of the token that ends a text, if there is one.
+        pad_id: of what fills rows up; EOS where the tokenizer has none, masks tell them apart.
+        prefix: the ids every text begins with: [bos_id], or nothing.
+        chat_template: how a conversation becomes text, in jinja; or None.
+        special: the texts of bos_token, eos_token and pad_token, which a chat template may name.
+    """
+
+    vocab_size: int
+    bos_id: int | None
+    eos_id: int | None
+    pad_id: int | None
+    prefix: list[int]
+    chat_template: str | None
+    special: Mapping[str, str]
+
+    def encode(self, text: str) -> list[int]:
+        """The ids of a text, with nothing put before or behind."""
+
+    def decode(self, ids: Iterable[int]) -> str:
+        """The text of ids, special tokens left out."""
+
+
+class CharTokenizer:
+    """One id for each character of an alphabet, after <pad> 0, <bos> 1 and <eos> 2.
+
+    A special token written out in a text is that token, as in the tokenizers library.
+    """
+
+    bos_id: int | None = 1
+    eos_id: int | None = 2
+    pad_id: int | None = 0
+
+    def __init__(self, chars: Iterable[str], chat_template: str | None = None) -> None:
+        """Take an alphabet.
+
+        Args:
+            chars: its characters; a text will do. Their order does not matter.
+            chat_template: in jinja, or None.
+        """
+        self.tokens = [PAD, BOS, EOS, *sorted(set(chars))]
+        self.ids = {token: i for i, token in enumerate(self.tokens)}
+        self.vocab_size = len(self.tokens)
+        self.prefix = [self.ids[BOS]]
+        self.special: Mapping[str, str] = {"pad_token": PAD, "bos_token": BOS, "eos_token": EOS}
+        self.chat_template = chat_template
+
+    def encode(self, text: str) -> list[int]:
+        """The ids of a text.
+
+        Raises:
+            TokenizerError: a character that is not in the alphabet.
+        """
+        pieces = re.findall(f"{PAD}|{BOS}|{EOS}|{ANY_CHARACTER}", text)
+        try:
+            return [self.ids[piece] for piece in pieces]
+        except KeyError as error:
+            raise TokenizerError(
+                f"the character {error.args[0]!r} in {_shortened(text)!r} is not one of this "
+                f"tokenizer's: {''.join(self.tokens[3:])!r}"
+            ) from None
+
+    def decode(self, ids: Iterable[int]) -> str:
+        """The text of ids, special tokens left out."""
+        return "".join(self.tokens[i] for i in ids if i > self.ids[EOS])
+
+    def save(self, folder: str | Path) -> None:
+        """Write tokenizer.json and tokenizer_config.json, which transformers reads too."""
+        config: dict[str, Any] = {"tokenizer_class": "PreTrainedTokenizerFast", **self.special}
+        if self.chat_template is not None:
+            config["chat_template"] = self.chat_template
+        for name, content in (
+            ("tokenizer.json", _character_file(self.ids)),
+            ("tokenizer_config.json", config),
+        ):
+            text = json.dumps(content, ensure_ascii=False, indent=1)
+            (Path(folder) / name).write_text(text, encoding="utf-8")
+
+
+class FolderTokenizer:
+    """The tokenizer.json of a Hugging Face folder, by the tokenizers library."""
+
+    def __init__(self, folder: Path, config: Mapping[str, Any]) -> None:
+        """Read the file.
+
+        Args:
+            folder: has a tokenizer.json.
+            config: what `_settings` found in the files beside it.
+
+        Raises:
+            ImportError: tokenizers is not installed.
+            TokenizerError: a file it cannot read, or that names tokens it does not have.
+        """
+        self._tokenizer = _read(folder / "tokenizer.json")
+        ids = self._tokenizer.get_vocab(with_added_tokens=True).values()
+        self.vocab_size = max(ids, default=-1) + 1
+        self.special: Mapping[str, str] = {
+            name: config[name] for name in _SPECIAL if config.get(name)
+        }
+        self.bos_id, self.eos_id, pad_id = (self._id(name, config, folder) for name in _SPECIAL)
+        self.pad_id = self.eos_id if pad_id is None else pad_id
+        self.prefix = self._prefix(config.get("add_bos_token"))
+        self.chat_template = config.get("chat_template")
+
+    def encode(self, text: str) -> list[int]:
+        """The ids of a text, with nothing put before or behind."""
+        return self._tokenizer.encode(text, add_special_tokens=False).ids
+
+    def decode(self, ids: Iterable[int]) -> str:
+        """The text of ids, special tokens left out."""
+        return self._tokenizer.decode([int(i) for i in ids], skip_special_tokens=True)
+
+    def _id(self, name: str, config: Mapping[str, Any], folder: Path) -> int | None:
+        token = config.get(name)
+        found = config.get(f"{name}_id") if token is None else self._tokenizer.token_to_id(token)
+        if token is not None and found is None:
+            raise TokenizerError(f"{folder}: {name} is {token!r}, which tokenizer.json lacks")
+        return found
+
+    def _prefix(self, wanted: bool | None) -> list[int]:
+        """Whether texts begin with BOS, if need be by asking what an empty one becomes."""
+        if wanted is None:
+            wanted = self._tokenizer.encode("").ids[:1] == [self.bos_id]
+        return [self.bos_id] if wanted and self.bos_id is not None else []
+
+
+_SPECIAL = ("bos_token", "eos_token", "pad_token")
+
+
+def load_tokenizer(folder: str | Path) -> Tokenizer:
+    """The tokenizer of a model's folder.
+
+    Args:
+        folder: with tokenizer.json, and what there is of tokenizer_config.json,
+            special_tokens_map.json, config.json, generation_config.json and chat_template.jinja.
+
+    Returns:
+        Tokenizer; a `CharTokenizer` that was saved needs no other package.
+
+    Raises:
+        ImportError: tokenizers is needed and not installed.
+        TokenizerError: no tokenizer.json, or one that cannot be read.
+    """
+    folder = Path(folder)
+    file = folder / "tokenizer.json"
+    if not file.is_file():
+        hint = "save it with transformers' AutoTokenizer.from_pretrained(...).save_pretrained(...)"
+        raise TokenizerError(f"{folder} has no tokenizer.json; {hint}, which writes one")
+    content, settings = _json(file), _settings(folder)
+    characters = _characters(content)
+    if characters is not None:
+        return CharTokenizer(characters, settings.get("chat_template"))
+    return FolderTokenizer(folder, settings)
+
+
+def check_vocabulary(tokenizer: Tokenizer, vocab_size: int) -> None:
+    """Refuse a tokenizer that belongs to another model.
+
+    A model may have somewhat more ids than its tokenizer: padding of its embedding.
+
+    Args:
+        tokenizer: of the data.
+        vocab_size: of the model.
+
+    Raises:
+        TokenizerError: ids that the model does not have, or far too many that no text has.
+    """
+    unused = vocab_size - tokenizer.vocab_size
+    if 0 <= unused <= max(MOST_UNUSED, MOST_UNUSED_SHARE * vocab_size):
+        return
+    raise TokenizerError(
+        f"the tokenizer has {tokenizer.vocab_size} ids and the model {vocab_size}: they do not "
+        f"belong together; give the folder that holds both"
+    )
+
+
+def render_chat(
+    tokenizer: Tokenizer, messages: Sequence[Mapping[str, Any]], add_generation_prompt: bool = False
+) -> str:
+    """A conversation as the text that the model was taught to read.
+
+    The text holds its own BOS, if the template wants one: encode it without `prefix`.
+
+    Args:
+        tokenizer: with a chat template.
+        messages: [{"role": ..., "content": ...}, ...].
+        add_generation_prompt: end where the assistant's turn begins.
+
+    Raises:
+        ImportError: jinja2 is not installed.
+        TokenizerError: there is no template, or it refuses these messages.
+    """
+    if tokenizer.chat_template is None:
+        raise TokenizerError(
+            "the data are conversations, and the tokenizer has no chat template: put one into "
+            "chat_template.jinja beside tokenizer.json, or give the data as plain texts"
+        )
+    try:
+        import jinja2
+        import jinja2.sandbox
+    except ImportError as error:
+        raise _missing("jinja2", "a chat template") from error
+
+    def refuse(message: str) -> None:
+        raise TokenizerError(f"the chat template refuses these messages: {message}")
+
+    # A template comes with a downloaded model: it must not reach the interpreter.
+    environment = jinja2.sandbox.ImmutableSandboxedEnvironment(
+        trim_blocks=True, lstrip_blocks=True, extensions=["jinja2.ext.loopcontrols"]
+    )
+    environment.filters["tojson"] = lambda x, **options: json.dumps(
+        x, ensure_ascii=False, **options
+    )
+    environment.globals["raise_exception"] = refuse
+    try:
+        return environment.from_string(tokenizer.chat_template).render(
+            messages=messages, add_generation_prompt=add_generation_prompt, **tokenizer.special
+        )
+    except jinja2.TemplateError as error:
+        raise TokenizerError(f"the chat template cannot be rendered: {error}") from error
+
+
+def _settings(folder: Path) -> dict[str, Any]:
+    """What the files beside tokenizer.json say of special tokens, the first that says it."""
+    found: dict[str, Any] = {}
+    for name in ("tokenizer_config.json", "special_tokens_map.json"):
+        for key, value in _json(folder / name).items():
+            text = value.get("content") if isinstance(value, dict) else value
+            if key in (*_SPECIAL, "add_bos_token", "chat_template") and text is not None:
+                found.setdefault(key, text)
+    for name in ("generation_config.json", "config.json"):
+        content = _json(folder / name)
+        for key in (f"{name}_id" for name in _SPECIAL):
+            value = content.get(key)
+            value = value[0] if isinstance(value, list) and value else value
+            if isinstance(value, int):
+                found.setdefault(key, value)
+    template = folder / "chat_template.jinja"
+    if template.is_file():
+        found["chat_template"] = template.read_text(encoding="utf-8")
+    elif isinstance(found.get("chat_template"), list):
+        named = {x["name"]: x["template"] for x in found["chat_template"]}
+        found["chat_template"] = named.get("default")
+    return found
+
+
+def _json(file: Path) -> dict[str, Any]:
+    """A file's object; an empty one if there is no such file."""
+    if not file.is_file():
+        return {}
+    try:
+        content = json.loads(file.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise TokenizerError(f"{file} is not JSON: {error}") from error
+    if not isinstance(content, dict):
+        raise TokenizerError(f"{file} holds no object but {_shortened(str(content))!r}")
+    return content
+
+
+def _character_file(ids: Mapping[str, int]) -> dict[str, Any]:
+    """The tokenizer.json of a `CharTokenizer`: words of one character each."""
+    flags = {"single_word": False, "lstrip": False, "rstrip": False, "normalized": False}
+    special = [
+        {"id": ids[token], "content": token, "special": True, **flags} for token in (PAD, BOS, EOS)
+    ]
+    bos = {"SpecialToken": {"id": BOS, "type_id": 0}}
+    text, second = ({"Sequence": {"id": name, "type_id": 0}} for name in "AB")
+    return {
+        "version": "1.0",
+        "truncation": None,
+        "padding": None,
+        "added_tokens": special,
+        "normalizer": None,
+        "pre_tokenizer": {
+            "type": "Split",
+            "pattern": {"Regex": ANY_CHARACTER},
+            "behavior": "Isolated",
+            "invert": False,
+        },
+        "post_processor": {
+            "type": "TemplateProcessing",
+            "single": [bos, text],
+            "pair": [bos, text, second],
+            "special_tokens": {BOS: {"id": BOS, "ids": [ids[BOS]], "tokens": [BOS]}},
+        },
+        "decoder": {"type": "Fuse"},
+        # Without an unknown token: an unknown character is an error there as it is here.
+        "model": {"type": "WordLevel", "vocab": dict(ids), "unk_token": "<unk>"},
+    }
+
+
+def _characters(content: Mapping[str, Any]) -> list[str] | None:
+    """The alphabet of a file that `_character_file` wrote, None for any other."""
+    vocabulary = (content.get("model") or {}).get("vocab")
+    if not isinstance(vocabulary, dict):
+        return None
+    characters = [token for token in vocabulary if token not in (PAD, BOS, EOS)]
+    tokenizer = CharTokenizer(characters)
+    same = tokenizer.ids == vocabulary and _character_file(tokenizer.ids) == content
+    return characters if same else None
+
+
+def _read(file: Path) -> Any:
+    try:
+        from tokenizers import Tokenizer as Library
+    except ImportError as error:
+        raise _missing("tokenizers", str(file)) from error
+    try:
+        return Library.from_file(str(file))
+    except Exception as error:  # the library raises nothing more specific
+        raise TokenizerError(
+            f"{file} is not a tokenizer of the tokenizers library: {error}"
+        ) from error
+
+
+def _missing(package: str, what: str) -> ImportError:
+    return ImportError(
+        f"{what} needs the package {package}, which is not installed; pip install 'ppo_jax[rlhf]'"
+    )
+
+
+def _shortened(text: str, length: int = 40) -> str:
+    return text if len(text) <= length else text[: length - 1] + "…"

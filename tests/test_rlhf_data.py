@@ -1,0 +1,281 @@
+"""Datasets: every format gives the same records, every record its row, the rest is refused."""
+
+import gzip
+import json
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from ppo_jax.rlhf import data
+from ppo_jax.rlhf.data import DataError, Example, Preference, Prompt
+from ppo_jax.rlhf.formats import common_prompt
+from ppo_jax.rlhf.tokenizer import CharTokenizer
+
+TEMPLATE = (
+    "{% for m in messages %}<{{ m['role'] }}>{{ m['content'] }}"
+    "{% if m['role'] == 'assistant' %}{{ eos_token }}{% endif %}{{ '\n' }}{% endfor %}"
+    "{% if add_generation_prompt %}<assistant>{% endif %}"
+)
+TOKENIZER = CharTokenizer("abcdefghijklmnopqrstuvwxyz <>\n", TEMPLATE)
+PAD, BOS, EOS = TOKENIZER.pad_id, TOKENIZER.bos_id, TOKENIZER.eos_id
+
+
+def user(content):
+    return {"role": "user", "content": content}
+
+
+def assistant(content):
+    return {"role": "assistant", "content": content}
+
+
+def file_of(folder, *lines, name="x.jsonl"):
+    path = folder / name
+    path.write_text("".join(x if isinstance(x, str) else json.dumps(x) + "\n" for x in lines))
+    return path
+
+
+def without_place(records):
+    return [r._replace(where="") for r in records]
+
+
+def ids(text):
+    return TOKENIZER.encode(text)
+
+
+def rows(tokens, mask):
+    return [list(t[m]) for t, m in zip(tokens, mask, strict=True)]
+
+
+FORMATS = [
+    ("sft", {"text": "ab"}, Example("", "ab")),
+    ("sft", {"prompt": "a", "completion": "b"}, Example("a", "b")),
+    ("sft", {"prompt": "", "completion": "b"}, Example("", "b")),
+    (
+        "sft",
+        {"prompt": [user("a")], "completion": [assistant("b")]},
+        Example([user("a")], [assistant("b")]),
+    ),
+    ("sft", {"messages": [user("a"), assistant("b")]}, Example([], [user("a"), assistant("b")])),
+    ("sft", {"prompt": "a", "chosen": "b", "rejected": "c"}, Example("a", "b")),
+    ("preference", {"prompt": "a", "chosen": "b", "rejected": "c"}, Preference("a", "b", "c")),
+    (
+        "preference",
+        {"prompt": "a", "chosen": "b", "rejected": "c", "margin": 2, "id": 7},
+        Preference("a", "b", "c", 2.0),
+    ),
+    ("preference", {"chosen": "say b", "rejected": "say c"}, Preference("say", " b", " c")),
+    (
+        "preference",
+        {"chosen": [user("a"), assistant("b")], "rejected": [user("a"), assistant("c")]},
+        Preference([user("a")], [assistant("b")], [assistant("c")]),
+    ),
+    (
+        "preference",
+        {"prompt": [user("a")], "chosen": [assistant("b")], "rejected": [assistant("c")]},
+        Preference([user("a")], [assistant("b")], [assistant("c")]),
+    ),
+    ("prompt", {"prompt": "a"}, Prompt("a")),
+    ("prompt", {"prompt": "a", "completion": "b"}, Prompt("a")),
+    ("prompt", {"prompt": [user("a")]}, Prompt([user("a")])),
+    ("prompt", {"messages": [user("a"), assistant("b")]}, Prompt([user("a")])),
+    ("prompt", {"chosen": "say b", "rejected": "say c"}, Prompt("say")),
+]
+
+
+@pytest.mark.parametrize(("kind", "line", "record"), FORMATS)
+def test_formats(tmp_path, kind, line, record):
+    assert without_place(data.read(file_of(tmp_path, line), kind)) == [record]
+
+
+def test_lines_are_counted_with_the_blank_ones(tmp_path):
+    path = file_of(tmp_path, {"text": "a"}, "\n", {"text": "b"})
+    assert [r.where for r in data.read(path, "sft")] == [f"{path}, line 1", f"{path}, line 3"]
+
+
+def test_text_files(tmp_path):
+    path = file_of(tmp_path, "emma\r\n", "\n", "olivia", name="names.txt")
+    assert without_place(data.read(path, "sft")) == [Example("", "emma"), Example("", "olivia")]
+    assert without_place(data.read(path, "prompt")) == [Prompt("emma"), Prompt("olivia")]
+    assert without_place(data.from_lines(["emma", "olivia"])) == without_place(
+        data.read(path, "sft")
+    )
+
+
+def test_packed_files(tmp_path):
+    path = tmp_path / "x.jsonl.gz"
+    with gzip.open(path, "wt") as file:
+        file.write('{"text": "ab"}\n')
+    assert without_place(data.read(path, "sft")) == [Example("", "ab")]
+    path.write_bytes(b'{"text": "ab"}')
+    with pytest.raises(DataError, match=r"x\.jsonl\.gz cannot be read"):
+        data.read(path, "sft")
+
+
+BAD = [
+    ("sft", '{"text": "a"', "not JSON"),
+    ("sft", "[1]\n", "a list; expected an object a line"),
+    ("sft", {"txt": "a"}, "the keys are txt; expected"),
+    ("sft", {}, "the keys are none"),
+    ("sft", {"text": 3}, "text must be a string or a list"),
+    ("sft", {"text": [user("a")]}, "a conversation's key is messages"),
+    ("sft", {"messages": []}, "messages must be a string or a list"),
+    ("sft", {"messages": [{"role": "user"}]}, "messages must be"),
+    ("sft", {"prompt": "a", "completion": [assistant("b")]}, "all strings or all conversations"),
+    ("preference", {"prompt": "a", "completion": "b"}, "keys are prompt, completion; expected"),
+    ("preference", {"chosen": "a", "rejected": "b", "margin": "1"}, "margin must be a finite"),
+    ("preference", '{"chosen": "a", "rejected": "b", "margin": NaN}\n', "margin must be a finite"),
+    ("preference", {"chosen": "a", "rejected": None}, "all strings or all conversations"),
+    ("prompt", {"text": "a"}, 'the keys are text; expected an object a line, {"prompt"'),
+]
+
+
+@pytest.mark.parametrize(("kind", "line", "message"), BAD)
+def test_bad_lines_are_named(tmp_path, kind, line, message):
+    good = {"prompt": "a", "chosen": "b", "rejected": "c"}
+    path = file_of(tmp_path, good, line)
+    with pytest.raises(DataError, match=message) as error:
+        data.read(path, kind)
+    assert f"{path}, line 2: " in str(error.value)
+
+
+def test_files_that_cannot_be_used(tmp_path):
+    with pytest.raises(DataError, match=r"none\.jsonl cannot be read: No such file"):
+        data.read(tmp_path / "none.jsonl", "sft")
+    with pytest.raises(DataError, match="has no examples; expected an object a line"):
+        data.read(file_of(tmp_path, "\n"), "prompt")
+    with pytest.raises(DataError, match="holds no preferences"):
+        data.read(file_of(tmp_path, "a", name="x.txt"), "preference")
+    with pytest.raises(DataError, match="did you mean preference"):
+        data.read(file_of(tmp_path, {"text": "a"}), "preferences")
+    path = tmp_path / "latin.jsonl"
+    path.write_bytes(b'{"text": "\xe9"}')
+    with pytest.raises(DataError, match="not UTF-8"):
+        data.read(path, "sft")
+
+
+@settings(max_examples=100, deadline=None)
+@given(st.text("ab ", max_size=6), st.text("ab ", max_size=6))
+def test_common_prompts(chosen, rejected):
+    prompt, left, right = common_prompt(chosen, rejected)
+    assert (prompt + left, prompt + right) == (chosen, rejected)
+    assert left[:1] != right[:1] or left[:1] in ("", " ")
+
+
+def test_prompts_are_left_padded():
+    tokens, mask = data.prompt_arrays([Prompt("ab"), Prompt("a"), Prompt("")], TOKENIZER, 8)
+    a, b = ids("ab")
+    np.testing.assert_array_equal(tokens, [[BOS, a, b], [PAD, BOS, a], [PAD, PAD, BOS]])
+    np.testing.assert_array_equal(mask, [[1, 1, 1], [0, 1, 1], [0, 0, 1]])
+    assert (tokens.dtype, mask.dtype) == (np.int32, bool)
+
+
+def test_completions_are_right_padded_and_alone_count():
+    examples = [Example("a", "bc"), Example("", "b"), Example("ab", "")]
+    tokens, mask, weight = data.sft_arrays(examples, TOKENIZER, 8)
+    a, b, c = ids("abc")
+    np.testing.assert_array_equal(
+        tokens, [[BOS, a, b, c, EOS], [BOS, b, EOS, PAD, PAD], [BOS, a, b, EOS, PAD]]
+    )
+    np.testing.assert_array_equal(mask, [[1, 1, 1, 1, 1], [1, 1, 1, 0, 0], [1, 1, 1, 1, 0]])
+    np.testing.assert_array_equal(weight, [[0, 0, 1, 1, 1], [0, 1, 1, 0, 0], [0, 0, 0, 1, 0]])
+
+
+def test_preferences_share_a_width():
+    pairs = data.preference_arrays(
+        [Preference("a", "b", "ccc", 0.5), Preference("", "", "a")], TOKENIZER, 8
+    )
+    assert pairs.chosen.tokens.shape == pairs.rejected.tokens.shape == (2, 6)
+    assert rows(*pairs.chosen) == [[BOS, *ids("ab"), EOS], [BOS, EOS]]
+    assert rows(*pairs.rejected) == [[BOS, *ids("accc"), EOS], [BOS, *ids("a"), EOS]]
+    np.testing.assert_array_equal(pairs.margin, [0.5, 0.0])
+
+
+@settings(max_examples=50, deadline=None)
+@given(st.lists(st.tuples(st.text("abc", max_size=5), st.text("abc", max_size=5)), min_size=1))
+def test_rows_hold_their_texts(texts):
+    """The weights are exactly the completion and its EOS; prompt and completion come back."""
+    examples = [Example(p, c) for p, c in texts]
+    tokens, mask, weight = data.sft_arrays(examples, TOKENIZER, 20)
+    prompts = data.prompt_arrays([Prompt(p) for p, _ in texts], TOKENIZER, 20)
+    for i, (prompt, completion) in enumerate(texts):
+        assert list(tokens[i][weight[i] > 0]) == [*ids(completion), EOS]
+        assert list(tokens[i][mask[i]]) == [BOS, *ids(prompt + completion), EOS]
+        assert rows(*prompts)[i] == [BOS, *ids(prompt)]
+
+
+class NoPad(CharTokenizer):
+    """A tokenizer like GPT-2's: one special token for everything, and no prefix."""
+
+    def __init__(self, eos_id=EOS):
+        super().__init__("abc")
+        self.bos_id = self.eos_id = self.pad_id = eos_id
+        self.prefix = []
+
+
+def test_padding_with_eos():
+    tokens, mask, weight = data.sft_arrays([Example("", "ab"), Example("a", "")], NoPad(), 8)
+    assert (tokens[1] == EOS).sum() == 2
+    np.testing.assert_array_equal(mask, [[1, 1, 1], [1, 1, 0]])
+    # Without a prefix nothing predicts the first token.
+    np.testing.assert_array_equal(weight, [[0, 1, 1], [0, 1, 0]])
+    with pytest.raises(DataError, match="line 3: the prompt has no tokens"):
+        data.prompt_arrays([Prompt("", "line 3")], NoPad(), 8)
+
+
+def test_an_eos_that_is_written_out_is_not_doubled():
+    _, mask, _ = data.sft_arrays([Example("a", "b<eos>"), Example("a", "b<eos>c")], TOKENIZER, 8)
+    np.testing.assert_array_equal(mask.sum(1), [4, 6])
+
+
+def test_conversations():
+    """What follows the last EOS of a turn is the template's business, not the policy's."""
+    prompt, answer = [user("a")], [assistant("b")]
+    example, whole = Example(prompt, answer), Example([], prompt + answer)
+    tokens, mask, weight = data.sft_arrays([example, whole], TOKENIZER, 40)
+    start = ids("<user>a\n<assistant>")
+    assert rows(tokens, mask) == [[*start, *ids("b"), EOS]] * 2
+    assert list(tokens[0][weight[0] > 0]) == [*ids("b"), EOS]
+    assert weight[1].sum() == mask[1].sum() - 1
+    assert rows(*data.prompt_arrays([Prompt(prompt)], TOKENIZER, 40)) == [start]
+    pairs = data.preference_arrays([Preference(prompt, answer, [assistant("cc")])], TOKENIZER, 40)
+    assert rows(*pairs.rejected) == [[*start, *ids("cc"), EOS]]
+
+
+def test_conversations_that_cannot_be_encoded():
+    prompt = Prompt([user("a")], "line 5")
+    with pytest.raises(DataError, match="line 5: .* no chat template"):
+        data.prompt_arrays([prompt], CharTokenizer("a"), 40)
+    with pytest.raises(DataError, match="must not end with the assistant's turn"):
+        data.prompt_arrays([Prompt([user("a"), assistant("b")])], TOKENIZER, 40)
+    forgetful = CharTokenizer("ab<>\n", "{{ messages[-1]['content'] }}")
+    with pytest.raises(DataError, match="renders the prompt differently"):
+        data.sft_arrays([Example([user("a")], [assistant("b")])], forgetful, 40)
+
+
+def test_texts_that_are_too_long():
+    prompt, example = Prompt("abcdef", "line 2"), Example("abc", "def", "line 4")
+    with pytest.raises(DataError, match="line 2: the prompt has 7 tokens, at most 4 fit"):
+        data.prompt_arrays([prompt], TOKENIZER, 4)
+    tokens, _ = data.prompt_arrays([prompt], TOKENIZER, 4, truncate=True)
+    np.testing.assert_array_equal(tokens, [[BOS, *ids("def")]])
+    with pytest.raises(DataError, match="line 4: the text has 8 tokens, at most 6 fit"):
+        data.sft_arrays([example], TOKENIZER, 6)
+    tokens, _, weight = data.sft_arrays([example], TOKENIZER, 6, truncate=True)
+    np.testing.assert_array_equal(tokens, [[BOS, *ids("abcde")]])
+    assert weight.sum() == 2
+    with pytest.raises(DataError, match="line 4: the prompt has 4 tokens, at most 3 fit"):
+        data.sft_arrays([example], TOKENIZER, 4, truncate=True)
+
+
+def test_nothing_to_do():
+    for arrays in (data.prompt_arrays, data.sft_arrays, data.preference_arrays):
+        with pytest.raises(DataError, match="no examples"):
+            arrays([], TOKENIZER, 8)
+    with pytest.raises(DataError, match="no examples"):
+        data.from_lines([])
+    with pytest.raises(DataError, match="no EOS"):
+        data.sft_arrays([Example("", "a")], NoPad(None), 8)
+    with pytest.raises(DataError, match="line 9: the character 'é'"):
+        data.prompt_arrays([Prompt("é", "line 9")], TOKENIZER, 8)
