@@ -6,6 +6,7 @@ from typing import NamedTuple
 
 import numpy as np
 
+from ppo_jax.rlhf.chat import render_chat
 from ppo_jax.rlhf.formats import (
     Conversation,
     DataError,
@@ -16,7 +17,7 @@ from ppo_jax.rlhf.formats import (
     from_lines,
     read,
 )
-from ppo_jax.rlhf.tokenizer import Tokenizer, TokenizerError, render_chat
+from ppo_jax.rlhf.tokenizer import Tokenizer, TokenizerError
 
 __all__ = [
     "DataError",
