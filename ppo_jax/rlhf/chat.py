@@ -58,7 +58,7 @@ def _environment() -> Any:
     class Generation(Extension):
         """Marks what the assistant said; it is rendered like everything else."""
 
-        tags = frozenset(("generation",))
+        tags = {"generation"}  # noqa: RUF012
 
         def parse(self, parser):
             """The nodes between the tags."""
