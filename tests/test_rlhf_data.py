@@ -262,11 +262,20 @@ def test_texts_that_are_too_long():
     np.testing.assert_array_equal(tokens, [[BOS, *ids("def")]])
     with pytest.raises(DataError, match="line 4: the text has 8 tokens, at most 6 fit"):
         data.sft_arrays([example], TOKENIZER, 6)
-    tokens, _, weight = data.sft_arrays([example], TOKENIZER, 6, truncate=True)
-    np.testing.assert_array_equal(tokens, [[BOS, *ids("abcde")]])
-    assert weight.sum() == 2
-    with pytest.raises(DataError, match="line 4: the prompt has 4 tokens, at most 3 fit"):
-        data.sft_arrays([example], TOKENIZER, 4, truncate=True)
+    # BOS a b c | d e f EOS: the prompt gives way down to half of the row, then the completion.
+    for most, kept, weight_sum in (
+        (8, "abcdef", 4),
+        (7, "bcdef", 4),
+        (6, "bcdef", 3),
+        (4, "cde", 2),
+    ):
+        tokens, _, weight = data.sft_arrays([example], TOKENIZER, most, truncate=True)
+        np.testing.assert_array_equal(tokens[0], [BOS, *ids(kept), EOS][:most], err_msg=str(most))
+        assert weight.sum() == weight_sum
+    pair = Preference("abc", "d", "efa")
+    chosen, rejected, _ = data.preference_arrays([pair], TOKENIZER, 6, truncate=True)
+    assert rows(*chosen) == [[BOS, *ids("bcd"), EOS]]
+    assert rows(*rejected) == [[BOS, *ids("bcefa")]]
 
 
 def test_nothing_to_do():

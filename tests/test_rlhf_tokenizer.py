@@ -8,13 +8,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from ppo_jax.rlhf import tokenizer as module
+from ppo_jax.rlhf.chat import render_chat
 from ppo_jax.rlhf.tokenizer import (
     CharTokenizer,
     FolderTokenizer,
     TokenizerError,
     check_vocabulary,
     load_tokenizer,
-    render_chat,
 )
 
 tokenizers = pytest.importorskip("tokenizers")
@@ -160,6 +160,23 @@ def test_chat():
     t = CharTokenizer(ALPHABET, CHAT)
     assert render_chat(t, MESSAGES) == "<user>hi<eos><assistant>yo<eos>"
     assert render_chat(t, MESSAGES[:1], True) == "<user>hi<eos><assistant>"
+
+
+@pytest.mark.parametrize(
+    ("template", "text"),
+    [
+        # As transformers 5.24 renders them.
+        ("{% for m in messages %}{% generation %}{{ m.content }}{% endgeneration %}\n;{% endfor %}",
+         "hi;yo;"),
+        ("{%- for m in messages %}\n  {%- if loop.index0 > 0 %}{%- break %}{%- endif %}\n"
+         "  {{- m.content }}\n  {{- {'é': '<'} | tojson }}\n{%- endfor %}", 'hi{"é": "<"}'),
+        ("{{ strftime_now('%d')[2:] }}{{ bos_token }}", "<bos>"),
+        ("{% set ns = namespace(n=0) %}{% for m in messages %}{% set ns.n = ns.n + 1 %}{% endfor %}"
+         "{{ ns.n }}", "2"),
+    ],
+)  # fmt: skip
+def test_what_chat_templates_may_use(template, text):
+    assert render_chat(CharTokenizer(ALPHABET, template), MESSAGES) == text
 
 
 def test_where_chat_templates_come_from(tmp_path):

@@ -6,6 +6,7 @@ from typing import NamedTuple
 
 import numpy as np
 
+from ppo_jax.rlhf.chat import render_chat
 from ppo_jax.rlhf.formats import (
     Conversation,
     DataError,
@@ -16,7 +17,7 @@ from ppo_jax.rlhf.formats import (
     from_lines,
     read,
 )
-from ppo_jax.rlhf.tokenizer import Tokenizer, TokenizerError, render_chat
+from ppo_jax.rlhf.tokenizer import Tokenizer, TokenizerError
 
 __all__ = [
     "DataError",
@@ -98,10 +99,7 @@ def prompt_arrays(
             raise DataError(f"{example.where}: the prompt has no tokens to go on from")
         if len(ids) > max_prompt and not truncate:
             raise DataError(_too_long(example.where, "prompt", len(ids), max_prompt))
-        if len(ids) > max_prompt:
-            start = tokenizer.prefix if ids[: len(tokenizer.prefix)] == tokenizer.prefix else []
-            ids = start + ids[len(ids) - max_prompt + len(start) :]
-        rows.append(ids)
+        rows.append(_last(ids, max_prompt, tokenizer))
     return _padded(rows, tokenizer, left=True)
 
 
@@ -116,20 +114,23 @@ def sft_arrays(
         examples: [N].
         tokenizer: whose prefix begins every plain text.
         max_length: how many tokens the longest may have, EOS included.
-        truncate: cut longer ones off, without EOS, instead of refusing them.
+        truncate: instead of refusing longer ones, keep the end of the prompt, half of max_length
+            at least, and the beginning of the completion, without EOS if that is still too much.
 
     Returns:
         Supervision [N, L], L the length of the longest.
 
     Raises:
-        DataError: none, one that is too long, or one that ends within its prompt.
+        DataError: none, or one that is too long.
     """
     rows, starts = [], []
     for example in examples:
-        prompt, (completion,) = _encoded(
+        prompt, completions = _encoded(
             example.prompt, [example.completion], tokenizer, example.where
         )
-        rows.append(_cut(prompt, completion, max_length, truncate, example.where))
+        if truncate:
+            prompt = _room_for(completions, prompt, max_length, tokenizer)
+        rows += _joined(prompt, completions, max_length, truncate, example.where)
         # Nothing predicts the first token of a row, and the prefix is always given.
         starts.append(max(len(prompt), 1))
     tokens, mask = _padded(rows, tokenizer)
@@ -146,7 +147,8 @@ def preference_arrays(
         examples: [N].
         tokenizer: whose prefix begins every plain text.
         max_length: how many tokens the longest may have, EOS included.
-        truncate: cut longer ones off, without EOS, instead of refusing them.
+        truncate: instead of refusing longer ones, keep the end of the prompt, half of max_length
+            at least, and the beginning of the completion, without EOS if that is still too much.
 
     Returns:
         Pairs [N, L], L the length of the longest of all.
@@ -158,7 +160,9 @@ def preference_arrays(
     for example in examples:
         sides = [example.chosen, example.rejected]
         prompt, completions = _encoded(example.prompt, sides, tokenizer, example.where)
-        rows += [_cut(prompt, c, max_length, truncate, example.where) for c in completions]
+        if truncate:
+            prompt = _room_for(completions, prompt, max_length, tokenizer)
+        rows += _joined(prompt, completions, max_length, truncate, example.where)
     tokens, mask = _padded(rows, tokenizer)
     chosen, rejected = (Tokens(tokens[i::2], mask[i::2]) for i in (0, 1))
     return Pairs(chosen, rejected, np.array([e.margin for e in examples], np.float32))
@@ -218,20 +222,40 @@ def _chat(messages: Conversation, tokenizer: Tokenizer, where: str, prompt: bool
         raise DataError(f"{where}: {error}") from error
 
 
-def _cut(
-    prompt: list[int], completion: list[int], max_length: int, truncate: bool, where: str
+def _last(ids: list[int], most: int, tokenizer: Tokenizer) -> list[int]:
+    """The last tokens of a prompt, behind its prefix."""
+    if len(ids) <= most:
+        return ids
+    start = tokenizer.prefix if ids[: len(tokenizer.prefix)] == tokenizer.prefix else []
+    return start + ids[len(ids) - most + len(start) :]
+
+
+def _room_for(
+    completions: Sequence[list[int]], prompt: list[int], max_length: int, tokenizer: Tokenizer
 ) -> list[int]:
-    length = len(prompt) + len(completion)
-    if len(prompt) >= max_length:
-        raise DataError(_too_long(where, "prompt", len(prompt), max_length - 1, can_cut=False))
-    if length > max_length and not truncate:
-        raise DataError(_too_long(where, "text", length, max_length))
-    return (prompt + completion)[:max_length]
+    """A prompt cut so far that its completions fit, or have half of the row."""
+    most = max_length - max(map(len, completions))
+    return _last(prompt, max(most, max_length // 2), tokenizer)
 
 
-def _too_long(where: str, what: str, length: int, most: int, can_cut: bool = True) -> str:
-    cure = "shorten it, or truncate, or give a model with" if can_cut else "shorten it, or give"
-    return f"{where}: the {what} has {length} tokens, at most {most} fit; {cure} a longer context"
+def _joined(
+    prompt: list[int],
+    completions: Sequence[list[int]],
+    max_length: int,
+    truncate: bool,
+    where: str,
+) -> list[list[int]]:
+    longest = len(prompt) + max(map(len, completions))
+    if longest > max_length and not truncate:
+        raise DataError(_too_long(where, "text", longest, max_length))
+    return [(prompt + completion)[:max_length] for completion in completions]
+
+
+def _too_long(where: str, what: str, length: int, most: int) -> str:
+    return (
+        f"{where}: the {what} has {length} tokens, at most {most} fit; shorten it, truncate, or "
+        f"give a model with a longer context"
+    )
 
 
 def _padded(rows: Sequence[list[int]], tokenizer: Tokenizer, left: bool = False) -> Tokens:

@@ -2,7 +2,7 @@
 
 import json
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -198,50 +198,11 @@ def check_vocabulary(tokenizer: Tokenizer, vocab_size: int) -> None:
     )
 
 
-def render_chat(
-    tokenizer: Tokenizer, messages: Sequence[Mapping[str, Any]], add_generation_prompt: bool = False
-) -> str:
-    """A conversation as the text that the model was taught to read.
-
-    The text holds its own BOS, if the template wants one: encode it without `prefix`.
-
-    Args:
-        tokenizer: with a chat template.
-        messages: [{"role": ..., "content": ...}, ...].
-        add_generation_prompt: end where the assistant's turn begins.
-
-    Raises:
-        ImportError: jinja2 is not installed.
-        TokenizerError: there is no template, or it refuses these messages.
-    """
-    if tokenizer.chat_template is None:
-        raise TokenizerError(
-            "the data are conversations, and the tokenizer has no chat template: put one into "
-            "chat_template.jinja beside tokenizer.json, or give the data as plain texts"
-        )
-    try:
-        import jinja2
-        import jinja2.sandbox
-    except ImportError as error:
-        raise _missing("jinja2", "a chat template") from error
-
-    def refuse(message: str) -> None:
-        raise TokenizerError(f"the chat template refuses these messages: {message}")
-
-    # A template comes with a downloaded model: it must not reach the interpreter.
-    environment = jinja2.sandbox.ImmutableSandboxedEnvironment(
-        trim_blocks=True, lstrip_blocks=True, extensions=["jinja2.ext.loopcontrols"]
+def missing_package(package: str, what: str) -> ImportError:
+    """The error that says how to install what is needed."""
+    return ImportError(
+        f"{what} needs the package {package}, which is not installed; pip install 'ppo_jax[rlhf]'"
     )
-    environment.filters["tojson"] = lambda x, **options: json.dumps(
-        x, ensure_ascii=False, **options
-    )
-    environment.globals["raise_exception"] = refuse
-    try:
-        return environment.from_string(tokenizer.chat_template).render(
-            messages=messages, add_generation_prompt=add_generation_prompt, **tokenizer.special
-        )
-    except jinja2.TemplateError as error:
-        raise TokenizerError(f"the chat template cannot be rendered: {error}") from error
 
 
 def _settings(folder: Path) -> dict[str, Any]:
@@ -315,9 +276,10 @@ def _character_file(ids: Mapping[str, int]) -> dict[str, Any]:
 
 def _characters(content: Mapping[str, Any]) -> list[str] | None:
     """The alphabet of a file that `_character_file` wrote, None for any other."""
-    vocabulary = (content.get("model") or {}).get("vocab")
-    if not isinstance(vocabulary, dict):
+    model = content.get("model")
+    if not isinstance(model, dict) or model.get("type") != "WordLevel":
         return None
+    vocabulary = model.get("vocab", {})
     characters = [token for token in vocabulary if token not in (PAD, BOS, EOS)]
     tokenizer = CharTokenizer(characters)
     same = tokenizer.ids == vocabulary and _character_file(tokenizer.ids) == content
@@ -328,19 +290,13 @@ def _read(file: Path) -> Any:
     try:
         from tokenizers import Tokenizer as Library
     except ImportError as error:
-        raise _missing("tokenizers", str(file)) from error
+        raise missing_package("tokenizers", str(file)) from error
     try:
         return Library.from_file(str(file))
     except Exception as error:  # the library raises nothing more specific
         raise TokenizerError(
             f"{file} is not a tokenizer of the tokenizers library: {error}"
         ) from error
-
-
-def _missing(package: str, what: str) -> ImportError:
-    return ImportError(
-        f"{what} needs the package {package}, which is not installed; pip install 'ppo_jax[rlhf]'"
-    )
 
 
 def _shortened(text: str, length: int = 40) -> str:
