@@ -99,12 +99,13 @@ class Algorithm(NamedTuple):
 
     init(key, obs) -> LearnerState
     estimate(Trajectory) -> Batch [T, N]: advantages and targets
-    update(key, LearnerState, Batch [M]) -> (LearnerState, Metrics)
+    update(key, LearnerState, Batch [M]) -> (LearnerState, Metrics), with `frozen` as a fourth
+        argument where the training step has any
     """
 
     init: Callable[[jax.Array, PyTree], LearnerState]
     estimate: Callable[[Trajectory], Batch]
-    update: Callable[[jax.Array, LearnerState, Batch], tuple[LearnerState, Metrics]]
+    update: Callable[..., tuple[LearnerState, Metrics]]
 
 
 # Options and hints live here, at the bottom of the house, because algorithms declare options and

@@ -131,7 +131,11 @@ def build(
         valid_vocab=valid_vocab,
     )
     settings = _settings(config, eos_id)
-    parts = {"policy": policy, "reference": models.actor, "score": models.reward.score}
+    parts: dict[str, Any] = {
+        "policy": policy,
+        "reference": models.actor,
+        "score": models.reward.score,
+    }
     in_loss = config.kl_kind if config.kl_in == "loss" else None
     algorithm = algorithms.make(
         config.algorithm,
