@@ -448,6 +448,19 @@ def test_whitening_of_one_token_and_of_equal_ones():
         np.testing.assert_allclose(rewards.whiten(x, mask, shift_mean=False), x * mask, rtol=1e-6)
 
 
+def test_masks_of_bools():
+    mask = MASK > 0
+    value, kl = INPUTS["values"], INPUTS["old_logprobs"]
+    for f in (
+        lambda m: rewards.whiten(value, m, shift_mean=False, ddof=1),
+        lambda m: rewards.token_rewards(kl, INPUTS["scores"], m, 0.1),
+        lambda m: rewards.sequence_kl(kl, m),
+        lambda m: gae(kl, value, m, 1.0, 0.95)[0],
+    ):
+        np.testing.assert_array_equal(f(mask), f(MASK))
+    assert rewards.one_slot_later(mask).dtype == bool
+
+
 def test_whitened_moments():
     x = rewards.whiten(5.0 + 3.0 * INPUTS["values"], MASK)
     np.testing.assert_allclose(losses.mean(x, MASK), 0.0, atol=1e-6)
