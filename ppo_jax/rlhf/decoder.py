@@ -138,10 +138,10 @@ class Decoder:
         """
         mask = jnp.ones(tokens.shape, bool) if mask is None else mask > 0
         self._check_length(length)
-        hidden, layers = self._forward(params, tokens, mask)
         room = length - tokens.shape[1]
         if room < 0:
             raise ValueError(f"a cache of {length} columns cannot hold {tokens.shape[1]} tokens")
+        hidden, layers = self._forward(params, tokens, mask)
         widen = lambda x, axis: jnp.pad(x, [(0, room if a == axis else 0) for a in range(x.ndim)])
         return hidden, Cache(
             layers=jax.tree.map(lambda x: widen(x, 2), layers),
