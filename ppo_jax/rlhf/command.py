@@ -177,12 +177,7 @@ def _optimisation(values: dict[str, Any], responses: int = 256) -> Stage:
     """The stage that the values of `ppo` stand for."""
     decoder, params, language = _model(values)
     config, hyper = _pick(train.Config, values), _pick(algorithms.Config, values)
-    room = decoder.config.max_positions - config.max_new_tokens
-    if room < 1:
-        raise ConfigError(
-            f"max_new_tokens is {config.max_new_tokens}; the model's context holds "
-            f"{decoder.config.max_positions}, prompt included"
-        )
+    room = _prompt_room(decoder, config.max_new_tokens)
     examples = read(_needed(values, "data"), "prompt")
     prompts = prompt_arrays(
         examples, language.tokenizer, min(room, values["max_length"]), values["truncate"]
@@ -302,10 +297,10 @@ def _generate(arguments: list[str]) -> int:
     check_options(options)
     decoder, params, language = _model({**values, "dtype": "float32", "remat": False})
     tokenizer = language.tokenizer
-    prompts = [Prompt(text) for text in options.prompt]
-    prompts = read(options.data, "prompt") if options.data else prompts or [Prompt("")]
-    room = decoder.config.max_positions - options.max_new_tokens
-    arrays = prompt_arrays(prompts, tokenizer, max(1, room))
+    prompts = [Prompt(text, "--prompt") for text in options.prompt]
+    prompts = read(options.data, "prompt") if options.data else prompts or [Prompt("", "no prompt")]
+    room = _prompt_room(decoder, options.max_new_tokens)
+    arrays = prompt_arrays(prompts, tokenizer, room)
     tokens, mask = (jnp.repeat(jnp.asarray(x), options.repeat, axis=0) for x in arrays)
 
     @jax.jit
@@ -455,6 +450,16 @@ def _model(values: dict[str, Any]) -> tuple[Decoder, Params, Language]:
 
 def _room(values: dict[str, Any], decoder: Decoder) -> int:
     return min(values["max_length"], decoder.config.max_positions)
+
+
+def _prompt_room(decoder: Decoder, max_new_tokens: int) -> int:
+    room = decoder.config.max_positions - max_new_tokens
+    if room < 1:
+        raise ConfigError(
+            f"max_new_tokens is {max_new_tokens}; the model's context holds "
+            f"{decoder.config.max_positions}, prompt included"
+        )
+    return room
 
 
 def _ends(decoder: Decoder, tokenizer: Any) -> tuple[int, ...] | int | None:

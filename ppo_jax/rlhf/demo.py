@@ -125,8 +125,9 @@ def _lines_of(path: Path) -> list[str]:
     Raises:
         DataError: it cannot be read, is empty, or holds more than plain lines.
     """
-    lines = [x.completion for x in read(path, "sft")]
-    if not all(isinstance(line, str) for line in lines):
+    found = [x.completion for x in read(path, "sft")]
+    lines = [line for line in found if isinstance(line, str)]
+    if len(lines) < len(found):
         raise DataError(f"{path}: the demo imitates plain text, one example a line")
     return lines
 
