@@ -9,7 +9,7 @@ from ppo_jax.rlhf import lora
 from ppo_jax.rlhf.decoder import Decoder, small
 
 DECODER = Decoder(small(11, hidden_size=16, num_layers=2, num_heads=2, num_kv_heads=1))
-PARAMS = jax.jit(DECODER.init)(jax.random.key(0))
+PARAMS = DECODER.init(jax.random.key(0))
 
 
 def test_fresh_adapters_change_nothing_at_all():

@@ -20,7 +20,7 @@ from ppo_jax.rlhf.token_distribution import token_log_prob
 
 assert jax.device_count() == 4
 decoder = Decoder(small(28, hidden_size=32, num_layers=1, num_heads=4, num_kv_heads=2))
-params = jax.jit(decoder.init)(jax.random.key(0))
+params = decoder.init(jax.random.key(0))
 prompt = np.arange(24, dtype=np.int32).reshape(4, 6)
 mask = (np.arange(6) >= np.arange(4)[:, None]).astype(np.int32)
 sample = jax.jit(functools.partial(generate, decoder=decoder, max_new_tokens=6, eos_id=3))

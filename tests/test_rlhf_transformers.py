@@ -29,7 +29,7 @@ MASK = np.array([[1] * 12, [0] * 5 + [1] * 7])
 @pytest.mark.parametrize("name", CONFIGS)
 def test_transformers_answers_the_same(tmp_path, name):
     decoder = Decoder(CONFIGS[name])
-    params = jax.jit(decoder.init)(jax.random.key(0))
+    params = decoder.init(jax.random.key(0))
     save_model(tmp_path, decoder, params, max_shard_bytes=20_000)
     theirs = transformers.AutoModelForCausalLM.from_pretrained(
         tmp_path, dtype=torch.float32, attn_implementation="eager"
