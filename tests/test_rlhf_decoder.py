@@ -24,7 +24,7 @@ def logits_of(family, dtype="float32"):
 
 def fresh(config):
     decoder = Decoder(config)
-    return decoder, jax.jit(decoder.init)(jax.random.key(0))
+    return decoder, decoder.init(jax.random.key(0))
 
 
 def padded(arrays, side):

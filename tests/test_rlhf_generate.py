@@ -14,7 +14,7 @@ from ppo_jax.rlhf.token_distribution import token_log_prob
 
 V, B, P, N = 7, 64, 4, 10
 DECODER = Decoder(small(V, hidden_size=16, num_layers=1, num_heads=2, num_kv_heads=1, init_std=0.4))
-PARAMS = jax.jit(DECODER.init)(jax.random.key(0))
+PARAMS = DECODER.init(jax.random.key(0))
 PROMPT = jax.random.randint(jax.random.key(1), (B, P), 0, V)
 # Left padding of 0 to 3 columns.
 MASK = (jnp.arange(P) >= (jnp.arange(B) % P)[:, None]).astype(jnp.int32)

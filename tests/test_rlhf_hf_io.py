@@ -162,7 +162,7 @@ def test_biases_and_an_untied_head_have_names(tmp_path):
         small(13, hidden_size=16, num_layers=1), attention_bias=True, mlp_bias=True, tied=False
     )
     decoder = Decoder(config)
-    params = jax.jit(decoder.init)(jax.random.key(0))
+    params = decoder.init(jax.random.key(0))
     names = set(to_tensors(decoder, params))
     for name in ("self_attn.o_proj.bias", "self_attn.q_proj.bias", "mlp.gate_proj.bias"):
         assert f"model.layers.0.{name}" in names

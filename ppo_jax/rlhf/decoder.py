@@ -75,6 +75,10 @@ class Decoder:
         Source: Radford et al. 2019, Language Models are Unsupervised Multitask Learners, section
         2.3.
         """
+        # One program: a fresh model in a fresh process else compiles every draw by itself.
+        return jax.jit(self._fresh)(key)
+
+    def _fresh(self, key: jax.Array) -> Params:
         c = self.config
         key_trunk, key_head = jax.random.split(key)
         one = jnp.zeros((1, 1), jnp.int32)
