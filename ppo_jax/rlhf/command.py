@@ -24,6 +24,7 @@ from ppo_jax.rlhf.hf_io import ModelError, load_model
 from ppo_jax.rlhf.presets import PRESETS
 from ppo_jax.rlhf.scoring import Reward
 from ppo_jax.rlhf.session import RunOptions, Stage, flat, open_directory, read_stage, run
+from ppo_jax.rlhf.sharding import mesh_of
 from ppo_jax.rlhf.stages import Language
 from ppo_jax.rlhf.tokenizer import TokenizerError, check_vocabulary, load_tokenizer
 from ppo_jax.runner import Signals
@@ -44,6 +45,9 @@ class ModelOptions:
     seed: int = option(0, "of everything random", low=0, high=2**32 - 1)
     dtype: str = option("float32", "of the computation", choices=("float32", "bfloat16"))
     remat: bool = option(False, "compute activations twice instead of keeping them")
+    model_parallel: int = option(
+        1, "devices that share each matrix; the rest of them share the batch", low=1
+    )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -142,6 +146,7 @@ def _sft(arguments: list[str]) -> int:
         _pick(supervised.Config, values),
         seed=values["seed"],
         language=language,
+        mesh=mesh_of(values["model_parallel"], values["batch_size"]),
     )
     return _in_directory(stage, options, values, identity)
 
@@ -164,6 +169,7 @@ def _reward(arguments: list[str]) -> int:
         center=values["center"],
         seed=values["seed"],
         language=language,
+        mesh=mesh_of(values["model_parallel"], values["batch_size"]),
     )
     return _in_directory(stage, options, values, identity)
 
@@ -191,6 +197,7 @@ def _optimisation(values: dict[str, Any], responses: int = 256) -> Stage:
         hyper,
         eos_id=_ends(decoder, tokenizer),
         valid_vocab=tokenizer.vocab_size,
+        mesh=mesh_of(values["model_parallel"], config.num_prompts * config.group_size),
     )
     return stages.optimisation(
         program, models, config, seed=values["seed"], language=language, eval_prompts=responses
@@ -242,6 +249,12 @@ def _rewards(values: dict[str, Any], language: Language) -> tuple[Reward, list[P
             found.append(stages.read_reward(folder))
             folders.append(folder)
         else:
+            if jax.device_count() > 1:
+                raise ConfigError(
+                    f"--reward {name}: a function of Python is called from one device, and there "
+                    f"are {jax.device_count()}; let JAX see one of them (JAX_NUM_CPU_DEVICES=1, "
+                    "CUDA_VISIBLE_DEVICES=0), or make a reward model of it"
+                )
             found.append(scoring.from_function(_function(name), language.tokenizer))
     if len(found) == 1 and not weights:
         return found[0], folders

@@ -8,6 +8,7 @@ any policy could reach: J* = β log E_ref exp(r / β).
 import dataclasses
 import shlex
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -23,7 +24,6 @@ from ppo_jax.rlhf.corpus import first_letters, gold_score, noisy_preferences, to
 from ppo_jax.rlhf.data import (
     DataError,
     Pairs,
-    Preference,
     Prompt,
     from_lines,
     preference_arrays,
@@ -259,7 +259,7 @@ def _write(story: _Story, params: Params, key: jax.Array, count: int) -> list[st
 
 
 def _accuracy(
-    story: _Story, params: Params, pairs: list[Preference], held_out: Any
+    story: _Story, params: Params, pairs: Sequence[Any], held_out: Any
 ) -> dict[str, float]:
     """How often the reward model agrees, on pairs it has not seen."""
     pairs = pairs[-held_out.weight.shape[0] :]
@@ -272,7 +272,7 @@ def _accuracy(
     }
 
 
-def _in_gold_order(pairs: list[Preference]) -> float:
+def _in_gold_order(pairs: Sequence[Any]) -> float:
     """The share of pairs in which the judge did not err."""
     return float(
         np.mean(gold_score([p.chosen for p in pairs]) >= gold_score([p.rejected for p in pairs]))

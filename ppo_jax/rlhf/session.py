@@ -66,6 +66,7 @@ class Stage(NamedTuple):
         save: (TrainState, folder): writes the model.
         judge: TrainState -> what the summary says of the result.
         samples: (TrainState, count) -> responses to be looked at.
+        place: puts a state where it is worked on, on several devices.
     """
 
     kind: str
@@ -78,6 +79,7 @@ class Stage(NamedTuple):
     save: Callable[[TrainState, Path], None]
     judge: Callable[[TrainState], dict[str, Any]] = lambda state: {}
     samples: Callable[[TrainState, int], list[dict[str, Any]]] | None = None
+    place: Callable[[TrainState], TrainState] = lambda state: state
 
 
 def run(
@@ -122,7 +124,8 @@ class _Session:
         self.stage, self.path, self.options, self.signals = stage, path, options, signals
         self.identity = identity
         self.checkpoints = Checkpoints(path.absolute() / "checkpoints", identity)
-        self.update, self.state = self._restore()
+        self.update, state = self._restore()
+        self.state = stage.place(state)
         self.saved, self.train_seconds, self.compile_seconds = self.update, 0.0, 0.0
         self.last: dict[str, Any] = {}
         self.chunk: Any = None

@@ -83,3 +83,34 @@ def shard(params: Params, mesh: Mesh) -> Params:
 def shard_rows(batch: Any, mesh: Mesh) -> Any:
     """A batch, its rows spread over the axis `data`, which must divide their number."""
     return jax.device_put(batch, NamedSharding(mesh, PartitionSpec(DATA)))
+
+
+def spread(batch: Any, mesh: Mesh | None) -> Any:
+    """Within a program: the rows of a batch, to be worked on by the devices along `data`.
+
+    Args:
+        batch: a pytree with leaves [B, ...].
+        mesh: None leaves it to the only device there is.
+    """
+    if mesh is None:
+        return batch
+    return jax.lax.with_sharding_constraint(batch, NamedSharding(mesh, PartitionSpec(DATA)))
+
+
+def mesh_of(model: int, rows: int) -> Mesh | None:
+    """All devices, `model` of them to each matrix; None where there is one.
+
+    Args:
+        model: devices that share each matrix.
+        rows: of a batch, which the others share.
+
+    Raises:
+        ValueError: the numbers do not divide.
+    """
+    devices = jax.device_count()
+    if devices % model:
+        raise ValueError(f"model_parallel is {model}, which does not divide {devices} devices")
+    data = devices // model
+    if rows % data:
+        raise ValueError(f"{rows} rows do not divide over {data} devices")
+    return None if devices == 1 else make_mesh(data, model)
