@@ -2,6 +2,7 @@
 
 import base64
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +26,7 @@ def page(path: Path, folder: Path) -> str:
     for number, cell in enumerate(json.loads(path.read_text())["cells"]):
         source = "".join(cell["source"])
         if cell["cell_type"] == "markdown":
-            parts.append(source)
+            parts.append(linked(source))
             continue
         parts.append(f"```python\n{source}\n```")
         for i, output in enumerate(cell.get("outputs", [])):
@@ -34,6 +35,12 @@ def page(path: Path, folder: Path) -> str:
         f"The notebook itself: {{download}}`{path.name} <../../../notebooks/{path.name}>`."
     )
     return "\n\n".join(part for part in parts if part) + "\n"
+
+
+def linked(text: str) -> str:
+    """Links to other notebooks and to pages, as they are from a page of the documentation."""
+    text = re.sub(r"\]\((\w+)\.ipynb\)", r"](\1.md)", text)
+    return re.sub(r"\]\(\.\./docs/", "](/", text)
 
 
 def shown(output: dict[str, Any], folder: Path, name: str) -> str:

@@ -27,7 +27,7 @@ class Hyperparameters(SphinxDirective):
         name = self.arguments[0]
         config = TrainConfig if name == "run" else ALGORITHMS[name].Config
         rows = [
-            [f"--{f.name.replace('_', '-')}", value(f.default), str(f.metadata["bounds"]), doc(f)]
+            [f"--{f.name.replace('_', '-')}", value(f.default), allowed(f), doc(f)]
             for f in dataclasses.fields(config)
             if "bounds" in f.metadata
         ]
@@ -89,6 +89,11 @@ def value(x: Any) -> str:
     if isinstance(x, tuple):
         return " ".join(map(str, x)) or "none"
     return str(x)
+
+
+def allowed(field: dataclasses.Field[Any]) -> str:
+    """What an option may be set to."""
+    return "True, False" if isinstance(field.default, bool) else str(field.metadata["bounds"])
 
 
 def doc(field: dataclasses.Field[Any]) -> str:
