@@ -20,6 +20,10 @@ CONTENTS = (
     "learning_curve.png",
     "tensorboard",
     "checkpoints",
+    "policy.stablehlo",
+    "policy.stablehlo.json",
+    "policy.onnx",
+    "policy.safetensors",
 )
 
 
