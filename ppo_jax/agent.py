@@ -18,7 +18,7 @@ from ppo_jax.envs import HostEnv, spaces
 from ppo_jax.networks import Policy
 from ppo_jax.play import load as load_run
 from ppo_jax.train import Program, build
-from ppo_jax.types import Params, PyTree
+from ppo_jax.types import Params, PyTree, TrainState
 
 
 class Parts(NamedTuple):
@@ -58,16 +58,14 @@ def read_parts(run: Path, checkpoint: str = "latest") -> Parts:
         ConfigError, CheckpointError: not a run, or nothing whole to restore.
     """
     config, program, state = load_run(run, checkpoint)
-    experience = state.rollout
-    return _parts(config, program, state.learner.params, experience.moments, experience.obs)
+    return _parts(config, program, state)
 
 
 def untrained_parts(config: TrainConfig) -> Parts:
     """The same with descriptions of arrays in place of weights, statistics and observations."""
     program = build(config)
     state = jax.eval_shape(program.init, jax.random.key(0))
-    experience = state.rollout
-    return _parts(config, program, state.learner.params, experience.moments, experience.obs)
+    return _parts(config, program, state)
 
 
 def read_weights(path: Path) -> Parts:
@@ -87,11 +85,15 @@ def saved_arrays(parts: Parts) -> PyTree:
     return {"params": parts.params, "obs": parts.moments.obs}
 
 
-def _parts(config: TrainConfig, program: Program, *arrays: Any) -> Parts:
+def _parts(config: TrainConfig, program: Program, state: TrainState) -> Parts:
     env = program.env
     if isinstance(env, HostEnv):
         env.close()
-    return Parts(config, program.policy, *arrays, env.observation_space, env.action_space)
+    params, experience = state.learner.params, state.rollout
+    return Parts(
+        config, program.policy, params, experience.moments, experience.obs,
+        env.observation_space, env.action_space,
+    )  # fmt: skip
 
 
 Act = Callable[..., tuple[PyTree, jax.Array]]
@@ -106,13 +108,11 @@ def make_act(parts: Parts, greedy: bool = True) -> Act:
 
     Returns:
         (key, core, obs [N, ...], start [N]) -> (core, action [N, *action shape]). Without memory
-        core is (), and start is not read; the greedy do not read the key.
+        core is (), and start is not read; the greedy do not read the key: anything will do.
     """
     shape = parts.action_space.shape
 
-    def act(
-        key: jax.Array | None, core: PyTree, obs: PyTree, start: jax.Array | None
-    ) -> tuple[PyTree, jax.Array]:
+    def act(key: Any, core: PyTree, obs: PyTree, start: jax.Array) -> tuple[PyTree, jax.Array]:
         seen = rollout.normalize_obs(parts.moments, obs)
         core, dist, _ = parts.policy.act(parts.params, core, seen, start)
         action = dist.to_env(dist.mode() if greedy else dist.sample(key))

@@ -130,8 +130,8 @@ def _binned(
     place = np.clip(np.searchsorted(edges, columns["x"], "left") - 1, 0, None)
     inside = place < len(middle)
     place, weight = place[inside], columns["weight"][inside]
-    total = np.bincount(place, weight * columns["metric"][inside], len(middle))
-    count = np.bincount(place, weight, len(middle))
+    total: np.ndarray = np.bincount(place, weight * columns["metric"][inside], len(middle))
+    count: np.ndarray = np.bincount(place, weight, len(middle))
     if window > 1:
         kernel = np.ones(window + 1 - window % 2)
         half = len(kernel) // 2
@@ -191,15 +191,15 @@ def draw(found: Sequence[Curve], title: str, metric: str, x: str) -> Any:
     axes.set_xlabel("seconds of training" if x == "seconds" else "environment steps")
     axes.set_ylabel(metric.replace("_", " "))
     axes.set_xlim(0, max(curve.x[-1] for curve in found))
-    axes.xaxis.set_major_formatter(_short)
+    axes.xaxis.set_major_formatter(lambda value, _: _short(value))
     axes.spines[["top", "right"]].set_visible(False)
     axes.grid(alpha=0.2, linewidth=0.6)
     axes.tick_params(color="0.6")
     if len(found) > 1:
         handles, labels = axes.get_legend_handles_labels()
         longest = max(map(len, labels))
-        place = {"loc": "outside right center"} if longest <= 24 else {"loc": "outside lower left"}
-        figure.legend(handles[::-1], labels[::-1], frameon=False, fontsize=9, **place)
+        place: Any = "outside right center" if longest <= 24 else "outside lower left"
+        figure.legend(handles[::-1], labels[::-1], frameon=False, fontsize=9, loc=place)
     return figure
 
 
@@ -214,7 +214,7 @@ def _draw_curve(axes: Any, curve: Curve, colour: str, style: str) -> None:
         axes.fill_between(curve.x, low, high, color=colour, alpha=0.18, linewidth=0)
 
 
-def _short(value: float, _: int = 0) -> str:
+def _short(value: float) -> str:
     """1500000 as 1.5M."""
     for size, letter in ((1e9, "B"), (1e6, "M"), (1e3, "k")):
         if abs(value) >= size:

@@ -19,6 +19,8 @@ CONTENTS = (
     "summary.json",
     "learning_curve.png",
     "tensorboard",
+    "wandb",
+    "trackers.json",
     "checkpoints",
     "policy.stablehlo",
     "policy.stablehlo.json",

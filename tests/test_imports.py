@@ -17,7 +17,7 @@ LAYERS = [
     {"config"},
     {"train"},
     {"evaluate", "checkpoint", "report", "weights"},
-    {"run_directory"},
+    {"run_directory", "trackers", "progress"},
     {"runner", "play", "plot"},
     {"agent"},
     {"export"},
