@@ -1,8 +1,10 @@
 """A trained agent as a function, and as files that act without it."""
 
 import json
+import re
 import subprocess
 import sys
+from pathlib import Path
 
 import jax
 import jax.numpy as jnp
@@ -26,7 +28,7 @@ SMALL = {"num_envs": 4, "num_steps": 16, "hidden": (8,)}
 @pytest.fixture(scope="module")
 def cartpole(tmp_path_factory):
     """A run directory of a few updates, observations normalised."""
-    path = tmp_path_factory.mktemp("runs") / "cartpole"
+    path = tmp_path_factory.mktemp("home") / "runs" / "cartpole"
     config = configs.make(preset="none", total_timesteps=2048, normalize_obs=True, **SMALL)
     assert run(config, RunOptions(run_dir=path, eval_episodes=0)) == 0
     return path
@@ -207,6 +209,18 @@ def test_stablehlo_needs_jax_alone(tmp_path, cartpole):
         [sys.executable, "-c", code, str(file)], capture_output=True, text=True, check=True
     )
     assert result.stdout.split() == [str(a) for a in ppo_jax.load(cartpole)(obs)]
+
+
+def test_the_python_of_the_page_runs(cartpole, monkeypatch):
+    pytest.importorskip("flatbuffers")
+    text = (Path(__file__).parent.parent / "docs/export.md").read_text()
+    blocks = re.findall(r"```python\n(.*?)```", text, re.S)
+    monkeypatch.chdir(cartpole.parent.parent)
+    export.export("runs/cartpole", "stablehlo", Path("agent.stablehlo"))
+    space = {}
+    for block in blocks:
+        exec(compile(block, "export.md", "exec"), space)
+    assert space["policy"].call(np.zeros((32, 4), np.float32)).shape == (32,)
 
 
 NETWORKS = {
