@@ -48,7 +48,7 @@ class Parts(NamedTuple):
 
 
 def read_parts(run: Path, checkpoint: str = "latest") -> Parts:
-    """The acting half of a run; processes of host environments are ended.
+    """The acting half of a run.
 
     Args:
         run: run directory.
@@ -58,14 +58,14 @@ def read_parts(run: Path, checkpoint: str = "latest") -> Parts:
         ConfigError, CheckpointError: not a run, or nothing whole to restore.
     """
     config, program, state = load_run(run, checkpoint)
-    return _parts(config, program, state)
+    return parts_of(config, program, state)
 
 
 def untrained_parts(config: TrainConfig) -> Parts:
     """The same with descriptions of arrays in place of weights, statistics and observations."""
     program = build(config)
     state = jax.eval_shape(program.init, jax.random.key(0))
-    return _parts(config, program, state)
+    return parts_of(config, program, state)
 
 
 def read_weights(path: Path) -> Parts:
@@ -85,7 +85,14 @@ def saved_arrays(parts: Parts) -> PyTree:
     return {"params": parts.params, "obs": parts.moments.obs}
 
 
-def _parts(config: TrainConfig, program: Program, state: TrainState) -> Parts:
+def parts_of(config: TrainConfig, program: Program, state: TrainState) -> Parts:
+    """The acting half of a state; processes of host environments are ended.
+
+    Args:
+        config: of the run.
+        program: built for it.
+        state: of arrays or their descriptions.
+    """
     env = program.env
     if isinstance(env, HostEnv):
         env.close()

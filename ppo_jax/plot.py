@@ -41,12 +41,14 @@ class Curve(NamedTuple):
     Attributes:
         label: what the others have otherwise.
         x: [B] positions.
-        values: [S, B] a row per run.
+        values: [S, B] a row per run, smoothed.
+        raw: [S, B] the same as it is.
     """
 
     label: str
     x: np.ndarray
     values: np.ndarray
+    raw: np.ndarray
 
     @property
     def middle(self) -> np.ndarray:
@@ -119,8 +121,11 @@ def _curve(label: str, group: Sequence[Run], smooth: float) -> Curve:
     bins = max(1, min(BINS, rows))
     edges = np.linspace(0, end, bins + 1)
     middle = (edges[1:] + edges[:-1]) / 2
-    values = [_binned(run.columns, edges, middle, round(smooth * bins)) for run in group]
-    return Curve(label, middle, np.array(values))
+    raw, values = (
+        np.array([_binned(run.columns, edges, middle, window) for run in group])
+        for window in (1, round(smooth * bins))
+    )
+    return Curve(label, middle, values, raw)
 
 
 def _binned(
@@ -145,15 +150,18 @@ def _flat(run: Run) -> dict[str, Any]:
 
 
 def _labels(runs: Sequence[Run]) -> list[str]:
-    """What tells configurations apart, in words; the algorithm always."""
+    """What tells configurations apart, in words: environment and algorithm, if they suffice."""
     flat = [_flat(run) for run in runs]
     names = [n for n in dict.fromkeys(n for f in flat for n in f) if n not in UNNAMED]
     differ = [n for n in names if len({str(f[n]) for f in flat if n in f}) > 1]
     words = [n for n in ("env", "algorithm") if n in differ]
+    short = [", ".join(str(f[n]) for n in words) or f["algorithm"] for f in flat]
+    if len({*short}) == len(short):
+        return short
     others = [n for n in differ if n not in words]
     labels = []
     for f in flat:
-        parts = [str(f[n]) for n in words] or [f["algorithm"]] * (not others)
+        parts = [str(f[n]) for n in words]
         parts += [f"{n} {_text(f[n])}" for n in others if n in f]
         labels.append(", ".join(parts))
     shorter = [run.path.name for run in runs]
@@ -197,9 +205,11 @@ def draw(found: Sequence[Curve], title: str, metric: str, x: str) -> Any:
     axes.tick_params(color="0.6")
     if len(found) > 1:
         handles, labels = axes.get_legend_handles_labels()
-        longest = max(map(len, labels))
-        place: Any = "outside right center" if longest <= 24 else "outside lower left"
-        figure.legend(handles[::-1], labels[::-1], frameon=False, fontsize=9, loc=place)
+        columns = max(1, 100 // (max(map(len, labels)) + 8))
+        figure.legend(
+            handles[::-1], labels[::-1], frameon=False, fontsize=9, ncols=min(columns, len(labels)),
+            loc="outside lower center",
+        )  # fmt: skip
     return figure
 
 
@@ -207,8 +217,8 @@ def _draw_curve(axes: Any, curve: Curve, colour: str, style: str) -> None:
     seeds = len(curve.values)
     label = f"{curve.label} ({seeds} seeds)" if seeds > 1 else curve.label
     axes.plot(curve.x, curve.middle, style, color=colour, linewidth=1.8, label=label)
-    if seeds > 1:
-        axes.plot(curve.x, curve.values.T, color=colour, linewidth=0.5, alpha=0.3)
+    behind = curve.values if seeds > 1 else curve.raw
+    axes.plot(curve.x, behind.T, color=colour, linewidth=0.6, alpha=0.3)
     if seeds > 2:
         low, high = statistics.interval([curve.values], statistics.mean)
         axes.fill_between(curve.x, low, high, color=colour, alpha=0.18, linewidth=0)
@@ -242,7 +252,7 @@ def plot(
         Exit code 0.
     """
     _check(runs, out, smooth)
-    read = [read_run(path, metric, x) for path in dict.fromkeys(p.resolve() for p in runs)]
+    read = [read_run(path, metric, x) for path in {p.resolve(): p for p in runs}.values()]
     found = curves(read, smooth)
     same = {run.config.env for run in read}
     title = f"{metric.replace('_', ' ')}: {', '.join(sorted(same))}"
@@ -251,10 +261,14 @@ def plot(
     draw(found, title, metric, x).savefig(out, dpi=150)
     report.say(_table(found, metric))
     bands = (
-        " Bands are 95 % intervals of the mean." if any(len(c.values) > 2 for c in found) else ""
+        " Bands are 95 % intervals of the mean." if max(len(c.values) for c in found) > 2 else ""
     )
-    report.say(f"wrote {out}: {len(read)} runs as {len(found)} curves.{bands}")
+    report.say(f"wrote {out}: {_count(read, 'run')} as {_count(found, 'curve')}.{bands}")
     return 0
+
+
+def _count(things: Sequence[Any], name: str) -> str:
+    return f"{len(things)} {name}{'s' * (len(things) != 1)}"
 
 
 def _check(runs: Sequence[Path], out: Path, smooth: float) -> None:

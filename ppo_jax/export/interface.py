@@ -5,6 +5,7 @@ from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from ppo_jax import config as configs
@@ -32,11 +33,18 @@ def inputs(parts: Parts) -> list[Port]:
 
 
 def function(parts: Parts) -> Callable[..., jax.Array]:
-    """(obs [N, ...], ...) -> action [N, ...]: greedy, in the order of `inputs`."""
+    """(obs [N, ...], ...) -> action [N, ...]: greedy, in the order of `inputs`.
+
+    Of a policy with memory, the first action of an episode.
+    """
     act, structure = make_act(parts), jax.tree.structure(parts.obs)
 
     def policy(*obs: jax.Array) -> jax.Array:
-        return act(None, (), jax.tree.unflatten(structure, obs), None)[1]
+        core, start = (), None
+        if parts.has_memory:
+            count = obs[0].shape[0]
+            core, start = parts.policy.init_core(count), jnp.ones(count, bool)
+        return act(None, core, jax.tree.unflatten(structure, obs), start)[1]
 
     return policy
 
