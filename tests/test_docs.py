@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 import benchmarks.throughput.__main__ as throughput
-from benchmarks import algorithms, family, pong, recall, sweep, tuning
+from benchmarks import algorithms, family, host_environments, pong, recall, sweep, tuning
 from benchmarks.learning import markdown
 from benchmarks.table import RESULTS, read
 from ppo_jax import config as configs
@@ -36,6 +36,11 @@ def test_the_library_examples_of_the_readme_run(capsys):
 
 def test_the_table_of_the_pong_page_is_that_of_the_results():
     assert pong.markdown() in (ROOT / "docs/pong.md").read_text()
+
+
+def test_the_table_of_the_host_page_is_that_of_the_results():
+    text = (ROOT / "docs/host_environments.md").read_text()
+    assert host_environments.markdown() in text
 
 
 def test_the_table_of_the_memory_page_is_that_of_the_results():
