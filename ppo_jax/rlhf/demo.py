@@ -43,7 +43,6 @@ from ppo_jax.types import Params, TrainState, option
 LENGTH = 14  # characters of the longest response, its end included
 WIDTH = 512  # words that are made up at a time
 NORMALISATION = 2048  # of them, that the reward model's scale is set by
-REFERENCE_SAMPLES = 2048  # per prompt, for the optimum
 # Folded into the seed for the samples that are judged.
 PREFERENCES = 0x9F3E
 
@@ -61,6 +60,7 @@ class DemoConfig:
     preferences: int = option(6000, "pairs that are judged", low=16)
     kl_coef: float = option(0.5, "beta, the price of a nat away from the reference", low=0.01)
     learning_rate: float = option(5e-4, "of PPO, falling to 0", low=0)
+    reference_samples: int = option(2048, "per first letter, that the optimum is known by", low=16)
 
 
 class _Story(NamedTuple):
@@ -304,7 +304,7 @@ def _beside_the_optimum(
     reference = {**state.learner.params, "actor": program.frozen["reference"]}
     for k, letter in enumerate(letters):
         key = jax.random.fold_in(jax.random.key(story.config.seed + 2), k)
-        prompt = prompt_arrays([Prompt(str(letter))] * REFERENCE_SAMPLES, tokenizer, 8)
+        prompt = prompt_arrays([Prompt(str(letter))] * story.config.reference_samples, tokenizer, 8)
         for params, found in ((reference, before), (state.learner.params, after)):
             said = respond(key, params, program.frozen, *map(jnp.asarray, prompt))
             score = shape_scores((), said, program.settings)[1]
