@@ -82,6 +82,7 @@ def first():
     return program, state, collect, experience, trajectory
 
 
+@pytest.mark.slow
 def test_reaches_the_enumerated_optimum():
     """4 tokens, 3 steps, beta = 1: all 64 responses and the best policy over them are known."""
     seeds = jnp.arange(3)

@@ -43,6 +43,7 @@ from ppo_jax.types import Params, TrainState, option
 LENGTH = 14  # characters of the longest response, its end included
 WIDTH = 512  # words that are made up at a time
 NORMALISATION = 2048  # of them, that the reward model's scale is set by
+UNSEEN = 2000  # pairs that the reward model is judged by
 # Folded into the seed for the samples that are judged.
 PREFERENCES = 0x9F3E
 
@@ -172,7 +173,7 @@ def _learn_preferences(story: _Story, params: Params) -> tuple[Reward, dict[str,
     count = config.preferences
     write_key, judge_key = jax.random.split(key)
     texts = _write(story, params, write_key, 2 * count + NORMALISATION)
-    pairs = noisy_preferences(judge_key, [""] * count, texts[:count], texts[count : 2 * count])
+    pairs = _pairs(judge_key, texts[: 2 * count])
     agreement = _in_gold_order(pairs)
     report.say(f"2. learning what is preferred: {count:,} pairs, {agreement:.0%} in gold order")
     steps = supervised.Config(updates=config.reward_updates, learning_rate=1e-3)
@@ -190,8 +191,9 @@ def _learn_preferences(story: _Story, params: Params) -> tuple[Reward, dict[str,
     scores = _scores(story, state.learner.params, texts[2 * count :])
     mean, deviation = float(scores.mean()), float(scores.std())
     stages.write_normalisation(story.path / "reward" / "model", mean, deviation)
-    _, held_out = supervised.split(rows, steps.validation_fraction)
-    learned = _accuracy(story, state.learner.params, pairs, held_out)
+    write_key, judge_key = jax.random.split(jax.random.fold_in(key, 1))
+    unseen = _pairs(judge_key, _write(story, params, write_key, 2 * UNSEEN))
+    learned = _accuracy(story, state.learner.params, unseen)
     return from_model(story.decoder, state.learner.params, mean, deviation), learned
 
 
@@ -258,11 +260,14 @@ def _write(story: _Story, params: Params, key: jax.Array, count: int) -> list[st
     return texts[:count]
 
 
-def _accuracy(
-    story: _Story, params: Params, pairs: Sequence[Any], held_out: Any
-) -> dict[str, float]:
-    """How often the reward model agrees, on pairs it has not seen."""
-    pairs = pairs[-held_out.weight.shape[0] :]
+def _pairs(key: jax.Array, texts: list[str]) -> list[Any]:
+    """The first half of the words beside the second, as a judge who errs has it."""
+    half = len(texts) // 2
+    return noisy_preferences(key, [""] * half, texts[:half], texts[half:])
+
+
+def _accuracy(story: _Story, params: Params, pairs: Sequence[Any]) -> dict[str, float]:
+    """How often the reward model agrees with pairs it has not seen."""
     chosen, rejected = ([getattr(p, side) for p in pairs] for side in ("chosen", "rejected"))
     said = _scores(story, params, chosen) > _scores(story, params, rejected)
     gold = gold_score(chosen) - gold_score(rejected)
