@@ -11,7 +11,7 @@ import time
 
 import jax
 
-from benchmarks.table import RESULTS, Row, replace
+from benchmarks.table import RESULTS, Row, read, replace
 from ppo_jax import envs, report, rollout
 from ppo_jax.networks import CONVOLUTIONS, make_policy
 
@@ -26,6 +26,8 @@ CASES = (
     ("ale:ALE/Pong-v5", {}, 8, "nature"),
 )
 COLUMNS = ("env", "backend", "num_envs", "network")
+SPEEDS = ("steps_per_second", "steps_per_processor_second")
+PATH = RESULTS / "host_environments.csv"
 
 
 def measure(name: str, options: dict[str, str], num_envs: int, network: str) -> Row:
@@ -69,17 +71,32 @@ def measure(name: str, options: dict[str, str], num_envs: int, network: str) -> 
     }
 
 
+def _place(row: Row) -> int:
+    """Where a line stands in the table: in the order of CASES."""
+    order = {(c[0], c[2], c[3]): i for i, c in enumerate(CASES)}
+    return order.get((row["env"], int(row["num_envs"]), row["network"]), len(CASES))
+
+
+def markdown() -> str:
+    """The table of docs/host_environments.md."""
+    lines = ["| environment | backend | N | network | steps/s | per processor second |"]
+    lines.append("|---|---|---|---|---|---|")
+    for row in read(PATH):
+        cells = [
+            row["env"].split(":", 1)[1],
+            row["backend"],
+            row["num_envs"],
+            "two of 64" if row["network"] == "mlp" else row["network"],
+            *(f"{int(row[c]):,}" if row[c] else "" for c in SPEEDS),
+        ]
+        lines.append(f"| {' | '.join(cells)} |".replace("|  |", "| |"))
+    return "\n".join(lines) + "\n"
+
+
 def main() -> None:
     """Measure, print, write."""
-    rows = [measure(*case) for case in CASES]
-    path = RESULTS / "host_environments.csv"
-    order = {(c[0], c[2], c[3]): i for i, c in enumerate(CASES)}
-    place = lambda r: order.get((r["env"], int(r["num_envs"]), r["network"]), len(CASES))
-    print("| environment | backend | N | network | steps/s | per processor second |")
-    print("|---|---|---|---|---|---|")
-    for row in replace(path, rows, COLUMNS, place):
-        cells = [row[c] for c in (*COLUMNS, "steps_per_second", "steps_per_processor_second")]
-        print("| " + " | ".join(str(c) for c in cells) + " |")
+    replace(PATH, [measure(*case) for case in CASES], COLUMNS, _place)
+    print(markdown(), end="")
 
 
 if __name__ == "__main__":

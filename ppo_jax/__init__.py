@@ -1,5 +1,7 @@
 """PPO and its family as pure jitted functions."""
 
+from typing import TYPE_CHECKING, Any
+
 from ppo_jax.advantages import (
     discounted_returns,
     estimate_gae,
@@ -20,6 +22,9 @@ from ppo_jax.losses import (
     surrogate,
 )
 from ppo_jax.types import Algorithm, Batch, LearnerState, TrainState, Trajectory
+
+if TYPE_CHECKING:
+    from ppo_jax.agent import load
 
 __all__ = [
     "ALGORITHMS",
@@ -43,9 +48,19 @@ __all__ = [
     "k2",
     "k3",
     "k_step_advantages",
+    "load",
     "policy_gradient",
     "squared_error",
     "surrogate",
 ]
 
 __version__ = "0.1.0"
+
+
+def __getattr__(name: str) -> Any:
+    """`load`, imported when it is used: it needs environments and checkpoints, formulas do not."""
+    if name == "load":
+        from ppo_jax.agent import load
+
+        return load
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -46,6 +46,16 @@ def evaluate(arguments: list[str] | None = None) -> NoReturn:
     exit_with(lambda: _evaluate(sys.argv[1:] if arguments is None else arguments))
 
 
+def export(arguments: list[str] | None = None) -> NoReturn:
+    """`python -m ppo_jax.export`."""
+    exit_with(lambda: _export(sys.argv[1:] if arguments is None else arguments))
+
+
+def plot(arguments: list[str] | None = None) -> NoReturn:
+    """`python -m ppo_jax.plot`."""
+    exit_with(lambda: _plot(sys.argv[1:] if arguments is None else arguments))
+
+
 def exit_with(command: Callable[[], int]) -> NoReturn:
     """Run a command; what a person can mend is one line and exit code 2, not a traceback."""
     from ppo_jax.checkpoint import CheckpointError
@@ -284,10 +294,27 @@ def _refuse_changes(saved: TrainConfig, wanted: TrainConfig) -> None:
 def _evaluate(arguments: list[str]) -> int:
     from ppo_jax.play import play
 
+    return _positional(play, arguments, "python -m ppo_jax.evaluate")
+
+
+def _export(arguments: list[str]) -> int:
+    from ppo_jax.export import export_command
+
+    return _positional(export_command, arguments, "python -m ppo_jax.export")
+
+
+def _plot(arguments: list[str]) -> int:
+    from ppo_jax.plot import plot
+
+    return _positional(plot, arguments, "python -m ppo_jax.plot")
+
+
+def _positional(command: Callable[..., int], arguments: list[str], program: str) -> int:
+    """A function's signature as a command line, what has no default without a flag."""
     return tyro.cli(
-        play,
+        command,
         args=arguments,
         registry=_REGISTRY,
-        prog="python -m ppo_jax.evaluate",
+        prog=program,
         config=(tyro.conf.PositionalRequiredArgs,),
     )

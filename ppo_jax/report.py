@@ -6,9 +6,8 @@ import math
 import os
 import platform
 import sys
-import time
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext, suppress
 from pathlib import Path
 from typing import Any
@@ -18,8 +17,6 @@ import numpy as np
 from rich.console import Console
 from rich.table import Table
 
-# Where there is no terminal, a line of progress at least this often.
-LINE_SECONDS = 60.0
 PACKAGES = ("ppo_jax", "jax", "jaxlib", "flax", "optax", "gymnax", "numpy", "orbax-checkpoint")
 
 
@@ -47,22 +44,17 @@ class MetricsLog:
     Args:
         path: of the file.
         resume_at: lines of later updates are dropped, for they will be made again; 0 starts anew.
-        steps_per_update: environment steps of one rollout.
-        tensorboard: directory for TensorBoard events too, or None.
+        trackers: with log(row) and close(), told the same rows (`trackers.start`).
     """
 
-    def __init__(
-        self, path: Path, resume_at: int, steps_per_update: int, tensorboard: Path | None = None
-    ) -> None:
+    def __init__(self, path: Path, resume_at: int, trackers: Sequence[Any] = ()) -> None:
         temporary = path.with_name(f".{path.name}.tmp")
         with temporary.open("w") as kept:
             rows = (row for row in read_metrics(path) if row["update"] <= resume_at)
             kept.writelines(json.dumps(row) + "\n" for row in rows)
         temporary.replace(path)
         self._file = path.open("a")
-        # Events after it are of updates that will be made again.
-        first_step = (resume_at + 1) * steps_per_update
-        self._events = _event_writer(tensorboard, first_step) if tensorboard else None
+        self._trackers = trackers
 
     def write(self, rows: list[dict[str, Any]]) -> None:
         """Append rows and hand them to the operating system; a full disk is no reason to stop."""
@@ -71,11 +63,9 @@ class MetricsLog:
             self._file.flush()
         except OSError as error:
             warnings.warn(f"metrics.jsonl cannot be written: {error}", stacklevel=1)
-        if self._events:
+        for tracker in self._trackers:
             for row in rows:
-                for name, value in row.items():
-                    if value is not None:
-                        self._events.add_scalar(name, value, row["env_step"])
+                tracker.log(row)
 
     def __enter__(self) -> "MetricsLog":
         return self
@@ -83,14 +73,8 @@ class MetricsLog:
     def __exit__(self, *_: object) -> None:
         with suppress(OSError):
             self._file.close()
-        if self._events:
-            self._events.close()
-
-
-def _event_writer(directory: Path, first_step: int) -> Any:
-    from tensorboardX import SummaryWriter
-
-    return SummaryWriter(str(directory), purge_step=first_step)
+        for tracker in self._trackers:
+            tracker.close()
 
 
 def read_metrics(path: Path) -> Iterator[dict[str, Any]]:
@@ -217,54 +201,3 @@ def show_cursor() -> None:
 def status(text: str) -> AbstractContextManager[Any]:
     """A word about what is going on, on a terminal alone."""
     return Console(stderr=True).status(text) if sys.stderr.isatty() else nullcontext()
-
-
-class Progress:
-    """How far a run is: a live line on a terminal, a line of text now and then elsewhere.
-
-    Args:
-        total: environment steps to be made.
-        done: of them, in earlier sessions.
-    """
-
-    def __init__(self, total: int, done: int) -> None:
-        from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
-
-        self._live = sys.stderr.isatty()
-        self._total, self._printed, self._printed_at = total, done, time.monotonic()
-        columns = (
-            BarColumn(),
-            TextColumn("{task.completed:,.0f} / {task.total:,.0f} steps"),
-            TextColumn("{task.fields[detail]}"),
-            TextColumn("{task.fields[rate]} steps/s"),
-            TimeRemainingColumn(),
-        )
-        self._progress = Progress(
-            *columns, console=Console(stderr=True), disable=not self._live, transient=True
-        )
-        self._task = self._progress.add_task("", total=total, completed=done, detail="", rate="-")
-
-    def __enter__(self) -> "Progress":
-        self._progress.start()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._progress.stop()
-
-    def show(self, step: int, rate: float, detail: str) -> None:
-        """Update the display.
-
-        Args:
-            step: environment steps made, earlier sessions included.
-            rate: of them per second.
-            detail: what else there is to say.
-        """
-        self._progress.update(self._task, completed=step, detail=detail, rate=f"{rate:,.0f}")
-        due = step - self._printed >= self._total / 10
-        due |= step == self._total and self._printed < step
-        now = time.monotonic()
-        if not self._live and (due or now - self._printed_at >= LINE_SECONDS):
-            self._printed, self._printed_at = step, now
-            left = (self._total - step) / rate if rate else math.nan
-            time_left = f"   {left:,.0f} s left" if step < self._total else ""
-            say(f"{step:>12,} steps   {detail}   {rate:,.0f} steps/s{time_left}")

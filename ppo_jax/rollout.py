@@ -155,7 +155,7 @@ def collect(
         (RolloutState with the metrics of this rollout, Trajectory [T, N])
     """
     state, trajectory, rows = _collect(key, params, state, env, policy, num_steps, gamma)
-    metrics = _episode_metrics(trajectory.done & rows["valid"], rows["totals"])
+    metrics = _episode_metrics(rows["totals"].start & rows["valid"], rows["totals"])
     return dataclasses.replace(state, metrics=metrics | state.metrics), trajectory
 
 
@@ -188,7 +188,7 @@ def collect_episodes(
     state, trajectory, rows = _collect(key, params, state, env, policy, num_steps, gamma)
     start = jnp.arange(1, num_steps + 1)[:, None] - rows["totals"].episode_length
     in_time = start + longest <= num_steps
-    metrics = _episode_metrics(trajectory.done & rows["valid"] & in_time, rows["totals"])
+    metrics = _episode_metrics(rows["totals"].start & rows["valid"] & in_time, rows["totals"])
     return dataclasses.replace(state, metrics=metrics | state.metrics), trajectory
 
 
@@ -222,6 +222,7 @@ def _collect(
     env_state, env_metrics = _refresh(env, refresh_key, env_state)
     weight = rows["valid"].astype(jnp.float32)
     moments, reward = _update_moments(state.moments, rows, weight)
+    settled = rows.get("settled", False)
     trajectory = Trajectory(
         obs=inputs,
         action=rows["action"],
@@ -229,8 +230,8 @@ def _collect(
         value=value,
         next_value=next_value,
         reward=reward,
-        terminated=rows["terminated"],
-        done=rows["terminated"] | rows["truncated"],
+        terminated=rows["terminated"] | settled,
+        done=rows["terminated"] | rows["truncated"] | settled,
         weight=weight,
     )
     metrics = _lost_cuts(cuts) | env_metrics
@@ -311,6 +312,8 @@ def _step(
         "valid": info["valid"],
         "totals": totals,
     }
+    if "settled" in info:
+        row["settled"] = info["settled"]
     return (env_state, next_obs, core, episodes, cuts), row
 
 

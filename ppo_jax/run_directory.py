@@ -19,7 +19,13 @@ CONTENTS = (
     "summary.json",
     "learning_curve.png",
     "tensorboard",
+    "wandb",
+    "trackers.json",
     "checkpoints",
+    "policy.stablehlo",
+    "policy.stablehlo.json",
+    "policy.onnx",
+    "policy.safetensors",
 )
 
 

@@ -6,7 +6,6 @@ loops over chunks of at most a few seconds, and looks after all that in between.
 
 import contextlib
 import dataclasses
-import importlib.util
 import json
 import os
 import shlex
@@ -23,12 +22,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from ppo_jax import compilation_cache, report
+from ppo_jax import compilation_cache, report, trackers
 from ppo_jax import config as configs
 from ppo_jax.checkpoint import CheckpointError, write_json
 from ppo_jax.config import ConfigError, TrainConfig
 from ppo_jax.envs import HostEnv
 from ppo_jax.evaluate import evaluate
+from ppo_jax.progress import Progress
 from ppo_jax.run_directory import RunDirectory, checkpoints_of, new_directory, write_config
 from ppo_jax.train import Program, build
 from ppo_jax.types import Metrics, TrainState, option
@@ -60,6 +60,8 @@ class RunOptions:
     log_every: int = option(1, "updates per line of metrics.jsonl", low=1)
     checkpoint_seconds: float = option(30.0, "time between checkpoints", low=0)
     tensorboard: bool = option(False, "write TensorBoard events too")
+    wandb: bool = option(False, "tell Weights & Biases too")
+    trackio: bool = option(False, "tell trackio too, which keeps runs on this machine")
 
 
 class Diverged(RuntimeError):
@@ -129,7 +131,10 @@ def compiler_options() -> dict[str, str | bool]:
     on CartPole, Pendulum, Breakout and sixteen agents), and compiling takes 5 to 20 % less, the
     first state half.
     """
-    return {"xla_backend_optimization_level": "1"} if jax.default_backend() == "cpu" else {}
+    level = "xla_backend_optimization_level"
+    if jax.default_backend() != "cpu" or level in os.environ.get("XLA_FLAGS", ""):
+        return {}
+    return {level: "1"}
 
 
 class Compiled(NamedTuple):
@@ -186,8 +191,7 @@ def run(config: TrainConfig, options: RunOptions) -> int:
         ConfigError, CheckpointError, InvalidEnvironment, Diverged: nothing of earlier runs is lost.
     """
     configs.check_options(options)
-    if options.tensorboard and not importlib.util.find_spec("tensorboardX"):
-        raise ConfigError("--tensorboard needs tensorboardX: pip install 'ppo_jax[tensorboard]'")
+    trackers.require(_wanted(options))
     program = build(config)
     with _open(config, options) as directory, Signals() as signals, _ended(program.env):
         compilation_cache.use()
@@ -207,6 +211,11 @@ def _ended(env: Any) -> Iterator[None]:
     finally:
         if isinstance(env, HostEnv):
             env.close()
+
+
+def _wanted(options: RunOptions) -> list[str]:
+    """The trackers that are asked for."""
+    return [name for name in trackers.TRACKERS if getattr(options, name)]
 
 
 def kept_options(options: RunOptions) -> dict[str, Any]:
@@ -255,6 +264,7 @@ class _Session:
         self.update, state = self._restore(shapes)
         if state is not None and isinstance(program.env, HostEnv):
             state = program.restart(state)  # the host environments ended with their process
+        started += self._start_trackers()
         self.compiled = compile_run(config, program)
         self.state = self.compiled.init() if state is None else state
         self.compile_seconds = time.perf_counter() - started
@@ -265,24 +275,30 @@ class _Session:
         self.warned: set[str] = set()
         self.latest = "-"
 
+    def _start_trackers(self) -> float:
+        """Seconds that it took; what fails for want of a login does so before the wait."""
+        started, first_step = time.perf_counter(), (self.update + 1) * self.rollout_steps
+        self.trackers = trackers.start(
+            _wanted(self.options), self.path, configs.to_json(self.config), first_step
+        )
+        return time.perf_counter() - started
+
     def train(self) -> None:
         """Chunk after chunk, until the last update or a signal."""
-        events = self.path / "tensorboard" if self.options.tensorboard else None
-        log = report.MetricsLog(
-            self.path / "metrics.jsonl", self.update, self.rollout_steps, events
-        )
+        log = report.MetricsLog(self.path / "metrics.jsonl", self.update, self.trackers)
         total = self.config.num_updates * self.rollout_steps
         count, saved_at = 1, time.perf_counter()
         if self.update < self.config.num_updates:
             self._write_summary("running")
-        with log, report.Progress(total, self.update * self.rollout_steps) as progress:
+        title = f"{self.config.algorithm} on {self.config.env}, seed {self.config.seed}"
+        with log, Progress(total, self.update * self.rollout_steps, title) as progress:
             while self.update < self.config.num_updates and not self.signals.received:
                 count = min(count, self.config.num_updates - self.update)
                 rows, seconds = self._advance(count)
                 log.write([r for r in rows if r["update"] % self.options.log_every == 0])
                 self._refuse_nan(rows)
                 progress.show(
-                    rows[-1]["env_step"], rows[-1]["steps_per_second"], self._detail(rows)
+                    rows[-1]["env_step"], rows[-1]["steps_per_second"], self._detail(rows), rows
                 )
                 count = next_count(count, seconds)
                 if time.perf_counter() - saved_at >= self.options.checkpoint_seconds:

@@ -295,7 +295,8 @@ def as_vector(
 
     Clipping and Adam then are three loops over one array instead of three over each of a dozen,
     which makes updates of 128-row minibatches 16 % faster. They treat every number alike; of
-    another optimiser that is not known, and its learner stays as it is.
+    another optimiser, or a state derived from theirs, that is not known, and its learner stays as
+    it is.
 
     Args:
         learner: parameters as a tree.
@@ -308,7 +309,7 @@ def as_vector(
     state = learner.opt_state
     dtypes = {jnp.result_type(x) for x in jax.tree.leaves(learner.params)}
     size = sum(x.size for x in jax.tree.leaves(learner.params))
-    if not isinstance(state, OptimizerState) or len(dtypes) > 1 or size > FEW_PARAMS:
+    if type(state) is not OptimizerState or len(dtypes) > 1 or size > FEW_PARAMS:
         return learner, loss_fn, lambda learner: learner
     vector, unravel = ravel_pytree(learner.params)
 

@@ -32,8 +32,9 @@ class Trajectory:
         value: [T, N] V(s_t).
         next_value: [T, N] V(s_{t+1}), of the true successor where a time limit cut the episode.
         reward: [T, N] scaled if rewards are normalised.
-        terminated: [T, N] bool: the episode ended by itself; nothing is worth anything afterwards.
-        done: [T, N] bool: terminated or truncated; the next row belongs to another episode.
+        terminated: [T, N] bool: the episode ended by itself, or what was done in it is settled;
+            nothing is worth anything afterwards.
+        done: [T, N] bool: terminated or truncated; the next row owes nothing to this one.
         weight: [T, N] 1 for steps that count, 0 for padding and dummy steps.
         extra: whatever a method carries along, [T, N, ...] leaves, untouched.
     """
@@ -99,12 +100,13 @@ class Algorithm(NamedTuple):
 
     init(key, obs) -> LearnerState
     estimate(Trajectory) -> Batch [T, N]: advantages and targets
-    update(key, LearnerState, Batch [M]) -> (LearnerState, Metrics)
+    update(key, LearnerState, Batch [M]) -> (LearnerState, Metrics), with `frozen` as a fourth
+        argument where the training step has any
     """
 
     init: Callable[[jax.Array, PyTree], LearnerState]
     estimate: Callable[[Trajectory], Batch]
-    update: Callable[[jax.Array, LearnerState, Batch], tuple[LearnerState, Metrics]]
+    update: Callable[..., tuple[LearnerState, Metrics]]
 
 
 # Options and hints live here, at the bottom of the house, because algorithms declare options and

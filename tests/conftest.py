@@ -8,6 +8,10 @@ import pytest
 
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 os.environ.setdefault("JAX_NUM_CPU_DEVICES", "1")
+# Tests compile hundreds of programs and run each for a moment: without LLVM's optimisations and
+# XLA's own fused kernels that takes a third of the CPU time.
+QUICK = "--xla_backend_optimization_level=0 --xla_cpu_use_fusion_emitters=false"
+os.environ["XLA_FLAGS"] = f"{QUICK} {os.environ.get('XLA_FLAGS', '')}"
 
 
 # Workers and the commands that tests start inherit it: the same small programs recur in many

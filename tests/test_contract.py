@@ -67,6 +67,14 @@ def trained(algorithm: str, env: str):
     return jax.jit(make_train(small(algorithm, env)))(jax.random.key(3))
 
 
+@functools.cache
+def stepping(algorithm: str, env: str):
+    """(program, init, step), compiled once for all tests; step refuses to be traced twice."""
+    program = build(small(algorithm, env))
+    step = chex.assert_max_traces(n=1)(program.step)
+    return program, jax.jit(program.init), jax.jit(step)
+
+
 @contract
 def test_modules_export_config_and_make(algorithm, env):
     module = ALGORITHMS[algorithm]
@@ -79,7 +87,7 @@ def test_modules_export_config_and_make(algorithm, env):
 @contract
 def test_a_run_is_finite_and_changes_everything(algorithm, env):
     state, metrics = trained(algorithm, env)
-    start = build(small(algorithm, env)).init(jax.random.key(3))
+    start = jax.jit(build(small(algorithm, env)).init)(jax.random.key(3))
     assert isinstance(state, TrainState) and isinstance(state.learner, LearnerState)
     assert state.update == UPDATES and state.learner.step > 0
     moved = jax.tree.map(
@@ -111,20 +119,32 @@ def test_the_same_key_gives_the_same_run(algorithm, env):
 
 
 @on_one
-def test_vmap_and_map_are_the_loop(algorithm, env):
-    """Over keys. Widths compile to different programs, so to rounding and for the first updates."""
-    train = make_train(small(algorithm, env, updates=2))
-    keys = jax.random.split(jax.random.key(1), 3)
-    alone = jax.jit(train)
-    together = jax.jit(jax.vmap(train))(keys)
-    in_turn = jax.jit(lambda keys: jax.lax.map(train, keys))(keys[:2])
-    for i, key in enumerate(keys):
-        one, one_metrics = alone(key)
+def test_vmap_map_and_traced_floats_are_the_loop(algorithm, env):
+    """Over keys and learning rates, in one trace, which gives what the constants give.
+
+    Widths compile to different programs, so to rounding and for the first updates.
+    """
+    config = small(algorithm, env, updates=2)
+    chex.clear_trace_counter()
+
+    def train(key, rate):
+        hyper = dataclasses.replace(config.hyper, learning_rate=rate)
+        return make_train(dataclasses.replace(config, hyper=hyper))(key)
+
+    keys, rates = jax.random.split(jax.random.key(1), 3), jnp.array([1e-3, 3e-3, 2e-4])
+    alone = jax.jit(chex.assert_max_traces(n=1)(train))
+    together = jax.jit(jax.vmap(train))(keys, rates)
+    in_turn = jax.jit(lambda *x: jax.lax.map(lambda y: train(*y), x))(keys[:2], rates[:2])
+    for i in range(3):
+        one, one_metrics = alone(keys[i], rates[i])
         for (many, metrics), atol in ((together, 2e-4), (in_turn, 1e-5)):
             if i < len(metrics["episodes"]):
                 params = jax.tree.map(lambda x, i=i: x[i], many.learner.params)
                 chex.assert_trees_all_close(params, one.learner.params, atol=atol)
                 np.testing.assert_array_equal(metrics["episodes"][i], one_metrics["episodes"])
+    constant = jax.jit(functools.partial(train, rate=float(rates[1])))(keys[1])[0]
+    traced = alone(keys[1], rates[1])[0]
+    chex.assert_trees_all_close(constant.learner.params, traced.learner.params, atol=1e-5)
 
 
 @on_one
@@ -135,11 +155,11 @@ def test_chunks_are_the_whole(algorithm, env):
     """
     config = configs.resolve(small(algorithm, env))
     static, floats = configs.split(config)
-    program = build(config)
+    program, init, _ = stepping(algorithm, env)
     chunk = jax.jit(make_chunk(static, program.env))
 
     def run(*counts):
-        state, kept = jax.jit(program.init)(jax.random.key(3)), []
+        state, kept = init(jax.random.key(3)), []
         for count in counts:
             state, metrics = chunk(state, floats, jnp.int32(count))
             kept.append(jax.tree.map(lambda x, c=count: np.asarray(x)[:c], metrics))
@@ -150,30 +170,6 @@ def test_chunks_are_the_whole(algorithm, env):
     in_one_piece = jax.jit(lambda floats, key: make_train(configs.merge(static, floats))(key))
     assert_equal(whole, in_one_piece(floats, jax.random.key(3)))
     chex.assert_trees_all_close(raw(whole), raw(trained(algorithm, env)), atol=1e-4, rtol=1e-4)
-
-
-@on_one
-def test_floats_may_be_tracers(algorithm, env):
-    """One trace serves many learning rates, and gives what each gives alone."""
-    config = small(algorithm, env, updates=1)
-    chex.clear_trace_counter()
-
-    @jax.jit
-    @chex.assert_max_traces(n=1)
-    def run(key, rate):
-        hyper = dataclasses.replace(config.hyper, learning_rate=rate)
-        return make_train(dataclasses.replace(config, hyper=hyper))(key)[0].learner.params
-
-    key = jax.random.key(0)
-    rates = jnp.array([1e-3, 3e-3])
-    found = [run(key, rate) for rate in rates]
-    together = jax.vmap(run, in_axes=(None, 0))(key, rates)
-    hyper = dataclasses.replace(config.hyper, learning_rate=3e-3)
-    alone = jax.jit(make_train(dataclasses.replace(config, hyper=hyper)))(key)[0].learner.params
-    chex.assert_trees_all_close(found[1], alone, atol=1e-5)
-    for i in range(2):
-        params = jax.tree.map(lambda x, i=i: x[i], together)
-        chex.assert_trees_all_close(params, found[i], atol=2e-4)
 
 
 @contract
@@ -189,11 +185,12 @@ def test_every_float_is_traced_and_every_value_shares_a_program(algorithm, env):
 
 @on_one
 def test_one_trace_per_function(algorithm, env):
-    """Stepping from the outside never traces twice: init and step agree in every type."""
-    program = build(small(algorithm, env))
-    chex.clear_trace_counter()
-    step = jax.jit(chex.assert_max_traces(n=1)(program.step))
-    state = jax.jit(program.init)(jax.random.key(0))
+    """Stepping from the outside never traces twice: init and step agree in every type.
+
+    Nor does it in any other test here: they share one step, which checks that.
+    """
+    _, init, step = stepping(algorithm, env)
+    state = init(jax.random.key(0))
     for _ in range(3):
         state, _ = step(state)
 
@@ -201,25 +198,25 @@ def test_one_trace_per_function(algorithm, env):
 @on_one
 def test_the_ratio_is_one_on_the_first_minibatch(algorithm, env):
     """What the policy makes of the stored inputs is what it acted by, normalised or not."""
-    program = build(small(algorithm, env))
-    state = jax.jit(program.init)(jax.random.key(0))
+    program, init, step = stepping(algorithm, env)
+    state = init(jax.random.key(0))
     collect = functools.partial(
         rollout.collect, env=program.vector_env, policy=program.policy, num_steps=16, gamma=0.99
     )
+    collect = jax.jit(collect)
     for _ in range(2):  # the second rollout acts on normalised observations
         params = state.learner.params
-        _, trajectory = jax.jit(collect)(state.key, params, state.rollout)
+        _, trajectory = collect(state.key, params, state.rollout)
         log_prob = program.policy.apply(params, trajectory.obs)[0].log_prob(trajectory.action)
         np.testing.assert_allclose(jnp.exp(log_prob - trajectory.log_prob), 1.0, atol=1e-5)
-        state, _ = jax.jit(program.step)(state)
+        state, _ = step(state)
 
 
 @on_one
 def test_a_checkpoint_holds_all_of_it(algorithm, env, tmp_path):
     """Saved and restored, the state goes on exactly as the one that stayed in memory."""
-    program = build(small(algorithm, env))
-    step = jax.jit(program.step)
-    state, _ = step(jax.jit(program.init)(jax.random.key(3)))
+    program, init, step = stepping(algorithm, env)
+    state, _ = step(init(jax.random.key(3)))
     checkpoints = Checkpoints(tmp_path / "checkpoints", {"algorithm": algorithm})
     checkpoints.save(1, state)
     shapes = jax.eval_shape(program.init, jax.random.key(0))
@@ -230,8 +227,8 @@ def test_a_checkpoint_holds_all_of_it(algorithm, env, tmp_path):
 @on_one
 def test_rows_of_weight_zero_are_not_read(algorithm, env):
     """Whatever stands in them, the update is the same."""
-    program = build(small(algorithm, env))
-    state = jax.jit(program.init)(jax.random.key(3))
+    program, init, _ = stepping(algorithm, env)
+    state = init(jax.random.key(3))
     collect = rollout.collect
     if getattr(ALGORITHMS[algorithm].Config, "whole_episodes", False):
         collect = functools.partial(rollout.collect_episodes, longest=steps_of(algorithm, env))

@@ -16,9 +16,11 @@ LAYERS = [
     {"presets"},
     {"config"},
     {"train"},
-    {"evaluate", "checkpoint", "report"},
-    {"run_directory"},
-    {"runner", "play"},
+    {"evaluate", "checkpoint", "report", "weights"},
+    {"run_directory", "trackers", "progress"},
+    {"runner", "play", "plot"},
+    {"agent"},
+    {"export"},
     {"cli"},
     {"sweep", "rlhf"},
 ]
@@ -30,6 +32,7 @@ NEIGHBOURS = {
     "rollout": {"networks"},
     "algorithms": {"algorithms"},
     "envs": {"envs"},
+    "export": {"export"},
     "sweep": {"sweep"},
     "rlhf": {"rlhf"},
 }
@@ -93,7 +96,7 @@ def test_plotting_libraries_are_not_imported_before_they_are_needed():
 
 def test_the_library_does_not_import_the_command_line():
     loaded = modules_after("import ppo_jax")
-    assert not loaded & {"tyro", "gymnax", "ppo_jax.runner", "ppo_jax.checkpoint"}
+    assert not loaded & {"tyro", "gymnax", "ppo_jax.runner", "ppo_jax.checkpoint", "ppo_jax.agent"}
     loaded = modules_after("import ppo_jax.sweep")
     assert not loaded & {"tyro", "matplotlib", "scipy.stats", "ppo_jax.cli"}
 

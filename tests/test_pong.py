@@ -8,8 +8,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from ppo_jax import advantages, envs, networks, rollout
 from ppo_jax import config as configs
-from ppo_jax import envs, networks
 from ppo_jax.envs import pong
 from ppo_jax.train import build, make_train
 
@@ -186,6 +186,33 @@ def test_a_frame_is_the_area_that_is_covered():
     np.testing.assert_allclose(inside.sum(axis=-1) * 10, [4, 3], rtol=1e-5)  # one is half outside
 
 
+def test_credit_may_end_with_the_point():
+    """The same games; but where a point is made, nothing that comes later is owed to it."""
+
+    def played(credit):
+        env = envs.make("Pong", size=4, frames=1, time_limit=100, credit=credit)
+        vector = envs.vectorize(env, 8, 200)
+        policy = networks.make_policy(env.observation_space, env.action_space, hidden=(4,))
+        state = rollout.init(KEY, policy, vector)
+        collect = functools.partial(
+            rollout.collect, env=vector, policy=policy, num_steps=200, gamma=0.9
+        )
+        state, trajectory = jax.jit(collect)(KEY, policy.init(KEY, state.obs), state)
+        return state.metrics, trajectory
+
+    (metrics, game), (others, point) = played("game"), played("point")
+    made = game.reward != 0
+    assert made.sum() > 50 and not game.terminated.any() and game.done.sum() == 8 * 2
+    np.testing.assert_array_equal(point.terminated, made)
+    np.testing.assert_array_equal(point.done, made | game.done)
+    for name in ("obs", "action", "reward", "value", "next_value", "weight"):
+        np.testing.assert_array_equal(getattr(point, name), getattr(game, name), err_msg=name)
+    assert {k: float(v) for k, v in metrics.items()} == {k: float(v) for k, v in others.items()}
+    assert metrics["episodes"] == 16  # games, as before
+    advantage = advantages.estimate_gae(point, gamma=0.9, lambda_=0.95).advantage
+    np.testing.assert_allclose(advantage[made], (point.reward - point.value)[made], atol=1e-6)
+
+
 def test_a_picture_shows_court_and_points():
     state = game().replace(score=jnp.array([3, 20]))
     picture = envs.render(EASY, state)
@@ -213,6 +240,7 @@ def test_it_is_made_by_name_and_follows_the_protocol():
     [
         ({"sise": 42}, r"Pong has no argument 'sise'; did you mean size"),
         ({"difficulty": "hart"}, r"Pong has no difficulty 'hart'; did you mean hard"),
+        ({"credit": "points"}, r"Pong has no credit 'points'; did you mean point"),
         ({"size": 0}, r"height of Pong is 0; it must be an integer >= 1"),
         ({"frames": "three"}, r"frames of Pong is 'three'; it must be an integer >= 1"),
         ({"opponent_speed": -1}, r"opponent_speed of Pong is -1; it must be >= 0"),

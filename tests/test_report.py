@@ -32,13 +32,13 @@ def test_rows_are_numbers_or_null():
 
 def test_a_log_goes_on_where_it_is_told(tmp_path):
     path = tmp_path / "metrics.jsonl"
-    with report.MetricsLog(path, 0, 10) as log:
+    with report.MetricsLog(path, 0) as log:
         log.write([row(1), row(2), row(3)])
     with path.open("a") as file:
         file.write('12\n{"update": 4, "env_')  # cut off by a crash
     with path.open("ab") as file:
         file.write(b"\xff\xfe")
-    with report.MetricsLog(path, 2, 10) as log:
+    with report.MetricsLog(path, 2) as log:
         log.write([row(3, 9.0)])
     assert [r["update"] for r in report.read_metrics(path)] == [1, 2, 3]
     assert list(report.read_metrics(path))[-1]["episode_return"] == 9.0
@@ -46,7 +46,7 @@ def test_a_log_goes_on_where_it_is_told(tmp_path):
 
 def test_lines_are_on_disk_after_each_write(tmp_path):
     path = tmp_path / "metrics.jsonl"
-    with report.MetricsLog(path, 0, 10) as log:
+    with report.MetricsLog(path, 0) as log:
         log.write([row(1)])
         assert json.loads(path.read_text()) == row(1)
 

@@ -291,6 +291,7 @@ def resume(path: Path) -> None:
     assert process.returncode == 0, output
 
 
+@pytest.mark.slow
 def test_kill_minus_nine_at_any_moment_leaves_a_resumable_run(tmp_path, uninterrupted):
     """Killed while it saves after every chunk; also before the first checkpoint."""
     path = tmp_path / "killed"
@@ -311,6 +312,7 @@ def test_kill_minus_nine_at_any_moment_leaves_a_resumable_run(tmp_path, uninterr
     assert_same_run(uninterrupted, path)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
 def test_a_signal_finishes_the_chunk_saves_and_says_where(tmp_path, uninterrupted, number, code):
     path = tmp_path / "stopped"

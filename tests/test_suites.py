@@ -19,7 +19,7 @@ from benchmarks import learning, suites
 from benchmarks.table import RESULTS, read
 from ppo_jax import config as configs
 from ppo_jax import envs
-from ppo_jax.envs import registry, spaces
+from ppo_jax.envs import jaxmarl, registry, spaces
 from ppo_jax.evaluate import evaluate
 from ppo_jax.runner import compiler_options
 from ppo_jax.train import build, make_train
@@ -171,7 +171,9 @@ def play(env):
             action = jax.vmap(lambda key, obs: legal(space, key, obs))(keys, obs)
             new, state, reward, terminated, truncated, info = vector.step(step_key, state, action)
             row = {
+                "before": (step_key, getattr(state, "env_state", ())),
                 "obs": obs,
+                "action": action,
                 "next": new,
                 "reward": reward,
                 "terminated": terminated,
@@ -221,7 +223,9 @@ def test_episodes_end_as_they_should(case):
     """Numbers are finite, the same key gives the same numbers, ends are told apart, and what the
     bootstrap is given at an end is the last observation, not the next episode's first."""
     env = make(case)
-    rows, again, other = jax.tree.map(np.asarray, play(env))
+    rows, again, other = play(env)
+    before, *_ = (r.pop("before") for r in (rows, again, other))
+    rows, again, other = jax.tree.map(np.asarray, (rows, again, other))
     jax.tree.map(np.testing.assert_array_equal, rows, again)
     assert different(rows["obs"], other["obs"]).any()
     for x in jax.tree.leaves(rows):
@@ -242,6 +246,22 @@ def test_episodes_end_as_they_should(case):
     finals = different(rows["final_observation"], rows["next"])
     assert finals[done & valid].any() or not done.any()
     assert not finals[~done & valid].any()
+    if not hasattr(env, "vector"):
+        compare_with_step(env, before, rows, done)
+
+
+def compare_with_step(env, before, rows, done):
+    """At the first end, and at the step before it, the final observation is that of `env.step`."""
+    step = jax.jit(env.step)
+    end, n = (int(x[0]) for x in np.nonzero(done)) if done.any() else (STEPS - 1, 0)
+    for t in {max(end - 1, 0), end}:
+        key, state, action = jax.tree.map(lambda x, t=t: x[t], (*before, rows["action"]))
+        state, action = jax.tree.map(lambda x: x[n], (state, action))
+        obs = step(jax.random.split(key, ENVS)[n], state, jnp.asarray(action), env.params)[0]
+        for a, b in zip(
+            jax.tree.leaves(obs), jax.tree.leaves(rows["final_observation"]), strict=True
+        ):
+            np.testing.assert_allclose(a, b[t, n], rtol=1e-4, atol=1e-5)
 
 
 @pytest.mark.parametrize("case", TABLE, ids=IDS)
@@ -330,6 +350,57 @@ def test_rows_of_agents():
         assert info["valid"].all() and reward.shape == (6,)
     with pytest.raises(envs.InvalidEnvironment, match="num_envs is 4.* use a multiple of 3"):
         env.vector(4)
+
+
+class Leaving:
+    """A game of jaxmarl's kind, of two: b is out after two steps, the game ends after four."""
+
+    agents, num_agents = ("a", "b"), 2
+
+    def reset(self, key):
+        return self._obs(0), 0
+
+    def step_env(self, key, time, actions):
+        time = time + 1
+        ends = time >= 4
+        done = {"a": ends, "b": time >= 2, "__all__": ends}
+        reward = {"a": 1.0 + actions["a"], "b": 10.0 * time}
+        return self._obs(time), time, reward, done, {}
+
+    def _obs(self, time):
+        return {name: jnp.full(2, time, jnp.float32) for name in self.agents}
+
+
+def test_agents_that_are_out_leave_steps_that_do_not_count():
+    """Valid until one is out, and again in the next game; needs no suite."""
+    actions = spaces.Box(-np.inf, np.inf, (2,))
+    game = jaxmarl.Game(Leaving(), False, spaces.Box(-9, 9, (2,)), actions, 10)
+    env = jaxmarl.JaxMarlEnv(game, "Leaving", spaces.Box(-9, 9, (2,)), spaces.Discrete(3))
+    vector = env.vector(4)
+    obs, state = vector.reset(KEY)
+    step, rows = jax.jit(vector.step), []
+    for _ in range(6):
+        obs, state, *row, info = step(KEY, state, jnp.ones(4))
+        rows.append((*row, info["valid"], info["final_observation"][:, 0], obs[:, 0]))
+    reward, terminated, truncated, valid, final, shown = (
+        np.stack(x) for x in zip(*rows, strict=True)
+    )
+    # Rows: a and b of the first game, a and b of the second.
+    np.testing.assert_array_equal(valid.T, [[1] * 6, [1, 1, 0, 0, 1, 1]] * 2)
+    np.testing.assert_array_equal(terminated.T, [[0, 0, 0, 1, 0, 0], [0, 1, 0, 0, 0, 1]] * 2)
+    np.testing.assert_array_equal(final.T, [[1, 2, 3, 4, 1, 2]] * 4)
+    np.testing.assert_array_equal(shown.T, [[1, 2, 3, 0, 1, 2]] * 4)
+    np.testing.assert_array_equal(reward.T[:2, :2], [[2, 2], [10, 20]])
+    assert not truncated.any()
+    # And learning heeds it: weights, and episodes of an agent's own length.
+    config = configs.make(
+        preset="none", num_envs=4, num_steps=8, total_timesteps=32, hidden=(8,), epochs=1,
+        minibatches=1,
+    )  # fmt: skip
+    program = build(config, env)
+    state, metrics = jax.jit(program.step)(jax.jit(program.init)(KEY))
+    assert metrics["episodes"] == 8 and metrics["episode_length"] == 3  # four of 4 and of 2 steps
+    assert np.isfinite(metrics["policy_loss"])
 
 
 def test_agents_are_evaluated():

@@ -125,6 +125,7 @@ command.run_command(sys.argv[1:])
 """
 
 
+@pytest.mark.slow
 def test_kill_minus_nine_in_the_middle_leaves_the_table_of_an_uninterrupted_sweep(
     finished, tmp_path
 ):

@@ -34,6 +34,8 @@ PADDLE_SPEED = 2.5  # of the agent
 REST = 0.125  # probability that the opponent stands still for a step
 AIM = 4.0  # how far from its middle the opponent means to meet the ball, at most
 DIFFICULTIES = {"easy": 1.5, "hard": 2.0}
+# What an action may be credited with: all later points of the game, or the one being played.
+CREDITS = ("game", "point")
 # Of the actions stay, up, down.
 DIRECTIONS = (0.0, -1.0, 1.0)
 
@@ -83,6 +85,9 @@ class Pong:
     Attributes:
         height, width: of a frame in pixels.
         time_limit: steps after which a game is truncated.
+        credit: "point" ends the credit of actions with the point they were played for, and tells
+            learners so by `settled`. With "game" discounting pays for haste: a risky shot that
+            loses this point all the same brings the next one nearer.
         params: the opponent's speed, which may be traced.
         name: for messages.
     """
@@ -90,6 +95,7 @@ class Pong:
     height: int = 84
     width: int = 84
     time_limit: int = 4000
+    credit: str = "game"
     params: Params = dataclasses.field(default_factory=Params)
     name: str = "Pong"
 
@@ -140,7 +146,8 @@ class Pong:
         reward = won.astype(jnp.float32) - lost.astype(jnp.float32)
         terminated = jnp.any(state.score >= POINTS_TO_WIN)
         truncated = state.time >= self.time_limit
-        return self.draw(state), state, reward, terminated, truncated, {}
+        info = {"settled": won | lost} if self.credit == "point" else {}
+        return self.draw(state), state, reward, terminated, truncated, info
 
     def draw(self, state: State) -> jax.Array:
         """The frame: how much of each pixel the three rectangles cover.
@@ -204,6 +211,7 @@ def make(
     difficulty: str = "easy",
     opponent_speed: float | None = None,
     time_limit: int = 4000,
+    credit: str = "game",
     **unknown: Any,
 ) -> FrameStack:
     """Pong that shows its last frames.
@@ -215,6 +223,7 @@ def make(
         difficulty: easy or hard, the opponent's speed of 1.5 or 2 pixels per frame.
         opponent_speed: another one.
         time_limit: steps of a game at most.
+        credit: game or point, how far actions are credited.
         **unknown: refused.
 
     Raises:
@@ -231,10 +240,13 @@ def make(
     if difficulty not in DIFFICULTIES:
         hint = did_you_mean(str(difficulty), DIFFICULTIES)
         raise InvalidEnvironment(f"Pong has no difficulty {difficulty!r}; {hint}")
+    if credit not in CREDITS:
+        hint = did_you_mean(str(credit), CREDITS)
+        raise InvalidEnvironment(f"Pong has no credit {credit!r}; {hint}")
     speed = DIFFICULTIES[difficulty] if opponent_speed is None else opponent_speed
     if not isinstance(speed, jax.core.Tracer) and (isinstance(speed, str) or not speed >= 0):
         raise InvalidEnvironment(f"opponent_speed of Pong is {speed!r}; it must be >= 0")
-    return FrameStack(Pong(height, width, time_limit, Params(speed)), frames)
+    return FrameStack(Pong(height, width, time_limit, credit, Params(speed)), frames)
 
 
 def _serve(chance: jax.Array) -> tuple[jax.Array, jax.Array]:

@@ -50,7 +50,11 @@ class Env(Protocol):
         ...
 
     def step(self, key: jax.Array, state: PyTree, action: jax.Array, params: PyTree) -> StepResult:
-        """(obs, state, reward [], terminated [], truncated [], info); obs is the true successor."""
+        """(obs, state, reward [], terminated [], truncated [], info); obs is the true successor.
+
+        info may hold settled [], True where all that was done so far has had its consequences and
+        only the episode goes on (a point of a game): credit ends there as at the end of one.
+        """
         ...
 
 
@@ -77,7 +81,8 @@ class VectorEnv(Protocol):
 
         info holds final_observation [N, ...], the true successor, and valid [N], False on steps
         that did not happen (the dummy step of a host environment that resets one step later).
-        It may hold raw_reward [N], what returns are reported in where rewards were transformed.
+        It may hold raw_reward [N], what returns are reported in where rewards were transformed,
+        and settled [N], as an Env's.
         """
         ...
 

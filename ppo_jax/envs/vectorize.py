@@ -11,6 +11,9 @@ from ppo_jax.envs.protocol import Env, InvalidEnvironment, StepResult, VectorEnv
 from ppo_jax.envs.spaces import Space
 from ppo_jax.types import PyTree
 
+# Of an environment's info, what learning heeds; the rest is dropped.
+PASSED_ON = ("settled",)
+
 
 @struct.dataclass
 class VectorState:
@@ -75,10 +78,11 @@ class VectorizedEnv:
         keys = jax.random.split(key, self.num_envs)
 
         def step(key: jax.Array, state: PyTree, action: jax.Array) -> Any:
-            return self.env.step(key, state, action, self.env.params)[:5]
+            *result, info = self.env.step(key, state, action, self.env.params)
+            return *result, {name: info[name] for name in PASSED_ON if name in info}
 
         result = jax.vmap(step)(keys, state.env_state, action)
-        obs, env_state, reward, terminated, truncated = _strong(result)
+        obs, env_state, reward, terminated, truncated, told = _strong(result)
         done = terminated | truncated
         index = (state.taken + jnp.cumsum(done) - 1) % self.pool_size
 
@@ -87,7 +91,7 @@ class VectorizedEnv:
 
         next_obs, env_state = jax.tree.map(restart, state.pool, (obs, env_state))
         taken = state.taken + jnp.sum(done, dtype=jnp.int32)
-        info = {"final_observation": obs, "valid": jnp.ones_like(done)}
+        info = {"final_observation": obs, "valid": jnp.ones_like(done), **told}
         state = VectorState(env_state, state.pool, taken)
         return next_obs, state, reward, terminated, truncated, info
 

@@ -1,1 +1,33 @@
-"""PPO on language models: a response is a trajectory, a token an action."""
+"""PPO on language models: a response is a trajectory, a token an action.
+
+`python -m ppo_jax.rlhf` tells the whole story; docs/rlhf.md has the commands and the parts.
+"""
+
+from ppo_jax.rlhf.algorithms import ALGORITHMS
+from ppo_jax.rlhf.decoder import Decoder, DecoderConfig, small
+from ppo_jax.rlhf.generate import Generation, generate
+from ppo_jax.rlhf.hf_io import ModelError, load_model, save_model
+from ppo_jax.rlhf.rewards import (
+    adaptive_kl,
+    kl_estimate,
+    preference_loss,
+    token_rewards,
+    whiten,
+)
+
+__all__ = [
+    "ALGORITHMS",
+    "Decoder",
+    "DecoderConfig",
+    "Generation",
+    "ModelError",
+    "adaptive_kl",
+    "generate",
+    "kl_estimate",
+    "load_model",
+    "preference_loss",
+    "save_model",
+    "small",
+    "token_rewards",
+    "whiten",
+]

@@ -165,7 +165,7 @@ def make(
     Source: Ouyang et al. 2022 (InstructGPT), section 3.5; Schulman et al. 2017, algorithm 1.
     """
     method = ALGORITHMS[name]
-    optimizer = make_optimizer(config)
+    optimizer = make_optimizer(config, method.critic)
 
     def init(key: jax.Array, params: Params) -> LearnerState:
         return sgd.init(params, optimizer)
@@ -230,20 +230,27 @@ def make_loss(
     return loss_fn
 
 
-def make_optimizer(config: Config) -> optax.GradientTransformation:
-    """Adam; the critic at its own multiple of the learning rate."""
+def make_optimizer(config: Config, critic: bool = True) -> optax.GradientTransformation:
+    """Adam; the critic, where there is one, at its own multiple of the learning rate."""
     adam = sgd.make_optimizer(
         config.max_grad_norm,
         config.adam_eps,
         learning_rate=config.learning_rate,
         adam=ADAMS[config.adam],
     )
-    if config.critic_rate == 1.0:
+    if config.critic_rate == 1.0 or not critic:
         return adam
+
+    def init(params: Params) -> _TwoRates:
+        return _TwoRates(*adam.init(params))
 
     def update(grads: PyTree, state: Any, params: Any = None) -> tuple[PyTree, Any]:
         step, state = adam.update(grads, state, params)
-        critic = jax.tree.map(lambda x: config.critic_rate * x, step.get("critic", {}))
-        return {**step, "critic": critic} if "critic" in step else step, state
+        critic = jax.tree.map(lambda x: config.critic_rate * x, step["critic"])
+        return {**step, "critic": critic}, state
 
-    return optax.GradientTransformation(adam.init, update)
+    return optax.GradientTransformation(init, update)
+
+
+class _TwoRates(sgd.OptimizerState):
+    """A state that says that not all numbers are treated alike."""

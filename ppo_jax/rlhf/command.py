@@ -24,6 +24,7 @@ from ppo_jax.rlhf.hf_io import ModelError, load_model
 from ppo_jax.rlhf.presets import PRESETS
 from ppo_jax.rlhf.scoring import Reward
 from ppo_jax.rlhf.session import RunOptions, Stage, flat, open_directory, read_stage, run
+from ppo_jax.rlhf.sharding import mesh_of
 from ppo_jax.rlhf.stages import Language
 from ppo_jax.rlhf.tokenizer import TokenizerError, check_vocabulary, load_tokenizer
 from ppo_jax.runner import Signals
@@ -44,6 +45,9 @@ class ModelOptions:
     seed: int = option(0, "of everything random", low=0, high=2**32 - 1)
     dtype: str = option("float32", "of the computation", choices=("float32", "bfloat16"))
     remat: bool = option(False, "compute activations twice instead of keeping them")
+    model_parallel: int = option(
+        1, "devices that share each matrix; the rest of them share the batch", low=1
+    )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -142,6 +146,7 @@ def _sft(arguments: list[str]) -> int:
         _pick(supervised.Config, values),
         seed=values["seed"],
         language=language,
+        mesh=mesh_of(values["model_parallel"], values["batch_size"]),
     )
     return _in_directory(stage, options, values, identity)
 
@@ -164,6 +169,7 @@ def _reward(arguments: list[str]) -> int:
         center=values["center"],
         seed=values["seed"],
         language=language,
+        mesh=mesh_of(values["model_parallel"], values["batch_size"]),
     )
     return _in_directory(stage, options, values, identity)
 
@@ -177,12 +183,7 @@ def _optimisation(values: dict[str, Any], responses: int = 256) -> Stage:
     """The stage that the values of `ppo` stand for."""
     decoder, params, language = _model(values)
     config, hyper = _pick(train.Config, values), _pick(algorithms.Config, values)
-    room = decoder.config.max_positions - config.max_new_tokens
-    if room < 1:
-        raise ConfigError(
-            f"max_new_tokens is {config.max_new_tokens}; the model's context holds "
-            f"{decoder.config.max_positions}, prompt included"
-        )
+    room = _prompt_room(decoder, config.max_new_tokens)
     examples = read(_needed(values, "data"), "prompt")
     prompts = prompt_arrays(
         examples, language.tokenizer, min(room, values["max_length"]), values["truncate"]
@@ -196,6 +197,7 @@ def _optimisation(values: dict[str, Any], responses: int = 256) -> Stage:
         hyper,
         eos_id=_ends(decoder, tokenizer),
         valid_vocab=tokenizer.vocab_size,
+        mesh=mesh_of(values["model_parallel"], config.num_prompts * config.group_size),
     )
     return stages.optimisation(
         program, models, config, seed=values["seed"], language=language, eval_prompts=responses
@@ -247,6 +249,12 @@ def _rewards(values: dict[str, Any], language: Language) -> tuple[Reward, list[P
             found.append(stages.read_reward(folder))
             folders.append(folder)
         else:
+            if jax.device_count() > 1:
+                raise ConfigError(
+                    f"--reward {name}: a function of Python is called from one device, and there "
+                    f"are {jax.device_count()}; let JAX see one of them (JAX_NUM_CPU_DEVICES=1, "
+                    "CUDA_VISIBLE_DEVICES=0), or make a reward model of it"
+                )
             found.append(scoring.from_function(_function(name), language.tokenizer))
     if len(found) == 1 and not weights:
         return found[0], folders
@@ -302,10 +310,10 @@ def _generate(arguments: list[str]) -> int:
     check_options(options)
     decoder, params, language = _model({**values, "dtype": "float32", "remat": False})
     tokenizer = language.tokenizer
-    prompts = [Prompt(text) for text in options.prompt]
-    prompts = read(options.data, "prompt") if options.data else prompts or [Prompt("")]
-    room = decoder.config.max_positions - options.max_new_tokens
-    arrays = prompt_arrays(prompts, tokenizer, max(1, room))
+    prompts = [Prompt(text, "--prompt") for text in options.prompt]
+    prompts = read(options.data, "prompt") if options.data else prompts or [Prompt("", "no prompt")]
+    room = _prompt_room(decoder, options.max_new_tokens)
+    arrays = prompt_arrays(prompts, tokenizer, room)
     tokens, mask = (jnp.repeat(jnp.asarray(x), options.repeat, axis=0) for x in arrays)
 
     @jax.jit
@@ -455,6 +463,16 @@ def _model(values: dict[str, Any]) -> tuple[Decoder, Params, Language]:
 
 def _room(values: dict[str, Any], decoder: Decoder) -> int:
     return min(values["max_length"], decoder.config.max_positions)
+
+
+def _prompt_room(decoder: Decoder, max_new_tokens: int) -> int:
+    room = decoder.config.max_positions - max_new_tokens
+    if room < 1:
+        raise ConfigError(
+            f"max_new_tokens is {max_new_tokens}; the model's context holds "
+            f"{decoder.config.max_positions}, prompt included"
+        )
+    return room
 
 
 def _ends(decoder: Decoder, tokenizer: Any) -> tuple[int, ...] | int | None:

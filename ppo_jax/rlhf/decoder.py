@@ -75,6 +75,10 @@ class Decoder:
         Source: Radford et al. 2019, Language Models are Unsupervised Multitask Learners, section
         2.3.
         """
+        # One program: a fresh model in a fresh process else compiles every draw by itself.
+        return jax.jit(self._fresh)(key)
+
+    def _fresh(self, key: jax.Array) -> Params:
         c = self.config
         key_trunk, key_head = jax.random.split(key)
         one = jnp.zeros((1, 1), jnp.int32)
@@ -138,10 +142,10 @@ class Decoder:
         """
         mask = jnp.ones(tokens.shape, bool) if mask is None else mask > 0
         self._check_length(length)
-        hidden, layers = self._forward(params, tokens, mask)
         room = length - tokens.shape[1]
         if room < 0:
             raise ValueError(f"a cache of {length} columns cannot hold {tokens.shape[1]} tokens")
+        hidden, layers = self._forward(params, tokens, mask)
         widen = lambda x, axis: jnp.pad(x, [(0, room if a == axis else 0) for a in range(x.ndim)])
         return hidden, Cache(
             layers=jax.tree.map(lambda x: widen(x, 2), layers),

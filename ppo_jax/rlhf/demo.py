@@ -8,6 +8,7 @@ any policy could reach: J* = β log E_ref exp(r / β).
 import dataclasses
 import shlex
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -19,11 +20,10 @@ from rich.table import Table
 from ppo_jax import report
 from ppo_jax.checkpoint import write_json
 from ppo_jax.rlhf import algorithms, optimum, stages, supervised, train
-from ppo_jax.rlhf.corpus import bradley_terry, gold_score, words_of_python
+from ppo_jax.rlhf.corpus import first_letters, gold_score, noisy_preferences, tokenizer_of, words
 from ppo_jax.rlhf.data import (
     DataError,
     Pairs,
-    Preference,
     Prompt,
     from_lines,
     preference_arrays,
@@ -37,7 +37,6 @@ from ppo_jax.rlhf.rollout import Responses, shape_scores
 from ppo_jax.rlhf.scoring import Reward, from_model
 from ppo_jax.rlhf.session import RunOptions, Stage, flat, open_directory, run
 from ppo_jax.rlhf.stages import Language
-from ppo_jax.rlhf.tokenizer import CharTokenizer
 from ppo_jax.runner import Signals
 from ppo_jax.types import Params, TrainState, option
 
@@ -101,9 +100,9 @@ def demo(config: DemoConfig, options: RunOptions) -> int:
         Exit code.
     """
     started = time.perf_counter()
-    lines = words_of_python() if config.data is None else _lines_of(config.data)
+    lines = words() if config.data is None else _lines_of(config.data)
     with open_directory("demo", options, flat(config)) as directory, Signals() as signals:
-        tokenizer = CharTokenizer(sorted({c for line in lines for c in line}))
+        tokenizer = tokenizer_of(lines)
         decoder = Decoder(small(tokenizer.vocab_size, eos_ids=(tokenizer.eos_id,), tied=False))
         story = _Story(
             directory.path, config, lines, Language(tokenizer), decoder, options, signals
@@ -126,8 +125,9 @@ def _lines_of(path: Path) -> list[str]:
     Raises:
         DataError: it cannot be read, is empty, or holds more than plain lines.
     """
-    lines = [x.completion for x in read(path, "sft")]
-    if not all(isinstance(line, str) for line in lines):
+    found = [x.completion for x in read(path, "sft")]
+    lines = [line for line in found if isinstance(line, str)]
+    if len(lines) < len(found):
         raise DataError(f"{path}: the demo imitates plain text, one example a line")
     return lines
 
@@ -170,8 +170,10 @@ def _learn_preferences(story: _Story, params: Params) -> tuple[Reward, dict[str,
     config, tokenizer = story.config, story.language.tokenizer
     key = jax.random.fold_in(jax.random.key(config.seed), PREFERENCES)
     count = config.preferences
-    texts = _write(story, params, key, 2 * count + NORMALISATION)
-    pairs, agreement = _judged(story, texts[: 2 * count])
+    write_key, judge_key = jax.random.split(key)
+    texts = _write(story, params, write_key, 2 * count + NORMALISATION)
+    pairs = noisy_preferences(judge_key, [""] * count, texts[:count], texts[count : 2 * count])
+    agreement = _in_gold_order(pairs)
     report.say(f"2. learning what is preferred: {count:,} pairs, {agreement:.0%} in gold order")
     steps = supervised.Config(updates=config.reward_updates, learning_rate=1e-3)
     rows = supervised.preference_rows(*_flat_pairs(preference_arrays(pairs, tokenizer, 512)))
@@ -206,7 +208,7 @@ def _optimise(story: _Story, models: train.Models) -> dict[str, Any]:
         missing_eos_penalty=1.0,
     )
     hyper = algorithms.Config(learning_rate=demo.learning_rate)
-    prompts = prompt_arrays([Prompt(line[0]) for line in story.lines], tokenizer, 8)
+    prompts = prompt_arrays(first_letters(story.lines), tokenizer, 8)
     program = train.build(models, *prompts, config, hyper, eos_id=tokenizer.eos_id)
     stage = stages.optimisation(
         program, models, config, seed=demo.seed, language=story.language, eval_prompts=4096
@@ -256,32 +258,25 @@ def _write(story: _Story, params: Params, key: jax.Array, count: int) -> list[st
     return texts[:count]
 
 
-def _judged(story: _Story, texts: list[str]) -> tuple[list[Preference], float]:
-    """Pairs of words, the preferred first, as a noisy judge of the gold rule has it."""
-    first, second = texts[::2], texts[1::2]
-    rng = np.random.default_rng(story.config.seed)
-    a, b = gold_score(first), gold_score(second)
-    won = bradley_terry(rng, a, b)
-    pairs = [
-        Preference("", *((x, y) if wins else (y, x)))
-        for x, y, wins in zip(first, second, won, strict=True)
-    ]
-    return pairs, float(np.mean(np.where(won, a >= b, b >= a)))
-
-
 def _accuracy(
-    story: _Story, params: Params, pairs: list[Preference], held_out: Any
+    story: _Story, params: Params, pairs: Sequence[Any], held_out: Any
 ) -> dict[str, float]:
     """How often the reward model agrees, on pairs it has not seen."""
-    count = held_out.weight.shape[0]
-    pairs = pairs[-count:]
-    chosen, rejected = [p.chosen for p in pairs], [p.rejected for p in pairs]
+    pairs = pairs[-held_out.weight.shape[0] :]
+    chosen, rejected = ([getattr(p, side) for p in pairs] for side in ("chosen", "rejected"))
     said = _scores(story, params, chosen) > _scores(story, params, rejected)
     gold = gold_score(chosen) - gold_score(rejected)
     return {
         "reward_accuracy_noisy": float(np.mean(said)),
         "reward_accuracy_gold": float(np.mean((said == (gold > 0))[gold != 0])),
     }
+
+
+def _in_gold_order(pairs: Sequence[Any]) -> float:
+    """The share of pairs in which the judge did not err."""
+    return float(
+        np.mean(gold_score([p.chosen for p in pairs]) >= gold_score([p.rejected for p in pairs]))
+    )
 
 
 def _scores(story: _Story, params: Params, texts: list[str]) -> np.ndarray:
@@ -303,7 +298,9 @@ def _beside_the_optimum(
     respond = jax.jit(program.respond)
     letters, counts = np.unique([line[0] for line in lines], return_counts=True)
     share = counts / counts.sum()
-    before, after, best = [], [], []
+    before: list[dict[str, float]] = []
+    after: list[dict[str, float]] = []
+    best: list[dict[str, float]] = []
     reference = {**state.learner.params, "actor": program.frozen["reference"]}
     for k, letter in enumerate(letters):
         key = jax.random.fold_in(jax.random.key(story.config.seed + 2), k)

@@ -56,8 +56,8 @@ def generate(
     decoder: Decoder,
     max_new_tokens: int,
     temperature: jax.Array | float = 1.0,
-    eos_id: int | tuple[int, ...] | None,
-    pad_id: int = 0,
+    eos_id: int | tuple[int, ...] | jax.Array | None,
+    pad_id: jax.Array | int = 0,
     top_k: int | None = None,
     top_p: jax.Array | float | None = None,
     valid_vocab: int | None = None,
@@ -74,8 +74,8 @@ def generate(
         decoder: the model; static.
         max_new_tokens: N; static.
         temperature: [] τ; 0 takes the most likely token, with log-probabilities as of τ = 1.
-        eos_id: what ends a text, one or several; None never ends. Static.
-        pad_id: what stands in `tokens` after the end. Static.
+        eos_id: what ends a text, one id or several; None never ends.
+        pad_id: what stands in `tokens` after the end.
         top_k: only the k most likely are drawn. Static.
         top_p: only the fewest most likely whose probabilities reach p are drawn, 0 < p <= 1.
         valid_vocab: ids from here on are in no tokenizer, and impossible. Static.
@@ -91,7 +91,7 @@ def generate(
     Source: Holtzman et al. 2020, The Curious Case of Neural Text Degeneration (top-p).
     """
     _check(decoder, prompt, max_new_tokens, top_k, top_p)
-    stops = () if eos_id is None else eos_id if isinstance(eos_id, tuple) else (eos_id,)
+    stops = jnp.array((), jnp.int32) if eos_id is None else jnp.atleast_1d(jnp.asarray(eos_id))
     batch, length = prompt.shape
 
     def draw(step: jax.Array, hidden: jax.Array, done: jax.Array) -> tuple[jax.Array, ...]:
@@ -99,7 +99,7 @@ def generate(
         noise = jax.random.fold_in(key, step)
         token, log_prob = _sample(noise, logits, temperature, top_k, top_p)
         token = jnp.where(done, pad_id, token)
-        ended = done | jnp.isin(token, jnp.array(stops, jnp.int32)) if stops else done
+        ended = done | jnp.any(token[:, None] == stops, axis=1)
         return token, ended, jnp.where(done, 0.0, log_prob)
 
     def body(state: _State) -> _State:

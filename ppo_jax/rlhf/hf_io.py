@@ -92,9 +92,10 @@ def save_model(
     folder.mkdir(parents=True, exist_ok=True)
     tensors = to_tensors(decoder, params)
     weights = str(next(iter(tensors.values())).dtype)
+    # config.json goes first and comes last: a folder that has one is complete.
+    (folder / "config.json").unlink(missing_ok=True)
     _copy_tokenizer(folder, tokenizer)
     _write_tensors(folder, tensors, max_shard_bytes)
-    # config.json comes last: a folder that has one is complete.
     config = write_config(decoder.config, "score" in params, weights)
     _write_json(folder / "config.json", config)
 

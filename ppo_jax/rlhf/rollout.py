@@ -18,6 +18,7 @@ from ppo_jax.rlhf import rewards
 from ppo_jax.rlhf.decoder import Decoder
 from ppo_jax.rlhf.generate import generate
 from ppo_jax.rlhf.policy import LanguagePolicy, TokenInputs, log_prob_of
+from ppo_jax.rlhf.sharding import spread
 from ppo_jax.types import Metrics, Params, PyTree, Trajectory
 
 
@@ -55,6 +56,7 @@ class Settings(NamedTuple):
         reward_clip: scores are clipped to ± this; infinity: not.
         missing_eos_penalty: subtracted from the score of a response that was cut off.
         scale_scores: divide scores by their running deviation.
+        mesh: whose devices share the responses; None for one device.
     """
 
     num_prompts: int
@@ -68,6 +70,7 @@ class Settings(NamedTuple):
     reward_clip: Any = jnp.inf
     missing_eos_penalty: Any = 0.0
     scale_scores: bool = False
+    mesh: Any = None
 
 
 class Responses(NamedTuple):
@@ -143,7 +146,8 @@ def collect(
     """
     rows = next_rows(state, frozen["prompts"].shape[0], settings.num_prompts)
     rows = jnp.repeat(rows, settings.group_size)
-    prompt, prompt_mask = frozen["prompts"][rows], frozen["prompt_mask"][rows]
+    chosen = (frozen["prompts"][rows], frozen["prompt_mask"][rows])
+    prompt, prompt_mask = spread(chosen, settings.mesh)
     write = functools.partial(respond, policy=policy, reference=reference, score=score)
     said = write(key, params, frozen, prompt, prompt_mask, eos_id=settings.eos_id)
     moments, shaped = shape_scores(state.moments, said, settings)

@@ -19,9 +19,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from ppo_jax import compilation_cache, report
+from ppo_jax import compilation_cache, report, trackers
 from ppo_jax.checkpoint import CheckpointError, Checkpoints, write_json
 from ppo_jax.config import ConfigError
+from ppo_jax.progress import Progress
 from ppo_jax.rlhf.export import save_folder
 from ppo_jax.run_directory import RunDirectory
 from ppo_jax.runner import Diverged, Signals, compiler_options, next_count
@@ -50,6 +51,8 @@ class RunOptions:
     sample_seconds: float = option(20.0, "time between samples that are shown", low=0)
     samples: int = option(4, "responses that are shown", low=0)
     tensorboard: bool = option(False, "write TensorBoard events too")
+    wandb: bool = option(False, "log to Weights & Biases too")
+    trackio: bool = option(False, "log to trackio too")
 
 
 class Stage(NamedTuple):
@@ -66,6 +69,7 @@ class Stage(NamedTuple):
         save: (TrainState, folder): writes the model.
         judge: TrainState -> what the summary says of the result.
         samples: (TrainState, count) -> responses to be looked at.
+        place: puts a state where it is worked on, on several devices.
     """
 
     kind: str
@@ -78,6 +82,7 @@ class Stage(NamedTuple):
     save: Callable[[TrainState, Path], None]
     judge: Callable[[TrainState], dict[str, Any]] = lambda state: {}
     samples: Callable[[TrainState, int], list[dict[str, Any]]] | None = None
+    place: Callable[[TrainState], TrainState] = lambda state: state
 
 
 def run(
@@ -102,6 +107,7 @@ def run(
     Raises:
         CheckpointError, Diverged: nothing of earlier sessions is lost.
     """
+    trackers.require(wanted(options))
     compilation_cache.use()
     session = _Session(stage, identity, directory.path, options, signals)
     session.train()
@@ -122,7 +128,8 @@ class _Session:
         self.stage, self.path, self.options, self.signals = stage, path, options, signals
         self.identity = identity
         self.checkpoints = Checkpoints(path.absolute() / "checkpoints", identity)
-        self.update, self.state = self._restore()
+        self.update, state = self._restore()
+        self.state = stage.place(state)
         self.saved, self.train_seconds, self.compile_seconds = self.update, 0.0, 0.0
         self.last: dict[str, Any] = {}
         self.chunk: Any = None
@@ -131,15 +138,16 @@ class _Session:
         """Chunk after chunk, until the last update or a signal."""
         if self.update >= self.stage.updates:
             return
-        events = self.path / "tensorboard" if self.options.tensorboard else None
-        log = report.MetricsLog(self.path / "metrics.jsonl", self.update, self.stage.rows, events)
+        first_step = (self.update + 1) * self.stage.rows
+        told = trackers.start(wanted(self.options), self.path, self.identity, first_step)
+        log = report.MetricsLog(self.path / "metrics.jsonl", self.update, told)
         total = self.stage.updates * self.stage.rows
         started = time.perf_counter()
         with report.status("compiling"):
             self.chunk = self._compile()
         self.compile_seconds = time.perf_counter() - started
         self._write_summary("running")
-        with log, report.Progress(total, self.update * self.stage.rows) as progress:
+        with log, Progress(total, self.update * self.stage.rows, self.stage.kind) as progress:
             self._loop(log, progress)
         if self.update > self.saved:
             self._save(last=True)
@@ -162,7 +170,7 @@ class _Session:
             )
         return 128 + stopped if stopped else 0
 
-    def _loop(self, log: report.MetricsLog, progress: report.Progress) -> None:
+    def _loop(self, log: report.MetricsLog, progress: Progress) -> None:
         count, saved_at = 1, time.perf_counter()
         shown_at = -float("inf")
         while self.update < self.stage.updates and not self.signals.received:
@@ -316,6 +324,11 @@ def open_directory(kind: str, options: RunOptions, flat: dict[str, Any]) -> RunD
         directory.clear()
     _write_config(directory.path, kind, flat)
     return directory
+
+
+def wanted(options: RunOptions) -> list[str]:
+    """The trackers that are asked for."""
+    return [name for name in trackers.TRACKERS if getattr(options, name)]
 
 
 def flat(config: Any) -> dict[str, Any]:

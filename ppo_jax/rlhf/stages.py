@@ -2,6 +2,7 @@
 
 import functools
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -10,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from ppo_jax.checkpoint import write_json
-from ppo_jax.rlhf import optimum, supervised, train
+from ppo_jax.rlhf import optimum, sharding, supervised, train
 from ppo_jax.rlhf.decoder import Decoder
 from ppo_jax.rlhf.hf_io import ModelError, load_model, save_model
 from ppo_jax.rlhf.rollout import Responses, shape_scores
@@ -43,6 +44,7 @@ def fine_tuning(
     *,
     seed: int,
     language: Language,
+    mesh: Any = None,
 ) -> Stage:
     """Learn to write as in the given text.
 
@@ -53,9 +55,10 @@ def fine_tuning(
         config: of the steps.
         seed: of the order of the rows.
         language: whose tokenizer is saved with the model.
+        mesh: of devices that share the work.
     """
     loss = supervised.make_text_loss(decoder)
-    return _supervised("sft", decoder, params, rows, config, loss, "loss", seed, language)
+    return _supervised("sft", decoder, params, rows, config, loss, "loss", seed, language, mesh)
 
 
 def reward_model(
@@ -67,6 +70,7 @@ def reward_model(
     center: float,
     seed: int,
     language: Language,
+    mesh: Any = None,
 ) -> Stage:
     """Learn which of two responses is preferred.
 
@@ -78,9 +82,12 @@ def reward_model(
         center: weight of the term that keeps scores about 0.
         seed: of the order of the rows.
         language: whose tokenizer is saved with the model.
+        mesh: of devices that share the work.
     """
     loss = supervised.make_preference_loss(decoder, center)
-    return _supervised("reward", decoder, params, rows, config, loss, "accuracy", seed, language)
+    return _supervised(
+        "reward", decoder, params, rows, config, loss, "accuracy", seed, language, mesh
+    )
 
 
 def _supervised(
@@ -93,6 +100,7 @@ def _supervised(
     headline: str,
     seed: int,
     language: Language,
+    mesh: Any,
 ) -> Stage:
     kept, held_out = supervised.split(rows, config.validation_fraction)
 
@@ -105,14 +113,20 @@ def _supervised(
     return Stage(
         kind=kind,
         init=lambda: supervised.init(jax.random.key(seed), params, config),
-        step=supervised.make_step(loss, config),
+        step=supervised.make_step(loss, config, mesh),
         frozen={"rows": kept},
         updates=config.updates,
         rows=config.batch_size,
         headline=headline,
         save=lambda state, folder: write_model(folder, decoder, state.learner.params, language),
         judge=judge,
+        place=placing(mesh),
     )
+
+
+def placing(mesh: Any) -> Callable[[TrainState], TrainState]:
+    """Where a state goes: spread over a mesh, or where it is."""
+    return (lambda state: state) if mesh is None else lambda state: sharding.shard(state, mesh)
 
 
 def optimisation(
@@ -168,6 +182,7 @@ def optimisation(
         save=save,
         judge=judge,
         samples=samples,
+        place=placing(program.settings.mesh),
     )
 
 

@@ -12,6 +12,7 @@ from ppo_jax import sgd
 from ppo_jax.rlhf.decoder import Decoder
 from ppo_jax.rlhf.rewards import centering_loss, preference_loss
 from ppo_jax.rlhf.rollout import next_rows
+from ppo_jax.rlhf.sharding import spread
 from ppo_jax.rlhf.token_distribution import TokenDistribution
 from ppo_jax.types import Batch, LossFn, Metrics, Params, PyTree, TrainState, option
 
@@ -59,12 +60,13 @@ def init(key: jax.Array, params: Params, config: Config) -> TrainState:
     return TrainState(learner, data, key, jnp.zeros((), jnp.int32))
 
 
-def make_step(loss_fn: LossFn, config: Config) -> Step:
+def make_step(loss_fn: LossFn, config: Config, mesh: Any = None) -> Step:
     """One step of gradient descent on the next rows.
 
     Args:
         loss_fn: (params, Batch [M]) -> ([], metrics).
         config: Config; the learning rate falls linearly to 0 over its `updates`.
+        mesh: whose devices share the rows; None for one device.
 
     Returns:
         (TrainState, {"rows": Batch [N]}) -> (TrainState, metrics)
@@ -74,7 +76,7 @@ def make_step(loss_fn: LossFn, config: Config) -> Step:
     def step(state: TrainState, frozen: PyTree) -> tuple[TrainState, Metrics]:
         data, rows = state.rollout, frozen["rows"]
         index = next_rows(data, rows.weight.shape[0], config.batch_size)
-        batch = jax.tree.map(lambda x: x[index], rows)
+        batch = spread(jax.tree.map(lambda x: x[index], rows), mesh)
         learner = sgd.anneal(state.learner, config.learning_rate, config.updates, 1)
         learner, metrics = sgd.sgd_step(
             learner, batch, loss_fn, optimizer, micro_batches=config.micro_batches

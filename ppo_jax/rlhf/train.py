@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from ppo_jax.rlhf import algorithms, lora, rollout
+from ppo_jax.rlhf import algorithms, lora, rollout, sharding
 from ppo_jax.rlhf.algorithms import ALGORITHMS
 from ppo_jax.rlhf.decoder import Decoder
 from ppo_jax.rlhf.policy import LanguagePolicy, make_policy
@@ -105,6 +105,7 @@ def build(
     *,
     eos_id: int | tuple[int, ...] | None,
     valid_vocab: int | None = None,
+    mesh: Any = None,
 ) -> Program:
     """Put the parts together; nothing is compiled.
 
@@ -116,6 +117,8 @@ def build(
         hyper: of the update.
         eos_id: token, or tokens, that end a response; None: none does.
         valid_vocab: ids from here on are in no tokenizer, and impossible; None admits all.
+        mesh: of `sharding.make_mesh`, where there are several devices. The state is then spread
+            by `sharding.shard`; the frozen arrays are.
 
     Raises:
         ValueError: what cannot work, and why.
@@ -130,8 +133,12 @@ def build(
         lora_scale=scale,
         valid_vocab=valid_vocab,
     )
-    settings = _settings(config, eos_id)
-    parts = {"policy": policy, "reference": models.actor, "score": models.reward.score}
+    settings = _settings(config, eos_id)._replace(mesh=mesh)
+    parts: dict[str, Any] = {
+        "policy": policy,
+        "reference": models.actor,
+        "score": models.reward.score,
+    }
     in_loss = config.kl_kind if config.kl_in == "loss" else None
     algorithm = algorithms.make(
         config.algorithm,
@@ -156,17 +163,18 @@ def build(
         learner = algorithm.init(key, params)
         return TrainState(learner, experience, key, jnp.zeros((), jnp.int32))
 
+    frozen = {
+        "reference": models.reference_params,
+        "reward": models.reward.frozen,
+        "prompts": jnp.asarray(prompts),
+        "prompt_mask": jnp.asarray(prompt_mask),
+    }
     return Program(
         init,
         make_train_step(
             functools.partial(rollout.collect, settings=settings, **parts), algorithm, sequences
         ),
-        {
-            "reference": models.reference_params,
-            "reward": models.reward.frozen,
-            "prompts": jnp.asarray(prompts),
-            "prompt_mask": jnp.asarray(prompt_mask),
-        },
+        frozen if mesh is None else sharding.shard(frozen, mesh),
         policy,
         functools.partial(rollout.respond, eos_id=eos_id, **parts),
         settings,
@@ -195,8 +203,6 @@ def check(config: Config, hyper: algorithms.Config, models: Models) -> None:
         raise ValueError(f"{config.algorithm} needs a critic; use critic shared, model or reward")
     if not method.critic and models.critic != "none":
         raise ValueError(f"{config.algorithm} has no critic; use critic none")
-    if models.critic == "shared" and config.lora_rank and "score" not in models.critic_params:
-        raise ValueError("a shared critic needs its head in critic_params")
 
 
 def _settings(config: Config, eos_id: int | tuple[int, ...] | None) -> rollout.Settings:

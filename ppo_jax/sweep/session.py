@@ -14,6 +14,7 @@ from rich.table import Table
 from ppo_jax import compilation_cache, report
 from ppo_jax.config import ConfigError
 from ppo_jax.envs import refuse_sweep
+from ppo_jax.progress import Progress
 from ppo_jax.runner import BROKEN_PROMISES, Signals
 from ppo_jax.sweep import results
 from ppo_jax.sweep.keep import KEEP, Keeper, scores_of
@@ -140,7 +141,7 @@ class _Session:
         """Train all chunks; the settings, best first."""
         total = sum(self.sizes)
         started, before = time.perf_counter(), self._steps()
-        self.progress = report.Progress(total, before)
+        self.progress = Progress(total, before)
         self.before, self.since, self.rollout_steps = before, 0.0, 0
         with self.progress:
             for finished in self.schedule.run(self._watch, self._layout):

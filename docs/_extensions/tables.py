@@ -1,0 +1,127 @@
+"""Tables that are not written by hand: hyperparameters from the dataclasses, results from CSVs."""
+
+import csv
+import dataclasses
+from pathlib import Path
+from typing import Any, ClassVar
+
+from docutils import nodes
+from docutils.parsers.rst import directives
+from sphinx.util.docutils import SphinxDirective
+
+from ppo_jax.algorithms import ALGORITHMS
+from ppo_jax.config import TrainConfig
+from ppo_jax.presets import PRESETS
+
+
+class Hyperparameters(SphinxDirective):
+    """`{hyperparameters} ppo`: name, default, range and meaning of each option of a Config.
+
+    `{hyperparameters} run` are those of TrainConfig, which all algorithms share.
+    """
+
+    required_arguments = 1
+
+    def run(self) -> list[nodes.Node]:
+        """The table."""
+        name = self.arguments[0]
+        config = TrainConfig if name == "run" else ALGORITHMS[name].Config
+        rows = [
+            [f"--{f.name.replace('_', '-')}", value(f.default), allowed(f), doc(f)]
+            for f in dataclasses.fields(config)
+            if "bounds" in f.metadata
+        ]
+        return [table(["flag", "default", "allowed", "meaning"], rows, code=(0,))]
+
+
+class Presets(SphinxDirective):
+    """`{presets} ppo`: the presets of an algorithm and the values they set."""
+
+    required_arguments = 1
+
+    def run(self) -> list[nodes.Node]:
+        """The table."""
+        rows = []
+        for name, preset in PRESETS.items():
+            if preset["algorithm"] == self.arguments[0]:
+                others = {k: v for k, v in preset.items() if k not in ("env", "algorithm")}
+                rows.append(
+                    [name, preset["env"], " ".join(f"{k}={value(v)}" for k, v in others.items())]
+                )
+        return [table(["preset", "environment", "values"], rows, code=(0, 2))]
+
+
+class Results(SphinxDirective):
+    """`{results} family.csv`: rows of a committed CSV.
+
+    :where: COLUMN=VALUE or COLUMN^=START, those rows alone.
+    :columns: names of the columns shown; all if absent.
+    """
+
+    required_arguments = 1
+    option_spec: ClassVar[dict[str, Any]] = {
+        "where": directives.unchanged,
+        "columns": directives.unchanged,
+    }
+
+    def run(self) -> list[nodes.Node]:
+        """The table."""
+        root = Path(self.env.srcdir).parent
+        path = root / "benchmarks/results" / self.arguments[0]
+        self.env.note_dependency(str(path))
+        with path.open() as file:
+            rows = list(csv.DictReader(file))
+        where = self.options.get("where")
+        if where and "^=" in where:
+            column, start = where.split("^=")
+            rows = [r for r in rows if r[column].startswith(start)]
+        elif where:
+            column, wanted = where.split("=")
+            rows = [r for r in rows if r[column] == wanted]
+        if not rows:
+            raise self.error(f"no row of {path.name} has {where}")
+        columns = self.options.get("columns", " ".join(rows[0])).split()
+        return [table(columns, [[r[c] for c in columns] for r in rows])]
+
+
+def value(x: Any) -> str:
+    """A value as it would be given on the command line."""
+    if isinstance(x, tuple):
+        return " ".join(map(str, x)) or "none"
+    return str(x)
+
+
+def allowed(field: dataclasses.Field[Any]) -> str:
+    """What an option may be set to."""
+    return "True, False" if isinstance(field.default, bool) else str(field.metadata["bounds"])
+
+
+def doc(field: dataclasses.Field[Any]) -> str:
+    """The help text of an option."""
+    return field.metadata["doc"]
+
+
+def table(head: list[str], rows: list[list[str]], code: tuple[int, ...] = ()) -> nodes.table:
+    """A table of docutils' nodes, the columns in `code` set as code."""
+    group = nodes.tgroup(cols=len(head))
+    group += [nodes.colspec(colwidth=1) for _ in head]
+    group += nodes.thead("", row([nodes.Text(h) for h in head]))
+    body = nodes.tbody()
+    for cells in rows:
+        texts = [nodes.literal(text=c) if i in code else nodes.Text(c) for i, c in enumerate(cells)]
+        body += row(texts)
+    group += body
+    return nodes.table("", group)
+
+
+def row(cells: list[nodes.Node]) -> nodes.row:
+    """A row of cells with one paragraph each."""
+    return nodes.row("", *(nodes.entry("", nodes.paragraph("", "", cell)) for cell in cells))
+
+
+def setup(app: Any) -> dict[str, Any]:
+    """Register with Sphinx."""
+    app.add_directive("hyperparameters", Hyperparameters)
+    app.add_directive("presets", Presets)
+    app.add_directive("results", Results)
+    return {"parallel_read_safe": True}

@@ -1,0 +1,267 @@
+"""A trained agent as a plain function: observation -> action. `ppo_jax.load` is `load` here.
+
+The statistics that normalise observations are inside, and the action is what the environment takes:
+clipped or squashed as in training.
+"""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+
+from ppo_jax import config as configs
+from ppo_jax import rollout, weights
+from ppo_jax.config import TrainConfig
+from ppo_jax.envs import HostEnv, spaces
+from ppo_jax.networks import Policy
+from ppo_jax.play import load as load_run
+from ppo_jax.train import Program, build
+from ppo_jax.types import Params, PyTree, TrainState
+
+
+class Parts(NamedTuple):
+    """What acts.
+
+    Attributes:
+        config: of the run.
+        policy: networks behind functions.
+        params: of the policy.
+        moments: statistics it was trained with.
+        obs: example [N, ...]: the structure, shapes and types of observations.
+        observation_space, action_space: of the environment.
+    """
+
+    config: TrainConfig
+    policy: Policy
+    params: Params
+    moments: rollout.Moments
+    obs: PyTree
+    observation_space: PyTree
+    action_space: spaces.Space
+
+    @property
+    def has_memory(self) -> bool:
+        """Whether an action depends on earlier observations."""
+        return self.config.memory != "none"
+
+
+def read_parts(run: Path, checkpoint: str = "latest") -> Parts:
+    """The acting half of a run.
+
+    Args:
+        run: run directory.
+        checkpoint: "latest", "best", or the number of an update.
+
+    Raises:
+        ConfigError, CheckpointError: not a run, or nothing whole to restore.
+    """
+    config, program, state = load_run(run, checkpoint)
+    return parts_of(config, program, state)
+
+
+def untrained_parts(config: TrainConfig) -> Parts:
+    """The same with descriptions of arrays in place of weights, statistics and observations."""
+    program = build(config)
+    state = jax.eval_shape(program.init, jax.random.key(0))
+    return parts_of(config, program, state)
+
+
+def read_weights(path: Path) -> Parts:
+    """An agent from the .safetensors file that `ppo_jax.export` wrote; its header has the rest.
+
+    Raises:
+        ConfigError: it is something else, or damaged.
+    """
+    tensors, header = weights.read(path)
+    parts = untrained_parts(configs.from_json(header["config"]))
+    filled = weights.fill(saved_arrays(parts), tensors)
+    return parts._replace(params=filled["params"], moments=rollout.Moments(filled["obs"]))
+
+
+def saved_arrays(parts: Parts) -> PyTree:
+    """What a file of weights holds: `params`, and the statistics of `obs`, if it has any."""
+    return {"params": parts.params, "obs": parts.moments.obs}
+
+
+def parts_of(config: TrainConfig, program: Program, state: TrainState) -> Parts:
+    """The acting half of a state; processes of host environments are ended.
+
+    Args:
+        config: of the run.
+        program: built for it.
+        state: of arrays or their descriptions.
+    """
+    env = program.env
+    if isinstance(env, HostEnv):
+        env.close()
+    params, experience = state.learner.params, state.rollout
+    return Parts(
+        config, program.policy, params, experience.moments, experience.obs,
+        env.observation_space, env.action_space,
+    )  # fmt: skip
+
+
+Act = Callable[..., tuple[PyTree, jax.Array]]
+
+
+def make_act(parts: Parts, greedy: bool = True) -> Act:
+    """The agent as a pure function.
+
+    Args:
+        parts: of the agent.
+        greedy: the distribution's mode instead of a sample.
+
+    Returns:
+        (key, core, obs [N, ...], start [N]) -> (core, action [N, *action shape]). Without memory
+        core is (), and start is not read; the greedy do not read the key: anything will do.
+    """
+    shape = parts.action_space.shape
+
+    def act(key: Any, core: PyTree, obs: PyTree, start: jax.Array) -> tuple[PyTree, jax.Array]:
+        seen = rollout.normalize_obs(parts.moments, obs)
+        core, dist, _ = parts.policy.act(parts.params, core, seen, start)
+        action = dist.to_env(dist.mode() if greedy else dist.sample(key))
+        return core, action.reshape(action.shape[0], *shape)
+
+    return act
+
+
+class Agent:
+    """A trained agent: `agent(obs)` is its action.
+
+    Without memory and greedy it is a pure function of the observation. With memory it remembers
+    what it saw since `reset()`, or since the last step that was called a start.
+
+    Args:
+        parts: of the agent.
+        greedy: the most likely action instead of a sample.
+        seed: of the samples.
+    """
+
+    def __init__(self, parts: Parts, greedy: bool = True, seed: int = 0) -> None:
+        self.config = parts.config
+        self.observation_space, self.action_space = parts.observation_space, parts.action_space
+        self.has_memory = parts.has_memory
+        self._init_core, self._example = parts.policy.init_core, parts.obs
+        self._greedy, self._key = greedy, jax.random.key(seed)
+        self._act = jax.jit(make_act(parts, greedy))
+        self.reset()
+
+    def reset(self) -> None:
+        """Forget: the next observation is the first of an episode."""
+        self._core: PyTree = None
+        self._count = 0
+
+    def __call__(self, obs: PyTree, start: Any = None) -> np.ndarray:
+        """The action for one observation, or for N of them.
+
+        Args:
+            obs: one observation or [N, ...], arrays or lists, in the environment's structure.
+            start: [N] bool, with memory alone: which of them begin an episode. None: all of them
+                at first and after `reset()`, none later.
+
+        Returns:
+            The action as the environment takes it, of one or [N, ...].
+
+        Raises:
+            ValueError: the observation has another structure, shape or type than the
+                environment's; or its number changed under an agent with memory.
+        """
+        batch, single = as_batch(obs, self._example)
+        count = jax.tree.leaves(batch)[0].shape[0]
+        self._remember(count)
+        first = np.full(count, self._count == 0) if start is None else np.reshape(start, count)
+        if not self._greedy:
+            self._key, key = jax.random.split(self._key)
+        else:
+            key = self._key
+        self._core, action = self._act(key, self._core, batch, first.astype(bool))
+        self._count = count if self.has_memory else 0
+        action = np.asarray(action)
+        return action[0] if single else action
+
+    def _remember(self, count: int) -> None:
+        """A memory for so many, if there is none."""
+        if self._count == 0:
+            self._core = self._init_core(count)
+        elif self._count != count:
+            raise ValueError(
+                f"{count} observations for an agent that remembers {self._count}; the number stays "
+                "the same until agent.reset()"
+            )
+
+
+def as_batch(obs: PyTree, example: PyTree) -> tuple[PyTree, bool]:
+    """An observation as the [N, ...] arrays that the policy was trained on.
+
+    Args:
+        obs: one observation or N of them.
+        example: [N', ...] arrays or their descriptions, whose structure and types are taken.
+
+    Returns:
+        (batch, whether it was a single one)
+
+    Raises:
+        ValueError: it does not fit, with what does.
+    """
+    wanted = jax.tree_util.tree_leaves_with_path(example)
+    structure: Any = jax.tree.structure(example)
+    try:
+        leaves = structure.flatten_up_to(obs)
+    except (ValueError, TypeError) as error:
+        names = ", ".join(jax.tree_util.keystr(path) for path, _ in wanted)
+        raise ValueError(f"the observation must have the entries {names}: {error}") from error
+    given = [
+        _as_array(x, w.dtype, _name(path)) for x, (path, w) in zip(leaves, wanted, strict=True)
+    ]
+    single = given[0].ndim == wanted[0][1].ndim - 1
+    batch = [x[None] if single else x for x in given]
+    for x, (path, w) in zip(batch, wanted, strict=True):
+        if x.shape[1:] != w.shape[1:] or x.shape[:1] != batch[0].shape[:1] or x.shape[0] == 0:
+            shown = x.shape[1:] if single else x.shape
+            raise ValueError(
+                f"{_name(path)} has shape {shown}; it must be {w.shape[1:]}, or "
+                f"{('N', *w.shape[1:])} for N observations".replace("'", "")
+            )
+    return jax.tree.unflatten(structure, batch), single
+
+
+def _as_array(x: Any, dtype: Any, name: str) -> np.ndarray:
+    """The same numbers in another type, or a refusal; floats may lose digits."""
+    given = np.asarray(x)
+    array = given.astype(dtype)
+    if not np.issubdtype(dtype, np.floating) and not np.array_equal(array, given):
+        raise ValueError(
+            f"{name} has type {given.dtype} and values that {np.dtype(dtype)} does not hold; it "
+            f"must be {np.dtype(dtype)}, as the environment gives it"
+        )
+    return array
+
+
+def _name(path: Any) -> str:
+    return f"the observation{jax.tree_util.keystr(path)}"
+
+
+def load(
+    run: Path | str, *, checkpoint: str = "latest", greedy: bool = True, seed: int = 0
+) -> Agent:
+    """A trained agent as a function: `ppo_jax.load("runs/mine")(obs)` is an action.
+
+    Args:
+        run: run directory, or a .safetensors file that `ppo_jax.export` wrote.
+        checkpoint: "latest", "best", or the number of an update; of a run directory alone.
+        greedy: the most likely action instead of a sample.
+        seed: of the samples.
+
+    Returns:
+        Agent: called with one observation or N of them, it gives the action the environment takes.
+
+    Raises:
+        ConfigError, CheckpointError: not a run, or nothing whole to restore.
+    """
+    path = Path(run)
+    if path.suffix == ".safetensors" and path.is_file():
+        return Agent(read_weights(path), greedy, seed)
+    return Agent(read_parts(path, checkpoint), greedy, seed)

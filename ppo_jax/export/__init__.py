@@ -1,0 +1,97 @@
+"""Policies leave the building: a run as StableHLO, ONNX or safetensors, verified where it lands.
+
+`python -m ppo_jax.export RUN --format FORMAT` is `export` here.
+"""
+
+import sys
+from pathlib import Path
+from typing import Any, Literal, NamedTuple
+
+from ppo_jax import report
+from ppo_jax.agent import read_parts
+from ppo_jax.config import ConfigError
+from ppo_jax.export import interface, onnx, safetensors, stablehlo, verify
+from ppo_jax.types import did_you_mean
+
+Format = Literal["stablehlo", "onnx", "safetensors"]
+FORMATS: dict[str, Any] = {"stablehlo": stablehlo, "onnx": onnx, "safetensors": safetensors}
+
+
+class Exported(NamedTuple):
+    """What was written, and how it was verified.
+
+    Attributes:
+        files: the file of the policy first.
+        observations: that it was compared on.
+        max_difference: largest difference of an action between the file and the run.
+    """
+
+    files: list[Path]
+    observations: int
+    max_difference: float
+
+
+def export(
+    run: Path | str, format: str, out: Path | None = None, checkpoint: str = "latest"
+) -> Exported:
+    """Write the greedy policy of a run to a file, and compare its actions in a fresh process.
+
+    Args:
+        run: run directory.
+        format: name in FORMATS.
+        out: the file; None: policy.FORMAT in the run directory.
+        checkpoint: "latest", "best", or the number of an update.
+
+    Returns:
+        Exported: the files, and what the comparison found.
+
+    Raises:
+        ConfigError, CheckpointError: not a run, a policy that the format cannot hold, or a file
+            that cannot be written.
+        NotTheSame: the file acts otherwise than the run.
+    """
+    if format not in FORMATS:
+        raise ConfigError(f"no format {format!r}; {did_you_mean(format, FORMATS)}")
+    writer = FORMATS[format]
+    interface.require(format, *writer.PACKAGES)
+    path = Path(run) / f"policy.{format}" if out is None else out
+    if out is not None and not path.absolute().parent.is_dir():
+        raise ConfigError(f"--out is {path}; there is no directory {path.absolute().parent}")
+    if path.is_dir():
+        raise ConfigError(f"--out is {path}, which is a directory; give the name of a file")
+    parts = read_parts(Path(run), checkpoint)
+    writer.check(parts)
+    files = writer.write(parts, path)
+    return Exported(files, *verify.compare(parts, format, path))
+
+
+def export_command(
+    run: Path,
+    format: Format = "stablehlo",
+    out: Path | None = None,
+    checkpoint: str = "latest",
+) -> int:
+    """Write the policy of a run to a file that acts without it, and verify the file.
+
+    Args:
+        run: run directory.
+        format: stablehlo (jax alone, CPU and CUDA), onnx (pip install 'ppo_jax[onnx]'), or
+            safetensors (weights and configuration).
+        out: the file; default: policy.FORMAT in the run directory.
+        checkpoint: latest, best, or the number of an update.
+
+    Returns:
+        Exit code: 0, or 1 for a file that acts otherwise than the run.
+    """
+    try:
+        found = export(run, format, out, checkpoint)
+    except verify.NotTheSame as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    for path in found.files:
+        report.say(f"wrote {path} ({path.stat().st_size:,} bytes)")
+    report.say(
+        f"verified: {found.observations} observations, max difference "
+        f"{found.max_difference:.3g} (reloaded in a fresh process)"
+    )
+    return 0

@@ -1,0 +1,6 @@
+"""`python -m ppo_jax.export`."""
+
+if __name__ == "__main__":
+    from ppo_jax.cli import export
+
+    export()

@@ -1,0 +1,43 @@
+"""StableHLO: a program for any number of observations, on CPU and CUDA, that needs jax alone."""
+
+from pathlib import Path
+
+import jax
+
+from ppo_jax.agent import Parts
+from ppo_jax.checkpoint import write_json
+from ppo_jax.export import interface
+
+PLATFORMS = ("cpu", "cuda")
+PACKAGES = ("flatbuffers",)  # which jax.export writes with
+
+
+def check(parts: Parts) -> None:
+    """Refuse what is no function of one observation."""
+    interface.refuse_memory(parts, "stablehlo")
+
+
+def write(parts: Parts, path: Path) -> list[Path]:
+    """The program, as `jax.export` serialises it, and beside it PATH.json, which describes it.
+
+    Args:
+        parts: of the agent.
+        path: of the file.
+
+    Returns:
+        The files.
+    """
+    (batch,) = jax.export.symbolic_shape("N")
+    shapes = [jax.ShapeDtypeStruct((batch, *p.shape), p.dtype) for p in interface.inputs(parts)]
+    policy = jax.jit(interface.function(parts))
+    exported = jax.export.export(policy, platforms=PLATFORMS)(*shapes)
+    path.write_bytes(exported.serialize())
+    header = path.with_name(f"{path.name}.json")
+    content = {
+        "format": "jax.export",
+        "platforms": PLATFORMS,
+        "calling_convention_version": exported.calling_convention_version,
+        **interface.describe(parts),
+    }
+    write_json(header, content)
+    return [path, header]

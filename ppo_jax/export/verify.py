@@ -1,0 +1,156 @@
+"""An exported file, reloaded in a fresh process by what its users have, acts as the run does.
+
+    python -m ppo_jax.export.verify FORMAT FILE OBSERVATIONS.npz ACTIONS.npz
+
+is the fresh process: it reads no run, only the file.
+"""
+
+import os
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+
+from ppo_jax.envs import spaces
+from ppo_jax.export import interface
+from ppo_jax.types import PyTree
+
+OBSERVATIONS = 256
+# Programs may sum in another order; actions that are numbers then differ in their last digits.
+TOLERANCE = 1e-4
+
+
+class NotTheSame(RuntimeError):
+    """The file acts otherwise than the run."""
+
+
+def compare(parts: Any, format: str, path: Path) -> tuple[int, float]:
+    """Reload a file in a fresh process and compare what it does with what the agent does.
+
+    Args:
+        parts: of the agent.
+        format: of the file.
+        path: of the file.
+
+    Returns:
+        (number of observations, largest difference of an action)
+
+    Raises:
+        NotTheSame: the file cannot be reloaded, or an action differs: integers at all, numbers by
+            more than 1e-4 of the largest.
+    """
+    obs = jax.tree.leaves(observations(parts.observation_space, parts.obs, OBSERVATIONS))
+    # Accelerators round products by default, and the fresh process is on the CPU.
+    with jax.default_matmul_precision("highest"):
+        act = jax.jit(interface.function(parts))
+        expected = np.asarray(act(*obs))
+        alone = np.asarray(act(*(x[:1] for x in obs)))
+    found, found_alone = _in_a_fresh_process(format, path, obs)
+    if found.shape != expected.shape or found.dtype != expected.dtype:
+        raise NotTheSame(
+            f"{path} gives actions {found.shape} {found.dtype}, the run {expected.shape} "
+            f"{expected.dtype}"
+        )
+    pairs = ((found, expected), (found_alone, alone))
+    difference = max(float(np.max(np.abs(a.astype(float) - b), initial=0)) for a, b in pairs)
+    exact = np.issubdtype(expected.dtype, np.integer)
+    allowed = 0.0 if exact else TOLERANCE * max(1.0, float(np.max(np.abs(expected))))
+    if not difference <= allowed:
+        raise NotTheSame(
+            f"{path} does not act as the run does: of {len(expected)} observations, the largest "
+            f"difference of an action is {difference:.3g}; the file is not to be used"
+        )
+    return len(expected), difference
+
+
+def _in_a_fresh_process(format: str, path: Path, obs: list[Any]) -> tuple[np.ndarray, np.ndarray]:
+    """The actions for all observations at once, and for the first alone."""
+    with tempfile.TemporaryDirectory() as name:
+        inputs, actions = Path(name, "observations.npz"), Path(name, "actions.npz")
+        np.savez(inputs, *obs)
+        command = [sys.executable, "-m", __name__, format, str(path), str(inputs), str(actions)]
+        # The CPU: an accelerator is this process's own.
+        environment = {**os.environ, "JAX_PLATFORMS": "cpu"}
+        result = subprocess.run(command, env=environment, capture_output=True, text=True)
+        if result.returncode:
+            last = (result.stderr.strip() or "no message").splitlines()[-1]
+            raise NotTheSame(f"{path} cannot be reloaded in a fresh process: {last}")
+        with np.load(actions) as file:
+            return file["all"], file["first"]
+
+
+def observations(space: PyTree, seen: PyTree, count: int, seed: int = 0) -> PyTree:
+    """Observations to compare on: those the run saw last, and others of the same space around them.
+
+    Args:
+        space: of observations.
+        seen: [N, ...] real ones, which come first.
+        count: how many are wanted.
+        seed: of the others.
+
+    Returns:
+        [count, ...] of the same structure and types.
+    """
+    rng = np.random.default_rng(seed)
+
+    def more(leaf: spaces.Space, x: Any) -> np.ndarray:
+        real = np.asarray(x)[:count]
+        around = real[rng.integers(len(real), size=count - len(real))]
+        return np.concatenate([real, _varied(rng, leaf, around)])
+
+    return jax.tree.map(more, space, seen)
+
+
+def _varied(rng: np.random.Generator, space: spaces.Space, x: np.ndarray) -> np.ndarray:
+    """Numbers with noise as large as they are; anything else drawn anew from its space."""
+    if np.issubdtype(x.dtype, np.floating):
+        scale = np.std(x, axis=0) + 0.1 if len(x) else 1.0
+        return (x + scale * rng.standard_normal(x.shape)).astype(x.dtype)
+    low: Any = 0
+    high: Any = 1
+    if isinstance(space, spaces.Discrete):
+        high = space.n - 1
+    elif isinstance(space, spaces.MultiDiscrete):
+        high = np.asarray(space.sizes) - 1
+    elif isinstance(space, spaces.Box):
+        low, high = np.asarray(space.low, np.int64), np.asarray(space.high, np.int64)
+    return rng.integers(low, high, x.shape, endpoint=True).astype(x.dtype)
+
+
+def _stablehlo(path: Path, obs: list[np.ndarray]) -> np.ndarray:
+    return np.asarray(jax.export.deserialize(bytearray(path.read_bytes())).call(*obs))
+
+
+def _onnx(path: Path, obs: list[np.ndarray]) -> np.ndarray:
+    import onnxruntime
+
+    session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
+    names = [port.name for port in session.get_inputs()]
+    return session.run(None, dict(zip(names, obs, strict=True)))[0]
+
+
+def _safetensors(path: Path, obs: list[np.ndarray]) -> np.ndarray:
+    from ppo_jax.agent import Agent, read_weights
+
+    parts = read_weights(path)
+    return Agent(parts)(jax.tree.unflatten(jax.tree.structure(parts.obs), obs))
+
+
+RELOAD = {"stablehlo": _stablehlo, "onnx": _onnx, "safetensors": _safetensors}
+
+
+def main(format: str, path: str, inputs: str, actions: str) -> None:
+    """What the fresh process does."""
+    with np.load(inputs) as file:
+        obs = [file[f"arr_{k}"] for k in range(len(file.files))]
+    act = RELOAD[format]
+    first = act(Path(path), [x[:1] for x in obs])
+    np.savez(actions, all=act(Path(path), obs), first=first)
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])

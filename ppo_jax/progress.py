@@ -1,0 +1,173 @@
+"""How far a run is, while it runs: a few live lines on a terminal, a line of text elsewhere."""
+
+import itertools
+import math
+import sys
+import time
+from collections.abc import Sequence
+from typing import Any
+
+from rich.console import Console, Group, RenderableType
+
+from ppo_jax.report import say
+
+# Where there is no terminal, a line of progress at least this often.
+LINE_SECONDS = 60.0
+REDRAWS_PER_SECOND = 4
+# What a run is judged by while it goes, of what its algorithm has: name in metrics.jsonl -> shown.
+# Two lines, for narrow terminals.
+SHOWN = (
+    {"episode_return": "return", "episode_length": "length"},
+    {"entropy": "entropy", "approx_kl": "approx kl", "explained_variance": "explained variance"},
+)
+BLOCKS = "▁▂▃▄▅▆▇█"
+SPARKS = 24
+
+
+class Progress:
+    """How far a run is.
+
+    It is drawn by a thread of rich's, a few times a second; `show` only remembers.
+
+    Args:
+        total: environment steps to be made.
+        done: of them, in earlier sessions.
+        title: what runs; "" for none.
+    """
+
+    def __init__(self, total: int, done: int, title: str = "") -> None:
+        from rich.live import Live
+
+        self._total, self._title = total, title
+        self._step, self._rate, self._detail = done, math.nan, ""
+        self._metrics: dict[str, float] = {}
+        self._returns: list[float] = []
+        self._started = self._printed_at = time.monotonic()
+        self._printed = done
+        self._live = sys.stderr.isatty()
+        self._display = Live(
+            console=Console(stderr=True),
+            get_renderable=self._render,
+            refresh_per_second=REDRAWS_PER_SECOND,
+            transient=True,
+        )
+
+    def __enter__(self) -> "Progress":
+        if self._live:
+            self._display.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._live:
+            self._display.stop()
+
+    def show(
+        self, step: int, rate: float, detail: str, rows: Sequence[dict[str, Any]] = ()
+    ) -> None:
+        """Remember what is to be drawn.
+
+        Args:
+            step: environment steps made, earlier sessions included.
+            rate: of them per second.
+            detail: what else there is to say.
+            rows: of metrics.jsonl since the last call, which a terminal shows in place of detail.
+        """
+        self._step, self._rate, self._detail = step, rate, detail
+        if not self._live:
+            return self._print()
+        means = {name: _mean(rows, name) for line in SHOWN for name in line}
+        self._metrics |= {name: x for name, x in means.items() if x is not None}
+        if means["episode_return"] is not None:
+            self._returns.append(means["episode_return"])
+        return None
+
+    def _print(self) -> None:
+        """A line of text, if one is due."""
+        step, now = self._step, time.monotonic()
+        due = step - self._printed >= self._total / 10
+        due |= step == self._total and self._printed < step
+        if due or now - self._printed_at >= LINE_SECONDS:
+            self._printed, self._printed_at = step, now
+            left = (self._total - step) / self._rate if self._rate else math.nan
+            time_left = f"   {left:,.0f} s left" if step < self._total else ""
+            say(f"{step:>12,} steps   {self._detail}   {self._rate:,.0f} steps/s{time_left}")
+
+    def _render(self) -> RenderableType:
+        """What runs and for how long; its metrics; a bar."""
+        from rich.table import Table
+        from rich.text import Text
+
+        elapsed = _clock(time.monotonic() - self._started)
+        head = Table.grid(expand=True)
+        head.add_column()
+        head.add_column(justify="right")
+        head.add_row(Text(self._title, style="bold"), Text(elapsed, style="dim"))
+        lines: list[RenderableType] = [head] if self._title else []
+        if self._metrics:
+            lines += [self._words(line) for line in SHOWN if line.keys() & self._metrics.keys()]
+        elif self._detail:
+            lines.append(Text(self._detail))
+        return Group(*lines, self._bar())
+
+    def _words(self, names: dict[str, str]) -> RenderableType:
+        """Metrics; behind the return those before it, as a line of blocks."""
+        from rich.text import Text
+
+        text = Text(no_wrap=True, overflow="ellipsis")
+        for name, shown in names.items():
+            if name in self._metrics:
+                text.append(f"{shown} ", style="dim")
+                text.append(_figure(self._metrics[name]), style="bold")
+                if name == "episode_return" and len(self._returns) > 1:
+                    text.append(f"  {sparkline(self._returns)}", style="cyan")
+                text.append("   ")
+        return text
+
+    def _bar(self) -> RenderableType:
+        from rich.progress_bar import ProgressBar
+        from rich.table import Table
+        from rich.text import Text
+
+        words = Text(f"{self._step:,} / {self._total:,} steps   ")
+        if math.isfinite(self._rate):
+            words.append(f"{self._rate:,.0f} steps/s", style="green")
+        if self._rate > 0 and self._step < self._total:
+            words.append(f"   {_clock((self._total - self._step) / self._rate)} left", style="cyan")
+        line = Table.grid(expand=True, padding=(0, 2, 0, 0))
+        line.add_column(ratio=1, min_width=10)
+        line.add_column(no_wrap=True)
+        line.add_row(ProgressBar(self._total, self._step), words)
+        return line
+
+
+def sparkline(values: Sequence[float], width: int = SPARKS) -> str:
+    """Numbers as blocks, the lowest and the highest of them at the ends of the scale.
+
+    Args:
+        values: finite, in their order; more than `width` are averaged in stretches.
+        width: blocks at most.
+    """
+    count = min(width, len(values))
+    cuts = [k * len(values) // count for k in range(count + 1)]
+    means = [sum(values[a:b]) / (b - a) for a, b in itertools.pairwise(cuts)]
+    low, span = min(means), max(means) - min(means)
+    steps = (len(BLOCKS) - 1) / span if span > 0 else 0.0
+    return "".join(BLOCKS[round((x - low) * steps)] for x in means)
+
+
+def _mean(rows: Sequence[dict[str, Any]], name: str) -> float | None:
+    """Of the rows that have a value."""
+    values = [row[name] for row in rows if row.get(name) is not None]
+    return sum(values) / len(values) if values else None
+
+
+def _figure(x: float) -> str:
+    """Four digits at most, or as many as the whole part has."""
+    return f"{x:,.1f}" if abs(x) >= 100 else f"{x:.3g}" if abs(x) >= 1e-3 or x == 0 else f"{x:.1e}"
+
+
+def _clock(seconds: float) -> str:
+    """3725 as 1:02:05."""
+    minutes, rest = divmod(int(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"

@@ -1,0 +1,156 @@
+"""Every command of README, docs and notebooks is parsed here, and run with -m learning; every link
+leads somewhere; the Python of the pages runs and prints what they say."""
+
+import argparse
+import dataclasses
+import importlib.util
+import os
+import re
+import shlex
+import subprocess
+import sys
+from urllib.parse import urlsplit
+
+import pytest
+
+import documents
+from ppo_jax import cli
+from ppo_jax.config import check
+from ppo_jax.sweep import command
+
+ROOT = documents.ROOT
+ALL = {documents.name(d): d for d in documents.documents()}
+
+# What is not run as it stands, and why; a pattern that no command matches is an error.
+NOT_RUN = {
+    r"^(pip|uv|git) ": "the network",
+    r"^\.ci/run|^\.venv/|run\.py test": "is what runs this, or a part of it",
+    r"gymnasium:LunarLander|brax:|navix:|ALE/|NoFrameskip": "needs an extra; tests of its own",
+    r"evaluate (RUN|runs/NAME) ": "the reader's own run",
+    r"--compare DIR1 DIR2|--run-dir DIR ": "the reader's own sweeps; tests/test_sweep_session.py",
+    r"--preset pong\b": "half an hour",
+    r"sweep --env CartPole-v1 --seeds 128": "64 million steps",
+    r"sweep --seeds (16 .*clip_eps|8 --sample 64|10 --vary algorithm)": "20 to 256 million steps",
+    r"benchmarks\.throughput ": "installs the peers",
+    r"benchmarks\.learning( --tasks|$)": "half an hour and more",
+}
+# What only a reader's machine has: the same command, through what run.py starts.
+REPLACED = {"python3 run.py train": "python -m ppo_jax.train"}
+
+
+def reason(line: str) -> str | None:
+    """Why a command is not run."""
+    return next((why for pattern, why in NOT_RUN.items() if re.search(pattern, line)), None)
+
+
+def words(line: str) -> tuple[str, list[str]]:
+    """(module, its arguments) of a command of Python."""
+    for written, run in REPLACED.items():
+        line = line.replace(written, run)
+    first, flag, module, *arguments = shlex.split(line)
+    assert first in ("python", "python3") and flag == "-m", line
+    return module, arguments
+
+
+def python_commands() -> list[tuple[str, str]]:
+    """(document, command) of everything that starts a module of ours."""
+    found = [(n, c) for n, d in ALL.items() for c in documents.commands(d)]
+    return [(n, c) for n, c in found if c.startswith("python") and "run.py test" not in c]
+
+
+def test_there_are_documents_with_commands():
+    assert {"README.md", "docs/how_to.md", "docs/algorithms/ppo.md"} <= {*ALL}
+    assert len(python_commands()) > 60
+
+
+def test_every_reason_is_one_for_something():
+    everything = [c for d in ALL.values() for c in documents.commands(d)]
+    for pattern in NOT_RUN:
+        assert any(re.search(pattern, c) for c in everything), pattern
+
+
+@pytest.mark.parametrize("module", ["ppo_jax.train", "ppo_jax.sweep", "ppo_jax.evaluate"])
+def test_every_flag_of_the_documents_exists(module, monkeypatch):
+    """Every command becomes a configuration, checked; none is run here."""
+    monkeypatch.chdir(ROOT)
+    lines = [c for _, c in python_commands() if words(c)[0] == module]
+    assert len(lines) >= 5
+    for line in lines:
+        arguments = [w for w in words(line)[1] if w != "--help"]
+        {"ppo_jax.train": train, "ppo_jax.sweep": sweep, "ppo_jax.evaluate": evaluate}[module](
+            arguments
+        )
+
+
+def train(arguments: list[str]) -> None:
+    if "--resume" not in arguments:
+        config, _ = cli._parse(arguments, cli.base_config(arguments), {})
+        check(config)
+
+
+def sweep(arguments: list[str]) -> None:
+    base = command.base_config(arguments)
+    flags = command.parse(arguments, base, command.OPTIONS, {}, "", "")
+    if not {"--resume", "--compare"} & {*arguments}:
+        names = [f.name for f in dataclasses.fields(command.PointOptions)]
+        points = command.PointOptions(**{n: flags[1][n] for n in names})
+        assert command.build_spec(arguments, flags[0], points).configs
+
+
+def evaluate(arguments: list[str]) -> None:
+    parser = argparse.ArgumentParser(exit_on_error=False)
+    parser.add_argument("run")
+    for flag in ("--episodes", "--checkpoint", "--seed", "--gif"):
+        parser.add_argument(flag)
+    parser.add_argument("--stochastic", action="store_true")
+    parser.parse_args(arguments)
+
+
+def test_what_the_text_mentions_can_be_started():
+    for document in ALL.values():
+        for line in documents.inline_commands(document) + documents.commands(document):
+            for module in re.findall(r"-m ((?:ppo_jax|benchmarks)[\w.]*)", line):
+                assert importlib.util.find_spec(module), line
+
+
+RUNNABLE = [n for n, d in ALL.items() if any(reason(c) is None for c in documents.commands(d))]
+
+
+@pytest.mark.learning
+@pytest.mark.parametrize("document", RUNNABLE)
+def test_the_commands_of_a_document_run_as_written(document, tmp_path, monkeypatch):
+    """One after the other in one folder, as a reader would."""
+    (tmp_path / "examples").symlink_to(ROOT / "examples")
+    environment = os.environ | {"PYTHONPATH": str(ROOT)}
+    for line in documents.commands(ALL[document]):
+        if reason(line) is None:
+            module, arguments = words(line)
+            arguments = [sys.executable, "-m", module, *arguments]
+            done = subprocess.run(
+                arguments, cwd=tmp_path, env=environment, capture_output=True, text=True
+            )
+            assert done.returncode == 0, f"{line}\n{done.stdout}\n{done.stderr}"
+    if document == "docs/how_to.md":
+        monkeypatch.chdir(tmp_path)
+        documents.run_python(ALL[document])
+
+
+@pytest.mark.parametrize("page", ["quickstart", "coming_from"])
+def test_the_python_of_a_page_prints_what_it_says(page, capsys):
+    printed = documents.run_python(ROOT / f"docs/{page}.md")
+    assert capsys.readouterr().out.split("\n")[:-1] == printed and printed
+
+
+@pytest.mark.parametrize("document", ALL)
+def test_links_lead_somewhere(document):
+    """Files and headings are looked up; of what is elsewhere the form alone is."""
+    path = ALL[document]
+    for link in documents.links(path):
+        target = urlsplit(link)
+        if target.scheme:
+            assert target.scheme == "https" and "." in target.netloc, f"{document}: {link}"
+            continue
+        place = path.parent / target.path if target.path else path
+        assert place.exists(), f"{document}: {link}"
+        if target.fragment and place.suffix in (".md", ".ipynb"):
+            assert target.fragment in documents.anchors(place), f"{document}: {link}"

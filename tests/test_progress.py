@@ -1,0 +1,96 @@
+"""Progress: text where there is no terminal, a few lines where there is one."""
+
+import io
+import sys
+
+import pytest
+from rich.console import Console
+
+from ppo_jax import progress
+from ppo_jax.progress import Progress, sparkline
+
+ROWS = [
+    {"episode_return": 10.0, "episode_length": 20.0, "entropy": 0.5, "approx_kl": 0.004},
+    {"episode_return": None, "episode_length": None, "entropy": 0.7, "approx_kl": 0.006},
+]
+
+
+def drawn(shown: Progress, width=80) -> str:
+    console = Console(file=io.StringIO(), width=width, force_terminal=True, color_system=None)
+    console.print(shown._render())
+    return console.file.getvalue()
+
+
+@pytest.fixture
+def terminal(monkeypatch):
+    """Progress believes in a terminal, and nothing is written to it."""
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: True)
+
+
+def test_text_is_a_line_per_tenth(capsys):
+    with Progress(1000, 0, "title") as shown:
+        for step in range(10, 1001, 10):
+            shown.show(step, 100.0, "return 1.0", ROWS)
+    lines = capsys.readouterr().out.splitlines()
+    assert len(lines) == 10
+    assert lines[0] == "         100 steps   return 1.0   100 steps/s   9 s left"
+    assert lines[-1] == "       1,000 steps   return 1.0   100 steps/s"
+
+
+def test_text_is_there_at_least_once_a_minute(capsys, monkeypatch):
+    now = [0.0]
+    monkeypatch.setattr(progress.time, "monotonic", lambda: now[0])
+    with Progress(10**9, 0) as shown:
+        for now[0] in (30.0, 59.0, 61.0, 100.0, 122.0):
+            shown.show(int(now[0]), 1.0, "x")
+    assert len(capsys.readouterr().out.splitlines()) == 2
+
+
+def test_a_terminal_shows_what_the_algorithm_has(terminal, monkeypatch):
+    now = [100.0]
+    monkeypatch.setattr(progress.time, "monotonic", lambda: now[0])
+    shown = Progress(500_000, 0, "ppo on CartPole-v1, seed 0")
+    shown.show(1000, 2000.0, "unused", ROWS)
+    shown.show(5000, 1000.0, "unused", [{**ROWS[0], "episode_return": 1234.5}])
+    now[0] = 165.0
+    lines = drawn(shown).splitlines()
+    assert lines[0].startswith("ppo on CartPole-v1, seed 0") and lines[0].endswith("1:05")
+    assert lines[1].rstrip() == "return 1,234.5  ▁█   length 20"
+    assert lines[2].rstrip() == "entropy 0.5   approx kl 0.004"  # explained variance: none
+    assert lines[3].endswith("5,000 / 500,000 steps   1,000 steps/s   8:15 left")
+    assert len(lines) == 4
+
+
+def test_a_terminal_shows_words_where_there_are_no_rows(terminal):
+    shown = Progress(100, 10)
+    shown.show(20, 5.0, "4 agents")
+    assert drawn(shown).splitlines()[0].rstrip() == "4 agents"
+    assert "20 / 100 steps   5 steps/s   0:16 left" in drawn(shown)
+
+
+def test_nothing_is_drawn_by_show(terminal, monkeypatch):
+    """Training does not wait for the terminal: a thread draws."""
+    shown = Progress(100, 0)
+    monkeypatch.setattr(shown, "_render", lambda: pytest.fail("drawn"))
+    for step in range(100):
+        shown.show(step, 1.0, "", ROWS)
+
+
+def test_narrow_terminals_have_no_more_lines(terminal):
+    shown = Progress(500_000, 0, "ppo on CartPole-v1, seed 0")
+    shown.show(1000, 2000.0, "", [ROWS[0] | {"explained_variance": 0.9}])
+    assert len(drawn(shown, 60).splitlines()) == 4
+
+
+def test_a_sparkline_is_the_shape_of_its_numbers():
+    assert sparkline([0, 7]) == "▁█" and sparkline(range(8)) == "▁▂▃▄▅▆▇█"
+    assert sparkline([3.0, 3.0]) == "▁▁"
+    assert sparkline([0, 2, 6, 8, 4, 4], width=3) == "▁█▅"
+    assert len(sparkline(range(1000))) == progress.SPARKS
+
+
+def test_clocks_and_figures_are_short():
+    assert [progress._clock(s) for s in (5, 65.9, 3725)] == ["0:05", "1:05", "1:02:05"]
+    assert [progress._figure(x) for x in (1234.56, -21.0, 0.00431, 0.0, 2e-5)] == [
+        "1,234.6", "-21", "0.00431", "0", "2.0e-05"
+    ]  # fmt: skip

@@ -1,0 +1,208 @@
+"""`python -m ppo_jax.rlhf`: stages from folders to folders, resumed to the same numbers."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import jax
+import numpy as np
+import pytest
+
+from ppo_jax.rlhf import command
+from ppo_jax.rlhf.decoder import Decoder, small
+from ppo_jax.rlhf.hf_io import load_model, save_model
+from ppo_jax.rlhf.presets import PRESETS
+from ppo_jax.rlhf.tokenizer import CharTokenizer
+
+WORDS = ("able", "about", "area", "code", "data", "eval", "idea", "none", "object", "value")
+# ppo at the smallest size that is still all of it.
+SMALL = ["--num-prompts", "8", "--max-new-tokens", "4"]
+SMALL += ["--epochs", "2", "--minibatches", "2", "--samples", "2"]
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """A model, texts, preferences, prompts and a reward function."""
+    root = tmp_path_factory.mktemp("rlhf")
+    tokenizer = CharTokenizer("".join(WORDS))
+    decoder = Decoder(
+        small(tokenizer.vocab_size, 16, 1, 2, 1, max_positions=64, eos_ids=(tokenizer.eos_id,))
+    )
+    (root / "model").mkdir()
+    save_model(root / "model", decoder, decoder.init(jax.random.key(0)))
+    tokenizer.save(root / "model")
+    (root / "texts.txt").write_text("\n".join(WORDS))
+    pairs = [{"prompt": w[0], "chosen": w[1:], "rejected": w[1:][::-1]} for w in WORDS]
+    (root / "pairs.jsonl").write_text("\n".join(map(json.dumps, pairs)))
+    prompts = [{"prompt": w[0]} for w in WORDS]
+    (root / "prompts.jsonl").write_text("\n".join(map(json.dumps, prompts)))
+    (root / "vowels.py").write_text(
+        "def count(prompts, responses):\n"
+        "    return [sum(c in 'aeiou' for c in r) for r in responses]\n"
+    )
+    return root
+
+
+def run(*arguments):
+    return command._refusing([str(a) for a in arguments])
+
+
+def ppo(folder, *arguments):
+    return run(
+        "ppo", "--model", folder / "model", "--data", folder / "prompts.jsonl", *SMALL, *arguments
+    )
+
+
+def rows(run_dir):
+    lines = (run_dir / "metrics.jsonl").read_text().splitlines()
+    found = [json.loads(line) for line in lines]
+    for row in found:
+        row.pop("steps_per_second")
+    return found
+
+
+@pytest.fixture(scope="module")
+def reward(folder):
+    """A reward model by the command, from the model of another."""
+    sft = folder / "sft"
+    assert run("sft", "--model", folder / "model", "--data", folder / "texts.txt", "--run-dir", sft,
+               "--updates", 150, "--batch-size", 8, "--learning-rate", 0.02,
+               "--validation-fraction", 0.2) == 0  # fmt: skip
+    path = folder / "reward"
+    assert run("reward", "--model", sft, "--data", folder / "pairs.jsonl", "--run-dir", path,
+               "--updates", 80, "--batch-size", 8, "--learning-rate", 0.01) == 0  # fmt: skip
+    return path
+
+
+def test_fine_tuning_and_a_reward_model(folder, reward):
+    losses = [row["loss"] for row in rows(folder / "sft")]
+    assert losses[-1] < losses[0] - 0.3
+    summary = json.loads((folder / "sft" / "summary.json").read_text())
+    assert summary["status"] == "finished"
+    assert summary["validation"]["rows"] == 2
+    _, params = load_model(reward / "model")
+    assert "score" in params
+    assert rows(reward)[-1]["accuracy"] > 0.8
+    for path in (folder / "sft", reward):
+        assert (path / "model" / "tokenizer.json").exists()
+        assert (path / "learning_curve.png").stat().st_size > 1000
+
+
+def test_ppo_against_a_reward_model(folder, reward, capsys):
+    path = folder / "ppo"
+    assert ppo(folder, "--reward", reward, "--updates", 3, "--run-dir", path) == 0
+    said = capsys.readouterr().out
+    assert " -> " in said
+    first = rows(path)[0]
+    assert abs(first["kl"]) < 1e-5
+    assert all(row["log_prob_gap"] < 1e-4 for row in rows(path))
+    summary = json.loads((path / "summary.json").read_text())
+    assert summary["evaluation"]["responses"] == 256
+    samples = [json.loads(x) for x in (path / "samples.jsonl").read_text().splitlines()]
+    assert {"update", "prompt", "response", "score", "kl"} == set(samples[0])
+    decoder, params = load_model(path / "model")
+    assert decoder.config.vocab_size == load_model(folder / "model")[0].config.vocab_size
+    _, before = load_model(folder / "model")
+    moved = jax.tree.map(lambda a, b: float(np.abs(a - b).max()), params, before)
+    assert max(jax.tree.leaves(moved)) > 0
+    assert run("evaluate", path, "--responses", 8) == 0
+    assert "objective_standard_error" in capsys.readouterr().out
+    assert run("generate", "--model", path, "--prompt", "a", "b", "--repeat", 2,
+               "--max-new-tokens", 4) == 0  # fmt: skip
+    lines = capsys.readouterr().out.splitlines()
+    assert [line[:1] for line in lines] == ["a", "a", "b", "b"]
+
+
+def test_killed_and_resumed_to_the_same_numbers(folder, monkeypatch):
+    """Both optimisers, the coefficient of the KL, the key, the cursor, the moments of rewards."""
+    monkeypatch.chdir(folder)
+    options = ["--reward", "vowels:count", "--updates", "40", "--samples", "0"]
+    options += ["--kl-target", "0.5", "--kl-horizon", "50", "--scale-scores"]
+    options += ["--critic-rate", "0.5", "--checkpoint-seconds", "0"]
+    whole, killed = folder / "whole", folder / "killed"
+    assert ppo(folder, *options, "--run-dir", whole) == 0
+    arguments = ["ppo", "--model", folder / "model", "--data", folder / "prompts.jsonl", *SMALL]
+    process = subprocess.Popen(
+        [sys.executable, "-m", "ppo_jax.rlhf", *map(str, arguments), *options, "--run-dir", killed],
+        stdout=subprocess.DEVNULL,
+        env=os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)},
+    )
+    deadline = time.monotonic() + 300
+    while not list((killed / "checkpoints").glob("*.json")) and time.monotonic() < deadline:
+        time.sleep(0.02)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    assert json.loads((killed / "summary.json").read_text())["status"] == "running"
+    assert run("ppo", "--resume", killed) == 0
+    assert rows(killed) == rows(whole)
+    assert len(rows(whole)) == 40
+    coefficients = [row["kl_coef"] for row in rows(whole)]
+    assert len(set(coefficients)) > 10
+    a, b = load_model(whole / "model")[1], load_model(killed / "model")[1]
+    for x, y in zip(jax.tree.leaves(a), jax.tree.leaves(b), strict=True):
+        np.testing.assert_array_equal(x, y)
+
+
+def test_adapters_leave_as_a_whole_model(folder, monkeypatch):
+    monkeypatch.chdir(folder)
+    path = folder / "lora"
+    assert ppo(folder, "--reward", "vowels:count", "--lora-rank", 2, "--updates", 2,
+               "--critic", "shared", "--run-dir", path) == 0  # fmt: skip
+    _, params = load_model(path / "model")
+    _, before = load_model(folder / "model")
+    assert jax.tree.structure(params) == jax.tree.structure(before)
+
+
+@pytest.mark.parametrize("name", PRESETS)
+def test_presets_are_made_of_options(name):
+    known = {f.name for kind in command.PPO_KINDS for f in command.dataclasses.fields(kind)}
+    assert {*PRESETS[name]} <= known
+    values = command._values("ppo", ["--preset", name], command.PPO_KINDS)[0]
+    assert {k: values[k] for k in PRESETS[name]} == PRESETS[name]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["pppo"], "unknown command 'pppo'; did you mean ppo"),
+        (["ppo"], "--model is needed"),
+        (["ppo", "--model", "nowhere"], "nowhere"),
+        (["ppo", "--model", "model"], "--data is needed"),
+        (["ppo", "--model", "model", "--data", "prompts.jsonl"], "--reward is needed"),
+        (["ppo", "--model", "model", "--data", "prompts.jsonl", "--reward", "x"], "neither"),
+        (["ppo", "--model", "model", "--data", "prompts.jsonl", "--reward", "vowels:cont"], "cont"),
+        (["ppo", "--model", "model", "--data", "prompts.jsonl", "--reward", "model"],
+         "no reward model"),
+        (["ppo", "--model", "model", "--data", "prompts.jsonl", "--reward", "vowels:count",
+          "--max-new-tokens", "64"], "context holds 64"),
+        (["ppo", "--model", "model", "--data", "long.jsonl", "--reward", "vowels:count",
+          "--max-new-tokens", "8"], "long.jsonl, line 1"),
+        (["ppo", "--temperature", "-1"], "temperature"),
+        (["sft", "--model", "model", "--data", "empty.txt"], "empty"),
+        (["sft", "--model", "model", "--data", "broken.jsonl"], "broken.jsonl, line 2"),
+        (["reward", "--model", "model", "--data", "prompts.jsonl"], "chosen"),
+        (["evaluate", "model"], "not the config.json of a run"),
+    ],
+)  # fmt: skip
+def test_bad_input_is_refused_before_anything_is_written(folder, monkeypatch, arguments, message):
+    monkeypatch.chdir(folder)
+    (folder / "empty.txt").write_text("")
+    (folder / "broken.jsonl").write_text('{"text": "able"}\n{"text": \n')
+    (folder / "long.jsonl").write_text(json.dumps({"prompt": "a" * 60}))
+    before = sorted(p.name for p in folder.iterdir())
+    with pytest.raises(command.ConfigError, match=message):
+        run(*arguments)
+    assert sorted(p.name for p in folder.iterdir()) == before
+
+
+def test_a_run_is_not_overwritten_nor_changed(folder, reward):
+    with pytest.raises(command.ConfigError, match="already holds a run"):
+        run("reward", "--model", folder / "model", "--data", folder / "pairs.jsonl", "--run-dir",
+            reward)  # fmt: skip
+    with pytest.raises(command.ConfigError, match="learning_rate"):
+        run("reward", "--resume", reward, "--learning-rate", 1)
+    with pytest.raises(command.ConfigError, match="is a run of reward"):
+        run("ppo", "--resume", reward)

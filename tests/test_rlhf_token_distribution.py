@@ -1,0 +1,130 @@
+"""Distributions over tokens in blocks: the same numbers as with all logits, in less memory."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from ppo_jax.distributions import Categorical
+from ppo_jax.rlhf.token_distribution import (
+    TokenDistribution,
+    in_blocks,
+    token_entropy,
+    token_log_prob,
+)
+
+B, L, D, V = 3, 7, 8, 23
+KEYS = jax.random.split(jax.random.key(0), 5)
+HIDDEN = jax.random.normal(KEYS[0], (B, L, D))
+HEAD = jax.random.normal(KEYS[1], (D, V))
+OTHER = TokenDistribution(
+    jax.random.normal(KEYS[2], (B, L, D)), jax.random.normal(KEYS[3], (D, V)), 0.9
+)
+TOKENS = jax.random.randint(KEYS[4], (B, L), 0, V)
+
+
+def direct(temperature=0.7):
+    return Categorical(HIDDEN @ HEAD / temperature)
+
+
+# Blocks of one step (even of fewer elements than a row), of several with a remainder, and all.
+@pytest.mark.parametrize("chunk", [1, 2 * B * V + 5, 10**6])
+def test_blocks_change_nothing(chunk):
+    @jax.jit
+    def both():
+        dist, want, key = TokenDistribution(HIDDEN, HEAD, 0.7, chunk), direct(), KEYS[0]
+        return [
+            (dist.log_prob(TOKENS), want.log_prob(TOKENS)),
+            (token_log_prob(HIDDEN, HEAD, TOKENS, 0.7, chunk), want.log_prob(TOKENS)),
+            (dist.entropy(), want.entropy()),
+            (token_entropy(HIDDEN, HEAD, 0.7, chunk), want.entropy()),
+            (dist.kl(OTHER), want.kl(OTHER.dense(OTHER.hidden))),
+            (dist.mode(), want.mode()),
+            (dist.sample(key), want.sample(key)),
+        ]
+
+    for got, want in both():
+        assert got.shape == (B, L)
+        np.testing.assert_allclose(got, want, atol=1e-5)
+
+
+def test_gradients_are_those_of_all_logits():
+    def blocks(hidden, head, temperature):
+        dist = TokenDistribution(hidden, head, temperature, chunk=2 * B * V)
+        return jnp.sum(dist.log_prob(TOKENS) * 0.3 + dist.entropy() ** 2 + dist.kl(OTHER))
+
+    def whole(hidden, head, temperature):
+        dist = Categorical(hidden @ head / temperature)
+        kl = dist.kl(OTHER.dense(OTHER.hidden))
+        return jnp.sum(dist.log_prob(TOKENS) * 0.3 + dist.entropy() ** 2 + kl)
+
+    args = (HIDDEN, HEAD, 0.7)
+    got, want = (jax.jit(jax.grad(f, argnums=(0, 1, 2)))(*args) for f in (blocks, whole))
+    for a, b in zip(got, want, strict=True):
+        np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-4)
+
+
+def test_flattened_rows_and_single_ones():
+    log_prob = jax.jit(token_log_prob, static_argnames="chunk")
+    want = jax.jit(lambda: direct().log_prob(TOKENS))()
+    flat = log_prob(HIDDEN.reshape(-1, D), HEAD, TOKENS.reshape(-1), 0.7, chunk=4 * V)
+    np.testing.assert_allclose(flat.reshape(B, L), want, atol=1e-5)
+    one = log_prob(HIDDEN[0, 0], HEAD, TOKENS[0, 0], 0.7, chunk=1)
+    np.testing.assert_allclose(one, want[0, 0], atol=1e-5)
+
+
+def test_ids_in_no_tokenizer_are_impossible():
+    few = TOKENS % 5
+
+    @jax.jit
+    def both():
+        dist = TokenDistribution(HIDDEN, HEAD, 1.0, chunk=1, valid_vocab=5)
+        want = Categorical(HIDDEN @ HEAD[:, :5])
+        pairs = (dist.log_prob(few), want.log_prob(few)), (dist.entropy(), want.entropy())
+        drawn = dist.mode(), dist.sample(KEYS[1])
+        gradient = jax.grad(lambda w: token_entropy(HIDDEN, w, valid_vocab=5).sum())(HEAD)
+        return pairs, drawn, dist.log_prob(jnp.full((B, L), 5)), gradient
+
+    pairs, drawn, impossible, gradient = both()
+    for got, want in pairs:
+        np.testing.assert_allclose(got, want, atol=1e-5)
+    assert max(x.max() for x in drawn) < 5
+    assert np.isneginf(impossible).all() and np.isfinite(gradient).all()
+    np.testing.assert_array_equal(gradient[:, 5:], 0)
+
+
+def test_bfloat16_states_give_float32_sums():
+    hidden = HIDDEN.astype(jnp.bfloat16)
+    log_prob = token_log_prob(hidden, HEAD, TOKENS)
+    assert log_prob.dtype == jnp.float32
+    exact = HEAD.astype(jnp.bfloat16).astype(jnp.float32)
+    want = Categorical(hidden.astype(jnp.float32) @ exact).log_prob(TOKENS)
+    np.testing.assert_allclose(log_prob, want, atol=1e-5)
+
+
+def test_no_array_of_all_logits_is_kept():
+    """Forward and backward need less than a quarter of [B, L, V] in float32."""
+    hidden, head = jnp.ones((2, 256, 4)), jnp.ones((4, 1000))
+    tokens = jnp.zeros((2, 256), int)
+
+    def temporary(chunk):
+        loss = lambda h, w: token_log_prob(h, w, tokens, 1.0, chunk).sum()
+        program = jax.jit(jax.grad(loss, argnums=(0, 1))).lower(hidden, head).compile()
+        return program.memory_analysis().temp_size_in_bytes
+
+    full = 4 * 2 * 256 * 1000
+    assert temporary(16_000) < full / 4
+    assert temporary(10**9) >= full
+
+
+def test_blocks_cut_the_last_leading_axis():
+    """A batch spread over devices is left alone: each block has all of it."""
+    seen = []
+
+    def function(x):
+        seen.append(x.shape)
+        return x * 2
+
+    x = jnp.arange(4 * 10 * 3.0).reshape(4, 10, 3)
+    np.testing.assert_array_equal(in_blocks(function, x, 2, rows_per_block=13), 2 * x)
+    assert {shape[:2] for shape in seen} == {(4, 3)}
