@@ -47,8 +47,12 @@ def predict(policy: Any, params: Params, rows: Batch) -> Prediction:
     def real(x: jax.Array, otherwise: jax.Array | float) -> jax.Array:
         return jnp.where(rows.weight > 0, x, otherwise)
 
-    log_prob = real(dist.log_prob(rows.action), rows.log_prob)
-    return Prediction(dist, log_prob, real(value, rows.target), real(dist.entropy(), 0.0))
+    if hasattr(dist, "log_prob_and_entropy"):  # tokens, whose logits are worth making once
+        log_prob, entropy = dist.log_prob_and_entropy(rows.action)
+    else:
+        log_prob, entropy = dist.log_prob(rows.action), dist.entropy()
+    log_prob = real(log_prob, rows.log_prob)
+    return Prediction(dist, log_prob, real(value, rows.target), real(entropy, 0.0))
 
 
 def total(

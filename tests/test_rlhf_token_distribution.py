@@ -38,6 +38,11 @@ def test_blocks_change_nothing(chunk):
             (token_log_prob(HIDDEN, HEAD, TOKENS, 0.7, chunk), want.log_prob(TOKENS)),
             (dist.entropy(), want.entropy()),
             (token_entropy(HIDDEN, HEAD, 0.7, chunk), want.entropy()),
+            *zip(
+                dist.log_prob_and_entropy(TOKENS),
+                (want.log_prob(TOKENS), want.entropy()),
+                strict=True,
+            ),
             (dist.kl(OTHER), want.kl(OTHER.dense(OTHER.hidden))),
             (dist.mode(), want.mode()),
             (dist.sample(key), want.sample(key)),

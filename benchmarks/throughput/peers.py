@@ -42,13 +42,27 @@ def python(folder: Path | None = None) -> str:
     Raises:
         SystemExit: it cannot be made, and pip has said why; or a given folder holds other things.
     """
+    jax = importlib.metadata.version("jax")
+    return environment(f"peers-{platform.python_version()}-jax-{jax}", requirements(), folder)
+
+
+def environment(name: str, packages: list[str], folder: Path | None = None) -> str:
+    """The Python of a virtual environment, made if it is not there.
+
+    Args:
+        name: of its folder in the user's cache.
+        packages: what pip installs into it.
+        folder: another folder.
+
+    Raises:
+        SystemExit: as for `python`.
+    """
     given = folder is not None
     if folder is None:
         home = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
-        jax = importlib.metadata.version("jax")
-        folder = home / "ppo_jax" / f"peers-{platform.python_version()}-jax-{jax}"
+        folder = home / "ppo_jax" / name
     executable, finished = folder / "bin" / "python", folder / "finished"
-    wanted = "\n".join(requirements()) + "\n"
+    wanted = "\n".join(packages) + "\n"
     if finished.exists() and finished.read_text() == wanted:
         return str(executable)
     if given and folder.exists() and any(folder.iterdir()):
@@ -56,7 +70,7 @@ def python(folder: Path | None = None) -> str:
     print(f"installing the peers into {folder}", file=sys.stderr, flush=True)
     venv.create(folder, clear=True, with_pip=True)
     pip = [str(executable), "-m", "pip", "--disable-pip-version-check", "install", "--quiet"]
-    if subprocess.call([*pip, *requirements()]):
+    if subprocess.call([*pip, *packages]):
         raise SystemExit("the peers could not be installed; see pip's message above")
     finished.write_text(wanted)
     return str(executable)

@@ -8,11 +8,9 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
-
-from benchmarks.throughput.configurations import Configuration
 
 ROOT = Path(__file__).parents[2]
 NAMES = {
@@ -35,6 +33,7 @@ class Settings:
         rounds: how often each.
         seconds: of a round, about.
         patience: seconds without an answer after which a contestant is given up.
+        worker: module that a contestant's process runs.
     """
 
     peers: str
@@ -42,6 +41,7 @@ class Settings:
     rounds: int = 5
     seconds: float = 2.0
     patience: float = 300.0
+    worker: str = "benchmarks.throughput.worker"
 
 
 class Contestant:
@@ -50,7 +50,7 @@ class Contestant:
     def __init__(
         self,
         name: str,
-        configuration: Configuration,
+        configuration: Any,
         settings: Settings,
         environment: dict[str, str] | None = None,
     ) -> None:
@@ -58,7 +58,7 @@ class Contestant:
         self.name, self.configuration, self.settings = name, configuration, settings
         self.rounds: list[dict[str, Any]] = []
         python = sys.executable if name == "ours" else settings.peers
-        words = [python, "-m", "benchmarks.throughput.worker", name, configuration.to_json()]
+        words = [python, "-m", settings.worker, name, configuration.to_json()]
         if name == "purejaxrl" and settings.purejaxrl is not None:
             words += ["--purejaxrl", str(settings.purejaxrl.resolve())]
         # A cache of compiled programs would make the second compilation a different quantity.
@@ -124,12 +124,13 @@ class Contestant:
 
 
 def race(
-    configuration: Configuration,
+    configuration: Any,
     names: Sequence[str],
     settings: Settings,
     say: Callable[[str], None] = print,
+    called: Mapping[str, str] = NAMES,
 ) -> list[Contestant]:
-    """All contestants on one configuration.
+    """All contestants on one configuration, by what they are called.
 
     They start one after the other, so that each compiles alone; then rounds in turns, while the
     others wait for their next line and do nothing.
@@ -141,7 +142,7 @@ def race(
             field.append(contestant)
             ready = contestant.ready
             state = contestant.why or f"compiled in {ready['compile_seconds']:.1f} s"
-            say(f"{configuration.name}: {NAMES[name]}: {state}")
+            say(f"{configuration.name}: {called[name]}: {state}")
         for _ in range(settings.rounds):
             for contestant in field:
                 contestant.round()

@@ -17,6 +17,7 @@ import resource
 import sys
 import time
 import traceback
+from collections.abc import Callable
 from types import ModuleType
 from typing import Any, TextIO
 
@@ -44,7 +45,7 @@ def private_stdout() -> TextIO:
 class Contest:
     """A compiled program and the rate it was last seen at."""
 
-    def __init__(self, name: str, configuration: Configuration, options: Any) -> None:
+    def __init__(self, name: str, configuration: Any, options: Any) -> None:
         """Import, build, compile, and train for the first time, with a clock in hand.
 
         Args:
@@ -54,7 +55,7 @@ class Contest:
         """
         self.configuration = configuration
         before = time.time()
-        module = importlib.import_module(f"benchmarks.throughput.contestants.{name}")
+        module = importlib.import_module(f"{options.package}.{name}")
         self.import_seconds = time.time() - before
         self.program: Program = module.prepare(configuration, options)
         before = time.time()
@@ -91,13 +92,16 @@ class Contest:
         for _ in range(TRIES):
             wanted = max(1, round(seconds / self.seconds_per_update))
             self.program.prepare_run(wanted)
+            before = time.process_time()
             updates, measured = self.train(wanted)
+            busy = time.process_time() - before
             if measured > LEAST_SHARE * seconds:
                 break
         return {
             "updates": updates,
             "env_steps": updates * self.configuration.steps_per_update,
             "seconds": measured,
+            "cpu_seconds": busy,
             "peak_bytes": peak_bytes(),
         }
 
@@ -132,12 +136,23 @@ def peak_bytes() -> int:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
 
 
-def parse(arguments: list[str] | None) -> argparse.Namespace:
-    """The command line."""
+def parse(
+    arguments: list[str] | None,
+    read: Callable[[str], Any] = Configuration.from_json,
+    package: str = "benchmarks.throughput.contestants",
+) -> argparse.Namespace:
+    """The command line.
+
+    Args:
+        arguments: of it; None: those of this process.
+        read: what the configuration is read by.
+        package: of the contestants' modules.
+    """
     parser = argparse.ArgumentParser(prog="python -m benchmarks.throughput.worker")
-    parser.add_argument("name", help="module of benchmarks.throughput.contestants")
-    parser.add_argument("configuration", type=Configuration.from_json, help="as JSON")
+    parser.add_argument("name", help=f"module of {package}")
+    parser.add_argument("configuration", type=read, help="as JSON")
     parser.add_argument("--purejaxrl", help="folder with PureJaxRL's ppo.py")
+    parser.set_defaults(package=package)
     return parser.parse_args(arguments)
 
 

@@ -52,7 +52,8 @@ def _stretch(theta: np.ndarray, scaling: RopeScaling) -> np.ndarray:
 def rotations(config: DecoderConfig, positions: jax.Array) -> tuple[jax.Array, jax.Array]:
     """cos and sin of the angles at positions [B, T], each [B, T, head_dim / 2] float32."""
     angles = positions[..., None].astype(jnp.float32) * rope_frequencies(config)
-    return jnp.cos(angles), jnp.sin(angles)
+    # Without the barrier XLA computes them again in every layer, for each head, in both passes.
+    return jax.lax.optimization_barrier((jnp.cos(angles), jnp.sin(angles)))
 
 
 def rotate(x: jax.Array, rotation: tuple[jax.Array, jax.Array]) -> jax.Array:

@@ -211,7 +211,7 @@ def respond(
     )
     # Not the sampler's own: the first minibatch then sees a ratio of exactly 1.
     dist, value = policy.apply(params, inputs)
-    log_prob, entropy = dist.log_prob(written.tokens), dist.entropy()
+    log_prob, entropy = dist.log_prob_and_entropy(written.tokens)
     ref_log_prob = log_prob_of(
         reference,
         frozen["reference"],

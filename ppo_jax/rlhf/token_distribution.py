@@ -130,6 +130,10 @@ class TokenDistribution:
         """[...] nats."""
         return self._map(lambda d: d.entropy())
 
+    def log_prob_and_entropy(self, action: jax.Array) -> tuple[jax.Array, jax.Array]:
+        """[...] each, from the same logits: by themselves each would make all blocks of its own."""
+        return self._map(lambda d, a: (d.log_prob(a), d.entropy()), action)
+
     def mode(self) -> jax.Array:
         """[...] the most likely token."""
         return self._map(lambda d: d.mode())
@@ -148,7 +152,7 @@ class TokenDistribution:
         logits = head_logits(hidden, self.head) / self.temperature
         return Categorical(mask_vocabulary(logits, self.valid_vocab))
 
-    def _map(self, function: Callable, *arrays: jax.Array) -> jax.Array:
+    def _map(self, function: Callable, *arrays: jax.Array) -> Any:
         lead = self.hidden.ndim - 1
         rows = max(1, self.chunk // self.head.shape[-1])
         call = functools.partial(_apply, function, self.dense)

@@ -1,0 +1,1 @@
+"""PPO on language models, ours and TRL's, on the same shapes: what `benchmarks.rlhf` runs."""

@@ -1,0 +1,242 @@
+"""Where one update goes: writing, being judged by three more models, learning, Adam.
+
+Each part is compiled alone and repeated in one loop. Measured are CPU seconds of the process,
+of the machine's best matrix product too: other processes leave them nearly alone.
+"""
+
+import time
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from benchmarks.language.ours import build, decoder_of
+from benchmarks.language.sizes import Size
+from benchmarks.table import Row
+from benchmarks.throughput.breakdown import nudged
+from ppo_jax import report, rollout, sgd
+from ppo_jax.rlhf import algorithms
+from ppo_jax.rlhf import rollout as responses
+from ppo_jax.rlhf.generate import generate
+from ppo_jax.rlhf.policy import log_prob_of
+from ppo_jax.runner import compiler_options
+from ppo_jax.types import PyTree
+
+FIELDS = (
+    "jax", "device", "size", "part", "cpu_milliseconds", "share", "gflop", "gflops_per_second",
+    "of_matmul",
+)  # fmt: skip
+KEY = ("jax", "device", "size", "part")
+ROUNDS = 3
+
+
+class Part(NamedTuple):
+    """A piece of an update.
+
+    Attributes:
+        name: of it.
+        body: (carry, constants) -> carry, once.
+        carry: to begin with.
+        flops: of the products with weights in it.
+    """
+
+    name: str
+    body: Callable[[PyTree, PyTree], PyTree]
+    carry: PyTree
+    flops: float = 0.0
+
+
+def cpu_seconds_of(
+    body: Callable[[PyTree, PyTree], PyTree], carry: PyTree, constants: PyTree, seconds: float
+) -> float:
+    """Median CPU time of one call of a body that is repeated inside a compiled loop."""
+
+    def repeat(carry: PyTree, constants: PyTree, times: jax.Array) -> PyTree:
+        return jax.lax.fori_loop(0, times, lambda _, c: body(c, constants), carry)
+
+    lowered = jax.jit(repeat).lower(carry, constants, np.int32(1))
+    program = lowered.compile(compiler_options())
+
+    def measure(times: int) -> float:
+        started = time.process_time()
+        jax.block_until_ready(program(carry, constants, np.int32(times)))
+        return (time.process_time() - started) / times
+
+    times = max(1, int(seconds / measure(1)))
+    return float(np.median([measure(times) for _ in range(ROUNDS)]))
+
+
+class Update:
+    """One update in pieces, each (carry, constants) -> carry.
+
+    The constants are every array that no piece changes, as one argument: closed over they would
+    be part of the programs.
+    """
+
+    def __init__(self, size: Size) -> None:
+        """Collect once, so that every piece has what it works on."""
+        self.size, self.decoder = size, decoder_of(size)
+        self.program, self.config, self.hyper = build(size)
+        self.policy, self.settings = self.program.policy, self.program.settings
+        self.algorithm = algorithms.make("ppo", self.policy, self.hyper, total_updates=100)
+        self.state = jax.jit(self.program.init)(jax.random.key(1))
+        frozen = self.program.frozen
+        self.reward = frozen["reward"]
+        prompts = frozen["prompts"][: size.episodes]
+        mask = frozen["prompt_mask"][: size.episodes]
+        said, batch = jax.jit(self._collect)(self.state, frozen, prompts, mask)
+        self.constants = {
+            "params": self.state.learner.params,
+            "frozen": frozen,
+            "prompts": prompts,
+            "mask": mask,
+            "inputs": said.inputs,
+            "tokens": said.tokens,
+            "batch": batch,
+        }
+        self.steps = size.epochs * size.minibatches
+
+    def _collect(self, state: PyTree, frozen: PyTree, prompts: Any, mask: Any) -> tuple:
+        params = state.learner.params
+        said = self.program.respond(jax.random.key(2), params, frozen, prompts, mask)
+        trajectory = responses._trajectory(
+            said, said.raw_score, state.rollout.kl_coef, self.settings
+        )
+        return said, rollout.sequences(self.algorithm.estimate(trajectory))
+
+    def write(self, carry: PyTree, constants: PyTree) -> PyTree:
+        """Sampling."""
+        key, _ = carry
+        key, now = jax.random.split(key)
+        written = generate(
+            now,
+            constants["params"]["actor"],
+            constants["prompts"],
+            constants["mask"],
+            decoder=self.decoder,
+            max_new_tokens=self.size.response_length,
+            eos_id=self.size.eos_id,
+        )
+        return key, written
+
+    def judge(self, carry: PyTree, constants: PyTree) -> PyTree:
+        """Actor and critic on what was written."""
+        params = nudged(constants["params"], carry)
+        dist, value = self.policy.apply(params, constants["inputs"])
+        return (*dist.log_prob_and_entropy(constants["tokens"]), value)
+
+    def refer(self, carry: PyTree, constants: PyTree) -> PyTree:
+        """The reference on what was written."""
+        params = nudged(constants["frozen"]["reference"], carry)
+        length = self.size.response_length
+        return log_prob_of(self.decoder, params, constants["inputs"], length, 1.0)
+
+    def score(self, carry: PyTree, constants: PyTree) -> PyTree:
+        """The reward model."""
+        params = nudged(constants["frozen"]["reward"]["params"], carry)
+        inputs = constants["inputs"]
+        return self.decoder.score(params, inputs.tokens[:, 0], inputs.mask[:, 0])
+
+    def differentiate(self, params: PyTree, constants: PyTree) -> PyTree:
+        """As many gradients as an update takes, without Adam."""
+        loss_fn = algorithms.make_loss(self.policy, self.hyper, constants["frozen"], None)
+        order = jnp.arange(self.size.episodes).reshape(self.size.minibatches, -1)
+        order = jnp.tile(order, (self.size.epochs, 1))
+
+        def once(params: PyTree, index: jax.Array) -> tuple[PyTree, None]:
+            rows = jax.tree.map(lambda x: x[index], constants["batch"])
+            gradient = jax.grad(loss_fn, has_aux=True)(params, rows)[0]
+            return jax.tree.map(lambda p, g: p - 1e-12 * g, params, gradient), None
+
+        return jax.lax.scan(once, params, order)[0]
+
+    def optimise(self, learner: PyTree, constants: PyTree) -> PyTree:
+        """As many steps of clipping and Adam, of a gradient like the parameters."""
+        optimizer = algorithms.make_optimizer(self.hyper)
+
+        def once(learner: PyTree, _: None) -> tuple[PyTree, None]:
+            gradient = jax.tree.map(lambda x: 1e-3 * x, learner.params)
+            return sgd._apply(learner, gradient, optimizer), None
+
+        vector, _, back = sgd.as_vector(learner, lambda params, rows: (0.0, {}))
+        return back(jax.lax.scan(once, vector, None, length=self.steps)[0])
+
+    def whole(self, state: PyTree, constants: PyTree) -> PyTree:
+        """All of it, as it is trained."""
+        return self.program.step(state, constants["frozen"])[0]
+
+    def parts(self) -> list[Part]:
+        """Every piece with the products there are in it."""
+        size = self.size
+        trunk, head = products(self.constants["params"]["actor"], size)
+        read = size.episodes * (size.prompt_length + size.response_length - 1)
+        written = size.tokens_per_update
+        actor, critic = 2.0 * (read * trunk + written * head), 2.0 * read * trunk
+        learn = 3.0 * size.epochs * (actor + critic)
+        zero = (
+            jax.random.key(3),
+            jax.eval_shape(lambda c: self.write((jax.random.key(0), None), c)[1], self.constants),
+        )
+        empty = lambda tree: jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), tree)
+        line = jnp.zeros((size.episodes, size.response_length))
+        learner = self.state.learner
+        return [
+            Part("generation", self.write, (zero[0], empty(zero[1])), actor),
+            Part("actor and critic judge", self.judge, (line, line, line), actor + critic),
+            Part("reference judges", self.refer, line, actor),
+            Part("reward judges", self.score, jnp.zeros(size.episodes), critic),
+            Part("gradients", self.differentiate, learner.params, learn),
+            Part("clip and Adam", self.optimise, learner),
+            Part("whole update", self.whole, self.state, 3 * actor + 2 * critic + learn),
+        ]
+
+
+def products(params: PyTree, size: Size) -> tuple[int, int]:
+    """Multiplications of one token: of the trunk, and of the head."""
+    trunk = sum(
+        x.size
+        for path, x in jax.tree_util.tree_leaves_with_path(params)
+        if x.ndim > 1 and str(path[0].key).startswith("layer")
+    )
+    return trunk, size.hidden_size * size.vocab_size
+
+
+def ceiling(seconds: float) -> float:
+    """GFLOP per CPU second of a large float32 product."""
+    width = 1024
+    matrix = jnp.full((width, width), 1 / width, jnp.float32)
+    product = cpu_seconds_of(lambda x, m: x @ m, matrix, matrix, seconds)
+    return 2 * width**3 / product / 1e9
+
+
+def breakdown(
+    size: Size, seconds: float = 2.0, say: Callable[[str], None] = lambda line: None
+) -> list[Row]:
+    """Every part of one update beside the machine's best product."""
+    common = {"jax": jax.__version__, "device": report.device(), "size": size.name}
+    update = Update(size)
+    best = ceiling(seconds)
+    rows: list[Row] = [common | {"part": "ceiling: matmul", "gflops_per_second": round(best, 1)}]
+    parts = update.parts()
+    taken = {}
+    for part in parts:
+        taken[part.name] = cpu_seconds_of(part.body, part.carry, update.constants, seconds)
+        say(f"{size.name}: {part.name}: {1e3 * taken[part.name]:.1f} ms")
+    for part in parts:
+        time_of = taken[part.name]
+        row = common | {
+            "part": part.name,
+            "cpu_milliseconds": round(1e3 * time_of, 1),
+            "share": round(time_of / taken["whole update"], 3),
+        }
+        if part.flops:
+            rate = part.flops / time_of / 1e9
+            row |= {
+                "gflop": round(part.flops / 1e9, 2),
+                "gflops_per_second": round(rate, 2),
+                "of_matmul": round(rate / best, 3),
+            }
+        rows.append(row)
+    return rows

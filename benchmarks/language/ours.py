@@ -1,0 +1,111 @@
+"""ppo_jax as its command runs it: updates of `ppo_jax.rlhf.train` compiled into one loop."""
+
+from argparse import Namespace
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from benchmarks.language.sizes import Size
+from ppo_jax.rlhf import algorithms, train
+from ppo_jax.rlhf.decoder import Decoder, DecoderConfig
+from ppo_jax.rlhf.scoring import from_model
+from ppo_jax.runner import compiler_options
+
+PACKAGES = ("flax", "optax")
+# Prompts there are: more than an update takes.
+PROMPTS = 2048
+
+
+def decoder_of(size: Size) -> Decoder:
+    """The architecture of all four models."""
+    return Decoder(
+        DecoderConfig(
+            family=size.family,
+            vocab_size=size.vocab_size,
+            hidden_size=size.hidden_size,
+            num_layers=size.num_layers,
+            num_heads=size.num_heads,
+            num_kv_heads=size.num_kv_heads,
+            head_dim=size.hidden_size // size.num_heads,
+            intermediate_size=size.intermediate_size,
+            max_positions=size.max_positions,
+            activation=size.activation,
+            tied=size.family == "gpt2",
+            eos_ids=(size.eos_id,),
+        )
+    )
+
+
+def build(size: Size) -> tuple[train.Program, train.Config, algorithms.Config]:
+    """Four models with random weights and the program that trains two of them."""
+    decoder = decoder_of(size)
+    actor_key, critic_key, reward_key, key = jax.random.split(jax.random.key(0), 4)
+    params = jax.jit(decoder.init)(actor_key)
+    score = decoder.with_score(jax.jit(decoder.init)(reward_key), reward_key)
+    models = train.Models(
+        actor=decoder,
+        actor_params=params,
+        critic=decoder,
+        critic_params=decoder.with_score(score, critic_key),
+        reference_params=params,
+        reward=from_model(decoder, score),
+    )
+    config = train.Config(
+        num_prompts=size.episodes,
+        max_new_tokens=size.response_length,
+        kl_coef=size.kl_coef,
+        missing_eos_penalty=size.missing_eos_penalty,
+    )
+    hyper = algorithms.Config(
+        learning_rate=size.learning_rate,
+        anneal=False,
+        epochs=size.epochs,
+        minibatches=size.minibatches,
+        gae_lambda=size.gae_lambda,
+        clip_eps=size.clip_eps,
+        value_clip_eps=size.clip_eps,
+        value_coef=size.value_coef,
+    )
+    prompts = jax.random.randint(key, (PROMPTS, size.prompt_length), 0, size.vocab_size - 1)
+    mask = jnp.ones(prompts.shape, jnp.int32)
+    program = train.build(models, prompts, mask, config, hyper, eos_id=size.eos_id)
+    return program, config, hyper
+
+
+class Program:
+    """A TrainState that goes on from round to round."""
+
+    def __init__(self, size: Size) -> None:
+        """Nothing is compiled yet."""
+        self.size = size
+
+    def compile(self) -> None:
+        """Models, program and first state."""
+        program, *_ = build(self.size)
+        self.frozen = program.frozen
+        self.state = jax.jit(program.init)(jax.random.key(1))
+
+        def chunk(state: Any, frozen: Any, count: jax.Array) -> tuple[Any, Any]:
+            metrics = jax.eval_shape(program.step, state, frozen)[1]
+            empty = jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), metrics)
+            body = lambda _, carry: program.step(carry[0], frozen)
+            return jax.lax.fori_loop(0, count, body, (state, empty))
+
+        lowered = jax.jit(chunk, donate_argnums=0).lower(self.state, self.frozen, jnp.int32(1))
+        self.chunk = lowered.compile(compiler_options())
+
+    def prepare_run(self, updates: int) -> None:
+        """How many updates is an argument of the program."""
+
+    def run(self, updates: int) -> int:
+        """So many updates, the last one's metrics on the host at the end."""
+        self.state, metrics = self.chunk(self.state, self.frozen, jnp.int32(updates))
+        jax.device_get(metrics)
+        return updates
+
+
+def prepare(size: Size, options: Namespace) -> Program:
+    """ppo_jax's PPO."""
+    del options
+    return Program(size)

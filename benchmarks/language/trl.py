@@ -1,0 +1,193 @@
+"""TRL's PPOTrainer, as fast as its own settings allow.
+
+In one forward batch (`local_rollout_forward_batch_size` is the whole of it); float32; without
+gradient checkpointing, samples, logs, reports and checkpoints; attention by torch's own kernel;
+no cache where nothing is generated; as many threads as there are cores. `per_device_train_batch`
+holds the whole rollout and one step is made of each minibatch: with several micro-batches a
+minibatch TRL would step less often. It generates all `response_length` places, cuts at the first
+end of text, and takes the same penalty off responses without one.
+
+Its own, and not to be switched off: AdamW without a bound on the gradient, the logits of all
+texts and vocabularies at once, and a softmax more for its statistics.
+"""
+
+import os
+import tempfile
+import threading
+from argparse import Namespace
+from typing import Any
+
+import torch
+import transformers
+from datasets import Dataset
+from tokenizers import Tokenizer
+from tokenizers.models import WordLevel
+from trl.experimental.ppo import PPOConfig, PPOTrainer
+
+from benchmarks.language.sizes import Size
+
+PACKAGES = ("trl", "transformers", "accelerate", "datasets")
+# Of one training: more than are ever asked for.
+UPDATES = 10**6
+PROMPT_BATCHES = 4
+
+
+def model_config(size: Size) -> transformers.PretrainedConfig:
+    """The architecture of all four models."""
+    common = {
+        "vocab_size": size.vocab_size,
+        "bos_token_id": None,
+        "eos_token_id": size.eos_id,
+        "pad_token_id": size.eos_id - 1,
+        "num_labels": 1,
+        "use_cache": False,
+    }
+    if size.family == "gpt2":
+        return transformers.GPT2Config(
+            n_positions=size.max_positions,
+            n_embd=size.hidden_size,
+            n_layer=size.num_layers,
+            n_head=size.num_heads,
+            n_inner=size.intermediate_size,
+            activation_function=size.activation,
+            **common,
+        )
+    return transformers.LlamaConfig(
+        hidden_size=size.hidden_size,
+        num_hidden_layers=size.num_layers,
+        num_attention_heads=size.num_heads,
+        num_key_value_heads=size.num_kv_heads,
+        intermediate_size=size.intermediate_size,
+        max_position_embeddings=size.max_positions,
+        hidden_act=size.activation,
+        tie_word_embeddings=False,
+        **common,
+    )
+
+
+def tokenizer_of(size: Size) -> transformers.PreTrainedTokenizerFast:
+    """Words that are numbers; TRL wants a tokenizer though nothing is text here."""
+    words = {str(i): i for i in range(size.vocab_size)}
+    return transformers.PreTrainedTokenizerFast(
+        tokenizer_object=Tokenizer(WordLevel(words, unk_token="0")),
+        eos_token=str(size.eos_id),
+        pad_token=str(size.eos_id - 1),
+        padding_side="left",
+    )
+
+
+def arguments(size: Size, folder: str) -> PPOConfig:
+    """TRL's settings."""
+    return PPOConfig(
+        output_dir=folder,
+        use_cpu=True,
+        bf16=False,
+        gradient_checkpointing=False,
+        per_device_train_batch_size=size.episodes,
+        gradient_accumulation_steps=1,
+        num_mini_batches=size.minibatches,
+        num_ppo_epochs=size.epochs,
+        total_episodes=UPDATES * size.episodes,
+        local_rollout_forward_batch_size=size.episodes,
+        num_sample_generations=0,
+        response_length=size.response_length,
+        stop_token="eos",
+        temperature=1.0,
+        missing_eos_penalty=size.missing_eos_penalty,
+        kl_coef=size.kl_coef,
+        cliprange=size.clip_eps,
+        cliprange_value=size.clip_eps,
+        vf_coef=size.value_coef,
+        gamma=1.0,
+        lam=size.gae_lambda,
+        learning_rate=size.learning_rate,
+        lr_scheduler_type="constant",
+        report_to="none",
+        disable_tqdm=True,
+        save_strategy="no",
+        eval_strategy="no",
+    )
+
+
+class Pause(transformers.TrainerCallback):
+    """Stops a training after each update until the next is asked for."""
+
+    def __init__(self) -> None:
+        self.go, self.arrived = threading.Semaphore(0), threading.Semaphore(0)
+
+    def on_step_end(self, *args: Any, **kwargs: Any) -> None:
+        """One update is done."""
+        del args, kwargs
+        self.arrived.release()
+        self.go.acquire()
+
+
+class Program:
+    """A training in a thread of its own, an update at a time; `compile` trains one."""
+
+    compile_trains = True
+
+    def __init__(self, size: Size) -> None:
+        """Nothing is made yet."""
+        self.size, self.pause = size, Pause()
+        self.failure: BaseException | None = None
+
+    def compile(self) -> None:
+        """Models, trainer, and the first update, which nobody times."""
+        self.thread = threading.Thread(target=self._train, daemon=True)
+        self.thread.start()
+        self._wait()
+
+    def prepare_run(self, updates: int) -> None:
+        """Nothing depends on how many updates there are."""
+
+    def run(self, updates: int) -> int:
+        """So many updates, one after the other."""
+        for _ in range(updates):
+            self.pause.go.release()
+            self._wait()
+        return updates
+
+    def _wait(self) -> None:
+        self.pause.arrived.acquire()
+        if self.failure is not None:
+            raise self.failure
+
+    def _train(self) -> None:
+        try:
+            with tempfile.TemporaryDirectory() as folder:
+                self._trainer(folder).train()
+        except BaseException as failure:
+            self.failure = failure
+            self.pause.arrived.release()
+
+    def _trainer(self, folder: str) -> PPOTrainer:
+        size = self.size
+        torch.set_num_threads(os.cpu_count() or 1)
+        torch.manual_seed(0)
+        config = model_config(size)
+        actor = transformers.AutoModelForCausalLM.from_config(config)
+        reference = transformers.AutoModelForCausalLM.from_config(config)
+        reference.load_state_dict(actor.state_dict())
+        reward = transformers.AutoModelForSequenceClassification.from_config(config)
+        critic = transformers.AutoModelForSequenceClassification.from_config(config)
+        critic.load_state_dict(reward.state_dict())
+        actor.generation_config.use_cache = True
+        shape = (PROMPT_BATCHES * size.episodes, size.prompt_length)
+        prompts = torch.randint(0, size.vocab_size - 2, shape)
+        return PPOTrainer(
+            args=arguments(size, folder),
+            processing_class=tokenizer_of(size),
+            model=actor,
+            ref_model=reference,
+            reward_model=reward,
+            value_model=critic,
+            train_dataset=Dataset.from_dict({"input_ids": prompts.tolist()}),
+            callbacks=[self.pause],
+        )
+
+
+def prepare(size: Size, options: Namespace) -> Program:
+    """TRL's PPO."""
+    del options
+    return Program(size)

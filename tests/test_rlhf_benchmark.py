@@ -1,0 +1,48 @@
+"""The benchmark of language models: what travels, what is written down, what is refused."""
+
+import pytest
+
+from benchmarks import rlhf
+from benchmarks.language.sizes import SIZES, Size
+from benchmarks.throughput.race import Contestant
+
+
+def test_a_size_survives_the_way_to_the_worker():
+    for size in SIZES.values():
+        assert Size.from_json(size.to_json()) == size
+
+
+def contestant(name, why="", seconds=(1.0, 2.0)):
+    """One that has run, without a process."""
+    it = Contestant.__new__(Contestant)
+    it.name, it.why, it.configuration = name, why, SIZES["small"]
+    it.ready = {"compile_seconds": 3.0, "first_update_seconds": 4.0, "versions": {"a": "1"}}
+    it.rounds = [
+        {"updates": 2, "env_steps": 1024, "seconds": s, "cpu_seconds": 2 * s, "peak_bytes": 2**20}
+        for s in seconds
+    ]
+    return it
+
+
+def test_rows_hold_medians_and_paired_ratios(tmp_path):
+    field = [contestant("ours"), contestant("trl", seconds=(4.0, 16.0))]
+    ours, trl = rows = rlhf.rows_of(field)
+    assert (ours["episodes_per_second"], ours["cpu_seconds_per_update"]) == (768.0, 1.5)
+    assert ours["tokens_per_second"] == 768 * 14
+    assert (ours["speedup"], trl["speedup"], trl["cpu_speedup"]) == (1.0, 6.0, 6.0)  # of 4 and 8
+    rlhf.replace(tmp_path / "rlhf.csv", rows, rlhf.KEY, rlhf.place)
+    table = rlhf.markdown(tmp_path)
+    assert "| small | ppo_jax | 768.0 | 10752.0 | 1.5 |  |  | 3.0 | 1 |" in table
+    assert "| small | TRL | 160.0 | 2240.0 | 10.0 | 6.0x | 6.0x |  | 1 |" in table
+
+
+def test_one_that_failed_says_why(tmp_path):
+    rows = rlhf.rows_of([contestant("ours"), contestant("trl", why="died without a word")])
+    rlhf.replace(tmp_path / "rlhf.csv", rows, rlhf.KEY, rlhf.place)
+    assert "| small | TRL | died without a word |" in rlhf.markdown(tmp_path)
+
+
+@pytest.mark.parametrize("wrong", [{"sizes": ("smal",)}, {"contestants": ("trll",)}])
+def test_unknown_names_are_refused_with_the_nearest(wrong):
+    with pytest.raises(SystemExit, match="did you mean"):
+        rlhf.check(rlhf.Options(**wrong))
