@@ -1,4 +1,4 @@
-"""Every command of README, docs and notebooks is parsed here, and run with -m learning; every link
+"""Every command of README, docs and notebooks is parsed here, and run with -m documents; every link
 leads somewhere; the Python of the pages runs and prints what they say."""
 
 import argparse
@@ -16,6 +16,7 @@ import pytest
 import documents
 from ppo_jax import cli
 from ppo_jax.config import check
+from ppo_jax.rlhf import command as language
 from ppo_jax.sweep import command
 
 ROOT = documents.ROOT
@@ -32,6 +33,10 @@ NOT_RUN = {
     r"sweep --env CartPole-v1 --seeds 128": "64 million steps",
     r"sweep --seeds (16 .*clip_eps|8 --sample 64|10 --vary algorithm)": "20 to 256 million steps",
     r"benchmarks\.throughput ": "installs the peers",
+    r"ppo_jax\.rlhf (sft|reward|ppo|generate|evaluate) ": "models of the reader's own; "
+    "tests/test_rlhf_command.py",
+    r"ppo_jax\.rlhf( --data|$)|benchmarks\.alignment": "five minutes and more",
+    r"--format onnx|--wandb|--trackio": "needs an extra; tests of its own",
     r"benchmarks\.learning( --tasks|$)": "half an hour and more",
 }
 # What only a reader's machine has: the same command, through what run.py starts.
@@ -69,17 +74,30 @@ def test_every_reason_is_one_for_something():
         assert any(re.search(pattern, c) for c in everything), pattern
 
 
-@pytest.mark.parametrize("module", ["ppo_jax.train", "ppo_jax.sweep", "ppo_jax.evaluate"])
+@pytest.mark.parametrize(
+    "module", ["ppo_jax.train", "ppo_jax.sweep", "ppo_jax.evaluate", "ppo_jax.rlhf"]
+)
 def test_every_flag_of_the_documents_exists(module, monkeypatch):
     """Every command becomes a configuration, checked; none is run here."""
     monkeypatch.chdir(ROOT)
     lines = [c for _, c in python_commands() if words(c)[0] == module]
     assert len(lines) >= 5
+    check_of = {
+        "ppo_jax.train": train,
+        "ppo_jax.sweep": sweep,
+        "ppo_jax.evaluate": evaluate,
+        "ppo_jax.rlhf": rlhf,
+    }
     for line in lines:
-        arguments = [w for w in words(line)[1] if w != "--help"]
-        {"ppo_jax.train": train, "ppo_jax.sweep": sweep, "ppo_jax.evaluate": evaluate}[module](
-            arguments
-        )
+        check_of[module]([w for w in words(line)[1] if w != "--help"])
+
+
+def rlhf(arguments: list[str]) -> None:
+    name = arguments[0] if arguments and not arguments[0].startswith("-") else "demo"
+    rest = arguments if name == "demo" else arguments[1:]
+    assert name in language.COMMANDS
+    if name in language.KINDS:
+        language._values(name, rest, language.KINDS[name])
 
 
 def train(arguments: list[str]) -> None:
@@ -116,7 +134,7 @@ def test_what_the_text_mentions_can_be_started():
 RUNNABLE = [n for n, d in ALL.items() if any(reason(c) is None for c in documents.commands(d))]
 
 
-@pytest.mark.learning
+@pytest.mark.documents
 @pytest.mark.parametrize("document", RUNNABLE)
 def test_the_commands_of_a_document_run_as_written(document, tmp_path, monkeypatch):
     """One after the other in one folder, as a reader would."""

@@ -158,9 +158,9 @@ def test_adapters_leave_as_a_whole_model(folder, monkeypatch):
 
 @pytest.mark.parametrize("name", PRESETS)
 def test_presets_are_made_of_options(name):
-    known = {f.name for kind in command.PPO_KINDS for f in command.dataclasses.fields(kind)}
+    known = {f.name for kind in command.KINDS["ppo"] for f in command.dataclasses.fields(kind)}
     assert {*PRESETS[name]} <= known
-    values = command._values("ppo", ["--preset", name], command.PPO_KINDS)[0]
+    values = command._values("ppo", ["--preset", name], command.KINDS["ppo"])[0]
     assert {k: values[k] for k in PRESETS[name]} == PRESETS[name]
 
 

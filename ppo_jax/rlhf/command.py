@@ -127,13 +127,12 @@ def _dispatch(arguments: list[str]) -> int:
 
 
 def _demo(arguments: list[str]) -> int:
-    values, options, _ = _values("demo", arguments, (DemoConfig,), free=())
+    values, options, _ = _values("demo", arguments, KINDS["demo"], free=())
     return demo(_pick(DemoConfig, values), options)
 
 
 def _sft(arguments: list[str]) -> int:
-    kinds = (ModelOptions, supervised.Config)
-    values, options, identity = _values("sft", arguments, kinds)
+    values, options, identity = _values("sft", arguments, KINDS["sft"])
     decoder, params, language = _model(values)
     if "score" in params:
         raise ConfigError(f"{values['model']} is a reward model, which does not write")
@@ -152,8 +151,7 @@ def _sft(arguments: list[str]) -> int:
 
 
 def _reward(arguments: list[str]) -> int:
-    kinds = (ModelOptions, RewardOptions, supervised.Config)
-    values, options, identity = _values("reward", arguments, kinds)
+    values, options, identity = _values("reward", arguments, KINDS["reward"])
     decoder, params, language = _model(values)
     pairs = read(_needed(values, "data"), "preference")
     arrays = preference_arrays(
@@ -175,7 +173,7 @@ def _reward(arguments: list[str]) -> int:
 
 
 def _ppo(arguments: list[str]) -> int:
-    values, options, identity = _values("ppo", arguments, PPO_KINDS)
+    values, options, identity = _values("ppo", arguments, KINDS["ppo"])
     return _in_directory(_optimisation(values), options, values, identity)
 
 
@@ -351,7 +349,7 @@ def _evaluate(arguments: list[str]) -> int:
     kind, saved = read_stage(path)
     if kind != "ppo":
         raise ConfigError(f"{path} is a run of {kind}; its summary.json holds its validation")
-    stage = _optimisation(_restored(saved, PPO_KINDS), options.responses)
+    stage = _optimisation(_restored(saved, KINDS["ppo"]), options.responses)
     from ppo_jax.checkpoint import Checkpoints
 
     checkpoints = Checkpoints(path.absolute() / "checkpoints", _identity(saved))
@@ -480,7 +478,13 @@ def _ends(decoder: Decoder, tokenizer: Any) -> tuple[int, ...] | int | None:
     return decoder.config.eos_ids or tokenizer.eos_id
 
 
-PPO_KINDS = (ModelOptions, PPOOptions, train.Config, algorithms.Config)
+# What the flags of each stage are made of.
+KINDS: dict[str, tuple[Any, ...]] = {
+    "demo": (DemoConfig,),
+    "sft": (ModelOptions, supervised.Config),
+    "reward": (ModelOptions, RewardOptions, supervised.Config),
+    "ppo": (ModelOptions, PPOOptions, train.Config, algorithms.Config),
+}
 COMMANDS: dict[str, Callable[[list[str]], int]] = {
     "demo": _demo,
     "sft": _sft,
