@@ -225,7 +225,7 @@ def test_the_python_of_the_page_runs(cartpole, monkeypatch):
 
 NETWORKS = {
     "squashed": {"env": "Pendulum-v1", "squash": True},
-    "convolutions": {"env": "Breakout-MinAtar", "network": "minatar"},
+    "convolutions": {"env": "Breakout-MinAtar", "network": "minatar", "activation": "relu"},
     "shared torso": {"env": "Pendulum-v1", "shared_torso": True, "activation": "gelu"},
     "pixels": {"env": "Pong", "network": "small", "activation": "silu", "num_steps": 2},
 }

@@ -32,7 +32,7 @@ class Exported(NamedTuple):
 
 
 def export(
-    run: Path | str, format: str, out: Path | None = None, checkpoint: str = "latest"
+    run: Path | str, format: str, out: Path | str | None = None, checkpoint: str = "latest"
 ) -> Exported:
     """Write the greedy policy of a run to a file, and compare its actions in a fresh process.
 
@@ -54,7 +54,7 @@ def export(
         raise ConfigError(f"no format {format!r}; {did_you_mean(format, FORMATS)}")
     writer = FORMATS[format]
     interface.require(format, *writer.PACKAGES)
-    path = Path(run) / f"policy.{format}" if out is None else out
+    path = Path(run) / f"policy.{format}" if out is None else Path(out)
     if out is not None and not path.absolute().parent.is_dir():
         raise ConfigError(f"--out is {path}; there is no directory {path.absolute().parent}")
     if path.is_dir():
