@@ -9,8 +9,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from ppo_jax.rlhf import corpus, data
-from ppo_jax.rlhf.data import DataError, Preference
+from ppo_jax.rlhf import corpus, data, formats
+from ppo_jax.rlhf.formats import DataError, Preference
 
 
 def test_every_python_has_enough_words():
@@ -48,7 +48,7 @@ def test_the_rule_by_hand():
 def test_the_rule_on_tokens(texts):
     """Padding may hold anything, vowels among it."""
     tokenizer = corpus.tokenizer_of(["abcdeiouxyz"])
-    tokens, mask, _ = data.sft_arrays(data.from_lines(texts), tokenizer, 20)
+    tokens, mask, _ = data.sft_arrays(formats.from_lines(texts), tokenizer, 20)
     tokens = np.where(mask, tokens, tokenizer.ids["a"])
     found = corpus.gold_score_tokens(tokens, mask, tokenizer)
     np.testing.assert_array_equal(found, corpus.gold_score(texts))

@@ -8,9 +8,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from ppo_jax.rlhf import data
-from ppo_jax.rlhf.data import DataError, Example, Preference, Prompt
-from ppo_jax.rlhf.formats import common_prompt
+from ppo_jax.rlhf import data, formats
+from ppo_jax.rlhf.formats import DataError, Example, Preference, Prompt, common_prompt
 from ppo_jax.rlhf.tokenizer import CharTokenizer
 
 TEMPLATE = (
@@ -86,20 +85,20 @@ FORMATS = [
 
 @pytest.mark.parametrize(("kind", "line", "record"), FORMATS)
 def test_formats(tmp_path, kind, line, record):
-    assert without_place(data.read(file_of(tmp_path, line), kind)) == [record]
+    assert without_place(formats.read(file_of(tmp_path, line), kind)) == [record]
 
 
 def test_lines_are_counted_with_the_blank_ones(tmp_path):
     path = file_of(tmp_path, {"text": "a"}, "\n", {"text": "b"})
-    assert [r.where for r in data.read(path, "sft")] == [f"{path}, line 1", f"{path}, line 3"]
+    assert [r.where for r in formats.read(path, "sft")] == [f"{path}, line 1", f"{path}, line 3"]
 
 
 def test_text_files(tmp_path):
     path = file_of(tmp_path, "emma\r\n", "\n", "olivia", name="names.txt")
-    assert without_place(data.read(path, "sft")) == [Example("", "emma"), Example("", "olivia")]
-    assert without_place(data.read(path, "prompt")) == [Prompt("emma"), Prompt("olivia")]
-    assert without_place(data.from_lines(["emma", "olivia"])) == without_place(
-        data.read(path, "sft")
+    assert without_place(formats.read(path, "sft")) == [Example("", "emma"), Example("", "olivia")]
+    assert without_place(formats.read(path, "prompt")) == [Prompt("emma"), Prompt("olivia")]
+    assert without_place(formats.from_lines(["emma", "olivia"])) == without_place(
+        formats.read(path, "sft")
     )
 
 
@@ -107,10 +106,10 @@ def test_packed_files(tmp_path):
     path = tmp_path / "x.jsonl.gz"
     with gzip.open(path, "wt") as file:
         file.write('{"text": "ab"}\n')
-    assert without_place(data.read(path, "sft")) == [Example("", "ab")]
+    assert without_place(formats.read(path, "sft")) == [Example("", "ab")]
     path.write_bytes(b'{"text": "ab"}')
     with pytest.raises(DataError, match=r"x\.jsonl\.gz cannot be read"):
-        data.read(path, "sft")
+        formats.read(path, "sft")
 
 
 BAD = [
@@ -136,23 +135,23 @@ def test_bad_lines_are_named(tmp_path, kind, line, message):
     good = {"prompt": "a", "chosen": "b", "rejected": "c"}
     path = file_of(tmp_path, good, line)
     with pytest.raises(DataError, match=message) as error:
-        data.read(path, kind)
+        formats.read(path, kind)
     assert f"{path}, line 2: " in str(error.value)
 
 
 def test_files_that_cannot_be_used(tmp_path):
     with pytest.raises(DataError, match=r"none\.jsonl cannot be read: No such file"):
-        data.read(tmp_path / "none.jsonl", "sft")
+        formats.read(tmp_path / "none.jsonl", "sft")
     with pytest.raises(DataError, match="has no examples; expected an object a line"):
-        data.read(file_of(tmp_path, "\n"), "prompt")
+        formats.read(file_of(tmp_path, "\n"), "prompt")
     with pytest.raises(DataError, match="holds no preferences"):
-        data.read(file_of(tmp_path, "a", name="x.txt"), "preference")
+        formats.read(file_of(tmp_path, "a", name="x.txt"), "preference")
     with pytest.raises(DataError, match="did you mean preference"):
-        data.read(file_of(tmp_path, {"text": "a"}), "preferences")
+        formats.read(file_of(tmp_path, {"text": "a"}), "preferences")
     path = tmp_path / "latin.jsonl"
     path.write_bytes(b'{"text": "\xe9"}')
     with pytest.raises(DataError, match="not UTF-8"):
-        data.read(path, "sft")
+        formats.read(path, "sft")
 
 
 @settings(max_examples=100, deadline=None)
@@ -283,7 +282,7 @@ def test_nothing_to_do():
         with pytest.raises(DataError, match="no examples"):
             arrays([], TOKENIZER, 8)
     with pytest.raises(DataError, match="no examples"):
-        data.from_lines([])
+        formats.from_lines([])
     with pytest.raises(DataError, match="no EOS"):
         data.sft_arrays([Example("", "a")], NoPad(None), 8)
     with pytest.raises(DataError, match="line 9: the character 'é'"):

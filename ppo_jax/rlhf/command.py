@@ -16,9 +16,10 @@ from ppo_jax.cli import exit_with, read_flags
 from ppo_jax.config import ConfigError, check_options
 from ppo_jax.rlhf import algorithms, scoring, stages, supervised, train
 from ppo_jax.rlhf.algorithms import ALGORITHMS
-from ppo_jax.rlhf.data import DataError, Prompt, preference_arrays, prompt_arrays, read, sft_arrays
+from ppo_jax.rlhf.data import preference_arrays, prompt_arrays, sft_arrays
 from ppo_jax.rlhf.decoder import Decoder
 from ppo_jax.rlhf.demo import DemoConfig, demo
+from ppo_jax.rlhf.formats import DataError, Prompt, read
 from ppo_jax.rlhf.generate import generate
 from ppo_jax.rlhf.hf_io import ModelError, load_model
 from ppo_jax.rlhf.presets import PRESETS

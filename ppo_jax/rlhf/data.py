@@ -14,25 +14,8 @@ from ppo_jax.rlhf.formats import (
     Preference,
     Prompt,
     Text,
-    from_lines,
-    read,
 )
 from ppo_jax.rlhf.tokenizer import Tokenizer, TokenizerError
-
-__all__ = [
-    "DataError",
-    "Example",
-    "Pairs",
-    "Preference",
-    "Prompt",
-    "Supervision",
-    "Tokens",
-    "from_lines",
-    "preference_arrays",
-    "prompt_arrays",
-    "read",
-    "sft_arrays",
-]
 
 
 class Tokens(NamedTuple):

@@ -21,17 +21,9 @@ from ppo_jax import report
 from ppo_jax.checkpoint import write_json
 from ppo_jax.rlhf import algorithms, optimum, stages, supervised, train
 from ppo_jax.rlhf.corpus import first_letters, gold_score, noisy_preferences, tokenizer_of, words
-from ppo_jax.rlhf.data import (
-    DataError,
-    Pairs,
-    Prompt,
-    from_lines,
-    preference_arrays,
-    prompt_arrays,
-    read,
-    sft_arrays,
-)
+from ppo_jax.rlhf.data import Pairs, preference_arrays, prompt_arrays, sft_arrays
 from ppo_jax.rlhf.decoder import Decoder, small
+from ppo_jax.rlhf.formats import DataError, Prompt, from_lines, read
 from ppo_jax.rlhf.generate import generate
 from ppo_jax.rlhf.rollout import Responses, shape_scores
 from ppo_jax.rlhf.scoring import Reward, from_model

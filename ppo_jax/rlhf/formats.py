@@ -7,7 +7,7 @@ One JSON object a line, with the keys
     prompt      prompt; messages, up to the last answer; or a preference, whose prompt is taken
 
 where a text is a string or, but for `text`, a conversation [{"role": ..., "content": ...}, ...].
-A file *.txt holds one text a line, blank lines apart; a name that ends in .gz is unpacked.
+A .txt file holds one text a line, blank lines apart; a name that ends in .gz is unpacked.
 """
 
 import gzip
@@ -57,7 +57,7 @@ def read(path: str | Path, kind: str) -> list[Any]:
     """The records of a file.
 
     Args:
-        path: *.jsonl or *.txt, perhaps with .gz behind.
+        path: a .jsonl or .txt file, perhaps with .gz behind.
         kind: "sft", "preference" or "prompt".
 
     Returns:

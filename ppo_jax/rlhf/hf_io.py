@@ -21,8 +21,6 @@ from ppo_jax.rlhf.decoder import Decoder
 from ppo_jax.rlhf.hf_config import ModelError, read_config, write_config
 from ppo_jax.types import Params
 
-__all__ = ["ModelError", "from_tensors", "load_model", "save_model", "to_tensors"]
-
 SINGLE = "model.safetensors"
 INDEX = "model.safetensors.index.json"
 TOKENIZER_FILES = (
