@@ -160,7 +160,7 @@ def test_adapters_leave_as_a_whole_model(folder, monkeypatch):
 def test_presets_are_made_of_options(name):
     known = {f.name for kind in command.KINDS["ppo"] for f in command.dataclasses.fields(kind)}
     assert {*PRESETS[name]} <= known
-    values = command._values("ppo", ["--preset", name], command.KINDS["ppo"])[0]
+    values, _ = command._values("ppo", ["--preset", name], command.KINDS["ppo"])
     assert {k: values[k] for k in PRESETS[name]} == PRESETS[name]
 
 

@@ -49,7 +49,9 @@ class Config:
     )
     value_coef: float = option(0.5, "weight of the value loss", low=0)
     entropy_coef: float = option(0.0, "weight of the entropy bonus", low=0)
-    whiten_advantages: bool = option(True, "over all tokens of a rollout")
+    whiten_advantages: bool | None = option(
+        None, "over all tokens of a rollout; None: where advantages are not those of groups"
+    )
     whiten_rewards: bool = option(False, "scale token rewards to deviation 1, keeping their mean")
     max_grad_norm: float = sgd.max_grad_norm(1.0)
     adam: str = option("optax", "where Adam's epsilon stands", choices=tuple(ADAMS))
@@ -175,7 +177,8 @@ def make(
             reward = rewards.whiten(trajectory.reward, trajectory.weight, shift_mean=False)
             trajectory = dataclasses.replace(trajectory, reward=reward)
         batch = method.estimate(trajectory, config, group_size)
-        if not config.whiten_advantages:
+        whiten = config.whiten_advantages
+        if not (not method.groups if whiten is None else whiten):
             return batch
         return dataclasses.replace(batch, advantage=rewards.whiten(batch.advantage, batch.weight))
 
@@ -184,18 +187,30 @@ def make(
     ) -> tuple[LearnerState, Metrics]:
         horizon = total_updates if config.anneal else jnp.inf
         learner = sgd.anneal(learner, config.learning_rate, horizon, 1)
+        order = sgd.shuffles(key, batch.weight.shape[0], config.epochs)
+        gap = _first_ratio_gap(policy, learner.params, batch, order, frozen)
         learner, metrics = sgd.sgd_epochs(
             learner,
             batch,
             make_loss(policy, config, frozen, kl_kind),
             optimizer,
-            order=sgd.shuffles(key, batch.weight.shape[0], config.epochs),
+            order=order,
             minibatches=config.minibatches,
             micro_batches=config.micro_batches,
         )
-        return learner, metrics | sgd.report(learner, batch)
+        return learner, metrics | gap | sgd.report(learner, batch)
 
     return Algorithm(init, estimate, update)
+
+
+def _first_ratio_gap(
+    policy: LanguagePolicy, params: Params, batch: Batch, order: jax.Array, frozen: PyTree
+) -> Metrics:
+    """How far the ratio is from 1 before the first step: by rounding, or something is wrong."""
+    rows = losses.mask(jax.tree.map(lambda x: x[order[0, :8]], batch))
+    new = losses.predict(policy, policy.join(params, frozen), rows)
+    gap = jnp.abs(jnp.exp(new.log_prob - rows.log_prob) - 1.0)
+    return {"first_ratio_gap": jnp.max(jnp.where(rows.weight > 0, gap, 0.0))}
 
 
 def make_loss(

@@ -24,7 +24,15 @@ from ppo_jax.rlhf.generate import generate
 from ppo_jax.rlhf.hf_io import ModelError, load_model
 from ppo_jax.rlhf.presets import PRESETS
 from ppo_jax.rlhf.scoring import Reward
-from ppo_jax.rlhf.session import RunOptions, Stage, flat, open_directory, read_stage, run
+from ppo_jax.rlhf.session import (
+    RunOptions,
+    Stage,
+    fingerprint,
+    flat,
+    open_directory,
+    read_stage,
+    run,
+)
 from ppo_jax.rlhf.sharding import mesh_of
 from ppo_jax.rlhf.stages import Language
 from ppo_jax.rlhf.tokenizer import TokenizerError, check_vocabulary, load_tokenizer
@@ -32,6 +40,7 @@ from ppo_jax.runner import Signals
 from ppo_jax.types import Params, did_you_mean, option
 
 PROGRAM = "python -m ppo_jax.rlhf"
+PROBE = "The quick brown fox jumps over 0123456789 lazy dogs; étude, naïve."
 CRITICS = ("auto", "reward", "model", "shared", "none")
 
 
@@ -113,6 +122,12 @@ def _refusing(arguments: list[str]) -> int:
         return _dispatch(arguments)
     except (DataError, ModelError, TokenizerError, ImportError, ValueError) as error:
         raise ConfigError(str(error)) from error
+    except jax.errors.JaxRuntimeError as error:
+        # What a function of the user's own raised, among the frames that lead to it.
+        said = [line for line in str(error).splitlines() if line.startswith("ValueError: a reward")]
+        if not said:
+            raise
+        raise ConfigError(said[-1].removeprefix("ValueError: ")) from error
 
 
 def _dispatch(arguments: list[str]) -> int:
@@ -128,15 +143,13 @@ def _dispatch(arguments: list[str]) -> int:
 
 
 def _demo(arguments: list[str]) -> int:
-    values, options, _ = _values("demo", arguments, KINDS["demo"], free=())
+    values, options = _values("demo", arguments, KINDS["demo"], free=())
     return demo(_pick(DemoConfig, values), options)
 
 
 def _sft(arguments: list[str]) -> int:
-    values, options, identity = _values("sft", arguments, KINDS["sft"])
-    decoder, params, language = _model(values)
-    if "score" in params:
-        raise ConfigError(f"{values['model']} is a reward model, which does not write")
+    values, options = _values("sft", arguments, KINDS["sft"])
+    decoder, params, language = _writer(values)
     examples = read(_needed(values, "data"), "sft")
     rows = sft_arrays(examples, language.tokenizer, _room(values, decoder), values["truncate"])
     stage = stages.fine_tuning(
@@ -148,11 +161,11 @@ def _sft(arguments: list[str]) -> int:
         language=language,
         mesh=mesh_of(values["model_parallel"], values["batch_size"]),
     )
-    return _in_directory(stage, options, values, identity)
+    return _in_directory(stage, options, values)
 
 
 def _reward(arguments: list[str]) -> int:
-    values, options, identity = _values("reward", arguments, KINDS["reward"])
+    values, options = _values("reward", arguments, KINDS["reward"])
     decoder, params, language = _model(values)
     pairs = read(_needed(values, "data"), "preference")
     arrays = preference_arrays(
@@ -170,17 +183,17 @@ def _reward(arguments: list[str]) -> int:
         language=language,
         mesh=mesh_of(values["model_parallel"], values["batch_size"]),
     )
-    return _in_directory(stage, options, values, identity)
+    return _in_directory(stage, options, values)
 
 
 def _ppo(arguments: list[str]) -> int:
-    values, options, identity = _values("ppo", arguments, KINDS["ppo"])
-    return _in_directory(_optimisation(values), options, values, identity)
+    values, options = _values("ppo", arguments, KINDS["ppo"])
+    return _in_directory(_optimisation(values), options, values)
 
 
 def _optimisation(values: dict[str, Any], responses: int = 256) -> Stage:
     """The stage that the values of `ppo` stand for."""
-    decoder, params, language = _model(values)
+    decoder, params, language = _writer(values)
     config, hyper = _pick(train.Config, values), _pick(algorithms.Config, values)
     room = _prompt_room(decoder, config.max_new_tokens)
     examples = read(_needed(values, "data"), "prompt")
@@ -207,10 +220,12 @@ def _roles(
     values: dict[str, Any], decoder: Decoder, params: Params, language: Language
 ) -> train.Models:
     """The four models that the values of `ppo` name."""
-    rewards, folders = _rewards(values, language)
+    rewards, folders = _rewards(values, language, decoder)
     reference = params
     if values["reference"] is not None:
-        other, reference = load_model(values["reference"])
+        other, reference = load_model(_model_folder(values["reference"]))
+        if "score" in reference:
+            raise ConfigError(f"{values['reference']} is a reward model, which does not write")
         if dataclasses.replace(other.config, dtype="float32") != dataclasses.replace(
             decoder.config, dtype="float32", remat=False
         ):
@@ -233,7 +248,9 @@ def _roles(
     return train.Models(decoder, params, critic, critic_params, reference, rewards)
 
 
-def _rewards(values: dict[str, Any], language: Language) -> tuple[Reward, list[Path]]:
+def _rewards(
+    values: dict[str, Any], language: Language, actor: Decoder
+) -> tuple[Reward, list[Path]]:
     """What is optimised, and the folders of models among it."""
     names, weights = values["reward"], values["reward_weights"]
     if not names:
@@ -245,7 +262,9 @@ def _rewards(values: dict[str, Any], language: Language) -> tuple[Reward, list[P
         if Path(name).is_dir():
             folder = _model_folder(Path(name))
             check_vocabulary_of(folder, language)
-            found.append(stages.read_reward(folder))
+            reward, decoder = stages.read_reward(folder)
+            _check_fits(folder, decoder, actor)
+            found.append(reward)
             folders.append(folder)
         else:
             if jax.device_count() > 1:
@@ -269,16 +288,23 @@ def check_vocabulary_of(folder: Path, language: Language) -> None:
     if not (folder / "tokenizer.json").exists():
         return
     theirs, ours = load_tokenizer(folder), language.tokenizer
-    probe = "the quick brown fox 0123 .,;"
-    try:
-        same = theirs.vocab_size == ours.vocab_size and theirs.encode(probe) == ours.encode(probe)
-    except TokenizerError:
-        same = theirs.vocab_size == ours.vocab_size
-    if not same:
+    # Of characters the alphabet; of others what they make of a text.
+    kept = [getattr(x, "tokens", None) or x.encode(PROBE) for x in (theirs, ours)]
+    if theirs.vocab_size != ours.vocab_size or kept[0] != kept[1]:
         raise ConfigError(
-            f"the reward model {folder} has another tokenizer than the model: "
-            f"{theirs.vocab_size} tokens there, {ours.vocab_size} here"
+            f"the reward model {folder} has another tokenizer than the model "
+            f"({theirs.vocab_size} tokens there, {ours.vocab_size} here)"
         )
+
+
+def _check_fits(folder: Path, reward: Decoder, actor: Decoder) -> None:
+    """Refuse a reward model that cannot read all that the actor can write."""
+    for name in ("vocab_size", "max_positions"):
+        theirs, ours = getattr(reward.config, name), getattr(actor.config, name)
+        if theirs < ours:
+            raise ConfigError(
+                f"the reward model {folder} has {name} {theirs}, less than the model's {ours}"
+            )
 
 
 def _function(name: str) -> scoring.RewardFunction:
@@ -293,8 +319,8 @@ def _function(name: str) -> scoring.RewardFunction:
     sys.path.insert(0, "")
     try:
         function = getattr(importlib.import_module(module), attribute)
-    except (ImportError, AttributeError) as error:
-        raise ConfigError(f"--reward {name}: {error}") from error
+    except Exception as error:  # whatever a module of the user's own raises
+        raise ConfigError(f"--reward {name}: {type(error).__name__}: {error}") from error
     finally:
         sys.path.pop(0)
     if not callable(function):
@@ -307,7 +333,7 @@ def _generate(arguments: list[str]) -> int:
     values = read_flags(arguments, fields, f"{PROGRAM} generate", "Write responses.")
     options = GenerateOptions(**values)
     check_options(options)
-    decoder, params, language = _model({**values, "dtype": "float32", "remat": False})
+    decoder, params, language = _writer({**values, "dtype": "float32", "remat": False})
     tokenizer = language.tokenizer
     prompts = [Prompt(text, "--prompt") for text in options.prompt]
     prompts = read(options.data, "prompt") if options.data else prompts or [Prompt("", "no prompt")]
@@ -353,19 +379,20 @@ def _evaluate(arguments: list[str]) -> int:
     stage = _optimisation(_restored(saved, KINDS["ppo"]), options.responses)
     from ppo_jax.checkpoint import Checkpoints
 
-    checkpoints = Checkpoints(path.absolute() / "checkpoints", _identity(saved))
+    identity = {k: v for k, v in saved.items() if k != "updates"}
+    identity["given"] = fingerprint(stage.frozen)
+    checkpoints = Checkpoints(path.absolute() / "checkpoints", identity)
     update, state = checkpoints.restore(jax.eval_shape(stage.init))
+    state = stage.place(state)
     report.say(f"after {update} updates:")
     for name, value in stage.judge(state)["evaluation"].items():
         report.say(f"{name:>26} {value:.4f}" if isinstance(value, float) else f"{name:>26} {value}")
     return 0
 
 
-def _in_directory(
-    stage: Stage, options: RunOptions, values: dict[str, Any], identity: dict[str, Any]
-) -> int:
+def _in_directory(stage: Stage, options: RunOptions, values: dict[str, Any]) -> int:
     with open_directory(stage.kind, options, flat(values)) as directory, Signals() as signals:
-        code, _ = run(stage, identity, directory, options, signals)
+        code, _ = run(stage, flat(values), directory, options, signals)
         if not code:
             report.say(f"the model is in {directory.path / 'model'}")
         return code
@@ -373,12 +400,14 @@ def _in_directory(
 
 def _values(
     command: str, arguments: list[str], kinds: tuple[Any, ...], free: tuple[str, ...] = ("updates",)
-) -> tuple[dict[str, Any], RunOptions, dict[str, Any]]:
-    """(flat values, how the run is kept, what a checkpoint must share) of a command line."""
+) -> tuple[dict[str, Any], RunOptions]:
+    """(flat values, how the run is kept) of a command line."""
     first = _first(arguments)
     known = {f.name: f for kind in kinds for f in dataclasses.fields(kind)}
     defaults = {name: f.default for name, f in known.items()}
     if first.resume is not None:
+        if first.preset is not None:
+            raise ConfigError("--resume goes on with its own values: no --preset")
         saved_kind, saved = read_stage(first.resume)
         if saved_kind != command:
             raise ConfigError(f"{first.resume} is a run of {saved_kind}, not of {command}")
@@ -402,11 +431,9 @@ def _values(
                 f"--resume continues the same run, but these differ: {', '.join(changed)}; leave "
                 "them out, or start a new run"
             )
-    return values, _pick(RunOptions, parsed), _identity(flat(values))
-
-
-def _identity(values: dict[str, Any]) -> dict[str, Any]:
-    return {name: x for name, x in values.items() if name != "updates"}
+    # A run may be gone on with from anywhere.
+    values = {n: x.resolve() if isinstance(x, Path) else x for n, x in values.items()}
+    return values, _pick(RunOptions, parsed)
 
 
 def _restored(saved: dict[str, Any], kinds: tuple[Any, ...]) -> dict[str, Any]:
@@ -449,7 +476,11 @@ def _needed(values: dict[str, Any], name: str) -> Any:
 def _model_folder(folder: Path) -> Path:
     """The model of a run, or the folder itself."""
     inner = folder / "model"
-    return inner if not (folder / "model.safetensors").exists() and inner.is_dir() else folder
+    if inner.is_dir() and not (folder / "model.safetensors").exists():
+        return inner
+    if (folder / "checkpoints").is_dir() or (folder / "sft").is_dir():
+        raise ConfigError(f"{folder} is a run without a model; finish it with --resume {folder}")
+    return folder
 
 
 def _model(values: dict[str, Any]) -> tuple[Decoder, Params, Language]:
@@ -458,6 +489,14 @@ def _model(values: dict[str, Any]) -> tuple[Decoder, Params, Language]:
     tokenizer = load_tokenizer(folder)
     check_vocabulary(tokenizer, decoder.config.vocab_size)
     return decoder, params, Language(tokenizer, folder)
+
+
+def _writer(values: dict[str, Any]) -> tuple[Decoder, Params, Language]:
+    """A model that writes; a reward model does not."""
+    decoder, params, language = _model(values)
+    if "score" in params:
+        raise ConfigError(f"{values['model']} is a reward model, which does not write")
+    return decoder, params, language
 
 
 def _room(values: dict[str, Any], decoder: Decoder) -> int:
@@ -474,9 +513,10 @@ def _prompt_room(decoder: Decoder, max_new_tokens: int) -> int:
     return room
 
 
-def _ends(decoder: Decoder, tokenizer: Any) -> tuple[int, ...] | int | None:
-    """What ends a response: what the model's config says, or the tokenizer."""
-    return decoder.config.eos_ids or tokenizer.eos_id
+def _ends(decoder: Decoder, tokenizer: Any) -> tuple[int, ...] | None:
+    """What ends a response: all that the model's files call an end, and the tokenizer."""
+    named = () if tokenizer.eos_id is None else (tokenizer.eos_id,)
+    return tuple(sorted({*decoder.config.eos_ids, *named})) or None
 
 
 # What the flags of each stage are made of.

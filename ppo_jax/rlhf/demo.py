@@ -106,7 +106,12 @@ def demo(config: DemoConfig, options: RunOptions) -> int:
             path = shlex.quote(str(directory.path))
             report.say(f"stopped; continue with: python -m ppo_jax.rlhf demo --resume {path}")
             return int(stopped.args[0])
-        found["seconds"] = round(time.perf_counter() - started, 1)
+        found |= {
+            "seconds": round(time.perf_counter() - started, 1),
+            "seed": config.seed,
+            "device": report.device(),
+            "versions": report.versions(),
+        }
         write_json(directory.path / "summary.json", found)
         _print(found, directory.path)
     return 0
@@ -219,9 +224,9 @@ def _run(story: _Story, stage: Stage, identity: dict[str, Any]) -> TrainState:
     """
     path = story.path / stage.kind
     options = dataclasses.replace(story.options, run_dir=None, resume=path, overwrite=False)
-    identity = flat(identity) | {"seed": story.config.seed, "lines": len(story.lines)}
-    with open_directory(stage.kind, options, identity) as directory:
-        code, state = run(stage, identity, directory, options, story.signals)
+    config = flat(identity) | {"seed": story.config.seed}
+    with open_directory(stage.kind, options, config) as directory:
+        code, state = run(stage, config, directory, options, story.signals, free=(), hint=False)
     if code:
         raise _Stopped(code)
     return state

@@ -4,7 +4,8 @@ from typing import Any
 
 PRESETS: dict[str, dict[str, Any]] = {
     # microsoft/DeepSpeedExamples, applications/DeepSpeed-Chat: dschat/rlhf/ppo_trainer.py and
-    # training/step3_rlhf_finetuning/training_scripts/opt/single_node/run_1.3b.sh
+    # training/step3_rlhf_finetuning/training_scripts/opt/single_node/run_1.3b.sh. Its moments'
+    # decay and cosine schedule are not here.
     "deepspeed_chat": {
         "kl_coef": 0.1,  # ppo_trainer.py: kl_ctl
         "reward_clip": 5.0,  # ppo_trainer.py: clip_reward_value
@@ -22,38 +23,42 @@ PRESETS: dict[str, dict[str, Any]] = {
         "critic": "reward",  # main.py: the critic starts from the reward model
     },
     # Ouyang et al. 2022, Training Language Models to Follow Instructions with Human Feedback,
-    # appendix C.4
+    # appendix C; what it does not name is ours
     "instructgpt": {
         "kl_coef": 0.02,  # C.4: KL reward coefficient
         "gamma": 1.0,  # C.4: no discount
-        "gae_lambda": 0.95,  # C.4
+        "gae_lambda": 0.95,  # ours
         "clip_eps": 0.2,  # C.4: PPO clip ratio
-        "value_clip_eps": 0.2,  # C.4: the same for the value function
+        "value_clip_eps": 0.2,  # ours
         "temperature": 1.0,  # C.4: sampling temperature
         "num_prompts": 512,  # C.4: batch size
         "minibatches": 8,  # C.4: minibatches of 64
         "epochs": 1,  # C.4: a single inner epoch
-        "critic": "reward",  # C.1: the value function is initialised from the reward model
+        "learning_rate": 9e-6,  # C.4: that of the value functions of 1.3B and 6B; here of both
+        "anneal": False,  # C.4: constant; its warm-up over ten updates is not here
+        "max_new_tokens": 1024,  # C: responses of at most 1k tokens
+        "critic": "reward",  # C.4: the value function is initialised from the reward model
     },
-    # Huang et al. 2024, The N+ Implementation Details of RLHF with PPO (TL;DR), table of
-    # hyperparameters, and the code beside it (summarize_from_feedback_details/ppo.py)
+    # Huang et al. 2024, The N+ Implementation Details of RLHF with PPO (TL;DR):
+    # summarize_from_feedback_details/ppo.py, whose arguments these are
     "n_plus": {
-        "kl_coef": 0.05,
-        "gamma": 1.0,
-        "gae_lambda": 0.95,
-        "clip_eps": 0.2,
-        "value_clip_eps": 0.2,
-        "value_coef": 0.1,
-        "epochs": 4,
-        "minibatches": 1,
-        "num_prompts": 512,
-        "learning_rate": 3e-6,
-        "adam_eps": 1e-5,
-        "temperature": 0.7,
-        "max_new_tokens": 53,
-        "missing_eos_penalty": 1.0,  # there the score becomes −1; here 1 is subtracted
-        "whiten_advantages": True,
-        "critic": "reward",
+        "kl_coef": 0.05,  # ppo.kl_coef
+        "gamma": 1.0,  # ppo.gamma
+        "gae_lambda": 0.95,  # ppo.lam
+        "clip_eps": 0.2,  # ppo.cliprange
+        "value_clip_eps": 0.2,  # ppo.cliprange_value
+        "value_coef": 0.1,  # ppo.vf_coef
+        "epochs": 4,  # ppo.noptepochs
+        "minibatches": 1,  # ppo.nminibatches
+        "num_prompts": 512,  # batch_size
+        "learning_rate": 3e-6,  # lr
+        "adam_eps": 1e-5,  # eps
+        "max_grad_norm": float("inf"),  # the loop clips no gradient
+        "temperature": 0.7,  # task.temperature
+        "max_new_tokens": 53,  # task.response_length
+        "missing_eos_score": -1.0,  # task.penalty_reward_value
+        "whiten_advantages": True,  # once per rollout
+        "critic": "reward",  # the critic starts as the reward model
     },
     # Ziegler et al. 2019, Fine-Tuning Language Models from Human Preferences: launch.py and
     # train_policy.py of openai/lm-human-preferences, sentiment
@@ -72,6 +77,7 @@ PRESETS: dict[str, dict[str, Any]] = {
         "learning_rate": 1e-5,  # launch.py: lr
         "adam": "tensorflow",  # TensorFlow 1's
         "adam_eps": 1e-5,  # train_policy.py: epsilon
+        "max_grad_norm": float("inf"),  # train_policy.py clips no gradient
         "temperature": 0.7,  # launch.py: policy.temperature
         "max_new_tokens": 24,  # launch.py: response_length
         "whiten_rewards": True,  # train_policy.py: PpoHParams.whiten_rewards

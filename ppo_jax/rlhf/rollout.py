@@ -55,6 +55,7 @@ class Settings(NamedTuple):
         kl_horizon: responses over which it adapts.
         reward_clip: scores are clipped to ± this; infinity: not.
         missing_eos_penalty: subtracted from the score of a response that was cut off.
+        missing_eos_score: its score instead; None: its own.
         scale_scores: divide scores by their running deviation.
         mesh: whose devices share the responses; None for one device.
     """
@@ -69,6 +70,7 @@ class Settings(NamedTuple):
     kl_horizon: Any = 10_000.0
     reward_clip: Any = jnp.inf
     missing_eos_penalty: Any = 0.0
+    missing_eos_score: Any = None
     scale_scores: bool = False
     mesh: Any = None
 
@@ -274,7 +276,9 @@ def shape_scores(moments: PyTree, said: Responses, settings: Settings) -> tuple[
         moments = normalization.update(moments, score)
         score = normalization.scale(moments, score, clip=jnp.inf)
     score = jnp.clip(score, -settings.reward_clip, settings.reward_clip)
-    return moments, jnp.where(said.ended, score, score - settings.missing_eos_penalty)
+    if settings.missing_eos_score is not None:
+        score = rewards.replace_without_eos(score, said.ended, settings.missing_eos_score)
+    return moments, rewards.subtract_without_eos(score, said.ended, settings.missing_eos_penalty)
 
 
 def _trajectory(
@@ -307,11 +311,11 @@ def _trajectory(
 
 
 def _ended(tokens: jax.Array, mask: jax.Array, eos_id: int | tuple[int, ...] | None) -> jax.Array:
-    """[B] whether a token that ends a response was sampled; nothing is missing where there is
-    none."""
+    """[B] whether the last token is one that ends a response; nothing is missing where none is."""
     if eos_id is None:
         return jnp.ones(tokens.shape[0], bool)
-    return jnp.any(jnp.isin(tokens, jnp.atleast_1d(jnp.asarray(eos_id))) & (mask > 0), axis=1)
+    ends = eos_id if isinstance(eos_id, tuple) else (eos_id,)
+    return functools.reduce(jnp.logical_or, [rewards.has_eos(tokens, mask, x) for x in ends])
 
 
 def _adapt(kl_coef: jax.Array, kl: jax.Array, count: int, settings: Settings) -> jax.Array:

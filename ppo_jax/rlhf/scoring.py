@@ -67,7 +67,10 @@ def from_function(function: RewardFunction, tokenizer: Any) -> Reward:
 
     def on_host(tokens: Any, mask: Any, length: int) -> np.ndarray:
         prompts, responses = texts_of(np.asarray(tokens), np.asarray(mask), length, tokenizer)
-        scores = [float(x) for x in function(prompts, responses)]
+        try:
+            scores = [float(x) for x in function(prompts, responses)]
+        except Exception as error:
+            raise ValueError(f"a reward failed: {type(error).__name__}: {error}") from error
         if len(scores) != len(prompts):
             raise ValueError(f"a reward for {len(prompts)} responses gave {len(scores)} numbers")
         bad = next((i for i, x in enumerate(scores) if not math.isfinite(x)), None)

@@ -4,7 +4,9 @@ The run directory, its checkpoints, signals and reports are those of `ppo_jax.ru
 one of fine-tuning, a reward model, or PPO.
 """
 
+import contextlib
 import dataclasses
+import hashlib
 import json
 import shlex
 import signal
@@ -87,19 +89,24 @@ class Stage(NamedTuple):
 
 def run(
     stage: Stage,
-    identity: dict[str, Any],
+    config: dict[str, Any],
     directory: RunDirectory,
     options: RunOptions,
     signals: Signals,
+    *,
+    free: tuple[str, ...] = ("updates",),
+    hint: bool = True,
 ) -> tuple[int, TrainState]:
     """Train, log, show, save and judge.
 
     Args:
         stage: what.
-        identity: its configuration, which a checkpoint must share to be gone on with.
-        directory: where, with its config.json in it.
+        config: its flat configuration, which a checkpoint must share to be gone on with.
+        directory: where.
         options: how.
         signals: that end it between two chunks.
+        free: what of the configuration may be another.
+        hint: say how to go on, if it is stopped.
 
     Returns:
         (exit code: 0, or 128 + the signal that stopped it; the last state)
@@ -109,9 +116,25 @@ def run(
     """
     trackers.require(wanted(options))
     compilation_cache.use()
+    identity = {k: v for k, v in config.items() if k not in free}
+    identity["given"] = fingerprint(stage.frozen)
     session = _Session(stage, identity, directory.path, options, signals)
+    if options.resume is not None:
+        write_config(directory.path, stage.kind, config)
+    if session.finished:
+        return 0, session.state
     session.train()
-    return session.finish(), session.state
+    return session.finish(hint), session.state
+
+
+def fingerprint(frozen: PyTree) -> str:
+    """What a stage learns from, in a few letters: all tokens, and the sums of all weights."""
+    digest = hashlib.sha256()
+    for path, leaf in jax.tree_util.tree_leaves_with_path(frozen):
+        exact = not jnp.issubdtype(leaf.dtype, jnp.floating)
+        content = np.asarray(leaf).tobytes() if exact else repr(float(jnp.sum(leaf))).encode()
+        digest.update(f"{jax.tree_util.keystr(path)} {leaf.shape} {leaf.dtype}".encode() + content)
+    return digest.hexdigest()[:16]
 
 
 class _Session:
@@ -128,16 +151,20 @@ class _Session:
         self.stage, self.path, self.options, self.signals = stage, path, options, signals
         self.identity = identity
         self.checkpoints = Checkpoints(path.absolute() / "checkpoints", identity)
-        self.update, state = self._restore()
+        earlier = _read_summary(path) if options.resume is not None else {}
+        self.update, state = self._restore(earlier)
         self.state = stage.place(state)
-        self.saved, self.train_seconds, self.compile_seconds = self.update, 0.0, 0.0
-        self.last: dict[str, Any] = {}
+        self.finished = earlier.get("status") == "finished" and self.update == stage.updates
+        self.saved, self.compile_seconds = self.update, 0.0
+        self.train_seconds = float(earlier.get("train_seconds") or 0.0)
+        self.last: dict[str, Any] = earlier.get("last") or {}
         self.chunk: Any = None
 
     def train(self) -> None:
         """Chunk after chunk, until the last update or a signal."""
-        if self.update >= self.stage.updates:
+        if self.update >= self.stage.updates or self.signals.received:
             return
+        self._forget_samples()
         first_step = (self.update + 1) * self.stage.rows
         told = trackers.start(wanted(self.options), self.path, self.identity, first_step)
         log = report.MetricsLog(self.path / "metrics.jsonl", self.update, told)
@@ -149,10 +176,11 @@ class _Session:
         self._write_summary("running")
         with log, Progress(total, self.update * self.stage.rows, self.stage.kind) as progress:
             self._loop(log, progress)
+            self._show()
         if self.update > self.saved:
             self._save(last=True)
 
-    def finish(self) -> int:
+    def finish(self, hint: bool) -> int:
         """Write the model, judge it, and say what came out."""
         stopped = self.signals.received
         done = self.update >= self.stage.updates
@@ -163,7 +191,7 @@ class _Session:
         name = "finished" if done else f"stopped by {signal.Signals(stopped or 2).name}"
         self._write_summary(name, judged)
         self._plot()
-        if not done:
+        if not done and hint:
             path = shlex.quote(str(self.path))
             report.say(
                 f"stopped; continue with: python -m ppo_jax.rlhf {self.stage.kind} --resume {path}"
@@ -188,11 +216,17 @@ class _Session:
                 self._save()
                 saved_at = time.perf_counter()
 
-    def _restore(self) -> tuple[int, TrainState]:
+    def _restore(self, earlier: dict[str, Any]) -> tuple[int, TrainState]:
         shapes = jax.eval_shape(self.stage.init)
         if self.options.resume is None or not self.checkpoints.steps():
+            if earlier.get("updates"):
+                raise CheckpointError(
+                    f"the checkpoints of {self.path} are gone, though {earlier['updates']} updates "
+                    "were saved. Copy them back from a backup, or start again with --overwrite"
+                )
             self.checkpoints.clean(after=0)
-            return 0, jax.jit(self.stage.init)()
+            # Not one program: the weights it starts from would be constants of it.
+            return 0, self.stage.init()
         update, state = self.checkpoints.restore(shapes)
         if update > self.stage.updates:
             raise ConfigError(
@@ -224,8 +258,12 @@ class _Session:
     def _advance(self, count: int) -> tuple[list[dict[str, Any]], float]:
         """Run `count` updates: (their rows for the log, seconds)."""
         started = time.perf_counter()
-        self.state, metrics = self.chunk(self.state, self.stage.frozen, jnp.int32(count))
-        arrays = {name: np.asarray(x)[:count] for name, x in metrics.items()}
+        try:
+            self.state, metrics = self.chunk(self.state, self.stage.frozen, jnp.int32(count))
+            arrays = {name: np.asarray(x)[:count] for name, x in metrics.items()}
+        except jax.errors.JaxRuntimeError:  # a reward of the user's own, say
+            self._write_summary("failed")
+            raise
         seconds = time.perf_counter() - started
         self.train_seconds += seconds
         rate = count * self.stage.rows / seconds
@@ -250,6 +288,17 @@ class _Session:
             said = "  ".join(f"{name} {value}" for name, value in numbers.items())
             report.say(f"    {sample['prompt']!r} -> {sample['response']!r}  {said}")
 
+    def _forget_samples(self) -> None:
+        """Those of updates that will be made again."""
+        path = self.path / "samples.jsonl"
+        if path.exists():
+            kept = []
+            for line in path.read_text(errors="replace").splitlines():
+                with contextlib.suppress(ValueError, TypeError, KeyError):
+                    if json.loads(line)["update"] < max(self.update, 1):
+                        kept.append(line + "\n")
+            path.write_text("".join(kept))
+
     def _save(self, last: bool = False) -> None:
         try:
             self.checkpoints.save(self.update, self.state)
@@ -264,12 +313,15 @@ class _Session:
             warnings.warn(f"checkpoint {self.update} not saved ({error}); going on", stacklevel=1)
 
     def _write_summary(self, status: str, judged: dict[str, Any] | None = None) -> None:
-        rows, seconds = self.update * self.stage.rows, self.train_seconds
+        rows, seconds = self.saved * self.stage.rows, self.train_seconds
         summary = {
             "stage": self.stage.kind,
+            "algorithm": self.identity.get("algorithm", self.stage.kind),
+            "seed": self.identity.get("seed"),
             "status": status,
-            "updates": self.update,
+            "updates": self.saved,
             "sequences": rows,
+            "sequences_per_second": round(rows / seconds, 1) if seconds else None,
             "compile_seconds": round(self.compile_seconds, 2),
             "train_seconds": round(seconds, 2),
             "last": self.last,
@@ -322,7 +374,8 @@ def open_directory(kind: str, options: RunOptions, flat: dict[str, Any]) -> RunD
                 "replace it with --overwrite, or choose another --run-dir"
             )
         directory.clear()
-    _write_config(directory.path, kind, flat)
+        # Before compiling: a run killed there can be resumed.
+        write_config(directory.path, kind, flat)
     return directory
 
 
@@ -336,6 +389,15 @@ def flat(config: Any) -> dict[str, Any]:
     values = config if isinstance(config, dict) else dataclasses.asdict(config)
     plain = lambda x: "inf" if x == float("inf") else str(x) if isinstance(x, Path) else x
     return {name: plain(value) for name, value in values.items()}
+
+
+def _read_summary(path: Path) -> dict[str, Any]:
+    """summary.json, or {} where there is none to be read."""
+    try:
+        summary = json.loads((path / "summary.json").read_text())
+    except (OSError, ValueError):
+        return {}
+    return summary if isinstance(summary, dict) else {}
 
 
 def read_stage(run_dir: Path) -> tuple[str, dict[str, Any]]:
@@ -354,7 +416,8 @@ def read_stage(run_dir: Path) -> tuple[str, dict[str, Any]]:
         raise ConfigError(f"{path} is not the config.json of a run of ppo_jax.rlhf") from error
 
 
-def _write_config(path: Path, kind: str, flat: dict[str, Any]) -> None:
+def write_config(path: Path, kind: str, flat: dict[str, Any]) -> None:
+    """config.json: every value, and each session that went on with it."""
     earlier = []
     if (path / "config.json").exists():
         earlier = json.loads((path / "config.json").read_text()).get("sessions", [])

@@ -165,7 +165,7 @@ def optimisation(
     def judge(state: TrainState) -> dict[str, Any]:
         key = jax.random.fold_in(jax.random.key(seed), EVALUATION)
         said, shaped = write(state, key, eval_prompts)
-        return {"evaluation": evaluation(said, shaped, config.kl_coef)}
+        return {"evaluation": evaluation(said, shaped, float(state.rollout.kl_coef))}
 
     def save(state: TrainState, folder: Path) -> None:
         actor = program.policy.join(state.learner.params, program.frozen)["actor"]
@@ -231,8 +231,8 @@ def write_normalisation(folder: Path, mean: float, deviation: float) -> None:
     write_json(folder / REWARD_FILE, {"mean": mean, "deviation": deviation})
 
 
-def read_reward(folder: Path) -> Reward:
-    """A reward model's folder, normalised as the file beside it says, if there is one.
+def read_reward(folder: Path) -> tuple[Reward, Decoder]:
+    """A reward model, normalised as the file beside it says, if there is one; and its decoder.
 
     Raises:
         ModelError: it is not a model, or one without a head `score`.
@@ -245,7 +245,7 @@ def read_reward(folder: Path) -> Reward:
         )
     path = folder / REWARD_FILE
     numbers = json.loads(path.read_text()) if path.exists() else {"mean": 0.0, "deviation": 1.0}
-    return from_model(decoder, params, **numbers)
+    return from_model(decoder, params, **numbers), decoder
 
 
 def zero_head(params: Params) -> Params:

@@ -6,6 +6,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import struct
 
 from ppo_jax import sgd
@@ -56,7 +57,8 @@ def init(key: jax.Array, params: Params, config: Config) -> TrainState:
     """
     key, data_key = jax.random.split(key)
     data = DataState(data_key, jnp.zeros((), jnp.int32))
-    learner = sgd.init(params, _optimizer(config))
+    # Its own copy: what a step uses up must not be what others still need.
+    learner = sgd.init(jax.tree.map(jnp.copy, params), _optimizer(config))
     return TrainState(learner, data, key, jnp.zeros((), jnp.int32))
 
 
@@ -89,9 +91,11 @@ def make_step(loss_fn: LossFn, config: Config, mesh: Any = None) -> Step:
 
 
 def split(rows: Batch, fraction: float) -> tuple[Batch, Batch | None]:
-    """(rows to learn from, the last of them kept apart to judge by; None if that is none)."""
+    """(rows to learn from, a random part of them kept apart to judge by; None if that is none)."""
     count = rows.weight.shape[0]
     kept = int(count * fraction)
+    order = np.random.default_rng(0).permutation(count)  # files are often sorted
+    rows = jax.tree.map(lambda x: x[order], rows)
     if kept == 0:
         return rows, None
     return jax.tree.map(lambda x: x[: count - kept], rows), jax.tree.map(

@@ -51,6 +51,9 @@ class Config:
     missing_eos_penalty: float = option(
         0.0, "subtracted from the score of a response that did not end", low=0
     )
+    missing_eos_score: float | None = option(
+        None, "the score of a response that did not end, whatever it says; None: its own"
+    )
     lora_rank: int = option(0, "train adapters of this rank instead of the weights; 0: not", low=0)
     lora_alpha: float = option(16.0, "adapters are scaled by this / rank", low=0, open_low=True)
 
@@ -193,6 +196,11 @@ def check(config: Config, hyper: algorithms.Config, models: Models) -> None:
             f"num_prompts x group_size = {config.num_prompts} x {config.group_size} = {responses} "
             f"responses do not divide into minibatches x micro_batches = {hyper.minibatches} x "
             f"{hyper.micro_batches}"
+        )
+    if config.lora_rank and models.reference_params is not models.actor_params:
+        raise ValueError(
+            "adapters are laid over the reference, so with lora_rank it has to be the model "
+            "itself; leave the reference out"
         )
     if method.groups and config.group_size < 2:
         raise ValueError(
