@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 import benchmarks.throughput.__main__ as throughput
-from benchmarks import algorithms, family, host_environments, pong, recall, sweep, tuning
+from benchmarks import algorithms, alignment, family, host_environments, pong, recall, sweep, tuning
 from benchmarks.learning import markdown
 from benchmarks.table import RESULTS, read
 from ppo_jax import config as configs
@@ -45,6 +45,18 @@ def test_the_table_of_the_host_page_is_that_of_the_results():
 
 def test_the_table_of_the_memory_page_is_that_of_the_results():
     assert recall.markdown() in (ROOT / "docs/memory.md").read_text()
+
+
+def test_the_table_of_the_language_page_is_that_of_the_results():
+    assert alignment.markdown() in (ROOT / "docs/rlhf.md").read_text()
+
+
+def test_the_example_of_the_language_page_runs(capsys):
+    blocks = re.findall(r"```python\n(.*?)```", (ROOT / "docs/rlhf.md").read_text(), re.S)
+    for block in blocks:
+        exec(compile(block, "rlhf.md", "exec"), {})
+    (printed,) = re.findall(r"print\(.*\)  # (.*)", blocks[-1])
+    assert capsys.readouterr().out == printed + "\n"
 
 
 def test_the_example_of_the_sweeps_page_runs(capsys):
