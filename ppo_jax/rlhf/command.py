@@ -2,7 +2,6 @@
 
 import argparse
 import dataclasses
-import importlib
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -14,16 +13,15 @@ import jax.numpy as jnp
 from ppo_jax import report
 from ppo_jax.cli import exit_with, read_flags
 from ppo_jax.config import ConfigError, check_options
-from ppo_jax.rlhf import algorithms, scoring, stages, supervised, train
-from ppo_jax.rlhf.algorithms import ALGORITHMS
+from ppo_jax.rlhf import algorithms, stages, supervised, train
 from ppo_jax.rlhf.data import preference_arrays, prompt_arrays, sft_arrays
 from ppo_jax.rlhf.decoder import Decoder
 from ppo_jax.rlhf.demo import DemoConfig, demo
 from ppo_jax.rlhf.formats import DataError, Prompt, read
 from ppo_jax.rlhf.generate import generate
-from ppo_jax.rlhf.hf_io import ModelError, load_model
+from ppo_jax.rlhf.hf_io import ModelError
 from ppo_jax.rlhf.presets import PRESETS
-from ppo_jax.rlhf.scoring import Reward
+from ppo_jax.rlhf.roles import ends, model, needed, prompt_room, roles, writer
 from ppo_jax.rlhf.session import (
     RunOptions,
     Stage,
@@ -34,13 +32,11 @@ from ppo_jax.rlhf.session import (
     run,
 )
 from ppo_jax.rlhf.sharding import mesh_of
-from ppo_jax.rlhf.stages import Language
-from ppo_jax.rlhf.tokenizer import TokenizerError, check_vocabulary, load_tokenizer
+from ppo_jax.rlhf.tokenizer import TokenizerError
 from ppo_jax.runner import Signals
 from ppo_jax.types import Params, did_you_mean, option
 
 PROGRAM = "python -m ppo_jax.rlhf"
-PROBE = "The quick brown fox jumps over 0123456789 lazy dogs; étude, naïve."
 CRITICS = ("auto", "reward", "model", "shared", "none")
 
 
@@ -149,8 +145,8 @@ def _demo(arguments: list[str]) -> int:
 
 def _sft(arguments: list[str]) -> int:
     values, options = _values("sft", arguments, KINDS["sft"])
-    decoder, params, language = _writer(values)
-    examples = read(_needed(values, "data"), "sft")
+    decoder, params, language = writer(values)
+    examples = read(needed(values, "data"), "sft")
     rows = sft_arrays(examples, language.tokenizer, _room(values, decoder), values["truncate"])
     stage = stages.fine_tuning(
         decoder,
@@ -166,8 +162,8 @@ def _sft(arguments: list[str]) -> int:
 
 def _reward(arguments: list[str]) -> int:
     values, options = _values("reward", arguments, KINDS["reward"])
-    decoder, params, language = _model(values)
-    pairs = read(_needed(values, "data"), "preference")
+    decoder, params, language = model(values)
+    pairs = read(needed(values, "data"), "preference")
     arrays = preference_arrays(
         pairs, language.tokenizer, _room(values, decoder), values["truncate"]
     )
@@ -193,21 +189,21 @@ def _ppo(arguments: list[str]) -> int:
 
 def _optimisation(values: dict[str, Any], responses: int = 256) -> Stage:
     """The stage that the values of `ppo` stand for."""
-    decoder, params, language = _writer(values)
+    decoder, params, language = writer(values)
     config, hyper = _pick(train.Config, values), _pick(algorithms.Config, values)
-    room = _prompt_room(decoder, config.max_new_tokens)
-    examples = read(_needed(values, "data"), "prompt")
+    room = prompt_room(decoder, config.max_new_tokens)
+    examples = read(needed(values, "data"), "prompt")
     prompts = prompt_arrays(
         examples, language.tokenizer, min(room, values["max_length"]), values["truncate"]
     )
-    models = _roles(values, decoder, params, language)
+    models = roles(values, decoder, params, language)
     tokenizer = language.tokenizer
     program = train.build(
         models,
         *prompts,
         config,
         hyper,
-        eos_id=_ends(decoder, tokenizer),
+        eos_id=ends(decoder, tokenizer),
         valid_vocab=tokenizer.vocab_size,
         mesh=mesh_of(values["model_parallel"], config.num_prompts * config.group_size),
     )
@@ -216,128 +212,16 @@ def _optimisation(values: dict[str, Any], responses: int = 256) -> Stage:
     )
 
 
-def _roles(
-    values: dict[str, Any], decoder: Decoder, params: Params, language: Language
-) -> train.Models:
-    """The four models that the values of `ppo` name."""
-    rewards, folders = _rewards(values, language, decoder)
-    reference = params
-    if values["reference"] is not None:
-        other, reference = load_model(_model_folder(values["reference"]))
-        if "score" in reference:
-            raise ConfigError(f"{values['reference']} is a reward model, which does not write")
-        if dataclasses.replace(other.config, dtype="float32") != dataclasses.replace(
-            decoder.config, dtype="float32", remat=False
-        ):
-            raise ConfigError(f"{values['reference']} is not built as {values['model']} is")
-    kind = values["critic"]
-    if kind == "auto":
-        kind = "none" if not ALGORITHMS[values["algorithm"]].critic else "model"
-        kind = "reward" if folders and kind == "model" else kind
-    critic: Decoder | str = kind
-    critic_params: Params = {}
-    if kind == "reward":
-        if not folders:
-            raise ConfigError("critic reward needs the folder of a reward model in --reward")
-        critic, critic_params = load_model(folders[0], values["dtype"], remat=values["remat"])
-        critic_params = stages.zero_head(critic_params)
-    elif kind == "model":
-        critic, critic_params = decoder, decoder.with_score(params)
-    elif kind == "shared":
-        critic_params = train.fresh_score(decoder)
-    return train.Models(decoder, params, critic, critic_params, reference, rewards)
-
-
-def _rewards(
-    values: dict[str, Any], language: Language, actor: Decoder
-) -> tuple[Reward, list[Path]]:
-    """What is optimised, and the folders of models among it."""
-    names, weights = values["reward"], values["reward_weights"]
-    if not names:
-        raise ConfigError("--reward is needed: the folder of a reward model, or module:function")
-    if weights and len(weights) != len(names):
-        raise ConfigError(f"{len(names)} rewards and {len(weights)} reward_weights")
-    found, folders = [], []
-    for name in names:
-        if Path(name).is_dir():
-            folder = _model_folder(Path(name))
-            check_vocabulary_of(folder, language)
-            reward, decoder = stages.read_reward(folder)
-            _check_fits(folder, decoder, actor)
-            found.append(reward)
-            folders.append(folder)
-        else:
-            if jax.device_count() > 1:
-                raise ConfigError(
-                    f"--reward {name}: a function of Python is called from one device, and there "
-                    f"are {jax.device_count()}; let JAX see one of them (JAX_NUM_CPU_DEVICES=1, "
-                    "CUDA_VISIBLE_DEVICES=0), or make a reward model of it"
-                )
-            found.append(scoring.from_function(_function(name), language.tokenizer))
-    if len(found) == 1 and not weights:
-        return found[0], folders
-    return scoring.weighted(found, weights or [1.0] * len(found)), folders
-
-
-def check_vocabulary_of(folder: Path, language: Language) -> None:
-    """Refuse a reward model that reads other tokens than the actor writes.
-
-    Raises:
-        ConfigError: its tokenizer differs.
-    """
-    if not (folder / "tokenizer.json").exists():
-        return
-    theirs, ours = load_tokenizer(folder), language.tokenizer
-    # Of characters the alphabet; of others what they make of a text.
-    kept = [getattr(x, "tokens", None) or x.encode(PROBE) for x in (theirs, ours)]
-    if theirs.vocab_size != ours.vocab_size or kept[0] != kept[1]:
-        raise ConfigError(
-            f"the reward model {folder} has another tokenizer than the model "
-            f"({theirs.vocab_size} tokens there, {ours.vocab_size} here)"
-        )
-
-
-def _check_fits(folder: Path, reward: Decoder, actor: Decoder) -> None:
-    """Refuse a reward model that cannot read all that the actor can write."""
-    for name in ("vocab_size", "max_positions"):
-        theirs, ours = getattr(reward.config, name), getattr(actor.config, name)
-        if theirs < ours:
-            raise ConfigError(
-                f"the reward model {folder} has {name} {theirs}, less than the model's {ours}"
-            )
-
-
-def _function(name: str) -> scoring.RewardFunction:
-    """module:function.
-
-    Raises:
-        ConfigError: there is none of that name.
-    """
-    module, colon, attribute = name.partition(":")
-    if not colon:
-        raise ConfigError(f"--reward {name}: neither a folder nor module:function")
-    sys.path.insert(0, "")
-    try:
-        function = getattr(importlib.import_module(module), attribute)
-    except Exception as error:  # whatever a module of the user's own raises
-        raise ConfigError(f"--reward {name}: {type(error).__name__}: {error}") from error
-    finally:
-        sys.path.pop(0)
-    if not callable(function):
-        raise ConfigError(f"--reward {name} is no function but {function!r}")
-    return function
-
-
 def _generate(arguments: list[str]) -> int:
     fields = [(f.name, f, f.default) for f in dataclasses.fields(GenerateOptions)]
     values = read_flags(arguments, fields, f"{PROGRAM} generate", "Write responses.")
     options = GenerateOptions(**values)
     check_options(options)
-    decoder, params, language = _writer({**values, "dtype": "float32", "remat": False})
+    decoder, params, language = writer({**values, "dtype": "float32", "remat": False})
     tokenizer = language.tokenizer
     prompts = [Prompt(text, "--prompt") for text in options.prompt]
     prompts = read(options.data, "prompt") if options.data else prompts or [Prompt("", "no prompt")]
-    room = _prompt_room(decoder, options.max_new_tokens)
+    room = prompt_room(decoder, options.max_new_tokens)
     arrays = prompt_arrays(prompts, tokenizer, room)
     tokens, mask = (jnp.repeat(jnp.asarray(x), options.repeat, axis=0) for x in arrays)
 
@@ -351,7 +235,7 @@ def _generate(arguments: list[str]) -> int:
             decoder=decoder,
             max_new_tokens=options.max_new_tokens,
             temperature=options.temperature,
-            eos_id=_ends(decoder, tokenizer),
+            eos_id=ends(decoder, tokenizer),
             top_k=options.top_k,
             top_p=options.top_p,
             valid_vocab=tokenizer.vocab_size,
@@ -372,7 +256,7 @@ def _evaluate(arguments: list[str]) -> int:
     values = read_flags(arguments, fields, f"{PROGRAM} evaluate", "Judge a run anew.")
     options = EvaluateOptions(**values)
     check_options(options)
-    path = Path(_needed(values, "run"))
+    path = Path(needed(values, "run"))
     kind, saved = read_stage(path)
     if kind != "ppo":
         raise ConfigError(f"{path} is a run of {kind}; its summary.json holds its validation")
@@ -467,56 +351,8 @@ def _pick(kind: Any, values: dict[str, Any]) -> Any:
     return kind(**{f.name: values[f.name] for f in dataclasses.fields(kind)})
 
 
-def _needed(values: dict[str, Any], name: str) -> Any:
-    if values[name] is None:
-        raise ConfigError(f"--{name.replace('_', '-')} is needed; see --help")
-    return values[name]
-
-
-def _model_folder(folder: Path) -> Path:
-    """The model of a run, or the folder itself."""
-    inner = folder / "model"
-    if inner.is_dir() and not (folder / "model.safetensors").exists():
-        return inner
-    if (folder / "checkpoints").is_dir() or (folder / "sft").is_dir():
-        raise ConfigError(f"{folder} is a run without a model; finish it with --resume {folder}")
-    return folder
-
-
-def _model(values: dict[str, Any]) -> tuple[Decoder, Params, Language]:
-    folder = _model_folder(Path(_needed(values, "model")))
-    decoder, params = load_model(folder, values["dtype"], remat=values["remat"])
-    tokenizer = load_tokenizer(folder)
-    check_vocabulary(tokenizer, decoder.config.vocab_size)
-    return decoder, params, Language(tokenizer, folder)
-
-
-def _writer(values: dict[str, Any]) -> tuple[Decoder, Params, Language]:
-    """A model that writes; a reward model does not."""
-    decoder, params, language = _model(values)
-    if "score" in params:
-        raise ConfigError(f"{values['model']} is a reward model, which does not write")
-    return decoder, params, language
-
-
 def _room(values: dict[str, Any], decoder: Decoder) -> int:
     return min(values["max_length"], decoder.config.max_positions)
-
-
-def _prompt_room(decoder: Decoder, max_new_tokens: int) -> int:
-    room = decoder.config.max_positions - max_new_tokens
-    if room < 1:
-        raise ConfigError(
-            f"max_new_tokens is {max_new_tokens}; the model's context holds "
-            f"{decoder.config.max_positions}, prompt included"
-        )
-    return room
-
-
-def _ends(decoder: Decoder, tokenizer: Any) -> tuple[int, ...] | None:
-    """What ends a response: all that the model's files call an end, and the tokenizer."""
-    named = () if tokenizer.eos_id is None else (tokenizer.eos_id,)
-    return tuple(sorted({*decoder.config.eos_ids, *named})) or None
 
 
 # What the flags of each stage are made of.
