@@ -169,9 +169,10 @@ def play(env):
             action_key, step_key = jax.random.split(key)
             keys = jax.random.split(action_key, count)
             action = jax.vmap(lambda key, obs: legal(space, key, obs))(keys, obs)
+            before = (step_key, getattr(state, "env_state", ()))
             new, state, reward, terminated, truncated, info = vector.step(step_key, state, action)
             row = {
-                "before": (step_key, getattr(state, "env_state", ())),
+                "before": before,
                 "obs": obs,
                 "action": action,
                 "next": new,
