@@ -37,7 +37,7 @@ def make_train_step(
     Args:
         collect: (key, params, RolloutState) -> (RolloutState, Trajectory [T, N]), with `frozen`
             as a fourth argument where it is not empty.
-        algorithm: what to learn from it; its update, too, is then given `frozen`.
+        algorithm: what to learn from it.
         rows: [T, N] batch -> the rows that are shuffled.
 
     Returns:
@@ -50,6 +50,7 @@ def make_train_step(
         more = (frozen,) if jax.tree.leaves(frozen) else ()
         experience, trajectory = collect(collect_key, state.learner.params, state.rollout, *more)
         batch = rows(algorithm.estimate(trajectory))
+        more = more if algorithm.frozen else ()
         learner, metrics = algorithm.update(update_key, state.learner, batch, *more)
         metrics = {**experience.metrics, **metrics}
         return TrainState(learner, experience, key, state.update + 1), metrics

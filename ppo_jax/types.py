@@ -100,13 +100,14 @@ class Algorithm(NamedTuple):
 
     init(key, obs) -> LearnerState
     estimate(Trajectory) -> Batch [T, N]: advantages and targets
-    update(key, LearnerState, Batch [M]) -> (LearnerState, Metrics), with `frozen` as a fourth
-        argument where the training step has any
+    update(key, LearnerState, Batch [M]) -> (LearnerState, Metrics)
+    frozen: whether update takes the arrays that nothing changes as a fourth argument
     """
 
     init: Callable[[jax.Array, PyTree], LearnerState]
     estimate: Callable[[Trajectory], Batch]
     update: Callable[..., tuple[LearnerState, Metrics]]
+    frozen: bool = False
 
 
 # Options and hints live here, at the bottom of the house, because algorithms declare options and

@@ -200,7 +200,7 @@ def make(
         )
         return learner, metrics | gap | sgd.report(learner, batch)
 
-    return Algorithm(init, estimate, update)
+    return Algorithm(init, estimate, update, frozen=True)
 
 
 def _first_ratio_gap(
