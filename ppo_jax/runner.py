@@ -269,7 +269,7 @@ class _Session:
         self.state = self.compiled.init() if state is None else state
         self.compile_seconds = time.perf_counter() - started
         self.saved = self.update
-        earlier = _read_summary(path) if self.update else {}
+        earlier = read_summary(path) if self.update else {}
         self.train_seconds = float(earlier.get("train_seconds") or 0.0)
         self.scores: list[float] = []
         self.warned: set[str] = set()
@@ -347,7 +347,7 @@ class _Session:
     def _check_nothing_was_saved(self) -> None:
         """A run killed before its first checkpoint begins again; one whose checkpoints are gone
         does not, for its log would go too."""
-        saved = _read_summary(self.path).get("env_steps")
+        saved = read_summary(self.path).get("env_steps")
         if saved or len(self.checkpoints.orphans()) > 1:
             raise CheckpointError(
                 f"the checkpoints of {self.path} are gone"
@@ -463,7 +463,7 @@ class _Session:
                 )
 
 
-def _read_summary(path: Path) -> dict[str, Any]:
+def read_summary(path: Path) -> dict[str, Any]:
     """summary.json, or {} where there is none to be read."""
     try:
         summary = json.loads((path / "summary.json").read_text())

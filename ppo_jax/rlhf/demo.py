@@ -25,7 +25,7 @@ from ppo_jax.rlhf.data import Pairs, preference_arrays, prompt_arrays, sft_array
 from ppo_jax.rlhf.decoder import Decoder, small
 from ppo_jax.rlhf.formats import DataError, Prompt, from_lines, read
 from ppo_jax.rlhf.generate import generate
-from ppo_jax.rlhf.rollout import Responses, shape_scores
+from ppo_jax.rlhf.rollout import Responses, kl_of, shape_scores
 from ppo_jax.rlhf.scoring import Reward, from_model
 from ppo_jax.rlhf.session import RunOptions, Stage, flat, open_directory, run
 from ppo_jax.rlhf.stages import Language
@@ -328,7 +328,7 @@ def _result(story: _Story, said: Responses, score: jax.Array, beta: float) -> di
     """What a policy's responses to one letter are worth, and by the gold rule."""
     texts = stages.describe(said, LENGTH, story.language.tokenizer)
     gold = gold_score([x["prompt"] + x["response"] for x in texts])
-    kl = stages.kl_of(said)
+    kl = kl_of(said)
     return {
         "objective": optimum.objective(score, kl, beta)[0],
         "score": float(jnp.mean(score)),

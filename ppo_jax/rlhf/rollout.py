@@ -153,8 +153,7 @@ def collect(
     write = functools.partial(respond, policy=policy, reference=reference, score=score)
     said = write(key, params, frozen, prompt, prompt_mask, eos_id=settings.eos_id)
     moments, shaped = shape_scores(state.moments, said, settings)
-    kl = said.log_prob - said.ref_log_prob
-    total_kl = jnp.sum(jnp.where(said.mask > 0, kl, 0.0), axis=1)
+    total_kl = kl_of(said)
     trajectory = _trajectory(said, shaped, state.kl_coef, settings)
     metrics = _metrics(said, shaped, total_kl, state.kl_coef)
     state = dataclasses.replace(
@@ -236,6 +235,11 @@ def respond(
         raw_score=score(frozen["reward"], inputs, policy.length),
         entropy=entropy,
     )
+
+
+def kl_of(said: Responses) -> jax.Array:
+    """[B] Σ_t log π − log π_ref, an estimate of the KL of each response."""
+    return rewards.sequence_kl(said.log_prob - said.ref_log_prob, said.mask)
 
 
 def next_rows(state: RolloutState, num_rows: int, count: int) -> jax.Array:

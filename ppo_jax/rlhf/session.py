@@ -27,7 +27,7 @@ from ppo_jax.config import ConfigError
 from ppo_jax.progress import Progress
 from ppo_jax.rlhf.export import save_folder
 from ppo_jax.run_directory import RunDirectory
-from ppo_jax.runner import Diverged, Signals, compiler_options, next_count
+from ppo_jax.runner import Diverged, Signals, compiler_options, next_count, read_summary
 from ppo_jax.types import Metrics, PyTree, TrainState, option
 
 # A chunk never has more updates than this.
@@ -151,7 +151,7 @@ class _Session:
         self.stage, self.path, self.options, self.signals = stage, path, options, signals
         self.identity = identity
         self.checkpoints = Checkpoints(path.absolute() / "checkpoints", identity)
-        earlier = _read_summary(path) if options.resume is not None else {}
+        earlier = read_summary(path) if options.resume is not None else {}
         self.update, state = self._restore(earlier)
         self.state = stage.place(state)
         self.finished = earlier.get("status") == "finished" and self.update == stage.updates
@@ -389,15 +389,6 @@ def flat(config: Any) -> dict[str, Any]:
     values = config if isinstance(config, dict) else dataclasses.asdict(config)
     plain = lambda x: "inf" if x == float("inf") else str(x) if isinstance(x, Path) else x
     return {name: plain(value) for name, value in values.items()}
-
-
-def _read_summary(path: Path) -> dict[str, Any]:
-    """summary.json, or {} where there is none to be read."""
-    try:
-        summary = json.loads((path / "summary.json").read_text())
-    except (OSError, ValueError):
-        return {}
-    return summary if isinstance(summary, dict) else {}
 
 
 def read_stage(run_dir: Path) -> tuple[str, dict[str, Any]]:

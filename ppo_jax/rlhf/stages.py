@@ -14,7 +14,7 @@ from ppo_jax.checkpoint import write_json
 from ppo_jax.rlhf import optimum, sharding, supervised, train
 from ppo_jax.rlhf.decoder import Decoder
 from ppo_jax.rlhf.hf_io import ModelError, load_model, save_model
-from ppo_jax.rlhf.rollout import Responses, shape_scores
+from ppo_jax.rlhf.rollout import Responses, kl_of, shape_scores
 from ppo_jax.rlhf.scoring import Reward, from_model, texts_of
 from ppo_jax.rlhf.session import Stage
 from ppo_jax.types import Batch, Params, TrainState
@@ -201,11 +201,6 @@ def evaluation(said: Responses, shaped: jax.Array, kl_coef: float) -> dict[str, 
         "log_prob_gap": float(said.gap),
         "responses": int(shaped.shape[0]),
     }
-
-
-def kl_of(said: Responses) -> jax.Array:
-    """[B] Σ_t log π − log π_ref."""
-    return jnp.sum(jnp.where(said.mask > 0, said.log_prob - said.ref_log_prob, 0.0), axis=1)
 
 
 def describe(said: Responses, length: int, tokenizer: Any) -> list[dict[str, Any]]:
