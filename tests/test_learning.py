@@ -6,17 +6,17 @@ import pytest
 from benchmarks import family, recall
 from benchmarks.learning import TASKS, row_of, swept_returns
 
-SEEDS = 16
+SEEDS = 8
 
 
 @pytest.mark.learning
 @pytest.mark.parametrize("name", [n for n, task in TASKS.items() if not task.long])
 def test_the_preset_reaches_its_mark(name):
-    """Sixteen seeds of the published benchmark's own function."""
+    """Eight seeds of the published benchmark's own function."""
     task = TASKS[name]
     row = row_of(name, task, swept_returns(task, SEEDS), 0.0)
-    if task.goal == "95 %":  # of 64; of 16 one may miss
-        assert row["share_at_mark"] >= 15 / 16, row
+    if task.goal == "95 %":  # of 64; of 8 one may miss
+        assert row["share_at_mark"] >= 7 / 8, row
     else:
         assert row["met"], row
 
@@ -36,6 +36,6 @@ def test_the_family_balances_the_pole(method):
 @pytest.mark.learning
 @pytest.mark.parametrize("task", recall.TASKS)
 def test_what_is_hidden_is_remembered(task):
-    """Four of the seeds of benchmarks/recall.py, with memory and without."""
-    assert (recall.measure(task, "gru", 4) >= recall.TASKS[task]).all()
-    assert (recall.measure(task, "none", 4) < recall.TASKS[task]).all()
+    """Two of the seeds of benchmarks/recall.py, with memory and without."""
+    assert (recall.measure(task, "gru", 2) >= recall.TASKS[task]).all()
+    assert (recall.measure(task, "none", 2) < recall.TASKS[task]).all()

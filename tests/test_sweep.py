@@ -290,7 +290,7 @@ def test_eight_devices_give_the_numbers_of_one(tmp_path):
         subprocess.run(
             [sys.executable, "-c", SHARDED, "2", str(file)],
             env={n: v for n, v in os.environ.items() if n != "JAX_NUM_CPU_DEVICES"}
-            | {"XLA_FLAGS": f"{os.environ['XLA_FLAGS']} {flags}"},
+            | {"XLA_FLAGS": f"{os.environ.get('XLA_FLAGS', '')} {flags}"},
             check=True,
             timeout=300,
         )
