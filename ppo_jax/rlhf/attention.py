@@ -8,9 +8,11 @@ import numpy as np
 from flax import linen as nn
 
 from ppo_jax.rlhf.decoder_config import DecoderConfig, RopeScaling
+from ppo_jax.rlhf.linear import Dense
 
 # Finite, so that a query that may see nothing averages over everything instead of dividing 0 by 0.
-FORBIDDEN = float(np.finfo(np.float32).min)
+# Half of the least number: with a score added it is still finite.
+FORBIDDEN = float(np.finfo(np.float32).min) / 2
 
 
 class KeyValue(NamedTuple):
@@ -59,9 +61,10 @@ def rotations(config: DecoderConfig, positions: jax.Array) -> tuple[jax.Array, j
 def rotate(x: jax.Array, rotation: tuple[jax.Array, jax.Array]) -> jax.Array:
     """Turn the pairs (x_i, x_{i + head_dim/2}) of x [B, T, H, head_dim] by the angles."""
     cos, sin = (r[:, :, None, :] for r in rotation)
-    first, second = jnp.split(x.astype(jnp.float32), 2, axis=-1)
-    turned = jnp.concatenate([first * cos - second * sin, second * cos + first * sin], axis=-1)
-    return turned.astype(x.dtype)
+    cos, sin = jnp.concatenate([cos, cos], axis=-1), jnp.concatenate([-sin, sin], axis=-1)
+    # A roll, whose gradient is one too, and not two halves, whose gradients are padded and added.
+    partner = jnp.roll(x, x.shape[-1] // 2, axis=-1)
+    return (x * cos + partner * sin).astype(x.dtype)
 
 
 def attend(query: jax.Array, kv: KeyValue, allowed: jax.Array) -> jax.Array:
@@ -79,14 +82,14 @@ def attend(query: jax.Array, kv: KeyValue, allowed: jax.Array) -> jax.Array:
     """
     batch, length, heads, head_dim = query.shape
     groups = kv.key.shape[1]
-    # Keys are laid out so that both products are plain batched matrix products.
-    q = query.reshape(batch, length, groups, heads // groups, head_dim)
+    # Keys are laid out so that both products are plain batched matrix products; the queries, fewer
+    # numbers than the scores, are scaled instead of these.
+    q = (query * head_dim**-0.5).reshape(batch, length, groups, heads // groups, head_dim)
     q = q.transpose(0, 2, 3, 1, 4).reshape(batch, groups, -1, head_dim)
     scores = jnp.einsum("bkqd,bksd->bkqs", q, kv.key, preferred_element_type=jnp.float32)
-    scores = scores.reshape(batch, groups, heads // groups, length, -1) * head_dim**-0.5
-    scores = jnp.where(allowed[:, None, None], scores, FORBIDDEN)
+    bias = jnp.where(allowed, 0.0, FORBIDDEN)[:, None]
+    scores += jnp.tile(bias, (1, 1, heads // groups, 1))
     weights = jax.nn.softmax(scores, axis=-1).astype(query.dtype)
-    weights = weights.reshape(batch, groups, -1, weights.shape[-1])
     out = jnp.einsum("bkqs,bksd->bkqd", weights, kv.value)
     out = out.reshape(batch, groups, heads // groups, length, head_dim)
     return out.transpose(0, 3, 1, 2, 4).reshape(batch, length, heads * head_dim)
@@ -131,8 +134,8 @@ class Attention(nn.Module):
         return _dense(c, c.hidden_size, c.out_bias, std, "o")(out), kv
 
 
-def _dense(config: DecoderConfig, features: int, bias: bool, std: float, name: str) -> nn.Dense:
-    return nn.Dense(
+def _dense(config: DecoderConfig, features: int, bias: bool, std: float, name: str) -> Dense:
+    return Dense(
         features,
         use_bias=bias,
         dtype=jnp.dtype(config.dtype),

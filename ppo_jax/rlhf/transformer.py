@@ -8,6 +8,7 @@ from flax import linen as nn
 
 from ppo_jax.rlhf.attention import Attention, KeyValue, rotations
 from ppo_jax.rlhf.decoder_config import DecoderConfig
+from ppo_jax.rlhf.linear import Dense
 
 
 def activation(name: str) -> Callable[[jax.Array], jax.Array]:
@@ -49,8 +50,8 @@ class MLP(nn.Module):
         c = self.config
         plain = c.family == "gpt2"
 
-        def dense(features: int, std: float, name: str) -> nn.Dense:
-            return nn.Dense(
+        def dense(features: int, std: float, name: str) -> Dense:
+            return Dense(
                 features,
                 use_bias=plain or c.mlp_bias,
                 dtype=jnp.dtype(c.dtype),
