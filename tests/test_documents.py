@@ -32,7 +32,7 @@ NOT_RUN = {
     r"--preset pong\b": "half an hour",
     r"sweep --env CartPole-v1 --seeds 128": "64 million steps",
     r"sweep --seeds (16 .*clip_eps|8 --sample 64|10 --vary algorithm)": "20 to 256 million steps",
-    r"benchmarks\.throughput ": "installs the peers",
+    r"benchmarks\.(throughput |rlhf$)": "installs the peers",
     r"ppo_jax\.rlhf (sft|reward|ppo|generate|evaluate) ": "models of the reader's own; "
     "tests/test_rlhf_command.py",
     r"ppo_jax\.rlhf( --data|$)|benchmarks\.alignment": "five minutes and more",
