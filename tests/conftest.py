@@ -10,8 +10,8 @@ import pytest
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 os.environ.setdefault("JAX_NUM_CPU_DEVICES", "1")
 # Tests compile hundreds of programs and run each for a moment: without LLVM's optimisations and
-# XLA's own fused kernels that takes a third of the CPU time. Those that train for minutes need both.
-# Workers inherit what the first process, which has the command line, decided.
+# XLA's own fused kernels that takes a third of the CPU time. Those that train for minutes need
+# both. Workers inherit what the first process, which has the command line, decided.
 LONG = {"learning", "documents", "suites"}
 os.environ.setdefault("PPO_JAX_TEST_QUICK", "0" if LONG & {*sys.argv} else "1")
 if os.environ["PPO_JAX_TEST_QUICK"] == "1":

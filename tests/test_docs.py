@@ -7,7 +7,17 @@ from pathlib import Path
 import pytest
 
 import benchmarks.throughput.__main__ as throughput
-from benchmarks import algorithms, alignment, family, host_environments, pong, recall, sweep, tuning
+from benchmarks import (
+    algorithms,
+    alignment,
+    family,
+    host_environments,
+    pong,
+    recall,
+    rlhf,
+    sweep,
+    tuning,
+)
 from benchmarks.learning import markdown
 from benchmarks.table import RESULTS, read
 from ppo_jax import config as configs
@@ -48,7 +58,9 @@ def test_the_table_of_the_memory_page_is_that_of_the_results():
 
 
 def test_the_table_of_the_language_page_is_that_of_the_results():
-    assert alignment.markdown() in (ROOT / "docs/rlhf.md").read_text()
+    text = (ROOT / "docs/rlhf.md").read_text()
+    assert alignment.markdown() in text
+    assert rlhf.markdown() in text and rlhf.breakdown_markdown() in text
 
 
 def test_the_example_of_the_language_page_runs(capsys):

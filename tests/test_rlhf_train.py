@@ -190,9 +190,9 @@ def test_what_did_not_end_is_worth_less():
     np.testing.assert_array_equal(ended, [True, False, True])
     said = rollout.Responses(*[None] * 3, ended, *[None] * 4, score, None)
     settings = rollout.Settings(1, reward_clip=2.5, missing_eos_penalty=1.0)
-    np.testing.assert_allclose(rollout.shape_scores((), said, settings)[1], [1.0, 1.0, 2.5])
+    np.testing.assert_allclose(rollout.shape_scores((), said, settings), [1.0, 1.0, 2.5])
     settings = rollout.Settings(1, missing_eos_score=-1.0)
-    np.testing.assert_allclose(rollout.shape_scores((), said, settings)[1], [1.0, -1.0, 3.0])
+    np.testing.assert_allclose(rollout.shape_scores((), said, settings), [1.0, -1.0, 3.0])
 
 
 def test_every_update_has_noise_of_its_own(first):

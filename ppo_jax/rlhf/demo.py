@@ -309,7 +309,7 @@ def _beside_the_optimum(
         prompt = prompt_arrays([Prompt(str(letter))] * story.config.reference_samples, tokenizer, 8)
         for params, found in ((reference, before), (state.learner.params, after)):
             said = respond(key, params, program.frozen, *map(jnp.asarray, prompt))
-            score = shape_scores((), said, program.settings)[1]
+            score = shape_scores((), said, program.settings)
             found.append(_result(story, said, score, beta))
             if params is reference:
                 best.append(

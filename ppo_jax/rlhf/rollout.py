@@ -152,7 +152,10 @@ def collect(
     prompt, prompt_mask = spread(chosen, settings.mesh)
     write = functools.partial(respond, policy=policy, reference=reference, score=score)
     said = write(key, params, frozen, prompt, prompt_mask, eos_id=settings.eos_id)
-    moments, shaped = shape_scores(state.moments, said, settings)
+    moments = state.moments
+    if settings.scale_scores:
+        moments = normalization.update(moments, said.raw_score)
+    shaped = shape_scores(moments, said, settings)
     total_kl = kl_of(said)
     trajectory = _trajectory(said, shaped, state.kl_coef, settings)
     metrics = _metrics(said, shaped, total_kl, state.kl_coef)
@@ -264,25 +267,24 @@ def next_rows(state: RolloutState, num_rows: int, count: int) -> jax.Array:
     return orders[position // num_rows - first, position % num_rows]
 
 
-def shape_scores(moments: PyTree, said: Responses, settings: Settings) -> tuple[PyTree, jax.Array]:
+def shape_scores(moments: PyTree, said: Responses, settings: Settings) -> jax.Array:
     """What is learned from: the scores scaled, clipped, and lowered where no end was reached.
 
     Args:
-        moments: of earlier scores, or ().
+        moments: of the scores so far, or ().
         said: their raw scores [B] and ends.
         settings: what is done.
 
     Returns:
-        (moments with these scores, [B])
+        [B]
     """
     score = said.raw_score
     if settings.scale_scores:
-        moments = normalization.update(moments, score)
         score = normalization.scale(moments, score, clip=jnp.inf)
     score = jnp.clip(score, -settings.reward_clip, settings.reward_clip)
     if settings.missing_eos_score is not None:
         score = rewards.replace_without_eos(score, said.ended, settings.missing_eos_score)
-    return moments, rewards.subtract_without_eos(score, said.ended, settings.missing_eos_penalty)
+    return rewards.subtract_without_eos(score, said.ended, settings.missing_eos_penalty)
 
 
 def _trajectory(

@@ -155,7 +155,7 @@ def optimisation(
         rows = jax.random.randint(key, (count,), 0, prompts.shape[0])
         params = state.learner.params
         said = respond(key, params, program.frozen, prompts[rows], mask[rows])
-        return said, shape_scores(state.rollout.moments, said, program.settings)[1]
+        return said, shape_scores(state.rollout.moments, said, program.settings)
 
     def samples(state: TrainState, count: int) -> list[dict[str, Any]]:
         key = jax.random.fold_in(jax.random.key(seed), SAMPLES + state.update)
