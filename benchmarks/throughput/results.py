@@ -167,7 +167,8 @@ def plot_race(folder: Path, device: str = "cpu") -> None:
             spread = np.array([[float(r["slowest"]), float(r["fastest"])] for _, r in here]).T
             error = np.abs(spread - middle)
             ax.bar([a for a, _ in here], middle, width, label=name, yerr=error, capsize=2)
-        ax.set_xticks(range(len(configurations)), configurations, fontsize=8)
+        labels = [name.replace("-", "\n", 1) for name in configurations]
+        ax.set_xticks(range(len(configurations)), labels, fontsize=8)
         ax.set_yscale("log")
         ax.set_ylabel("environment steps / s")
         ax.set_title(f"jax {jax}, {mine[0]['cores']} cores" if device == "cpu" else device)
