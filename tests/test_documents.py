@@ -25,7 +25,7 @@ ALL = {documents.name(d): d for d in documents.documents()}
 # What is not run as it stands, and why; a pattern that no command matches is an error.
 NOT_RUN = {
     r"^(pip|uv|git) ": "the network",
-    r"^\.ci/run|^\.venv/|run\.py test": "is what runs this, or a part of it",
+    r"^\.ci/|^\.venv/|run\.py test": "is what runs this, or a part of it",
     r"gymnasium:LunarLander|brax:|navix:|ALE/|NoFrameskip": "needs an extra; tests of its own",
     r"evaluate (RUN|runs/NAME) ": "the reader's own run",
     r"--compare DIR1 DIR2|--run-dir DIR ": "the reader's own sweeps; tests/test_sweep_session.py",
