@@ -182,7 +182,7 @@ def markdown(folder: Path = RESULTS) -> str:
             lines.append(f"| {r['size']} | {r['implementation']} | {r['why']} |" + " |" * 6)
             continue
         other = r["implementation"] != NAMES["ours"] and r["speedup"]
-        faster = [f"{float(r[n]):.1f}x" if other else "" for n in ("speedup", "cpu_speedup")]
+        faster = [f"{float(r[n]):.2f}x" if other else "" for n in ("speedup", "cpu_speedup")]
         own = r["compile_seconds"] if r["implementation"] == NAMES["ours"] else ""
         names = ("size", "implementation", "episodes_per_second", "tokens_per_second")
         cells = [r[n] for n in names] + [r["cpu_seconds_per_update"], *faster, own, r["peak_mb"]]

@@ -328,8 +328,7 @@ PRESETS["navix_empty"] = {
     "learning_rate": 1e-3,
     "entropy_coef": 0.01,
 }
-# With γ = 0.99 and more it learned to stand for half an episode only: what a push is worth shows
-# within some ten steps, and 0.97 is what Brax's own hyperparameters have.
+# What a push is worth shows within some ten steps: γ is that of Brax's own hyperparameters.
 PRESETS["inverted_pendulum"] = {
     "env": "brax:inverted_pendulum",
     "algorithm": "ppo",

@@ -1,5 +1,6 @@
 """Tests run on the CPU, where their tolerances were set, whatever else the machine has."""
 
+import itertools
 import os
 import shutil
 import sys
@@ -13,7 +14,8 @@ os.environ.setdefault("JAX_NUM_CPU_DEVICES", "1")
 # XLA's own fused kernels that takes a third of the CPU time. Those that train for minutes need
 # both. Workers inherit what the first process, which has the command line, decided.
 LONG = {"learning", "documents", "suites"}
-os.environ.setdefault("PPO_JAX_TEST_QUICK", "0" if LONG & {*sys.argv} else "1")
+marked = " ".join(value for flag, value in itertools.pairwise(sys.argv) if flag == "-m")
+os.environ.setdefault("PPO_JAX_TEST_QUICK", "0" if LONG & {*marked.split()} else "1")
 if os.environ["PPO_JAX_TEST_QUICK"] == "1":
     QUICK = "--xla_backend_optimization_level=0 --xla_cpu_use_fusion_emitters=false"
     os.environ["XLA_FLAGS"] = f"{QUICK} {os.environ.get('XLA_FLAGS', '')}"

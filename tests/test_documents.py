@@ -101,9 +101,12 @@ def rlhf(arguments: list[str]) -> None:
 
 
 def train(arguments: list[str]) -> None:
-    if "--resume" not in arguments:
-        config, _ = cli._parse(arguments, cli.base_config(arguments), {})
-        check(config)
+    if arguments[:1] == ["--resume"]:
+        arguments = arguments[2:]
+        named = {w[2:].replace("-", "_") for w in arguments if w.startswith("--")}
+        assert named <= {*cli.FREE_ON_RESUME}, named
+    config, _ = cli._parse(arguments, cli.base_config(arguments), {})
+    check(config)
 
 
 def sweep(arguments: list[str]) -> None:

@@ -9,9 +9,10 @@ import numpy as np
 import pytest
 
 from language_models import FAMILIES, golden, model
-from ppo_jax.rlhf.attention import rope_frequencies
+from ppo_jax.rlhf.attention import KeyValue, attend, rope_frequencies
 from ppo_jax.rlhf.decoder import Decoder, DecoderConfig, RopeScaling, small
 from ppo_jax.rlhf.hf_io import to_tensors
+from ppo_jax.rlhf.linear import product
 from ppo_jax.rlhf.token_distribution import token_log_prob
 
 TINY = small(11, hidden_size=16, num_layers=1, num_heads=2, num_kv_heads=1)
@@ -254,3 +255,42 @@ def test_gpt2_has_no_position_beyond_its_table():
         decoder.apply(params, jnp.zeros((1, 97), int))
     with pytest.raises(ValueError, match="a cache of 3 columns cannot hold 5 tokens"):
         decoder.prefill(params, jnp.zeros((1, 5), int), None, 3)
+
+
+@pytest.mark.parametrize("shape", [(6, 5), (2, 3, 5)])
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_gradients_of_a_product_are_autodiffs(shape, dtype):
+    """The same sums, another layout."""
+    keys = jax.random.split(jax.random.key(0), 3)
+    x, kernel = (
+        jax.random.normal(k, s, dtype) for k, s in zip(keys, (shape, (5, 4)), strict=False)
+    )
+    weight = jax.random.normal(keys[2], (*shape[:-1], 4), dtype)
+
+    def gradients(function):
+        return jax.grad(lambda x, w: jnp.sum(weight * function(x, w)), (0, 1))(x, kernel)
+
+    tolerance = 1e-5 if dtype == "float32" else 2e-2
+    for ours, theirs in zip(gradients(product), gradients(jnp.matmul), strict=True):
+        assert ours.dtype == theirs.dtype
+        np.testing.assert_allclose(
+            ours.astype(np.float32), theirs.astype(np.float32), rtol=tolerance, atol=tolerance
+        )
+
+
+def test_scores_are_scaled_in_float32():
+    """With 128 numbers a head the scale is no power of two: bfloat16 would round it."""
+    keys = jax.random.split(jax.random.key(0), 3)
+    query = 3 * jax.random.normal(keys[0], (2, 8, 4, 128), jnp.bfloat16)
+    kv = KeyValue(*(3 * jax.random.normal(k, (2, 2, 8, 128), jnp.bfloat16) for k in keys[1:]))
+    allowed = jnp.tile(jnp.tril(jnp.ones((8, 8), bool)), (2, 1, 1))
+    exact = attend(query.astype(jnp.float32), jax.tree.map(jnp.float32, kv), allowed)
+    error = attend(query, kv, allowed).astype(jnp.float32) - exact
+    assert jnp.sqrt(jnp.mean(error**2)) < 0.0022 * jnp.std(exact)  # 0.0033 with scaled queries
+
+
+def test_a_place_that_sees_nothing_averages():
+    query = jnp.ones((1, 2, 2, 4))
+    value = jnp.arange(8.0).reshape(1, 1, 2, 4)
+    out = attend(query, KeyValue(jnp.ones((1, 1, 2, 4)), value), jnp.zeros((1, 2, 2), bool))
+    np.testing.assert_allclose(out, jnp.tile(value.mean(axis=2), (1, 2, 2)))

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from ppo_jax import losses
+from ppo_jax import losses, normalization
 from ppo_jax.rlhf import algorithms, lora, optimum, rollout, scoring, train
 from ppo_jax.rlhf.decoder import Decoder, small
 from ppo_jax.rlhf.policy import TokenInputs, log_prob_of
@@ -193,6 +193,19 @@ def test_what_did_not_end_is_worth_less():
     np.testing.assert_allclose(rollout.shape_scores((), said, settings), [1.0, 1.0, 2.5])
     settings = rollout.Settings(1, missing_eos_score=-1.0)
     np.testing.assert_allclose(rollout.shape_scores((), said, settings), [1.0, -1.0, 3.0])
+
+
+def test_scores_are_scaled_by_the_moments_they_are_given():
+    """Those of training; what is judged afterwards does not move them."""
+    moments = normalization.update(normalization.init(()), jnp.array([-4.0, 0.0, 4.0]))
+    said = rollout.Responses(
+        *[None] * 3, jnp.ones(2, bool), *[None] * 4, jnp.array([1.0, 9.0]), None
+    )
+    settings = rollout.Settings(1, scale_scores=True)
+    scaled = rollout.shape_scores(moments, said, settings)
+    np.testing.assert_allclose(scaled, normalization.scale(moments, said.raw_score, clip=jnp.inf))
+    np.testing.assert_allclose(scaled[1], 9 * scaled[0], rtol=1e-6)
+    assert 0 < scaled[0] < 1
 
 
 def test_every_update_has_noise_of_its_own(first):

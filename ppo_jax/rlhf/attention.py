@@ -10,8 +10,9 @@ from flax import linen as nn
 from ppo_jax.rlhf.decoder_config import DecoderConfig, RopeScaling
 from ppo_jax.rlhf.linear import Dense
 
-# Finite, so that a query that may see nothing averages over everything instead of dividing 0 by 0.
-# Half of the least number: with a score added it is still finite.
+# What is added to the score of a key that may not be seen. Finite, so that a query that may see
+# nothing averages over everything instead of dividing 0 by 0 (no loss reads such a place); half of
+# the least number, so that it is finite with a score added, too.
 FORBIDDEN = float(np.finfo(np.float32).min) / 2
 
 
@@ -52,19 +53,20 @@ def _stretch(theta: np.ndarray, scaling: RopeScaling) -> np.ndarray:
 
 
 def rotations(config: DecoderConfig, positions: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """cos and sin of the angles at positions [B, T], each [B, T, head_dim / 2] float32."""
+    """(cos, cos), (−sin, sin) of the angles at positions [B, T], each [B, T, head_dim] float32."""
     angles = positions[..., None].astype(jnp.float32) * rope_frequencies(config)
+    cos, sin = jnp.cos(angles), jnp.sin(angles)
+    turn = jnp.concatenate([cos, cos], axis=-1), jnp.concatenate([-sin, sin], axis=-1)
     # Without the barrier XLA computes them again in every layer, for each head, in both passes.
-    return jax.lax.optimization_barrier((jnp.cos(angles), jnp.sin(angles)))
+    return jax.lax.optimization_barrier(turn)
 
 
 def rotate(x: jax.Array, rotation: tuple[jax.Array, jax.Array]) -> jax.Array:
     """Turn the pairs (x_i, x_{i + head_dim/2}) of x [B, T, H, head_dim] by the angles."""
     cos, sin = (r[:, :, None, :] for r in rotation)
-    cos, sin = jnp.concatenate([cos, cos], axis=-1), jnp.concatenate([-sin, sin], axis=-1)
+    y = x.astype(jnp.float32)
     # A roll, whose gradient is one too, and not two halves, whose gradients are padded and added.
-    partner = jnp.roll(x, x.shape[-1] // 2, axis=-1)
-    return (x * cos + partner * sin).astype(x.dtype)
+    return (y * cos + jnp.roll(y, x.shape[-1] // 2, axis=-1) * sin).astype(x.dtype)
 
 
 def attend(query: jax.Array, kv: KeyValue, allowed: jax.Array) -> jax.Array:
@@ -82,13 +84,12 @@ def attend(query: jax.Array, kv: KeyValue, allowed: jax.Array) -> jax.Array:
     """
     batch, length, heads, head_dim = query.shape
     groups = kv.key.shape[1]
-    # Keys are laid out so that both products are plain batched matrix products; the queries, fewer
-    # numbers than the scores, are scaled instead of these.
-    q = (query * head_dim**-0.5).reshape(batch, length, groups, heads // groups, head_dim)
+    # Keys are laid out so that both products are plain batched matrix products.
+    q = query.reshape(batch, length, groups, heads // groups, head_dim)
     q = q.transpose(0, 2, 3, 1, 4).reshape(batch, groups, -1, head_dim)
     scores = jnp.einsum("bkqd,bksd->bkqs", q, kv.key, preferred_element_type=jnp.float32)
     bias = jnp.where(allowed, 0.0, FORBIDDEN)[:, None]
-    scores += jnp.tile(bias, (1, 1, heads // groups, 1))
+    scores = scores * head_dim**-0.5 + jnp.tile(bias, (1, 1, heads // groups, 1))
     weights = jax.nn.softmax(scores, axis=-1).astype(query.dtype)
     out = jnp.einsum("bkqs,bksd->bkqd", weights, kv.value)
     out = out.reshape(batch, groups, heads // groups, length, head_dim)
