@@ -240,6 +240,7 @@ def test_resume_refuses_another_configuration(trained, capsys):
     assert (trained / "config.json").read_text() == saved
 
 
+@pytest.mark.slow
 def test_resume_to_a_larger_total_stretches_the_annealing(trained):
     result = command(
         "ppo_jax.train", "--resume", trained, "--total-timesteps", 1280, "--eval-episodes", 0

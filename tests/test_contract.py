@@ -140,6 +140,7 @@ def test_the_same_key_gives_the_same_run(algorithm, env):
 
 
 @on_one
+@pytest.mark.slow
 def test_vmap_map_and_traced_floats_are_the_loop(algorithm, env):
     """Over keys and learning rates, in one trace, which gives what the constants give.
 

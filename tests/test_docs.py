@@ -35,6 +35,7 @@ def test_every_test_named_in_the_tables_exists():
         assert function in {n.name for n in tree.body if isinstance(n, ast.FunctionDef)}, function
 
 
+@pytest.mark.slow
 def test_the_library_examples_of_the_readme_run(capsys):
     blocks = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), re.S)
     assert len(blocks) == 3
@@ -71,6 +72,7 @@ def test_the_example_of_the_language_page_runs(capsys):
     assert capsys.readouterr().out == printed + "\n"
 
 
+@pytest.mark.slow
 def test_the_example_of_the_sweeps_page_runs(capsys):
     (block,) = re.findall(r"```python\n(.*?)```", (ROOT / "docs/sweeps.md").read_text(), re.S)
     exec(compile(block, "sweeps.md", "exec"), {})

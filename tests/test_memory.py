@@ -253,6 +253,7 @@ def test_every_method_learns_from_sequences(algorithm):
     assert all(v > 0 for v in jax.tree.leaves(moved["actor"]["memory"]["recurrent"]))
 
 
+@pytest.mark.slow
 def test_agents_side_by_side_are_those_one_by_one():
     made = config.make(
         preset="none",

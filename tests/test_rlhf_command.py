@@ -91,6 +91,7 @@ def test_fine_tuning_and_a_reward_model(folder, reward):
         assert (path / "learning_curve.png").stat().st_size > 1000
 
 
+@pytest.mark.slow
 def test_ppo_against_a_reward_model(folder, reward, capsys):
     path = folder / "ppo"
     assert ppo(folder, "--reward", reward, "--updates", 3, "--run-dir", path) == 0
@@ -116,6 +117,7 @@ def test_ppo_against_a_reward_model(folder, reward, capsys):
     assert [line[:1] for line in lines] == ["a", "a", "b", "b"]
 
 
+@pytest.mark.slow
 def test_killed_and_resumed_to_the_same_numbers(folder, monkeypatch):
     """Both optimisers, the coefficient of the KL, the key, the cursor, the moments of rewards."""
     monkeypatch.chdir(folder)
@@ -146,6 +148,7 @@ def test_killed_and_resumed_to_the_same_numbers(folder, monkeypatch):
         np.testing.assert_array_equal(x, y)
 
 
+@pytest.mark.slow
 def test_adapters_leave_as_a_whole_model(folder, monkeypatch):
     monkeypatch.chdir(folder)
     path = folder / "lora"

@@ -3,6 +3,8 @@
 import subprocess
 import sys
 
+import pytest
+
 PROGRAM = """
 import jax, jax.numpy as jnp, json
 from ppo_jax.rlhf import algorithms, sharding, train
@@ -36,6 +38,7 @@ print(json.dumps(found))
 """
 
 
+@pytest.mark.slow
 def test_the_same_numbers_on_a_mesh():
     import json
     import os

@@ -50,6 +50,7 @@ print("same")
 """
 
 
+@pytest.mark.slow
 def test_four_devices_do_what_one_does():
     env = {k: v for k, v in os.environ.items() if k != "JAX_NUM_CPU_DEVICES"}
     env["XLA_FLAGS"] = "--xla_force_host_platform_device_count=4"

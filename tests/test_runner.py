@@ -111,6 +111,7 @@ def test_a_finished_run_goes_on_to_a_larger_total(tmp_path):
     assert json.loads((parts / "summary.json").read_text())["env_steps"] == 1280
 
 
+@pytest.mark.slow
 def test_normalisation_resumes_too(tmp_path):
     options = {
         "normalize_obs": True,
@@ -176,6 +177,7 @@ def test_a_directory_that_cannot_be_is_refused(tmp_path):
         run(small(), RunOptions(run_dir=tmp_path / "file" / "run"))
 
 
+@pytest.mark.slow
 def test_a_crash_between_commit_and_manifest_is_no_obstacle(tmp_path, monkeypatch):
     """Orbax's step is complete and ours is not: it must be made again, and saved again."""
     path, whole = tmp_path / "a", tmp_path / "whole"

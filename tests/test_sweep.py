@@ -46,6 +46,7 @@ def assert_close(found, expected, at, tolerance=1e-5):
         np.testing.assert_allclose(got, x, rtol=tolerance, atol=tolerance, err_msg=name)
 
 
+@pytest.mark.slow
 def test_eight_learning_rates_of_sixteen_seeds_are_one_program(caplog):
     """Compiled once, and four of its agents are what they are alone."""
     rates = [*np.geomspace(1e-4, 1e-2, 8)]
@@ -60,6 +61,7 @@ def test_eight_learning_rates_of_sixteen_seeds_are_one_program(caplog):
         assert_close(metrics, alone(changed(config, learning_rate=rates[p]), s, 5), (p, s))
 
 
+@pytest.mark.slow
 def test_a_seed_is_that_of_train():
     """run_seeds counts from the configuration's own seed, which is `--seed` of the command."""
     config = small(seed=5)
@@ -81,6 +83,7 @@ def test_an_agent_at_the_same_width_is_the_same_bits():
     assert all(jax.tree.leaves(same))
 
 
+@pytest.mark.slow
 def test_other_widths_round_differently_and_begin_alike():
     _, wide = run_seeds(small(), 5, batch_size=4)
     _, narrow = run_seeds(small(), 5, batch_size=3)  # both with a last chunk that is padded
@@ -105,6 +108,7 @@ def settings(config, points):
     return (configure(config, p) for p in grid(points))
 
 
+@pytest.mark.slow
 def test_another_algorithm_sweeps_what_is_its_own():
     config = small(algorithm="actor_critic")
     _, metrics = run_sweep(config, {"actor_rate": [0.1, 1.0]}, 2, episodes=3)
@@ -174,6 +178,7 @@ def test_memory_decides_the_width(monkeypatch):
     assert fit(64, compile_at, [device]).width == 1
 
 
+@pytest.mark.slow
 def test_the_compilers_account_grows_with_the_width():
     static, _ = program.structure(small())
     needs = [
@@ -183,6 +188,7 @@ def test_the_compilers_account_grows_with_the_width():
     assert 2 * needs[0] < needs[1] < 5 * needs[0]
 
 
+@pytest.mark.slow
 def test_running_out_of_memory_halves_the_chunks_and_goes_on(monkeypatch):
     """The round that failed is done again, narrower; nothing that was finished is."""
     config = small()

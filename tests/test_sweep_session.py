@@ -285,6 +285,7 @@ def test_a_sweep_that_died_before_its_first_chunk_begins_again(finished, tmp_pat
     assert table(path) == table(finished)
 
 
+@pytest.mark.slow
 def test_environments_and_what_diverges_on_disk(tmp_path):
     """Two programs; on Pendulum the actions of an agent without finite weights return NaN."""
     words = [
