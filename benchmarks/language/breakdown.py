@@ -29,7 +29,7 @@ FIELDS = (
     "of_matmul",
 )  # fmt: skip
 KEY = ("jax", "device", "size", "part")
-ROUNDS = 3
+ROUNDS = 5
 
 
 class Part(NamedTuple):
@@ -48,10 +48,16 @@ class Part(NamedTuple):
     flops: float = 0.0
 
 
-def cpu_seconds_of(
+def timer(
     body: Callable[[PyTree, PyTree], PyTree], carry: PyTree, constants: PyTree, seconds: float
-) -> float:
-    """Median CPU time of one call of a body that is repeated inside a compiled loop."""
+) -> Callable[[], float]:
+    """Something that measures the CPU time of one call of a body, repeated in a compiled loop.
+
+    Args:
+        body: (carry, constants) -> carry.
+        carry, constants: its arguments.
+        seconds: that a measurement takes, about.
+    """
 
     def repeat(carry: PyTree, constants: PyTree, times: jax.Array) -> PyTree:
         return jax.lax.fori_loop(0, times, lambda _, c: body(c, constants), carry)
@@ -65,7 +71,7 @@ def cpu_seconds_of(
         return (time.process_time() - started) / times
 
     times = max(1, int(seconds / measure(1)))
-    return float(np.median([measure(times) for _ in range(ROUNDS)]))
+    return lambda: measure(times)
 
 
 class Update:
@@ -203,27 +209,30 @@ def products(params: PyTree, size: Size) -> tuple[int, int]:
     return trunk, size.hidden_size * size.vocab_size
 
 
-def ceiling(seconds: float) -> float:
-    """GFLOP per CPU second of a large float32 product."""
+def ceiling() -> Part:
+    """A large float32 product."""
     width = 1024
     matrix = jnp.full((width, width), 1 / width, jnp.float32)
-    product = cpu_seconds_of(lambda x, m: x @ m, matrix, matrix, seconds)
-    return 2 * width**3 / product / 1e9
+    return Part("ceiling: matmul", lambda x, _: x @ matrix, matrix, 2.0 * width**3)
 
 
 def breakdown(
-    size: Size, seconds: float = 2.0, say: Callable[[str], None] = lambda line: None
+    size: Size, seconds: float = 1.0, say: Callable[[str], None] = lambda line: None
 ) -> list[Row]:
-    """Every part of one update beside the machine's best product."""
+    """Every part of one update beside the machine's best product.
+
+    All are measured in turns, and the median of the rounds is taken: machines change their speed.
+    """
     common = {"jax": jax.__version__, "device": report.device(), "size": size.name}
     update = Update(size)
-    best = ceiling(seconds)
-    rows: list[Row] = [common | {"part": "ceiling: matmul", "gflops_per_second": round(best, 1)}]
-    parts = update.parts()
-    taken = {}
-    for part in parts:
-        taken[part.name] = cpu_seconds_of(part.body, part.carry, update.constants, seconds)
-        say(f"{size.name}: {part.name}: {1e3 * taken[part.name]:.1f} ms")
+    limit, *parts = [ceiling(), *update.parts()]
+    timers = {p.name: timer(p.body, p.carry, update.constants, seconds) for p in (limit, *parts)}
+    rounds = [{name: measure() for name, measure in timers.items()} for _ in range(ROUNDS)]
+    taken = {name: float(np.median([r[name] for r in rounds])) for name in timers}
+    best = limit.flops / taken[limit.name] / 1e9
+    rows: list[Row] = [common | {"part": limit.name, "gflops_per_second": round(best, 1)}]
+    for name in taken:
+        say(f"{size.name}: {name}: {1e3 * taken[name]:.1f} ms")
     for part in parts:
         time_of = taken[part.name]
         row = common | {
