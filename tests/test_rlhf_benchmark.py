@@ -33,7 +33,7 @@ def test_rows_hold_medians_and_paired_ratios(tmp_path):
     rlhf.replace(tmp_path / "rlhf.csv", rows, rlhf.KEY, rlhf.place)
     table = rlhf.markdown(tmp_path)
     assert "| small | ppo_jax | 768.0 | 10752.0 | 1.5 |  |  | 3.0 | 1 |" in table
-    assert "| small | TRL | 160.0 | 2240.0 | 10.0 | 6.0x | 6.0x |  | 1 |" in table
+    assert "| small | TRL | 160.0 | 2240.0 | 10.0 | 6.00x | 6.00x |  | 1 |" in table
 
 
 def test_one_that_failed_says_why(tmp_path):
