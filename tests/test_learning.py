@@ -15,8 +15,8 @@ def test_the_preset_reaches_its_mark(name):
     """Eight seeds of the published benchmark's own function."""
     task = TASKS[name]
     row = row_of(name, task, swept_returns(task, SEEDS), 0.0)
-    if task.goal == "95 %":  # of 64; of 8 one may miss
-        assert row["share_at_mark"] >= 7 / 8, row
+    if task.goal == "95 %":  # of 64; of 8 none may miss
+        assert row["share_at_mark"] == 1.0, row
     else:
         assert row["met"], row
 
