@@ -83,6 +83,31 @@ def test_epochs_are_steps_in_the_given_order():
     np.testing.assert_allclose(metrics["error"], np.mean(errors), rtol=1e-5)
 
 
+def test_minibatches_are_the_rows_bit_for_bit():
+    """Narrow leaves are gathered in one matrix, the others by themselves; nobody sees it."""
+    odd = np.array([0x7FC00123, 0x80000000, 1, 0xFF800000, 0x3F800000, 0x00800001], np.uint32)
+    keys = jax.random.split(jax.random.key(0), 4)
+    rows = {
+        "bits": odd.view(np.float32),  # a NaN with a message, -0, the smallest number, -inf
+        "scalar": jnp.arange(6.0)[:, None],
+        "action": jnp.array([-1, 2, 2**31 - 1, 0, -(2**31), 5], jnp.int32),
+        "mask": jax.random.bernoulli(keys[0], shape=(6, 3)),
+        "half": jax.random.normal(keys[1], (6, 2), jnp.bfloat16),
+        "deep": jax.random.normal(keys[2], (6, 2, 4, 4)),
+        "image": jax.random.normal(keys[3], (6, 5, 7)),
+        "pixels": jnp.arange(6 * 9, dtype=jnp.uint8).reshape(6, 3, 3),
+        "nothing": jnp.zeros((6, 0)),
+    }
+    order = jnp.array([[4, 1, 0, 5, 3, 2], [0, 2, 1, 3, 5, 4]])
+    collect = lambda carry, minibatch: (carry, minibatch)
+    taken = jax.jit(lambda rows: sgd._scan_minibatches(collect, 0, rows, order, 3)[1])(rows)
+    wanted = jax.tree.map(lambda x: np.asarray(x)[order.reshape(6, 2)], rows)
+    bits = lambda x: np.ascontiguousarray(x).view(np.uint8).tolist() if x.size else []
+    for name, x in wanted.items():
+        assert taken[name].dtype == x.dtype and taken[name].shape == x.shape, name
+        assert bits(np.asarray(taken[name])) == bits(x), name
+
+
 @pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
 def test_one_vector_takes_the_steps_of_many_arrays(dtype):
     """Inside an epoch all parameters are one vector, unless their types differ; nobody sees it."""

@@ -177,10 +177,11 @@ class Update:
         key, minibatch = carry
         key, now = jax.random.split(key)
         order = sgd.shuffles(now, self.steps * self.envs, self.hyper.epochs)
+        rows = self.rows.replace(advantage=nudged(self.rows.advantage, minibatch.advantage))
+        take_rows = sgd.row_taker(rows)
 
         def take(minibatch: PyTree, index: jax.Array) -> tuple[PyTree, None]:
-            rows = self.rows.replace(advantage=nudged(self.rows.advantage, minibatch.advantage))
-            return jax.tree.map(lambda x: x[index], rows), None
+            return take_rows(index), None
 
         return key, jax.lax.scan(take, minibatch, order.reshape(self.times, -1))[0]
 
