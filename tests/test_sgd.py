@@ -108,6 +108,20 @@ def test_minibatches_are_the_rows_bit_for_bit():
         assert bits(np.asarray(taken[name])) == bits(x), name
 
 
+def test_what_was_learned_has_a_gradient_by_the_rows():
+    """For those who learn what to learn from: packed leaves and others alike."""
+    rows = {"narrow": jnp.arange(1.0, 5.0), "wide": jnp.ones((4, 40)), "action": jnp.arange(4)}
+    index = jnp.array([3, 1])
+
+    def squares(floats):
+        taken = sgd.row_taker(rows | floats)(index)
+        return jnp.sum(jnp.square(taken["narrow"])) + jnp.sum(taken["wide"])
+
+    found = jax.grad(squares)({name: rows[name] for name in ("narrow", "wide")})
+    np.testing.assert_array_equal(found["narrow"], [0.0, 4.0, 0.0, 8.0])
+    np.testing.assert_array_equal(found["wide"][:, 0], [0.0, 1.0, 0.0, 1.0])
+
+
 @pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
 def test_one_vector_takes_the_steps_of_many_arrays(dtype):
     """Inside an epoch all parameters are one vector, unless their types differ; nobody sees it."""
