@@ -150,7 +150,8 @@ def measure(part: str, options: Options, settings: Settings, jax: str, out: Path
         keep(out, part, scaling.scaling(settings, jax), scaling.FIELDS, scaling.KEY)
         scaling.plot(read(out / "throughput_scaling.csv"), jax, out / "throughput_scaling.png")
     else:
-        rows = quality.quality([*options.tasks], options.seeds, settings, jax)
+        tasks, who = [*options.tasks], options.contestants
+        rows = quality.quality(tasks, options.seeds, who, settings, jax)
         keep(out, part, rows, quality.FIELDS, quality.KEY)
 
 

@@ -18,6 +18,7 @@ from benchmarks.throughput.configurations import Configuration
 from benchmarks.throughput.contestants.ours import config_of
 from ppo_jax import report, rollout, sgd
 from ppo_jax.algorithms import ppo
+from ppo_jax.runner import compiler_options
 from ppo_jax.train import build
 from ppo_jax.types import PyTree
 
@@ -26,18 +27,7 @@ FIELDS = (
     "of_matmul", "gb_per_second", "of_copy",
 )  # fmt: skip
 KEY = ("jax", "device", "configuration", "part")
-
-
-class Ceiling(NamedTuple):
-    """What the machine does at best, measured now.
-
-    Attributes:
-        matmul: GFLOP/s of a large float32 product.
-        copy: GB/s, read and written, of a large copy.
-    """
-
-    matmul: float
-    copy: float
+ROUNDS = 9
 
 
 class Part(NamedTuple):
@@ -58,13 +48,21 @@ class Part(NamedTuple):
     bytes: float = 0.0
 
 
-def seconds_of(body: Callable[[PyTree], PyTree], carry: PyTree, seconds: float = 0.3) -> float:
-    """Median time of one call of a body that is repeated inside a compiled loop."""
+def timer(
+    body: Callable[[PyTree], PyTree], carry: PyTree, seconds: float = 0.3
+) -> Callable[[], float]:
+    """Something that measures the seconds of one call of a body, repeated in a compiled loop.
+
+    Args:
+        body: carry -> carry.
+        carry: to begin with.
+        seconds: that a measurement takes, about.
+    """
 
     def repeat(carry: PyTree, times: jax.Array) -> PyTree:
         return jax.lax.fori_loop(0, times, lambda _, c: body(c), carry)
 
-    program = jax.jit(repeat).lower(carry, np.int32(1)).compile()
+    program = jax.jit(repeat).lower(carry, np.int32(1)).compile(compiler_options())
 
     def measure(times: int) -> float:
         started = time.perf_counter()
@@ -73,17 +71,20 @@ def seconds_of(body: Callable[[PyTree], PyTree], carry: PyTree, seconds: float =
 
     measure(1)
     times = max(1, int(seconds / measure(2)))
-    return float(np.median([measure(times) for _ in range(5)]))
+    return lambda: measure(times)
 
 
-def ceiling() -> Ceiling:
-    """The machine's own rates, by the same compiler."""
+def ceiling_timers() -> tuple[Callable[[], float], Callable[[], float]]:
+    """The machine's own rates, by the same compiler: GFLOP/s of a product, GB/s of a copy."""
     size = 1024 if jax.default_backend() == "cpu" else 8192
     matrix = jnp.full((size, size), 1 / size, jnp.float32)
-    product = seconds_of(lambda x: x @ matrix, matrix)
+    product = timer(lambda x: x @ matrix, matrix)
     long = jnp.zeros(2**26, jnp.float32)
-    copy = seconds_of(lambda x: x + 1, long)
-    return Ceiling(2 * size**3 / product / 1e9, 2 * 4 * long.size / copy / 1e9)
+    copy = timer(lambda x: x + 1, long)
+    return (
+        lambda: 2 * size**3 / product() / 1e9,
+        lambda: 2 * 4 * long.size / copy() / 1e9,
+    )
 
 
 def nudged(tree: PyTree, by: PyTree) -> PyTree:
@@ -180,7 +181,7 @@ class Update:
         rows = self.rows.replace(advantage=nudged(self.rows.advantage, minibatch.advantage))
         take_rows = sgd.row_taker(rows)
 
-        def take(minibatch: PyTree, index: jax.Array) -> tuple[PyTree, None]:
+        def take(_: PyTree, index: jax.Array) -> tuple[PyTree, None]:
             return take_rows(index), None
 
         return key, jax.lax.scan(take, minibatch, order.reshape(self.times, -1))[0]
@@ -258,33 +259,37 @@ def products(params: PyTree) -> float:
 
 
 def breakdown(configuration: Configuration) -> list[Row]:
-    """Every part of one update beside the machine's ceilings."""
-    best = ceiling()
+    """Every part of one update beside the machine's ceilings.
+
+    All are measured in turns, and a share is one of the same round: the speed of a shared machine
+    changes from minute to minute.
+    """
     parts = Update(configuration).parts()
-    seconds = {part.name: seconds_of(part.body, part.carry) for part in parts}
-    total = seconds["whole update"]
+    timers = [*ceiling_timers(), *(timer(part.body, part.carry) for part in parts)]
+    rounds = np.array([[measure() for measure in timers] for _ in range(ROUNDS)])
+    matmul, copy, *taken = np.median(rounds, axis=0)
+    shares = np.median(rounds[:, 2:] / rounds[:, -1:], axis=0)
     common = {
         "jax": jax.__version__,
         "device": report.device(),
         "configuration": configuration.name,
     }
     rows = [
-        common | {"part": "ceiling: matmul", "gflops_per_second": round(best.matmul, 1)},
-        common | {"part": "ceiling: copy", "gb_per_second": round(best.copy, 1)},
+        common | {"part": "ceiling: matmul", "gflops_per_second": round(matmul, 1)},
+        common | {"part": "ceiling: copy", "gb_per_second": round(copy, 1)},
     ]
-    for part in parts:
-        taken = seconds[part.name]
+    for part, seconds, share in zip(parts, taken, shares, strict=True):
         row = common | {
             "part": part.name,
-            "microseconds": round(1e6 * taken, 1),
-            "share": round(taken / total, 3),
+            "microseconds": round(1e6 * seconds, 1),
+            "share": round(share, 3),
         }
         if part.flops:
-            rate = part.flops / taken / 1e9
-            row |= {"gflops_per_second": round(rate, 1), "of_matmul": round(rate / best.matmul, 3)}
+            rate = part.flops / seconds / 1e9
+            row |= {"gflops_per_second": round(rate, 1), "of_matmul": round(rate / matmul, 3)}
         if part.bytes:
-            rate = part.bytes / taken / 1e9
-            row |= {"gb_per_second": round(rate, 2), "of_copy": round(rate / best.copy, 3)}
+            rate = part.bytes / seconds / 1e9
+            row |= {"gb_per_second": round(rate, 2), "of_copy": round(rate / copy, 3)}
         rows.append(row)
     return rows
 

@@ -115,13 +115,16 @@ def purejaxrl(task: str, seed: int, started: float, folder: str) -> dict[str, An
     }
 
 
-def quality(tasks: list[str], seeds: int, settings: Settings, jax: str) -> list[Row]:
-    """Both projects on each task with each seed, in turns."""
+def quality(
+    tasks: list[str], seeds: int, contestants: tuple[str, ...], settings: Settings, jax: str
+) -> list[Row]:
+    """ppo_jax and PureJaxRL, if they take part, on each task with each seed, in turns."""
     rows = []
     for task in tasks:
         for seed in range(seeds):
             for name in ("ours", "purejaxrl"):
-                if name == "purejaxrl" and settings.purejaxrl is None:
+                absent = name == "purejaxrl" and settings.purejaxrl is None
+                if absent or name not in contestants:
                     continue
                 row = {
                     "jax": jax,
