@@ -54,9 +54,12 @@ def replace(
     new = {tuple(str(row[column]) for column in same) for row in rows}
     kept = [r for r in read(path) if known(r) and tuple(r[c] for c in same) not in new]
     merged = sorted(kept + rows, key=place)
-    path.parent.mkdir(exist_ok=True)
-    with path.open("w", newline="") as file:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    # All or nothing: a run that is cut keeps what was there.
+    temporary = path.with_name(f".{path.name}.tmp")
+    with temporary.open("w", newline="") as file:
         writer = csv.DictWriter(file, fieldnames=list(rows[0]), lineterminator="\n")
         writer.writeheader()
         writer.writerows(merged)
+    temporary.replace(path)
     return merged

@@ -176,11 +176,7 @@ class Update:
     def parts(self) -> list[Part]:
         """Every piece with the products there are in it."""
         size = self.size
-        trunk, head = products(self.constants["params"]["actor"], size)
-        read = size.episodes * (size.prompt_length + size.response_length - 1)
-        written = size.tokens_per_update
-        actor, critic = 2.0 * (read * trunk + written * head), 2.0 * read * trunk
-        learn = 3.0 * size.epochs * (actor + critic)
+        actor, critic, learn = flops_of(size, self.constants["params"])
         zero = (
             jax.random.key(3),
             jax.eval_shape(lambda c: self.write((jax.random.key(0), None), c)[1], self.constants),
@@ -195,8 +191,28 @@ class Update:
             Part("reward judges", self.score, jnp.zeros(size.episodes), critic),
             Part("gradients", self.differentiate, learner.params, learn),
             Part("clip and Adam", self.optimise, learner),
-            Part("whole update", self.whole, self.state, 3 * actor + 2 * critic + learn),
+            Part(
+                "whole update",
+                self.whole,
+                self.state,
+                flops_of_update(size, self.constants["params"]),
+            ),
         ]
+
+
+def flops_of(size: Size, params: PyTree) -> tuple[float, float, float]:
+    """Of an update's products with weights: (actor forward, critic forward, all gradients)."""
+    trunk, head = products(params["actor"], size)
+    read = size.episodes * (size.prompt_length + size.response_length - 1)
+    actor = 2.0 * (read * trunk + size.tokens_per_update * head)
+    critic = 2.0 * read * trunk
+    return actor, critic, 3.0 * size.epochs * (actor + critic)
+
+
+def flops_of_update(size: Size, params: PyTree) -> float:
+    """Of one update: the actor writes, all four models read, two learn."""
+    actor, critic, learn = flops_of(size, params)
+    return 3 * actor + 2 * critic + learn
 
 
 def products(params: PyTree, size: Size) -> tuple[int, int]:

@@ -1,5 +1,6 @@
 """ppo_jax as its command runs it: updates of `ppo_jax.rlhf.train` compiled into one loop."""
 
+import functools
 from argparse import Namespace
 from typing import Any
 
@@ -33,6 +34,8 @@ def decoder_of(size: Size) -> Decoder:
             activation=size.activation,
             tied=size.family == "gpt2",
             eos_ids=(size.eos_id,),
+            dtype=size.dtype,
+            remat=size.remat,
         )
     )
 
@@ -43,13 +46,14 @@ def build(size: Size) -> tuple[train.Program, train.Config, algorithms.Config]:
     actor_key, critic_key, reward_key, key = jax.random.split(jax.random.key(0), 4)
     params = jax.jit(decoder.init)(actor_key)
     score = decoder.with_score(jax.jit(decoder.init)(reward_key), reward_key)
+    frozen = functools.partial(jax.tree.map, lambda x: x.astype(size.dtype))
     models = train.Models(
         actor=decoder,
         actor_params=params,
         critic=decoder,
         critic_params=decoder.with_score(score, critic_key),
-        reference_params=params,
-        reward=from_model(decoder, score),
+        reference_params=frozen(params),
+        reward=from_model(decoder, frozen(score)),
     )
     config = train.Config(
         num_prompts=size.episodes,
@@ -62,6 +66,7 @@ def build(size: Size) -> tuple[train.Program, train.Config, algorithms.Config]:
         anneal=False,
         epochs=size.epochs,
         minibatches=size.minibatches,
+        micro_batches=size.micro_batches,
         gae_lambda=size.gae_lambda,
         clip_eps=size.clip_eps,
         value_clip_eps=size.clip_eps,

@@ -33,6 +33,9 @@ class Size:
         clip_eps: range of the ratio, and of the values.
         value_coef: weight of the value loss.
         gae_lambda: trace decay.
+        dtype: of activations and products, and of the frozen models.
+        micro_batches: parts of a minibatch whose gradients are accumulated.
+        remat: whether blocks are computed again in the backward pass.
     """
 
     name: str
@@ -56,6 +59,9 @@ class Size:
     clip_eps: float = 0.2
     value_coef: float = 0.1
     gae_lambda: float = 0.95
+    dtype: str = "float32"
+    micro_batches: int = 1
+    remat: bool = False
 
     @property
     def steps_per_update(self) -> int:

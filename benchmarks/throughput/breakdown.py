@@ -258,17 +258,24 @@ def products(params: PyTree) -> float:
     return total
 
 
-def breakdown(configuration: Configuration) -> list[Row]:
+def breakdown(
+    configuration: Configuration, rounds: int = ROUNDS, seconds: float = 0.3
+) -> list[Row]:
     """Every part of one update beside the machine's ceilings.
 
     All are measured in turns, and a share is one of the same round: the speed of a shared machine
     changes from minute to minute.
+
+    Args:
+        configuration: of the update.
+        rounds: measurements of each part.
+        seconds: of one measurement, about.
     """
     parts = Update(configuration).parts()
-    timers = [*ceiling_timers(), *(timer(part.body, part.carry) for part in parts)]
-    rounds = np.array([[measure() for measure in timers] for _ in range(ROUNDS)])
-    matmul, copy, *taken = np.median(rounds, axis=0)
-    shares = np.median(rounds[:, 2:] / rounds[:, -1:], axis=0)
+    timers = [*ceiling_timers(), *(timer(part.body, part.carry, seconds) for part in parts)]
+    found = np.array([[measure() for measure in timers] for _ in range(rounds)])
+    matmul, copy, *taken = np.median(found, axis=0)
+    shares = np.median(found[:, 2:] / found[:, -1:], axis=0)
     common = {
         "jax": jax.__version__,
         "device": report.device(),

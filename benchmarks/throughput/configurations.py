@@ -94,6 +94,9 @@ _ALL = (
     # Sizes that only an accelerator fills.
     Configuration("cartpole-8192x32", 8192, 32),
     Configuration("cartpole-32768x32", 32768, 32),
+    Configuration("cartpole-131072x32", 131072, 32),
+    Configuration("cartpole-8192x32-h256", 8192, 32, hidden=(256, 256, 256)),
+    Configuration("cartpole-4x128-a256", 4, 128, agents=256),
     _breakout("breakout-2048x32", 2048, 32),
     _breakout("breakout-64x128-a256", 64, 128, agents=256),
 )

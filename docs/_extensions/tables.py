@@ -9,6 +9,7 @@ from docutils import nodes
 from docutils.parsers.rst import directives
 from sphinx.util.docutils import SphinxDirective
 
+from benchmarks.accelerator import report
 from ppo_jax.algorithms import ALGORITHMS
 from ppo_jax.config import TrainConfig
 from ppo_jax.presets import PRESETS
@@ -84,6 +85,25 @@ class Results(SphinxDirective):
         return [table(columns, [[r[c] for c in columns] for r in rows])]
 
 
+class Accelerator(SphinxDirective):
+    """`{accelerator}`: table and figure of benchmarks.accelerator, or that there is no row."""
+
+    def run(self) -> list[nodes.Node]:
+        """A table for each device, then the figure."""
+        for path in (report.RESULTS / report.FILE, report.PUBLISHED):
+            self.env.note_dependency(str(path))
+        rows = report.measured(report.RESULTS)
+        if not rows:
+            return [nodes.paragraph("", report.NOTHING)]
+        found: list[nodes.Node] = []
+        for device in dict.fromkeys(row["device"] for row in rows):
+            mine = [row for row in rows if row["device"] == device]
+            found += [nodes.paragraph("", f"{device}:"), table([*report.HEAD], report.table(mine))]
+        picture = "../benchmarks/results/accelerator.png"
+        alt = "Environment steps per second of each task, and what others publish"
+        return [*found, nodes.image(uri=picture, alt=alt)]
+
+
 def value(x: Any) -> str:
     """A value as it would be given on the command line."""
     if isinstance(x, tuple):
@@ -124,4 +144,5 @@ def setup(app: Any) -> dict[str, Any]:
     app.add_directive("hyperparameters", Hyperparameters)
     app.add_directive("presets", Presets)
     app.add_directive("results", Results)
+    app.add_directive("accelerator", Accelerator)
     return {"parallel_read_safe": True}

@@ -38,9 +38,9 @@ def config_of(configuration: Configuration) -> TrainConfig:
 class OneAgent:
     """A TrainState that goes on from round to round."""
 
-    def __init__(self, configuration: Configuration) -> None:
+    def __init__(self, config: TrainConfig) -> None:
         """Nothing is compiled yet."""
-        self.config = config_of(configuration)
+        self.config = config
 
     def compile(self) -> None:
         """Program and first state, as a run makes them."""
@@ -65,9 +65,9 @@ class OneAgent:
 class ManyAgents:
     """As many rounds of agents as a sweep would make of them, each advanced in turn."""
 
-    def __init__(self, configuration: Configuration) -> None:
+    def __init__(self, config: TrainConfig, agents: int) -> None:
         """Nothing is compiled yet."""
-        self.config, self.agents = config_of(configuration), configuration.agents
+        self.config, self.agents = config, agents
 
     def compile(self) -> None:
         """The sweep's own choice of width."""
@@ -103,8 +103,9 @@ class ManyAgents:
 def prepare(configuration: Configuration, options: Namespace) -> OneAgent | ManyAgents:
     """ppo_jax's PPO."""
     del options
+    config = config_of(configuration)
     if configuration.agents == 1:
-        return OneAgent(configuration)
+        return OneAgent(config)
     if os.environ.get("JAX_PLATFORMS", "cpu") == "cpu":
         one_device_per_core()
-    return ManyAgents(configuration)
+    return ManyAgents(config, configuration.agents)

@@ -1,0 +1,133 @@
+"""That training, resuming and the arithmetic are right on this device, before speed is measured."""
+
+import contextlib
+import io
+import json
+import math
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.flatten_util import ravel_pytree
+
+from benchmarks.accelerator.tasks import Context, Measured, NotAvailable, Task
+from ppo_jax import config as configs
+from ppo_jax.config import TrainConfig
+from ppo_jax.run_directory import checkpoints_of
+from ppo_jax.runner import RunOptions, run
+from ppo_jax.train import build
+from ppo_jax.types import PyTree, TrainState
+
+SOLVED = 475.0
+# Of the first update's change of the parameters, with float32 products.
+TOLERANCE = 1e-3
+
+
+def tasks() -> list[Task]:
+    """A run trained and resumed, and the first update beside the CPU's."""
+    return [
+        Task("checks", "cartpole-resumed", resumed, patience=120.0),
+        Task("checks", "first-update-as-on-cpu", first_update, patience=90.0),
+    ]
+
+
+def resumed(context: Context) -> list[Measured]:
+    """CartPole as the commands train it: half of a run, the rest of it resumed, and the whole.
+
+    Rows: the greedy return after the resumed run, at least 475, and how far its parameters are
+    from those of an uninterrupted run (0 where the device computes reproducibly).
+    """
+    steps = 4096 if context.smoke else 100_000
+    episodes = 4 if context.smoke else 128
+    whole = configs.make(preset="cartpole", total_timesteps=steps, anneal_timesteps=float(steps))
+    half = configs.make(
+        preset="cartpole", total_timesteps=steps // 2, anneal_timesteps=float(steps)
+    )
+    with tempfile.TemporaryDirectory() as folder, contextlib.redirect_stdout(io.StringIO()):
+        two, one = Path(folder) / "resumed", Path(folder) / "whole"
+        run(half, RunOptions(run_dir=two, eval_episodes=0))
+        run(whole, RunOptions(resume=two, eval_episodes=episodes))
+        run(whole, RunOptions(run_dir=one, eval_episodes=0))
+        summary = json.loads((two / "summary.json").read_text())
+        first = json.loads((one / "summary.json").read_text())
+        apart = distance(final_parameters(two, whole), final_parameters(one, whole))
+    mean = summary["eval_return_mean"]
+    trained = {
+        "part": "return",
+        "value": round(mean, 2),
+        "unit": "mean greedy return",
+        "threshold": SOLVED,
+        # The few steps of a trial do not reach it.
+        "passed": summary["status"] == "finished" and (context.smoke or mean >= SOLVED),
+        "env_steps": summary["env_steps"],
+        "compile_seconds": first["compile_seconds"],
+        "measured_seconds": summary["train_seconds"],
+    }
+    same = {
+        "part": "difference",
+        "value": apart,
+        "unit": "relative difference of parameters",
+        "threshold": TOLERANCE,
+        "passed": apart <= TOLERANCE,
+        "note": "resumed and uninterrupted",
+    }
+    return [trained, same]
+
+
+def final_parameters(path: Path, config: TrainConfig) -> PyTree:
+    """The parameters of a run's last checkpoint."""
+    shapes = jax.eval_shape(build(config).init, jax.random.key(config.seed))
+    return checkpoints_of(path, config).restore(shapes)[1].learner.params
+
+
+def first_update(context: Context) -> Measured:
+    """The first update of PPO, with products in float32, on the device and on the CPU."""
+    device, cpu = jax.devices()[0], cpu_device()
+    size = 8 if context.smoke else 64
+    config = configs.make(preset="cartpole", num_envs=size, num_steps=32, total_timesteps=10**6)
+    started = time.perf_counter()
+    with jax.default_matmul_precision("highest"):
+        with jax.default_device(cpu):
+            start = jax.jit(build(config).init)(jax.random.key(0))
+        here, there = (change(config, start, d) for d in (device, cpu))
+    apart = distance(here, there)
+    return {
+        "value": apart,
+        "unit": "relative difference of the change",
+        "threshold": TOLERANCE,
+        "passed": apart <= TOLERANCE,
+        "precision": "highest",
+        "measured_seconds": round(time.perf_counter() - started, 2),
+        "note": f"{device.device_kind} and {cpu.device_kind}",
+    }
+
+
+def cpu_device() -> Any:
+    """JAX's CPU, beside the accelerator.
+
+    Raises:
+        NotAvailable: JAX_PLATFORMS names the accelerator alone.
+    """
+    try:
+        return jax.devices("cpu")[0]
+    except RuntimeError as error:
+        raise NotAvailable("JAX sees no CPU; set JAX_PLATFORMS to cuda,cpu") from error
+
+
+def change(config: TrainConfig, state: TrainState, device: Any) -> PyTree:
+    """What one update adds to the parameters, on a device."""
+    before = jax.device_put(state, device)
+    with jax.default_device(device):
+        after = jax.jit(build(config).step)(before)[0]
+    return jax.tree.map(jnp.subtract, after.learner.params, before.learner.params)
+
+
+def distance(a: PyTree, b: PyTree) -> float:
+    """‖a − b‖ / ‖b‖ over all leaves, in float64; infinite where a number is not finite."""
+    x, y = (np.asarray(ravel_pytree(jax.device_get(t))[0], np.float64) for t in (a, b))
+    found = float(np.linalg.norm(x - y) / np.linalg.norm(y))
+    return found if math.isfinite(found) else math.inf

@@ -1,0 +1,143 @@
+"""PPO on decoders of known shapes with random weights: tokens per second."""
+
+import dataclasses
+import statistics
+import time
+from typing import Any
+
+import jax
+
+from benchmarks.accelerator import roofline
+from benchmarks.accelerator.control import host_transfers, rates
+from benchmarks.accelerator.tasks import Context, Measured, Task
+from benchmarks.language import ours
+from benchmarks.language.breakdown import flops_of_update
+from benchmarks.language.sizes import Size
+from ppo_jax.rlhf.generate import generate
+from ppo_jax.runner import compiler_options
+from ppo_jax.sweep.program import bytes_of
+
+# Frozen models, activations and products are bfloat16, what is trained is float32.
+SHAPES = (
+    Size(
+        "gpt2-124m",
+        family="gpt2",
+        vocab_size=50257,
+        hidden_size=768,
+        num_layers=12,
+        num_heads=12,
+        num_kv_heads=12,
+        intermediate_size=3072,
+        max_positions=1024,
+        activation="gelu_new",
+        episodes=256,
+        prompt_length=64,
+        response_length=128,
+        epochs=1,
+        minibatches=4,
+        dtype="bfloat16",
+    ),
+    Size(
+        "llama-1.3b",
+        family="llama",
+        vocab_size=32000,
+        hidden_size=2048,
+        num_layers=24,
+        num_heads=16,
+        num_kv_heads=16,
+        intermediate_size=5504,
+        max_positions=2048,
+        activation="silu",
+        episodes=64,
+        prompt_length=64,
+        response_length=64,
+        epochs=1,
+        minibatches=2,
+        micro_batches=2,
+        dtype="bfloat16",
+        remat=True,
+    ),
+)
+# Takes the place of both in a trial.
+TINY = {
+    "vocab_size": 30,
+    "hidden_size": 16,
+    "num_layers": 1,
+    "num_heads": 2,
+    "num_kv_heads": 2,
+    "intermediate_size": 32,
+    "max_positions": 32,
+    "episodes": 8,
+    "prompt_length": 2,
+    "response_length": 4,
+}
+
+
+def tasks() -> list[Task]:
+    """The small model first."""
+    return [_task(size) for size in SHAPES]
+
+
+def _task(size: Size) -> Task:
+    def run(context: Context) -> Measured:
+        return measure(dataclasses.replace(size, **TINY) if context.smoke else size, context)
+
+    return Task("language", size.name, run, patience=150.0, least=40.0)
+
+
+def measure(size: Size, context: Context) -> Measured:
+    """Train, generate, and say how fast."""
+    program = ours.Program(size)
+    started = time.perf_counter()
+    program.compile()
+    compiled = time.perf_counter() - started
+    rounds = rates(program.run, 0.05 if context.smoke else 2.0)
+    updates = statistics.median(rounds)
+    writing = generation_seconds(program)
+    flops = flops_of_update(size, program.state.learner.params)
+    achieved = flops * updates / 1e12
+    row = {
+        "value": round(updates * size.tokens_per_update, 1),
+        "unit": "tokens/s",
+        "low": round(min(rounds) * size.tokens_per_update, 1),
+        "high": round(max(rounds) * size.tokens_per_update, 1),
+        "compile_seconds": round(compiled, 2),
+        "program_mb": round(bytes_of(program.chunk) / 2**20, 1),
+        "host_transfers": host_transfers(program.chunk),
+        "precision": "bfloat16" if size.dtype == "bfloat16" else "default",
+        "tflops_per_second": roofline.significant(achieved),
+        "generation_share": round(writing * updates, 3),
+        "note": f"{size.episodes} x ({size.prompt_length} + {size.response_length}) tokens, "
+        f"{size.dtype}",
+    }
+    if context.ceilings:
+        row["of_matmul"] = roofline.significant(achieved / context.ceilings[row["precision"]])
+    return row
+
+
+def generation_seconds(program: ours.Program) -> float:
+    """Seconds in which the responses of one update are written."""
+    size, decoder = program.size, ours.decoder_of(program.size)
+
+    def write(key: jax.Array, params: Any, prompts: Any, mask: Any) -> Any:
+        return generate(
+            key,
+            params,
+            prompts,
+            mask,
+            decoder=decoder,
+            max_new_tokens=size.response_length,
+            eos_id=size.eos_id,
+        )
+
+    params = program.state.learner.params["actor"]
+    prompts, mask = (program.frozen[n][: size.episodes] for n in ("prompts", "prompt_mask"))
+    arguments = (jax.random.key(2), params, prompts, mask)
+    compiled = jax.jit(write).lower(*arguments).compile(compiler_options())
+    jax.block_until_ready(compiled(*arguments))
+    taken = []
+    for _ in range(3):
+        started = time.perf_counter()
+        jax.block_until_ready(compiled(*arguments))
+        taken.append(time.perf_counter() - started)
+    return statistics.median(taken)

@@ -1,0 +1,94 @@
+"""What many seeds learn on this device, as a sweep trains them, until they or the time are done."""
+
+import time
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from scipy import stats
+
+from benchmarks.accelerator import roofline
+from benchmarks.accelerator.tasks import Context, Measured, Task
+from benchmarks.learning import EPISODES, TASKS
+from ppo_jax import config as configs
+from ppo_jax.runner import next_count
+from ppo_jax.sweep import program as sweep
+
+SEEDS = 64
+# Of benchmarks.learning: their thresholds are stated there.
+CHECKED = ("cartpole_100k", "breakout")
+# Kept for the evaluation at the end.
+EVALUATION_SHARE = 0.2
+
+
+def tasks() -> list[Task]:
+    """CartPole, then Breakout-MinAtar."""
+    return [
+        Task("learning", "cartpole_100k", lambda c: measure("cartpole_100k", c), patience=90.0),
+        Task("learning", "breakout", lambda c: measure("breakout", c), patience=400.0, least=45.0),
+    ]
+
+
+def measure(name: str, context: Context) -> Measured:
+    """Train all seeds side by side, evaluate each, and say what they reached.
+
+    Where the time is up before the last update, the agents are evaluated as they then are, and
+    `env_steps` says how far they came.
+    """
+    task = TASKS[name]
+    seeds, episodes, total = (2, 2, 2**14) if context.smoke else (SEEDS, EPISODES, task.steps)
+    config = configs.make(preset=task.preset, total_timesteps=total, seed=0)
+    static, floats = sweep.structure(config)
+    devices = jax.devices()
+    started = time.perf_counter()
+    width = sweep.even_width(seeds, seeds, len(devices))
+    program = sweep.compile_program(static, None, width, devices, episodes)
+    compiled = time.perf_counter() - started
+    numbers = jnp.arange(program.agents, dtype=jnp.uint32)
+    values = {n: jnp.full(program.agents, x, jnp.float32) for n, x in floats.items()}
+    until = started + (1 - EVALUATION_SHARE) * context.seconds
+    state, updates, seconds = train(program, numbers, values, static.num_updates, until)
+    assert program.evaluate is not None, "there are episodes"
+    found = np.asarray(program.evaluate(numbers, state, values)[0])[:seeds].mean(axis=-1)
+    steps = updates * config.num_envs * config.num_steps
+    rate = steps * program.agents / seconds
+    return {
+        **interval(found),
+        "threshold": task.mark,
+        "share_reaching": round(float((found >= task.mark).mean()), 4),
+        "env_steps": steps,
+        "compile_seconds": round(compiled, 2),
+        "measured_seconds": round(seconds, 2),
+        "program_mb": round(program.bytes_needed / 2**20, 1),
+        "note": "all updates" if updates == static.num_updates else "the time was up",
+        **roofline.shares(roofline.work_of(config), rate, context.ceilings),
+    }
+
+
+def train(
+    program: sweep.Program, seeds: jax.Array, floats: dict[str, Any], updates: int, until: float
+) -> tuple[Any, int, float]:
+    """Train until the last update or the time: (states, updates made, seconds)."""
+    state = jax.block_until_ready(program.init(seeds, floats))
+    done, count, started = 0, 1, time.perf_counter()
+    while done < updates and (done == 0 or time.perf_counter() < until):
+        begun, count = time.perf_counter(), min(count, updates - done)
+        state, metrics = program.advance(state, floats, jnp.int32(count))
+        jax.device_get(metrics)
+        done += count
+        count = next_count(count, time.perf_counter() - begun, min(sweep.SLICE, updates))
+    return state, done, time.perf_counter() - started
+
+
+def interval(returns: np.ndarray) -> Measured:
+    """The mean over seeds with Student's 95 % interval; seeds that failed are among them."""
+    mean, n = float(returns.mean()), len(returns)
+    half = float(stats.t.ppf(0.975, n - 1) * returns.std(ddof=1) / np.sqrt(n))
+    return {
+        "value": round(mean, 2),
+        "unit": "mean greedy return",
+        "low": round(mean - half, 2),
+        "high": round(mean + half, 2),
+        "seeds": n,
+    }

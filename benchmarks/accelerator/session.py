@@ -1,0 +1,281 @@
+"""One run of the command: asks the workers, keeps the time, writes each row as it comes.
+
+The parent never touches the device. A task that hangs, or dies and takes its process along, is a
+row that says so; the next task gets a new process.
+"""
+
+import contextlib
+import dataclasses
+import functools
+import importlib.util
+import json
+import os
+import queue
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+from typing import Any
+
+from benchmarks.accelerator import peers
+from benchmarks.accelerator.tasks import FIELDS, KEY, Measured, Task
+from benchmarks.accelerator.worker import SECTIONS, tasks_of
+from benchmarks.table import Row, replace
+
+ROOT = Path(__file__).parents[2]
+FILE = "accelerator.csv"
+# In this order. The sections before "learning" leave it a part of the time.
+ORDER = ("checks", "control", "language", "peers", "learning", "profile")
+BEFORE_LEARNING = 0.75
+# A trial on a CPU compiles programs that it runs for a moment: LLVM need not optimise them.
+QUICK = "--xla_backend_optimization_level=0"
+# Seconds for a worker to import its packages and find the device.
+START = 60.0
+
+
+class Refused(Exception):
+    """The command cannot run here; the message is one line."""
+
+
+class Worker:
+    """A process that measures the tasks of one section."""
+
+    def __init__(self, section: str, smoke: bool, cache: str) -> None:
+        """Start it, and wait until it has found the device.
+
+        Args:
+            section: whose tasks it measures.
+            smoke: tiny sizes.
+            cache: folder for compiled programs, new for this run.
+
+        Raises:
+            Refused: JAX finds no device.
+        """
+        words = [sys.executable, "-m", "benchmarks.accelerator.worker", section]
+        self.process = subprocess.Popen(
+            [*words, *(["--smoke"] if smoke else [])],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+            cwd=ROOT,
+            env=environment(smoke, cache),
+        )
+        self.answers: queue.SimpleQueue[str] = queue.SimpleQueue()
+        threading.Thread(target=self._read, daemon=True).start()
+        try:
+            self.hello = self.answer(START)
+        except BaseException:  # Ctrl-C: it must not stay
+            self.end()
+            raise
+        if "device" not in self.hello:
+            self.end()
+            raise Refused(self.hello.get("refused") or self.hello["why"])
+
+    def ask(self, task: str, seconds: float, ceilings: dict[str, float]) -> dict[str, Any]:
+        """Measure a task: its rows, or why there are none."""
+        request = json.dumps({"task": task, "seconds": seconds, "ceilings": ceilings})
+        assert self.process.stdin is not None
+        with contextlib.suppress(BrokenPipeError):  # the answer says what happened
+            print(request, file=self.process.stdin, flush=True)
+        return self.answer(seconds)
+
+    def answer(self, patience: float) -> dict[str, Any]:
+        """The next line; one that does not come ends the process."""
+        try:
+            return json.loads(self.answers.get(timeout=patience))
+        except queue.Empty:
+            self.end()
+            return {"why": f"error: no answer within {patience:.0f} s"}
+
+    @property
+    def alive(self) -> bool:
+        """Whether it can be asked again."""
+        return self.process.poll() is None
+
+    def end(self) -> None:
+        """Let it go; one that hangs does not listen."""
+        self.process.kill()
+        self.process.wait()
+
+    def _read(self) -> None:
+        assert self.process.stdout is not None
+        for line in self.process.stdout:
+            self.answers.put(line)
+        code = self.process.wait()
+        self.answers.put(json.dumps({"why": f"error: its process ended with code {code}"}))
+
+
+def environment(smoke: bool, cache: str) -> dict[str, str]:
+    """Of a worker: the CPU beside the accelerator, most of its memory, and no old programs.
+
+    No two tasks of full size share a program, so that the cache shortens no compilation but the
+    second and third of the same run (and those of a trial, whose sizes are alike).
+    """
+    own = dict(os.environ) | {"PYTHONPATH": os.pathsep.join([str(ROOT), *_path()])}
+    platforms = own.get("JAX_PLATFORMS", "")
+    if platforms and "cpu" not in platforms.split(","):
+        own["JAX_PLATFORMS"] = f"{platforms},cpu"
+    own.setdefault("XLA_PYTHON_CLIENT_MEM_FRACTION", "0.92")
+    own.setdefault("JAX_COMPILATION_CACHE_DIR", cache)
+    own.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.3")
+    if smoke and importlib.util.find_spec("jax_plugins") is None:  # no accelerator's packages
+        own.setdefault("XLA_FLAGS", QUICK)
+    return own
+
+
+def _path() -> list[str]:
+    return [part for part in os.environ.get("PYTHONPATH", "").split(os.pathsep) if part]
+
+
+@dataclasses.dataclass
+class Session:
+    """What a run of the command knows so far.
+
+    Attributes:
+        out: folder of the CSV.
+        smoke: tiny sizes.
+        seconds: of the whole run.
+        purejaxrl: folder of PureJaxRL's ppo.py.
+        peers: folder of the peers' packages.
+        cache: folder for compiled programs.
+        sections: those that are measured.
+    """
+
+    out: Path
+    smoke: bool
+    seconds: float
+    purejaxrl: Path | None
+    peers: Path | None
+    cache: str
+    sections: tuple[str, ...] = ORDER
+
+    def __post_init__(self) -> None:
+        """Start the clock."""
+        self.begun, self.started = time.monotonic(), time.strftime("%Y-%m-%dT%H:%M:%S")
+        self.ceilings: dict[str, float] = {}
+        self.rates: dict[str, float] = {}
+        self.common: Row = {}
+        self.failed: list[str] = []
+
+    def run(self) -> list[str]:
+        """Measure everything: the names of the tasks that failed.
+
+        Raises:
+            Refused: there is no accelerator, and this is not a trial.
+        """
+        for section in (s for s in ORDER if s in self.sections):
+            if section == "peers":
+                self._peers()
+            else:
+                self._section(section)
+        return self.failed
+
+    def left(self, section: str) -> float:
+        """Seconds that a section may still take."""
+        share = 1.0 if section in ("learning", "profile") else BEFORE_LEARNING
+        return share * self.seconds - (time.monotonic() - self.begun)
+
+    def _section(self, section: str) -> None:
+        tasks = list(tasks_of(section).values())
+        worker: Worker | None = None
+        try:
+            for task in tasks:
+                seconds = min(task.patience, self.left(section))
+                if seconds < min(task.least, task.patience):
+                    self.keep(section, task.name, [{"why": "no time left"}])
+                    continue
+                if worker is None or not worker.alive:
+                    worker = Worker(section, self.smoke, self.cache)
+                    self._meet(worker)
+                self._measure(worker, task, seconds)
+        finally:
+            if worker is not None:
+                worker.end()
+
+    def _measure(self, worker: Worker, task: Task, seconds: float) -> None:
+        answer = worker.ask(task.name, seconds, self.ceilings)
+        rows = answer.get("rows") or [{"why": answer["why"]}]
+        if task.name == "ceilings":
+            self.ceilings = {r["part"]: r["value"] for r in rows if "part" in r}
+        self.keep(task.section, task.name, rows)
+
+    def _meet(self, worker: Worker) -> None:
+        """What the first worker says of the machine is said in every row."""
+        hello = worker.hello
+        if hello["platform"] == "cpu" and not self.smoke:
+            raise Refused(
+                "JAX runs on the CPU here, and these measurements are for an accelerator. On a "
+                "machine with an NVIDIA driver install jax[cuda13]; to try the command on a CPU "
+                "give --smoke"
+            )
+        self.common = {
+            "started": self.started,
+            "device": hello["device"],
+            "versions": json.dumps(hello["versions"]),
+            "cores": os.cpu_count(),
+        }
+
+    def _peers(self) -> None:
+        for cell, peer in peers.names():
+            seconds = min(peers.PATIENCE, self.left("peers"))
+            if seconds < 30:
+                self.keep("peers", f"{cell}: {peer}", [{"why": "no time left"}])
+                continue
+            row = peers.measure(
+                cell,
+                peer,
+                folder=self.peers,
+                purejaxrl=self.purejaxrl,
+                patience=seconds,
+                ours=self.rates.get(cell),
+                smoke=self.smoke,
+            )
+            self.keep("peers", f"{cell}: {peer}", [row])
+
+    def keep(self, section: str, task: str, rows: list[Measured]) -> None:
+        """Write the rows of a task, and say what they are."""
+        for row in rows:
+            name = f"{task}: {row['part']}" if "part" in row else task
+            found = {k: v for k, v in row.items() if k in FIELDS}
+            full = dict.fromkeys(FIELDS, "") | self.common | found
+            full |= {"section": section, "task": name}
+            replace(self.out / FILE, [full], KEY, place)
+            if section == "control" and row.get("value"):
+                self.rates[name] = float(row["value"])
+            if row.get("passed") is False or str(row.get("why", "")).startswith("error"):
+                self.failed.append(f"{section}: {name}")
+            print(f"{time.monotonic() - self.begun:6.1f} s  {section:9} {line(name, full)}")
+            sys.stdout.flush()
+
+
+def line(name: str, row: Row) -> str:
+    """A row for the terminal."""
+    if row["why"]:
+        return f"{name:38} {row['why']}"
+    value = float(row["value"])
+    shown = f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.4g}"
+    more = [f"compiled in {row['compile_seconds']} s"] if row["compile_seconds"] != "" else []
+    more += [f"ppo_jax is {row['ratio']}x as fast"] if row["ratio"] != "" else []
+    more += ["passed" if row["passed"] else "FAILED"] if row["passed"] != "" else []
+    return f"{name:38} {shown:>12} {row['unit']}  {', '.join(more)}".rstrip()
+
+
+def place(row: Row) -> tuple[str, int]:
+    """Rows of a device in the order of the sections and tasks; parts stay as they came."""
+    key = (row["section"], row["task"])
+    found = (i for i, task in enumerate(order()) if key == task or is_part(key, task))
+    return str(row["device"]), next(found, len(order()))
+
+
+def is_part(key: tuple[str, str], task: tuple[str, str]) -> bool:
+    """Whether a row is a part of a task."""
+    return key[0] == task[0] and key[1].startswith(f"{task[1]}: ")
+
+
+@functools.cache
+def order() -> list[tuple[str, str]]:
+    """(section, task) of everything that can be measured."""
+    found = [(section, name) for section in SECTIONS for name in tasks_of(section)]
+    found += [("peers", f"{cell}: {peer}") for cell, peer in peers.names()]
+    return sorted(found, key=lambda task: ORDER.index(task[0]))
