@@ -25,7 +25,7 @@ LAYERS = [
     {"presets"},
     {"config"},
     {"train"},
-    {"evaluate", "checkpoint", "report", "weights"},
+    {"evaluate", "checkpoint", "report", "weights", "devices"},
     {"run_directory", "trackers", "progress"},
     {"runner", "play", "plot"},
     {"agent"},
