@@ -15,6 +15,7 @@ from typing import Annotated, Any, Literal, NoReturn, get_origin
 import tyro
 
 from ppo_jax import config as configs
+from ppo_jax import devices
 from ppo_jax.config import ConfigError, TrainConfig
 from ppo_jax.presets import PRESETS
 from ppo_jax.runner import Diverged, RunOptions, run
@@ -53,11 +54,23 @@ def export(arguments: list[str] | None = None) -> NoReturn:
 
 def plot(arguments: list[str] | None = None) -> NoReturn:
     """`python -m ppo_jax.plot`."""
-    exit_with(lambda: _plot(sys.argv[1:] if arguments is None else arguments))
+    _exit_with(lambda: _plot(sys.argv[1:] if arguments is None else arguments))
 
 
 def exit_with(command: Callable[[], int]) -> NoReturn:
-    """Run a command; what a person can mend is one line and exit code 2, not a traceback."""
+    """Run a command that computes on JAX's devices, which are looked at first.
+
+    What a person can mend is one line and exit code 2, not a traceback.
+    """
+
+    def checked() -> int:
+        devices.check()
+        return command()
+
+    _exit_with(checked)
+
+
+def _exit_with(command: Callable[[], int]) -> NoReturn:
     from ppo_jax.checkpoint import CheckpointError
     from ppo_jax.envs import InvalidEnvironment, UnknownEnvironment
 

@@ -13,6 +13,7 @@ from typing import Any
 
 import jax
 
+from ppo_jax import precision
 from ppo_jax.algorithms import ALGORITHMS
 from ppo_jax.envs import atari_game, canonical
 from ppo_jax.networks import ACTIVATIONS, CONVOLUTIONS, FRAME_MIXES, MEMORIES
@@ -51,6 +52,7 @@ class TrainConfig:
     reset_pool: int | None = option(
         None, "fresh resets drawn per rollout; None: as many as episodes can end in one", low=1
     )
+    matmul_precision: str = precision.matmul_precision()
     hyper: Any = None
 
     def __post_init__(self) -> None:

@@ -14,7 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import struct
 
-from ppo_jax import rollout
+from ppo_jax import precision, rollout
 from ppo_jax.envs import Env, render
 from ppo_jax.networks import Policy
 from ppo_jax.types import Params, PyTree
@@ -82,6 +82,8 @@ def evaluate(
     if max_steps is None:
         max_steps = max(DEFAULT_MAX_STEPS, _time_limit(env))
     play = functools.partial(_play, max_steps=max_steps, greedy=greedy)
+    # The policy has its precision; the environment is to compute as in training, too.
+    play = precision.apply(precision.of(policy.act), play)
     if not hasattr(env, "vector"):
         return play(key, params, moments, _Same(env), policy, episodes)
     count = env.side_by_side(episodes)
@@ -159,7 +161,8 @@ def record(
     # Of a vector environment given as an object all play, and the first is drawn.
     count = getattr(env, "evaluation_envs", None) or 1
     one = _copies(env, count)
-    obs, state = one.reset(reset_key)
+    as_in_training = functools.partial(precision.apply, precision.of(policy.act))
+    obs, state = as_in_training(one.reset)(reset_key)
     core = policy.init_core(count)
     frames = [render(one, state)]
 
@@ -167,6 +170,7 @@ def record(
     def step(key: jax.Array, carry: Any) -> Any:
         return _step(key, params, moments, one, policy, greedy, carry)
 
+    step = as_in_training(step)
     start = jnp.ones(count, bool)
     for step_key in jax.random.split(key, max_steps):
         core, obs, state, _, done = step(step_key, (core, obs, state, start))

@@ -17,6 +17,8 @@ import numpy as np
 from rich.console import Console
 from rich.table import Table
 
+from ppo_jax import precision
+
 PACKAGES = ("ppo_jax", "jax", "jaxlib", "flax", "optax", "gymnax", "numpy", "orbax-checkpoint")
 
 
@@ -36,6 +38,16 @@ def device() -> str:
     devices = jax.devices()
     kind = devices[0].device_kind
     return kind if len(devices) == 1 else f"{kind} x {len(devices)}"
+
+
+def provenance(*configured: str) -> dict[str, Any]:
+    """What numbers were computed on: the device, the precision of its products, the versions.
+
+    Args:
+        configured: the precision of the run's matrix products; of a sweep that of each point.
+    """
+    in_effect = ", ".join(dict.fromkeys(map(precision.in_effect, configured)))
+    return {"device": device(), "matmul_precision": in_effect, "versions": versions()}
 
 
 class MetricsLog:

@@ -124,7 +124,7 @@ def write_config(config: TrainConfig, run_options: dict[str, Any], run_dir: Path
     Versions and device are those it began with; each session that went on with it has its own.
     """
     path = run_dir / "config.json"
-    session = {"command": sys.argv, "versions": report.versions(), "device": report.device()}
+    session = {"command": sys.argv, **report.provenance(config.matmul_precision)}
     earlier = json.loads(path.read_text()).get("sessions", []) if path.exists() else []
     sessions = [*earlier, session]
     content = {

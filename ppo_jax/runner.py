@@ -436,8 +436,7 @@ class _Session:
             "compile_seconds": round(self.compile_seconds, 2),
             "train_seconds": round(seconds, 2),
             "env_steps_per_second": round(steps / seconds) if seconds else None,
-            "device": report.device(),
-            "versions": report.versions(),
+            **report.provenance(self.config.matmul_precision),
         } | (evaluation or {})
         try:
             write_json(self.path / "summary.json", summary)

@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from ppo_jax import rollout
+from ppo_jax import precision, rollout
 from ppo_jax.algorithms import ALGORITHMS
 from ppo_jax.config import TrainConfig, check, env_kwargs, resolve
 from ppo_jax.envs import Env, InvalidEnvironment, VectorEnv, as_env, check_spaces, spaces, vectorize
@@ -126,7 +126,10 @@ def build(config: TrainConfig, env: Any = None) -> Program:
     rows = rollout.flatten_steps if config.memory == "none" else rollout.sequences
     step = make_train_step(collect, algorithm, rows)
     restart = functools.partial(_restart, vector_env, policy)
-    return Program(env, vector_env, policy, algorithm, init, step, restart)
+    # The policy for those who use it alone, as an evaluation does. The rest as wholes: environments
+    # and backward passes with rules of their own are traced outside of the policy's functions.
+    functions = (policy, algorithm, init, step, restart)
+    return Program(env, vector_env, *precision.apply(config.matmul_precision, functions))
 
 
 def _restart(vector_env: VectorEnv, policy: Policy, state: TrainState) -> TrainState:

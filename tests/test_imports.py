@@ -11,12 +11,21 @@ ROOT = Path(ppo_jax.__file__).parent
 # Data flow from left to right; a module imports only from its own layer's left.
 LAYERS = [
     {"types", "statistics", "compilation_cache"},
-    {"distributions", "envs", "advantages", "estimators", "losses", "normalization", "sgd"},
+    {
+        "distributions",
+        "envs",
+        "advantages",
+        "estimators",
+        "losses",
+        "normalization",
+        "sgd",
+        "precision",
+    },
     {"networks", "rollout", "algorithms"},
     {"presets"},
     {"config"},
     {"train"},
-    {"evaluate", "checkpoint", "report", "weights"},
+    {"evaluate", "checkpoint", "report", "weights", "devices"},
     {"run_directory", "trackers", "progress"},
     {"runner", "play", "plot"},
     {"agent"},

@@ -11,7 +11,8 @@ import jax
 import numpy as np
 import pytest
 
-from ppo_jax.rlhf import command
+from ppo_jax import checkpoint
+from ppo_jax.rlhf import command, demo, session, stages
 from ppo_jax.rlhf.decoder import Decoder, small
 from ppo_jax.rlhf.hf_io import load_model, save_model
 from ppo_jax.rlhf.presets import PRESETS
@@ -209,3 +210,92 @@ def test_a_run_is_not_overwritten_nor_changed(folder, reward):
         run("reward", "--resume", reward, "--learning-rate", 1)
     with pytest.raises(command.ConfigError, match="is a run of reward"):
         run("ppo", "--resume", reward)
+
+
+def stage_programs(monkeypatch):
+    """The text of the program of one update, of each stage that is trained from here on."""
+    texts, compile_stage = [], session._Session._compile
+
+    def compile_and_keep(self):
+        lowered = jax.jit(self.stage.step).lower(self.state, self.stage.frozen)
+        texts.append(lowered.as_text())
+        return compile_stage(self)
+
+    monkeypatch.setattr(session._Session, "_compile", compile_and_keep)
+    return texts
+
+
+def products(text):
+    return [line for line in text.splitlines() if "stablehlo.dot_general" in line]
+
+
+def sft(folder, path, *arguments):
+    return run("sft", "--model", folder / "model", "--data", folder / "texts.txt", "--run-dir",
+               path, "--updates", 1, "--batch-size", 8, *arguments)  # fmt: skip
+
+
+def test_every_product_of_a_stage_has_the_precision(folder, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(folder)
+    texts = stage_programs(monkeypatch)
+    precise = ("--matmul-precision", "highest")
+    assert sft(folder, tmp_path / "default") == 0
+    assert sft(folder, tmp_path / "sft", *precise) == 0
+    options = ("--reward", "vowels:count", "--updates", 1, "--run-dir", tmp_path / "ppo")
+    assert ppo(folder, *options, *precise) == 0
+    plain, *others = map(products, texts)
+    assert plain and not any("HIGH" in line for line in plain)
+    assert len(others) == 2
+    assert all(lines and all("HIGHEST, HIGHEST" in x for x in lines) for lines in others)
+    for name, said in (("default", "default"), ("sft", "highest"), ("ppo", "highest")):
+        summary = json.loads((tmp_path / name / "summary.json").read_text())
+        config = json.loads((tmp_path / name / "config.json").read_text())["config"]
+        assert summary["matmul_precision"] == config["matmul_precision"] == said
+    with pytest.raises(command.ConfigError, match="these differ: matmul_precision"):
+        run("sft", "--resume", tmp_path / "sft", "--matmul-precision", "high")
+    assert run("sft", "--resume", tmp_path / "sft", "--updates", 2) == 0
+    assert json.loads((tmp_path / "sft/summary.json").read_text())["matmul_precision"] == "highest"
+    assert all("HIGHEST, HIGHEST" in line for line in products(texts[-1]))
+    in_effect = []
+    monkeypatch.setattr(stages, "evaluation", lambda *_: in_effect.append(traced_with()) or {})
+    assert run("evaluate", tmp_path / "ppo", "--responses", 8) == 0
+    write = command.generate
+    monkeypatch.setattr(
+        command, "generate", lambda *a, **k: in_effect.append(traced_with()) or write(*a, **k)
+    )
+    assert run("generate", "--model", tmp_path / "ppo", *precise, "--max-new-tokens", 2) == 0
+    assert in_effect == ["highest", "highest"]
+    with pytest.raises(SystemExit):
+        sft(folder, tmp_path / "typo", "--matmul-precision", "hihgest")
+    assert "hihgest" in capsys.readouterr().err and not (tmp_path / "typo").exists()
+
+
+def traced_with():
+    return jax.config.jax_default_matmul_precision
+
+
+def test_the_demo_computes_with_its_precision(tmp_path, monkeypatch):
+    seen = []
+
+    def stopped(stage, config, *_, **__):
+        seen.extend([traced_with(), config["matmul_precision"]])
+        return 3, None
+
+    monkeypatch.setattr(demo, "run", stopped)
+    path = tmp_path / "demo"
+    assert run("demo", "--matmul-precision", "highest", "--run-dir", path) == 3
+    assert seen == ["highest", "highest"]
+    assert json.loads((path / "config.json").read_text())["config"]["matmul_precision"] == "highest"
+
+
+def test_stages_older_than_the_precision_go_on(folder, tmp_path):
+    path = tmp_path / "sft"
+    assert sft(folder, path) == 0
+    kept = json.loads((path / "config.json").read_text())
+    del kept["config"]["matmul_precision"]
+    (path / "config.json").write_text(json.dumps(kept))
+    for file in (path / "checkpoints").glob("*.json"):
+        manifest = json.loads(file.read_text())
+        del manifest["identity"]["matmul_precision"], manifest["sha256"]
+        file.write_text(json.dumps(manifest | {"sha256": checkpoint._digest_of(manifest)}))
+    assert run("sft", "--resume", path, "--updates", 2) == 0
+    assert len(rows(path)) == 2

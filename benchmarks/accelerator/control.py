@@ -40,6 +40,7 @@ OWN: dict[str, dict[str, Any]] = {
         "num_steps": 32,
         "hidden": (256, 256, 256),
         "matmul_precision": "highest",
+        "matmul_precision": "highest",
     },
     "pong-84x84-256x32": {
         "env": "Pong",
@@ -138,17 +139,18 @@ def measure(name: str, context: Context) -> Measured:
     rounds = rates(contestant.run, 0.05 if context.smoke else 1.0)
     steps = config.num_envs * config.num_steps * agents
     rate = steps * statistics.median(rounds)
-    precision = roofline.precision_of(config)
     return {
         "value": round(rate),
         "unit": UNIT,
         "low": round(steps * min(rounds)),
         "high": round(steps * max(rounds)),
         "compile_seconds": round(compiled, 2),
-        "precision": precision,
+        "precision": config.matmul_precision,
         "note": f"{agents} x {config.num_envs} x {config.num_steps}",
         **account(contestant),
-        **roofline.shares(roofline.work_of(config), rate, context.ceilings, precision),
+        **roofline.shares(
+            roofline.work_of(config), rate, context.ceilings, config.matmul_precision
+        ),
     }
 
 

@@ -12,7 +12,6 @@ import jax
 import jax.numpy as jnp
 
 from benchmarks.throughput.breakdown import timer
-from ppo_jax import config as configs
 from ppo_jax.config import TrainConfig
 from ppo_jax.train import build
 from ppo_jax.types import PyTree
@@ -109,8 +108,3 @@ def shares(
 def significant(x: float, digits: int = 3) -> float:
     """Rounded to so many significant digits."""
     return float(f"{x:.{digits}g}")
-
-
-def precision_of(config: TrainConfig) -> str:
-    """The name of the ceiling that a configuration's products are compared with."""
-    return configs.to_flat(config).get("matmul_precision", "default")

@@ -228,7 +228,8 @@ class Session:
                 folder=self.peers,
                 purejaxrl=self.purejaxrl,
                 patience=seconds,
-                ours=self.rates.get(cell),
+                # In a trial the peers have other sizes than the tasks of the same name.
+                ours=None if self.smoke else self.rates.get(cell),
                 smoke=self.smoke,
             )
             self.keep("peers", f"{cell}: {peer}", [row])

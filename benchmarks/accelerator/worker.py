@@ -31,13 +31,14 @@ def hello() -> dict[str, Any]:
     """What this process runs on."""
     import jax
 
-    from ppo_jax import report
+    from ppo_jax import devices, report
+    from ppo_jax.config import ConfigError
 
     try:
-        device = jax.devices()[0]
-    except (RuntimeError, AssertionError) as error:
-        reason = " ".join(str(error).split()) or "JAX finds no device of JAX_PLATFORMS"
-        return {"refused": reason}
+        devices.check()
+    except ConfigError as error:
+        return {"refused": str(error)}
+    device = jax.devices()[0]
     found = report.versions()
     return {
         "device": report.device(),

@@ -15,6 +15,7 @@ from typing import Any
 import jax
 import numpy as np
 
+from ppo_jax import precision
 from ppo_jax.envs import spaces
 from ppo_jax.export import interface
 from ppo_jax.types import PyTree
@@ -45,10 +46,10 @@ def compare(parts: Any, format: str, path: Path) -> tuple[int, float]:
     """
     obs = jax.tree.leaves(observations(parts.observation_space, parts.obs, OBSERVATIONS))
     # Accelerators round products by default, and the fresh process is on the CPU.
-    with jax.default_matmul_precision("highest"):
-        act = jax.jit(interface.function(parts))
-        expected = np.asarray(act(*obs))
-        alone = np.asarray(act(*(x[:1] for x in obs)))
+    exact = parts._replace(policy=precision.apply("highest", parts.policy))
+    act = jax.jit(interface.function(exact))
+    expected = np.asarray(act(*obs))
+    alone = np.asarray(act(*(x[:1] for x in obs)))
     found, found_alone = _in_a_fresh_process(format, path, obs)
     if found.shape != expected.shape or found.dtype != expected.dtype:
         raise NotTheSame(
@@ -57,8 +58,8 @@ def compare(parts: Any, format: str, path: Path) -> tuple[int, float]:
         )
     pairs = ((found, expected), (found_alone, alone))
     difference = max(float(np.max(np.abs(a.astype(float) - b), initial=0)) for a, b in pairs)
-    exact = np.issubdtype(expected.dtype, np.integer)
-    allowed = 0.0 if exact else TOLERANCE * max(1.0, float(np.max(np.abs(expected))))
+    whole = np.issubdtype(expected.dtype, np.integer)
+    allowed = 0.0 if whole else TOLERANCE * max(1.0, float(np.max(np.abs(expected))))
     if not difference <= allowed:
         raise NotTheSame(
             f"{path} does not act as the run does: of {len(expected)} observations, the largest "

@@ -10,7 +10,7 @@ from typing import Any, NoReturn
 import jax
 import jax.numpy as jnp
 
-from ppo_jax import report
+from ppo_jax import precision, report
 from ppo_jax.cli import exit_with, read_flags
 from ppo_jax.config import ConfigError, check_options
 from ppo_jax.rlhf import algorithms, stages, supervised, train
@@ -25,6 +25,7 @@ from ppo_jax.rlhf.roles import ends, model, needed, prompt_room, roles, writer
 from ppo_jax.rlhf.session import (
     RunOptions,
     Stage,
+    checkpoints_of,
     fingerprint,
     flat,
     open_directory,
@@ -50,6 +51,7 @@ class ModelOptions:
     truncate: bool = option(False, "cut longer texts instead of refusing them")
     seed: int = option(0, "of everything random", low=0, high=2**32 - 1)
     dtype: str = option("float32", "of the computation", choices=("float32", "bfloat16"))
+    matmul_precision: str = precision.matmul_precision()
     remat: bool = option(False, "compute activations twice instead of keeping them")
     model_parallel: int = option(
         1, "devices that share each matrix; the rest of them share the batch", low=1
@@ -96,6 +98,7 @@ class GenerateOptions:
     )
     repeat: int = option(1, "responses to each prompt", low=1)
     seed: int = option(0, "of the sampling", low=0, high=2**32 - 1)
+    matmul_precision: str = precision.matmul_precision()
 
 
 @dataclasses.dataclass(frozen=True)
@@ -241,6 +244,7 @@ def _generate(arguments: list[str]) -> int:
             valid_vocab=tokenizer.vocab_size,
         )
 
+    write = precision.apply(options.matmul_precision, write)
     written = write(jax.random.key(options.seed), params, tokens, mask)
     for k, (row, kept) in enumerate(zip(written.tokens, written.mask, strict=True)):
         prompt = prompts[k // options.repeat].prompt
@@ -260,13 +264,11 @@ def _evaluate(arguments: list[str]) -> int:
     kind, saved = read_stage(path)
     if kind != "ppo":
         raise ConfigError(f"{path} is a run of {kind}; its summary.json holds its validation")
-    stage = _optimisation(_restored(saved, KINDS["ppo"]), options.responses)
-    from ppo_jax.checkpoint import Checkpoints
-
+    values = _restored(saved, KINDS["ppo"])
+    stage = precision.apply(values["matmul_precision"], _optimisation(values, options.responses))
     identity = {k: v for k, v in saved.items() if k != "updates"}
     identity["given"] = fingerprint(stage.frozen)
-    checkpoints = Checkpoints(path.absolute() / "checkpoints", identity)
-    update, state = checkpoints.restore(jax.eval_shape(stage.init))
+    update, state = checkpoints_of(path, identity).restore(jax.eval_shape(stage.init))
     state = stage.place(state)
     report.say(f"after {update} updates:")
     for name, value in stage.judge(state)["evaluation"].items():

@@ -17,7 +17,7 @@ import jax.numpy as jnp
 import numpy as np
 from rich.table import Table
 
-from ppo_jax import report
+from ppo_jax import precision, report
 from ppo_jax.checkpoint import write_json
 from ppo_jax.rlhf import algorithms, optimum, stages, supervised, train
 from ppo_jax.rlhf.corpus import first_letters, gold_score, noisy_preferences, tokenizer_of, words
@@ -54,6 +54,7 @@ class DemoConfig:
     kl_coef: float = option(0.5, "beta, the price of a nat away from the reference", low=0.01)
     learning_rate: float = option(5e-4, "of PPO, falling to 0", low=0)
     reference_samples: int = option(2048, "per first letter, that the optimum is known by", low=16)
+    matmul_precision: str = precision.matmul_precision()
 
 
 class _Story(NamedTuple):
@@ -101,7 +102,7 @@ def demo(config: DemoConfig, options: RunOptions) -> int:
             directory.path, config, lines, Language(tokenizer), decoder, options, signals
         )
         try:
-            found = _tell(story)
+            found = precision.apply(config.matmul_precision, _tell)(story)
         except _Stopped as stopped:
             path = shlex.quote(str(directory.path))
             report.say(f"stopped; continue with: python -m ppo_jax.rlhf demo --resume {path}")
@@ -109,8 +110,7 @@ def demo(config: DemoConfig, options: RunOptions) -> int:
         found |= {
             "seconds": round(time.perf_counter() - started, 1),
             "seed": config.seed,
-            "device": report.device(),
-            "versions": report.versions(),
+            **report.provenance(config.matmul_precision),
         }
         write_json(directory.path / "summary.json", found)
         _print(found, directory.path)
@@ -224,7 +224,8 @@ def _run(story: _Story, stage: Stage, identity: dict[str, Any]) -> TrainState:
     """
     path = story.path / stage.kind
     options = dataclasses.replace(story.options, run_dir=None, resume=path, overwrite=False)
-    config = flat(identity) | {"seed": story.config.seed}
+    settled = {"seed": story.config.seed, "matmul_precision": story.config.matmul_precision}
+    config = flat(identity) | settled
     with open_directory(stage.kind, options, config) as directory:
         code, state = run(stage, config, directory, options, story.signals, free=(), hint=False)
     if code:

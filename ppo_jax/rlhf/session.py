@@ -21,7 +21,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from ppo_jax import compilation_cache, report, trackers
+from ppo_jax import compilation_cache, precision, report, trackers
 from ppo_jax.checkpoint import CheckpointError, Checkpoints, write_json
 from ppo_jax.config import ConfigError
 from ppo_jax.progress import Progress
@@ -33,6 +33,8 @@ from ppo_jax.types import Metrics, PyTree, TrainState, option
 # A chunk never has more updates than this.
 MAX_CHUNK = 64
 MAY_BE_NAN = ("explained_variance",)
+# Options that older runs do not have, and what they did without.
+YOUNGER = {"matmul_precision": "default"}
 
 
 class StageDirectory(RunDirectory):
@@ -116,6 +118,7 @@ def run(
     """
     trackers.require(wanted(options))
     compilation_cache.use()
+    stage = precision.apply(config.get("matmul_precision", "default"), stage)
     identity = {k: v for k, v in config.items() if k not in free}
     identity["given"] = fingerprint(stage.frozen)
     session = _Session(stage, identity, directory.path, options, signals)
@@ -125,6 +128,16 @@ def run(
         return 0, session.state
     session.train()
     return session.finish(hint), session.state
+
+
+def checkpoints_of(path: Path, identity: dict[str, Any]) -> Checkpoints:
+    """The checkpoints of a stage.
+
+    Args:
+        path: its folder.
+        identity: its flat configuration, which a checkpoint must share.
+    """
+    return Checkpoints(path.absolute() / "checkpoints", YOUNGER | identity, defaults=YOUNGER)
 
 
 def fingerprint(frozen: PyTree) -> str:
@@ -150,7 +163,7 @@ class _Session:
     ) -> None:
         self.stage, self.path, self.options, self.signals = stage, path, options, signals
         self.identity = identity
-        self.checkpoints = Checkpoints(path.absolute() / "checkpoints", identity)
+        self.checkpoints = checkpoints_of(path, identity)
         earlier = read_summary(path) if options.resume is not None else {}
         self.update, state = self._restore(earlier)
         self.state = stage.place(state)
@@ -325,8 +338,7 @@ class _Session:
             "compile_seconds": round(self.compile_seconds, 2),
             "train_seconds": round(seconds, 2),
             "last": self.last,
-            "device": report.device(),
-            "versions": report.versions(),
+            **report.provenance(self.identity.get("matmul_precision", "default")),
         } | (judged or {})
         try:
             write_json(self.path / "summary.json", summary)
@@ -412,6 +424,6 @@ def write_config(path: Path, kind: str, flat: dict[str, Any]) -> None:
     earlier = []
     if (path / "config.json").exists():
         earlier = json.loads((path / "config.json").read_text()).get("sessions", [])
-    session = {"command": sys.argv, "versions": report.versions(), "device": report.device()}
+    session = {"command": sys.argv, **report.provenance(flat.get("matmul_precision", "default"))}
     content = {"stage": kind, "config": flat, "sessions": [*earlier, session]}
     write_json(path / "config.json", content)

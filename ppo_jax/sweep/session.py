@@ -159,8 +159,7 @@ class _Session:
         compiling = self.schedule.compile_seconds
         rate = (total - before) / max(seconds - compiling, 1e-9)
         session = {
-            "device": report.device(),
-            "versions": report.versions(),
+            **report.provenance(*(c.matmul_precision for c in self.spec.configs)),
             "compiled_programs": self.schedule.programs,
             "compile_seconds": round(compiling, 2),
             "train_seconds": round(seconds - compiling, 2),

@@ -83,7 +83,12 @@ class Spec:
     @property
     def digest(self) -> str:
         """What its chunks are known by."""
-        return hashlib.sha256(json.dumps(self.to_json(), sort_keys=True).encode()).hexdigest()
+        content = self.to_json()
+        for values in content["configs"]:
+            # Sweeps older than the option do not have it, and their chunks are to count.
+            if values["matmul_precision"] == "default":
+                del values["matmul_precision"]
+        return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 
 
 class SweepDirectory(RunDirectory):
@@ -106,7 +111,8 @@ class Store:
     def describe(self, options: dict[str, Any]) -> None:
         """Write sweep.json: all that is needed to repeat the sweep, and each session that ran."""
         path = self.path / MARK
-        session = {"command": sys.argv, "versions": report.versions(), "device": report.device()}
+        precisions = (c.matmul_precision for c in self.spec.configs)
+        session = {"command": sys.argv, **report.provenance(*precisions)}
         earlier = read_sessions(self.path) if path.exists() else []
         content = {"sweep": self.spec.to_json(), "options": options}
         write_json(path, content | {"sessions": [*earlier, session]})
