@@ -19,6 +19,7 @@ from ppo_jax.distributions import (
     TanhGaussian,
 )
 from ppo_jax.envs import spaces
+from ppo_jax.networks.layers import orthogonal
 from reference import Golden
 
 GOLDEN = Golden("10_init")
@@ -191,6 +192,15 @@ for i in range(200):
     jax.block_until_ready(init(jax.random.split(jax.random.key(i), 16)))
 print("done")
 """
+
+
+@pytest.mark.parametrize(("platform", "loops"), [("cpu", True), ("cuda", False)])
+def test_many_initialisers_are_factorised_one_by_one_on_cpus_alone(platform, loops):
+    """Batched factorisation deadlocks there; elsewhere a loop over many agents would be slow."""
+    draw = jax.vmap(lambda key: orthogonal(1.0)(key, (8, 8)))
+    keys = jax.random.split(jax.random.key(0), 4)
+    text = jax.export.export(jax.jit(draw), platforms=[platform])(keys).mlir_module()
+    assert ("stablehlo.while" in text) == loops and "geqrf" in text
 
 
 def test_sixteen_vmapped_initialisers_do_not_deadlock():

@@ -40,7 +40,6 @@ OWN: dict[str, dict[str, Any]] = {
         "num_steps": 32,
         "hidden": (256, 256, 256),
         "matmul_precision": "highest",
-        "matmul_precision": "highest",
     },
     "pong-84x84-256x32": {
         "env": "Pong",
@@ -93,7 +92,8 @@ def measure_ceilings(context: Context) -> list[Measured]:
     for name, rate in found.items():
         unit = "GB/s" if name == "copy" else "TFLOP/s"
         precision = name if name in ("highest", "bfloat16") else "default"
-        rows.append({"part": name, "value": rate, "unit": unit, "precision": precision})
+        value = roofline.significant(rate, 4)
+        rows.append({"part": name, "value": value, "unit": unit, "precision": precision})
     return rows
 
 
@@ -176,12 +176,18 @@ def transfers_in(text: str) -> int:
     return len(TRANSFER.findall(re.sub(source, "", text, flags=re.DOTALL | re.MULTILINE)))
 
 
-def rates(run: Any, seconds: float) -> list[float]:
-    """Updates per second in each of ROUNDS rounds of about so many seconds."""
-    run(FIRST)
+def rates(run: Any, seconds: float, first: int = FIRST) -> list[float]:
+    """Updates per second in each of ROUNDS rounds.
+
+    Args:
+        run: trains for a number of updates, and returns how many there were.
+        seconds: of a round, about.
+        first: updates before the clock starts, and as many to guess the length of a round.
+    """
+    run(first)
     started = time.perf_counter()
-    run(FIRST)
-    each = (time.perf_counter() - started) / FIRST
+    run(first)
+    each = (time.perf_counter() - started) / first
     found = []
     for _ in range(ROUNDS):
         wanted = max(1, round(seconds / each))

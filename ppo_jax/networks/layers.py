@@ -32,8 +32,8 @@ def orthogonal(gain: float) -> nn.initializers.Initializer:
 
     W = gain · Q, the columns (or rows) of Q orthonormal.
 
-    One matrix is factorised at a time even under vmap: batched QR of jaxlib 0.10 can deadlock on
-    machines with few cores.
+    On CPUs one matrix is factorised at a time even under vmap: batched QR of jaxlib 0.10 can
+    deadlock on machines with few cores. Elsewhere a loop over thousands of agents would be slow.
 
     Args:
         gain: all singular values of the matrix [fan_in..., fan_out].
@@ -43,8 +43,9 @@ def orthogonal(gain: float) -> nn.initializers.Initializer:
     dense = nn.initializers.orthogonal(gain)
 
     def init(key: jax.Array, shape: Sequence[int], dtype=jnp.float32) -> jax.Array:
-        one = jax.custom_batching.sequential_vmap(lambda key: dense(key, shape, dtype))
-        return one(key)
+        draw = lambda key: dense(key, shape, dtype)
+        one_by_one = jax.custom_batching.sequential_vmap(draw)
+        return jax.lax.platform_dependent(key, cpu=one_by_one, default=draw)
 
     return init
 
