@@ -220,10 +220,42 @@ def test_the_work_of_a_step_is_that_of_its_products():
     config = configs.make(preset="none", num_envs=256, num_steps=32, total_timesteps=10**6)
     work = roofline.work_of(config)
     products = mlp_products(4, 64, 64, 2) + mlp_products(4, 64, 64, 1)
-    assert work.flops == pytest.approx(2 * products * (1 + 3 * 4), rel=0.05)
+    assert work.flops == pytest.approx(2 * products * (1 + 3 * 4), rel=1e-6)
     row = 4 * 4 + 8 * 4 + 2
     parameters = 4 * (mlp_products(4, 64, 64, 2) + mlp_products(4, 64, 64, 1) + 4 * 64 + 3)
     assert work.bytes == pytest.approx(row * 5 + 7 * parameters * 16 / 8192)
+
+
+def test_products_are_counted_wherever_they_are():
+    x, w = jnp.ones((3, 4)), jnp.ones((4, 5))
+    image, kernel = jnp.ones((2, 10, 10, 3)), jnp.ones((3, 3, 3, 7))
+    once = 2 * 3 * 4 * 5
+
+    def looped(x, w):
+        return jax.lax.scan(lambda c, _: (c @ w @ w.T, None), x, None, length=6)[0]
+
+    def convolved(image, kernel):
+        numbers = ("NHWC", "HWIO", "NHWC")
+        return jax.lax.conv_general_dilated(
+            image, kernel, (1, 1), "VALID", dimension_numbers=numbers
+        )
+
+    assert roofline.flops_of(jnp.matmul, x, w) == once
+    assert roofline.flops_of(jax.jit(lambda x, w: jnp.sin(x @ w)), x, w) == once
+    assert roofline.flops_of(looped, x, w) == 6 * 2 * once
+    assert roofline.flops_of(convolved, image, kernel) == 2 * (2 * 8 * 8 * 7) * (3 * 3 * 3)
+
+
+def test_the_parent_leaves_the_device_to_the_workers():
+    """Whoever touches a GPU first takes most of its memory."""
+    code = (
+        "from benchmarks.accelerator import session; session.order()\n"
+        "from jax._src import xla_bridge; print(xla_bridge.backends_are_initialized())"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT, timeout=120
+    )
+    assert done.stdout.strip() == "False", done.stderr
 
 
 def test_the_work_of_a_recurrent_step_counts_the_cell():

@@ -5,11 +5,13 @@ every number of a batch, a parameter or an optimiser state moved once. The compi
 is of no use here: it counts the body of a loop once.
 """
 
+import math
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+from jax.extend.core import jaxprs_in_params
 
 from benchmarks.throughput.breakdown import timer
 from ppo_jax.config import TrainConfig
@@ -79,9 +81,29 @@ def bytes_of(shape: Any) -> int:
 
 
 def flops_of(function: Callable[..., PyTree], *arguments: PyTree) -> float:
-    """Operations of a function without loops, by the compiler's count before optimisation."""
-    cost = jax.jit(function).lower(*arguments).cost_analysis()
-    return float((cost or {}).get("flops", 0.0))
+    """Operations of the matrix products and convolutions in a function.
+
+    They are counted in its jaxpr: compilers count the body of a loop once, and JAX's count before
+    compilation is not there on every platform.
+    """
+    return _products(jax.make_jaxpr(function)(*arguments).jaxpr)
+
+
+def _products(jaxpr: Any) -> float:
+    total = 0.0
+    for equation in jaxpr.eqns:
+        parameters, result = equation.params, equation.outvars[0].aval
+        if equation.primitive.name == "dot_general":
+            (contracted, _), _ = parameters["dimension_numbers"]
+            shape = equation.invars[0].aval.shape
+            total += 2.0 * result.size * math.prod(shape[axis] for axis in contracted)
+        elif equation.primitive.name == "conv_general_dilated":
+            kernel = equation.invars[1].aval
+            out_features = kernel.shape[parameters["dimension_numbers"].rhs_spec[0]]
+            total += 2.0 * result.size * kernel.size / out_features
+        times = parameters.get("length", 1) if equation.primitive.name == "scan" else 1
+        total += times * sum(_products(inner) for inner in jaxprs_in_params(parameters))
+    return total
 
 
 def shares(

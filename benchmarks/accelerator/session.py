@@ -31,7 +31,7 @@ BEFORE_LEARNING = 0.75
 # A trial on a CPU compiles programs that it runs for a moment: LLVM need not optimise them.
 QUICK = "--xla_backend_optimization_level=0"
 # Seconds for a worker to import its packages and find the device.
-START = 60.0
+START = 90.0
 
 
 class Refused(Exception):
