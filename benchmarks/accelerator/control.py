@@ -64,7 +64,16 @@ OWN: dict[str, dict[str, Any]] = {
         "activation": "silu",
         "normalize_obs": True,
     },
+    "cartpole-balance-2048x32": {
+        "env": "playground:CartpoleBalance",
+        "num_envs": 2048,
+        "num_steps": 32,
+        "activation": "silu",
+        "normalize_obs": True,
+    },
 }
+# Suites that may be absent, and what they import.
+PACKAGES = {"brax": "brax", "playground": "mujoco_playground"}
 # What must not stand in the text of a compiled program that never leaves the device.
 # S(5) is the host's memory in a layout.
 TRANSFER = re.compile(
@@ -130,8 +139,8 @@ def measure(name: str, context: Context) -> Measured:
     """
     config, agents = configuration(name, context.smoke)
     suite = config.env.partition(":")[0]
-    if suite == "brax" and importlib.util.find_spec(suite) is None:
-        raise NotAvailable("brax is not installed; pip install 'ppo_jax[brax]'")
+    if suite in PACKAGES and importlib.util.find_spec(PACKAGES[suite]) is None:
+        raise NotAvailable(f"{suite} is not installed; pip install 'ppo_jax[{suite}]'")
     contestant: Any = OneAgent(config) if agents == 1 else ManyAgents(config, agents)
     started = time.perf_counter()
     contestant.compile()

@@ -181,14 +181,13 @@ class Session:
         worker: Worker | None = None
         try:
             for task in tasks:
-                seconds = min(task.patience, self.left(section))
-                if seconds < min(task.least, task.patience):
+                if self.left(section) < min(task.least, task.patience):
                     self.keep(section, task.name, [{"why": "no time left"}])
                     continue
                 if worker is None or not worker.alive:
                     worker = Worker(section, self.smoke, self.cache)
                     self._meet(worker)
-                self._measure(worker, task, seconds)
+                self._measure(worker, task, min(task.patience, self.left(section)))
         finally:
             if worker is not None:
                 worker.end()
