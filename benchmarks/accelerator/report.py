@@ -1,6 +1,7 @@
 """What was measured on accelerators, beside what others publish: a table and a figure."""
 
 from pathlib import Path
+from typing import Any
 
 from benchmarks.table import RESULTS, Row, read
 
@@ -76,8 +77,8 @@ def markdown(folder: Path = RESULTS) -> str:
 
 
 def plot(folder: Path, path: Path) -> None:
-    """Environment steps per second of each task, and what others publish, as bars; no file where
-    nothing was measured."""
+    """Environment steps per second of each task, and what others publish; no file where nothing
+    was measured."""
     from matplotlib.figure import Figure
 
     every = folder.resolve() != RESULTS.resolve()
@@ -85,25 +86,27 @@ def plot(folder: Path, path: Path) -> None:
     rows = [r for r in rows if not r["task"].startswith("ceilings")]
     if not rows:
         return
-    marks = published()
     names = list(dict.fromkeys(r["task"] for r in rows))[::-1]
-    figure = Figure(figsize=(9, 0.5 * len(names) + 1.2), layout="constrained")
+    figure = Figure(figsize=(9, 0.35 * len(names) + 1.6), layout="constrained")
     ax = figure.add_subplot()
-    devices = list(dict.fromkeys(r["device"] for r in rows))
-    height = 0.8 / len(devices)
-    for k, device in enumerate(devices):
+    for device in dict.fromkeys(r["device"] for r in rows):
         mine = [r for r in rows if r["device"] == device]
-        places = [names.index(r["task"]) + (k - (len(devices) - 1) / 2) * height for r in mine]
-        ax.barh(places, [float(r["value"]) for r in mine], height, label=f"ppo_jax, {device}")
-    for system in dict.fromkeys(m["system"] for m in marks):
-        theirs = [m for m in marks if m["system"] == system and m["task"] in names]
-        rates = [float(m["steps_per_second"]) for m in theirs]
-        label = f"{system}, published, {', '.join(dict.fromkeys(m['device'] for m in theirs))}"
-        if theirs:
-            ax.plot(rates, [names.index(m["task"]) for m in theirs], "D", label=label)
+        _points(ax, names, mine, "value", marker="o", label=f"ppo_jax, {device}")
+    theirs = [m for m in published() if m["task"] in names]
+    for marker, system in zip("Ds^v", dict.fromkeys(m["system"] for m in theirs), strict=False):
+        found = [m for m in theirs if m["system"] == system]
+        devices = " and ".join(dict.fromkeys(m["device"] for m in found))
+        label = f"{system}, as published; device: {devices}"
+        _points(ax, names, found, "steps_per_second", marker=marker, color="black", label=label)
     ax.set_yticks(range(len(names)), names, fontsize=8)
     ax.set_xscale("log")
     ax.set_xlabel("environment steps per second, training included")
-    ax.grid(axis="x", alpha=0.3)
-    ax.legend(fontsize=8)
+    ax.grid(alpha=0.3)
+    figure.legend(fontsize=8, loc="outside lower center", ncols=2)
     figure.savefig(path, dpi=110)
+
+
+def _points(ax: Any, names: list[str], rows: list[Row], column: str, **style: Any) -> None:
+    """A point for each row, on the line of its task."""
+    rates = [float(row[column]) for row in rows]
+    ax.plot(rates, [names.index(row["task"]) for row in rows], linestyle="none", **style)
