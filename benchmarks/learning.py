@@ -144,10 +144,18 @@ def resumable_returns(name: str, task: Task, seeds: int) -> tuple[np.ndarray, fl
     return returns, sum(s["compile_seconds"] + s["train_seconds"] for s in summaries)
 
 
+def interval(returns: np.ndarray) -> tuple[float, float]:
+    """Student's 95 % interval of the mean over seeds, those that failed included; NaN for one."""
+    if len(returns) < 2:
+        return np.nan, np.nan
+    half = stats.t.ppf(0.975, len(returns) - 1) * returns.std(ddof=1) / np.sqrt(len(returns))
+    return float(returns.mean() - half), float(returns.mean() + half)
+
+
 def row_of(name: str, task: Task, returns: np.ndarray, seconds: float) -> dict[str, Any]:
     """Statistics over seeds; the interval of the mean is Student's t."""
-    mean, sd, n = returns.mean(), returns.std(ddof=1) if len(returns) > 1 else np.nan, len(returns)
-    half = stats.t.ppf(0.975, n - 1) * sd / np.sqrt(n) if n > 1 else np.nan
+    mean, n = returns.mean(), len(returns)
+    low, high = interval(returns)
     share = (returns >= task.mark).mean()
     met = {
         "95 %": share >= 0.95,
@@ -160,8 +168,8 @@ def row_of(name: str, task: Task, returns: np.ndarray, seconds: float) -> dict[s
         "env_steps": task.steps,
         "seeds": n,
         "mean": round(float(mean), 2),
-        "ci95_low": round(float(mean - half), 2),
-        "ci95_high": round(float(mean + half), 2),
+        "ci95_low": round(low, 2),
+        "ci95_high": round(high, 2),
         "median": round(float(np.median(returns)), 2),
         "iqm": round(float(stats.trim_mean(returns, 0.25)), 2),
         "min": round(float(returns.min()), 2),

@@ -64,7 +64,8 @@ def exit_with(command: Callable[[], int]) -> NoReturn:
     """
 
     def checked() -> int:
-        devices.check()
+        if not {"-h", "--help"} & {*sys.argv[1:]}:  # help needs no device
+            devices.check()
         return command()
 
     _exit_with(checked)

@@ -33,6 +33,7 @@ NOT_RUN = {
     r"sweep --env CartPole-v1 --seeds 128": "64 million steps",
     r"sweep --seeds (16 .*clip_eps|8 --sample 64|10 --vary algorithm)": "20 to 256 million steps",
     r"benchmarks\.(throughput |rlhf$)": "installs the peers",
+    r"benchmarks\.accelerator( --minutes|$)": "needs an accelerator; tests/test_accelerator.py",
     r"ppo_jax\.rlhf (sft|reward|ppo|generate|evaluate) ": "models of the reader's own; "
     "tests/test_rlhf_command.py",
     r"ppo_jax\.rlhf( --data|$)|benchmarks\.alignment": "five minutes and more",

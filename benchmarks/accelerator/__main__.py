@@ -6,16 +6,18 @@ python -m benchmarks.accelerator --requirements           packages to carry to s
 python -m benchmarks.accelerator --table                  print the committed results
 
 It runs from a checkout without installation. Each row is written to accelerator.csv as soon as it
-is measured, so that a run that is cut keeps what it has; rows of other devices, and rows that were
-not measured this time, stay. In order: training, resuming and agreement with the CPU; the device's
-ceilings; environment steps per second; language models; PureJaxRL and Rejax, if they are there;
-what 64 seeds learn; the parts of an update, if time is left.
+is measured, so that a run that is cut keeps what it has. Rows of other devices, and values that
+were not measured again, stay. In order: training, resuming and agreement with the CPU; the device's
+peak rates; environment steps per second; language models; PureJaxRL and Rejax, where they are
+installed; what 64 seeds learn; the parts of an update, if time is left.
 """
 
 import dataclasses
+import signal
 import sys
 import tempfile
 from pathlib import Path
+from typing import NoReturn
 
 SMOKE = Path("runs/accelerator-smoke")
 
@@ -66,18 +68,19 @@ def check(options: Options) -> None:
         refuse(f"--peers: {options.peers} is not a folder")
 
 
-def refuse(message: str) -> None:
-    """One line, and exit code 2."""
+def refuse(message: str) -> NoReturn:
+    """Print one line and exit with code 2."""
     print(f"error: {message}", file=sys.stderr)
     sys.exit(2)
 
 
 def measure(options: Options) -> int:
-    """Run everything: 0, or 1 where something failed."""
+    """Run everything: 0, 1 where something failed, or 128 + the signal that ended it."""
     from benchmarks.accelerator import report
     from benchmarks.accelerator.session import Refused, Session
     from benchmarks.table import RESULTS
 
+    signal.signal(signal.SIGTERM, stop)
     out = options.out or (SMOKE if options.smoke else RESULTS)
     with tempfile.TemporaryDirectory(prefix="ppo_jax-compiled-") as cache:
         session = Session(
@@ -89,15 +92,29 @@ def measure(options: Options) -> int:
             cache=cache,
             sections=options.sections,
         )
+        code = 0
         try:
-            failed = session.run()
+            session.run()
         except Refused as error:
             refuse(str(error))
+        except KeyboardInterrupt:
+            code = 128 + signal.SIGINT
+        except Terminated:
+            code = 128 + signal.SIGTERM
     report.plot(out, out / "accelerator.png")
     print(f"\n{report.markdown(out)}\nrows: {out / 'accelerator.csv'}")
-    for name in failed:
+    for name in session.failed:
         print(f"failed: {name}", file=sys.stderr)
-    return 1 if failed else 0
+    return code or (1 if session.failed else 0)
+
+
+class Terminated(Exception):
+    """SIGTERM arrived."""
+
+
+def stop(number: int, frame: object) -> None:
+    """End the run as Ctrl-C does, so that its rows are shown and no process is left."""
+    raise Terminated
 
 
 def main() -> None:
@@ -107,14 +124,20 @@ def main() -> None:
 
         print("\n".join(pinned()))
         return
-    import tyro
+    try:
+        import tyro
+    except ImportError:
+        refuse(
+            "tyro is not installed; `python -m benchmarks.accelerator --requirements` prints what "
+            "is needed beside the usual packages of JAX"
+        )
 
     options = tyro.cli(Options, prog="python -m benchmarks.accelerator", description=__doc__)
     check(options)
     if options.peer_requirements:
-        from benchmarks.throughput.peers import REQUIREMENTS
+        from benchmarks.accelerator.requirements import PEERS
 
-        print("\n".join(REQUIREMENTS))
+        print("\n".join(PEERS))
     elif options.table:
         from benchmarks.accelerator import report
         from benchmarks.table import RESULTS

@@ -14,6 +14,7 @@ from benchmarks.throughput.contestants import FIRST
 from benchmarks.throughput.contestants.ours import ManyAgents, OneAgent, config_of
 from ppo_jax import config as configs
 from ppo_jax.config import TrainConfig
+from ppo_jax.precision import in_effect
 from ppo_jax.sweep.program import bytes_of
 
 UNIT = "environment steps/s"
@@ -91,7 +92,7 @@ def tasks() -> list[Task]:
 
 
 def _task(name: str) -> Task:
-    return Task("control", name, lambda context: measure(name, context))
+    return Task("control", name, lambda context: measure(name, context), least=25.0)
 
 
 def measure_ceilings(context: Context) -> list[Measured]:
@@ -148,18 +149,17 @@ def measure(name: str, context: Context) -> Measured:
     rounds = rates(contestant.run, 0.05 if context.smoke else 1.0)
     steps = config.num_envs * config.num_steps * agents
     rate = steps * statistics.median(rounds)
+    precision = in_effect(config.matmul_precision)
     return {
         "value": round(rate),
         "unit": UNIT,
         "low": round(steps * min(rounds)),
         "high": round(steps * max(rounds)),
         "compile_seconds": round(compiled, 2),
-        "precision": config.matmul_precision,
+        "precision": precision,
         "note": f"{agents} x {config.num_envs} x {config.num_steps}",
         **account(contestant),
-        **roofline.shares(
-            roofline.work_of(config), rate, context.ceilings, config.matmul_precision
-        ),
+        **roofline.shares(roofline.work_of(config), rate, context.ceilings, precision),
     }
 
 
@@ -190,7 +190,7 @@ def rates(run: Any, seconds: float, first: int = FIRST) -> list[float]:
 
     Args:
         run: trains for a number of updates, and returns how many there were.
-        seconds: of a round, about.
+        seconds: approximate duration of a round.
         first: updates before the clock starts, and as many to guess the length of a round.
     """
     run(first)

@@ -6,19 +6,18 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from scipy import stats
 
 from benchmarks.accelerator import roofline
 from benchmarks.accelerator.tasks import Context, Measured, Task
-from benchmarks.learning import EPISODES, TASKS
+from benchmarks.learning import EPISODES, TASKS, interval
 from ppo_jax import config as configs
 from ppo_jax.runner import next_count
 from ppo_jax.sweep import program as sweep
 
 SEEDS = 64
-# Of benchmarks.learning: their thresholds are stated there.
+# Names in benchmarks.learning, which states their thresholds.
 CHECKED = ("cartpole_100k", "breakout")
-# Kept for the evaluation at the end.
+# Share of the time that is kept for the evaluation at the end.
 EVALUATION_SHARE = 0.2
 
 
@@ -48,13 +47,20 @@ def measure(name: str, context: Context) -> Measured:
     numbers = jnp.arange(program.agents, dtype=jnp.uint32)
     values = {n: jnp.full(program.agents, x, jnp.float32) for n, x in floats.items()}
     until = started + (1 - EVALUATION_SHARE) * context.seconds
-    state, updates, seconds = train(program, numbers, values, static.num_updates, until)
+    state, updates, seconds = train(
+        program, numbers, values, updates=static.num_updates, until=until
+    )
     assert program.evaluate is not None, "there are episodes"
     found = np.asarray(program.evaluate(numbers, state, values)[0])[:seeds].mean(axis=-1)
+    low, high = interval(found)
     steps = updates * config.num_envs * config.num_steps
     rate = steps * program.agents / seconds
     return {
-        **interval(found),
+        "value": round(float(found.mean()), 2),
+        "unit": "mean greedy return",
+        "low": round(low, 2),
+        "high": round(high, 2),
+        "seeds": seeds,
         "threshold": task.mark,
         "share_reaching": round(float((found >= task.mark).mean()), 4),
         "env_steps": steps,
@@ -67,9 +73,27 @@ def measure(name: str, context: Context) -> Measured:
 
 
 def train(
-    program: sweep.Program, seeds: jax.Array, floats: dict[str, Any], updates: int, until: float
+    program: sweep.Program,
+    seeds: jax.Array,
+    floats: dict[str, Any],
+    *,
+    updates: int,
+    until: float,
 ) -> tuple[Any, int, float]:
-    """Train until the last update or the time: (states, updates made, seconds)."""
+    """Train until the last update or the time, whichever comes first.
+
+    Unlike the loop of a sweep it has a state to evaluate when the time is up.
+
+    Args:
+        program: compiled for as many agents as there are seeds.
+        seeds: [S] uint32.
+        floats: name -> [S].
+        updates: number of the last update.
+        until: the time, as of time.perf_counter.
+
+    Returns:
+        (states [S, ...], updates made, seconds)
+    """
     state = jax.block_until_ready(program.init(seeds, floats))
     done, count, started = 0, 1, time.perf_counter()
     while done < updates and (done == 0 or time.perf_counter() < until):
@@ -79,16 +103,3 @@ def train(
         done += count
         count = next_count(count, time.perf_counter() - begun, min(sweep.SLICE, updates))
     return state, done, time.perf_counter() - started
-
-
-def interval(returns: np.ndarray) -> Measured:
-    """The mean over seeds with Student's 95 % interval; seeds that failed are among them."""
-    mean, n = float(returns.mean()), len(returns)
-    half = float(stats.t.ppf(0.975, n - 1) * returns.std(ddof=1) / np.sqrt(n))
-    return {
-        "value": round(mean, 2),
-        "unit": "mean greedy return",
-        "low": round(mean - half, 2),
-        "high": round(mean + half, 2),
-        "seeds": n,
-    }

@@ -4,17 +4,23 @@ import importlib.util
 import json
 import os
 import sys
+import time
 from pathlib import Path
 
 from benchmarks.accelerator.tasks import Measured
 from benchmarks.throughput.configurations import CONFIGURATIONS, Configuration
 from benchmarks.throughput.race import NAMES, ROOT, Contestant, Settings
+from ppo_jax.precision import in_effect
 
 PEERS = ("purejaxrl", "rejax")
 # The cells that say most first: there may not be time for all.
 CELLS = ("cartpole-2048x32", "breakout-2048x32", "cartpole-4x128-a256", "cartpole-4x128-a2048")
 ROUNDS = 3
-PATIENCE = 75.0
+# Seconds for one peer on one configuration: those after which it is given up, and those below which
+# it is not begun.
+PATIENCE, LEAST = 75.0, 30.0
+# Share of the device's memory that each process may take, ours and theirs alike.
+MEMORY = "0.92"
 
 
 def names() -> list[tuple[str, str]]:
@@ -36,6 +42,7 @@ def measure(
     cell: str,
     peer: str,
     *,
+    device: str,
     folder: Path | None,
     purejaxrl: Path | None,
     patience: float,
@@ -47,11 +54,12 @@ def measure(
     Args:
         cell: name of the configuration.
         peer: name of the contestant.
-        folder: of the peers' packages; None: they are installed beside ours.
+        device: what ppo_jax runs on; a peer on another one does not count.
+        folder: folder of the peers' packages; None: they are installed beside ours.
         purejaxrl: folder of PureJaxRL's ppo.py.
         patience: seconds after which it is given up.
         ours: steps per second of ppo_jax in the same run; None if they were not measured.
-        smoke: a tiny configuration.
+        smoke: whether to run a tiny configuration.
     """
     why = missing(peer, folder, purejaxrl)
     if why:
@@ -59,21 +67,39 @@ def measure(
     configuration = CONFIGURATIONS[cell]
     if smoke:
         configuration = Configuration(cell, 4, 8, hidden=(8,), agents=min(configuration.agents, 2))
-    path = os.pathsep.join([*([] if folder is None else [str(folder.resolve())]), str(ROOT)])
+    until = time.monotonic() + patience
     settings = Settings(sys.executable, purejaxrl, ROUNDS, 0.05 if smoke else 1.0, patience)
-    contestant = Contestant(peer, configuration, settings, {"PYTHONPATH": path})
+    contestant = Contestant(peer, configuration, settings, environment(folder))
     try:
         for _ in range(ROUNDS):
+            settings.patience = max(until - time.monotonic(), 0.0)
             contestant.round()
     finally:
         contestant.end()
-    return row_of(contestant, ours)
+    return row_of(contestant, device, ours)
 
 
-def row_of(contestant: Contestant, ours: float | None) -> Measured:
+def environment(folder: Path | None) -> dict[str, str]:
+    """The environment of a peer's process: its own packages before ours, and as much memory."""
+    own = [] if folder is None else [str(folder.resolve())]
+    ours = [part for part in os.environ.get("PYTHONPATH", "").split(os.pathsep) if part]
+    return {
+        "PYTHONPATH": os.pathsep.join([*own, str(ROOT), *ours]),
+        "XLA_PYTHON_CLIENT_PREALLOCATE": "true",
+        "XLA_PYTHON_CLIENT_MEM_FRACTION": os.environ.get("XLA_PYTHON_CLIENT_MEM_FRACTION", MEMORY),
+    }
+
+
+def row_of(contestant: Contestant, device: str, ours: float | None) -> Measured:
     """Its rate, and how many times faster ppo_jax is."""
     if contestant.why:
-        return {"why": contestant.why}
+        return {"why": f"error: {' '.join(contestant.why.split())[:300]}"}
+    ran_on = contestant.ready["device"]
+    if not device.startswith(ran_on):
+        return {
+            "why": f"error: it ran on {ran_on}, ppo_jax on {device}; leave jax and jaxlib out of "
+            "the folder of the peers"
+        }
     rates = sorted(r["env_steps"] / r["seconds"] for r in contestant.rounds)
     middle = rates[len(rates) // 2]
     row: Measured = {
@@ -83,7 +109,7 @@ def row_of(contestant: Contestant, ours: float | None) -> Measured:
         "high": round(rates[-1]),
         "compile_seconds": contestant.ready["compile_seconds"],
         "peak_mb": round(max(r["peak_bytes"] for r in contestant.rounds) / 2**20, 1),
-        "precision": "default",
+        "precision": in_effect("default"),
         "versions": json.dumps(contestant.ready["versions"]),
         "note": NAMES[contestant.name],
     }

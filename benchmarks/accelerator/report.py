@@ -1,20 +1,18 @@
 """What was measured on accelerators, beside what others publish: a table and a figure."""
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 from benchmarks.table import RESULTS, Row, read
 
 FILE = "accelerator.csv"
+Show = Callable[[Row], str]
 PUBLISHED = RESULTS / "accelerator_published.csv"
 NOTHING = (
     "No accelerator has been measured yet: this project has had none at hand. Whoever has one can "
     "fill this page with one command, `python -m benchmarks.accelerator`."
 )
-HEAD = (
-    "task", "value", "unit", "published", "compile s", "program MB", "precision", "of matmul",
-    "of bandwidth",
-)  # fmt: skip
 
 
 def measured(folder: Path, every_device: bool = False) -> list[Row]:
@@ -24,56 +22,110 @@ def measured(folder: Path, every_device: bool = False) -> list[Row]:
 
 
 def published() -> list[Row]:
-    """What others publish of the nearest task of ours: with system, device and source."""
+    """What others publish, each beside the nearest task of ours."""
     return read(PUBLISHED)
 
 
-def table(rows: list[Row]) -> list[list[str]]:
-    """Cells under HEAD, a line for each row."""
-    marks = {row["task"]: row for row in published()}
-    return [_cells(row, marks.get(row["task"])) for row in rows]
-
-
-def _cells(row: Row, mark: Row | None) -> list[str]:
-    beside = ""
-    if mark is not None and row["section"] == "control":
-        rate = float(mark["steps_per_second"])
-        beside = f"{number(rate)} ({mark['system']}, {mark['device']})"
-    cells = [row["task"], number(float(row["value"])) + spread(row), row["unit"], beside]
-    cells += [row["compile_seconds"], row["program_mb"], row["precision"]]
-    return cells + [percent(row[name]) for name in ("of_matmul", "of_bandwidth")]
-
-
-def number(value: float) -> str:
-    """With a thousands separator, or three significant digits."""
-    return f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.3g}"
-
-
-def spread(row: Row) -> str:
-    """The interval over seeds, or the slowest and fastest round."""
-    if not row["low"]:
-        return ""
-    return f" [{number(float(row['low']))}, {number(float(row['high']))}]"
-
-
-def percent(share: str) -> str:
-    """A share as a percentage."""
-    return f"{100 * float(share):.3g} %" if share else ""
+def tables(rows: list[Row]) -> list[tuple[str, list[str], list[list[str]]]]:
+    """(title, column headings, lines of cells) for each device and section that has rows."""
+    found = []
+    for device in dict.fromkeys(row["device"] for row in rows):
+        for section, columns in COLUMNS.items():
+            mine = [r for r in rows if (r["device"], r["section"]) == (device, section)]
+            if mine:
+                lines = [[show(row) for show in columns.values()] for row in mine]
+                found.append((f"{TITLES[section]}, {device}", [*columns], lines))
+    return found
 
 
 def markdown(folder: Path = RESULTS) -> str:
-    """A table for each device, or that there is none."""
+    """All tables, or that there is none."""
     every = folder.resolve() != RESULTS.resolve()
-    rows = measured(folder, every_device=every)
-    if not rows:
-        return NOTHING + "\n"
-    tables = []
-    for device in dict.fromkeys(row["device"] for row in rows):
-        lines = [f"{device}:", "", f"| {' | '.join(HEAD)} |", "|" + "---|" * len(HEAD)]
-        mine = [row for row in rows if row["device"] == device]
-        lines += ["| " + " | ".join(cells) + " |" for cells in table(mine)]
-        tables.append("\n".join(lines) + "\n")
-    return "\n".join(tables)
+    parts = []
+    for title, head, lines in tables(measured(folder, every_device=every)):
+        shown = [f"| {' | '.join(cells)} |" for cells in (head, *lines)]
+        parts.append("\n".join([f"{title}:", "", shown[0], "|" + "---|" * len(head), *shown[1:]]))
+    return "\n\n".join(parts) + "\n" if parts else NOTHING + "\n"
+
+
+def number(text: str) -> str:
+    """A number with thousands separators, or with three significant digits."""
+    value = float(text)
+    return f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.3g}"
+
+
+def value(row: Row) -> str:
+    """The value, with the slowest and fastest round or the interval over seeds."""
+    spread = f" [{number(row['low'])}, {number(row['high'])}]" if row["low"] else ""
+    return number(row["value"]) + spread
+
+
+def percent(column: str) -> Show:
+    """A column that holds a share, as a percentage."""
+    return lambda row: f"{100 * float(row[column]):.3g} %" if row[column] else ""
+
+
+def times(column: str) -> Show:
+    """A column that holds a ratio."""
+    return lambda row: f"{float(row[column]):.2f}x" if row[column] else ""
+
+
+def verdict(row: Row) -> str:
+    """Whether a check holds."""
+    return {"True": "yes", "False": "NO"}.get(row["passed"], "")
+
+
+def beside(row: Row) -> str:
+    """What others publish of the nearest task."""
+    found = [p for p in published() if p["task"] == row["task"]]
+    shown = [f"{number(p['steps_per_second'])} ({p['system']}, {p['device']})" for p in found]
+    return ", ".join(shown)
+
+
+def plain(column: str) -> Show:
+    """A column as it stands."""
+    return lambda row: row[column]
+
+
+def date(row: Row) -> str:
+    """The day of the run."""
+    return row["started"][:10]
+
+
+SPEED = {
+    "compile s": plain("compile_seconds"),
+    "program MB": plain("program_mb"),
+    "precision": plain("precision"),
+    "% of matmul rate": percent("of_matmul"),
+    "% of bandwidth": percent("of_bandwidth"),
+    "measured on": date,
+}
+TASK = {"task": plain("task")}
+COLUMNS: dict[str, dict[str, Show]] = {
+    "checks": TASK
+    | {"value": value, "unit": plain("unit"), "limit": plain("threshold"), "passed": verdict}
+    | {"measured on": date},
+    "control": TASK | {"value": value, "unit": plain("unit"), "published": beside} | SPEED,
+    "language": TASK
+    | {"tokens/s": value, "generation": percent("generation_share"), "size": plain("note")}
+    | SPEED,
+    "peers": TASK
+    | {"environment steps/s": value, "ppo_jax is faster": times("ratio")}
+    | {"compile s": plain("compile_seconds"), "measured on": date},
+    "learning": TASK
+    | {"mean return [95 %]": value, "seeds": plain("seeds"), "steps": plain("env_steps")}
+    | {"threshold": plain("threshold"), "seeds that reach it": percent("share_reaching")}
+    | {"trained": plain("note"), "measured on": date},
+    "profile": TASK | {"value": value, "unit": plain("unit"), "share": percent("share")},
+}
+TITLES = {
+    "checks": "Checks",
+    "control": "Environment steps per second, training included",
+    "language": "PPO on language models",
+    "peers": "Other projects in the same run",
+    "learning": "What 64 seeds learn",
+    "profile": "Parts of an update",
+}
 
 
 def plot(folder: Path, path: Path) -> None:

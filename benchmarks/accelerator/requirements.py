@@ -8,7 +8,7 @@ to a machine without a network.
 from pathlib import Path
 
 LOCK = Path(__file__).parents[2] / "requirements.lock"
-# Of gymnax, seaborn (and with it pandas) is left out: it draws, and nothing here does.
+# gymnax also asks for seaborn (and so for pandas), which draws; nothing here does.
 NEEDED = (
     "absl-py",
     "cloudpickle",
@@ -20,6 +20,22 @@ NEEDED = (
     "typeguard",
     "typing-extensions",
     "tyro",
+)
+
+# PureJaxRL and Rejax, which need an older gymnax; beside NEEDED, and installed without what these
+# name themselves (jax of another version would hide the machine's own).
+PEERS = (
+    "gymnax==0.0.9",
+    "rejax==0.1.3",
+    "distrax==0.1.9",
+    "attrs==26.1.0",
+    "decorator==5.3.1",
+    "dm-tree==0.1.10",
+    "gast==0.7.0",
+    "pandas==3.1.1",
+    "seaborn==0.13.2",
+    "tfp-nightly==0.26.0.dev20261027",
+    "wrapt==2.5.2",
 )
 
 

@@ -6,6 +6,7 @@ is of no use here: it counts the body of a loop once.
 """
 
 import math
+import statistics
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -26,8 +27,8 @@ class Work(NamedTuple):
     """The least work of one environment step, its share of the update included.
 
     Attributes:
-        flops: of the networks, one multiplication and one addition each.
-        bytes: moved to or from the device's memory.
+        flops: operations of the networks' products; an addition and a multiplication are two.
+        bytes: bytes that are moved to or from the device's memory.
     """
 
     flops: float
@@ -40,19 +41,22 @@ def ceilings(smoke: bool) -> dict[str, float]:
     length = 2**18 if smoke else 2**28
     seconds = 0.05 if smoke else 0.5
 
+    def rate(work: float, measure: Callable[[], float]) -> float:
+        return work / statistics.median(measure() for _ in range(3))
+
     def product(dtype: Any, precision: str | None) -> float:
-        # Random numbers, for chips are faster on equal ones; its eigenvalues lie in the unit
-        # circle, so that products with it neither grow nor vanish.
+        # Random numbers, because chips are faster on equal ones. The matrix's eigenvalues lie in
+        # the unit circle, so that products with it neither grow nor vanish.
         matrix = jax.random.normal(jax.random.key(0), (size, size), dtype) / math.sqrt(size)
-        measure = timer(lambda x: jnp.matmul(x, matrix, precision=precision), matrix, seconds)
-        return 2 * size**3 / measure() / 1e12
+        multiply = lambda c: (jnp.matmul(c[0], c[1], precision=precision), c[1])
+        return rate(2 * size**3 / 1e12, timer(multiply, (matrix, matrix), seconds))
 
     copy = timer(lambda x: x + 1, jnp.zeros(length, jnp.float32), seconds)
     return {
         "default": product(jnp.float32, None),
         "highest": product(jnp.float32, "highest"),
         "bfloat16": product(jnp.bfloat16, None),
-        "copy": 2 * 4 * length / copy() / 1e9,
+        "copy": rate(2 * 4 * length / 1e9, copy),
     }
 
 
@@ -67,26 +71,27 @@ def work_of(config: TrainConfig) -> Work:
     params, start = state.learner.params, jnp.zeros(config.num_envs, bool)
     arguments = (params, state.rollout.core, state.rollout.obs, start)
     acting = flops_of(program.policy.act, *arguments) / config.num_envs
-    row = sum(bytes_of(x) for x in jax.tree.leaves(state.rollout.obs)) / config.num_envs
+    row = sum(array_bytes(x) for x in jax.tree.leaves(state.rollout.obs)) / config.num_envs
     # Action, log-probability, value, next value, reward, advantage, target, weight, and flags.
     row += 8 * 4 + 2
     epochs, rows = config.hyper.epochs, config.num_envs * config.num_steps
     steps = epochs * config.hyper.minibatches
-    size = sum(bytes_of(x) for x in jax.tree.leaves(params))
+    size = sum(array_bytes(x) for x in jax.tree.leaves(params))
     moved = row * (1 + epochs) + ADAM_PASSES * size * steps / rows
     return Work(flops=acting * (1 + 3 * epochs), bytes=moved)
 
 
-def bytes_of(shape: Any) -> int:
-    """Of an array or its shape."""
+def array_bytes(shape: Any) -> int:
+    """The size of an array, from its shape."""
     return shape.size * shape.dtype.itemsize
 
 
 def flops_of(function: Callable[..., PyTree], *arguments: PyTree) -> float:
     """Operations of the matrix products and convolutions in a function.
 
-    They are counted in its jaxpr: compilers count the body of a loop once, and JAX's count before
-    compilation is not there on every platform.
+    They are counted in its jaxpr: compilers count the body of a loop once, and JAX has no count
+    before compilation on GPUs. A scan counts as often as it runs, a while loop once, and of the
+    branches of a condition the largest.
     """
     return _products(jax.make_jaxpr(function)(*arguments).jaxpr)
 
@@ -103,8 +108,11 @@ def _products(jaxpr: Any) -> float:
             kernel = equation.invars[1].aval
             out_features = kernel.shape[parameters["dimension_numbers"].rhs_spec[0]]
             total += 2.0 * result.size * kernel.size / out_features
-        times = parameters.get("length", 1) if equation.primitive.name == "scan" else 1
-        total += times * sum(_products(inner) for inner in jaxprs_in_params(parameters))
+        inner = [_products(jaxpr) for jaxpr in jaxprs_in_params(parameters)]
+        if equation.primitive.name == "cond":
+            inner = [max(inner)]
+        times = parameters["length"] if equation.primitive.name == "scan" else 1
+        total += times * sum(inner)
     return total
 
 
@@ -116,15 +124,16 @@ def shares(
     Args:
         work: of one step.
         rate: steps per second.
-        ceilings: of the device; without them the shares are left out.
-        precision: of the products: the ceiling that they are compared with.
+        ceilings: rates of the device; a share without its ceiling is left out.
+        precision: name of the ceiling that the products are compared with.
     """
     found = {
         "tflops_per_second": significant(work.flops * rate / 1e12),
         "gb_per_second": significant(work.bytes * rate / 1e9),
     }
-    if ceilings:
+    if precision in ceilings:
         found["of_matmul"] = significant(work.flops * rate / 1e12 / ceilings[precision])
+    if "copy" in ceilings:
         found["of_bandwidth"] = significant(work.bytes * rate / 1e9 / ceilings["copy"])
     return found
 

@@ -1,7 +1,7 @@
 """One run of the command: asks the workers, keeps the time, writes each row as it comes.
 
-The parent never touches the device. A task that hangs, or dies and takes its process along, is a
-row that says so; the next task gets a new process.
+The parent never touches the device. A task that hangs or ends its process is a row that says so,
+and the next task gets a new process.
 """
 
 import contextlib
@@ -18,17 +18,24 @@ import time
 from pathlib import Path
 from typing import Any
 
-from benchmarks.accelerator import peers
+from benchmarks.accelerator import peers, report
 from benchmarks.accelerator.tasks import FIELDS, KEY, Measured, Task
 from benchmarks.accelerator.worker import SECTIONS, tasks_of
-from benchmarks.table import Row, replace
+from benchmarks.table import Row, read, replace
+from benchmarks.throughput.race import ROOT
 
-ROOT = Path(__file__).parents[2]
-FILE = "accelerator.csv"
-# In this order. The sections before "learning" leave it a part of the time.
-ORDER = ("checks", "control", "language", "peers", "learning", "profile")
-BEFORE_LEARNING = 0.75
-# A trial on a CPU compiles programs that it runs for a moment: LLVM need not optimise them.
+# The sections in their order, and the share of the time that is over when each ends at the latest.
+UNTIL = {
+    "checks": 0.45,
+    "control": 0.45,
+    "language": 0.65,
+    "peers": 0.7,
+    "learning": 1.0,
+    "profile": 1.0,
+}
+ORDER = tuple(UNTIL)
+SILENT = "error: no answer within"
+# A smoke run on a CPU compiles programs that it runs for a moment: LLVM need not optimise them.
 QUICK = "--xla_backend_optimization_level=0"
 # Seconds for a worker to import its packages and find the device.
 START = 90.0
@@ -70,7 +77,7 @@ class Worker:
             raise
         if "device" not in self.hello:
             self.end()
-            raise Refused(self.hello.get("refused") or self.hello["why"])
+            raise Refused(self.hello.get("refused") or self.hello["why"].removeprefix("error: "))
 
     def ask(self, task: str, seconds: float, ceilings: dict[str, float]) -> dict[str, Any]:
         """Measure a task: its rows, or why there are none."""
@@ -83,10 +90,10 @@ class Worker:
     def answer(self, patience: float) -> dict[str, Any]:
         """The next line; one that does not come ends the process."""
         try:
-            return json.loads(self.answers.get(timeout=patience))
+            return json.loads(self.answers.get(timeout=max(patience, 0.0)))
         except queue.Empty:
             self.end()
-            return {"why": f"error: no answer within {patience:.0f} s"}
+            return {"why": f"{SILENT} {patience:.0f} s"}
 
     @property
     def alive(self) -> bool:
@@ -107,17 +114,19 @@ class Worker:
 
 
 def environment(smoke: bool, cache: str) -> dict[str, str]:
-    """Of a worker: the CPU beside the accelerator, most of its memory, and no old programs.
+    """The environment of a worker.
 
-    No two tasks of full size share a program, so that the cache shortens no compilation but the
-    second and third of the same run (and those of a trial, whose sizes are alike).
+    JAX sees the CPU beside the accelerator, may take most of the device's memory, and finds no
+    program of an earlier run. No two tasks of full size share a program, so that the cache shortens
+    only repeated runs inside a task, and a smoke run, whose sizes are alike.
     """
     own = dict(os.environ) | {"PYTHONPATH": os.pathsep.join([str(ROOT), *_path()])}
     platforms = own.get("JAX_PLATFORMS", "")
     if platforms and "cpu" not in platforms.split(","):
         own["JAX_PLATFORMS"] = f"{platforms},cpu"
-    own.setdefault("XLA_PYTHON_CLIENT_MEM_FRACTION", "0.92")
-    own.setdefault("JAX_COMPILATION_CACHE_DIR", cache)
+    own.setdefault("XLA_PYTHON_CLIENT_MEM_FRACTION", peers.MEMORY)
+    if not (smoke and "JAX_COMPILATION_CACHE_DIR" in own):
+        own["JAX_COMPILATION_CACHE_DIR"] = cache
     own.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.3")
     if smoke and importlib.util.find_spec("jax_plugins") is None:  # no accelerator's packages
         own.setdefault("XLA_FLAGS", QUICK)
@@ -162,7 +171,7 @@ class Session:
         """Measure everything: the names of the tasks that failed.
 
         Raises:
-            Refused: there is no accelerator, and this is not a trial.
+            Refused: there is no accelerator, and this is not a smoke run.
         """
         for section in (s for s in ORDER if s in self.sections):
             if section == "peers":
@@ -173,35 +182,59 @@ class Session:
 
     def left(self, section: str) -> float:
         """Seconds that a section may still take."""
-        share = 1.0 if section in ("learning", "profile") else BEFORE_LEARNING
-        return share * self.seconds - (time.monotonic() - self.begun)
+        return UNTIL[section] * self.seconds - (time.monotonic() - self.begun)
 
     def _section(self, section: str) -> None:
-        tasks = list(tasks_of(section).values())
         worker: Worker | None = None
         try:
-            for task in tasks:
-                if self.left(section) < min(task.least, task.patience):
+            for task in tasks_of(section).values():
+                if self.left(section) >= task.least and (worker is None or not worker.alive):
+                    worker = self._start(section)
+                if self.left(section) < task.least:
                     self.keep(section, task.name, [{"why": "no time left"}])
-                    continue
-                if worker is None or not worker.alive:
-                    worker = Worker(section, self.smoke, self.cache)
-                    self._meet(worker)
-                self._measure(worker, task, min(task.patience, self.left(section)))
+                elif worker is None:
+                    self.keep(section, task.name, [{"why": "error: its process did not start"}])
+                else:
+                    self._measure(worker, task)
         finally:
             if worker is not None:
                 worker.end()
 
-    def _measure(self, worker: Worker, task: Task, seconds: float) -> None:
+    def _start(self, section: str) -> Worker | None:
+        """A worker; None if it does not start, though an earlier one did.
+
+        Raises:
+            Refused: it is the first, and there is no device.
+        """
+        try:
+            worker = Worker(section, self.smoke, self.cache)
+        except Refused:
+            if not self.common:
+                raise
+            return None
+        try:
+            self._meet(worker.hello)
+        except Refused:
+            worker.end()
+            raise
+        return worker
+
+    def _measure(self, worker: Worker, task: Task) -> None:
+        seconds = min(task.patience, self.left(task.section))
         answer = worker.ask(task.name, seconds, self.ceilings)
-        rows = answer.get("rows") or [{"why": answer["why"]}]
+        why = answer.get("why", "")
+        if why.startswith(SILENT) and seconds < task.patience:
+            why = f"no time left: stopped after {seconds:.0f} s"
+        if why.startswith("error"):
+            # After an error of the device's runtime nothing else works in the same process.
+            worker.end()
+        rows = answer.get("rows") or [{"why": why}]
         if task.name == "ceilings":
             self.ceilings = {r["part"]: r["value"] for r in rows if "part" in r}
         self.keep(task.section, task.name, rows)
 
-    def _meet(self, worker: Worker) -> None:
-        """What the first worker says of the machine is said in every row."""
-        hello = worker.hello
+    def _meet(self, hello: dict[str, Any]) -> None:
+        """What the first worker tells about the machine is written into every row."""
         if hello["platform"] == "cpu" and not self.smoke:
             raise Refused(
                 "JAX runs on the CPU here, and these measurements are for an accelerator. On a "
@@ -216,37 +249,48 @@ class Session:
         }
 
     def _peers(self) -> None:
+        if not self.common:
+            worker = self._start(SECTIONS[0])
+            if worker is not None:
+                worker.end()
         for cell, peer in peers.names():
             seconds = min(peers.PATIENCE, self.left("peers"))
-            if seconds < 30:
-                self.keep("peers", f"{cell}: {peer}", [{"why": "no time left"}])
-                continue
-            row = peers.measure(
-                cell,
-                peer,
-                folder=self.peers,
-                purejaxrl=self.purejaxrl,
-                patience=seconds,
-                # In a trial the peers have other sizes than the tasks of the same name.
-                ours=None if self.smoke else self.rates.get(cell),
-                smoke=self.smoke,
-            )
+            row: Measured = {"why": "no time left"}
+            if seconds >= peers.LEAST:
+                row = peers.measure(
+                    cell,
+                    peer,
+                    device=self.common["device"],
+                    folder=self.peers,
+                    purejaxrl=self.purejaxrl,
+                    patience=seconds,
+                    # In a smoke run the peers have other sizes than the tasks of the same name.
+                    ours=None if self.smoke else self.rates.get(cell),
+                    smoke=self.smoke,
+                )
             self.keep("peers", f"{cell}: {peer}", [row])
 
     def keep(self, section: str, task: str, rows: list[Measured]) -> None:
-        """Write the rows of a task, and say what they are."""
+        """Write the rows of a task and print them; one without a value replaces no value."""
         for row in rows:
             name = f"{task}: {row['part']}" if "part" in row else task
             found = {k: v for k, v in row.items() if k in FIELDS}
             full = dict.fromkeys(FIELDS, "") | self.common | found
             full |= {"section": section, "task": name}
-            replace(self.out / FILE, [full], KEY, place)
+            if row.get("value", "") != "" or not self._measured(full):
+                replace(self.out / report.FILE, [full], KEY, place)
             if section == "control" and row.get("value"):
                 self.rates[name] = float(row["value"])
             if row.get("passed") is False or str(row.get("why", "")).startswith("error"):
                 self.failed.append(f"{section}: {name}")
             print(f"{time.monotonic() - self.begun:6.1f} s  {section:9} {line(name, full)}")
             sys.stdout.flush()
+
+    def _measured(self, row: Row) -> bool:
+        """Whether an earlier run has a value where this row has none."""
+        key = [row[column] for column in KEY]
+        kept = read(self.out / report.FILE)
+        return any([r[column] for column in KEY] == key and r["value"] for r in kept)
 
 
 def line(name: str, row: Row) -> str:

@@ -1,16 +1,19 @@
-"""The process that measures one section: a request a line on stdin, an answer a line on stdout.
+"""The process that measures one section; requests and answers are lines of JSON.
 
 python -m benchmarks.accelerator.worker SECTION [--smoke]
 
 First answer: {"device", "platform", "versions"}, or {"refused": why}. Then, for each
 {"task", "seconds", "ceilings"}: {"rows": [...]}, or {"why": what kept it from being measured}.
-The process touches the device, the parent does not: one that fails takes only its task along.
+The process touches the device, the parent does not: if it dies, only its task is lost.
 """
 
 import argparse
 import importlib
 import json
+import os
 import sys
+import threading
+import time
 import traceback
 from typing import Any
 
@@ -44,22 +47,36 @@ def hello() -> dict[str, Any]:
         "device": report.device(),
         "platform": device.platform,
         "versions": {name: found[name] for name in ("python", *PACKAGES) if name in found}
-        | {"runtime": getattr(device.client, "platform_version", "").split("\n")[0]},
+        | {"runtime": " ".join(getattr(device.client, "platform_version", "").split())},
     }
 
 
 def answer(task: Task, context: Context) -> dict[str, Any]:
     """Measure a task: its rows, or why there are none."""
+    from ppo_jax.precision import in_effect
+
     try:
         found = task.measure(context)
+        rows = found if isinstance(found, list) else [found]
+        common = {"peak_mb": round(peak_bytes() / 2**20, 1), "precision": in_effect("default")}
     except NotAvailable as reason:
         return {"why": str(reason)}
     except Exception as error:
         traceback.print_exc()
         return {"why": f"error: {shortened(error)}"}
-    rows = found if isinstance(found, list) else [found]
-    peak = round(peak_bytes() / 2**20, 1)
-    return {"rows": [{"peak_mb": peak, "precision": "default", **row} for row in rows]}
+    return {"rows": [common | row for row in rows]}
+
+
+def end_with(parent: int, every: float = 1.0) -> None:
+    """End this process when its parent is gone: it holds most of the device's memory.
+
+    Args:
+        parent: number of the parent's process.
+        every: seconds between two looks.
+    """
+    while os.getppid() == parent:
+        time.sleep(every)
+    os._exit(1)
 
 
 def shortened(error: Exception, length: int = 300) -> str:
@@ -73,6 +90,7 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("section", choices=SECTIONS)
     parser.add_argument("--smoke", action="store_true")
     options = parser.parse_args(arguments)
+    threading.Thread(target=end_with, args=(os.getppid(),), daemon=True).start()
     answers = private_stdout()
     tasks = tasks_of(options.section)
     print(json.dumps(hello()), file=answers, flush=True)

@@ -201,18 +201,23 @@ class Update:
 
 
 def flops_of(size: Size, params: PyTree) -> tuple[float, float, float]:
-    """Of an update's products with weights: (actor forward, critic forward, all gradients)."""
+    """Operations of an update's products with weights: (actor forward, critic forward, gradients).
+
+    The critic is counted as its trunk, so that it costs nothing as a head on the actor.
+    """
     trunk, head = products(params["actor"], size)
     read = size.episodes * (size.prompt_length + size.response_length - 1)
     actor = 2.0 * (read * trunk + size.tokens_per_update * head)
-    critic = 2.0 * read * trunk
+    critic = 0.0 if size.shared_critic else 2.0 * read * trunk
     return actor, critic, 3.0 * size.epochs * (actor + critic)
 
 
 def flops_of_update(size: Size, params: PyTree) -> float:
-    """Of one update: the actor writes, all four models read, two learn."""
+    """Operations of one update's products with weights: the actor writes, all models read, actor
+    and critic learn. Those inside attention are left out."""
     actor, critic, learn = flops_of(size, params)
-    return 3 * actor + 2 * critic + learn
+    reward = 2.0 * size.episodes * (size.prompt_length + size.response_length - 1)
+    return 3 * actor + critic + reward * products(params["actor"], size)[0] + learn
 
 
 def products(params: PyTree, size: Size) -> tuple[int, int]:

@@ -50,8 +50,10 @@ def build(size: Size) -> tuple[train.Program, train.Config, algorithms.Config]:
     models = train.Models(
         actor=decoder,
         actor_params=params,
-        critic=decoder,
-        critic_params=decoder.with_score(score, critic_key),
+        critic="shared" if size.shared_critic else decoder,
+        critic_params=train.fresh_score(decoder)
+        if size.shared_critic
+        else decoder.with_score(score, critic_key),
         reference_params=frozen(params),
         reward=from_model(decoder, frozen(score)),
     )
@@ -89,7 +91,8 @@ class Program:
         """Models, program and first state."""
         program, *_ = build(self.size)
         self.frozen = program.frozen
-        self.state = jax.jit(program.init)(jax.random.key(1))
+        # Not one program: the weights it starts from would be constants of it.
+        self.state = program.init(jax.random.key(1))
 
         def chunk(state: Any, frozen: Any, count: jax.Array) -> tuple[Any, Any]:
             metrics = jax.eval_shape(program.step, state, frozen)[1]

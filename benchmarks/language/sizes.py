@@ -36,6 +36,7 @@ class Size:
         dtype: of activations and products, and of the frozen models.
         micro_batches: parts of a minibatch whose gradients are accumulated.
         remat: whether blocks are computed again in the backward pass.
+        shared_critic: whether the critic is a head on the actor instead of a model of its own.
     """
 
     name: str
@@ -62,6 +63,7 @@ class Size:
     dtype: str = "float32"
     micro_batches: int = 1
     remat: bool = False
+    shared_critic: bool = False
 
     @property
     def steps_per_update(self) -> int:

@@ -5,9 +5,10 @@ one (its continuous file has 2x256), and for Pendulum its Brax wrapper by a gymn
 Observations and rewards are not normalised. All infos are kept until the end: that is its design.
 """
 
+import contextlib
 import functools
 import hashlib
-import importlib
+import importlib.util
 import math
 import sys
 import types
@@ -15,7 +16,6 @@ from argparse import Namespace
 from pathlib import Path
 from typing import Any
 
-import brax.envs  # noqa: F401 - its wrappers import it; so it counts as an import
 import distrax
 import flax.linen as nn
 import gymnax
@@ -25,6 +25,10 @@ from flax.linen.initializers import orthogonal
 
 from benchmarks.throughput.configurations import Configuration
 from benchmarks.throughput.contestants import FixedLength, Train, Unsupported, compile_training
+
+# Imported at once where it is there, so that it counts as an import: its wrappers use it.
+with contextlib.suppress(ImportError):
+    import brax.envs  # noqa: F401
 
 PACKAGES = ("gymnax", "distrax", "flax", "optax")
 # What ppo.py has of its own; its network stays in place for it.
@@ -120,9 +124,16 @@ def prepare(configuration: Configuration, options: Namespace) -> FixedLength:
 
 
 def make_importable(folder: Path) -> None:
-    """Its files are modules without a package; their wrappers import navix, for environments that
-    are not measured here."""
+    """Its files are modules without a package; their wrappers import navix, and brax where it is
+    installed, for environments that are not measured here."""
     sys.modules.setdefault("navix", types.ModuleType("navix"))
+    if importlib.util.find_spec("brax") is None:
+        names = ("brax", "brax.envs", "brax.envs.wrappers", "brax.envs.wrappers.training")
+        absent = {name: types.ModuleType(name) for name in names}
+        absent["brax"].envs = absent["brax.envs"]
+        for name in ("EpisodeWrapper", "AutoResetWrapper"):
+            setattr(absent["brax.envs.wrappers.training"], name, None)
+        sys.modules.update(absent)
     sys.path.insert(0, str(folder.resolve()))
 
 
