@@ -23,11 +23,11 @@ from benchmarks.table import RESULTS, merge, read
 from ppo_jax import config as configs
 from ppo_jax import report
 from ppo_jax.algorithms import ALGORITHMS
+from ppo_jax.options import did_you_mean
 from ppo_jax.statistics import interquartile_mean, interval
 from ppo_jax.sweep import run_sweep
 from ppo_jax.sweep.command import one_device_per_core
 from ppo_jax.sweep.results import binned, filled
-from ppo_jax.types import did_you_mean
 
 SEEDS = 32
 EPISODES = 128

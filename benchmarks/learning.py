@@ -25,10 +25,10 @@ from scipy import stats
 from benchmarks.table import RESULTS, merge, read
 from ppo_jax import config as configs
 from ppo_jax import report
+from ppo_jax.options import did_you_mean
 from ppo_jax.runner import RunOptions, run
 from ppo_jax.sweep import run_sweep
 from ppo_jax.sweep.command import one_device_per_core
-from ppo_jax.types import did_you_mean
 
 RUNS = Path("runs/learning")
 EPISODES = 128

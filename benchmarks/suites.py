@@ -25,9 +25,9 @@ from rich.table import Table
 from benchmarks.table import RESULTS, Row, merge, read
 from ppo_jax import config as configs
 from ppo_jax import envs, report
+from ppo_jax.options import did_you_mean
 from ppo_jax.runner import compiler_options
 from ppo_jax.train import build
-from ppo_jax.types import did_you_mean
 
 STEPS = 20_000
 

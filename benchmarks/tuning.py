@@ -21,12 +21,12 @@ import tyro
 from benchmarks.table import RESULTS, merge, read
 from ppo_jax import config as configs
 from ppo_jax import statistics
+from ppo_jax.options import did_you_mean
 from ppo_jax.sweep import command, run_sweep
 from ppo_jax.sweep.points import label
 from ppo_jax.sweep.publish import difference
 from ppo_jax.sweep.results import penalise
 from ppo_jax.sweep.store import Store, read_spec
-from ppo_jax.types import did_you_mean
 
 FIRST_SEED, SEEDS, CONFIRM, EPISODES = 1000, 8, 64, 128
 SWEEPS = Path("sweeps/tuning")

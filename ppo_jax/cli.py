@@ -17,9 +17,9 @@ import tyro
 from ppo_jax import config as configs
 from ppo_jax import devices
 from ppo_jax.config import ConfigError, TrainConfig
+from ppo_jax.options import option, whole
 from ppo_jax.presets import PRESETS
 from ppo_jax.runner import Diverged, RunOptions, run
-from ppo_jax.types import option
 
 PROGRAM = "python -m ppo_jax.train"
 FREE_ON_RESUME = ("total_timesteps", "anneal_timesteps")
@@ -200,6 +200,12 @@ def parse(
     """
     flat = configs.to_flat(base)
     known = configs.options(base.algorithm)
+    taken = sorted(known.keys() & more.keys())
+    if taken:
+        raise ConfigError(
+            f"the Config of algorithm {base.algorithm!r} has a field {taken[0]!r}, which is a flag "
+            "of this command; give it another name"
+        )
     presets = (*PRESETS, "none")
     selection = [
         (
@@ -275,19 +281,10 @@ def _whole_number(info: Any) -> tyro.constructors.PrimitiveConstructorSpec[int] 
     if info.type is not int:
         return None
 
-    def parse(words: list[str]) -> int:
-        try:
-            return int(words[0])
-        except ValueError:
-            number = float(words[0])
-            if not number.is_integer():
-                raise ValueError(f"{words[0]} is not a whole number") from None
-            return int(number)
-
     return tyro.constructors.PrimitiveConstructorSpec(
         nargs=1,
         metavar="INT",
-        instance_from_str=parse,
+        instance_from_str=lambda words: whole(words[0]),
         is_instance=lambda x: isinstance(x, int),
         str_from_instance=lambda x: [str(x)],
     )

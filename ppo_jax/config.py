@@ -5,10 +5,7 @@ of `make_train`.
 """
 
 import dataclasses
-import json
 import math
-import numbers
-from pathlib import Path
 from typing import Any
 
 import jax
@@ -17,12 +14,11 @@ from ppo_jax import precision
 from ppo_jax.algorithms import ALGORITHMS
 from ppo_jax.envs import atari_game, canonical
 from ppo_jax.networks import ACTIVATIONS, CONVOLUTIONS, FRAME_MIXES, MEMORIES
+from ppo_jax.options import ConfigError, coerce, did_you_mean, is_float, option
+from ppo_jax.options import check as check_option
+from ppo_jax.options import guess as guess_value
+from ppo_jax.options import to_json as json_value
 from ppo_jax.presets import PRESETS
-from ppo_jax.types import Bounds, did_you_mean, option
-
-
-class ConfigError(ValueError):
-    """A configuration that cannot work: what was given, what is allowed, what to do."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -56,9 +52,10 @@ class TrainConfig:
     hyper: Any = None
 
     def __post_init__(self) -> None:
-        for name in ("hidden", "env_args"):
-            if isinstance(getattr(self, name), list):
-                object.__setattr__(self, name, tuple(getattr(self, name)))
+        for field in dataclasses.fields(self):
+            if field.name != "hyper":
+                value = coerce(field, getattr(self, field.name))
+                object.__setattr__(self, field.name, value)
         if self.hyper is None and self.algorithm in ALGORITHMS:
             object.__setattr__(self, "hyper", ALGORITHMS[self.algorithm].Config())
 
@@ -117,7 +114,7 @@ def options(algorithm: str) -> dict[str, dataclasses.Field[Any]]:
     """Every field of a configuration by its flat name: TrainConfig's, then the algorithm's.
 
     Raises:
-        ConfigError: an unknown algorithm.
+        ConfigError: an unknown algorithm, or one whose Config has a name that is taken.
     """
     if not isinstance(algorithm, str):
         raise ConfigError(f"algorithm is {algorithm!r}; it must be of type str")
@@ -125,6 +122,12 @@ def options(algorithm: str) -> dict[str, dataclasses.Field[Any]]:
         raise ConfigError(f"unknown algorithm {algorithm!r}; {did_you_mean(algorithm, ALGORITHMS)}")
     own = [f for f in dataclasses.fields(TrainConfig) if f.name != "hyper"]
     theirs = dataclasses.fields(ALGORITHMS[algorithm].Config)
+    taken = [f.name for f in theirs if hasattr(TrainConfig, f.name) or f.name == "hyper"]
+    if taken:
+        raise ConfigError(
+            f"the Config of algorithm {algorithm!r} has a field {taken[0]!r}, a name that every "
+            "run's configuration has already; give it another name"
+        )
     return {f.name: f for f in (*own, *theirs)}
 
 
@@ -147,7 +150,7 @@ def from_flat(values: dict[str, Any]) -> TrainConfig:
     for name in values:
         if name not in known:
             raise ConfigError(f"unknown option {name!r}; {did_you_mean(name, known)}")
-    values = {name: _as_float(known[name], value) for name, value in values.items()}
+    values = {name: coerce(known[name], value) for name, value in values.items()}
     own = {f.name for f in dataclasses.fields(TrainConfig)}
     hyper = {k: v for k, v in values.items() if k not in own}
     return TrainConfig(
@@ -158,7 +161,7 @@ def from_flat(values: dict[str, Any]) -> TrainConfig:
 
 def to_json(config: TrainConfig) -> dict[str, Any]:
     """`to_flat` in JSON's types; an infinite number is the string "inf"."""
-    return {k: _plain(v) for k, v in to_flat(config).items()}
+    return {k: json_value(v) for k, v in to_flat(config).items()}
 
 
 def from_json(values: dict[str, Any]) -> TrainConfig:
@@ -167,8 +170,6 @@ def from_json(values: dict[str, Any]) -> TrainConfig:
     Raises:
         ConfigError: an unknown name or a value out of its range.
     """
-    known = options(values.get("algorithm", TrainConfig.algorithm))
-    values = {k: _from_text(known[k], v) if k in known else v for k, v in values.items()}
     config = from_flat(values)
     check(config)
     return config
@@ -209,7 +210,7 @@ def split(config: TrainConfig) -> tuple[TrainConfig, dict[str, Any]]:
     floats = {
         name: flat[name]
         for name, field in options(config.algorithm).items()
-        if _is_float(field) and flat[name] is not None
+        if is_float(field) and flat[name] is not None
     }
     return from_flat(flat | dict.fromkeys(floats, TRACED)), floats
 
@@ -238,7 +239,7 @@ def check(config: TrainConfig, env: Any = None) -> None:
         )
     for name, value in to_flat(config).items():
         if not isinstance(value, jax.core.Tracer):
-            _check_option(known[name], value)
+            check_option(known[name], value)
     _check_sizes(config)
     env_kwargs(config)
     if config.memory != "none" and getattr(config.hyper, "critic", "v") == "q":
@@ -269,50 +270,8 @@ def env_kwargs(config: TrainConfig) -> dict[str, Any]:
             )
         if name in found:
             raise ConfigError(f"env_args gives {name} twice")
-        try:
-            found[name] = json.loads(value.lower() if value in ("True", "False") else value)
-        except ValueError:
-            found[name] = value
-        if "e" in value.lower() and isinstance(found[name], float) and found[name].is_integer():
-            found[name] = int(found[name])  # 1e3 is a count here as in other flags
+        found[name] = guess_value(value)
     return found
-
-
-def check_options(record: Any) -> None:
-    """Refuse a value out of its range in any dataclass made of `option`s.
-
-    Raises:
-        ConfigError: what was given and what is allowed.
-    """
-    for field in dataclasses.fields(record):
-        _check_option(field, getattr(record, field.name))
-
-
-def _check_option(field: dataclasses.Field[Any], value: Any) -> None:
-    bounds: Bounds = field.metadata["bounds"]
-    kind = field.type.__name__ if type(field.type) is type else str(field.type)
-    if value is None and "None" in kind:
-        return
-    several = "tuple" in kind
-    if several and not isinstance(value, tuple):
-        raise ConfigError(f"{field.name} is {value!r}; it must be of type {kind}")
-    for item in value if several else (value,):
-        if not _is_of(kind, item):
-            raise ConfigError(f"{field.name} is {value!r}; it must be of type {kind}")
-        if not bounds.admits(item):
-            raise ConfigError(f"{field.name} is {value!r}; it must be {bounds}")
-
-
-def _is_of(kind: str, value: Any) -> bool:
-    """Whether a value is of an option's type; numbers may be numpy's or an array of shape ()."""
-    for name, accepted in {"bool": bool, "str": str, "Path": Path}.items():
-        if name in kind:
-            return isinstance(value, accepted)
-    if isinstance(value, bool):
-        return False
-    if getattr(value, "shape", None) == ():
-        value = value.item()
-    return isinstance(value, numbers.Real if "float" in kind else numbers.Integral)
 
 
 def _check_sizes(config: TrainConfig) -> None:
@@ -353,38 +312,6 @@ def _check_divides(config: TrainConfig, name: str, minibatches: int) -> None:
             f"{of}{why} does not divide into {minibatches} {name}; nearest that do: "
             f"{sorted(near[:3])}"
         )
-
-
-def _is_float(field: dataclasses.Field[Any]) -> bool:
-    return "float" in str(field.type)
-
-
-def _as_float(field: dataclasses.Field[Any], value: Any) -> Any:
-    """Whole numbers given for floats as floats: a large one would overflow an int32 argument."""
-    if not _is_float(field) or isinstance(value, bool) or not isinstance(value, int):
-        return value
-    try:
-        return float(value)
-    except OverflowError as error:
-        raise ConfigError(f"{field.name} is {value}; it must be finite") from error
-
-
-def _plain(value: Any) -> Any:
-    """In JSON's types: numpy's numbers as Python's, infinities as text."""
-    value = value.item() if getattr(value, "shape", None) == () else value
-    return str(value) if value in (math.inf, -math.inf) else value
-
-
-def _from_text(field: dataclasses.Field[Any], value: Any) -> Any:
-    """A value as JSON or TOML have it: lists for tuples, "inf", 5e5 for a whole number."""
-    kind = str(field.type)
-    if isinstance(value, list) and "tuple" in kind:
-        return tuple(value)
-    if isinstance(value, str) and value in ("inf", "-inf") and _is_float(field):
-        return float(value)
-    whole = isinstance(value, float) and value.is_integer()
-    is_count = field.type is int or kind == "int | None"
-    return int(value) if whole and is_count else value
 
 
 def _same_env(bare: str, name: str) -> bool:

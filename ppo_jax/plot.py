@@ -13,8 +13,8 @@ import numpy as np
 from ppo_jax import config as configs
 from ppo_jax import report, statistics
 from ppo_jax.config import ConfigError, TrainConfig
+from ppo_jax.options import did_you_mean
 from ppo_jax.run_directory import read_config
-from ppo_jax.types import did_you_mean
 
 BINS = 200
 FORMATS = (".png", ".svg", ".pdf")

@@ -28,10 +28,11 @@ from ppo_jax.checkpoint import CheckpointError, write_json
 from ppo_jax.config import ConfigError, TrainConfig
 from ppo_jax.envs import HostEnv
 from ppo_jax.evaluate import evaluate
+from ppo_jax.options import check_record, option
 from ppo_jax.progress import Progress
 from ppo_jax.run_directory import RunDirectory, checkpoints_of, new_directory, write_config
 from ppo_jax.train import Program, build
-from ppo_jax.types import Metrics, TrainState, option
+from ppo_jax.types import Metrics, TrainState
 
 CHUNK_SECONDS = 0.5
 MAX_CHUNK = 1024
@@ -190,7 +191,7 @@ def run(config: TrainConfig, options: RunOptions) -> int:
     Raises:
         ConfigError, CheckpointError, InvalidEnvironment, Diverged: nothing of earlier runs is lost.
     """
-    configs.check_options(options)
+    check_record(options)
     trackers.require(_wanted(options))
     program = build(config)
     with _open(config, options) as directory, Signals() as signals, _ended(program.env):

@@ -13,7 +13,8 @@ import optax
 from jax.flatten_util import ravel_pytree
 
 from ppo_jax import losses
-from ppo_jax.types import Batch, LearnerState, LossFn, Metrics, Params, PyTree, option
+from ppo_jax.options import option
+from ppo_jax.types import Batch, LearnerState, LossFn, Metrics, Params, PyTree
 
 # Up to so many parameters an operation takes longer to begin than to do, and one vector is faster
 # than a tree; with 700,000 putting it together and taking it apart costs 40 % of an update.

@@ -5,11 +5,7 @@ D action dimensions · U updates · S seeds · E episodes · P parameters · K e
 V vocabulary
 """
 
-import dataclasses
-import difflib
-import math
-from collections.abc import Callable, Iterable
-from pathlib import Path
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
@@ -108,68 +104,3 @@ class Algorithm(NamedTuple):
     estimate: Callable[[Trajectory], Batch]
     update: Callable[..., tuple[LearnerState, Metrics]]
     frozen: bool = False
-
-
-# Options and hints live here, at the bottom of the house, because algorithms declare options and
-# may import nothing higher.
-
-
-class Bounds(NamedTuple):
-    """The values an option may take; numbers are finite unless `high` is infinity itself."""
-
-    low: float | None
-    high: float | None
-    open_low: bool
-    choices: tuple[str, ...] | None
-
-    def admits(self, value: Any) -> bool:
-        """Whether a concrete value lies inside; NaN never does."""
-        if self.choices is not None:
-            return value in self.choices
-        if isinstance(value, str | Path):
-            return True
-        above = self.low is None or (value > self.low if self.open_low else value >= self.low)
-        below = value <= self.high if self.high is not None else value < math.inf
-        return bool(above and below and value > -math.inf)
-
-    def __str__(self) -> str:
-        if self.choices is not None:
-            return "one of " + ", ".join(self.choices)
-        parts = []
-        if self.low is not None:
-            parts.append(f"{'>' if self.open_low else '>='} {self.low}")
-        if self.high is not None and self.high < math.inf:
-            parts.append(f"<= {self.high}")
-        return " and ".join(parts) or "finite"
-
-
-def option(
-    default: Any,
-    doc: str,
-    *,
-    low: float | None = None,
-    high: float | None = None,
-    open_low: bool = False,
-    choices: tuple[str, ...] | None = None,
-) -> Any:
-    """A dataclass field that knows its help text and what it may be set to.
-
-    The command line, the validation and the documentation all read it from here.
-
-    Args:
-        default: its value if none is given.
-        doc: help text.
-        low: least value, itself excluded if `open_low`.
-        high: greatest value; infinity admits infinity.
-        open_low: whether `low` itself is excluded.
-        choices: the names it may be one of.
-    """
-    bounds = Bounds(low, high, open_low, choices)
-    return dataclasses.field(default=default, metadata={"doc": doc, "bounds": bounds})
-
-
-def did_you_mean(name: str, known: Iterable[str]) -> str:
-    """A hint for a message: the nearest known names, or all of them."""
-    known = list(known)
-    near = difflib.get_close_matches(name, known, n=3, cutoff=0.5)
-    return f"did you mean {' or '.join(near)}?" if near else f"there are: {', '.join(known)}"

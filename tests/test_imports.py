@@ -10,7 +10,7 @@ import ppo_jax
 ROOT = Path(ppo_jax.__file__).parent
 # Data flow from left to right; a module imports only from its own layer's left.
 LAYERS = [
-    {"types", "statistics", "compilation_cache"},
+    {"options", "types", "statistics", "compilation_cache"},
     {
         "distributions",
         "envs",
@@ -45,7 +45,7 @@ NEIGHBOURS = {
     "sweep": {"sweep"},
     "rlhf": {"rlhf"},
 }
-ALGORITHM_IMPORTS = {"advantages", "losses", "sgd", "types", "distributions"}
+ALGORITHM_IMPORTS = {"advantages", "losses", "options", "sgd", "types", "distributions"}
 
 
 def imports_of(path: Path) -> set[str]:

@@ -7,7 +7,8 @@ import pytest
 
 from ppo_jax import config as configs
 from ppo_jax.config import ConfigError
-from ppo_jax.sweep.points import configure, grid, label, parse_vary, sample, text
+from ppo_jax.options import show
+from ppo_jax.sweep.points import configure, grid, label, parse_vary, sample
 
 KNOWN = configs.options("ppo")
 
@@ -57,7 +58,7 @@ def test_a_value_reads_as_it_is_written():
         "learning_rate=0.00025,1e-05",
     ):
         ((name, values),) = vary(word).items()
-        assert vary(f"{name}={','.join(map(text, values))}") == {name: values}
+        assert vary(f"{name}={','.join(map(show, values))}") == {name: values}
 
 
 @pytest.mark.parametrize(

@@ -9,16 +9,8 @@ import optax
 
 from ppo_jax import losses, sgd
 from ppo_jax.advantages import estimate_gae
-from ppo_jax.types import (
-    Algorithm,
-    Batch,
-    LearnerState,
-    LossFn,
-    Metrics,
-    PyTree,
-    Trajectory,
-    option,
-)
+from ppo_jax.options import option
+from ppo_jax.types import Algorithm, Batch, LearnerState, LossFn, Metrics, PyTree, Trajectory
 
 
 def weight_by_q(value: jax.Array, target: jax.Array) -> jax.Array:

@@ -9,6 +9,7 @@ import optax
 
 from ppo_jax import losses, sgd
 from ppo_jax.advantages import estimate_gae
+from ppo_jax.options import option
 from ppo_jax.types import (
     Algorithm,
     Batch,
@@ -18,7 +19,6 @@ from ppo_jax.types import (
     Params,
     PyTree,
     Trajectory,
-    option,
 )
 
 # β stays within this factor of where it began: halved for long enough, as under a learning rate

@@ -11,16 +11,8 @@ import optax
 
 from ppo_jax import losses, sgd
 from ppo_jax.advantages import discounted_returns
-from ppo_jax.types import (
-    Algorithm,
-    Batch,
-    LearnerState,
-    LossFn,
-    Metrics,
-    PyTree,
-    Trajectory,
-    option,
-)
+from ppo_jax.options import option
+from ppo_jax.types import Algorithm, Batch, LearnerState, LossFn, Metrics, PyTree, Trajectory
 
 
 class Episodes(NamedTuple):

@@ -11,16 +11,8 @@ from jax.flatten_util import ravel_pytree
 
 from ppo_jax import losses, sgd
 from ppo_jax.advantages import estimate_gae
-from ppo_jax.types import (
-    Algorithm,
-    Batch,
-    LearnerState,
-    Metrics,
-    Params,
-    PyTree,
-    Trajectory,
-    option,
-)
+from ppo_jax.options import option
+from ppo_jax.types import Algorithm, Batch, LearnerState, Metrics, Params, PyTree, Trajectory
 
 SHARED_TORSO = (
     "trpo takes its natural step on the actor alone, which must not share a torso with the critic; "

@@ -13,7 +13,8 @@ import numpy as np
 
 from ppo_jax.envs import spaces
 from ppo_jax.envs.protocol import InvalidEnvironment, StepResult
-from ppo_jax.types import PyTree, did_you_mean
+from ppo_jax.options import did_you_mean
+from ppo_jax.types import PyTree
 
 IDS = (
     "Craftax-Symbolic-v1",

@@ -14,7 +14,8 @@ import numpy as np
 
 from ppo_jax.envs import spaces
 from ppo_jax.envs.protocol import InvalidEnvironment, StepResult
-from ppo_jax.types import PyTree, did_you_mean
+from ppo_jax.options import did_you_mean
+from ppo_jax.types import PyTree
 
 # Name of an observation -> (largest value, dtype). Cells are (entity, colour, state), numbers
 # below 128: int8, so that no network takes them for the brightness of pixels.

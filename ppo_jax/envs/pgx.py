@@ -15,7 +15,8 @@ import jax.numpy as jnp
 
 from ppo_jax.envs import spaces
 from ppo_jax.envs.protocol import InvalidEnvironment, StepResult
-from ppo_jax.types import PyTree, did_you_mean
+from ppo_jax.options import did_you_mean
+from ppo_jax.types import PyTree
 
 Opponent = Callable[[jax.Array, Any], jax.Array]
 SIDES = ("random", "first", "last")

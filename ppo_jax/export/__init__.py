@@ -11,7 +11,7 @@ from ppo_jax import report
 from ppo_jax.agent import read_parts
 from ppo_jax.config import ConfigError
 from ppo_jax.export import interface, onnx, safetensors, stablehlo, verify
-from ppo_jax.types import did_you_mean
+from ppo_jax.options import did_you_mean
 
 Format = Literal["stablehlo", "onnx", "safetensors"]
 FORMATS: dict[str, Any] = {"stablehlo": stablehlo, "onnx": onnx, "safetensors": safetensors}

@@ -12,7 +12,8 @@ import jax.numpy as jnp
 
 from ppo_jax import precision, report
 from ppo_jax.cli import exit_with, read_flags
-from ppo_jax.config import ConfigError, check_options
+from ppo_jax.config import ConfigError
+from ppo_jax.options import check_record, coerce, did_you_mean, option
 from ppo_jax.rlhf import algorithms, stages, supervised, train
 from ppo_jax.rlhf.data import preference_arrays, prompt_arrays, sft_arrays
 from ppo_jax.rlhf.decoder import Decoder
@@ -35,7 +36,7 @@ from ppo_jax.rlhf.session import (
 from ppo_jax.rlhf.sharding import mesh_of
 from ppo_jax.rlhf.tokenizer import TokenizerError
 from ppo_jax.runner import Signals
-from ppo_jax.types import Params, did_you_mean, option
+from ppo_jax.types import Params
 
 PROGRAM = "python -m ppo_jax.rlhf"
 CRITICS = ("auto", "reward", "model", "shared", "none")
@@ -219,7 +220,7 @@ def _generate(arguments: list[str]) -> int:
     fields = [(f.name, f, f.default) for f in dataclasses.fields(GenerateOptions)]
     values = read_flags(arguments, fields, f"{PROGRAM} generate", "Write responses.")
     options = GenerateOptions(**values)
-    check_options(options)
+    check_record(options)
     decoder, params, language = writer({**values, "dtype": "float32", "remat": False})
     tokenizer = language.tokenizer
     prompts = [Prompt(text, "--prompt") for text in options.prompt]
@@ -259,7 +260,7 @@ def _evaluate(arguments: list[str]) -> int:
         arguments = ["--run", *arguments]
     values = read_flags(arguments, fields, f"{PROGRAM} evaluate", "Judge a run anew.")
     options = EvaluateOptions(**values)
-    check_options(options)
+    check_record(options)
     path = Path(needed(values, "run"))
     kind, saved = read_stage(path)
     if kind != "ppo":
@@ -308,7 +309,7 @@ def _values(
         selection.append(("preset", str | None, presets))
     parsed = read_flags(arguments, fields, f"{PROGRAM} {command}", _DOCS[command], selection)
     for kind in (*kinds, RunOptions):
-        check_options(_pick(kind, parsed))
+        check_record(_pick(kind, parsed))
     values = {name: parsed[name] for name in known}
     if first.resume is not None:
         changed = [n for n in values if n not in free and values[n] != defaults[n]]
@@ -326,12 +327,7 @@ def _restored(saved: dict[str, Any], kinds: tuple[Any, ...]) -> dict[str, Any]:
     """The inverse of `flat`; options younger than the run have their defaults."""
     values = {}
     for field in (f for kind in kinds for f in dataclasses.fields(kind)):
-        value = saved.get(field.name, field.default)
-        if value is not None and "Path" in str(field.type):
-            value = Path(value)
-        elif value == "inf":
-            value = float("inf")
-        values[field.name] = tuple(value) if isinstance(value, list) else value
+        values[field.name] = coerce(field, saved.get(field.name, field.default))
     return values
 
 

@@ -19,6 +19,7 @@ from rich.table import Table
 
 from ppo_jax import precision, report
 from ppo_jax.checkpoint import write_json
+from ppo_jax.options import option
 from ppo_jax.rlhf import algorithms, optimum, stages, supervised, train
 from ppo_jax.rlhf.corpus import first_letters, gold_score, noisy_preferences, tokenizer_of, words
 from ppo_jax.rlhf.data import Pairs, preference_arrays, prompt_arrays, sft_arrays
@@ -30,7 +31,7 @@ from ppo_jax.rlhf.scoring import Reward, from_model
 from ppo_jax.rlhf.session import RunOptions, Stage, flat, open_directory, run
 from ppo_jax.rlhf.stages import Language
 from ppo_jax.runner import Signals
-from ppo_jax.types import Params, TrainState, option
+from ppo_jax.types import Params, TrainState
 
 LENGTH = 14  # characters of the longest response, its end included
 WIDTH = 512  # words that are made up at a time

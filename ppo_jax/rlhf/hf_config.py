@@ -2,8 +2,8 @@
 
 from typing import Any
 
+from ppo_jax.options import did_you_mean
 from ppo_jax.rlhf.decoder_config import FAMILIES, DecoderConfig, RopeScaling
-from ppo_jax.types import did_you_mean
 
 ACTIVATION_NAMES = {
     "silu": "silu",

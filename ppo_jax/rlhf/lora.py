@@ -8,7 +8,8 @@ from collections.abc import Sequence
 import jax
 import jax.numpy as jnp
 
-from ppo_jax.types import Params, did_you_mean
+from ppo_jax.options import did_you_mean
+from ppo_jax.types import Params
 
 
 def init(key: jax.Array, params: Params, rank: int, targets: Sequence[str] = ("q", "v")) -> Params:

@@ -13,7 +13,7 @@ import jax.numpy as jnp
 
 from ppo_jax import estimators, losses
 from ppo_jax.algorithms.ppo_kl import proportional_coefficient
-from ppo_jax.types import did_you_mean
+from ppo_jax.options import did_you_mean
 
 # In terms of (log p, log q) for samples of q; here q is the policy and p the reference.
 KL_ESTIMATORS: dict[str, Callable[[jax.Array, jax.Array], jax.Array]] = {

@@ -24,11 +24,12 @@ import numpy as np
 from ppo_jax import compilation_cache, precision, report, trackers
 from ppo_jax.checkpoint import CheckpointError, Checkpoints, write_json
 from ppo_jax.config import ConfigError
+from ppo_jax.options import option, to_json
 from ppo_jax.progress import Progress
 from ppo_jax.rlhf.export import save_folder
 from ppo_jax.run_directory import RunDirectory
 from ppo_jax.runner import Diverged, Signals, compiler_options, next_count, read_summary
-from ppo_jax.types import Metrics, PyTree, TrainState, option
+from ppo_jax.types import Metrics, PyTree, TrainState
 
 # A chunk never has more updates than this.
 MAX_CHUNK = 64
@@ -399,8 +400,7 @@ def wanted(options: RunOptions) -> list[str]:
 def flat(config: Any) -> dict[str, Any]:
     """The values of a configuration in JSON's types; infinity is the string "inf"."""
     values = config if isinstance(config, dict) else dataclasses.asdict(config)
-    plain = lambda x: "inf" if x == float("inf") else str(x) if isinstance(x, Path) else x
-    return {name: plain(value) for name, value in values.items()}
+    return {name: to_json(value) for name, value in values.items()}
 
 
 def read_stage(run_dir: Path) -> tuple[str, dict[str, Any]]:

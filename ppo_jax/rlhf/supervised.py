@@ -10,12 +10,13 @@ import numpy as np
 from flax import struct
 
 from ppo_jax import sgd
+from ppo_jax.options import option
 from ppo_jax.rlhf.decoder import Decoder
 from ppo_jax.rlhf.rewards import centering_loss, preference_loss
 from ppo_jax.rlhf.rollout import next_rows
 from ppo_jax.rlhf.sharding import spread
 from ppo_jax.rlhf.token_distribution import TokenDistribution
-from ppo_jax.types import Batch, LossFn, Metrics, Params, PyTree, TrainState, option
+from ppo_jax.types import Batch, LossFn, Metrics, Params, PyTree, TrainState
 
 
 @dataclasses.dataclass(frozen=True)

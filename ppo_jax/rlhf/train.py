@@ -14,6 +14,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
+from ppo_jax.options import option
 from ppo_jax.rlhf import algorithms, lora, rollout, sharding
 from ppo_jax.rlhf.algorithms import ALGORITHMS
 from ppo_jax.rlhf.decoder import Decoder
@@ -22,7 +23,7 @@ from ppo_jax.rlhf.rewards import KL_ESTIMATORS
 from ppo_jax.rlhf.scoring import Reward
 from ppo_jax.rollout import sequences
 from ppo_jax.train import Step, make_train_step
-from ppo_jax.types import Params, PyTree, TrainState, option
+from ppo_jax.types import Params, PyTree, TrainState
 
 
 @dataclasses.dataclass(frozen=True)

@@ -16,6 +16,7 @@ from ppo_jax import config as configs
 from ppo_jax import report
 from ppo_jax.cli import base_config, exit_with, parse
 from ppo_jax.config import ConfigError, TrainConfig
+from ppo_jax.options import check_record, option
 from ppo_jax.run_directory import new_directory
 from ppo_jax.sweep import session
 from ppo_jax.sweep.points import Point, configure, grid, parse_vary, sample
@@ -23,7 +24,6 @@ from ppo_jax.sweep.publish import compare
 from ppo_jax.sweep.run import seed_numbers
 from ppo_jax.sweep.session import SweepOptions
 from ppo_jax.sweep.store import Spec, SweepDirectory, read_sessions, read_spec
-from ppo_jax.types import option
 
 PROGRAM = "python -m ppo_jax.sweep"
 DOC = "Train many agents, seeds times hyperparameters, in one program and report on them."
@@ -70,8 +70,8 @@ def run_command(arguments: list[str]) -> int:
     config, values = parse(arguments, base, OPTIONS, {}, PROGRAM, DOC)
     options = SweepOptions(**{f.name: values.pop(f.name) for f in dataclasses.fields(SweepOptions)})
     points = PointOptions(**values)
-    configs.check_options(options)
-    configs.check_options(points)
+    check_record(options)
+    check_record(points)
     _ = options.width
     if points.compare is not None:
         return _compare(points.compare, options.run_dir, given)

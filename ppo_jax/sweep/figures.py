@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 from ppo_jax import statistics
-from ppo_jax.sweep.points import text
+from ppo_jax.options import show
 from ppo_jax.sweep.results import PointResult, Setting
 
 # Lines that can be told apart; what ranks below is drawn without a name.
@@ -32,7 +32,7 @@ def draw(found: Sequence[Setting], threshold: float | None, folder: Path) -> dic
     if len(found) > 1:
         figures["Probability of improvement"] = ("improvement", improvement(found))
     for name in found[0].point:
-        if len({text(s.point[name]) for s in found}) > 1:
+        if len({show(s.point[name]) for s in found}) > 1:
             figures[f"Sensitivity to {name}"] = (f"sensitivity_{name}", sensitivity(found, name))
     paths = {}
     for title, (file, figure) in figures.items():
@@ -112,8 +112,8 @@ def sensitivity(found: Sequence[Setting], name: str) -> Any:
     numeric = all(
         isinstance(v, int | float) and not isinstance(v, bool) and np.isfinite(v) for v in values
     )
-    words = [*dict.fromkeys(map(text, given))]
-    x = np.array([float(v) if numeric else words.index(text(v)) for v in values])
+    words = [*dict.fromkeys(map(show, given))]
+    x = np.array([float(v) if numeric else words.index(show(v)) for v in values])
     middle = np.array([statistics.interquartile_mean(*s.strata) for s in found])
     bounds = np.array([statistics.interval(s.strata) for s in found]).T
     around = np.abs(np.nan_to_num(bounds - middle))

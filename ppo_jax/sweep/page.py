@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from ppo_jax.sweep.points import text
+from ppo_jax.options import show
 
 Row = dict[str, Any]
 STYLE = """
@@ -78,7 +78,7 @@ def _text(value: Any) -> str:
     if value is None:
         return ""
     if isinstance(value, tuple):
-        return text(value)
+        return show(value)
     if isinstance(value, int) and not isinstance(value, bool):
         return f"{value:,}" if abs(value) >= 10_000 else str(value)
     return f"{value:.6g}" if isinstance(value, float) else str(value)

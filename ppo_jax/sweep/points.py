@@ -10,8 +10,8 @@ from typing import Any
 import numpy as np
 
 from ppo_jax import config as configs
-from ppo_jax.config import ConfigError, TrainConfig
-from ppo_jax.types import did_you_mean
+from ppo_jax.config import TrainConfig
+from ppo_jax.options import ConfigError, did_you_mean, is_float, kind, parse, show
 
 Point = dict[str, Any]
 SCALES = ("log", "lin")
@@ -157,17 +157,7 @@ def _values_for(base: TrainConfig, point: Point) -> dict[str, Any]:
 
 def label(point: Point) -> str:
     """A point in words, "learning_rate=0.001 clip_eps=0.2"; "baseline" where nothing varies."""
-    return " ".join(f"{name}={text(value)}" for name, value in point.items()) or "baseline"
-
-
-def text(value: Any) -> str:
-    """A value as the command line takes it."""
-    if isinstance(value, tuple | list):
-        words = any(isinstance(v, str) for v in value)
-        return ("+" if words else "x").join(map(str, value))
-    if isinstance(value, float):
-        return f"{value:g}" if float(f"{value:g}") == value else repr(value)
-    return "none" if value is None else str(value)
+    return " ".join(f"{name}={show(value)}" for name, value in point.items()) or "baseline"
 
 
 def _draws(dimensions: int, count: int, sampler: str, seed: int) -> np.ndarray:
@@ -183,10 +173,9 @@ def _draws(dimensions: int, count: int, sampler: str, seed: int) -> np.ndarray:
 
 
 def _values(name: str, text: str, field: Any) -> Range | list[Any]:
-    kind = str(field.type)
     scale, *ends = text.split(":")
     if scale in SCALES and ends:
-        if field.type is not float and "float" not in kind:
+        if not is_float(field):
             raise ConfigError(f"--vary {name}={text}: only real numbers have a range; list values")
         return _range(name, text, scale, ends)
     values = [_value(name, word.strip(), field) for word in text.split(",")]
@@ -216,27 +205,7 @@ def _range(name: str, text: str, scale: str, ends: list[str]) -> Range:
 
 def _value(name: str, word: str, field: Any) -> Any:
     """A word as the option's type has it."""
-    kind = str(field.type)
     try:
-        if word.lower() == "none" and "None" in kind:
-            return None
-        if "tuple[str" in kind:
-            return tuple(word.split("+"))
-        if "tuple" in kind:
-            return tuple(_whole(part) for part in word.split("x"))
-        if "bool" in kind:
-            return {"true": True, "false": False}[word.lower()]
-        if "float" in kind:
-            return float(word)
-        return _whole(word) if "int" in kind else word
-    except (ValueError, KeyError, OverflowError) as error:
-        shown = field.type.__name__ if type(field.type) is type else kind
-        raise ConfigError(f"--vary {name}: {word!r} is not of type {shown}") from error
-
-
-def _whole(word: str) -> int:
-    """5e5 is a whole number, 1.5 is not."""
-    number = float(word)
-    if not number.is_integer():
-        raise ValueError(word)
-    return int(number)
+        return parse(field, word)
+    except (ValueError, OverflowError) as error:
+        raise ConfigError(f"--vary {name}: {word!r} is not of type {kind(field)}") from error

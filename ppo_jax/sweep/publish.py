@@ -12,8 +12,8 @@ from ppo_jax import report, statistics
 from ppo_jax.checkpoint import write_json
 from ppo_jax.config import ConfigError
 from ppo_jax.envs import canonical
+from ppo_jax.options import show
 from ppo_jax.sweep import figures, page, results
-from ppo_jax.sweep.points import text
 from ppo_jax.sweep.results import PointResult, Setting
 from ppo_jax.sweep.store import Store, read_sessions, read_spec
 
@@ -260,7 +260,7 @@ def _representative(path: Path) -> tuple[str, list[PointResult]]:
 def write_table(path: Path, rows: list[dict[str, Any]]) -> None:
     """Rows as CSV; None is empty, tuples as the command line takes them."""
     names = [*dict.fromkeys(name for row in rows for name in row)]
-    plain = [{n: text(v) if isinstance(v, tuple) else v for n, v in r.items()} for r in rows]
+    plain = [{n: show(v) if isinstance(v, tuple) else v for n, v in r.items()} for r in rows]
     with path.open("w", newline="") as file:
         writer = csv.DictWriter(file, names, lineterminator="\n")
         writer.writeheader()
@@ -293,4 +293,4 @@ def _plain(value: Any) -> Any:
         return [_plain(v) for v in value]
     if isinstance(value, float | np.floating):
         return None if np.isnan(value) else float(value) if np.isfinite(value) else str(value)
-    return value if isinstance(value, int | str | bool | None) else text(value)
+    return value if isinstance(value, int | str | bool | None) else show(value)

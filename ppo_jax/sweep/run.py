@@ -10,10 +10,11 @@ from ppo_jax import config as configs
 from ppo_jax.algorithms import ALGORITHMS
 from ppo_jax.config import ConfigError, TrainConfig
 from ppo_jax.envs import refuse_sweep
+from ppo_jax.options import did_you_mean
 from ppo_jax.sweep.points import Point, configure, grid
 from ppo_jax.sweep.schedule import Finished, Schedule, group_agents
 from ppo_jax.train import build
-from ppo_jax.types import TrainState, did_you_mean
+from ppo_jax.types import TrainState
 
 Arrays = dict[str, np.ndarray]
 

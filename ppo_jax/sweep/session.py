@@ -14,6 +14,7 @@ from rich.table import Table
 from ppo_jax import compilation_cache, report
 from ppo_jax.config import ConfigError
 from ppo_jax.envs import refuse_sweep
+from ppo_jax.options import option
 from ppo_jax.progress import Progress
 from ppo_jax.runner import BROKEN_PROMISES, Signals
 from ppo_jax.sweep import results
@@ -24,7 +25,6 @@ from ppo_jax.sweep.results import Setting
 from ppo_jax.sweep.schedule import Finished, Group, Schedule, group_agents
 from ppo_jax.sweep.store import KEPT, Spec, Store, SweepDirectory, read_spec
 from ppo_jax.train import build
-from ppo_jax.types import option
 
 
 @dataclasses.dataclass(frozen=True)
