@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 import time
+import warnings
 from pathlib import Path
 
 import jax
@@ -13,6 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from damage import add_damaged_checkpoints
 from ppo_jax import checkpoint, runner
 from ppo_jax import config as configs
 from ppo_jax.checkpoint import CheckpointError, Checkpoints
@@ -212,6 +214,33 @@ def test_a_run_whose_checkpoints_are_gone_does_not_begin_again(tmp_path):
     with pytest.raises(CheckpointError, match="are gone, though 640 environment steps were saved"):
         run(small(), RunOptions(resume=path))
     assert rows(path) == before
+
+
+def stop_after_saving(monkeypatch):
+    """SIGTERM as soon as there is a checkpoint."""
+    save = Checkpoints.save
+
+    def save_and_stop(self, *arguments):
+        save(self, *arguments)
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    monkeypatch.setattr(Checkpoints, "save", save_and_stop)
+
+
+def test_damaged_checkpoints_do_not_outlive_the_resume(tmp_path, monkeypatch):
+    """They are later than what the resumed run saves and may be scored higher: counted among the
+    last few and the best, they would be kept in its place and nothing would be left of it."""
+    path = tmp_path / "a"
+    run(small(total_timesteps=256), RunOptions(run_dir=path, eval_episodes=0))
+    checkpoints = add_damaged_checkpoints(path, [8, 9, 10])
+    assert checkpoints.steps() == [4, 8, 9, 10] and checkpoints.best() == 10
+    stop_after_saving(monkeypatch)
+    with pytest.warns(UserWarning, match="checkpoint 8: .* damaged"):
+        assert run(small(), RunOptions(resume=path, checkpoint_seconds=0)) == 143
+    assert checkpoints.steps() == [4, 5] and checkpoints.best() in (4, 5)
+    with warnings.catch_warnings(action="error"):
+        assert load(path)[2].update == 5
+        assert load(path, "best")[2].update in (4, 5)
 
 
 def test_resets_that_had_to_be_used_twice_are_announced(tmp_path):
