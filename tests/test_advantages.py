@@ -30,10 +30,13 @@ ROLLOUTS = [
 ]
 
 
+def discounts_of(case: str) -> tuple[float, float]:
+    return float(GOLDEN(case)["hp/gamma"]), float(GOLDEN(case)["hp/gae_lambda"])
+
+
 def inputs_of(case: str):
-    shape, setting, _ = case.split("/")
-    gamma, lambda_ = (float(x[1:]) for x in setting.split("_"))
-    arrays = GOLDEN(f"{shape}/inputs")
+    gamma, lambda_ = discounts_of(case)
+    arrays = GOLDEN(f"{case.split('/')[0]}/inputs")
     value = arrays["values"]
     return {
         "reward": arrays["rewards"],
@@ -59,8 +62,11 @@ def test_gae_equals_the_peer(case, peer):
 
 
 def test_every_peer_and_shape_is_compared():
-    assert {peer for _, peer in ROLLOUTS} == set(PEERS)
-    assert len(ROLLOUTS) >= 100 and len(TIME_LIMITS) == 6
+    assert {peer for _, peer in ROLLOUTS} == set(PEERS) and TIME_LIMITS
+    answers = [key for key in GOLDEN.arrays if key.endswith("/advantages")]
+    assert {key.rsplit("/", 1)[0] for key in answers} == {case for case, _ in ROLLOUTS} | {
+        *TIME_LIMITS
+    }
 
 
 TIME_LIMITS = [
@@ -73,7 +79,7 @@ TIME_LIMITS = [
 
 @pytest.mark.parametrize("case", TIME_LIMITS)
 def test_time_limits_bootstrap_like_the_peer(case):
-    gamma, lambda_ = (float(x[1:]) for x in case.split("/")[1].split("_"))
+    gamma, lambda_ = discounts_of(case)
     arrays, expected = GOLDEN("truncation/inputs"), GOLDEN(case)
     batch = estimate_gae(
         trajectory(
