@@ -25,17 +25,21 @@ OPTIONS = {
 learners = pytest.mark.parametrize("algorithm", list(ALGORITHMS))
 
 
-def learn(env, algorithm, steps=40_000, **changes):
-    """Train, and return obs -> (distribution, value of its mode)."""
+def options_of(algorithm):
+    """With which it learns on all of the probes."""
     options = {
         "num_envs": 8,
         "num_steps": 32,
         "hidden": (16,),
         "learning_rate": 5e-3,
         "gamma": 0.9,
-        "total_timesteps": steps,
     }
-    options |= OPTIONS.get(algorithm, {})
+    return options | OPTIONS.get(algorithm, {})
+
+
+def learn(env, algorithm, steps=40_000, **changes):
+    """Train, and return obs -> (distribution, value of its mode)."""
+    options = options_of(algorithm) | {"total_timesteps": steps}
     config = configs.make(preset="none", algorithm=algorithm, **options | changes)
     state, metrics = jax.jit(make_train(config, env))(jax.random.key(0))
     assert metrics["reused_resets"].sum() == 0
