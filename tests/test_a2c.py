@@ -7,6 +7,7 @@ import optax
 import pytest
 
 from ppo_jax import sgd
+from ppo_jax.advantages import estimate_gae
 from ppo_jax.algorithms import a2c, trpo
 from ppo_jax.rollout import flatten_steps
 from reference import (
@@ -97,6 +98,17 @@ def test_update_equals_sb3_weight_by_weight(kind, optimizer):
     np.testing.assert_allclose(metrics["loss"], y["loss"], rtol=1e-4, atol=1e-6)
     np.testing.assert_allclose(metrics["grad_norm"], y["grad_norm"], rtol=1e-4)
     assert int(moved.step) == 1
+
+
+def test_the_estimate_is_gae_at_the_configured_discounts():
+    """The cases of SB3 are all at λ = 1."""
+    x = UPDATE("categorical/inputs")
+    policy = sb3_policy("categorical", x)
+    trajectory = sb3_trajectory(policy, sb3_params("categorical", under("w0/", x)), x)
+    batch = a2c.make(policy, a2c.Config(gamma=0.9, gae_lambda=0.7)).estimate(trajectory)
+    expected = estimate_gae(trajectory, gamma=0.9, lambda_=0.7)
+    np.testing.assert_array_equal(batch.advantage, expected.advantage)
+    np.testing.assert_array_equal(batch.target, expected.target)
 
 
 @KINDS

@@ -120,6 +120,9 @@ def test_a_run_is_finite_and_changes_everything(algorithm, env):
         if not name.startswith("episode_"):
             assert np.isfinite(value).all(), name
     assert metrics["reused_resets"].sum() == 0
+    left = 1 - np.arange(UPDATES) / UPDATES  # of the learning rate, over the whole run
+    rate = small(algorithm, env).hyper.learning_rate
+    np.testing.assert_allclose(metrics["learning_rate"], rate * left, rtol=1e-5)
 
 
 @contract
