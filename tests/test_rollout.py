@@ -260,6 +260,24 @@ def test_dummy_steps_have_no_weight_and_no_reward():
     assert state.metrics["episode_return"] == 3 and state.metrics["episode_length"] == 3
 
 
+class Points(TimeLimit):
+    """Games of five steps; a point is made, and all before it settled, with every second step."""
+
+    def step(self, key, state, action, params):
+        *result, _ = super().step(key, state, action, params)
+        return *result, {"settled": result[1] % 2 == 0}
+
+
+def test_what_is_settled_is_over_for_learning_and_goes_on_for_the_environment():
+    _, params, state, collect = setup(Points())
+    state, t = collect(KEY, params, state)
+    step = np.arange(1, STEPS + 1) % 5  # of its game, 0 the last
+    settled = (step % 2 == 0) & (step > 0)
+    np.testing.assert_array_equal(t.terminated, np.tile(settled[:, None], ENVS))
+    np.testing.assert_array_equal(t.done, np.tile((settled | (step == 0))[:, None], ENVS))
+    assert state.metrics["episodes"] == ENVS * (STEPS // 5) and state.metrics["episode_length"] == 5
+
+
 def test_dummy_steps_are_not_among_the_statistics():
     """Of twelve steps nine happened: what they showed, and what they returned at γ = 0.9."""
     vector = DummySteps()
