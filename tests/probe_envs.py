@@ -94,6 +94,44 @@ class TimeLimit(Probe):
         return jnp.zeros(1), time, jnp.float32(1), jnp.array(False), time >= 5, {}
 
 
+# They look alike: one number is shown, two actions are to be had, five steps are the longest.
+ALIKE = (
+    ConstantReward(),
+    RewardIsObservation(),
+    DelayedReward(),
+    RewardIsAction(),
+    MatchObservation(),
+    TimeLimit(),
+)
+
+
+class OneOfAlike(Probe):
+    """The probe whose place among them is the parameter: a program made for one serves all."""
+
+    def __init__(self, place):
+        super().__init__(time_limit=5, params=place)
+
+    def reset(self, key, params):
+        def branch(probe):
+            def reset(key):
+                obs, state = probe.reset(key, ())
+                return obs, state.astype(jnp.float32)
+
+            return reset
+
+        return jax.lax.switch(params, [branch(probe) for probe in ALIKE], key)
+
+    def step(self, key, state, action, params):
+        def branch(probe):
+            def step(*args):
+                obs, state, *result = probe.step(*args, ())
+                return obs, state.astype(jnp.float32), *result
+
+            return step
+
+        return jax.lax.switch(params, [branch(probe) for probe in ALIKE], key, state, action)
+
+
 class Target(Probe):
     """One step, continuous action, reward −(a − 0.5)². The mean -> 0.5."""
 
