@@ -79,9 +79,15 @@ def trained(algorithm: str, env: str):
 
 @functools.cache
 def stepping(algorithm: str, env: str):
-    """(program, init, step), compiled once for all tests; step refuses to be traced twice."""
+    """(program, init, step), compiled once for all tests; step refuses to be traced twice.
+
+    The first state is bound to its device, as a restored one is: for others it would be compiled
+    anew.
+    """
     program = build(small(algorithm, env))
-    return program, jax.jit(program.init), jax.jit(traced_once(program.step))
+    here = jax.sharding.SingleDeviceSharding(jax.devices()[0])
+    init = jax.jit(program.init, out_shardings=here)
+    return program, init, jax.jit(traced_once(program.step))
 
 
 def traced_once(function):
