@@ -6,15 +6,31 @@ from pathlib import Path
 import numpy as np
 
 from ppo_jax.rlhf.hf_io import load_model
+from reference import golden_file
 
-FOLDER = Path(__file__).parent / "golden" / "llm"
 FAMILIES = ["gpt2", "llama", "llama3_rope_tied", "mistral", "qwen2"]
+
+
+def golden_path(given: str, ours: str) -> Path:
+    """Under the name it was given to us, which one that is dropped in has, or under ours."""
+    path = golden_file(given)
+    return path if path.exists() else golden_file(f"llm/{ours}")
+
+
+def model_folder(family: str) -> Path:
+    """Where a model is, as transformers wrote it."""
+    return golden_path(f"11_llm_{family}", family)
+
+
+def shards_of_llama() -> Path:
+    """The index that transformers wrote when it split that model."""
+    return golden_path("11_llm_llama_sharded/model.safetensors.index.json", "llama/shards.json")
 
 
 @functools.cache
 def golden(family: str) -> dict[str, np.ndarray]:
     """The arrays of one model."""
-    with np.load(FOLDER / "arrays.npz") as file:
+    with np.load(golden_path("11_llm.npz", "arrays.npz")) as file:
         prefix = family + "/"
         return {k[len(prefix) :]: file[k] for k in file.files if k.startswith(prefix)}
 
@@ -22,4 +38,4 @@ def golden(family: str) -> dict[str, np.ndarray]:
 @functools.cache
 def model(family: str, dtype: str = "float32"):
     """(decoder, params) of one model."""
-    return load_model(FOLDER / family, dtype)
+    return load_model(model_folder(family), dtype)

@@ -94,6 +94,44 @@ class TimeLimit(Probe):
         return jnp.zeros(1), time, jnp.float32(1), jnp.array(False), time >= 5, {}
 
 
+# They look alike: one number is shown, two actions are to be had, five steps are the longest.
+ALIKE = (
+    ConstantReward(),
+    RewardIsObservation(),
+    DelayedReward(),
+    RewardIsAction(),
+    MatchObservation(),
+    TimeLimit(),
+)
+
+
+class OneOfAlike(Probe):
+    """The probe whose place among them is the parameter: a program made for one serves all."""
+
+    def __init__(self, place):
+        super().__init__(time_limit=5, params=place)
+
+    def reset(self, key, params):
+        def branch(probe):
+            def reset(key):
+                obs, state = probe.reset(key, ())
+                return obs, state.astype(jnp.float32)
+
+            return reset
+
+        return jax.lax.switch(params, [branch(probe) for probe in ALIKE], key)
+
+    def step(self, key, state, action, params):
+        def branch(probe):
+            def step(*args):
+                obs, state, *result = probe.step(*args, ())
+                return obs, state.astype(jnp.float32), *result
+
+            return step
+
+        return jax.lax.switch(params, [branch(probe) for probe in ALIKE], key, state, action)
+
+
 class Target(Probe):
     """One step, continuous action, reward −(a − 0.5)². The mean -> 0.5."""
 
@@ -108,12 +146,28 @@ class Target(Probe):
         return jnp.zeros(1), state, reward, jnp.array(True), jnp.array(False), {}
 
 
+class Dice(Probe):
+    """What is shown is drawn anew by every reset and every step; no two look alike."""
+
+    def reset(self, key, params):
+        return jax.random.uniform(key, (1,)), jnp.int32(0)
+
+    def step(self, key, state, action, params):
+        ends = (state + 1) % 5 == 0
+        return jax.random.uniform(key, (1,)), state + 1, jnp.float32(0), ends, jnp.array(False), {}
+
+
 class Counter(Probe):
-    """Shows its own history: obs = (episode's random id, steps in it).
+    """Shows its own history: obs = (the episode's random id, steps in it), both made small.
 
     An episode with id i ends after 3 + i % 4 steps, by termination if i is even, else by
     truncation; its reward is its id plus the step. Nothing depends on the action.
+
+    Small, so that no tanh is saturated: a network gives every state a value of its own, and a
+    value that is taken from the wrong state shows. Ids remain distinct as float32.
     """
+
+    IDS, STEPS = 1_000_000, 4
 
     def __init__(self, time_limit: int | None = 3):
         super().__init__(
@@ -123,7 +177,7 @@ class Counter(Probe):
         )
 
     def reset(self, key, params):
-        state = (jax.random.randint(key, (), 0, 1_000_000), jnp.int32(0))
+        state = (jax.random.randint(key, (), 0, self.IDS), jnp.int32(0))
         return self._observe(state), state
 
     def step(self, key, state, action, params):
@@ -140,8 +194,16 @@ class Counter(Probe):
             {},
         )
 
+    def name_of(self, obs):
+        """The id that an observation shows."""
+        return np.rint((np.asarray(obs)[..., 0] + 1) * self.IDS / 2).astype(int)
+
+    def successor(self, obs):
+        """What is shown after `obs`, also where the episode ends there."""
+        return obs + jnp.array([0.0, 1.0 / self.STEPS])
+
     def _observe(self, state):
-        return jnp.stack([state[0], state[1]]).astype(jnp.float32)
+        return jnp.stack([2.0 * state[0] / self.IDS - 1.0, state[1] / self.STEPS])
 
 
 # Below every return that legal actions can earn: one illegal action shows in the worst episode.

@@ -1,27 +1,45 @@
-"""Access to the golden arrays, and to weights in torch's layout."""
+"""Access to the golden arrays, and to weights in torch's layout.
 
+The environment variable PPO_JAX_GOLDEN names a folder of other arrays in the same format, of
+whatever sizes; files that it lacks are the repository's.
+"""
+
+import os
+from collections.abc import Callable
 from pathlib import Path
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
+from ppo_jax import losses
 from ppo_jax.distributions import Categorical, DiagGaussian
 from ppo_jax.envs import spaces
 from ppo_jax.networks import Policy, make_policy
 from ppo_jax.types import Batch, Trajectory
 
 FOLDER = Path(__file__).parent / "golden"
+OTHER = os.environ.get("PPO_JAX_GOLDEN")
 
 SB3_ACTOR = ["mlp_extractor.policy_net.0", "mlp_extractor.policy_net.2", "action_net"]
 SB3_CRITIC = ["mlp_extractor.value_net.0", "mlp_extractor.value_net.2", "value_net"]
+
+
+def golden_file(name: str) -> Path:
+    """Where a file of golden arrays is; a folder that has none of them is a mistake."""
+    if not OTHER:
+        return FOLDER / name
+    if not any(Path(OTHER).glob("*.npz")):
+        raise FileNotFoundError(f"PPO_JAX_GOLDEN is {OTHER!r}, where there are no golden arrays")
+    other = Path(OTHER).absolute() / name
+    return other if other.exists() else FOLDER / name
 
 
 class Golden:
     """One npz file: `golden(case)` is the dict of that case's arrays."""
 
     def __init__(self, name: str) -> None:
-        with np.load(FOLDER / f"{name}.npz") as file:
+        with np.load(golden_file(f"{name}.npz")) as file:
             self.arrays = dict(file)
 
     def __call__(self, case: str) -> dict[str, np.ndarray]:
@@ -64,7 +82,36 @@ def sb3_policy(kind: str, x: dict) -> Policy:
         "gaussian": lambda: spaces.Box(-np.inf, np.inf, (x["actions"].shape[-1],)),
         "multidiscrete": lambda: spaces.MultiDiscrete(tuple(x["nvec"].tolist())),
     }[kind]()
-    return make_policy(spaces.Box(-np.inf, np.inf, x["obs"].shape[2:]), action_space, hidden=(8, 8))
+    hidden = tuple(x[f"w0/{name}.bias"].size for name in SB3_ACTOR[:-1])
+    return make_policy(spaces.Box(-np.inf, np.inf, x["obs"].shape[2:]), action_space, hidden=hidden)
+
+
+def spinup_policy(kind: str, y: dict) -> tuple[Policy, Callable[[str], dict]]:
+    """Spinning Up's network, and its parameters by the prefix of their names."""
+    net, log_std = ("logits_net", None) if kind == "categorical" else ("mu_net", "pi.log_std")
+    actor, critic = ([f"{name}.{i}" for i in (0, 2, 4)] for name in (f"pi.{net}", "v.v_net"))
+    *hidden, outputs = (y[f"w0/{name}.bias"].size for name in actor)
+    action_space = (
+        spaces.Discrete(outputs) if log_std is None else spaces.Box(-np.inf, np.inf, (outputs,))
+    )
+    shown = spaces.Box(-np.inf, np.inf, y["obs"].shape[1:])
+    policy = make_policy(shown, action_space, hidden=tuple(hidden))
+    return policy, lambda prefix: actor_critic(under(prefix, y), actor, critic, log_std)
+
+
+def spinup_rows(y: dict) -> Batch:
+    """What its update is given, advantages normalised by the deviation of the population."""
+    advantage = losses.normalize(jnp.asarray(y["adv_raw"]), ddof=0)
+    np.testing.assert_allclose(advantage, y["adv"], rtol=1e-5, atol=1e-6)
+    return Batch(
+        obs=jnp.asarray(y["obs"]),
+        action=jnp.asarray(y["act"]),
+        log_prob=jnp.asarray(y["logp_old"]),
+        value=jnp.zeros_like(advantage),
+        advantage=advantage,
+        target=jnp.asarray(y["ret"]),
+        weight=jnp.ones_like(advantage),
+    )
 
 
 def sb3_params(kind: str, weights: dict):
@@ -109,13 +156,13 @@ def table_inputs(kind: str) -> tuple[dict, Batch]:
     x = {k: jnp.asarray(v) for k, v in Golden("02_ppo_loss")(f"{kind}/inputs").items()}
     names = ("logits", "values") if kind == "categorical" else ("mean", "log_std", "values")
     rows = Batch(
-        obs=jnp.zeros(64),
+        obs=jnp.zeros_like(x["advantages"]),
         action=x["actions"],
         log_prob=x["old_log_prob"],
         value=x["old_values"],
         advantage=x["advantages"],
         target=x["returns"],
-        weight=jnp.ones(64),
+        weight=jnp.ones_like(x["advantages"]),
     )
     return {n: x[n] for n in names}, rows
 

@@ -6,19 +6,18 @@ import numpy as np
 import optax
 import pytest
 
-from ppo_jax import losses, sgd
+from ppo_jax import sgd
+from ppo_jax.advantages import estimate_gae
 from ppo_jax.algorithms import a2c, trpo
-from ppo_jax.envs import spaces
-from ppo_jax.networks import make_policy
 from ppo_jax.rollout import flatten_steps
-from ppo_jax.types import Batch
 from reference import (
     Golden,
-    actor_critic,
     assert_close,
     sb3_params,
     sb3_policy,
     sb3_trajectory,
+    spinup_policy,
+    spinup_rows,
     table_inputs,
     table_policy,
     under,
@@ -34,6 +33,7 @@ def config_of(hp: dict) -> a2c.Config:
         value_coef=2 * hp["vf_coef"],
         entropy_coef=hp["ent_coef"],
         normalize_advantage=bool(hp["normalize_advantage"]),
+        gamma=hp.get("gamma", 0.99),
         gae_lambda=hp.get("gae_lambda", 1.0),
         learning_rate=hp.get("learning_rate", 1e-3),
     )
@@ -100,30 +100,23 @@ def test_update_equals_sb3_weight_by_weight(kind, optimizer):
     assert int(moved.step) == 1
 
 
+def test_the_estimate_is_gae_at_the_configured_discounts():
+    """The cases of SB3 are all at λ = 1."""
+    x = UPDATE("categorical/inputs")
+    policy = sb3_policy("categorical", x)
+    trajectory = sb3_trajectory(policy, sb3_params("categorical", under("w0/", x)), x)
+    batch = a2c.make(policy, a2c.Config(gamma=0.9, gae_lambda=0.7)).estimate(trajectory)
+    expected = estimate_gae(trajectory, gamma=0.9, lambda_=0.7)
+    np.testing.assert_array_equal(batch.advantage, expected.advantage)
+    np.testing.assert_array_equal(batch.target, expected.target)
+
+
 @KINDS
 def test_update_equals_spinningup(kind):
     """One step of the policy on its own, then the value function on its own."""
     y = UPDATE(f"spinup_{kind}/vpg_update")
     hp = hyper(y)
-    net, log_std = ("logits_net", None) if kind == "categorical" else ("mu_net", "pi.log_std")
-
-    def params_of(prefix):
-        actor, critic = ([f"{n}.{i}" for i in (0, 2, 4)] for n in (f"pi.{net}", "v.v_net"))
-        return actor_critic(under(prefix, y), actor, critic, log_std)
-
-    space = spaces.Discrete(3) if kind == "categorical" else spaces.Box(-np.inf, np.inf, (2,))
-    policy = make_policy(spaces.Box(-np.inf, np.inf, (4,)), space, hidden=(8, 8))
-    advantage = losses.normalize(jnp.asarray(y["adv_raw"]), ddof=0)
-    np.testing.assert_allclose(advantage, y["adv"], rtol=1e-5, atol=1e-6)
-    rows = Batch(
-        obs=jnp.asarray(y["obs"]),
-        action=jnp.asarray(y["act"]),
-        log_prob=jnp.asarray(y["logp_old"]),
-        value=jnp.zeros(48),
-        advantage=advantage,
-        target=jnp.asarray(y["ret"]),
-        weight=jnp.ones(48),
-    )
+    (policy, params_of), rows = spinup_policy(kind, y), spinup_rows(y)
     # Adam divides by the gradient's size, so the actor's step does not feel the critic's loss.
     config = a2c.Config(
         learning_rate=hp["pi_lr"], value_coef=0.0, max_grad_norm=np.inf, adam_eps=hp["adam_eps"]
@@ -135,6 +128,6 @@ def test_update_equals_spinningup(kind):
     # Its loss has no ½; Adam with twice the gradient is Adam with half the epsilon.
     adam = sgd.make_optimizer(np.inf, 0.5 * hp["adam_eps"], learning_rate=hp["vf_lr"])
     critic = sgd.init(learner.params["critic"], adam).replace(params=learner.params)
-    order = jnp.tile(jnp.arange(48), (int(hp["train_v_iters"]), 1))
+    order = jnp.tile(jnp.arange(rows.weight.size), (int(hp["train_v_iters"]), 1))
     fitted, _ = trpo.fit_critic(policy, critic, rows, adam, order=order, minibatches=1)
     assert_close(fitted.params, params_of("w1/"), rtol=0, atol=5e-5)

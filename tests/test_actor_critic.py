@@ -89,7 +89,8 @@ def test_images():
 def test_the_rollout_says_q_of_what_was_done_and_of_what_might_be():
     """value = q(s_t, a_t); next_value = q(s_{t+1}, a') with an a' of the policy's, and where a
     time limit cut the episode s_{t+1} is the true final state."""
-    env = vectorize(probe_envs.Counter(), 4, 32)
+    counter = probe_envs.Counter()
+    env = vectorize(counter, 4, 32)
     policy = make_policy(env.observation_space, spaces.Discrete(2), hidden=(8,), critic="q")
     state = rollout.init(jax.random.key(0), policy, env)
     params = policy.init(jax.random.key(1), state.obs)
@@ -106,8 +107,7 @@ def test_the_rollout_says_q_of_what_was_done_and_of_what_might_be():
     np.testing.assert_allclose(trajectory.value, q(obs, action), rtol=1e-5)
     following = jnp.concatenate([obs[1:], end.obs[None]])
     truncated = np.asarray(trajectory.done & ~trajectory.terminated)
-    final = jnp.stack([obs[..., 0], obs[..., 1] + 1], axis=-1)  # Counter's own next state
-    following = jnp.where(truncated[..., None], final, following)
+    following = jnp.where(truncated[..., None], counter.successor(obs), following)
     options = np.stack([q(following, 0), q(following, 1)])
     gap = np.abs(options - np.asarray(trajectory.next_value)).min(axis=0)
     relevant = ~np.asarray(trajectory.terminated)

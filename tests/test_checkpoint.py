@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from ppo_jax import checkpoint
 from ppo_jax.checkpoint import CheckpointError, Checkpoints, write_json
 from ppo_jax.config import TrainConfig
 from ppo_jax.train import build
@@ -150,6 +151,21 @@ def test_leftovers_of_a_killed_save_are_harmless(tmp_path, state):
     (tmp_path / "9").mkdir()
     checkpoints.clean(after=2)
     assert {p.name for p in tmp_path.iterdir()} == {"1", "1.json", "2", "2.json"}
+
+
+def test_a_checkpoint_half_deleted_does_not_look_whole(tmp_path, state, monkeypatch):
+    """Killed between its manifest and its arrays."""
+    checkpoints = save_two(tmp_path, state)
+    delete = checkpoint.delete
+
+    def killed(path):
+        monkeypatch.setattr(checkpoint, "delete", lambda path: None)
+        delete(path)
+
+    monkeypatch.setattr(checkpoint, "delete", killed)
+    checkpoints.discard(2)
+    assert checkpoints.steps() == [1] and (tmp_path / "2").exists()
+    assert checkpoints.restore(state)[0] == 1
 
 
 def test_another_runs_checkpoint_is_refused_by_name(tmp_path, state):

@@ -79,9 +79,15 @@ def trained(algorithm: str, env: str):
 
 @functools.cache
 def stepping(algorithm: str, env: str):
-    """(program, init, step), compiled once for all tests; step refuses to be traced twice."""
+    """(program, init, step), compiled once for all tests; step refuses to be traced twice.
+
+    The first state is bound to its device, as a restored one is: for others it would be compiled
+    anew.
+    """
     program = build(small(algorithm, env))
-    return program, jax.jit(program.init), jax.jit(traced_once(program.step))
+    here = jax.sharding.SingleDeviceSharding(jax.devices()[0])
+    init = jax.jit(program.init, out_shardings=here)
+    return program, init, jax.jit(traced_once(program.step))
 
 
 def traced_once(function):
@@ -120,6 +126,9 @@ def test_a_run_is_finite_and_changes_everything(algorithm, env):
         if not name.startswith("episode_"):
             assert np.isfinite(value).all(), name
     assert metrics["reused_resets"].sum() == 0
+    left = 1 - np.arange(UPDATES) / UPDATES  # of the learning rate, over the whole run
+    rate = small(algorithm, env).hyper.learning_rate
+    np.testing.assert_allclose(metrics["learning_rate"], rate * left, rtol=1e-5)
 
 
 @contract

@@ -81,7 +81,7 @@ def test_diag_gaussian(peer):
 def squashed() -> tuple[TanhGaussian, jax.Array, jax.Array]:
     x = GOLDEN("diag_gaussian/inputs")
     u = GOLDEN("squashed/inputs")
-    one = jnp.ones(3)
+    one = jnp.ones(x["mean"].shape[-1])
     dist = TanhGaussian(jnp.asarray(x["mean"]), jnp.asarray(x["log_std"]), -one, one)
     return dist, jnp.asarray(u["pre_tanh"]), jnp.asarray(u["pre_tanh_big"])
 
@@ -99,7 +99,7 @@ def test_tanh_gaussian_against_sb3_where_its_formula_holds():
     dist, u, _ = squashed()
     y = GOLDEN("squashed/sb3")
     inside = np.abs(u).max(-1) < 3
-    assert inside.sum() >= 4
+    assert inside.mean() >= 0.25
     np.testing.assert_allclose(dist.log_prob(u)[inside], y["log_prob"][inside], atol=1e-4)
     close(dist.to_env(u), y["action"])
     close(dist.to_env(dist.mode()), y["mode"])

@@ -91,8 +91,7 @@ def test_a_finished_episode_is_followed_by_a_fresh_one():
     done = terminated | truncated
     assert done.any() and terminated.any() and truncated.any()
     # The true successor is kept: same episode, one step on.
-    np.testing.assert_array_equal(final[..., 0], before[..., 0])
-    np.testing.assert_array_equal(final[..., 1], before[..., 1] + 1)
+    np.testing.assert_array_equal(final, Counter().successor(before))
     np.testing.assert_array_equal(after[~done], final[~done])
     # A new episode starts at step 0 under a new id.
     assert (after[done][:, 1] == 0).all() and (after[done][:, 0] != before[done][:, 0]).all()
@@ -106,6 +105,15 @@ def test_every_reset_of_the_pool_is_used_at_most_once():
     refreshed, metrics = vector.refresh(jax.random.key(9), state)
     assert metrics["reused_resets"] == 0 and refreshed.taken == 0
     assert not np.isin(refreshed.pool[0][:, 0], state.pool[0][:, 0]).any()
+
+
+@pytest.mark.parametrize(
+    ("shortest", "steps", "each"), [(1, 7, 7), (5, 5, 1), (5, 6, 2), (5, 11, 3), (3, 40, 14)]
+)
+def test_a_pool_holds_as_many_resets_as_episodes_can_end(shortest, steps, each):
+    """The first of them may have begun long before."""
+    env = altered(shortest_episode=shortest)
+    assert envs.vectorize(env, 4, steps).pool_size == 4 * each
 
 
 def test_an_exhausted_pool_goes_round_and_says_so():

@@ -170,7 +170,8 @@ def test_the_flag_of_a_start_is_carried_from_one_rollout_to_the_next():
 @pytest.mark.parametrize("cell", CELLS)
 def test_a_time_limit_is_bootstrapped_through_the_memory(cell):
     """V of the true final observation, by a critic that remembers the episode it ends."""
-    policy, params, state, collect = setup(Counter(3), cell)
+    env = Counter(3)
+    policy, params, state, collect = setup(env, cell)
     act = jax.jit(policy.act)
     for i in range(2):
         core = state.core
@@ -180,7 +181,7 @@ def test_a_time_limit_is_bootstrapped_through_the_memory(cell):
         for step in range(STEPS):
             core, _, value = act(params, core, t.obs.obs[step], t.obs.start[step])
             np.testing.assert_allclose(value, t.value[step], rtol=1e-4, atol=1e-4)
-            final = t.obs.obs[step] + jnp.array([0.0, 1.0])
+            final = env.successor(t.obs.obs[step])
             after = t.obs.obs[step + 1] if step + 1 < STEPS else state.obs
             successor = jnp.where(truncated[step, :, None], final, after)
             expected = act(params, core, successor, jnp.zeros(ENVS, bool))[2]

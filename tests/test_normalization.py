@@ -13,7 +13,7 @@ GOLDEN = Golden("08_running_stats")
 @pytest.mark.parametrize("peer", ["sb3", "gymnasium", "baselines"])
 def test_moments_after_each_batch(peer):
     x, y = GOLDEN("rms/inputs"), GOLDEN(f"rms/{peer}")
-    moments = normalization.init((4,))
+    moments = normalization.init(x["batches"].shape[1:])
     for i, batch in enumerate(np.split(x["batches"], np.cumsum(x["sizes"])[:-1])):
         moments = normalization.update(moments, jnp.asarray(batch))
         np.testing.assert_allclose(moments.mean, y["mean"][i], rtol=1e-4, atol=1e-5)
@@ -28,11 +28,12 @@ def test_moments_after_each_batch(peer):
 def test_a_stream_normalised_like_vecnormalize(case, peer_rtol):
     x, y = GOLDEN("stream/inputs"), GOLDEN(f"stream/{case}")
     hp = {k[3:]: float(v) for k, v in y.items() if k.startswith("hp/")}
-    obs_moments = normalization.update(normalization.init((4,)), jnp.asarray(x["obs0"]))
-    reward_moments, accumulated = normalization.init(()), np.zeros(5)
+    obs_moments = normalization.init(x["obs0"].shape[1:])
+    obs_moments = normalization.update(obs_moments, jnp.asarray(x["obs0"]))
+    reward_moments, accumulated = normalization.init(()), np.zeros(x["rewards"].shape[1])
     done = np.maximum(x["term"], x["trunc"])
     tolerance = {"rtol": peer_rtol * 10, "atol": 1e-5}
-    for t in range(60):
+    for t in range(len(x["obs"])):
         obs, reward = jnp.asarray(x["obs"][t]), jnp.asarray(x["rewards"][t])
         obs_moments = normalization.update(obs_moments, obs)
         accumulated = accumulated * hp["gamma"] + x["rewards"][t]
@@ -55,8 +56,9 @@ def test_a_stream_normalised_like_vecnormalize(case, peer_rtol):
 def test_gymnasium_normalises_the_same_stream_of_observations():
     """Its vector wrapper on the same observations; its reward accumulator differs (never reset)."""
     x, y = GOLDEN("stream/inputs"), GOLDEN("stream/gymnasium_vector")
-    moments = normalization.update(normalization.init((4,)), jnp.asarray(x["obs0"]))
-    for t in range(60):
+    moments = normalization.init(x["obs0"].shape[1:])
+    moments = normalization.update(moments, jnp.asarray(x["obs0"]))
+    for t in range(len(x["obs"])):
         moments = normalization.update(moments, jnp.asarray(x["obs"][t]))
         found = normalization.normalize(moments, jnp.asarray(x["obs"][t]), np.inf)
         np.testing.assert_allclose(found, y["obs_norm"][t + 1], rtol=1e-3, atol=1e-4)

@@ -24,6 +24,8 @@ from reference import (
     sb3_params,
     sb3_policy,
     sb3_trajectory,
+    spinup_policy,
+    spinup_rows,
     table_inputs,
     table_policy,
     under,
@@ -57,7 +59,13 @@ KINDS = pytest.mark.parametrize("kind", ["categorical", "gaussian"])
 @KINDS
 def test_loss_equals_sb3(kind):
     """SB3's value loss has no ½, so its coefficient is half of ours."""
-    config = ppo.Config(clip_eps=0.2, value_coef=2 * 0.5, entropy_coef=0.0)
+    expected = LOSS(f"{kind}/sb3_ppo_A")
+    config = ppo.Config(
+        clip_eps=float(expected["hp/clip_range"]),
+        value_coef=2 * float(expected["hp/vf_coef"]),
+        entropy_coef=float(expected["hp/ent_coef"]),
+        normalize_advantage=bool(expected["hp/normalize_advantage"]),
+    )
     names = ("loss", "policy_loss", "approx_kl", "clip_fraction")
     check_loss(kind, "sb3_ppo_A", config, {n: n for n in names})
 
@@ -114,14 +122,16 @@ def test_loss_equals_cleanrl(kind, case):
 
 @KINDS
 def test_loss_equals_spinningup(kind):
-    config = ppo.Config(clip_eps=0.2, value_coef=2.0, normalize_advantage=False)
+    clip_eps = float(LOSS(f"{kind}/spinup_ppo")["hp/clip_ratio"])
+    config = ppo.Config(clip_eps=clip_eps, value_coef=2.0, normalize_advantage=False)
     renamed = {"policy_loss": "loss_pi", "clip_fraction": "clipfrac"}
     check_loss(kind, "spinup_ppo", config, renamed)
 
 
-@pytest.mark.parametrize("eps", [0.1, 0.2])
-def test_surrogate_equals_rlax(eps):
-    expected = LOSS(f"categorical/rlax_clip_eps{eps}")
+@pytest.mark.parametrize("case", ["rlax_clip_eps0.1", "rlax_clip_eps0.2"])
+def test_surrogate_equals_rlax(case):
+    expected = LOSS(f"categorical/{case}")
+    eps = float(expected["hp/epsilon"])
     config = ppo.Config(clip_eps=eps, value_coef=0.0, normalize_advantage=False)
     params, rows = table_inputs("categorical")
     loss_fn = ppo.make_loss(table_policy("categorical"), config)
@@ -164,7 +174,8 @@ def test_objective_equals_torchrl(kind, case):
 @KINDS
 def test_padding_full_of_infinities_changes_nothing(kind):
     params, rows = table_inputs(kind)
-    real = jnp.arange(64) % 3 > 0
+    size = rows.weight.size
+    real = jnp.arange(size) % 3 > 0
     poison = jax.tree.map(
         lambda x: jnp.where(
             real.reshape(-1, *(1,) * (x.ndim - 1)), x, jnp.inf if x.dtype == jnp.float32 else -7
@@ -175,10 +186,12 @@ def test_padding_full_of_infinities_changes_nothing(kind):
     # A network, not a table: infinite observations must not reach its weights either.
     policy = make_policy(
         spaces.Box(-np.inf, np.inf, (1,)),
-        spaces.Discrete(4) if kind == "categorical" else spaces.Box(-9.0, 9.0, (3,)),
+        spaces.Discrete(params["logits"].shape[-1])
+        if kind == "categorical"
+        else spaces.Box(-9.0, 9.0, params["mean"].shape[-1:]),
         hidden=(8,),
     )
-    clean_obs = jnp.linspace(-1, 1, 64)[:, None]
+    clean_obs = jnp.linspace(-1, 1, size)[:, None]
     network = policy.init(jax.random.key(0), clean_obs)
     loss_fn = ppo.make_loss(policy, ppo.Config(entropy_coef=0.01, value_clip_eps=0.2))
     poison = poison.replace(obs=jnp.where(real[:, None], clean_obs, jnp.inf))
@@ -274,10 +287,11 @@ def test_update_equals_sb3_weight_by_weight(kind, case, dtype):
         if double:
             state = learner.opt_state._replace(learning_rate=jnp.float64(hp["learning_rate"]))
             learner = learner.replace(opt_state=state)
-        order = jnp.asarray(y["permutations"])
+        order, size = jnp.asarray(y["permutations"]), hp["batch_size"]
+        minibatches = order.shape[1] // size
         stop = (lambda m: m["approx_kl"] > 1.5 * hp["target_kl"]) if "target_kl" in hp else None
         final, metrics = sgd.sgd_epochs(
-            learner, rows, loss_fn, optimizer, order=order, minibatches=4, stop=stop
+            learner, rows, loss_fn, optimizer, order=order, minibatches=minibatches, stop=stop
         )
         taken = int(y["n_minibatches"])
         assert int(final.step) == taken
@@ -296,8 +310,8 @@ def test_update_equals_sb3_weight_by_weight(kind, case, dtype):
                 metrics[ours], expected, rtol=1e-7 if double else 1e-4, atol=1e-6, err_msg=ours
             )
         # And step by step, as far as the epochs' shuffling goes.
-        for k in range(min(taken, 4)):
-            part = order[0, k * 16 : (k + 1) * 16]
+        for k in range(min(taken, minibatches)):
+            part = order[0, k * size : (k + 1) * size]
             minibatch = jax.tree.map(lambda a, part=part: a[part], rows)
             learner, _ = sgd.sgd_step(learner, minibatch, loss_fn, optimizer)
             weights = {n: v[k + 1] for n, v in under("w_hist/", y).items()}
@@ -314,9 +328,10 @@ def test_first_gradient_equals_sb3(kind):
         entropy_coef=float(y["hp/ent_coef"]),
     )
     trajectory = sb3_trajectory(policy, sb3_params(kind, under("w_behaviour/", x)), x)
-    batch = estimate_gae(trajectory, gamma=0.99, lambda_=0.95)
+    gamma, lambda_ = float(y["hp/gamma"]), float(y["hp/gae_lambda"])
+    batch = estimate_gae(trajectory, gamma=gamma, lambda_=lambda_)
     rows = flatten_steps(jax.tree.map(lambda a: jnp.swapaxes(a, 0, 1), batch))
-    first = jax.tree.map(lambda a: a[y["permutations"][0, :16]], rows)
+    first = jax.tree.map(lambda a: a[y["permutations"][0, : int(y["hp/batch_size"])]], rows)
     loss_fn = ppo.make_loss(policy, config)
     grads = jax.grad(loss_fn, has_aux=True)(sb3_params(kind, under("w0/", x)), first)[0]
     expected = sb3_params(kind, under("grad_mb0_preclip/", y))
@@ -330,20 +345,26 @@ def test_update_equals_cleanrl_weight_by_weight(kind):
     actor = "actor" if kind == "categorical" else "actor_mean"
     log_std = None if kind == "categorical" else "actor_logstd"
 
+    names = [[f"{net}.{i}" for i in (0, 2, 4)] for net in (actor, "critic")]
+    *hidden, outputs = (y[f"w0/{name}.bias"].size for name in names[0])
+
     def params_of(prefix):
-        names = [[f"{net}.{i}" for i in (0, 2, 4)] for net in (actor, "critic")]
         return actor_critic(under(prefix, y), *names, log_std)
 
     action_space = (
-        spaces.Discrete(3)
+        spaces.Discrete(outputs)
         if kind == "categorical"
         else spaces.Box(-np.inf, np.inf, y["actions"].shape[2:])
     )
-    policy = make_policy(spaces.Box(-np.inf, np.inf, y["obs"].shape[2:]), action_space)
+    shown = spaces.Box(-np.inf, np.inf, y["obs"].shape[2:])
+    policy = make_policy(shown, action_space, hidden=tuple(hidden))
+    minibatches = y["permutations"].shape[1] // hp["minibatch_size"]
     config = ppo.Config(
         learning_rate=hp["learning_rate"],
         epochs=hp["update_epochs"],
-        minibatches=4,
+        minibatches=minibatches,
+        gamma=hp["gamma"],
+        gae_lambda=hp["gae_lambda"],
         clip_eps=hp["clip_coef"],
         value_clip_eps=hp["clip_coef"],
         entropy_coef=hp["ent_coef"],
@@ -379,7 +400,9 @@ def test_update_equals_cleanrl_weight_by_weight(kind):
         optimizer,
     )
     assert_close(first.params, params_of("w1/"), rtol=0, atol=2e-5)
-    final, metrics = sgd.sgd_epochs(learner, rows, loss_fn, optimizer, order=order, minibatches=4)
+    final, metrics = sgd.sgd_epochs(
+        learner, rows, loss_fn, optimizer, order=order, minibatches=minibatches
+    )
     assert_close(final.params, params_of("w_end/"), rtol=0, atol=5e-5)
     for ours, theirs in (
         ("loss", "mb_loss"),
@@ -396,33 +419,13 @@ def test_update_equals_spinningup(kind):
     """Full batches, separate optimisers for actor and critic, a stop on the k1 estimate."""
     y = UPDATE(f"spinup_{kind}/ppo_update")
     hp = {k[3:]: v.item() for k, v in y.items() if k.startswith("hp/")}
-    net, log_std = ("logits_net", None) if kind == "categorical" else ("mu_net", "pi.log_std")
-
-    def params_of(prefix):
-        actor, critic = ([f"{n}.{i}" for i in (0, 2, 4)] for n in (f"pi.{net}", "v.v_net"))
-        return actor_critic(under(prefix, y), actor, critic, log_std)
-
-    action_space = (
-        spaces.Discrete(3) if kind == "categorical" else spaces.Box(-np.inf, np.inf, (2,))
-    )
-    policy = make_policy(spaces.Box(-np.inf, np.inf, (4,)), action_space, hidden=(8, 8))
-    advantage = losses.normalize(jnp.asarray(y["adv_raw"]), ddof=0)
-    np.testing.assert_allclose(advantage, y["adv"], rtol=1e-5, atol=1e-6)
-    rows = Batch(
-        obs=jnp.asarray(y["obs"]),
-        action=jnp.asarray(y["act"]),
-        log_prob=jnp.asarray(y["logp_old"]),
-        value=jnp.zeros(48),
-        advantage=advantage,
-        target=jnp.asarray(y["ret"]),
-        weight=jnp.ones(48),
-    )
+    (policy, params_of), rows = spinup_policy(kind, y), spinup_rows(y)
     start = params_of("w0/")
 
     def descend(part, loss_fn, rate, epochs, stop=None):
         optimizer = sgd.make_optimizer(math.inf, hp["adam_eps"], learning_rate=rate)
         learner = LearnerState(start[part], optimizer.init(start[part]), jnp.int32(0))
-        order = jnp.tile(jnp.arange(48), (epochs, 1))
+        order = jnp.tile(jnp.arange(rows.weight.size), (epochs, 1))
         return sgd.sgd_epochs(
             learner, rows, loss_fn, optimizer, order=order, minibatches=1, stop=stop
         )[0].params
@@ -495,11 +498,22 @@ def test_target_kl_stops_the_epochs():
     # What was done before the stop is what the free run did.
     policy = make_policy(spaces.Box(-9.0, 9.0, (3,)), spaces.Discrete(2), hidden=(8,))
     loss_fn, optimizer = ppo.make_loss(policy, ppo.Config()), sgd.make_optimizer(learning_rate=0.05)
-    order, by_hand = sgd.shuffles(jax.random.key(1), 64, 10).reshape(40, 16), learner
-    for part in order[: int(stopped.step)]:
-        minibatch = jax.tree.map(lambda a, part=part: a[part], rows)
-        by_hand, _ = sgd.sgd_step(by_hand, minibatch, loss_fn, optimizer)
-    assert_close(stopped.params, by_hand.params, rtol=1e-5, atol=1e-6)
+    step = jax.jit(lambda learner, rows: sgd.sgd_step(learner, rows, loss_fn, optimizer))
+    order, by_hand = sgd.shuffles(jax.random.key(1), 64, 10).reshape(40, 16), [learner]
+    kls = []
+    for part in order:
+        learner, metrics = step(learner, jax.tree.map(lambda a, part=part: a[part], rows))
+        by_hand.append(learner)
+        kls.append(float(metrics["approx_kl"]))
+    first = np.argmax(np.array(kls) > 0.003)
+    assert int(stopped.step) == first
+    assert_close(stopped.params, by_hand[first].params, rtol=1e-5, atol=1e-6)
+    # A KL between the target and one and a half times it is no reason to stop.
+    target = kls[first] / 1.4
+    later = np.argmax(np.array(kls) > 1.5 * target)
+    assert first < later
+    bound, learner, rows = small_update(learning_rate=0.05, epochs=10, target_kl=target)
+    assert int(bound.update(jax.random.key(1), learner, rows)[0].step) == later
 
 
 def test_an_optimizer_of_the_users_own():

@@ -1,5 +1,7 @@
 """Learning where the answer is known: a wrong sign, a lost mask, a shifted row would show."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -10,6 +12,7 @@ from ppo_jax import config as configs
 from ppo_jax.algorithms import ALGORITHMS
 from ppo_jax.networks import StateAction
 from ppo_jax.train import build, make_train
+from probe_envs import ALIKE, OneOfAlike
 
 # REINFORCE has a value function only where that is its baseline, and must know how long an
 # episode can be. Those that take one step per rollout get more rollouts, and begin with a narrow
@@ -25,19 +28,39 @@ OPTIONS = {
 learners = pytest.mark.parametrize("algorithm", list(ALGORITHMS))
 
 
-def learn(env, algorithm, steps=40_000, **changes):
-    """Train, and return obs -> (distribution, value of its mode)."""
+def options_of(algorithm):
+    """With which it learns on all of the probes."""
     options = {
         "num_envs": 8,
         "num_steps": 32,
         "hidden": (16,),
         "learning_rate": 5e-3,
         "gamma": 0.9,
-        "total_timesteps": steps,
     }
-    options |= OPTIONS.get(algorithm, {})
-    config = configs.make(preset="none", algorithm=algorithm, **options | changes)
-    state, metrics = jax.jit(make_train(config, env))(jax.random.key(0))
+    return options | OPTIONS.get(algorithm, {})
+
+
+def configured(algorithm, **changes):
+    return configs.make(preset="none", algorithm=algorithm, **options_of(algorithm) | changes)
+
+
+@functools.cache
+def trained_on_one_of_alike(algorithm):
+    """(configuration, place of a probe -> (state, metrics)), compiled once for all of them."""
+    config = configured(algorithm, total_timesteps=100_000)
+    train = lambda place: make_train(config, OneOfAlike(place))(jax.random.key(0))
+    return config, jax.jit(train)
+
+
+def learn(env, algorithm, **changes):
+    """Train, and return obs -> (distribution, value of its mode)."""
+    places = [i for i, probe in enumerate(ALIKE) if type(probe) is type(env)]
+    if places and not changes:
+        config, train = trained_on_one_of_alike(algorithm)
+        state, metrics = train(*places)
+    else:
+        config = configured(algorithm, total_timesteps=40_000, **changes)
+        state, metrics = jax.jit(make_train(config, env))(jax.random.key(0))
     assert metrics["reused_resets"].sum() == 0
     policy, params = build(config, env).policy, state.learner.params
 
@@ -88,7 +111,7 @@ def test_a_time_limit_does_not_end_the_future(algorithm):
 
     Except for REINFORCE, whose subject is the episode: the mean of its five rewards-to-go.
     """
-    policy = learn(probe_envs.TimeLimit(), algorithm, steps=100_000)
+    policy = learn(probe_envs.TimeLimit(), algorithm)
     to_go = np.cumsum(0.9 ** np.arange(5))
     expected = to_go.mean() if algorithm == "reinforce" else 10.0
     np.testing.assert_allclose(policy([[0.0]])[1], [expected], atol=0.3)

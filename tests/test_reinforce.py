@@ -53,18 +53,19 @@ def trajectory(columns=slice(None), rows=slice(None), **changes) -> Trajectory:
     return Trajectory(**fields | changes)
 
 
-@pytest.mark.parametrize("gamma", [0.9, 0.99, 1.0])
-def test_returns_equal_their_peers(gamma):
+@pytest.mark.parametrize("case", [c.split("/")[0] for c in GOLDEN.cases("/rlax") if "returns" in c])
+def test_returns_equal_their_peers(case):
     """Without a bootstrap (REINFORCE) and with one (A2C at λ = 1)."""
+    gamma = float(GOLDEN(f"{case}/rlax")["hp/gamma"])
     discount = gamma * (1 - X["dones"])
     plain = discounted_returns(X["rewards"], discount, 0.0)
     bootstrapped = discounted_returns(X["rewards"], discount, X["last_values"])
     close = {"rtol": 1e-5, "atol": 1e-5}
     for peer in ("spinup", "rlax"):
-        expected = GOLDEN(f"returns_g{gamma}/{peer}")
+        expected = GOLDEN(f"{case}/{peer}")
         np.testing.assert_allclose(plain, expected["returns"], **close)
         np.testing.assert_allclose(bootstrapped, expected["returns_bootstrap"], **close)
-    expected = GOLDEN(f"returns_g{gamma}/sb3")["returns_bootstrap"]
+    expected = GOLDEN(f"{case}/sb3")["returns_bootstrap"]
     np.testing.assert_allclose(
         estimate_returns(trajectory(), gamma=gamma).target, expected, **close
     )
@@ -72,7 +73,7 @@ def test_returns_equal_their_peers(gamma):
     algorithm = reinforce.make(linear_policy(), reinforce.Config(gamma=gamma, time_limit=1))
     np.testing.assert_allclose(
         algorithm.estimate(trajectory()).target,
-        GOLDEN(f"returns_g{gamma}/rlax")["returns"],
+        GOLDEN(f"{case}/rlax")["returns"],
         **close,
     )
 
@@ -96,19 +97,21 @@ def check_gradient(case: str, rows, episodes: float, scale: float = 1.0) -> None
 @pytest.mark.parametrize("baseline", ["none", "batch_mean"])
 def test_gradient_equals_rlax(baseline):
     """Theirs is a mean over steps; ours over episodes."""
-    config = reinforce.Config(gamma=0.99, time_limit=1, baseline=baseline)
-    batch = reinforce.make(linear_policy(), config).estimate(trajectory())
     case = "reinforce_all/rlax_" + {"none": "nobaseline", "batch_mean": "mean_baseline"}[baseline]
+    gamma = float(GOLDEN(case)["hp/gamma"])
+    config = reinforce.Config(gamma=gamma, time_limit=1, baseline=baseline)
+    batch = reinforce.make(linear_policy(), config).estimate(trajectory())
     rows = flatten_steps(batch)
     np.testing.assert_allclose(rows.advantage, GOLDEN(case)["adv"], rtol=1e-5, atol=1e-5)
-    check_gradient(case, rows, episodes=7.0, scale=150.0)
+    check_gradient(case, rows, episodes=7.0, scale=rows.weight.size)
 
 
 def test_gradient_equals_rlax_when_normalised():
-    config = reinforce.Config(gamma=0.99, time_limit=1)
+    case = "reinforce_all/rlax_normalized_ddof0"
+    config = reinforce.Config(gamma=float(GOLDEN(case)["hp/gamma"]), time_limit=1)
     rows = flatten_steps(reinforce.make(linear_policy(), config).estimate(trajectory()))
     rows = rows.replace(advantage=losses.normalize(rows.advantage, ddof=0))
-    check_gradient("reinforce_all/rlax_normalized_ddof0", rows, episodes=7.0, scale=150.0)
+    check_gradient(case, rows, episodes=7.0, scale=rows.weight.size)
 
 
 @pytest.mark.parametrize("case", ["spinup_1_simple_pg", "spinup_2_rtg_pg"])
@@ -120,14 +123,14 @@ def test_gradient_equals_spinningup(case):
         np.testing.assert_allclose(rows.advantage, weights, rtol=1e-5, atol=1e-5)
     else:  # the return of the whole episode for each of its steps
         rows = rows.replace(advantage=jnp.asarray(weights))
-    check_gradient(f"reinforce_env0/{case}", rows, episodes=3.0, scale=50.0)
+    check_gradient(f"reinforce_env0/{case}", rows, episodes=3.0, scale=rows.weight.size)
 
 
 def test_gradient_equals_pytorch_examples():
     """One episode, returns normalised, and a sum over its steps: one episode's worth of ours."""
     expected = GOLDEN("reinforce_env0/pytorch_examples")
     start, stop = expected["episode"]
-    config = reinforce.Config(gamma=0.99, time_limit=int(stop - start))
+    config = reinforce.Config(gamma=float(expected["hp/gamma"]), time_limit=int(stop - start))
     one = trajectory(slice(0, 1), slice(start, stop))
     rows = flatten_steps(reinforce.make(linear_policy(), config).estimate(one))
     assert float(rows.extra.first.sum()) == 1.0
@@ -204,9 +207,11 @@ def test_leave_one_out_is_the_mean_return_of_the_others():
 
 def test_an_episode_that_outlasts_its_limit_is_reported():
     config = reinforce.Config(time_limit=2)
-    batch = reinforce.make(linear_policy(), config).estimate(trajectory(rows=slice(0, 3)))
-    never = batch.extra.first.sum() - batch.extra.last.sum()
-    assert never > 0  # columns of the recorded rollout have longer episodes
+    start = trajectory(rows=slice(0, 3))
+    nobody = jnp.zeros_like(start.done)
+    endless = start.replace(done=nobody, terminated=nobody)
+    batch = reinforce.make(linear_policy(), config).estimate(endless)
+    assert batch.extra.first.sum() - batch.extra.last.sum() == start.done.shape[1]
 
 
 def test_rollouts_shorter_than_an_episode_are_refused():

@@ -11,7 +11,9 @@ import jax
 import numpy as np
 import pytest
 
+from damage import add_damaged_checkpoints
 from ppo_jax import checkpoint
+from ppo_jax.checkpoint import Checkpoints
 from ppo_jax.rlhf import command, demo, session, stages
 from ppo_jax.rlhf.decoder import Decoder, small
 from ppo_jax.rlhf.hf_io import load_model, save_model
@@ -147,6 +149,25 @@ def test_killed_and_resumed_to_the_same_numbers(folder, monkeypatch):
     a, b = load_model(whole / "model")[1], load_model(killed / "model")[1]
     for x, y in zip(jax.tree.leaves(a), jax.tree.leaves(b), strict=True):
         np.testing.assert_array_equal(x, y)
+
+
+def test_damaged_checkpoints_do_not_outlive_the_resume(folder, monkeypatch):
+    """They are later than what the resumed run saves: counted among the last few, they would be
+    kept in its place and nothing would be left of it."""
+    path = folder / "damaged"
+    assert run("sft", "--model", folder / "model", "--data", folder / "texts.txt", "--run-dir",
+               path, "--updates", 4, "--batch-size", 8) == 0  # fmt: skip
+    checkpoints = add_damaged_checkpoints(path, [8, 9, 10])
+    save = Checkpoints.save
+
+    def save_and_stop(self, *arguments):
+        save(self, *arguments)
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    monkeypatch.setattr(Checkpoints, "save", save_and_stop)
+    with pytest.warns(UserWarning, match="checkpoint 8: .* damaged"):
+        assert run("sft", "--resume", path, "--updates", 20, "--checkpoint-seconds", 0) == 143
+    assert checkpoints.steps() == [4, 5]
 
 
 @pytest.mark.slow

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file, save_file
 
-from language_models import FAMILIES, FOLDER, golden, model
+from language_models import FAMILIES, golden, model, model_folder, shards_of_llama
 from ppo_jax.rlhf.decoder import Decoder, RopeScaling, small
 from ppo_jax.rlhf.hf_config import read_config, write_config
 from ppo_jax.rlhf.hf_io import ModelError, load_model, save_model, to_tensors
@@ -34,7 +34,7 @@ def tensors_of(folder):
 def rewritten(tmp_path, family="llama", tensors=None, **config):
     """A copy of a model with another config or other tensors."""
     folder = tmp_path / "model"
-    shutil.copytree(FOLDER / family, folder)
+    shutil.copytree(model_folder(family), folder)
     raw = json.loads((folder / "config.json").read_text())
     raw = {k: v for k, v in (raw | config).items() if v is not ...}
     (folder / "config.json").write_text(json.dumps(raw))
@@ -48,7 +48,7 @@ def test_what_was_read_is_written_bit_by_bit(tmp_path, family):
     """The same tensors under the same names, and a config that says the same."""
     decoder, params = model(family)
     save_model(tmp_path, decoder, params)
-    written, original = tensors_of(tmp_path), tensors_of(FOLDER / family)
+    written, original = tensors_of(tmp_path), tensors_of(model_folder(family))
     assert written.keys() == original.keys()
     for name, tensor in original.items():
         assert written[name].dtype == tensor.dtype
@@ -56,7 +56,7 @@ def test_what_was_read_is_written_bit_by_bit(tmp_path, family):
     again, loaded = load_model(tmp_path)
     assert again == decoder
     equal(loaded, params)
-    theirs = json.loads((FOLDER / family / "config.json").read_text())
+    theirs = json.loads((model_folder(family) / "config.json").read_text())
     ours = json.loads((tmp_path / "config.json").read_text())
     assert ours["architectures"] == theirs["architectures"]
     for name in ("vocab_size", "eos_token_id", "pad_token_id", "rope_parameters", "dtype"):
@@ -66,7 +66,7 @@ def test_what_was_read_is_written_bit_by_bit(tmp_path, family):
 @pytest.mark.parametrize("family", FAMILIES)
 def test_both_styles_of_config_say_the_same(family):
     styles = [
-        json.loads((FOLDER / family / name).read_text())
+        json.loads((model_folder(family) / name).read_text())
         for name in ("config.json", "config.transformers4.json")
     ]
     new, old = map(read_config, styles)
@@ -83,13 +83,14 @@ def test_shards_are_written_and_read(tmp_path):
     assert sorted(set(index["weight_map"].values())) == files
     assert index["metadata"]["total_size"] == sum(x.nbytes for x in jax.tree.leaves(params))
     theirs = rewritten(tmp_path)
-    shards = json.loads((theirs / "shards.json").read_text())
+    (theirs / "shards.json").unlink(missing_ok=True)
+    shards = json.loads(shards_of_llama().read_text())
     tensors = load_file(theirs / WEIGHTS)
     for file in set(shards["weight_map"].values()):
         here = {k: v for k, v in tensors.items() if shards["weight_map"][k] == file}
         save_file(here, theirs / file)
     (theirs / WEIGHTS).unlink()
-    (theirs / "shards.json").rename(theirs / "model.safetensors.index.json")
+    shutil.copy(shards_of_llama(), theirs / "model.safetensors.index.json")
     for folder in (tmp_path / "ours", theirs):
         equal(load_model(folder)[1], params)
     # Written over in one piece, nothing of the shards is left.
@@ -100,7 +101,9 @@ def test_shards_are_written_and_read(tmp_path):
 
 def test_bfloat16_weights_are_read_and_written(tmp_path):
     """They become float32 without loss, or stay; the logits are those of transformers."""
-    tensors = {k: v.astype(jnp.bfloat16) for k, v in load_file(FOLDER / "llama" / WEIGHTS).items()}
+    tensors = {
+        k: v.astype(jnp.bfloat16) for k, v in load_file(model_folder("llama") / WEIGHTS).items()
+    }
     folder = rewritten(tmp_path, tensors=tensors)
     decoder, params = load_model(folder)
     assert {x.dtype.name for x in jax.tree.leaves(params)} == {"float32"}
@@ -117,7 +120,7 @@ def test_bfloat16_weights_are_read_and_written(tmp_path):
 @pytest.mark.parametrize("family", ["gpt2", "llama"])
 def test_names_may_lack_the_prefix_and_buffers_are_passed_over(tmp_path, family):
     prefix = {"gpt2": "transformer.", "llama": "model."}[family]
-    tensors = load_file(FOLDER / family / WEIGHTS)
+    tensors = load_file(model_folder(family) / WEIGHTS)
     bare = {name.removeprefix(prefix): x for name, x in tensors.items()}
     bare["h.0.attn.bias"] = np.ones((1, 1, 4, 4), bool)
     bare["layers.0.self_attn.rotary_emb.inv_freq"] = np.ones(8, np.float32)
@@ -125,7 +128,7 @@ def test_names_may_lack_the_prefix_and_buffers_are_passed_over(tmp_path, family)
 
 
 def test_a_tied_head_on_disk_is_the_embedding(tmp_path):
-    tensors = load_file(FOLDER / "gpt2" / WEIGHTS)
+    tensors = load_file(model_folder("gpt2") / WEIGHTS)
     tensors["lm_head.weight"] = tensors["transformer.wte.weight"].copy()
     _, params = load_model(rewritten(tmp_path, "gpt2", tensors))
     assert "head" not in params
@@ -198,7 +201,7 @@ def test_folders_that_are_no_model_are_refused(tmp_path):
     (tmp_path / "config.json").write_text("[]")
     with pytest.raises(ModelError, match="must hold a JSON object, not list"):
         load_model(tmp_path)
-    shutil.copy(FOLDER / "llama" / "config.json", tmp_path)
+    shutil.copy(model_folder("llama") / "config.json", tmp_path)
     with pytest.raises(ModelError, match="has neither model.safetensors nor"):
         load_model(tmp_path)
     (tmp_path / "pytorch_model.bin").write_text("")
@@ -237,7 +240,7 @@ def test_what_gpt2_can_be_but_this_decoder_cannot_is_refused(tmp_path):
 
 
 def test_tensors_that_do_not_fit_are_named(tmp_path):
-    tensors = load_file(FOLDER / "llama" / WEIGHTS)
+    tensors = load_file(model_folder("llama") / WEIGHTS)
     other = dict(tensors)
     other["model.norm.wieght"] = other.pop("model.norm.weight")
     with pytest.raises(ModelError, match="no tensor norm.weight; the nearest is norm.wieght"):

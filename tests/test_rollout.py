@@ -9,7 +9,7 @@ import pytest
 
 from ppo_jax import envs, normalization, rollout
 from ppo_jax.networks import make_policy
-from probe_envs import Counter, TimeLimit
+from probe_envs import Counter, Dice, TimeLimit
 
 KEY = jax.random.key(0)
 STEPS, ENVS = 37, 6
@@ -31,17 +31,22 @@ def setup(env, num_envs=ENVS, **options):
 @pytest.mark.parametrize("time_limit", [3, None], ids=["few slots", "unknown limit"])
 def test_next_value_is_that_of_the_true_successor(time_limit):
     """Counter truncates every second episode; its true final observation is (id, length)."""
-    policy, params, state, collect = setup(Counter(time_limit))
+    env = Counter(time_limit)
+    policy, params, state, collect = setup(env)
+    value_of = lambda obs: np.asarray(policy.apply(params, obs)[1])
     for i in range(3):
         before = state
         state, t = collect(jax.random.key(i), params, state)
         np.testing.assert_array_equal(t.obs[0], before.obs)
-        final = t.obs + jnp.array([0.0, 1.0])  # what step would have shown without a reset
-        after = jnp.concatenate([t.obs[1:], state.obs[None]])
-        truncated = t.done & ~t.terminated
+        final, after = env.successor(t.obs), jnp.concatenate([t.obs[1:], state.obs[None]])
+        truncated = np.asarray(t.done & ~t.terminated)
         assert truncated.sum() > 5 and t.terminated.sum() > 5
-        successor = jnp.where(truncated[..., None], final, after)
-        expected = policy.apply(params, successor)[1]
+        # What might be taken for the value of the successor is something else.
+        here, there, wrong = value_of(t.obs), value_of(final), value_of(after)
+        assert np.abs(there - here).min() > 0.01
+        assert np.abs(there - wrong)[truncated].min() > 0.01
+        assert np.diff(np.sort(there[truncated])).min() > 1e-3
+        expected = np.where(truncated, there, wrong)
         alive = ~t.terminated  # where terminated, nothing reads it
         np.testing.assert_allclose(t.next_value[alive], expected[alive], rtol=1e-4, atol=1e-4)
         assert state.metrics["reused_resets"] == 0
@@ -60,6 +65,16 @@ def test_values_and_log_probs_are_those_of_the_policy(shared):
     dist, value = policy.apply(params, t.obs)
     np.testing.assert_allclose(t.value, value, rtol=1e-4, atol=1e-5)
     np.testing.assert_allclose(t.log_prob, dist.log_prob(t.action), rtol=1e-4, atol=1e-6)
+
+
+def test_no_two_steps_draw_alike():
+    """Every environment has a key of its own in every step of every rollout."""
+    _, params, state, collect = setup(Dice())
+    seen = []
+    for i in range(2):
+        state, t = collect(jax.random.key(i), params, state)
+        seen.append(np.asarray(t.obs))
+    assert len(np.unique(seen)) == np.size(seen)
 
 
 def test_rows_are_what_the_environment_did():
@@ -118,26 +133,29 @@ def test_no_finished_episode_is_nan_and_not_zero():
 
 
 def test_observations_are_normalised_by_frozen_moments():
-    policy, params, state, collect = setup(Counter(), normalize_obs=True)
+    env = Counter()
+    policy, params, state, collect = setup(env, normalize_obs=True)
     reference = normalization.init((2,))
     for i in range(3):
         moments = state.moments.obs
         state, t = collect(jax.random.key(i), params, state)
-        raw_mean = np.asarray(moments.mean), np.sqrt(np.asarray(moments.var) + 1e-8)
-        inside = np.abs(t.obs) < 9.99  # not clipped: can be undone
-        raw = np.asarray(t.obs) * raw_mean[1] + raw_mean[0]
-        if i:
-            assert inside.all()
-            reference = normalization.update(reference, jnp.asarray(raw))
-            np.testing.assert_allclose(state.moments.obs.mean, reference.mean, rtol=1e-3)
-            np.testing.assert_allclose(state.moments.obs.var, reference.var, rtol=1e-3)
-        else:  # the first rollout is seen raw, clipped at 10: take the moments as given
-            reference = state.moments.obs
-            assert reference.count == pytest.approx(STEPS * ENVS, rel=1e-3)
+        assert np.abs(t.obs).max() < 9.99  # not clipped: can be undone
+        raw = np.asarray(t.obs) * np.sqrt(np.asarray(moments.var) + 1e-8) + np.asarray(moments.mean)
+        reference = normalization.update(reference, jnp.asarray(raw))
+        np.testing.assert_allclose(state.moments.obs.mean, reference.mean, rtol=1e-3, atol=1e-4)
+        np.testing.assert_allclose(state.moments.obs.var, reference.var, rtol=1e-3)
+        assert state.moments.obs.count == pytest.approx((i + 1) * STEPS * ENVS, rel=1e-3)
         # The policy that learns sees what the policy that acted saw.
         dist, value = policy.apply(params, t.obs)
         np.testing.assert_allclose(t.log_prob, dist.log_prob(t.action), rtol=1e-4, atol=1e-5)
         np.testing.assert_allclose(t.value, value, rtol=1e-3, atol=1e-3)
+        # And so does the critic that judges what came of it.
+        truncated = np.asarray(t.done & ~t.terminated)[..., None]
+        after = jnp.concatenate([raw[1:], state.obs[None]])
+        successor = jnp.where(truncated, env.successor(raw), after)
+        expected = policy.apply(params, normalization.normalize(moments, successor))[1]
+        alive = ~t.terminated
+        np.testing.assert_allclose(t.next_value[alive], expected[alive], rtol=1e-3, atol=1e-2)
 
 
 def test_rewards_are_scaled_by_the_deviation_of_discounted_returns():
@@ -242,6 +260,42 @@ def test_dummy_steps_have_no_weight_and_no_reward():
     assert state.metrics["episode_return"] == 3 and state.metrics["episode_length"] == 3
 
 
+class Points(TimeLimit):
+    """Games of five steps; a point is made, and all before it settled, with every second step."""
+
+    def step(self, key, state, action, params):
+        *result, _ = super().step(key, state, action, params)
+        return *result, {"settled": result[1] % 2 == 0}
+
+
+def test_what_is_settled_is_over_for_learning_and_goes_on_for_the_environment():
+    _, params, state, collect = setup(Points())
+    state, t = collect(KEY, params, state)
+    step = np.arange(1, STEPS + 1) % 5  # of its game, 0 the last
+    settled = (step % 2 == 0) & (step > 0)
+    np.testing.assert_array_equal(t.terminated, np.tile(settled[:, None], ENVS))
+    np.testing.assert_array_equal(t.done, np.tile((settled | (step == 0))[:, None], ENVS))
+    assert state.metrics["episodes"] == ENVS * (STEPS // 5) and state.metrics["episode_length"] == 5
+
+
+def test_dummy_steps_are_not_among_the_statistics():
+    """Of twelve steps nine happened: what they showed, and what they returned at γ = 0.9."""
+    vector = DummySteps()
+    policy = make_policy(vector.observation_space, vector.action_space, hidden=(4,))
+    state = rollout.init(KEY, policy, vector, normalize_obs=True, normalize_reward=True)
+    params = policy.init(KEY, state.obs)
+    options = {"env": vector, "policy": policy, "num_steps": 12, "gamma": 0.9}
+    moments = rollout.collect(KEY, params, state, **options)[0].moments
+    # The time and the environment's number, but for the reset's zeros.
+    shown = np.array([[t, n * (t > 0)] for t in range(12) if t % 4 != 3 for n in range(2)])
+    np.testing.assert_allclose(moments.obs.count, 18, rtol=1e-4)
+    np.testing.assert_allclose(moments.obs.mean, shown.mean(0), rtol=1e-4)
+    np.testing.assert_allclose(moments.obs.var, shown.var(0), rtol=1e-3)
+    np.testing.assert_allclose(moments.reward.count, 18, rtol=1e-4)
+    np.testing.assert_allclose(moments.reward.mean, np.mean([1, 1.9, 2.71]), rtol=1e-4)
+    np.testing.assert_allclose(moments.reward.var, np.var([1, 1.9, 2.71]), rtol=1e-3)
+
+
 def test_collect_episodes_starts_anew_everywhere():
     """Row 0 of every rollout starts an episode; those that were under way are gone."""
     _, params, state, _ = setup(Counter())
@@ -256,7 +310,7 @@ def test_collect_episodes_starts_anew_everywhere():
     for i in range(3):
         state, t = collect(jax.random.key(i), params, state)
         np.testing.assert_array_equal(t.obs[0, :, 1], 0)
-        names.append(np.asarray(t.obs[0, :, 0]))
+        names.append(Counter().name_of(t.obs[0]))
         assert state.metrics["reused_resets"] == 0
     assert len(np.unique(names)) == 3 * ENVS
     assert state.moments.reward.count > 2 * ENVS * STEPS  # statistics go on
@@ -286,7 +340,9 @@ def test_metrics_of_whole_episodes_do_not_favour_the_short():
     state = rollout.init(KEY, policy, env)
     params = policy.init(KEY, state.obs)
     options = {"env": env, "policy": policy, "num_steps": 12, "gamma": 0.9}
-    whole = rollout.collect_episodes(KEY, params, state, **options, longest=10)[0].metrics
+    after, t = rollout.collect_episodes(KEY, params, state, **options, longest=10)
+    whole = after.metrics
     np.testing.assert_allclose(whole["episode_length"], 5.5, atol=0.2)
+    assert whole["episodes"] == 2000 + t.done[:2].sum()  # starts at steps 0, 1 and 2
     plain = rollout.collect(KEY, params, state, **options)[0].metrics
     assert plain["episode_length"] < 4.5 and plain["episodes"] > whole["episodes"]

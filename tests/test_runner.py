@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 import time
+import warnings
 from pathlib import Path
 
 import jax
@@ -13,6 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from damage import add_damaged_checkpoints
 from ppo_jax import checkpoint, runner
 from ppo_jax import config as configs
 from ppo_jax.checkpoint import CheckpointError, Checkpoints
@@ -214,6 +216,60 @@ def test_a_run_whose_checkpoints_are_gone_does_not_begin_again(tmp_path):
     assert rows(path) == before
 
 
+def stop_after_saving(monkeypatch):
+    """SIGTERM as soon as there is a checkpoint."""
+    save = Checkpoints.save
+
+    def save_and_stop(self, *arguments):
+        save(self, *arguments)
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    monkeypatch.setattr(Checkpoints, "save", save_and_stop)
+
+
+def test_damaged_checkpoints_do_not_outlive_the_resume(tmp_path, monkeypatch):
+    """They are later than what the resumed run saves and may be scored higher: counted among the
+    last few and the best, they would be kept in its place and nothing would be left of it."""
+    path = tmp_path / "a"
+    run(small(total_timesteps=256), RunOptions(run_dir=path, eval_episodes=0))
+    checkpoints = add_damaged_checkpoints(path, [8, 9, 10])
+    assert checkpoints.steps() == [4, 8, 9, 10] and checkpoints.best() == 10
+    stop_after_saving(monkeypatch)
+    with pytest.warns(UserWarning, match="checkpoint 8: .* damaged"):
+        assert run(small(), RunOptions(resume=path, checkpoint_seconds=0)) == 143
+    assert checkpoints.steps() == [4, 5] and checkpoints.best() in (4, 5)
+    with warnings.catch_warnings(action="error"):
+        assert load(path)[2].update == 5
+        assert load(path, "best")[2].update in (4, 5)
+
+
+def test_a_checkpoint_is_scored_by_the_episodes_since_the_one_before(tmp_path, monkeypatch):
+    monkeypatch.setattr(runner, "CHUNK_SECONDS", 0.0)  # one update at a time
+    path = tmp_path / "a"
+    run(small(), RunOptions(run_dir=path, eval_episodes=0, checkpoint_seconds=0))
+    returns = {row["update"]: row["episode_return"] for row in rows(path)}
+    manifests = [*path.glob("checkpoints/*.json")]
+    assert len(manifests) >= 3
+    for manifest in manifests:
+        score, expected = json.loads(manifest.read_text())["score"], returns[int(manifest.stem)]
+        assert score == (expected if expected is None else pytest.approx(expected))
+
+
+def test_one_update_is_saved_and_sessions_add_up(tmp_path):
+    """What little it is ahead of the last checkpoint; the seconds, commands and length of both."""
+    path = tmp_path / "a"
+    run(small(total_timesteps=64), RunOptions(run_dir=path, eval_episodes=0))
+    summary = json.loads((path / "summary.json").read_text())
+    assert summary["env_steps"] == 64 and latest(path) == 1
+    (path / "summary.json").write_text(json.dumps(summary | {"train_seconds": 1000.0}))
+    run(small(total_timesteps=128), RunOptions(resume=path, eval_episodes=0))
+    summary = json.loads((path / "summary.json").read_text())
+    assert summary["env_steps"] == 128 and latest(path) == 2
+    assert summary["train_seconds"] > 1000
+    saved = json.loads((path / "config.json").read_text())
+    assert saved["config"]["total_timesteps"] == 128 and len(saved["sessions"]) == 2
+
+
 def test_resets_that_had_to_be_used_twice_are_announced(tmp_path):
     with pytest.warns(UserWarning, match="some were used twice: raise --reset-pool"):
         run(small(reset_pool=1), RunOptions(run_dir=tmp_path / "a", eval_episodes=0))
@@ -334,6 +390,8 @@ def test_a_signal_finishes_the_chunk_saves_and_says_where(tmp_path, uninterrupte
 
 def test_a_signal_while_evaluating_is_heard(tmp_path, monkeypatch):
     def interrupted(*arguments, **options):
+        key = jax.random.fold_in(jax.random.key(0), runner.EVALUATION)  # as for sweeps
+        np.testing.assert_array_equal(*map(jax.random.key_data, (arguments[0], key)))
         os.kill(os.getpid(), signal.SIGTERM)
         return evaluate(*arguments, **options)
 

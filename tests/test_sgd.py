@@ -216,6 +216,7 @@ def test_reduce_sees_gradient_and_metrics():
     plain, expected = sgd.sgd_step(learner, rows, quadratic, optimizer)
     np.testing.assert_allclose(doubled.params["w"] - 1, 2 * (plain.params["w"] - 1), rtol=1e-5)
     np.testing.assert_allclose(metrics["error"], 2 * expected["error"])
+    np.testing.assert_allclose(metrics["grad_norm"], 2 * expected["grad_norm"], rtol=1e-6)
 
 
 def test_ragged_minibatches_are_refused():

@@ -186,6 +186,9 @@ def test_the_compilers_account_grows_with_the_width():
         for width in (4, 16)
     ]
     assert 2 * needs[0] < needs[1] < 5 * needs[0]
+    # An evaluation of many episodes needs more than a chunk of updates.
+    played = program.compile_program(static, None, 4, jax.devices()[:1], 4096).bytes_needed
+    assert played > 2 * needs[0]
 
 
 @pytest.mark.slow

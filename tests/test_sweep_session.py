@@ -15,8 +15,10 @@ import numpy as np
 import pytest
 
 from ppo_jax.config import ConfigError
+from ppo_jax.evaluate import evaluate
 from ppo_jax.play import load
 from ppo_jax.run_directory import RunDirectory
+from ppo_jax.runner import EVALUATION
 from ppo_jax.sweep import command, run_seeds, session
 from ppo_jax.sweep import publish as publishing
 from ppo_jax.sweep.results import diverged, penalise
@@ -95,6 +97,16 @@ def test_the_best_agent_of_each_point_is_kept_and_plays(finished):
     assert saved["eval_return_mean"] == pytest.approx(
         max(float(a["score"]) for a in agents if a["point"] == "0")
     )
+    # Evaluated by a key that training never uses, the one of a run with that seed.
+    played = evaluate(
+        jax.random.fold_in(jax.random.key(config.seed), EVALUATION),
+        state.learner.params,
+        state.rollout.moments,
+        env=program.env,
+        policy=program.policy,
+        episodes=4,
+    )
+    assert saved["eval_return_mean"] == pytest.approx(float(played.episode_return.mean()))
 
 
 def test_the_best_point_is_confirmed_on_seeds_that_did_not_choose_it(finished):

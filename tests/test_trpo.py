@@ -88,7 +88,7 @@ class Case:
             learning_rate=self.hp["learning_rate"],
         )
         trajectory = sb3_trajectory(self.policy, self.params, x)
-        batch = estimate_gae(trajectory, gamma=0.99, lambda_=0.95)
+        batch = estimate_gae(trajectory, gamma=self.hp["gamma"], lambda_=self.hp["gae_lambda"])
         np.testing.assert_allclose(batch.advantage, single["advantages"], rtol=2e-5, atol=2e-5)
         if double:  # the rollout was float32 even in the twin
             batch = batch.replace(
@@ -257,7 +257,7 @@ def test_the_fit_of_the_critic_equals_sb3_contrib(kind, name, double):
             case.rows,
             optimizer,
             order=jnp.asarray(case.y["critic_permutations"]),
-            minibatches=2,
+            minibatches=case.rows.weight.size // case.hp["batch_size"],
         )
         expected = sb3_params(kind, {**case.weights, **under("w_critic/", case.y)})
         atol = 1e-8 if double else 1e-5
@@ -340,10 +340,12 @@ def test_the_scale_of_rewards_does_not_matter():
 
 
 def test_no_gradient_means_no_step():
-    policy = make_policy(spaces.Box(-9.0, 9.0, (3,)), spaces.Discrete(2), hidden=(8,))
     case = Case("categorical", "std_x0zero", False)
+    shown = spaces.Box(-9.0, 9.0, case.rows.obs.shape[1:])
+    policy = make_policy(shown, spaces.Discrete(2), hidden=(8,))
     config = trpo.Config(normalize_advantage=False)
-    rows = case.rows.replace(advantage=jnp.zeros(64), action=case.rows.action % 2)
+    nothing = jnp.zeros_like(case.rows.advantage)
+    rows = case.rows.replace(advantage=nothing, action=case.rows.action % 2)
     params = policy.init(jax.random.key(0), rows.obs)
     step = jax.jit(lambda params: trpo.natural_step(policy, config, params, rows))
     moved, metrics = step(params)
@@ -353,7 +355,7 @@ def test_no_gradient_means_no_step():
 
 def test_padding_full_of_infinities_changes_nothing():
     case = Case("gaussian", "std_x0zero", False)
-    real = jnp.arange(64) % 3 > 0
+    real = jnp.arange(case.rows.weight.size) % 3 > 0
     clean = jax.tree.map(lambda x: x[np.flatnonzero(real)], case.rows)
     poison = jax.tree.map(
         lambda x: jnp.where(real.reshape(-1, *(1,) * (x.ndim - 1)), x, jnp.inf), case.rows

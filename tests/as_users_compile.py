@@ -1,0 +1,46 @@
+"""A process that trains every method as `python -m ppo_jax.train` compiles it; see conftest.py.
+
+    python tests/as_users_compile.py
+
+prints, as JSON, the probability of the right action under each, before and after.
+"""
+
+import json
+
+import jax.numpy as jnp
+
+from ppo_jax import config as configs
+from ppo_jax.algorithms import ALGORITHMS
+from ppo_jax.runner import compile_run, compiler_options
+from ppo_jax.train import build
+from probe_envs import MatchObservation
+from test_probes import options_of
+
+UPDATES = 100
+
+
+def confidence(policy, state) -> float:
+    """The probability that a sign is answered by its action, the worse of the two."""
+    obs = jnp.array([[1.0], [-1.0]])
+    dist = policy.act(state.learner.params, (), obs, jnp.zeros(2, bool))[1]
+    return float(jnp.exp(dist.log_prob(jnp.array([1, 0]))).min())
+
+
+def train(algorithm: str) -> list[float]:
+    """[before, after] a run by the program of the command, whatever its options are."""
+    options = options_of(algorithm)
+    steps = UPDATES * options["num_envs"] * options["num_steps"]
+    config = configs.make(
+        preset="none", algorithm=algorithm, **options | {"total_timesteps": steps}
+    )
+    program = build(config, MatchObservation())
+    compiled = compile_run(config, program)
+    state = compiled.init()
+    before = confidence(program.policy, state)
+    state, _ = compiled.chunk(state, compiled.floats, jnp.int32(UPDATES))
+    return [before, confidence(program.policy, state)]
+
+
+if __name__ == "__main__":
+    assert compiler_options(), "XLA_FLAGS set the command's own options aside"
+    print(json.dumps({name: train(name) for name in ALGORITHMS}))
