@@ -503,7 +503,7 @@ def test_running_moments_standardise_scores():
 def test_refusals():
     with pytest.raises(ValueError, match="did you mean k3"):
         rewards.kl_estimate(MASK, MASK, "k33")
-    with pytest.raises(ValueError, match=r"score is \[B\]"):
+    with pytest.raises(ValueError, match=r"score must have the shape \(6,\)"):
         rewards.token_rewards(MASK, INPUTS["scores"][:, None], MASK, 0.1)
     for group in (rewards.leave_one_out, rewards.group_normalized):
         with pytest.raises(ValueError, match="K ≥ 2"):
