@@ -72,23 +72,6 @@ def last_token(mask: jax.Array) -> jax.Array:
     return real & (remaining == 1)
 
 
-def one_slot_later(mask: jax.Array) -> jax.Array:
-    """The mask with the slot after each response, if there is one.
-
-    TRL's second PPOTrainer (0.12 to 1.12) and DeepSpeed-Chat pay the score one slot after the last
-    token they count, and bootstrap through the value there. `token_rewards` with this mask is their
-    reward; it is here to compare with them.
-
-    Args:
-        mask: [B, L] of right-padded responses.
-
-    Returns:
-        [B, L] of the mask's dtype.
-    """
-    later = jnp.pad(mask[:, :-1], ((0, 0), (1, 0)))
-    return jnp.maximum(mask, later)
-
-
 def token_rewards(
     kl: jax.Array, score: jax.Array, mask: jax.Array, kl_coef: jax.Array | float
 ) -> jax.Array:
@@ -351,37 +334,6 @@ def centering_loss(chosen: jax.Array, rejected: jax.Array) -> jax.Array:
     """
     shapes.same("centering_loss", chosen=chosen, rejected=rejected)
     return jnp.square(chosen + rejected)
-
-
-def token_preference_loss(
-    chosen: jax.Array,
-    rejected: jax.Array,
-    tokens: tuple[jax.Array, jax.Array],
-    masks: tuple[jax.Array, jax.Array],
-) -> jax.Array:
-    """`preference_loss` at every token instead of the last.
-
-    L = mean over t from the first difference to the longer end of −log σ(s_chosen,t − s_rejected,t)
-
-    Past the end of the shorter one it reads the scores of padding, as its source does.
-
-    Args:
-        chosen: [M, L] a score at every token.
-        rejected: [M, L].
-        tokens: (chosen, rejected) [M, L], right-padded, with their common prompt.
-        masks: (chosen, rejected) [M, L].
-
-    Returns:
-        [M]; 0 for a pair that does not differ.
-
-    Source: DeepSpeed-Chat, reward_model.py.
-    """
-    real = [mask > 0 for mask in masks]
-    anywhere = real[0] | real[1]
-    differs = anywhere & ((tokens[0] != tokens[1]) | (real[0] != real[1]))
-    span = anywhere & (jnp.cumsum(differs, axis=1) > 0)
-    loss = preference_loss(jnp.where(span, chosen, 0.0), jnp.where(span, rejected, 0.0))
-    return jax.vmap(losses.mean)(loss, span.astype(loss.dtype))
 
 
 def _group_size(score: jax.Array, what: str) -> int:
