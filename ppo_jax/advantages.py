@@ -6,6 +6,7 @@ All functions run backwards over the leading time axis and work on any trailing 
 import jax
 import jax.numpy as jnp
 
+from ppo_jax import shapes
 from ppo_jax.types import Batch, Trajectory
 
 
@@ -37,9 +38,12 @@ def gae(
     Returns:
         [T, ...] advantages; the λ-return, the usual value target, is advantage + value.
 
+    Raises:
+        ValueError: arrays of different shapes; only scalars are broadcast.
+
     Source: Schulman et al. 2016, High-Dimensional Continuous Control Using GAE, eqs. 11-16.
     """
-    delta = reward + discount * next_value - value
+    delta = _residual("gae", reward, discount, value, next_value, cont=cont, lambda_=lambda_)
     return _discounted_sum(delta, discount * lambda_ * cont, 0.0)
 
 
@@ -65,9 +69,12 @@ def k_step_advantages(
     Returns:
         [K, T, ...], Â^(k) at k − 1; k = 1 is the TD residual, K = T Monte Carlo minus V.
 
+    Raises:
+        ValueError: arrays of different shapes; only scalars are broadcast.
+
     Source: Schulman et al. 2016, eqs. 11-15.
     """
-    delta = reward + discount * next_value - value
+    delta = _residual("k_step_advantages", reward, discount, value, next_value, cont=cont)
     decay = discount * cont
 
     def longer(advantage: jax.Array, _: None) -> tuple[jax.Array, jax.Array]:
@@ -92,8 +99,13 @@ def exponential_average(advantage: jax.Array, lambda_: jax.Array | float) -> jax
     Returns:
         [T, ...].
 
+    Raises:
+        ValueError: no axis of steps behind that of K, or several λ.
+
     Source: Schulman et al. 2016, eq. 16.
     """
+    shapes.time_axis("exponential_average", jnp.shape(advantage)[1:])
+    shapes.exact("exponential_average", (), "a number", lambda_=lambda_)
     power = jnp.asarray(lambda_) ** jnp.arange(advantage.shape[0])
     share = (power * (1.0 - lambda_)).at[-1].set(power[-1])
     return jnp.tensordot(share.astype(advantage.dtype), advantage, axes=1)
@@ -114,8 +126,15 @@ def discounted_returns(
     Returns:
         [T, ...] returns.
 
+    Raises:
+        ValueError: a discount or last value of another shape; only scalars are broadcast.
+
     Source: Sutton & Barto 2018, Reinforcement Learning, eq. 3.9.
     """
+    shapes.time_axis("discounted_returns", jnp.shape(reward))
+    shapes.same("discounted_returns", reward=reward, discount=discount)
+    if jnp.shape(last_value) != ():
+        shapes.exact("discounted_returns", reward.shape[1:], "one step", last_value=last_value)
     return _discounted_sum(reward, discount, last_value)
 
 
@@ -136,8 +155,12 @@ def estimate_gae(
         Batch [T, N] with advantage Â_t and target Â_t + V(s_t); a step of weight 0 holds the
         advantage it passes on and target 0.
 
+    Raises:
+        ValueError: leaves of the trajectory that differ in shape.
+
     Source: Schulman et al. 2016, eqs. 11-16.
     """
+    _check_leaves(trajectory, gamma, lambda_)
     real = trajectory.weight > 0
     alive = real & ~trajectory.terminated.astype(bool)
     advantage = gae(
@@ -169,9 +192,36 @@ def estimate_returns(trajectory: Trajectory, *, gamma: jax.Array | float) -> Bat
     Returns:
         Batch [T, N] with target G_t and advantage G_t − V(s_t).
 
+    Raises:
+        ValueError: leaves of the trajectory that differ in shape.
+
     Source: Sutton & Barto 2018, section 13.4 (REINFORCE with baseline).
     """
     return estimate_gae(trajectory, gamma=gamma, lambda_=1.0)
+
+
+def _residual(
+    function: str,
+    reward: jax.Array,
+    discount: jax.Array,
+    value: jax.Array,
+    next_value: jax.Array,
+    **others: jax.Array | float,
+) -> jax.Array:
+    """δ_t = r_t + d_t V(s_{t+1}) − V(s_t), of arguments that have one shape with the others."""
+    terms = {"reward": reward, "discount": discount, "value": value, "next_value": next_value}
+    shape = shapes.same(function, **terms, **others)
+    shapes.time_axis(function, shape)
+    return jnp.broadcast_to(reward + discount * next_value - value, shape)
+
+
+def _check_leaves(
+    trajectory: Trajectory, gamma: jax.Array | float, lambda_: jax.Array | float
+) -> None:
+    names = ("log_prob", "value", "next_value", "reward", "terminated", "done")
+    leaves = {name: getattr(trajectory, name) for name in names}
+    shapes.time_axis("estimate_gae", jnp.shape(trajectory.weight))
+    shapes.same("estimate_gae", weight=trajectory.weight, **leaves, gamma=gamma, lambda_=lambda_)
 
 
 def _discounted_sum(x: jax.Array, decay: jax.Array, last: jax.Array | float) -> jax.Array:

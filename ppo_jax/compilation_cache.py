@@ -45,7 +45,11 @@ def _processor() -> str:
 
 
 def _trim(folder: Path) -> None:
-    """Delete the files that were written first until the rest is at most MAX_BYTES."""
+    """Delete the files that were written first until the rest is at most MAX_BYTES.
+
+    JAX's own limit, jax_compilation_cache_max_size, needs the package filelock, without which
+    nothing is cached, and JAX 0.10 stores nothing in a folder that has entries from before.
+    """
     files = []
     for path in folder.iterdir():
         with contextlib.suppress(OSError):  # another process trims too

@@ -7,6 +7,8 @@ log-probabilities of the samples.
 import jax
 import jax.numpy as jnp
 
+from ppo_jax import shapes
+
 # Beyond it a ratio overflows float32, and 0 · ∞ in a gradient is NaN.
 MAX_LOG_RATIO = 80.0
 
@@ -22,7 +24,11 @@ def importance_ratio(log_p: jax.Array, log_q: jax.Array) -> jax.Array:
 
     Returns:
         [...] ρ, at most e^80.
+
+    Raises:
+        ValueError: arrays of different shapes; only scalars are broadcast.
     """
+    shapes.same("importance_ratio", log_p=log_p, log_q=log_q)
     return jnp.exp(jnp.minimum(log_p - log_q, MAX_LOG_RATIO))
 
 
@@ -38,14 +44,20 @@ def importance_weighted_mean(
 
     Args:
         f: [n, ...] f(x_i), x_i ~ q independently.
-        log_p: [n, ...] log p(x_i).
-        log_q: [n, ...] log q(x_i).
+        log_p: [n, ...] log p(x_i), or [n, 1, ...] where all components of f share one sample.
+        log_q: of the same shape, log q(x_i).
 
     Returns:
         (mean [...], variance of the mean [...], estimated from the same samples with n − 1).
 
+    Raises:
+        ValueError: arrays of different shapes; only scalars are broadcast.
+
     Source: Owen 2013, Monte Carlo theory, methods and examples, section 9.1.
     """
+    shape = shapes.same("importance_weighted_mean", log_p=log_p, log_q=log_q)
+    if shape != f.shape[:1] + (1,) * (f.ndim - 1):
+        shapes.same("importance_weighted_mean", f=f, log_p=log_p, log_q=log_q)
     weighted = importance_ratio(log_p, log_q) * f
     return jnp.mean(weighted, axis=0), jnp.var(weighted, axis=0, ddof=1) / weighted.shape[0]
 
@@ -62,8 +74,12 @@ def k1(log_p: jax.Array, log_q: jax.Array) -> jax.Array:
     Returns:
         [...] estimate per sample, in nats.
 
+    Raises:
+        ValueError: arrays of different shapes; only scalars are broadcast.
+
     Source: Schulman 2020, Approximating KL Divergence (joschu.net/blog/kl-approx.html).
     """
+    shapes.same("k1", log_p=log_p, log_q=log_q)
     return log_q - log_p
 
 
@@ -79,8 +95,12 @@ def k2(log_p: jax.Array, log_q: jax.Array) -> jax.Array:
     Returns:
         [...] estimate per sample, in nats.
 
+    Raises:
+        ValueError: arrays of different shapes; only scalars are broadcast.
+
     Source: Schulman 2020.
     """
+    shapes.same("k2", log_p=log_p, log_q=log_q)
     return 0.5 * jnp.square(log_q - log_p)
 
 
@@ -98,7 +118,11 @@ def k3(log_p: jax.Array, log_q: jax.Array) -> jax.Array:
     Returns:
         [...] estimate per sample, in nats.
 
+    Raises:
+        ValueError: arrays of different shapes; only scalars are broadcast.
+
     Source: Schulman 2020.
     """
+    shapes.same("k3", log_p=log_p, log_q=log_q)
     log_ratio = log_p - log_q
     return jnp.expm1(jnp.minimum(log_ratio, MAX_LOG_RATIO)) - log_ratio

@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from ppo_jax import estimators
+from ppo_jax import estimators, shapes
 from ppo_jax.types import Batch, LossFn, Metrics, Params
 
 
@@ -41,6 +41,9 @@ def predict(policy: Any, params: Params, rows: Batch) -> Prediction:
         policy: its `apply(params, obs)` gives (distribution, value).
         params: θ.
         rows: Batch [M].
+
+    Raises:
+        ValueError: log-probabilities, values or entropies of another shape than the weight.
     """
     dist, value = policy.apply(params, rows.obs)
 
@@ -51,6 +54,13 @@ def predict(policy: Any, params: Params, rows: Batch) -> Prediction:
         log_prob, entropy = dist.log_prob_and_entropy(rows.action)
     else:
         log_prob, entropy = dist.log_prob(rows.action), dist.entropy()
+    shapes.same(
+        "predict: what the policy returns for rows",
+        weight=rows.weight,
+        log_prob=log_prob,
+        value=value,
+        entropy=entropy,
+    )
     log_prob = real(log_prob, rows.log_prob)
     return Prediction(dist, log_prob, real(value, rows.target), real(entropy, 0.0))
 
@@ -98,8 +108,12 @@ def policy_gradient(log_prob: jax.Array, advantage: jax.Array) -> jax.Array:
     Returns:
         [...] loss.
 
+    Raises:
+        ValueError: arrays of different shapes; only scalars are broadcast.
+
     Source: Sutton et al. 2000, Policy Gradient Methods; Williams 1992 (REINFORCE).
     """
+    shapes.same("policy_gradient", log_prob=log_prob, advantage=advantage)
     return -log_prob * advantage
 
 
@@ -116,9 +130,13 @@ def surrogate(log_prob: jax.Array, old_log_prob: jax.Array, advantage: jax.Array
     Returns:
         [...] loss; at θ = θ_old its gradient is that of `policy_gradient`.
 
+    Raises:
+        ValueError: arrays of different shapes; only scalars are broadcast.
+
     Source: Schulman et al. 2015, Trust Region Policy Optimization, eq. 14; Schulman et al. 2017,
     eq. 6.
     """
+    shapes.same("surrogate", log_prob=log_prob, old_log_prob=old_log_prob, advantage=advantage)
     return -estimators.importance_ratio(log_prob, old_log_prob) * advantage
 
 
@@ -141,8 +159,18 @@ def clipped_surrogate(
     Returns:
         [...] loss; its gradient is zero where ρ has left the interval in the direction Â asks for.
 
+    Raises:
+        ValueError: arrays of different shapes; only scalars are broadcast.
+
     Source: Schulman et al. 2017, Proximal Policy Optimization Algorithms, eq. 7.
     """
+    shapes.same(
+        "clipped_surrogate",
+        log_prob=log_prob,
+        old_log_prob=old_log_prob,
+        advantage=advantage,
+        clip_eps=clip_eps,
+    )
     ratio = estimators.importance_ratio(log_prob, old_log_prob)
     clipped = jnp.clip(ratio, 1.0 - clip_eps, 1.0 + clip_eps)
     return -jnp.minimum(ratio * advantage, clipped * advantage)
@@ -204,8 +232,12 @@ def squared_error(value: jax.Array, target: jax.Array) -> jax.Array:
     Returns:
         [...] loss.
 
+    Raises:
+        ValueError: arrays of different shapes; only scalars are broadcast.
+
     Source: Schulman et al. 2017, eq. 9 (the ½ makes the gradient V − V_target).
     """
+    shapes.same("squared_error", value=value, target=target)
     return 0.5 * jnp.square(value - target)
 
 
@@ -225,8 +257,14 @@ def clipped_squared_error(
     Returns:
         [...] loss.
 
+    Raises:
+        ValueError: arrays of different shapes; only scalars are broadcast.
+
     Source: openai/baselines ppo2; Engstrom et al. 2020, Implementation Matters, section 3.
     """
+    shapes.same(
+        "clipped_squared_error", value=value, old_value=old_value, target=target, clip_eps=clip_eps
+    )
     clipped = old_value + jnp.clip(value - old_value, -clip_eps, clip_eps)
     return jnp.maximum(squared_error(value, target), squared_error(clipped, target))
 
@@ -243,8 +281,12 @@ def approx_kl(log_prob: jax.Array, old_log_prob: jax.Array) -> jax.Array:
     Returns:
         [...] estimate per sample, in nats.
 
+    Raises:
+        ValueError: arrays of different shapes; only scalars are broadcast.
+
     Source: Schulman 2020, Approximating KL Divergence (joschu.net/blog/kl-approx.html).
     """
+    shapes.same("approx_kl", log_prob=log_prob, old_log_prob=old_log_prob)
     return estimators.k3(log_prob, old_log_prob)
 
 
@@ -263,8 +305,14 @@ def explained_variance(
     Returns:
         [] at most 1; 0 for a constant prediction; NaN where the targets do not vary.
 
+    Raises:
+        ValueError: value and target differ in shape, or the weight from them.
+
     Source: openai/baselines common/math_util.py.
     """
+    shape = shapes.same("explained_variance", value=value, target=target)
+    shapes.exact("explained_variance", shape, "value and target", weight=weight)
+    target = jnp.broadcast_to(target, shape)
 
     def variance(x: jax.Array) -> jax.Array:
         return mean(jnp.square(_centre(x, weight)), weight)
@@ -291,7 +339,12 @@ def mean(
 
     Returns:
         [] mean; 0 if nothing has weight.
+
+    Raises:
+        ValueError: a weight whose shape is not that of x, or a total that is no scalar.
     """
+    shapes.exact("mean", jnp.shape(x), "x", weight=weight)
+    shapes.exact("mean", (), "a number", total=total)
     if weight is None:
         return jnp.mean(x) if total is None else jnp.sum(x) / total
     weighted = jnp.where(weight > 0, x * weight, 0.0)
@@ -311,8 +364,12 @@ def normalize(x: jax.Array, weight: jax.Array | None = None, ddof: int = 1) -> j
     Returns:
         [...] normalised; one element alone has no deviation and is left as it is.
 
+    Raises:
+        ValueError: a weight whose shape is not that of x.
+
     Source: Andrychowicz et al. 2021, What Matters in On-Policy RL, section 3.3 (C67).
     """
+    shapes.exact("normalize", jnp.shape(x), "x", weight=weight)
     weight = jnp.ones_like(x) if weight is None else weight
     count = jnp.sum(weight)
     centred = _centre(x, weight)

@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 from flax import struct
 
+from ppo_jax import shapes
 from ppo_jax.types import PyTree
 
 PRIOR_COUNT = 1e-4
@@ -57,9 +58,14 @@ def update(
     Returns:
         RunningMoments.
 
+    Raises:
+        ValueError: a batch of other elements, or a weight of another shape than its dimensions.
+
     Source: Chan, Golub & LeVeque 1979, Updating Formulae and a Pairwise Algorithm, eq. 2.1.
     """
     element = moments.mean.shape
+    rows = shapes.leading("update", "batch", batch, element)
+    shapes.exact("update", rows, "the batch", weight=weight)
     batch = batch.reshape(-1, *element).astype(moments.mean.dtype)
     weight = jnp.ones(batch.shape[0]) if weight is None else weight.reshape(-1)
     column = weight.reshape(-1, *(1,) * len(element))
@@ -89,8 +95,12 @@ def normalize(moments: RunningMoments, x: jax.Array, clip: float = 10.0) -> jax.
     Returns:
         [B..., ...].
 
+    Raises:
+        ValueError: x does not consist of such elements.
+
     Source: Andrychowicz et al. 2021, C64-C65; Stable-Baselines3 VecNormalize.
     """
+    shapes.leading("normalize", "x", x, moments.mean.shape)
     return jnp.clip((x - moments.mean) * jax.lax.rsqrt(moments.var + 1e-8), -clip, clip)
 
 
@@ -107,8 +117,12 @@ def scale(moments: RunningMoments, reward: jax.Array, clip: float = 10.0) -> jax
     Returns:
         [...].
 
+    Raises:
+        ValueError: the reward does not consist of such elements.
+
     Source: Engstrom et al. 2020, Implementation Matters in Deep RL, algorithm 1.
     """
+    shapes.leading("scale", "reward", reward, moments.mean.shape)
     return jnp.clip(reward * jax.lax.rsqrt(moments.var + 1e-8), -clip, clip)
 
 

@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import optax
 from jax.flatten_util import ravel_pytree
 
-from ppo_jax import losses
+from ppo_jax import losses, shapes
 from ppo_jax.options import option
 from ppo_jax.types import Batch, LearnerState, LossFn, Metrics, Params, PyTree
 
@@ -267,14 +267,12 @@ def sgd_epochs(
     Returns:
         (LearnerState, metrics averaged over the steps that were taken).
 
+    Raises:
+        ValueError: an order that is not [K, M] for these rows, or minibatches that do not divide M.
+
     Source: Schulman et al. 2017, algorithm 1, line 6.
     """
-    num_rows = order.shape[1]
-    if num_rows % minibatches:
-        raise ValueError(f"{num_rows} rows do not divide into {minibatches} minibatches")
-    if any(x.shape[0] != num_rows for x in jax.tree.leaves(rows)):
-        raise ValueError(f"the order is one of {num_rows} rows, which these are not")
-
+    _check_order(rows, order, minibatches)
     learner, loss_fn, unravel = as_vector(learner, loss_fn)
     if stop is None:
 
@@ -367,6 +365,14 @@ def row_taker(rows: PyTree) -> Callable[[jax.Array], PyTree]:
     return take
 
 
+def _check_order(rows: PyTree, order: jax.Array, minibatches: int) -> None:
+    shapes.rank("sgd_epochs", "[K, M]", order=order)
+    num_rows = order.shape[1]
+    shapes.rows("sgd_epochs", num_rows, f"the order {order.shape}", rows)
+    if minibatches < 1 or num_rows % minibatches:
+        raise ValueError(f"{num_rows} rows do not divide into {minibatches} minibatches")
+
+
 def _scan_minibatches(
     step: Callable[..., Any], carry: Any, rows: PyTree, order: jax.Array, minibatches: int
 ) -> tuple[Any, Any]:
@@ -433,6 +439,7 @@ def _gradient(
 def _accumulate(part: Callable[[PyTree], Any], rows: PyTree, micro_batches: int) -> Any:
     """Σ share_i part(rows_i), where a share is that of the weight."""
     num_rows = jax.tree.leaves(rows)[0].shape[0]
+    shapes.rows("sgd_step", num_rows, "the first leaf", rows)
     if num_rows % micro_batches:
         raise ValueError(f"{num_rows} rows do not divide into {micro_batches} micro-batches")
     parts = jax.tree.map(lambda x: x.reshape(micro_batches, -1, *x.shape[1:]), rows)
@@ -444,8 +451,8 @@ def _accumulate(part: Callable[[PyTree], Any], rows: PyTree, micro_batches: int)
         rows, share = part_and_share
         return jax.tree.map(lambda t, x: t + share.astype(t.dtype) * x, total, part(rows)), None
 
-    shapes = jax.eval_shape(part, jax.tree.map(lambda x: x[0], parts))
-    zeros = jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), shapes)
+    like = jax.eval_shape(part, jax.tree.map(lambda x: x[0], parts))
+    zeros = jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), like)
     return jax.lax.scan(add, zeros, (parts, share))[0]
 
 

@@ -10,7 +10,7 @@ import ppo_jax
 ROOT = Path(ppo_jax.__file__).parent
 # Data flow from left to right; a module imports only from its own layer's left.
 LAYERS = [
-    {"options", "types", "statistics", "compilation_cache"},
+    {"options", "shapes", "types", "statistics", "compilation_cache"},
     {
         "distributions",
         "envs",

@@ -13,7 +13,7 @@ from ppo_jax.rlhf.attention import KeyValue, attend, rope_frequencies
 from ppo_jax.rlhf.decoder import Decoder, DecoderConfig, RopeScaling, small
 from ppo_jax.rlhf.hf_io import to_tensors
 from ppo_jax.rlhf.linear import product
-from ppo_jax.rlhf.token_distribution import token_log_prob
+from ppo_jax.rlhf.token_distribution import TokenDistribution
 
 TINY = small(11, hidden_size=16, num_layers=1, num_heads=2, num_kv_heads=1)
 
@@ -57,7 +57,8 @@ def test_log_probs_and_gradients_are_those_of_transformers(family):
     @functools.partial(jax.value_and_grad, has_aux=True)
     def loss(params):
         hidden = decoder.hidden(params, tokens)[:, :-1]
-        log_prob = token_log_prob(hidden, decoder.head(params), tokens[:, 1:], chunk=1000)
+        dist = TokenDistribution(hidden, decoder.head(params), chunk=1000)
+        log_prob = dist.log_prob(tokens[:, 1:])
         return -log_prob.mean(), log_prob
 
     (value, log_prob), gradient = jax.jit(loss)(params)

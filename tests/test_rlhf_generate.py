@@ -10,7 +10,7 @@ import pytest
 from language_models import FAMILIES, golden, model
 from ppo_jax.rlhf.decoder import Decoder, small
 from ppo_jax.rlhf.generate import generate, within_top_k, within_top_p
-from ppo_jax.rlhf.token_distribution import token_log_prob
+from ppo_jax.rlhf.token_distribution import TokenDistribution
 
 V, B, P, N = 7, 64, 4, 10
 DECODER = Decoder(small(V, hidden_size=16, num_layers=1, num_heads=2, num_kv_heads=1, init_std=0.4))
@@ -53,8 +53,8 @@ def forward(tokens, mask, temperature):
     """Log-probabilities of the responses from one pass over prompt and response."""
     whole = jnp.concatenate([PROMPT, tokens], axis=1)
     hidden = DECODER.hidden(PARAMS, whole, jnp.concatenate([MASK, mask], axis=1))
-    head = DECODER.head(PARAMS)
-    return token_log_prob(hidden[:, P - 1 : -1], head, tokens, temperature)
+    dist = TokenDistribution(hidden[:, P - 1 : -1], DECODER.head(PARAMS), temperature)
+    return dist.log_prob(tokens)
 
 
 @pytest.mark.parametrize("family", FAMILIES)

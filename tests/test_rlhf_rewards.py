@@ -249,11 +249,21 @@ def test_openrlhf_value_loss(name):
 # New TRL: the score one slot later, and the value there counts.
 
 
+def one_slot_later(mask):
+    """[B, L] the mask with the slot after each response, where there is one.
+
+    TRL's second PPOTrainer (0.12 to 1.12) and DeepSpeed-Chat pay the score one slot after the last
+    token they count, and bootstrap through the value there.
+    """
+    later = jnp.pad(mask[:, :-1], ((0, 0), (1, 0)))
+    return jnp.maximum(mask, later)
+
+
 @pytest.mark.parametrize(("name", "kind"), [("k1", "k1"), ("k3_whiten", "k3")])
 def test_new_trl_rewards_and_advantages(name, kind):
     x, hp = case(f"trl_new/{name}")
     mask = (~x["padding_mask"]).astype(jnp.float32)
-    longer = rewards.one_slot_later(mask)
+    longer = one_slot_later(mask)
     np.testing.assert_array_equal(longer, ~x["padding_mask_p1"])
     kl = rewards.kl_estimate(x["logprobs"], x["ref_logprobs"], kind, mask)
     near(kl, x["kl"])
@@ -272,7 +282,7 @@ def test_new_trl_rewards_and_advantages(name, kind):
 def test_new_trl_losses(name):
     x, hp = case(f"trl_new/{name}")
     mask = (~x["padding_mask"]).astype(jnp.float32)
-    longer = rewards.one_slot_later(mask)
+    longer = one_slot_later(mask)
     for k, i in enumerate(x["mb_inds"]):
         policy = policy_loss(
             x["mb_new_logprobs"][k], x["logprobs"][i], x["advantages"][i], mask[i], hp["cliprange"]
@@ -300,7 +310,7 @@ def test_deepspeed_chat():
     x, hp = case("deepspeed_chat/train_rlhf")
     start = x["prompts"].shape[1] - 1
     mask = x["attention_mask"][:, 1:].astype(jnp.float32)[:, start:]
-    longer = rewards.one_slot_later(mask)
+    longer = one_slot_later(mask)
     response = lambda name: x[name][:, start:]
     kl = rewards.kl_estimate(response("logprobs"), response("ref_logprobs"), "k1")
     clip = hp["clip_reward_value"]
@@ -325,6 +335,21 @@ def test_deepspeed_chat():
         near_gradient(gradient, x["grad_logits" if name == "actor" else "grad_values"])
 
 
+def token_preference_loss(scores, tokens, masks):
+    """[M] the preference loss at every token [M, L], of which DeepSpeed-Chat takes the mean.
+
+    L = mean over t from the first difference to the longer end of −log σ(s_chosen,t − s_rejected,t)
+
+    Past the end of the shorter one it reads the scores of padding, as its source reward_model.py.
+    """
+    real = [mask > 0 for mask in masks]
+    anywhere = real[0] | real[1]
+    differs = anywhere & ((tokens[0] != tokens[1]) | (real[0] != real[1]))
+    span = anywhere & (jnp.cumsum(differs, axis=1) > 0)
+    loss = rewards.preference_loss(*(jnp.where(span, score, 0.0) for score in scores))
+    return jax.vmap(losses.mean)(loss, span.astype(loss.dtype))
+
+
 def test_deepspeed_chat_reward_model():
     x, hp = case("reward_model/deepspeed_chat")
     mask = (x["input_ids"] != hp["pad_id"]).astype(jnp.float32)
@@ -332,9 +357,7 @@ def test_deepspeed_chat_reward_model():
 
     def loss(head):
         score = x["hidden"] @ head[0]
-        return jnp.mean(
-            rewards.token_preference_loss(*pairs(score), pairs(x["input_ids"]), pairs(mask))
-        )
+        return jnp.mean(token_preference_loss(pairs(score), pairs(x["input_ids"]), pairs(mask)))
 
     value, gradient = jax.value_and_grad(loss)(x["v_head"])
     near(value, x["loss"])
@@ -458,7 +481,6 @@ def test_masks_of_bools():
         lambda m: gae(kl, value, m, 1.0, 0.95)[0],
     ):
         np.testing.assert_array_equal(f(mask), f(MASK))
-    assert rewards.one_slot_later(mask).dtype == bool
 
 
 def test_whitened_moments():
@@ -503,7 +525,7 @@ def test_running_moments_standardise_scores():
 def test_refusals():
     with pytest.raises(ValueError, match="did you mean k3"):
         rewards.kl_estimate(MASK, MASK, "k33")
-    with pytest.raises(ValueError, match=r"score is \[B\]"):
+    with pytest.raises(ValueError, match=r"score must have the shape \(6,\)"):
         rewards.token_rewards(MASK, INPUTS["scores"][:, None], MASK, 0.1)
     for group in (rewards.leave_one_out, rewards.group_normalized):
         with pytest.raises(ValueError, match="K ≥ 2"):

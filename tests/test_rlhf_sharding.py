@@ -13,10 +13,11 @@ from ppo_jax.rlhf.sharding import make_mesh, shardings, spec
 
 PROGRAM = """
 import functools, jax, jax.numpy as jnp, numpy as np
+from jax.sharding import NamedSharding, PartitionSpec
 from ppo_jax.rlhf.decoder import Decoder, small
 from ppo_jax.rlhf.generate import generate
-from ppo_jax.rlhf.sharding import make_mesh, shard, shard_rows
-from ppo_jax.rlhf.token_distribution import token_log_prob
+from ppo_jax.rlhf.sharding import DATA, make_mesh, shard
+from ppo_jax.rlhf.token_distribution import TokenDistribution
 
 assert jax.device_count() == 4
 decoder = Decoder(small(28, hidden_size=32, num_layers=1, num_heads=4, num_kv_heads=2))
@@ -27,7 +28,8 @@ sample = jax.jit(functools.partial(generate, decoder=decoder, max_new_tokens=6, 
 
 def loss(params, tokens, mask):
     hidden = decoder.hidden(params, tokens, mask)[:, :-1]
-    log_prob = token_log_prob(hidden, decoder.head(params), tokens[:, 1:], 1.0, chunk=2 * 4 * 28)
+    dist = TokenDistribution(hidden, decoder.head(params), chunk=2 * 4 * 28)
+    log_prob = dist.log_prob(tokens[:, 1:])
     return -jnp.mean(log_prob * mask[:, 1:])
 
 gradient = jax.jit(jax.value_and_grad(loss))
@@ -35,7 +37,7 @@ mesh = make_mesh(2, 2)
 spread = shard(params, mesh)
 q = spread["layer_0"]["attention"]["q"]["kernel"]
 assert {s.data.shape for s in q.addressable_shards} == {(32, 16)}
-rows = shard_rows((prompt, mask), mesh)
+rows = jax.device_put((prompt, mask), NamedSharding(mesh, PartitionSpec(DATA)))
 assert {s.data.shape for s in rows[0].addressable_shards} == {(2, 6)}
 key = jax.random.key(1)
 a, b = sample(key, params, prompt, mask), sample(key, spread, *rows)

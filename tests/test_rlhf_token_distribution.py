@@ -1,17 +1,14 @@
 """Distributions over tokens in blocks: the same numbers as with all logits, in less memory."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
 from ppo_jax.distributions import Categorical
-from ppo_jax.rlhf.token_distribution import (
-    TokenDistribution,
-    in_blocks,
-    token_entropy,
-    token_log_prob,
-)
+from ppo_jax.rlhf.token_distribution import TokenDistribution, in_blocks
 
 B, L, D, V = 3, 7, 8, 23
 KEYS = jax.random.split(jax.random.key(0), 5)
@@ -35,9 +32,7 @@ def test_blocks_change_nothing(chunk):
         dist, want, key = TokenDistribution(HIDDEN, HEAD, 0.7, chunk), direct(), KEYS[0]
         return [
             (dist.log_prob(TOKENS), want.log_prob(TOKENS)),
-            (token_log_prob(HIDDEN, HEAD, TOKENS, 0.7, chunk), want.log_prob(TOKENS)),
             (dist.entropy(), want.entropy()),
-            (token_entropy(HIDDEN, HEAD, 0.7, chunk), want.entropy()),
             *zip(
                 dist.log_prob_and_entropy(TOKENS),
                 (want.log_prob(TOKENS), want.entropy()),
@@ -70,11 +65,14 @@ def test_gradients_are_those_of_all_logits():
 
 
 def test_flattened_rows_and_single_ones():
-    log_prob = jax.jit(token_log_prob, static_argnames="chunk")
+    @functools.partial(jax.jit, static_argnames="chunk")
+    def log_prob(hidden, tokens, chunk):
+        return TokenDistribution(hidden, HEAD, 0.7, chunk).log_prob(tokens)
+
     want = jax.jit(lambda: direct().log_prob(TOKENS))()
-    flat = log_prob(HIDDEN.reshape(-1, D), HEAD, TOKENS.reshape(-1), 0.7, chunk=4 * V)
+    flat = log_prob(HIDDEN.reshape(-1, D), TOKENS.reshape(-1), chunk=4 * V)
     np.testing.assert_allclose(flat.reshape(B, L), want, atol=1e-5)
-    one = log_prob(HIDDEN[0, 0], HEAD, TOKENS[0, 0], 0.7, chunk=1)
+    one = log_prob(HIDDEN[0, 0], TOKENS[0, 0], chunk=1)
     np.testing.assert_allclose(one, want[0, 0], atol=1e-5)
 
 
@@ -87,7 +85,8 @@ def test_ids_in_no_tokenizer_are_impossible():
         want = Categorical(HIDDEN @ HEAD[:, :5])
         pairs = (dist.log_prob(few), want.log_prob(few)), (dist.entropy(), want.entropy())
         drawn = dist.mode(), dist.sample(KEYS[1])
-        gradient = jax.grad(lambda w: token_entropy(HIDDEN, w, valid_vocab=5).sum())(HEAD)
+        entropy = lambda w: TokenDistribution(HIDDEN, w, valid_vocab=5).entropy().sum()
+        gradient = jax.grad(entropy)(HEAD)
         return pairs, drawn, dist.log_prob(jnp.full((B, L), 5)), gradient
 
     pairs, drawn, impossible, gradient = both()
@@ -100,7 +99,7 @@ def test_ids_in_no_tokenizer_are_impossible():
 
 def test_bfloat16_states_give_float32_sums():
     hidden = HIDDEN.astype(jnp.bfloat16)
-    log_prob = token_log_prob(hidden, HEAD, TOKENS)
+    log_prob = TokenDistribution(hidden, HEAD).log_prob(TOKENS)
     assert log_prob.dtype == jnp.float32
     exact = HEAD.astype(jnp.bfloat16).astype(jnp.float32)
     want = Categorical(hidden.astype(jnp.float32) @ exact).log_prob(TOKENS)
@@ -113,7 +112,7 @@ def test_no_array_of_all_logits_is_kept():
     tokens = jnp.zeros((2, 256), int)
 
     def temporary(chunk):
-        loss = lambda h, w: token_log_prob(h, w, tokens, 1.0, chunk).sum()
+        loss = lambda h, w: TokenDistribution(h, w, chunk=chunk).log_prob(tokens).sum()
         program = jax.jit(jax.grad(loss, argnums=(0, 1))).lower(hidden, head).compile()
         return program.memory_analysis().temp_size_in_bytes
 

@@ -50,7 +50,10 @@ def _placeholder(name: str, **attributes: Any) -> ModuleType:
 
 @functools.cache
 def _gymnax() -> ModuleType:
-    """gymnax, without the plotting libraries it imports at the top: half of its import time."""
+    """gymnax, without the plotting libraries it imports at the top.
+
+    They are most of its import time, and seaborn and pandas need not be installed.
+    """
     pyplot, colors = (_placeholder(f"matplotlib.{m}") for m in ("pyplot", "colors"))
     matplotlib = _placeholder("matplotlib", pyplot=pyplot, colors=colors)
     plotting = (matplotlib, pyplot, colors, _placeholder("seaborn"))

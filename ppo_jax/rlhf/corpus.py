@@ -73,26 +73,6 @@ def gold_score(texts: Sequence[str]) -> np.ndarray:
     return vowels - 0.5 * np.abs(lengths - GOOD_LENGTH)
 
 
-def gold_score_tokens(tokens: np.ndarray, mask: np.ndarray, tokenizer: CharTokenizer) -> np.ndarray:
-    """`gold_score` of rows of tokens, without making strings of them.
-
-    Args:
-        tokens: [B, L] prompts and responses.
-        mask: [B, L]; special tokens count for nothing either.
-        tokenizer: theirs.
-
-    Returns:
-        [B] float32.
-    """
-    vowel = np.array([token in VOWELS for token in tokenizer.tokens])
-    letter = np.array([len(token) == 1 for token in tokenizer.tokens])
-    real = np.asarray(mask) > 0
-    ids = np.where(real, tokens, tokenizer.ids["<pad>"])
-    lengths = letter[ids].sum(axis=1)
-    scores = vowel[ids].sum(axis=1) - 0.5 * np.abs(lengths - GOOD_LENGTH)
-    return scores.astype(np.float32)
-
-
 def bradley_terry(key: jax.Array, score_a: ArrayLike, score_b: ArrayLike) -> jax.Array:
     """Which of two is preferred, by somebody who errs the more, the less they differ.
 

@@ -5,6 +5,8 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from ppo_jax import shapes
+
 
 def optimal_value(score: jax.Array, kl_coef: jax.Array | float) -> jax.Array:
     """What the best policy gets, from samples of the reference.
@@ -49,6 +51,10 @@ def objective(score: Any, kl: Any, kl_coef: float) -> tuple[float, float]:
         score: [B] r of the policy's responses.
         kl: [B] Σ_t log π − log π_ref of each.
         kl_coef: β.
+
+    Raises:
+        ValueError: scores and KLs of different shapes.
     """
+    shapes.same("objective", score=score, kl=kl)
     each = jnp.asarray(score) - kl_coef * jnp.asarray(kl)
     return float(jnp.mean(each)), float(jnp.std(each) / jnp.sqrt(each.size))

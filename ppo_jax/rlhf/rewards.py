@@ -11,7 +11,7 @@ from collections.abc import Callable
 import jax
 import jax.numpy as jnp
 
-from ppo_jax import estimators, losses
+from ppo_jax import estimators, losses, shapes
 from ppo_jax.algorithms.ppo_kl import proportional_coefficient
 from ppo_jax.options import did_you_mean
 
@@ -45,12 +45,13 @@ def kl_estimate(
         [...] in nats.
 
     Raises:
-        ValueError: kind is none of them.
+        ValueError: kind is none of them, or arrays of different shapes.
 
     Source: Schulman 2020, Approximating KL Divergence (joschu.net/blog/kl-approx.html).
     """
     if kind not in KL_ESTIMATORS:
         raise ValueError(f"no KL estimator is called {kind!r}: {did_you_mean(kind, KL_ESTIMATORS)}")
+    shapes.same("kl_estimate", log_prob=log_prob, ref_log_prob=ref_log_prob, mask=mask)
     if mask is not None:  # before the exponential and the square: 0 · ∞ is NaN in their gradients
         log_prob = jnp.where(mask > 0, log_prob, 0.0)
         ref_log_prob = jnp.where(mask > 0, ref_log_prob, 0.0)
@@ -69,23 +70,6 @@ def last_token(mask: jax.Array) -> jax.Array:
     real = mask > 0
     remaining = jnp.cumsum(real[:, ::-1], axis=1)[:, ::-1]
     return real & (remaining == 1)
-
-
-def one_slot_later(mask: jax.Array) -> jax.Array:
-    """The mask with the slot after each response, if there is one.
-
-    TRL's second PPOTrainer (0.12 to 1.12) and DeepSpeed-Chat pay the score one slot after the last
-    token they count, and bootstrap through the value there. `token_rewards` with this mask is their
-    reward; it is here to compare with them.
-
-    Args:
-        mask: [B, L] of right-padded responses.
-
-    Returns:
-        [B, L] of the mask's dtype.
-    """
-    later = jnp.pad(mask[:, :-1], ((0, 0), (1, 0)))
-    return jnp.maximum(mask, later)
 
 
 def token_rewards(
@@ -112,10 +96,10 @@ def token_rewards(
     Source: Ziegler et al. 2019, Fine-Tuning Language Models from Human Preferences, eq. 2;
     Ouyang et al. 2022 (InstructGPT), eq. 2.
     """
-    if kl.shape != mask.shape or score.shape != mask.shape[:1]:
-        raise ValueError(
-            f"kl and mask are [B, L] and score is [B], not {kl.shape}, {mask.shape}, {score.shape}"
-        )
+    shapes.rank("token_rewards", "[B, L]", mask=mask)
+    shapes.exact("token_rewards", mask.shape, "the mask", kl=kl)
+    shapes.exact("token_rewards", mask.shape[:1], "the responses", score=score)
+    shapes.exact("token_rewards", (), "a number", kl_coef=kl_coef)
     dtype = jnp.result_type(kl, score, kl_coef, jnp.float32)
     penalty = kl_coef * jnp.where(mask > 0, kl, 0.0).astype(dtype)
     paid = jnp.where(last_token(mask), score[:, None].astype(dtype), 0.0)
@@ -131,7 +115,11 @@ def sequence_kl(kl: jax.Array, mask: jax.Array) -> jax.Array:
 
     Returns:
         [B] in nats; its mean is what `adaptive_kl` controls.
+
+    Raises:
+        ValueError: a mask whose shape is not that of kl.
     """
+    shapes.exact("sequence_kl", jnp.shape(kl), "kl", mask=mask)
     return jnp.sum(jnp.where(mask > 0, kl, 0.0), axis=1)
 
 
@@ -156,8 +144,12 @@ def adaptive_kl(
     Returns:
         [] β.
 
+    Raises:
+        ValueError: a KL for each response instead of their mean.
+
     Source: Ziegler et al. 2019, section 2.2, and their code.
     """
+    shapes.exact("adaptive_kl", (), "a number", coef=coef, kl=kl)
     return proportional_coefficient(coef, kl, target, horizon, num_sequences)
 
 
@@ -178,9 +170,13 @@ def whiten(x: jax.Array, mask: jax.Array, shift_mean: bool = True, ddof: int = 0
     Returns:
         [B, L], 0 where mask is 0.
 
+    Raises:
+        ValueError: a mask whose shape is not that of x.
+
     Source: the code of Ziegler et al. 2019, openai/lm-human-preferences; Huang et al. 2024, The N+
     Implementation Details of RLHF with PPO.
     """
+    shapes.exact("whiten", jnp.shape(x), "x", mask=mask)
     mean = losses.mean(x, mask)
     centred = jnp.where(mask > 0, x - mean, 0.0)
     # Once more: the rounding error of the first mean would be all there is of a constant x.
@@ -201,7 +197,11 @@ def has_eos(tokens: jax.Array, mask: jax.Array, eos_id: int) -> jax.Array:
 
     Returns:
         [B] bool.
+
+    Raises:
+        ValueError: a mask whose shape is not that of the tokens.
     """
+    shapes.exact("has_eos", jnp.shape(tokens), "the tokens", mask=mask)
     return jnp.any(last_token(mask) & (tokens == eos_id), axis=1)
 
 
@@ -218,8 +218,12 @@ def subtract_without_eos(
     Returns:
         [B].
 
+    Raises:
+        ValueError: arrays of different shapes; only scalars are broadcast.
+
     Source: TRL, missing_eos_penalty.
     """
+    shapes.same("subtract_without_eos", score=score, ended=ended, penalty=penalty)
     return jnp.where(ended, score, score - penalty)
 
 
@@ -236,8 +240,12 @@ def replace_without_eos(score: jax.Array, ended: jax.Array, value: jax.Array | f
     Returns:
         [B].
 
+    Raises:
+        ValueError: arrays of different shapes; only scalars are broadcast.
+
     Source: the code of Ziegler et al. 2019; Huang et al. 2024.
     """
+    shapes.same("replace_without_eos", score=score, ended=ended, value=value)
     return jnp.where(ended, score, value)
 
 
@@ -299,9 +307,13 @@ def preference_loss(
     Returns:
         [M]; log 2 where the scores are equal.
 
+    Raises:
+        ValueError: arrays of different shapes; only scalars are broadcast.
+
     Source: Bradley & Terry 1952; Ouyang et al. 2022, eq. 1; the margin, Touvron et al. 2023
     (Llama 2), eq. 2.
     """
+    shapes.same("preference_loss", chosen=chosen, rejected=rejected, margin=margin)
     return jax.nn.softplus(rejected - chosen + margin)
 
 
@@ -315,40 +327,13 @@ def centering_loss(chosen: jax.Array, rejected: jax.Array) -> jax.Array:
     Returns:
         [M], to be added with a small coefficient (0.01).
 
+    Raises:
+        ValueError: arrays of different shapes; only scalars are broadcast.
+
     Source: Eisenstein et al. 2023, Helping or Herding?; TRL, center_rewards_coefficient.
     """
+    shapes.same("centering_loss", chosen=chosen, rejected=rejected)
     return jnp.square(chosen + rejected)
-
-
-def token_preference_loss(
-    chosen: jax.Array,
-    rejected: jax.Array,
-    tokens: tuple[jax.Array, jax.Array],
-    masks: tuple[jax.Array, jax.Array],
-) -> jax.Array:
-    """`preference_loss` at every token instead of the last.
-
-    L = mean over t from the first difference to the longer end of −log σ(s_chosen,t − s_rejected,t)
-
-    Past the end of the shorter one it reads the scores of padding, as its source does.
-
-    Args:
-        chosen: [M, L] a score at every token.
-        rejected: [M, L].
-        tokens: (chosen, rejected) [M, L], right-padded, with their common prompt.
-        masks: (chosen, rejected) [M, L].
-
-    Returns:
-        [M]; 0 for a pair that does not differ.
-
-    Source: DeepSpeed-Chat, reward_model.py.
-    """
-    real = [mask > 0 for mask in masks]
-    anywhere = real[0] | real[1]
-    differs = anywhere & ((tokens[0] != tokens[1]) | (real[0] != real[1]))
-    span = anywhere & (jnp.cumsum(differs, axis=1) > 0)
-    loss = preference_loss(jnp.where(span, chosen, 0.0), jnp.where(span, rejected, 0.0))
-    return jax.vmap(losses.mean)(loss, span.astype(loss.dtype))
 
 
 def _group_size(score: jax.Array, what: str) -> int:

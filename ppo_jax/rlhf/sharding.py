@@ -80,11 +80,6 @@ def shard(params: Params, mesh: Mesh) -> Params:
     return jax.device_put(params, shardings(params, mesh))
 
 
-def shard_rows(batch: Any, mesh: Mesh) -> Any:
-    """A batch, its rows spread over the axis `data`, which must divide their number."""
-    return jax.device_put(batch, NamedSharding(mesh, PartitionSpec(DATA)))
-
-
 def spread(batch: Any, mesh: Mesh | None) -> Any:
     """Within a program: the rows of a batch, to be worked on by the devices along `data`.
 

@@ -34,45 +34,6 @@ def head_logits(hidden: jax.Array, head: jax.Array) -> jax.Array:
     return jnp.matmul(hidden, head.astype(hidden.dtype), preferred_element_type=jnp.float32)
 
 
-def token_log_prob(
-    hidden: jax.Array,
-    head: jax.Array,
-    tokens: jax.Array,
-    temperature: jax.Array | float = 1.0,
-    chunk: int = CHUNK,
-    valid_vocab: int | None = None,
-) -> jax.Array:
-    """log π(token) = z_token / τ − log Σ_v exp(z_v / τ).
-
-    Args:
-        hidden: [..., D] hidden states after the final norm.
-        head: [D, V].
-        tokens: [...] the token at each.
-        temperature: τ > 0.
-        chunk: logits held at a time; a block has at least one step of the last axis of `tokens`.
-        valid_vocab: tokens from here on are impossible; None admits all.
-
-    Returns:
-        [...] nats.
-    """
-    return TokenDistribution(hidden, head, temperature, chunk, valid_vocab).log_prob(tokens)
-
-
-def token_entropy(
-    hidden: jax.Array,
-    head: jax.Array,
-    temperature: jax.Array | float = 1.0,
-    chunk: int = CHUNK,
-    valid_vocab: int | None = None,
-) -> jax.Array:
-    """H[π] = −Σ_v π(v) log π(v); arguments as of `token_log_prob`.
-
-    Returns:
-        [...] nats.
-    """
-    return TokenDistribution(hidden, head, temperature, chunk, valid_vocab).entropy()
-
-
 def in_blocks(function: Callable, arrays: Any, lead: int, rows_per_block: int) -> Any:
     """function(arrays), computed in blocks along the last of the leading axes.
 
@@ -109,10 +70,10 @@ class TokenDistribution:
     """π(v) = exp(z_v / τ) / Σ_w exp(z_w / τ) with z = h W, evaluated block by block.
 
     Attributes:
-        hidden: [..., D] h.
+        hidden: [..., D] h, after the final norm.
         head: [D, V] W.
         temperature: [] τ > 0.
-        chunk: logits held at a time.
+        chunk: logits held at a time; a block has at least one step of the last leading axis.
         valid_vocab: tokens from here on are impossible; None admits all.
     """
 
@@ -123,11 +84,11 @@ class TokenDistribution:
     valid_vocab: int | None = struct.field(pytree_node=False, default=None)
 
     def log_prob(self, action: jax.Array) -> jax.Array:
-        """[...] log π(action)."""
+        """[...] log π(action) = z_action / τ − log Σ_v exp(z_v / τ), nats."""
         return self._map(lambda d, a: d.log_prob(a), action)
 
     def entropy(self) -> jax.Array:
-        """[...] nats."""
+        """[...] H[π] = −Σ_v π(v) log π(v), nats."""
         return self._map(lambda d: d.entropy())
 
     def log_prob_and_entropy(self, action: jax.Array) -> tuple[jax.Array, jax.Array]:

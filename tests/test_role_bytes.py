@@ -1,11 +1,19 @@
 """Bytes per role: counts that are known, and arrays that are really made."""
 
 import dataclasses
+from pathlib import Path
 
 import jax
 
+from benchmarks.language.role_bytes import (
+    examples,
+    markdown,
+    num_params,
+    readable,
+    role_bytes,
+    table,
+)
 from ppo_jax.rlhf.decoder import Decoder, small
-from ppo_jax.rlhf.memory import examples, num_params, readable, role_bytes, table
 
 
 def test_published_sizes_are_met():
@@ -42,3 +50,8 @@ def test_the_table_has_a_row_per_model():
     assert text.splitlines()[0] == "| | actor | critic | reference | reward | cache | logits |"
     assert "| tiny | 1.51 MB | 1.5" in text
     assert [readable(n) for n in (999, 1000, 4.2e9, 27e12)] == ["999 B", "1 kB", "4.2 GB", "27 TB"]
+
+
+def test_the_table_of_the_language_page_is_counted():
+    page = Path(__file__).parent.parent / "docs/rlhf.md"
+    assert markdown() in page.read_text()

@@ -1,4 +1,7 @@
-"""Bytes that the four models of PPO need, counted from the config alone."""
+"""Bytes that the four models of PPO on a language model need, counted from the config alone.
+
+python -m benchmarks.language.role_bytes     prints the table of docs/rlhf.md
+"""
 
 import math
 from collections.abc import Mapping
@@ -9,6 +12,8 @@ import numpy as np
 from ppo_jax.rlhf.decoder import Decoder, DecoderConfig, small
 
 BYTES = {"float32": 4, "bfloat16": 2}
+# Rows generated at a time and columns of the cache: those of the default run, and of the others.
+SMALL, LARGE = (512, 32), (64, 1024)
 
 
 def num_params(config: DecoderConfig, scoring: bool = False) -> int:
@@ -63,6 +68,12 @@ def table(rows: Mapping[str, dict[str, int]]) -> str:
     return "\n".join(lines) + "\n"
 
 
+def markdown() -> str:
+    """The table of docs/rlhf.md, in float32."""
+    sizes = {name: SMALL if name == "94 k" else LARGE for name in examples()}
+    return table({name: role_bytes(c, *sizes[name]) for name, c in examples().items()})
+
+
 def readable(count: int) -> str:
     """Bytes in the largest unit of a thousand that leaves a digit before the point."""
     if count < 1000:
@@ -97,3 +108,7 @@ def _wide(size: int, layers: int, heads: int, inner: int) -> dict:
         "head_dim": size // heads,
         "intermediate_size": inner,
     }
+
+
+if __name__ == "__main__":
+    print(markdown(), end="")
