@@ -5,6 +5,8 @@ import subprocess
 import sys
 import time
 
+import pytest
+
 from ppo_jax import compilation_cache
 
 START = """
@@ -39,6 +41,28 @@ def test_the_second_start_finds_what_the_first_compiled(tmp_path):
     assert folder.startswith(str(tmp_path / "ppo_jax")) and hits == "0"
     again, hits = start(tmp_path)
     assert again == folder and int(hits) > 0
+
+
+LIBRARY = """
+import jax, ppo_jax
+from ppo_jax import config
+from ppo_jax.sweep import run_seeds
+print(jax.config.jax_compilation_cache_dir)
+found = []
+jax.monitoring.register_event_listener(lambda name, **_: found.append(name))
+run_seeds(config.make(preset="none", num_steps=16, total_timesteps=64, hidden=(8,)), 1)
+hits = found.count("/jax/compilation_cache/cache_hits")
+print(jax.config.jax_compilation_cache_dir, hits)
+"""
+
+
+@pytest.mark.slow
+def test_calls_of_the_library_use_it_and_its_import_does_not(tmp_path):
+    imported, folder, hits = start(tmp_path, LIBRARY)
+    assert imported == "None" and folder.startswith(str(tmp_path / "ppo_jax")) and hits == "0"
+    assert start(tmp_path, LIBRARY)[1:] != [folder, "0"]
+    own = str(tmp_path / "own")
+    assert start(tmp_path, LIBRARY, JAX_COMPILATION_CACHE_DIR=own)[1] == own
 
 
 def test_what_the_user_has_set_stays(tmp_path):

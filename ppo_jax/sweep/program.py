@@ -7,6 +7,7 @@ alone, for which the compiler leaves its partitioner out, is another program and
 """
 
 import dataclasses
+import functools
 import os
 import time
 from collections.abc import Callable, Sequence
@@ -26,10 +27,13 @@ from ppo_jax.types import Metrics, PyTree, TrainState
 
 # Updates between two looks at the clock, at most: so many rows of metrics are on the device.
 SLICE = 256
-# On CPUs 4 to 8 agents per device are fastest and 16 or more are slower (benchmarks/sweep.py).
-CPU_WIDTH = 8
+# On CPUs 4 to 8 agents per device are equally fast and 16 or more are slower (benchmarks/sweep.py).
+# Of these 4, because numbers of agents then lead to few widths: every number above 9 leads to 4.
+CPU_WIDTH = 4
 # Of a device's memory.
 MEMORY_SHARE = 0.85
+# The number of programs, the last ones used, that stay compiled for later calls.
+KEPT_PROGRAMS = 8
 Floats = dict[str, Any]
 
 
@@ -65,26 +69,30 @@ def structure(config: TrainConfig) -> tuple[TrainConfig, Floats]:
     return configs.split(dataclasses.replace(config, seed=0))
 
 
-def compile_program(
-    static: TrainConfig,
-    env: Any,
-    width: int,
-    devices: Sequence[jax.Device],
-    episodes: int,
-) -> Program:
-    """Compile for `width` agents on each device.
+class _Functions(NamedTuple):
+    """The functions of a Program before they are compiled: jitted, for all agents together."""
+
+    init: Any
+    advance: Any
+    evaluate: Any
+
+
+@functools.lru_cache(maxsize=KEPT_PROGRAMS)
+def _functions(
+    static: TrainConfig, env: Any, width: int, devices: tuple[jax.Device, ...], episodes: int
+) -> _Functions:
+    """The functions that `compile_program` compiles, kept for the calls that follow.
+
+    JAX keeps what it compiled for a jitted function as long as the function exists, under a key
+    with everything else that decides a program (the precision of matrix products and JAX's other
+    settings, XLA's options), and `jax.clear_caches()` frees it. No state of an agent is kept.
 
     Args:
-        static: from `structure`.
-        env: as for `build`.
-        width: agents of one device.
-        devices: all of one kind.
-        episodes: E of the final evaluation; 0 for none.
+        static, env, devices, episodes: as for `compile_program`.
+        width: one for each entry, so that the number of entries bounds the number of programs.
     """
-    names = [n for n, v in configs.to_flat(static).items() if v == configs.TRACED]
     mesh = Mesh(np.array(devices), ("agents",))
     rows, all_of_it = PartitionSpec("agents"), PartitionSpec()
-    chunk = make_chunk(static, env, min(SLICE, static.num_updates))
 
     def init(seed: jax.Array, floats: Floats) -> TrainState:
         return build(configs.merge(static, floats), env).init(jax.random.key(seed))
@@ -101,30 +109,76 @@ def compile_program(
         )
         return result.episode_return, result.finished
 
-    def spread(function: Callable, *arguments: Any, counted: bool = False, **options: Any) -> Any:
+    def spread(function: Callable, axes: tuple[int | None, ...], **options: Any) -> Any:
         """One agent's function for all of them: vmapped on a device, no talk between devices."""
-        axes = (0,) * (len(arguments) - counted) + (None,) * counted
         specs = tuple(all_of_it if axis is None else rows for axis in axes)
         sharded = jax.shard_map(
             jax.vmap(function, axes), mesh=mesh, in_specs=specs, out_specs=rows, check_vma=False
         )
         shardings = tuple(NamedSharding(mesh, spec) for spec in specs)
-        jitted = jax.jit(
+        return jax.jit(
             sharded, in_shardings=shardings, out_shardings=NamedSharding(mesh, rows), **options
         )
-        return jitted.lower(*arguments).compile(compiler_options())
 
-    agents = (width * len(devices),)
+    chunk = make_chunk(static, env, min(SLICE, static.num_updates))
+    advance = spread(chunk, (0, 0, None), donate_argnums=0)
+    return _Functions(spread(init, (0, 0)), advance, spread(finish, (0, 0, 0)))
+
+
+def compile_program(
+    static: TrainConfig,
+    env: Any,
+    width: int,
+    devices: Sequence[jax.Device],
+    episodes: int,
+) -> Program:
+    """Compile for `width` agents on each device, or find what an earlier call has compiled.
+
+    Args:
+        static: from `structure`.
+        env: as for `build`.
+        width: agents of one device.
+        devices: all of one kind.
+        episodes: E of the final evaluation; 0 for none.
+    """
+    make = _functions if _has_value(env) else _functions.__wrapped__
+    functions = make(static, env, width, tuple(devices), episodes)
+    names = [n for n, v in configs.to_flat(static).items() if v == configs.TRACED]
+    agents, options = (width * len(devices),), compiler_options()
     seeds = jax.ShapeDtypeStruct(agents, jnp.uint32)
     floats = {name: jax.ShapeDtypeStruct(agents, jnp.float32) for name in names}
     count = jax.ShapeDtypeStruct((), jnp.int32)
-    state = jax.eval_shape(jax.vmap(init), seeds, floats)
-    advance = spread(chunk, state, floats, count, counted=True, donate_argnums=0)
+    state = functions.init.eval_shape(seeds, floats)
+    advance = functions.advance.lower(state, floats, count).compile(options)
     needed = bytes_of(advance)
-    play = spread(finish, seeds, state, floats) if episodes else None
-    if play is not None:
+    play = None
+    if episodes:
+        play = functions.evaluate.lower(seeds, state, floats).compile(options)
         needed = max(needed, bytes_of(play))
-    return Program(width, tuple(devices), spread(init, seeds, floats), advance, play, needed)
+    init = functions.init.lower(seeds, floats).compile(options)
+    return Program(width, tuple(devices), init, advance, play, needed)
+
+
+def _has_value(env: Any) -> bool:
+    """Whether an environment equals another only if it behaves alike: a name, or a hashable value.
+
+    An object with Python's own hash, that of its identity, may have changed since an earlier call.
+    It is traced again, and only the compilation cache on disk saves time then.
+    """
+    if env is None:
+        return True
+    if type(env).__hash__ is object.__hash__:
+        return False
+    try:
+        hash(env)
+    except TypeError:
+        return False
+    return True
+
+
+def release() -> None:
+    """Free the programs that are kept for later calls."""
+    _functions.cache_clear()
 
 
 def bytes_of(compiled: Any) -> int:
@@ -176,6 +230,7 @@ def fit(
         except jax.errors.JaxRuntimeError as error:
             if not out_of_memory(error) or width == 1:
                 raise
+            release()
             width = even_width(agents, width // 2, len(devices))
             continue
         limit = MEMORY_SHARE * memory_of(devices)

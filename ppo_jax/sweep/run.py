@@ -6,6 +6,7 @@ from typing import Any
 import jax
 import numpy as np
 
+from ppo_jax import compilation_cache
 from ppo_jax import config as configs
 from ppo_jax.algorithms import ALGORITHMS
 from ppo_jax.config import ConfigError, TrainConfig
@@ -64,6 +65,9 @@ def run_sweep(
     """Train every point with every seed; what differs in floats alone shares one program.
 
     run_sweep(config, {"learning_rate": [1e-4, 1e-3], "clip_eps": [0.1, 0.2]}, seeds=16)
+
+    Later calls find the program that was compiled, with other seeds and other values of floats, so
+    that a hyperparameter search can call this in a loop; `jax.clear_caches()` frees the programs.
 
     Args:
         config: what the points change.
@@ -139,7 +143,12 @@ def _listed(points: Mapping | Sequence[Point]) -> list[Point]:
 
 
 def _in_order(schedule: Schedule, states: bool = True) -> list[Finished]:
-    """All chunks; without states, the devices' memory is free again after each round."""
+    """All chunks; without states, the devices' memory is free again after each round.
+
+    The compilation cache is JAX's setting for the whole process: it is set by the functions that
+    compile, not on import, and not by `make_train`, which leaves jax.jit to its caller.
+    """
+    compilation_cache.use()
     found = (f if states else f._replace(state=_dropped) for f in schedule.run())
     return sorted(found, key=lambda f: f.chunk.agents)
 

@@ -15,6 +15,7 @@ from ppo_jax.sweep.program import (
     compile_program,
     fit,
     out_of_memory,
+    release,
     structure,
     take,
     train,
@@ -157,6 +158,7 @@ class Schedule:
                         raise
                     reason = str(error).splitlines()[0]
                 program = None  # frees what it holds before the next is compiled
+                release()
                 self._halve(number, group, width, reason)
 
     def _todo(self, group: int) -> list[Chunk]:
