@@ -12,30 +12,21 @@ from benchmarks.accelerator.control import host_transfers, rates
 from benchmarks.accelerator.tasks import Context, Measured, NotAvailable, Task
 from benchmarks.language import ours
 from benchmarks.language.breakdown import flops_of_update
-from benchmarks.language.sizes import Size
+from benchmarks.language.sizes import SIZES, Size
 from ppo_jax.rlhf.generate import generate
 from ppo_jax.runner import compiler_options
 from ppo_jax.sweep.program import bytes_of, memory_of
 
 # Frozen models, activations and products are bfloat16; what is trained is float32. The large
-# model has its critic as a head on the actor: two of them, with gradients and the state of Adam,
-# need more than 80 GB.
+# model has its critic as a head on the actor: with a second model of this size an update needs 95 GB
+# by the compiler's estimate.
 SHAPES = (
-    Size(
-        "gpt2-124m",
-        family="gpt2",
-        vocab_size=50257,
-        hidden_size=768,
-        num_layers=12,
-        num_heads=12,
-        num_kv_heads=12,
-        intermediate_size=3072,
-        max_positions=1024,
-        activation="gelu_new",
+    dataclasses.replace(
+        SIZES["gpt2"],
+        name="gpt2-124m",
         episodes=256,
         prompt_length=64,
         response_length=128,
-        epochs=1,
         minibatches=4,
         dtype="bfloat16",
     ),
@@ -60,7 +51,7 @@ SHAPES = (
         shared_critic=True,
     ),
 )
-# Takes the place of both in a trial.
+# The sizes of both in a smoke run.
 TINY = {
     "vocab_size": 30,
     "hidden_size": 16,
