@@ -192,6 +192,24 @@ def test_the_row_between_two_episodes_is_no_start():
     np.testing.assert_array_equal(found.first[:, 0], [1, 0, 0, 0])
 
 
+def test_an_episode_that_was_cut_is_over():
+    """Two episodes of two steps, the first cut by its time limit: the second is not its return."""
+    cut = trajectory(slice(0, 1), slice(0, 4), reward=jnp.array([[1.0], [2.0], [4.0], [8.0]]))
+    done = jnp.array([[False], [True], [False], [True]])
+    cut = cut.replace(done=done, terminated=jnp.zeros_like(done))
+    config = reinforce.Config(gamma=0.5, time_limit=2)
+    batch = reinforce.make(linear_policy(), config).estimate(cut)
+    np.testing.assert_allclose(batch.target[:, 0], [2.0, 2.0, 8.0, 8.0])
+
+
+def test_the_batch_mean_is_that_of_the_steps_that_count():
+    """Limit 2 in 3 steps: an episode that starts at the last step does not count."""
+    done = jnp.array([[False], [True], [False]])
+    episodes = reinforce.whole_episodes(done, jnp.ones((3, 1)), time_limit=2)
+    returns = jnp.array([[1.0], [3.0], [100.0]])
+    np.testing.assert_allclose(reinforce.batch_mean(returns, returns, episodes), 2.0)
+
+
 def test_leave_one_out_is_the_mean_return_of_the_others():
     """Four episodes with returns 0 and 6 (one after the other), 1 and 2."""
     done = jnp.zeros((4, 3), bool).at[1, 0].set(True).at[3].set(True)

@@ -205,13 +205,18 @@ def test_a_crash_between_commit_and_manifest_is_no_obstacle(tmp_path, monkeypatc
     assert not list(path.glob("checkpoints/*tmp*"))
 
 
-def test_a_run_whose_checkpoints_are_gone_does_not_begin_again(tmp_path):
+def test_a_run_whose_checkpoints_are_gone_does_not_begin_again(tmp_path, monkeypatch):
+    monkeypatch.setattr(runner, "CHUNK_SECONDS", 0.0)  # one update at a time
     path = tmp_path / "a"
-    run(small(), RunOptions(run_dir=path, eval_episodes=0))
+    run(small(), RunOptions(run_dir=path, eval_episodes=0, checkpoint_seconds=0))
     before = rows(path)
     for manifest in path.glob("checkpoints/*.json"):
         manifest.unlink()
     with pytest.raises(CheckpointError, match="are gone, though 640 environment steps were saved"):
+        run(small(), RunOptions(resume=path))
+    # The arrays of several checkpoints say as much where the summary is gone, too.
+    (path / "summary.json").unlink()
+    with pytest.raises(CheckpointError, match="the checkpoints of .* are gone[.]"):
         run(small(), RunOptions(resume=path))
     assert rows(path) == before
 

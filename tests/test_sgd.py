@@ -170,6 +170,33 @@ def test_a_stop_skips_all_that_follows_and_is_left_out_of_the_metrics():
     np.testing.assert_allclose(metrics["error"], np.mean(errors[:4]), rtol=1e-5)
 
 
+def test_a_stop_is_for_good():
+    """The third of six minibatches says stop, those after it would not."""
+    params, rows = problem()
+    optimizer = sgd.make_optimizer(learning_rate=0.05)
+    marked = rows.replace(extra=jnp.arange(24) // 4 == 2)
+
+    def loss_fn(params, rows):
+        error, metrics = quadratic(params, rows)
+        return error, metrics | {"marked": jnp.mean(rows.extra)}
+
+    stopped, _ = sgd.sgd_epochs(
+        learner_for(params, optimizer),
+        marked,
+        loss_fn,
+        optimizer,
+        order=jnp.arange(24)[None],
+        minibatches=6,
+        stop=lambda m: m["marked"] > 0,
+    )
+    assert int(stopped.step) == 2
+    by_hand = learner_for(params, optimizer)
+    for part in (slice(0, 4), slice(4, 8)):
+        minibatch = jax.tree.map(lambda x, part=part: x[part], marked)
+        by_hand, _ = sgd.sgd_step(by_hand, minibatch, loss_fn, optimizer)
+    assert_close(stopped.params, by_hand.params, rtol=1e-5, atol=1e-7)
+
+
 def test_a_stop_works_under_vmap():
     params, rows = problem()
     optimizer = sgd.make_optimizer(learning_rate=0.05)
