@@ -557,7 +557,7 @@ def test_a_learning_row_is_of_the_seeds_asked_for(monkeypatch):
     row = learning.measure("cartpole_100k", Context(True, 50.0, ceilings))
     assert row["value"] == 474.5 and row["seeds"] == 2 and row["share_reaching"] == 0.5
     assert untils[0] == pytest.approx(40.0, abs=5.0)  # a part is left for the evaluation
-    config = configs.make(preset="cartpole", total_timesteps=2**14)
+    config = configs.make(preset="cartpole", total_timesteps=2**14, hidden=(8, 8))
     flops = roofline.work_of(config).flops * row["env_steps"] * 3 / 2.0
     assert row["tflops_per_second"] == pytest.approx(flops / 1e12, rel=0.01)
 

@@ -1,5 +1,6 @@
 """What many seeds learn on this device, as a sweep trains them, until they or the time are done."""
 
+import dataclasses
 import time
 from typing import Any
 
@@ -38,6 +39,8 @@ def measure(name: str, context: Context) -> Measured:
     task = TASKS[name]
     seeds, episodes, total = (2, 2, 2**14) if context.smoke else (SEEDS, EPISODES, task.steps)
     config = configs.make(preset=task.preset, total_timesteps=total, seed=0)
+    if context.smoke:
+        config = dataclasses.replace(config, hidden=(8, 8))
     static, floats = sweep.structure(config)
     devices = jax.devices()
     started = time.perf_counter()

@@ -7,6 +7,7 @@ and the next task gets a new process.
 import contextlib
 import dataclasses
 import functools
+import importlib.metadata
 import importlib.util
 import json
 import os
@@ -35,8 +36,6 @@ UNTIL = {
 }
 ORDER = tuple(UNTIL)
 SILENT = "error: no answer within"
-# A smoke run on a CPU compiles programs that it runs for a moment: LLVM need not optimise them.
-QUICK = "--xla_backend_optimization_level=0"
 # Seconds for a worker to import its packages and find the device.
 START = 90.0
 
@@ -129,8 +128,16 @@ def environment(smoke: bool, cache: str) -> dict[str, str]:
         own["JAX_COMPILATION_CACHE_DIR"] = cache
     own.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.3")
     if smoke and importlib.util.find_spec("jax_plugins") is None:  # no accelerator's packages
-        own.setdefault("XLA_FLAGS", QUICK)
+        own.setdefault("XLA_FLAGS", quick_flags())
     return own
+
+
+def quick_flags() -> str:
+    """XLA's flags for a smoke run on a CPU, which runs each program for a moment: they need no
+    optimisation, and on jaxlib 0.10 no kernels of XLA's own (an unknown flag ends the process)."""
+    flags = "--xla_backend_optimization_level=0"
+    older = importlib.metadata.version("jaxlib").startswith("0.10.")
+    return flags + (" --xla_cpu_use_fusion_emitters=false" if older else "")
 
 
 def _path() -> list[str]:
