@@ -17,9 +17,9 @@ from ppo_jax.rlhf.generate import generate
 from ppo_jax.runner import compiler_options
 from ppo_jax.sweep.program import bytes_of, memory_of
 
-# Frozen models, activations and products are bfloat16; what is trained is float32. The critic of the
-# large model is a head on its actor: with a second model of this size an update needs 95 GB by the
-# compiler's estimate.
+# Frozen models, activations and products are bfloat16; what is trained is float32. The critic of
+# the large model is a head on its actor: with a second model of this size an update needs 95 GB by
+# the compiler's estimate.
 SHAPES = (
     dataclasses.replace(
         SIZES["gpt2"],
