@@ -1,0 +1,132 @@
+"""One-line mutations of the package, and the test that notices each.
+
+python -m benchmarks.mutations                     all of them; half an hour and more
+python -m benchmarks.mutations --names R1 U4       some
+python -m benchmarks.mutations --list
+
+Each is applied to a copy of the tracked files, where its test is run: a mutation that passes has
+survived. `mutations.csv` holds them; `survives` says why a mutation changes no result.
+"""
+
+import csv
+import dataclasses
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+import tyro
+
+from ppo_jax.options import did_you_mean
+
+ROOT = Path(__file__).parents[1]
+FILE = Path(__file__).with_suffix(".csv")
+# Exit codes of pytest: all tests passed, some failed.
+PASSED, FAILED = 0, 1
+
+
+@dataclasses.dataclass(frozen=True)
+class Mutation:
+    """A change of one place.
+
+    Attributes:
+        name: a short name.
+        file: path of the module, from the root.
+        old: text that occurs in it once.
+        new: text that takes its place.
+        test: id of the test that fails with it.
+        survives: why no test can fail; "" where one does.
+    """
+
+    name: str
+    file: str
+    old: str
+    new: str
+    test: str
+    survives: str
+
+    def apply(self, root: Path) -> None:
+        """Write the mutated module.
+
+        Raises:
+            ValueError: the old text does not occur exactly once.
+        """
+        path = root / self.file
+        text = path.read_text()
+        if text.count(self.old) != 1:
+            raise ValueError(
+                f"{self.name}: {self.file} has {self.old!r} {text.count(self.old)} times"
+            )
+        path.write_text(text.replace(self.old, self.new))
+
+
+def mutations() -> dict[str, Mutation]:
+    """All of them by name."""
+    with FILE.open(newline="") as file:
+        return {row["name"]: Mutation(**row) for row in csv.DictReader(file)}
+
+
+def copy_of_the_tree(folder: Path) -> Path:
+    """The tracked files, in a folder."""
+    listed = subprocess.run(
+        ["git", "ls-files", "-z"], cwd=ROOT, capture_output=True, text=True, check=True
+    )
+    for name in filter(None, listed.stdout.split("\0")):
+        target = folder / name
+        target.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(ROOT / name, target)
+    return folder
+
+
+def notices(mutation: Mutation) -> int:
+    """The exit code of pytest on the mutated copy: FAILED if the test notices."""
+    with tempfile.TemporaryDirectory(prefix="ppo_jax-mutation-") as folder:
+        root = copy_of_the_tree(Path(folder))
+        mutation.apply(root)
+        words = [sys.executable, "-m", "pytest", "-n", "0", "-x", "-m", "slow or not slow"]
+        done = subprocess.run(
+            [*words, mutation.test],
+            cwd=root,
+            env=os.environ | {"PYTHONPATH": str(root)},
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+        )
+    return done.returncode
+
+
+@dataclasses.dataclass(frozen=True)
+class Options:
+    """Check that tests notice one-line mutations.
+
+    Attributes:
+        names: the mutations to try; all by default.
+        list: only print them.
+    """
+
+    names: tuple[str, ...] = ()
+    list: bool = False
+
+
+def main(options: Options) -> int:
+    """Try them: 0 if each is noticed, else 1."""
+    known = mutations()
+    for name in options.names:
+        if name not in known:
+            raise SystemExit(f"--names: unknown {name!r}; {did_you_mean(name, known)}")
+    chosen = [known[name] for name in options.names] or [*known.values()]
+    unnoticed = 0
+    for mutation in chosen:
+        verdict = mutation.survives and f"survives: {mutation.survives}"
+        if not verdict and not options.list:
+            code = notices(mutation)
+            words = {PASSED: "SURVIVES", FAILED: "noticed"}
+            verdict = words.get(code, f"pytest ended with code {code}")
+            unnoticed += code != FAILED
+        print(f"{mutation.name:6} {mutation.file:34} {verdict or mutation.test}", flush=True)
+    return 1 if unnoticed else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(tyro.cli(Options)))
