@@ -20,7 +20,7 @@ class Context(NamedTuple):
     """What a task may use.
 
     Attributes:
-        smoke: tiny sizes, for a trial of the command.
+        smoke: whether sizes are tiny, to see that the command works.
         seconds: wall-clock time that the task may take.
         ceilings: the device's rates, measured in the same run: TFLOP/s of matrix products as
             "default", "highest" and "bfloat16", GB/s of a copy as "copy". Empty before they are
