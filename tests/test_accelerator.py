@@ -144,6 +144,7 @@ def test_a_platform_that_is_not_there_is_one_line(tmp_path):
     [
         (["--minutes", "0"], "--minutes is 0.0"),
         (["--sections", "controll"], "unknown 'controll'"),
+        (["--tasks", "cartpole-2048"], "unknown 'cartpole-2048'"),
         (["--purejaxrl", "."], "no ppo.py"),
         (["--peers", "nowhere"], "not a folder"),
     ],
@@ -261,6 +262,14 @@ def test_a_row_without_a_value_replaces_none_with_one(fake, tmp_path):
     assert values(tmp_path) == {"first": "1.0", "fails": ""}
     rows = {r["task"]: r for r in read(tmp_path / report.FILE)}
     assert rows["fails"]["why"] == "no time left"
+
+
+def test_only_chosen_tasks_are_measured_and_share_the_whole_time(fake, tmp_path):
+    made = fake("first", "fails", "last")
+    made.tasks = ("last",)
+    assert made.run() == [] and values(tmp_path) == {"last": "1.0"}
+    assert made.left("control") == pytest.approx(60, abs=20) and made.left("control") > 30
+    assert made.wanted("last: purejaxrl") and not made.wanted("first: purejaxrl")
 
 
 def test_the_sections_before_learning_leave_it_time(fake):

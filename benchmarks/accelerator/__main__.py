@@ -32,6 +32,7 @@ class Options:
             with --smoke.
         smoke: do all of it with tiny sizes, also on a CPU.
         sections: the sections to measure: checks, control, language, peers, learning, profile.
+        tasks: the only tasks to measure, by the names in the CSV; they share the whole time.
         purejaxrl: folder of PureJaxRL's ppo.py.
         peers: folder into which the peers were installed by pip install --target.
         requirements: only print the packages that are needed beyond the usual ones of JAX.
@@ -43,6 +44,7 @@ class Options:
     out: Path | None = None
     smoke: bool = False
     sections: tuple[str, ...] = ("checks", "control", "language", "peers", "learning", "profile")
+    tasks: tuple[str, ...] = ()
     purejaxrl: Path | None = None
     peers: Path | None = None
     requirements: bool = False
@@ -60,12 +62,28 @@ def check(options: Options) -> None:
     for section in options.sections:
         if section not in known:
             refuse(f"--sections: unknown {section!r}; there are: {', '.join(known)}")
+    if options.tasks:
+        check_tasks(options.tasks)
     if not 0 < options.minutes < float("inf"):
         refuse(f"--minutes is {options.minutes}; it must be > 0 and finite")
     if options.purejaxrl is not None and not (options.purejaxrl / "ppo.py").is_file():
         refuse(f"--purejaxrl: there is no ppo.py in {options.purejaxrl}")
     if options.peers is not None and not options.peers.is_dir():
         refuse(f"--peers: {options.peers} is not a folder")
+
+
+def check_tasks(tasks: tuple[str, ...]) -> None:
+    """Refuse names of tasks that do not exist.
+
+    Raises:
+        SystemExit: what was given, and what is allowed.
+    """
+    from benchmarks.accelerator.session import order
+
+    known = dict.fromkeys(name for _, name in order())
+    for task in tasks:
+        if task not in known:
+            refuse(f"--tasks: unknown {task!r}; there are: {', '.join(known)}")
 
 
 def refuse(message: str) -> NoReturn:
@@ -91,6 +109,7 @@ def measure(options: Options) -> int:
             peers=options.peers,
             cache=cache,
             sections=options.sections,
+            tasks=options.tasks,
         )
         code = 0
         try:

@@ -156,6 +156,7 @@ class Session:
         peers: folder of the peers' packages.
         cache: folder for compiled programs.
         sections: those that are measured.
+        tasks: the only tasks that are measured, by name; empty: all of them.
     """
 
     out: Path
@@ -165,6 +166,7 @@ class Session:
     peers: Path | None
     cache: str
     sections: tuple[str, ...] = ORDER
+    tasks: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         """Start the clock."""
@@ -188,13 +190,20 @@ class Session:
         return self.failed
 
     def left(self, section: str) -> float:
-        """Seconds that a section may still take."""
-        return UNTIL[section] * self.seconds - (time.monotonic() - self.begun)
+        """Seconds that a section may still take; chosen tasks share the whole time."""
+        share = 1.0 if self.tasks else UNTIL[section]
+        return share * self.seconds - (time.monotonic() - self.begun)
+
+    def wanted(self, task: str) -> bool:
+        """Whether a task is measured; one of a peer also by the name of its configuration."""
+        return not self.tasks or task in self.tasks or task.partition(": ")[0] in self.tasks
 
     def _section(self, section: str) -> None:
         worker: Worker | None = None
         try:
             for task in tasks_of(section).values():
+                if not self.wanted(task.name):
+                    continue
                 if self.left(section) >= task.least and (worker is None or not worker.alive):
                     worker = self._start(section)
                 if self.left(section) < task.least:
@@ -256,11 +265,12 @@ class Session:
         }
 
     def _peers(self) -> None:
-        if not self.common:
+        chosen = [(cell, peer) for cell, peer in peers.names() if self.wanted(f"{cell}: {peer}")]
+        if chosen and not self.common:
             worker = self._start(SECTIONS[0])
             if worker is not None:
                 worker.end()
-        for cell, peer in peers.names():
+        for cell, peer in chosen:
             seconds = min(peers.PATIENCE, self.left("peers"))
             row: Measured = {"why": "no time left"}
             if seconds >= peers.LEAST:
