@@ -24,8 +24,8 @@ from rich.table import Table
 
 from benchmarks.table import RESULTS, merge, read
 from ppo_jax import config as configs
-from ppo_jax import report
 from ppo_jax.algorithms import ALGORITHMS
+from ppo_jax.runs import provenance
 from ppo_jax.train import build
 
 # The same rollout for all that can use it; REINFORCE needs room for whole episodes.
@@ -109,7 +109,7 @@ class Contestant:
             "median_steps_per_second": round(steps / float(np.median(measured))),
             "microseconds_per_step": round(1e6 * measured.min() / steps, 3),
             "ratio": 1.0,
-            "device": report.device(),
+            "device": provenance.device(),
             "cores": os.cpu_count(),
             "jax": jax.__version__,
         }

@@ -18,7 +18,7 @@ import jax
 import tyro
 
 from benchmarks.table import RESULTS, read, replace
-from ppo_jax import report
+from ppo_jax.runs import provenance
 
 KEY = ("text", "updates", "seed")
 
@@ -76,7 +76,7 @@ def row_of(text: str, updates: int, seed: int, found: dict[str, Any]) -> dict[st
         "reward_accuracy_gold": round(found["reward_accuracy_gold"], 3),
         "log_prob_gap": f"{policy['log_prob_gap']:.1e}",
         "seconds": found["seconds"],
-        "device": report.device(),
+        "device": provenance.device(),
         "jax": jax.__version__,
     }
 

@@ -21,12 +21,12 @@ from rich.table import Table
 
 from benchmarks.table import RESULTS, merge, read
 from ppo_jax import config as configs
-from ppo_jax import report
 from ppo_jax.algorithms import ALGORITHMS
-from ppo_jax.options import did_you_mean
-from ppo_jax.statistics import interquartile_mean, interval
+from ppo_jax.analysis.statistics import interquartile_mean, interval
+from ppo_jax.cli.sweep import one_device_per_core
+from ppo_jax.config.options import did_you_mean
+from ppo_jax.runs import provenance
 from ppo_jax.sweep import run_sweep
-from ppo_jax.sweep.command import one_device_per_core
 from ppo_jax.sweep.results import binned, filled
 
 SEEDS = 32
@@ -99,7 +99,7 @@ def row_of(method: str, env: str, steps: int, returns: np.ndarray, seconds: floa
         "mark": MARKS[env],
         "share_at_mark": round(float((returns >= MARKS[env]).mean()), 4),
         "seconds": round(seconds, 1),
-        "device": report.device(),
+        "device": provenance.device(),
         "jax": jax.__version__,
     }
 

@@ -12,8 +12,9 @@ import time
 import jax
 
 from benchmarks.table import RESULTS, Row, read, replace
-from ppo_jax import envs, report, rollout
+from ppo_jax import envs, rollout
 from ppo_jax.networks import CONVOLUTIONS, make_policy
+from ppo_jax.runs import provenance
 
 STEPS, REPEATS = 128, 3
 # Environment, arguments, N, network.
@@ -66,7 +67,7 @@ def measure(name: str, options: dict[str, str], num_envs: int, network: str) -> 
         "steps_per_second": round(steps / min(wall[1:])),
         # That of the worker processes of `async` is not in it.
         "steps_per_processor_second": "" if "async" in options.values() else round(own),
-        "device": report.device(),
+        "device": provenance.device(),
         "jax": jax.__version__,
     }
 

@@ -24,11 +24,11 @@ from scipy import stats
 
 from benchmarks.table import RESULTS, merge, read
 from ppo_jax import config as configs
-from ppo_jax import report
-from ppo_jax.options import did_you_mean
-from ppo_jax.runner import RunOptions, run
+from ppo_jax.cli.sweep import one_device_per_core
+from ppo_jax.config.options import did_you_mean
+from ppo_jax.runs import provenance
+from ppo_jax.runs.loop import RunOptions, run
 from ppo_jax.sweep import run_sweep
-from ppo_jax.sweep.command import one_device_per_core
 
 RUNS = Path("runs/learning")
 EPISODES = 128
@@ -180,7 +180,7 @@ def row_of(name: str, task: Task, returns: np.ndarray, seconds: float) -> dict[s
         "met": bool(met[task.goal]),
         "published": task.published,
         "seconds": round(seconds, 1),
-        "device": report.device(),
+        "device": provenance.device(),
         "jax": jax.__version__,
     }
 

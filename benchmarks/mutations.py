@@ -19,7 +19,7 @@ from pathlib import Path
 
 import tyro
 
-from ppo_jax.options import did_you_mean
+from ppo_jax.config.options import did_you_mean
 
 ROOT = Path(__file__).parents[1]
 FILE = Path(__file__).with_suffix(".csv")

@@ -16,8 +16,8 @@ import numpy as np
 import tyro
 
 from benchmarks.table import RESULTS, read, replace
-from ppo_jax import play
 from ppo_jax.evaluate import confidence_interval, evaluate
+from ppo_jax.runs import restore
 
 IMAGE = Path(__file__).parent.parent / "docs/images/pong_learning.png"
 # Rollouts whose games are averaged.
@@ -48,7 +48,7 @@ def curve(run: Path) -> tuple[np.ndarray, np.ndarray]:
 
 def measure(options: Options) -> dict[str, Any]:
     """One line of the table."""
-    config, program, state = play.load(options.run)
+    config, program, state = restore.load(options.run)
     result = evaluate(
         jax.random.key(1),
         state.learner.params,

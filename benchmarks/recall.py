@@ -17,10 +17,10 @@ import tyro
 
 from benchmarks.table import RESULTS, merge, read
 from ppo_jax import config as configs
-from ppo_jax import report
+from ppo_jax.cli.sweep import one_device_per_core
 from ppo_jax.networks import MEMORIES
+from ppo_jax.runs import provenance
 from ppo_jax.sweep import run_sweep
-from ppo_jax.sweep.command import one_device_per_core
 
 EPISODES = 128
 # Preset -> the return that counts as solved.
@@ -64,7 +64,7 @@ def row_of(task: str, memory: str, returns: np.ndarray, seconds: float) -> dict[
         "mark": TASKS[task],
         "solved": round(float((returns >= TASKS[task]).mean()), 4),
         "seconds": round(seconds, 1),
-        "device": report.device(),
+        "device": provenance.device(),
         "jax": jax.__version__,
     }
 

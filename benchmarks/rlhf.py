@@ -28,7 +28,7 @@ from benchmarks.table import RESULTS, Row, read, replace
 from benchmarks.throughput import peers
 from benchmarks.throughput.race import Contestant, Settings, race
 from benchmarks.throughput.results import processor
-from ppo_jax.options import did_you_mean
+from ppo_jax.config.options import did_you_mean
 
 NAMES = {"ours": "ppo_jax", "trl": "TRL"}
 PARTS = ("race", "breakdown")

@@ -24,9 +24,10 @@ from rich.table import Table
 
 from benchmarks.table import RESULTS, Row, merge, read
 from ppo_jax import config as configs
-from ppo_jax import envs, report
-from ppo_jax.options import did_you_mean
-from ppo_jax.runner import compiler_options
+from ppo_jax import envs
+from ppo_jax.config.options import did_you_mean
+from ppo_jax.runs import provenance
+from ppo_jax.runs.loop import compiler_options
 from ppo_jax.train import build
 
 STEPS = 20_000
@@ -131,7 +132,7 @@ def measure(suite: str, steps: int) -> Row:
         "compile_cpu_seconds": round(compiled.cpu, 1),
         "steps_per_second": round(env_steps / ran.wall),
         "steps_per_cpu_second": round(env_steps / ran.cpu),
-        "device": report.device(),
+        "device": provenance.device(),
         "jax": jax.__version__,
     }
 

@@ -28,9 +28,9 @@ import tyro
 
 from benchmarks.table import RESULTS, merge, read
 from ppo_jax import config as configs
-from ppo_jax import report
+from ppo_jax.cli.sweep import one_device_per_core
+from ppo_jax.runs import provenance
 from ppo_jax.sweep import program
-from ppo_jax.sweep.command import one_device_per_core
 from ppo_jax.sweep.store import Store, read_spec
 
 WIDTHS = (1, 2, 4, 8, 16, 32, 64)
@@ -119,7 +119,7 @@ def width_row(width: int, devices: list[jax.Device], seconds: float = 2.0) -> di
         "width": width,
         "steps_per_second": round(max(rates[1:])),
         "compile_seconds": round(compiling, 1),
-        "device": report.device(),
+        "device": provenance.device(),
         "jax": jax.__version__,
     }
 

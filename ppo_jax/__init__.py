@@ -11,7 +11,7 @@ from ppo_jax.advantages import (
     k_step_advantages,
 )
 from ppo_jax.algorithms import ALGORITHMS
-from ppo_jax.estimators import importance_ratio, importance_weighted_mean, k1, k2, k3
+from ppo_jax.divergences import importance_ratio, importance_weighted_mean, k1, k2, k3
 from ppo_jax.losses import (
     approx_kl,
     clipped_squared_error,

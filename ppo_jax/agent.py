@@ -12,11 +12,12 @@ import jax
 import numpy as np
 
 from ppo_jax import config as configs
-from ppo_jax import rollout, weights
+from ppo_jax import rollout
 from ppo_jax.config import TrainConfig
 from ppo_jax.envs import HostEnv, spaces
 from ppo_jax.networks import Policy
-from ppo_jax.play import load as load_run
+from ppo_jax.runs import weights
+from ppo_jax.runs.restore import load as load_run
 from ppo_jax.train import Program, build
 from ppo_jax.types import Params, PyTree, TrainState
 

@@ -6,6 +6,7 @@
 import dataclasses
 import functools
 import math
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -259,7 +260,14 @@ def _step(
     return core, obs, state, info.get("raw_reward", reward), terminated | truncated
 
 
+def warn_unfinished(finished: np.ndarray) -> None:
+    """Say so where the returns of an evaluation are not those of whole episodes."""
+    if not finished.all():
+        cut = f"{(~finished).sum()} of {finished.size} episodes"
+        warnings.warn(f"{cut} did not end and were cut: their returns are partial", stacklevel=2)
+
+
 if __name__ == "__main__":
-    from ppo_jax.cli import evaluate as main
+    from ppo_jax.cli.evaluate import main
 
     main()

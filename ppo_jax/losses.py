@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from ppo_jax import estimators, shapes
+from ppo_jax import divergences, shapes
 from ppo_jax.types import Batch, LossFn, Metrics, Params
 
 
@@ -137,7 +137,7 @@ def surrogate(log_prob: jax.Array, old_log_prob: jax.Array, advantage: jax.Array
     eq. 6.
     """
     shapes.same("surrogate", log_prob=log_prob, old_log_prob=old_log_prob, advantage=advantage)
-    return -estimators.importance_ratio(log_prob, old_log_prob) * advantage
+    return -divergences.importance_ratio(log_prob, old_log_prob) * advantage
 
 
 def clipped_surrogate(
@@ -171,7 +171,7 @@ def clipped_surrogate(
         advantage=advantage,
         clip_eps=clip_eps,
     )
-    ratio = estimators.importance_ratio(log_prob, old_log_prob)
+    ratio = divergences.importance_ratio(log_prob, old_log_prob)
     clipped = jnp.clip(ratio, 1.0 - clip_eps, 1.0 + clip_eps)
     return -jnp.minimum(ratio * advantage, clipped * advantage)
 
@@ -287,7 +287,7 @@ def approx_kl(log_prob: jax.Array, old_log_prob: jax.Array) -> jax.Array:
     Source: Schulman 2020, Approximating KL Divergence (joschu.net/blog/kl-approx.html).
     """
     shapes.same("approx_kl", log_prob=log_prob, old_log_prob=old_log_prob)
-    return estimators.k3(log_prob, old_log_prob)
+    return divergences.k3(log_prob, old_log_prob)
 
 
 def explained_variance(

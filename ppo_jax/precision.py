@@ -11,7 +11,7 @@ from typing import Any, TypeVar
 
 import jax
 
-from ppo_jax.options import option
+from ppo_jax.config.options import option
 
 PRECISIONS = ("default", "high", "highest")
 

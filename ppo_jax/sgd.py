@@ -13,7 +13,7 @@ import optax
 from jax.flatten_util import ravel_pytree
 
 from ppo_jax import losses, shapes
-from ppo_jax.options import option
+from ppo_jax.config.options import option
 from ppo_jax.types import Batch, LearnerState, LossFn, Metrics, Params, PyTree
 
 # Up to so many parameters an operation takes longer to begin than to do, and one vector is faster

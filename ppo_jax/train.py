@@ -1,6 +1,6 @@
 """The training step, and whole runs as pure functions of a key.
 
-`python -m ppo_jax.train` is this with a run directory around it (`ppo_jax.runner`).
+`python -m ppo_jax.train` is this with a run directory around it (`ppo_jax.runs.loop`).
 """
 
 import dataclasses
@@ -227,6 +227,6 @@ def _check_frames(mix: str, name: str, observations: PyTree) -> None:
 
 
 if __name__ == "__main__":
-    from ppo_jax.cli import train
+    from ppo_jax.cli.train import main
 
-    train()
+    main()

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import jax.numpy as jnp
 
-from ppo_jax.checkpoint import Checkpoints
+from ppo_jax.runs.checkpoint import Checkpoints
 
 
 def add_damaged_checkpoints(run_dir: Path, updates: list[int]) -> Checkpoints:

@@ -35,7 +35,7 @@ from benchmarks.accelerator.worker import SECTIONS, tasks_of
 from benchmarks.language import ours
 from benchmarks.table import read
 from ppo_jax import config as configs
-from ppo_jax.runner import make_chunk
+from ppo_jax.runs.loop import make_chunk
 from ppo_jax.sweep import program as sweep
 from ppo_jax.train import build
 

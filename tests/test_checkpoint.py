@@ -9,9 +9,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from ppo_jax import checkpoint
-from ppo_jax.checkpoint import CheckpointError, Checkpoints, write_json
 from ppo_jax.config import TrainConfig
+from ppo_jax.runs import checkpoint
+from ppo_jax.runs.checkpoint import CheckpointError, Checkpoints, write_json
 from ppo_jax.train import build
 
 IDENTITY = {"env": "CartPole-v1", "num_envs": 4}

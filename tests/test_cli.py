@@ -7,15 +7,18 @@ import sys
 import numpy as np
 import pytest
 
-from ppo_jax import cli
 from ppo_jax.algorithms import ppo
-from ppo_jax.config import ConfigError, options, to_json
-from ppo_jax.report import read_metrics
+from ppo_jax.cli import flags
+from ppo_jax.cli import train as train_command
+from ppo_jax.cli.evaluate import main as evaluate
+from ppo_jax.cli.train import main as train
+from ppo_jax.config import ConfigError, fields, to_json
+from ppo_jax.runs.metrics_log import read_metrics
 from ppo_jax.train import build
 
 
 def parse(*arguments: str):
-    return cli._parse(list(arguments), cli.base_config(list(arguments)), {})
+    return train_command._parse(list(arguments), flags.base_config(list(arguments)), {})
 
 
 def test_flags_are_the_fields_of_the_dataclasses():
@@ -44,7 +47,7 @@ def test_arguments_of_the_environment_reach_it(capsys):
         (("--env-args", "gravit=1"), "CartPole-v1 has no parameter 'gravit'; did you mean gravity"),
     ):
         with pytest.raises(SystemExit) as stop:
-            cli.train([*words])
+            train([*words])
         assert stop.value.code == 2 and message in capsys.readouterr().err
 
 
@@ -133,7 +136,7 @@ def test_help_documents_every_option_with_range_and_default(capsys):
         parse("--preset", "none", "--help")
     assert stop.value.code == 0
     text = " ".join(capsys.readouterr().out.split())
-    for name, field in options("ppo").items():
+    for name, field in fields("ppo").items():
         assert f"--{name.replace('_', '-')}" in text
         assert field.metadata["doc"].split()[0] in text
     assert ">= 0 and <= 1" in text  # gamma's range
@@ -174,7 +177,7 @@ def command(*arguments: object) -> subprocess.CompletedProcess:
 def test_errors_are_one_line_and_exit_code_2(tmp_path, arguments, message, capsys, monkeypatch):
     monkeypatch.chdir(tmp_path)
     with pytest.raises(SystemExit) as stop:
-        cli.train([*arguments])
+        train([*arguments])
     assert stop.value.code == 2
     error = capsys.readouterr().err
     assert message in error and len(error.strip().splitlines()) == 1
@@ -204,7 +207,7 @@ def test_evaluate_reloads_the_agent(trained, tmp_path, capsys):
     with Image.open(gif) as image:
         assert image.n_frames > 5
     with pytest.raises(SystemExit) as stop:
-        cli.evaluate([str(trained), "--episodes", "16", "--stochastic", "--checkpoint", "best"])
+        evaluate([str(trained), "--episodes", "16", "--stochastic", "--checkpoint", "best"])
     assert not stop.value.code
     assert "16 sampled episodes" in capsys.readouterr().out
 
@@ -217,25 +220,23 @@ def fails(capsys, entry, *arguments) -> str:
 
 
 def test_evaluate_refuses_what_is_not_there(trained, tmp_path, capsys):
-    assert "is not a run directory" in fails(capsys, cli.evaluate, tmp_path)
-    assert "there are: latest, best, 10" in fails(
-        capsys, cli.evaluate, trained, "--checkpoint", "99"
-    )
-    assert "no directory" in fails(capsys, cli.evaluate, trained, "--gif", "/nowhere/a.gif")
-    assert "must end in .gif" in fails(capsys, cli.evaluate, trained, "--gif", "a.foo")
-    assert "--seed is -1" in fails(capsys, cli.evaluate, trained, "--seed", -1)
-    assert "--episodes is 0" in fails(capsys, cli.evaluate, trained, "--episodes", 0)
+    assert "is not a run directory" in fails(capsys, evaluate, tmp_path)
+    assert "there are: latest, best, 10" in fails(capsys, evaluate, trained, "--checkpoint", "99")
+    assert "no directory" in fails(capsys, evaluate, trained, "--gif", "/nowhere/a.gif")
+    assert "must end in .gif" in fails(capsys, evaluate, trained, "--gif", "a.foo")
+    assert "--seed is -1" in fails(capsys, evaluate, trained, "--seed", -1)
+    assert "--episodes is 0" in fails(capsys, evaluate, trained, "--episodes", 0)
 
 
 def test_resume_refuses_another_configuration(trained, capsys):
-    error = fails(capsys, cli.train, "--resume", trained, "--gamma", 0.5, "--num-envs", 8)
+    error = fails(capsys, train, "--resume", trained, "--gamma", 0.5, "--num-envs", 8)
     assert "num_envs (was 4, given 8)" in error and "gamma (was 0.99, given 0.5)" in error
-    error = fails(capsys, cli.train, "--resume", trained, "--run-dir", "elsewhere")
+    error = fails(capsys, train, "--resume", trained, "--run-dir", "elsewhere")
     assert "no --run-dir" in error
-    error = fails(capsys, cli.train, "--resume", trained, "--preset", "pendulum")
+    error = fails(capsys, train, "--resume", trained, "--preset", "pendulum")
     assert "no --preset, no --config" in error
     saved = (trained / "config.json").read_text()
-    error = fails(capsys, cli.train, "--resume", trained, "--total-timesteps", 128)
+    error = fails(capsys, train, "--resume", trained, "--total-timesteps", 128)
     assert "already made 640 environment steps" in error
     assert (trained / "config.json").read_text() == saved
 
@@ -261,4 +262,4 @@ def test_resume_to_a_larger_total_stretches_the_annealing(trained):
 
 def test_damaged_configurations_are_named(trained, tmp_path, capsys):
     (tmp_path / "config.json").write_text("{")
-    assert "config.json is damaged" in fails(capsys, cli.train, "--resume", tmp_path)
+    assert "config.json is damaged" in fails(capsys, train, "--resume", tmp_path)

@@ -10,8 +10,8 @@ import pytest
 from ppo_jax import config as configs
 from ppo_jax.algorithms import ALGORITHMS, ppo
 from ppo_jax.config import ConfigError, TrainConfig
+from ppo_jax.config.presets import PRESETS
 from ppo_jax.envs import canonical, make, suites
-from ppo_jax.presets import PRESETS
 
 
 def test_defaults_are_those_of_the_algorithm():

@@ -12,9 +12,9 @@ import pytest
 from ppo_jax import config as configs
 from ppo_jax import rollout
 from ppo_jax.algorithms import ALGORITHMS
-from ppo_jax.checkpoint import Checkpoints
 from ppo_jax.envs import make
-from ppo_jax.runner import make_chunk
+from ppo_jax.runs.checkpoint import Checkpoints
+from ppo_jax.runs.loop import make_chunk
 from ppo_jax.train import build, make_train
 from ppo_jax.types import Algorithm, LearnerState, TrainState
 

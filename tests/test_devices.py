@@ -7,16 +7,18 @@ from pathlib import Path
 
 import pytest
 
-from ppo_jax import devices
+from ppo_jax.runs import devices
 
-ROOT = Path(devices.__file__).parent.parent
+ROOT = Path(devices.__file__).parent.parent.parent
 COMMANDS = """
 import sys
-from ppo_jax import cli, rlhf
-from ppo_jax.rlhf.command import main
-from ppo_jax.sweep.command import sweep
+from ppo_jax.cli.train import main as train
+from ppo_jax.cli.evaluate import main as evaluate
+from ppo_jax.cli.export import main as export
+from ppo_jax.cli.rlhf import main
+from ppo_jax.cli.sweep import main as sweep
 
-runs = [(cli.train, []), (cli.evaluate, ["run"]), (cli.export, ["run"]), (sweep, ["--seeds", "2"])]
+runs = [(train, []), (evaluate, ["run"]), (export, ["run"]), (sweep, ["--seeds", "2"])]
 runs += [(main, []), (main, ["demo"]), (main, ["sft"]), (main, ["generate"])]
 for command, arguments in runs:
     try:
@@ -26,7 +28,7 @@ for command, arguments in runs:
 """
 START = """
 import jax
-from ppo_jax.cli import exit_with
+from ppo_jax.cli.errors import exit_with
 
 exit_with(lambda: print(jax.devices()[0].platform) or 0)
 """

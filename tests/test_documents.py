@@ -14,9 +14,10 @@ from urllib.parse import urlsplit
 import pytest
 
 import documents
-from ppo_jax import cli
+from ppo_jax.cli import flags
+from ppo_jax.cli import rlhf as language
+from ppo_jax.cli import train as train_command
 from ppo_jax.config import check
-from ppo_jax.rlhf import command as language
 from ppo_jax.sweep import command
 
 ROOT = documents.ROOT
@@ -105,8 +106,8 @@ def train(arguments: list[str]) -> None:
     if arguments[:1] == ["--resume"]:
         arguments = arguments[2:]
         named = {w[2:].replace("-", "_") for w in arguments if w.startswith("--")}
-        assert named <= {*cli.FREE_ON_RESUME}, named
-    config, _ = cli._parse(arguments, cli.base_config(arguments), {})
+        assert named <= {*train_command.FREE_ON_RESUME}, named
+    config, _ = train_command._parse(arguments, flags.base_config(arguments), {})
     check(config)
 
 

@@ -14,11 +14,12 @@ from safetensors import safe_open
 from safetensors.numpy import save_file
 
 import ppo_jax
-from ppo_jax import agent, cli, export, normalization, rollout, weights
+from ppo_jax import agent, export, normalization, rollout
 from ppo_jax import config as configs
+from ppo_jax.cli import export as export_command
 from ppo_jax.config import ConfigError
-from ppo_jax.export import interface, safetensors, verify
-from ppo_jax.runner import RunOptions, run
+from ppo_jax.export import interface, safetensors, verify, weights
+from ppo_jax.runs.loop import RunOptions, run
 from ppo_jax.train import build
 
 KEY = jax.random.key(0)
@@ -140,7 +141,7 @@ def test_memory_is_kept_until_an_episode_begins(tmp_path):
 
 def test_weights_have_names_and_their_configuration(cartpole, capsys):
     with pytest.raises(SystemExit) as stop:
-        cli.export([str(cartpole), "--format", "safetensors"])
+        export_command.main([str(cartpole), "--format", "safetensors"])
     assert stop.value.code == 0
     assert "verified: 256 observations, max difference 0 (reloaded in a fresh process)" in (
         capsys.readouterr().out

@@ -16,7 +16,7 @@ from ppo_jax.advantages import estimate_gae
 from ppo_jax.envs import InvalidEnvironment, UnknownEnvironment, host, spaces
 from ppo_jax.evaluate import evaluate, record
 from ppo_jax.networks import make_policy
-from ppo_jax.runner import RunOptions, compile_run, run
+from ppo_jax.runs.loop import RunOptions, compile_run, run
 from ppo_jax.sweep import run_seeds
 from ppo_jax.train import build, make_train
 
@@ -287,7 +287,7 @@ def test_vmapped_agents_are_refused_with_the_reason():
 
 
 def test_the_sweep_s_command_refuses_before_it_compiles(tmp_path, capsys):
-    from ppo_jax.sweep.command import sweep
+    from ppo_jax.cli.sweep import main as sweep
 
     with pytest.raises(SystemExit) as stopped:
         sweep(["--env", "gymnasium:CartPole-v1", "--run-dir", str(tmp_path / "sweep")])

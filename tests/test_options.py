@@ -10,11 +10,12 @@ from typing import Annotated
 import numpy as np
 import pytest
 
-from ppo_jax import cli
 from ppo_jax import config as configs
 from ppo_jax.algorithms import ALGORITHMS
+from ppo_jax.cli import rlhf as language
+from ppo_jax.cli.sweep import PointOptions
 from ppo_jax.config import TrainConfig
-from ppo_jax.options import (
+from ppo_jax.config.options import (
     Bounds,
     ConfigError,
     check,
@@ -28,10 +29,8 @@ from ppo_jax.options import (
     to_json,
     whole,
 )
-from ppo_jax.rlhf import command as language
 from ppo_jax.rlhf.session import RunOptions as LanguageOptions
-from ppo_jax.runner import RunOptions
-from ppo_jax.sweep.command import PointOptions
+from ppo_jax.runs.loop import RunOptions
 from ppo_jax.sweep.session import SweepOptions
 
 
@@ -219,6 +218,6 @@ def test_a_config_whose_field_shadows_another_is_refused(name, monkeypatch):
 
 
 def test_a_config_whose_field_is_a_flag_of_the_command_is_refused():
-    flags = {"gamma": dataclasses.fields(RunOptions)[0]}
+    own = {"gamma": dataclasses.fields(RunOptions)[0]}
     with pytest.raises(ConfigError, match="'ppo' has a field 'gamma', which is a flag"):
-        cli.parse([], configs.make(preset="none"), flags, {}, "x", "x")
+        flags.parse([], configs.make(preset="none"), own, {}, "x", "x")

@@ -5,10 +5,11 @@ import json
 import numpy as np
 import pytest
 
-from ppo_jax import cli, plot
 from ppo_jax import config as configs
+from ppo_jax.analysis import plot
+from ppo_jax.cli.plot import main as plot_command
 from ppo_jax.config import ConfigError
-from ppo_jax.run_directory import write_config
+from ppo_jax.runs.folder import write_config
 
 
 def make_run(folder, rows, **options):
@@ -91,7 +92,7 @@ def test_the_figure_has_a_line_and_a_band_per_curve(tmp_path):
 def test_the_command_draws_and_tells(tmp_path, capsys):
     runs = [make_run(tmp_path / f"a{s}", [(1, 1.0)] * 20, seed=s) for s in range(3)]
     with pytest.raises(SystemExit) as stop:
-        cli.plot([*map(str, runs), "--out", str(tmp_path / "x.png"), "--metric", "entropy"])
+        plot_command([*map(str, runs), "--out", str(tmp_path / "x.png"), "--metric", "entropy"])
     assert stop.value.code == 0
     assert (tmp_path / "x.png").read_bytes().startswith(b"\x89PNG")
     said = capsys.readouterr().out
@@ -110,7 +111,7 @@ def test_the_command_draws_and_tells(tmp_path, capsys):
 def test_what_cannot_be_drawn_is_one_line(tmp_path, capsys, words, message):
     run = make_run(tmp_path / "a", [(1, 1.0)])
     with pytest.raises(SystemExit) as stop:
-        cli.plot([str(run), *words])
+        plot_command([str(run), *words])
     assert stop.value.code == 2 and message in capsys.readouterr().err
 
 

@@ -10,14 +10,16 @@ import numpy as np
 import pytest
 
 import ppo_jax
-from ppo_jax import agent, checkpoint, cli, precision
+from ppo_jax import agent, precision
 from ppo_jax import config as configs
-from ppo_jax.checkpoint import CheckpointError
+from ppo_jax.cli import train as train_command
 from ppo_jax.config import ConfigError
 from ppo_jax.envs import spaces
 from ppo_jax.evaluate import evaluate, record
 from ppo_jax.export import interface
-from ppo_jax.run_directory import checkpoints_of, read_config
+from ppo_jax.runs import checkpoint
+from ppo_jax.runs.checkpoint import CheckpointError
+from ppo_jax.runs.folder import checkpoints_of, read_config
 from ppo_jax.sweep import command
 from ppo_jax.sweep.store import Spec, read_sessions
 from ppo_jax.train import build, make_train
@@ -146,7 +148,7 @@ def test_a_precision_replaces_the_one_that_was_applied_earlier():
 
 def train(*flags):
     with pytest.raises(SystemExit) as stop:
-        cli.train([str(f) for f in flags])
+        train_command.main([str(f) for f in flags])
     return stop.value.code
 
 

@@ -2,12 +2,13 @@
 
 import io
 import sys
+import time
 
 import pytest
 from rich.console import Console
 
-from ppo_jax import progress
-from ppo_jax.progress import Progress, sparkline
+from ppo_jax.runs import terminal
+from ppo_jax.runs.terminal import Progress, sparkline
 
 ROWS = [
     {"episode_return": 10.0, "episode_length": 20.0, "entropy": 0.5, "approx_kl": 0.004},
@@ -22,7 +23,7 @@ def drawn(shown: Progress, width=80) -> str:
 
 
 @pytest.fixture
-def terminal(monkeypatch):
+def on_terminal(monkeypatch):
     """Progress believes in a terminal, and nothing is written to it."""
     monkeypatch.setattr(sys.stderr, "isatty", lambda: True)
 
@@ -39,16 +40,16 @@ def test_text_is_a_line_per_tenth(capsys):
 
 def test_text_is_there_at_least_once_a_minute(capsys, monkeypatch):
     now = [0.0]
-    monkeypatch.setattr(progress.time, "monotonic", lambda: now[0])
+    monkeypatch.setattr(time, "monotonic", lambda: now[0])
     with Progress(10**9, 0) as shown:
         for now[0] in (30.0, 59.0, 61.0, 100.0, 122.0):
             shown.show(int(now[0]), 1.0, "x")
     assert len(capsys.readouterr().out.splitlines()) == 2
 
 
-def test_a_terminal_shows_what_the_algorithm_has(terminal, monkeypatch):
+def test_a_terminal_shows_what_the_algorithm_has(on_terminal, monkeypatch):
     now = [100.0]
-    monkeypatch.setattr(progress.time, "monotonic", lambda: now[0])
+    monkeypatch.setattr(time, "monotonic", lambda: now[0])
     shown = Progress(500_000, 0, "ppo on CartPole-v1, seed 0")
     shown.show(1000, 2000.0, "unused", ROWS)
     shown.show(5000, 1000.0, "unused", [{**ROWS[0], "episode_return": 1234.5}])
@@ -61,14 +62,14 @@ def test_a_terminal_shows_what_the_algorithm_has(terminal, monkeypatch):
     assert len(lines) == 4
 
 
-def test_a_terminal_shows_words_where_there_are_no_rows(terminal):
+def test_a_terminal_shows_words_where_there_are_no_rows(on_terminal):
     shown = Progress(100, 10)
     shown.show(20, 5.0, "4 agents")
     assert drawn(shown).splitlines()[0].rstrip() == "4 agents"
     assert "20 / 100 steps   5 steps/s   0:16 left" in drawn(shown)
 
 
-def test_nothing_is_drawn_by_show(terminal, monkeypatch):
+def test_nothing_is_drawn_by_show(on_terminal, monkeypatch):
     """Training does not wait for the terminal: a thread draws."""
     shown = Progress(100, 0)
     monkeypatch.setattr(shown, "_render", lambda: pytest.fail("drawn"))
@@ -76,7 +77,7 @@ def test_nothing_is_drawn_by_show(terminal, monkeypatch):
         shown.show(step, 1.0, "", ROWS)
 
 
-def test_narrow_terminals_have_no_more_lines(terminal):
+def test_narrow_terminals_have_no_more_lines(on_terminal):
     shown = Progress(500_000, 0, "ppo on CartPole-v1, seed 0")
     shown.show(1000, 2000.0, "", [ROWS[0] | {"explained_variance": 0.9}])
     assert len(drawn(shown, 60).splitlines()) == 4
@@ -86,11 +87,11 @@ def test_a_sparkline_is_the_shape_of_its_numbers():
     assert sparkline([0, 7]) == "▁█" and sparkline(range(8)) == "▁▂▃▄▅▆▇█"
     assert sparkline([3.0, 3.0]) == "▁▁"
     assert sparkline([0, 2, 6, 8, 4, 4], width=3) == "▁█▅"
-    assert len(sparkline(range(1000))) == progress.SPARKS
+    assert len(sparkline(range(1000))) == terminal.SPARKS
 
 
 def test_clocks_and_figures_are_short():
-    assert [progress._clock(s) for s in (5, 65.9, 3725)] == ["0:05", "1:05", "1:02:05"]
-    assert [progress._figure(x) for x in (1234.56, -21.0, 0.00431, 0.0, 2e-5)] == [
+    assert [terminal._clock(s) for s in (5, 65.9, 3725)] == ["0:05", "1:05", "1:02:05"]
+    assert [terminal._figure(x) for x in (1234.56, -21.0, 0.00431, 0.0, 2e-5)] == [
         "1,234.6", "-21", "0.00431", "0", "2.0e-05"
     ]  # fmt: skip

@@ -5,7 +5,8 @@ import json
 import numpy as np
 import pytest
 
-from ppo_jax import report
+from ppo_jax.evaluate import warn_unfinished
+from ppo_jax.runs import curves, metrics_log, provenance
 
 
 def row(update, episode_return=1.0):
@@ -19,7 +20,7 @@ def row(update, episode_return=1.0):
 
 def test_rows_are_numbers_or_null():
     metrics = {"loss": np.array([0.5, np.nan], np.float32), "episodes": np.array([3, 0])}
-    rows = report.rows_of(metrics, first_update=4, steps_per_update=100, rate=123.456)
+    rows = metrics_log.rows_of(metrics, first_update=4, steps_per_update=100, rate=123.456)
     assert rows[0] == {
         "update": 4,
         "env_step": 400,
@@ -32,42 +33,42 @@ def test_rows_are_numbers_or_null():
 
 def test_a_log_goes_on_where_it_is_told(tmp_path):
     path = tmp_path / "metrics.jsonl"
-    with report.MetricsLog(path, 0) as log:
+    with metrics_log.MetricsLog(path, 0) as log:
         log.write([row(1), row(2), row(3)])
     with path.open("a") as file:
         file.write('12\n{"update": 4, "env_')  # cut off by a crash
     with path.open("ab") as file:
         file.write(b"\xff\xfe")
-    with report.MetricsLog(path, 2) as log:
+    with metrics_log.MetricsLog(path, 2) as log:
         log.write([row(3, 9.0)])
-    assert [r["update"] for r in report.read_metrics(path)] == [1, 2, 3]
-    assert list(report.read_metrics(path))[-1]["episode_return"] == 9.0
+    assert [r["update"] for r in metrics_log.read_metrics(path)] == [1, 2, 3]
+    assert list(metrics_log.read_metrics(path))[-1]["episode_return"] == 9.0
 
 
 def test_lines_are_on_disk_after_each_write(tmp_path):
     path = tmp_path / "metrics.jsonl"
-    with report.MetricsLog(path, 0) as log:
+    with metrics_log.MetricsLog(path, 0) as log:
         log.write([row(1)])
         assert json.loads(path.read_text()) == row(1)
 
 
 def test_a_missing_log_is_empty(tmp_path):
-    assert list(report.read_metrics(tmp_path / "nothing")) == []
+    assert list(metrics_log.read_metrics(tmp_path / "nothing")) == []
 
 
 def test_the_figure_is_drawn_with_and_without_episodes(tmp_path):
     for name, rows in {"some": [row(i) for i in range(1, 200)], "none": [row(1, None)]}.items():
         log, figure = tmp_path / f"{name}.jsonl", tmp_path / f"{name}.png"
         log.write_text("".join(json.dumps(r) + "\n" for r in rows))
-        report.plot_learning_curve(log, "title", figure)
+        curves.plot_learning_curve(log, "title", figure)
         assert figure.read_bytes().startswith(b"\x89PNG")
 
 
 def test_versions_and_device_are_known():
-    assert report.versions().keys() >= {"python", "jax", "gymnax", "ppo_jax"}
-    assert report.device()
+    assert provenance.versions().keys() >= {"python", "jax", "gymnax", "ppo_jax"}
+    assert provenance.device()
 
 
 def test_partial_returns_are_announced():
     with pytest.warns(UserWarning, match="2 of 3 episodes did not end"):
-        report.warn_unfinished(np.array([True, False, False]))
+        warn_unfinished(np.array([True, False, False]))

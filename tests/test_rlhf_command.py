@@ -12,13 +12,13 @@ import numpy as np
 import pytest
 
 from damage import add_damaged_checkpoints
-from ppo_jax import checkpoint
-from ppo_jax.checkpoint import Checkpoints
 from ppo_jax.rlhf import command, demo, session, stages
 from ppo_jax.rlhf.decoder import Decoder, small
 from ppo_jax.rlhf.hf_io import load_model, save_model
 from ppo_jax.rlhf.presets import PRESETS
 from ppo_jax.rlhf.tokenizer import CharTokenizer
+from ppo_jax.runs import checkpoint
+from ppo_jax.runs.checkpoint import Checkpoints
 
 WORDS = ("able", "about", "area", "code", "data", "eval", "idea", "none", "object", "value")
 # ppo at the smallest size that is still all of it.

@@ -10,7 +10,7 @@ import pytest
 from ppo_jax import losses, normalization
 from ppo_jax.advantages import estimate_gae, estimate_returns
 from ppo_jax.distributions import Categorical
-from ppo_jax.estimators import k2
+from ppo_jax.divergences import k2
 from ppo_jax.rlhf import rewards
 from ppo_jax.types import Trajectory
 from reference import Golden

@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from ppo_jax import advantages, estimators, losses, normalization, sgd, shapes
+from ppo_jax import advantages, divergences, losses, normalization, sgd, shapes
 from ppo_jax.rlhf import optimum, rewards
 from ppo_jax.types import Batch, Trajectory
 
@@ -137,15 +137,15 @@ REFUSED = {
     "normalize: weight of rows": (lambda: losses.normalize(TN, ROWS), "(4, 4)", "(4,)"),
     "normalize: weight a number": (lambda: losses.normalize(ROWS, jnp.array(1.0)), "(4,)", "()"),
     "predict": (lambda: losses.predict(OneColumn(), (), rows_of(M)), "(4,)", "(4, 1)"),
-    "importance_ratio": (lambda: estimators.importance_ratio(ROWS, COLUMN), "(4,)", "(4, 1)"),
+    "importance_ratio": (lambda: divergences.importance_ratio(ROWS, COLUMN), "(4,)", "(4, 1)"),
     "importance_weighted_mean": (
-        lambda: estimators.importance_weighted_mean(TN, ROWS, ROWS),
+        lambda: divergences.importance_weighted_mean(TN, ROWS, ROWS),
         "(4, 4)",
         "(4,)",
     ),
-    "k1": (lambda: estimators.k1(ROWS, COLUMN), "(4,)", "(4, 1)"),
-    "k2": (lambda: estimators.k2(ROWS, COLUMN), "(4,)", "(4, 1)"),
-    "k3": (lambda: estimators.k3(ROWS, COLUMN), "(4,)", "(4, 1)"),
+    "k1": (lambda: divergences.k1(ROWS, COLUMN), "(4,)", "(4, 1)"),
+    "k2": (lambda: divergences.k2(ROWS, COLUMN), "(4,)", "(4, 1)"),
+    "k3": (lambda: divergences.k3(ROWS, COLUMN), "(4,)", "(4, 1)"),
     "sgd_epochs: one row of the order": (lambda: epochs(jnp.arange(M)), "[K, M]", "(4,)"),
     "sgd_epochs: transposed order": (lambda: epochs(NUMBERS.T, minibatches=1), "(4, 1)", "(4, 3)"),
     "sgd_epochs: a leaf of other rows": (
@@ -250,13 +250,13 @@ SCALARS = {
     "squared_error": (losses.squared_error, (ROWS, ROWS), (0, 1)),
     "clipped_squared_error": (losses.clipped_squared_error, (ROWS,) * 4, (0, 1, 2, 3)),
     "approx_kl": (losses.approx_kl, (ROWS, ROWS), (0, 1)),
-    "k3": (estimators.k3, (ROWS, ROWS), (0, 1)),
+    "k3": (divergences.k3, (ROWS, ROWS), (0, 1)),
     "explained_variance": (losses.explained_variance, (jnp.arange(4.0), jnp.arange(4.0)), (0, 1)),
     "kl_estimate": (lambda *x: rewards.kl_estimate(*x, "k2"), (ROWS, ROWS), (0, 1)),
     "preference_loss": (rewards.preference_loss, (ROWS,) * 3, (0, 1, 2)),
     "subtract_without_eos": (rewards.subtract_without_eos, (ROWS, ROWS > 0, ROWS), (2,)),
     "importance_weighted_mean": (
-        lambda log_p: estimators.importance_weighted_mean(TN, log_p, log_p),
+        lambda log_p: divergences.importance_weighted_mean(TN, log_p, log_p),
         (TN,),
         (0,),
     ),
@@ -276,7 +276,7 @@ def test_a_scalar_stands_for_an_array_full_of_it(name):
 
 
 def test_samples_with_several_components_share_their_weight():
-    mean, variance = estimators.importance_weighted_mean(TN, COLUMN, COLUMN)
+    mean, variance = divergences.importance_weighted_mean(TN, COLUMN, COLUMN)
     assert mean.shape == variance.shape == (4,)
 
 

@@ -16,10 +16,10 @@ import probe_envs
 from ppo_jax import config as configs
 from ppo_jax import envs, evaluate, losses, networks, normalization, rollout
 from ppo_jax.algorithms import ppo
-from ppo_jax.checkpoint import Checkpoints
 from ppo_jax.distributions import Categorical, JointCategorical, MultiCategorical
 from ppo_jax.envs import spaces
 from ppo_jax.envs.gymnax import convert_space
+from ppo_jax.runs.checkpoint import Checkpoints
 from ppo_jax.train import build, make_train
 from ppo_jax.types import Batch
 

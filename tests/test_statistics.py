@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from ppo_jax import statistics
+from ppo_jax.analysis import statistics
 from reference import golden_file
 
 GOLDEN = np.load(golden_file("rliable.npz"))

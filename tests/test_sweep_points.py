@@ -7,10 +7,10 @@ import pytest
 
 from ppo_jax import config as configs
 from ppo_jax.config import ConfigError
-from ppo_jax.options import show
+from ppo_jax.config.options import show
 from ppo_jax.sweep.points import configure, grid, label, parse_vary, sample
 
-KNOWN = configs.options("ppo")
+KNOWN = configs.fields("ppo")
 
 
 def vary(*words):

@@ -16,9 +16,9 @@ import pytest
 
 from ppo_jax.config import ConfigError
 from ppo_jax.evaluate import evaluate
-from ppo_jax.play import load
-from ppo_jax.run_directory import RunDirectory
-from ppo_jax.runner import EVALUATION
+from ppo_jax.runs.folder import RunDirectory
+from ppo_jax.runs.loop import EVALUATION
+from ppo_jax.runs.restore import load
 from ppo_jax.sweep import command, run_seeds, session
 from ppo_jax.sweep import publish as publishing
 from ppo_jax.sweep.results import diverged, penalise
@@ -445,7 +445,7 @@ def test_the_algorithm_and_the_environment_may_vary():
 def test_the_command_gives_each_core_a_device(tmp_path):
     """Where nothing else was asked for."""
     code = (
-        "import jax; from ppo_jax.sweep.command import one_device_per_core as f; f(); "
+        "import jax; from ppo_jax.cli.sweep import one_device_per_core as f; f(); "
         "print(len(jax.devices()))"
     )
     counts = {}

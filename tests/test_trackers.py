@@ -6,8 +6,8 @@ import types
 
 import pytest
 
-from ppo_jax import report, trackers
 from ppo_jax.config import ConfigError
+from ppo_jax.runs import metrics_log, trackers
 
 ROWS = [
     {"update": k, "env_step": 10 * k, "episode_return": None if k == 1 else 5.0, "loss": 0.5}
@@ -49,7 +49,7 @@ def fake(monkeypatch):
 def test_rows_become_numbers_at_their_step(tmp_path, fake, name):
     recorder = fake(name)
     started = trackers.start([name], tmp_path, {"gamma": 0.9}, 10)
-    with report.MetricsLog(tmp_path / "metrics.jsonl", 0, started) as log:
+    with metrics_log.MetricsLog(tmp_path / "metrics.jsonl", 0, started) as log:
         log.write(ROWS)
     assert recorder.logged == [
         (10, {"update": 1, "env_step": 10, "loss": 0.5}),

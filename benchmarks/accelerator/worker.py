@@ -34,17 +34,17 @@ def hello() -> dict[str, Any]:
     """What this process runs on."""
     import jax
 
-    from ppo_jax import devices, report
     from ppo_jax.config import ConfigError
+    from ppo_jax.runs import devices, provenance
 
     try:
         devices.check()
     except ConfigError as error:
         return {"refused": str(error)}
     device = jax.devices()[0]
-    found = report.versions()
+    found = provenance.versions()
     return {
-        "device": report.device(),
+        "device": provenance.device(),
         "platform": device.platform,
         "versions": {name: found[name] for name in ("python", *PACKAGES) if name in found}
         | {"runtime": " ".join(getattr(device.client, "platform_version", "").split())},

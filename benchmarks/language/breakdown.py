@@ -16,12 +16,13 @@ from benchmarks.language.ours import build, decoder_of
 from benchmarks.language.sizes import Size
 from benchmarks.table import Row
 from benchmarks.throughput.breakdown import nudged
-from ppo_jax import report, rollout, sgd
+from ppo_jax import rollout, sgd
 from ppo_jax.rlhf import algorithms
 from ppo_jax.rlhf import rollout as responses
 from ppo_jax.rlhf.generate import generate
 from ppo_jax.rlhf.policy import log_prob_of
-from ppo_jax.runner import compiler_options
+from ppo_jax.runs import provenance
+from ppo_jax.runs.loop import compiler_options
 from ppo_jax.types import PyTree
 
 FIELDS = (
@@ -244,7 +245,7 @@ def breakdown(
 
     All are measured in turns, and the median of the rounds is taken: machines change their speed.
     """
-    common = {"jax": jax.__version__, "device": report.device(), "size": size.name}
+    common = {"jax": jax.__version__, "device": provenance.device(), "size": size.name}
     update = Update(size)
     limit, *parts = [ceiling(), *update.parts()]
     timers = {p.name: timer(p.body, p.carry, update.constants, seconds) for p in (limit, *parts)}

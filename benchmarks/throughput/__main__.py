@@ -24,7 +24,7 @@ from benchmarks.table import RESULTS, Row, read, replace
 from benchmarks.throughput import breakdown, peers, quality, restart, results, scaling
 from benchmarks.throughput.configurations import CONFIGURATIONS
 from benchmarks.throughput.race import NAMES, Settings, race
-from ppo_jax.options import did_you_mean
+from ppo_jax.config.options import did_you_mean
 
 SUITES = {
     "smoke": ("cartpole-4x128",),

@@ -16,9 +16,10 @@ import numpy as np
 from benchmarks.table import Row
 from benchmarks.throughput.configurations import Configuration
 from benchmarks.throughput.contestants.ours import config_of
-from ppo_jax import report, rollout, sgd
+from ppo_jax import rollout, sgd
 from ppo_jax.algorithms import ppo
-from ppo_jax.runner import compiler_options
+from ppo_jax.runs import provenance
+from ppo_jax.runs.loop import compiler_options
 from ppo_jax.train import build
 from ppo_jax.types import PyTree
 
@@ -278,7 +279,7 @@ def breakdown(
     shares = np.median(found[:, 2:] / found[:, -1:], axis=0)
     common = {
         "jax": jax.__version__,
-        "device": report.device(),
+        "device": provenance.device(),
         "configuration": configuration.name,
     }
     rows = [

@@ -12,7 +12,7 @@ from sphinx.util.docutils import SphinxDirective
 from benchmarks.accelerator import report
 from ppo_jax.algorithms import ALGORITHMS
 from ppo_jax.config import TrainConfig
-from ppo_jax.presets import PRESETS
+from ppo_jax.config.presets import PRESETS
 
 
 class Hyperparameters(SphinxDirective):

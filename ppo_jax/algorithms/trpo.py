@@ -11,7 +11,7 @@ from jax.flatten_util import ravel_pytree
 
 from ppo_jax import losses, sgd
 from ppo_jax.advantages import estimate_gae
-from ppo_jax.options import option
+from ppo_jax.config.options import option
 from ppo_jax.types import Algorithm, Batch, LearnerState, Metrics, Params, PyTree, Trajectory
 
 SHARED_TORSO = (

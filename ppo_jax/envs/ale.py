@@ -17,9 +17,9 @@ from typing import Any
 
 import numpy as np
 
+from ppo_jax.config.options import did_you_mean
 from ppo_jax.envs.host import HostEnv
 from ppo_jax.envs.protocol import InvalidEnvironment
-from ppo_jax.options import did_you_mean
 
 # Cartridges for two players: the emulator has no game for one in them.
 TWO_PLAYERS = {"combat", "joust", "maze_craze", "warlords"}

@@ -12,10 +12,10 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from ppo_jax.config.options import did_you_mean
 from ppo_jax.envs import spaces
 from ppo_jax.envs.physics import PhysicsEnv
 from ppo_jax.envs.protocol import InvalidEnvironment
-from ppo_jax.options import did_you_mean
 
 BACKENDS = ("spring", "positional", "generalized", "mjx")
 # Nothing but the time limit ends these.

@@ -4,9 +4,9 @@ import functools
 from collections.abc import Callable
 from typing import Any
 
+from ppo_jax.config.options import did_you_mean
 from ppo_jax.envs.host import HostEnv
 from ppo_jax.envs.protocol import InvalidEnvironment
-from ppo_jax.options import did_you_mean
 
 BACKENDS = ("sync", "async", "vector_entry_point")
 

@@ -12,9 +12,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from ppo_jax.config.options import did_you_mean
 from ppo_jax.envs import drawing, spaces
 from ppo_jax.envs.protocol import InvalidEnvironment, StepResult
-from ppo_jax.options import did_you_mean
 from ppo_jax.types import PyTree
 
 # True lower bounds on episode length with default parameters. Where none is listed an episode may

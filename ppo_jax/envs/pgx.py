@@ -13,9 +13,9 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from ppo_jax.config.options import did_you_mean
 from ppo_jax.envs import spaces
 from ppo_jax.envs.protocol import InvalidEnvironment, StepResult
-from ppo_jax.options import did_you_mean
 from ppo_jax.types import PyTree
 
 Opponent = Callable[[jax.Array, Any], jax.Array]

@@ -13,10 +13,10 @@ import jax.numpy as jnp
 import numpy as np
 from flax import struct
 
+from ppo_jax.config.options import did_you_mean
 from ppo_jax.envs import spaces
 from ppo_jax.envs.frame_stack import FrameStack
 from ppo_jax.envs.protocol import InvalidEnvironment, StepResult
-from ppo_jax.options import did_you_mean
 from ppo_jax.types import PyTree
 
 COURT = 160.0

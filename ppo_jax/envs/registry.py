@@ -11,8 +11,8 @@ import re
 from types import ModuleType
 from typing import Any
 
+from ppo_jax.config.options import did_you_mean
 from ppo_jax.envs.protocol import Env, check_env
-from ppo_jax.options import did_you_mean
 
 # Suite -> the module of its adapter.
 SUITES = {

@@ -7,11 +7,11 @@ import sys
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
-from ppo_jax import report
 from ppo_jax.agent import read_parts
 from ppo_jax.config import ConfigError
+from ppo_jax.config.options import did_you_mean
 from ppo_jax.export import interface, onnx, safetensors, stablehlo, verify
-from ppo_jax.options import did_you_mean
+from ppo_jax.runs import terminal
 
 Format = Literal["stablehlo", "onnx", "safetensors"]
 FORMATS: dict[str, Any] = {"stablehlo": stablehlo, "onnx": onnx, "safetensors": safetensors}
@@ -89,8 +89,8 @@ def export_command(
         print(f"error: {error}", file=sys.stderr)
         return 1
     for path in found.files:
-        report.say(f"wrote {path} ({path.stat().st_size:,} bytes)")
-    report.say(
+        terminal.say(f"wrote {path} ({path.stat().st_size:,} bytes)")
+    terminal.say(
         f"verified: {found.observations} observations, max difference "
         f"{found.max_difference:.3g} (reloaded in a fresh process)"
     )

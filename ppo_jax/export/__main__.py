@@ -1,6 +1,6 @@
 """`python -m ppo_jax.export`."""
 
 if __name__ == "__main__":
-    from ppo_jax.cli import export
+    from ppo_jax.cli.export import main
 
-    export()
+    main()

@@ -9,9 +9,9 @@ import jax.numpy as jnp
 import numpy as np
 
 from ppo_jax import config as configs
-from ppo_jax import report
 from ppo_jax.agent import Parts, make_act
 from ppo_jax.config import ConfigError
+from ppo_jax.runs import provenance
 
 
 class Port(NamedTuple):
@@ -65,7 +65,7 @@ def describe(parts: Parts) -> dict[str, Any]:
         "inputs": [_described(p) for p in inputs(parts)],
         "outputs": [_described(output(parts))],
         "config": configs.to_json(parts.config),
-        "versions": report.versions(),
+        "versions": provenance.versions(),
     }
 
 

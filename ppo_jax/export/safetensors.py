@@ -2,9 +2,9 @@
 
 from pathlib import Path
 
-from ppo_jax import weights
 from ppo_jax.agent import Parts, saved_arrays
 from ppo_jax.export import interface
+from ppo_jax.runs import weights
 
 PACKAGES: tuple[str, ...] = ()
 

@@ -5,8 +5,8 @@ from pathlib import Path
 import jax
 
 from ppo_jax.agent import Parts
-from ppo_jax.checkpoint import write_json
 from ppo_jax.export import interface
+from ppo_jax.runs.checkpoint import write_json
 
 PLATFORMS = ("cpu", "cuda")
 PACKAGES = ("flatbuffers",)  # which jax.export writes with

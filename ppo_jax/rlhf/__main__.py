@@ -1,6 +1,6 @@
 """`python -m ppo_jax.rlhf`."""
 
-from ppo_jax.rlhf.command import main
-
 if __name__ == "__main__":
+    from ppo_jax.cli.rlhf import main
+
     main()

@@ -11,7 +11,7 @@ import optax
 from ppo_jax import losses, sgd
 from ppo_jax.advantages import discounted_returns, estimate_gae
 from ppo_jax.algorithms import ppo
-from ppo_jax.options import option
+from ppo_jax.config.options import option
 from ppo_jax.rlhf import rewards
 from ppo_jax.rlhf.adam import scale_by_tensorflow_adam
 from ppo_jax.rlhf.policy import LanguagePolicy

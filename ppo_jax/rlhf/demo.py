@@ -17,9 +17,8 @@ import jax.numpy as jnp
 import numpy as np
 from rich.table import Table
 
-from ppo_jax import precision, report
-from ppo_jax.checkpoint import write_json
-from ppo_jax.options import option
+from ppo_jax import precision
+from ppo_jax.config.options import option
 from ppo_jax.rlhf import algorithms, optimum, stages, supervised, train
 from ppo_jax.rlhf.corpus import first_letters, gold_score, noisy_preferences, tokenizer_of, words
 from ppo_jax.rlhf.data import Pairs, preference_arrays, prompt_arrays, sft_arrays
@@ -30,7 +29,9 @@ from ppo_jax.rlhf.rollout import Responses, kl_of, shape_scores
 from ppo_jax.rlhf.scoring import Reward, from_model
 from ppo_jax.rlhf.session import RunOptions, Stage, flat, open_directory, run
 from ppo_jax.rlhf.stages import Language
-from ppo_jax.runner import Signals
+from ppo_jax.runs import provenance, terminal
+from ppo_jax.runs.checkpoint import write_json
+from ppo_jax.runs.loop import Signals
 from ppo_jax.types import Params, TrainState
 
 LENGTH = 14  # characters of the longest response, its end included
@@ -106,12 +107,12 @@ def demo(config: DemoConfig, options: RunOptions) -> int:
             found = precision.apply(config.matmul_precision, _tell)(story)
         except _Stopped as stopped:
             path = shlex.quote(str(directory.path))
-            report.say(f"stopped; continue with: python -m ppo_jax.rlhf demo --resume {path}")
+            terminal.say(f"stopped; continue with: python -m ppo_jax.rlhf demo --resume {path}")
             return int(stopped.args[0])
         found |= {
             "seconds": round(time.perf_counter() - started, 1),
             "seed": config.seed,
-            **report.provenance(config.matmul_precision),
+            **provenance.record(config.matmul_precision),
         }
         write_json(directory.path / "summary.json", found)
         _print(found, directory.path)
@@ -149,7 +150,7 @@ def _tell(story: _Story) -> dict[str, Any]:
 def _fine_tune(story: _Story) -> Params:
     """A decoder that writes words like those of the text."""
     some = story.lines[:: max(1, len(story.lines) // 6)][:6]
-    report.say(f"1. learning to write: {len(story.lines):,} lines such as {', '.join(some)}")
+    terminal.say(f"1. learning to write: {len(story.lines):,} lines such as {', '.join(some)}")
     config = supervised.Config(updates=story.config.sft_updates, learning_rate=3e-3)
     arrays = sft_arrays(from_lines(story.lines), story.language.tokenizer, 512)
     key = jax.random.key(story.config.seed)
@@ -173,7 +174,7 @@ def _learn_preferences(story: _Story, params: Params) -> tuple[Reward, dict[str,
     texts = _write(story, params, write_key, 2 * count + NORMALISATION)
     pairs = _pairs(judge_key, texts[: 2 * count])
     agreement = _in_gold_order(pairs)
-    report.say(f"2. learning what is preferred: {count:,} pairs, {agreement:.0%} in gold order")
+    terminal.say(f"2. learning what is preferred: {count:,} pairs, {agreement:.0%} in gold order")
     steps = supervised.Config(updates=config.reward_updates, learning_rate=1e-3)
     rows = supervised.preference_rows(*_flat_pairs(preference_arrays(pairs, tokenizer, 512)))
     stage = stages.reward_model(
@@ -198,7 +199,7 @@ def _learn_preferences(story: _Story, params: Params) -> tuple[Reward, dict[str,
 def _optimise(story: _Story, models: train.Models) -> dict[str, Any]:
     """PPO, and its result beside the optimum."""
     demo, tokenizer = story.config, story.language.tokenizer
-    report.say(f"3. optimising it: {demo.updates} updates of {demo.responses} responses")
+    terminal.say(f"3. optimising it: {demo.updates} updates of {demo.responses} responses")
     config = train.Config(
         updates=demo.updates,
         num_prompts=demo.responses,
@@ -355,8 +356,8 @@ def _print(found: dict[str, Any], path: Path) -> None:
         more = (f"{row['gold']:.2f}", f"{row['eos_rate']:.1%}") if "gold" in row else ("", "")
         numbers = (f"{row[n]:.3f}" for n in ("score", "kl", "objective"))
         table.add_row(name, *numbers, *more)
-    report.say(table)
-    report.say(
+    terminal.say(table)
+    terminal.say(
         f"share of the optimum: {found['share_of_optimum']:.2f}; the reward model agrees with "
         f"{found['reward_accuracy_noisy']:.1%} of unseen preferences and with the gold rule in "
         f"{found['reward_accuracy_gold']:.1%}\n{found['seconds']:.0f} s; everything is in {path}"

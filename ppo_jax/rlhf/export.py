@@ -3,7 +3,7 @@
 from collections.abc import Callable
 from pathlib import Path
 
-from ppo_jax.checkpoint import delete
+from ppo_jax.runs.checkpoint import delete
 
 
 def save_folder(folder: Path, write: Callable[[Path], None]) -> None:

@@ -18,7 +18,7 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple, TypeAlias
 
-from ppo_jax.options import did_you_mean
+from ppo_jax.config.options import did_you_mean
 
 Conversation: TypeAlias = list[dict[str, Any]]
 Text: TypeAlias = str | Conversation

@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from ppo_jax.options import did_you_mean
+from ppo_jax.config.options import did_you_mean
 from ppo_jax.rlhf.decoder_config import FAMILIES, DecoderConfig, RopeScaling
 
 ACTIVATION_NAMES = {

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 import jax
 import jax.numpy as jnp
 
-from ppo_jax.options import did_you_mean
+from ppo_jax.config.options import did_you_mean
 from ppo_jax.types import Params
 
 

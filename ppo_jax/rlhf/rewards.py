@@ -11,15 +11,15 @@ from collections.abc import Callable
 import jax
 import jax.numpy as jnp
 
-from ppo_jax import estimators, losses, shapes
+from ppo_jax import divergences, losses, shapes
 from ppo_jax.algorithms.ppo_kl import proportional_coefficient
-from ppo_jax.options import did_you_mean
+from ppo_jax.config.options import did_you_mean
 
 # In terms of (log p, log q) for samples of q; here q is the policy and p the reference.
 KL_ESTIMATORS: dict[str, Callable[[jax.Array, jax.Array], jax.Array]] = {
-    "k1": estimators.k1,
-    "k2": estimators.k2,
-    "k3": estimators.k3,
+    "k1": divergences.k1,
+    "k2": divergences.k2,
+    "k3": divergences.k3,
     "abs": lambda log_p, log_q: jnp.abs(log_q - log_p),
 }
 

@@ -1,6 +1,6 @@
 """A stage on disk: chunks of compiled updates, and everything that happens between them.
 
-The run directory, its checkpoints, signals and reports are those of `ppo_jax.runner`; a stage is
+The run directory, its checkpoints, signals and reports are those of `ppo_jax.runs.loop`; a stage is
 one of fine-tuning, a reward model, or PPO.
 """
 
@@ -21,14 +21,15 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from ppo_jax import compilation_cache, precision, report, trackers
-from ppo_jax.checkpoint import CheckpointError, Checkpoints, write_json
+from ppo_jax import precision
 from ppo_jax.config import ConfigError
-from ppo_jax.options import option, to_json
-from ppo_jax.progress import Progress
+from ppo_jax.config.options import option, to_json
 from ppo_jax.rlhf.export import save_folder
-from ppo_jax.run_directory import RunDirectory
-from ppo_jax.runner import Diverged, Signals, compiler_options, next_count, read_summary
+from ppo_jax.runs import cache, metrics_log, provenance, terminal, trackers
+from ppo_jax.runs.checkpoint import CheckpointError, Checkpoints, write_json
+from ppo_jax.runs.folder import RunDirectory
+from ppo_jax.runs.loop import Diverged, Signals, compiler_options, next_count, read_summary
+from ppo_jax.runs.terminal import Progress
 from ppo_jax.types import Metrics, PyTree, TrainState
 
 # A chunk never has more updates than this.
@@ -118,7 +119,7 @@ def run(
         CheckpointError, Diverged: nothing of earlier sessions is lost.
     """
     trackers.require(wanted(options))
-    compilation_cache.use()
+    cache.use()
     stage = precision.apply(config.get("matmul_precision", "default"), stage)
     identity = {k: v for k, v in config.items() if k not in free}
     identity["given"] = fingerprint(stage.frozen)
@@ -181,10 +182,10 @@ class _Session:
         self._forget_samples()
         first_step = (self.update + 1) * self.stage.rows
         told = trackers.start(wanted(self.options), self.path, self.identity, first_step)
-        log = report.MetricsLog(self.path / "metrics.jsonl", self.update, told)
+        log = metrics_log.MetricsLog(self.path / "metrics.jsonl", self.update, told)
         total = self.stage.updates * self.stage.rows
         started = time.perf_counter()
-        with report.status("compiling"):
+        with terminal.status("compiling"):
             self.chunk = self._compile()
         self.compile_seconds = time.perf_counter() - started
         self._write_summary("running")
@@ -207,12 +208,12 @@ class _Session:
         self._plot()
         if not done and hint:
             path = shlex.quote(str(self.path))
-            report.say(
+            terminal.say(
                 f"stopped; continue with: python -m ppo_jax.rlhf {self.stage.kind} --resume {path}"
             )
         return 128 + stopped if stopped else 0
 
-    def _loop(self, log: report.MetricsLog, progress: Progress) -> None:
+    def _loop(self, log: metrics_log.MetricsLog, progress: Progress) -> None:
         count, saved_at = 1, time.perf_counter()
         shown_at = -float("inf")
         while self.update < self.stage.updates and not self.signals.received:
@@ -281,7 +282,7 @@ class _Session:
         seconds = time.perf_counter() - started
         self.train_seconds += seconds
         rate = count * self.stage.rows / seconds
-        rows = report.rows_of(arrays, self.update + 1, self.stage.rows, rate)
+        rows = metrics_log.rows_of(arrays, self.update + 1, self.stage.rows, rate)
         self.update += count
         self.last = rows[-1]
         return rows, seconds
@@ -300,7 +301,7 @@ class _Session:
         for sample in samples[:2]:
             numbers = {k: f"{v:.2f}" for k, v in sample.items() if isinstance(v, float)}
             said = "  ".join(f"{name} {value}" for name, value in numbers.items())
-            report.say(f"    {sample['prompt']!r} -> {sample['response']!r}  {said}")
+            terminal.say(f"    {sample['prompt']!r} -> {sample['response']!r}  {said}")
 
     def _forget_samples(self) -> None:
         """Those of updates that will be made again."""
@@ -339,7 +340,7 @@ class _Session:
             "compile_seconds": round(self.compile_seconds, 2),
             "train_seconds": round(seconds, 2),
             "last": self.last,
-            **report.provenance(self.identity.get("matmul_precision", "default")),
+            **provenance.record(self.identity.get("matmul_precision", "default")),
         } | (judged or {})
         try:
             write_json(self.path / "summary.json", summary)
@@ -348,7 +349,7 @@ class _Session:
 
     def _plot(self) -> None:
         """The headline against updates."""
-        from ppo_jax.rlhf.figures import plot_metrics
+        from ppo_jax.runs.curves import plot_metrics
 
         names = [n for n in (self.stage.headline, "kl", "shaped_score") if n in self.last]
         plot_metrics(
@@ -377,7 +378,7 @@ def open_directory(kind: str, options: RunOptions, flat: dict[str, Any]) -> RunD
             raise ConfigError("--resume goes on in its own directory: no --run-dir, no --overwrite")
         directory: RunDirectory = StageDirectory(options.resume)
     else:
-        from ppo_jax.run_directory import new_directory
+        from ppo_jax.runs.folder import new_directory
 
         directory = StageDirectory(options.run_dir or new_directory("runs", f"rlhf_{kind}"))
         if directory.used and not options.overwrite:
@@ -424,6 +425,9 @@ def write_config(path: Path, kind: str, flat: dict[str, Any]) -> None:
     earlier = []
     if (path / "config.json").exists():
         earlier = json.loads((path / "config.json").read_text()).get("sessions", [])
-    session = {"command": sys.argv, **report.provenance(flat.get("matmul_precision", "default"))}
+    session = {
+        "command": sys.argv,
+        **provenance.record(flat.get("matmul_precision", "default")),
+    }
     content = {"stage": kind, "config": flat, "sessions": [*earlier, session]}
     write_json(path / "config.json", content)

@@ -10,13 +10,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from ppo_jax.checkpoint import write_json
 from ppo_jax.rlhf import optimum, sharding, supervised, train
 from ppo_jax.rlhf.decoder import Decoder
 from ppo_jax.rlhf.hf_io import ModelError, load_model, save_model
 from ppo_jax.rlhf.rollout import Responses, kl_of, shape_scores
 from ppo_jax.rlhf.scoring import Reward, from_model, texts_of
 from ppo_jax.rlhf.session import Stage
+from ppo_jax.runs.checkpoint import write_json
 from ppo_jax.types import Batch, Params, TrainState
 
 # Folded into the seed for keys that training never uses.

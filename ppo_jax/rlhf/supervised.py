@@ -10,7 +10,7 @@ import numpy as np
 from flax import struct
 
 from ppo_jax import sgd
-from ppo_jax.options import option
+from ppo_jax.config.options import option
 from ppo_jax.rlhf.decoder import Decoder
 from ppo_jax.rlhf.rewards import centering_loss, preference_loss
 from ppo_jax.rlhf.rollout import next_rows

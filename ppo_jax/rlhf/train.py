@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from ppo_jax.options import option
+from ppo_jax.config.options import option
 from ppo_jax.rlhf import algorithms, lora, rollout, sharding
 from ppo_jax.rlhf.algorithms import ALGORITHMS
 from ppo_jax.rlhf.decoder import Decoder

@@ -1,6 +1,6 @@
 """`python -m ppo_jax.sweep`."""
 
 if __name__ == "__main__":
-    from ppo_jax.sweep.command import sweep
+    from ppo_jax.cli.sweep import main
 
-    sweep()
+    main()

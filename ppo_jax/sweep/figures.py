@@ -6,8 +6,8 @@ from typing import Any
 
 import numpy as np
 
-from ppo_jax import statistics
-from ppo_jax.options import show
+from ppo_jax.analysis import statistics
+from ppo_jax.config.options import show
 from ppo_jax.sweep.results import PointResult, Setting
 
 # Lines that can be told apart; what ranks below is drawn without a name.

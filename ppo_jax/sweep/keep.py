@@ -6,8 +6,8 @@ from pathlib import Path
 import jax
 import numpy as np
 
-from ppo_jax.checkpoint import delete, write_json
-from ppo_jax.run_directory import checkpoints_of, write_config
+from ppo_jax.runs.checkpoint import delete, write_json
+from ppo_jax.runs.folder import checkpoints_of, write_config
 from ppo_jax.sweep import results
 from ppo_jax.sweep.program import take
 from ppo_jax.sweep.schedule import Finished

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from ppo_jax.options import show
+from ppo_jax.config.options import show
 
 Row = dict[str, Any]
 STYLE = """

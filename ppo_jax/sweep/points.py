@@ -11,7 +11,7 @@ import numpy as np
 
 from ppo_jax import config as configs
 from ppo_jax.config import TrainConfig
-from ppo_jax.options import ConfigError, did_you_mean, is_float, kind, parse, show
+from ppo_jax.config.options import ConfigError, did_you_mean, is_float, kind, parse, show
 
 Point = dict[str, Any]
 SCALES = ("log", "lin")

@@ -21,7 +21,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from ppo_jax import config as configs
 from ppo_jax.config import TrainConfig
 from ppo_jax.evaluate import evaluate
-from ppo_jax.runner import EVALUATION, compiler_options, make_chunk, next_count
+from ppo_jax.runs.loop import EVALUATION, compiler_options, make_chunk, next_count
 from ppo_jax.train import build
 from ppo_jax.types import Metrics, PyTree, TrainState
 

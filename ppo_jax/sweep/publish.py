@@ -8,11 +8,12 @@ from typing import Any
 
 import numpy as np
 
-from ppo_jax import report, statistics
-from ppo_jax.checkpoint import write_json
+from ppo_jax.analysis import statistics
 from ppo_jax.config import ConfigError
+from ppo_jax.config.options import show
 from ppo_jax.envs import canonical
-from ppo_jax.options import show
+from ppo_jax.runs import terminal
+from ppo_jax.runs.checkpoint import write_json
 from ppo_jax.sweep import figures, page, results
 from ppo_jax.sweep.results import PointResult, Setting
 from ppo_jax.sweep.store import Store, read_sessions, read_spec
@@ -210,7 +211,7 @@ def compare(first: Path, second: Path, out: Path) -> dict[str, Any]:
         file = out / f"comparison_{pair[0].env.replace(':', '_')}.png"
         figures.comparison([*zip(names, pair, strict=True)]).savefig(file, dpi=figures.DPI)
         parts += [page.picture(pair[0].env, file), page.paragraph(sentence(names, numbers))]
-        report.say(f"{pair[0].env}: {sentence(names, numbers)}")
+        terminal.say(f"{pair[0].env}: {sentence(names, numbers)}")
     parts.insert(1, page.table(rows))
     (out / "comparison.html").write_text(page.page("Comparison", parts))
     write_json(out / "comparison.json", _plain({"sweeps": names, "difference": found}))

@@ -6,12 +6,12 @@ from typing import Any
 import jax
 import numpy as np
 
-from ppo_jax import compilation_cache
 from ppo_jax import config as configs
 from ppo_jax.algorithms import ALGORITHMS
 from ppo_jax.config import ConfigError, TrainConfig
+from ppo_jax.config.options import did_you_mean
 from ppo_jax.envs import refuse_sweep
-from ppo_jax.options import did_you_mean
+from ppo_jax.runs import cache
 from ppo_jax.sweep.points import Point, configure, grid
 from ppo_jax.sweep.schedule import Finished, Schedule, group_agents
 from ppo_jax.train import build
@@ -130,7 +130,7 @@ def seed_numbers(config: TrainConfig, seeds: int | Sequence[int]) -> list[int]:
 
 def _listed(points: Mapping | Sequence[Point]) -> list[Point]:
     """The points, their names looked up."""
-    known = {name for algorithm in ALGORITHMS for name in configs.options(algorithm)}
+    known = {name for algorithm in ALGORITHMS for name in configs.fields(algorithm)}
     listed = grid({n: [*v] for n, v in points.items()}) if isinstance(points, Mapping) else points
     for name in {name for point in listed for name in point}:
         if name == "seed":
@@ -148,7 +148,7 @@ def _in_order(schedule: Schedule, states: bool = True) -> list[Finished]:
     The compilation cache is JAX's setting for the whole process: it is set by the functions that
     compile, not on import, and not by `make_train`, which leaves jax.jit to its caller.
     """
-    compilation_cache.use()
+    cache.use()
     found = (f if states else f._replace(state=_dropped) for f in schedule.run())
     return sorted(found, key=lambda f: f.chunk.agents)
 

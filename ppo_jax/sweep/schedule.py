@@ -8,8 +8,8 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
-from ppo_jax import report
 from ppo_jax.config import ConfigError, TrainConfig
+from ppo_jax.runs import terminal
 from ppo_jax.sweep.program import (
     Program,
     compile_program,
@@ -166,7 +166,7 @@ class Schedule:
 
     def _compile(self, group: Group, width: int) -> Program:
         started = time.perf_counter()
-        with report.status("compiling"):
+        with terminal.status("compiling"):
             program = compile_program(group.static, self.env, width, self.devices, self.episodes)
         self.programs += 1
         self.compile_seconds += time.perf_counter() - started
@@ -196,7 +196,7 @@ class Schedule:
             raise _too_large(group, reason)
         left = [a for c in self._todo(number) for a in c.agents]
         self.chunks = [c for c in self.chunks if c.group != number or c.number in self.done]
-        report.say(f"out of memory with {width} agents per device: going on with {width // 2}")
+        terminal.say(f"out of memory with {width} agents per device: going on with {width // 2}")
         self._plan(number, left, width // 2)
 
     def _round(

@@ -11,12 +11,13 @@ import numpy as np
 from rich.box import SIMPLE
 from rich.table import Table
 
-from ppo_jax import compilation_cache, report
 from ppo_jax.config import ConfigError
+from ppo_jax.config.options import option
 from ppo_jax.envs import refuse_sweep
-from ppo_jax.options import option
-from ppo_jax.progress import Progress
-from ppo_jax.runner import BROKEN_PROMISES, Signals
+from ppo_jax.evaluate import warn_unfinished
+from ppo_jax.runs import cache, provenance, terminal
+from ppo_jax.runs.loop import BROKEN_PROMISES, Signals
+from ppo_jax.runs.terminal import Progress
 from ppo_jax.sweep import results
 from ppo_jax.sweep.keep import KEEP, Keeper, scores_of
 from ppo_jax.sweep.program import Program
@@ -70,23 +71,25 @@ def run(spec: Spec, options: SweepOptions, directory: SweepDirectory, resume: bo
     Returns:
         Exit code: 0, or 128 + the signal that stopped it.
     """
-    compilation_cache.use()
+    cache.use()
     path = directory.path
     with Signals() as signals:
         try:
             order = _Session(spec, options, path, resume, signals).run()
             if options.confirm:
                 fresh = confirmation(spec, order[0], options.confirm)
-                report.say(f"\nthe best point with {options.confirm} fresh seeds: {order[0].name}")
+                terminal.say(
+                    f"\nthe best point with {options.confirm} fresh seeds: {order[0].name}"
+                )
                 _confirm(fresh, dataclasses.replace(options, confirm=0), path / "confirm", signals)
                 publish(Store(path, spec), options.threshold, {})
         except Stopped:
-            report.say(
+            terminal.say(
                 "stopped; what is finished is kept. Continue with: python -m ppo_jax.sweep "
                 f"--run-dir {shlex.quote(str(path))} --resume"
             )
             return 128 + (signals.received or 0)
-    report.say(f"report: {path / 'report.html'}")
+    terminal.say(f"report: {path / 'report.html'}")
     return 0
 
 
@@ -159,7 +162,7 @@ class _Session:
         compiling = self.schedule.compile_seconds
         rate = (total - before) / max(seconds - compiling, 1e-9)
         session = {
-            **report.provenance(*(c.matmul_precision for c in self.spec.configs)),
+            **provenance.record(*(c.matmul_precision for c in self.spec.configs)),
             "compiled_programs": self.schedule.programs,
             "compile_seconds": round(compiling, 2),
             "train_seconds": round(seconds - compiling, 2),
@@ -177,7 +180,7 @@ class _Session:
         names = ", ".join(str(d) for d in program.devices[:8])
         more = f" and {len(program.devices) - 8} more" if len(program.devices) > 8 else ""
         rounds = -(-chunks // len(program.devices))
-        report.say(
+        terminal.say(
             f"layout: {chunks} chunks of {program.width} agents over {len(program.devices)} "
             f"device{'s' * (len(program.devices) > 1)} ({names}{more}), {rounds} "
             f"round{'s' * (rounds > 1)}; {program.bytes_needed / 2**20:,.0f} MiB per device"
@@ -207,7 +210,7 @@ class _Session:
                 warnings.warn(meaning, stacklevel=1)
         if not finished.whole.all() and "whole" not in self.warned:
             self.warned.add("whole")
-            report.warn_unfinished(finished.whole)
+            warn_unfinished(finished.whole)
 
 
 def check(spec: Spec) -> None:
@@ -235,4 +238,4 @@ def print_table(order: list[Setting], threshold: float | None, rows: int = 10) -
                 f"{steps:,}" if steps else "-",
                 f"{share:.0%}" if share is not None else "-",
             )
-    report.say(table)
+    terminal.say(table)

@@ -17,10 +17,10 @@ from typing import Any
 import numpy as np
 
 from ppo_jax import config as configs
-from ppo_jax import report
-from ppo_jax.checkpoint import delete, write_json
 from ppo_jax.config import ConfigError, TrainConfig
-from ppo_jax.run_directory import RunDirectory
+from ppo_jax.runs import provenance
+from ppo_jax.runs.checkpoint import delete, write_json
+from ppo_jax.runs.folder import RunDirectory
 from ppo_jax.sweep import results
 from ppo_jax.sweep.points import Point
 from ppo_jax.sweep.results import PointResult
@@ -112,7 +112,7 @@ class Store:
         """Write sweep.json: all that is needed to repeat the sweep, and each session that ran."""
         path = self.path / MARK
         precisions = (c.matmul_precision for c in self.spec.configs)
-        session = {"command": sys.argv, **report.provenance(*precisions)}
+        session = {"command": sys.argv, **provenance.record(*precisions)}
         earlier = read_sessions(self.path) if path.exists() else []
         content = {"sweep": self.spec.to_json(), "options": options}
         write_json(path, content | {"sessions": [*earlier, session]})

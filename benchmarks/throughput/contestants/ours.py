@@ -13,10 +13,10 @@ import numpy as np
 
 from benchmarks.throughput.configurations import Configuration
 from ppo_jax import config as configs
+from ppo_jax.cli.sweep import one_device_per_core
 from ppo_jax.config import TrainConfig
-from ppo_jax.runner import MAX_CHUNK, compile_run
+from ppo_jax.runs.loop import MAX_CHUNK, compile_run
 from ppo_jax.sweep import program as sweep
-from ppo_jax.sweep.command import one_device_per_core
 from ppo_jax.train import build
 
 PACKAGES = ("gymnax", "flax", "optax")

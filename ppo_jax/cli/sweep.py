@@ -13,11 +13,12 @@ import jax
 import tyro
 
 from ppo_jax import config as configs
-from ppo_jax import report
-from ppo_jax.cli import base_config, exit_with, parse
+from ppo_jax.cli.errors import exit_with
+from ppo_jax.cli.flags import base_config, parse
 from ppo_jax.config import ConfigError, TrainConfig
-from ppo_jax.options import check_record, option
-from ppo_jax.run_directory import new_directory
+from ppo_jax.config.options import check_record, option
+from ppo_jax.runs import provenance
+from ppo_jax.runs.folder import new_directory
 from ppo_jax.sweep import session
 from ppo_jax.sweep.points import Point, configure, grid, parse_vary, sample
 from ppo_jax.sweep.publish import compare
@@ -56,7 +57,7 @@ OPTIONS = {
 }
 
 
-def sweep(arguments: list[str] | None = None) -> NoReturn:
+def main(arguments: list[str] | None = None) -> NoReturn:
     """`python -m ppo_jax.sweep`."""
     exit_with(lambda: run_command(sys.argv[1:] if arguments is None else arguments))
 
@@ -104,10 +105,10 @@ def build_spec(
     Raises:
         ConfigError: names and values that cannot work, and which.
     """
-    known = configs.options(config.algorithm)
+    known = configs.fields(config.algorithm)
     algorithms = _given_values(points.vary, "algorithm", [config.algorithm])
     for algorithm in algorithms:
-        known = {**configs.options(algorithm), **known}
+        known = {**configs.fields(algorithm), **known}
     varied = parse_vary(points.vary, known)
     if points.sample is None:
         chosen = grid(varied)
@@ -207,7 +208,7 @@ def _resume(
 def _warn_of_another_machine(first: dict[str, Any]) -> None:
     """Say so where the rest of a sweep will not have the bits that it would have had."""
     before = {"device": first["device"], **first["versions"]}
-    now = {"device": report.device(), **report.versions()}
+    now = {"device": provenance.device(), **provenance.versions()}
     names = ("device", "jax", "jaxlib", "ppo_jax")
     changed = [f"{n} was {before.get(n)} and is {now[n]}" for n in names if before.get(n) != now[n]]
     if changed:

@@ -22,15 +22,21 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from ppo_jax import compilation_cache, report, trackers
+from ppo_jax.runs import cache
+from ppo_jax.runs import curves
+from ppo_jax.evaluate import warn_unfinished
+from ppo_jax.runs import metrics_log
+from ppo_jax.runs import provenance
+from ppo_jax.runs import terminal
+from ppo_jax.runs import trackers
 from ppo_jax import config as configs
-from ppo_jax.checkpoint import CheckpointError, write_json
+from ppo_jax.runs.checkpoint import CheckpointError, write_json
 from ppo_jax.config import ConfigError, TrainConfig
 from ppo_jax.envs import HostEnv
 from ppo_jax.evaluate import evaluate
-from ppo_jax.options import check_record, option
-from ppo_jax.progress import Progress
-from ppo_jax.run_directory import RunDirectory, checkpoints_of, new_directory, write_config
+from ppo_jax.config.options import check_record, option
+from ppo_jax.runs.terminal import Progress
+from ppo_jax.runs.folder import RunDirectory, checkpoints_of, new_directory, write_config
 from ppo_jax.train import Program, build
 from ppo_jax.types import Metrics, TrainState
 
@@ -87,7 +93,7 @@ class Signals:
 
     def _handle(self, number: int, frame: FrameType | None) -> None:
         if self.received is not None and number == signal.SIGINT:
-            report.show_cursor()
+            terminal.show_cursor()
             os._exit(128 + number)
         self.received = number
 
@@ -195,8 +201,8 @@ def run(config: TrainConfig, options: RunOptions) -> int:
     trackers.require(_wanted(options))
     program = build(config)
     with _open(config, options) as directory, Signals() as signals, _ended(program.env):
-        compilation_cache.use()
-        with report.status("compiling"):
+        cache.use()
+        with terminal.status("compiling"):
             session = _Session(config, options, program, directory.path, signals)
         if options.resume is not None:
             write_config(config, kept_options(options), directory.path)
@@ -286,7 +292,7 @@ class _Session:
 
     def train(self) -> None:
         """Chunk after chunk, until the last update or a signal."""
-        log = report.MetricsLog(self.path / "metrics.jsonl", self.update, self.trackers)
+        log = metrics_log.MetricsLog(self.path / "metrics.jsonl", self.update, self.trackers)
         total = self.config.num_updates * self.rollout_steps
         count, saved_at = 1, time.perf_counter()
         if self.update < self.config.num_updates:
@@ -320,13 +326,13 @@ class _Session:
         name = "finished" if complete else name
         summary = self._write_summary(name, evaluation)
         title = f"{self.config.algorithm} on {self.config.env}, seed {self.config.seed}"
-        report.plot_learning_curve(
+        curves.plot_learning_curve(
             self.path / "metrics.jsonl", title, self.path / "learning_curve.png"
         )
-        report.print_table(summary, self.path)
+        terminal.print_table(summary, self.path)
         if not complete:
             path = shlex.quote(str(self.path))
-            report.say(f"stopped; continue with: python -m ppo_jax.train --resume {path}")
+            terminal.say(f"stopped; continue with: python -m ppo_jax.train --resume {path}")
         return 128 + stopped if stopped else 0
 
     def _restore(self, shapes: TrainState) -> tuple[int, TrainState | None]:
@@ -368,7 +374,7 @@ class _Session:
         seconds = time.perf_counter() - started
         self.train_seconds += seconds
         rate = count * self.rollout_steps / seconds
-        rows = report.rows_of(arrays, self.update + 1, self.rollout_steps, rate)
+        rows = metrics_log.rows_of(arrays, self.update + 1, self.rollout_steps, rate)
         self._warn(rows)
         self.update += count
         self.scores += [r["episode_return"] for r in rows if r["episodes"]]
@@ -413,7 +419,7 @@ class _Session:
             episodes=self.options.eval_episodes,
         )
         returns = np.asarray(result.episode_return)
-        report.warn_unfinished(np.asarray(result.finished))
+        warn_unfinished(np.asarray(result.finished))
         return {
             "eval_return_mean": float(returns.mean()),
             "eval_return_std": float(returns.std()),
@@ -437,7 +443,7 @@ class _Session:
             "compile_seconds": round(self.compile_seconds, 2),
             "train_seconds": round(seconds, 2),
             "env_steps_per_second": round(steps / seconds) if seconds else None,
-            **report.provenance(self.config.matmul_precision),
+            **provenance.record(self.config.matmul_precision),
         } | (evaluation or {})
         try:
             write_json(self.path / "summary.json", summary)

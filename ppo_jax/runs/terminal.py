@@ -2,14 +2,17 @@
 
 import itertools
 import math
+import os
 import sys
 import time
 from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
+from pathlib import Path
 from typing import Any
 
 from rich.console import Console, Group, RenderableType
+from rich.table import Table
 
-from ppo_jax.report import say
 
 # Where there is no terminal, a line of progress at least this often.
 LINE_SECONDS = 60.0
@@ -171,3 +174,50 @@ def _clock(seconds: float) -> str:
     minutes, rest = divmod(int(seconds), 60)
     hours, minutes = divmod(minutes, 60)
     return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"
+
+
+def print_table(summary: dict[str, Any], run_dir: Path) -> None:
+    """The result of a run as one table."""
+    table = Table(title=f"{summary['algorithm']} on {summary['env']}", show_header=False)
+    table.add_column(style="bold")
+    table.add_column(overflow="fold")
+    mean, std = summary["eval_return_mean"], summary["eval_return_std"]
+    if mean is not None:
+        spread = f"{mean:.2f} ± {std:.2f} over {summary['eval_episodes']} episodes, greedy"
+        table.add_row("return", spread)
+    else:
+        table.add_row("status", summary["status"])
+    table.add_row("environment steps", f"{summary['env_steps']:,}")
+    if summary["env_steps_per_second"]:
+        table.add_row("steps per second", f"{summary['env_steps_per_second']:,}")
+    table.add_row(
+        "compile / train", f"{summary['compile_seconds']} s / {summary['train_seconds']} s"
+    )
+    table.add_row("device", summary["device"])
+    table.add_row("run directory", str(run_dir))
+    say(table)
+
+
+def say(what: Any) -> None:
+    """Print to stdout; a reader that went away (`| head`) or a full disk ends the talk alone."""
+    try:
+        if isinstance(what, str):
+            print(what, flush=True)
+        else:
+            # A file or a pipe has no width of its own; the usual 80 would fold tables.
+            Console(width=None if sys.stdout.isatty() else 110).print(what)
+            sys.stdout.flush()
+    except OSError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
+def show_cursor() -> None:
+    """Undo what a live display did to the terminal, for an exit that skips everything else."""
+    if sys.stderr.isatty():
+        sys.stderr.write("\x1b[?25h\n")
+        sys.stderr.flush()
+
+
+def status(text: str) -> AbstractContextManager[Any]:
+    """A word about what is going on, on a terminal alone."""
+    return Console(stderr=True).status(text) if sys.stderr.isatty() else nullcontext()

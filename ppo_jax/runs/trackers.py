@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
-from ppo_jax.checkpoint import write_json
+from ppo_jax.runs.checkpoint import write_json
 from ppo_jax.config import ConfigError
 
 PROJECT = "ppo_jax"

@@ -7,12 +7,12 @@ import time
 
 import pytest
 
-from ppo_jax import compilation_cache
+from ppo_jax.runs import cache
 
 START = """
 import jax
-from ppo_jax import compilation_cache
-compilation_cache.use()
+from ppo_jax.runs import cache
+cache.use()
 jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
 found = []
 jax.monitoring.register_event_listener(lambda name, **_: found.append(name))
@@ -97,6 +97,6 @@ def test_the_oldest_go_first(tmp_path, monkeypatch):
     for age, name in enumerate("abc"):
         (tmp_path / name).write_bytes(b"x" * 100)
         os.utime(tmp_path / name, (time.time() - age,) * 2)
-    monkeypatch.setattr(compilation_cache, "MAX_BYTES", 200)
-    compilation_cache._trim(tmp_path)
+    monkeypatch.setattr(cache, "MAX_BYTES", 200)
+    cache._trim(tmp_path)
     assert sorted(p.name for p in tmp_path.iterdir()) == ["a", "b"]

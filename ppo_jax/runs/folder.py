@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import Any, Self
 
 from ppo_jax import config as configs
-from ppo_jax import report
-from ppo_jax.checkpoint import Checkpoints, delete, write_json
+from ppo_jax.runs import provenance
+from ppo_jax.runs.checkpoint import Checkpoints, delete, write_json
 from ppo_jax.config import ConfigError, TrainConfig
 
 # All that a run writes; nothing else is ever deleted.
@@ -124,7 +124,7 @@ def write_config(config: TrainConfig, run_options: dict[str, Any], run_dir: Path
     Versions and device are those it began with; each session that went on with it has its own.
     """
     path = run_dir / "config.json"
-    session = {"command": sys.argv, **report.provenance(config.matmul_precision)}
+    session = {"command": sys.argv, **provenance.record(config.matmul_precision)}
     earlier = json.loads(path.read_text()).get("sessions", []) if path.exists() else []
     sessions = [*earlier, session]
     content = {

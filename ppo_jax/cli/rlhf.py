@@ -10,10 +10,11 @@ from typing import Any, NoReturn
 import jax
 import jax.numpy as jnp
 
-from ppo_jax import precision, report
-from ppo_jax.cli import exit_with, read_flags
+from ppo_jax import precision
+from ppo_jax.cli.errors import exit_with
+from ppo_jax.cli.flags import read_flags
 from ppo_jax.config import ConfigError
-from ppo_jax.options import check_record, coerce, did_you_mean, option
+from ppo_jax.config.options import check_record, coerce, did_you_mean, option
 from ppo_jax.rlhf import algorithms, stages, supervised, train
 from ppo_jax.rlhf.data import preference_arrays, prompt_arrays, sft_arrays
 from ppo_jax.rlhf.decoder import Decoder
@@ -35,7 +36,8 @@ from ppo_jax.rlhf.session import (
 )
 from ppo_jax.rlhf.sharding import mesh_of
 from ppo_jax.rlhf.tokenizer import TokenizerError
-from ppo_jax.runner import Signals
+from ppo_jax.runs import terminal
+from ppo_jax.runs.loop import Signals
 from ppo_jax.types import Params
 
 PROGRAM = "python -m ppo_jax.rlhf"
@@ -133,7 +135,7 @@ def _refusing(arguments: list[str]) -> int:
 def _dispatch(arguments: list[str]) -> int:
     if not arguments or arguments[0].startswith("-"):
         if arguments and arguments[0] in ("-h", "--help"):
-            report.say(_HELP)
+            terminal.say(_HELP)
             return 0
         return _demo(arguments)
     name, rest = arguments[0], arguments[1:]
@@ -250,7 +252,7 @@ def _generate(arguments: list[str]) -> int:
     for k, (row, kept) in enumerate(zip(written.tokens, written.mask, strict=True)):
         prompt = prompts[k // options.repeat].prompt
         text = tokenizer.decode(row[kept].tolist())
-        report.say(f"{prompt}{text}" if isinstance(prompt, str) else text)
+        terminal.say(f"{prompt}{text}" if isinstance(prompt, str) else text)
     return 0
 
 
@@ -271,9 +273,11 @@ def _evaluate(arguments: list[str]) -> int:
     identity["given"] = fingerprint(stage.frozen)
     update, state = checkpoints_of(path, identity).restore(jax.eval_shape(stage.init))
     state = stage.place(state)
-    report.say(f"after {update} updates:")
+    terminal.say(f"after {update} updates:")
     for name, value in stage.judge(state)["evaluation"].items():
-        report.say(f"{name:>26} {value:.4f}" if isinstance(value, float) else f"{name:>26} {value}")
+        terminal.say(
+            f"{name:>26} {value:.4f}" if isinstance(value, float) else f"{name:>26} {value}"
+        )
     return 0
 
 
@@ -281,7 +285,7 @@ def _in_directory(stage: Stage, options: RunOptions, values: dict[str, Any]) -> 
     with open_directory(stage.kind, options, flat(values)) as directory, Signals() as signals:
         code, _ = run(stage, flat(values), directory, options, signals)
         if not code:
-            report.say(f"the model is in {directory.path / 'model'}")
+            terminal.say(f"the model is in {directory.path / 'model'}")
         return code
 
 

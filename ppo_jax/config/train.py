@@ -12,13 +12,13 @@ import jax
 
 from ppo_jax import precision
 from ppo_jax.algorithms import ALGORITHMS
+from ppo_jax.config.options import ConfigError, coerce, did_you_mean, is_float, option
+from ppo_jax.config.options import check as check_option
+from ppo_jax.config.options import guess as guess_value
+from ppo_jax.config.options import to_json as json_value
+from ppo_jax.config.presets import PRESETS
 from ppo_jax.envs import atari_game, canonical
 from ppo_jax.networks import ACTIVATIONS, CONVOLUTIONS, FRAME_MIXES, MEMORIES
-from ppo_jax.options import ConfigError, coerce, did_you_mean, is_float, option
-from ppo_jax.options import check as check_option
-from ppo_jax.options import guess as guess_value
-from ppo_jax.options import to_json as json_value
-from ppo_jax.presets import PRESETS
 
 
 @dataclasses.dataclass(frozen=True)
@@ -110,7 +110,7 @@ def preset_values(preset: str | None, env: str | None, algorithm: str | None) ->
     return dict(values)
 
 
-def options(algorithm: str) -> dict[str, dataclasses.Field[Any]]:
+def fields(algorithm: str) -> dict[str, dataclasses.Field[Any]]:
     """Every field of a configuration by its flat name: TrainConfig's, then the algorithm's.
 
     Raises:
@@ -135,7 +135,7 @@ def to_flat(config: TrainConfig) -> dict[str, Any]:
     """Name -> value for every option."""
     return {
         name: getattr(config if hasattr(config, name) else config.hyper, name)
-        for name in options(config.algorithm)
+        for name in fields(config.algorithm)
     }
 
 
@@ -146,7 +146,7 @@ def from_flat(values: dict[str, Any]) -> TrainConfig:
         ConfigError: an unknown name, with the nearest ones.
     """
     algorithm = values.get("algorithm", TrainConfig.algorithm)
-    known = options(algorithm)
+    known = fields(algorithm)
     for name in values:
         if name not in known:
             raise ConfigError(f"unknown option {name!r}; {did_you_mean(name, known)}")
@@ -209,7 +209,7 @@ def split(config: TrainConfig) -> tuple[TrainConfig, dict[str, Any]]:
     flat = to_flat(resolve(config))
     floats = {
         name: flat[name]
-        for name, field in options(config.algorithm).items()
+        for name, field in fields(config.algorithm).items()
         if is_float(field) and flat[name] is not None
     }
     return from_flat(flat | dict.fromkeys(floats, TRACED)), floats
@@ -230,7 +230,7 @@ def check(config: TrainConfig, env: Any = None) -> None:
     Raises:
         ConfigError: what was given, what is allowed, what to do.
     """
-    known = options(config.algorithm)
+    known = fields(config.algorithm)
     expected = ALGORITHMS[config.algorithm].Config
     if not isinstance(config.hyper, expected):
         raise ConfigError(

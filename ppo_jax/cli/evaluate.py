@@ -1,44 +1,26 @@
-"""Reload the agent of a run directory and let it play."""
+"""`python -m ppo_jax.evaluate`."""
 
+import sys
 from pathlib import Path
+from typing import NoReturn
 
 import jax
 import numpy as np
 
-from ppo_jax import compilation_cache, report
-from ppo_jax.config import ConfigError, TrainConfig
-from ppo_jax.evaluate import confidence_interval, evaluate, record, save_gif
-from ppo_jax.run_directory import checkpoints_of, read_config
-from ppo_jax.train import Program, build
-from ppo_jax.types import TrainState
+from ppo_jax.cli.errors import exit_with
+from ppo_jax.cli.flags import positional
+from ppo_jax.config import ConfigError
+from ppo_jax.evaluate import confidence_interval, evaluate, record, save_gif, warn_unfinished
+from ppo_jax.runs import cache, terminal
+from ppo_jax.runs.restore import load
+
+PROGRAM = "python -m ppo_jax.evaluate"
 
 
-def load(run_dir: Path, checkpoint: str = "latest") -> tuple[TrainConfig, Program, TrainState]:
-    """The agent of a run.
-
-    Args:
-        run_dir: run directory.
-        checkpoint: "latest", "best", or the number of an update.
-
-    Raises:
-        ConfigError, CheckpointError: not a run, or nothing whole to restore.
-    """
-    config = read_config(run_dir)
-    program = build(config)
-    checkpoints = checkpoints_of(run_dir, config)
-    shapes = jax.eval_shape(program.init, jax.random.key(0))
-    if checkpoint == "latest":
-        step = None
-    elif checkpoint == "best":
-        step = checkpoints.best()
-    elif checkpoint.isdigit() and int(checkpoint) in checkpoints.steps():
-        step = int(checkpoint)
-    else:
-        known = ", ".join(map(str, checkpoints.steps())) or "none"
-        raise ConfigError(
-            f"no checkpoint {checkpoint!r} in {run_dir}; there are: latest, best, {known}"
-        )
-    return config, program, checkpoints.restore(shapes, step)[1]
+def main(arguments: list[str] | None = None) -> NoReturn:
+    """The command."""
+    words = sys.argv[1:] if arguments is None else arguments
+    exit_with(lambda: positional(play, words, PROGRAM))
 
 
 def play(
@@ -63,7 +45,7 @@ def play(
         Exit code 0.
     """
     _check(episodes, seed, gif)
-    compilation_cache.use()
+    cache.use()
     config, program, state = load(run, checkpoint)
     agent = {
         "params": state.learner.params,
@@ -75,10 +57,10 @@ def play(
     key = jax.random.key(seed)
     result = evaluate(key, **agent, episodes=episodes)
     returns = np.asarray(result.episode_return)
-    report.warn_unfinished(np.asarray(result.finished))
+    warn_unfinished(np.asarray(result.finished))
     low, high = confidence_interval(returns)
     interval = f"95 % interval [{low:.2f}, {high:.2f}], " if episodes > 1 else ""
-    report.say(
+    terminal.say(
         f"{config.env}: return {returns.mean():.2f}, {interval}"
         f"std {returns.std():.2f}, min {returns.min():.2f}, max {returns.max():.2f}, "
         f"{episodes} {'sampled' if stochastic else 'greedy'} episodes, "
@@ -86,7 +68,7 @@ def play(
     )
     if gif is not None:
         save_gif(record(key, **agent), gif)
-        report.say(f"wrote {gif}")
+        terminal.say(f"wrote {gif}")
     return 0
 
 

@@ -1,0 +1,1 @@
+"""The commands: what reads words from a person."""

@@ -1,0 +1,42 @@
+"""How a command ends: exit codes, and one line for what a person can mend."""
+
+import sys
+import warnings
+from collections.abc import Callable
+from typing import NoReturn
+
+from ppo_jax.config import ConfigError
+from ppo_jax.runs import devices
+from ppo_jax.runs.loop import Diverged
+
+
+def exit_with(command: Callable[[], int]) -> NoReturn:
+    """Run a command that computes on JAX's devices, which are looked at first.
+
+    What a person can mend is one line and exit code 2, not a traceback.
+    """
+
+    def checked() -> int:
+        if not {"-h", "--help"} & {*sys.argv[1:]}:  # help needs no device
+            devices.check()
+        return command()
+
+    exit_without_device(checked)
+
+
+def exit_without_device(command: Callable[[], int]) -> NoReturn:
+    """Run a command that computes nothing."""
+    from ppo_jax.envs import InvalidEnvironment, UnknownEnvironment
+    from ppo_jax.runs.checkpoint import CheckpointError
+
+    warnings.formatwarning = lambda message, *_, **__: f"warning: {message}\n"
+    try:
+        sys.exit(command())
+    except (ConfigError, CheckpointError, InvalidEnvironment, UnknownEnvironment) as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(2)
+    except (Diverged, OSError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(1)
+    except KeyboardInterrupt:
+        sys.exit(130)

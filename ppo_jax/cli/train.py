@@ -1,0 +1,69 @@
+"""`python -m ppo_jax.train`."""
+
+import sys
+from pathlib import Path
+from typing import Any, NoReturn
+
+from ppo_jax import config as configs
+from ppo_jax.cli.errors import exit_with
+from ppo_jax.cli.flags import RUN_OPTIONS, FirstPass, base_config, parse, selection_of
+from ppo_jax.config import ConfigError, TrainConfig
+from ppo_jax.runs.loop import RunOptions, run
+
+PROGRAM = "python -m ppo_jax.train"
+FREE_ON_RESUME = ("total_timesteps", "anneal_timesteps")
+
+
+def main(arguments: list[str] | None = None) -> NoReturn:
+    """The command."""
+    exit_with(lambda: _train(sys.argv[1:] if arguments is None else arguments))
+
+
+def _train(arguments: list[str]) -> int:
+    from ppo_jax.runs.folder import read_run_options
+
+    resumed = _resumed(arguments)
+    base = base_config(arguments) if resumed is None else _saved_config(resumed, arguments)
+    kept = {} if resumed is None else read_run_options(resumed)
+    config, options = _parse(arguments, base, kept)
+    if resumed is not None:
+        _refuse_changes(base, config)
+    configs.check(config)
+    return run(config, options)
+
+
+def _parse(
+    arguments: list[str], base: TrainConfig, kept: dict[str, Any]
+) -> tuple[TrainConfig, RunOptions]:
+    """Flags on top of a configuration and of the run options that a resumed run had."""
+    doc = "Train an agent and keep the run in a directory."
+    config, own = parse(arguments, base, RUN_OPTIONS, kept, PROGRAM, doc)
+    return config, RunOptions(**own)
+
+
+def _resumed(arguments: list[str]) -> Path | None:
+    """The run that --resume names."""
+    first = FirstPass(add_help=False, allow_abbrev=False)
+    first.add_argument("--resume", type=Path)
+    return first.parse_known_args(arguments)[0].resume
+
+
+def _saved_config(run_dir: Path, arguments: list[str]) -> TrainConfig:
+    from ppo_jax.runs.folder import read_config
+
+    given = selection_of(arguments)
+    if given.preset is not None or given.config is not None:
+        raise ConfigError("--resume goes on with its own values: no --preset, no --config")
+    return read_config(run_dir)
+
+
+def _refuse_changes(saved: TrainConfig, wanted: TrainConfig) -> None:
+    """A resumed run is the same run; only its length may be another."""
+    before, after = configs.to_flat(saved), configs.to_flat(wanted)
+    changed = [n for n in before if n not in FREE_ON_RESUME and before[n] != after.get(n)]
+    if changed:
+        listed = ", ".join(f"{n} (was {before[n]}, given {after.get(n)})" for n in changed)
+        raise ConfigError(
+            f"--resume continues the same run, but these differ: {listed}; leave them out, "
+            "or start a new run"
+        )
