@@ -21,8 +21,9 @@ import tyro
 from benchmarks.table import RESULTS, merge, read
 from ppo_jax import config as configs
 from ppo_jax.analysis import statistics
+from ppo_jax.cli import sweep as command
 from ppo_jax.config.options import did_you_mean
-from ppo_jax.sweep import command, run_sweep
+from ppo_jax.sweep import run_sweep
 from ppo_jax.sweep.points import label
 from ppo_jax.sweep.publish import difference
 from ppo_jax.sweep.results import penalise

@@ -16,9 +16,9 @@ import pytest
 import documents
 from ppo_jax.cli import flags
 from ppo_jax.cli import rlhf as language
+from ppo_jax.cli import sweep as command
 from ppo_jax.cli import train as train_command
 from ppo_jax.config import check
-from ppo_jax.sweep import command
 
 ROOT = documents.ROOT
 ALL = {documents.name(d): d for d in documents.documents()}

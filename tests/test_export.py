@@ -18,7 +18,8 @@ from ppo_jax import agent, export, normalization, rollout
 from ppo_jax import config as configs
 from ppo_jax.cli import export as export_command
 from ppo_jax.config import ConfigError
-from ppo_jax.export import interface, safetensors, verify, weights
+from ppo_jax.export import interface, safetensors, verify
+from ppo_jax.runs import weights
 from ppo_jax.runs.loop import RunOptions, run
 from ppo_jax.train import build
 

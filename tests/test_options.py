@@ -12,6 +12,7 @@ import pytest
 
 from ppo_jax import config as configs
 from ppo_jax.algorithms import ALGORITHMS
+from ppo_jax.cli import flags
 from ppo_jax.cli import rlhf as language
 from ppo_jax.cli.sweep import PointOptions
 from ppo_jax.config import TrainConfig

@@ -12,6 +12,7 @@ import pytest
 import ppo_jax
 from ppo_jax import agent, precision
 from ppo_jax import config as configs
+from ppo_jax.cli import sweep as command
 from ppo_jax.cli import train as train_command
 from ppo_jax.config import ConfigError
 from ppo_jax.envs import spaces
@@ -20,7 +21,6 @@ from ppo_jax.export import interface
 from ppo_jax.runs import checkpoint
 from ppo_jax.runs.checkpoint import CheckpointError
 from ppo_jax.runs.folder import checkpoints_of, read_config
-from ppo_jax.sweep import command
 from ppo_jax.sweep.store import Spec, read_sessions
 from ppo_jax.train import build, make_train
 

@@ -12,7 +12,8 @@ import numpy as np
 import pytest
 
 from damage import add_damaged_checkpoints
-from ppo_jax.rlhf import command, demo, session, stages
+from ppo_jax.cli import rlhf as command
+from ppo_jax.rlhf import demo, session, stages
 from ppo_jax.rlhf.decoder import Decoder, small
 from ppo_jax.rlhf.hf_io import load_model, save_model
 from ppo_jax.rlhf.presets import PRESETS

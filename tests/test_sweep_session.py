@@ -14,13 +14,14 @@ import jax
 import numpy as np
 import pytest
 
+from ppo_jax.cli import sweep as command
 from ppo_jax.config import ConfigError
 from ppo_jax.evaluate import evaluate
 from ppo_jax.runs.folder import RunDirectory
 from ppo_jax.runs.loop import EVALUATION
 from ppo_jax.runs.restore import load
-from ppo_jax.sweep import command, run_seeds, session
 from ppo_jax.sweep import publish as publishing
+from ppo_jax.sweep import run_seeds, session
 from ppo_jax.sweep.results import diverged, penalise
 from ppo_jax.sweep.store import Store, read_sessions, read_spec
 
@@ -123,7 +124,8 @@ def test_the_best_point_is_confirmed_on_seeds_that_did_not_choose_it(finished):
 
 KILLED = """
 import os, signal, sys
-from ppo_jax.sweep import command, store
+from ppo_jax.cli import sweep as command
+from ppo_jax.sweep import store
 append, calls = store.Store._append, []
 def append_half(self, finished):
     calls.append(1)
