@@ -26,8 +26,8 @@ from benchmarks.table import RESULTS, merge, read
 from ppo_jax import config as configs
 from ppo_jax.cli.sweep import one_device_per_core
 from ppo_jax.config.options import did_you_mean
+from ppo_jax.experiment import RunOptions, train
 from ppo_jax.runs import provenance
-from ppo_jax.runs.loop import RunOptions, run
 from ppo_jax.sweep import run_sweep
 
 RUNS = Path("runs/learning")
@@ -137,7 +137,7 @@ def resumable_returns(name: str, task: Task, seeds: int) -> tuple[np.ndarray, fl
             where: dict[str, Any] = (
                 {"resume": path} if (path / "config.json").exists() else {"run_dir": path}
             )
-            if run(config, RunOptions(**where, eval_episodes=EPISODES)):
+            if train(config, RunOptions(**where, eval_episodes=EPISODES)).exit_code:
                 raise SystemExit("stopped; the same command goes on from here")
         summaries.append(json.loads((path / "summary.json").read_text()))
     returns = np.array([s["eval_return_mean"] for s in summaries])

@@ -27,7 +27,7 @@ from ppo_jax import config as configs
 from ppo_jax import envs
 from ppo_jax.config.options import did_you_mean
 from ppo_jax.runs import provenance
-from ppo_jax.runs.loop import compiler_options
+from ppo_jax.runs.chunk import compiler_options
 from ppo_jax.train import build
 
 STEPS = 20_000

@@ -1,6 +1,6 @@
 """The training step, and whole runs as pure functions of a key.
 
-`python -m ppo_jax.train` is this with a run directory around it (`ppo_jax.runs.loop`).
+`python -m ppo_jax.train` is this with a run directory around it (`ppo_jax.experiment`).
 """
 
 import dataclasses

@@ -11,7 +11,8 @@ import jax.numpy as jnp
 
 from ppo_jax import config as configs
 from ppo_jax.algorithms import ALGORITHMS
-from ppo_jax.runs.loop import compile_run, compiler_options
+from ppo_jax.experiment import compile_run
+from ppo_jax.runs.chunk import compiler_options
 from ppo_jax.train import build
 from probe_envs import MatchObservation
 from test_probes import options_of

@@ -35,7 +35,8 @@ from benchmarks.accelerator.worker import SECTIONS, tasks_of
 from benchmarks.language import ours
 from benchmarks.table import read
 from ppo_jax import config as configs
-from ppo_jax.runs.loop import make_chunk
+from ppo_jax.experiment import step_of
+from ppo_jax.runs.chunk import make_chunk
 from ppo_jax.sweep import program as sweep
 from ppo_jax.train import build
 
@@ -601,7 +602,7 @@ def test_training_programs_do_not_leave_the_device(name):
     program = build(config)
     state = jax.eval_shape(program.init, jax.random.key(0))
     count = jax.ShapeDtypeStruct((), jnp.int32)
-    chunk = make_chunk(static, program.env)
+    chunk = make_chunk(step_of(static, program.env))
     if agents > 1:
         many = lambda s: jax.ShapeDtypeStruct((agents, *s.shape), s.dtype)
         state = jax.tree.map(many, state)

@@ -13,8 +13,9 @@ from ppo_jax import config as configs
 from ppo_jax import rollout
 from ppo_jax.algorithms import ALGORITHMS
 from ppo_jax.envs import make
+from ppo_jax.experiment import step_of
 from ppo_jax.runs.checkpoint import Checkpoints
-from ppo_jax.runs.loop import make_chunk
+from ppo_jax.runs.chunk import make_chunk
 from ppo_jax.train import build, make_train
 from ppo_jax.types import Algorithm, LearnerState, TrainState
 
@@ -188,7 +189,7 @@ def test_chunks_are_the_whole(algorithm, env):
     static, floats = configs.split(config)
     program = build(config)
     init = jax.jit(program.init, compiler_options=AS_RUN)
-    chunk = jax.jit(make_chunk(static, program.env), compiler_options=AS_RUN)
+    chunk = jax.jit(make_chunk(step_of(static, program.env)), compiler_options=AS_RUN)
 
     def run(*counts):
         state, kept = init(jax.random.key(3)), []

@@ -18,9 +18,9 @@ from ppo_jax import agent, export, normalization, rollout
 from ppo_jax import config as configs
 from ppo_jax.cli import export as export_command
 from ppo_jax.config import ConfigError
+from ppo_jax.experiment import RunOptions, train
 from ppo_jax.export import interface, safetensors, verify
 from ppo_jax.runs import weights
-from ppo_jax.runs.loop import RunOptions, run
 from ppo_jax.train import build
 
 KEY = jax.random.key(0)
@@ -32,7 +32,7 @@ def cartpole(tmp_path_factory):
     """A run directory of a few updates, observations normalised."""
     path = tmp_path_factory.mktemp("home") / "runs" / "cartpole"
     config = configs.make(preset="none", total_timesteps=2048, normalize_obs=True, **SMALL)
-    assert run(config, RunOptions(run_dir=path, eval_episodes=0)) == 0
+    assert train(config, RunOptions(run_dir=path, eval_episodes=0)).exit_code == 0
     return path
 
 

@@ -15,8 +15,8 @@ from ppo_jax import envs, rollout
 from ppo_jax.advantages import estimate_gae
 from ppo_jax.envs import InvalidEnvironment, UnknownEnvironment, host, spaces
 from ppo_jax.evaluate import evaluate, record
+from ppo_jax.experiment import RunOptions, compile_run, train
 from ppo_jax.networks import make_policy
-from ppo_jax.runs.loop import RunOptions, compile_run, run
 from ppo_jax.sweep import run_seeds
 from ppo_jax.train import build, make_train
 
@@ -338,9 +338,9 @@ def test_compiling_does_not_touch_the_environments():
 def test_a_run_resumes_with_new_episodes(tmp_path):
     config = settings(updates=3)
     options = RunOptions(run_dir=tmp_path / "run", eval_episodes=3)
-    assert run(config, options) == 0
+    assert train(config, options).exit_code == 0
     config = settings(updates=6)
-    assert run(config, RunOptions(resume=tmp_path / "run", eval_episodes=3)) == 0
+    assert train(config, RunOptions(resume=tmp_path / "run", eval_episodes=3)).exit_code == 0
     rows = [json.loads(r) for r in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
     assert [r["update"] for r in rows] == [1, 2, 3, 4, 5, 6]
     summary = json.loads((tmp_path / "run" / "summary.json").read_text())
@@ -454,6 +454,6 @@ def test_returns_are_reported_in_raw_rewards():
 def test_cartpole_on_the_host_is_learned(tmp_path):
     config = configs.make("cartpole", total_timesteps=150_000)
     config = configs.from_flat(configs.to_flat(config) | {"env": "gymnasium:CartPole-v1"})
-    assert run(config, RunOptions(run_dir=tmp_path / "run", eval_episodes=32)) == 0
+    assert train(config, RunOptions(run_dir=tmp_path / "run", eval_episodes=32)).exit_code == 0
     summary = json.loads((tmp_path / "run" / "summary.json").read_text())
     assert summary["eval_return_mean"] >= 400

@@ -30,8 +30,8 @@ from ppo_jax.config.options import (
     to_json,
     whole,
 )
-from ppo_jax.rlhf.session import RunOptions as LanguageOptions
-from ppo_jax.runs.loop import RunOptions
+from ppo_jax.experiment import RunOptions
+from ppo_jax.rlhf.folder import RunOptions as LanguageOptions
 from ppo_jax.sweep.session import SweepOptions
 
 

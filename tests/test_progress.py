@@ -8,7 +8,7 @@ import pytest
 from rich.console import Console
 
 from ppo_jax.runs import terminal
-from ppo_jax.runs.terminal import Progress, sparkline
+from ppo_jax.runs.terminal import Display, sparkline
 
 ROWS = [
     {"episode_return": 10.0, "episode_length": 20.0, "entropy": 0.5, "approx_kl": 0.004},
@@ -16,7 +16,7 @@ ROWS = [
 ]
 
 
-def drawn(shown: Progress, width=80) -> str:
+def drawn(shown: Display, width=80) -> str:
     console = Console(file=io.StringIO(), width=width, force_terminal=True, color_system=None)
     console.print(shown._render())
     return console.file.getvalue()
@@ -29,7 +29,7 @@ def on_terminal(monkeypatch):
 
 
 def test_text_is_a_line_per_tenth(capsys):
-    with Progress(1000, 0, "title") as shown:
+    with Display(1000, 0, "title") as shown:
         for step in range(10, 1001, 10):
             shown.show(step, 100.0, "return 1.0", ROWS)
     lines = capsys.readouterr().out.splitlines()
@@ -41,7 +41,7 @@ def test_text_is_a_line_per_tenth(capsys):
 def test_text_is_there_at_least_once_a_minute(capsys, monkeypatch):
     now = [0.0]
     monkeypatch.setattr(time, "monotonic", lambda: now[0])
-    with Progress(10**9, 0) as shown:
+    with Display(10**9, 0) as shown:
         for now[0] in (30.0, 59.0, 61.0, 100.0, 122.0):
             shown.show(int(now[0]), 1.0, "x")
     assert len(capsys.readouterr().out.splitlines()) == 2
@@ -50,7 +50,7 @@ def test_text_is_there_at_least_once_a_minute(capsys, monkeypatch):
 def test_a_terminal_shows_what_the_algorithm_has(on_terminal, monkeypatch):
     now = [100.0]
     monkeypatch.setattr(time, "monotonic", lambda: now[0])
-    shown = Progress(500_000, 0, "ppo on CartPole-v1, seed 0")
+    shown = Display(500_000, 0, "ppo on CartPole-v1, seed 0")
     shown.show(1000, 2000.0, "unused", ROWS)
     shown.show(5000, 1000.0, "unused", [{**ROWS[0], "episode_return": 1234.5}])
     now[0] = 165.0
@@ -63,7 +63,7 @@ def test_a_terminal_shows_what_the_algorithm_has(on_terminal, monkeypatch):
 
 
 def test_a_terminal_shows_words_where_there_are_no_rows(on_terminal):
-    shown = Progress(100, 10)
+    shown = Display(100, 10)
     shown.show(20, 5.0, "4 agents")
     assert drawn(shown).splitlines()[0].rstrip() == "4 agents"
     assert "20 / 100 steps   5 steps/s   0:16 left" in drawn(shown)
@@ -71,14 +71,14 @@ def test_a_terminal_shows_words_where_there_are_no_rows(on_terminal):
 
 def test_nothing_is_drawn_by_show(on_terminal, monkeypatch):
     """Training does not wait for the terminal: a thread draws."""
-    shown = Progress(100, 0)
+    shown = Display(100, 0)
     monkeypatch.setattr(shown, "_render", lambda: pytest.fail("drawn"))
     for step in range(100):
         shown.show(step, 1.0, "", ROWS)
 
 
 def test_narrow_terminals_have_no_more_lines(on_terminal):
-    shown = Progress(500_000, 0, "ppo on CartPole-v1, seed 0")
+    shown = Display(500_000, 0, "ppo on CartPole-v1, seed 0")
     shown.show(1000, 2000.0, "", [ROWS[0] | {"explained_variance": 0.9}])
     assert len(drawn(shown, 60).splitlines()) == 4
 

@@ -13,13 +13,14 @@ import pytest
 
 from damage import add_damaged_checkpoints
 from ppo_jax.cli import rlhf as command
-from ppo_jax.rlhf import demo, session, stages
+from ppo_jax.rlhf import demo, stages
 from ppo_jax.rlhf.decoder import Decoder, small
 from ppo_jax.rlhf.hf_io import load_model, save_model
 from ppo_jax.rlhf.presets import PRESETS
 from ppo_jax.rlhf.tokenizer import CharTokenizer
-from ppo_jax.runs import checkpoint
+from ppo_jax.runs import checkpoint, loop
 from ppo_jax.runs.checkpoint import Checkpoints
+from ppo_jax.runs.job import Result
 
 WORDS = ("able", "about", "area", "code", "data", "eval", "idea", "none", "object", "value")
 # ppo at the smallest size that is still all of it.
@@ -236,14 +237,13 @@ def test_a_run_is_not_overwritten_nor_changed(folder, reward):
 
 def stage_programs(monkeypatch):
     """The text of the program of one update, of each stage that is trained from here on."""
-    texts, compile_stage = [], session._Session._compile
+    texts, compile_chunk = [], loop.compile_chunk
 
-    def compile_and_keep(self):
-        lowered = jax.jit(self.stage.step).lower(self.state, self.stage.frozen)
-        texts.append(lowered.as_text())
-        return compile_stage(self)
+    def compile_and_keep(step, state, floats, frozen, **options):
+        texts.append(jax.jit(step).lower(state, frozen, floats).as_text())
+        return compile_chunk(step, state, floats, frozen, **options)
 
-    monkeypatch.setattr(session._Session, "_compile", compile_and_keep)
+    monkeypatch.setattr(loop, "compile_chunk", compile_and_keep)
     return texts
 
 
@@ -298,9 +298,9 @@ def traced_with():
 def test_the_demo_computes_with_its_precision(tmp_path, monkeypatch):
     seen = []
 
-    def stopped(stage, config, *_, **__):
+    def stopped(job, kind, config, *_, **__):
         seen.extend([traced_with(), config["matmul_precision"]])
-        return 3, None
+        return Result(None, {}, None, 3)
 
     monkeypatch.setattr(demo, "run", stopped)
     path = tmp_path / "demo"

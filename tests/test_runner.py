@@ -16,11 +16,13 @@ import pytest
 
 from damage import add_damaged_checkpoints
 from ppo_jax import config as configs
+from ppo_jax import experiment
 from ppo_jax.config import ConfigError
-from ppo_jax.runs import checkpoint, loop
+from ppo_jax.experiment import RunOptions, train
+from ppo_jax.runs import checkpoint, chunk
 from ppo_jax.runs.checkpoint import CheckpointError, Checkpoints
 from ppo_jax.runs.folder import RunDirectory
-from ppo_jax.runs.loop import Diverged, RunOptions, run
+from ppo_jax.runs.job import Diverged, RunFailed
 from ppo_jax.runs.metrics_log import read_metrics
 from ppo_jax.runs.restore import load
 
@@ -34,6 +36,11 @@ METRICS = {
     "value_loss", "entropy", "approx_kl", "clip_fraction", "explained_variance", "learning_rate",
     "steps_per_second",
 }  # fmt: skip
+
+
+def run(config, options, **more):
+    """The exit code of a run."""
+    return train(config, options, **more).exit_code
 
 
 def small(**changes):
@@ -193,7 +200,7 @@ def test_a_crash_between_commit_and_manifest_is_no_obstacle(tmp_path, monkeypatc
 
     monkeypatch.setattr(checkpoint, "write_json", killed)
     options = {"eval_episodes": 0, "checkpoint_seconds": 0.0}
-    monkeypatch.setattr(loop, "CHUNK_SECONDS", 0.0)  # one update at a time
+    monkeypatch.setattr(chunk, "CHUNK_SECONDS", 0.0)  # one update at a time
     with pytest.raises(KeyboardInterrupt):
         run(small(), RunOptions(run_dir=path, **options))
     monkeypatch.undo()
@@ -206,7 +213,7 @@ def test_a_crash_between_commit_and_manifest_is_no_obstacle(tmp_path, monkeypatc
 
 
 def test_a_run_whose_checkpoints_are_gone_does_not_begin_again(tmp_path, monkeypatch):
-    monkeypatch.setattr(loop, "CHUNK_SECONDS", 0.0)  # one update at a time
+    monkeypatch.setattr(chunk, "CHUNK_SECONDS", 0.0)  # one update at a time
     path = tmp_path / "a"
     run(small(), RunOptions(run_dir=path, eval_episodes=0, checkpoint_seconds=0))
     before = rows(path)
@@ -249,7 +256,7 @@ def test_damaged_checkpoints_do_not_outlive_the_resume(tmp_path, monkeypatch):
 
 
 def test_a_checkpoint_is_scored_by_the_episodes_since_the_one_before(tmp_path, monkeypatch):
-    monkeypatch.setattr(loop, "CHUNK_SECONDS", 0.0)  # one update at a time
+    monkeypatch.setattr(chunk, "CHUNK_SECONDS", 0.0)  # one update at a time
     path = tmp_path / "a"
     run(small(), RunOptions(run_dir=path, eval_episodes=0, checkpoint_seconds=0))
     returns = {row["update"]: row["episode_return"] for row in rows(path)}
@@ -296,14 +303,13 @@ def test_divergence_stops_the_run_and_keeps_what_was_good(tmp_path, monkeypatch)
 
     # The resumed program is made to diverge by parameters thrown beyond float32.
     def broken(static, env=None):
-        def chunk(state, floats, count):
-            return whole(state, floats | {"learning_rate": 1e38, "max_grad_norm": jnp.inf}, count)
+        step = step_of(static, env)
+        return lambda state, frozen, floats: step(
+            state, frozen, floats | {"learning_rate": 1e38, "max_grad_norm": jnp.inf}
+        )
 
-        whole = make_chunk(static, env)
-        return chunk
-
-    make_chunk = loop.make_chunk
-    monkeypatch.setattr(loop, "make_chunk", broken)
+    step_of = experiment.step_of
+    monkeypatch.setattr(experiment, "step_of", broken)
     longer = configs.from_flat(unchanged | {"total_timesteps": 1280})
     with pytest.raises(Diverged, match=r"is not finite at update \d+ .*learning rate too high"):
         run(longer, RunOptions(resume=path, **options))
@@ -395,13 +401,13 @@ def test_a_signal_finishes_the_chunk_saves_and_says_where(tmp_path, uninterrupte
 
 def test_a_signal_while_evaluating_is_heard(tmp_path, monkeypatch):
     def interrupted(*arguments, **options):
-        key = jax.random.fold_in(jax.random.key(0), loop.EVALUATION)  # as for sweeps
+        key = jax.random.fold_in(jax.random.key(0), experiment.EVALUATION)  # as for sweeps
         np.testing.assert_array_equal(*map(jax.random.key_data, (arguments[0], key)))
         os.kill(os.getpid(), signal.SIGTERM)
         return evaluate(*arguments, **options)
 
-    evaluate = loop.evaluate
-    monkeypatch.setattr(loop, "evaluate", interrupted)
+    evaluate = experiment.evaluate
+    monkeypatch.setattr(experiment, "evaluate", interrupted)
     assert run(small(), RunOptions(run_dir=tmp_path / "a", eval_episodes=4)) == 143
     summary = json.loads((tmp_path / "a" / "summary.json").read_text())
     assert summary["env_steps"] == 640 and summary["eval_episodes"] == 4
@@ -440,7 +446,7 @@ def test_a_full_disk_does_not_stop_training(tmp_path, monkeypatch):
     monkeypatch.setattr(Checkpoints, "save", full)
     with (
         pytest.warns(UserWarning, match=r"not saved \(.*No space left.*\); going on"),
-        pytest.raises(CheckpointError, match="final state could not be saved.*--resume"),
+        pytest.raises(RunFailed, match="final state could not be saved.*--resume"),
     ):
         run(small(), RunOptions(run_dir=tmp_path / "a", checkpoint_seconds=0))
     assert len(rows(tmp_path / "a")) == 10

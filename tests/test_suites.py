@@ -21,7 +21,7 @@ from ppo_jax import config as configs
 from ppo_jax import envs
 from ppo_jax.envs import jaxmarl, registry, spaces
 from ppo_jax.evaluate import evaluate
-from ppo_jax.runs.loop import compiler_options
+from ppo_jax.runs.chunk import compiler_options
 from ppo_jax.train import build, make_train
 
 ROOT = Path(__file__).parent.parent

@@ -17,8 +17,8 @@ import pytest
 from ppo_jax.cli import sweep as command
 from ppo_jax.config import ConfigError
 from ppo_jax.evaluate import evaluate
+from ppo_jax.experiment import EVALUATION
 from ppo_jax.runs.folder import RunDirectory
-from ppo_jax.runs.loop import EVALUATION
 from ppo_jax.runs.restore import load
 from ppo_jax.sweep import publish as publishing
 from ppo_jax.sweep import run_seeds, session

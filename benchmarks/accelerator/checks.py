@@ -18,8 +18,9 @@ from jax.flatten_util import ravel_pytree
 from benchmarks.accelerator.tasks import Context, Measured, NotAvailable, Task
 from ppo_jax import config as configs
 from ppo_jax.config import TrainConfig
+from ppo_jax.experiment import RunOptions
+from ppo_jax.experiment import train as run
 from ppo_jax.runs.folder import checkpoints_of
-from ppo_jax.runs.loop import RunOptions, run
 from ppo_jax.train import build
 from ppo_jax.types import PyTree, TrainState
 

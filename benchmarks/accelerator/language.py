@@ -14,7 +14,7 @@ from benchmarks.language import ours
 from benchmarks.language.breakdown import flops_of_update
 from benchmarks.language.sizes import SIZES, Size
 from ppo_jax.rlhf.generate import generate
-from ppo_jax.runs.loop import compiler_options
+from ppo_jax.runs.chunk import compiler_options
 from ppo_jax.sweep.program import bytes_of, memory_of
 
 # Frozen models, activations and products are bfloat16; what is trained is float32. The critic of

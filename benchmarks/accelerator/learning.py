@@ -12,7 +12,7 @@ from benchmarks.accelerator import roofline
 from benchmarks.accelerator.tasks import Context, Measured, Task
 from benchmarks.learning import EPISODES, TASKS, interval
 from ppo_jax import config as configs
-from ppo_jax.runs.loop import next_count
+from ppo_jax.runs.chunk import next_count
 from ppo_jax.sweep import program as sweep
 
 SEEDS = 64

@@ -22,7 +22,7 @@ from ppo_jax.rlhf import rollout as responses
 from ppo_jax.rlhf.generate import generate
 from ppo_jax.rlhf.policy import log_prob_of
 from ppo_jax.runs import provenance
-from ppo_jax.runs.loop import compiler_options
+from ppo_jax.runs.chunk import compiler_options
 from ppo_jax.types import PyTree
 
 FIELDS = (

@@ -11,7 +11,7 @@ from benchmarks.language.sizes import Size
 from ppo_jax.rlhf import algorithms, train
 from ppo_jax.rlhf.decoder import Decoder, DecoderConfig
 from ppo_jax.rlhf.scoring import from_model
-from ppo_jax.runs.loop import compiler_options
+from ppo_jax.runs.chunk import compiler_options
 
 PACKAGES = ("flax", "optax")
 # Prompts there are: more than an update takes.

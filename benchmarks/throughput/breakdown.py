@@ -19,7 +19,7 @@ from benchmarks.throughput.contestants.ours import config_of
 from ppo_jax import rollout, sgd
 from ppo_jax.algorithms import ppo
 from ppo_jax.runs import provenance
-from ppo_jax.runs.loop import compiler_options
+from ppo_jax.runs.chunk import compiler_options
 from ppo_jax.train import build
 from ppo_jax.types import PyTree
 

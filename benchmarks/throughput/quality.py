@@ -65,7 +65,8 @@ def ours(task: str, seed: int, started: float) -> dict[str, Any]:
     import jax.numpy as jnp
 
     from ppo_jax import config as configs
-    from ppo_jax.runs.loop import compile_run, next_count
+    from ppo_jax.experiment import compile_run
+    from ppo_jax.runs.chunk import next_count
     from ppo_jax.train import build
 
     env, mark, _ = TASKS[task]

@@ -7,7 +7,7 @@ from typing import NoReturn
 
 from ppo_jax.config import ConfigError
 from ppo_jax.runs import devices
-from ppo_jax.runs.loop import Diverged
+from ppo_jax.runs.job import RunFailed
 
 
 def exit_with(command: Callable[[], int]) -> NoReturn:
@@ -35,7 +35,7 @@ def exit_without_device(command: Callable[[], int]) -> NoReturn:
     except (ConfigError, CheckpointError, InvalidEnvironment, UnknownEnvironment) as error:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(2)
-    except (Diverged, OSError) as error:
+    except (RunFailed, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(1)
     except KeyboardInterrupt:

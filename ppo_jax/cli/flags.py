@@ -16,7 +16,7 @@ from ppo_jax import config as configs
 from ppo_jax.config import ConfigError, TrainConfig
 from ppo_jax.config.options import option, whole
 from ppo_jax.config.presets import PRESETS
-from ppo_jax.runs.loop import RunOptions
+from ppo_jax.experiment import RunOptions
 
 RUN_OPTIONS = {f.name: f for f in dataclasses.fields(RunOptions)}
 Fields = dict[str, dataclasses.Field[Any]]

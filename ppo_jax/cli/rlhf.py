@@ -19,25 +19,24 @@ from ppo_jax.rlhf import algorithms, stages, supervised, train
 from ppo_jax.rlhf.data import preference_arrays, prompt_arrays, sft_arrays
 from ppo_jax.rlhf.decoder import Decoder
 from ppo_jax.rlhf.demo import DemoConfig, demo
-from ppo_jax.rlhf.formats import DataError, Prompt, read
-from ppo_jax.rlhf.generate import generate
-from ppo_jax.rlhf.hf_io import ModelError
-from ppo_jax.rlhf.presets import PRESETS
-from ppo_jax.rlhf.roles import ends, model, needed, prompt_room, roles, writer
-from ppo_jax.rlhf.session import (
+from ppo_jax.rlhf.folder import (
     RunOptions,
-    Stage,
     checkpoints_of,
-    fingerprint,
     flat,
     open_directory,
     read_stage,
     run,
 )
+from ppo_jax.rlhf.formats import DataError, Prompt, read
+from ppo_jax.rlhf.generate import generate
+from ppo_jax.rlhf.hf_io import ModelError
+from ppo_jax.rlhf.presets import PRESETS
+from ppo_jax.rlhf.roles import ends, model, needed, prompt_room, roles, writer
 from ppo_jax.rlhf.sharding import mesh_of
 from ppo_jax.rlhf.tokenizer import TokenizerError
 from ppo_jax.runs import terminal
-from ppo_jax.runs.loop import Signals
+from ppo_jax.runs.job import Job, RunFailed
+from ppo_jax.runs.signals import Signals
 from ppo_jax.types import Params
 
 PROGRAM = "python -m ppo_jax.rlhf"
@@ -129,7 +128,7 @@ def _refusing(arguments: list[str]) -> int:
         said = [line for line in str(error).splitlines() if line.startswith("ValueError: a reward")]
         if not said:
             raise
-        raise ConfigError(said[-1].removeprefix("ValueError: ")) from error
+        raise RunFailed(said[-1].removeprefix("ValueError: ")) from error
 
 
 def _dispatch(arguments: list[str]) -> int:
@@ -193,7 +192,7 @@ def _ppo(arguments: list[str]) -> int:
     return _in_directory(_optimisation(values), options, values)
 
 
-def _optimisation(values: dict[str, Any], responses: int = 256) -> Stage:
+def _optimisation(values: dict[str, Any], responses: int = 256) -> Job:
     """The stage that the values of `ppo` stand for."""
     decoder, params, language = writer(values)
     config, hyper = _pick(train.Config, values), _pick(algorithms.Config, values)
@@ -269,24 +268,26 @@ def _evaluate(arguments: list[str]) -> int:
         raise ConfigError(f"{path} is a run of {kind}; its summary.json holds its validation")
     values = _restored(saved, KINDS["ppo"])
     stage = precision.apply(values["matmul_precision"], _optimisation(values, options.responses))
-    identity = {k: v for k, v in saved.items() if k != "updates"}
-    identity["given"] = fingerprint(stage.frozen)
-    update, state = checkpoints_of(path, identity).restore(jax.eval_shape(stage.init))
-    state = stage.place(state)
+    update, state = checkpoints_of(path, saved, stage.frozen).restore(stage.shapes)
+    state, judge = stage.place(state), stage.evaluate
+    assert judge is not None
     terminal.say(f"after {update} updates:")
-    for name, value in stage.judge(state)["evaluation"].items():
+    for name, value in judge(state, update)["evaluation"].items():
         terminal.say(
             f"{name:>26} {value:.4f}" if isinstance(value, float) else f"{name:>26} {value}"
         )
     return 0
 
 
-def _in_directory(stage: Stage, options: RunOptions, values: dict[str, Any]) -> int:
-    with open_directory(stage.kind, options, flat(values)) as directory, Signals() as signals:
-        code, _ = run(stage, flat(values), directory, options, signals)
-        if not code:
+def _in_directory(job: Job, options: RunOptions, values: dict[str, Any]) -> int:
+    config = flat(values)
+    callbacks = options.callbacks()
+    with open_directory(job.name, options, config) as directory, Signals() as signals:
+        how: dict[str, Any] = {"options": options, "signals": signals, "callbacks": callbacks}
+        result = run(job, job.name, config, directory, **how)
+        if not result.exit_code:
             terminal.say(f"the model is in {directory.path / 'model'}")
-        return code
+        return result.exit_code
 
 
 def _values(

@@ -8,7 +8,8 @@ from ppo_jax import config as configs
 from ppo_jax.cli.errors import exit_with
 from ppo_jax.cli.flags import RUN_OPTIONS, FirstPass, base_config, parse, selection_of
 from ppo_jax.config import ConfigError, TrainConfig
-from ppo_jax.runs.loop import RunOptions, run
+from ppo_jax.experiment import RunOptions
+from ppo_jax.experiment import train as train_agent
 
 PROGRAM = "python -m ppo_jax.train"
 FREE_ON_RESUME = ("total_timesteps", "anneal_timesteps")
@@ -29,7 +30,7 @@ def _train(arguments: list[str]) -> int:
     if resumed is not None:
         _refuse_changes(base, config)
     configs.check(config)
-    return run(config, options)
+    return train_agent(config, options).exit_code
 
 
 def _parse(

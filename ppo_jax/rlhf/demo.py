@@ -23,15 +23,16 @@ from ppo_jax.rlhf import algorithms, optimum, stages, supervised, train
 from ppo_jax.rlhf.corpus import first_letters, gold_score, noisy_preferences, tokenizer_of, words
 from ppo_jax.rlhf.data import Pairs, preference_arrays, prompt_arrays, sft_arrays
 from ppo_jax.rlhf.decoder import Decoder, small
+from ppo_jax.rlhf.folder import RunOptions, flat, open_directory, run
 from ppo_jax.rlhf.formats import DataError, Prompt, from_lines, read
 from ppo_jax.rlhf.generate import generate
 from ppo_jax.rlhf.rollout import Responses, kl_of, shape_scores
 from ppo_jax.rlhf.scoring import Reward, from_model
-from ppo_jax.rlhf.session import RunOptions, Stage, flat, open_directory, run
 from ppo_jax.rlhf.stages import Language
 from ppo_jax.runs import provenance, terminal
 from ppo_jax.runs.checkpoint import write_json
-from ppo_jax.runs.loop import Signals
+from ppo_jax.runs.job import Job
+from ppo_jax.runs.signals import Signals
 from ppo_jax.types import Params, TrainState
 
 LENGTH = 14  # characters of the longest response, its end included
@@ -218,21 +219,25 @@ def _optimise(story: _Story, models: train.Models) -> dict[str, Any]:
     return _beside_the_optimum(story, program, state, story.lines)
 
 
-def _run(story: _Story, stage: Stage, identity: dict[str, Any]) -> TrainState:
+def _run(story: _Story, job: Job, identity: dict[str, Any]) -> TrainState:
     """A stage in its folder, gone on with where it was stopped.
 
     Raises:
         _Stopped: by a signal.
     """
-    path = story.path / stage.kind
-    options = dataclasses.replace(story.options, run_dir=None, resume=path, overwrite=False)
+    path, kind = story.path / job.name, job.name
+    resumed = (path / "config.json").exists()
+    where: dict[str, Any] = {"resume": path} if resumed else {"run_dir": path, "resume": None}
+    options = dataclasses.replace(story.options, **{"run_dir": None, "overwrite": False} | where)
     settled = {"seed": story.config.seed, "matmul_precision": story.config.matmul_precision}
     config = flat(identity) | settled
-    with open_directory(stage.kind, options, config) as directory:
-        code, state = run(stage, config, directory, options, story.signals, free=(), hint=False)
-    if code:
-        raise _Stopped(code)
-    return state
+    with open_directory(kind, options, config) as directory:
+        result = run(
+            job, kind, config, directory, options=options, signals=story.signals, resume=""
+        )
+    if result.exit_code:
+        raise _Stopped(result.exit_code)
+    return result.state
 
 
 def _write(story: _Story, params: Params, key: jax.Array, count: int) -> list[str]:

@@ -12,15 +12,18 @@ import numpy as np
 
 from ppo_jax.rlhf import optimum, sharding, supervised, train
 from ppo_jax.rlhf.decoder import Decoder
+from ppo_jax.rlhf.export import save_folder
 from ppo_jax.rlhf.hf_io import ModelError, load_model, save_model
 from ppo_jax.rlhf.rollout import Responses, kl_of, shape_scores
 from ppo_jax.rlhf.scoring import Reward, from_model, texts_of
-from ppo_jax.rlhf.session import Stage
 from ppo_jax.runs.checkpoint import write_json
+from ppo_jax.runs.job import Job
 from ppo_jax.types import Batch, Params, TrainState
 
 # Folded into the seed for keys that training never uses.
 SAMPLES, EVALUATION = 0x5A3B, 0xE7A1
+# A chunk never has more updates than this.
+MAX_CHUNK = 64
 REWARD_FILE = "reward.json"
 
 
@@ -45,7 +48,7 @@ def fine_tuning(
     seed: int,
     language: Language,
     mesh: Any = None,
-) -> Stage:
+) -> Job:
     """Learn to write as in the given text.
 
     Args:
@@ -71,7 +74,7 @@ def reward_model(
     seed: int,
     language: Language,
     mesh: Any = None,
-) -> Stage:
+) -> Job:
     """Learn which of two responses is preferred.
 
     Args:
@@ -101,25 +104,45 @@ def _supervised(
     seed: int,
     language: Language,
     mesh: Any,
-) -> Stage:
+) -> Job:
     kept, held_out = supervised.split(rows, config.validation_fraction)
 
-    def judge(state: TrainState) -> dict[str, Any]:
+    def judge(state: TrainState, update: int) -> dict[str, Any]:
         if held_out is None:
             return {}
         found = supervised.validate(loss, state.learner.params, held_out)
         return {"validation": {**found, "rows": held_out.weight.shape[0]}}
 
-    return Stage(
-        kind=kind,
-        init=lambda: supervised.init(jax.random.key(seed), params, config),
-        step=supervised.make_step(loss, config, mesh),
+    def result(state: TrainState, path: Path) -> dict[str, Any]:
+        params = state.learner.params
+        save_folder(path / "model", lambda folder: write_model(folder, decoder, params, language))
+        return judge(state, config.updates)
+
+    init = functools.partial(supervised.init, jax.random.key(seed), params, config)
+    return _job(kind, init, supervised.make_step(loss, config, mesh), mesh)._replace(
         frozen={"rows": kept},
         updates=config.updates,
-        rows=config.batch_size,
+        units_per_update=config.batch_size,
         headline=headline,
-        save=lambda state, folder: write_model(folder, decoder, state.learner.params, language),
-        judge=judge,
+        curves=(headline,),
+        evaluate=None if held_out is None else judge,
+        result=result,
+    )
+
+
+def _job(kind: str, init: Callable[[], TrainState], step: Any, mesh: Any) -> Job:
+    """What the jobs of all stages share."""
+    return Job(
+        name=kind,
+        init=init,
+        shapes=jax.eval_shape(init),
+        step=lambda state, frozen, floats: step(state, frozen),
+        updates=1,
+        unit="sequences",
+        units_per_update=1,
+        headline="loss",
+        rows=MAX_CHUNK,
+        may_be_nan=("explained_variance",),
         place=placing(mesh),
     )
 
@@ -137,7 +160,7 @@ def optimisation(
     seed: int,
     language: Language,
     eval_prompts: int = 256,
-) -> Stage:
+) -> Job:
     """Optimise a reward near the reference.
 
     Args:
@@ -162,27 +185,26 @@ def optimisation(
         said, _ = write(state, key, count)
         return describe(said, config.max_new_tokens, language.tokenizer)
 
-    def judge(state: TrainState) -> dict[str, Any]:
+    def judge(state: TrainState, update: int) -> dict[str, Any]:
         key = jax.random.fold_in(jax.random.key(seed), EVALUATION)
         said, shaped = write(state, key, eval_prompts)
         return {"evaluation": evaluation(said, shaped, float(state.rollout.kl_coef))}
 
-    def save(state: TrainState, folder: Path) -> None:
+    def result(state: TrainState, path: Path) -> dict[str, Any]:
         actor = program.policy.join(state.learner.params, program.frozen)["actor"]
-        write_model(folder, models.actor, actor, language)
+        save_folder(path / "model", lambda f: write_model(f, models.actor, actor, language))
+        return judge(state, config.updates)
 
-    return Stage(
-        kind="ppo",
-        init=functools.partial(program.init, jax.random.key(seed)),
-        step=program.step,
+    init = functools.partial(program.init, jax.random.key(seed))
+    return _job("ppo", init, program.step, program.settings.mesh)._replace(
         frozen=program.frozen,
         updates=config.updates,
-        rows=config.num_prompts * config.group_size,
+        units_per_update=config.num_prompts * config.group_size,
         headline="objective",
-        save=save,
-        judge=judge,
+        curves=("objective", "kl", "shaped_score"),
+        evaluate=judge,
+        result=result,
         samples=samples,
-        place=placing(program.settings.mesh),
     )
 
 

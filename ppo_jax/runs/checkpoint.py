@@ -38,6 +38,7 @@ class Checkpoints:
         keep: how many of the latest to keep, beside the best.
         defaults: what a checkpoint was made with that says nothing of it, because the option is
             younger than the checkpoint.
+        older: names of an identity that checkpoints have no longer, and that do not count.
     """
 
     def __init__(
@@ -46,11 +47,12 @@ class Checkpoints:
         identity: dict[str, Any],
         keep: int = 3,
         defaults: dict[str, Any] | None = None,
+        older: tuple[str, ...] = (),
     ) -> None:
         self.directory = Path(directory)
         self.identity = json.loads(json.dumps(identity))
         self.defaults = json.loads(json.dumps(defaults or {}))
-        self.keep = keep
+        self.keep, self.older = keep, older
 
     def steps(self) -> list[int]:
         """Complete checkpoints, oldest first."""
@@ -173,7 +175,8 @@ class Checkpoints:
 
     def _check_identity(self, step: int, example: PyTree) -> None:
         manifest = self._manifest(step)
-        theirs, ours = self.defaults | manifest["identity"], self.identity
+        given = {k: v for k, v in manifest["identity"].items() if k not in self.older}
+        theirs, ours = self.defaults | given, self.identity
         differing = [k for k in sorted({*theirs, *ours}) if theirs.get(k) != ours.get(k)]
         if differing:
             listed = ", ".join(

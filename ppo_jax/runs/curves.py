@@ -1,62 +1,69 @@
 """The curves of one run, from its metrics.jsonl."""
 
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
+from ppo_jax.runs.job import UNITS, Job
 from ppo_jax.runs.metrics_log import read_metrics
 
 
-def plot_metrics(metrics: Path, names: list[str], path: Path) -> None:
-    """Draw metrics against updates, one panel each.
+def plot_run(path: Path, job: Job) -> None:
+    """Draw learning_curve.png: the metrics of `job.curves`, a panel each.
 
     Args:
-        metrics: a metrics.jsonl.
-        names: columns of it.
-        path: of the PNG.
+        path: folder of the run.
+        job: what was run.
     """
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
-    rows = list(read_metrics(metrics))
-    figure = Figure(figsize=(4 * len(names) + 1, 3.2), layout="constrained")
+    evaluated = job.score[1] or ""
+    names = ("env_step", "episodes", evaluated, *job.curves)
+    table = _columns(path / "metrics.jsonl", names)
+    shown = [n for n in job.curves if np.isfinite(table[n]).any()] or list(job.curves[:1])
+    figure = Figure(figsize=(4 * len(shown) + 3, 4), layout="constrained")
     FigureCanvasAgg(figure)
-    for k, name in enumerate(names):
-        axes = figure.add_subplot(1, len(names), k + 1, xlabel="update", title=name)
-        points = [(r["update"], r[name]) for r in rows if r.get(name) is not None]
-        if points:
-            update, value = np.array(points, float).T
-            axes.plot(update, value, color="tab:blue", alpha=0.3, linewidth=0.8)
-            window = max(1, len(value) // 30)
-            smooth = np.convolve(value, np.ones(window) / window, "valid")
-            axes.plot(update[window - 1 :], smooth, color="tab:blue")
+    figure.suptitle(job.name)
+    for k, name in enumerate(shown):
+        label = name.replace("_", " ")
+        axes = figure.add_subplot(1, len(shown), k + 1, xlabel=UNITS[job.unit], ylabel=label)
+        _draw(axes, table["env_step"], table[name], table["episodes"])
+        if k == 0 and np.isfinite(table[evaluated]).any():
+            here = np.isfinite(table[evaluated])
+            points = table["env_step"][here], table[evaluated][here]
+            axes.plot(*points, "o-", color="tab:orange", markersize=3, label="evaluation")
+            axes.legend(frameon=False)
         axes.grid(alpha=0.2)
-    figure.savefig(path, dpi=120)
+    figure.savefig(path / "learning_curve.png", dpi=120)
 
 
-def plot_learning_curve(metrics: Path, title: str, path: Path) -> None:
-    """Draw episode return against environment steps from a metrics.jsonl."""
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-
-    # Three numbers of each row, not the rows: a long run's log is larger than its agent.
-    names = ("env_step", "episodes", "episode_return")
-    rows = (r for r in read_metrics(metrics) if r.get("episodes"))
-    table = np.array([[r[n] for n in names] for r in rows], float).reshape(-1, 3)
-    step, episodes, returns = table.T
-    figure = Figure(figsize=(7, 4), layout="constrained")
-    FigureCanvasAgg(figure)
-    axes = figure.add_subplot(title=title, xlabel="environment steps", ylabel="episode return")
-    if len(table):
-        axes.plot(step, returns, color="tab:blue", alpha=0.25, linewidth=0.8, label="per update")
-        window = max(1, len(table) // 50)
-        kernel = np.ones(window)
-        total = np.convolve(returns * episodes, kernel, "valid")
-        smooth = total / np.convolve(episodes, kernel, "valid")
-        label = f"mean of {window} updates" if window > 1 else "mean"
-        axes.plot(step[window - 1 :], smooth, color="tab:blue", label=label)
-        axes.legend(frameon=False)
-    else:
+def _draw(axes: Any, step: np.ndarray, value: np.ndarray, episodes: np.ndarray) -> None:
+    """A metric and its moving average, which counts every episode alike where there are any."""
+    weight = np.where(np.isfinite(episodes), episodes, 1.0)
+    kept = np.isfinite(value) & (weight > 0)
+    step, value, weight = step[kept], value[kept], weight[kept]
+    if not len(value):
         axes.text(0.5, 0.5, "no episode finished", ha="center", transform=axes.transAxes)
-    axes.grid(alpha=0.2)
-    figure.savefig(path, dpi=120)
+        return
+    axes.plot(step, value, color="tab:blue", alpha=0.25, linewidth=0.8, label="per update")
+    window = max(1, len(value) // 50)
+    kernel = np.ones(window)
+    smooth = np.convolve(value * weight, kernel, "valid") / np.convolve(weight, kernel, "valid")
+    label = f"mean of {window} updates" if window > 1 else "mean"
+    axes.plot(step[window - 1 :], smooth, color="tab:blue", label=label)
+    axes.legend(frameon=False)
+
+
+def _columns(metrics: Path, names: tuple[str, ...]) -> dict[str, np.ndarray]:
+    """Columns of a metrics.jsonl, NaN where a row has none; a long run's log is larger than its
+    agent, so that only these numbers of each row are kept."""
+
+    def values() -> Iterator[list[float]]:
+        for row in read_metrics(metrics):
+            yield [float("nan") if row.get(n) is None else float(row[n]) for n in names]
+
+    table = np.array(list(values()), float).reshape(-1, len(names))
+    return dict(zip(names, table.T, strict=True))

@@ -2,8 +2,10 @@
 
 import fcntl
 import json
+import shlex
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Self
 
@@ -11,6 +13,7 @@ from ppo_jax import config as configs
 from ppo_jax.runs import provenance
 from ppo_jax.runs.checkpoint import Checkpoints, delete, write_json
 from ppo_jax.config import ConfigError, TrainConfig
+from ppo_jax.config.options import to_json as json_value
 
 # All that a run writes; nothing else is ever deleted.
 CONTENTS = (
@@ -43,6 +46,7 @@ class RunDirectory:
     contents: tuple[str, ...] = CONTENTS
     mark = "config.json"  # what makes a folder one of these
     kind = "run"
+    parent = "runs"  # where a new one is made
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -68,6 +72,38 @@ class RunDirectory:
             raise ConfigError(
                 f"{self.kind} directory {path} is in use by another process"
             ) from error
+
+    @classmethod
+    def opened(cls, options: Any, name: str, describe: Callable[[Path], None]) -> Self:
+        """The folder that a run's options name, locked, and described unless it is resumed.
+
+        Args:
+            options: with run_dir, resume and overwrite.
+            name: of a new folder in runs/.
+            describe: writes the file that makes a folder one of these.
+
+        Raises:
+            ConfigError: it holds a run already, or something else, or cannot be written to.
+        """
+        if options.resume is not None:
+            if options.run_dir is not None or options.overwrite:
+                raise ConfigError(
+                    "--resume goes on in its own folder: no --run-dir, no --overwrite"
+                )
+            if not (options.resume / cls.mark).is_file():
+                raise ConfigError(f"{options.resume} is not a {cls.kind}: it has no {cls.mark}")
+            return cls(options.resume)
+        directory = cls(options.run_dir or new_directory(cls.parent, name))
+        if directory.used and not options.overwrite:
+            path = shlex.quote(str(directory.path))
+            raise ConfigError(
+                f"{cls.kind} directory {path} already holds a {cls.kind}; continue it with "
+                f"--resume {path}, replace it with --overwrite, or choose another --run-dir"
+            )
+        directory.clear()
+        # Before compiling: a run killed there can be resumed.
+        describe(directory.path)
+        return directory
 
     @property
     def used(self) -> bool:
@@ -119,22 +155,27 @@ def read_run_options(run_dir: Path) -> dict[str, Any]:
 
 
 def write_config(config: TrainConfig, run_options: dict[str, Any], run_dir: Path) -> None:
-    """config.json: everything needed to repeat the run.
+    """config.json: everything needed to repeat the run."""
+    content = {"config": configs.to_json(config), "run": shown(run_options)}
+    write_description(run_dir, content, config.matmul_precision)
+
+
+def write_description(path: Path, content: dict[str, Any], precision: str | None) -> None:
+    """config.json: what is run, and each session that ran it.
 
     Versions and device are those it began with; each session that went on with it has its own.
     """
-    path = run_dir / "config.json"
-    session = {"command": sys.argv, **provenance.record(config.matmul_precision)}
-    earlier = json.loads(path.read_text()).get("sessions", []) if path.exists() else []
+    file = path / "config.json"
+    session = {"command": sys.argv, **provenance.record(precision or "default")}
+    earlier = json.loads(file.read_text()).get("sessions", []) if file.exists() else []
     sessions = [*earlier, session]
-    content = {
-        "config": configs.to_json(config),
-        "run": run_options,
-        "versions": sessions[0]["versions"],
-        "device": sessions[0]["device"],
-        "sessions": sessions,
-    }
-    write_json(path, content)
+    began = {name: sessions[0][name] for name in ("versions", "device")}
+    write_json(file, content | began | {"sessions": sessions})
+
+
+def shown(options: dict[str, Any]) -> dict[str, Any]:
+    """Options in JSON's types."""
+    return {name: json_value(value) for name, value in options.items()}
 
 
 def _section(path: Path, name: str) -> dict[str, Any]:
@@ -149,11 +190,18 @@ def _section(path: Path, name: str) -> dict[str, Any]:
     return section
 
 
+def identity_of(config: TrainConfig) -> dict[str, Any]:
+    """What the checkpoints of a run share, whatever its length: `identity`, and its `defaults`."""
+    found = {
+        "identity": configs.to_json(config),
+        "defaults": configs.to_json(TrainConfig(algorithm=config.algorithm)),
+    }
+    for values in found.values():
+        for may_change in ("total_timesteps", "anneal_timesteps"):
+            values.pop(may_change, None)
+    return found
+
+
 def checkpoints_of(run_dir: Path, config: TrainConfig) -> Checkpoints:
     """The checkpoints of a run; they belong to its configuration, whatever its length."""
-    identity = configs.to_json(config)
-    defaults = configs.to_json(TrainConfig(algorithm=config.algorithm))
-    for may_change in ("total_timesteps", "anneal_timesteps"):
-        identity.pop(may_change, None)
-        defaults.pop(may_change, None)
-    return Checkpoints(run_dir.absolute() / "checkpoints", identity, defaults=defaults)
+    return Checkpoints(run_dir.absolute() / "checkpoints", **identity_of(config))

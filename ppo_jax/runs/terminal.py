@@ -13,6 +13,8 @@ from typing import Any
 from rich.console import Console, Group, RenderableType
 from rich.table import Table
 
+from ppo_jax.runs.job import UNITS
+
 
 # Where there is no terminal, a line of progress at least this often.
 LINE_SECONDS = 60.0
@@ -27,7 +29,7 @@ BLOCKS = "▁▂▃▄▅▆▇█"
 SPARKS = 24
 
 
-class Progress:
+class Display:
     """How far a run is.
 
     It is drawn by a thread of rich's, a few times a second; `show` only remembers.
@@ -55,7 +57,7 @@ class Progress:
             transient=True,
         )
 
-    def __enter__(self) -> "Progress":
+    def __enter__(self) -> "Display":
         if self._live:
             self._display.start()
         return self
@@ -176,20 +178,27 @@ def _clock(seconds: float) -> str:
     return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"
 
 
-def print_table(summary: dict[str, Any], run_dir: Path) -> None:
+def print_summary(title: str, summary: dict[str, Any], run_dir: Path) -> None:
     """The result of a run as one table."""
-    table = Table(title=f"{summary['algorithm']} on {summary['env']}", show_header=False)
+    table = Table(title=title, show_header=False)
     table.add_column(style="bold")
     table.add_column(overflow="fold")
-    mean, std = summary["eval_return_mean"], summary["eval_return_std"]
+    if summary["status"] != "finished":
+        table.add_row("status", summary["status"])
+    if summary.get("ended_early"):
+        table.add_row("ended early", summary["ended_early"])
+    mean, std = summary.get("eval_return_mean"), summary.get("eval_return_std")
     if mean is not None:
         spread = f"{mean:.2f} ± {std:.2f} over {summary['eval_episodes']} episodes, greedy"
         table.add_row("return", spread)
-    else:
-        table.add_row("status", summary["status"])
-    table.add_row("environment steps", f"{summary['env_steps']:,}")
-    if summary["env_steps_per_second"]:
-        table.add_row("steps per second", f"{summary['env_steps_per_second']:,}")
+    for part in ("evaluation", "validation"):
+        for name, value in summary.get(part, {}).items():
+            table.add_row(name, f"{value:.4g}" if isinstance(value, float) else f"{value:,}")
+    for unit, words in UNITS.items():
+        if unit in summary:
+            table.add_row(words, f"{summary[unit]:,}")
+            if summary[f"{unit}_per_second"]:
+                table.add_row(f"{words} per second", f"{summary[f'{unit}_per_second']:,}")
     table.add_row(
         "compile / train", f"{summary['compile_seconds']} s / {summary['train_seconds']} s"
     )

@@ -21,7 +21,8 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from ppo_jax import config as configs
 from ppo_jax.config import TrainConfig
 from ppo_jax.evaluate import evaluate
-from ppo_jax.runs.loop import EVALUATION, compiler_options, make_chunk, next_count
+from ppo_jax.experiment import EVALUATION, step_of
+from ppo_jax.runs.chunk import compiler_options, make_chunk, next_count
 from ppo_jax.train import build
 from ppo_jax.types import Metrics, PyTree, TrainState
 
@@ -120,7 +121,7 @@ def _functions(
             sharded, in_shardings=shardings, out_shardings=NamedSharding(mesh, rows), **options
         )
 
-    chunk = make_chunk(static, env, min(SLICE, static.num_updates))
+    chunk = make_chunk(step_of(static, env), min(SLICE, static.num_updates))
     advance = spread(chunk, (0, 0, None), donate_argnums=0)
     return _Functions(spread(init, (0, 0)), advance, spread(finish, (0, 0, 0)))
 

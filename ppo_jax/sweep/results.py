@@ -10,7 +10,7 @@ import numpy as np
 from ppo_jax.analysis import statistics
 from ppo_jax.config import TrainConfig
 from ppo_jax.envs import canonical
-from ppo_jax.runs.loop import BROKEN_PROMISES, MAY_BE_NAN
+from ppo_jax.experiment import BROKEN_PROMISES, MAY_BE_NAN
 from ppo_jax.sweep.points import Point, label
 
 # Means over the episodes of a part of the run, not over its updates.

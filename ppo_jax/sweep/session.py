@@ -15,9 +15,10 @@ from ppo_jax.config import ConfigError
 from ppo_jax.config.options import option
 from ppo_jax.envs import refuse_sweep
 from ppo_jax.evaluate import warn_unfinished
+from ppo_jax.experiment import BROKEN_PROMISES
 from ppo_jax.runs import cache, provenance, terminal
-from ppo_jax.runs.loop import BROKEN_PROMISES, Signals
-from ppo_jax.runs.terminal import Progress
+from ppo_jax.runs.signals import Signals
+from ppo_jax.runs.terminal import Display
 from ppo_jax.sweep import results
 from ppo_jax.sweep.keep import KEEP, Keeper, scores_of
 from ppo_jax.sweep.program import Program
@@ -144,7 +145,7 @@ class _Session:
         """Train all chunks; the settings, best first."""
         total = sum(self.sizes)
         started, before = time.perf_counter(), self._steps()
-        self.progress = Progress(total, before)
+        self.progress = Display(total, before)
         self.before, self.since, self.rollout_steps = before, 0.0, 0
         with self.progress:
             for finished in self.schedule.run(self._watch, self._layout):

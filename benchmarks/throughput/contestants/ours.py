@@ -15,7 +15,8 @@ from benchmarks.throughput.configurations import Configuration
 from ppo_jax import config as configs
 from ppo_jax.cli.sweep import one_device_per_core
 from ppo_jax.config import TrainConfig
-from ppo_jax.runs.loop import MAX_CHUNK, compile_run
+from ppo_jax.experiment import compile_run
+from ppo_jax.runs.chunk import MAX_CHUNK
 from ppo_jax.sweep import program as sweep
 from ppo_jax.train import build
 

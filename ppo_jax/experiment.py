@@ -1,0 +1,320 @@
+"""Training runs of agents: `ppo_jax.run` and `ppo_jax.evaluate`.
+
+`python -m ppo_jax.train` is `train` with flags.
+"""
+
+import contextlib
+import dataclasses
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+
+from ppo_jax import config as configs
+from ppo_jax.config import ConfigError, TrainConfig
+from ppo_jax.config.options import check_record, did_you_mean, option
+from ppo_jax.envs import HostEnv
+from ppo_jax.evaluate import evaluate, warn_unfinished
+from ppo_jax.runs import cache, loop, trackers
+from ppo_jax.runs.chunk import Chunk, Step, compile_chunk, compiler_options
+from ppo_jax.runs.folder import RunDirectory, identity_of, write_config
+from ppo_jax.runs.job import Callback, Job, Result
+from ppo_jax.runs.options import KeepOptions
+from ppo_jax.runs.record import RunRecord
+from ppo_jax.runs.restore import load
+from ppo_jax.runs.signals import Signals
+from ppo_jax.train import Program, build
+from ppo_jax.types import Metrics, PyTree, TrainState
+
+COMMAND = "python -m ppo_jax.train"
+# Metrics that are NaN by right: there may be no finished episode, nothing to explain.
+MAY_BE_NAN = ("episode_", "explained_variance", "eval_")
+BROKEN_PROMISES = {
+    "reused_resets": "more episodes ended in a rollout than there were fresh resets, so some were "
+    "used twice: raise --reset-pool, or correct the environment's shortest_episode",
+    "lost_cuts": "episodes were truncated sooner than the environment's time_limit says, and "
+    "bootstrapped from wrong states: correct it, or set it to None",
+    "unfinished_episodes": "episodes were longer than the time_limit that was given, and counted "
+    "as if they had ended: set --time-limit to the steps of the longest",
+}
+# Folded into the seed for the keys of evaluations, which training never uses.
+EVALUATION = 0xE7A1
+
+
+@dataclasses.dataclass(frozen=True)
+class RunOptions(KeepOptions):
+    """What a training run has besides training; none of it but `init_from` changes a number."""
+
+    eval_episodes: int = option(128, "number of greedy episodes of an evaluation", low=0)
+    init_from: Path | None = option(
+        None, "folder of a run whose parameters and statistics this one starts from"
+    )
+
+
+def run(
+    config: TrainConfig,
+    run_dir: Path | str | None = None,
+    *,
+    env: Any = None,
+    callbacks: Sequence[Callback] = (),
+    init_from: Path | str | None = None,
+    **options: Any,
+) -> Result:
+    """Train an agent and keep the run in a folder, as `python -m ppo_jax.train` does.
+
+    Args:
+        config: of `ppo_jax.config.make`.
+        run_dir: the run's folder; None: a new one in runs/.
+        env: as for `build`.
+        callbacks: f(progress, state), called between chunks; one that returns true ends the run.
+        init_from: a run whose parameters and statistics this one starts from.
+        **options: fields of RunOptions: eval_every, stop_at, checkpoint_seconds, overwrite, ...
+
+    Returns:
+        Result(state, summary, path, exit_code).
+
+    Raises:
+        ConfigError, CheckpointError, InvalidEnvironment: it cannot begin.
+        RunFailed: it failed on its way; the message says what is saved.
+    """
+    known = [f.name for f in dataclasses.fields(RunOptions)]
+    unknown = [name for name in options if name not in known]
+    if unknown:
+        raise ConfigError(f"unknown option {unknown[0]!r}; {did_you_mean(unknown[0], known)}")
+    folders = {"run_dir": run_dir, "init_from": init_from, "resume": options.pop("resume", None)}
+    paths: dict[str, Any] = {
+        name: None if path is None else Path(path) for name, path in folders.items()
+    }
+    return train(config, RunOptions(**options, **paths), env=env, callbacks=callbacks, quiet=True)
+
+
+def train(
+    config: TrainConfig,
+    options: RunOptions,
+    *,
+    env: Any = None,
+    callbacks: Sequence[Callback] = (),
+    quiet: bool = False,
+) -> Result:
+    """A training run: from its options to its summary.
+
+    Args:
+        config: of the run.
+        options: how it is kept.
+        env: as for `build`.
+        callbacks: as for `run`, besides those that the options name.
+        quiet: whether nothing is printed besides the progress display.
+
+    Raises:
+        As `run`.
+    """
+    check_record(options)
+    trackers.require(options.trackers)
+    callbacks = [*callbacks, *options.callbacks()]
+    program = build(config, env)
+    start = None if options.init_from is None else load(options.init_from)[2]
+    with open_folder(config, options) as directory, Signals() as signals, _ended(program.env):
+        cache.use()
+        job = job_of(config, program, options.eval_episodes, start)
+        record = RunRecord(
+            directory.path,
+            options,
+            **identity_of(config),
+            about=_about(config),
+            config=configs.to_json(config),
+            precision=config.matmul_precision,
+            resume=COMMAND,
+            quiet=quiet,
+        )
+        if options.resume is not None:
+            write_config(config, options.kept(), directory.path)
+        return loop.run(job, record, signals=signals, callbacks=callbacks)
+
+
+def job_of(
+    config: TrainConfig, program: Program, episodes: int = 128, start: TrainState | None = None
+) -> Job:
+    """A training run as a Job.
+
+    Args:
+        config: of the run.
+        program: built for it.
+        episodes: number of greedy episodes of an evaluation; 0 for none.
+        start: a state of another run, whose parameters and statistics the first state has.
+    """
+    static, floats = configs.split(config)
+    shapes = jax.eval_shape(program.init, jax.random.key(config.seed))
+
+    def init() -> TrainState:
+        state = first_state(config, program)
+        return state if start is None else started_from(start, state)
+
+    def judge(state: TrainState, update: int) -> dict[str, Any]:
+        return _evaluation(config, program, state, update, episodes)
+
+    return Job(
+        name=f"{config.algorithm} on {config.env}, seed {config.seed}",
+        init=init,
+        shapes=shapes,
+        step=step_of(static, program.env),
+        updates=config.num_updates,
+        unit="env_steps",
+        units_per_update=config.num_envs * config.num_steps,
+        headline="episode_return",
+        floats=floats,
+        curves=("episode_return",),
+        may_be_nan=MAY_BE_NAN,
+        promises=BROKEN_PROMISES,
+        score=("episode_return", "eval_return_mean"),
+        evaluate=judge if episodes else None,
+        restart=program.restart if isinstance(program.env, HostEnv) else lambda state: state,
+        cause="a learning rate too high, rewards or observations that are not finite or not "
+        "normalised",
+    )
+
+
+def step_of(static: TrainConfig, env: Any = None) -> Step:
+    """One update as a function of the floats of its configuration.
+
+    Args:
+        static: from `config.split`.
+        env: as for `build`.
+
+    Returns:
+        (TrainState, (), floats) -> (TrainState, Metrics)
+    """
+
+    def step(state: TrainState, frozen: PyTree, floats: PyTree) -> tuple[TrainState, Metrics]:
+        return build(configs.merge(static, floats), env).step(state)
+
+    return step
+
+
+def first_state(config: TrainConfig, program: Program) -> TrainState:
+    """The state of a run before its first update, by a program with the options of runs."""
+    init, key = jax.jit(program.init), jax.random.key(config.seed)
+    return jax.block_until_ready(init.lower(key).compile(compiler_options())(key))
+
+
+class Compiled(NamedTuple):
+    """The programs of a run, for those who measure it.
+
+    Attributes:
+        init: () -> TrainState, compiled when it is called.
+        chunk: (TrainState, floats, count) -> (TrainState, Metrics with leaves [MAX_CHUNK]); the
+            state that goes in is used up.
+        floats: what `chunk` takes.
+    """
+
+    init: Callable[[], TrainState]
+    chunk: Chunk
+    floats: dict[str, Any]
+
+
+def compile_run(config: TrainConfig, program: Program) -> Compiled:
+    """Compile what a run needs, as a run does.
+
+    Args:
+        config: of the run.
+        program: built for it.
+    """
+    job = job_of(config, program)
+    return Compiled(job.init, compile_chunk(job.step, job.shapes, job.floats), job.floats)
+
+
+def started_from(other: TrainState, state: TrainState) -> TrainState:
+    """A first state with the parameters and the statistics of another run.
+
+    The optimiser starts anew; statistics are taken where both runs have them.
+
+    Raises:
+        ConfigError: the networks or the observations differ.
+    """
+    _refuse_other_shapes("parameters", other.learner.params, state.learner.params)
+    theirs, ours = other.rollout.moments, state.rollout.moments
+    taken = {}
+    for name in ("obs", "reward"):
+        mine, given = getattr(ours, name), getattr(theirs, name)
+        if mine != () and given != ():
+            _refuse_other_shapes(f"statistics of {name}", given, mine)
+            taken[name] = given
+    moments = dataclasses.replace(ours, **taken)
+    learner = dataclasses.replace(state.learner, params=other.learner.params)
+    experience = dataclasses.replace(state.rollout, moments=moments)
+    return dataclasses.replace(state, learner=learner, rollout=experience)
+
+
+def _refuse_other_shapes(what: str, theirs: PyTree, ours: PyTree) -> None:
+    def described(tree: PyTree) -> dict[str, str]:
+        leaves = jax.tree_util.tree_leaves_with_path(tree)
+        return {jax.tree_util.keystr(p): f"{x.dtype}{list(x.shape)}" for p, x in leaves}
+
+    given, wanted = described(theirs), described(ours)
+    differing = [n for n in sorted({*given, *wanted}) if given.get(n) != wanted.get(n)]
+    if differing:
+        name = differing[0]
+        raise ConfigError(
+            f"--init-from: the {what} of that run do not fit this one: {name} is "
+            f"{given.get(name, 'missing')} there and {wanted.get(name, 'missing')} here; spaces, "
+            "network and algorithm must have the same shapes"
+        )
+
+
+def _evaluation(
+    config: TrainConfig, program: Program, state: TrainState, update: int, episodes: int
+) -> dict[str, Any]:
+    """Returns of greedy episodes; those of the last update have the key they always had."""
+    key = jax.random.fold_in(jax.random.key(config.seed), EVALUATION)
+    if update < config.num_updates:
+        key = jax.random.fold_in(key, update)
+    result = evaluate(
+        key,
+        state.learner.params,
+        state.rollout.moments,
+        env=program.env,
+        policy=program.policy,
+        episodes=episodes,
+    )
+    returns = np.asarray(result.episode_return)
+    warn_unfinished(np.asarray(result.finished))
+    return {
+        "eval_return_mean": float(returns.mean()),
+        "eval_return_std": float(returns.std()),
+        "eval_episodes": len(returns),
+    }
+
+
+def _about(config: TrainConfig) -> dict[str, Any]:
+    """What summary.json says of a run from its first moment on."""
+    return {
+        "env": config.env,
+        "algorithm": config.algorithm,
+        "seed": config.seed,
+        "eval_return_mean": None,
+        "eval_return_std": None,
+        "eval_episodes": 0,
+    }
+
+
+@contextlib.contextmanager
+def _ended(env: Any) -> Iterator[None]:
+    """Environments of the host, and their processes, end with the run."""
+    try:
+        yield
+    finally:
+        if isinstance(env, HostEnv):
+            env.close()
+
+
+def open_folder(config: TrainConfig, options: RunOptions) -> RunDirectory:
+    """The run's folder, locked, with config.json in it.
+
+    Raises:
+        ConfigError: it holds a run already, or something else, or cannot be written to.
+    """
+    name = f"{config.env}_{config.algorithm}_seed{config.seed}"
+    return RunDirectory.opened(
+        options, name, lambda path: write_config(config, options.kept(), path)
+    )

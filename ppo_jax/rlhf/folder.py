@@ -1,0 +1,158 @@
+"""The folder of a stage of a language model, and a stage that runs in it."""
+
+import dataclasses
+import hashlib
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+
+from ppo_jax import precision
+from ppo_jax.config import ConfigError
+from ppo_jax.config.options import option, to_json
+from ppo_jax.runs import cache, loop, trackers
+from ppo_jax.runs.checkpoint import Checkpoints
+from ppo_jax.runs.folder import RunDirectory, write_description
+from ppo_jax.runs.job import Callback, Job, Result
+from ppo_jax.runs.options import KeepOptions
+from ppo_jax.runs.record import RunRecord
+from ppo_jax.runs.signals import Signals
+from ppo_jax.types import PyTree
+
+COMMAND = "python -m ppo_jax.rlhf"
+# Options that older runs do not have, and what they did without.
+YOUNGER = {"matmul_precision": "default"}
+
+
+class StageDirectory(RunDirectory):
+    """The folder of a stage, or of a demo, which has one for each stage in it."""
+
+    contents = (*RunDirectory.contents, "samples.jsonl", "model", "sft", "reward", "ppo")
+    kind = "run of ppo_jax.rlhf"
+
+
+@dataclasses.dataclass(frozen=True)
+class RunOptions(KeepOptions):
+    """What a stage has besides training; none of it changes a number."""
+
+    checkpoint_seconds: float = option(60.0, "seconds between checkpoints", low=0)
+    sample_seconds: float = option(20.0, "seconds between samples that are shown", low=0)
+    samples: int = option(4, "number of responses that are shown", low=0)
+
+
+def run(
+    job: Job,
+    kind: str,
+    config: dict[str, Any],
+    directory: RunDirectory,
+    *,
+    options: RunOptions,
+    signals: Signals,
+    callbacks: Sequence[Callback] = (),
+    resume: str | None = None,
+) -> Result:
+    """Train a stage in its folder.
+
+    Args:
+        job: of `stages`.
+        kind: "sft", "reward" or "ppo".
+        config: its flat configuration.
+        directory: of `open_directory`.
+        options: how it is kept.
+        signals: of the command.
+        callbacks: called between chunks.
+        resume: the command that goes on with it; None: that of the stage.
+
+    Raises:
+        As `ppo_jax.runs.loop.run`.
+    """
+    trackers.require(options.trackers)
+    cache.use()
+    about = {"stage": kind, "algorithm": config.get("algorithm", kind), "seed": config.get("seed")}
+    record = RunRecord(
+        directory.path,
+        options,
+        **identity_of(config, job.frozen),
+        about=about,
+        config=config,
+        precision=config.get("matmul_precision", "default"),
+        resume=f"{COMMAND} {kind}" if resume is None else resume,
+    )
+    if options.resume is not None:
+        describe(directory.path, kind, config)
+    job = precision.apply(config.get("matmul_precision", "default"), job)
+    return loop.run(job, record, callbacks=callbacks, signals=signals)
+
+
+def open_directory(kind: str, options: RunOptions, config: dict[str, Any]) -> RunDirectory:
+    """The folder of a stage, locked, with config.json in it.
+
+    Raises:
+        ConfigError: it holds a run already, or something else, or cannot be written to.
+    """
+    return StageDirectory.opened(options, f"rlhf_{kind}", lambda p: describe(p, kind, config))
+
+
+def describe(path: Path, kind: str, config: dict[str, Any]) -> None:
+    """config.json: every value, and each session that went on with it."""
+    write_description(path, {"stage": kind, "config": config}, config.get("matmul_precision"))
+
+
+def identity_of(config: dict[str, Any], frozen: PyTree) -> dict[str, Any]:
+    """What the checkpoints of a stage share: `identity`, and its `defaults` for older ones.
+
+    Args:
+        config: flat configuration.
+        frozen: arrays that the stage learns from.
+    """
+    identity = YOUNGER | {k: v for k, v in config.items() if k != "updates"}
+    identity["frozen"] = digest(frozen)
+    # Checkpoints from before say "given", a digest of sums that differs between devices.
+    defaults = YOUNGER | {"frozen": identity["frozen"]}
+    return {"identity": identity, "defaults": defaults, "older": ("given",)}
+
+
+def checkpoints_of(path: Path, config: dict[str, Any], frozen: PyTree) -> Checkpoints:
+    """The checkpoints of a stage.
+
+    Args:
+        path: its folder.
+        config: flat configuration.
+        frozen: arrays that it learns from.
+    """
+    return Checkpoints(path.absolute() / "checkpoints", **identity_of(config, frozen))
+
+
+def digest(frozen: PyTree) -> str:
+    """The bytes of all arrays that a stage learns from, in a few letters."""
+    found = hashlib.sha256()
+    for path, leaf in jax.tree_util.tree_leaves_with_path(frozen):
+        array = np.ascontiguousarray(np.asarray(leaf))
+        found.update(f"{jax.tree_util.keystr(path)} {array.shape} {array.dtype}".encode())
+        found.update(array.view(np.uint8).data if array.size else b"")
+    return found.hexdigest()[:16]
+
+
+def flat(config: Any) -> dict[str, Any]:
+    """The values of a configuration in JSON's types; infinity is the string "inf"."""
+    values = config if isinstance(config, dict) else dataclasses.asdict(config)
+    return {name: to_json(value) for name, value in values.items()}
+
+
+def read_stage(run_dir: Path) -> tuple[str, dict[str, Any]]:
+    """(kind, configuration) of a stage's folder.
+
+    Raises:
+        ConfigError: it is none, or its config.json is damaged.
+    """
+    path = run_dir / "config.json"
+    try:
+        content = json.loads(path.read_text())
+        return content["stage"], content["config"]
+    except OSError as error:
+        raise ConfigError(f"{run_dir} is not a run of ppo_jax.rlhf: no config.json") from error
+    except (ValueError, KeyError, TypeError) as error:
+        raise ConfigError(f"{path} is not the config.json of a run of ppo_jax.rlhf") from error
