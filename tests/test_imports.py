@@ -27,7 +27,7 @@ LAYERS = [
     {"train"},
     {"evaluate"},
     {"runs"},
-    {"agent"},
+    {"agent", "experiment"},
     {"analysis"},
     {"export", "sweep", "rlhf"},
     {"cli"},

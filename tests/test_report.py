@@ -1,12 +1,14 @@
 """Logs survive crashes, JSON has no NaN, figures are drawn whatever there is to draw."""
 
 import json
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 
 from ppo_jax.evaluate import warn_unfinished
 from ppo_jax.runs import curves, metrics_log, provenance
+from ppo_jax.runs.job import Job
 
 
 def row(update, episode_return=1.0):
@@ -57,11 +59,30 @@ def test_a_missing_log_is_empty(tmp_path):
 
 
 def test_the_figure_is_drawn_with_and_without_episodes(tmp_path):
-    for name, rows in {"some": [row(i) for i in range(1, 200)], "none": [row(1, None)]}.items():
-        log, figure = tmp_path / f"{name}.jsonl", tmp_path / f"{name}.png"
-        log.write_text("".join(json.dumps(r) + "\n" for r in rows))
-        curves.plot_learning_curve(log, "title", figure)
-        assert figure.read_bytes().startswith(b"\x89PNG")
+    some = [row(i) for i in range(1, 200)]
+    some[99]["eval_return_mean"] = 3.0
+    job = Job("title", dict, None, lambda *_: None, 1, "env_steps", 1, "episode_return")
+    job = job._replace(curves=("episode_return",), score=("episode_return", "eval_return_mean"))
+    for name, rows in {"some": some, "none": [row(1, None)]}.items():
+        path = tmp_path / name
+        path.mkdir()
+        (path / "metrics.jsonl").write_text("".join(json.dumps(r) + "\n" for r in rows))
+        curves.plot_run(path, job)
+        assert (path / "learning_curve.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_a_moving_average_counts_every_episode_alike(tmp_path):
+    drawn = []
+    axes = SimpleNamespace(
+        plot=lambda x, y, *_, **named: drawn.append((named["label"], [*x], [*y])),
+        legend=lambda **_: None,
+    )
+    step, value = np.arange(100.0), np.array([1.0, np.nan] * 50)
+    curves._draw(axes, step, value, np.where(np.isnan(value), 0.0, 2.0))
+    assert drawn[0][1] == [*step[::2]] and set(drawn[1][2]) == {1.0}
+    drawn.clear()
+    curves._draw(axes, step, np.arange(100.0), np.array([1.0, 3.0] * 50))
+    assert drawn[1][0] == "mean of 2 updates" and drawn[1][2][:2] == [0.75, 1.25]
 
 
 def test_versions_and_device_are_known():

@@ -195,15 +195,15 @@ def test_the_compilers_account_grows_with_the_width():
 def test_running_out_of_memory_halves_the_chunks_and_goes_on(monkeypatch):
     """The round that failed is done again, narrower; nothing that was finished is."""
     config = small()
-    train, widths = schedules.train, []
+    job_of, widths = schedules.job_of, []
 
     def out_of_memory_at_four(program, seeds, *rest):
         widths.append(program.width)
         if program.width == 4 and len(widths) > 1:
             raise jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: Out of memory allocating 1 byte")
-        return train(program, seeds, *rest)
+        return job_of(program, seeds, *rest)
 
-    monkeypatch.setattr(schedules, "train", out_of_memory_at_four)
+    monkeypatch.setattr(schedules, "job_of", out_of_memory_at_four)
     plans = []
     made = Schedule(
         group_agents([config], range(8)), jax.devices()[:1], 4, on_plan=lambda c: plans.append([*c])
@@ -221,15 +221,15 @@ def test_running_out_of_memory_halves_the_chunks_and_goes_on(monkeypatch):
 
 def test_the_last_chunk_may_run_out_of_memory_too(monkeypatch):
     """Three agents in a program of four: halved, padded, and compiled as wide as it is said."""
-    train, widths = schedules.train, []
+    job_of, widths = schedules.job_of, []
 
     def out_of_memory_at_four(program, seeds, *rest):
         widths.append((program.width, len(seeds)))
         if program.width == 4:
             raise jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: Out of memory")
-        return train(program, seeds, *rest)
+        return job_of(program, seeds, *rest)
 
-    monkeypatch.setattr(schedules, "train", out_of_memory_at_four)
+    monkeypatch.setattr(schedules, "job_of", out_of_memory_at_four)
     chunks = [schedules.Chunk(0, 0, (0, 1, 2), 4)]
     made = Schedule(group_agents([small()], range(3)), jax.devices()[:1], chunks=chunks)
     assert [f.chunk.agents for f in made.run()] == [(0, 1), (2,)]
@@ -271,7 +271,7 @@ def test_a_single_agent_that_does_not_fit_is_an_error_that_says_so(monkeypatch):
     def never(*_):
         raise jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: Out of memory allocating 9 bytes")
 
-    monkeypatch.setattr(schedules, "train", never)
+    monkeypatch.setattr(schedules, "job_of", never)
     with pytest.raises(
         ConfigError, match="one agent alone does not fit .*num_envs x num_steps = 128"
     ):

@@ -155,7 +155,7 @@ def test_kill_minus_nine_in_the_middle_leaves_the_table_of_an_uninterrupted_swee
     assert killed.returncode == -signal.SIGKILL
     assert [p.name for p in (path / "chunks").glob("*.json")] == ["00000.json"]
     first = (path / "chunks/00000.npz").stat().st_mtime_ns
-    assert command.run_command(["--run-dir", str(path), "--resume"]) == 0
+    assert command.run_command(["--resume", str(path)]) == 0
     assert table(path) == table(finished)
     assert (path / "table.csv").read_bytes() == (finished / "table.csv").read_bytes()
     assert (path / "chunks/00000.npz").stat().st_mtime_ns == first  # not made again
@@ -167,16 +167,16 @@ def test_kill_minus_nine_in_the_middle_leaves_the_table_of_an_uninterrupted_swee
 def test_a_signal_stops_between_slices_and_keeps_what_is_finished(
     finished, tmp_path, monkeypatch, capsys
 ):
-    watch = session._Session._watch
+    show = session._Session._show
 
     def stop_in_the_second(self, agents, update):
-        if self.finished and update > 1:
+        if self.finished and agents and update > 1:
             os.kill(os.getpid(), signal.SIGTERM)
-        watch(self, agents, update)
+        show(self, agents, update)
 
     path = tmp_path / "stopped"
     with monkeypatch.context() as patch:
-        patch.setattr(session._Session, "_watch", stop_in_the_second)
+        patch.setattr(session._Session, "_show", stop_in_the_second)
         assert sweep(path) == 143
     assert "--resume" in capsys.readouterr().out
     assert not (path / "report.html").exists()
@@ -190,7 +190,7 @@ def test_resuming_what_is_finished_only_reports_again(finished, tmp_path):
     path = copy(finished, tmp_path / "again")
     (path / "report.html").unlink()
     sessions = read_sessions(path)
-    assert command.run_command(["--run-dir", str(path), "--resume", "--threshold", "20"]) == 0
+    assert command.run_command(["--resume", str(path), "--threshold", "20"]) == 0
     assert (path / "report.html").exists()
     assert (path / "results.csv").read_bytes() == (finished / "results.csv").read_bytes()
     assert read_sessions(path) == sessions  # nothing was trained here
@@ -258,14 +258,14 @@ def test_a_damaged_sweep_is_refused_with_the_reason(finished, tmp_path, damage, 
     path = copy(finished, tmp_path / "damaged")
     damage(path)
     with pytest.raises(ConfigError, match=says):
-        command.run_command(["--run-dir", str(path), "--resume"])
+        command.run_command(["--resume", str(path)])
 
 
 def test_a_deleted_chunk_is_made_again(finished, tmp_path):
     path = copy(finished, tmp_path / "less")
     for file in (path / "chunks").glob("00001.*"):
         file.unlink()
-    assert command.run_command(["--run-dir", str(path), "--resume"]) == 0
+    assert command.run_command(["--resume", str(path)]) == 0
     assert table(path) == table(finished)
 
 
@@ -273,7 +273,7 @@ def test_a_confirmation_that_is_not_whole_is_mended(finished, tmp_path):
     path = copy(finished, tmp_path / "half")
     for file in (path / "confirm/chunks").glob("00000.*"):
         file.unlink()
-    assert command.run_command(["--run-dir", str(path), "--resume"]) == 0
+    assert command.run_command(["--resume", str(path)]) == 0
     assert table(path / "confirm") == table(finished / "confirm")
     saved = [json.loads((p / "summary.json").read_text())["confirmed"] for p in (path, finished)]
     assert saved[0] == saved[1]
@@ -285,7 +285,7 @@ def test_only_what_a_sweep_left_itself_is_deleted(finished, tmp_path):
     (path / "chunks/.00007.npz.tmp").write_text("")
     (path / "chunks/mine").mkdir()
     (path / "chunks/copy.npz").write_text("")
-    assert command.run_command(["--run-dir", str(path), "--resume"]) == 0
+    assert command.run_command(["--resume", str(path)]) == 0
     left = {p.name for p in (path / "chunks").iterdir()}
     assert {"mine", "copy.npz"} < left and not left & {"00007.npz", ".00007.npz.tmp"}
 
@@ -295,7 +295,7 @@ def test_a_sweep_that_died_before_its_first_chunk_begins_again(finished, tmp_pat
     for name in ("chunks", "agents", "confirm"):
         shutil.rmtree(path / name)
     (path / "plan.json").unlink()
-    assert command.run_command(["--run-dir", str(path), "--resume"]) == 0
+    assert command.run_command(["--resume", str(path)]) == 0
     assert table(path) == table(finished)
 
 
@@ -354,7 +354,7 @@ def test_a_finished_sweep_is_not_overwritten_by_accident(finished):
         (["--batch-size", "3"], "--batch-size 2, given 3; another width"),
         (["--keep", "all"], "--keep best, given all; agents that were not kept"),
         (["--confirm", "3"], "other seeds or values; move it away to confirm with 3"),
-        (["--overwrite"], "without --overwrite"),
+        (["--overwrite"], "no --run-dir, no --overwrite"),
     ],
 )
 def test_a_resumed_sweep_is_the_same_sweep(finished, more, says):
@@ -385,7 +385,7 @@ def test_what_the_first_session_settled_stays(finished, flag, value):
     with pytest.raises(
         ConfigError, match=f"the sweep has {flag} .*, given {value}; .* so it stays"
     ):
-        command.run_command(["--run-dir", str(finished), "--resume", flag, value])
+        command.run_command(["--resume", str(finished), flag, value])
 
 
 def test_fresh_seeds_have_no_say_in_the_ranking(finished, tmp_path, monkeypatch):

@@ -2,7 +2,6 @@
 
 import dataclasses
 import os
-import shlex
 import sys
 import warnings
 from contextlib import suppress
@@ -18,7 +17,6 @@ from ppo_jax.cli.flags import base_config, parse
 from ppo_jax.config import ConfigError, TrainConfig
 from ppo_jax.config.options import check_record, option
 from ppo_jax.runs import provenance
-from ppo_jax.runs.folder import new_directory
 from ppo_jax.sweep import session
 from ppo_jax.sweep.points import Point, configure, grid, parse_vary, sample
 from ppo_jax.sweep.publish import compare
@@ -65,8 +63,8 @@ def main(arguments: list[str] | None = None) -> NoReturn:
 def run_command(arguments: list[str]) -> int:
     """The command as a function: its exit code, or an exception for what a person can mend."""
     one_device_per_core()
+    arguments = _with_first(_with_folder(arguments))
     given = {w[2:].partition("=")[0].replace("-", "_") for w in arguments if w.startswith("--")}
-    arguments = _with_first(arguments)
     base = base_config(arguments)
     config, values = parse(arguments, base, OPTIONS, {}, PROGRAM, DOC)
     options = SweepOptions(**{f.name: values.pop(f.name) for f in dataclasses.fields(SweepOptions)})
@@ -76,22 +74,13 @@ def run_command(arguments: list[str]) -> int:
     _ = options.width
     if points.compare is not None:
         return _compare(points.compare, options.run_dir, given)
-    if options.resume:
+    if options.resume is not None:
         return _resume(arguments, config, points, options, given)
     spec = build_spec(arguments, config, points, options.confirm)
     session.check(spec)
-    directory = SweepDirectory(
-        options.run_dir or new_directory("sweeps", f"{config.env}_{config.algorithm}")
-    )
-    with directory:
-        if directory.used and not options.overwrite:
-            path = shlex.quote(str(directory.path))
-            raise ConfigError(
-                f"directory {path} already holds a sweep; continue it with --run-dir {path} "
-                "--resume, replace it with --overwrite, or choose another --run-dir"
-            )
-        directory.clear()
-        return session.run(spec, options, directory, resume=False)
+    name = f"{config.env}_{config.algorithm}"
+    with SweepDirectory.opened(options, name, lambda path: None) as directory:
+        return session.run(spec, options, directory)
 
 
 def build_spec(
@@ -138,6 +127,18 @@ def one_device_per_core() -> None:
         jax.config.update("jax_num_cpu_devices", cores)
 
 
+def _with_folder(arguments: list[str]) -> list[str]:
+    """`--run-dir DIR --resume`, as it was written in versions before, as `--resume DIR`."""
+    for i, word in enumerate(arguments):
+        alone = word == "--resume" and (i + 1 == len(arguments) or arguments[i + 1][:2] == "--")
+        if alone and "--run-dir" in arguments[:-1]:
+            warnings.warn("write --resume DIR, without --run-dir", stacklevel=1)
+            at = arguments.index("--run-dir")
+            rest = [w for k, w in enumerate(arguments) if k not in (i, at, at + 1)]
+            return [*rest, "--resume", arguments[at + 1]]
+    return arguments
+
+
 def _with_first(arguments: list[str]) -> list[str]:
     """The words with the first environment and algorithm of those that vary, whose options the
     other flags are then held against."""
@@ -182,12 +183,8 @@ def _resume(
     options: SweepOptions,
     given: set[str],
 ) -> int:
-    path = options.run_dir
-    if path is None or options.overwrite:
-        raise ConfigError(
-            "--resume goes on with the sweep in --run-dir DIR, and without --overwrite"
-        )
-    spec, kept = read_spec(path)
+    assert options.resume is not None
+    spec, kept = read_spec(options.resume)
     if given - {*FREE_ON_RESUME, *SETTLED}:
         _refuse_changes(spec, build_spec(arguments, config, points))
     for name, why in SETTLED.items():
@@ -197,12 +194,12 @@ def _resume(
                 f"the sweep has {flag} {kept[name]}, given {getattr(options, name)}; {why}, so it "
                 "stays"
             )
-    _warn_of_another_machine(read_sessions(path)[0])
+    _warn_of_another_machine(read_sessions(options.resume)[0])
     kept = {n: v for n, v in kept.items() if n not in given}
     options = dataclasses.replace(options, **kept)
     session.check(spec)
-    with SweepDirectory(path) as directory:
-        return session.run(spec, options, directory, resume=True)
+    with SweepDirectory.opened(options, "", lambda path: None) as directory:
+        return session.run(spec, options, directory)
 
 
 def _warn_of_another_machine(first: dict[str, Any]) -> None:
@@ -229,8 +226,8 @@ def _refuse_changes(saved: Spec, wanted: Spec) -> None:
         changed += [n for n in {*a, *b} if a.get(n) != b.get(n)]
     listed = ", ".join(dict.fromkeys(changed)) or "the number of points"
     raise ConfigError(
-        f"--resume continues the same sweep, but these differ: {listed}; give --run-dir and "
-        "--resume alone, or start a new sweep"
+        f"--resume continues the same sweep, but these differ: {listed}; give --resume "
+        "alone, or start a new sweep"
     )
 
 

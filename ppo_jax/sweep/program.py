@@ -9,7 +9,6 @@ alone, for which the compiler leaves its partitioner out, is another program and
 import dataclasses
 import functools
 import os
-import time
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
@@ -22,7 +21,8 @@ from ppo_jax import config as configs
 from ppo_jax.config import TrainConfig
 from ppo_jax.evaluate import evaluate
 from ppo_jax.experiment import EVALUATION, step_of
-from ppo_jax.runs.chunk import compiler_options, make_chunk, next_count
+from ppo_jax.runs.chunk import compiler_options, make_chunk
+from ppo_jax.runs.job import Job
 from ppo_jax.train import build
 from ppo_jax.types import Metrics, PyTree, TrainState
 
@@ -253,42 +253,35 @@ def out_of_memory(error: BaseException) -> bool:
     return "RESOURCE_EXHAUSTED" in str(error) or "out of memory" in str(error).lower()
 
 
-def train(
-    program: Program,
-    seeds: np.ndarray,
-    floats: dict[str, np.ndarray],
-    updates: int,
-    watch: Callable[[int], None] = lambda update: None,
-) -> tuple[TrainState, dict[str, np.ndarray]]:
-    """Train one round of agents from their seeds to the end.
+def job_of(program: Program, seeds: np.ndarray, floats: dict[str, np.ndarray], updates: int) -> Job:
+    """A round of agents from their seeds to the end, as a Job.
 
     Args:
         program: compiled for as many agents as there are seeds.
         seeds: [W * devices] uint32
         floats: name -> [W * devices]
         updates: U
-        watch: called between slices with the updates made; may raise to stop.
-
-    Returns:
-        (TrainState [W * devices, ...], Metrics [W * devices, U] on the host)
     """
     arrays = {name: jnp.asarray(x, jnp.float32) for name, x in floats.items()}
-    state = program.init(jnp.asarray(seeds, jnp.uint32), arrays)
-    log: dict[str, np.ndarray] = {}
-    done, count = 0, 1
-    limit = min(SLICE, updates)
-    while done < updates:
-        count = min(count, updates - done)
-        started = time.perf_counter()
-        state, metrics = program.advance(state, arrays, jnp.int32(count))
-        for name, x in metrics.items():
-            if name not in log:
-                log[name] = np.empty((len(seeds), updates), x.dtype)
-            log[name][:, done : done + count] = np.asarray(x)[:, :count]
-        done += count
-        count = next_count(count, time.perf_counter() - started, limit)
-        watch(done)
-    return state, log
+
+    def play(state: TrainState, update: int) -> dict[str, Any]:
+        assert program.evaluate is not None
+        returns, whole = program.evaluate(seeds, state, arrays)
+        return {"returns": np.asarray(returns), "whole": np.asarray(whole)}
+
+    return Job(
+        name="round of a sweep",
+        init=lambda: program.init(jnp.asarray(seeds, jnp.uint32), arrays),
+        shapes=None,  # nothing is restored
+        step=program.advance,
+        updates=updates,
+        unit="env_steps",
+        units_per_update=len(seeds),
+        headline="episode_return",
+        floats=arrays,
+        rows=min(SLICE, updates),
+        evaluate=None if program.evaluate is None else play,
+    )
 
 
 def take(tree: PyTree, indices: Any) -> PyTree:

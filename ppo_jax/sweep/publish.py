@@ -155,7 +155,7 @@ def _confirmed_parts(
         return [
             page.paragraph(
                 f"The best of {len(order)} points looks better than it is on the seeds that chose "
-                "it. For a number to publish, run it again on fresh seeds: --resume --confirm 64."
+                "it. For a number to publish, run it on fresh seeds: --resume DIR --confirm 64."
             )
         ]
     rows = []

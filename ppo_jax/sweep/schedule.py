@@ -9,16 +9,19 @@ import jax
 import numpy as np
 
 from ppo_jax.config import ConfigError, TrainConfig
-from ppo_jax.runs import terminal
+from ppo_jax.runs import loop, terminal
+from ppo_jax.runs.job import Callback
+from ppo_jax.runs.record import InMemory
+from ppo_jax.runs.signals import Signals
 from ppo_jax.sweep.program import (
     Program,
     compile_program,
     fit,
+    job_of,
     out_of_memory,
     release,
     structure,
     take,
-    train,
 )
 from ppo_jax.types import TrainState
 
@@ -53,6 +56,10 @@ class Group(NamedTuple):
     agents: tuple[int, ...]
     seeds: dict[int, int]
     floats: dict[int, dict[str, float]]
+
+
+class Stopped(Exception):
+    """A signal came before a round was finished."""
 
 
 class Finished(NamedTuple):
@@ -105,6 +112,7 @@ class Schedule:
         chunks: of an earlier session, with the widths they had.
         done: the numbers of those that are finished.
         on_plan: called with all chunks before any of them runs.
+        signals: that end a round; None for none.
     """
 
     def __init__(
@@ -117,12 +125,14 @@ class Schedule:
         chunks: Sequence[Chunk] = (),
         done: Iterable[int] = (),
         on_plan: Callable[[list[Chunk]], None] = lambda chunks: None,
+        signals: Signals | None = None,
     ) -> None:
         self.groups, self.devices, self.batch_size = groups, tuple(devices), batch_size
         self.episodes, self.env, self.on_plan = episodes, env, on_plan
         self.chunks, self.done = list(chunks), set(done)
         self.next_number = 1 + max((c.number for c in chunks), default=-1)
         self.programs, self.compile_seconds = 0, 0.0
+        self.signals = signals or Signals()
 
     def run(
         self,
@@ -132,11 +142,12 @@ class Schedule:
         """Train all that is not done, chunk by chunk.
 
         Args:
-            watch: called between slices with (agents in this round, updates they made).
+            watch: called between pieces of a round with (its agents, updates they made).
             on_layout: called with a group, its program, and how many chunks are to be trained.
 
         Raises:
             ConfigError: a single agent does not fit into memory.
+            Stopped: a signal came.
         """
         for number, group in enumerate(self.groups):
             program = None
@@ -212,10 +223,14 @@ class Schedule:
         }
         agents = sum(len(c.agents) for c in chunks)
         updates = group.static.num_updates
-        state, metrics = train(program, seeds, floats, updates, lambda done: watch(agents, done))
-        returns, whole = np.zeros((len(rows), 0)), np.ones((len(rows), 0), bool)
-        if program.evaluate is not None:
-            returns, whole = map(np.asarray, program.evaluate(seeds, state, floats))
+        job, record = job_of(program, seeds, floats, updates), InMemory()
+        show: Callback = lambda progress, state: watch(agents, progress.update)
+        ended = loop.run(job, record, signals=self.signals, callbacks=[show], chunk=program.advance)
+        if ended.exit_code:
+            raise Stopped
+        state, metrics = record.state, record.metrics
+        none = {"returns": np.zeros((len(rows), 0)), "whole": np.ones((len(rows), 0), bool)}
+        returns, whole = (none | ended.summary)["returns"], (none | ended.summary)["whole"]
         for i, chunk in enumerate(chunks):
             at = slice(i * program.width, i * program.width + len(chunk.agents))
             log = {name: x[at] for name, x in metrics.items()}

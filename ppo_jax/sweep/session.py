@@ -24,7 +24,7 @@ from ppo_jax.sweep.keep import KEEP, Keeper, scores_of
 from ppo_jax.sweep.program import Program
 from ppo_jax.sweep.publish import publish
 from ppo_jax.sweep.results import Setting
-from ppo_jax.sweep.schedule import Finished, Group, Schedule, group_agents
+from ppo_jax.sweep.schedule import Finished, Group, Schedule, Stopped, group_agents
 from ppo_jax.sweep.store import KEPT, Spec, Store, SweepDirectory, read_spec
 from ppo_jax.train import build
 
@@ -34,9 +34,9 @@ class SweepOptions:
     """What a sweep does beside training; none of it changes an agent but the batch size, which is
     settled once."""
 
-    run_dir: Path | None = option(None, "where the sweep is kept; None: a new folder in sweeps/")
-    resume: bool = option(False, "go on with the sweep in --run-dir")
-    overwrite: bool = option(False, "replace the sweep in --run-dir")
+    run_dir: Path | None = option(None, "folder of the sweep; None: a new folder in sweeps/")
+    resume: Path | None = option(None, "folder of a sweep to continue")
+    overwrite: bool = option(False, "replace an existing sweep")
     batch_size: str = option("auto", "agents that one device trains at once, or auto")
     keep: str = option("best", "agents kept: of each point the best, all, none", choices=KEEP)
     confirm: int = option(0, "run the best point again with so many fresh seeds", low=0)
@@ -56,18 +56,13 @@ class SweepOptions:
         return int(self.batch_size)
 
 
-class Stopped(Exception):
-    """A signal came."""
-
-
-def run(spec: Spec, options: SweepOptions, directory: SweepDirectory, resume: bool) -> int:
+def run(spec: Spec, options: SweepOptions, directory: SweepDirectory) -> int:
     """Train what is missing, publish, confirm.
 
     Args:
         spec: what to compute.
-        options: how.
+        options: how; chunks of earlier sessions count where it resumes.
         directory: ours, locked.
-        resume: whether chunks of earlier sessions count.
 
     Returns:
         Exit code: 0, or 128 + the signal that stopped it.
@@ -76,7 +71,7 @@ def run(spec: Spec, options: SweepOptions, directory: SweepDirectory, resume: bo
     path = directory.path
     with Signals() as signals:
         try:
-            order = _Session(spec, options, path, resume, signals).run()
+            order = _Session(spec, options, path, options.resume is not None, signals).run()
             if options.confirm:
                 fresh = confirmation(spec, order[0], options.confirm)
                 terminal.say(
@@ -87,7 +82,7 @@ def run(spec: Spec, options: SweepOptions, directory: SweepDirectory, resume: bo
         except Stopped:
             terminal.say(
                 "stopped; what is finished is kept. Continue with: python -m ppo_jax.sweep "
-                f"--run-dir {shlex.quote(str(path))} --resume"
+                f"--resume {shlex.quote(str(path))}"
             )
             return 128 + (signals.received or 0)
     terminal.say(f"report: {path / 'report.html'}")
@@ -136,6 +131,7 @@ class _Session:
             chunks=chunks,
             done=done,
             on_plan=self.store.save_plan,
+            signals=signals,
         )
         sizes = [c.num_updates * c.num_envs * c.num_steps for c in spec.configs]
         self.sizes = [size for size in sizes for _ in spec.seeds]
@@ -148,7 +144,7 @@ class _Session:
         self.progress = Display(total, before)
         self.before, self.since, self.rollout_steps = before, 0.0, 0
         with self.progress:
-            for finished in self.schedule.run(self._watch, self._layout):
+            for finished in self.schedule.run(self._show, self._layout):
                 self.keeper.save(finished, scores_of(finished))
                 self.store.save_chunk(finished)
                 self.keeper.clean()
@@ -189,11 +185,6 @@ class _Session:
 
     def _steps(self) -> int:
         return sum(self.sizes[a] for a in self.finished)
-
-    def _watch(self, agents: int, update: int) -> None:
-        if self.signals.received:
-            raise Stopped
-        self._show(agents, update)
 
     def _show(self, agents: int, update: int) -> None:
         """Progress of the whole sweep; `agents` of a round have made `update` updates."""

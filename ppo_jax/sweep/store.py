@@ -94,7 +94,7 @@ class Spec:
 class SweepDirectory(RunDirectory):
     """The folder of one sweep, locked while it is in use."""
 
-    contents, mark, kind = CONTENTS, MARK, "sweep"
+    contents, mark, kind, parent = CONTENTS, MARK, "sweep", "sweeps"
 
 
 class Store:
@@ -206,7 +206,7 @@ class Store:
         if missing:
             raise ConfigError(
                 f"{missing} of {len(self.spec.configs) * count} agents of {self.path} are not "
-                f"trained yet; go on with --run-dir {self.path} --resume"
+                f"trained yet; go on with --resume {self.path}"
             )
         found = []
         for p, (point, config) in enumerate(zip(self.spec.points, self.spec.configs, strict=True)):
