@@ -1,0 +1,1 @@
+"""What touches a folder, a signal or a terminal while something is trained."""

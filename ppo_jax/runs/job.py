@@ -1,0 +1,116 @@
+"""What a run is: the one description that the loop takes.
+
+A training run of an agent, a stage of a language model and a round of a sweep are each one Job.
+"""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from ppo_jax.runs.chunk import MAX_CHUNK
+from ppo_jax.types import Metrics, PyTree
+
+UNITS = {"env_steps": "environment steps", "sequences": "sequences"}
+
+
+def _in_place(state: Any) -> Any:
+    return state
+
+
+class Job(NamedTuple):
+    """What is run.
+
+    Attributes:
+        name: for people: the title of the progress display and of the figure.
+        init: () -> state, the first one.
+        shapes: of the state, as `jax.eval_shape` gives them.
+        step: (state, frozen, floats) -> (state, Metrics); one update.
+        updates: number of updates of the whole run.
+        unit: what an update consists of: a name in UNITS, which is also that of a field of
+            summary.json.
+        units_per_update: number of them.
+        headline: the metric that is shown.
+        frozen: arrays that the step takes and nothing changes.
+        floats: numbers that the step takes.
+        rows: number of updates in a chunk at most.
+        curves: metrics that the run's figure shows.
+        may_be_nan: beginnings of the names of metrics that may be NaN: there may be no finished
+            episode, nothing to explain.
+        promises: metric -> what it means, to be warned of, once it is not 0.
+        score: (metric of a row, number of an evaluation) by which the best checkpoint is chosen;
+            the second where there are evaluations during training.
+        evaluate: (state, update) -> numbers; None for a job without an evaluation.
+        result: (state, folder) -> what summary.json says of the trained state, which may be written
+            into the folder; None to write the numbers of `evaluate`.
+        samples: (state, count) -> samples to be looked at, each a dictionary.
+        restart: state -> state, for a restored state whose environments are gone.
+        place: state -> state, where it is worked on if there are several devices.
+        cause: what usually makes a number infinite, for the message.
+    """
+
+    name: str
+    init: Callable[[], Any]
+    shapes: Any
+    step: Callable[[Any, PyTree, PyTree], tuple[Any, Metrics]]
+    updates: int
+    unit: str
+    units_per_update: int
+    headline: str
+    frozen: PyTree = ()
+    floats: PyTree = ()
+    rows: int = MAX_CHUNK
+    curves: tuple[str, ...] = ()
+    may_be_nan: tuple[str, ...] = ()
+    promises: dict[str, str] = {}  # noqa: RUF012
+    score: tuple[str | None, str | None] = (None, None)
+    evaluate: Callable[[Any, int], dict[str, Any]] | None = None
+    result: Callable[[Any, Path], dict[str, Any]] | None = None
+    samples: Callable[[Any, int], list[dict[str, Any]]] | None = None
+    restart: Callable[[Any], Any] = _in_place
+    place: Callable[[Any], Any] = _in_place
+    cause: str = "a learning rate too high"
+
+
+class Progress(NamedTuple):
+    """What a callback sees between two chunks.
+
+    Attributes:
+        update: number of updates made.
+        updates: of the whole run.
+        step: number of units made: environment steps, sequences.
+        rows: the rows of metrics.jsonl since the last call.
+        path: the run's folder; None for a run that is kept in memory.
+    """
+
+    update: int
+    updates: int
+    step: int
+    rows: list[dict[str, Any]]
+    path: Path | None
+
+
+Callback = Callable[[Progress, Any], Any]
+
+
+class Result(NamedTuple):
+    """What came of a run.
+
+    Attributes:
+        state: the last one.
+        summary: as in summary.json.
+        path: the run's folder; None for a run that is kept in memory.
+        exit_code: 0, or 128 + the number of the signal that ended it.
+    """
+
+    state: Any
+    summary: dict[str, Any]
+    path: Path | None
+    exit_code: int
+
+
+class RunFailed(RuntimeError):
+    """A run failed while it ran: why, and what is saved."""
+
+
+class Diverged(RunFailed):
+    """A number is not finite: which, and when."""
