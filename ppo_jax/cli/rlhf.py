@@ -208,7 +208,7 @@ def _optimisation(values: dict[str, Any], responses: int = 256) -> Stage:
         models,
         *prompts,
         config,
-        hyper,
+        hyper=hyper,
         eos_id=ends(decoder, tokenizer),
         valid_vocab=tokenizer.vocab_size,
         mesh=mesh_of(values["model_parallel"], config.num_prompts * config.group_size),

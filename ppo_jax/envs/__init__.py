@@ -12,10 +12,10 @@ from ppo_jax.envs.protocol import (
 from ppo_jax.envs.registry import (
     UnknownEnvironment,
     as_env,
-    atari_game,
     canonical,
     make,
     names,
+    same_env,
     suites,
 )
 from ppo_jax.envs.vectorize import vectorize
@@ -28,7 +28,6 @@ __all__ = [
     "UnknownEnvironment",
     "VectorEnv",
     "as_env",
-    "atari_game",
     "canonical",
     "check_env",
     "check_spaces",
@@ -36,6 +35,7 @@ __all__ = [
     "names",
     "refuse_sweep",
     "render",
+    "same_env",
     "suites",
     "vectorize",
 ]

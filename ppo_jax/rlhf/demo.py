@@ -210,7 +210,7 @@ def _optimise(story: _Story, models: train.Models) -> dict[str, Any]:
     )
     hyper = algorithms.Config(learning_rate=demo.learning_rate)
     prompts = prompt_arrays(first_letters(story.lines), tokenizer, 8)
-    program = train.build(models, *prompts, config, hyper, eos_id=tokenizer.eos_id)
+    program = train.build(models, *prompts, config, hyper=hyper, eos_id=tokenizer.eos_id)
     stage = stages.optimisation(
         program, models, config, seed=demo.seed, language=story.language, eval_prompts=4096
     )

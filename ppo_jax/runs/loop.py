@@ -44,14 +44,6 @@ CHUNK_SECONDS = 0.5
 MAX_CHUNK = 1024
 # Metrics that are NaN by right: there may be no finished episode, nothing to explain.
 MAY_BE_NAN = ("episode_", "explained_variance")
-BROKEN_PROMISES = {
-    "reused_resets": "more episodes ended in a rollout than there were fresh resets, so some were "
-    "used twice: raise --reset-pool, or correct the environment's shortest_episode",
-    "lost_cuts": "episodes were truncated sooner than the environment's time_limit says, and "
-    "bootstrapped from wrong states: correct it, or set it to None",
-    "unfinished_episodes": "episodes were longer than the time_limit that was given, and counted "
-    "as if they had ended: set --time-limit to the steps of the longest",
-}
 # Folded into the seed for the key of the final evaluation, which training never uses.
 EVALUATION = 0xE7A1
 
@@ -388,7 +380,7 @@ class _Session:
 
     def _warn(self, rows: list[dict[str, Any]]) -> None:
         """Say once what an environment promised and did not keep."""
-        for metric, meaning in BROKEN_PROMISES.items():
+        for metric, meaning in configs.promises(self.config).items():
             if metric not in self.warned and any(r.get(metric) for r in rows):
                 self.warned.add(metric)
                 warnings.warn(meaning, stacklevel=1)
