@@ -1,11 +1,11 @@
 """Action distributions as pytrees: the batch shape leads, the event is summed out.
 
-Each answers the same questions: `sample(key)`, `log_prob(action)`, `entropy()`, both at once as
-`log_prob_and_entropy(action)`, `kl(other)`, `mode()`, and `to_env(action)`, what the environment is
-given for an action. Noise can be drawn in
+Each answers the same questions: `sample(key)`, `log_prob(action)`, `entropy()`, `kl(other)`,
+`mode()`, and `to_env(action)`, what the environment is given for an action. Noise can be drawn in
 bulk, before the distributions that consume it exist: `sample(key) == sample_from(noise(key))`, and
 `noise(key, (T,))` serves T successive samples. The categorical ones also answer `masked(legal)`:
-the same distribution given that what is drawn is legal.
+the same distribution given that what is drawn is legal. `log_prob_and_entropy(dist, action)` is for
+losses, which need both.
 """
 
 import functools
@@ -44,10 +44,6 @@ class Distribution(Protocol):
         """[batch] nats."""
         ...
 
-    def log_prob_and_entropy(self, action: jax.Array) -> tuple[jax.Array, jax.Array]:
-        """([batch], [batch]) both, for one that can share the work between them."""
-        ...
-
     def kl(self, other: Self) -> jax.Array:
         """[batch] KL(self ‖ other), nats."""
         ...
@@ -59,6 +55,23 @@ class Distribution(Protocol):
     def to_env(self, action: jax.Array) -> jax.Array:
         """The action as the environment takes it."""
         ...
+
+
+@functools.singledispatch
+def log_prob_and_entropy(dist: Distribution, action: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """Both, by the distribution's two methods.
+
+    A type of distribution that can share the work between them registers a function of its own:
+    `log_prob_and_entropy.register`.
+
+    Args:
+        dist: of batch shape [...].
+        action: one of each distribution.
+
+    Returns:
+        ([...] log-density or log-mass, [...] nats).
+    """
+    return dist.log_prob(action), dist.entropy()
 
 
 def mask_logits(logits: jax.Array, legal: jax.Array) -> jax.Array:
@@ -126,9 +139,6 @@ class Categorical:
         log_p = jax.nn.log_softmax(self.logits)
         return -_expectation(log_p, log_p)
 
-    def log_prob_and_entropy(self, action: jax.Array) -> tuple[jax.Array, jax.Array]:
-        return self.log_prob(action), self.entropy()
-
     def kl(self, other: "Categorical") -> jax.Array:
         log_p, log_q = jax.nn.log_softmax(self.logits), jax.nn.log_softmax(other.logits)
         return _expectation(log_p, log_p - log_q)
@@ -180,9 +190,6 @@ class MultiCategorical:
     def entropy(self) -> jax.Array:
         return _total(p.entropy() for p in self._parts())
 
-    def log_prob_and_entropy(self, action: jax.Array) -> tuple[jax.Array, jax.Array]:
-        return self.log_prob(action), self.entropy()
-
     def kl(self, other: "MultiCategorical") -> jax.Array:
         return _total(p.kl(q) for p, q in zip(self._parts(), other._parts(), strict=True))
 
@@ -233,9 +240,6 @@ class JointCategorical:
     def entropy(self) -> jax.Array:
         return self._flat().entropy()
 
-    def log_prob_and_entropy(self, action: jax.Array) -> tuple[jax.Array, jax.Array]:
-        return self.log_prob(action), self.entropy()
-
     def kl(self, other: "JointCategorical") -> jax.Array:
         return self._flat().kl(other._flat())
 
@@ -285,9 +289,6 @@ class DiagGaussian:
         return jnp.sum(
             jnp.broadcast_to(self.log_std, self.mean.shape) + 0.5 + LOG_SQRT_2PI, axis=-1
         )
-
-    def log_prob_and_entropy(self, action: jax.Array) -> tuple[jax.Array, jax.Array]:
-        return self.log_prob(action), self.entropy()
 
     def kl(self, other: "DiagGaussian") -> jax.Array:
         ratio = jnp.exp(2.0 * (self.log_std - other.log_std))
@@ -352,9 +353,6 @@ class TanhGaussian:
         expected = jnp.einsum("...kd,k->...d", _log_slope(nodes), jnp.asarray(_WEIGHTS, std.dtype))
         return self._normal().entropy() + jnp.sum(expected + self._log_half_width(), axis=-1)
 
-    def log_prob_and_entropy(self, action: jax.Array) -> tuple[jax.Array, jax.Array]:
-        return self.log_prob(action), self.entropy()
-
     def kl(self, other: "TanhGaussian") -> jax.Array:
         """That of the normals: an invertible map leaves a divergence unchanged."""
         return self._normal().kl(other._normal())
@@ -399,9 +397,6 @@ class Bernoulli:
     def entropy(self) -> jax.Array:
         coin = self._coin()
         return -jnp.sum(_expectation(coin, coin), axis=-1)
-
-    def log_prob_and_entropy(self, action: jax.Array) -> tuple[jax.Array, jax.Array]:
-        return self.log_prob(action), self.entropy()
 
     def kl(self, other: "Bernoulli") -> jax.Array:
         return jnp.sum(_expectation(self._coin(), self._coin() - other._coin()), axis=-1)

@@ -13,6 +13,7 @@ import jax
 import jax.numpy as jnp
 
 from ppo_jax import divergences, shapes
+from ppo_jax.distributions import log_prob_and_entropy
 from ppo_jax.types import Batch, LossFn, Metrics, Params
 
 
@@ -50,7 +51,7 @@ def predict(policy: Any, params: Params, rows: Batch) -> Prediction:
     def real(x: jax.Array, otherwise: jax.Array | float) -> jax.Array:
         return jnp.where(rows.weight > 0, x, otherwise)
 
-    log_prob, entropy = dist.log_prob_and_entropy(rows.action)
+    log_prob, entropy = log_prob_and_entropy(dist, rows.action)
     shapes.same(
         "predict: what the policy returns for rows",
         weight=rows.weight,

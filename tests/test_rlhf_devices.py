@@ -12,7 +12,7 @@ from ppo_jax.rlhf.decoder import Decoder, small
 from ppo_jax.rlhf.scoring import from_model
 
 assert jax.device_count() == 4
-decoder = Decoder(small(12, 32, 1, 2, 2))
+decoder = Decoder(small(12, 32, 1, 2, num_kv_heads=2))
 params = decoder.init(jax.random.key(0))
 judge = decoder.with_score(params, jax.random.key(1))
 roles = train.Models(decoder, params, decoder, decoder.with_score(params), params,

@@ -59,7 +59,7 @@ def everything():
 
 
 def log_probs(params, inputs):
-    return log_prob_of(DECODER, params, inputs, LENGTH, 1.0, VOCABULARY).sum(axis=1)
+    return log_prob_of(DECODER, params, inputs, LENGTH, valid_vocab=VOCABULARY).sum(axis=1)
 
 
 @pytest.fixture(scope="module")

@@ -95,6 +95,7 @@ def proportional_coefficient(
     coef: jax.Array,
     kl: jax.Array,
     target: jax.Array | float,
+    *,
     horizon: jax.Array | float,
     samples: jax.Array | float,
 ) -> jax.Array:

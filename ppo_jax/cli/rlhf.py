@@ -178,7 +178,7 @@ def _reward(arguments: list[str]) -> int:
     stage = stages.reward_model(
         decoder,
         params,
-        supervised.preference_rows(*arrays.chosen, *arrays.rejected, arrays.margin),
+        supervised.preference_rows(*arrays),
         _pick(supervised.Config, values),
         center=values["center"],
         seed=values["seed"],

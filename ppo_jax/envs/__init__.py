@@ -1,12 +1,14 @@
-"""Environments: two protocols, one registry, one vectoriser."""
+"""Environments: their protocols, one registry, one vectoriser."""
 
 from ppo_jax.envs.host import HostEnv, HostVectorEnv, refuse_sweep
 from ppo_jax.envs.protocol import (
     Env,
     InvalidEnvironment,
     VectorEnv,
+    VectorMaker,
     check_env,
     check_spaces,
+    makes_vectors,
     render,
 )
 from ppo_jax.envs.registry import (
@@ -27,11 +29,13 @@ __all__ = [
     "InvalidEnvironment",
     "UnknownEnvironment",
     "VectorEnv",
+    "VectorMaker",
     "as_env",
     "canonical",
     "check_env",
     "check_spaces",
     "make",
+    "makes_vectors",
     "names",
     "refuse_sweep",
     "render",

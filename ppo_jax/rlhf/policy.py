@@ -129,7 +129,8 @@ def log_prob_of(
     params: Params,
     inputs: TokenInputs,
     length: int,
-    temperature: Any,
+    *,
+    temperature: Any = 1.0,
     valid_vocab: int | None = None,
 ) -> jax.Array:
     """log π(token | text before it) of a response under any model.

@@ -88,7 +88,7 @@ class Program(NamedTuple):
         frozen: arrays that are arguments of the step and never change: the reference, the reward,
             the prompts.
         policy: the actor and the critic.
-        respond: (key, params, frozen, prompt, prompt_mask, greedy=False) -> Responses.
+        respond: (key, params, frozen, (tokens, mask), greedy=False) -> Responses.
         settings: of the rollout.
     """
 
