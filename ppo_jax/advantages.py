@@ -43,7 +43,15 @@ def gae(
 
     Source: Schulman et al. 2016, High-Dimensional Continuous Control Using GAE, eqs. 11-16.
     """
-    delta = _residual("gae", reward, discount, value, next_value, cont=cont, lambda_=lambda_)
+    delta = _residual(
+        "gae",
+        reward=reward,
+        discount=discount,
+        value=value,
+        next_value=next_value,
+        cont=cont,
+        lambda_=lambda_,
+    )
     return _discounted_sum(delta, discount * lambda_ * cont, 0.0)
 
 
@@ -74,7 +82,14 @@ def k_step_advantages(
 
     Source: Schulman et al. 2016, eqs. 11-15.
     """
-    delta = _residual("k_step_advantages", reward, discount, value, next_value, cont=cont)
+    delta = _residual(
+        "k_step_advantages",
+        reward=reward,
+        discount=discount,
+        value=value,
+        next_value=next_value,
+        cont=cont,
+    )
     decay = discount * cont
 
     def longer(advantage: jax.Array, _: None) -> tuple[jax.Array, jax.Array]:
@@ -202,6 +217,7 @@ def estimate_returns(trajectory: Trajectory, *, gamma: jax.Array | float) -> Bat
 
 def _residual(
     function: str,
+    *,
     reward: jax.Array,
     discount: jax.Array,
     value: jax.Array,

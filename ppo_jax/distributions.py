@@ -4,7 +4,8 @@ Each answers the same questions: `sample(key)`, `log_prob(action)`, `entropy()`,
 `mode()`, and `to_env(action)`, what the environment is given for an action. Noise can be drawn in
 bulk, before the distributions that consume it exist: `sample(key) == sample_from(noise(key))`, and
 `noise(key, (T,))` serves T successive samples. The categorical ones also answer `masked(legal)`:
-the same distribution given that what is drawn is legal.
+the same distribution given that what is drawn is legal. `log_prob_and_entropy(dist, action)` is for
+losses, which need both.
 """
 
 import functools
@@ -54,6 +55,23 @@ class Distribution(Protocol):
     def to_env(self, action: jax.Array) -> jax.Array:
         """The action as the environment takes it."""
         ...
+
+
+@functools.singledispatch
+def log_prob_and_entropy(dist: Distribution, action: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """Both, by the distribution's two methods.
+
+    A type of distribution that can share the work between them registers a function of its own:
+    `log_prob_and_entropy.register`.
+
+    Args:
+        dist: of batch shape [...].
+        action: one of each distribution.
+
+    Returns:
+        ([...] log-density or log-mass, [...] nats).
+    """
+    return dist.log_prob(action), dist.entropy()
 
 
 def mask_logits(logits: jax.Array, legal: jax.Array) -> jax.Array:

@@ -16,7 +16,7 @@ import numpy as np
 from flax import struct
 
 from ppo_jax import precision, rollout
-from ppo_jax.envs import Env, render
+from ppo_jax.envs import Env, makes_vectors, render
 from ppo_jax.networks import Policy
 from ppo_jax.types import Params, PyTree
 
@@ -69,8 +69,8 @@ def evaluate(
         key: consumed.
         params: of the policy.
         moments: the statistics it was trained with; they stay as they are.
-        env: the environment; one that makes its own vectors is played as it is evaluated, so
-            many episodes at a time as it says.
+        env: an Env, or a VectorMaker, which is played as it is evaluated, so many episodes at a
+            time as it says.
         policy: acts.
         episodes: E.
         max_steps: cut an episode here; None: at its time limit or 10,000, whichever is more.
@@ -79,33 +79,35 @@ def evaluate(
     Returns:
         Returns [E].
     """
-    env = env.evaluation() if hasattr(env, "vector") else env
+    env = env.evaluation() if makes_vectors(env) else env
     if max_steps is None:
         max_steps = max(DEFAULT_MAX_STEPS, _time_limit(env))
-    play = functools.partial(_play, max_steps=max_steps, greedy=greedy)
+    play = functools.partial(
+        _play, boxed=_Same(env), policy=policy, max_steps=max_steps, greedy=greedy
+    )
     # The policy has its precision; the environment is to compute as in training, too.
     play = precision.apply(precision.of(policy.act), play)
-    if not hasattr(env, "vector"):
-        return play(key, params, moments, _Same(env), policy, episodes)
+    if not makes_vectors(env):
+        return play(key, params, moments, episodes=episodes)
     count = env.side_by_side(episodes)
     keys = jax.random.split(key, -(-episodes // count))
-    parts = [play(k, params, moments, _Same(env), policy, count) for k in keys]
+    parts = [play(k, params, moments, episodes=count) for k in keys]
     return jax.tree.map(lambda *x: jnp.concatenate(x)[:episodes], *parts)
 
 
-@functools.partial(jax.jit, static_argnums=(3, 4, 5), static_argnames=("max_steps", "greedy"))
+@functools.partial(jax.jit, static_argnames=("boxed", "policy", "episodes", "max_steps", "greedy"))
 def _play(
     key: jax.Array,
     params: Params,
     moments: rollout.Moments,
+    *,
     boxed: _Same,
     policy: Policy,
     episodes: int,
-    *,
     max_steps: int,
     greedy: bool,
 ) -> Returns:
-    env = _copies(boxed.value, episodes)
+    env = _side_by_side(boxed.value, episodes)
     key, reset_key = jax.random.split(key)
     obs, state = env.reset(reset_key)
     core = policy.init_core(episodes)
@@ -119,8 +121,9 @@ def _play(
         time, key, obs, state, core, result = carry
         key, step_key = jax.random.split(key)
         start = jnp.broadcast_to(time == 0, (episodes,))
+        before = (core, obs, state, start)
         core, obs, state, reward, done = _step(
-            step_key, params, moments, env, policy, greedy, (core, obs, state, start)
+            step_key, before, params, moments, env=env, policy=policy, greedy=greedy
         )
         alive = ~result.finished
         result = Returns(
@@ -158,10 +161,10 @@ def record(
         InvalidEnvironment: the environment cannot draw itself.
     """
     key, reset_key = jax.random.split(key)
-    env = env.picture() if hasattr(env, "vector") else env
+    env = env.picture() if makes_vectors(env) else env
     # Of a vector environment given as an object all play, and the first is drawn.
-    count = getattr(env, "evaluation_envs", None) or 1
-    one = _copies(env, count)
+    count = env.side_by_side(1) if makes_vectors(env) else 1
+    one = _side_by_side(env, count)
     as_in_training = functools.partial(precision.apply, precision.of(policy.act))
     obs, state = as_in_training(one.reset)(reset_key)
     core = policy.init_core(count)
@@ -169,13 +172,13 @@ def record(
 
     @jax.jit
     def step(key: jax.Array, carry: Any) -> Any:
-        return _step(key, params, moments, one, policy, greedy, carry)
+        return _step(key, carry, params, moments, env=one, policy=policy, greedy=greedy)
 
     step = as_in_training(step)
     start = jnp.ones(count, bool)
     for step_key in jax.random.split(key, max_steps):
         core, obs, state, _, done = step(step_key, (core, obs, state, start))
-        if done[0] and hasattr(env, "vector"):
+        if done[0] and makes_vectors(env):
             break  # what is there to be seen is the next episode
         frames.append(render(one, state))
         start = jnp.zeros(count, bool)
@@ -237,19 +240,20 @@ class _Copies:
         return render(self.env, jax.tree.map(lambda x: x[0], state))
 
 
-def _copies(env: Any, count: int) -> Any:
+def _side_by_side(env: Any, count: int) -> Any:
     """So many environments side by side. Vectors restart, which nobody looks at."""
-    return env.vector(count) if hasattr(env, "vector") else _Copies(env, count)
+    return env.vector(count) if makes_vectors(env) else _Copies(env, count)
 
 
 def _step(
     key: jax.Array,
+    carry: tuple[PyTree, PyTree, PyTree, jax.Array],
     params: Params,
     moments: rollout.Moments,
+    *,
     env: Any,
     policy: Policy,
     greedy: bool,
-    carry: tuple[PyTree, PyTree, PyTree, jax.Array],
 ) -> tuple[PyTree, PyTree, PyTree, jax.Array, jax.Array]:
     """(core, obs, state, reward, done) one step on."""
     core, obs, state, start = carry

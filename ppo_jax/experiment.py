@@ -31,14 +31,6 @@ from ppo_jax.types import Metrics, PyTree, TrainState
 COMMAND = "python -m ppo_jax.train"
 # Metrics that are NaN by right: there may be no finished episode, nothing to explain.
 MAY_BE_NAN = ("episode_", "explained_variance", "eval_")
-BROKEN_PROMISES = {
-    "reused_resets": "more episodes ended in a rollout than there were fresh resets, so some were "
-    "used twice: raise --reset-pool, or correct the environment's shortest_episode",
-    "lost_cuts": "episodes were truncated sooner than the environment's time_limit says, and "
-    "bootstrapped from wrong states: correct it, or set it to None",
-    "unfinished_episodes": "episodes were longer than the time_limit that was given, and counted "
-    "as if they had ended: set --time-limit to the steps of the longest",
-}
 # Folded into the seed for the keys of evaluations, which training never uses.
 EVALUATION = 0xE7A1
 
@@ -166,7 +158,7 @@ def job_of(
         floats=floats,
         curves=("episode_return",),
         may_be_nan=MAY_BE_NAN,
-        promises=BROKEN_PROMISES,
+        promises=configs.promises(config),
         score=("episode_return", "eval_return_mean"),
         evaluate=judge if episodes else None,
         restart=program.restart if isinstance(program.env, HostEnv) else lambda state: state,

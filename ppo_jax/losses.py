@@ -13,6 +13,7 @@ import jax
 import jax.numpy as jnp
 
 from ppo_jax import divergences, shapes
+from ppo_jax.distributions import log_prob_and_entropy
 from ppo_jax.types import Batch, LossFn, Metrics, Params
 
 
@@ -50,10 +51,7 @@ def predict(policy: Any, params: Params, rows: Batch) -> Prediction:
     def real(x: jax.Array, otherwise: jax.Array | float) -> jax.Array:
         return jnp.where(rows.weight > 0, x, otherwise)
 
-    if hasattr(dist, "log_prob_and_entropy"):  # tokens, whose logits are worth making once
-        log_prob, entropy = dist.log_prob_and_entropy(rows.action)
-    else:
-        log_prob, entropy = dist.log_prob(rows.action), dist.entropy()
+    log_prob, entropy = log_prob_and_entropy(dist, rows.action)
     shapes.same(
         "predict: what the policy returns for rows",
         weight=rows.weight,
@@ -378,6 +376,23 @@ def normalize(x: jax.Array, weight: jax.Array | None = None, ddof: int = 1) -> j
     deviation = jnp.where(variance > 0, jnp.sqrt(jnp.where(variance > 0, variance, 1.0)), 0.0)
     normal = centred / (deviation + 1e-8)
     return jnp.where(count > 1, normal, jnp.where(weight > 0, x, 0.0))
+
+
+def check_normalizable(rows: int, minibatches: int = 1) -> None:
+    """Refuse minibatches of a single row, which `normalize` leaves as it is.
+
+    Args:
+        rows: of a rollout.
+        minibatches: parts that are normalised each by itself.
+
+    Raises:
+        ValueError: each of them is one row.
+    """
+    if rows == minibatches:
+        raise ValueError(
+            "minibatches of a single row have no deviation to normalise advantages by; use fewer "
+            "minibatches or normalize_advantage=False"
+        )
 
 
 def mask(batch: Batch) -> Batch:

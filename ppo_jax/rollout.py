@@ -2,7 +2,8 @@
 
 import dataclasses
 import functools
-from typing import Any, NamedTuple
+from collections.abc import Callable
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -10,9 +11,28 @@ from flax import struct
 
 from ppo_jax import normalization
 from ppo_jax.envs.protocol import VectorEnv
+from ppo_jax.episodes import (
+    Cuts,
+    Episodes,
+    advance,
+    episode_metrics,
+    lost_cuts,
+    no_cuts,
+    no_episodes,
+    remember_cuts,
+    value_at_cuts,
+)
 from ppo_jax.networks import Policy, SequenceInputs, StateAction
 from ppo_jax.types import Batch, Metrics, Params, PyTree, Trajectory
 
+Collect = Callable[[jax.Array, Params, "RolloutState"], tuple["RolloutState", Trajectory]]
+# Metrics that are 0 where an environment is as it describes itself; what it means if one is not.
+PROMISES = {
+    "reused_resets": "more episodes ended in a rollout than there were fresh resets, so some were "
+    "used twice: raise --reset-pool, or correct the environment's shortest_episode",
+    "lost_cuts": "episodes were truncated sooner than the environment's time_limit says, and "
+    "bootstrapped from wrong states: correct it, or set it to None",
+}
 # Up to so many environments an operation of a step takes longer to begin than to do.
 FEW_ENVS = 16
 
@@ -28,23 +48,6 @@ class Moments:
 
     obs: PyTree = ()
     reward: PyTree = ()
-
-
-@struct.dataclass
-class Episodes:
-    """The episodes that are under way.
-
-    Attributes:
-        start: [N] bool, the next step is the first of an episode.
-        episode_return: [N] raw reward so far.
-        episode_length: [N] steps so far.
-        discounted_return: [N] Σ γ^k r_{t−k}, whose deviation scales the rewards.
-    """
-
-    start: jax.Array
-    episode_return: jax.Array
-    episode_length: jax.Array
-    discounted_return: jax.Array
 
 
 @struct.dataclass
@@ -65,19 +68,40 @@ class RolloutState:
     core: PyTree
     moments: Moments
     metrics: Metrics
-    episodes: Any = None
+    episodes: Episodes
 
 
-class Cuts(NamedTuple):
-    """What the critic needs to value the futures that time limits cut off.
+@dataclasses.dataclass(frozen=True)
+class Collector:
+    """`collect` with all that stays the same during a run: what a training step calls.
+
+    An algorithm whose Config has the hook `collector` makes another one of it.
 
     Attributes:
-        used: [N] truncations so far in this rollout.
-        final: (core, obs), [C, N, ...] each: the true final observations, in order.
+        env: the vector environment.
+        policy: whose actions are taken.
+        num_steps: T.
+        gamma: [] discount.
     """
 
-    used: jax.Array
-    final: PyTree
+    env: VectorEnv
+    policy: Policy
+    num_steps: int
+    gamma: jax.Array | float
+
+    def __call__(
+        self, key: jax.Array, params: Params, state: RolloutState
+    ) -> tuple[RolloutState, Trajectory]:
+        """`collect`."""
+        return collect(key, params, state, **vars(self))
+
+    def whole_episodes(self, longest: int) -> Collect:
+        """`collect_episodes` in its place.
+
+        Args:
+            longest: steps of the longest possible episode.
+        """
+        return functools.partial(collect_episodes, longest=longest, **vars(self))
 
 
 def init(
@@ -99,13 +123,13 @@ def init(
     """
     obs, env_state = vector_env.reset(key)
     num_envs = vector_env.num_envs
-    core, episodes = policy.init_core(num_envs), _no_episodes(num_envs)
+    core, episodes = policy.init_core(num_envs), no_episodes(num_envs)
     moments = Moments(
         obs=normalization.init_tree(jax.tree.map(lambda x: x[0], obs)) if normalize_obs else (),
         reward=normalization.init(()) if normalize_reward else (),
     )
-    metrics = _episode_metrics(jnp.zeros(num_envs, bool), episodes)
-    metrics |= _lost_cuts(_no_cuts(1, vector_env, (core, obs)))
+    metrics = episode_metrics(jnp.zeros(num_envs, bool), episodes)
+    metrics |= lost_cuts(no_cuts(1, vector_env, (core, obs)))
     shapes = jax.eval_shape(functools.partial(_refresh, vector_env), key, env_state)[1]
     metrics |= jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), shapes)
     return RolloutState(env_state, obs, core, moments, metrics, episodes)
@@ -121,7 +145,7 @@ def restart(key: jax.Array, state: RolloutState, *, env: VectorEnv, policy: Poli
         policy: for its initial memory.
     """
     obs, env_state = env.reset(key)
-    core, episodes = policy.init_core(env.num_envs), _no_episodes(env.num_envs)
+    core, episodes = policy.init_core(env.num_envs), no_episodes(env.num_envs)
     return RolloutState(env_state, obs, core, state.moments, state.metrics, episodes)
 
 
@@ -154,8 +178,8 @@ def collect(
     Returns:
         (RolloutState with the metrics of this rollout, Trajectory [T, N])
     """
-    state, trajectory, rows = _collect(key, params, state, env, policy, num_steps, gamma)
-    metrics = _episode_metrics(rows["totals"].start & rows["valid"], rows["totals"])
+    state, trajectory, rows = _collect(key, params, state, Collector(env, policy, num_steps, gamma))
+    metrics = episode_metrics(rows["totals"].start & rows["valid"], rows["totals"])
     return dataclasses.replace(state, metrics=metrics | state.metrics), trajectory
 
 
@@ -185,10 +209,10 @@ def collect_episodes(
     """
     reset_key, key = jax.random.split(key)
     state = restart(reset_key, state, env=env, policy=policy)
-    state, trajectory, rows = _collect(key, params, state, env, policy, num_steps, gamma)
+    state, trajectory, rows = _collect(key, params, state, Collector(env, policy, num_steps, gamma))
     start = jnp.arange(1, num_steps + 1)[:, None] - rows["totals"].episode_length
     in_time = start + longest <= num_steps
-    metrics = _episode_metrics(rows["totals"].start & rows["valid"] & in_time, rows["totals"])
+    metrics = episode_metrics(rows["totals"].start & rows["valid"] & in_time, rows["totals"])
     return dataclasses.replace(state, metrics=metrics | state.metrics), trajectory
 
 
@@ -196,20 +220,18 @@ def _collect(
     key: jax.Array,
     params: Params,
     state: RolloutState,
-    env: VectorEnv,
-    policy: Policy,
-    num_steps: int,
-    gamma: jax.Array | float,
+    how: Collector,
 ) -> tuple[RolloutState, Trajectory, dict[str, Any]]:
     """(state with the metrics of the environment, trajectory, what else the steps left)."""
+    env, policy, num_steps = how.env, how.policy, how.num_steps
     noise_key, env_key, refresh_key, critic_key = jax.random.split(key, 4)
     # All noise at once: one wide draw costs a fraction of T narrow ones inside the loop.
     dist = jax.eval_shape(policy.act, params, state.core, state.obs, state.episodes.start)[1]
     noise = dist.noise(noise_key, (num_steps,))
     keys = jax.random.split(env_key, num_steps)
-    cuts = _no_cuts(num_steps, env, (state.core, state.obs))
+    cuts = no_cuts(num_steps, env, (state.core, state.obs))
     carry = (state.env_state, state.obs, state.core, state.episodes, cuts)
-    step = functools.partial(_step, params, state.moments, env, policy, gamma)
+    step = functools.partial(_step, params=params, moments=state.moments, how=how)
     # With few environments the cost is in the number of operations, and two steps in one
     # iteration share those of the loop: 5 % of a whole update with 4.
     unroll = 2 if env.num_envs <= FEW_ENVS else 1
@@ -217,8 +239,8 @@ def _collect(
     rows["core"] = jax.tree.map(lambda x: x[None], state.core)
     env_state, obs, core, episodes, cuts = carry
 
-    end = (core, obs)
-    inputs, value, next_value = _judge(critic_key, params, state.moments, policy, rows, end, cuts)
+    judge = functools.partial(_judge, moments=state.moments, policy=policy)
+    inputs, value, next_value = judge(critic_key, params, rows, end=(core, obs), cuts=cuts)
     env_state, env_metrics = _refresh(env, refresh_key, env_state)
     weight = rows["valid"].astype(jnp.float32)
     moments, reward = _update_moments(state.moments, rows, weight)
@@ -234,16 +256,17 @@ def _collect(
         done=rows["terminated"] | rows["truncated"] | settled,
         weight=weight,
     )
-    metrics = _lost_cuts(cuts) | env_metrics
+    metrics = lost_cuts(cuts) | env_metrics
     return RolloutState(env_state, obs, core, moments, metrics, episodes), trajectory, rows
 
 
 def _judge(
     key: jax.Array,
     params: Params,
+    rows: dict[str, Any],
+    *,
     moments: Moments,
     policy: Policy,
-    rows: dict[str, Any],
     end: tuple[PyTree, PyTree],
     cuts: Cuts,
 ) -> tuple[PyTree, jax.Array, jax.Array]:
@@ -276,30 +299,31 @@ def _judge(
         # and XLA drops the critic from it.
         now = value = rows["value"] if policy.value is None else policy.value(params, inputs)
     next_value = jnp.concatenate([now[1:], value_of(end_key, *end)[None]])
-    return inputs, value, _value_at_cuts(cut_key, next_value, rows["truncated"], cuts, value_of)
+    next_value = value_at_cuts(cut_key, next_value, rows["truncated"], cuts=cuts, value_of=value_of)
+    return inputs, value, next_value
 
 
 def _step(
-    params: Params,
-    moments: Moments,
-    env: VectorEnv,
-    policy: Policy,
-    gamma: jax.Array | float,
     carry: tuple[PyTree, ...],
     noise_and_key: tuple[jax.Array, jax.Array],
+    *,
+    params: Params,
+    moments: Moments,
+    how: Collector,
 ) -> tuple[tuple[PyTree, ...], dict[str, Any]]:
     """One step of all environments: the state after it, and what it leaves in the rows."""
     env_state, obs, core, episodes, cuts = carry
     noise, key = noise_and_key
     start = episodes.start
-    core, dist, value = policy.act(params, core, normalize_obs(moments, obs), start)
+    core, dist, value = how.policy.act(params, core, normalize_obs(moments, obs), start)
     action = dist.sample_from(noise)
-    next_obs, env_state, reward, terminated, truncated, info = env.step(
+    next_obs, env_state, reward, terminated, truncated, info = how.env.step(
         key, env_state, dist.to_env(action)
     )
     rewards = (reward, info.get("raw_reward", reward))
-    episodes, totals = _advance(episodes, rewards, terminated | truncated, info["valid"], gamma)
-    cuts = _remember_cuts(cuts, truncated, (core, info["final_observation"]))
+    done = terminated | truncated
+    episodes, totals = advance(episodes, rewards, done, valid=info["valid"], gamma=how.gamma)
+    cuts = remember_cuts(cuts, truncated, (core, info["final_observation"]))
     row = {
         "obs": obs,
         "start": start,
@@ -331,78 +355,10 @@ def sequences(batch: Batch) -> Batch:
     return jax.tree.map(lambda x: jnp.swapaxes(x, 0, 1), batch)
 
 
-def _no_episodes(num_envs: int) -> Episodes:
-    """N episodes before their first step."""
-    zeros = lambda dtype: jnp.zeros(num_envs, dtype)  # each its own: none is donated twice
-    return Episodes(jnp.ones(num_envs, bool), zeros(float), zeros(int), zeros(float))
-
-
-def _advance(
-    episodes: Episodes,
-    rewards: tuple[jax.Array, jax.Array],
-    done: jax.Array,
-    valid: jax.Array,
-    gamma: Any,
-) -> tuple[Episodes, Episodes]:
-    """Episodes one step on: (ready for the next step, totals as they stand at this one).
-
-    A step that did not happen changes nothing: the episode that starts after it still starts.
-    Of the rewards, (learned from, raw), the raw is reported.
-    """
-    reward, raw_reward = rewards
-    totals = Episodes(
-        start=done,
-        episode_return=episodes.episode_return + raw_reward,
-        episode_length=episodes.episode_length + 1,
-        discounted_return=gamma * episodes.discounted_return + reward,
-    )
-    ready = jax.tree.map(lambda x: jnp.where(done, jnp.zeros_like(x), x), totals)
-    ready = dataclasses.replace(ready, start=done)
-    return jax.tree.map(lambda new, old: jnp.where(valid, new, old), ready, episodes), totals
-
-
 def _refresh(env: VectorEnv, key: jax.Array, env_state: PyTree) -> tuple[PyTree, Metrics]:
     """The environment's own preparation for the next rollout, if it has any."""
     refresh = getattr(env, "refresh", None)
     return refresh(key, env_state) if refresh else (env_state, {})
-
-
-def _no_cuts(num_steps: int, env: VectorEnv, example: PyTree) -> Cuts:
-    """Slots for as many truncations as there can be.
-
-    A time limit of L steps cuts an episode at most C = 1 + (T − 1) // L times in T steps, so a
-    few slots hold every true final observation and none has to be kept for all steps.
-    """
-    limit = getattr(env, "time_limit", None)
-    slots = num_steps if limit is None else 1 + int((num_steps - 1) // limit)
-    final = jax.tree.map(lambda x: jnp.zeros((slots, *x.shape), x.dtype), example)
-    return Cuts(jnp.zeros(env.num_envs, jnp.int32), final)
-
-
-def _remember_cuts(cuts: Cuts, truncated: jax.Array, final: PyTree) -> Cuts:
-    """Write what was truncated at this step into each environment's next free slot."""
-    slots = jax.tree.leaves(cuts.final)[0].shape[0]
-    slot = jnp.where(truncated, cuts.used, slots)  # out of range: dropped
-    column = jnp.arange(cuts.used.shape[0])
-    final = jax.tree.map(lambda s, x: s.at[slot, column].set(x, mode="drop"), cuts.final, final)
-    return Cuts(cuts.used + truncated, final)
-
-
-def _lost_cuts(cuts: Cuts) -> Metrics:
-    """Truncations that found no slot, because the environment's time_limit is not one."""
-    slots = jax.tree.leaves(cuts.final)[0].shape[0]
-    return {"lost_cuts": jnp.sum(jnp.maximum(cuts.used - slots, 0))}
-
-
-def _value_at_cuts(
-    key: jax.Array, next_value: jax.Array, truncated: jax.Array, cuts: Cuts, value_of: Any
-) -> jax.Array:
-    """next_value [T, N] with V of the true final observation where an episode was truncated."""
-    slots = jax.tree.leaves(cuts.final)[0].shape[0]
-    cut_value = jax.vmap(value_of)(jax.random.split(key, slots), *cuts.final)
-    slot = jnp.minimum(jnp.cumsum(truncated, axis=0) - 1, slots - 1)
-    at_cut = jnp.take_along_axis(cut_value, jnp.maximum(slot, 0), axis=0)
-    return jnp.where(truncated, at_cut, next_value)
 
 
 def _update_moments(
@@ -417,26 +373,3 @@ def _update_moments(
     returns = rows["totals"].discounted_return
     statistics = normalization.update(moments.reward, returns, weight)
     return Moments(obs, statistics), normalization.scale(statistics, reward)
-
-
-def _episode_metrics(finished: jax.Array, totals: Episodes) -> Metrics:
-    """Statistics of the episodes that finished, [T, N] masked; NaN where there were none."""
-    count = jnp.sum(finished)
-    returns = totals.episode_return
-
-    def mean(x: jax.Array) -> jax.Array:
-        average = jnp.sum(jnp.where(finished, x, 0.0)) / jnp.maximum(count, 1)
-        return jnp.where(count > 0, average, jnp.nan)
-
-    def extreme(reduce: Any, worst: float) -> jax.Array:
-        return jnp.where(count > 0, reduce(jnp.where(finished, returns, worst)), jnp.nan)
-
-    average = mean(returns)
-    return {
-        "episodes": count,
-        "episode_return": average,
-        "episode_return_std": jnp.sqrt(mean(jnp.square(returns - average))),
-        "episode_return_min": extreme(jnp.min, jnp.inf),
-        "episode_return_max": extreme(jnp.max, -jnp.inf),
-        "episode_length": mean(totals.episode_length),
-    }

@@ -12,8 +12,8 @@ import jax
 import jax.numpy as jnp
 
 from ppo_jax import precision, rollout
-from ppo_jax.algorithms import ALGORITHMS
-from ppo_jax.config import TrainConfig, check, env_kwargs, resolve
+from ppo_jax.algorithms import ALGORITHMS, hooks
+from ppo_jax.config import TrainConfig, check, discount, env_kwargs, resolve
 from ppo_jax.envs import Env, InvalidEnvironment, VectorEnv, as_env, check_spaces, spaces, vectorize
 from ppo_jax.networks import (
     CONVOLUTIONS,
@@ -35,23 +35,22 @@ def make_train_step(
     """One iteration of any on-policy method: act, judge, learn.
 
     Args:
-        collect: (key, params, RolloutState) -> (RolloutState, Trajectory [T, N]), with `frozen`
-            as a fourth argument where it is not empty.
+        collect: (key, params, RolloutState) -> (RolloutState, Trajectory [T, N]).
         algorithm: what to learn from it.
         rows: [T, N] batch -> the rows that are shuffled.
 
     Returns:
         (TrainState, frozen=()) -> (TrainState, Metrics): those of the rollout and the update.
-        `frozen` holds arrays that collect and update need and nothing changes (a reference model).
+        `frozen` holds arrays that nothing changes (a reference model). Where it is not empty,
+        `collect` gets it by its name, `frozen=`; an update that needs it is made with it.
     """
 
     def train_step(state: TrainState, frozen: PyTree = ()) -> tuple[TrainState, Metrics]:
         key, collect_key, update_key = jax.random.split(state.key, 3)
-        more = (frozen,) if jax.tree.leaves(frozen) else ()
-        experience, trajectory = collect(collect_key, state.learner.params, state.rollout, *more)
+        more = {"frozen": frozen} if jax.tree.leaves(frozen) else {}
+        experience, trajectory = collect(collect_key, state.learner.params, state.rollout, **more)
         batch = rows(algorithm.estimate(trajectory))
-        more = more if algorithm.frozen else ()
-        learner, metrics = algorithm.update(update_key, state.learner, batch, *more)
+        learner, metrics = algorithm.update(update_key, state.learner, batch)
         metrics = {**experience.metrics, **metrics}
         return TrainState(learner, experience, key, state.update + 1), metrics
 
@@ -100,16 +99,8 @@ def build(config: TrainConfig, env: Any = None) -> Program:
     vector_env = vectorize(env, config.num_envs, config.num_steps, pool_size=config.reset_pool)
     policy = _policy(config, env)
     algorithm = ALGORITHMS[config.algorithm].make(policy, config.hyper)
-    collect = functools.partial(
-        rollout.collect,
-        env=vector_env,
-        policy=policy,
-        num_steps=config.num_steps,
-        gamma=config.hyper.gamma,
-    )
-    if getattr(config.hyper, "whole_episodes", False):
-        longest = config.hyper.time_limit
-        collect = functools.partial(rollout.collect_episodes, longest=longest, **collect.keywords)
+    collector = rollout.Collector(vector_env, policy, config.num_steps, discount(config))
+    collect = hooks.collector(config.hyper, collector)
 
     def init(key: jax.Array) -> TrainState:
         key, rollout_key, learner_key = jax.random.split(key, 3)
@@ -150,7 +141,7 @@ def _policy(config: TrainConfig, env: Env) -> Policy:
         "squash": config.squash,
         "log_std_init": config.log_std_init,
         "frame_mix": config.frame_mix,
-        "critic": getattr(config.hyper, "critic", "v"),
+        "critic": hooks.critic(config.hyper),
     }
     if config.memory == "none":
         return make_policy(**common)
@@ -222,7 +213,7 @@ def _check_frames(mix: str, name: str, observations: PyTree) -> None:
         raise InvalidEnvironment(
             f"frame_mix {mix!r} takes images of {frames} frames [H, W, {frames}]; observations of "
             f"{name} are {spaces.describe(observations)}; use frame_mix none, or {frames} frames "
-            f"(of Pong: --env-args frames={frames})"
+            f"(--env-args frames={frames}, where the environment has that argument)"
         )
 
 

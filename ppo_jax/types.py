@@ -97,10 +97,8 @@ class Algorithm(NamedTuple):
     init(key, obs) -> LearnerState
     estimate(Trajectory) -> Batch [T, N]: advantages and targets
     update(key, LearnerState, Batch [M]) -> (LearnerState, Metrics)
-    frozen: whether update takes the arrays that nothing changes as a fourth argument
     """
 
     init: Callable[[jax.Array, PyTree], LearnerState]
     estimate: Callable[[Trajectory], Batch]
-    update: Callable[..., tuple[LearnerState, Metrics]]
-    frozen: bool = False
+    update: Callable[[jax.Array, LearnerState, Batch], tuple[LearnerState, Metrics]]

@@ -84,7 +84,7 @@ def test_the_proportional_rule_equals_its_peers(peer, case):
             coef, found = dtype(hp["init_kl_coef"]), []
             for kl in x["kl"]:
                 coef = ppo_kl.proportional_coefficient(
-                    coef, dtype(kl), hp["target"], hp["horizon"], hp["n_steps"]
+                    coef, dtype(kl), hp["target"], horizon=hp["horizon"], samples=hp["n_steps"]
                 )
                 found.append(float(coef))
         np.testing.assert_allclose(found, x["kl_coef"], rtol=rtol)

@@ -34,7 +34,15 @@ def folder(tmp_path_factory):
     root = tmp_path_factory.mktemp("rlhf")
     tokenizer = CharTokenizer("".join(WORDS))
     decoder = Decoder(
-        small(tokenizer.vocab_size, 16, 1, 2, 1, max_positions=64, eos_ids=(tokenizer.eos_id,))
+        small(
+            tokenizer.vocab_size,
+            16,
+            1,
+            2,
+            num_kv_heads=1,
+            max_positions=64,
+            eos_ids=(tokenizer.eos_id,),
+        )
     )
     (root / "model").mkdir()
     save_model(root / "model", decoder, decoder.init(jax.random.key(0)))

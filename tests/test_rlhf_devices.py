@@ -12,7 +12,7 @@ from ppo_jax.rlhf.decoder import Decoder, small
 from ppo_jax.rlhf.scoring import from_model
 
 assert jax.device_count() == 4
-decoder = Decoder(small(12, 32, 1, 2, 2))
+decoder = Decoder(small(12, 32, 1, 2, num_kv_heads=2))
 params = decoder.init(jax.random.key(0))
 judge = decoder.with_score(params, jax.random.key(1))
 roles = train.Models(decoder, params, decoder, decoder.with_score(params), params,
@@ -22,7 +22,7 @@ config = train.Config(num_prompts=8, max_new_tokens=5, updates=2, kl_coef=0.1)
 found = []
 for mesh in (None, sharding.make_mesh(2, 2)):
     program = train.build(roles, prompts, jnp.ones_like(prompts), config,
-                          algorithms.Config(learning_rate=1e-3), eos_id=0, mesh=mesh)
+                          hyper=algorithms.Config(learning_rate=1e-3), eos_id=0, mesh=mesh)
     state = jax.jit(program.init)(jax.random.key(0))
     state = state if mesh is None else sharding.shard(state, mesh)
     step = jax.jit(program.step)

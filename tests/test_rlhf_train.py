@@ -9,7 +9,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from ppo_jax import losses, normalization
+from ppo_jax import losses, normalization, sgd
+from ppo_jax.algorithms import ppo
 from ppo_jax.rlhf import algorithms, lora, optimum, rollout, scoring, train
 from ppo_jax.rlhf.decoder import Decoder, small
 from ppo_jax.rlhf.policy import TokenInputs, log_prob_of
@@ -47,7 +48,7 @@ def build(config, hyper=None, eos_id=None, **kwargs):
     if not jax.tree.leaves(roles.reward.frozen) and roles.reward is TABLE:
         roles = roles._replace(reward=Reward(table(0), TABLE.score))
     prompt = jnp.full((1, 1), BOS), jnp.ones((1, 1), jnp.int32)
-    return train.build(roles, *prompt, config, hyper, eos_id=eos_id, valid_vocab=VOCABULARY)
+    return train.build(roles, *prompt, config, hyper=hyper, eos_id=eos_id, valid_vocab=VOCABULARY)
 
 
 def everything():
@@ -58,7 +59,7 @@ def everything():
 
 
 def log_probs(params, inputs):
-    return log_prob_of(DECODER, params, inputs, LENGTH, 1.0, VOCABULARY).sum(axis=1)
+    return log_prob_of(DECODER, params, inputs, LENGTH, valid_vocab=VOCABULARY).sum(axis=1)
 
 
 @pytest.fixture(scope="module")
@@ -135,7 +136,7 @@ def test_the_ratio_is_one_on_the_first_minibatch(first):
     program, state, _, _, trajectory = first
     batch = sequences(trajectory)
     batch = losses.mask(_as_batch(batch))
-    loss = algorithms.make_loss(program.policy, algorithms.Config(), program.frozen, None)
+    loss = ppo.make_loss(program.policy.joined(program.frozen), algorithms.Config())
     _, metrics = jax.jit(loss)(state.learner.params, batch)
     assert float(metrics["approx_kl"]) < 1e-10
     assert float(metrics["clip_fraction"]) == 0.0
@@ -263,8 +264,7 @@ def test_gradients_are_accumulated_over_tokens_not_over_parts(first):
     batch = dataclasses.replace(
         _as_batch(sequences(trajectory)), advantage=trajectory.reward.T, target=trajectory.reward.T
     )
-    loss = algorithms.make_loss(program.policy, algorithms.Config(), program.frozen, None)
-    from ppo_jax import sgd
+    loss = ppo.make_loss(program.policy.joined(program.frozen), algorithms.Config())
 
     adam = algorithms.make_optimizer(algorithms.Config())
     learner = sgd.init(state.learner.params, adam)

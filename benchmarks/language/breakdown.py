@@ -107,7 +107,7 @@ class Update:
 
     def _collect(self, state: PyTree, frozen: PyTree, prompts: Any, mask: Any) -> tuple:
         params = state.learner.params
-        said = self.program.respond(jax.random.key(2), params, frozen, prompts, mask)
+        said = self.program.respond(jax.random.key(2), params, frozen, (prompts, mask))
         trajectory = responses._trajectory(
             said, said.raw_score, state.rollout.kl_coef, self.settings
         )
@@ -138,7 +138,7 @@ class Update:
         """The reference on what was written."""
         params = nudged(constants["frozen"]["reference"], carry)
         length = self.size.response_length
-        return log_prob_of(self.decoder, params, constants["inputs"], length, 1.0)
+        return log_prob_of(self.decoder, params, constants["inputs"], length)
 
     def score(self, carry: PyTree, constants: PyTree) -> PyTree:
         """The reward model."""

@@ -76,7 +76,7 @@ def build(size: Size) -> tuple[train.Program, train.Config, algorithms.Config]:
     )
     prompts = jax.random.randint(key, (PROMPTS, size.prompt_length), 0, size.vocab_size - 1)
     mask = jnp.ones(prompts.shape, jnp.int32)
-    program = train.build(models, prompts, mask, config, hyper, eos_id=size.eos_id)
+    program = train.build(models, prompts, mask, config, hyper=hyper, eos_id=size.eos_id)
     return program, config, hyper
 
 

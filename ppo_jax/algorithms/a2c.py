@@ -26,6 +26,19 @@ class Config:
     max_grad_norm: float = sgd.max_grad_norm(0.5)
     adam_eps: float = sgd.adam_eps()
 
+    def check(self, run: Any, env: Any) -> None:
+        """Refuse rollouts of a single row, whose advantages cannot be normalised.
+
+        Args:
+            run: its num_envs and num_steps.
+            env: not used.
+
+        Raises:
+            ValueError: what to do instead.
+        """
+        if self.normalize_advantage:
+            losses.check_normalizable(run.num_envs * run.num_steps)
+
 
 def make_loss(policy: Any, config: Config) -> LossFn:
     """The loss of one rollout.

@@ -66,11 +66,11 @@ class Config:
     adam_eps: float = sgd.adam_eps()
 
     def check(self, run: Any, env: Any) -> None:
-        """Refuse a shared torso.
+        """Refuse a shared torso, a recurrent network, and rollouts of a single row.
 
         Args:
-            run: its shared_torso.
-            env: of no interest.
+            run: its shared_torso, memory, num_envs and num_steps.
+            env: not used.
 
         Raises:
             ValueError: what to do instead.
@@ -80,6 +80,12 @@ class Config:
                 "the critic of actor_critic judges actions, and shares no torso with the actor; "
                 "use shared_torso=False"
             )
+        if run.memory != "none":
+            raise ValueError(
+                "the critic of actor_critic judges actions, and has no memory; use memory='none'"
+            )
+        if self.normalize_advantage:
+            losses.check_normalizable(run.num_envs * run.num_steps)
 
 
 def make_loss(policy: Any, config: Config) -> LossFn:

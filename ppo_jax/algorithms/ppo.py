@@ -1,6 +1,7 @@
 """Proximal policy optimisation with the clipped surrogate (Schulman et al. 2017)."""
 
 import dataclasses
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -30,6 +31,7 @@ class Config:
     anneal_timesteps: float | None = sgd.anneal_timesteps()
     epochs: int = option(4, "passes over each rollout", low=1)
     minibatches: int = option(4, "gradient steps per pass", low=1)
+    micro_batches: int = option(1, "parts of a minibatch whose gradients are accumulated", low=1)
     gamma: float = option(0.99, "discount per step", low=0, high=1)
     gae_lambda: float = option(0.95, "trace decay of the advantage estimate", low=0, high=1)
     clip_eps: float = option(0.2, "the ratio is clipped to 1 ± this", low=0, open_low=True)
@@ -38,7 +40,7 @@ class Config:
     )
     entropy_coef: float = option(0.0, "weight of the entropy bonus", low=0)
     value_coef: float = option(0.5, "weight of the value loss", low=0)
-    normalize_advantage: bool = option(True, "per minibatch")
+    normalize_advantage: bool = option(True, "per minibatch, or per part of one")
     max_grad_norm: float = sgd.max_grad_norm(0.5)
     adam_eps: float = sgd.adam_eps()
     target_kl: float | None = option(
@@ -48,15 +50,40 @@ class Config:
         open_low=True,
     )
 
+    def divisors(self) -> dict[str, int]:
+        """The rows of a rollout divide into minibatches, and these into micro-batches."""
+        parts = self.minibatches * self.micro_batches
+        more = {"minibatches x micro_batches": parts} if self.micro_batches > 1 else {}
+        return {"minibatches": self.minibatches, **more}
 
-def make_loss(policy: Any, config: Config) -> LossFn:
+    def check(self, run: Any, env: Any) -> None:
+        """Refuse minibatches of a single row, whose advantages cannot be normalised.
+
+        Args:
+            run: its num_envs and num_steps.
+            env: not used.
+
+        Raises:
+            ValueError: what to do instead.
+        """
+        if self.normalize_advantage:
+            parts = self.minibatches * self.micro_batches
+            losses.check_normalizable(run.num_envs * run.num_steps, parts)
+
+
+# (what the policy makes of the rows, the rows) -> ([] added to the loss, metrics).
+Penalty = Callable[[losses.Prediction, Batch], tuple[jax.Array, Metrics]]
+
+
+def make_loss(policy: Any, config: Config, penalty: Penalty | None = None) -> LossFn:
     """The loss of one minibatch.
 
-    L(θ) = E[ −min(ρ Â, clip(ρ, 1−ε, 1+ε) Â) + c_v ½ (V_θ − V_target)² − c_e H[π_θ] ]
+    L(θ) = E[ −min(ρ Â, clip(ρ, 1−ε, 1+ε) Â) + c_v ½ (V_θ − V_target)² − c_e H[π_θ] ] + penalty
 
     Args:
         policy: its `apply(params, obs)` gives (distribution, value).
         config: ε, c_v, c_e and the switches.
+        penalty: (Prediction, rows) -> ([], metrics), a further term; None: there is none.
 
     Returns:
         (params, Batch [M]) -> ([], metrics)
@@ -66,12 +93,17 @@ def make_loss(policy: Any, config: Config) -> LossFn:
 
     def loss_fn(params: Params, rows: Batch) -> tuple[jax.Array, Metrics]:
         rows = losses.mask(rows)
-        return objective(losses.predict(policy, params, rows), rows, config)
+        new = losses.predict(policy, params, rows)
+        loss, metrics = _objective(new, rows, config)
+        if penalty is None:
+            return loss, metrics
+        more, its_metrics = penalty(new, rows)
+        return loss + more, metrics | its_metrics | {"loss": loss + more}
 
     return loss_fn
 
 
-def objective(new: losses.Prediction, rows: Batch, config: Config) -> tuple[jax.Array, Metrics]:
+def _objective(new: losses.Prediction, rows: Batch, config: Config) -> tuple[jax.Array, Metrics]:
     """The loss of `make_loss`, given what the policy makes of the rows.
 
     Args:
@@ -111,7 +143,11 @@ def _value_error(value: jax.Array, rows: Batch, clip_eps: jax.Array | float | No
 
 
 def make(
-    policy: Any, config: Config, optimizer: optax.GradientTransformation | None = None
+    policy: Any,
+    config: Config,
+    optimizer: optax.GradientTransformation | None = None,
+    *,
+    penalty: Penalty | None = None,
 ) -> Algorithm:
     """PPO-clip as three functions.
 
@@ -119,11 +155,12 @@ def make(
         policy: a Policy.
         config: Config.
         optimizer: another optax transformation than the one the config describes.
+        penalty: a further term of the loss, as for `make_loss`.
 
     Source: Schulman et al. 2017, algorithm 1.
     """
     optimizer, begin = sgd.from_config(config, optimizer)
-    loss_fn = make_loss(policy, config)
+    loss_fn = make_loss(policy, config, penalty)
     stop = None
     if config.target_kl is not None:
         limit = 1.5 * config.target_kl
@@ -145,6 +182,7 @@ def make(
             optimizer,
             order=sgd.shuffles(key, batch.weight.shape[0], config.epochs),
             minibatches=config.minibatches,
+            micro_batches=config.micro_batches,
             stop=stop,
         )
         return learner, metrics | sgd.report(learner, batch)

@@ -49,11 +49,16 @@ class Config:
     max_grad_norm: float = sgd.max_grad_norm(0.5)
     adam_eps: float = sgd.adam_eps()
 
+    def divisors(self) -> dict[str, int]:
+        """The rows of a rollout divide into minibatches."""
+        return {"minibatches": self.minibatches}
+
     def check(self, run: Any, env: Any) -> None:
-        """Refuse a weight that cannot adapt.
+        """Refuse a weight that cannot adapt, and minibatches of a single row.
 
         Args:
-            run, env: of no interest.
+            run: its num_envs and num_steps.
+            env: not used.
 
         Raises:
             ValueError: what to do instead.
@@ -63,6 +68,8 @@ class Config:
                 "kl_coef is 0, which doubled stays 0; with a kl_target it must be > 0, without "
                 "penalty kl_target must be None"
             )
+        if self.normalize_advantage:
+            losses.check_normalizable(run.num_envs * run.num_steps, self.minibatches)
 
 
 def adapt_coefficient(coef: jax.Array, kl: jax.Array, target: jax.Array | float) -> jax.Array:
@@ -88,6 +95,7 @@ def proportional_coefficient(
     coef: jax.Array,
     kl: jax.Array,
     target: jax.Array | float,
+    *,
     horizon: jax.Array | float,
     samples: jax.Array | float,
 ) -> jax.Array:

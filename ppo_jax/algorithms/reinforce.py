@@ -3,7 +3,7 @@
 import dataclasses
 import math
 from collections.abc import Callable
-from typing import Any, ClassVar, NamedTuple
+from typing import Any, ClassVar, NamedTuple, Self
 
 import jax
 import jax.numpy as jnp
@@ -102,7 +102,10 @@ BASELINES: dict[str, Callable[[jax.Array, jax.Array, Episodes], jax.Array]] = {
 class Config:
     """Hyperparameters. Every float may be a tracer, so one program serves a whole sweep."""
 
-    whole_episodes: ClassVar[bool] = True
+    promises: ClassVar[dict[str, str]] = {
+        "unfinished_episodes": "episodes were longer than the time_limit that was given, and "
+        "counted as if they had ended: set --time-limit to the steps of the longest"
+    }
 
     learning_rate: float = sgd.learning_rate(3e-3)
     anneal_timesteps: float | None = sgd.anneal_timesteps()
@@ -121,6 +124,25 @@ class Config:
         """Only a learned baseline needs one."""
         return "v" if self.baseline == "value" else "none"
 
+    def collector(self, collect: Any) -> Any:
+        """Rollouts that begin with new episodes everywhere, as `estimate` takes them.
+
+        Args:
+            collect: the run's `rollout.Collector`.
+        """
+        return collect.whole_episodes(self.time_limit)
+
+    def resolve(self, env: Any) -> Self:
+        """With the environment's time limit, if it has one, where none was given.
+
+        Args:
+            env: its time_limit.
+        """
+        limit = env.time_limit
+        if self.time_limit is not None or limit is None or math.isinf(limit):
+            return self
+        return dataclasses.replace(self, time_limit=int(limit))
+
     def check(self, run: Any, env: Any) -> None:
         """Refuse rollouts in which an episode might not end.
 
@@ -131,7 +153,7 @@ class Config:
         Raises:
             ValueError: what to do instead.
         """
-        limit = getattr(env, "time_limit", None)
+        limit = None if env is None else env.time_limit
         if self.time_limit is not None and limit is not None and self.time_limit < limit < math.inf:
             raise ValueError(
                 f"time_limit is {self.time_limit}, but an episode may take {limit:g} steps here; "
@@ -196,7 +218,7 @@ def make(
         optimizer: another optax transformation than the one the config describes.
 
     `estimate` takes rollouts whose first step starts an episode in every environment, as those of
-    `rollout.collect_episodes` do.
+    `Config.collector` do.
 
     Source: Williams 1992.
     """

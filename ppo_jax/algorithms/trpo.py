@@ -39,18 +39,24 @@ class Config:
     max_grad_norm: float = sgd.max_grad_norm(float("inf"))
     adam_eps: float = sgd.adam_eps()
 
+    def divisors(self) -> dict[str, int]:
+        """The rows of a rollout divide into the minibatches of the critic."""
+        return {"critic_minibatches": self.critic_minibatches}
+
     def check(self, run: Any, env: Any) -> None:
-        """Refuse a shared torso.
+        """Refuse a shared torso, and rollouts of a single row.
 
         Args:
-            run: its shared_torso.
-            env: of no interest.
+            run: its shared_torso, num_envs and num_steps.
+            env: not used.
 
         Raises:
             ValueError: what to do instead.
         """
         if run.shared_torso:
             raise ValueError(SHARED_TORSO)
+        if self.normalize_advantage:
+            losses.check_normalizable(run.num_envs * run.num_steps)
 
 
 def conjugate_gradient(

@@ -236,6 +236,7 @@ def _short(value: float) -> str:
 def plot(
     runs: tuple[Path, ...],
     out: Path = Path("comparison.png"),
+    *,
     metric: str = "episode_return",
     x: Literal["env_step", "seconds"] = "env_step",
     smooth: float = 0.05,

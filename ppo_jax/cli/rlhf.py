@@ -177,7 +177,7 @@ def _reward(arguments: list[str]) -> int:
     stage = stages.reward_model(
         decoder,
         params,
-        supervised.preference_rows(*arrays.chosen, *arrays.rejected, arrays.margin),
+        supervised.preference_rows(*arrays),
         _pick(supervised.Config, values),
         center=values["center"],
         seed=values["seed"],
@@ -207,7 +207,7 @@ def _optimisation(values: dict[str, Any], responses: int = 256) -> Job:
         models,
         *prompts,
         config,
-        hyper,
+        hyper=hyper,
         eos_id=ends(decoder, tokenizer),
         valid_vocab=tokenizer.vocab_size,
         mesh=mesh_of(values["model_parallel"], config.num_prompts * config.group_size),

@@ -10,14 +10,14 @@ from typing import Any
 
 import jax
 
-from ppo_jax import precision
-from ppo_jax.algorithms import ALGORITHMS
+from ppo_jax import precision, rollout
+from ppo_jax.algorithms import ALGORITHMS, hooks
 from ppo_jax.config.options import ConfigError, coerce, did_you_mean, is_float, option
 from ppo_jax.config.options import check as check_option
 from ppo_jax.config.options import guess as guess_value
 from ppo_jax.config.options import to_json as json_value
 from ppo_jax.config.presets import PRESETS
-from ppo_jax.envs import atari_game, canonical
+from ppo_jax.envs import same_env
 from ppo_jax.networks import ACTIVATIONS, CONVOLUTIONS, FRAME_MIXES, MEMORIES
 
 
@@ -97,13 +97,13 @@ def preset_values(preset: str | None, env: str | None, algorithm: str | None) ->
     if preset is None:
         env, algorithm = env or TrainConfig.env, algorithm or TrainConfig.algorithm
         for values in PRESETS.values():
-            if values["algorithm"] == algorithm and _same_env(values["env"], env):
+            if values["algorithm"] == algorithm and same_env(values["env"], env):
                 return dict(values)
         return {}
     if preset not in PRESETS:
         raise ConfigError(f"unknown preset {preset!r}; {did_you_mean(preset, PRESETS)}")
     values = PRESETS[preset]
-    if env and not _same_env(values["env"], env):
+    if env and not same_env(values["env"], env):
         raise ConfigError(f"preset {preset!r} is for env {values['env']}, not {env}")
     if algorithm and algorithm != values["algorithm"]:
         raise ConfigError(f"preset {preset!r} is for {values['algorithm']}, not {algorithm}")
@@ -180,16 +180,24 @@ def resolve(config: TrainConfig, env: Any = None) -> TrainConfig:
 
     Args:
         config: its annealing horizon becomes the run's length.
-        env: whose time limit is that of an algorithm which asks for one; None: left open.
+        env: what the algorithm leaves to the environment is filled in from it; None: left open.
     """
-    known: dict[str, Any] = {"anneal_timesteps": float(config.total_timesteps)}
-    limit = getattr(env, "time_limit", None)
-    if limit is not None and not math.isinf(limit):
-        known["time_limit"] = int(limit)
-    open_ends = {k: v for k, v in known.items() if getattr(config.hyper, k, v) is None}
-    if not open_ends:
-        return config
-    return dataclasses.replace(config, hyper=dataclasses.replace(config.hyper, **open_ends))
+    hyper = config.hyper if env is None else hooks.resolve(config.hyper, env)
+    if to_flat(config).get("anneal_timesteps", math.inf) is None:
+        hyper = dataclasses.replace(hyper, anneal_timesteps=float(config.total_timesteps))
+    return dataclasses.replace(config, hyper=hyper)
+
+
+def promises(config: TrainConfig) -> dict[str, str]:
+    """Metrics of a run that are 0 while environment and algorithm are as described, each with what
+    it means if one is not."""
+    return rollout.PROMISES | hooks.promises(config.hyper)
+
+
+def discount(config: TrainConfig) -> Any:
+    """[] γ, the algorithm's own; 0.99 for one that has none, where only the scale of normalised
+    rewards depends on it."""
+    return to_flat(config).get("gamma", 0.99)
 
 
 TRACED = "traced"
@@ -242,15 +250,10 @@ def check(config: TrainConfig, env: Any = None) -> None:
             check_option(known[name], value)
     _check_sizes(config)
     env_kwargs(config)
-    if config.memory != "none" and getattr(config.hyper, "critic", "v") == "q":
-        raise ConfigError(
-            f"the critic of {config.algorithm} judges actions, and has no memory; use memory='none'"
-        )
-    if hasattr(config.hyper, "check"):
-        try:
-            config.hyper.check(config, env)
-        except ValueError as error:
-            raise ConfigError(str(error)) from error
+    try:
+        hooks.check(config.hyper, config, env)
+    except ValueError as error:
+        raise ConfigError(str(error)) from error
 
 
 def env_kwargs(config: TrainConfig) -> dict[str, Any]:
@@ -275,49 +278,33 @@ def env_kwargs(config: TrainConfig) -> dict[str, Any]:
 
 
 def _check_sizes(config: TrainConfig) -> None:
-    rollout = config.num_envs * config.num_steps
-    if config.total_timesteps < rollout:
+    steps = config.num_envs * config.num_steps
+    if config.total_timesteps < steps:
         raise ConfigError(
             f"total_timesteps is {config.total_timesteps}, less than one rollout of num_envs x "
-            f"num_steps = {config.num_envs} x {config.num_steps} = {rollout}"
+            f"num_steps = {config.num_envs} x {config.num_steps} = {steps}"
         )
     if config.num_updates > MAX_UPDATES:
         raise ConfigError(
             f"total_timesteps is {config.total_timesteps:.3g}, or {config.num_updates:.3g} "
-            f"rollouts; it must be at most {MAX_UPDATES * rollout}"
+            f"rollouts; it must be at most {MAX_UPDATES * steps}"
         )
-    minibatches = getattr(config.hyper, "minibatches", 1)
-    for name in ("minibatches", "critic_minibatches"):
-        _check_divides(config, name, getattr(config.hyper, name, 1))
-    if rollout == minibatches and getattr(config.hyper, "normalize_advantage", False):
-        raise ConfigError(
-            "minibatches of a single row have no deviation to normalise advantages by; use fewer "
-            "minibatches or normalize_advantage=False"
-        )
+    for name, value in hooks.divisors(config.hyper).items():
+        _check_divides(config, name, value)
 
 
-def _check_divides(config: TrainConfig, name: str, minibatches: int) -> None:
+def _check_divides(config: TrainConfig, name: str, value: int) -> None:
     """Rows are steps; of a policy with memory, whole environments."""
     rows, of = config.num_envs, f"num_envs = {config.num_envs}"
     if config.memory == "none":
         rows *= config.num_steps
         of = f"num_envs x num_steps = {config.num_envs} x {config.num_steps} = {rows}"
-    if rows % minibatches:
+    if rows % value:
         small = [d for d in range(1, math.isqrt(rows) + 1) if rows % d == 0]
-        near = sorted({*small, *(rows // d for d in small)}, key=lambda d: abs(d - minibatches))
+        near = sorted({*small, *(rows // d for d in small)}, key=lambda d: abs(d - value))
         why = (
             "" if config.memory == "none" else ", whose steps a policy with memory keeps together,"
         )
         raise ConfigError(
-            f"{of}{why} does not divide into {minibatches} {name}; nearest that do: "
-            f"{sorted(near[:3])}"
+            f"{of}{why} does not divide into {value} {name}; nearest that do: {sorted(near[:3])}"
         )
-
-
-def _same_env(bare: str, name: str) -> bool:
-    """Whether a name, with its suite or without, is that of a preset's environment; Atari's games
-    have several."""
-    game = atari_game(name)
-    if game is not None:
-        return game == atari_game(bare)
-    return name == bare or (name.endswith(f":{bare}") and name == canonical(bare))

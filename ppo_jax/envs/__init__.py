@@ -1,21 +1,23 @@
-"""Environments: two protocols, one registry, one vectoriser."""
+"""Environments: their protocols, one registry, one vectoriser."""
 
 from ppo_jax.envs.host import HostEnv, HostVectorEnv, refuse_sweep
 from ppo_jax.envs.protocol import (
     Env,
     InvalidEnvironment,
     VectorEnv,
+    VectorMaker,
     check_env,
     check_spaces,
+    makes_vectors,
     render,
 )
 from ppo_jax.envs.registry import (
     UnknownEnvironment,
     as_env,
-    atari_game,
     canonical,
     make,
     names,
+    same_env,
     suites,
 )
 from ppo_jax.envs.vectorize import vectorize
@@ -27,15 +29,17 @@ __all__ = [
     "InvalidEnvironment",
     "UnknownEnvironment",
     "VectorEnv",
+    "VectorMaker",
     "as_env",
-    "atari_game",
     "canonical",
     "check_env",
     "check_spaces",
     "make",
+    "makes_vectors",
     "names",
     "refuse_sweep",
     "render",
+    "same_env",
     "suites",
     "vectorize",
 ]

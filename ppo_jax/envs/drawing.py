@@ -19,7 +19,10 @@ def _canvas(draw_on: Callable[[Any], None]) -> np.ndarray:
     return np.asarray(image.resize((SIZE, SIZE), Image.Resampling.LANCZOS))
 
 
-def _disc(draw: Any, x: float, y: float, radius: float, colour: tuple[int, int, int]) -> None:
+def _disc(
+    draw: Any, centre: tuple[float, float], radius: float, colour: tuple[int, int, int]
+) -> None:
+    x, y = centre
     draw.ellipse((x - radius, y - radius, x + radius, y + radius), fill=colour)
 
 
@@ -34,7 +37,7 @@ def cartpole(state: Any, params: Any) -> np.ndarray:
         draw.rectangle((x - 60, y - 35, x + 60, y + 35), fill=BLUE)
         tip = (x + length * np.sin(angle), y - 35 - length * np.cos(angle))
         draw.line((x, y - 35, *tip), fill=ORANGE, width=20)
-        _disc(draw, x, y - 35, 10, BLACK)
+        _disc(draw, (x, y - 35), 10, BLACK)
 
     return _canvas(paint)
 
@@ -46,8 +49,8 @@ def pendulum(state: Any, params: Any) -> np.ndarray:
         angle = float(state.theta)
         tip = (SIZE - 0.8 * SIZE * np.sin(angle), SIZE - 0.8 * SIZE * np.cos(angle))
         draw.line((SIZE, SIZE, *tip), fill=ORANGE, width=44)
-        _disc(draw, *tip, 22, ORANGE)
-        _disc(draw, SIZE, SIZE, 14, BLACK)
+        _disc(draw, tip, 22, ORANGE)
+        _disc(draw, (SIZE, SIZE), 14, BLACK)
 
     return _canvas(paint)
 
@@ -65,7 +68,7 @@ def acrobot(state: Any, params: Any) -> np.ndarray:
         draw.line((SIZE, SIZE, *elbow), fill=BLUE, width=24)
         draw.line((*elbow, *tip), fill=ORANGE, width=24)
         for x, y in ((SIZE, SIZE), elbow):
-            _disc(draw, x, y, 14, BLACK)
+            _disc(draw, (x, y), 14, BLACK)
 
     return _canvas(paint)
 
@@ -86,7 +89,7 @@ def mountain_car(state: Any, params: Any) -> np.ndarray:
         draw.line((x, y, x, y - 100), fill=BLACK, width=6)
         draw.polygon(((x, y - 100), (x + 50, y - 82), (x, y - 64)), fill=GREEN)
         x, y = at(np.asarray(float(state.position)))
-        _disc(draw, x, y - 24, 24, BLUE)
+        _disc(draw, (x, y - 24), 24, BLUE)
 
     return _canvas(paint)
 

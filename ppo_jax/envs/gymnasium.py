@@ -77,7 +77,7 @@ def make(env_id: str, backend: str = "sync", **kwargs: Any) -> HostEnv:
     )
 
 
-def is_gymnasium(env: Any) -> bool:
+def recognizes(env: Any) -> bool:
     """Whether an object is of Gymnasium's kind, or makes one: known without importing it."""
     if hasattr(env, "single_observation_space"):
         return True

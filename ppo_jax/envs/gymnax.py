@@ -158,7 +158,7 @@ def make(env_id: str, **kwargs: Any) -> GymnaxEnv:
     return _wrap(env, params.replace(**overrides), env_id, registered=not arguments)
 
 
-def is_gymnax(env: Any) -> bool:
+def recognizes(env: Any) -> bool:
     """Whether an object is a gymnax Environment (known without importing gymnax)."""
     return all(hasattr(env, a) for a in ("step_env", "reset_env", "default_params"))
 

@@ -49,6 +49,7 @@ class HostVectorEnv:
         num_envs: int,
         start: Callable[[], Any],
         spaces: tuple[Any, Any],
+        *,
         time_limit: float | None = None,
         transform_reward: Callable[[np.ndarray], np.ndarray] | None = None,
     ) -> None:
@@ -246,8 +247,8 @@ class HostEnv:
                 num_envs,
                 self.start(num_envs),
                 self.spaces,
-                self.time_limit,
-                self.transform_reward,
+                time_limit=self.time_limit,
+                transform_reward=self.transform_reward,
             )
 
         return self._keep(num_envs, make)

@@ -1,9 +1,14 @@
-"""The two things a rollout can talk to: an Env that steps, a VectorEnv that also resets.
+"""What an environment is: an Env that steps, a VectorEnv that also resets, a VectorMaker.
 
-Both return the six values of gymnax 1.0, in its order.
+An Env is one environment as pure functions, of which `vectorize` makes a VectorEnv, what a rollout
+steps. Both return the six values of gymnax 1.0, in its order. Where there is no single environment
+that could be copied by `jax.vmap` (simulators of the host, which step many at a time and restart
+them themselves; games whose agents are the rows), the environment is a VectorMaker: it has no reset
+and no step, and makes its VectorEnv itself. Everything that takes an environment takes an Env or a
+VectorMaker, and asks `makes_vectors` which it is.
 """
 
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeGuard
 
 import jax
 import jax.numpy as jnp
@@ -87,11 +92,54 @@ class VectorEnv(Protocol):
         ...
 
 
+class VectorMaker(Protocol):
+    """An environment that makes its own vectors.
+
+    Attributes:
+        name: for messages.
+        observation_space, action_space, time_limit: as an Env's, of one row.
+    """
+
+    @property
+    def name(self) -> str: ...
+    @property
+    def observation_space(self) -> PyTree: ...
+    @property
+    def action_space(self) -> Space: ...
+    @property
+    def time_limit(self) -> float | None: ...
+
+    def vector(self, num_envs: int) -> VectorEnv:
+        """N rows, which restart themselves; asked for again, they may be the same ones."""
+        ...
+
+    def evaluation(self) -> "VectorMaker":
+        """The environment as its returns are reported: without rewards transformed for learning."""
+        ...
+
+    def side_by_side(self, episodes: int) -> int:
+        """The number of rows that play at once when so many episodes are evaluated."""
+        ...
+
+    def picture(self) -> "VectorMaker":
+        """The environment as it is drawn; its vectors have `render(state)`.
+
+        Raises:
+            InvalidEnvironment: it cannot be.
+        """
+        ...
+
+
+def makes_vectors(env: Any) -> TypeGuard[VectorMaker]:
+    """Whether an environment is a VectorMaker, and not an Env."""
+    return hasattr(env, "vector")
+
+
 def check_env(env: Any) -> None:
     """Refuse an object that does not follow the Env protocol, before anything is compiled.
 
-    Traces reset and step once, computing nothing. One that has only vectors, `vector(num_envs)`,
-    is looked at from outside: its environments are not started.
+    Traces reset and step once, computing nothing. A VectorMaker is looked at from outside: its
+    environments are not started.
 
     Raises:
         InvalidEnvironment: a missing attribute, a foreign space, a wrong number of results, or an
@@ -99,7 +147,7 @@ def check_env(env: Any) -> None:
             message names it.
     """
     name = getattr(env, "name", type(env).__name__)
-    functions = ["name"] if hasattr(env, "vector") else ["reset", "step", "params"]
+    functions = ["name"] if makes_vectors(env) else ["reset", "step", "params"]
     required = [*functions, "observation_space", "action_space", "time_limit"]
     missing = [attribute for attribute in required if not hasattr(env, attribute)]
     if missing:
@@ -110,7 +158,7 @@ def check_env(env: Any) -> None:
     if env.time_limit is not None and not env.time_limit >= 1:
         raise InvalidEnvironment(f"{name}.time_limit is {env.time_limit}; it must be >= 1 or None")
     check_spaces(env)
-    if not hasattr(env, "vector"):
+    if not makes_vectors(env):
         _check_step(name, env)
 
 

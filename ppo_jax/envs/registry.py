@@ -48,6 +48,9 @@ OPTIONAL = {
 }
 # A bare id belongs to the first of these that knows it.
 BARE = ("ppo_jax", "gymnax")
+# Suites whose modules also take an environment object of their library: `recognizes(env)` says,
+# without importing that library, whether it is one, and `adapt(env)` makes an Env of it.
+ADAPTING = ("gymnax", "gymnasium")
 # Ids that are Atari's by their form.
 ATARI = re.compile(r"ALE/(\w+)-v5|(\w+)NoFrameskip-v4")
 
@@ -92,17 +95,33 @@ def as_env(env: Any, **kwargs: Any) -> Env:
     """
     if isinstance(env, str):
         return make(env, **kwargs)
-    from ppo_jax.envs import gymnasium, gymnax
-
-    if gymnax.is_gymnax(env):
-        env = gymnax.adapt(env)
-    elif gymnasium.is_gymnasium(env):
-        env = gymnasium.adapt(env)
+    for adapter in (importlib.import_module(SUITES[suite]) for suite in ADAPTING):
+        if adapter.recognizes(env):
+            env = adapter.adapt(env)
+            break
     check_env(env)
     return env
 
 
-def atari_game(name: str) -> str | None:
+def same_env(name: str, other: str) -> bool:
+    """Whether two names are those of one environment, each with its suite or without.
+
+    "CartPole-v1" and "gymnax:CartPole-v1" are. Atari's games have several names in their suite:
+    "ale:Pong", "ALE/Pong-v5" and "PongNoFrameskip-v4" are one, "Pong" alone is another.
+
+    Raises:
+        UnknownEnvironment: the suite of one of them, which alone could tell, is not installed.
+    """
+    games = _atari_game(name), _atari_game(other)
+    if games != (None, None):
+        return games[0] == games[1]
+    if name == other:
+        return True
+    bare, full = sorted((name, other), key=len)
+    return full.endswith(f":{bare}") and full == canonical(bare)
+
+
+def _atari_game(name: str) -> str | None:
     """ "Pong" of ALE/Pong-v5, PongNoFrameskip-v4 and ale:Pong; None for what is not Atari's by its
     name. Nothing is imported to find out."""
     env_id = name.removeprefix("ale:")

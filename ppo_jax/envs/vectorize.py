@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 from flax import struct
 
-from ppo_jax.envs.protocol import Env, InvalidEnvironment, StepResult, VectorEnv
+from ppo_jax.envs.protocol import Env, InvalidEnvironment, StepResult, VectorEnv, makes_vectors
 from ppo_jax.envs.spaces import Space
 from ppo_jax.types import PyTree
 
@@ -106,7 +106,7 @@ def vectorize(
     """N copies of an environment that restart themselves.
 
     Args:
-        env: an Env, or something that makes its own vectors by `vector(num_envs)`.
+        env: an Env or a VectorMaker.
         num_envs: N.
         num_steps: T, steps between two calls of `refresh`.
         pool_size: R, resets drawn per rollout. By default as many as episodes can end in T steps,
@@ -119,7 +119,7 @@ def vectorize(
     Raises:
         InvalidEnvironment: a pool is asked for where the environment resets its own vectors.
     """
-    if hasattr(env, "vector"):
+    if makes_vectors(env):
         if pool_size is not None:
             raise InvalidEnvironment(
                 f"reset_pool is {pool_size}, but {env.name} makes vectors of its own and resets "

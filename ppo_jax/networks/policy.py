@@ -117,9 +117,7 @@ def make_policy(
     actor = Actor(None if shared_torso else body(), action_space, squash, log_std_init)
     judge: nn.Module = Critic(None if shared_torso else body())
     if critic == "q":
-        layers = MLP(tuple(hidden), activation)
-        front = CNN(tuple(cnn), activation) if image else None
-        judge = QCritic(front, layers, spaces.drawn(action_space))
+        judge = _q_critic(tuple(cnn), tuple(hidden), activation, action_space)
 
     see = functools.partial(preprocess, observation_space, image=image, frame_mix=frame_mix)
 
@@ -136,18 +134,9 @@ def make_policy(
         return run(judge, params["critic"], x, *action)
 
     def init(key: jax.Array, obs: PyTree) -> Params:
-        torso_key, actor_key, critic_key = jax.random.split(key, 3)
-        x = see(obs)
-        params: dict[str, Any] = {}
-        if shared_torso:
-            params["torso"] = torso.init(torso_key, x).get("params", {})
-            x = run(torso, params["torso"], x)
-        dist, variables = actor.init_with_output(actor_key, x)
-        params["actor"] = variables["params"]
-        if critic != "none":
-            action = (dist.mode(),) if critic == "q" else ()
-            params["critic"] = judge.init(critic_key, x, *action)["params"]
-        return params
+        modules = {"torso": torso} if shared_torso else {}
+        modules |= {"actor": actor} | ({} if critic == "none" else {"critic": judge})
+        return _init(key, see(obs), modules, of_actions=critic == "q")
 
     def apply(params: Params, inputs: PyTree) -> tuple[Distribution, jax.Array]:
         obs, *action = (inputs.obs, inputs.action) if critic == "q" else (inputs,)
@@ -162,6 +151,39 @@ def make_policy(
         return apply(params, inputs)[1]
 
     return Policy(init, lambda num_envs: (), act, apply, None if shared_torso else value, critic)
+
+
+def _q_critic(
+    cnn: tuple[tuple[int, int, int], ...],
+    hidden: tuple[int, ...],
+    activation: str,
+    action_space: spaces.Space,
+) -> QCritic:
+    """A critic of actions, with convolutions if there are any."""
+    front = CNN(cnn, activation) if cnn else None
+    return QCritic(front, MLP(hidden, activation), spaces.drawn(action_space))
+
+
+def _init(key: jax.Array, x: Any, modules: dict[str, nn.Module], of_actions: bool) -> Params:
+    """Fresh parameters of every module.
+
+    Args:
+        key: consumed.
+        x: features of observations.
+        modules: actor, and torso and critic where there are such.
+        of_actions: whether the critic takes an action, too.
+    """
+    torso_key, actor_key, critic_key = jax.random.split(key, 3)
+    params: dict[str, Any] = {}
+    if "torso" in modules:
+        params["torso"] = modules["torso"].init(torso_key, x).get("params", {})
+        x = run(modules["torso"], params["torso"], x)
+    dist, variables = modules["actor"].init_with_output(actor_key, x)
+    params["actor"] = variables["params"]
+    if "critic" in modules:
+        action = (dist.mode(),) if of_actions else ()
+        params["critic"] = modules["critic"].init(critic_key, x, *action)["params"]
+    return params
 
 
 def layers_of(

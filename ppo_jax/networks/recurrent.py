@@ -100,17 +100,10 @@ def make_recurrent_policy(
         return core, dist, said["critic"] if judged else jnp.zeros(start.shape)
 
     def init(key: jax.Array, obs: PyTree) -> Params:
-        torso_key, actor_key, critic_key = jax.random.split(key, 3)
-        keys = {"torso": torso_key, "actor": actor_key, "critic": critic_key}
         obs = jax.tree.map(lambda x: x[:, None], obs)
-        x = see(obs)
         start = jnp.ones(batch_shape(observation_space, obs), bool)
-        core = init_core(start.shape[0])
-        params = {k: m.init(keys[k], core[k], x, start)["params"] for k, m in remembers.items()}
-        if shared_torso:
-            y = run(remembers["torso"], params["torso"], core["torso"], x, start)[1]
-            params |= {k: m.init(keys[k], y)["params"] for k, m in modules.items()}
-        return params
+        inputs = (init_core(start.shape[0]), see(obs), start)
+        return _init(key, inputs, remembers, modules if shared_torso else {})
 
     def init_core(num_envs: int) -> PyTree:
         return {k: CELLS[memory].zeros((num_envs, memory_size)) for k in remembers}
@@ -125,3 +118,27 @@ def make_recurrent_policy(
         return unroll(params, core, inputs.obs, inputs.start)[1:]
 
     return Policy(init, init_core, act, apply, None, critic)
+
+
+def _init(
+    key: jax.Array,
+    inputs: tuple[PyTree, PyTree, jax.Array],
+    remembers: dict[str, Remembering],
+    heads: dict[str, nn.Module],
+) -> Params:
+    """Fresh parameters of every module.
+
+    Args:
+        key: consumed.
+        inputs: (core, features, start) of one step.
+        remembers: by name.
+        heads: by name, on what "torso" remembers.
+    """
+    torso_key, actor_key, critic_key = jax.random.split(key, 3)
+    keys = {"torso": torso_key, "actor": actor_key, "critic": critic_key}
+    core, x, start = inputs
+    params = {k: m.init(keys[k], core[k], x, start)["params"] for k, m in remembers.items()}
+    if heads:
+        y = run(remembers["torso"], params["torso"], core["torso"], x, start)[1]
+        params |= {k: m.init(keys[k], y)["params"] for k, m in heads.items()}
+    return params

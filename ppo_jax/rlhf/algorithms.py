@@ -1,8 +1,8 @@
-"""The algorithms of language models: one update, four ways to say how good a token was."""
+"""The algorithms of language models: PPO's update, four estimates of a token's advantage."""
 
 import dataclasses
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -24,30 +24,28 @@ ADAMS: dict[str, Callable[..., optax.GradientTransformation]] = {
 
 
 @dataclasses.dataclass(frozen=True)
-class Config:
-    """Hyperparameters of an update."""
+class Config(ppo.Config):
+    """Hyperparameters of an update: PPO's, some with other defaults, and those of tokens."""
 
-    learning_rate: float = sgd.learning_rate(3e-4)
-    critic_rate: float = option(1.0, "learning rate of the critic, as a multiple", low=0)
-    anneal: bool = option(True, "lower the learning rate linearly to 0 over the run")
-    epochs: int = option(4, "passes over each rollout", low=1)
+    # Three of PPO's options are none here: the horizon is counted in updates, advantages are
+    # normalised once per rollout, and no update stops early.
+    anneal_timesteps: ClassVar[None] = None  # type: ignore[misc]
+    normalize_advantage: ClassVar[bool] = False  # type: ignore[misc]
+    target_kl: ClassVar[None] = None  # type: ignore[misc]
+
     minibatches: int = option(2, "gradient steps per pass", low=1)
-    micro_batches: int = option(1, "parts of a minibatch whose gradients are accumulated", low=1)
     gamma: float = option(1.0, "discount per token", low=0, high=1)
-    gae_lambda: float = option(0.95, "trace decay of the advantage estimate", low=0, high=1)
-    clip_eps: float = option(0.2, "the ratio is clipped to 1 ± this", low=0, open_low=True)
     value_clip_eps: float | None = option(
         0.2, "values are clipped to the old ± this; None: not", low=0, open_low=True
     )
-    value_coef: float = option(0.5, "weight of the value loss", low=0)
-    entropy_coef: float = option(0.0, "weight of the entropy bonus", low=0)
+    max_grad_norm: float = sgd.max_grad_norm(1.0)
+    critic_rate: float = option(1.0, "learning rate of the critic, as a multiple", low=0)
+    anneal: bool = option(True, "lower the learning rate linearly to 0 over the run")
     whiten_advantages: bool | None = option(
         None, "over all tokens of a rollout; None: where advantages are not those of groups"
     )
     whiten_rewards: bool = option(False, "scale token rewards to deviation 1, keeping their mean")
-    max_grad_norm: float = sgd.max_grad_norm(1.0)
     adam: str = option("optax", "where Adam's epsilon stands", choices=tuple(ADAMS))
-    adam_eps: float = sgd.adam_eps()
 
 
 class Method(NamedTuple):
@@ -137,6 +135,7 @@ def make(
     name: str,
     policy: LanguagePolicy,
     config: Config,
+    frozen: PyTree,
     *,
     total_updates: int,
     group_size: int = 1,
@@ -148,18 +147,20 @@ def make(
         name: in ALGORITHMS.
         policy: what learns.
         config: Config.
+        frozen: arrays that nothing changes, among them what the policy's adapters are laid over.
         total_updates: of the run, over which the learning rate falls.
         group_size: responses to each prompt.
         kl_kind: estimator of the KL that is added to the loss; None: it is in the rewards.
 
     Returns:
-        Algorithm; `init(key, params)` starts from parameters that are there, and `update` takes
-        the frozen arrays as its last argument.
+        Algorithm; `init(key, params)` starts from parameters that are there.
 
     Source: Ouyang et al. 2022 (InstructGPT), section 3.5; Schulman et al. 2017, algorithm 1.
     """
     method = ALGORITHMS[name]
     optimizer = make_optimizer(config, method.critic)
+    policy = policy.joined(frozen)
+    learn = ppo.make(policy, config, optimizer, penalty=kl_penalty(kl_kind)).update
 
     def init(key: jax.Array, params: Params) -> LearnerState:
         return sgd.init(params, optimizer)
@@ -174,67 +175,44 @@ def make(
             return batch
         return dataclasses.replace(batch, advantage=rewards.whiten(batch.advantage, batch.weight))
 
-    def update(
-        key: jax.Array, learner: LearnerState, batch: Batch, frozen: PyTree
-    ) -> tuple[LearnerState, Metrics]:
+    def update(key: jax.Array, learner: LearnerState, batch: Batch) -> tuple[LearnerState, Metrics]:
         horizon = total_updates if config.anneal else jnp.inf
         learner = sgd.anneal(learner, config.learning_rate, horizon, 1)
-        order = sgd.shuffles(key, batch.weight.shape[0], config.epochs)
-        gap = _first_ratio_gap(policy, learner.params, batch, order, frozen)
-        learner, metrics = sgd.sgd_epochs(
-            learner,
-            batch,
-            make_loss(policy, config, frozen, kl_kind),
-            optimizer,
-            order=order,
-            minibatches=config.minibatches,
-            micro_batches=config.micro_batches,
-        )
-        return learner, metrics | gap | sgd.report(learner, batch)
+        order = sgd.shuffles(key, batch.weight.shape[0], config.epochs)  # that of the update
+        rows = jax.tree.map(lambda x: x[order[0, :8]], batch)
+        gap = _first_ratio_gap(policy, learner.params, rows)
+        learner, metrics = learn(key, learner, batch)
+        return learner, metrics | gap
 
-    return Algorithm(init, estimate, update, frozen=True)
+    return Algorithm(init, estimate, update)
 
 
-def _first_ratio_gap(
-    policy: LanguagePolicy, params: Params, batch: Batch, order: jax.Array, frozen: PyTree
-) -> Metrics:
+def _first_ratio_gap(policy: LanguagePolicy, params: Params, rows: Batch) -> Metrics:
     """How far the ratio is from 1 before the first step: by rounding, or something is wrong."""
-    rows = losses.mask(jax.tree.map(lambda x: x[order[0, :8]], batch))
-    new = losses.predict(policy, policy.join(params, frozen), rows)
+    rows = losses.mask(rows)
+    new = losses.predict(policy, params, rows)
     gap = jnp.abs(jnp.exp(new.log_prob - rows.log_prob) - 1.0)
     return {"first_ratio_gap": jnp.max(jnp.where(rows.weight > 0, gap, 0.0))}
 
 
-def make_loss(
-    policy: LanguagePolicy, config: Config, frozen: PyTree, kl_kind: str | None
-) -> Callable[[Params, Batch], tuple[jax.Array, Metrics]]:
-    """PPO's loss of control over tokens, and β KL(π_θ ‖ π_ref) where it is not in the rewards.
+def kl_penalty(kind: str | None) -> ppo.Penalty | None:
+    """β KL(π_θ ‖ π_ref) as a term of the loss, a mean over tokens.
 
     Args:
-        policy: its `join` lays adapters over the frozen reference.
-        config: Config.
-        frozen: arrays that nothing changes.
-        kl_kind: estimator of the KL, or None.
+        kind: estimator of the KL; None: there is no such term.
+
+    Returns:
+        (Prediction, rows whose `extra` has kl_coef and ref_log_prob) -> ([], metrics), or None.
     """
-    clip = ppo.Config(
-        clip_eps=config.clip_eps,
-        value_clip_eps=config.value_clip_eps,
-        entropy_coef=config.entropy_coef,
-        value_coef=config.value_coef,
-        normalize_advantage=False,
-    )
+    if kind is None:
+        return None
 
-    def loss_fn(params: Params, rows: Batch) -> tuple[jax.Array, Metrics]:
-        rows = losses.mask(rows)
-        new = losses.predict(policy, policy.join(params, frozen), rows)
-        loss, metrics = ppo.objective(new, rows, clip)
-        if kl_kind is not None:
-            kl = rewards.kl_estimate(new.log_prob, rows.extra["ref_log_prob"], kl_kind)
-            penalty = losses.mean(rows.extra["kl_coef"] * kl, rows.weight)
-            loss, metrics = loss + penalty, metrics | {"kl_loss": penalty, "loss": loss + penalty}
-        return loss, metrics
+    def penalty(new: losses.Prediction, rows: Batch) -> tuple[jax.Array, Metrics]:
+        kl = rewards.kl_estimate(new.log_prob, rows.extra["ref_log_prob"], kind)
+        value = losses.mean(rows.extra["kl_coef"] * kl, rows.weight)
+        return value, {"kl_loss": value}
 
-    return loss_fn
+    return penalty
 
 
 def make_optimizer(config: Config, critic: bool = True) -> optax.GradientTransformation:

@@ -107,6 +107,7 @@ class Attention(nn.Module):
         x: jax.Array,
         rotation: tuple[jax.Array, jax.Array] | None,
         allowed: jax.Array,
+        *,
         past: KeyValue | None = None,
         column: jax.Array | int = 0,
     ) -> tuple[jax.Array, KeyValue]:
@@ -118,7 +119,7 @@ class Attention(nn.Module):
         c = self.config
 
         def project(name: str, heads: int) -> jax.Array:
-            y = _dense(c, heads * c.head_dim, c.qkv_bias, c.init_std, name)(x)
+            y = _dense(c, heads * c.head_dim, bias=c.qkv_bias, std=c.init_std, name=name)(x)
             return y.reshape(*y.shape[:2], heads, c.head_dim)
 
         query, key = project("q", c.num_heads), project("k", c.num_kv_heads)
@@ -132,10 +133,10 @@ class Attention(nn.Module):
             )
         out = attend(query, kv, allowed)
         std = c.init_std * (2 * c.num_layers) ** -0.5
-        return _dense(c, c.hidden_size, c.out_bias, std, "o")(out), kv
+        return _dense(c, c.hidden_size, bias=c.out_bias, std=std, name="o")(out), kv
 
 
-def _dense(config: DecoderConfig, features: int, bias: bool, std: float, name: str) -> Dense:
+def _dense(config: DecoderConfig, features: int, *, bias: bool, std: float, name: str) -> Dense:
     return Dense(
         features,
         use_bias=bias,

@@ -113,7 +113,7 @@ def sft_arrays(
         )
         if truncate:
             prompt = _room_for(completions, prompt, max_length, tokenizer)
-        rows += _joined(prompt, completions, max_length, truncate, example.where)
+        rows += _joined(prompt, completions, max_length, truncate=truncate, where=example.where)
         # Nothing predicts the first token of a row, and the prefix is always given.
         starts.append(max(len(prompt), 1))
     tokens, mask = _padded(rows, tokenizer)
@@ -145,7 +145,7 @@ def preference_arrays(
         prompt, completions = _encoded(example.prompt, sides, tokenizer, example.where)
         if truncate:
             prompt = _room_for(completions, prompt, max_length, tokenizer)
-        rows += _joined(prompt, completions, max_length, truncate, example.where)
+        rows += _joined(prompt, completions, max_length, truncate=truncate, where=example.where)
     tokens, mask = _padded(rows, tokenizer)
     chosen, rejected = (Tokens(tokens[i::2], mask[i::2]) for i in (0, 1))
     return Pairs(chosen, rejected, np.array([e.margin for e in examples], np.float32))
@@ -225,6 +225,7 @@ def _joined(
     prompt: list[int],
     completions: Sequence[list[int]],
     max_length: int,
+    *,
     truncate: bool,
     where: str,
 ) -> list[list[int]]:

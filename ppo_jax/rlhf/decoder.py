@@ -173,7 +173,7 @@ class Decoder:
         positions = jax.lax.dynamic_update_slice(cache.positions, position, here)
         keys = (mask, positions, jnp.arange(mask.shape[1]))
         hidden, layers = self._trunk(
-            params, token[:, None], position, keys, cache.layers, cache.column
+            params, token[:, None], position, keys, past=cache.layers, column=cache.column
         )
         return hidden[:, 0], Cache(
             layers, mask, positions, cache.next_position + 1, cache.column + 1
@@ -226,9 +226,11 @@ class Decoder:
         keys = (mask, positions, jnp.arange(tokens.shape[1]))
         return self._trunk(params, tokens, positions, keys)
 
-    def _trunk(self, params: Params, *args: Any) -> tuple[jax.Array, tuple[KeyValue, ...]]:
+    def _trunk(
+        self, params: Params, *args: Any, **cached: Any
+    ) -> tuple[jax.Array, tuple[KeyValue, ...]]:
         # Linen types what apply returns for any module; this module returns these.
-        return cast(Any, Trunk(self.config).apply({"params": params}, *args))
+        return cast(Any, Trunk(self.config).apply({"params": params}, *args, **cached))
 
     def _check_length(self, length: int) -> None:
         c = self.config

@@ -131,6 +131,7 @@ def small(
     hidden_size: int = 64,
     num_layers: int = 2,
     num_heads: int = 4,
+    *,
     num_kv_heads: int = 2,
     **fields,
 ) -> DecoderConfig:

@@ -21,7 +21,7 @@ from ppo_jax import precision
 from ppo_jax.config.options import option
 from ppo_jax.rlhf import algorithms, optimum, stages, supervised, train
 from ppo_jax.rlhf.corpus import first_letters, gold_score, noisy_preferences, tokenizer_of, words
-from ppo_jax.rlhf.data import Pairs, preference_arrays, prompt_arrays, sft_arrays
+from ppo_jax.rlhf.data import preference_arrays, prompt_arrays, sft_arrays
 from ppo_jax.rlhf.decoder import Decoder, small
 from ppo_jax.rlhf.folder import RunOptions, flat, open_directory, run
 from ppo_jax.rlhf.formats import DataError, Prompt, from_lines, read
@@ -177,7 +177,7 @@ def _learn_preferences(story: _Story, params: Params) -> tuple[Reward, dict[str,
     agreement = _in_gold_order(pairs)
     terminal.say(f"2. learning what is preferred: {count:,} pairs, {agreement:.0%} in gold order")
     steps = supervised.Config(updates=config.reward_updates, learning_rate=1e-3)
-    rows = supervised.preference_rows(*_flat_pairs(preference_arrays(pairs, tokenizer, 512)))
+    rows = supervised.preference_rows(*preference_arrays(pairs, tokenizer, 512))
     stage = stages.reward_model(
         story.decoder,
         story.decoder.with_score(params, jax.random.key(config.seed + 1)),
@@ -211,7 +211,7 @@ def _optimise(story: _Story, models: train.Models) -> dict[str, Any]:
     )
     hyper = algorithms.Config(learning_rate=demo.learning_rate)
     prompts = prompt_arrays(first_letters(story.lines), tokenizer, 8)
-    program = train.build(models, *prompts, config, hyper, eos_id=tokenizer.eos_id)
+    program = train.build(models, *prompts, config, hyper=hyper, eos_id=tokenizer.eos_id)
     stage = stages.optimisation(
         program, models, config, seed=demo.seed, language=story.language, eval_prompts=4096
     )
@@ -316,7 +316,7 @@ def _beside_the_optimum(
         key = jax.random.fold_in(jax.random.key(story.config.seed + 2), k)
         prompt = prompt_arrays([Prompt(str(letter))] * story.config.reference_samples, tokenizer, 8)
         for params, found in ((reference, before), (state.learner.params, after)):
-            said = respond(key, params, program.frozen, *map(jnp.asarray, prompt))
+            said = respond(key, params, program.frozen, tuple(map(jnp.asarray, prompt)))
             score = shape_scores((), said, program.settings)
             found.append(_result(story, said, score, beta))
             if params is reference:
@@ -345,10 +345,6 @@ def _result(story: _Story, said: Responses, score: jax.Array, beta: float) -> di
         "eos_rate": float(jnp.mean(said.ended)),
         "log_prob_gap": float(said.gap),
     }
-
-
-def _flat_pairs(pairs: Pairs) -> tuple[Any, ...]:
-    return (*pairs.chosen, *pairs.rejected, pairs.margin)
 
 
 def _print(found: dict[str, Any], path: Path) -> None:

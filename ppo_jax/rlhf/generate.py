@@ -90,14 +90,14 @@ def generate(
 
     Source: Holtzman et al. 2020, The Curious Case of Neural Text Degeneration (top-p).
     """
-    _check(decoder, prompt, max_new_tokens, top_k, top_p)
+    _check(decoder, prompt, max_new_tokens, top_k=top_k, top_p=top_p)
     stops = jnp.array((), jnp.int32) if eos_id is None else jnp.atleast_1d(jnp.asarray(eos_id))
     batch, length = prompt.shape
 
     def draw(step: jax.Array, hidden: jax.Array, done: jax.Array) -> tuple[jax.Array, ...]:
         logits = mask_vocabulary(decoder.logits(params, hidden), valid_vocab)
         noise = jax.random.fold_in(key, step)
-        token, log_prob = _sample(noise, logits, temperature, top_k, top_p)
+        token, log_prob = _sample(noise, logits, temperature, top_k=top_k, top_p=top_p)
         token = jnp.where(done, pad_id, token)
         ended = done | jnp.any(token[:, None] == stops, axis=1)
         return token, ended, jnp.where(done, 0.0, log_prob)
@@ -127,6 +127,7 @@ def _sample(
     key: jax.Array,
     logits: jax.Array,
     temperature: jax.Array | float,
+    *,
     top_k: int | None,
     top_p: jax.Array | float | None,
 ) -> tuple[jax.Array, jax.Array]:
@@ -172,6 +173,7 @@ def _check(
     decoder: Decoder,
     prompt: jax.Array,
     max_new_tokens: int,
+    *,
     top_k: int | None,
     top_p: jax.Array | float | None,
 ) -> None:

@@ -75,6 +75,7 @@ def save_model(
     decoder: Decoder,
     params: Params,
     tokenizer: str | os.PathLike | bytes | None = None,
+    *,
     max_shard_bytes: int = 5 * 10**9,
 ) -> None:
     """Write a model, so that transformers and `load_model` can read it.

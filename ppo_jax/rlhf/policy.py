@@ -50,6 +50,18 @@ class LanguagePolicy(NamedTuple):
     temperature: jax.Array | float
     valid_vocab: int | None = None
 
+    def joined(self, frozen: PyTree) -> "LanguagePolicy":
+        """The same policy with `apply` taking the parameters that are trained.
+
+        Args:
+            frozen: what `join` lays adapters over.
+        """
+
+        def apply(params: Params, inputs: TokenInputs) -> tuple[TokenDistribution, jax.Array]:
+            return self.apply(self.join(params, frozen), inputs)
+
+        return self._replace(apply=apply)
+
 
 def make_policy(
     actor: Decoder,
@@ -117,7 +129,8 @@ def log_prob_of(
     params: Params,
     inputs: TokenInputs,
     length: int,
-    temperature: Any,
+    *,
+    temperature: Any = 1.0,
     valid_vocab: int | None = None,
 ) -> jax.Array:
     """log π(token | text before it) of a response under any model.

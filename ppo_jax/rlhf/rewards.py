@@ -150,7 +150,7 @@ def adaptive_kl(
     Source: Ziegler et al. 2019, section 2.2, and their code.
     """
     shapes.exact("adaptive_kl", (), "a number", coef=coef, kl=kl)
-    return proportional_coefficient(coef, kl, target, horizon, num_sequences)
+    return proportional_coefficient(coef, kl, target, horizon=horizon, samples=num_sequences)
 
 
 def whiten(x: jax.Array, mask: jax.Array, shift_mean: bool = True, ddof: int = 0) -> jax.Array:

@@ -149,9 +149,9 @@ def collect(
     rows = next_rows(state, frozen["prompts"].shape[0], settings.num_prompts)
     rows = jnp.repeat(rows, settings.group_size)
     chosen = (frozen["prompts"][rows], frozen["prompt_mask"][rows])
-    prompt, prompt_mask = spread(chosen, settings.mesh)
+    prompts = spread(chosen, settings.mesh)
     write = functools.partial(respond, policy=policy, reference=reference, score=score)
-    said = write(key, params, frozen, prompt, prompt_mask, eos_id=settings.eos_id)
+    said = write(key, params, frozen, prompts, eos_id=settings.eos_id)
     moments = state.moments
     if settings.scale_scores:
         moments = normalization.update(moments, said.raw_score)
@@ -173,8 +173,7 @@ def respond(
     key: jax.Array,
     params: Params,
     frozen: PyTree,
-    prompt: jax.Array,
-    prompt_mask: jax.Array,
+    prompts: tuple[jax.Array, jax.Array],
     *,
     policy: LanguagePolicy,
     reference: Decoder,
@@ -188,8 +187,7 @@ def respond(
         key: consumed.
         params: of the policy.
         frozen: as for `collect`.
-        prompt: [B, P], padded on the left.
-        prompt_mask: [B, P].
+        prompts: (tokens [B, P], padded on the left, and their mask [B, P]).
         policy, reference, score: as for `collect`.
         eos_id: what ends a response.
         greedy: take the likeliest token instead of sampling.
@@ -197,6 +195,7 @@ def respond(
     Returns:
         Responses.
     """
+    prompt, prompt_mask = prompts
     params = policy.join(params, frozen)
     written = generate(
         key,
@@ -221,8 +220,8 @@ def respond(
         frozen["reference"],
         inputs,
         policy.length,
-        policy.temperature,
-        policy.valid_vocab,
+        temperature=policy.temperature,
+        valid_vocab=policy.valid_vocab,
     )
     real = written.mask > 0
     gap = jnp.max(jnp.where(real, jnp.abs(log_prob - written.log_prob), 0.0))

@@ -60,8 +60,18 @@ def fine_tuning(
         language: whose tokenizer is saved with the model.
         mesh: of devices that share the work.
     """
-    loss = supervised.make_text_loss(decoder)
-    return _supervised("sft", decoder, params, rows, config, loss, "loss", seed, language, mesh)
+    return _supervised(
+        decoder,
+        params,
+        rows,
+        config,
+        kind="sft",
+        loss=supervised.make_text_loss(decoder),
+        headline="loss",
+        seed=seed,
+        language=language,
+        mesh=mesh,
+    )
 
 
 def reward_model(
@@ -87,18 +97,27 @@ def reward_model(
         language: whose tokenizer is saved with the model.
         mesh: of devices that share the work.
     """
-    loss = supervised.make_preference_loss(decoder, center)
     return _supervised(
-        "reward", decoder, params, rows, config, loss, "accuracy", seed, language, mesh
+        decoder,
+        params,
+        rows,
+        config,
+        kind="reward",
+        loss=supervised.make_preference_loss(decoder, center),
+        headline="accuracy",
+        seed=seed,
+        language=language,
+        mesh=mesh,
     )
 
 
 def _supervised(
-    kind: str,
     decoder: Decoder,
     params: Params,
     rows: Batch,
     config: supervised.Config,
+    *,
+    kind: str,
     loss: Any,
     headline: str,
     seed: int,
@@ -177,7 +196,7 @@ def optimisation(
     def write(state: TrainState, key: jax.Array, count: int) -> tuple[Responses, jax.Array]:
         rows = jax.random.randint(key, (count,), 0, prompts.shape[0])
         params = state.learner.params
-        said = respond(key, params, program.frozen, prompts[rows], mask[rows])
+        said = respond(key, params, program.frozen, (prompts[rows], mask[rows]))
         return said, shape_scores(state.rollout.moments, said, program.settings)
 
     def samples(state: TrainState, count: int) -> list[dict[str, Any]]:

@@ -116,21 +116,18 @@ def text_rows(tokens: Any, mask: Any, weight: Any) -> Batch:
     return _rows(obs, jnp.asarray(weight, jnp.float32)[:, 1:])
 
 
-def preference_rows(
-    chosen: Any, chosen_mask: Any, rejected: Any, rejected_mask: Any, margin: Any
-) -> Batch:
+def preference_rows(chosen: tuple[Any, Any], rejected: tuple[Any, Any], margin: Any) -> Batch:
     """Rows of pairs.
 
     Args:
-        chosen, rejected: [N, L] tokens of prompt and response.
-        chosen_mask, rejected_mask: [N, L] 1 for text.
+        chosen, rejected: (tokens of prompt and response [N, L], mask [N, L], 1 for text).
         margin: [N] by how much the one should beat the other.
     """
     obs = {
-        "chosen": jnp.asarray(chosen),
-        "chosen_mask": jnp.asarray(chosen_mask),
-        "rejected": jnp.asarray(rejected),
-        "rejected_mask": jnp.asarray(rejected_mask),
+        "chosen": jnp.asarray(chosen[0]),
+        "chosen_mask": jnp.asarray(chosen[1]),
+        "rejected": jnp.asarray(rejected[0]),
+        "rejected_mask": jnp.asarray(rejected[1]),
         "margin": jnp.asarray(margin, jnp.float32),
     }
     return _rows(obs, jnp.ones(len(margin), jnp.float32))

@@ -15,7 +15,7 @@ import jax
 import jax.numpy as jnp
 from flax import struct
 
-from ppo_jax.distributions import Categorical
+from ppo_jax.distributions import Categorical, log_prob_and_entropy
 
 # 64 MiB of float32: some 330 rows of a GPT-2 vocabulary, enough to keep the matrix product busy.
 CHUNK = 1 << 24
@@ -118,6 +118,9 @@ class TokenDistribution:
         rows = max(1, self.chunk // self.head.shape[-1])
         call = functools.partial(_apply, function, self.dense)
         return in_blocks(call, (self.hidden, *arrays), lead, rows)
+
+
+log_prob_and_entropy.register(TokenDistribution, TokenDistribution.log_prob_and_entropy)
 
 
 def _apply(function: Callable, dense: Callable, arrays: tuple) -> jax.Array:

@@ -23,7 +23,7 @@ from ppo_jax.rlhf.rewards import KL_ESTIMATORS
 from ppo_jax.rlhf.scoring import Reward
 from ppo_jax.rollout import sequences
 from ppo_jax.train import Step, make_train_step
-from ppo_jax.types import Params, PyTree, TrainState
+from ppo_jax.types import Algorithm, Metrics, Params, PyTree, TrainState
 
 
 @dataclasses.dataclass(frozen=True)
@@ -88,7 +88,7 @@ class Program(NamedTuple):
         frozen: arrays that are arguments of the step and never change: the reference, the reward,
             the prompts.
         policy: the actor and the critic.
-        respond: (key, params, frozen, prompt, prompt_mask, greedy=False) -> Responses.
+        respond: (key, params, frozen, (tokens, mask), greedy=False) -> Responses.
         settings: of the rollout.
     """
 
@@ -105,8 +105,8 @@ def build(
     prompts: Any,
     prompt_mask: Any,
     config: Config,
-    hyper: algorithms.Config,
     *,
+    hyper: algorithms.Config,
     eos_id: int | tuple[int, ...] | None,
     valid_vocab: int | None = None,
     mesh: Any = None,
@@ -128,13 +128,12 @@ def build(
         ValueError: what cannot work, and why.
     """
     check(config, hyper, models)
-    scale = config.lora_alpha / config.lora_rank if config.lora_rank else None
     policy = make_policy(
         models.actor,
         models.critic,
         length=config.max_new_tokens,
         temperature=config.temperature,
-        lora_scale=scale,
+        lora_scale=config.lora_alpha / config.lora_rank if config.lora_rank else None,
         valid_vocab=valid_vocab,
     )
     settings = _settings(config, eos_id)._replace(mesh=mesh)
@@ -143,29 +142,19 @@ def build(
         "reference": models.actor,
         "score": models.reward.score,
     }
-    in_loss = config.kl_kind if config.kl_in == "loss" else None
-    algorithm = algorithms.make(
+    collect = functools.partial(rollout.collect, settings=settings, **parts)
+    algorithm = functools.partial(
+        algorithms.make,
         config.algorithm,
         policy,
         hyper,
         total_updates=config.updates,
         group_size=config.group_size,
-        kl_kind=in_loss,
+        kl_kind=config.kl_kind if config.kl_in == "loss" else None,
     )
 
-    def init(key: jax.Array) -> TrainState:
-        key, data_key, lora_key = jax.random.split(key, 3)
-        actor = models.actor_params
-        if config.lora_rank:
-            actor = lora.init(lora_key, actor, config.lora_rank)
-        params = {"actor": actor}
-        if models.critic != "none":
-            params["critic"] = models.critic_params
-        # Each its own: what is donated to an update must not be the reference, too.
-        params = jax.tree.map(jnp.copy, params)
-        experience = rollout.init(data_key, settings)
-        learner = algorithm.init(key, params)
-        return TrainState(learner, experience, key, jnp.zeros((), jnp.int32))
+    def step(state: TrainState, frozen: PyTree) -> tuple[TrainState, Metrics]:
+        return make_train_step(collect, algorithm(frozen), sequences)(state, frozen)
 
     frozen = {
         "reference": models.reference_params,
@@ -174,15 +163,38 @@ def build(
         "prompt_mask": jnp.asarray(prompt_mask),
     }
     return Program(
-        init,
-        make_train_step(
-            functools.partial(rollout.collect, settings=settings, **parts), algorithm, sequences
+        functools.partial(
+            _init, models=models, config=config, settings=settings, algorithm=algorithm(frozen)
         ),
+        step,
         frozen if mesh is None else sharding.shard(frozen, mesh),
         policy,
         functools.partial(rollout.respond, eos_id=eos_id, **parts),
         settings,
     )
+
+
+def _init(
+    key: jax.Array,
+    *,
+    models: Models,
+    config: Config,
+    settings: rollout.Settings,
+    algorithm: Algorithm,
+) -> TrainState:
+    """The state before the first update."""
+    key, data_key, lora_key = jax.random.split(key, 3)
+    actor = models.actor_params
+    if config.lora_rank:
+        actor = lora.init(lora_key, actor, config.lora_rank)
+    params = {"actor": actor}
+    if models.critic != "none":
+        params["critic"] = models.critic_params
+    # Each its own: what is donated to an update must not be the reference, too.
+    params = jax.tree.map(jnp.copy, params)
+    experience = rollout.init(data_key, settings)
+    learner = algorithm.init(key, params)
+    return TrainState(learner, experience, key, jnp.zeros((), jnp.int32))
 
 
 def check(config: Config, hyper: algorithms.Config, models: Models) -> None:

@@ -1,5 +1,6 @@
 """The trunk of a decoder: embeddings, blocks of attention and MLP, the final norm."""
 
+import functools
 from collections.abc import Callable
 
 import jax
@@ -76,13 +77,16 @@ class Block(nn.Module):
         x: jax.Array,
         rotation: tuple[jax.Array, jax.Array] | None,
         allowed: jax.Array,
+        *,
         past: KeyValue | None,
         column: jax.Array | int,
     ) -> tuple[jax.Array, KeyValue]:
         """[B, T, D] to [B, T, D], and the layer's keys and values."""
         c = self.config
         normed = norm(c, "attention_norm")(x)
-        out, kv = Attention(c, name="attention")(normed, rotation, allowed, past, column)
+        out, kv = Attention(c, name="attention")(
+            normed, rotation, allowed, past=past, column=column
+        )
         x = x + out
         return x + MLP(c, name="mlp")(norm(c, "mlp_norm")(x)), kv
 
@@ -102,6 +106,7 @@ class Trunk(nn.Module):
         tokens: jax.Array,
         positions: jax.Array,
         keys: tuple[jax.Array, jax.Array, jax.Array],
+        *,
         past: tuple[KeyValue, ...] | None = None,
         column: jax.Array | int = 0,
     ) -> tuple[jax.Array, tuple[KeyValue, ...]]:
@@ -125,8 +130,10 @@ class Trunk(nn.Module):
         block = nn.remat(Block) if c.remat else Block
         kvs = []
         for i in self.layers:
-            layer_past = None if past is None else past[i]
-            x, kv = block(c, name=f"layer_{i}")(x, rotation, seen[c.window(i)], layer_past, column)
+            layer = functools.partial(
+                block(c, name=f"layer_{i}"), past=None if past is None else past[i], column=column
+            )
+            x, kv = layer(x, rotation, seen[c.window(i)])
             kvs.append(kv)
         return norm(c, "norm")(x), tuple(kvs)
 

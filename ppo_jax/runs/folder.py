@@ -10,10 +10,10 @@ from pathlib import Path
 from typing import Any, Self
 
 from ppo_jax import config as configs
-from ppo_jax.runs import provenance
-from ppo_jax.runs.checkpoint import Checkpoints, delete, write_json
 from ppo_jax.config import ConfigError, TrainConfig
 from ppo_jax.config.options import to_json as json_value
+from ppo_jax.runs import provenance
+from ppo_jax.runs.checkpoint import Checkpoints, delete, write_json
 
 # All that a run writes; nothing else is ever deleted.
 CONTENTS = (

@@ -106,7 +106,9 @@ class RunRecord:
         rows = rows_of(arrays, update + 1, job.units_per_update, rate)
         rows[-1] |= evaluation
         every = self.options.log_every
-        self.metrics_log.write([r for r in rows if r["update"] % every == 0 or (evaluation and r is rows[-1])])
+        self.metrics_log.write(
+            [r for r in rows if r["update"] % every == 0 or (evaluation and r is rows[-1])]
+        )
         self.train_seconds += seconds
         self.last = rows[-1]
         self.scores += scores_of(job, rows, self.options.eval_every is not None)

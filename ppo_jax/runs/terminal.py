@@ -15,7 +15,6 @@ from rich.table import Table
 
 from ppo_jax.runs.job import UNITS
 
-
 # Where there is no terminal, a line of progress at least this often.
 LINE_SECONDS = 60.0
 REDRAWS_PER_SECOND = 4

@@ -2,7 +2,7 @@
 
 import itertools
 import math
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -10,12 +10,13 @@ import numpy as np
 from ppo_jax.analysis import statistics
 from ppo_jax.config import TrainConfig
 from ppo_jax.envs import canonical
-from ppo_jax.experiment import BROKEN_PROMISES, MAY_BE_NAN
+from ppo_jax.experiment import MAY_BE_NAN
+from ppo_jax.rollout import PROMISES
 from ppo_jax.sweep.points import Point, label
 
 # Means over the episodes of a part of the run, not over its updates.
 BY_EPISODE = ("episode_return", "episode_length")
-COUNTS = ("episodes", *BROKEN_PROMISES)
+COUNTS = ("episodes", *PROMISES)
 # Where evaluation is left out, the score is the return in this last share of the run.
 LAST = 0.1
 LONGEST_NAME = 48
@@ -117,11 +118,13 @@ def edges(updates: int, parts: int) -> np.ndarray:
     return np.linspace(0, updates, min(parts, updates) + 1).round().astype(int)
 
 
-def binned(metrics: dict[str, np.ndarray], parts: int) -> dict[str, np.ndarray]:
+def binned(
+    metrics: dict[str, np.ndarray], parts: int, counts: Collection[str] = COUNTS
+) -> dict[str, np.ndarray]:
     """Metrics [S, U] as means over equal parts of the run, [S, B].
 
-    Returns and lengths are means over the episodes of a part, counts are sums; NaN where a part
-    has nothing to show.
+    Returns and lengths are means over the episodes of a part, metrics in `counts` are sums; NaN
+    where a part has nothing to show.
     """
     cuts = edges(next(iter(metrics.values())).shape[1], parts)
     episodes = metrics["episodes"].astype(float)
@@ -129,7 +132,7 @@ def binned(metrics: dict[str, np.ndarray], parts: int) -> dict[str, np.ndarray]:
     for name, x in metrics.items():
         weight = episodes if name in BY_EPISODE else ~np.isnan(x)
         total = _sums(np.where(weight > 0, x * weight, 0.0), cuts)
-        if name in COUNTS:
+        if name in counts:
             out[name] = _sums(x.astype(float), cuts)
             continue
         count = _sums(weight, cuts)

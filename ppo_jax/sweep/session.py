@@ -15,7 +15,6 @@ from ppo_jax.config import ConfigError
 from ppo_jax.config.options import option
 from ppo_jax.envs import refuse_sweep
 from ppo_jax.evaluate import warn_unfinished
-from ppo_jax.experiment import BROKEN_PROMISES
 from ppo_jax.runs import cache, provenance, terminal
 from ppo_jax.runs.signals import Signals
 from ppo_jax.runs.terminal import Display
@@ -196,7 +195,7 @@ class _Session:
 
     def _warn(self, finished: Finished) -> None:
         """Say once what an environment promised and did not keep, or an evaluation cut off."""
-        for metric, meaning in BROKEN_PROMISES.items():
+        for metric, meaning in self.spec.promises.items():
             if metric not in self.warned and np.any(finished.metrics.get(metric, 0)):
                 self.warned.add(metric)
                 warnings.warn(meaning, stacklevel=1)

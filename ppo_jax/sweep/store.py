@@ -59,6 +59,16 @@ class Spec:
         """Each point's values by name."""
         return [{n: configs.to_flat(c)[n] for n in self.varied} for c in self.configs]
 
+    @property
+    def promises(self) -> dict[str, str]:
+        """`config.promises` of all points together."""
+        return {k: v for c in self.configs for k, v in configs.promises(c).items()}
+
+    @property
+    def counts(self) -> tuple[str, ...]:
+        """Metrics whose parts are summed."""
+        return (*results.COUNTS, *self.promises)
+
     def to_json(self) -> dict[str, Any]:
         """In JSON's types."""
         return {
@@ -198,7 +208,7 @@ class Store:
             metrics, returns, whole = self._read(chunk)
             columns = [*results.scores(metrics, returns), results.diverged(metrics)]
             columns.append((~whole).sum(axis=1))
-            curves = results.binned(metrics, self.spec.parts)
+            curves = results.binned(metrics, self.spec.parts, self.spec.counts)
             for i, agent in enumerate(chunk.agents):
                 one = {name: x[i] for name, x in curves.items()}
                 parts[agent] = (one, *(column[i] for column in columns))
@@ -263,7 +273,7 @@ class Store:
         returns: np.ndarray,
     ) -> None:
         """Tidy rows of a chunk: point, seed, env_step, metric, value."""
-        curves = results.binned(metrics, self.spec.parts)
+        curves = results.binned(metrics, self.spec.parts, self.spec.counts)
         for i, agent in enumerate(chunk.agents):
             point, s = divmod(agent, len(self.spec.seeds))
             steps = self._env_steps(self.spec.configs[point])
