@@ -1,5 +1,6 @@
 """PPO and its family as pure jitted functions."""
 
+import importlib
 from typing import TYPE_CHECKING, Any
 
 from ppo_jax.advantages import (
@@ -24,7 +25,9 @@ from ppo_jax.losses import (
 from ppo_jax.types import Algorithm, Batch, LearnerState, TrainState, Trajectory
 
 if TYPE_CHECKING:
+    from ppo_jax import evaluate
     from ppo_jax.agent import load
+    from ppo_jax.experiment import run
 
 __all__ = [
     "ALGORITHMS",
@@ -39,6 +42,7 @@ __all__ = [
     "discounted_returns",
     "estimate_gae",
     "estimate_returns",
+    "evaluate",
     "explained_variance",
     "exponential_average",
     "gae",
@@ -50,17 +54,26 @@ __all__ = [
     "k_step_advantages",
     "load",
     "policy_gradient",
+    "run",
     "squared_error",
     "surrogate",
 ]
 
 __version__ = "0.1.0"
 
+LATER = {
+    "build": "train",
+    "evaluate": "evaluate",  # a module that can be called
+    "load": "agent",
+    "make_train": "train",
+    "run": "experiment",
+}
+
 
 def __getattr__(name: str) -> Any:
-    """`load`, imported when it is used: it needs environments and checkpoints, formulas do not."""
-    if name == "load":
-        from ppo_jax.agent import load
-
-        return load
+    """What needs environments and checkpoints, which formulas do not, is imported when it is used:
+    `run`, `evaluate`, `load`, `make_train`, `build`."""
+    if name in LATER:
+        module = importlib.import_module(f"ppo_jax.{LATER[name]}")
+        return module if name == LATER[name] else getattr(module, name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -142,7 +142,7 @@ class Agent:
     """
 
     def __init__(self, parts: Parts, greedy: bool = True, seed: int = 0) -> None:
-        self.config = parts.config
+        self.parts, self.config = parts, parts.config
         self.observation_space, self.action_space = parts.observation_space, parts.action_space
         self.has_memory = parts.has_memory
         self._init_core, self._example = parts.policy.init_core, parts.obs

@@ -6,6 +6,8 @@
 import dataclasses
 import functools
 import math
+import sys
+import types
 import warnings
 from pathlib import Path
 from typing import Any
@@ -271,7 +273,19 @@ def warn_unfinished(finished: np.ndarray) -> None:
         warnings.warn(f"{cut} did not end and were cut: their returns are partial", stacklevel=2)
 
 
+class _Callable(types.ModuleType):
+    """This module as the function `ppo_jax.evaluate`."""
+
+    def __call__(self, run: Any, episodes: int = 128, **options: Any) -> Returns:
+        """As `ppo_jax.experiment.evaluate_run`."""
+        from ppo_jax.experiment import evaluate_run
+
+        return evaluate_run(run, episodes, **options)
+
+
 if __name__ == "__main__":
     from ppo_jax.cli.evaluate import main
 
     main()
+else:
+    sys.modules[__name__].__class__ = _Callable

@@ -13,10 +13,11 @@ import jax
 import numpy as np
 
 from ppo_jax import config as configs
+from ppo_jax.agent import Agent, read_parts
 from ppo_jax.config import ConfigError, TrainConfig
 from ppo_jax.config.options import check_record, did_you_mean, option
-from ppo_jax.envs import HostEnv
-from ppo_jax.evaluate import evaluate, warn_unfinished
+from ppo_jax.envs import HostEnv, as_env
+from ppo_jax.evaluate import Returns, evaluate, warn_unfinished
 from ppo_jax.runs import cache, loop, trackers
 from ppo_jax.runs.chunk import Chunk, Step, compile_chunk, compiler_options
 from ppo_jax.runs.folder import RunDirectory, identity_of, write_config
@@ -82,6 +83,47 @@ def run(
     return train(config, RunOptions(**options, **paths), env=env, callbacks=callbacks, quiet=True)
 
 
+def evaluate_run(
+    run: Path | str | Agent,
+    episodes: int = 128,
+    *,
+    env: Any = None,
+    greedy: bool = True,
+    checkpoint: str = "latest",
+    seed: int = 1,
+) -> Returns:
+    """Play episodes with the agent of a run: `ppo_jax.evaluate`.
+
+    Args:
+        run: folder of a run, or an Agent of `ppo_jax.load`.
+        episodes: E, the number of episodes.
+        env: as for `build`; None for the run's own.
+        greedy: the most likely action instead of a sample.
+        checkpoint: "latest", "best", or the number of an update; of a folder alone.
+        seed: of the episodes.
+
+    Returns:
+        Returns [E]: episode_return, episode_length, finished.
+
+    Raises:
+        ConfigError, CheckpointError: not a run, or nothing whole to restore.
+    """
+    if episodes < 1:
+        raise ConfigError(f"episodes is {episodes}; it must be >= 1")
+    parts = run.parts if isinstance(run, Agent) else read_parts(Path(run), checkpoint)
+    played = as_env(parts.config.env, **configs.env_kwargs(parts.config)) if env is None else env
+    with _ended(played):
+        return evaluate(
+            jax.random.key(seed),
+            parts.params,
+            parts.moments,
+            env=as_env(played),
+            policy=parts.policy,
+            episodes=episodes,
+            greedy=greedy,
+        )
+
+
 def train(
     config: TrainConfig,
     options: RunOptions,
@@ -144,7 +186,7 @@ def job_of(
         return state if start is None else started_from(start, state)
 
     def judge(state: TrainState, update: int) -> dict[str, Any]:
-        return _evaluation(config, program, state, update, episodes)
+        return _evaluation(config, program, state, update=update, episodes=episodes)
 
     return Job(
         name=f"{config.algorithm} on {config.env}, seed {config.seed}",
@@ -255,7 +297,7 @@ def _refuse_other_shapes(what: str, theirs: PyTree, ours: PyTree) -> None:
 
 
 def _evaluation(
-    config: TrainConfig, program: Program, state: TrainState, update: int, episodes: int
+    config: TrainConfig, program: Program, state: TrainState, *, update: int, episodes: int
 ) -> dict[str, Any]:
     """Returns of greedy episodes; those of the last update have the key they always had."""
     key = jax.random.fold_in(jax.random.key(config.seed), EVALUATION)

@@ -28,7 +28,8 @@ LAYERS = [
     {"train"},
     {"evaluate"},
     {"runs"},
-    {"agent", "experiment"},
+    {"agent"},
+    {"experiment"},
     {"analysis"},
     {"export", "sweep", "rlhf"},
     {"cli"},
@@ -37,6 +38,7 @@ LAYERS = [
 OUTSIDE = {"__init__", "__main__", "plot"}
 # Modules of one name build on each other; in the first layers some build on a neighbour.
 NEIGHBOURS = {
+    "evaluate": {"experiment"},  # when it is called as `ppo_jax.evaluate`
     "losses": {"distributions", "divergences"},
     "sgd": {"losses"},
     "networks": {"distributions", "envs"},

@@ -169,15 +169,20 @@ def test_a_signal_stops_between_slices_and_keeps_what_is_finished(
 ):
     show = session._Session._show
 
+    shown = []
+
     def stop_in_the_second(self, agents, update):
-        if self.finished and agents and update > 1:
-            os.kill(os.getpid(), signal.SIGTERM)
+        if self.finished and agents:
+            shown.append(update)
+            if update > 1:
+                os.kill(os.getpid(), signal.SIGTERM)
         show(self, agents, update)
 
     path = tmp_path / "stopped"
     with monkeypatch.context() as patch:
         patch.setattr(session._Session, "_show", stop_in_the_second)
         assert sweep(path) == 143
+    assert [u > 1 for u in shown].count(True) == 1  # nothing was trained after the signal
     assert "--resume" in capsys.readouterr().out
     assert not (path / "report.html").exists()
     assert sweep(path, "--resume") == 0  # the same command again

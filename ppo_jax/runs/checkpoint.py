@@ -45,6 +45,7 @@ class Checkpoints:
         self,
         directory: Path,
         identity: dict[str, Any],
+        *,
         keep: int = 3,
         defaults: dict[str, Any] | None = None,
         older: tuple[str, ...] = (),

@@ -48,7 +48,7 @@ def run(
         ConfigError, CheckpointError: it cannot begin; nothing of earlier sessions is lost.
         RunFailed: it failed on its way; the message says what is saved.
     """
-    return _Loop(job, record, callbacks, signals, chunk).run()
+    return _Loop(job, record, callbacks, signals, chunk=chunk).run()
 
 
 class _Loop:
@@ -60,6 +60,7 @@ class _Loop:
         record: RunRecord | InMemory,
         callbacks: Sequence[Callback],
         signals: Signals,
+        *,
         chunk: Chunk | None,
     ) -> None:
         self.job, self.record, self.callbacks, self.signals = job, record, callbacks, signals
@@ -131,11 +132,12 @@ class _Loop:
             raise
         seconds = time.perf_counter() - started
         self.update += count
-        rows = self.record.log(job, before, arrays, seconds, self._evaluation(arrays))
+        found = self._evaluation()
+        rows = self.record.log(job, before, arrays, seconds=seconds, evaluation=found)
         self._warn(arrays)
         return rows, seconds
 
-    def _evaluation(self, arrays: dict[str, np.ndarray]) -> dict[str, Any]:
+    def _evaluation(self) -> dict[str, Any]:
         """The numbers of an evaluation, if one is due after this update."""
         every, evaluate = self.options.eval_every, self.job.evaluate
         if every is None or evaluate is None or self.update % every:

@@ -97,6 +97,7 @@ class RunRecord:
         job: Job,
         update: int,
         arrays: dict[str, np.ndarray],
+        *,
         seconds: float,
         evaluation: dict[str, Any],
     ) -> list[dict[str, Any]]:
@@ -257,7 +258,7 @@ class InMemory:
         """Nothing is opened."""
         return contextlib.ExitStack()
 
-    def log(self, job: Job, update: int, arrays: Any, seconds: float, evaluation: Any) -> list:
+    def log(self, job: Job, update: int, arrays: Any, **_: Any) -> list:
         """Keep the arrays."""
         self.parts.append(arrays)
         return []

@@ -1,0 +1,223 @@
+"""The host loop: evaluations, thresholds, callbacks between chunks, and runs from Python."""
+
+import json
+import os
+import signal
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import ppo_jax
+from ppo_jax import config as configs
+from ppo_jax.config import ConfigError
+from ppo_jax.experiment import RunOptions, first_state, started_from
+from ppo_jax.runs import chunk, loop
+from ppo_jax.runs.job import Job
+from ppo_jax.runs.metrics_log import read_metrics
+from ppo_jax.runs.options import KeepOptions
+from ppo_jax.runs.record import InMemory, RunRecord
+from ppo_jax.runs.restore import load
+from ppo_jax.runs.signals import Signals
+from ppo_jax.train import build
+
+UPDATES = 12
+
+
+def count_up(state, frozen, floats):
+    """A state that is a number, and one metric that follows it."""
+    return state + 1, {"height": state.astype(jnp.float32) + 1}
+
+
+JOB = Job(
+    name="counting",
+    init=lambda: jnp.zeros((), jnp.int32),
+    shapes=jax.ShapeDtypeStruct((), jnp.int32),
+    step=count_up,
+    updates=UPDATES,
+    unit="sequences",
+    units_per_update=10,
+    headline="height",
+    score=("height", "judged"),
+    evaluate=lambda state, update: {"judged": 100.0 * float(state), "games": 3},
+)
+
+
+def recorded(path, **options):
+    path.mkdir(exist_ok=True)
+    kept = KeepOptions(**{"checkpoint_seconds": 1e9} | options)
+    return RunRecord(path, kept, identity={}, about={"seed": 0}, config={}, quiet=True)
+
+
+def rows(path):
+    return list(read_metrics(path / "metrics.jsonl"))
+
+
+@pytest.fixture
+def one_by_one(monkeypatch):
+    monkeypatch.setattr(chunk, "CHUNK_SECONDS", 0.0)
+
+
+def test_a_job_is_run_logged_saved_and_summarised(tmp_path):
+    result = loop.run(JOB, recorded(tmp_path), signals=Signals())
+    assert int(result.state) == UPDATES and result.exit_code == 0 and result.path == tmp_path
+    assert [row["height"] for row in rows(tmp_path)] == list(range(1, UPDATES + 1))
+    assert [row["env_step"] for row in rows(tmp_path)] == list(range(10, 130, 10))
+    saved = json.loads((tmp_path / "summary.json").read_text())
+    assert saved == result.summary
+    assert saved["sequences"] == 120 and saved["updates"] == UPDATES
+    assert (saved["status"], saved["judged"]) == ("finished", 1200.0)
+
+
+@pytest.mark.parametrize("every", [1, 5, 12, 50])
+def test_an_evaluation_falls_on_its_update(tmp_path, every):
+    loop.run(JOB, recorded(tmp_path, eval_every=every), signals=Signals())
+    judged = {r["update"]: r["judged"] for r in rows(tmp_path) if "judged" in r}
+    assert judged == {u: 100.0 * u for u in range(every, UPDATES + 1, every)}
+    assert all(type(r.get("games", 0)) is int for r in rows(tmp_path))
+
+
+def test_evaluations_are_logged_however_seldom_rows_are(tmp_path):
+    loop.run(JOB, recorded(tmp_path, eval_every=5, log_every=4), signals=Signals())
+    assert [r["update"] for r in rows(tmp_path)] == [4, 5, 8, 10, 12]
+
+
+def test_the_best_checkpoint_goes_by_evaluations_where_there_are_any(tmp_path, one_by_one):
+    falling = JOB._replace(evaluate=lambda state, update: {"judged": -float(state)})
+    for name, options, best in (("rows", {}, 12), ("evaluated", {"eval_every": 1}, 1)):
+        record = recorded(tmp_path / name, checkpoint_seconds=0.0, **options)
+        loop.run(falling, record, signals=Signals())
+        assert record.checkpoints.best() == best
+
+
+@pytest.mark.parametrize(("options", "last"), [({"stop_at": 7.0}, 7), ({"eval_every": 3}, 6)])
+def test_a_threshold_ends_a_run_early(tmp_path, one_by_one, options, last):
+    options = {"stop_at": 600.0} | options
+    result = loop.run(JOB, recorded(tmp_path, **options), signals=Signals())
+    assert int(result.state) == last and result.exit_code == 0
+    assert result.summary["ended_early"] == f"reached {options['stop_at']:g}"
+    assert result.summary["status"] == "finished" and result.summary["judged"] == 100.0 * last
+    assert recorded(tmp_path).checkpoints.steps() == [last]
+
+
+def test_a_callback_sees_rows_and_state_and_may_end_the_run(tmp_path, one_by_one):
+    seen = []
+
+    def enough(progress, state):
+        seen.append((progress.update, progress.step, [r["update"] for r in progress.rows]))
+        assert int(state) == progress.update and progress.updates == UPDATES
+        assert progress.path == tmp_path
+        return progress.update == 4
+
+    result = loop.run(JOB, recorded(tmp_path), signals=Signals(), callbacks=[enough])
+    assert seen == [(u, 10 * u, [u]) for u in range(1, 5)]
+    assert int(result.state) == 4 and result.summary["ended_early"] == "ended by enough"
+    assert recorded(tmp_path).checkpoints.steps() == [4]
+
+
+def test_a_callback_that_fails_loses_nothing(tmp_path, one_by_one):
+    def broken(progress, state):
+        if progress.update == 3:
+            raise ZeroDivisionError
+
+    record = recorded(tmp_path)
+    with pytest.raises(ZeroDivisionError):
+        loop.run(JOB, record, signals=Signals(), callbacks=[broken])
+    assert record.checkpoints.steps() == [3]
+    resumed = recorded(tmp_path, resume=tmp_path)
+    result = loop.run(JOB, resumed, signals=Signals())
+    assert int(result.state) == UPDATES
+    assert [row["height"] for row in rows(tmp_path)] == list(range(1, UPDATES + 1))
+
+
+def test_a_signal_ends_a_run_between_chunks_with_its_number(tmp_path, one_by_one):
+    def interrupt(progress, state):
+        if progress.update == 2:
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    with Signals() as signals:
+        result = loop.run(JOB, recorded(tmp_path), signals=signals, callbacks=[interrupt])
+    assert result.exit_code == 143 and int(result.state) == 2
+    assert result.summary["status"] == "stopped by SIGTERM" and "judged" not in result.summary
+
+
+def test_a_run_in_memory_leaves_arrays(one_by_one):
+    record = InMemory()
+    result = loop.run(JOB, record, signals=Signals())
+    assert int(record.state) == int(result.state) == UPDATES and result.path is None
+    assert record.metrics["height"].tolist() == list(range(1, UPDATES + 1))
+
+
+# --- runs of agents from Python -------------------------------------------------------------
+
+
+def small(**changes):
+    values = {"num_envs": 4, "num_steps": 16, "total_timesteps": 320, "hidden": (8,)}
+    return configs.make(preset="none", **values | changes)
+
+
+def test_run_and_evaluate_from_python(tmp_path, capsys):
+    seen = []
+    result = ppo_jax.run(
+        small(), tmp_path / "a", callbacks=[lambda p, s: seen.append(p.step)], eval_episodes=4,
+        eval_every=2,
+    )  # fmt: skip
+    assert result.path == tmp_path / "a" and result.exit_code == 0
+    assert result.summary["env_steps"] == 320 and seen[-1] == 320
+    assert int(result.state.update) == 5
+    judged = [r["update"] for r in rows(result.path) if r.get("eval_return_mean") is not None]
+    assert judged == [2, 4]
+    assert "run directory" not in capsys.readouterr().out
+    found = ppo_jax.evaluate(result.path, episodes=6)
+    again = ppo_jax.evaluate(ppo_jax.load(result.path), episodes=6)
+    np.testing.assert_array_equal(found.episode_return, again.episode_return)
+    assert found.episode_return.shape == (6,) and np.asarray(found.finished).all()
+
+
+def test_what_run_does_not_know_is_refused(tmp_path):
+    with pytest.raises(ConfigError, match=r"unknown option 'eval_evry'; did you mean eval_every"):
+        ppo_jax.run(small(), tmp_path / "a", eval_evry=2)
+    assert not (tmp_path / "a").exists()
+
+
+def test_a_run_starts_from_another(tmp_path):
+    """Other hyperparameters, another number of environments; the optimiser starts anew."""
+    first = ppo_jax.run(small(normalize_obs=True), tmp_path / "a", eval_episodes=0)
+    config = small(normalize_obs=True, num_envs=2, learning_rate=0.0, seed=7)
+    second = ppo_jax.run(config, tmp_path / "b", init_from=tmp_path / "a", eval_episodes=0)
+    same = lambda a, b: jax.tree.map(np.testing.assert_array_equal, a, b)
+    same(second.state.learner.params, first.state.learner.params)
+    moments = first.state.rollout.moments.obs
+    start = started_from(first.state, first_state(config, build(config)))
+    same(start.rollout.moments.obs, moments)
+    assert float(start.learner.step) == 0
+    kept = json.loads((tmp_path / "b" / "config.json").read_text())["run"]
+    assert kept["init_from"] == str(tmp_path / "a")
+
+
+def test_another_network_is_no_start(tmp_path):
+    ppo_jax.run(small(), tmp_path / "a", eval_episodes=0)
+    with pytest.raises(
+        ConfigError, match=r"parameters of that run do not fit .*float32\[8\] there"
+    ):
+        ppo_jax.run(small(hidden=(16,)), tmp_path / "b", init_from=tmp_path / "a")
+    assert not (tmp_path / "b" / "metrics.jsonl").exists()
+
+
+def test_a_run_killed_before_its_first_checkpoint_starts_from_the_other_again(tmp_path):
+    ppo_jax.run(small(), tmp_path / "a", eval_episodes=0)
+    options = {"init_from": tmp_path / "a", "eval_episodes": 0}
+    whole = ppo_jax.run(small(seed=3), tmp_path / "b", **options)
+    ppo_jax.run(small(seed=3), tmp_path / "c", **options)
+    for manifest in (tmp_path / "c" / "checkpoints").glob("*.json"):
+        manifest.unlink()
+    (tmp_path / "c" / "summary.json").unlink()
+    kept = json.loads((tmp_path / "c" / "config.json").read_text())["run"]
+    options = RunOptions(resume=tmp_path / "c", init_from=Path(kept["init_from"]), eval_episodes=0)
+    again = ppo_jax.experiment.train(small(seed=3), options)
+    jax.tree.map(
+        np.testing.assert_array_equal, again.state.learner.params, whole.state.learner.params
+    )
+    assert int(load(tmp_path / "c")[2].update) == 5
