@@ -203,7 +203,7 @@ def test_another_network_is_no_start(tmp_path):
         ConfigError, match=r"parameters of that run do not fit .*float32\[8\] there"
     ):
         ppo_jax.run(small(hidden=(16,)), tmp_path / "b", init_from=tmp_path / "a")
-    assert not (tmp_path / "b" / "metrics.jsonl").exists()
+    assert not (tmp_path / "b").exists()
 
 
 def test_a_run_killed_before_its_first_checkpoint_starts_from_the_other_again(tmp_path):
