@@ -59,7 +59,7 @@ class Contestant:
     """A compiled program of a number of updates, and its state from round to round."""
 
     def __init__(self, algorithm: str, env: str, how: str = "single", seeds: int = 1) -> None:
-        whole = getattr(ALGORITHMS[algorithm].Config, "whole_episodes", False)
+        whole = "time_limit" in configs.fields(algorithm)
         self.name, self.how, self.seeds = algorithm, how, seeds
         self.config = configs.make(
             preset="none",

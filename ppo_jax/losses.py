@@ -390,8 +390,8 @@ def check_normalizable(rows: int, minibatches: int = 1) -> None:
     """
     if rows == minibatches:
         raise ValueError(
-            "minibatches of a single row have no deviation to normalise advantages by; use fewer "
-            "minibatches or normalize_advantage=False"
+            "minibatches of a single row have no standard deviation to normalise advantages by; "
+            "use longer rollouts, fewer minibatches or normalize_advantage=False"
         )
 
 

@@ -11,7 +11,7 @@ import pytest
 
 from ppo_jax import config as configs
 from ppo_jax import rollout
-from ppo_jax.algorithms import ALGORITHMS
+from ppo_jax.algorithms import ALGORITHMS, hooks
 from ppo_jax.envs import make
 from ppo_jax.experiment import step_of
 from ppo_jax.runs.checkpoint import Checkpoints
@@ -41,8 +41,7 @@ AS_RUN = {"xla_backend_optimization_level": 1, "xla_cpu_use_fusion_emitters": Tr
 
 def steps_of(algorithm: str, env: str) -> int:
     """A short rollout, or one that whole episodes fit into."""
-    whole_episodes = getattr(ALGORITHMS[algorithm].Config, "whole_episodes", False)
-    return make(env).time_limit if whole_episodes else 32
+    return make(env).time_limit if "time_limit" in configs.fields(algorithm) else 32
 
 
 def small(algorithm: str, env: str, updates: int = UPDATES, **changes):
@@ -263,16 +262,10 @@ def test_rows_of_weight_zero_are_not_read(algorithm, env):
     """Whatever stands in them, the update is the same."""
     program, init, _ = stepping(algorithm, env)
     state = init(jax.random.key(3))
-    collect = rollout.collect
-    if getattr(ALGORITHMS[algorithm].Config, "whole_episodes", False):
-        collect = functools.partial(rollout.collect_episodes, longest=steps_of(algorithm, env))
-    collect = functools.partial(
-        collect,
-        env=program.vector_env,
-        policy=program.policy,
-        num_steps=steps_of(algorithm, env),
-        gamma=0.99,
-    )
+    steps = steps_of(algorithm, env)
+    collect = rollout.Collector(program.vector_env, program.policy, steps, 0.99)
+    hyper = configs.resolve(small(algorithm, env), program.env).hyper
+    collect = hooks.collector(hyper, collect)
 
     @jax.jit
     def experience(state):

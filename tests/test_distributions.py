@@ -12,6 +12,7 @@ from ppo_jax.distributions import (
     JointCategorical,
     MultiCategorical,
     TanhGaussian,
+    log_prob_and_entropy,
 )
 from ppo_jax.losses import clipped_surrogate
 from reference import Golden
@@ -22,6 +23,18 @@ KEY = jax.random.key(0)
 
 def close(actual, expected, atol=2e-6):
     np.testing.assert_allclose(actual, expected, rtol=1e-5, atol=atol)
+
+
+def test_log_prob_and_entropy_are_the_two_methods_unless_a_type_has_its_own_function():
+    """A distribution of the user's own needs no third method."""
+
+    class Plain:
+        log_prob = staticmethod(lambda action: 2.0 * action)
+        entropy = staticmethod(lambda: 5.0)
+
+    assert log_prob_and_entropy(Plain(), 3.0) == (6.0, 5.0)
+    dist = Categorical(jnp.arange(3.0))
+    assert log_prob_and_entropy(dist, 1) == (dist.log_prob(1), dist.entropy())
 
 
 @pytest.mark.parametrize("peer", ["torch", "sb3", "distrax"])

@@ -13,7 +13,7 @@ import pytest
 from ppo_jax import config as configs
 from ppo_jax import envs, rollout
 from ppo_jax.advantages import estimate_gae
-from ppo_jax.envs import InvalidEnvironment, UnknownEnvironment, host, spaces
+from ppo_jax.envs import InvalidEnvironment, UnknownEnvironment, host, jaxmarl, spaces
 from ppo_jax.evaluate import evaluate, record
 from ppo_jax.experiment import RunOptions, compile_run, train
 from ppo_jax.networks import make_policy
@@ -360,6 +360,17 @@ def test_evaluation_counts_each_environment_s_first_episode(mode):
     for earned, length in zip(result.episode_return, result.episode_length, strict=True):
         first = (float(earned) - length * (length + 1) / 2) / float(length)  # i % 10
         assert 3 <= length <= 6 and first in range(10)
+
+
+def test_an_environment_that_makes_its_own_vectors_has_the_protocol():
+    """In full: what asks `makes_vectors` goes on to call any of it."""
+    env = envs.as_env(Counting)
+    assert envs.makes_vectors(env) and not envs.makes_vectors(envs.make("CartPole-v1"))
+    members = ("name", "observation_space", "action_space", "time_limit", "vector", "evaluation",
+               "side_by_side", "picture")  # fmt: skip
+    assert {*members} == {n for n in vars(envs.VectorMaker) if not n.startswith("_")}
+    for kind in (host.HostEnv, jaxmarl.JaxMarlEnv):
+        assert {*members} <= {*dir(kind), *kind.__dataclass_fields__}, kind
 
 
 def test_frames_are_the_environment_s_own():

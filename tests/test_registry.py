@@ -82,3 +82,34 @@ def test_listing_imports_no_optional_suite():
 def test_names_are_full_and_each_has_its_suite():
     assert "gymnax:CartPole-v1" in envs.names()
     assert envs.names("ppo_jax") == [n for n in envs.names() if n.startswith("ppo_jax:")]
+
+
+@pytest.mark.parametrize(
+    ("name", "other", "same"),
+    [
+        ("CartPole-v1", "CartPole-v1", True),
+        ("CartPole-v1", "gymnax:CartPole-v1", True),
+        ("CartPole-v1", "gymnasium:CartPole-v1", False),
+        ("CartPole-v1", "Pendulum-v1", False),
+        ("Pong", "ppo_jax:Pong", True),
+        ("Pong", "ale:Pong", False),
+        ("ale:Pong", "ALE/Pong-v5", True),
+        ("PongNoFrameskip-v4", "ale:ALE/Pong-v5", True),
+        ("ale:ALE/Pong-v5", "ALE/Breakout-v5", False),
+    ],
+)
+def test_names_of_one_environment(name, other, same):
+    assert envs.same_env(name, other) == envs.same_env(other, name) == same
+
+
+def test_objects_of_other_libraries_are_recognised_by_their_suites(monkeypatch):
+    """A suite of the table is asked whether an object is its own, and adapts it."""
+    module = ModuleType("toy")
+    module.recognizes = lambda env: env == 5
+    module.adapt = lambda env: envs.make("CartPole-v1")
+    monkeypatch.setitem(sys.modules, "toy", module)
+    monkeypatch.setitem(registry.SUITES, "toy", "toy")
+    monkeypatch.setattr(registry, "ADAPTING", (*registry.ADAPTING, "toy"))
+    assert envs.as_env(5).name == "CartPole-v1"
+    with pytest.raises(envs.InvalidEnvironment, match="lacks reset, step"):
+        envs.as_env(6)

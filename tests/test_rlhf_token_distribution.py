@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from ppo_jax.distributions import Categorical
+from ppo_jax.distributions import Categorical, log_prob_and_entropy
 from ppo_jax.rlhf.token_distribution import TokenDistribution, in_blocks
 
 B, L, D, V = 3, 7, 8, 23
@@ -34,7 +34,7 @@ def test_blocks_change_nothing(chunk):
             (dist.log_prob(TOKENS), want.log_prob(TOKENS)),
             (dist.entropy(), want.entropy()),
             *zip(
-                dist.log_prob_and_entropy(TOKENS),
+                log_prob_and_entropy(dist, TOKENS),
                 (want.log_prob(TOKENS), want.entropy()),
                 strict=True,
             ),
@@ -132,3 +132,16 @@ def test_blocks_cut_the_last_leading_axis():
     x = jnp.arange(4 * 10 * 3.0).reshape(4, 10, 3)
     np.testing.assert_array_equal(in_blocks(function, x, 2, rows_per_block=13), 2 * x)
     assert {shape[:2] for shape in seen} == {(4, 3)}
+
+
+def test_losses_make_the_logits_of_a_block_once(monkeypatch):
+    """Log-probability and entropy come from the distribution's own function, not from two."""
+    dist = TokenDistribution(HIDDEN, HEAD, 0.7)
+    for method in ("log_prob", "entropy"):
+        monkeypatch.setattr(TokenDistribution, method, None)
+    for found, expected in zip(
+        log_prob_and_entropy(dist, TOKENS),
+        (direct().log_prob(TOKENS), direct().entropy()),
+        strict=True,
+    ):
+        np.testing.assert_allclose(found, expected, atol=1e-5)

@@ -294,6 +294,34 @@ def test_adapters_start_as_the_reference_and_leave_it_alone():
     np.testing.assert_array_equal(log_probs(merged, inputs), log_probs(joined["actor"], inputs))
 
 
+def test_the_options_of_an_update_stay():
+    """Flags, presets and the config.json of earlier runs have these names; resumed runs rely on
+    the defaults."""
+    options = {f.name: f.default for f in dataclasses.fields(algorithms.Config)}
+    assert options == {
+        "learning_rate": 3e-4, "critic_rate": 1.0, "anneal": True, "epochs": 4, "minibatches": 2,
+        "micro_batches": 1, "gamma": 1.0, "gae_lambda": 0.95, "clip_eps": 0.2,
+        "value_clip_eps": 0.2, "value_coef": 0.5, "entropy_coef": 0.0, "whiten_advantages": None,
+        "whiten_rewards": False, "max_grad_norm": 1.0, "adam": "optax", "adam_eps": 1e-5,
+    }  # fmt: skip
+
+
+def test_the_kl_is_a_term_of_the_loss(first):
+    """PPO's loss and beta times the estimate, over the tokens that were written."""
+    program, state, _, _, trajectory = first
+    batch = losses.mask(_as_batch(sequences(trajectory)))
+    batch = dataclasses.replace(
+        batch, extra=batch.extra | {"ref_log_prob": batch.extra["ref_log_prob"] - 0.5}
+    )
+    policy, config = program.policy.joined(program.frozen), algorithms.Config()
+    plain, _ = ppo.make_loss(policy, config)(state.learner.params, batch)
+    with_kl = ppo.make_loss(policy, config, algorithms.kl_penalty("k1"))
+    loss, metrics = with_kl(state.learner.params, batch)
+    np.testing.assert_allclose(metrics["kl_loss"], 0.5 * batch.extra["kl_coef"][0, 0], rtol=1e-4)
+    np.testing.assert_allclose(loss, plain + metrics["kl_loss"], rtol=1e-5)
+    assert metrics["loss"] == loss and algorithms.kl_penalty(None) is None
+
+
 def test_the_critic_has_a_rate_of_its_own():
     grads = {"actor": jnp.ones(3), "critic": jnp.ones(3)}
     optimizer = algorithms.make_optimizer(algorithms.Config(critic_rate=0.5))

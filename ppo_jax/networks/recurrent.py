@@ -71,22 +71,18 @@ def make_recurrent_policy(
     """
     if critic == "q":
         raise ValueError("a critic q(s, a) has no memory; use memory='none'")
-    image = bool(cnn)
-    if image:
+    if cnn:
         spaces.image(observation_space)
-
-    see = functools.partial(preprocess, observation_space, image=image, frame_mix=frame_mix)
+    see = functools.partial(preprocess, observation_space, image=bool(cnn), frame_mix=frame_mix)
 
     def remembering(head: nn.Module | None) -> Remembering:
         body = layers_of(tuple(cnn), tuple(hidden), activation)
         return Remembering(body, Memory(memory, memory_size), head)
 
-    actor, judge = Actor(None, action_space, squash, log_std_init), Critic(None)
-    judged = critic != "none"
-    modules: dict[str, nn.Module] = {"actor": actor} | ({"critic": judge} if judged else {})
-    remembers = {k: remembering(head) for k, head in modules.items()}
-    if shared_torso:
-        remembers = {"torso": remembering(None)}
+    modules: dict[str, nn.Module] = {"actor": Actor(None, action_space, squash, log_std_init)}
+    modules |= {} if critic == "none" else {"critic": Critic(None)}
+    heads = {"torso": None} if shared_torso else modules
+    remembers = {k: remembering(head) for k, head in heads.items()}
 
     def unroll(params: Params, core: PyTree, obs: PyTree, start: jax.Array) -> Any:
         """(core, dist, value), all [M, T]."""
@@ -96,14 +92,14 @@ def make_recurrent_policy(
         said = {k: y for k, (_, y) in results.items()}
         if shared_torso:
             said = {k: run(m, params[k], said["torso"]) for k, m in modules.items()}
-        dist = masked(said["actor"], obs)
-        return core, dist, said["critic"] if judged else jnp.zeros(start.shape)
+        value = said["critic"] if "critic" in said else jnp.zeros(start.shape)
+        return core, masked(said["actor"], obs), value
 
     def init(key: jax.Array, obs: PyTree) -> Params:
         obs = jax.tree.map(lambda x: x[:, None], obs)
         start = jnp.ones(batch_shape(observation_space, obs), bool)
-        inputs = (init_core(start.shape[0]), see(obs), start)
-        return _init(key, inputs, remembers, modules if shared_torso else {})
+        core = init_core(start.shape[0])
+        return _init(key, (core, see(obs), start), remembers, modules if shared_torso else {})
 
     def init_core(num_envs: int) -> PyTree:
         return {k: CELLS[memory].zeros((num_envs, memory_size)) for k in remembers}
