@@ -12,6 +12,7 @@ from ppo_jax import losses, sgd
 from ppo_jax.advantages import discounted_returns, estimate_gae
 from ppo_jax.algorithms import ppo
 from ppo_jax.config.options import option
+from ppo_jax.config.schedules import Scheduled, constant, is_schedule
 from ppo_jax.rlhf import rewards
 from ppo_jax.rlhf.adam import scale_by_tensorflow_adam
 from ppo_jax.rlhf.policy import LanguagePolicy
@@ -27,20 +28,22 @@ ADAMS: dict[str, Callable[..., optax.GradientTransformation]] = {
 class Config:
     """Hyperparameters of an update."""
 
-    learning_rate: float = sgd.learning_rate(3e-4)
+    learning_rate: Scheduled = sgd.learning_rate(3e-4, adaptive=True)
     critic_rate: float = option(1.0, "learning rate of the critic, as a multiple", low=0)
-    anneal: bool = option(True, "lower the learning rate linearly to 0 over the run")
+    anneal: bool = option(
+        True, "lower the learning rate linearly to 0 over the run, unless it is a schedule"
+    )
     epochs: int = option(4, "passes over each rollout", low=1)
     minibatches: int = option(2, "gradient steps per pass", low=1)
     micro_batches: int = option(1, "parts of a minibatch whose gradients are accumulated", low=1)
     gamma: float = option(1.0, "discount per token", low=0, high=1)
     gae_lambda: float = option(0.95, "trace decay of the advantage estimate", low=0, high=1)
-    clip_eps: float = option(0.2, "the ratio is clipped to 1 ± this", low=0, open_low=True)
+    clip_eps: Scheduled = option(0.2, "the ratio is clipped to 1 ± this", low=0, open_low=True)
     value_clip_eps: float | None = option(
         0.2, "values are clipped to the old ± this; None: not", low=0, open_low=True
     )
     value_coef: float = option(0.5, "weight of the value loss", low=0)
-    entropy_coef: float = option(0.0, "weight of the entropy bonus", low=0)
+    entropy_coef: Scheduled = option(0.0, "weight of the entropy bonus", low=0)
     whiten_advantages: bool | None = option(
         None, "over all tokens of a rollout; None: where advantages are not those of groups"
     )
@@ -148,7 +151,7 @@ def make(
         name: in ALGORITHMS.
         policy: what learns.
         config: Config.
-        total_updates: of the run, over which the learning rate falls.
+        total_updates: of the run, over which the learning rate falls and schedules move.
         group_size: responses to each prompt.
         kl_kind: estimator of the KL that is added to the loss; None: it is in the rewards.
 
@@ -160,6 +163,9 @@ def make(
     """
     method = ALGORITHMS[name]
     optimizer = make_optimizer(config, method.critic)
+    if not (config.anneal or is_schedule(config.learning_rate)):
+        config = dataclasses.replace(config, learning_rate=constant(config.learning_rate))
+    begin, end = sgd.schedule_of(config, total_updates)
 
     def init(key: jax.Array, params: Params) -> LearnerState:
         return sgd.init(params, optimizer)
@@ -177,20 +183,19 @@ def make(
     def update(
         key: jax.Array, learner: LearnerState, batch: Batch, frozen: PyTree
     ) -> tuple[LearnerState, Metrics]:
-        horizon = total_updates if config.anneal else jnp.inf
-        learner = sgd.anneal(learner, config.learning_rate, horizon, 1)
+        learner, now = begin(learner, 1)
         order = sgd.shuffles(key, batch.weight.shape[0], config.epochs)
         gap = _first_ratio_gap(policy, learner.params, batch, order, frozen)
         learner, metrics = sgd.sgd_epochs(
             learner,
             batch,
-            make_loss(policy, config, frozen, kl_kind),
+            make_loss(policy, now, frozen, kl_kind),
             optimizer,
             order=order,
             minibatches=config.minibatches,
             micro_batches=config.micro_batches,
         )
-        return learner, metrics | gap | sgd.report(learner, batch)
+        return end(learner, batch, now, metrics | gap)
 
     return Algorithm(init, estimate, update, frozen=True)
 
