@@ -4,6 +4,7 @@ import dataclasses
 import functools
 import json
 import math
+import re
 
 import jax
 import jax.numpy as jnp
@@ -13,6 +14,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+import documents
 from ppo_jax import config as configs
 from ppo_jax import sgd
 from ppo_jax.algorithms import ALGORITHMS, ppo
@@ -660,3 +662,17 @@ def test_chunks_take_the_numbers_as_arguments():
         expected = linear(1e-2, end).at(np.arange(10) / 10)
         np.testing.assert_allclose(metrics["learning_rate"][:10], expected, rtol=1e-5)
     assert chunk._cache_size() == 1
+
+
+# --- the page -------------------------------------------------------------------------------
+
+
+def test_the_examples_of_the_page_run(capsys, tmp_path):
+    page = documents.ROOT / "docs/configuration.md"
+    printed = documents.run_python(page)
+    assert capsys.readouterr().out.split() == printed == ["0.0015", "0.0025"]
+    (toml,) = re.findall(r"```toml\n(.*?)```", page.read_text(), re.S)
+    (tmp_path / "a.toml").write_text(toml)
+    config = from_command_line("--config", str(tmp_path / "a.toml"))
+    assert config.hyper.learning_rate == cosine(3e-3, 0, warmup=0.05)
+    assert config.hyper.clip_eps == linear(0.2, 0.1)
