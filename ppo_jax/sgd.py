@@ -1,11 +1,14 @@
-"""Minibatch gradient descent: the optimiser, one step, and epochs of shuffled steps."""
+"""Minibatch gradient descent: one step, and epochs of shuffled steps.
+
+The optimiser is that of `ppo_jax.optimizer`, whose names are also these.
+"""
 
 import dataclasses
 import functools
 import itertools
 import math
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -13,7 +16,19 @@ import optax
 from jax.flatten_util import ravel_pytree
 
 from ppo_jax import losses, shapes
-from ppo_jax.config.options import option
+from ppo_jax.optimizer import (
+    OptimizerState,
+    adam_eps,
+    anneal,
+    anneal_timesteps,
+    from_config,
+    init,
+    learning_rate,
+    make_optimizer,
+    max_grad_norm,
+    report,
+    schedule_of,
+)
 from ppo_jax.types import Batch, LearnerState, LossFn, Metrics, Params, PyTree
 
 # Up to so many parameters an operation takes longer to begin than to do, and one vector is faster
@@ -23,171 +38,24 @@ FEW_PARAMS = 200_000
 # together.
 NARROW = 32
 
-# What every Config says about its optimiser, and `from_config` reads.
-
-
-def learning_rate(default: float) -> Any:
-    """An option: Adam's step size."""
-    return option(default, "Adam's step size, of the first update", low=0)
-
-
-def anneal_timesteps() -> Any:
-    """An option: the horizon of `anneal`."""
-    doc = (
-        "environment steps over which the learning rate falls linearly to 0; "
-        "inf: constant; None: the whole run"
-    )
-    return option(None, doc, low=0, high=math.inf, open_low=True)
-
-
-def max_grad_norm(default: float) -> Any:
-    """An option: the bound of the gradient."""
-    return option(
-        default, "bound of the global norm; inf: none", low=0, high=math.inf, open_low=True
-    )
-
-
-def adam_eps() -> Any:
-    """An option: Adam's epsilon."""
-    return option(1e-5, "Adam's epsilon", low=0, open_low=True)
-
-
-class OptimizerState(NamedTuple):
-    """Adam's moments and the learning rate in force, which is state and not a constant.
-
-    Attributes:
-        adam: first and second moments.
-        learning_rate: [] for the next step.
-        updates: [] calls of `anneal` so far; the position on the schedule.
-    """
-
-    adam: Any
-    learning_rate: jax.Array
-    updates: jax.Array
-
-
-def make_optimizer(
-    max_grad_norm: jax.Array | float = 0.5,
-    eps: jax.Array | float = 1e-5,
-    *,
-    learning_rate: jax.Array | float = 3e-4,
-    b1: float = 0.9,
-    b2: float = 0.999,
-    adam: Callable[..., optax.GradientTransformation] = optax.scale_by_adam,
-) -> optax.GradientTransformation:
-    """Adam with a bound on the gradient's global norm.
-
-    g ← g · min(1, c / (‖g‖ + 1e-6)),   θ ← θ − α m̂ / (√v̂ + ε)
-
-    Every hyperparameter may be a tracer, so one compiled program serves a whole sweep.
-
-    Args:
-        max_grad_norm: c, over all parameters together; infinity for no bound.
-        eps: ε, outside the square root.
-        learning_rate: α until `anneal` sets another.
-        b1: decay of the first moment.
-        b2: decay of the second moment.
-        adam: another version of it, made as optax.scale_by_adam is and with its state.
-
-    Returns:
-        An optax transformation whose state is an `OptimizerState`.
-
-    Source: Kingma & Ba 2015; ε = 1e-5 and the joint clipping are openai/baselines ppo2's.
-    """
-    moments_of = adam(b1=b1, b2=b2, eps=eps)
-
-    def init(params: Params) -> OptimizerState:
-        rate = jnp.asarray(learning_rate, jnp.float32)
-        return OptimizerState(moments_of.init(params), rate, jnp.zeros((), jnp.int32))
-
-    def update(
-        grads: PyTree, state: OptimizerState, params: Params | None = None
-    ) -> tuple[PyTree, OptimizerState]:
-        factor = jnp.minimum(1.0, max_grad_norm / (optax.tree.norm(grads) + 1e-6))
-        clipped = jax.tree.map(lambda g: g * factor.astype(g.dtype), grads)
-        direction, moments = moments_of.update(clipped, state.adam, params)
-        step = jax.tree.map(lambda d: -state.learning_rate.astype(d.dtype) * d, direction)
-        return step, state._replace(adam=moments)
-
-    return optax.GradientTransformation(init, update)
-
-
-def init(
-    params: Params, optimizer: optax.GradientTransformation, extra: PyTree = ()
-) -> LearnerState:
-    """A learner at its first step.
-
-    Args:
-        params: of the policy.
-        optimizer: for all of them.
-        extra: private state of the algorithm.
-    """
-    return LearnerState(params, optimizer.init(params), jnp.zeros((), jnp.int32), extra)
-
-
-def from_config(
-    config: Any, optimizer: optax.GradientTransformation | None = None
-) -> tuple[optax.GradientTransformation, Callable[[LearnerState, int], LearnerState]]:
-    """The optimiser of an algorithm and its schedule.
-
-    Args:
-        config: with the four options above; an anneal_timesteps of None, which a run replaces by
-            its own length, is a constant rate here.
-        optimizer: to be used instead of the one the config describes; its learning rate is its
-            own affair.
-
-    Returns:
-        (optimizer, begin): begin(learner, timesteps) sets the rate for an update that learns from
-        that many environment steps.
-    """
-    if optimizer is not None:
-        return optimizer, lambda learner, timesteps: learner
-    horizon = math.inf if config.anneal_timesteps is None else config.anneal_timesteps
-
-    def begin(learner: LearnerState, timesteps: int) -> LearnerState:
-        return anneal(learner, config.learning_rate, horizon, timesteps)
-
-    ours = make_optimizer(config.max_grad_norm, config.adam_eps, learning_rate=config.learning_rate)
-    return ours, begin
-
-
-def anneal(
-    learner: LearnerState,
-    learning_rate: jax.Array | float,
-    horizon: jax.Array | float,
-    timesteps: int,
-) -> LearnerState:
-    """Set the learning rate of the update that now begins.
-
-    α_u = α max(0, 1 − u · timesteps / horizon),   u = updates made before this one
-
-    Args:
-        learner: of `make_optimizer`; its rate is set, its place on the schedule moved by one.
-        learning_rate: α, of the first update.
-        horizon: environment steps after which the rate is 0; infinity for a constant rate.
-        timesteps: environment steps per update.
-
-    Returns:
-        LearnerState.
-
-    Source: openai/baselines ppo2 (linear decay to zero).
-    """
-    state = learner.opt_state
-    progress = state.updates.astype(jnp.float32) * timesteps / horizon
-    rate = jnp.asarray(learning_rate * jnp.maximum(0.0, 1.0 - progress), jnp.float32)
-    state = state._replace(learning_rate=rate, updates=state.updates + 1)
-    return dataclasses.replace(learner, opt_state=state)
-
-
-def report(learner: LearnerState, batch: Batch) -> Metrics:
-    """What is told of every update: how good the critic was, and the learning rate in force.
-
-    The latter is unknown of an optimiser of the user's own.
-    """
-    state = learner.opt_state
-    rate = {"learning_rate": state.learning_rate} if isinstance(state, OptimizerState) else {}
-    explained = losses.explained_variance(batch.value, batch.target, batch.weight)
-    return {"explained_variance": explained, **rate}
+__all__ = [
+    "OptimizerState",
+    "adam_eps",
+    "anneal",
+    "anneal_timesteps",
+    "as_vector",
+    "from_config",
+    "init",
+    "learning_rate",
+    "make_optimizer",
+    "max_grad_norm",
+    "report",
+    "row_taker",
+    "schedule_of",
+    "sgd_epochs",
+    "sgd_step",
+    "shuffles",
+]
 
 
 def sgd_step(

@@ -20,6 +20,7 @@ LAYERS = [
         "divergences",
         "losses",
         "normalization",
+        "optimizer",
         "sgd",
         "precision",
     },
@@ -34,13 +35,16 @@ LAYERS = [
     {"export", "sweep", "rlhf"},
     {"cli"},
 ]
+# Of `config`: what "config.options" stands for.
+FOUNDATION = {"errors", "options", "schedules"}
 # What hands out public names, or starts a command.
 OUTSIDE = {"__init__", "__main__", "plot"}
 # Modules of one name build on each other; in the first layers some build on a neighbour.
 NEIGHBOURS = {
     "evaluate": {"experiment"},  # when it is called as `ppo_jax.evaluate`
     "losses": {"distributions", "divergences"},
-    "sgd": {"losses"},
+    "optimizer": {"losses"},
+    "sgd": {"losses", "optimizer"},
     "networks": {"distributions", "envs"},
     "rollout": {"episodes", "networks"},
 }
@@ -49,6 +53,7 @@ ALGORITHM_IMPORTS = {
     "algorithms",
     "losses",
     "config.options",
+    "optimizer",
     "sgd",
     "types",
     "distributions",
@@ -66,7 +71,8 @@ def imports_of(path: Path) -> set[str]:
     for node in ast.walk(tree):
         if isinstance(node, ast.ImportFrom) and (node.module or "").split(".")[0] == "ppo_jax":
             parts = node.module.split(".")[1:]
-            names = [parts] if parts else [[alias.name] for alias in node.names]
+            # `from ppo_jax.config import schedules` is about the module `config.schedules`.
+            names = [[*parts, alias.name] for alias in node.names]
             found |= {layer_of(name) for name in names}
         elif isinstance(node, ast.Import):
             parts = [a.name.split(".")[1:] for a in node.names if a.name.startswith("ppo_jax.")]
@@ -76,8 +82,9 @@ def imports_of(path: Path) -> set[str]:
 
 def layer_of(parts: Sequence[str]) -> str:
     """A module's name in LAYERS: its first part, but for the options that everything describes
-    itself with."""
-    return "config.options" if tuple(parts[:2]) == ("config", "options") else parts[0]
+    itself with, and what they are made of."""
+    foundation = parts[0] == "config" and parts[1:2] and parts[1] in FOUNDATION
+    return "config.options" if foundation else parts[0]
 
 
 def module_of(path: Path) -> str:

@@ -133,7 +133,7 @@ class Update:
         self.times = self.hyper.epochs * self.hyper.minibatches
         self.size = configuration.minibatch_size
         self.loss_fn = ppo.make_loss(self.policy, self.hyper)
-        self.optimizer, _ = sgd.from_config(self.hyper)
+        self.optimizer, *_ = sgd.from_config(self.hyper)
         self.vector = sgd.as_vector(self.state.learner, self.loss_fn)[0]
         self.start = jnp.zeros(self.envs, bool)
 

@@ -9,6 +9,7 @@ import optax
 from ppo_jax import losses, sgd
 from ppo_jax.advantages import estimate_gae
 from ppo_jax.config.options import option
+from ppo_jax.config.schedules import Scheduled
 from ppo_jax.types import Algorithm, Batch, LearnerState, LossFn, Metrics, PyTree, Trajectory
 
 
@@ -16,11 +17,11 @@ from ppo_jax.types import Algorithm, Batch, LearnerState, LossFn, Metrics, PyTre
 class Config:
     """Hyperparameters. Every float may be a tracer, so one program serves a whole sweep."""
 
-    learning_rate: float = sgd.learning_rate(7e-4)
+    learning_rate: Scheduled = sgd.learning_rate(7e-4)
     anneal_timesteps: float | None = sgd.anneal_timesteps()
     gamma: float = option(0.99, "discount per step", low=0, high=1)
     gae_lambda: float = option(0.95, "trace decay of the advantage estimate", low=0, high=1)
-    entropy_coef: float = option(0.0, "weight of the entropy bonus", low=0)
+    entropy_coef: Scheduled = option(0.0, "weight of the entropy bonus", low=0)
     value_coef: float = option(0.5, "weight of the value loss", low=0)
     normalize_advantage: bool = option(False, "per rollout")
     max_grad_norm: float = sgd.max_grad_norm(0.5)
@@ -74,8 +75,7 @@ def make(
 
     Source: Mnih et al. 2016, algorithm S3, with all actors in step; the advantage is GAE's.
     """
-    optimizer, begin = sgd.from_config(config, optimizer)
-    loss_fn = make_loss(policy, config)
+    optimizer, begin, end = sgd.from_config(config, optimizer)
 
     def init(key: jax.Array, obs: PyTree) -> LearnerState:
         return sgd.init(policy.init(key, obs), optimizer)
@@ -84,8 +84,8 @@ def make(
         return estimate_gae(trajectory, gamma=config.gamma, lambda_=config.gae_lambda)
 
     def update(key: jax.Array, learner: LearnerState, batch: Batch) -> tuple[LearnerState, Metrics]:
-        learner = begin(learner, batch.weight.size)
-        learner, metrics = sgd.sgd_step(learner, batch, loss_fn, optimizer)
-        return learner, metrics | sgd.report(learner, batch)
+        learner, now = begin(learner, batch.weight.size)
+        learner, metrics = sgd.sgd_step(learner, batch, make_loss(policy, now), optimizer)
+        return end(learner, batch, now, metrics)
 
     return Algorithm(init, estimate, update)

@@ -10,6 +10,7 @@ import optax
 from ppo_jax import losses, sgd
 from ppo_jax.advantages import estimate_gae
 from ppo_jax.config.options import option
+from ppo_jax.config.schedules import Scheduled
 from ppo_jax.types import Algorithm, Batch, LearnerState, LossFn, Metrics, PyTree, Trajectory
 
 
@@ -52,14 +53,14 @@ class Config:
 
     critic: ClassVar[str] = "q"
 
-    learning_rate: float = sgd.learning_rate(3e-3)
+    learning_rate: Scheduled = sgd.learning_rate(3e-3)
     actor_rate: float = option(
         0.1, "the actor's step as a share of Adam's; the critic must be ahead of it", low=0, high=1
     )
     anneal_timesteps: float | None = sgd.anneal_timesteps()
     gamma: float = option(0.99, "discount per step", low=0, high=1)
     actor_weight: str = option("q", "what weights the actor's step", choices=tuple(ACTOR_WEIGHTS))
-    entropy_coef: float = option(0.0, "weight of the entropy bonus", low=0)
+    entropy_coef: Scheduled = option(0.0, "weight of the entropy bonus", low=0)
     value_coef: float = option(0.5, "weight of the critic's loss", low=0)
     normalize_advantage: bool = option(True, "shift and scale the actor's weights per rollout")
     max_grad_norm: float = sgd.max_grad_norm(0.5)
@@ -127,8 +128,7 @@ def make(
         raise ValueError(
             f"actor_critic needs a critic 'q'; that of this policy is {policy.critic!r}"
         )
-    optimizer, begin = sgd.from_config(config, optimizer)
-    loss_fn = make_loss(policy, config)
+    optimizer, begin, end = sgd.from_config(config, optimizer)
 
     def init(key: jax.Array, obs: PyTree) -> LearnerState:
         return sgd.init(policy.init(key, obs), optimizer)
@@ -140,11 +140,11 @@ def make(
         return dataclasses.replace(batch, advantage=weights)
 
     def update(key: jax.Array, learner: LearnerState, batch: Batch) -> tuple[LearnerState, Metrics]:
-        learner = begin(learner, batch.weight.size)
+        learner, now = begin(learner, batch.weight.size)
         before = learner.params["actor"]
-        learner, metrics = sgd.sgd_step(learner, batch, loss_fn, optimizer)
+        learner, metrics = sgd.sgd_step(learner, batch, make_loss(policy, now), optimizer)
         actor = optax.incremental_update(learner.params["actor"], before, config.actor_rate)
         learner = dataclasses.replace(learner, params={**learner.params, "actor": actor})
-        return learner, metrics | sgd.report(learner, batch)
+        return end(learner, batch, now, metrics)
 
     return Algorithm(init, estimate, update)

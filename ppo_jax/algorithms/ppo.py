@@ -11,6 +11,8 @@ import optax
 from ppo_jax import losses, sgd
 from ppo_jax.advantages import estimate_gae
 from ppo_jax.config.options import option
+from ppo_jax.config.schedules import Scheduled
+from ppo_jax.optimizer import Begin, End
 from ppo_jax.types import (
     Algorithm,
     Batch,
@@ -27,18 +29,18 @@ from ppo_jax.types import (
 class Config:
     """Hyperparameters. Every float may be a tracer, so one program serves a whole sweep."""
 
-    learning_rate: float = sgd.learning_rate(3e-4)
+    learning_rate: Scheduled = sgd.learning_rate(3e-4, adaptive=True)
     anneal_timesteps: float | None = sgd.anneal_timesteps()
     epochs: int = option(4, "passes over each rollout", low=1)
     minibatches: int = option(4, "gradient steps per pass", low=1)
     micro_batches: int = option(1, "parts of a minibatch whose gradients are accumulated", low=1)
     gamma: float = option(0.99, "discount per step", low=0, high=1)
     gae_lambda: float = option(0.95, "trace decay of the advantage estimate", low=0, high=1)
-    clip_eps: float = option(0.2, "the ratio is clipped to 1 ± this", low=0, open_low=True)
+    clip_eps: Scheduled = option(0.2, "the ratio is clipped to 1 ± this", low=0, open_low=True)
     value_clip_eps: float | None = option(
         None, "values are clipped to the old ± this; None: not", low=0, open_low=True
     )
-    entropy_coef: float = option(0.0, "weight of the entropy bonus", low=0)
+    entropy_coef: Scheduled = option(0.0, "weight of the entropy bonus", low=0)
     value_coef: float = option(0.5, "weight of the value loss", low=0)
     normalize_advantage: bool = option(True, "per minibatch, or per part of one")
     max_grad_norm: float = sgd.max_grad_norm(0.5)
@@ -148,6 +150,7 @@ def make(
     optimizer: optax.GradientTransformation | None = None,
     *,
     penalty: Penalty | None = None,
+    schedule: tuple[Begin, End] | None = None,
 ) -> Algorithm:
     """PPO-clip as three functions.
 
@@ -156,11 +159,12 @@ def make(
         config: Config.
         optimizer: another optax transformation than the one the config describes.
         penalty: a further term of the loss, as for `make_loss`.
+        schedule: (begin, end) of an update in place of those of `sgd.from_config`.
 
     Source: Schulman et al. 2017, algorithm 1.
     """
-    optimizer, begin = sgd.from_config(config, optimizer)
-    loss_fn = make_loss(policy, config, penalty)
+    optimizer, begin, end = sgd.from_config(config, optimizer)
+    begin, end = schedule or (begin, end)
     stop = None
     if config.target_kl is not None:
         limit = 1.5 * config.target_kl
@@ -175,16 +179,17 @@ def make(
         return estimate_gae(trajectory, gamma=config.gamma, lambda_=config.gae_lambda)
 
     def update(key: jax.Array, learner: LearnerState, batch: Batch) -> tuple[LearnerState, Metrics]:
+        learner, now = begin(learner, batch.weight.size)
         learner, metrics = sgd.sgd_epochs(
-            begin(learner, batch.weight.size),
+            learner,
             batch,
-            loss_fn,
+            make_loss(policy, now, penalty),
             optimizer,
             order=sgd.shuffles(key, batch.weight.shape[0], config.epochs),
             minibatches=config.minibatches,
             micro_batches=config.micro_batches,
             stop=stop,
         )
-        return learner, metrics | sgd.report(learner, batch)
+        return end(learner, batch, now, metrics)
 
     return Algorithm(init, estimate, update)

@@ -10,6 +10,7 @@ import optax
 from ppo_jax import losses, sgd
 from ppo_jax.advantages import estimate_gae
 from ppo_jax.config.options import option
+from ppo_jax.config.schedules import Scheduled
 from ppo_jax.types import (
     Algorithm,
     Batch,
@@ -30,7 +31,7 @@ MAX_CHANGE = 2.0**10
 class Config:
     """Hyperparameters. Every float may be a tracer, so one program serves a whole sweep."""
 
-    learning_rate: float = sgd.learning_rate(3e-4)
+    learning_rate: Scheduled = sgd.learning_rate(3e-4, adaptive=True)
     anneal_timesteps: float | None = sgd.anneal_timesteps()
     epochs: int = option(4, "passes over each rollout", low=1)
     minibatches: int = option(4, "gradient steps per pass", low=1)
@@ -43,7 +44,7 @@ class Config:
         low=0,
         open_low=True,
     )
-    entropy_coef: float = option(0.0, "weight of the entropy bonus", low=0)
+    entropy_coef: Scheduled = option(0.0, "weight of the entropy bonus", low=0)
     value_coef: float = option(0.5, "weight of the value loss", low=0)
     normalize_advantage: bool = option(True, "per minibatch")
     max_grad_norm: float = sgd.max_grad_norm(0.5)
@@ -174,7 +175,7 @@ def make(
 
     Source: Schulman et al. 2017, section 4.
     """
-    optimizer, begin = sgd.from_config(config, optimizer)
+    optimizer, begin, end = sgd.from_config(config, optimizer)
 
     def init(key: jax.Array, obs: PyTree) -> LearnerState:
         coef = jnp.asarray(config.kl_coef, jnp.float32)
@@ -185,12 +186,13 @@ def make(
 
     def update(key: jax.Array, learner: LearnerState, batch: Batch) -> tuple[LearnerState, Metrics]:
         coef = learner.extra
+        learner, now = begin(learner, batch.weight.size)
         # Not stored by the rollout: the parameters it acted by are still those of the learner.
         old = policy.apply(learner.params, losses.mask(batch).obs)[0]
         learner, metrics = sgd.sgd_epochs(
-            begin(learner, batch.weight.size),
+            learner,
             dataclasses.replace(batch, extra=old),
-            make_loss(policy, config, coef),
+            make_loss(policy, now, coef),
             optimizer,
             order=sgd.shuffles(key, batch.weight.shape[0], config.epochs),
             minibatches=config.minibatches,
@@ -202,6 +204,6 @@ def make(
             start = jnp.asarray(config.kl_coef, coef.dtype)
             bounded = jnp.clip(adapted, start / MAX_CHANGE, start * MAX_CHANGE)
             learner = dataclasses.replace(learner, extra=bounded)
-        return learner, metrics | sgd.report(learner, batch)
+        return end(learner, batch, now, metrics)
 
     return Algorithm(init, estimate, update)

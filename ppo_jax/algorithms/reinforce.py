@@ -12,6 +12,7 @@ import optax
 from ppo_jax import losses, sgd
 from ppo_jax.advantages import discounted_returns
 from ppo_jax.config.options import option
+from ppo_jax.config.schedules import Scheduled
 from ppo_jax.types import Algorithm, Batch, LearnerState, LossFn, Metrics, PyTree, Trajectory
 
 
@@ -107,14 +108,14 @@ class Config:
         "counted as if they had ended: set --time-limit to the steps of the longest"
     }
 
-    learning_rate: float = sgd.learning_rate(3e-3)
+    learning_rate: Scheduled = sgd.learning_rate(3e-3)
     anneal_timesteps: float | None = sgd.anneal_timesteps()
     gamma: float = option(0.99, "discount per step", low=0, high=1)
     baseline: str = option("none", "what is subtracted from returns", choices=tuple(BASELINES))
     time_limit: int | None = option(
         None, "steps of the longest possible episode; None: the environment's own limit", low=1
     )
-    entropy_coef: float = option(0.0, "weight of the entropy bonus", low=0)
+    entropy_coef: Scheduled = option(0.0, "weight of the entropy bonus", low=0)
     value_coef: float = option(0.5, "weight of the loss of a learned baseline", low=0)
     max_grad_norm: float = sgd.max_grad_norm(float("inf"))
     adam_eps: float = sgd.adam_eps()
@@ -226,8 +227,7 @@ def make(
         raise ValueError(
             f"a learned baseline needs a critic 'v'; this policy's is {policy.critic!r}"
         )
-    optimizer, begin = sgd.from_config(config, optimizer)
-    loss_fn = make_loss(policy, config)
+    optimizer, begin, end = sgd.from_config(config, optimizer)
 
     def init(key: jax.Array, obs: PyTree) -> LearnerState:
         return sgd.init(policy.init(key, obs), optimizer)
@@ -251,10 +251,10 @@ def make(
         )
 
     def update(key: jax.Array, learner: LearnerState, batch: Batch) -> tuple[LearnerState, Metrics]:
-        learner = begin(learner, batch.weight.size)
-        learner, metrics = sgd.sgd_step(learner, batch, loss_fn, optimizer)
+        learner, now = begin(learner, batch.weight.size)
+        learner, metrics = sgd.sgd_step(learner, batch, make_loss(policy, now), optimizer)
         first, last = jnp.sum(batch.extra.first), jnp.sum(batch.extra.last)
         metrics |= {"whole_episodes": first, "unfinished_episodes": first - last}
-        return learner, metrics | sgd.report(learner, batch)
+        return end(learner, batch, now, metrics)
 
     return Algorithm(init, estimate, update)

@@ -12,6 +12,7 @@ from jax.flatten_util import ravel_pytree
 from ppo_jax import losses, sgd
 from ppo_jax.advantages import estimate_gae
 from ppo_jax.config.options import option
+from ppo_jax.config.schedules import Scheduled
 from ppo_jax.types import Algorithm, Batch, LearnerState, Metrics, Params, PyTree, Trajectory
 
 SHARED_TORSO = (
@@ -32,7 +33,7 @@ class Config:
     gamma: float = option(0.99, "discount per step", low=0, high=1)
     gae_lambda: float = option(0.95, "trace decay of the advantage estimate", low=0, high=1)
     normalize_advantage: bool = option(True, "per rollout")
-    learning_rate: float = sgd.learning_rate(1e-3)
+    learning_rate: Scheduled = sgd.learning_rate(1e-3)
     anneal_timesteps: float | None = sgd.anneal_timesteps()
     critic_epochs: int = option(10, "passes of the critic over each rollout", low=1)
     critic_minibatches: int = option(4, "gradient steps of the critic per pass", low=1)
@@ -352,7 +353,7 @@ def make(
 
     Source: Schulman et al. 2015, section 6; with GAE and a fitted V as in Schulman et al. 2016.
     """
-    optimizer, begin = sgd.from_config(config, optimizer)
+    optimizer, begin, end = sgd.from_config(config, optimizer)
 
     def init(key: jax.Array, obs: PyTree) -> LearnerState:
         params = policy.init(key, obs)
@@ -364,7 +365,7 @@ def make(
         return estimate_gae(trajectory, gamma=config.gamma, lambda_=config.gae_lambda)
 
     def update(key: jax.Array, learner: LearnerState, batch: Batch) -> tuple[LearnerState, Metrics]:
-        learner = begin(learner, batch.weight.size)
+        learner, now = begin(learner, batch.weight.size)
         params, metrics = natural_step(policy, config, learner.params, batch)
         learner, fit = fit_critic(
             policy,
@@ -374,6 +375,6 @@ def make(
             order=sgd.shuffles(key, batch.weight.shape[0], config.critic_epochs),
             minibatches=config.critic_minibatches,
         )
-        return learner, metrics | fit | sgd.report(learner, batch)
+        return end(learner, batch, now, metrics | fit)
 
     return Algorithm(init, estimate, update)

@@ -14,8 +14,10 @@ import tyro
 
 from ppo_jax import config as configs
 from ppo_jax.config import ConfigError, TrainConfig
-from ppo_jax.config.options import option, whole
+from ppo_jax.config.options import check, kind, option, show, whole
+from ppo_jax.config.options import parse as parse_value
 from ppo_jax.config.presets import PRESETS
+from ppo_jax.config.schedules import Schedule
 from ppo_jax.experiment import RunOptions
 
 RUN_OPTIONS = {f.name: f for f in dataclasses.fields(RunOptions)}
@@ -148,6 +150,9 @@ def read_flags(
 
     Returns:
         name -> value.
+
+    Raises:
+        ConfigError: a word that is neither a number nor a schedule, where both are allowed.
     """
     flags = dataclasses.make_dataclass(
         "Flags",
@@ -156,11 +161,28 @@ def read_flags(
     )
     flags.__doc__ = doc
     parsed: Any = tyro.cli(flags, args=arguments, registry=_REGISTRY, prog=program)
-    return {f.name: getattr(parsed, f.name) for f in dataclasses.fields(parsed)}
+    values = {f.name: getattr(parsed, f.name) for f in dataclasses.fields(parsed)}
+    return values | {n: _scheduled(f, values[n]) for n, f, _ in fields if kind(f).scheduled}
+
+
+def _scheduled(field: dataclasses.Field[Any], value: Any) -> Any:
+    """A number or a schedule from the word that tyro leaves as it is: what is wrong with a schedule
+    takes a line of its own, and not a box that says no more than the type."""
+    if not isinstance(value, str):
+        return value
+    try:
+        return parse_value(field, value)
+    except ConfigError:
+        raise
+    except ValueError:
+        check(field, value)
+        raise
 
 
 def _flag_type(field: dataclasses.Field[Any]) -> Any:
     choices = field.metadata["bounds"].choices
+    if kind(field).scheduled:
+        return _documented(Annotated[float | Schedule, _NUMBER_OR_SCHEDULE], field)
     return _documented(Literal[choices] if choices else field.type, field)
 
 
@@ -192,6 +214,15 @@ def _whole_number(info: Any) -> tyro.constructors.PrimitiveConstructorSpec[int] 
         is_instance=lambda x: isinstance(x, int),
         str_from_instance=lambda x: [str(x)],
     )
+
+
+_NUMBER_OR_SCHEDULE = tyro.constructors.PrimitiveConstructorSpec[Any](
+    nargs=1,
+    metavar="FLOAT|SCHEDULE",
+    instance_from_str=lambda words: words[0],
+    is_instance=lambda x: True,
+    str_from_instance=lambda x: [show(x)],
+)
 
 
 def positional(command: Callable[..., int], arguments: list[str], program: str) -> int:

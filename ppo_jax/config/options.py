@@ -5,21 +5,22 @@ from its field, and take, check and show values by the functions of this module 
 """
 
 import dataclasses
-import difflib
 import json
 import math
 import numbers
 import types
 import typing
-from collections.abc import Iterable
 from pathlib import Path
 from typing import Annotated, Any, NamedTuple, get_args, get_origin
 
+import jax
+
+from ppo_jax.config import schedules
+from ppo_jax.config.errors import ConfigError as ConfigError
+from ppo_jax.config.errors import did_you_mean as did_you_mean
+from ppo_jax.config.schedules import Schedule
+
 Field = dataclasses.Field[Any]
-
-
-class ConfigError(ValueError):
-    """A configuration that cannot work: what was given, what is allowed, what to do."""
 
 
 class Bounds(NamedTuple):
@@ -29,6 +30,7 @@ class Bounds(NamedTuple):
     high: float | None
     open_low: bool
     choices: tuple[str, ...] | None
+    open_high: bool = False
 
     def admits(self, value: Any) -> bool:
         """Whether a concrete value lies inside; NaN never does."""
@@ -37,7 +39,8 @@ class Bounds(NamedTuple):
         if isinstance(value, str | Path):
             return True
         above = self.low is None or (value > self.low if self.open_low else value >= self.low)
-        below = value <= self.high if self.high is not None else value < math.inf
+        high = math.inf if self.high is None else self.high
+        below = value < high if self.open_high or self.high is None else value <= high
         return bool(above and below and value > -math.inf)
 
     def __str__(self) -> str:
@@ -47,8 +50,13 @@ class Bounds(NamedTuple):
         if self.low is not None:
             parts.append(f"{'>' if self.open_low else '>='} {self.low}")
         if self.high is not None and self.high < math.inf:
-            parts.append(f"<= {self.high}")
+            parts.append(f"{'<' if self.open_high else '<='} {self.high}")
         return " and ".join(parts) or "finite"
+
+
+# Of the numbers of a schedule that are no values of its option.
+SHARE = Bounds(0, 1, False, None, open_high=True)
+DIVERGENCE = Bounds(0, None, True, None)
 
 
 def option(
@@ -59,6 +67,7 @@ def option(
     high: float | None = None,
     open_low: bool = False,
     choices: tuple[str, ...] | None = None,
+    adaptive: bool = False,
 ) -> Any:
     """A dataclass field that is an option.
 
@@ -69,9 +78,14 @@ def option(
         high: greatest value; infinity admits infinity.
         open_low: whether `low` itself is excluded.
         choices: the names it may be one of.
+        adaptive: whether it may be an adaptive schedule.
     """
-    bounds = Bounds(low, high, open_low, choices)
-    return dataclasses.field(default=default, metadata={"doc": doc, "bounds": bounds})
+    metadata = {
+        "doc": doc,
+        "bounds": Bounds(low, high, open_low, choices),
+        "adaptive": adaptive,
+    }
+    return dataclasses.field(default=default, metadata=metadata)
 
 
 class Kind(NamedTuple):
@@ -81,33 +95,61 @@ class Kind(NamedTuple):
         base: bool, int, float, str or Path.
         several: whether a value is a tuple of these.
         optional: whether None is a value, too.
+        scheduled: whether a schedule is a value, too.
     """
 
     base: type
     several: bool
     optional: bool
+    scheduled: bool = False
 
     def __str__(self) -> str:
         name = f"tuple[{self.base.__name__}, ...]" if self.several else self.base.__name__
+        name = f"{name} | Schedule" if self.scheduled else name
         return f"{name} | None" if self.optional else name
 
 
 def kind(field: Field) -> Kind:
     """The type of an option's values, from the annotation of its field."""
-    annotation, optional, several = field.type, False, False
+    annotation, optional, several, scheduled = field.type, False, False, False
     if get_origin(annotation) is Annotated:
-        annotation = get_args(annotation)[0]
+        annotation, *notes = get_args(annotation)
+        scheduled = Schedule in notes
     if get_origin(annotation) in (types.UnionType, typing.Union):
         members = [member for member in get_args(annotation) if member is not types.NoneType]
         annotation, optional = members[0], len(members) < len(get_args(annotation))
     if get_origin(annotation) is tuple:
         annotation, several = get_args(annotation)[0], True
-    return Kind(typing.cast(type, annotation), several, optional)
+    return Kind(typing.cast(type, annotation), several, optional, scheduled)
 
 
 def is_float(field: Field) -> bool:
     """Whether the values are real numbers, which compiled programs take as arguments."""
     return kind(field).base is float
+
+
+def floats_of(field: Field, value: Any) -> dict[str, Any]:
+    """The real numbers in an option's value, which compiled programs take as arguments.
+
+    Args:
+        field: of the option.
+        value: of it.
+
+    Returns:
+        name -> number: the option's own name, or "learning_rate.start" and its like for the numbers
+        of a schedule; nothing where there is none.
+    """
+    if isinstance(value, Schedule):
+        return {f"{field.name}.{name}": number for name, number in value.parameters.items()}
+    return {field.name: value} if is_float(field) and not (value is None or callable(value)) else {}
+
+
+def with_floats(field: Field, value: Any, floats: dict[str, Any]) -> Any:
+    """An option's value with other numbers in it, by the names that `floats_of` gives them."""
+    if isinstance(value, Schedule):
+        prefix = f"{field.name}."
+        return value.replace({n: floats.get(prefix + n, x) for n, x in value.parameters.items()})
+    return floats.get(field.name, value)
 
 
 def check(field: Field, value: Any) -> None:
@@ -119,6 +161,9 @@ def check(field: Field, value: Any) -> None:
     wanted, bounds = kind(field), field.metadata["bounds"]
     if value is None and wanted.optional:
         return
+    if wanted.scheduled and schedules.is_schedule(value):
+        _check_schedule(field, value)
+        return
     if wanted.several and not isinstance(value, tuple):
         raise ConfigError(f"{field.name} is {value!r}; it must be of type {wanted}")
     for item in value if wanted.several else (value,):
@@ -126,6 +171,47 @@ def check(field: Field, value: Any) -> None:
             raise ConfigError(f"{field.name} is {value!r}; it must be of type {wanted}")
         if not bounds.admits(item):
             raise ConfigError(f"{field.name} is {value!r}; it must be {bounds}")
+
+
+def _check_schedule(field: Field, schedule: Any) -> None:
+    """Refuse a schedule that the option does not have, or with a number out of range."""
+    bounds: Bounds = field.metadata["bounds"]
+    if not isinstance(schedule, Schedule):
+        _check_function(field, schedule)
+        return
+    given = f"{field.name} is {schedule}"
+    if schedule.adaptive and not field.metadata["adaptive"]:
+        raise ConfigError(
+            f"{given}, which follows the KL divergence of updates; only the learning rate of an "
+            "algorithm that reports approx_kl can be adaptive"
+        )
+    ranges = {"warmup": SHARE, "target_kl": DIVERGENCE}
+    known = {n: x for n, x in schedule.parameters.items() if not isinstance(x, jax.core.Tracer)}
+    for name, number in known.items():
+        allowed = ranges.get(name, bounds)
+        if not _is_of(float, number) or not math.isfinite(number):
+            raise ConfigError(f"{given}; its {name} must be a finite number")
+        if not allowed.admits(number):
+            raise ConfigError(f"{given}; its {name} must be {allowed}")
+    if known.get("warmup", 0) > 0 and not bounds.admits(0.0):
+        raise ConfigError(f"{given}; a warm-up begins at 0, but {field.name} must be {bounds}")
+    if {"low", "start", "high"} <= known.keys():
+        low, start, high = (known[name] for name in ("low", "start", "high"))
+        if not low <= start <= high:
+            raise ConfigError(f"{given}; its start must be >= low = {low} and <= high = {high}")
+
+
+def _check_function(field: Field, function: Any) -> None:
+    """Refuse a function of the progress that gives something else than values of the option."""
+    for progress in (0.0, 0.5, 1.0):
+        with jax.ensure_compile_time_eval():  # a Config may be checked while others are traced
+            value = function(progress)
+            value = value.item() if getattr(value, "shape", None) == () else value
+        if not _is_of(float, value) or not field.metadata["bounds"].admits(value):
+            raise ConfigError(
+                f"{field.name} is a function of the progress that gives {value!r} at {progress}; "
+                f"it must give one number {field.metadata['bounds']}"
+            )
 
 
 def check_record(record: Any) -> None:
@@ -152,13 +238,15 @@ def _is_of(base: type, value: Any) -> bool:
 def coerce(field: Field, value: Any) -> Any:
     """A value as the option's type has it, where Python, JSON or TOML wrote the same otherwise.
 
-    5e5 for a whole number, 1 for a real one, "inf", a list for a tuple, text for a path. Whatever
-    does not fit is returned as it is; `check` refuses it.
+    5e5 for a whole number, 1 for a real one, "inf", a list for a tuple, text for a path or a
+    schedule. Whatever does not fit is returned as it is; `check` refuses it.
 
     Raises:
-        ConfigError: a whole number too large for a real one.
+        ConfigError: a whole number too large for a real one, or a schedule that is none.
     """
     wanted = kind(field)
+    if wanted.scheduled and isinstance(value, str) and "(" in value:
+        return _schedule(field, value)
     if not wanted.several:
         return _coerced(field.name, wanted.base, value)
     if not isinstance(value, list | tuple):
@@ -186,18 +274,29 @@ def _coerced(name: str, base: type, value: Any) -> Any:
 def parse(field: Field, word: str) -> Any:
     """A value from one word of text, as `show` writes it.
 
-    "none" is None; several whole or real numbers are joined by "x", several texts by "+".
+    "none" is None; several whole or real numbers are joined by "x", several texts by "+"; a
+    schedule has parentheses.
 
     Raises:
         ValueError: the word is not of the option's type.
+        ConfigError: a schedule that is none, and why.
     """
     wanted = kind(field)
+    if wanted.scheduled and "(" in word:
+        return _schedule(field, word)
     if wanted.optional and word.lower() == "none":
         return None
     if not wanted.several:
         return _parsed(wanted.base, word)
     separator = "x" if wanted.base in (int, float) else "+"
     return tuple(_parsed(wanted.base, part) for part in word.split(separator))
+
+
+def _schedule(field: Field, text: str) -> Schedule:
+    try:
+        return schedules.parse(text)
+    except ValueError as error:
+        raise ConfigError(f"{field.name} is {text!r}: {error}") from error
 
 
 def _parsed(base: type, word: str) -> Any:
@@ -245,14 +344,19 @@ def show(value: Any) -> str:
 
 
 def to_json(value: Any) -> Any:
-    """A value in JSON's types: numpy's numbers as Python's, infinities and paths as text."""
+    """A value in JSON's types: numpy's numbers as Python's; infinities, paths, schedules as text.
+
+    Raises:
+        ConfigError: a function, which has no text.
+    """
+    if isinstance(value, Schedule):
+        return str(value)
+    if callable(value):
+        name = getattr(value, "__name__", type(value).__name__)
+        raise ConfigError(
+            f"{name} is a function of the progress, which no file can hold; a run that is kept "
+            "takes constant(...), linear(...), cosine(...) or adaptive(...)"
+        )
     value = value.item() if getattr(value, "shape", None) == () else value
     as_text = isinstance(value, Path) or value in (math.inf, -math.inf)
     return str(value) if as_text else value
-
-
-def did_you_mean(name: str, known: Iterable[str]) -> str:
-    """A hint for a message: the nearest known names, or all of them."""
-    known = list(known)
-    near = difflib.get_close_matches(name, known, n=3, cutoff=0.5)
-    return f"did you mean {' or '.join(near)}?" if near else f"there are: {', '.join(known)}"

@@ -12,13 +12,14 @@ import jax
 
 from ppo_jax import precision, rollout
 from ppo_jax.algorithms import ALGORITHMS, hooks
-from ppo_jax.config.options import ConfigError, coerce, did_you_mean, is_float, option
+from ppo_jax.config.options import ConfigError, coerce, did_you_mean, floats_of, option, with_floats
 from ppo_jax.config.options import check as check_option
 from ppo_jax.config.options import guess as guess_value
 from ppo_jax.config.options import to_json as json_value
 from ppo_jax.config.presets import PRESETS
 from ppo_jax.envs import same_env
 from ppo_jax.networks import ACTIVATIONS, CONVOLUTIONS, FRAME_MIXES, MEMORIES
+from ppo_jax.optimizer import check_schedules
 
 
 @dataclasses.dataclass(frozen=True)
@@ -212,20 +213,29 @@ def split(config: TrainConfig) -> tuple[TrainConfig, dict[str, Any]]:
     integers, switches, names and None are static.
 
     Returns:
-        static: hashable, with a mark where the floats were; floats: flat name -> value.
+        static: hashable, with a mark where the floats were; floats: flat name -> value, where the
+            numbers of a schedule have names such as "learning_rate.start".
     """
     flat = to_flat(resolve(config))
-    floats = {
-        name: flat[name]
-        for name, field in fields(config.algorithm).items()
-        if is_float(field) and flat[name] is not None
-    }
-    return from_flat(flat | dict.fromkeys(floats, TRACED)), floats
+    floats: dict[str, Any] = {}
+    for name, field in fields(config.algorithm).items():
+        mine = floats_of(field, flat[name])
+        flat[name] = with_floats(field, flat[name], dict.fromkeys(mine, TRACED))
+        floats |= mine
+    return from_flat(flat), floats
 
 
 def merge(static: TrainConfig, floats: dict[str, Any]) -> TrainConfig:
     """The inverse of `split`."""
-    return from_flat(to_flat(static) | floats)
+    known, flat = fields(static.algorithm), to_flat(static)
+    return from_flat({n: with_floats(known[n], value, floats) for n, value in flat.items()})
+
+
+def float_names(static: TrainConfig) -> list[str]:
+    """The names of the floats that go with what `split` gives as static."""
+    known, flat = fields(static.algorithm), to_flat(static)
+    marked = [floats_of(known[name], value) for name, value in flat.items()]
+    return [name for floats in marked for name, value in floats.items() if value == TRACED]
 
 
 def check(config: TrainConfig, env: Any = None) -> None:
@@ -248,6 +258,8 @@ def check(config: TrainConfig, env: Any = None) -> None:
     for name, value in to_flat(config).items():
         if not isinstance(value, jax.core.Tracer):
             check_option(known[name], value)
+    horizon = getattr(config.hyper, "anneal_timesteps", None)
+    check_schedules(config.hyper, config.total_timesteps if horizon is None else horizon)
     _check_sizes(config)
     env_kwargs(config)
     try:

@@ -12,6 +12,7 @@ from ppo_jax import losses, sgd
 from ppo_jax.advantages import discounted_returns, estimate_gae
 from ppo_jax.algorithms import ppo
 from ppo_jax.config.options import option
+from ppo_jax.config.schedules import constant, is_schedule
 from ppo_jax.rlhf import rewards
 from ppo_jax.rlhf.adam import scale_by_tensorflow_adam
 from ppo_jax.rlhf.policy import LanguagePolicy
@@ -40,7 +41,9 @@ class Config(ppo.Config):
     )
     max_grad_norm: float = sgd.max_grad_norm(1.0)
     critic_rate: float = option(1.0, "learning rate of the critic, as a multiple", low=0)
-    anneal: bool = option(True, "lower the learning rate linearly to 0 over the run")
+    anneal: bool = option(
+        True, "lower the learning rate linearly to 0 over the run, unless it is a schedule"
+    )
     whiten_advantages: bool | None = option(
         None, "over all tokens of a rollout; None: where advantages are not those of groups"
     )
@@ -148,7 +151,7 @@ def make(
         policy: what learns.
         config: Config.
         frozen: arrays that nothing changes, among them what the policy's adapters are laid over.
-        total_updates: of the run, over which the learning rate falls.
+        total_updates: of the run, over which the learning rate falls and schedules move.
         group_size: responses to each prompt.
         kl_kind: estimator of the KL that is added to the loss; None: it is in the rewards.
 
@@ -160,7 +163,13 @@ def make(
     method = ALGORITHMS[name]
     optimizer = make_optimizer(config, method.critic)
     policy = policy.joined(frozen)
-    learn = ppo.make(policy, config, optimizer, penalty=kl_penalty(kl_kind)).update
+    if not (config.anneal or is_schedule(config.learning_rate)):
+        config = dataclasses.replace(config, learning_rate=constant(config.learning_rate))
+    begin, end = sgd.schedule_of(config, total_updates)
+    schedule = (lambda learner, timesteps: begin(learner, 1), end)
+    learn = ppo.make(
+        policy, config, optimizer, penalty=kl_penalty(kl_kind), schedule=schedule
+    ).update
 
     def init(key: jax.Array, params: Params) -> LearnerState:
         return sgd.init(params, optimizer)
@@ -176,8 +185,6 @@ def make(
         return dataclasses.replace(batch, advantage=rewards.whiten(batch.advantage, batch.weight))
 
     def update(key: jax.Array, learner: LearnerState, batch: Batch) -> tuple[LearnerState, Metrics]:
-        horizon = total_updates if config.anneal else jnp.inf
-        learner = sgd.anneal(learner, config.learning_rate, horizon, 1)
         order = sgd.shuffles(key, batch.weight.shape[0], config.epochs)  # that of the update
         rows = jax.tree.map(lambda x: x[order[0, :8]], batch)
         gap = _first_ratio_gap(policy, learner.params, rows)

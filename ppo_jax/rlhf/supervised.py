@@ -11,6 +11,7 @@ from flax import struct
 
 from ppo_jax import sgd
 from ppo_jax.config.options import option
+from ppo_jax.config.schedules import Scheduled
 from ppo_jax.rlhf.decoder import Decoder
 from ppo_jax.rlhf.rewards import centering_loss, preference_loss
 from ppo_jax.rlhf.rollout import next_rows
@@ -23,7 +24,7 @@ from ppo_jax.types import Batch, LossFn, Metrics, Params, PyTree, TrainState
 class Config:
     """Hyperparameters of supervised steps."""
 
-    learning_rate: float = sgd.learning_rate(1e-3)
+    learning_rate: Scheduled = sgd.learning_rate(1e-3)
     batch_size: int = option(64, "rows per step", low=1)
     updates: int = option(500, "steps", low=1)
     micro_batches: int = option(1, "parts of a batch whose gradients are accumulated", low=1)
@@ -68,7 +69,8 @@ def make_step(loss_fn: LossFn, config: Config, mesh: Any = None) -> Step:
 
     Args:
         loss_fn: (params, Batch [M]) -> ([], metrics).
-        config: Config; the learning rate falls linearly to 0 over its `updates`.
+        config: Config; the learning rate falls linearly to 0 over its `updates`, or follows its
+            schedule.
         mesh: whose devices share the rows; None for one device.
 
     Returns:

@@ -3,6 +3,7 @@
 import dataclasses
 import itertools
 import math
+import re
 import warnings
 from collections.abc import Sequence
 from typing import Any
@@ -47,7 +48,8 @@ def parse_vary(words: Sequence[str], known: dict[str, Any]) -> dict[str, Range |
 
     Args:
         words: "name=a,b,c", or "name=log:low:high" and "name=lin:low:high" to sample from, with
-            ":count" for a grid; tuples as "64x64" or "size=42+frames=3", "none" for None.
+            ":count" for a grid; tuples as "64x64" or "size=42+frames=3", "none" for None; schedules
+            as "linear(3e-4, 0)".
         known: name -> field of every option there is.
 
     Raises:
@@ -178,7 +180,8 @@ def _values(name: str, text: str, field: Any) -> Range | list[Any]:
         if not is_float(field):
             raise ConfigError(f"--vary {name}={text}: only real numbers have a range; list values")
         return _range(name, text, scale, ends)
-    values = [_value(name, word.strip(), field) for word in text.split(",")]
+    words = re.split(r",(?![^()]*\))", text)  # not at the commas within parentheses
+    values = [_value(name, word.strip(), field) for word in words]
     if len({repr(v) for v in values}) < len(values):
         raise ConfigError(f"--vary {name}={text} gives a value twice")
     return values
@@ -207,5 +210,7 @@ def _value(name: str, word: str, field: Any) -> Any:
     """A word as the option's type has it."""
     try:
         return parse(field, word)
+    except ConfigError as error:
+        raise ConfigError(f"--vary {error}") from error
     except (ValueError, OverflowError) as error:
         raise ConfigError(f"--vary {name}: {word!r} is not of type {kind(field)}") from error

@@ -144,10 +144,9 @@ def compile_program(
     """
     make = _functions if _has_value(env) else _functions.__wrapped__
     functions = make(static, env, width, tuple(devices), episodes)
-    names = [n for n, v in configs.to_flat(static).items() if v == configs.TRACED]
     agents, options = (width * len(devices),), compiler_options()
     seeds = jax.ShapeDtypeStruct(agents, jnp.uint32)
-    floats = {name: jax.ShapeDtypeStruct(agents, jnp.float32) for name in names}
+    floats = {n: jax.ShapeDtypeStruct(agents, jnp.float32) for n in configs.float_names(static)}
     count = jax.ShapeDtypeStruct((), jnp.int32)
     state = functions.init.eval_shape(seeds, floats)
     advance = functions.advance.lower(state, floats, count).compile(options)
