@@ -11,7 +11,7 @@ import ppo_jax
 ROOT = Path(ppo_jax.__file__).parent
 # Data flow from left to right; a module imports only from its own layer's left.
 LAYERS = [
-    {"config.options", "shapes", "types"},
+    {"config.options", "config.references", "shapes", "types"},
     {
         "distributions",
         "envs",
@@ -36,6 +36,7 @@ LAYERS = [
 OUTSIDE = {"__init__", "__main__", "plot"}
 # Modules of one name build on each other; in the first layers some build on a neighbour.
 NEIGHBOURS = {
+    "config.references": {"config.options"},
     "losses": {"divergences"},
     "sgd": {"losses"},
     "networks": {"distributions", "envs"},
@@ -73,8 +74,9 @@ def imports_of(path: Path) -> set[str]:
 
 def layer_of(parts: Sequence[str]) -> str:
     """A module's name in LAYERS: its first part, but for the options that everything describes
-    itself with."""
-    return "config.options" if tuple(parts[:2]) == ("config", "options") else parts[0]
+    itself with, and the references by which everything is named."""
+    name = ".".join(parts[:2])
+    return name if name in ("config.options", "config.references") else parts[0]
 
 
 def module_of(path: Path) -> str:

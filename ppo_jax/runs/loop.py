@@ -22,21 +22,15 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from ppo_jax.runs import cache
-from ppo_jax.runs import curves
-from ppo_jax.evaluate import warn_unfinished
-from ppo_jax.runs import metrics_log
-from ppo_jax.runs import provenance
-from ppo_jax.runs import terminal
-from ppo_jax.runs import trackers
 from ppo_jax import config as configs
-from ppo_jax.runs.checkpoint import CheckpointError, write_json
 from ppo_jax.config import ConfigError, TrainConfig
-from ppo_jax.envs import HostEnv
-from ppo_jax.evaluate import evaluate
 from ppo_jax.config.options import check_record, option
-from ppo_jax.runs.terminal import Progress
+from ppo_jax.envs import HostEnv
+from ppo_jax.evaluate import evaluate, warn_unfinished
+from ppo_jax.runs import cache, curves, metrics_log, provenance, terminal, trackers
+from ppo_jax.runs.checkpoint import CheckpointError, write_json
 from ppo_jax.runs.folder import RunDirectory, checkpoints_of, new_directory, write_config
+from ppo_jax.runs.terminal import Progress
 from ppo_jax.train import Program, build
 from ppo_jax.types import Metrics, TrainState
 

@@ -13,7 +13,6 @@ from typing import Any
 from rich.console import Console, Group, RenderableType
 from rich.table import Table
 
-
 # Where there is no terminal, a line of progress at least this often.
 LINE_SECONDS = 60.0
 REDRAWS_PER_SECOND = 4

@@ -13,8 +13,8 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
-from ppo_jax.runs.checkpoint import write_json
 from ppo_jax.config import ConfigError
+from ppo_jax.runs.checkpoint import write_json
 
 PROJECT = "ppo_jax"
 # How a run is called there: it goes on under the same name after --resume.
