@@ -11,14 +11,16 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
-from ppo_jax import config as configs
 from ppo_jax import rollout
 from ppo_jax.config import TrainConfig
 from ppo_jax.envs import HostEnv, spaces
-from ppo_jax.networks import Policy
+from ppo_jax.networks import Policy, has_memory
 from ppo_jax.runs import weights
+from ppo_jax.runs.folder import trusted_config
+from ppo_jax.runs.restore import build_again
 from ppo_jax.runs.restore import load as load_run
-from ppo_jax.train import Program, build
+from ppo_jax.runs.trust import NOTHING, Given
+from ppo_jax.train import Program
 from ppo_jax.types import Params, PyTree, TrainState
 
 
@@ -45,38 +47,51 @@ class Parts(NamedTuple):
     @property
     def has_memory(self) -> bool:
         """Whether an action depends on earlier observations."""
-        return self.config.memory != "none"
+        return has_memory(self.policy)
 
 
-def read_parts(run: Path, checkpoint: str = "latest") -> Parts:
+def read_parts(run: Path, checkpoint: str = "latest", given: Given = NOTHING) -> Parts:
     """The acting half of a run.
 
     Args:
         run: run directory.
         checkpoint: "latest", "best", or the number of an update.
+        given: names and objects that stand beside those of the run, and whether it is trusted.
 
     Raises:
-        ConfigError, CheckpointError: not a run, or nothing whole to restore.
+        ConfigError, CheckpointError: not a run, one that names code and is not the user's own, or
+            nothing whole to restore.
     """
-    config, program, state = load_run(run, checkpoint)
+    config, program, state = load_run(
+        run,
+        checkpoint,
+        trust=given.trust,
+        env=given.env,
+        policy=given.policy,
+        algorithm=given.algorithm,
+    )
     return parts_of(config, program, state)
 
 
-def untrained_parts(config: TrainConfig) -> Parts:
+def untrained_parts(config: TrainConfig, given: Given = NOTHING) -> Parts:
     """The same with descriptions of arrays in place of weights, statistics and observations."""
-    program = build(config)
+    program = build_again(config, given)
     state = jax.eval_shape(program.init, jax.random.key(0))
     return parts_of(config, program, state)
 
 
-def read_weights(path: Path) -> Parts:
+def read_weights(path: Path, given: Given = NOTHING) -> Parts:
     """An agent from the .safetensors file that `ppo_jax.export` wrote; its header has the rest.
 
+    Args:
+        path: of the file.
+        given: as for `read_parts`.
+
     Raises:
-        ConfigError: it is something else, or damaged.
+        ConfigError: it is something else, or damaged, or names code and is not the user's own.
     """
     tensors, header = weights.read(path)
-    parts = untrained_parts(configs.from_json(header["config"]))
+    parts = untrained_parts(trusted_config(header, given, path), given)
     filled = weights.fill(saved_arrays(parts), tensors)
     return parts._replace(params=filled["params"], moments=rollout.Moments(filled["obs"]))
 
@@ -246,7 +261,15 @@ def _name(path: Any) -> str:
 
 
 def load(
-    run: Path | str, *, checkpoint: str = "latest", greedy: bool = True, seed: int = 0
+    run: Path | str,
+    *,
+    checkpoint: str = "latest",
+    greedy: bool = True,
+    seed: int = 0,
+    trust: bool = False,
+    env: Any = None,
+    policy: Any = None,
+    algorithm: Any = None,
 ) -> Agent:
     """A trained agent as a function: `ppo_jax.load("runs/mine")(obs)` is an action.
 
@@ -255,14 +278,18 @@ def load(
         checkpoint: "latest", "best", or the number of an update; of a run directory alone.
         greedy: the most likely action instead of a sample.
         seed: of the samples.
+        trust: whether the run may name any code to import. One of the user's own may.
+        env, policy, algorithm: names of code that the run names, which may then be imported; or the
+            objects themselves, in place of what it names.
 
     Returns:
         Agent: called with one observation or N of them, it gives the action the environment takes.
 
     Raises:
-        ConfigError, CheckpointError: not a run, or nothing whole to restore.
+        ConfigError, CheckpointError: not a run, one that names code and is not the user's own, or
+            nothing whole to restore.
     """
-    path = Path(run)
+    path, given = Path(run), Given(env, policy, algorithm, trust)
     if path.suffix == ".safetensors" and path.is_file():
-        return Agent(read_weights(path), greedy, seed)
-    return Agent(read_parts(path, checkpoint), greedy, seed)
+        return Agent(read_weights(path, given), greedy, seed)
+    return Agent(read_parts(path, checkpoint, given), greedy, seed)

@@ -11,16 +11,18 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from ppo_jax import precision, rollout
-from ppo_jax.algorithms import ALGORITHMS, hooks
-from ppo_jax.config import TrainConfig, check, discount, env_kwargs, resolve
+from ppo_jax import algorithms, precision, rollout
+from ppo_jax.algorithms import hooks
+from ppo_jax.config import ConfigError, TrainConfig, check, discount, env_kwargs, resolve, with_own
 from ppo_jax.envs import Env, InvalidEnvironment, VectorEnv, as_env, check_spaces, spaces, vectorize
 from ppo_jax.networks import (
     CONVOLUTIONS,
     FRAME_MIXES,
     Policy,
+    has_memory,
     make_policy,
     make_recurrent_policy,
+    own_policy,
 )
 from ppo_jax.types import Algorithm, Batch, Metrics, PyTree, TrainState
 
@@ -80,17 +82,24 @@ class Program(NamedTuple):
     restart: Callable[[TrainState], TrainState]
 
 
-def build(config: TrainConfig, env: Any = None) -> Program:
+def build(
+    config: TrainConfig, env: Any = None, policy: Any = None, algorithm: Any = None
+) -> Program:
     """Put the parts together; nothing is compiled.
 
     Args:
         config: may hold tracers where it holds floats.
-        env: an Env, a gymnax Environment, a Gymnasium vector environment, a function that makes
-            Gymnasium environments, or a name; the configured one if None.
+        env: an Env, a gymnax Environment, a Gymnasium vector environment, a class or function that
+            makes one of these or a Gymnasium environment, or a name; the configured one if None.
+        policy: a Policy, a function (observation_space, action_space, config) -> Policy, or a name;
+            the configured one if None.
+        algorithm: a module or object with Config and make, or a name; the configured one if None.
+            The configuration's hyper is its Config.
 
     Raises:
         ConfigError, InvalidEnvironment: what cannot work, and why.
     """
+    config = with_own(config, policy=policy, algorithm=algorithm)
     check(config)
     env = as_env(config.env, **env_kwargs(config)) if env is None else as_env(env)
     config = resolve(config, env)
@@ -98,7 +107,7 @@ def build(config: TrainConfig, env: Any = None) -> Program:
     _check_spaces(config, env)
     vector_env = vectorize(env, config.num_envs, config.num_steps, pool_size=config.reset_pool)
     policy = _policy(config, env)
-    algorithm = ALGORITHMS[config.algorithm].make(policy, config.hyper)
+    algorithm = _algorithm(config, policy)
     collector = rollout.Collector(vector_env, policy, config.num_steps, discount(config))
     collect = hooks.collector(config.hyper, collector)
 
@@ -114,7 +123,7 @@ def build(config: TrainConfig, env: Any = None) -> Program:
         learner = algorithm.init(learner_key, experience.obs)
         return TrainState(learner, experience, key, jnp.zeros((), jnp.int32))
 
-    rows = rollout.flatten_steps if config.memory == "none" else rollout.sequences
+    rows = rollout.sequences if has_memory(policy) else rollout.flatten_steps
     step = make_train_step(collect, algorithm, rows)
     restart = functools.partial(_restart, vector_env, policy)
     # The policy for those who use it alone, as an evaluation does. The rest as wholes: environments
@@ -131,6 +140,8 @@ def _restart(vector_env: VectorEnv, policy: Policy, state: TrainState) -> TrainS
 
 def _policy(config: TrainConfig, env: Env) -> Policy:
     """The configured network for the environment's spaces."""
+    if config.policy is not None:
+        return own_policy(config.policy, env.observation_space, env.action_space, config)
     common: dict[str, Any] = {
         "observation_space": env.observation_space,
         "action_space": env.action_space,
@@ -148,28 +159,48 @@ def _policy(config: TrainConfig, env: Env) -> Policy:
     return make_recurrent_policy(memory=config.memory, memory_size=config.memory_size, **common)
 
 
+def _algorithm(config: TrainConfig, policy: Policy) -> Algorithm:
+    """The three functions of the configured algorithm."""
+    try:
+        made: Any = algorithms.get(config.algorithm).make(policy, config.hyper)
+    except ValueError as error:  # a critic of another kind than the algorithm needs
+        raise ConfigError(str(error)) from error
+    if not isinstance(made, Algorithm):
+        raise ConfigError(
+            f"make of algorithm {config.algorithm} returned a {type(made).__name__}; it must be a "
+            "ppo_jax.Algorithm(init, estimate, update)"
+        )
+    return made
+
+
 def make_train(
-    config: TrainConfig, env: Any = None
+    config: TrainConfig, env: Any = None, policy: Any = None, algorithm: Any = None
 ) -> Callable[[jax.Array], tuple[TrainState, Metrics]]:
     """A whole run as one pure function: jit it, vmap it over keys, map it.
 
     Args:
         config: every float in it may be a tracer.
-        env: as for `build`.
+        env, policy, algorithm: as for `build`.
 
     Returns:
-        key -> (TrainState, Metrics with leaves [U])
+        key -> (TrainState, Metrics with leaves [U]), `env_step` among them: the environment steps
+        made after each update, float32 where int32 does not hold them.
 
     Raises:
         ConfigError, InvalidEnvironment: what cannot work, and why.
     """
-    program = build(config, env)
+    program = build(config, env, policy, algorithm)
+    rollout_steps = config.num_envs * config.num_steps
+    dtype = jnp.int32 if config.total_timesteps < 2**31 else jnp.float32
 
     def train(key: jax.Array) -> tuple[TrainState, Metrics]:
         def step(state: TrainState, _: None) -> tuple[TrainState, Metrics]:
             return program.step(state)
 
-        return jax.lax.scan(step, program.init(key), None, length=config.num_updates)
+        init = program.init(key)
+        state, metrics = jax.lax.scan(step, init, None, length=config.num_updates)
+        made = jnp.arange(1, config.num_updates + 1, dtype=dtype)
+        return state, {"env_step": made * rollout_steps, **metrics}
 
     return train
 

@@ -53,6 +53,13 @@ def python_blocks(document: Path) -> list[str]:
     return re.findall(r"```python\n(.*?)```", text(document), re.S)
 
 
+def files(document: Path) -> dict[str, str]:
+    """The files that a page has its reader write: blocks of Python that begin with their name."""
+    found = (re.match(r"# (\w+\.py)\n", block) for block in python_blocks(document))
+    blocks = zip(found, python_blocks(document), strict=True)
+    return {name[1]: block for name, block in blocks if name}
+
+
 def run_python(document: Path) -> list[str]:
     """Run the blocks one after the other, as a reader would; returns what they say they print."""
     space: dict[str, object] = {}

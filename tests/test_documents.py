@@ -79,9 +79,10 @@ def test_every_reason_is_one_for_something():
 @pytest.mark.parametrize(
     "module", ["ppo_jax.train", "ppo_jax.sweep", "ppo_jax.evaluate", "ppo_jax.rlhf"]
 )
-def test_every_flag_of_the_documents_exists(module, monkeypatch):
+def test_every_flag_of_the_documents_exists(module, monkeypatch, tmp_path):
     """Every command becomes a configuration, checked; none is run here."""
     monkeypatch.chdir(ROOT)
+    write_files(tmp_path, monkeypatch)
     lines = [c for _, c in python_commands() if words(c)[0] == module]
     assert len(lines) >= 5
     check_of = {
@@ -92,6 +93,15 @@ def test_every_flag_of_the_documents_exists(module, monkeypatch):
     }
     for line in lines:
         check_of[module]([w for w in words(line)[1] if w != "--help"])
+
+
+def write_files(folder, monkeypatch) -> None:
+    """The modules that pages have their readers write, as modules of this process."""
+    monkeypatch.syspath_prepend(folder)
+    for document in ALL.values():
+        for name, text in documents.files(document).items():
+            (folder / name).write_text(text)
+            monkeypatch.delitem(sys.modules, name.removesuffix(".py"), raising=False)
 
 
 def rlhf(arguments: list[str]) -> None:
@@ -123,9 +133,10 @@ def sweep(arguments: list[str]) -> None:
 def evaluate(arguments: list[str]) -> None:
     parser = argparse.ArgumentParser(exit_on_error=False)
     parser.add_argument("run")
-    for flag in ("--episodes", "--checkpoint", "--seed", "--gif"):
+    for flag in ("--episodes", "--checkpoint", "--seed", "--gif", "--env"):
         parser.add_argument(flag)
-    parser.add_argument("--stochastic", action="store_true")
+    for flag in ("--stochastic", "--trust"):
+        parser.add_argument(flag, action="store_true")
     parser.parse_args(arguments)
 
 
@@ -144,6 +155,8 @@ RUNNABLE = [n for n, d in ALL.items() if any(reason(c) is None for c in document
 def test_the_commands_of_a_document_run_as_written(document, tmp_path, monkeypatch):
     """One after the other in one folder, as a reader would."""
     (tmp_path / "examples").symlink_to(ROOT / "examples")
+    for name, text in documents.files(ALL[document]).items():
+        (tmp_path / name).write_text(text)
     environment = os.environ | {"PYTHONPATH": str(ROOT)}
     for line in documents.commands(ALL[document]):
         if reason(line) is None:

@@ -12,7 +12,7 @@ from ppo_jax.envs.registry import SUITES
 ROOT = Path(ppo_jax.__file__).parent
 # Data flow from left to right; a module imports only from its own layer's left.
 LAYERS = [
-    {"config.options", "shapes", "types"},
+    {"config.options", "config.references", "shapes", "types"},
     {
         "distributions",
         "envs",
@@ -42,6 +42,7 @@ OUTSIDE = {"__init__", "__main__", "plot"}
 # Modules of one name build on each other; in the first layers some build on a neighbour.
 NEIGHBOURS = {
     "evaluate": {"experiment"},  # when it is called as `ppo_jax.evaluate`
+    "config.references": {"config.options"},
     "losses": {"distributions", "divergences"},
     "optimizer": {"losses"},
     "sgd": {"losses", "optimizer"},
@@ -82,7 +83,9 @@ def imports_of(path: Path) -> set[str]:
 
 def layer_of(parts: Sequence[str]) -> str:
     """A module's name in LAYERS: its first part, but for the options that everything describes
-    itself with, and what they are made of."""
+    itself with, what they are made of, and the references by which everything is named."""
+    if tuple(parts[:2]) == ("config", "references"):
+        return "config.references"
     foundation = parts[0] == "config" and parts[1:2] and parts[1] in FOUNDATION
     return "config.options" if foundation else parts[0]
 

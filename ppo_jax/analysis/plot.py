@@ -16,6 +16,7 @@ from ppo_jax.config import ConfigError, TrainConfig
 from ppo_jax.config.options import did_you_mean
 from ppo_jax.runs import metrics_log, terminal
 from ppo_jax.runs.folder import read_config
+from ppo_jax.runs.trust import NOTHING, Given
 
 BINS = 200
 FORMATS = (".png", ".svg", ".pdf")
@@ -57,23 +58,25 @@ class Curve(NamedTuple):
         return self.values.mean(axis=0)
 
 
-def read_run(path: Path, metric: str, x: str) -> Run:
+def read_run(path: Path, metric: str, x: str, given: Given = NOTHING) -> Run:
     """The configuration of a run, and three columns of its log: x, the metric, its weight.
 
     Args:
         path: run directory.
         metric: name of a column.
         x: env_step or seconds (of training, compilation left out).
+        given: names that stand beside those of the run, and whether it is trusted.
 
     Raises:
-        ConfigError: it is no run, nothing is logged, or there is no such metric.
+        ConfigError: it is no run, it names code and is not the user's own, nothing is logged, or
+            there is no such metric.
     """
     if (path / "sweep.json").is_file():
         raise ConfigError(
             f"{path} is a sweep, whose report.html has its curves; compare sweeps with python -m "
             "ppo_jax.sweep --compare"
         )
-    config = read_config(path)
+    config = read_config(path, given)
     rows = list(metrics_log.read_metrics(path / "metrics.jsonl"))
     if not rows:
         raise ConfigError(f"nothing to plot: {path} has no rows in metrics.jsonl yet")
@@ -240,6 +243,10 @@ def plot(
     metric: str = "episode_return",
     x: Literal["env_step", "seconds"] = "env_step",
     smooth: float = 0.05,
+    env: str | None = None,
+    policy: str | None = None,
+    algorithm: str | None = None,
+    trust: bool = False,
 ) -> int:
     """Draw the learning curves of runs; those that differ in the seed alone become one curve.
 
@@ -249,12 +256,19 @@ def plot(
         metric: a column of metrics.jsonl: episode_return, entropy, approx_kl, ...
         x: what it is drawn against: environment steps, or seconds of training.
         smooth: share of the curve that a moving mean spans, from 0 (none) to 0.5.
+        env: environment of the runs, named again as MODULE:NAME: a run of somebody else may not
+            make this process import it.
+        policy: network of the runs, named again.
+        algorithm: algorithm of the runs, named again.
+        trust: let the run name any code to import.
 
     Returns:
         Exit code 0.
     """
     _check(runs, out, smooth)
-    read = [read_run(path, metric, x) for path in {p.resolve(): p for p in runs}.values()]
+    given = Given(env, policy, algorithm, trust)
+    paths = {p.resolve(): p for p in runs}.values()
+    read = [read_run(path, metric, x, given) for path in paths]
     found = curves(read, smooth)
     same = {run.config.env for run in read}
     title = f"{metric.replace('_', ' ')}: {', '.join(sorted(same))}"

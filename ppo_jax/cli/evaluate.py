@@ -2,7 +2,7 @@
 
 import sys
 from pathlib import Path
-from typing import NoReturn
+from typing import Any, NoReturn
 
 import jax
 import numpy as np
@@ -30,6 +30,11 @@ def play(
     checkpoint: str = "latest",
     seed: int = 1,
     gif: Path | None = None,
+    *,
+    env: str | None = None,
+    policy: str | None = None,
+    algorithm: str | None = None,
+    trust: bool = False,
 ) -> int:
     """Play episodes with the agent of a run and print what they return.
 
@@ -40,13 +45,19 @@ def play(
         checkpoint: latest, best, or the number of an update.
         seed: of the episodes.
         gif: write one episode, drawn by the environment, to this file.
+        env: environment of the run, named again as MODULE:NAME: a run of somebody else may not
+            make this process import it.
+        policy: network of the run, named again.
+        algorithm: algorithm of the run, named again.
+        trust: let the run name any code to import.
 
     Returns:
         Exit code 0.
     """
     _check(episodes, seed, gif)
     cache.use()
-    config, program, state = load(run, checkpoint)
+    named: dict[str, Any] = {"env": env, "policy": policy, "algorithm": algorithm}
+    config, program, state = load(run, checkpoint, trust=trust, **named)
     agent = {
         "params": state.learner.params,
         "moments": state.rollout.moments,

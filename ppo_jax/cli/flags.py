@@ -19,6 +19,8 @@ from ppo_jax.config.options import parse as parse_value
 from ppo_jax.config.presets import PRESETS
 from ppo_jax.config.schedules import Schedule
 from ppo_jax.experiment import RunOptions
+from ppo_jax.runs import trust
+from ppo_jax.runs.trust import Given
 
 RUN_OPTIONS = {f.name: f for f in dataclasses.fields(RunOptions)}
 Fields = dict[str, dataclasses.Field[Any]]
@@ -35,37 +37,45 @@ class FirstPass(argparse.ArgumentParser):
 def selection_of(arguments: list[str]) -> argparse.Namespace:
     """The flags that decide what the others start from."""
     first = FirstPass(add_help=False, allow_abbrev=False)
-    for name in ("env", "algorithm", "preset", "config"):
+    for name in (*configs.CODE, "preset", "config"):
         first.add_argument(f"--{name}")
+    first.add_argument("--trust", action="store_true")
     return first.parse_known_args(arguments)[0]
+
+
+def given_of(arguments: list[str]) -> Given:
+    """What the person names on the command line, beside what a file names."""
+    selection = selection_of(arguments)
+    return Given(selection.env, selection.policy, selection.algorithm, selection.trust)
 
 
 def base_config(arguments: list[str]) -> TrainConfig:
     """What the flags modify: defaults, under the preset, under the file.
 
     Raises:
-        ConfigError: an unknown preset, environment or name in the file.
+        ConfigError: an unknown preset, environment or name in the file; or the file names code to
+            import, is not of a run of the user's own, and neither named again nor trusted.
     """
     given = selection_of(arguments)
-    file = _read_file(Path(given.config)) if given.config is not None else {}
+    file = _read_file(Path(given.config), given_of(arguments)) if given.config is not None else {}
     env = file.get("env") if given.env is None else given.env
     algorithm = file.get("algorithm") if given.algorithm is None else given.algorithm
     preset = file.pop("preset", None) if given.preset is None else given.preset
     file.pop("preset", None)
     preset = configs.preset_values(preset, env, algorithm)
     values = {**preset, **file}
-    for name, value in (("env", given.env), ("algorithm", given.algorithm)):
-        if value is not None:
-            values[name] = value
+    for name in configs.CODE:
+        if getattr(given, name) is not None:
+            values[name] = getattr(given, name)
     return configs.from_json(values)
 
 
-def _read_file(path: Path) -> dict[str, Any]:
+def _read_file(path: Path, given: Given) -> dict[str, Any]:
     """A flat TOML file, hyphens in names as underscores; or the config.json of a run."""
     if path.suffix == ".json":
         from ppo_jax.runs.folder import read_config_file
 
-        return configs.to_json(read_config_file(path))
+        return configs.to_json(read_config_file(path, given))
     try:
         values = tomllib.loads(path.read_text())
     except OSError as error:
@@ -73,13 +83,14 @@ def _read_file(path: Path) -> dict[str, Any]:
     except ValueError as error:
         raise ConfigError(f"{path} is not valid TOML: {error}") from error
     named: dict[str, Any] = {}
-    for given, value in values.items():
-        name = given.replace("-", "_")
+    for written, value in values.items():
+        name = written.replace("-", "_")
         if name in named:
             raise ConfigError(f"{path} sets {name} twice")
         if name in RUN_OPTIONS:
             raise ConfigError(f"{path} sets {name}, which is a flag alone: it changes no number")
         named[name] = value
+    trust.check({"config": named}, given.named, given.trust, path)
     return named
 
 
@@ -124,6 +135,11 @@ def parse(
             Path | None,
             option(None, "TOML file of values, or a run's config.json; flags go before it"),
         ),
+        (
+            "trust",
+            bool,
+            option(False, "let a file or folder of somebody else name any code to import"),
+        ),
     ]
     fields = [(n, f, flat[n]) for n, f in known.items()]
     fields += [(n, f, kept.get(n, f.default)) for n, f in more.items()]
@@ -157,7 +173,7 @@ def read_flags(
     flags = dataclasses.make_dataclass(
         "Flags",
         [(n, _flag_type(f), dataclasses.field(default=v)) for n, f, v in fields]
-        + [(n, _documented(t, f), dataclasses.field(default=None)) for n, t, f in selection],
+        + [(n, _documented(t, f), dataclasses.field(default=f.default)) for n, t, f in selection],
     )
     flags.__doc__ = doc
     parsed: Any = tyro.cli(flags, args=arguments, registry=_REGISTRY, prog=program)

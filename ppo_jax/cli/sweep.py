@@ -13,10 +13,11 @@ import tyro
 
 from ppo_jax import config as configs
 from ppo_jax.cli.errors import exit_with
-from ppo_jax.cli.flags import base_config, parse
+from ppo_jax.cli.flags import base_config, given_of, parse
 from ppo_jax.config import ConfigError, TrainConfig
 from ppo_jax.config.options import check_record, option
 from ppo_jax.runs import provenance
+from ppo_jax.runs.trust import Given
 from ppo_jax.sweep import session
 from ppo_jax.sweep.points import Point, configure, grid, parse_vary, sample
 from ppo_jax.sweep.publish import compare
@@ -27,7 +28,7 @@ from ppo_jax.sweep.store import Spec, SweepDirectory, read_sessions, read_spec
 PROGRAM = "python -m ppo_jax.sweep"
 DOC = "Train many agents, seeds times hyperparameters, in one program and report on them."
 # May be given anew when a sweep is resumed.
-FREE_ON_RESUME = ("run_dir", "resume", "confirm", "threshold")
+FREE_ON_RESUME = ("run_dir", "resume", "confirm", "threshold", "trust")
 # Settled by the first session: the chunks that are finished were made with them.
 SETTLED = {
     "batch_size": "another width rounds differently",
@@ -73,7 +74,7 @@ def run_command(arguments: list[str]) -> int:
     check_record(points)
     _ = options.width
     if points.compare is not None:
-        return _compare(points.compare, options.run_dir, given)
+        return _compare(points.compare, options.run_dir, given, given_of(arguments))
     if options.resume is not None:
         return _resume(arguments, config, points, options, given)
     spec = build_spec(arguments, config, points, options.confirm)
@@ -184,7 +185,7 @@ def _resume(
     given: set[str],
 ) -> int:
     assert options.resume is not None
-    spec, kept = read_spec(options.resume)
+    spec, kept = read_spec(options.resume, given_of(arguments))
     if given - {*FREE_ON_RESUME, *SETTLED}:
         _refuse_changes(spec, build_spec(arguments, config, points))
     for name, why in SETTLED.items():
@@ -231,8 +232,8 @@ def _refuse_changes(saved: Spec, wanted: Spec) -> None:
     )
 
 
-def _compare(folders: tuple[Path, Path], out: Path | None, given: set[str]) -> int:
-    others = sorted(given - {"compare", "run_dir"})
+def _compare(folders: tuple[Path, Path], out: Path | None, flags: set[str], given: Given) -> int:
+    others = sorted(flags - {"compare", "run_dir", "trust", *configs.CODE})
     if others:
         raise ConfigError(
             f"--compare only reads; --{others[0].replace('_', '-')} does not go with it"
@@ -243,6 +244,6 @@ def _compare(folders: tuple[Path, Path], out: Path | None, given: set[str]) -> i
         raise ConfigError(
             f"{out} holds a sweep or a run; choose another --run-dir for the comparison"
         )
-    compare(*folders, out)
+    compare(*folders, out, given)
     print(f"comparison: {out / 'comparison.html'}")
     return 0

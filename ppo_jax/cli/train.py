@@ -6,7 +6,7 @@ from typing import Any, NoReturn
 
 from ppo_jax import config as configs
 from ppo_jax.cli.errors import exit_with
-from ppo_jax.cli.flags import RUN_OPTIONS, FirstPass, base_config, parse, selection_of
+from ppo_jax.cli.flags import RUN_OPTIONS, FirstPass, base_config, given_of, parse, selection_of
 from ppo_jax.config import ConfigError, TrainConfig
 from ppo_jax.experiment import RunOptions
 from ppo_jax.experiment import train as train_agent
@@ -55,7 +55,7 @@ def _saved_config(run_dir: Path, arguments: list[str]) -> TrainConfig:
     given = selection_of(arguments)
     if given.preset is not None or given.config is not None:
         raise ConfigError("--resume goes on with its own values: no --preset, no --config")
-    return read_config(run_dir)
+    return read_config(run_dir, given_of(arguments))
 
 
 def _refuse_changes(saved: TrainConfig, wanted: TrainConfig) -> None:

@@ -4,31 +4,43 @@ The same dataclasses are the command line (`ppo_jax.cli`), the file config.json 
 of `make_train`.
 """
 
+import contextlib
 import dataclasses
 import math
 from typing import Any
 
 import jax
 
-from ppo_jax import precision, rollout
+from ppo_jax import algorithms, precision, rollout
 from ppo_jax.algorithms import ALGORITHMS, hooks
+from ppo_jax.config import references
 from ppo_jax.config.options import ConfigError, coerce, did_you_mean, floats_of, option, with_floats
 from ppo_jax.config.options import check as check_option
 from ppo_jax.config.options import guess as guess_value
 from ppo_jax.config.options import to_json as json_value
 from ppo_jax.config.presets import PRESETS
-from ppo_jax.envs import same_env
+from ppo_jax.envs import is_own, same_env
 from ppo_jax.networks import ACTIVATIONS, CONVOLUTIONS, FRAME_MIXES, MEMORIES
 from ppo_jax.optimizer import check_schedules
+
+# The fields of TrainConfig that may name code which is not in the package.
+CODE = ("env", "policy", "algorithm")
 
 
 @dataclasses.dataclass(frozen=True)
 class TrainConfig:
     """A run: the environment, how much of it, the network, and the algorithm's hyperparameters."""
 
-    env: str = option("CartPole-v1", "environment, as ID or SUITE:ID")
+    env: str = option(
+        "CartPole-v1", "environment, as ID or SUITE:ID, or one of your own as MODULE:NAME"
+    )
     env_args: tuple[str, ...] = option((), "its arguments, each as NAME=VALUE")
-    algorithm: str = option("ppo", "what learns", choices=tuple(ALGORITHMS))
+    algorithm: str = option(
+        "ppo", f"one of {', '.join(ALGORITHMS)}, or one of your own as MODULE or MODULE:NAME"
+    )
+    policy: str | None = option(
+        None, "network of your own as MODULE:NAME; None: the one that the other options describe"
+    )
     total_timesteps: int = option(500_000, "environment steps of the whole run", low=1)
     num_envs: int = option(4, "parallel environments", low=1)
     num_steps: int = option(128, "steps of each environment per rollout", low=1)
@@ -57,8 +69,9 @@ class TrainConfig:
             if field.name != "hyper":
                 value = coerce(field, getattr(self, field.name))
                 object.__setattr__(self, field.name, value)
-        if self.hyper is None and self.algorithm in ALGORITHMS:
-            object.__setattr__(self, "hyper", ALGORITHMS[self.algorithm].Config())
+        if self.hyper is None and isinstance(self.algorithm, str):
+            with contextlib.suppress(ConfigError):  # `check` refuses what is unknown
+                object.__setattr__(self, "hyper", algorithms.get(self.algorithm).Config())
 
     @property
     def num_updates(self) -> int:
@@ -73,15 +86,55 @@ def make(preset: str | None = None, **values: Any) -> TrainConfig:
 
     Args:
         preset: name of a preset; None takes the environment's own if there is one, "none" none.
-        **values: fields of TrainConfig and of the algorithm's Config.
+        **values: fields of TrainConfig and of the algorithm's Config. env, policy and algorithm
+            may be objects: the configuration keeps the names by which they can be imported, or
+            texts that stand for them in this process alone. An environment of the user's own has
+            no preset unless one is named.
 
     Raises:
         ConfigError: an unknown name (with the nearest ones), or a value out of its range.
     """
+    values = {n: named(n, v) for n, v in values.items()}
     values = {**preset_values(preset, values.get("env"), values.get("algorithm")), **values}
     config = from_flat(values)
     check(config)
     return config
+
+
+def with_own(config: TrainConfig, **parts: Any) -> TrainConfig:
+    """A configuration that names parts which are handed over from Python.
+
+    Args:
+        config: any.
+        **parts: env, policy, algorithm: objects or names; None leaves the configuration's own.
+
+    Raises:
+        ConfigError: the hyperparameters are not those of the algorithm.
+    """
+    names = {n: named(n, part) for n, part in parts.items() if part is not None}
+    if "env" in names and names["env"] != config.env:
+        names["env_args"] = ()
+    if not names:
+        return config
+    config = dataclasses.replace(config, **names)
+    if "algorithm" in names and not isinstance(
+        config.hyper, expected := algorithms.get(config.algorithm).Config
+    ):
+        raise ConfigError(
+            f"hyper is a {type(config.hyper).__module__} config; algorithm {config.algorithm!r} "
+            f"needs {expected.__module__}.Config: make the configuration with "
+            "config.make(algorithm=...)"
+        )
+    return config
+
+
+def named(option: str, value: Any) -> Any:
+    """A value as a configuration keeps it: an object in place of a name by its own name.
+
+    What cannot be an environment, a policy or an algorithm is left as it is, for `check` to refuse.
+    """
+    plain = isinstance(value, str | bool | int | float | dict | list | None)
+    return value if plain or option not in CODE else references.name_of(value)
 
 
 def preset_values(preset: str | None, env: str | None, algorithm: str | None) -> dict[str, Any]:
@@ -104,7 +157,9 @@ def preset_values(preset: str | None, env: str | None, algorithm: str | None) ->
     if preset not in PRESETS:
         raise ConfigError(f"unknown preset {preset!r}; {did_you_mean(preset, PRESETS)}")
     values = PRESETS[preset]
-    if env and not same_env(values["env"], env):
+    if env and is_own(env):
+        values = {**values, "env": env, "env_args": ()}
+    elif env and not same_env(values["env"], env):
         raise ConfigError(f"preset {preset!r} is for env {values['env']}, not {env}")
     if algorithm and algorithm != values["algorithm"]:
         raise ConfigError(f"preset {preset!r} is for {values['algorithm']}, not {algorithm}")
@@ -119,10 +174,10 @@ def fields(algorithm: str) -> dict[str, dataclasses.Field[Any]]:
     """
     if not isinstance(algorithm, str):
         raise ConfigError(f"algorithm is {algorithm!r}; it must be of type str")
-    if algorithm not in ALGORITHMS:
-        raise ConfigError(f"unknown algorithm {algorithm!r}; {did_you_mean(algorithm, ALGORITHMS)}")
     own = [f for f in dataclasses.fields(TrainConfig) if f.name != "hyper"]
-    theirs = dataclasses.fields(ALGORITHMS[algorithm].Config)
+    config = algorithms.get(algorithm).Config
+    package = algorithm in ALGORITHMS
+    theirs = dataclasses.fields(config) if package else algorithms.options(config, algorithm)
     taken = [f.name for f in theirs if hasattr(TrainConfig, f.name) or f.name == "hyper"]
     if taken:
         raise ConfigError(
@@ -156,7 +211,7 @@ def from_flat(values: dict[str, Any]) -> TrainConfig:
     hyper = {k: v for k, v in values.items() if k not in own}
     return TrainConfig(
         **{k: v for k, v in values.items() if k in own},
-        hyper=ALGORITHMS[algorithm].Config(**hyper),
+        hyper=algorithms.get(algorithm).Config(**hyper),
     )
 
 
@@ -249,7 +304,7 @@ def check(config: TrainConfig, env: Any = None) -> None:
         ConfigError: what was given, what is allowed, what to do.
     """
     known = fields(config.algorithm)
-    expected = ALGORITHMS[config.algorithm].Config
+    expected = algorithms.get(config.algorithm).Config
     if not isinstance(config.hyper, expected):
         raise ConfigError(
             f"hyper is a {type(config.hyper).__module__} config; algorithm "

@@ -4,6 +4,7 @@ import functools
 from collections.abc import Callable
 from typing import Any
 
+import ppo_jax.config.references as references
 from ppo_jax.config.options import did_you_mean
 from ppo_jax.envs.host import HostEnv
 from ppo_jax.envs.protocol import InvalidEnvironment
@@ -19,11 +20,19 @@ def names() -> list[str]:
 
 
 def has(env_id: str) -> bool:
-    """Whether Gymnasium can make it, "module:id" among them."""
+    """Whether Gymnasium can make it. Of "module:id", the module, which registers the id, is
+    imported.
+
+    Raises:
+        ConfigError: it cannot be imported.
+    """
     import gymnasium
 
+    module, colon, registered = env_id.rpartition(":")
+    if colon:
+        references.load(module, "environment")
     try:
-        return gymnasium.spec(env_id) is not None
+        return gymnasium.spec(registered) is not None
     except (gymnasium.error.Error, ImportError):
         return False
 
@@ -48,7 +57,7 @@ def make(env_id: str, backend: str = "sync", **kwargs: Any) -> HostEnv:
     if backend not in BACKENDS:
         raise InvalidEnvironment(f"unknown backend {backend!r}; {did_you_mean(backend, BACKENDS)}")
     one = functools.partial(gymnasium.make, env_id, **kwargs)
-    first = _first(one, f"gymnasium:{env_id}")
+    first = first_of(one, f"gymnasium:{env_id}")
     spaces, limit = (first.observation_space, first.action_space), first.spec.max_episode_steps
     first.close()
 
@@ -86,11 +95,12 @@ def recognizes(env: Any) -> bool:
     return known or (callable(env) and not hasattr(env, "reset"))
 
 
-def adapt(env: Any) -> HostEnv:
+def adapt(env: Any, first: Any = None) -> HostEnv:
     """A function that makes environments, or a Gymnasium vector environment, as it is.
 
     Args:
         env: () -> gymnasium.Env, called N times; or a vector environment of num_envs.
+        first: what the function has made already; None: nothing.
 
     Raises:
         InvalidEnvironment: a single environment, of which there is only one; or a function that
@@ -103,7 +113,8 @@ def adapt(env: Any) -> HostEnv:
             f"{env} is one Gymnasium environment, and training steps num_envs of them; give the "
             "function that makes one, env=lambda: ..., or a vector environment"
         )
-    first = _first(env, getattr(env, "__name__", repr(env)))
+    if first is None:
+        first = first_of(env, getattr(env, "__name__", repr(env)))
     if hasattr(first, "single_observation_space"):
         return _adapt_vector(first)
     if not all(hasattr(first, a) for a in ("observation_space", "action_space", "unwrapped")):
@@ -132,8 +143,12 @@ def _adapt_vector(venv: Any) -> HostEnv:
     return HostEnv(name, spaces, lambda num_envs: lambda: venv, evaluation_envs=venv.num_envs)
 
 
-def _first(make_one: Callable[[], Any], name: str) -> Any:
-    """The first of its kind; its spaces are those of all."""
+def first_of(make_one: Callable[[], Any], name: str) -> Any:
+    """What a function makes; of a kind of environments the first, whose spaces are those of all.
+
+    Raises:
+        InvalidEnvironment: the function failed, and how.
+    """
     try:
         return make_one()
     except Exception as error:

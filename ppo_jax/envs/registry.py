@@ -1,18 +1,23 @@
-"""`make("suite:id")`: one table of suites, and of what a bare id means.
+"""`make("suite:id")`: one table of suites, and of what a bare id means; everything else with a
+colon, `my_module:MyEnv`, is the user's own and imported by that name.
 
 Modules are imported on demand: a suite that is not asked for costs nothing and need not be
 installed. A module has `names()`, `make(env_id, **kwargs)`, and `has(env_id)` if it takes more ids
 than it lists.
 """
 
+import functools
 import importlib
 import importlib.util
 import re
 from types import ModuleType
 from typing import Any
 
+import jax
+
+import ppo_jax.config.references as references
 from ppo_jax.config.options import did_you_mean
-from ppo_jax.envs.protocol import Env, check_env
+from ppo_jax.envs.protocol import Env, InvalidEnvironment, check_env
 
 # Suite -> the module of its adapter.
 SUITES = {
@@ -53,6 +58,8 @@ BARE = ("ppo_jax", "gymnax")
 ADAPTING = ("gymnax", "gymnasium")
 # Ids that are Atari's by their form.
 ATARI = re.compile(r"ALE/(\w+)-v5|(\w+)NoFrameskip-v4")
+# What an object that is already an environment has, and a function or a class that makes them not.
+ENVIRONMENTS = ("reset", "step_env", "vector", "single_observation_space")
 
 
 class UnknownEnvironment(ValueError):
@@ -62,10 +69,29 @@ class UnknownEnvironment(ValueError):
 def canonical(name: str) -> str:
     """The full name of an environment: "CartPole-v1" -> "gymnax:CartPole-v1".
 
+    One of the user's own has one name alone, and is not imported.
+
     Raises:
         UnknownEnvironment: with the nearest names there are, or with what to install.
     """
-    return ":".join(_locate(name))
+    suite, env_id = _locate(name)
+    return f"{suite}:{env_id}" if suite else env_id
+
+
+def is_own(name: str) -> bool:
+    """Whether a name is that of no suite's environment: a reference `my_module:MyEnv`, or a text
+    that stands for an object from Python. Nothing is imported to find out."""
+    suite, colon, _ = name.partition(":")
+    return references.is_text(name) or bool(colon and suite not in SUITES)
+
+
+def names_code(name: str) -> bool:
+    """Whether a name makes the process import a module that is neither in the package nor
+    registered by an installed one: a reference, or Gymnasium's own "gymnasium:module:id"."""
+    suite, _, env_id = name.partition(":")
+    if references.is_text(name) or name in references.registered("environment"):
+        return False
+    return is_own(name) or (suite in OPTIONAL and ":" in env_id)
 
 
 def make(name: str, **kwargs: Any) -> Env:
@@ -73,28 +99,60 @@ def make(name: str, **kwargs: Any) -> Env:
 
     Args:
         name: "suite:id", or an id alone. What follows the first colon is the id, whatever is in it.
+            Or "module:Name", of a module that is not a suite's.
         **kwargs: parameters of the environment.
 
     Raises:
         UnknownEnvironment: with the nearest names there are, or with what to install.
+        ConfigError: a module that cannot be imported, and why.
+        InvalidEnvironment: what it has under that name is no environment.
     """
     suite, env_id = _locate(name)
+    if not suite:
+        return as_env(references.resolve(env_id, "environment"), **kwargs)
     return _module(suite).make(env_id, **kwargs)
 
 
 def as_env(env: Any, **kwargs: Any) -> Env:
-    """An environment from a name, an Env, a gymnax Environment object, or what Gymnasium has: a
-    vector environment, or a function that makes environments.
+    """An environment from a name, an Env, a gymnax Environment object, a Gymnasium vector
+    environment, or a class or function that makes one of these or a Gymnasium environment.
 
     Args:
         env: any of these.
-        **kwargs: parameters of one that is made by name.
+        **kwargs: parameters of one that is made by name, or by a class or function.
 
     Raises:
         InvalidEnvironment: an object that is none of these; the message says what it lacks.
     """
     if isinstance(env, str):
         return make(env, **kwargs)
+    if isinstance(env, type) or (callable(env) and not any(hasattr(env, a) for a in ENVIRONMENTS)):
+        return _made(env, kwargs)
+    if kwargs:
+        raise InvalidEnvironment(
+            f"{getattr(env, 'name', type(env).__name__)} is made already and takes no arguments; "
+            f"leave out {', '.join(kwargs)}, or name the class or function that makes it"
+        )
+    return _adapted(env)
+
+
+def _made(maker: Any, kwargs: dict[str, Any]) -> Env:
+    """The environment that a class or a function makes."""
+    gymnasium = importlib.import_module(SUITES["gymnasium"])  # which need not be installed
+    name = getattr(maker, "__name__", repr(maker))
+    call = functools.partial(maker, **kwargs) if kwargs else maker
+    # Its arrays are constants, also where a run is being traced.
+    with jax.ensure_compile_time_eval():
+        first = gymnasium.first_of(call, name)
+    own = hasattr(first, "reset") and not hasattr(first, "unwrapped")
+    if own and not gymnasium.recognizes(first):
+        return _adapted(first)
+    host: Any = gymnasium.adapt(call, first)
+    check_env(host)
+    return host
+
+
+def _adapted(env: Any) -> Env:
     for adapter in (importlib.import_module(SUITES[suite]) for suite in ADAPTING):
         if adapter.recognizes(env):
             env = adapter.adapt(env)
@@ -146,8 +204,16 @@ def names(*asked: str) -> list[str]:
 
 
 def _locate(name: str) -> tuple[str, str]:
-    """(suite, id)."""
+    """(suite, id); without a suite, ("", name), what is the user's own."""
     suite, colon, env_id = name.partition(":")
+    if is_own(name):
+        known = references.is_text(name) or name in references.registered("environment")
+        if not known and not references.findable(suite):
+            raise UnknownEnvironment(
+                f"unknown suite {suite!r}; there are: {', '.join(SUITES)}; and there is no module "
+                f"{suite!r} to import {env_id} from"
+            )
+        return "", name
     if not colon:
         env_id = name
     bare = ("ale",) if ATARI.fullmatch(name) else BARE
@@ -155,8 +221,11 @@ def _locate(name: str) -> tuple[str, str]:
     for candidate in where:
         if _has(_module(candidate), env_id):
             return candidate, env_id
-    known = [n.split(":", 1)[1] for n in names(*where)]
-    raise UnknownEnvironment(f"unknown environment {name!r}; {did_you_mean(env_id, known)}")
+    registered = references.registered("environment")
+    if name in registered:
+        return "", name
+    near = [n.split(":", 1)[1] for n in names(*where)] + ([] if colon else [*registered])
+    raise UnknownEnvironment(f"unknown environment {name!r}; {did_you_mean(env_id, near)}")
 
 
 def _has(module: ModuleType, env_id: str) -> bool:

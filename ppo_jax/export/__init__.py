@@ -12,6 +12,7 @@ from ppo_jax.config import ConfigError
 from ppo_jax.config.options import did_you_mean
 from ppo_jax.export import interface, onnx, safetensors, stablehlo, verify
 from ppo_jax.runs import terminal
+from ppo_jax.runs.trust import Given
 
 Format = Literal["stablehlo", "onnx", "safetensors"]
 FORMATS: dict[str, Any] = {"stablehlo": stablehlo, "onnx": onnx, "safetensors": safetensors}
@@ -32,7 +33,15 @@ class Exported(NamedTuple):
 
 
 def export(
-    run: Path | str, format: str, out: Path | str | None = None, checkpoint: str = "latest"
+    run: Path | str,
+    format: str,
+    out: Path | str | None = None,
+    checkpoint: str = "latest",
+    *,
+    trust: bool = False,
+    env: Any = None,
+    policy: Any = None,
+    algorithm: Any = None,
 ) -> Exported:
     """Write the greedy policy of a run to a file, and compare its actions in a fresh process.
 
@@ -41,6 +50,7 @@ def export(
         format: name in FORMATS.
         out: the file; None: policy.FORMAT in the run directory.
         checkpoint: "latest", "best", or the number of an update.
+        trust, env, policy, algorithm: as for `ppo_jax.load`.
 
     Returns:
         Exported: the files, and what the comparison found.
@@ -59,7 +69,7 @@ def export(
         raise ConfigError(f"--out is {path}; there is no directory {path.absolute().parent}")
     if path.is_dir():
         raise ConfigError(f"--out is {path}, which is a directory; give the name of a file")
-    parts = read_parts(Path(run), checkpoint)
+    parts = read_parts(Path(run), checkpoint, Given(env, policy, algorithm, trust))
     writer.check(parts)
     files = writer.write(parts, path)
     return Exported(files, *verify.compare(parts, format, path))
@@ -70,6 +80,11 @@ def export_command(
     format: Format = "stablehlo",
     out: Path | None = None,
     checkpoint: str = "latest",
+    *,
+    env: str | None = None,
+    policy: str | None = None,
+    algorithm: str | None = None,
+    trust: bool = False,
 ) -> int:
     """Write the policy of a run to a file that acts without it, and verify the file.
 
@@ -79,12 +94,18 @@ def export_command(
             safetensors (weights and configuration).
         out: the file; default: policy.FORMAT in the run directory.
         checkpoint: latest, best, or the number of an update.
+        env: environment of the run, named again as MODULE:NAME: a run of somebody else may not
+            make this process import it.
+        policy: network of the run, named again.
+        algorithm: algorithm of the run, named again.
+        trust: let the run name any code to import.
 
     Returns:
         Exit code: 0, or 1 for a file that acts otherwise than the run.
     """
     try:
-        found = export(run, format, out, checkpoint)
+        named: dict[str, Any] = {"env": env, "policy": policy, "algorithm": algorithm}
+        found = export(run, format, out, checkpoint, trust=trust, **named)
     except verify.NotTheSame as error:
         print(f"error: {error}", file=sys.stderr)
         return 1

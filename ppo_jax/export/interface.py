@@ -11,7 +11,7 @@ import numpy as np
 from ppo_jax import config as configs
 from ppo_jax.agent import Parts, make_act
 from ppo_jax.config import ConfigError
-from ppo_jax.runs import provenance
+from ppo_jax.runs import provenance, trust
 
 
 class Port(NamedTuple):
@@ -58,13 +58,15 @@ def output(parts: Parts) -> Port:
 
 def describe(parts: Parts) -> dict[str, Any]:
     """All that a user of the file has to know, as JSON."""
+    config = configs.to_json(parts.config)
     return {
         "env": parts.config.env,
         "algorithm": parts.config.algorithm,
         "action": "greedy, as the environment takes it",
         "inputs": [_described(p) for p in inputs(parts)],
         "outputs": [_described(output(parts))],
-        "config": configs.to_json(parts.config),
+        "config": config,
+        "signature": trust.sign({"config": config}),
         "versions": provenance.versions(),
     }
 
@@ -80,8 +82,9 @@ def refuse_memory(parts: Parts, format: str) -> None:
         ConfigError: it is one.
     """
     if parts.has_memory:
+        kind = "" if parts.config.memory == "none" else f" ({parts.config.memory})"
         raise ConfigError(
-            f"this policy has a memory ({parts.config.memory}), and a file of format {format} is a "
+            f"this policy has a memory{kind}, and a file of format {format} is a "
             "function of one observation; use --format safetensors, and ppo_jax.load(FILE), which "
             "remembers"
         )

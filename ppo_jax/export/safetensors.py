@@ -3,6 +3,7 @@
 from pathlib import Path
 
 from ppo_jax.agent import Parts, saved_arrays
+from ppo_jax.config import CODE, ConfigError, references
 from ppo_jax.export import interface
 from ppo_jax.runs import weights
 
@@ -10,7 +11,18 @@ PACKAGES: tuple[str, ...] = ()
 
 
 def check(parts: Parts) -> None:
-    """Every policy is its weights."""
+    """Every policy is its weights, if what they belong to can be made again by name.
+
+    Raises:
+        ConfigError: it cannot: an object that was given from Python has no name.
+    """
+    names = [str(getattr(parts.config, name)) for name in CODE]
+    objects = [name for name in names if references.is_text(name)]
+    if objects:
+        raise ConfigError(
+            f"a file of format safetensors names what its weights belong to, and {objects[0]} has "
+            "no name to import it by; put it into a module, or use --format stablehlo"
+        )
 
 
 def write(parts: Parts, path: Path) -> list[Path]:

@@ -136,8 +136,9 @@ def _onnx(path: Path, obs: list[np.ndarray]) -> np.ndarray:
 
 def _safetensors(path: Path, obs: list[np.ndarray]) -> np.ndarray:
     from ppo_jax.agent import Agent, read_weights
+    from ppo_jax.runs.trust import Given
 
-    parts = read_weights(path)
+    parts = read_weights(path, Given(trust=True))  # written a moment ago, by a run that was loaded
     return Agent(parts)(jax.tree.unflatten(jax.tree.structure(parts.obs), obs))
 
 

@@ -15,6 +15,7 @@ from ppo_jax.networks.layers import (
     orthogonal,
 )
 from ppo_jax.networks.memory import CELLS, MEMORIES, Memory
+from ppo_jax.networks.own import has_memory, own_policy
 from ppo_jax.networks.policy import Policy, SequenceInputs, StateAction, make_policy, masked, run
 from ppo_jax.networks.recurrent import make_recurrent_policy
 
@@ -40,12 +41,14 @@ __all__ = [
     "conv_by_patches",
     "conv_by_xla",
     "encode",
+    "has_memory",
     "head",
     "make_policy",
     "make_recurrent_policy",
     "masked",
     "mix_frames",
     "orthogonal",
+    "own_policy",
     "preprocess",
     "run",
 ]

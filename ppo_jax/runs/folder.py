@@ -2,6 +2,7 @@
 
 import fcntl
 import json
+import re
 import shlex
 import sys
 import time
@@ -10,10 +11,11 @@ from pathlib import Path
 from typing import Any, Self
 
 from ppo_jax import config as configs
-from ppo_jax.config import ConfigError, TrainConfig
+from ppo_jax.config import ConfigError, TrainConfig, references
 from ppo_jax.config.options import to_json as json_value
-from ppo_jax.runs import provenance
+from ppo_jax.runs import provenance, trust
 from ppo_jax.runs.checkpoint import Checkpoints, delete, write_json
+from ppo_jax.runs.trust import NOTHING, Given
 
 # All that a run writes; nothing else is ever deleted.
 CONTENTS = (
@@ -124,29 +126,51 @@ class RunDirectory:
 
 def new_directory(parent: str, name: str) -> Path:
     """A folder that is not there yet: what it is, and when."""
-    name = f"{name.replace(':', '_')}_{time.strftime('%Y%m%d-%H%M%S')}"
+    name = re.sub(r"[:<>, ]+", "_", name).strip("_")
+    name = f"{name}_{time.strftime('%Y%m%d-%H%M%S')}"
     names = [name, *(f"{name}_{k}" for k in range(2, 1000))]
     return next(path for n in names if not (path := Path(parent) / n).exists())
 
 
-def read_config(run_dir: Path) -> TrainConfig:
+def read_config(run_dir: Path, given: Given = NOTHING) -> TrainConfig:
     """The configuration of a run.
 
+    Args:
+        run_dir: run directory.
+        given: names and objects that stand beside those of the run, and whether it is trusted.
+
     Raises:
-        ConfigError: the directory is not a run, or its config.json is damaged.
+        ConfigError: the directory is not a run, its config.json is damaged, or it names code to
+            import and is not the user's own.
     """
     if not (run_dir / "config.json").is_file():
         raise ConfigError(f"{run_dir} is not a run directory: it has no config.json")
-    return read_config_file(run_dir / "config.json")
+    return read_config_file(run_dir / "config.json", given)
 
 
-def read_config_file(path: Path) -> TrainConfig:
-    """The configuration in a config.json, wherever it is.
+def read_config_file(path: Path, given: Given = NOTHING) -> TrainConfig:
+    """The configuration in a config.json, wherever it is; as for `read_config`."""
+    values = _section(path, "config")
+    return trusted_config(json.loads(path.read_text()) | {"config": values}, given, path)
+
+
+def trusted_config(content: dict[str, Any], given: Given, path: Path) -> TrainConfig:
+    """The configuration in the content of a file, if all that it names may be imported.
+
+    Args:
+        content: with "config", and "signature" if it has one.
+        given: as for `read_config`.
+        path: of the file, for messages.
 
     Raises:
-        ConfigError: it cannot be read, or is damaged.
+        ConfigError: it names code and is not the user's own, or a value is out of its range.
     """
-    return configs.from_json(_section(path, "config"))
+    trust.check(content, given.named, given.trust, path)
+    for name in configs.CODE:
+        text, part = content["config"].get(name), getattr(given, name)
+        if isinstance(text, str) and references.is_text(text) and part is not None:
+            references.bind(text, part)
+    return configs.from_json(content["config"])
 
 
 def read_run_options(run_dir: Path) -> dict[str, Any]:
@@ -170,7 +194,9 @@ def write_description(path: Path, content: dict[str, Any], precision: str | None
     earlier = json.loads(file.read_text()).get("sessions", []) if file.exists() else []
     sessions = [*earlier, session]
     began = {name: sessions[0][name] for name in ("versions", "device")}
-    write_json(file, content | began | {"sessions": sessions})
+    content = content | began | {"sessions": sessions}
+    signature = trust.sign(content)
+    write_json(file, content | ({"signature": signature} if signature else {}))
 
 
 def shown(options: dict[str, Any]) -> dict[str, Any]:

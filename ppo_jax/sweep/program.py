@@ -8,6 +8,7 @@ alone, for which the compiler leaves its partitioner out, is another program and
 
 import dataclasses
 import functools
+import inspect
 import os
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
@@ -18,7 +19,9 @@ import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from ppo_jax import config as configs
-from ppo_jax.config import TrainConfig
+from ppo_jax.algorithms import ALGORITHMS, get
+from ppo_jax.config import TrainConfig, references
+from ppo_jax.envs import is_own
 from ppo_jax.evaluate import evaluate
 from ppo_jax.experiment import EVALUATION, step_of
 from ppo_jax.runs.chunk import compiler_options, make_chunk
@@ -80,7 +83,13 @@ class _Functions(NamedTuple):
 
 @functools.lru_cache(maxsize=KEPT_PROGRAMS)
 def _functions(
-    static: TrainConfig, env: Any, width: int, devices: tuple[jax.Device, ...], episodes: int
+    static: TrainConfig,
+    env: Any,
+    width: int,
+    devices: tuple[jax.Device, ...],
+    episodes: int,
+    *,
+    own: tuple[Any, ...] = (),
 ) -> _Functions:
     """The functions that `compile_program` compiles, kept for the calls that follow.
 
@@ -91,6 +100,7 @@ def _functions(
     Args:
         static, env, devices, episodes: as for `compile_program`.
         width: one for each entry, so that the number of entries bounds the number of programs.
+        own: the code behind names in `static`: a module that is reloaded is another program.
     """
     mesh = Mesh(np.array(devices), ("agents",))
     rows, all_of_it = PartitionSpec("agents"), PartitionSpec()
@@ -142,8 +152,10 @@ def compile_program(
         devices: all of one kind.
         episodes: E of the final evaluation; 0 for none.
     """
-    make = _functions if _has_value(env) else _functions.__wrapped__
-    functions = make(static, env, width, tuple(devices), episodes)
+    own = _own_code(static, env)
+    keep = _has_value(env) and all(_is_code(part) or _has_value(part) for part in own)
+    make = _functions if keep else _functions.__wrapped__
+    functions = make(static, env, width, tuple(devices), episodes, own=own)
     agents, options = (width * len(devices),), compiler_options()
     seeds = jax.ShapeDtypeStruct(agents, jnp.uint32)
     floats = {n: jax.ShapeDtypeStruct(agents, jnp.float32) for n in configs.float_names(static)}
@@ -174,6 +186,24 @@ def _has_value(env: Any) -> bool:
     except TypeError:
         return False
     return True
+
+
+def _own_code(static: TrainConfig, env: Any) -> tuple[Any, ...]:
+    """What the names of a configuration that are not the package's stand for."""
+    found = []
+    if static.algorithm not in ALGORITHMS:
+        algorithm = get(static.algorithm)
+        found += [algorithm.Config, algorithm.make]
+    if static.policy is not None:
+        found.append(references.resolve(static.policy, "policy"))
+    if env is None and is_own(static.env):
+        found.append(references.resolve(static.env, "environment"))
+    return tuple(found)
+
+
+def _is_code(part: Any) -> bool:
+    """Whether something is a class or a function, which are what they are and do not change."""
+    return inspect.isclass(part) or inspect.isfunction(part)
 
 
 def release() -> None:

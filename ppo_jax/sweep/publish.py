@@ -14,6 +14,7 @@ from ppo_jax.config.options import show
 from ppo_jax.envs import canonical
 from ppo_jax.runs import terminal
 from ppo_jax.runs.checkpoint import write_json
+from ppo_jax.runs.trust import NOTHING, Given
 from ppo_jax.sweep import figures, page, results
 from ppo_jax.sweep.results import PointResult, Setting
 from ppo_jax.sweep.store import Store, read_sessions, read_spec
@@ -38,7 +39,7 @@ def publish(store: Store, threshold: float | None, session: dict[str, Any]) -> l
     Returns:
         Its settings, best first.
     """
-    raw, fresh = store.results(), _confirmation(store.path)
+    raw, fresh = store.results(), _confirmation(store)
     # The fresh seeds have no say in the ranking that they confirm.
     found, confirmed = results.penalise(raw), results.penalise(fresh, raw)
     order = results.settings(found)
@@ -136,11 +137,12 @@ def _seeds(seeds: Sequence[int]) -> str:
     return f"{seeds[0]} to {seeds[-1]}" if len(seeds) > 1 else str(seeds[0])
 
 
-def _confirmation(path: Path) -> list[PointResult]:
+def _confirmation(store: Store) -> list[PointResult]:
     """The results of the best point's run on fresh seeds; none if it is not there or not whole,
     which is for that run to mend."""
+    path = store.path / "confirm"
     try:
-        return Store(path / "confirm", read_spec(path / "confirm")[0]).results()
+        return Store(path, read_spec(path, store.spec.following)[0]).results()
     except ConfigError:
         return []
 
@@ -181,7 +183,7 @@ def _provenance(path: Path) -> list[str]:
     return [*dict.fromkeys(lines)]
 
 
-def compare(first: Path, second: Path, out: Path) -> dict[str, Any]:
+def compare(first: Path, second: Path, out: Path, given: Given = NOTHING) -> dict[str, Any]:
     """Two sweeps on one figure, with the interval of their difference.
 
     Of each the best point, on fresh seeds if it was confirmed there.
@@ -189,11 +191,12 @@ def compare(first: Path, second: Path, out: Path) -> dict[str, Any]:
     Args:
         first, second: folders of finished sweeps.
         out: folder for comparison_ENV.png, comparison.json and comparison.html.
+        given: names that stand beside those of the sweeps, and whether these are trusted.
 
     Raises:
         ConfigError: a folder is no finished sweep, or the two do not compare.
     """
-    (name_a, a), (name_b, b) = _representative(first), _representative(second)
+    (name_a, a), (name_b, b) = _representative(first, given), _representative(second, given)
     names, environments = [name_a, name_b], sorted({canonical(r.env) for r in a})
     if environments != sorted({canonical(r.env) for r in b}):
         raise ConfigError(
@@ -245,13 +248,14 @@ def sentence(names: Sequence[str], numbers: dict[str, float]) -> str:
     )
 
 
-def _representative(path: Path) -> tuple[str, list[PointResult]]:
+def _representative(path: Path, given: Given) -> tuple[str, list[PointResult]]:
     """(the sweep, its best point and the seeds behind the numbers, the results per environment)"""
-    spec, _ = read_spec(path)
+    spec, _ = read_spec(path, given)
     if not spec.episodes:
         raise ConfigError(f"{path} was not evaluated (--eval-episodes 0): there are no scores")
-    best = results.settings(results.penalise(Store(path, spec).results()))[0]
-    confirmed = _confirmation(path)
+    store = Store(path, spec)
+    best = results.settings(results.penalise(store.results()))[0]
+    confirmed = _confirmation(store)
     tuned = "" if len(spec.configs) == 1 else ", which chose it"
     how = "fresh seeds" if confirmed else f"seeds{tuned}"
     found = confirmed or [*best.results]

@@ -25,6 +25,8 @@ def run_seeds(
     seeds: int | Sequence[int],
     *,
     env: Any = None,
+    policy: Any = None,
+    algorithm: Any = None,
     batch_size: int | None = None,
     devices: Sequence[jax.Device] | None = None,
 ) -> tuple[TrainState, Arrays]:
@@ -33,7 +35,7 @@ def run_seeds(
     Args:
         config: what each agent learns; its own seed is the first where `seeds` is a number.
         seeds: S, or the S seeds themselves.
-        env: as for `make_train`.
+        env, policy, algorithm: as for `make_train`.
         batch_size: agents that one device trains at once; None: what fits and is fast.
         devices: all there are if None.
 
@@ -43,13 +45,15 @@ def run_seeds(
     Raises:
         ConfigError, InvalidEnvironment: what cannot work, and why.
     """
+    config = configs.with_own(config, policy=policy, algorithm=algorithm)
     refuse_sweep(build(config, env).env)
     numbers = seed_numbers(config, seeds)
     groups = group_agents([config], numbers)
     schedule = Schedule(groups, devices or jax.devices(), _checked(batch_size), env=env)
     finished = _in_order(schedule)
     state = jax.tree.map(lambda *x: jax.numpy.concatenate(x), *(f.state() for f in finished))
-    return state, _metrics(finished)
+    steps = np.broadcast_to(_env_steps(config), (len(numbers), config.num_updates))
+    return state, {"env_step": steps, **_metrics(finished)}
 
 
 def run_sweep(
@@ -58,6 +62,8 @@ def run_sweep(
     seeds: int | Sequence[int],
     *,
     env: Any = None,
+    policy: Any = None,
+    algorithm: Any = None,
     batch_size: int | None = None,
     episodes: int = 0,
     devices: Sequence[jax.Device] | None = None,
@@ -73,7 +79,7 @@ def run_sweep(
         config: what the points change.
         points: name -> values, all combinations of which are the P points; or the points.
         seeds: S, or the S seeds themselves.
-        env: as for `make_train`.
+        env, policy, algorithm: as for `make_train`; a policy or an algorithm may also vary.
         batch_size: agents that one device trains at once; None: what fits and is fast.
         episodes: E greedy episodes of each agent at the end.
         devices: all there are if None.
@@ -85,9 +91,12 @@ def run_sweep(
         ConfigError: a point that cannot work, or points of different lengths.
         InvalidEnvironment: what does not fit the environment.
     """
-    points = _listed(points)
-    if env is not None and any("env" in point for point in points):
-        raise ConfigError("env= is given, so that it cannot vary; name environments in the points")
+    config = configs.with_own(config, policy=policy, algorithm=algorithm)
+    points = _listed(points, config)
+    parts = {"env": env, "policy": policy, "algorithm": algorithm}
+    for name in (n for n, part in parts.items() if part is not None):
+        if any(name in point for point in points):
+            raise ConfigError(f"{name}= is given, so that it cannot vary; name all in the points")
     settings = [configure(config, point) for point in points]
     lengths = {c.num_updates for c in settings}
     if len(lengths) > 1:
@@ -106,7 +115,9 @@ def run_sweep(
         metrics["eval_return"] = np.concatenate([f.returns for f in finished])
     order = np.argsort([a for f in finished for a in f.chunk.agents])
     shape = (len(points), len(numbers))
-    return points, {k: x[order].reshape(*shape, *x.shape[1:]) for k, x in metrics.items()}
+    found = {k: x[order].reshape(*shape, *x.shape[1:]) for k, x in metrics.items()}
+    steps = np.stack([_env_steps(setting) for setting in settings])[:, None]
+    return points, {"env_step": np.broadcast_to(steps, (*shape, steps.shape[-1])), **found}
 
 
 def seed_numbers(config: TrainConfig, seeds: int | Sequence[int]) -> list[int]:
@@ -128,10 +139,17 @@ def seed_numbers(config: TrainConfig, seeds: int | Sequence[int]) -> list[int]:
     return numbers
 
 
-def _listed(points: Mapping | Sequence[Point]) -> list[Point]:
-    """The points, their names looked up."""
-    known = {name for algorithm in ALGORITHMS for name in configs.fields(algorithm)}
+def _env_steps(config: TrainConfig) -> np.ndarray:
+    """[U] environment steps made after each update."""
+    return np.arange(1, config.num_updates + 1) * (config.num_envs * config.num_steps)
+
+
+def _listed(points: Mapping | Sequence[Point], config: TrainConfig) -> list[Point]:
+    """The points, their names looked up and objects in them by name."""
     listed = grid({n: [*v] for n, v in points.items()}) if isinstance(points, Mapping) else points
+    listed = [{n: configs.named(n, v) for n, v in point.items()} for point in listed]
+    methods = {*ALGORITHMS, config.algorithm, *(p["algorithm"] for p in listed if "algorithm" in p)}
+    known = {name for method in methods for name in configs.fields(method)}
     for name in {name for point in listed for name in point}:
         if name == "seed":
             raise ConfigError("seeds are given as `seeds`, not as a point's value")
@@ -139,7 +157,7 @@ def _listed(points: Mapping | Sequence[Point]) -> list[Point]:
             raise ConfigError(f"unknown option {name!r}; {did_you_mean(name, known)}")
     if not listed:
         raise ConfigError("there are no points; give at least one value for each name")
-    return [dict(point) for point in listed]
+    return listed
 
 
 def _in_order(schedule: Schedule, states: bool = True) -> list[Finished]:

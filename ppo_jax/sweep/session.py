@@ -91,7 +91,7 @@ def run(spec: Spec, options: SweepOptions, directory: SweepDirectory) -> int:
 def _confirm(spec: Spec, options: SweepOptions, path: Path, signals: Signals) -> None:
     """The sweep in a sweep, from the start or from where it was stopped."""
     with SweepDirectory(path) as directory:
-        if directory.used and read_spec(path)[0] != spec:
+        if directory.used and read_spec(path, spec.following)[0] != spec:
             raise ConfigError(
                 f"{path} holds the best point with other seeds or values; move it away to confirm "
                 f"with {len(spec.seeds)} seeds"

@@ -18,9 +18,10 @@ import numpy as np
 
 from ppo_jax import config as configs
 from ppo_jax.config import ConfigError, TrainConfig
-from ppo_jax.runs import provenance
+from ppo_jax.runs import provenance, trust
 from ppo_jax.runs.checkpoint import delete, write_json
 from ppo_jax.runs.folder import RunDirectory
+from ppo_jax.runs.trust import NOTHING, Given
 from ppo_jax.sweep import results
 from ppo_jax.sweep.points import Point
 from ppo_jax.sweep.results import PointResult
@@ -91,13 +92,19 @@ class Spec:
         )
 
     @property
+    def following(self) -> Given:
+        """What a sweep inside this one may name: the same."""
+        return trust.following({"sweep": self.to_json()})
+
+    @property
     def digest(self) -> str:
         """What its chunks are known by."""
         content = self.to_json()
         for values in content["configs"]:
-            # Sweeps older than the option do not have it, and their chunks are to count.
-            if values["matmul_precision"] == "default":
-                del values["matmul_precision"]
+            # Sweeps older than an option do not have it, and their chunks are to count.
+            for name, value in (("matmul_precision", "default"), ("policy", None)):
+                if values[name] == value:
+                    del values[name]
         return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 
 
@@ -124,7 +131,9 @@ class Store:
         precisions = (c.matmul_precision for c in self.spec.configs)
         session = {"command": sys.argv, **provenance.record(*precisions)}
         earlier = read_sessions(self.path) if path.exists() else []
-        content = {"sweep": self.spec.to_json(), "options": options}
+        content: dict[str, Any] = {"sweep": self.spec.to_json(), "options": options}
+        if signature := trust.sign(content):
+            content["signature"] = signature
         write_json(path, content | {"sessions": [*earlier, session]})
 
     def save_plan(self, chunks: list[Chunk]) -> None:
@@ -287,13 +296,19 @@ class Store:
                 file.write(f"{head},{steps[-1]},eval_return,{returns[i].mean():.7g}\n")
 
 
-def read_spec(path: Path) -> tuple[Spec, dict[str, Any]]:
+def read_spec(path: Path, given: Given = NOTHING) -> tuple[Spec, dict[str, Any]]:
     """(what a sweep computes, its other options) from its folder.
 
+    Args:
+        path: folder of the sweep.
+        given: names that stand beside those of the sweep, and whether it is trusted.
+
     Raises:
-        ConfigError: it is no sweep, or its sweep.json is damaged.
+        ConfigError: it is no sweep, its sweep.json is damaged, or it names code to import and is
+            not the user's own.
     """
     content = _read_mark(path)
+    trust.check(content, given.named, given.trust, path / MARK)
     try:
         options = {name: content["options"][name] for name in KEPT}
         return Spec.from_json(content["sweep"]), options
