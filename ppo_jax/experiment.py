@@ -14,18 +14,19 @@ import numpy as np
 
 from ppo_jax import config as configs
 from ppo_jax.agent import Agent, read_parts
-from ppo_jax.config import ConfigError, TrainConfig
+from ppo_jax.config import ConfigError, TrainConfig, references
 from ppo_jax.config.options import check_record, did_you_mean, option
 from ppo_jax.envs import HostEnv, as_env
 from ppo_jax.evaluate import Returns, evaluate, warn_unfinished
 from ppo_jax.runs import cache, loop, trackers
 from ppo_jax.runs.chunk import Chunk, Step, compile_chunk, compiler_options
-from ppo_jax.runs.folder import RunDirectory, identity_of, write_config
+from ppo_jax.runs.folder import RunDirectory, identity_of, read_config, write_config
 from ppo_jax.runs.job import Callback, Job, Result
 from ppo_jax.runs.options import KeepOptions
 from ppo_jax.runs.record import RunRecord
 from ppo_jax.runs.restore import load
 from ppo_jax.runs.signals import Signals
+from ppo_jax.runs.trust import Given
 from ppo_jax.train import Program, build
 from ppo_jax.types import Metrics, PyTree, TrainState
 
@@ -51,6 +52,8 @@ def run(
     run_dir: Path | str | None = None,
     *,
     env: Any = None,
+    policy: Any = None,
+    algorithm: Any = None,
     callbacks: Sequence[Callback] = (),
     init_from: Path | str | None = None,
     **options: Any,
@@ -60,7 +63,7 @@ def run(
     Args:
         config: of `ppo_jax.config.make`.
         run_dir: the run's folder; None: a new one in runs/.
-        env: as for `build`.
+        env, policy, algorithm: as for `build`.
         callbacks: f(progress, state), called between chunks; one that returns true ends the run.
         init_from: a run whose parameters and statistics this one starts from.
         **options: fields of RunOptions: eval_every, stop_at, checkpoint_seconds, overwrite, ...
@@ -76,31 +79,33 @@ def run(
     unknown = [name for name in options if name not in known]
     if unknown:
         raise ConfigError(f"unknown option {unknown[0]!r}; {did_you_mean(unknown[0], known)}")
-    folders = {"run_dir": run_dir, "init_from": init_from, "resume": options.pop("resume", None)}
-    paths: dict[str, Any] = {
-        name: None if path is None else Path(path) for name, path in folders.items()
-    }
-    return train(config, RunOptions(**options, **paths), env=env, callbacks=callbacks, quiet=True)
+    folders = {"run_dir": run_dir, "init_from": init_from, "resume": options.get("resume")}
+    options |= {name: path and Path(path) for name, path in folders.items()}
+    parts = {"env": env, "policy": policy, "algorithm": algorithm}
+    return train(config, RunOptions(**options), parts=parts, callbacks=callbacks, quiet=True)
 
 
 def evaluate_run(
     run: Path | str | Agent,
     episodes: int = 128,
     *,
-    env: Any = None,
     greedy: bool = True,
     checkpoint: str = "latest",
     seed: int = 1,
+    trust: bool = False,
+    **parts: Any,
 ) -> Returns:
     """Play episodes with the agent of a run: `ppo_jax.evaluate`.
 
     Args:
         run: folder of a run, or an Agent of `ppo_jax.load`.
         episodes: E, the number of episodes.
-        env: as for `build`; None for the run's own.
         greedy: the most likely action instead of a sample.
         checkpoint: "latest", "best", or the number of an update; of a folder alone.
         seed: of the episodes.
+        trust: whether the folder may name code to import.
+        **parts: env, policy and algorithm of a run with parts of the user's own, where the folder
+            does not name them.
 
     Returns:
         Returns [E]: episode_return, episode_length, finished.
@@ -110,15 +115,18 @@ def evaluate_run(
     """
     if episodes < 1:
         raise ConfigError(f"episodes is {episodes}; it must be >= 1")
-    parts = run.parts if isinstance(run, Agent) else read_parts(Path(run), checkpoint)
-    played = as_env(parts.config.env, **configs.env_kwargs(parts.config)) if env is None else env
+    given = Given(**parts, trust=trust)
+    found = run.parts if isinstance(run, Agent) else read_parts(Path(run), checkpoint, given)
+    env = given.env or found.config.env
+    arguments = configs.env_kwargs(found.config) if given.env is None else {}
+    played = as_env(env, **arguments)
     with _ended(played):
         return evaluate(
             jax.random.key(seed),
-            parts.params,
-            parts.moments,
-            env=as_env(played),
-            policy=parts.policy,
+            found.params,
+            found.moments,
+            env=played,
+            policy=found.policy,
             episodes=episodes,
             greedy=greedy,
         )
@@ -128,7 +136,7 @@ def train(
     config: TrainConfig,
     options: RunOptions,
     *,
-    env: Any = None,
+    parts: dict[str, Any] | None = None,
     callbacks: Sequence[Callback] = (),
     quiet: bool = False,
 ) -> Result:
@@ -137,7 +145,7 @@ def train(
     Args:
         config: of the run.
         options: how it is kept.
-        env: as for `build`.
+        parts: env, policy and algorithm as for `build`, in place of the configuration's.
         callbacks: as for `run`, besides those that the options name.
         quiet: whether nothing is printed besides the progress display.
 
@@ -147,7 +155,8 @@ def train(
     check_record(options)
     trackers.require(options.trackers)
     callbacks = [*callbacks, *options.callbacks()]
-    program = build(config, env)
+    config = named(config, options, parts or {})
+    program = build(config)
     start = None if options.init_from is None else load(options.init_from)[2]
     if start is not None:  # before anything is written
         started_from(start, jax.eval_shape(program.init, jax.random.key(config.seed)))
@@ -167,6 +176,24 @@ def train(
         if options.resume is not None:
             write_config(config, options.kept(), directory.path)
         return loop.run(job, record, signals=signals, callbacks=callbacks)
+
+
+def named(config: TrainConfig, options: RunOptions, parts: dict[str, Any]) -> TrainConfig:
+    """The configuration with the names of parts from Python; in a run that is resumed, the names
+    that it was begun with.
+
+    Args:
+        config: of the run.
+        options: with the run that is resumed, if one is.
+        parts: env, policy, algorithm; None for the configuration's own.
+    """
+    config = configs.with_own(config, **parts)
+    if options.resume is None or not any(part is not None for part in parts.values()):
+        return config
+    saved = read_config(options.resume, Given(**parts, trust=True))
+    texts = {name: getattr(saved, name) for name, part in parts.items() if part is not None}
+    kept = {name: text for name, text in texts.items() if references.is_text(str(text))}
+    return dataclasses.replace(config, **kept)
 
 
 def job_of(
