@@ -3,6 +3,7 @@
 import io
 import sys
 import time
+from types import SimpleNamespace
 
 import pytest
 from rich.console import Console
@@ -88,6 +89,30 @@ def test_a_sparkline_is_the_shape_of_its_numbers():
     assert sparkline([3.0, 3.0]) == "▁▁"
     assert sparkline([0, 2, 6, 8, 4, 4], width=3) == "▁█▅"
     assert len(sparkline(range(1000))) == terminal.SPARKS
+
+
+def test_a_notebook_has_one_output_that_is_replaced(monkeypatch):
+    shown = []
+    handle = SimpleNamespace(update=lambda data, raw: shown.append(data["text/plain"]))
+
+    def display(data, raw, display_id):
+        shown.append(data["text/plain"])
+        return handle
+
+    module = SimpleNamespace(get_ipython=lambda: SimpleNamespace(kernel=1))
+    monkeypatch.setitem(sys.modules, "IPython", module)
+    monkeypatch.setitem(sys.modules, "IPython.display", SimpleNamespace(display=display))
+    progress = Display(1000, 0, "ppo", quiet=True)
+    with progress:
+        for step in (100, 500, 1000):  # the second comes too soon after the first
+            progress.show(step, 50.0, "", [{"episode_return": 3.0}])
+    assert len(shown) == 2 and "1,000 / 1,000 steps" in shown[-1] and "return 3" in shown[-1]
+
+
+def test_a_quiet_run_prints_nothing(capsys):
+    with Display(1000, 0, "ppo", quiet=True) as progress:
+        progress.show(1000, 50.0, "return 3")
+    assert capsys.readouterr() == ("", "")
 
 
 def test_clocks_and_figures_are_short():

@@ -85,7 +85,7 @@ class RunRecord:
         wanted = self.options.trackers
         started = trackers.start(wanted, self.path, self.config, (update + 1) * per)
         self.metrics_log = MetricsLog(self.path / "metrics.jsonl", update, started)
-        self.display = Display(job.updates * per, update * per, job.name)
+        self.display = Display(job.updates * per, update * per, job.name, quiet=self.quiet)
         stack.enter_context(self.metrics_log)
         stack.enter_context(self.display)
         self._forget_samples(update)

@@ -1,5 +1,6 @@
 """How far a run is, while it runs: a few live lines on a terminal, a line of text elsewhere."""
 
+import io
 import itertools
 import math
 import os
@@ -37,9 +38,10 @@ class Display:
         total: environment steps to be made.
         done: of them, in earlier sessions.
         title: what runs; "" for none.
+        quiet: whether nothing is printed where there is neither a terminal nor a notebook.
     """
 
-    def __init__(self, total: int, done: int, title: str = "") -> None:
+    def __init__(self, total: int, done: int, title: str = "", *, quiet: bool = False) -> None:
         from rich.live import Live
 
         self._total, self._title = total, title
@@ -48,7 +50,8 @@ class Display:
         self._returns: list[float] = []
         self._started = self._printed_at = time.monotonic()
         self._printed = done
-        self._live = sys.stderr.isatty()
+        self._live, self._quiet = sys.stderr.isatty(), quiet
+        self._notebook = Notebook.found()
         self._display = Live(
             console=Console(stderr=True),
             get_renderable=self._render,
@@ -77,12 +80,14 @@ class Display:
             rows: of metrics.jsonl since the last call, which a terminal shows in place of detail.
         """
         self._step, self._rate, self._detail = step, rate, detail
-        if not self._live:
-            return self._print()
+        if not (self._live or self._notebook):
+            return None if self._quiet else self._print()
         means = {name: _mean(rows, name) for line in SHOWN for name in line}
         self._metrics |= {name: x for name, x in means.items() if x is not None}
         if means["episode_return"] is not None:
             self._returns.append(means["episode_return"])
+        if self._notebook and not self._live:
+            self._notebook.show(self._render(), last=step >= self._total)
         return None
 
     def _print(self) -> None:
@@ -142,6 +147,42 @@ class Display:
         line.add_column(no_wrap=True)
         line.add_row(ProgressBar(self._total, self._step), words)
         return line
+
+
+class Notebook:
+    """One output of a cell that is replaced while a run goes on."""
+
+    def __init__(self) -> None:
+        self._handle: Any = None
+        self._shown_at = -math.inf
+
+    @staticmethod
+    def found() -> "Notebook | None":
+        """A notebook's output, if this process is the kernel of one."""
+        ipython = sys.modules.get("IPython")
+        shell = ipython.get_ipython() if ipython is not None else None
+        return Notebook() if shell is not None and hasattr(shell, "kernel") else None
+
+    def show(self, lines: RenderableType, *, last: bool = False) -> None:
+        """Replace what is shown, a few times a second at most.
+
+        Args:
+            lines: what to show.
+            last: whether nothing follows, so that this is shown in any case.
+        """
+        now = time.monotonic()
+        if not last and now - self._shown_at < 1 / REDRAWS_PER_SECOND:
+            return
+        self._shown_at = now
+        console = Console(file=io.StringIO(), width=100, force_terminal=False, color_system=None)
+        console.print(lines)
+        shown = {"text/plain": console.file.getvalue()}  # type: ignore[attr-defined]
+        if self._handle is None:
+            from IPython.display import display
+
+            self._handle = display(shown, raw=True, display_id=True)
+        else:
+            self._handle.update(shown, raw=True)
 
 
 def sparkline(values: Sequence[float], width: int = SPARKS) -> str:
