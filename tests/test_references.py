@@ -602,6 +602,14 @@ def test_installed_packages_register_names(installed, capsys):
         configs.make(algorithm="bosted")
 
 
+def test_the_current_directory_registers_nothing(installed, monkeypatch):
+    assert "Lane-v0" in references.registered("environment")
+    monkeypatch.chdir(installed)
+    assert not trust.code({"config": {"env": "CartPole-v1"}})
+    assert trust.code({"config": {"algorithm": "boosted"}}) == [("algorithm", "boosted")]
+    assert "Lane-v0" not in references.registered("environment")
+
+
 def test_a_name_that_two_packages_register_is_refused(installed):
     (installed / "other-1.0.dist-info").mkdir()
     (installed / "other-1.0.dist-info" / "METADATA").write_text("Name: other\nVersion: 1.0\n")

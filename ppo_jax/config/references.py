@@ -110,23 +110,32 @@ def findable(module: str) -> bool:
 def registered(what: str) -> dict[str, str]:
     """Name -> reference, of the names that installed packages register.
 
+    What lies in the current directory is not installed: a folder registers nothing.
+
     Raises:
         ConfigError: two packages register one name for different things.
     """
-    return _registered(GROUPS[what], tuple(sys.path))
+    here = os.path.realpath("")
+    places = (p for p in sys.path if p and os.path.realpath(p) != here)
+    return _registered(GROUPS[what], tuple(places))
 
 
 @functools.lru_cache(maxsize=16)
 def _registered(group: str, path: tuple[str, ...]) -> dict[str, str]:
     """The entry points of a group; `path` is where packages are looked for."""
     found: dict[str, str] = {}
-    for point in importlib.metadata.entry_points(group=group):
-        reference = f"{point.module}:{point.attr}" if point.attr else point.module
-        if found.setdefault(point.name, reference) != reference:
-            raise ConfigError(
-                f"two installed packages register {point.name!r} in {group}: as "
-                f"{found[point.name]} and as {reference}; uninstall one, or use the reference"
-            )
+    owners: dict[str, str] = {}
+    for package in importlib.metadata.distributions(path=[*path]):
+        for point in package.entry_points.select(group=group):
+            owner = package.metadata["Name"]
+            reference = f"{point.module}:{point.attr}" if point.attr else point.module
+            # Of one package that is installed in two places, the first counts, as for `import`.
+            if owners.setdefault(point.name, owner) != owner:
+                raise ConfigError(
+                    f"two installed packages register {point.name!r} in {group}: "
+                    f"{owners[point.name]} and {owner}; uninstall one, or use a reference"
+                )
+            found.setdefault(point.name, reference)
     return found
 
 
