@@ -27,7 +27,8 @@ from ppo_jax.config import schedules as forms
 from ppo_jax.config.options import check, parse, show, to_json
 from ppo_jax.config.schedules import Schedule, adaptive, constant, cosine, linear
 from ppo_jax.envs import spaces
-from ppo_jax.experiment import RunOptions, step_of, train
+from ppo_jax.experiment import RunOptions, step_of
+from ppo_jax.experiment import train as train_run
 from ppo_jax.networks import make_policy
 from ppo_jax.optimizer import adapt
 from ppo_jax.rlhf import algorithms as language
@@ -456,24 +457,26 @@ def test_supervised_steps_follow_a_schedule():
 
 
 @functools.cache
+def program_of(static):
+    return jax.jit(lambda floats, key: make_train(configs.merge(static, floats))(key))
+
+
 def trained(**changes):
+    """With the floats as arguments of the program, as in runs and sweeps."""
+    static, floats = configs.split(small(**changes))
+    return program_of(static)(floats, jax.random.key(3))
+
+
+def trained_with_constants(**changes):
     return jax.jit(make_train(small(**changes)))(jax.random.key(3))
 
 
-@functools.cache
 def run(config, options):
     """The exit code of a run."""
-    return train(config, options).exit_code
+    return train_run(config, options).exit_code
 
 
-def as_a_run(**changes):
-    """With the floats as arguments of the program, as in runs and sweeps."""
-    static, floats = configs.split(small(**changes))
-    train = lambda floats, key: make_train(configs.merge(static, floats))(key)
-    return jax.jit(train)(floats, jax.random.key(3))
-
-
-@pytest.mark.parametrize("train", [as_a_run, trained])
+@pytest.mark.parametrize("train", [trained, trained_with_constants])
 @pytest.mark.parametrize(
     ("schedule", "horizon"), [(linear(3e-4, 0), None), (constant(3e-4), math.inf)]
 )
@@ -486,7 +489,7 @@ def test_a_number_is_a_schedule_too(schedule, horizon, train):
     state, metrics = train(learning_rate=3e-4, anneal_timesteps=horizon)
     scheduled, same = train(learning_rate=schedule)
     assert metrics.keys() == same.keys()
-    if train is as_a_run:
+    if train is trained:
         np.testing.assert_array_equal(same["learning_rate"], metrics["learning_rate"])
     for name in ("learning_rate", "loss", "entropy", "value_loss"):
         np.testing.assert_allclose(same[name], metrics[name], rtol=1e-5, atol=1e-9)
@@ -615,7 +618,7 @@ def test_a_sweep_on_disk_has_schedules(tmp_path):
     path = tmp_path / "a"
     words = [
         "--preset", "none", "--num-envs", "4", "--num-steps", "16", "--total-timesteps", "128",
-        "--hidden", "8", "--vary", "learning_rate=linear(1e-3, 0),linear(1e-2,0),1e-3",
+        "--hidden", "8", "--vary", "learning_rate=linear(1e-3, 0),linear(1e-2,0)",
         "--eval-episodes", "2", "--seeds", "1", "--run-dir", str(path),
     ]  # fmt: skip
     assert sweep_command.run_command(words) == 0
