@@ -346,9 +346,7 @@ def test_update_equals_sb3_weight_by_weight(kind, case, dtype):
 @pytest.mark.parametrize("kind", ["categorical", "gaussian"])
 def test_first_gradient_equals_sb3(kind):
     x, y = UPDATE(f"{kind}/inputs"), UPDATE(f"{kind}/sb3_ppo_basic")
-    policy, _, _, batch = sb3_rollout(
-        kind, False, float(y["hp/gamma"]), float(y["hp/gae_lambda"])
-    )
+    policy, _, _, batch = sb3_rollout(kind, False, float(y["hp/gamma"]), float(y["hp/gae_lambda"]))
     config = ppo.Config(
         clip_eps=float(y["hp/clip_range"]),
         value_coef=2 * float(y["hp/vf_coef"]),
