@@ -7,6 +7,7 @@ prints, as JSON, the probability of the right action under each, before and afte
 
 import json
 
+import jax
 import jax.numpy as jnp
 
 from ppo_jax import config as configs
@@ -22,9 +23,14 @@ UPDATES = 100
 
 def confidence(policy, state) -> float:
     """The probability that a sign is answered by its action, the worse of the two."""
-    obs = jnp.array([[1.0], [-1.0]])
-    dist = policy.act(state.learner.params, (), obs, jnp.zeros(2, bool))[1]
-    return float(jnp.exp(dist.log_prob(jnp.array([1, 0]))).min())
+
+    @jax.jit
+    def worse(params):
+        obs = jnp.array([[1.0], [-1.0]])
+        dist = policy.act(params, (), obs, jnp.zeros(2, bool))[1]
+        return jnp.exp(dist.log_prob(jnp.array([1, 0]))).min()
+
+    return float(worse(state.learner.params))
 
 
 def train(algorithm: str) -> list[float]:

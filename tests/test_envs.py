@@ -1,6 +1,7 @@
 """The adapter equals gymnax step by step; resets stay independent; bad environments are refused."""
 
 import dataclasses
+import functools
 
 import jax
 import jax.numpy as jnp
@@ -22,39 +23,46 @@ IDS = [i for i in envs.names() if "MNIST" not in i]
 def test_adapter_is_gymnax_without_the_reset(name):
     env = envs.make(name)
     gymnax, params = _gymnax().make(name.split(":")[1])
-    obs, state = env.reset(KEY, env.params)
-    for i in range(12):
-        key = jax.random.key(i)
-        action = gymnax.action_space(params).sample(jax.random.key(100 + i))
-        step_key = jax.random.split(key)[0]  # what gymnax's step hands on to step_env
-        ours = env.step(step_key, state, action, env.params)
-        theirs = gymnax.step(key, state, action, params)
-        final = theirs[5]["final_observation"]
-        jax.tree.map(
-            lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-5), ours[0], final
-        )
-        for mine, other in zip(ours[2:5], theirs[2:5], strict=True):
-            np.testing.assert_allclose(mine, other, rtol=1e-5)
-        assert ours[2].dtype == jnp.float32 and ours[3].dtype == ours[4].dtype == bool
-        state = ours[1]
+
+    @jax.jit
+    def both(state):
+        """Twelve steps from a state; the next state is ours."""
+
+        def step(state, i):
+            key = jax.random.key(i)
+            action = gymnax.action_space(params).sample(jax.random.key(100 + i))
+            step_key = jax.random.split(key)[0]  # what gymnax's step hands on to step_env
+            ours = env.step(step_key, state, action, env.params)
+            theirs = gymnax.step(key, state, action, params)
+            final = theirs[5]["final_observation"]
+            return ours[1], ((ours[0], *ours[2:5]), (final, *theirs[2:5]))
+
+        return jax.lax.scan(step, state, jnp.arange(12))[1]
+
+    ours, theirs = both(jax.jit(env.reset)(KEY, env.params)[1])
+    jax.tree.map(
+        lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-5), ours[0], theirs[0]
+    )
+    for mine, other in zip(ours[1:], theirs[1:], strict=True):
+        np.testing.assert_allclose(mine, other, rtol=1e-5)
+    assert ours[1].dtype == jnp.float32 and ours[2].dtype == ours[3].dtype == bool
 
 
 @pytest.mark.parametrize("name", IDS)
 def test_every_environment_runs_vectorised(name):
     env = envs.as_env(envs.make(name))
     vector = envs.vectorize(env, 4)
-    obs, state = vector.reset(KEY)
 
     @jax.jit
-    def run(obs, state):
+    def run(key):
         def step(carry, key):
             action = jnp.zeros((4, *env.action_space.shape), env.action_space.dtype)
             obs, state, reward, terminated, truncated, info = vector.step(key, carry[1], action)
             return (obs, state), (reward, terminated, truncated, info)
 
-        return jax.lax.scan(step, (obs, state), jax.random.split(KEY, 20))
+        return jax.lax.scan(step, vector.reset(key), jax.random.split(key, 20))
 
-    (obs, state), (reward, terminated, truncated, info) = run(obs, state)
+    (obs, state), (reward, terminated, truncated, info) = run(KEY)
     assert reward.shape == terminated.shape == truncated.shape == (20, 4)
     assert info["valid"].all() and np.isfinite(reward).all()
     assert jax.tree.leaves(obs)[0].shape[0] == 4
@@ -63,27 +71,32 @@ def test_every_environment_runs_vectorised(name):
 def test_a_step_equals_the_single_environments():
     env = envs.make("CartPole-v1")
     vector = envs.vectorize(env, 3)
-    obs, state = vector.reset(KEY)
+    obs, state = jax.jit(vector.reset)(KEY)
     action, key = jnp.array([0, 1, 1]), jax.random.key(5)
-    found = vector.step(key, state, action)
+    found, step = jax.jit(vector.step)(key, state, action), jax.jit(env.step)
     for n, step_key in enumerate(jax.random.split(key, 3)):
         one = jax.tree.map(lambda x, n=n: x[n], state.env_state)
-        expected = env.step(step_key, one, action[n], env.params)
+        expected = step(step_key, one, action[n], env.params)
         np.testing.assert_allclose(found[0][n], expected[0], rtol=1e-6)
 
 
+@functools.cache
 def run_counter(num_envs=8, steps=40, pool_size=None):
     env = Counter()
     vector = envs.vectorize(env, num_envs, pool_size=pool_size)
-    obs, state = vector.reset(KEY)
-    rows = []
-    for key in jax.random.split(jax.random.key(1), steps):
-        before = obs
-        obs, state, reward, terminated, truncated, info = vector.step(
-            key, state, jnp.zeros(num_envs, int)
-        )
-        rows.append((before, obs, terminated, truncated, info["final_observation"]))
-    return vector, state, [np.stack(x) for x in zip(*rows, strict=True)]
+
+    @jax.jit
+    def run():
+        def step(carry, key):
+            action = jnp.zeros(num_envs, int)
+            obs, state, _, terminated, truncated, info = vector.step(key, carry[1], action)
+            row = (carry[0], obs, terminated, truncated, info["final_observation"])
+            return (obs, state), row
+
+        return jax.lax.scan(step, vector.reset(KEY), jax.random.split(jax.random.key(1), steps))
+
+    (_, state), rows = run()
+    return vector, state, [np.asarray(x) for x in rows]
 
 
 def test_a_finished_episode_is_followed_by_a_fresh_one():
@@ -102,7 +115,7 @@ def test_every_reset_of_the_pool_is_used_at_most_once():
     started = after[terminated | truncated][:, 0]
     assert len(started) > 50 and len(np.unique(started)) == len(started)
     assert int(state.taken) == len(started)
-    refreshed, metrics = vector.refresh(jax.random.key(9), state)
+    refreshed, metrics = jax.jit(vector.refresh)(jax.random.key(9), state)
     assert metrics["reused_resets"] == 0 and refreshed.taken == 0
     assert not np.isin(refreshed.pool[0][:, 0], state.pool[0][:, 0]).any()
 
@@ -141,7 +154,7 @@ def test_pooled_starts_are_distributed_as_resets_and_independent():
         (obs, state), rows = jax.lax.scan(step, (obs, state), jax.random.split(key, 128))
         return obs, vector.refresh(refresh_key, state), rows
 
-    obs, state = vector.reset(KEY)
+    obs, state = jax.jit(vector.reset)(KEY)
     starts = []
     for i in range(20):
         obs, (state, metrics), (seen, done) = rollout(jax.random.key(i), obs, state)
@@ -194,7 +207,9 @@ def test_declared_shortest_episodes_are_not_undercut(name):
     policy = IN_A_HURRY.get(name, at_random(env))
 
     @jax.jit
-    def run(obs, state):
+    def run(key):
+        obs, state = vector.reset(key)
+
         def step(carry, key):
             obs, state, length = carry
             action = jax.vmap(policy)(jax.random.split(key, 256), obs)
@@ -203,10 +218,10 @@ def test_declared_shortest_episodes_are_not_undercut(name):
             ended = jnp.where(done, length + 1, 10**6).min()
             return (obs, state, jnp.where(done, 0, length + 1)), ended
 
-        keys = jax.random.split(KEY, 260)
+        keys = jax.random.split(key, 260)
         return jax.lax.scan(step, (obs, state, jnp.zeros(256, int)), keys)[1]
 
-    assert 10**6 > run(*vector.reset(KEY)).min() >= env.shortest_episode > 1
+    assert 10**6 > run(KEY).min() >= env.shortest_episode > 1
 
 
 def test_arguments_of_a_constructor_void_the_shortest_episode():
@@ -369,5 +384,5 @@ def test_environment_params_may_be_traced():
         _, state = vector.reset(KEY)
         return vector.step(KEY, state, jnp.zeros(2, int))[0]
 
-    different = jax.vmap(height)(jnp.array([1.0, 20.0]))
+    different = jax.jit(jax.vmap(height))(jnp.array([1.0, 20.0]))
     assert (different[0] != different[1]).any()

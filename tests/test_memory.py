@@ -61,12 +61,13 @@ def flax_params(cell, params):
 def test_a_cell_is_the_one_that_flax_has(cell):
     x, start = randomly((3, 6, 2)), jnp.zeros((3, 6), bool)
     module, params, core = memory(cell, x, start)
-    after, y = module.apply({"params": params}, core, x, start)
+    after, y = jax.jit(module.apply)({"params": params}, core, x, start)
 
     theirs = {"gru": nn.GRUCell, "lstm": nn.OptimizedLSTMCell}[cell](5)
     variables = {"params": flax_params(cell, params)}
+    step = jax.jit(theirs.apply)
     for t in range(6):
-        core, out = theirs.apply(variables, core, x[:, t])
+        core, out = step(variables, core, x[:, t])
         np.testing.assert_allclose(y[:, t], out, atol=1e-6)
     for ours, expected in zip(jax.tree.leaves(after), jax.tree.leaves(core), strict=True):
         np.testing.assert_allclose(ours, expected, atol=1e-6)
@@ -113,13 +114,24 @@ def setup(env, cell="gru", steps=STEPS, **options):
     policy = make_recurrent_policy(
         env.observation_space, env.action_space, memory=cell, memory_size=7, hidden=(8,), **options
     )
-    state = rollout.init(KEY, policy, vector)
-    params = policy.init(jax.random.key(1), state.obs)
+
+    @jax.jit
+    def start():
+        state = rollout.init(KEY, policy, vector)
+        return policy.init(jax.random.key(1), state.obs), state
+
+    params, state = start()
     params["critic"]["head"]["head"]["kernel"] *= 100.0
     collect = functools.partial(
         rollout.collect, env=vector, policy=policy, num_steps=steps, gamma=0.9
     )
     return policy, params, state, jax.jit(collect)
+
+
+@functools.cache
+def counting():
+    """setup(Counter(3)), made once for all tests that change nothing of it."""
+    return setup(Counter(3))
 
 
 @pytest.mark.parametrize("cell", CELLS)
@@ -131,28 +143,40 @@ def test_learning_sees_what_acting_saw(cell, shared):
     policy = make_recurrent_policy(
         env.observation_space, env.action_space, memory=cell, shared_torso=shared
     )
-    state = rollout.init(KEY, policy, vector, normalize_obs=True)
-    params = policy.init(jax.random.key(1), state.obs)
+
+    @jax.jit
+    def start():
+        state = rollout.init(KEY, policy, vector, normalize_obs=True)
+        return state, policy.init(jax.random.key(1), state.obs)
+
+    state, params = start()
     head = params["actor"]["head"] if shared else params["actor"]["head"]["head"]
     head["kernel"] *= 100.0  # far from uniform, so that memory matters
     collect = jax.jit(
         functools.partial(rollout.collect, env=vector, policy=policy, num_steps=64, gamma=0.9)
     )
+    algorithm = ppo.make(policy, ppo.Config())
+    estimate = jax.jit(lambda trajectory: rollout.sequences(algorithm.estimate(trajectory)))
+
+    @jax.jit
+    def judge(params, inputs, batch):
+        dist, value = policy.apply(params, inputs)
+        return jnp.exp(dist.log_prob(batch.action) - batch.log_prob), value
+
+    loss_fn = jax.jit(ppo.make_loss(policy, ppo.Config()))
     for i in range(2):  # the second rollout starts in the middle of episodes
         state, trajectory = collect(jax.random.key(i), params, state)
         assert trajectory.done.sum() > ENVS
-        algorithm = ppo.make(policy, ppo.Config())
-        batch = rollout.sequences(algorithm.estimate(trajectory))
-        dist, value = policy.apply(params, batch.obs)
-        ratio = jnp.exp(dist.log_prob(batch.action) - batch.log_prob)
+        batch = estimate(trajectory)
+        ratio, value = judge(params, batch.obs, batch)
         np.testing.assert_allclose(ratio, 1.0, atol=1e-5)
         np.testing.assert_allclose(value, batch.value, atol=1e-5)
-        _, metrics = ppo.make_loss(policy, ppo.Config())(params, batch)
+        _, metrics = loss_fn(params, batch)
         assert metrics["clip_fraction"] == 0 and abs(metrics["approx_kl"]) < 1e-6
         # Without the flags, or with those of the step before, it is another policy.
         for wrong in (jnp.zeros_like(batch.obs.start), jnp.roll(batch.obs.start, 1, axis=1)):
             other = dataclasses.replace(batch.obs, start=wrong)
-            ratio = jnp.exp(policy.apply(params, other)[0].log_prob(batch.action) - batch.log_prob)
+            ratio, _ = judge(params, other, batch)
             assert jnp.abs(ratio - 1.0).max() > 1e-3
 
 
@@ -197,7 +221,7 @@ def test_a_time_limit_is_bootstrapped_through_the_memory(cell):
 
 
 def test_rows_are_environments_with_their_steps_in_order():
-    _, params, state, collect = setup(Counter(3))
+    _, params, state, collect = counting()
     core = state.core
     _, trajectory = collect(KEY, params, state)
     algorithm = ppo.make(None, ppo.Config())
@@ -210,7 +234,7 @@ def test_rows_are_environments_with_their_steps_in_order():
 
 def test_a_dummy_step_leaves_no_trace():
     """A host environment that resets one step late: what it shows meanwhile is not learned from."""
-    policy, params, state, collect = setup(Counter(3))
+    policy, params, state, collect = counting()
     _, trajectory = collect(KEY, params, state)
     batch = rollout.sequences(ppo.make(None, ppo.Config()).estimate(trajectory))
     dummy = jnp.zeros_like(batch.weight, bool).at[1, 4].set(True)
@@ -221,6 +245,7 @@ def test_a_dummy_step_leaves_no_trace():
         obs=dataclasses.replace(batch.obs, start=start),
     )
 
+    @jax.jit
     def gradient(shown):
         obs = jnp.where(dummy[..., None], shown, batch.obs.obs)
         rows = dataclasses.replace(batch, obs=dataclasses.replace(batch.obs, obs=obs))
@@ -245,7 +270,7 @@ def test_every_method_learns_from_sequences(algorithm):
     )
     env = envs.make("MemoryChain-bsuite", max_steps_in_episode=16)
     program = build(made, env)
-    state = program.init(KEY)
+    state = jax.jit(program.init)(KEY)
     after, metrics = jax.jit(program.step)(state)
     moved = jax.tree.map(
         lambda x, y: jnp.abs(x - y).max(), state.learner.params, after.learner.params
@@ -303,7 +328,7 @@ def test_what_cannot_work_is_refused(values, message):
 
 
 def test_the_inputs_of_a_policy_with_memory_are_documented_by_their_shapes():
-    policy, params, state, collect = setup(Counter(3))
+    policy, params, state, collect = counting()
     _, trajectory = collect(KEY, params, state)
     inputs = trajectory.obs
     assert isinstance(inputs, SequenceInputs)

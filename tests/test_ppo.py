@@ -1,6 +1,7 @@
 """PPO's loss and whole updates, weight by weight, against the peers that were run for it."""
 
 import contextlib
+import functools
 import math
 
 import jax
@@ -42,7 +43,7 @@ def check_loss(kind: str, case: str, config: ppo.Config, renamed: dict[str, str]
     expected = LOSS(f"{kind}/{case}")
     params, rows = table_inputs(kind)
     loss_fn = ppo.make_loss(table_policy(kind), config)
-    (_, metrics), grads = jax.value_and_grad(loss_fn, has_aux=True)(params, rows)
+    (_, metrics), grads = jax.jit(jax.value_and_grad(loss_fn, has_aux=True))(params, rows)
     for ours, theirs in renamed.items():
         np.testing.assert_allclose(
             metrics[ours], expected[theirs], rtol=1e-5, atol=1e-6, err_msg=theirs
@@ -197,8 +198,9 @@ def test_padding_full_of_infinities_changes_nothing(kind):
     poison = poison.replace(obs=jnp.where(real[:, None], clean_obs, jnp.inf))
     keep = np.flatnonzero(real)
     clean = jax.tree.map(lambda x: x[keep], rows.replace(obs=clean_obs))
-    (expected, _), expected_grads = jax.value_and_grad(loss_fn, has_aux=True)(network, clean)
-    (found, metrics), grads = jax.value_and_grad(loss_fn, has_aux=True)(network, poison)
+    gradient = jax.jit(jax.value_and_grad(loss_fn, has_aux=True))
+    (expected, _), expected_grads = gradient(network, clean)
+    (found, metrics), grads = gradient(network, poison)
     np.testing.assert_allclose(found, expected, rtol=1e-5)
     assert_close(grads, expected_grads, rtol=1e-4, atol=1e-7)
     assert all(np.isfinite(v) for v in metrics.values())
@@ -215,6 +217,9 @@ SB3_CASES = [
     }.items()
     for case in names
 ]
+# The twins in float64 tell more; in float32 one of each kind, and of each way an update differs.
+SB3_SINGLE = [("categorical", "basic"), ("gaussian", "early_stop"), ("multidiscrete", "vfclip_ent")]
+SB3_RUNS = [(*case, "float64") for case in SB3_CASES] + [(*c, "float32") for c in SB3_SINGLE]
 
 
 def replacing_value_loss(policy: Policy, config: ppo.Config, eps: float):
@@ -232,20 +237,35 @@ def replacing_value_loss(policy: Policy, config: ppo.Config, eps: float):
     return loss_fn
 
 
-@pytest.mark.parametrize("dtype", ["float32", "float64"])
-@pytest.mark.parametrize(("kind", "case"), SB3_CASES)
+@functools.cache
+def sb3_rollout(kind, double, gamma, gae_lambda):
+    """(policy, inputs, their trajectory, its batch), by one program for all cases of a kind."""
+    x = UPDATE(f"{kind}/inputs")
+    if double:
+        x = {k: v.astype("float64") if v.dtype.kind == "f" else v for k, v in x.items()}
+    policy = sb3_policy(kind, x)
+
+    @jax.jit
+    def act(params):
+        trajectory = sb3_trajectory(policy, params, x)
+        return trajectory, estimate_gae(trajectory, gamma=gamma, lambda_=gae_lambda)
+
+    return policy, x, *act(sb3_params(kind, under("w_behaviour/", x)))
+
+
+@jax.jit
+def by_environment(batch):
+    """Rows as SB3 flattens them, environment by environment."""
+    return flatten_steps(jax.tree.map(lambda a: jnp.swapaxes(a, 0, 1), batch))
+
+
+@pytest.mark.parametrize(("kind", "case", "dtype"), SB3_RUNS)
 def test_update_equals_sb3_weight_by_weight(kind, case, dtype):
     double = dtype == "float64"
     y = UPDATE(f"{kind}/sb3_ppo_{case}" + ("_f64" if double else ""))
-    hp = {
-        k[3:]: v.item() for k, v in UPDATE(f"{kind}/sb3_ppo_{case}").items() if k.startswith("hp/")
-    }
+    single = UPDATE(f"{kind}/sb3_ppo_{case}")
+    hp = {k[3:]: v.item() for k, v in single.items() if k.startswith("hp/")}
     with jax.enable_x64(True) if double else contextlib.nullcontext():
-        x = {
-            k: v.astype(dtype) if v.dtype.kind == "f" else v
-            for k, v in UPDATE(f"{kind}/inputs").items()
-        }
-        policy = sb3_policy(kind, x)
         config = ppo.Config(
             learning_rate=hp["learning_rate"],
             clip_eps=hp["clip_range"],
@@ -256,24 +276,15 @@ def test_update_equals_sb3_weight_by_weight(kind, case, dtype):
             gamma=hp["gamma"],
             target_kl=hp.get("target_kl"),
         )
-        trajectory = sb3_trajectory(policy, sb3_params(kind, under("w_behaviour/", x)), x)
-        tolerance = {"rtol": 1e-10, "atol": 1e-10} if double else {"rtol": 0, "atol": 2e-6}
+        policy, x, trajectory, batch = sb3_rollout(kind, double, config.gamma, config.gae_lambda)
         np.testing.assert_allclose(trajectory.log_prob, x["log_probs"], rtol=0, atol=2e-6)
-        batch = estimate_gae(trajectory, gamma=config.gamma, lambda_=config.gae_lambda)
         if double:  # SB3's rollout was float32 even in the twin
             batch = batch.replace(
                 log_prob=jnp.asarray(x["log_probs"]),
                 value=jnp.asarray(x["values"]),
+                advantage=jnp.asarray(single["advantages"], jnp.float64),
+                target=jnp.asarray(single["returns"], jnp.float64),
             )
-            f32 = UPDATE(f"{kind}/sb3_ppo_{case}")
-            batch = batch.replace(
-                advantage=jnp.asarray(f32["advantages"], jnp.float64),
-                target=jnp.asarray(f32["returns"], jnp.float64),
-            )
-        # SB3 flattens environment by environment.
-        swapped = jax.tree.map(lambda a: jnp.swapaxes(a, 0, 1), batch)
-        rows = flatten_steps(swapped)
-
         if "clip_range_vf" in hp:
             loss_fn = replacing_value_loss(policy, config, hp["clip_range_vf"])
         else:
@@ -281,22 +292,37 @@ def test_update_equals_sb3_weight_by_weight(kind, case, dtype):
         optimizer = sgd.make_optimizer(
             hp.get("max_grad_norm", 0.5), hp["adam_eps"], learning_rate=hp["learning_rate"]
         )
-        params = sb3_params(kind, under("w0/", x))
-        learner = LearnerState(params, optimizer.init(params), jnp.zeros((), jnp.int32))
-        # float32 optimiser state would limit the twin: the rate is a float32 constant of ours.
-        if double:
-            state = learner.opt_state._replace(learning_rate=jnp.float64(hp["learning_rate"]))
-            learner = learner.replace(opt_state=state)
         order, size = jnp.asarray(y["permutations"]), hp["batch_size"]
         minibatches = order.shape[1] // size
         stop = (lambda m: m["approx_kl"] > 1.5 * hp["target_kl"]) if "target_kl" in hp else None
-        final, metrics = sgd.sgd_epochs(
-            learner, rows, loss_fn, optimizer, order=order, minibatches=minibatches, stop=stop
-        )
+
+        @jax.jit
+        def run(params, rows):
+            """The whole update, and the weights after each step of its first epoch."""
+            learner = LearnerState(params, optimizer.init(params), jnp.zeros((), jnp.int32))
+            # float32 optimiser state would limit the twin: the rate is a float32 constant of ours.
+            if double:
+                state = learner.opt_state._replace(learning_rate=jnp.float64(hp["learning_rate"]))
+                learner = learner.replace(opt_state=state)
+            final, metrics = sgd.sgd_epochs(
+                learner, rows, loss_fn, optimizer, order=order, minibatches=minibatches, stop=stop
+            )
+
+            def step(learner, part):
+                minibatch = jax.tree.map(lambda a: a[part], rows)
+                learner, _ = sgd.sgd_step(learner, minibatch, loss_fn, optimizer)
+                return learner, learner.params
+
+            parts = order[0, : minibatches * size].reshape(minibatches, size)
+            return final, metrics, jax.lax.scan(step, learner, parts)[1]
+
+        params = sb3_params(kind, under("w0/", x))
+        final, metrics, steps = run(params, by_environment(batch))
         taken = int(y["n_minibatches"])
         assert int(final.step) == taken
-        weights = {k: v[-1] for k, v in under("w_hist/", y).items()}
         tolerance = {"rtol": 0, "atol": 1e-10 if double else 5e-6}
+        history = under("w_hist/", y)
+        weights = {k: v[-1] for k, v in history.items()}
         assert_close(final.params, sb3_params(kind, weights), **tolerance)
         for ours, theirs in (
             ("policy_loss", "mb_policy_loss"),
@@ -310,30 +336,26 @@ def test_update_equals_sb3_weight_by_weight(kind, case, dtype):
                 metrics[ours], expected, rtol=1e-7 if double else 1e-4, atol=1e-6, err_msg=ours
             )
         # And step by step, as far as the epochs' shuffling goes.
+        steps = jax.device_get(steps)
         for k in range(min(taken, minibatches)):
-            part = order[0, k * size : (k + 1) * size]
-            minibatch = jax.tree.map(lambda a, part=part: a[part], rows)
-            learner, _ = sgd.sgd_step(learner, minibatch, loss_fn, optimizer)
-            weights = {n: v[k + 1] for n, v in under("w_hist/", y).items()}
-            assert_close(learner.params, sb3_params(kind, weights), **tolerance)
+            weights = {n: v[k + 1] for n, v in history.items()}
+            found = jax.tree.map(lambda a, k=k: a[k], steps)
+            assert_close(found, sb3_params(kind, weights), **tolerance)
 
 
 @pytest.mark.parametrize("kind", ["categorical", "gaussian"])
 def test_first_gradient_equals_sb3(kind):
     x, y = UPDATE(f"{kind}/inputs"), UPDATE(f"{kind}/sb3_ppo_basic")
-    policy = sb3_policy(kind, x)
+    policy, _, _, batch = sb3_rollout(kind, False, float(y["hp/gamma"]), float(y["hp/gae_lambda"]))
     config = ppo.Config(
         clip_eps=float(y["hp/clip_range"]),
         value_coef=2 * float(y["hp/vf_coef"]),
         entropy_coef=float(y["hp/ent_coef"]),
     )
-    trajectory = sb3_trajectory(policy, sb3_params(kind, under("w_behaviour/", x)), x)
-    gamma, lambda_ = float(y["hp/gamma"]), float(y["hp/gae_lambda"])
-    batch = estimate_gae(trajectory, gamma=gamma, lambda_=lambda_)
-    rows = flatten_steps(jax.tree.map(lambda a: jnp.swapaxes(a, 0, 1), batch))
+    rows = by_environment(batch)
     first = jax.tree.map(lambda a: a[y["permutations"][0, : int(y["hp/batch_size"])]], rows)
     loss_fn = ppo.make_loss(policy, config)
-    grads = jax.grad(loss_fn, has_aux=True)(sb3_params(kind, under("w0/", x)), first)[0]
+    grads = jax.jit(jax.grad(loss_fn, has_aux=True))(sb3_params(kind, under("w0/", x)), first)[0]
     expected = sb3_params(kind, under("grad_mb0_preclip/", y))
     assert_close(grads, expected, rtol=1e-4, atol=1e-6)
 
@@ -393,16 +415,13 @@ def test_update_equals_cleanrl_weight_by_weight(kind):
     learner = LearnerState(params, optimizer.init(params), jnp.zeros((), jnp.int32))
     rows, loss_fn = flatten_steps(batch), ppo.make_loss(policy, config)
     order = jnp.asarray(y["permutations"])
-    first, _ = sgd.sgd_step(
-        learner,
-        jax.tree.map(lambda a: a[order[0, : hp["minibatch_size"]]], rows),
-        loss_fn,
-        optimizer,
-    )
+    part = jax.tree.map(lambda a: a[order[0, : hp["minibatch_size"]]], rows)
+    first, _ = jax.jit(lambda *args: sgd.sgd_step(*args, loss_fn, optimizer))(learner, part)
     assert_close(first.params, params_of("w1/"), rtol=0, atol=2e-5)
-    final, metrics = sgd.sgd_epochs(
-        learner, rows, loss_fn, optimizer, order=order, minibatches=minibatches
+    epochs = lambda *args: sgd.sgd_epochs(
+        *args, loss_fn, optimizer, order=order, minibatches=minibatches
     )
+    final, metrics = jax.jit(epochs)(learner, rows)
     assert_close(final.params, params_of("w_end/"), rtol=0, atol=5e-5)
     for ours, theirs in (
         ("loss", "mb_loss"),
@@ -460,15 +479,19 @@ def small_update(**options):
     policy = make_policy(spaces.Box(-9.0, 9.0, (3,)), spaces.Discrete(2), hidden=(8,))
     config = ppo.Config(**{"learning_rate": 1e-2, "epochs": 3, **options})
     algorithm = ppo.make(policy, config)
-    key = jax.random.key(0)
-    obs = jax.random.normal(key, (64, 3))
-    learner = algorithm.init(key, obs)
-    dist, value = policy.apply(learner.params, obs)
-    action = dist.sample(key)
-    rows = Batch(
-        obs, action, dist.log_prob(action), value, obs[:, 0], value + obs[:, 1], jnp.ones(64)
-    )
-    return algorithm, learner, rows
+
+    @jax.jit
+    def start(key):
+        obs = jax.random.normal(key, (64, 3))
+        learner = algorithm.init(key, obs)
+        dist, value = policy.apply(learner.params, obs)
+        action = dist.sample(key)
+        rows = Batch(
+            obs, action, dist.log_prob(action), value, obs[:, 0], value + obs[:, 1], jnp.ones(64)
+        )
+        return learner, rows
+
+    return algorithm._replace(update=jax.jit(algorithm.update)), *start(jax.random.key(0))
 
 
 def test_the_ratio_is_one_on_the_first_minibatch():
@@ -491,29 +514,35 @@ def test_target_kl_stops_the_epochs():
     free, learner, rows = small_update(learning_rate=0.05, epochs=10)
     moved, metrics = free.update(jax.random.key(1), learner, rows)
     assert int(moved.step) == 40 and metrics["approx_kl"] > 0.006
-    bound, learner, rows = small_update(learning_rate=0.05, epochs=10, target_kl=0.002)
-    stopped, metrics = bound.update(jax.random.key(1), learner, rows)
+
+    @jax.jit
+    def bound(target):
+        algorithm = small_update(learning_rate=0.05, epochs=10, target_kl=target)[0]
+        return algorithm.update(jax.random.key(1), learner, rows)
+
+    stopped, metrics = bound(0.002)
     assert 0 < int(stopped.step) < 40
     assert metrics["approx_kl"] <= 0.003
     # What was done before the stop is what the free run did.
     policy = make_policy(spaces.Box(-9.0, 9.0, (3,)), spaces.Discrete(2), hidden=(8,))
     loss_fn, optimizer = ppo.make_loss(policy, ppo.Config()), sgd.make_optimizer(learning_rate=0.05)
-    step = jax.jit(lambda learner, rows: sgd.sgd_step(learner, rows, loss_fn, optimizer))
-    order, by_hand = sgd.shuffles(jax.random.key(1), 64, 10).reshape(40, 16), [learner]
-    kls = []
-    for part in order:
-        learner, metrics = step(learner, jax.tree.map(lambda a, part=part: a[part], rows))
-        by_hand.append(learner)
-        kls.append(float(metrics["approx_kl"]))
-    first = np.argmax(np.array(kls) > 0.003)
+
+    def step(learner, part):
+        minibatch = jax.tree.map(lambda a: a[part], rows)
+        after, metrics = sgd.sgd_step(learner, minibatch, loss_fn, optimizer)
+        return after, (learner.params, metrics["approx_kl"])
+
+    order = sgd.shuffles(jax.random.key(1), 64, 10).reshape(40, 16)
+    by_hand, kls = jax.jit(lambda order: jax.lax.scan(step, learner, order)[1])(order)
+    first = np.argmax(kls > 0.003)
     assert int(stopped.step) == first
-    assert_close(stopped.params, by_hand[first].params, rtol=1e-5, atol=1e-6)
+    before = jax.tree.map(lambda x: x[first], by_hand)
+    assert_close(stopped.params, before, rtol=1e-5, atol=1e-6)
     # A KL between the target and one and a half times it is no reason to stop.
     target = kls[first] / 1.4
-    later = np.argmax(np.array(kls) > 1.5 * target)
+    later = np.argmax(kls > 1.5 * target)
     assert first < later
-    bound, learner, rows = small_update(learning_rate=0.05, epochs=10, target_kl=target)
-    assert int(bound.update(jax.random.key(1), learner, rows)[0].step) == later
+    assert int(bound(target)[0].step) == later
 
 
 def test_an_optimizer_of_the_users_own():

@@ -23,13 +23,20 @@ BOS = VOCABULARY
 DECODER = Decoder(
     small(VOCABULARY + 1, hidden_size=32, num_layers=1, num_heads=2, num_kv_heads=1, init_std=0.3)
 )
+_init = jax.jit(DECODER.init)
 TABLE = Reward((), lambda table, inputs, length: table[tuple(inputs.tokens[:, 0, -length:].T)])
 
 
+@functools.cache
+def weights(seed):
+    """Fresh ones, by a program that is compiled once."""
+    return _init(jax.random.key(seed))
+
+
 def models(seed=0, critic="separate", reward=TABLE):
-    params = DECODER.init(jax.random.key(seed))
+    params = weights(seed)
     judge = {
-        "separate": (DECODER, DECODER.with_score(DECODER.init(jax.random.key(seed + 100)))),
+        "separate": (DECODER, DECODER.with_score(weights(seed + 100))),
         "shared": ("shared", train.fresh_score(DECODER)),
         "none": ("none", {}),
     }[critic]
@@ -58,6 +65,7 @@ def everything():
     return TokenInputs(tokens, jnp.ones_like(tokens))
 
 
+@jax.jit
 def log_probs(params, inputs):
     return log_prob_of(DECODER, params, inputs, LENGTH, valid_vocab=VOCABULARY).sum(axis=1)
 
@@ -269,9 +277,13 @@ def test_gradients_are_accumulated_over_tokens_not_over_parts(first):
     adam = algorithms.make_optimizer(algorithms.Config())
     learner = sgd.init(state.learner.params, adam)
     order = jnp.arange(batch.weight.shape[0])[None]
-    run = lambda parts: sgd.sgd_epochs(
-        learner, batch, loss, adam, order=order, minibatches=1, micro_batches=parts
-    )
+
+    def run(parts):
+        epochs = lambda learner, batch: sgd.sgd_epochs(
+            learner, batch, loss, adam, order=order, minibatches=1, micro_batches=parts
+        )
+        return jax.jit(epochs)(learner, batch)
+
     whole, halves = run(1), run(4)
     np.testing.assert_allclose(whole[1]["loss"], halves[1]["loss"], rtol=1e-5, atol=1e-6)
     np.testing.assert_allclose(whole[1]["grad_norm"], halves[1]["grad_norm"], rtol=1e-4)

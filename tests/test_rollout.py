@@ -15,17 +15,30 @@ KEY = jax.random.key(0)
 STEPS, ENVS = 37, 6
 
 
+def started(policy, vector, **options):
+    """(state, parameters) before the first rollout."""
+
+    @jax.jit
+    def start():
+        state = rollout.init(KEY, policy, vector, **options)
+        return state, policy.init(jax.random.key(1), state.obs)
+
+    return start()
+
+
+def collecting(collect=rollout.collect, **options):
+    """(key, params, state) -> what it returns, as one program."""
+    return jax.jit(functools.partial(collect, **options))
+
+
 def setup(env, num_envs=ENVS, **options):
     vector = envs.vectorize(env, num_envs, pool_size=num_envs * STEPS)
     policy = make_policy(env.observation_space, env.action_space, hidden=(8,))
-    state = rollout.init(KEY, policy, vector, **options)
-    params = policy.init(jax.random.key(1), state.obs)
+    state, params = started(policy, vector, **options)
     # A value function with large, distinct values, so that a wrong successor shows.
     params["critic"]["head"]["kernel"] *= 100.0
-    collect = functools.partial(
-        rollout.collect, env=vector, policy=policy, num_steps=STEPS, gamma=0.9
-    )
-    return policy, params, state, jax.jit(collect)
+    collect = collecting(env=vector, policy=policy, num_steps=STEPS, gamma=0.9)
+    return policy, params, state, collect
 
 
 @pytest.mark.parametrize("time_limit", [3, None], ids=["few slots", "unknown limit"])
@@ -33,7 +46,8 @@ def test_next_value_is_that_of_the_true_successor(time_limit):
     """Counter truncates every second episode; its true final observation is (id, length)."""
     env = Counter(time_limit)
     policy, params, state, collect = setup(env)
-    value_of = lambda obs: np.asarray(policy.apply(params, obs)[1])
+    apply = jax.jit(policy.apply)
+    value_of = lambda obs: np.asarray(apply(params, obs)[1])
     for i in range(3):
         before = state
         state, t = collect(jax.random.key(i), params, state)
@@ -57,12 +71,10 @@ def test_values_and_log_probs_are_those_of_the_policy(shared):
     env = envs.make("CartPole-v1")
     vector = envs.vectorize(env, ENVS)
     policy = make_policy(env.observation_space, env.action_space, shared_torso=shared)
-    state = rollout.init(KEY, policy, vector)
-    params = policy.init(KEY, state.obs)
-    _, t = rollout.collect(
-        KEY, params, state, env=vector, policy=policy, num_steps=STEPS, gamma=0.9
-    )
-    dist, value = policy.apply(params, t.obs)
+    state, params = started(policy, vector)
+    collect = collecting(env=vector, policy=policy, num_steps=STEPS, gamma=0.9)
+    _, t = collect(KEY, params, state)
+    dist, value = jax.jit(policy.apply)(params, t.obs)
     np.testing.assert_allclose(t.value, value, rtol=1e-4, atol=1e-5)
     np.testing.assert_allclose(t.log_prob, dist.log_prob(t.action), rtol=1e-4, atol=1e-6)
 
@@ -81,14 +93,13 @@ def test_rows_are_what_the_environment_did():
     """Replay the actions by hand, one environment at a time."""
     _, params, state, collect = setup(envs.make("CartPole-v1"))
     env = envs.make("CartPole-v1")
+    step = jax.jit(env.step)
     _, t = collect(KEY, params, state)
     for n in range(ENVS):
         one = jax.tree.map(lambda x, n=n: x[n], state.env_state.env_state)
         for i in range(STEPS):
             np.testing.assert_allclose(t.obs[i, n], env.env.get_obs(one), rtol=1e-5, atol=1e-6)
-            _, one, reward, terminated, truncated, _ = env.step(
-                KEY, one, t.action[i, n], env.params
-            )
+            _, one, reward, terminated, truncated, _ = step(KEY, one, t.action[i, n], env.params)
             assert reward == t.reward[i, n]
             assert bool(terminated) == bool(t.terminated[i, n])
             if terminated | truncated:
@@ -135,7 +146,7 @@ def test_no_finished_episode_is_nan_and_not_zero():
 def test_observations_are_normalised_by_frozen_moments():
     env = Counter()
     policy, params, state, collect = setup(env, normalize_obs=True)
-    reference = normalization.init((2,))
+    reference, apply = normalization.init((2,)), jax.jit(policy.apply)
     for i in range(3):
         moments = state.moments.obs
         state, t = collect(jax.random.key(i), params, state)
@@ -146,14 +157,14 @@ def test_observations_are_normalised_by_frozen_moments():
         np.testing.assert_allclose(state.moments.obs.var, reference.var, rtol=1e-3)
         assert state.moments.obs.count == pytest.approx((i + 1) * STEPS * ENVS, rel=1e-3)
         # The policy that learns sees what the policy that acted saw.
-        dist, value = policy.apply(params, t.obs)
+        dist, value = apply(params, t.obs)
         np.testing.assert_allclose(t.log_prob, dist.log_prob(t.action), rtol=1e-4, atol=1e-5)
         np.testing.assert_allclose(t.value, value, rtol=1e-3, atol=1e-3)
         # And so does the critic that judges what came of it.
         truncated = np.asarray(t.done & ~t.terminated)[..., None]
         after = jnp.concatenate([raw[1:], state.obs[None]])
         successor = jnp.where(truncated, env.successor(raw), after)
-        expected = policy.apply(params, normalization.normalize(moments, successor))[1]
+        expected = apply(params, normalization.normalize(moments, successor))[1]
         alive = ~t.terminated
         np.testing.assert_allclose(t.next_value[alive], expected[alive], rtol=1e-3, atol=1e-2)
 
@@ -226,12 +237,10 @@ def test_the_step_after_a_dummy_starts_the_episode():
         return core, *plain.act(params, (), obs, start)[1:]
 
     policy = plain._replace(init_core=lambda n: jnp.zeros(n, int), act=act, value=None)
-    state = rollout.init(KEY, policy, vector)
-    params = policy.init(KEY, state.obs)
+    state, params = started(policy, vector)
+    collect = collecting(env=vector, policy=policy, num_steps=1, gamma=0.9)
     for _ in range(12):
-        state, t = rollout.collect(
-            KEY, params, state, env=vector, policy=policy, num_steps=1, gamma=0.9
-        )
+        state, t = collect(KEY, params, state)
         starts.append((int(state.core[0]), int(t.weight[0, 0])))
     assert [core for core, weight in starts if weight] == [1, 2, 3] * 3
 
@@ -250,11 +259,9 @@ def test_truncations_before_the_time_limit_are_counted():
 def test_dummy_steps_have_no_weight_and_no_reward():
     vector = DummySteps()
     policy = make_policy(vector.observation_space, vector.action_space, hidden=(4,))
-    state = rollout.init(KEY, policy, vector)
-    params = policy.init(KEY, state.obs)
-    state, t = rollout.collect(
-        KEY, params, state, env=vector, policy=policy, num_steps=12, gamma=0.9
-    )
+    state, params = started(policy, vector)
+    collect = collecting(env=vector, policy=policy, num_steps=12, gamma=0.9)
+    state, t = collect(KEY, params, state)
     np.testing.assert_array_equal(t.weight[:, 0], [1, 1, 1, 0] * 3)
     assert state.metrics["episodes"] == 6
     assert state.metrics["episode_return"] == 3 and state.metrics["episode_length"] == 3
@@ -282,10 +289,9 @@ def test_dummy_steps_are_not_among_the_statistics():
     """Of twelve steps nine happened: what they showed, and what they returned at γ = 0.9."""
     vector = DummySteps()
     policy = make_policy(vector.observation_space, vector.action_space, hidden=(4,))
-    state = rollout.init(KEY, policy, vector, normalize_obs=True, normalize_reward=True)
-    params = policy.init(KEY, state.obs)
+    state, params = started(policy, vector, normalize_obs=True, normalize_reward=True)
     options = {"env": vector, "policy": policy, "num_steps": 12, "gamma": 0.9}
-    moments = rollout.collect(KEY, params, state, **options)[0].moments
+    moments = collecting(**options)(KEY, params, state)[0].moments
     # The time and the environment's number, but for the reset's zeros.
     shown = np.array([[t, n * (t > 0)] for t in range(12) if t % 4 != 3 for n in range(2)])
     np.testing.assert_allclose(moments.obs.count, 18, rtol=1e-4)
@@ -298,14 +304,11 @@ def test_dummy_steps_are_not_among_the_statistics():
 
 def test_collect_episodes_starts_anew_everywhere():
     """Row 0 of every rollout starts an episode; those that were under way are gone."""
-    _, params, state, _ = setup(Counter())
-    env, policy = envs.vectorize(Counter(), ENVS, STEPS), setup(Counter())[0]
-    collect = jax.jit(
-        functools.partial(
-            rollout.collect_episodes, env=env, policy=policy, num_steps=STEPS, gamma=0.9, longest=6
-        )
-    )
-    state = rollout.init(KEY, policy, env, normalize_reward=True)
+    policy, params, _, _ = setup(Counter())
+    env = envs.vectorize(Counter(), ENVS, STEPS)
+    options = {"env": env, "policy": policy, "num_steps": STEPS, "gamma": 0.9, "longest": 6}
+    collect = collecting(rollout.collect_episodes, **options)
+    state, _ = started(policy, env, normalize_reward=True)
     names = []
     for i in range(3):
         state, t = collect(jax.random.key(i), params, state)
@@ -337,12 +340,12 @@ def test_metrics_of_whole_episodes_do_not_favour_the_short():
 
     env = envs.vectorize(ShortOrLong(), 2000, 12)
     policy = make_policy(env.observation_space, env.action_space, hidden=(8,))
-    state = rollout.init(KEY, policy, env)
-    params = policy.init(KEY, state.obs)
+    state, params = started(policy, env)
     options = {"env": env, "policy": policy, "num_steps": 12, "gamma": 0.9}
-    after, t = rollout.collect_episodes(KEY, params, state, **options, longest=10)
+    whole = collecting(rollout.collect_episodes, **options, longest=10)
+    after, t = whole(KEY, params, state)
     whole = after.metrics
     np.testing.assert_allclose(whole["episode_length"], 5.5, atol=0.2)
     assert whole["episodes"] == 2000 + t.done[:2].sum()  # starts at steps 0, 1 and 2
-    plain = rollout.collect(KEY, params, state, **options)[0].metrics
+    plain = collecting(**options)(KEY, params, state)[0].metrics
     assert plain["episode_length"] < 4.5 and plain["episodes"] > whole["episodes"]

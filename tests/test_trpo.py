@@ -1,6 +1,7 @@
 """TRPO: every stage of its step against sb3-contrib, and the constraint over a whole run."""
 
 import contextlib
+import functools
 
 import jax
 import jax.numpy as jnp
@@ -30,6 +31,10 @@ TRPO = Golden("05_trpo")
 KINDS = ["categorical", "gaussian"]
 NAMES = ("std_x0rand", "std_x0zero", "big_kl", "huge_kl", "fail", "few_cg")
 CASES = [(kind, name) for kind in KINDS for name in NAMES] + [("gaussian", "backtrack")]
+MOST_PRODUCTS, MOST_TRIALS = (
+    max(len(TRPO(f"{kind}/sb3c_{name}")[array]) for kind, name in CASES)
+    for array in ("hvp_in", "ls_coeff")
+)
 # Relative error of x in float32, as far as the peer itself is sure of it.
 FLOAT32_CG = {"std_x0rand": 1e-4, "std_x0zero": 1e-4, "few_cg": 1e-4, "big_kl": 5e-3}
 # "backtrack" converges slowly; the peer's own twins differ by so much.
@@ -56,6 +61,29 @@ STEPS = [
 ]
 
 
+def inputs(kind: str, double: bool) -> dict[str, np.ndarray]:
+    """The arrays that the cases of a kind share."""
+    return {
+        k: v.astype(np.float64) if double and v.dtype.kind == "f" else v
+        for k, v in TRPO(f"{kind}/inputs").items()
+    }
+
+
+@functools.cache
+def rows_of(kind: str, double: bool, gamma: float, gae_lambda: float):
+    """(advantages [T, N], the rows as SB3 flattens them, environment by environment)."""
+    x = inputs(kind, double)
+    policy = sb3_policy(kind, x)
+
+    @jax.jit
+    def rows(params):
+        trajectory = sb3_trajectory(policy, params, x)
+        batch = estimate_gae(trajectory, gamma=gamma, lambda_=gae_lambda)
+        return batch.advantage, flatten_steps(jax.tree.map(lambda a: jnp.swapaxes(a, 0, 1), batch))
+
+    return rows(sb3_params(kind, under("w0/", x)))
+
+
 class Case:
     """One of sb3-contrib's updates: our configuration of it, the rows, its answers.
 
@@ -68,10 +96,7 @@ class Case:
         single = TRPO(f"{kind}/sb3c_{name}")
         self.hp = {k: v.item() for k, v in under("hp/", single).items() if v.dtype.kind != "U"}
         self.y = TRPO(f"{kind}/sb3c_{name}" + ("_f64" if double else ""))
-        x = {
-            k: v.astype(np.float64) if double and v.dtype.kind == "f" else v
-            for k, v in TRPO(f"{kind}/inputs").items()
-        }
+        x = inputs(kind, double)
         self.size = x["actions"].shape[-1] if kind == "gaussian" else 1
         self.policy = sb3_policy(kind, x)
         self.weights = under("w0/", x)
@@ -87,16 +112,20 @@ class Case:
             normalize_advantage=bool(self.hp["normalize_advantage"]),
             learning_rate=self.hp["learning_rate"],
         )
-        trajectory = sb3_trajectory(self.policy, self.params, x)
-        batch = estimate_gae(trajectory, gamma=self.hp["gamma"], lambda_=self.hp["gae_lambda"])
-        np.testing.assert_allclose(batch.advantage, single["advantages"], rtol=2e-5, atol=2e-5)
+        advantage, self.rows = rows_of(kind, double, self.hp["gamma"], self.hp["gae_lambda"])
+        np.testing.assert_allclose(advantage, single["advantages"], rtol=2e-5, atol=2e-5)
         if double:  # the rollout was float32 even in the twin
-            batch = batch.replace(
-                log_prob=jnp.asarray(x["log_probs"]),
-                advantage=jnp.asarray(single["advantages"], jnp.float64),
-                target=jnp.asarray(single["returns"], jnp.float64),
+            order = lambda name: jnp.asarray(single[name].T.reshape(-1), jnp.float64)
+            self.rows = self.rows.replace(
+                log_prob=jnp.asarray(x["log_probs"].T.reshape(-1)),
+                advantage=order("advantages"),
+                target=order("returns"),
             )
-        self.rows = flatten_steps(jax.tree.map(lambda a: jnp.swapaxes(a, 0, 1), batch))
+
+    @property
+    def numbers(self) -> dict[str, float]:
+        """Of the configuration, what may differ between two runs of a program."""
+        return {name: getattr(self.config, name) for name in NUMBERS}
 
     def flat(self, vector) -> jax.Array:
         """A vector in torch's order of parameters in ours."""
@@ -106,6 +135,53 @@ class Case:
             parts[name] = vector[at : at + size].reshape(self.weights[name].shape)
             at += size
         return ravel_pytree(sb3_params(self.kind, parts)["actor"])[0]
+
+
+NUMBERS = ("max_kl", "cg_iterations", "cg_damping", "backtrack_factor", "backtrack_trials")
+
+
+@functools.cache
+def stages(kind: str, double: bool, normalize: bool):
+    """All stages of an update as one program for every case of a kind."""
+    policy = sb3_policy(kind, inputs(kind, double))
+
+    @jax.jit
+    def run(numbers, params, rows, x0, vectors, coefficients, expected_step):
+        config = trpo.Config(**numbers, normalize_advantage=normalize)
+        problem = trpo.pose(policy, config, params, rows)
+        x = trpo.conjugate_gradient(problem.fisher, problem.gradient, config.cg_iterations, x0=x0)
+        points = problem.theta + coefficients[:, None] * expected_step
+        found = trpo.line_search(
+            problem.evaluate,
+            problem.theta,
+            expected_step,
+            config.max_kl,
+            factor=config.backtrack_factor,
+            trials=config.backtrack_trials,
+        )
+        products, trials = jax.vmap(problem.fisher)(vectors), jax.vmap(problem.evaluate)(points)
+        step = trpo.full_step(problem, config.max_kl, x)
+        return problem.gradient, products, x, step, trials, found
+
+    return run
+
+
+@functools.cache
+def natural_step(kind: str, double: bool, normalize: bool, width: int | None = None):
+    """The step as one program for every case of a kind, alone or `width` side by side."""
+    policy = sb3_policy(kind, inputs(kind, double))
+
+    def step(numbers, params, rows):
+        config = trpo.Config(**numbers, normalize_advantage=normalize)
+        return trpo.natural_step(policy, config, params, rows)
+
+    return jax.jit(step if width is None else jax.vmap(step, (None, 0, 0)))
+
+
+def padded(array, length: int):
+    """With zeros up to a length, so that a program serves cases of any number."""
+    array = jnp.asarray(array)
+    return jnp.pad(array, [(0, length - len(array))] + [(0, 0)] * (array.ndim - 1))
 
 
 @contextlib.contextmanager
@@ -134,26 +210,18 @@ def test_every_stage_equals_sb3_contrib(kind, name, double):
         # From the full step on with the peer's own: each stage is held to its own tolerance.
         expected_step = float(y["max_step_size"]) * solution
 
-        @jax.jit
-        def stages(params, rows):
-            problem = trpo.pose(case.policy, config, params, rows)
-            x = trpo.conjugate_gradient(
-                problem.fisher, problem.gradient, config.cg_iterations, x0=x0
-            )
-            points = problem.theta + y["ls_coeff"][:, None] * expected_step
-            found = trpo.line_search(
-                problem.evaluate,
-                problem.theta,
-                expected_step,
-                config.max_kl,
-                factor=config.backtrack_factor,
-                trials=config.backtrack_trials,
-            )
-            products, trials = jax.vmap(problem.fisher)(vectors), jax.vmap(problem.evaluate)(points)
-            step = trpo.full_step(problem, config.max_kl, x)
-            return problem.gradient, products, x, step, trials, found
-
-        gradient, products, x, step, trials, found = stages(case.params, case.rows)
+        run = stages(kind, double, config.normalize_advantage)
+        tried = len(y["ls_coeff"])
+        gradient, products, x, step, trials, found = run(
+            case.numbers,
+            case.params,
+            case.rows,
+            x0,
+            padded(vectors, MOST_PRODUCTS),
+            padded(y["ls_coeff"], MOST_TRIALS),
+            expected_step,
+        )
+        products, trials = products[: len(vectors)], [t[:tried] for t in trials]
         exact = 1e-8 if double else 1e-4
         assert relative(gradient, case.flat(y["policy_gradient"])) < exact
         for product, expected in zip(products, y["hvp_out"], strict=True):
@@ -195,7 +263,8 @@ def test_conjugate_gradient_given_the_same_products_is_the_same(kind, name):
             return products[nearest]
 
         b, x0 = case.flat(y["policy_gradient"]), case.flat(y["cg_x0"])
-        x = trpo.conjugate_gradient(matvec, b, case.config.cg_iterations, x0=x0)
+        solve = lambda b, x0: trpo.conjugate_gradient(matvec, b, case.config.cg_iterations, x0=x0)
+        x = jax.jit(solve)(b, x0)
         assert relative(x, case.flat(y["cg_solution"])) < 1e-10
 
 
@@ -206,15 +275,13 @@ def test_the_step_equals_sb3_contrib(kind, name, double, width):
     with precision(double):
         case = Case(kind, name, double)
 
-        def step(params, rows):
-            return trpo.natural_step(case.policy, case.config, params, rows)
-
+        step = natural_step(kind, double, case.config.normalize_advantage, width)
         if width is None:
-            params, metrics = jax.jit(step)(case.params, case.rows)
+            params, metrics = step(case.numbers, case.params, case.rows)
         else:  # the other converges, backtracks and fails in its own time
             both = jax.tree.map(lambda a: jnp.stack([a, a]), (case.params, case.rows))
             advantage = both[1].advantage.at[1].multiply(-1.0)
-            both = jax.jit(jax.vmap(step))(both[0], both[1].replace(advantage=advantage))
+            both = step(case.numbers, both[0], both[1].replace(advantage=advantage))
             params, metrics = jax.tree.map(lambda a: a[0], both)
         expected = sb3_params(kind, {**case.weights, **under("w1/", case.y)})["actor"]
         atol = 1e-8 if double else FLOAT32_WEIGHTS.get(name, 1e-5)
@@ -251,14 +318,15 @@ def test_the_fit_of_the_critic_equals_sb3_contrib(kind, name, double):
         if double:
             rate = jnp.float64(case.config.learning_rate)
             learner = learner.replace(opt_state=learner.opt_state._replace(learning_rate=rate))
-        fitted, metrics = trpo.fit_critic(
+        fit = lambda learner, rows: trpo.fit_critic(
             case.policy,
             learner,
-            case.rows,
+            rows,
             optimizer,
             order=jnp.asarray(case.y["critic_permutations"]),
             minibatches=case.rows.weight.size // case.hp["batch_size"],
         )
+        fitted, metrics = jax.jit(fit)(learner, case.rows)
         expected = sb3_params(kind, {**case.weights, **under("w_critic/", case.y)})
         atol = 1e-8 if double else 1e-5
         assert_close(fitted.params["critic"], expected["critic"], rtol=0, atol=atol)
@@ -325,10 +393,10 @@ def test_a_step_that_is_never_good_is_not_taken(bad):
 def test_the_scale_of_rewards_does_not_matter():
     """Advantages of 1e-6, not normalised: the same step as of 1."""
     case = Case("categorical", "few_cg", False)
+    step = natural_step("categorical", False, case.config.normalize_advantage)
     steps = [
-        trpo.natural_step(
-            case.policy,
-            case.config,
+        step(
+            case.numbers,
             case.params,
             case.rows.replace(advantage=scale * case.rows.advantage),
         )[0]["actor"]
@@ -360,8 +428,10 @@ def test_padding_full_of_infinities_changes_nothing():
     poison = jax.tree.map(
         lambda x: jnp.where(real.reshape(-1, *(1,) * (x.ndim - 1)), x, jnp.inf), case.rows
     ).replace(weight=real.astype(jnp.float32))
-    step = jax.jit(lambda rows: trpo.natural_step(case.policy, case.config, case.params, rows))
-    (expected, _), (found, metrics) = step(clean), step(poison)
+    step = natural_step("gaussian", False, case.config.normalize_advantage)
+    (expected, _), (found, metrics) = (
+        step(case.numbers, case.params, rows) for rows in (clean, poison)
+    )
     assert_close(found["actor"], expected["actor"], rtol=1e-3, atol=1e-5)
     assert all(np.isfinite(v) for v in metrics.values())
 
@@ -375,7 +445,7 @@ def test_the_constraint_holds_in_every_update(env, max_kl):
         algorithm="trpo",
         num_envs=4,
         num_steps=64,
-        total_timesteps=60 * 256,
+        total_timesteps=24 * 256,
         max_kl=max_kl,
         hidden=(32,),
     )
