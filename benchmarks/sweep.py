@@ -103,7 +103,7 @@ def width_row(width: int, devices: list[jax.Device], seconds: float = 2.0) -> di
     """Environment steps per second of all agents at a width, compilation apart."""
     static, floats = program.structure(config())
     started = time.perf_counter()
-    made = program.compile_program(static, None, width, devices, 0)
+    made = program.compile_program(static, None, width, devices, episodes=0)
     compiling = time.perf_counter() - started
     arrays = {name: jnp.full(made.agents, value) for name, value in floats.items()}
     state = made.init(jnp.arange(made.agents, dtype=jnp.uint32), arrays)

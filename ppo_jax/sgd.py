@@ -82,7 +82,9 @@ def sgd_step(
     Returns:
         (LearnerState one step further, metrics of the loss and grad_norm before clipping).
     """
-    grads, metrics = _gradient(learner.params, rows, loss_fn, reduce, micro_batches)
+    grads, metrics = _gradient(
+        learner.params, rows, loss_fn, reduce=reduce, micro_batches=micro_batches
+    )
     return _apply(learner, grads, optimizer), metrics
 
 
@@ -147,12 +149,20 @@ def sgd_epochs(
         def step(learner: LearnerState, minibatch: PyTree) -> tuple[LearnerState, Metrics]:
             return sgd_step(learner, minibatch, loss_fn, optimizer, micro_batches=micro_batches)
 
-        learner, metrics = _scan_minibatches(step, learner, rows, order, minibatches)
+        learner, metrics = _scan_minibatches(step, learner, rows, order, minibatches=minibatches)
         return unravel(learner), jax.tree.map(jnp.mean, metrics)
 
-    guarded = functools.partial(_step_unless_stopped, loss_fn, optimizer, stop, micro_batches)
+    guarded = functools.partial(
+        _step_unless_stopped,
+        loss_fn=loss_fn,
+        optimizer=optimizer,
+        stop=stop,
+        micro_batches=micro_batches,
+    )
     start = (learner, jnp.array(True))
-    (learner, _), (metrics, taken) = _scan_minibatches(guarded, start, rows, order, minibatches)
+    (learner, _), (metrics, taken) = _scan_minibatches(
+        guarded, start, rows, order, minibatches=minibatches
+    )
     # Where not even the first step was taken, its metrics say why.
     counted = taken.at[0].set(True)
     metrics = jax.tree.map(lambda m: losses.mean(m, counted.astype(m.dtype)), metrics)
@@ -242,7 +252,7 @@ def _check_order(rows: PyTree, order: jax.Array, minibatches: int) -> None:
 
 
 def _scan_minibatches(
-    step: Callable[..., Any], carry: Any, rows: PyTree, order: jax.Array, minibatches: int
+    step: Callable[..., Any], carry: Any, rows: PyTree, order: jax.Array, *, minibatches: int
 ) -> tuple[Any, Any]:
     """`step` over every minibatch of every epoch: (carry, results [K * minibatches]).
 
@@ -258,12 +268,13 @@ def _scan_minibatches(
 
 
 def _step_unless_stopped(
+    carry: tuple[LearnerState, jax.Array],
+    rows: PyTree,
+    *,
     loss_fn: LossFn,
     optimizer: optax.GradientTransformation,
     stop: Callable[[Metrics], jax.Array],
     micro_batches: int,
-    carry: tuple[LearnerState, jax.Array],
-    rows: PyTree,
 ) -> tuple[tuple[LearnerState, jax.Array], tuple[Metrics, jax.Array]]:
     """A step while running, nothing afterwards: ((learner, running), (metrics, step taken))."""
     learner, running = carry
@@ -285,6 +296,7 @@ def _gradient(
     params: Params,
     rows: PyTree,
     loss_fn: LossFn,
+    *,
     reduce: Callable[[PyTree], PyTree] = lambda x: x,
     micro_batches: int = 1,
 ) -> tuple[PyTree, Metrics]:

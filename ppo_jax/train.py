@@ -141,7 +141,10 @@ def _restart(vector_env: VectorEnv, policy: Policy, state: TrainState) -> TrainS
 def _policy(config: TrainConfig, env: Env) -> Policy:
     """The configured network for the environment's spaces."""
     if config.policy is not None:
-        return own_policy(config.policy, env.observation_space, env.action_space, config)
+        found = own_policy(config.policy, env.observation_space, env.action_space, config)
+        if has_memory(found):
+            _check_sequences(config)
+        return found
     common: dict[str, Any] = {
         "observation_space": env.observation_space,
         "action_space": env.action_space,
@@ -157,6 +160,16 @@ def _policy(config: TrainConfig, env: Env) -> Policy:
     if config.memory == "none":
         return make_policy(**common)
     return make_recurrent_policy(memory=config.memory, memory_size=config.memory_size, **common)
+
+
+def _check_sequences(config: TrainConfig) -> None:
+    """Refuse minibatches that would cut the sequences of a recurrent network of the user's own."""
+    for name, parts in hooks.divisors(config.hyper).items():
+        if config.num_envs % parts:
+            raise ConfigError(
+                f"num_envs = {config.num_envs}, whose steps a policy with memory keeps together, "
+                f"does not divide into {parts} {name}"
+            )
 
 
 def _algorithm(config: TrainConfig, policy: Policy) -> Algorithm:

@@ -583,7 +583,7 @@ def test_a_learning_row_is_of_the_seeds_asked_for(monkeypatch):
 def test_learning_stops_when_the_time_is_up():
     config = configs.make(preset="none", num_envs=4, num_steps=8, total_timesteps=32 * 50)
     static, floats = sweep.structure(config)
-    program = sweep.compile_program(static, None, 2, jax.devices(), 0)
+    program = sweep.compile_program(static, None, 2, jax.devices(), episodes=0)
     seeds = jnp.arange(2, dtype=jnp.uint32)
     values = {n: jnp.full(2, x, jnp.float32) for n, x in floats.items()}
     state, updates, _ = learning.train(program, seeds, values, updates=50, until=0.0)

@@ -221,4 +221,4 @@ def test_a_config_whose_field_shadows_another_is_refused(name, monkeypatch):
 def test_a_config_whose_field_is_a_flag_of_the_command_is_refused():
     own = {"gamma": dataclasses.fields(RunOptions)[0]}
     with pytest.raises(ConfigError, match="'ppo' has a field 'gamma', which is a flag"):
-        flags.parse([], configs.make(preset="none"), own, {}, "x", "x")
+        flags.parse([], configs.make(preset="none"), more=own, kept={}, program="x", doc="x")

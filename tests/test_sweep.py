@@ -182,12 +182,12 @@ def test_memory_decides_the_width(monkeypatch):
 def test_the_compilers_account_grows_with_the_width():
     static, _ = program.structure(small())
     needs = [
-        program.compile_program(static, None, width, jax.devices()[:1], 0).bytes_needed
+        program.compile_program(static, None, width, jax.devices()[:1], episodes=0).bytes_needed
         for width in (4, 16)
     ]
     assert 2 * needs[0] < needs[1] < 5 * needs[0]
     # An evaluation of many episodes needs more than a chunk of updates.
-    played = program.compile_program(static, None, 4, jax.devices()[:1], 4096).bytes_needed
+    played = program.compile_program(static, None, 4, jax.devices()[:1], episodes=4096).bytes_needed
     assert played > 2 * needs[0]
 
 
@@ -239,15 +239,15 @@ def test_the_last_chunk_may_run_out_of_memory_too(monkeypatch):
 def test_running_out_of_memory_while_compiling_is_the_same(monkeypatch):
     compile_program = schedules.compile_program
 
-    def only_narrow(static, env, width, *rest):
+    def only_narrow(static, env, width, *rest, **named):
         if width > 2:
             raise jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: Out of memory")
-        return compile_program(static, env, width, *rest)
+        return compile_program(static, env, width, *rest, **named)
 
     monkeypatch.setattr(schedules, "compile_program", only_narrow)
     _, metrics = run_seeds(small(), 4, batch_size=4)
     np.testing.assert_array_equal(metrics["loss"], run_seeds(small(), 4, batch_size=2)[1]["loss"])
-    monkeypatch.setattr(schedules, "compile_program", lambda *_: only_narrow(0, 0, 3))
+    monkeypatch.setattr(schedules, "compile_program", lambda *_, **__: only_narrow(0, 0, 3))
     with pytest.raises(ConfigError, match="one agent alone does not fit"):
         run_seeds(small(), 4)
 

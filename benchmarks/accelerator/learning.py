@@ -45,7 +45,7 @@ def measure(name: str, context: Context) -> Measured:
     devices = jax.devices()
     started = time.perf_counter()
     width = sweep.even_width(seeds, seeds, len(devices))
-    program = sweep.compile_program(static, None, width, devices, episodes)
+    program = sweep.compile_program(static, None, width, devices, episodes=episodes)
     compiled = time.perf_counter() - started
     numbers = jnp.arange(program.agents, dtype=jnp.uint32)
     values = {n: jnp.full(program.agents, x, jnp.float32) for n, x in floats.items()}

@@ -26,11 +26,11 @@ def main(arguments: list[str] | None = None) -> NoReturn:
 def play(
     run: Path,
     episodes: int = 128,
+    *,
     stochastic: bool = False,
     checkpoint: str = "latest",
     seed: int = 1,
     gif: Path | None = None,
-    *,
     env: str | None = None,
     policy: str | None = None,
     algorithm: str | None = None,

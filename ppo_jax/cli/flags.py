@@ -97,6 +97,7 @@ def _read_file(path: Path, given: Given) -> dict[str, Any]:
 def parse(
     arguments: list[str],
     base: TrainConfig,
+    *,
     more: Fields,
     kept: dict[str, Any],
     program: str,
@@ -143,7 +144,7 @@ def parse(
     ]
     fields = [(n, f, flat[n]) for n, f in known.items()]
     fields += [(n, f, kept.get(n, f.default)) for n, f in more.items()]
-    parsed = read_flags(arguments, fields, program, doc, selection)
+    parsed = read_flags(arguments, fields, program, doc, selection=selection)
     own = {name: parsed[name] for name in more}
     return configs.from_flat({n: parsed[n] for n in known}), own
 
@@ -153,6 +154,7 @@ def read_flags(
     fields: list[tuple[str, dataclasses.Field[Any], Any]],
     program: str,
     doc: str,
+    *,
     selection: Sequence[tuple[str, Any, Any]] = (),
 ) -> dict[str, Any]:
     """A command line made of options.

@@ -312,7 +312,9 @@ def _values(
     if "clip_eps" in known:
         presets = option(None, "hyperparameters of published work", choices=tuple(PRESETS))
         selection.append(("preset", str | None, presets))
-    parsed = read_flags(arguments, fields, f"{PROGRAM} {command}", _DOCS[command], selection)
+    parsed = read_flags(
+        arguments, fields, f"{PROGRAM} {command}", _DOCS[command], selection=selection
+    )
     for kind in (*kinds, RunOptions):
         check_record(_pick(kind, parsed))
     values = {name: parsed[name] for name in known}

@@ -54,6 +54,7 @@ class PointOptions:
 OPTIONS = {
     f.name: f for f in (*dataclasses.fields(PointOptions), *dataclasses.fields(SweepOptions))
 }
+FLAGS: dict[str, Any] = {"more": OPTIONS, "kept": {}, "program": PROGRAM, "doc": DOC}
 
 
 def main(arguments: list[str] | None = None) -> NoReturn:
@@ -67,7 +68,7 @@ def run_command(arguments: list[str]) -> int:
     arguments = _with_first(_with_folder(arguments))
     given = {w[2:].partition("=")[0].replace("-", "_") for w in arguments if w.startswith("--")}
     base = base_config(arguments)
-    config, values = parse(arguments, base, OPTIONS, {}, PROGRAM, DOC)
+    config, values = parse(arguments, base, **FLAGS)
     options = SweepOptions(**{f.name: values.pop(f.name) for f in dataclasses.fields(SweepOptions)})
     points = PointOptions(**values)
     check_record(options)
@@ -76,7 +77,7 @@ def run_command(arguments: list[str]) -> int:
     if points.compare is not None:
         return _compare(points.compare, options.run_dir, given, given_of(arguments))
     if options.resume is not None:
-        return _resume(arguments, config, points, options, given)
+        return _resume(arguments, config, points, options, given=given)
     spec = build_spec(arguments, config, points, options.confirm)
     session.check(spec)
     name = f"{config.env}_{config.algorithm}"
@@ -172,7 +173,7 @@ def _bases(
     for env, algorithm in dict.fromkeys(_which(config, p) for p in points):
         if (env, algorithm) not in bases:
             words = [*arguments, "--env", env, "--algorithm", algorithm]
-            parsed = parse(words, base_config(words), OPTIONS, {}, PROGRAM, DOC)
+            parsed = parse(words, base_config(words), **FLAGS)
             bases[env, algorithm] = parsed[0]
     return bases
 
@@ -182,6 +183,7 @@ def _resume(
     config: TrainConfig,
     points: PointOptions,
     options: SweepOptions,
+    *,
     given: set[str],
 ) -> int:
     assert options.resume is not None

@@ -38,7 +38,7 @@ def _parse(
 ) -> tuple[TrainConfig, RunOptions]:
     """Flags on top of a configuration and of the run options that a resumed run had."""
     doc = "Train an agent and keep the run in a directory."
-    config, own = parse(arguments, base, RUN_OPTIONS, kept, PROGRAM, doc)
+    config, own = parse(arguments, base, more=RUN_OPTIONS, kept=kept, program=PROGRAM, doc=doc)
     return config, RunOptions(**own)
 
 

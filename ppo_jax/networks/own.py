@@ -33,7 +33,7 @@ def own_policy(name: str, observation_space: PyTree, action_space: Any, config: 
     """
     found = references.resolve(name, "policy")
     if isinstance(found, Policy):
-        return _checked(name, found, observation_space, action_space, config)
+        return _checked(name, found, observation_space, action_space, config=config)
     what = "a ppo_jax.networks.Policy, or a function (observation_space, action_space, config) -> "
     what += "Policy"
     if not callable(found):
@@ -53,7 +53,7 @@ def own_policy(name: str, observation_space: PyTree, action_space: Any, config: 
         raise ConfigError(f"policy {name} raised {references.raised(error)}") from error
     if not isinstance(policy, Policy):
         raise ConfigError(f"policy {name} returned a {type(policy).__name__}; it must be {what}")
-    return _checked(name, policy, *arguments)
+    return _checked(name, policy, observation_space, action_space, config=config)
 
 
 def has_memory(policy: Policy) -> bool:
@@ -62,7 +62,7 @@ def has_memory(policy: Policy) -> bool:
 
 
 def _checked(
-    name: str, policy: Policy, observation_space: PyTree, action_space: Any, config: Any
+    name: str, policy: Policy, observation_space: PyTree, action_space: Any, *, config: Any
 ) -> Policy:
     """The policy, after its functions were traced with N observations, computing nothing."""
     doing = ["init(key, obs)"]
@@ -109,12 +109,6 @@ def _checked(
         raise ConfigError(
             f"policy {name}, given {N} observations: {doing[0]} raised {references.raised(error)}"
         ) from error
-    for count in ("minibatches", "critic_minibatches") if has_memory(policy) else ():
-        if config.num_envs % getattr(config.hyper, count, 1):
-            raise ConfigError(
-                f"num_envs = {config.num_envs}, whose steps a policy with memory keeps together, "
-                f"does not divide into {getattr(config.hyper, count)} {count}"
-            )
     return policy
 
 

@@ -87,8 +87,8 @@ def _functions(
     env: Any,
     width: int,
     devices: tuple[jax.Device, ...],
-    episodes: int,
     *,
+    episodes: int,
     own: tuple[Any, ...] = (),
 ) -> _Functions:
     """The functions that `compile_program` compiles, kept for the calls that follow.
@@ -141,6 +141,7 @@ def compile_program(
     env: Any,
     width: int,
     devices: Sequence[jax.Device],
+    *,
     episodes: int,
 ) -> Program:
     """Compile for `width` agents on each device, or find what an earlier call has compiled.
@@ -155,7 +156,7 @@ def compile_program(
     own = _own_code(static, env)
     keep = _has_value(env) and all(_is_code(part) or _has_value(part) for part in own)
     make = _functions if keep else _functions.__wrapped__
-    functions = make(static, env, width, tuple(devices), episodes, own=own)
+    functions = make(static, env, width, tuple(devices), episodes=episodes, own=own)
     agents, options = (width * len(devices),), compiler_options()
     seeds = jax.ShapeDtypeStruct(agents, jnp.uint32)
     floats = {n: jax.ShapeDtypeStruct(agents, jnp.float32) for n in configs.float_names(static)}

@@ -108,7 +108,9 @@ def run_sweep(
         refuse_sweep(build(setting, env).env)
     numbers = seed_numbers(config, seeds)
     groups = group_agents(settings, numbers)
-    schedule = Schedule(groups, devices or jax.devices(), _checked(batch_size), episodes, env)
+    schedule = Schedule(
+        groups, devices or jax.devices(), _checked(batch_size), episodes=episodes, env=env
+    )
     finished = _in_order(schedule, states=False)
     metrics = _metrics(finished)
     if episodes:

@@ -120,6 +120,7 @@ class Schedule:
         groups: Sequence[Group],
         devices: Sequence[jax.Device],
         batch_size: int | None = None,
+        *,
         episodes: int = 0,
         env: Any = None,
         chunks: Sequence[Chunk] = (),
@@ -178,7 +179,9 @@ class Schedule:
     def _compile(self, group: Group, width: int) -> Program:
         started = time.perf_counter()
         with terminal.status("compiling"):
-            program = compile_program(group.static, self.env, width, self.devices, self.episodes)
+            program = compile_program(
+                group.static, self.env, width, self.devices, episodes=self.episodes
+            )
         self.programs += 1
         self.compile_seconds += time.perf_counter() - started
         return program

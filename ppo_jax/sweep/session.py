@@ -70,7 +70,7 @@ def run(spec: Spec, options: SweepOptions, directory: SweepDirectory) -> int:
     path = directory.path
     with Signals() as signals:
         try:
-            order = _Session(spec, options, path, options.resume is not None, signals).run()
+            order = _Session(spec, options, path, options.resume is not None, signals=signals).run()
             if options.confirm:
                 fresh = confirmation(spec, order[0], options.confirm)
                 terminal.say(
@@ -96,7 +96,7 @@ def _confirm(spec: Spec, options: SweepOptions, path: Path, signals: Signals) ->
                 f"{path} holds the best point with other seeds or values; move it away to confirm "
                 f"with {len(spec.seeds)} seeds"
             )
-        _Session(spec, options, path, directory.used, signals).run()
+        _Session(spec, options, path, directory.used, signals=signals).run()
 
 
 def confirmation(spec: Spec, best: Setting, count: int) -> Spec:
@@ -110,7 +110,7 @@ class _Session:
     """One sweep from its first or its next chunk to its report."""
 
     def __init__(
-        self, spec: Spec, options: SweepOptions, path: Path, resume: bool, signals: Signals
+        self, spec: Spec, options: SweepOptions, path: Path, resume: bool, *, signals: Signals
     ) -> None:
         self.spec, self.options, self.signals = spec, options, signals
         self.store = Store(path, spec)
@@ -126,7 +126,7 @@ class _Session:
             groups,
             jax.devices(),
             options.width,
-            spec.episodes,
+            episodes=spec.episodes,
             chunks=chunks,
             done=done,
             on_plan=self.store.save_plan,

@@ -83,7 +83,7 @@ class ManyAgents:
         self.states = [self.program.init(jnp.asarray(s), self.floats) for s in seeds]
 
     def _compile_at(self, static: TrainConfig, devices: list[Any], width: int) -> sweep.Program:
-        return sweep.compile_program(static, None, width, devices, 0)
+        return sweep.compile_program(static, None, width, devices, episodes=0)
 
     def prepare_run(self, updates: int) -> None:
         """How many updates is an argument of the program."""
