@@ -163,8 +163,10 @@ def make(
 
     Source: Schulman et al. 2017, algorithm 1.
     """
-    optimizer, begin, end = sgd.from_config(config, optimizer)
-    begin, end = schedule or (begin, end)
+    if schedule is None:
+        optimizer, begin, end = sgd.from_config(config, optimizer)
+    else:
+        begin, end = schedule
     stop = None
     if config.target_kl is not None:
         limit = 1.5 * config.target_kl
