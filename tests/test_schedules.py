@@ -31,7 +31,6 @@ from ppo_jax.experiment import RunOptions, step_of
 from ppo_jax.experiment import train as train_run
 from ppo_jax.networks import make_policy
 from ppo_jax.optimizer import adapt
-from ppo_jax.rlhf import algorithms as language
 from ppo_jax.rlhf import supervised
 from ppo_jax.runs.chunk import make_chunk
 from ppo_jax.runs.metrics_log import read_metrics
@@ -424,22 +423,6 @@ def test_language_models_follow_schedules_over_their_updates():
         np.testing.assert_allclose(metrics["clip_eps"], 0.2, rtol=1e-6)
         wanted = rate.at(0.5) if rate else 1e-3
         np.testing.assert_allclose(metrics["learning_rate"], wanted, rtol=1e-6)
-
-
-def test_the_loss_of_language_models_has_the_scheduled_range():
-    config = language.Config(clip_eps=linear(0.3, 0.1), entropy_coef=linear(0.5, 0.1))
-    params, rows = case()
-    policy = dataclasses.make_dataclass("Policy", ["apply", "join"])(
-        POLICY.apply, lambda params, frozen: params
-    )
-    rows = rows.replace(log_prob=rows.log_prob + 0.25)  # ratios of 0.78, clipped at 0.8 alone
-    now = forms.at(config, 0.5)
-    by_schedule = language.make_loss(policy, now, (), None)(params, rows)
-    by_number = language.make_loss(
-        policy, dataclasses.replace(config, clip_eps=0.2, entropy_coef=0.3), (), None
-    )(params, rows)
-    np.testing.assert_allclose(by_schedule[0], by_number[0], rtol=1e-6)
-    assert by_schedule[1]["clip_fraction"] == 1
 
 
 def test_supervised_steps_follow_a_schedule():
