@@ -3,6 +3,7 @@
 import json
 import os
 import signal
+import threading
 from pathlib import Path
 
 import jax
@@ -174,6 +175,18 @@ def test_run_and_evaluate_from_python(tmp_path, capsys):
     again = ppo_jax.evaluate(ppo_jax.load(result.path), episodes=6)
     np.testing.assert_array_equal(found.episode_return, again.episode_return)
     assert found.episode_return.shape == (6,) and np.asarray(found.finished).all()
+
+
+def test_a_run_in_another_thread_goes_without_signals(tmp_path):
+    results = []
+
+    def target():
+        results.append(ppo_jax.run(small(), tmp_path / "a", eval_episodes=0))
+
+    thread = threading.Thread(target=target)
+    thread.start()
+    thread.join()
+    assert results[0].summary["env_steps"] == 320
 
 
 def test_what_run_does_not_know_is_refused(tmp_path):

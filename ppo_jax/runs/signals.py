@@ -2,6 +2,7 @@
 
 import os
 import signal
+import threading
 from types import FrameType
 
 from ppo_jax.runs import terminal
@@ -14,9 +15,10 @@ class Signals:
         self.received: int | None = None
 
     def __enter__(self) -> "Signals":
-        self._previous = {
-            s: signal.signal(s, self._handle) for s in (signal.SIGINT, signal.SIGTERM)
-        }
+        # Python lets only the main thread handle signals: a run in another one is not asked to end.
+        main = threading.current_thread() is threading.main_thread()
+        numbers = (signal.SIGINT, signal.SIGTERM) if main else ()
+        self._previous = {s: signal.signal(s, self._handle) for s in numbers}
         return self
 
     def __exit__(self, *_: object) -> None:
