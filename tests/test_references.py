@@ -16,6 +16,7 @@ import pytest
 
 import documents
 import ppo_jax
+import ppo_jax.export
 from ppo_jax import algorithms, envs
 from ppo_jax import config as configs
 from ppo_jax.algorithms import ppo
@@ -826,6 +827,9 @@ def test_callbacks_are_code_too(mine):
     with pytest.raises(ConfigError, match=r"names code to import, my_net:f.*--callback my_net:f"):
         trust.check(content, set(), False, Path("x"))
     trust.check(content | {"signature": trust.sign(content)}, set(), False, Path("x"))
+    given = flags.given_of(["--resume", "x", "--callback", "my_net:f", "my_net:g"])
+    assert given.named == {"my_net:f", "my_net:g"}
+    trust.check(content, given.named, given.trust, Path("x"))
 
 
 def test_a_run_with_an_object_asks_for_it_again(mine):

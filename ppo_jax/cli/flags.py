@@ -14,7 +14,7 @@ import tyro
 
 from ppo_jax import config as configs
 from ppo_jax.config import ConfigError, TrainConfig
-from ppo_jax.config.options import check, kind, option, show, whole
+from ppo_jax.config.options import check, coerce, kind, option, show, whole
 from ppo_jax.config.options import parse as parse_value
 from ppo_jax.config.presets import PRESETS
 from ppo_jax.config.schedules import Schedule
@@ -39,6 +39,7 @@ def selection_of(arguments: list[str]) -> argparse.Namespace:
     first = FirstPass(add_help=False, allow_abbrev=False)
     for name in (*configs.CODE, "preset", "config"):
         first.add_argument(f"--{name}")
+    first.add_argument("--callback", nargs="*", default=())
     first.add_argument("--trust", action="store_true")
     return first.parse_known_args(arguments)[0]
 
@@ -46,7 +47,8 @@ def selection_of(arguments: list[str]) -> argparse.Namespace:
 def given_of(arguments: list[str]) -> Given:
     """What the person names on the command line, beside what a file names."""
     selection = selection_of(arguments)
-    return Given(selection.env, selection.policy, selection.algorithm, selection.trust)
+    parts = (selection.env, selection.policy, selection.algorithm)
+    return Given(*parts, selection.trust, frozenset(selection.callback))
 
 
 def base_config(arguments: list[str]) -> TrainConfig:
@@ -143,7 +145,7 @@ def parse(
         ),
     ]
     fields = [(n, f, flat[n]) for n, f in known.items()]
-    fields += [(n, f, kept.get(n, f.default)) for n, f in more.items()]
+    fields += [(n, f, coerce(f, kept[n]) if n in kept else f.default) for n, f in more.items()]
     parsed = read_flags(arguments, fields, program, doc, selection=selection)
     own = {name: parsed[name] for name in more}
     return configs.from_flat({n: parsed[n] for n in known}), own
