@@ -172,9 +172,8 @@ def train(
             precision=config.matmul_precision,
             resume=COMMAND,
             quiet=quiet,
+            describe=lambda: write_config(config, options.kept(), directory.path),
         )
-        if options.resume is not None:
-            write_config(config, options.kept(), directory.path)
         return loop.run(job, record, signals=signals, callbacks=callbacks)
 
 

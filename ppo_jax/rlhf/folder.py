@@ -80,9 +80,8 @@ def run(
         config=config,
         precision=config.get("matmul_precision", "default"),
         resume=f"{COMMAND} {kind}" if resume is None else resume,
+        describe=lambda: describe(directory.path, kind, config),
     )
-    if options.resume is not None:
-        describe(directory.path, kind, config)
     job = precision.apply(config.get("matmul_precision", "default"), job)
     return loop.run(job, record, callbacks=callbacks, signals=signals)
 

@@ -5,6 +5,7 @@ import json
 import shlex
 import sys
 import warnings
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +33,7 @@ class RunRecord:
         precision: configured precision of matrix products.
         resume: the command that goes on with the run, without the folder; "" for none.
         quiet: whether nothing is printed besides the progress display.
+        describe: writes config.json anew, once it is known that a run can be resumed.
     """
 
     def __init__(
@@ -47,9 +49,11 @@ class RunRecord:
         precision: str = "default",
         resume: str = "",
         quiet: bool = False,
+        describe: Callable[[], None] = lambda: None,
     ) -> None:
         self.path, self.options, self.about, self.config = path, options, about, config
         self.precision, self.resume, self.quiet = precision, resume, quiet
+        self.describe = describe
         self.checkpoints = Checkpoints(
             path.absolute() / "checkpoints", identity, defaults=defaults, older=older
         )
@@ -65,8 +69,11 @@ class RunRecord:
         Raises:
             CheckpointError, ConfigError: nothing whole to go on from, or more than is asked for.
         """
-        if self.options.resume is None or not self.checkpoints.steps():
+        if self.options.resume is None:
+            return 0, None
+        if not self.checkpoints.steps():
             self._check_nothing_was_saved(job)
+            self.describe()
             return 0, None
         update, state = self.checkpoints.restore(job.shapes)
         if update > job.updates:
@@ -76,6 +83,7 @@ class RunRecord:
                 f"than the {asked:,} that are asked for"
             )
         self.checkpoints.clean(after=update)
+        self.describe()
         self.saved = update
         return update, state
 
@@ -200,8 +208,6 @@ class RunRecord:
     def _check_nothing_was_saved(self, job: Job) -> None:
         """A run killed before its first checkpoint begins again; one whose checkpoints are gone
         does not, for its log would go too."""
-        if self.options.resume is None:
-            return
         saved = self.earlier.get(job.unit)
         if saved or len(self.checkpoints.orphans()) > 1:
             raise CheckpointError(
