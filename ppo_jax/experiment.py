@@ -160,9 +160,10 @@ def train(
     start = None if options.init_from is None else load(options.init_from)[2]
     if start is not None:  # before anything is written
         started_from(start, jax.eval_shape(program.init, jax.random.key(config.seed)))
+    job = job_of(config, program, options.eval_episodes, start)
+    loop.check(job, options)
     with open_folder(config, options) as directory, Signals() as signals, _ended(program.env):
         cache.use()
-        job = job_of(config, program, options.eval_episodes, start)
         record = RunRecord(
             directory.path,
             options,

@@ -80,6 +80,24 @@ def test_an_evaluation_falls_on_its_update(tmp_path, every):
     assert all(type(r.get("games", 0)) is int for r in rows(tmp_path))
 
 
+def test_parts_of_an_evaluation_have_their_name():
+    found = {"validation": {"accuracy": 0.5, "rows": 2}, "seconds": 1.0}
+    assert loop.flattened(found) == {"validation_accuracy": 0.5, "seconds": 1.0}
+
+
+@pytest.mark.parametrize(
+    ("changes", "options", "says"),
+    [
+        ({"evaluate": None}, {"eval_every": 2}, "counting has no evaluation"),
+        ({"score": (None, None)}, {"stop_at": 2.0}, "has no score to compare with it$"),
+        ({"score": (None, "judged")}, {"stop_at": 2.0}, "give --eval-every, too"),
+    ],
+)
+def test_options_that_a_job_cannot_follow_are_refused(changes, options, says):
+    with pytest.raises(ConfigError, match=says):
+        loop.check(JOB._replace(**changes), KeepOptions(**options))
+
+
 def test_evaluations_are_logged_however_seldom_rows_are(tmp_path):
     loop.run(JOB, recorded(tmp_path, eval_every=5, log_every=4), signals=Signals())
     assert [r["update"] for r in rows(tmp_path)] == [4, 5, 8, 10, 12]

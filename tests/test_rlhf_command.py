@@ -83,7 +83,7 @@ def reward(folder):
     sft = folder / "sft"
     assert run("sft", "--model", folder / "model", "--data", folder / "texts.txt", "--run-dir", sft,
                "--updates", 150, "--batch-size", 8, "--learning-rate", 0.02,
-               "--validation-fraction", 0.2) == 0  # fmt: skip
+               "--validation-fraction", 0.2, "--eval-every", 50) == 0  # fmt: skip
     path = folder / "reward"
     assert run("reward", "--model", sft, "--data", folder / "pairs.jsonl", "--run-dir", path,
                "--updates", 80, "--batch-size", 8, "--learning-rate", 0.01) == 0  # fmt: skip
@@ -96,6 +96,11 @@ def test_fine_tuning_and_a_reward_model(folder, reward):
     summary = json.loads((folder / "sft" / "summary.json").read_text())
     assert summary["status"] == "finished"
     assert summary["validation"]["rows"] == 2
+    validated = {
+        r["update"]: r["validation_loss"] for r in rows(folder / "sft") if "validation_loss" in r
+    }
+    assert [*validated] == [50, 100, 150]
+    assert validated[150] == pytest.approx(summary["validation"]["loss"])
     _, params = load_model(reward / "model")
     assert "score" in params
     assert rows(reward)[-1]["accuracy"] > 0.8

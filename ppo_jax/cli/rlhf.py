@@ -34,7 +34,7 @@ from ppo_jax.rlhf.presets import PRESETS
 from ppo_jax.rlhf.roles import ends, model, needed, prompt_room, roles, writer
 from ppo_jax.rlhf.sharding import mesh_of
 from ppo_jax.rlhf.tokenizer import TokenizerError
-from ppo_jax.runs import terminal
+from ppo_jax.runs import loop, terminal
 from ppo_jax.runs.job import Job, RunFailed
 from ppo_jax.runs.signals import Signals
 from ppo_jax.types import Params
@@ -282,6 +282,7 @@ def _evaluate(arguments: list[str]) -> int:
 def _in_directory(job: Job, options: RunOptions, values: dict[str, Any]) -> int:
     config = flat(values)
     callbacks = options.callbacks()
+    loop.check(job, options)
     with open_directory(job.name, options, config) as directory, Signals() as signals:
         how: dict[str, Any] = {"options": options, "signals": signals, "callbacks": callbacks}
         result = run(job, job.name, config, directory, **how)

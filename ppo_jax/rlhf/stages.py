@@ -144,6 +144,8 @@ def _supervised(
         units_per_update=config.batch_size,
         headline=headline,
         curves=(headline,),
+        # A loss falls, so that it is no score.
+        score=(None, None if headline == "loss" else f"validation_{headline}"),
         evaluate=None if held_out is None else judge,
         result=result,
     )
@@ -221,6 +223,7 @@ def optimisation(
         units_per_update=config.num_prompts * config.group_size,
         headline="objective",
         curves=("objective", "kl", "shaped_score"),
+        score=(None, "evaluation_objective"),
         evaluate=judge,
         result=result,
         samples=samples,

@@ -14,9 +14,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from ppo_jax.config import ConfigError
 from ppo_jax.runs import terminal
 from ppo_jax.runs.chunk import Chunk, compile_chunk, next_count
 from ppo_jax.runs.job import UNITS, Callback, Diverged, Job, Progress, Result
+from ppo_jax.runs.options import KeepOptions
 from ppo_jax.runs.record import InMemory, RunRecord, scores_of
 from ppo_jax.runs.signals import Signals
 
@@ -49,6 +51,39 @@ def run(
         RunFailed: it failed on its way; the message says what is saved.
     """
     return _Loop(job, record, callbacks, signals, chunk=chunk).run()
+
+
+def check(job: Job, options: KeepOptions) -> None:
+    """Refuse options that a job cannot follow, before anything is written.
+
+    Args:
+        job: what is to be run.
+        options: how it is to be kept.
+
+    Raises:
+        ConfigError: what was given, and what to do.
+    """
+    if options.eval_every is not None and job.evaluate is None:
+        raise ConfigError(
+            f"--eval-every is {options.eval_every}, but {job.name} has no evaluation: there are no "
+            "episodes or rows to evaluate with"
+        )
+    during, evaluated = job.score
+    if options.stop_at is None or (evaluated if options.eval_every is not None else during):
+        return
+    more = "; give --eval-every, too" if evaluated else ""
+    raise ConfigError(
+        f"--stop-at is {options.stop_at:g}, but {job.name} has no score to compare with it{more}"
+    )
+
+
+def flattened(found: dict[str, Any]) -> dict[str, float]:
+    """The real numbers of an evaluation, those of a part of it by "part_name"."""
+    numbers = {name: x for name, x in found.items() if isinstance(x, float)}
+    for part, inner in found.items():
+        if isinstance(inner, dict):
+            numbers |= {f"{part}_{n}": x for n, x in inner.items() if isinstance(x, float)}
+    return numbers
 
 
 class _Loop:
@@ -142,8 +177,7 @@ class _Loop:
         every, evaluate = self.options.eval_every, self.job.evaluate
         if every is None or evaluate is None or self.update % every:
             return {}
-        found = evaluate(self.state, self.update)
-        return {name: x for name, x in found.items() if isinstance(x, float)}
+        return flattened(evaluate(self.state, self.update))
 
     def _ask(self, rows: list[dict[str, Any]]) -> None:
         """The threshold and the callbacks: is it enough?"""
