@@ -15,24 +15,33 @@ import numpy as np
 from ppo_jax import config as configs
 from ppo_jax.agent import Agent, read_parts
 from ppo_jax.config import ConfigError, TrainConfig, references
-from ppo_jax.config.options import check_record, did_you_mean, option
+from ppo_jax.config.options import check_record, coerce, did_you_mean, option
 from ppo_jax.envs import HostEnv, as_env
 from ppo_jax.evaluate import Returns, evaluate, warn_unfinished
 from ppo_jax.runs import cache, loop, trackers
 from ppo_jax.runs.chunk import Chunk, Step, compile_chunk, compiler_options
-from ppo_jax.runs.folder import RunDirectory, identity_of, read_config, write_config
+from ppo_jax.runs.folder import (
+    RunDirectory,
+    check_callbacks,
+    checkpoints_of,
+    identity_of,
+    read_run_options,
+    read_values,
+    shown,
+    write_config,
+)
 from ppo_jax.runs.job import Callback, Job, Result
 from ppo_jax.runs.options import KeepOptions
 from ppo_jax.runs.record import RunRecord
 from ppo_jax.runs.restore import load
 from ppo_jax.runs.signals import Signals
-from ppo_jax.runs.trust import Given
+from ppo_jax.runs.trust import NOTHING, Given, sign
 from ppo_jax.train import Program, build
 from ppo_jax.types import Metrics, PyTree, TrainState
 
 COMMAND = "python -m ppo_jax.train"
 # Metrics that are NaN by right: there may be no finished episode, nothing to explain.
-MAY_BE_NAN = ("episode_", "explained_variance", "eval_")
+MAY_BE_NAN = ("episode_", "explained_variance")
 # Folded into the seed for the keys of evaluations, which training never uses.
 EVALUATION = 0xE7A1
 
@@ -56,6 +65,7 @@ def run(
     algorithm: Any = None,
     callbacks: Sequence[Callback] = (),
     init_from: Path | str | None = None,
+    trust: bool = False,
     **options: Any,
 ) -> Result:
     """Train an agent and keep the run in a folder, as `python -m ppo_jax.train` does.
@@ -66,6 +76,7 @@ def run(
         env, policy, algorithm: as for `build`.
         callbacks: f(progress, state), called between chunks; one that returns true ends the run.
         init_from: a run whose parameters and statistics this one starts from.
+        trust: whether a folder that is resumed or started from may name code to import.
         **options: fields of RunOptions: eval_every, stop_at, checkpoint_seconds, overwrite, ...
 
     Returns:
@@ -75,14 +86,18 @@ def run(
         ConfigError, CheckpointError, InvalidEnvironment: it cannot begin.
         RunFailed: it failed on its way; the message says what is saved.
     """
-    known = [f.name for f in dataclasses.fields(RunOptions)]
+    fields = dataclasses.fields(RunOptions)
+    known = [f.name for f in fields]
     unknown = [name for name in options if name not in known]
     if unknown:
         raise ConfigError(f"unknown option {unknown[0]!r}; {did_you_mean(unknown[0], known)}")
-    folders = {"run_dir": run_dir, "init_from": init_from, "resume": options.get("resume")}
-    options |= {name: path and Path(path) for name, path in folders.items()}
+    options |= {"run_dir": run_dir} | ({} if init_from is None else {"init_from": init_from})
+    if options.get("resume") is not None:
+        options = read_run_options(Path(options["resume"])) | options
+    values = {f.name: coerce(f, options[f.name]) for f in fields if f.name in options}
     parts = {"env": env, "policy": policy, "algorithm": algorithm}
-    return train(config, RunOptions(**options), parts=parts, callbacks=callbacks, quiet=True)
+    given = Given(**parts, trust=trust)
+    return train(config, RunOptions(**values), given=given, callbacks=callbacks, quiet=True)
 
 
 def evaluate_run(
@@ -117,9 +132,9 @@ def evaluate_run(
         raise ConfigError(f"episodes is {episodes}; it must be >= 1")
     given = Given(**parts, trust=trust)
     found = run.parts if isinstance(run, Agent) else read_parts(Path(run), checkpoint, given)
-    env = given.env or found.config.env
-    arguments = configs.env_kwargs(found.config) if given.env is None else {}
-    played = as_env(env, **arguments)
+    env = found.config.env if given.env is None else given.env
+    same = references.name_of(env) == found.config.env
+    played = as_env(env, **(configs.env_kwargs(found.config) if same else {}))
     with _ended(played):
         return evaluate(
             jax.random.key(seed),
@@ -136,7 +151,7 @@ def train(
     config: TrainConfig,
     options: RunOptions,
     *,
-    parts: dict[str, Any] | None = None,
+    given: Given = NOTHING,
     callbacks: Sequence[Callback] = (),
     quiet: bool = False,
 ) -> Result:
@@ -145,7 +160,8 @@ def train(
     Args:
         config: of the run.
         options: how it is kept.
-        parts: env, policy and algorithm as for `build`, in place of the configuration's.
+        given: env, policy and algorithm as for `build` in place of the configuration's, and whether
+            folders are trusted.
         callbacks: as for `run`, besides those that the options name.
         quiet: whether nothing is printed besides the progress display.
 
@@ -154,12 +170,15 @@ def train(
     """
     check_record(options)
     trackers.require(options.trackers)
-    callbacks = [*callbacks, *options.callbacks()]
-    config = named(config, options, parts or {})
+    options = _settled(options)
+    config = named(config, options, given)
+    functions = _callbacks(config, options, callbacks, given)
+    options = dataclasses.replace(options, callback=_names(options, callbacks))
     program = build(config)
-    start = None if options.init_from is None else load(options.init_from)[2]
-    if start is not None:  # before anything is written
+    start = _start(config, options, given)
+    if start is not None:
         started_from(start, jax.eval_shape(program.init, jax.random.key(config.seed)))
+    _check_evaluation(options, program.env)
     job = job_of(config, program, options.eval_episodes, start)
     loop.check(job, options)
     with open_folder(config, options) as directory, Signals() as signals, _ended(program.env):
@@ -175,25 +194,94 @@ def train(
             quiet=quiet,
             describe=lambda: write_config(config, options.kept(), directory.path),
         )
-        return loop.run(job, record, signals=signals, callbacks=callbacks)
+        return loop.run(job, record, signals=signals, callbacks=functions)
 
 
-def named(config: TrainConfig, options: RunOptions, parts: dict[str, Any]) -> TrainConfig:
+def named(config: TrainConfig, options: RunOptions, given: Given) -> TrainConfig:
     """The configuration with the names of parts from Python; in a run that is resumed, the names
     that it was begun with.
 
     Args:
         config: of the run.
         options: with the run that is resumed, if one is.
-        parts: env, policy, algorithm; None for the configuration's own.
+        given: env, policy, algorithm; None for the configuration's own.
     """
+    parts = {n: getattr(given, n) for n in configs.CODE if getattr(given, n) is not None}
     config = configs.with_own(config, **parts)
-    if options.resume is None or not any(part is not None for part in parts.values()):
+    if options.resume is None:
         return config
-    saved = read_config(options.resume, Given(**parts, trust=True))
-    texts = {name: getattr(saved, name) for name, part in parts.items() if part is not None}
-    kept = {name: text for name, text in texts.items() if references.is_text(str(text))}
+    saved = read_values(options.resume)  # texts alone: nothing is imported
+    kept: dict[str, Any] = {
+        n: str(saved[n]) for n in parts if references.is_text(str(saved.get(n)))
+    }
+    for name, text in kept.items():
+        references.bind(text, parts[name])
     return dataclasses.replace(config, **kept)
+
+
+def _settled(options: RunOptions) -> RunOptions:
+    """The options with the path of another run from anywhere.
+
+    Raises:
+        ConfigError: a run that is resumed was started from another one than is given.
+    """
+    start = options.init_from and options.init_from.resolve()
+    if options.resume is not None:
+        kept = read_run_options(options.resume).get("init_from")
+        if str(start) != str(kept):
+            raise ConfigError(
+                f"--init-from is {start}, but the run that is resumed started from {kept}; leave "
+                "it out, or start a new run"
+            )
+    return dataclasses.replace(options, init_from=start)
+
+
+def _start(config: TrainConfig, options: RunOptions, given: Given) -> TrainState | None:
+    """The state of the run to start from; None where there is none, or it was started already.
+
+    Raises:
+        ConfigError, CheckpointError: it is no run, names code that nobody trusts, or is damaged.
+    """
+    if options.init_from is None:
+        return None
+    if options.resume is not None and checkpoints_of(options.resume, config).steps():
+        return None
+    names = {str(getattr(config, name)) for name in configs.CODE}
+    return load(options.init_from, trust=given.trust, followed=given.followed | names)[2]
+
+
+def _callbacks(
+    config: TrainConfig, options: RunOptions, callbacks: Sequence[Callback], given: Given
+) -> list[Callback]:
+    """Those from Python and those that are named, each once.
+
+    Raises:
+        ConfigError: one cannot be imported, or nobody trusts the folder that names it.
+    """
+    if options.resume is not None and options.callback:
+        check_callbacks(options.resume, given, options.callback)
+    functions = list(callbacks)
+    functions += [f for f in options.callbacks() if f not in functions]
+    return functions
+
+
+def _names(options: RunOptions, callbacks: Sequence[Callback]) -> tuple[str, ...]:
+    """The references under which callbacks are kept; those of a notebook have none."""
+    own = (references.reference_of(f) for f in callbacks)
+    return tuple(dict.fromkeys([*options.callback, *(name for name in own if name)]))
+
+
+def _check_evaluation(options: RunOptions, env: Any) -> None:
+    """Refuse evaluations during training in the environments that training goes on in.
+
+    Raises:
+        ConfigError: what to give instead.
+    """
+    if options.eval_every is not None and isinstance(env, HostEnv) and env.evaluation() is env:
+        raise ConfigError(
+            "--eval-every needs environments beside those of training, and this vector environment "
+            "is the only one there is; give a function that makes an environment"
+        )
 
 
 def job_of(
@@ -214,8 +302,8 @@ def job_of(
         state = first_state(config, program)
         return state if start is None else started_from(start, state)
 
-    def judge(state: TrainState, update: int) -> dict[str, Any]:
-        return _evaluation(config, program, state, update=update, episodes=episodes)
+    def judge(state: TrainState, *folds: int) -> dict[str, Any]:
+        return _evaluation(config, program, state, folds=folds, episodes=episodes)
 
     return Job(
         name=f"{config.algorithm} on {config.env}, seed {config.seed}",
@@ -232,6 +320,7 @@ def job_of(
         promises=configs.promises(config),
         score=("episode_return", "eval_return_mean"),
         evaluate=judge if episodes else None,
+        result=lambda state, path: judge(state) if episodes else {},
         restart=program.restart if isinstance(program.env, HostEnv) else lambda state: state,
         cause="a learning rate too high, rewards or observations that are not finite or not "
         "normalised",
@@ -326,11 +415,11 @@ def _refuse_other_shapes(what: str, theirs: PyTree, ours: PyTree) -> None:
 
 
 def _evaluation(
-    config: TrainConfig, program: Program, state: TrainState, *, update: int, episodes: int
+    config: TrainConfig, program: Program, state: TrainState, *, folds: Sequence[int], episodes: int
 ) -> dict[str, Any]:
-    """Returns of greedy episodes; those of the last update have the key they always had."""
+    """Returns of greedy episodes; those during training have keys of their own."""
     key = jax.random.fold_in(jax.random.key(config.seed), EVALUATION)
-    if update < config.num_updates:
+    for update in folds:
         key = jax.random.fold_in(key, update)
     result = evaluate(
         key,
@@ -378,6 +467,8 @@ def open_folder(config: TrainConfig, options: RunOptions) -> RunDirectory:
         ConfigError: it holds a run already, or something else, or cannot be written to.
     """
     name = f"{config.env}_{config.algorithm}_seed{config.seed}"
+    # What cannot be written down or signed is refused before an earlier run is deleted.
+    sign({"config": configs.to_json(config), "run": shown(options.kept())})
     return RunDirectory.opened(
         options, name, lambda path: write_config(config, options.kept(), path)
     )

@@ -3,7 +3,7 @@
 import argparse
 import dataclasses
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -35,8 +35,9 @@ from ppo_jax.rlhf.roles import ends, model, needed, prompt_room, roles, writer
 from ppo_jax.rlhf.sharding import mesh_of
 from ppo_jax.rlhf.tokenizer import TokenizerError
 from ppo_jax.runs import loop, terminal
-from ppo_jax.runs.job import Job, RunFailed
+from ppo_jax.runs.job import Callback, Job, RunFailed
 from ppo_jax.runs.signals import Signals
+from ppo_jax.runs.trust import Given
 from ppo_jax.types import Params
 
 PROGRAM = "python -m ppo_jax.rlhf"
@@ -109,6 +110,7 @@ class EvaluateOptions:
 
     run: Path | None = option(None, "run directory of a stage")
     responses: int = option(256, "that a policy is judged by", low=2)
+    trust: bool = option(False, "let the run's folder name code to import")
 
 
 def main(arguments: list[str] | None = None) -> NoReturn:
@@ -120,8 +122,17 @@ def main(arguments: list[str] | None = None) -> NoReturn:
 def _refusing(arguments: list[str]) -> int:
     """The command; what a person can mend is one line."""
     try:
-        return _dispatch(arguments)
+        todo = _dispatch(arguments)
     except (DataError, ModelError, TokenizerError, ImportError, ValueError) as error:
+        raise ConfigError(str(error)) from error
+    return todo if isinstance(todo, int) else _running(todo)
+
+
+def _running(todo: Callable[[], int]) -> int:
+    """Run what was put together; what fails from here on has failed while running."""
+    try:
+        return todo()
+    except (DataError, ModelError, TokenizerError) as error:
         raise ConfigError(str(error)) from error
     except jax.errors.JaxRuntimeError as error:
         # What a function of the user's own raised, among the frames that lead to it.
@@ -131,7 +142,7 @@ def _refusing(arguments: list[str]) -> int:
         raise RunFailed(said[-1].removeprefix("ValueError: ")) from error
 
 
-def _dispatch(arguments: list[str]) -> int:
+def _dispatch(arguments: list[str]) -> "int | Callable[[], int]":
     if not arguments or arguments[0].startswith("-"):
         if arguments and arguments[0] in ("-h", "--help"):
             terminal.say(_HELP)
@@ -143,12 +154,12 @@ def _dispatch(arguments: list[str]) -> int:
     return COMMANDS[name](rest)
 
 
-def _demo(arguments: list[str]) -> int:
+def _demo(arguments: list[str]) -> Callable[[], int]:
     values, options = _values("demo", arguments, KINDS["demo"], free=())
-    return demo(_pick(DemoConfig, values), options)
+    return lambda: demo(_pick(DemoConfig, values), options)
 
 
-def _sft(arguments: list[str]) -> int:
+def _sft(arguments: list[str]) -> Callable[[], int]:
     values, options = _values("sft", arguments, KINDS["sft"])
     decoder, params, language = writer(values)
     examples = read(needed(values, "data"), "sft")
@@ -165,7 +176,7 @@ def _sft(arguments: list[str]) -> int:
     return _in_directory(stage, options, values)
 
 
-def _reward(arguments: list[str]) -> int:
+def _reward(arguments: list[str]) -> Callable[[], int]:
     values, options = _values("reward", arguments, KINDS["reward"])
     decoder, params, language = model(values)
     pairs = read(needed(values, "data"), "preference")
@@ -187,7 +198,7 @@ def _reward(arguments: list[str]) -> int:
     return _in_directory(stage, options, values)
 
 
-def _ppo(arguments: list[str]) -> int:
+def _ppo(arguments: list[str]) -> Callable[[], int]:
     values, options = _values("ppo", arguments, KINDS["ppo"])
     return _in_directory(_optimisation(values), options, values)
 
@@ -263,7 +274,7 @@ def _evaluate(arguments: list[str]) -> int:
     options = EvaluateOptions(**values)
     check_record(options)
     path = Path(needed(values, "run"))
-    kind, saved = read_stage(path)
+    kind, saved, _ = read_stage(path, Given(trust=options.trust))
     if kind != "ppo":
         raise ConfigError(f"{path} is a run of {kind}; its summary.json holds its validation")
     values = _restored(saved, KINDS["ppo"])
@@ -279,10 +290,16 @@ def _evaluate(arguments: list[str]) -> int:
     return 0
 
 
-def _in_directory(job: Job, options: RunOptions, values: dict[str, Any]) -> int:
-    config = flat(values)
+def _in_directory(job: Job, options: RunOptions, values: dict[str, Any]) -> Callable[[], int]:
+    """A stage that is ready to run in its folder."""
     callbacks = options.callbacks()
     loop.check(job, options)
+    return lambda: _run(job, options, flat(values), callbacks)
+
+
+def _run(
+    job: Job, options: RunOptions, config: dict[str, Any], callbacks: Sequence[Callback]
+) -> int:
     with open_directory(job.name, options, config) as directory, Signals() as signals:
         how: dict[str, Any] = {"options": options, "signals": signals, "callbacks": callbacks}
         result = run(job, job.name, config, directory, **how)
@@ -295,20 +312,23 @@ def _values(
     command: str, arguments: list[str], kinds: tuple[Any, ...], free: tuple[str, ...] = ("updates",)
 ) -> tuple[dict[str, Any], RunOptions]:
     """(flat values, how the run is kept) of a command line."""
-    first = _first(arguments)
+    first, kept = _first(arguments), dict[str, Any]()
     known = {f.name: f for kind in kinds for f in dataclasses.fields(kind)}
     defaults = {name: f.default for name, f in known.items()}
     if first.resume is not None:
         if first.preset is not None:
             raise ConfigError("--resume goes on with its own values: no --preset")
-        saved_kind, saved = read_stage(first.resume)
+        given = Given(trust=first.trust, followed=frozenset([*first.reward, *first.callback]))
+        saved_kind, saved, kept = read_stage(first.resume, given)
         if saved_kind != command:
             raise ConfigError(f"{first.resume} is a run of {saved_kind}, not of {command}")
         defaults |= _restored(saved, kinds)
     elif first.preset is not None:
         defaults |= _preset(first.preset, known)
     fields = [(name, f, defaults[name]) for name, f in known.items()]
-    fields += [(f.name, f, f.default) for f in dataclasses.fields(RunOptions)]
+    for field in dataclasses.fields(RunOptions):
+        default = coerce(field, kept.get(field.name, field.default))
+        fields.append((field.name, field, default))
     selection = []
     if "clip_eps" in known:
         presets = option(None, "hyperparameters of published work", choices=tuple(PRESETS))
@@ -350,6 +370,9 @@ def _first(arguments: list[str]) -> argparse.Namespace:
     parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
     parser.add_argument("--resume", type=Path)
     parser.add_argument("--preset")
+    parser.add_argument("--trust", action="store_true")
+    for name in ("reward", "callback"):
+        parser.add_argument(f"--{name}", nargs="*", default=[])
     return parser.parse_known_args(arguments)[0]
 
 
@@ -368,7 +391,7 @@ KINDS: dict[str, tuple[Any, ...]] = {
     "reward": (ModelOptions, RewardOptions, supervised.Config),
     "ppo": (ModelOptions, PPOOptions, train.Config, algorithms.Config),
 }
-COMMANDS: dict[str, Callable[[list[str]], int]] = {
+COMMANDS: dict[str, Callable[[list[str]], "int | Callable[[], int]"]] = {
     "demo": _demo,
     "sft": _sft,
     "reward": _reward,

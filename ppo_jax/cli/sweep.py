@@ -188,7 +188,7 @@ def _resume(
 ) -> int:
     assert options.resume is not None
     spec, kept = read_spec(options.resume, given_of(arguments))
-    if given - {*FREE_ON_RESUME, *SETTLED}:
+    if given - {*FREE_ON_RESUME, *SETTLED, *configs.CODE, "trust"}:
         _refuse_changes(spec, build_spec(arguments, config, points))
     for name, why in SETTLED.items():
         if name in given and getattr(options, name) != kept[name]:

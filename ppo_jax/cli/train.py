@@ -10,6 +10,7 @@ from ppo_jax.cli.flags import RUN_OPTIONS, FirstPass, base_config, given_of, par
 from ppo_jax.config import ConfigError, TrainConfig
 from ppo_jax.experiment import RunOptions
 from ppo_jax.experiment import train as train_agent
+from ppo_jax.runs.trust import Given
 
 PROGRAM = "python -m ppo_jax.train"
 FREE_ON_RESUME = ("total_timesteps", "anneal_timesteps")
@@ -30,7 +31,10 @@ def _train(arguments: list[str]) -> int:
     if resumed is not None:
         _refuse_changes(base, config)
     configs.check(config)
-    return train_agent(config, options).exit_code
+    named = given_of(arguments)
+    # The configuration has the names already; here they only say what may be imported.
+    given = Given(trust=named.trust, followed=frozenset(named.named))
+    return train_agent(config, options, given=given).exit_code
 
 
 def _parse(

@@ -18,6 +18,7 @@ import numpy as np
 from rich.table import Table
 
 from ppo_jax import precision
+from ppo_jax.config import ConfigError
 from ppo_jax.config.options import option
 from ppo_jax.rlhf import algorithms, optimum, stages, supervised, train
 from ppo_jax.rlhf.corpus import first_letters, gold_score, noisy_preferences, tokenizer_of, words
@@ -96,6 +97,11 @@ def demo(config: DemoConfig, options: RunOptions) -> int:
     Returns:
         Exit code.
     """
+    if options.callback or options.eval_every is not None or options.stop_at is not None:
+        raise ConfigError(
+            "the demo has no --callback, --eval-every or --stop-at; the commands of its stages "
+            "have: python -m ppo_jax.rlhf sft, reward and ppo"
+        )
     started = time.perf_counter()
     lines = words() if config.data is None else _lines_of(config.data)
     with open_directory("demo", options, flat(config)) as directory, Signals() as signals:
@@ -117,7 +123,7 @@ def demo(config: DemoConfig, options: RunOptions) -> int:
         }
         write_json(directory.path / "summary.json", found)
         _print(found, directory.path)
-    return 0
+    return 128 + signals.received if signals.received else 0
 
 
 def _lines_of(path: Path) -> list[str]:

@@ -13,13 +13,14 @@ import numpy as np
 from ppo_jax import precision
 from ppo_jax.config import ConfigError
 from ppo_jax.config.options import option, to_json
-from ppo_jax.runs import cache, loop, trackers
+from ppo_jax.runs import cache, loop, trackers, trust
 from ppo_jax.runs.checkpoint import Checkpoints
-from ppo_jax.runs.folder import RunDirectory, write_description
+from ppo_jax.runs.folder import RunDirectory, shown, write_description
 from ppo_jax.runs.job import Callback, Job, Result
 from ppo_jax.runs.options import KeepOptions
 from ppo_jax.runs.record import RunRecord
 from ppo_jax.runs.signals import Signals
+from ppo_jax.runs.trust import NOTHING, Given
 from ppo_jax.types import PyTree
 
 COMMAND = "python -m ppo_jax.rlhf"
@@ -41,6 +42,7 @@ class RunOptions(KeepOptions):
     checkpoint_seconds: float = option(60.0, "seconds between checkpoints", low=0)
     sample_seconds: float = option(20.0, "seconds between samples that are shown", low=0)
     samples: int = option(4, "number of responses that are shown", low=0)
+    trust: bool = option(False, "let the folder that is resumed name code to import")
 
 
 def run(
@@ -69,7 +71,6 @@ def run(
     Raises:
         As `ppo_jax.runs.loop.run`.
     """
-    trackers.require(options.trackers)
     cache.use()
     about = {"stage": kind, "algorithm": config.get("algorithm", kind), "seed": config.get("seed")}
     record = RunRecord(
@@ -80,7 +81,7 @@ def run(
         config=config,
         precision=config.get("matmul_precision", "default"),
         resume=f"{COMMAND} {kind}" if resume is None else resume,
-        describe=lambda: describe(directory.path, kind, config),
+        describe=lambda: describe(directory.path, kind, config, options),
     )
     job = precision.apply(config.get("matmul_precision", "default"), job)
     return loop.run(job, record, callbacks=callbacks, signals=signals)
@@ -92,12 +93,22 @@ def open_directory(kind: str, options: RunOptions, config: dict[str, Any]) -> Ru
     Raises:
         ConfigError: it holds a run already, or something else, or cannot be written to.
     """
-    return StageDirectory.opened(options, f"rlhf_{kind}", lambda p: describe(p, kind, config))
+    # What is missing, or cannot be signed, is refused before an earlier run is deleted.
+    trackers.require(options.trackers)
+    trust.sign(_content(kind, config, options))
+    return StageDirectory.opened(
+        options, f"rlhf_{kind}", lambda path: describe(path, kind, config, options)
+    )
 
 
-def describe(path: Path, kind: str, config: dict[str, Any]) -> None:
+def describe(path: Path, kind: str, config: dict[str, Any], options: RunOptions) -> None:
     """config.json: every value, and each session that went on with it."""
-    write_description(path, {"stage": kind, "config": config}, config.get("matmul_precision"))
+    write_description(path, _content(kind, config, options), config.get("matmul_precision"))
+
+
+def _content(kind: str, config: dict[str, Any], options: RunOptions) -> dict[str, Any]:
+    kept = {name: value for name, value in options.kept().items() if name != "trust"}
+    return {"stage": kind, "config": config, "run": shown(kept)}
 
 
 def identity_of(config: dict[str, Any], frozen: PyTree) -> dict[str, Any]:
@@ -141,17 +152,24 @@ def flat(config: Any) -> dict[str, Any]:
     return {name: to_json(value) for name, value in values.items()}
 
 
-def read_stage(run_dir: Path) -> tuple[str, dict[str, Any]]:
-    """(kind, configuration) of a stage's folder.
+def read_stage(run_dir: Path, given: Given = NOTHING) -> tuple[str, dict[str, Any], dict[str, Any]]:
+    """(kind, configuration, options of the run) of a stage's folder.
+
+    Args:
+        run_dir: the folder.
+        given: names of code that the person gives, too, and whether the folder is trusted.
 
     Raises:
-        ConfigError: it is none, or its config.json is damaged.
+        ConfigError: it is none, its config.json is damaged, or it names code to import and is not
+            the user's own.
     """
     path = run_dir / "config.json"
     try:
         content = json.loads(path.read_text())
-        return content["stage"], content["config"]
+        found = content["stage"], dict(content["config"]), dict(content.get("run") or {})
     except OSError as error:
         raise ConfigError(f"{run_dir} is not a run of ppo_jax.rlhf: no config.json") from error
     except (ValueError, KeyError, TypeError) as error:
         raise ConfigError(f"{path} is not the config.json of a run of ppo_jax.rlhf") from error
+    trust.check(content, given.named, given.trust, path, callbacks=True)
+    return found

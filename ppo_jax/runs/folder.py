@@ -6,7 +6,7 @@ import re
 import shlex
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, Self
 
@@ -171,6 +171,23 @@ def trusted_config(content: dict[str, Any], given: Given, path: Path) -> TrainCo
         if isinstance(text, str) and references.is_text(text) and part is not None:
             references.bind(text, part)
     return configs.from_json(content["config"])
+
+
+def read_values(run_dir: Path) -> dict[str, Any]:
+    """The flat values in the config.json of a run, as they are written; nothing is imported."""
+    return _section(run_dir / "config.json", "config")
+
+
+def check_callbacks(run_dir: Path, given: Given, names: Sequence[str]) -> None:
+    """Refuse the callbacks of somebody else's run, unless they are named again or trusted.
+
+    Raises:
+        ConfigError: the names, and the two ways on.
+    """
+    path = run_dir / "config.json"
+    content = json.loads(path.read_text())
+    if {*names} & {*trust.callbacks_of(content)}:
+        trust.check(content, given.named, given.trust, path, callbacks=True)
 
 
 def read_run_options(run_dir: Path) -> dict[str, Any]:

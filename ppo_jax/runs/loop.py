@@ -4,6 +4,7 @@ A training run, a stage of a language model and a round of a sweep are each a `J
 kept is a `RunRecord`, or `InMemory`.
 """
 
+import math
 import signal
 import time
 import warnings
@@ -77,13 +78,25 @@ def check(job: Job, options: KeepOptions) -> None:
     )
 
 
-def flattened(found: dict[str, Any]) -> dict[str, float]:
+def flattened(found: dict[str, Any]) -> dict[str, Any]:
     """The real numbers of an evaluation, those of a part of it by "part_name"."""
     numbers = {name: x for name, x in found.items() if isinstance(x, float)}
     for part, inner in found.items():
         if isinstance(inner, dict):
             numbers |= {f"{part}_{n}": x for n, x in inner.items() if isinstance(x, float)}
-    return numbers
+    return finite(numbers)
+
+
+def finite(found: Any) -> Any:
+    """Numbers as JSON has them: None for one that is not finite."""
+    if isinstance(found, dict):
+        return {name: finite(x) for name, x in found.items()}
+    return None if isinstance(found, float) and not math.isfinite(found) else found
+
+
+def reached(goal: float) -> str:
+    """Why a run ended that reached its threshold, in its summary."""
+    return f"reached {goal:g}"
 
 
 class _Loop:
@@ -109,13 +122,22 @@ class _Loop:
         self.update, state = self.record.restore(self.job)
         if state is not None:
             state = self.job.restart(state)
-        if self.update < self.job.updates and not self.signals.received:
+        self.ended = self._ended_before()
+        if self.update < self.job.updates and not self.signals.received and not self.ended:
             with self.record.open(self.job, self.update):
                 self._begin(state)
                 self._train()
         else:
             self.state = self.job.place(self.job.init() if state is None else state)
         return self._finish()
+
+    def _ended_before(self) -> str:
+        """Why an earlier session ended early, if that still holds: the threshold is the same, and
+        no more updates are asked for."""
+        earlier, goal = self.record.earlier, self.options.stop_at
+        if goal is None or earlier.get("updates_asked") != self.job.updates:
+            return ""
+        return reached(goal) if earlier.get("ended_early") == reached(goal) else ""
 
     def _begin(self, state: Any) -> None:
         """The state that training begins with, and its program."""
@@ -172,26 +194,35 @@ class _Loop:
         self._warn(arrays)
         return rows, seconds
 
+    def _failed(self) -> None:
+        """What a person's own function or an evaluation interrupts is kept."""
+        self.record.save(self.job, self.update, self.state, last=True)
+        self.record.write_summary(self.job, "failed")
+
     def _evaluation(self) -> dict[str, Any]:
         """The numbers of an evaluation, if one is due after this update."""
         every, evaluate = self.options.eval_every, self.job.evaluate
         if every is None or evaluate is None or self.update % every:
             return {}
-        return flattened(evaluate(self.state, self.update))
+        try:
+            return flattened(evaluate(self.state, self.update))
+        except Exception:
+            self._failed()
+            raise
 
     def _ask(self, rows: list[dict[str, Any]]) -> None:
         """The threshold and the callbacks: is it enough?"""
         goal = self.options.stop_at
         scores = scores_of(self.job, rows, self.options.eval_every is not None)
         if goal is not None and scores and np.mean(scores) >= goal:
-            self.ended = f"reached {goal:g}"
+            self.ended = reached(goal)
         step = self.update * self.job.units_per_update
         progress = Progress(self.update, self.job.updates, step, rows, self.record.path)
         for callback in self.callbacks:
             try:
                 enough = callback(progress, self.state)
-            except Exception:  # of a person's own; what was computed before it is kept
-                self.record.save(self.job, self.update, self.state, last=True)
+            except Exception:
+                self._failed()
                 raise
             if enough:
                 self.ended = f"ended by {getattr(callback, '__name__', callback)}"
@@ -200,14 +231,14 @@ class _Loop:
         """Evaluate what is finished, write the summary and the figure."""
         job, found = self.job, dict[str, Any]()
         trained = self.update >= job.updates or bool(self.ended)
-        if trained and not self.signals.received:
-            found = self._result()
+        if trained and (not self.signals.received or self.record.path is None):
+            found = finite(self._result())
         stopped = self.signals.received
         if trained and (found or not stopped):
             status = "finished"
         else:
             status = f"stopped by {signal.Signals(stopped or signal.SIGINT).name}"
-        if self.ended:
+        if self.ended and self.update < job.updates:
             found["ended_early"] = self.ended
         summary = self.record.finish(job, status, found)
         return Result(self.state, summary, self.record.path, 128 + stopped if stopped else 0)

@@ -5,6 +5,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from ppo_jax.config import ConfigError
 from ppo_jax.config.options import option
 from ppo_jax.runs.trackers import TRACKERS
 
@@ -43,13 +44,20 @@ class KeepOptions:
         """The functions that `callback` names.
 
         Raises:
-            ConfigError: one cannot be imported.
+            ConfigError: one cannot be imported, or is no function.
         """
         if not self.callback:
             return []
         from ppo_jax.config import references
 
-        return [references.load(name, "callback") for name in self.callback]
+        found = [references.load(name, "callback") for name in self.callback]
+        for name, function in zip(self.callback, found, strict=True):
+            if not callable(function):
+                raise ConfigError(
+                    f"callback {name} is a {type(function).__name__}; it must be a function of "
+                    "(progress, state)"
+                )
+        return found
 
     def kept(self) -> dict[str, Any]:
         """Those that a resumed run goes on with unless it is given others."""

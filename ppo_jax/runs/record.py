@@ -174,10 +174,13 @@ class RunRecord:
     def finish(self, job: Job, status: str, found: dict[str, Any]) -> dict[str, Any]:
         """The summary, the figure, and the last words: summary.json's content."""
         summary = self.write_summary(job, status, found)
-        curves.plot_run(self.path, job)
+        try:
+            curves.plot_run(self.path, job)
+        except OSError as error:
+            warnings.warn(f"learning_curve.png not written: {error}", stacklevel=1)
         if not self.quiet:
             terminal.print_summary(job.name, summary, self.path)
-        if status.startswith("stopped by") and self.resume:
+        if status.startswith("stopped by") and self.resume and not self.quiet:
             command = f"{self.resume} --resume {shlex.quote(str(self.path))}"
             terminal.say(f"stopped; continue with: {command}")
         return summary
@@ -191,6 +194,7 @@ class RunRecord:
         summary = self.about | {
             "status": status,
             "updates": self.saved,
+            "updates_asked": job.updates,
             job.unit: units,
             "compile_seconds": round(self.compile_seconds, 2),
             "train_seconds": round(seconds, 2),
@@ -217,7 +221,7 @@ class RunRecord:
                 f"{shlex.quote(str(self.path))} --overwrite"
             )
         self.checkpoints.clean(after=0)
-        if self.earlier:
+        if self.earlier and not self.quiet:
             print("no checkpoint was written yet: starting again from step 0", file=sys.stderr)
 
     def _forget_samples(self, update: int) -> None:
@@ -243,6 +247,7 @@ class InMemory:
 
     options = KeepOptions()
     path = None
+    earlier: dict[str, Any] = {}  # noqa: RUF012
 
     def __init__(self) -> None:
         self.compile_seconds, self.saved = 0.0, 0

@@ -20,6 +20,7 @@ def load(
     env: Any = None,
     policy: Any = None,
     algorithm: Any = None,
+    followed: frozenset[str] = frozenset(),
 ) -> tuple[TrainConfig, Program, TrainState]:
     """The agent of a run.
 
@@ -29,12 +30,13 @@ def load(
         trust: whether the run may name any code to import. One of the user's own may.
         env, policy, algorithm: names of code that the run names, which may then be imported; or the
             objects themselves, in place of what it names.
+        followed: more names of code that may be imported.
 
     Raises:
         ConfigError, CheckpointError: not a run, one that names code and is not the user's own, or
             nothing whole to restore.
     """
-    given = Given(env, policy, algorithm, trust)
+    given = Given(env, policy, algorithm, trust, followed)
     config = read_config(run_dir, given)
     program = build_again(config, given)
     checkpoints = checkpoints_of(run_dir, config)

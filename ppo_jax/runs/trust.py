@@ -24,7 +24,7 @@ from ppo_jax.envs import registry
 
 KEY_BYTES = 32
 # What decides which code is run: names, and what environments are called with.
-SIGNED = (*CODE, "env_args")
+SIGNED = (*CODE, "env_args", "reward")
 
 
 class Given(NamedTuple):
@@ -65,11 +65,13 @@ def sign(content: dict[str, Any]) -> str:
     Raises:
         ConfigError: the key can be read by others, or is damaged.
     """
-    key = _key(make=True) if code(content) else None
+    key = _key(make=True) if code(content) or callbacks_of(content) else None
     return "" if key is None else _digest(key, content)
 
 
-def check(content: dict[str, Any], named: set[str], trust: bool, path: Path) -> None:
+def check(
+    content: dict[str, Any], named: set[str], trust: bool, path: Path, *, callbacks: bool = False
+) -> None:
     """Refuse a file that names code, unless it may.
 
     Args:
@@ -77,11 +79,13 @@ def check(content: dict[str, Any], named: set[str], trust: bool, path: Path) -> 
         named: the names that the person gave, too.
         trust: whether the person trusts it.
         path: of the file, for the message.
+        callbacks: whether its callbacks will be called, and not only its agent looked at.
 
     Raises:
         ConfigError: it names code, and is not the user's own; the names, and the two ways on.
     """
-    unnamed = [(field, name) for field, name in code(content) if name not in named]
+    found = code(content) + ([("callback", n) for n in callbacks_of(content)] if callbacks else [])
+    unnamed = [(field, name) for field, name in found if name not in named]
     if not unnamed or trust:
         return
     key, signature = _key(make=False), content.get("signature")
@@ -112,11 +116,18 @@ def code(content: dict[str, Any]) -> list[tuple[str, str]]:
             # Gymnasium's wrappers of other packages take names of code, too.
             if isinstance(argument, str) and re.search(r"=[^\W\d][\w.]*:[^\W\d]", argument):
                 found.append(("env_args", argument))
-    callbacks = _dict(content.get("run")).get("callback")
-    for name in callbacks if isinstance(callbacks, list | tuple) else [callbacks]:
-        if isinstance(name, str) and not references.is_text(name):
-            found.append(("callback", name))
+        rewards = values.get("reward")  # of language models: folders, or functions
+        for reward in rewards if isinstance(rewards, list | tuple) else ():
+            if isinstance(reward, str) and references.is_reference(reward):
+                found.append(("reward", reward))
     return list(dict.fromkeys(found))
+
+
+def callbacks_of(content: dict[str, Any]) -> list[str]:
+    """The callbacks that a file names."""
+    names = _dict(content.get("run")).get("callback")
+    listed = names if isinstance(names, list | tuple) else [names]
+    return [n for n in listed if isinstance(n, str) and not references.is_text(n)]
 
 
 def following(content: dict[str, Any]) -> Given:

@@ -229,7 +229,7 @@ class Schedule:
         job, record = job_of(program, seeds, floats, updates), InMemory()
         show: Callback = lambda progress, state: watch(agents, progress.update)
         ended = loop.run(job, record, signals=self.signals, callbacks=[show], chunk=program.advance)
-        if ended.exit_code:
+        if record.saved < updates:
             raise Stopped
         state, metrics = record.state, record.metrics
         none = {"returns": np.zeros((len(rows), 0)), "whole": np.ones((len(rows), 0), bool)}
