@@ -569,7 +569,7 @@ def test_a_learning_row_is_of_the_seeds_asked_for(monkeypatch):
         untils.append(until - time.perf_counter())
         return None, updates, 2.0
 
-    monkeypatch.setattr(learning.sweep, "compile_program", lambda *_: program)
+    monkeypatch.setattr(learning.sweep, "compile_program", lambda *_, **__: program)
     monkeypatch.setattr(learning, "train", train)
     ceilings = {"default": 1e-3, "copy": 1.0}
     row = learning.measure("cartpole_100k", Context(True, 50.0, ceilings))

@@ -123,7 +123,7 @@ def train(arguments: list[str]) -> None:
 
 def sweep(arguments: list[str]) -> None:
     base = command.base_config(arguments)
-    flags = command.parse(arguments, base, command.OPTIONS, {}, "", "")
+    flags = command.parse(arguments, base, **command.FLAGS)
     if not {"--resume", "--compare"} & {*arguments}:
         names = [f.name for f in dataclasses.fields(command.PointOptions)]
         points = command.PointOptions(**{n: flags[1][n] for n in names})

@@ -16,7 +16,7 @@ from ppo_jax import config as configs
 from ppo_jax.config import ConfigError
 from ppo_jax.experiment import RunOptions, first_state, started_from
 from ppo_jax.runs import chunk, loop
-from ppo_jax.runs.job import Job
+from ppo_jax.runs.job import Diverged, Job
 from ppo_jax.runs.metrics_log import read_metrics
 from ppo_jax.runs.options import KeepOptions
 from ppo_jax.runs.record import InMemory, RunRecord
@@ -252,3 +252,87 @@ def test_a_run_killed_before_its_first_checkpoint_starts_from_the_other_again(tm
         np.testing.assert_array_equal, again.state.learner.params, whole.state.learner.params
     )
     assert int(load(tmp_path / "c")[2].update) == 5
+
+
+def test_a_run_that_was_started_from_another_goes_on_without_it(tmp_path, monkeypatch):
+    """The other run may be gone, and the folder be named from elsewhere."""
+    monkeypatch.chdir(tmp_path)
+    ppo_jax.run(small(), "a", eval_episodes=0)
+    ppo_jax.run(small(), "b", init_from="a", eval_episodes=0)
+    (tmp_path / "a").rename(tmp_path / "elsewhere")
+    longer = small(total_timesteps=640)
+    assert ppo_jax.run(longer, resume=tmp_path / "b").summary["env_steps"] == 640
+    with pytest.raises(ConfigError, match=r"--init-from is .*elsewhere, but the run .* from .*a;"):
+        ppo_jax.run(longer, resume="b", init_from="elsewhere")
+
+
+def test_a_resume_from_python_has_the_options_of_the_run(tmp_path):
+    ppo_jax.run(small(), tmp_path / "a", eval_episodes=4, log_every=2)
+    result = ppo_jax.run(small(total_timesteps=640), resume=tmp_path / "a")
+    assert result.summary["eval_episodes"] == 4
+    assert [r["update"] for r in rows(tmp_path / "a")] == [2, 4, 6, 8, 10]
+    kept = json.loads((tmp_path / "a" / "config.json").read_text())["run"]
+    assert kept["log_every"] == 2 and kept["eval_episodes"] == 4
+
+
+def test_a_run_that_reached_its_threshold_stays_as_it_is(tmp_path, one_by_one):
+    first = loop.run(JOB, recorded(tmp_path, stop_at=4.0), signals=Signals())
+    again = loop.run(JOB, recorded(tmp_path, stop_at=4.0, resume=tmp_path), signals=Signals())
+    assert int(first.state) == int(again.state) == 4
+    assert again.summary["ended_early"] == "reached 4"
+    higher = recorded(tmp_path, stop_at=6.0, resume=tmp_path)
+    assert int(loop.run(JOB, higher, signals=Signals()).state) == 6
+
+
+@pytest.mark.parametrize("every", [3, None])
+def test_an_evaluation_that_is_not_finite_is_no_traceback(tmp_path, every):
+    job = JOB._replace(evaluate=lambda state, update: {"judged": float("nan")})
+    record = recorded(tmp_path, eval_every=every)
+    if every is None:
+        assert loop.run(job, record, signals=Signals()).summary["judged"] is None
+        return
+    with pytest.raises(Diverged, match="judged is not finite at update 3"):
+        loop.run(job, record, signals=Signals())
+
+
+def test_an_evaluation_that_fails_loses_nothing(tmp_path):
+    def broken(state, update):
+        raise ZeroDivisionError
+
+    record = recorded(tmp_path, eval_every=3)
+    with pytest.raises(ZeroDivisionError):
+        loop.run(JOB._replace(evaluate=broken), record, signals=Signals())
+    assert record.checkpoints.steps() == [3]
+    assert json.loads((tmp_path / "summary.json").read_text())["status"] == "failed"
+
+
+def test_a_figure_that_cannot_be_written_is_a_warning(tmp_path, monkeypatch):
+    def full(*_):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("ppo_jax.runs.curves.plot_run", full)
+    with pytest.warns(UserWarning, match="learning_curve.png not written"):
+        assert loop.run(JOB, recorded(tmp_path), signals=Signals()).exit_code == 0
+
+
+def test_evaluations_during_training_do_not_depend_on_the_length_of_the_run(tmp_path):
+    horizon = {"anneal_timesteps": 1e6}
+    options = {"eval_every": 5, "eval_episodes": 4}
+    ppo_jax.run(small(**horizon), tmp_path / "a", **options)
+    whole = ppo_jax.run(small(total_timesteps=640, **horizon), tmp_path / "b", **options)
+    ppo_jax.run(small(total_timesteps=640, **horizon), resume=tmp_path / "a")
+    judged = [[r.get("eval_return_mean") for r in rows(tmp_path / name)] for name in "ab"]
+    assert judged[0] == judged[1] and whole.exit_code == 0
+
+
+def test_what_cannot_be_written_down_is_refused_before_an_earlier_run_is_deleted(tmp_path):
+    ppo_jax.run(small(), tmp_path / "a", eval_episodes=0)
+    with pytest.raises(ConfigError, match="which no file can hold"):
+        ppo_jax.run(small(learning_rate=lambda p: 1e-3 * (1 - p)), tmp_path / "a", overwrite=True)
+    assert int(load(tmp_path / "a")[2].update) == 5
+
+
+def test_a_callback_must_be_a_function(tmp_path):
+    with pytest.raises(ConfigError, match=r"callback json is a module; it must be a function"):
+        ppo_jax.run(small(), tmp_path / "a", callback=("json",))
+    assert not (tmp_path / "a").exists()

@@ -825,11 +825,20 @@ def test_a_run_without_code_of_ones_own_needs_no_key(mine):
 def test_callbacks_are_code_too(mine):
     content = {"config": {"env": "CartPole-v1"}, "run": {"callback": ["my_net:f"]}}
     with pytest.raises(ConfigError, match=r"names code to import, my_net:f.*--callback my_net:f"):
-        trust.check(content, set(), False, Path("x"))
-    trust.check(content | {"signature": trust.sign(content)}, set(), False, Path("x"))
+        trust.check(content, set(), False, Path("x"), callbacks=True)
+    trust.check(content, set(), False, Path("x"))  # who only looks at the agent imports none
+    signed = content | {"signature": trust.sign(content)}
+    trust.check(signed, set(), False, Path("x"), callbacks=True)
     given = flags.given_of(["--resume", "x", "--callback", "my_net:f", "my_net:g"])
     assert given.named == {"my_net:f", "my_net:g"}
-    trust.check(content, given.named, given.trust, Path("x"))
+    trust.check(content, given.named, given.trust, Path("x"), callbacks=True)
+
+
+def test_reward_functions_are_code_too():
+    content = {"stage": "ppo", "config": {"reward": ["models/a", "my_net:f"]}}
+    with pytest.raises(ConfigError, match=r"names code to import, my_net:f, .*--reward my_net:f"):
+        trust.check(content, set(), False, Path("x"))
+    trust.check(content, {"my_net:f"}, False, Path("x"))
 
 
 def test_a_run_with_an_object_asks_for_it_again(mine):

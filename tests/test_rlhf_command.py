@@ -334,3 +334,53 @@ def test_stages_older_than_the_precision_go_on(folder, tmp_path):
         file.write_text(json.dumps(manifest | {"sha256": checkpoint._digest_of(manifest)}))
     assert run("sft", "--resume", path, "--updates", 2) == 0
     assert len(rows(path)) == 2
+
+
+def test_options_of_a_stage_are_kept_and_a_strangers_folder_imports_nothing(
+    folder, tmp_path, monkeypatch
+):
+    monkeypatch.chdir(folder)
+    monkeypatch.setenv("XDG_CONFIG_HOME", str(tmp_path / "home"))
+    (folder / "seen.py").write_text(
+        "calls = []\ndef f(progress, state): calls.append(progress.update)\n"
+    )
+    monkeypatch.syspath_prepend(str(folder))
+    path = tmp_path / "sft"
+    assert sft(folder, path, "--callback", "seen:f", "--log-every", 2) == 0
+    assert run("sft", "--resume", path, "--updates", 4) == 0
+    import seen
+
+    assert seen.calls and seen.calls[-1] == 4
+    assert [row["update"] for row in rows(path)] == [2, 4]
+    monkeypatch.setenv("XDG_CONFIG_HOME", str(tmp_path / "another"))
+    with pytest.raises(command.ConfigError, match="names code to import, seen:f"):
+        run("sft", "--resume", path, "--updates", 5)
+    assert run("sft", "--resume", path, "--updates", 5, "--trust") == 0
+
+
+def test_a_missing_tracker_deletes_no_earlier_stage(folder, tmp_path, monkeypatch):
+    path = tmp_path / "sft"
+    assert sft(folder, path) == 0
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    with pytest.raises(command.ConfigError, match="pip install"):
+        sft(folder, path, "--overwrite", "--trackio")
+    assert (path / "model" / "model.safetensors").exists()
+
+
+def test_what_fails_while_a_stage_runs_is_no_refusal(folder, tmp_path, monkeypatch):
+    """A callback's own error comes through as it is, not as an error of the command line."""
+    (folder / "broken.py").write_text("def f(progress, state): raise ValueError('mine')\n")
+    monkeypatch.syspath_prepend(str(folder))
+    with pytest.raises(ValueError, match="^mine$") as raised:
+        sft(folder, tmp_path / "sft", "--callback", "broken:f")
+    assert not isinstance(raised.value, command.ConfigError)
+    assert list((tmp_path / "sft" / "checkpoints").glob("*.json"))
+
+
+@pytest.mark.parametrize(
+    "words", [("--callback", "seen:f"), ("--stop-at", "1"), ("--eval-every", "2")]
+)
+def test_the_demo_refuses_what_it_does_not_do(tmp_path, words):
+    with pytest.raises(command.ConfigError, match="the demo has no --callback"):
+        run("demo", "--run-dir", tmp_path / "demo", *words)
+    assert not (tmp_path / "demo").exists()

@@ -212,7 +212,7 @@ def test_few_programs_are_kept_and_jax_frees_them(compiled):
     assert len(client.live_executables()) <= before
     for steps in range(2, 4 + program.KEPT_PROGRAMS):
         static, _ = program.structure(small(num_steps=steps, minibatches=1))
-        program._functions(static, None, 4, (jax.devices()[0],), 0)
+        program._functions(static, None, 4, (jax.devices()[0],), episodes=0)
     assert program._functions.cache_info().currsize == program.KEPT_PROGRAMS
 
 

@@ -18,6 +18,7 @@ from ppo_jax.cli import sweep as command
 from ppo_jax.config import ConfigError
 from ppo_jax.evaluate import evaluate
 from ppo_jax.experiment import EVALUATION
+from ppo_jax.runs import chunk
 from ppo_jax.runs.folder import RunDirectory
 from ppo_jax.runs.restore import load
 from ppo_jax.sweep import publish as publishing
@@ -180,6 +181,7 @@ def test_a_signal_stops_between_slices_and_keeps_what_is_finished(
 
     path = tmp_path / "stopped"
     with monkeypatch.context() as patch:
+        patch.setattr(chunk, "CHUNK_SECONDS", 0.0)  # one update at a time
         patch.setattr(session._Session, "_show", stop_in_the_second)
         assert sweep(path) == 143
     assert [u > 1 for u in shown].count(True) == 1  # nothing was trained after the signal
@@ -437,7 +439,7 @@ def test_the_algorithm_and_the_environment_may_vary():
         "0.9",
     ]
     base = command.base_config(words)
-    config, values = command.parse(words, base, command.OPTIONS, {}, "", "")
+    config, values = command.parse(words, base, **command.FLAGS)
     points = command.PointOptions(vary=values["vary"])
     spec = command.build_spec(words, config, points)
     found = [(c.algorithm, c.env, c.num_steps, c.hyper.gamma) for c in spec.configs]

@@ -34,6 +34,8 @@ CONTENTS = (
 )  # fmt: skip
 # The options that a resumed sweep goes on with.
 KEPT = ("batch_size", "keep", "confirm", "threshold")
+# Options that older sweeps do not have, and what they did without.
+YOUNGER = {"matmul_precision": "default", "policy": None, "micro_batches": 1}
 COLUMNS = ("point", "seed", "env_step", "metric", "value")
 
 
@@ -102,9 +104,9 @@ class Spec:
         content = self.to_json()
         for values in content["configs"]:
             # Sweeps older than an option do not have it, and their chunks are to count.
-            for name, value in (("matmul_precision", "default"), ("policy", None)):
-                if values[name] == value:
-                    del values[name]
+            for name, default in YOUNGER.items():
+                if values.get(name, default) == default:
+                    values.pop(name, None)
         return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 
 
