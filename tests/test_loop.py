@@ -14,8 +14,10 @@ import pytest
 import ppo_jax
 from ppo_jax import config as configs
 from ppo_jax.config import ConfigError
+from ppo_jax.envs import make
 from ppo_jax.experiment import RunOptions, first_state, started_from
 from ppo_jax.runs import chunk, loop
+from ppo_jax.runs.checkpoint import CheckpointError
 from ppo_jax.runs.job import Diverged, Job
 from ppo_jax.runs.metrics_log import read_metrics
 from ppo_jax.runs.options import KeepOptions
@@ -335,4 +337,35 @@ def test_what_cannot_be_written_down_is_refused_before_an_earlier_run_is_deleted
 def test_a_callback_must_be_a_function(tmp_path):
     with pytest.raises(ConfigError, match=r"callback json is a module; it must be a function"):
         ppo_jax.run(small(), tmp_path / "a", callback=("json",))
+    assert not (tmp_path / "a").exists()
+
+
+def test_a_resume_with_an_object_imports_nothing_that_the_folder_names(tmp_path, monkeypatch):
+    (tmp_path / "evil.py").write_text("open('imported', 'w').close()\n")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("XDG_CONFIG_HOME", str(tmp_path / "home"))
+    ppo_jax.run(small(), "a", eval_episodes=0)
+    path = tmp_path / "a" / "config.json"
+    content = json.loads(path.read_text())
+    content["config"]["algorithm"] = "evil"
+    path.write_text(json.dumps(content))
+    with pytest.raises((ConfigError, CheckpointError)):
+        ppo_jax.run(small(), resume="a", env=make("CartPole-v1"))
+    with pytest.raises(ConfigError, match="names code to import, evil"):
+        ppo_jax.run(small(), "b", init_from="a")
+    assert not (tmp_path / "imported").exists()
+
+
+def test_an_environment_that_is_named_again_has_its_arguments(tmp_path):
+    config = small(env="DeepSea-bsuite", env_args=("size=5",))
+    ppo_jax.run(config, tmp_path / "a", eval_episodes=0)
+    found = ppo_jax.evaluate(tmp_path / "a", 3, env="DeepSea-bsuite")
+    assert found.episode_length.tolist() == [5, 5, 5]
+
+
+def test_the_only_vector_environment_is_not_evaluated_in_during_training(tmp_path):
+    gymnasium = pytest.importorskip("gymnasium")
+    vector = gymnasium.make_vec("CartPole-v1", num_envs=4)
+    with pytest.raises(ConfigError, match="--eval-every needs environments beside those"):
+        ppo_jax.run(small(env=vector), tmp_path / "a", env=vector, eval_every=2)
     assert not (tmp_path / "a").exists()
