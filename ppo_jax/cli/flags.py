@@ -90,7 +90,7 @@ def _read_file(path: Path, given: Given) -> dict[str, Any]:
         if name in named:
             raise ConfigError(f"{path} sets {name} twice")
         if name in RUN_OPTIONS:
-            raise ConfigError(f"{path} sets {name}, which is a flag alone: it changes no number")
+            raise ConfigError(f"{path} sets {name}, which is a flag alone")
         named[name] = value
     trust.check({"config": named}, given.named, given.trust, path)
     return named
