@@ -1,5 +1,6 @@
 """The list of mutations stays true of the package: `python -m benchmarks.mutations` tries them."""
 
+import csv
 from pathlib import Path
 
 import pytest
@@ -11,6 +12,8 @@ ALL = mutations.mutations()
 
 def test_each_mutation_is_of_one_place_and_names_a_test():
     assert len(ALL) >= 40
+    with mutations.FILE.open(newline="") as file:
+        assert len(list(csv.DictReader(file))) == len(ALL)  # each has a name of its own
     for mutation in ALL.values():
         text = (mutations.ROOT / mutation.file).read_text()
         assert text.count(mutation.old) == 1, mutation
