@@ -167,7 +167,7 @@ def test_memory_decides_the_width(monkeypatch):
 
     def compile_at(width):
         compiled.append(width)
-        return program.Program(width, (device,), None, None, None, bytes_needed=width * 100)
+        return program.AgentsProgram(width, (device,), None, None, None, bytes_needed=width * 100)
 
     (device,) = jax.devices()[:1]
     monkeypatch.setattr(program, "CPU_WIDTH", 64)

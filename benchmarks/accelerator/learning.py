@@ -76,7 +76,7 @@ def measure(name: str, context: Context) -> Measured:
 
 
 def train(
-    program: sweep.Program,
+    program: sweep.AgentsProgram,
     seeds: jax.Array,
     floats: dict[str, Any],
     *,

@@ -40,7 +40,7 @@ def decoder_of(size: Size) -> Decoder:
     )
 
 
-def build(size: Size) -> tuple[train.Program, train.Config, algorithms.Config]:
+def build(size: Size) -> tuple[train.LanguageProgram, train.Config, algorithms.Config]:
     """Four models with random weights and the program that trains two of them."""
     decoder = decoder_of(size)
     actor_key, critic_key, reward_key, key = jax.random.split(jax.random.key(0), 4)

@@ -307,7 +307,7 @@ def _scores(story: _Story, params: Params, texts: list[str]) -> np.ndarray:
 
 
 def _beside_the_optimum(
-    story: _Story, program: train.Program, state: TrainState, lines: list[str]
+    story: _Story, program: train.LanguageProgram, state: TrainState, lines: list[str]
 ) -> dict[str, Any]:
     """J of the policy, J* of the best, and what the gold rule says of both."""
     tokenizer, beta = story.language.tokenizer, story.config.kl_coef

@@ -174,7 +174,7 @@ def placing(mesh: Any) -> Callable[[TrainState], TrainState]:
 
 
 def optimisation(
-    program: train.Program,
+    program: train.LanguageProgram,
     models: train.Models,
     config: train.Config,
     *,

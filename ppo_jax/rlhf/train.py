@@ -79,7 +79,7 @@ class Models(NamedTuple):
     reward: Reward
 
 
-class Program(NamedTuple):
+class LanguageProgram(NamedTuple):
     """What models and a configuration stand for.
 
     Attributes:
@@ -110,7 +110,7 @@ def build(
     eos_id: int | tuple[int, ...] | None,
     valid_vocab: int | None = None,
     mesh: Any = None,
-) -> Program:
+) -> LanguageProgram:
     """Put the parts together; nothing is compiled.
 
     Args:
@@ -162,7 +162,7 @@ def build(
         "prompts": jnp.asarray(prompts),
         "prompt_mask": jnp.asarray(prompt_mask),
     }
-    return Program(
+    return LanguageProgram(
         functools.partial(
             _init, models=models, config=config, settings=settings, algorithm=algorithm(frozen)
         ),

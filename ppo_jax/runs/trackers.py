@@ -33,7 +33,7 @@ class Tracker(Protocol):
         ...
 
 
-class Session(NamedTuple):
+class TrackedRun(NamedTuple):
     """What a tracker is told of a run.
 
     Attributes:
@@ -80,7 +80,7 @@ def start(
     Raises:
         ConfigError: one cannot start: no login, no network.
     """
-    session = Session(path, config, first_step, "")
+    session = TrackedRun(path, config, first_step, "")
     started: list[Tracker] = []
     for name in names:
         try:
@@ -137,7 +137,7 @@ class Careful:
 
 
 class _TensorBoard:
-    def __init__(self, session: Session) -> None:
+    def __init__(self, session: TrackedRun) -> None:
         from tensorboardX import SummaryWriter
 
         # Events from there on are of updates that will be made again.
@@ -153,7 +153,7 @@ class _TensorBoard:
 
 
 class _Wandb:
-    def __init__(self, session: Session) -> None:
+    def __init__(self, session: TrackedRun) -> None:
         import wandb
 
         self._run = wandb.init(
@@ -174,7 +174,7 @@ class _Wandb:
 
 
 class _Trackio:
-    def __init__(self, session: Session) -> None:
+    def __init__(self, session: TrackedRun) -> None:
         import trackio
 
         self._run = trackio.init(
@@ -198,7 +198,7 @@ def _numbers(row: dict[str, Any]) -> dict[str, Any]:
 
 class _Kind(NamedTuple):
     package: str
-    open: Callable[[Session], Tracker]
+    open: Callable[[TrackedRun], Tracker]
     hint: str = ""
 
 

@@ -41,7 +41,7 @@ KEPT_PROGRAMS = 8
 Floats = dict[str, Any]
 
 
-class Program(NamedTuple):
+class AgentsProgram(NamedTuple):
     """Training `width` agents on each device, compiled; leaves are [devices * width, ...].
 
     Attributes:
@@ -74,7 +74,7 @@ def structure(config: TrainConfig) -> tuple[TrainConfig, Floats]:
 
 
 class _Functions(NamedTuple):
-    """The functions of a Program before they are compiled: jitted, for all agents together."""
+    """The functions of an AgentsProgram before they are compiled: jitted, for all agents."""
 
     init: Any
     advance: Any
@@ -143,7 +143,7 @@ def compile_program(
     devices: Sequence[jax.Device],
     *,
     episodes: int,
-) -> Program:
+) -> AgentsProgram:
     """Compile for `width` agents on each device, or find what an earlier call has compiled.
 
     Args:
@@ -169,7 +169,7 @@ def compile_program(
         play = functions.evaluate.lower(seeds, state, floats).compile(options)
         needed = max(needed, bytes_of(play))
     init = functions.init.lower(seeds, floats).compile(options)
-    return Program(width, tuple(devices), init, advance, play, needed)
+    return AgentsProgram(width, tuple(devices), init, advance, play, needed)
 
 
 def _has_value(env: Any) -> bool:
@@ -238,15 +238,15 @@ def memory_of(devices: Sequence[jax.Device]) -> int:
 
 def fit(
     agents: int,
-    compile_at: Callable[[int], Program],
+    compile_at: Callable[[int], AgentsProgram],
     devices: Sequence[jax.Device],
     widest: int | None = None,
-) -> Program:
+) -> AgentsProgram:
     """The program of the widest chunks that memory has room for, in equal parts.
 
     Args:
         agents: of the sweep that share the program.
-        compile_at: width -> Program
+        compile_at: width -> AgentsProgram
         devices: to spread over.
         widest: where to begin, and taken as it is if it fits; None: what is fast.
 
@@ -283,7 +283,9 @@ def out_of_memory(error: BaseException) -> bool:
     return "RESOURCE_EXHAUSTED" in str(error) or "out of memory" in str(error).lower()
 
 
-def job_of(program: Program, seeds: np.ndarray, floats: dict[str, np.ndarray], updates: int) -> Job:
+def job_of(
+    program: AgentsProgram, seeds: np.ndarray, floats: dict[str, np.ndarray], updates: int
+) -> Job:
     """A round of agents from their seeds to the end, as a Job.
 
     Args:

@@ -14,7 +14,7 @@ from ppo_jax.runs.job import Callback
 from ppo_jax.runs.record import InMemory
 from ppo_jax.runs.signals import Signals
 from ppo_jax.sweep.program import (
-    Program,
+    AgentsProgram,
     compile_program,
     fit,
     job_of,
@@ -138,7 +138,7 @@ class Schedule:
     def run(
         self,
         watch: Callable[[int, int], None] = lambda agents, update: None,
-        on_layout: Callable[[Group, Program, int], None] = lambda *_: None,
+        on_layout: Callable[[Group, AgentsProgram, int], None] = lambda *_: None,
     ) -> Iterator[Finished]:
         """Train all that is not done, chunk by chunk.
 
@@ -176,7 +176,7 @@ class Schedule:
     def _todo(self, group: int) -> list[Chunk]:
         return [c for c in self.chunks if c.group == group and c.number not in self.done]
 
-    def _compile(self, group: Group, width: int) -> Program:
+    def _compile(self, group: Group, width: int) -> AgentsProgram:
         started = time.perf_counter()
         with terminal.status("compiling"):
             program = compile_program(
@@ -186,7 +186,7 @@ class Schedule:
         self.compile_seconds += time.perf_counter() - started
         return program
 
-    def _first_program(self, group: Group) -> Program:
+    def _first_program(self, group: Group) -> AgentsProgram:
         """As wide as was asked for, or as fits."""
         agents, compile_at = len(group.agents), functools.partial(self._compile, group)
         widest = self.batch_size and min(self.batch_size, -(-agents // len(self.devices)))
@@ -214,7 +214,7 @@ class Schedule:
         self._plan(number, left, width // 2)
 
     def _round(
-        self, program: Program, group: Group, chunks: list[Chunk], watch: Callable
+        self, program: AgentsProgram, group: Group, chunks: list[Chunk], watch: Callable
     ) -> Iterator[Finished]:
         """A chunk per device, side by side; the last is repeated where there are fewer."""
         padded = chunks + [chunks[-1]] * (len(self.devices) - len(chunks))

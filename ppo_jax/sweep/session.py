@@ -20,7 +20,7 @@ from ppo_jax.runs.signals import Signals
 from ppo_jax.runs.terminal import Display
 from ppo_jax.sweep import results
 from ppo_jax.sweep.keep import KEEP, Keeper, scores_of
-from ppo_jax.sweep.program import Program
+from ppo_jax.sweep.program import AgentsProgram
 from ppo_jax.sweep.publish import publish
 from ppo_jax.sweep.results import Setting
 from ppo_jax.sweep.schedule import Finished, Group, Schedule, Stopped, group_agents
@@ -169,7 +169,7 @@ class _Session:
         print_table(order, self.options.threshold)
         return order
 
-    def _layout(self, group: Group, program: Program, chunks: int) -> None:
+    def _layout(self, group: Group, program: AgentsProgram, chunks: int) -> None:
         """Say which device trains how many."""
         self.rollout_steps = group.static.num_envs * group.static.num_steps
         self.since = self.since or time.perf_counter()
