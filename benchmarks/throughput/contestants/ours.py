@@ -82,7 +82,9 @@ class ManyAgents:
         seeds = first[:, None] + np.arange(each, dtype=np.uint32)
         self.states = [self.program.init(jnp.asarray(s), self.floats) for s in seeds]
 
-    def _compile_at(self, static: TrainConfig, devices: list[Any], width: int) -> sweep.AgentsProgram:
+    def _compile_at(
+        self, static: TrainConfig, devices: list[Any], width: int
+    ) -> sweep.AgentsProgram:
         return sweep.compile_program(static, None, width, devices, episodes=0)
 
     def prepare_run(self, updates: int) -> None:
