@@ -1,6 +1,6 @@
 """One-line mutations of the package, and the test that notices each.
 
-python -m benchmarks.mutations                     all of them; seven minutes
+python -m benchmarks.mutations                     all of them; eight minutes
 python -m benchmarks.mutations --names R1 U4       some
 python -m benchmarks.mutations --list
 

@@ -48,7 +48,8 @@ EVALUATION = 0xE7A1
 
 @dataclasses.dataclass(frozen=True)
 class RunOptions(KeepOptions):
-    """What a training run has besides training; none of it but `init_from` changes a number."""
+    """What a training run has besides training. None of it but `init_from` changes what an update
+    computes; `stop_at` and callbacks decide when the run ends."""
 
     eval_episodes: int = option(128, "number of greedy episodes of an evaluation", low=0)
     init_from: Path | None = option(

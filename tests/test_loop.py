@@ -305,6 +305,7 @@ def test_an_evaluation_that_fails_loses_nothing(tmp_path):
     with pytest.raises(ZeroDivisionError):
         loop.run(JOB._replace(evaluate=broken), record, signals=Signals())
     assert record.checkpoints.steps() == [3]
+    assert [row["update"] for row in rows(tmp_path)] == [1, 2, 3]
     assert json.loads((tmp_path / "summary.json").read_text())["status"] == "failed"
 
 

@@ -37,7 +37,7 @@ class StageDirectory(RunDirectory):
 
 @dataclasses.dataclass(frozen=True)
 class RunOptions(KeepOptions):
-    """What a stage has besides training; none of it changes a number."""
+    """What a stage has besides training; none of it changes what an update computes."""
 
     checkpoint_seconds: float = option(60.0, "seconds between checkpoints", low=0)
     sample_seconds: float = option(20.0, "seconds between samples that are shown", low=0)

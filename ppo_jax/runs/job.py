@@ -10,7 +10,11 @@ from typing import Any, NamedTuple
 from ppo_jax.runs.chunk import MAX_CHUNK
 from ppo_jax.types import Metrics, PyTree
 
-UNITS = {"env_steps": "environment steps", "sequences": "sequences"}
+UNITS = {
+    "env_steps": "environment steps",
+    "sequences": "sequences",
+    "agent_updates": "updates of agents",
+}
 
 
 def _in_place(state: Any) -> Any:

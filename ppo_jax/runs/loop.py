@@ -189,13 +189,18 @@ class _Loop:
             raise
         seconds = time.perf_counter() - started
         self.update += count
-        found = self._evaluation()
+        try:
+            found = self._evaluation()
+        except Exception:  # the rows and the state of the chunk stay
+            self.record.log(job, before, arrays, seconds=seconds, evaluation={})
+            self._failed()
+            raise
         rows = self.record.log(job, before, arrays, seconds=seconds, evaluation=found)
         self._warn(arrays)
         return rows, seconds
 
     def _failed(self) -> None:
-        """What a person's own function or an evaluation interrupts is kept."""
+        """Save what was trained before an evaluation or a callback failed."""
         self.record.save(self.job, self.update, self.state, last=True)
         self.record.write_summary(self.job, "failed")
 
@@ -204,11 +209,7 @@ class _Loop:
         every, evaluate = self.options.eval_every, self.job.evaluate
         if every is None or evaluate is None or self.update % every:
             return {}
-        try:
-            return flattened(evaluate(self.state, self.update))
-        except Exception:
-            self._failed()
-            raise
+        return flattened(evaluate(self.state, self.update))
 
     def _ask(self, rows: list[dict[str, Any]]) -> None:
         """The threshold and the callbacks: is it enough?"""

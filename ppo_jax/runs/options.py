@@ -1,4 +1,4 @@
-"""How a run is kept: options that change no number."""
+"""How a run is kept, and when it ends. None of it changes what an update computes."""
 
 import dataclasses
 from collections.abc import Callable

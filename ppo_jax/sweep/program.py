@@ -307,7 +307,7 @@ def job_of(
         shapes=None,  # nothing is restored
         step=program.advance,
         updates=updates,
-        unit="env_steps",
+        unit="agent_updates",
         units_per_update=len(seeds),
         headline="episode_return",
         floats=arrays,
