@@ -857,6 +857,7 @@ def test_a_run_with_an_object_asks_for_it_again(mine):
     assert found == config and build(found).env.length == 7
 
 
+@pytest.mark.slow
 def test_the_files_of_the_page_do_what_it_says(mine, monkeypatch):
     """docs/own_parts.md: its files are written, and its commands run in their folder."""
     page = documents.ROOT / "docs/own_parts.md"

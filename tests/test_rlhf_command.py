@@ -269,6 +269,7 @@ def sft(folder, path, *arguments):
                path, "--updates", 1, "--batch-size", 8, *arguments)  # fmt: skip
 
 
+@pytest.mark.slow
 def test_every_product_of_a_stage_has_the_precision(folder, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(folder)
     texts = stage_programs(monkeypatch)

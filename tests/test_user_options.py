@@ -6,9 +6,12 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 from ppo_jax.algorithms import ALGORITHMS
 
 
+@pytest.mark.slow
 def test_every_method_learns_as_the_command_compiles_it():
     """With the optimisations and kernels that conftest.py switches off; in a process of its own,
     for XLA reads its flags once."""
