@@ -80,7 +80,7 @@ def check(job: Job, options: KeepOptions) -> None:
 
 def flattened(found: dict[str, Any]) -> dict[str, Any]:
     """The real numbers of an evaluation, those of a part of it by "part_name"."""
-    numbers = {name: x for name, x in found.items() if isinstance(x, float)}
+    numbers = {name: x for name, x in found.items() if isinstance(x, float | int | None)}
     for part, inner in found.items():
         if isinstance(inner, dict):
             numbers |= {f"{part}_{n}": x for n, x in inner.items() if isinstance(x, float)}

@@ -227,10 +227,8 @@ def print_summary(title: str, summary: dict[str, Any], run_dir: Path) -> None:
         table.add_row("status", summary["status"])
     if summary.get("ended_early"):
         table.add_row("ended early", summary["ended_early"])
-    mean, std = summary.get("eval_return_mean"), summary.get("eval_return_std")
-    if mean is not None:
-        spread = f"{mean:.2f} ± {std:.2f} over {summary['eval_episodes']} episodes, greedy"
-        table.add_row("return", spread)
+    if summary.get("eval_episodes"):
+        table.add_row("return", _evaluated(summary))
     for part in ("evaluation", "validation"):
         for name, value in summary.get(part, {}).items():
             table.add_row(name, f"{value:.4g}" if isinstance(value, float) else f"{value:,}")
@@ -245,6 +243,19 @@ def print_summary(title: str, summary: dict[str, Any], run_dir: Path) -> None:
     table.add_row("device", summary["device"])
     table.add_row("run directory", str(run_dir))
     say(table)
+
+
+def _evaluated(summary: dict[str, Any]) -> str:
+    """The greedy episodes of a summary in words."""
+    mean, std = (summary.get(f"eval_return_{name}") for name in ("mean", "std"))
+    low, high = (summary.get(f"eval_return_ci95_{name}") for name in ("low", "high"))
+    shown = "not finite" if mean is None else f"{mean:.2f}"
+    shown += "" if std is None else f" ± {std:.2f}"
+    cut = summary.get("eval_episodes_cut")
+    shown += f" over {summary['eval_episodes']} episodes, greedy"
+    shown += f", {cut} of them cut before their end" if cut else ""
+    interval = "" if low is None else f"; 95 % interval of the mean [{low:.2f}, {high:.2f}]"
+    return shown + interval
 
 
 def say(what: Any) -> None:
