@@ -14,6 +14,7 @@ FLAGS = (
     "--preset", "none", "--num-envs", "64", "--num-steps", "128", "--hidden", "16",
     "--eval-episodes", "0", "--checkpoint-seconds", "5",
 )  # fmt: skip
+STEPS_PER_UPDATE = 64 * 128
 # Growth over the whole run that is not told from the allocator's moods.
 LIMIT_MB = 32.0
 
@@ -33,7 +34,7 @@ def run(folder: Path, cache: Path, steps: int) -> list[Tally]:
     while process.poll() is None:
         resident = _resident_mb(process.pid)
         step = _step(path)
-        if resident and step:
+        if resident and 0 < step < steps - STEPS_PER_UPDATE:  # later it draws its figure
             seen.append((step, resident))
         time.sleep(0.25)
     ended = sessions.wait(process)

@@ -82,7 +82,7 @@ def _read_file(path: Path, given: Given) -> dict[str, Any]:
         values = tomllib.loads(path.read_text())
     except OSError as error:
         raise ConfigError(f"cannot read {path}: {error.strerror}") from error
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise ConfigError(f"{path} is not valid TOML: {error}") from error
     named: dict[str, Any] = {}
     for written, value in values.items():

@@ -235,7 +235,7 @@ def _json(file: Path) -> dict[str, Any]:
         return {}
     try:
         content = json.loads(file.read_text(encoding="utf-8"))
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise TokenizerError(f"{file} is not JSON: {error}") from error
     if not isinstance(content, dict):
         raise TokenizerError(f"{file} holds no object but {_shortened(str(content))!r}")

@@ -1,7 +1,6 @@
 """From finished chunks to what a person reads: tables, figures, the report, the comparison."""
 
 import csv
-import json
 import shlex
 import warnings
 from collections.abc import Iterator, Sequence
@@ -17,6 +16,7 @@ from ppo_jax.envs import canonical
 from ppo_jax.runs import terminal
 from ppo_jax.runs.checkpoint import write_json
 from ppo_jax.runs.job import RunFailed
+from ppo_jax.runs.record import read_summary
 from ppo_jax.runs.trust import NOTHING, Given
 from ppo_jax.sweep import figures, page, results
 from ppo_jax.sweep.results import PointResult, Setting
@@ -87,20 +87,9 @@ def _publish(store: Store, threshold: float | None, session: dict[str, Any]) -> 
         "table": rows[: len(order[0].results)],
         "confirmed": [results.row(r, threshold) for r in confirmed] or None,
     }
-    last = session or _last_session(store.path / "summary.json")
+    last = session or read_summary(store.path).get("last_session", {})
     write_json(store.path / "summary.json", _plain(summary | {"last_session": last}))
     return order
-
-
-def _last_session(summary: Path) -> dict[str, Any]:
-    """What trained last, by an earlier report; {} if there is none, or if it is damaged."""
-    if not summary.exists():
-        return {}
-    try:
-        return dict(json.loads(summary.read_text())["last_session"])
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        warnings.warn(f"{summary} is damaged and written anew: {error!r}", stacklevel=2)
-        return {}
 
 
 def _pictures(order: list[Setting], threshold: float | None, folder: Path) -> dict[str, Path]:
