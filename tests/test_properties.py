@@ -27,6 +27,8 @@ from ppo_jax.algorithms import ALGORITHMS
 from ppo_jax.cli.flags import base_config
 from ppo_jax.config import ConfigError, options, references, schedules
 from ppo_jax.envs import InvalidEnvironment, UnknownEnvironment, as_env
+from ppo_jax.rlhf.formats import DataError
+from ppo_jax.rlhf.formats import read as read_data
 from ppo_jax.rlhf.decoder import Decoder, small
 from ppo_jax.rlhf.hf_config import ModelError, read_config
 from ppo_jax.rlhf.hf_io import load_model, save_model
@@ -34,6 +36,7 @@ from ppo_jax.rlhf.tokenizer import CharTokenizer, TokenizerError, load_tokenizer
 from ppo_jax.runs import folder as run_folder
 from ppo_jax.runs.checkpoint import CheckpointError, Checkpoints
 from ppo_jax.runs.metrics_log import read_metrics
+from ppo_jax.sweep.store import Spec, Store, read_sessions, read_spec
 from ppo_jax.train import build
 
 # Property -> number of cases in every test run, and in the slow ones.
@@ -48,14 +51,17 @@ CASES = {
     "lines of metrics.jsonl": (100, 3000),
     "content of config.json": (100, 3000),
     "bytes of config.json": (100, 3000),
+    "content of sweep.json": (60, 3000),
     "bytes of a checkpoint": (25, 500),
+    "JSONL of texts, preferences and prompts": (100, 3000),
     "config.json of a model": (100, 2000),
     "header of model.safetensors": (60, 2000),
     "bytes of tokenizer.json": (60, 2000),
 }
 SECONDS = 30  # for one case; more is a hang
 REFUSED = (
-    ConfigError, InvalidEnvironment, UnknownEnvironment, CheckpointError, ModelError, TokenizerError
+    ConfigError, InvalidEnvironment, UnknownEnvironment, CheckpointError, ModelError,
+    TokenizerError, DataError,
 )  # fmt: skip
 
 
@@ -375,6 +381,32 @@ def check_config_content(folder: Path, name: str, value: Any, delete: bool) -> N
         assert same(found[name], value)
 
 
+def write_sweep(folder: Path) -> None:
+    config = configs.make(preset="none", num_envs=2)
+    Store(folder, Spec(("seed",), (config,), (0, 1), 4, 10)).describe(
+        {"batch_size": "auto", "keep": "best", "confirm": 0, "threshold": None}
+    )
+    shutil.copy(folder / "sweep.json", folder / "whole.json")
+
+
+@holds("content of sweep.json", st.sampled_from(["varied", "configs", "seeds", "episodes", "parts",
+       "options", "sweep", "sessions", "config", "env", "seed", "hidden"]),
+       PLAIN, st.booleans(), prepare=write_sweep)  # fmt: skip
+def check_sweep_content(folder: Path, name: str, value: Any, delete: bool) -> None:
+    """Another value in its place: refused, or read."""
+    content = json.loads((folder / "whole.json").read_text())
+    inner = content["sweep"]
+    place = next((p for p in (content, inner) if name in p), inner["configs"][0])
+    if delete:
+        place.pop(name, None)
+    else:
+        place[name] = value
+    (folder / "sweep.json").write_text(json.dumps(content))
+    spec, _ = read_spec(folder)
+    read_sessions(folder)
+    assert spec.points and all(isinstance(s, int) for s in spec.seeds) and spec.parts >= 1
+
+
 DAMAGES = st.tuples(
     st.sampled_from(["flip", "set", "cut", "insert", "double", "nest"]), st.integers(0, 10**6),
     st.integers(1, 255),
@@ -424,6 +456,23 @@ def check_checkpoint(folder: Path, which: int, damage: tuple[str, int, int]) -> 
     step, found = Checkpoints(path, {"env": "x"}).restore(STATE)
     assert step == 1
     jax.tree.map(np.testing.assert_array_equal, found, STATE)
+
+
+RECORDS = st.dictionaries(
+    st.sampled_from(["text", "prompt", "completion", "chosen", "rejected", "messages", "margin"]),
+    st.one_of(PLAIN, st.lists(st.dictionaries(
+        st.sampled_from(["role", "content"]), st.one_of(TEXTS, PLAIN)), max_size=2)),
+    max_size=4,
+)  # fmt: skip
+
+
+@holds("JSONL of texts, preferences and prompts", st.sampled_from(["sft", "preference", "prompt"]),
+       st.lists(st.one_of(RECORDS.map(json.dumps).map(str.encode), JUNK), max_size=3))  # fmt: skip
+def check_data(folder: Path, kind: str, lines: list[bytes]) -> None:
+    """Training data of any form."""
+    path = folder / "data.jsonl"
+    path.write_bytes(b"\n".join(lines))
+    assert read_data(path, kind)
 
 
 # --- folders of models ------------------------------------------------------------------------

@@ -43,7 +43,7 @@ def documented() -> tuple[type[BaseException], ...]:
     """The errors that are one line for a person."""
     from ppo_jax.config import ConfigError
     from ppo_jax.envs import InvalidEnvironment, UnknownEnvironment
-    from ppo_jax.rlhf.data import DataError
+    from ppo_jax.rlhf.formats import DataError
     from ppo_jax.rlhf.hf_io import ModelError
     from ppo_jax.rlhf.tokenizer import TokenizerError
     from ppo_jax.runs.checkpoint import CheckpointError

@@ -1,7 +1,6 @@
 """A disk of 2 MB that fills while a run saves, and is emptied."""
 
 import contextlib
-import os
 import random
 import subprocess
 import threading
@@ -118,9 +117,3 @@ def _difference(found: dict, expected: dict) -> str:
     """As `sessions.difference`; rows may be missing, which is warned of, but not others."""
     rows = {n: row for n, row in found["rows"].items() if row != expected["rows"].get(n)}
     return sessions.difference(found | {"rows": rows}, expected | {"rows": {}})
-
-
-def free_bytes(path: Path) -> int:
-    """What is left of a disk."""
-    status = os.statvfs(path)
-    return status.f_bavail * status.f_frsize

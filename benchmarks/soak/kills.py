@@ -1,6 +1,8 @@
 """Training that is killed again and again, and resumed."""
 
+import collections
 import random
+import re
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
@@ -49,6 +51,7 @@ class _Killer:
         self.plan, self.expected = plan, expected
         self.tallies = {name: Tally(name) for name in MOMENTS}
         self.runs = Tally("run finished after its kills")
+        self.operations: collections.Counter[str] = collections.Counter()
         self.lock = threading.Lock()
         self.left = plan.kills
 
@@ -72,6 +75,7 @@ class _Killer:
             if not self._judge(before, ended, path):
                 return
             before = moment if ended.code == -9 else ""
+            self._note(ended.output)
             self.left -= bool(before)
             if not before:
                 break
@@ -94,6 +98,14 @@ class _Killer:
         if not number:
             process.kill()
         return sessions.wait(process)
+
+    def _note(self, output: str) -> None:
+        """At which operations processes killed themselves."""
+        for event, name in re.findall(r"^killed at: (\S+) (.*)$", output, re.MULTILINE):
+            manifest = re.fullmatch(r"\.?\d+\.json(\.tmp)?", name)
+            with self.lock:
+                self.operations[event] += 1
+                self.operations["of a manifest"] += bool(manifest)
 
     def _judge(self, before: str, ended: sessions.Ended, path: Path) -> bool:
         """Count whether the kill before this session was survived; whether the run can go on."""
@@ -120,4 +132,6 @@ def run(plan: Plan, jobs: int) -> list[Tally]:
     killer = _Killer(plan, sessions.left(whole))
     with ThreadPoolExecutor(jobs) as pool:
         list(pool.map(killer.work, range(jobs)))
+    counts = ", ".join(f"{n} {event}" for event, n in sorted(killer.operations.items()))
+    killer.tallies["kill -9 at an operation on a file"].note = counts
     return [t.done() for t in (*killer.tallies.values(), killer.runs)]

@@ -40,6 +40,7 @@ def kill_at(number: int, folder: str) -> None:
 
     def hook(event: str, arguments: Any) -> None:
         if changes(event, arguments) and next(counter) == number:
+            os.write(2, f"\nkilled at: {event} {os.path.basename(str(arguments[0]))}\n".encode())
             os.kill(os.getpid(), signal.SIGKILL)
 
     sys.addaudithook(hook)
