@@ -19,6 +19,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import struct
+from numpy.typing import ArrayLike
 
 from ppo_jax import precision, rollout
 from ppo_jax.envs import Env, makes_vectors, render
@@ -270,11 +271,12 @@ def agents_of(env: Any) -> int:
     return int(getattr(env, "num_agents", 1)) if makes_vectors(env) else 1
 
 
-def summary_of(result: Returns, agents: int = 1) -> dict[str, Any]:
+def summary_of(returns: ArrayLike, finished: ArrayLike, agents: int = 1) -> dict[str, Any]:
     """The numbers of an evaluation, as summary.json and the rows of metrics.jsonl have them.
 
     Args:
-        result: Returns [E].
+        returns: [E] undiscounted.
+        finished: [E] bool, whether the episode came to its end.
         agents: number of successive rows that belong to one game.
 
     Returns:
@@ -283,7 +285,7 @@ def summary_of(result: Returns, agents: int = 1) -> dict[str, Any]:
         eval_episodes_cut, the number of those that were cut before their end.
     """
     # In float64: the square of a large float32 is infinite.
-    returns = np.asarray(result.episode_return, np.float64)
+    returns = np.asarray(returns, np.float64)
     low, high = confidence_interval(returns, agents)
     with np.errstate(invalid="ignore"):
         mean, std = float(returns.mean()), float(returns.std())
@@ -293,7 +295,7 @@ def summary_of(result: Returns, agents: int = 1) -> dict[str, Any]:
         "eval_return_ci95_low": None if math.isnan(low) else low,
         "eval_return_ci95_high": None if math.isnan(high) else high,
         "eval_episodes": len(returns),
-        "eval_episodes_cut": int((~np.asarray(result.finished)).sum()),
+        "eval_episodes_cut": int((~np.asarray(finished, bool)).sum()),
     }
 
 

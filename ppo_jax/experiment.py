@@ -465,7 +465,7 @@ def _evaluation(
     )
     warn_unfinished(np.asarray(result.finished))
     warn_not_finite(np.asarray(result.episode_return))
-    return summary_of(result, agents_of(program.env))
+    return summary_of(result.episode_return, result.finished, agents_of(program.env))
 
 
 def _about(config: TrainConfig) -> dict[str, Any]:

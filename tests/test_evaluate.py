@@ -171,15 +171,17 @@ def test_the_interval_is_that_of_student():
 
 def test_a_single_game_has_no_interval():
     assert np.isnan(evaluate.confidence_interval(np.array([1.0, 2.0, 3.0]), 3)).all()
-    found = evaluate.summary_of(evaluate.Returns(*map(np.array, ([1.0], [5], [True]))))
+    found = evaluate.summary_of([1.0], [True])
     assert found["eval_return_ci95_low"] is None and found["eval_return_ci95_high"] is None
 
 
 def test_large_returns_have_a_deviation():
     """In float32 its square is infinite."""
     x = np.array([1e30, 3e30], np.float32)
-    found = evaluate.summary_of(evaluate.Returns(x, np.ones(2, int), np.ones(2, bool)))
-    assert found["eval_return_std"] == pytest.approx(1e30) and np.isfinite(found["eval_return_mean"])
+    found = evaluate.summary_of(x, np.ones(2, bool))
+    assert found["eval_return_std"] == pytest.approx(1e30) and np.isfinite(
+        found["eval_return_mean"]
+    )
 
 
 def test_a_run_says_how_many_episodes_were_cut(tmp_path, monkeypatch, capsys):
@@ -203,7 +205,7 @@ def test_a_run_says_how_many_episodes_were_cut(tmp_path, monkeypatch, capsys):
 @pytest.mark.parametrize("value", [np.inf, -np.inf, np.nan])
 def test_returns_that_are_not_finite_have_no_statistics(value):
     x = np.array([1.0, value])
-    found = evaluate.summary_of(evaluate.Returns(x, np.ones(2, int), np.ones(2, bool)))
+    found = evaluate.summary_of(x, np.ones(2, bool))
     found = loop.finite(found)
     assert {name for name, x in found.items() if x is None} == {
         "eval_return_mean", "eval_return_std", "eval_return_ci95_low", "eval_return_ci95_high"

@@ -1,10 +1,10 @@
 """The host loop: evaluations, thresholds, callbacks between chunks, and runs from Python."""
 
 import json
-import warnings
 import os
 import signal
 import threading
+import warnings
 from pathlib import Path
 
 import jax

@@ -27,9 +27,9 @@ from ppo_jax.algorithms import ALGORITHMS
 from ppo_jax.cli.flags import base_config
 from ppo_jax.config import ConfigError, options, references, schedules
 from ppo_jax.envs import InvalidEnvironment, UnknownEnvironment, as_env
+from ppo_jax.rlhf.decoder import Decoder, small
 from ppo_jax.rlhf.formats import DataError
 from ppo_jax.rlhf.formats import read as read_data
-from ppo_jax.rlhf.decoder import Decoder, small
 from ppo_jax.rlhf.hf_config import ModelError, read_config
 from ppo_jax.rlhf.hf_io import load_model, save_model
 from ppo_jax.rlhf.tokenizer import CharTokenizer, TokenizerError, load_tokenizer
@@ -199,7 +199,9 @@ def chosen(make: Callable[[dataclasses.Field], st.SearchStrategy], most: int) ->
     def values(name: str) -> st.SearchStrategy:
         known = {n: f for n, f in FIELDS[name].items() if n not in (*configs.CODE, "env_args")}
         some = st.lists(st.sampled_from([*known]), unique=True, min_size=1, max_size=most)
-        fixed = some.flatmap(lambda names: st.fixed_dictionaries({n: make(known[n]) for n in names}))
+        fixed = some.flatmap(
+            lambda names: st.fixed_dictionaries({n: make(known[n]) for n in names})
+        )
         return fixed.map(lambda found: {"algorithm": name, **found})
 
     return st.sampled_from([*ALGORITHMS]).flatmap(values)
@@ -254,7 +256,9 @@ def check_words(folder: Path, field: dataclasses.Field, word: str) -> None:
     "texts of schedules",
     st.one_of(
         TEXTS,
-        st.from_regex(r"(linear|cosine|constant|adaptive)\([0-9e., =a-z_\-]{0,20}\)", fullmatch=True),
+        st.from_regex(
+            r"(linear|cosine|constant|adaptive)\([0-9e., =a-z_\-]{0,20}\)", fullmatch=True
+        ),
         st.text("linearcos()=,.0123456789e- ", max_size=25),
     ),
 )
@@ -298,8 +302,15 @@ def config_of(text: str | bytes, folder: Path) -> configs.TrainConfig:
     return base_config(["--config", str(path)])
 
 
-@holds("TOML texts", st.one_of(st.sampled_from([f"x = {'[' * 5000}", "seed = 1" + "0" * 5000]), st.binary(max_size=60), st.text(max_size=60),
-                               st.text("seednum_v=[]{}\"'#\n.0123456789-eEinf,", max_size=60)))  # fmt: skip
+@holds(
+    "TOML texts",
+    st.one_of(
+        st.binary(max_size=60),
+        st.text(max_size=60),
+        st.text("seednum_v=[]{}\"'#\n.0123456789-eEinf,", max_size=60),
+        st.sampled_from([f"x = {'[' * 5000}", "seed = 1" + "0" * 5000]),
+    ),
+)
 def check_toml(folder: Path, text: str | bytes) -> None:
     """Any bytes."""
     config_of(text, folder)

@@ -114,7 +114,8 @@ def test_a_process_kills_itself_before_an_operation(tmp_path):
     """The third change of the folder does not happen; what is outside is not counted."""
     code = (
         "import os, pathlib; from benchmarks.soak.victim import kill_at\n"
-        f"folder = pathlib.Path({str(tmp_path / 'run')!r}); folder.mkdir(); kill_at(3, str(folder))\n"
+        f"folder = pathlib.Path({str(tmp_path / 'run')!r}); folder.mkdir()\n"
+        "kill_at(3, str(folder))\n"
         f"pathlib.Path({str(tmp_path / 'other')!r}).write_text('x')\n"
         "(folder / 'a').write_text('x'); (folder / 'a').rename(folder / 'b')\n"
         "(folder / 'c').write_text('x'); print('alive')\n"

@@ -1,1 +1,1 @@
-"""Half an hour of kills, damage and full disks: what a run survives, and what it refuses by name."""
+"""Kills, damage and full disks: what a run survives, and what it refuses by name."""

@@ -94,9 +94,7 @@ def run(folder: Path, cache: Path, fills: int, seed: int) -> list[Tally]:
     return [tally.done()]
 
 
-def _one(
-    path: Path, cache: Path, rng: random.Random, expected: dict
-) -> tuple[int, str, str]:
+def _one(path: Path, cache: Path, rng: random.Random, expected: dict) -> tuple[int, str, str]:
     """(number of times that the disk was full, what was printed, what differs at the end)"""
     filler = _Filler(path.with_name("ballast"), rng)
     filler.start()

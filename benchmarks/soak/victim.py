@@ -9,6 +9,7 @@ import itertools
 import os
 import signal
 import sys
+from pathlib import Path
 from typing import Any
 
 CHANGES = {"os.rename", "os.remove", "os.rmdir", "os.mkdir", "os.link", "os.truncate"}
@@ -40,7 +41,7 @@ def kill_at(number: int, folder: str) -> None:
 
     def hook(event: str, arguments: Any) -> None:
         if changes(event, arguments) and next(counter) == number:
-            os.write(2, f"\nkilled at: {event} {os.path.basename(str(arguments[0]))}\n".encode())
+            os.write(2, f"\nkilled at: {event} {Path(os.fsdecode(arguments[0])).name}\n".encode())
             os.kill(os.getpid(), signal.SIGKILL)
 
     sys.addaudithook(hook)

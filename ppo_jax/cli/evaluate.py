@@ -88,9 +88,11 @@ def play(
 
 def _described(result: Returns, how: str, agents: int) -> str:
     """The numbers of an evaluation on one line."""
-    found, returns = summary_of(result, agents), np.asarray(result.episode_return, np.float64)
+    returns = np.asarray(result.episode_return, np.float64)
+    found = summary_of(returns, result.finished, agents)
     low, high, cut = (
-        found[name] for name in ("eval_return_ci95_low", "eval_return_ci95_high", "eval_episodes_cut")
+        found[name]
+        for name in ("eval_return_ci95_low", "eval_return_ci95_high", "eval_episodes_cut")
     )
     games = f" over {-(-len(returns) // agents)} games" if agents > 1 else ""
     interval = "" if low is None else f"95 % interval [{low:.2f}, {high:.2f}]{games}, "

@@ -214,7 +214,9 @@ def _token(raw: dict[str, Any], name: str) -> int | None:
 def _id(value: Any, name: str) -> int:
     # Some writers put -1 where there is no such token.
     if isinstance(value, bool) or not isinstance(value, int) or not -1 <= value < 2**31:
-        raise ModelError(f"{name} is {value!r}; it must be the number of a token, or a list of them")
+        raise ModelError(
+            f"{name} is {value!r}; it must be the number of a token, or a list of them"
+        )
     return value
 
 

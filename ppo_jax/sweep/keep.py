@@ -9,7 +9,7 @@ import numpy as np
 
 from ppo_jax.config import TrainConfig, env_kwargs
 from ppo_jax.envs import as_env
-from ppo_jax.evaluate import Returns, agents_of, summary_of
+from ppo_jax.evaluate import agents_of, summary_of
 from ppo_jax.runs.checkpoint import delete, write_json
 from ppo_jax.runs.folder import checkpoints_of, write_config
 from ppo_jax.runs.loop import finite
@@ -111,9 +111,8 @@ class Keeper:
 
 def _evaluation(config: TrainConfig, returns: np.ndarray, whole: np.ndarray) -> dict[str, Any]:
     """What summary.json says of the episodes of an agent, as that of a run does."""
-    lengths = np.zeros(returns.shape, np.int32)  # which a sweep does not keep
     env = as_env(config.env, **env_kwargs(config))
-    return finite(summary_of(Returns(returns, lengths, whole), agents_of(env)))
+    return finite(summary_of(returns, whole, agents_of(env)))
 
 
 def scores_of(finished: Finished) -> np.ndarray:
