@@ -220,7 +220,7 @@ def _read_json(path: Path, folder: Path) -> dict[str, Any]:
         there = ", ".join(sorted(p.name for p in folder.iterdir())[:5]) or "nothing"
         raise ModelError(f"{folder} is not a model: no {path.name} in it (there is: {there})")
     try:
-        content = json.loads(path.read_text())
+        content = json.loads(path.read_text(encoding="utf-8"))
     except (ValueError, RecursionError) as error:
         raise ModelError(f"{path} is not JSON: {error}") from error
     if not isinstance(content, dict):
