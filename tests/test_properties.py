@@ -41,22 +41,22 @@ from ppo_jax.train import build
 
 # Property -> number of cases in every test run, and in the slow ones.
 CASES = {
-    "values of options": (400, 5000),
-    "configurations that are built": (12, 150),
-    "words for options": (300, 5000),
-    "texts of schedules": (300, 5000),
-    "names of environments, networks and algorithms": (100, 2000),
-    "TOML texts": (100, 3000),
-    "TOML of options": (100, 3000),
-    "lines of metrics.jsonl": (100, 3000),
-    "content of config.json": (100, 3000),
-    "bytes of config.json": (100, 3000),
-    "content of sweep.json": (60, 3000),
-    "bytes of a checkpoint": (25, 500),
-    "JSONL of texts, preferences and prompts": (100, 3000),
-    "config.json of a model": (100, 2000),
-    "header of model.safetensors": (60, 2000),
-    "bytes of tokenizer.json": (60, 2000),
+    "values of options": (400, 2000),
+    "configurations that are built": (12, 50),
+    "words for options": (300, 3000),
+    "texts of schedules": (300, 3000),
+    "names of environments, networks and algorithms": (100, 500),
+    "TOML texts": (100, 1500),
+    "TOML of options": (100, 1500),
+    "lines of metrics.jsonl": (100, 1500),
+    "content of config.json": (100, 1500),
+    "bytes of config.json": (100, 1500),
+    "content of sweep.json": (40, 600),
+    "bytes of a checkpoint": (25, 200),
+    "JSONL of texts, preferences and prompts": (100, 1500),
+    "config.json of a model": (60, 300),
+    "header of model.safetensors": (60, 1000),
+    "bytes of tokenizer.json": (60, 1000),
 }
 SECONDS = 30  # for one case; more is a hang
 REFUSED = (

@@ -19,11 +19,10 @@ FLAGS = (
 KILLS_PER_RUN = 10
 # Of a session that saves ten times a second and is killed within two seconds.
 OPERATIONS = 400
-MOMENTS = {
-    "kill -9 at any time": 0.2,
-    "kill -9 between saves and in them": 0.3,
-    "kill -9 at an operation on a file": 0.5,
-}
+TIMES, SAVES = "kill -9 at any time", "kill -9 between saves and in them"
+FILES, MANIFESTS = "kill -9 at an operation on a file", "kill -9 between a save and its manifest"
+MOMENTS = {TIMES: 0.15, SAVES: 0.25, FILES: 0.3, MANIFESTS: 0.3}
+MANIFEST = r"(^| )\.?\d+\.json"
 
 
 class Plan(NamedTuple):
@@ -87,10 +86,10 @@ class _Killer:
 
     def _session(self, path: Path, moment: str, rng: random.Random) -> sessions.Ended:
         """A session with a kill in it, unless it is finished before."""
-        number = rng.randint(1, OPERATIONS) if moment.endswith("a file") else 0
-        known = sessions.saved(path)
-        process = sessions.start(path, FLAGS, self.plan.cache, number)
-        if moment.endswith("any time"):
+        number = {FILES: rng.randint(1, OPERATIONS), MANIFESTS: rng.randint(1, 30)}.get(moment, 0)
+        names, known = MANIFEST if moment == MANIFESTS else "", sessions.saved(path)
+        process = sessions.start(path, FLAGS, self.plan.cache, kill=number, names=names)
+        if moment == TIMES:
             time.sleep(rng.uniform(0.0, 8.0))
         elif not number:
             sessions.wait_for_checkpoint(path, known, process)
@@ -102,10 +101,9 @@ class _Killer:
     def _note(self, output: str) -> None:
         """At which operations processes killed themselves."""
         for event, name in re.findall(r"^killed at: (\S+) (.*)$", output, re.MULTILINE):
-            manifest = re.fullmatch(r"\.?\d+\.json(\.tmp)?", name)
             with self.lock:
                 self.operations[event] += 1
-                self.operations["of a manifest"] += bool(manifest)
+                self.operations["of a manifest"] += bool(re.search(MANIFEST, name))
 
     def _judge(self, before: str, ended: sessions.Ended, path: Path) -> bool:
         """Count whether the kill before this session was survived; whether the run can go on."""
@@ -133,5 +131,5 @@ def run(plan: Plan, jobs: int) -> list[Tally]:
     with ThreadPoolExecutor(jobs) as pool:
         list(pool.map(killer.work, range(jobs)))
     counts = ", ".join(f"{n} {event}" for event, n in sorted(killer.operations.items()))
-    killer.tallies["kill -9 at an operation on a file"].note = counts
+    killer.tallies[FILES].note = f"both: {counts}"
     return [t.done() for t in (*killer.tallies.values(), killer.runs)]

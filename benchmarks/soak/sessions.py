@@ -35,7 +35,9 @@ class Ended(NamedTuple):
         return ""
 
 
-def start(path: Path, flags: Sequence[str], cache: Path, kill: int = 0) -> subprocess.Popen:
+def start(
+    path: Path, flags: Sequence[str], cache: Path, *, kill: int = 0, names: str = ""
+) -> subprocess.Popen:
     """A process that begins a run, or goes on with it if there is one.
 
     Args:
@@ -43,6 +45,7 @@ def start(path: Path, flags: Sequence[str], cache: Path, kill: int = 0) -> subpr
         flags: of `ppo_jax.train`, for a new run.
         cache: folder of compiled programs.
         kill: the operation at which it kills itself; 0: never.
+        names: of the files that count, a regular expression.
     """
     again = (path / "config.json").exists()
     words = ["--resume", str(path)] if again else ["--run-dir", str(path), *flags]
@@ -53,6 +56,7 @@ def start(path: Path, flags: Sequence[str], cache: Path, kill: int = 0) -> subpr
         "PYTHONPATH": os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")]),
         "PPO_JAX_SOAK_KILL": str(kill),
         "PPO_JAX_SOAK_FOLDER": str(path),
+        "PPO_JAX_SOAK_NAMES": names,
     }
     return subprocess.Popen(
         [sys.executable, "-m", "benchmarks.soak.victim", *words],
