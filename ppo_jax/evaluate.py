@@ -3,12 +3,15 @@
 `python -m ppo_jax.evaluate RUN` is this on a run directory (`ppo_jax.cli`).
 """
 
+import collections
 import dataclasses
 import functools
 import math
 import sys
 import types
 import warnings
+import weakref
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +19,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import struct
+from numpy.typing import ArrayLike
 
 from ppo_jax import precision, rollout
 from ppo_jax.envs import Env, makes_vectors, render
@@ -24,6 +28,9 @@ from ppo_jax.types import Params, PyTree
 
 # Environments end their episodes themselves; one that goes on longer than this is cut.
 DEFAULT_MAX_STEPS = 10_000
+# The number of programs, the last ones used, that stay compiled while their environments exist.
+KEPT_PROGRAMS = 8
+CONFIDENCE = 0.95
 
 
 @struct.dataclass
@@ -41,17 +48,7 @@ class Returns:
     finished: jax.Array
 
 
-class _Same:
-    """Something static to a compiled program whether it can be hashed or not."""
-
-    def __init__(self, value: Any) -> None:
-        self.value = value
-
-    def __eq__(self, other: object) -> bool:
-        return isinstance(other, _Same) and self.value is other.value
-
-    def __hash__(self) -> int:
-        return id(self.value)
+Play = Callable[[jax.Array, Params, rollout.Moments], Returns]
 
 
 def evaluate(
@@ -84,32 +81,75 @@ def evaluate(
     env = env.evaluation() if makes_vectors(env) else env
     if max_steps is None:
         max_steps = max(DEFAULT_MAX_STEPS, _time_limit(env))
-    play = functools.partial(
-        _play, boxed=_Same(env), policy=policy, max_steps=max_steps, greedy=greedy
-    )
-    # The policy has its precision; the environment is to compute as in training, too.
-    play = precision.apply(precision.of(policy.act), play)
+    count = env.side_by_side(episodes) if makes_vectors(env) else episodes
+    # Inside another program's trace, whose tracers must not outlive it, nothing is kept.
+    traced = any(isinstance(x, jax.core.Tracer) for x in jax.tree.leaves((key, params, moments)))
+    how: dict[str, Any] = {"episodes": count, "max_steps": max_steps, "greedy": greedy}
+    play = _compiled(lambda: env, policy, **how) if traced else _kept_program(env, policy, **how)
     if not makes_vectors(env):
-        return play(key, params, moments, episodes=episodes)
-    count = env.side_by_side(episodes)
+        return play(key, params, moments)
     keys = jax.random.split(key, -(-episodes // count))
-    parts = [play(k, params, moments, episodes=count) for k in keys]
+    parts = [play(k, params, moments) for k in keys]
     return jax.tree.map(lambda *x: jnp.concatenate(x)[:episodes], *parts)
 
 
-@functools.partial(jax.jit, static_argnames=("boxed", "policy", "episodes", "max_steps", "greedy"))
+# Programs of evaluations, the one used last at the end: what is played and how -> (a weak reference
+# to the environment, the program).
+_programs: collections.OrderedDict[Any, tuple[Any, Play]] = collections.OrderedDict()
+
+
+def _kept_program(env: Any, policy: Policy, **how: Any) -> Play:
+    """The program that plays episodes, compiled once for an environment and a policy.
+
+    It is freed with the environment, to which it has a weak reference alone, and when KEPT_PROGRAMS
+    others were used since.
+    """
+    # The program holds the policy, so that no other policy can have the identities of its parts.
+    key = (id(env), *map(id, policy), *how.values())
+    found = _programs.get(key)
+    if found is not None and found[0]() is env:
+        _programs.move_to_end(key)
+        return found[1]
+    try:
+        here = weakref.ref(env, lambda _: _programs.pop(key, None))
+    except TypeError:  # an object of the user's own that has no weak references
+        return _compiled(lambda: env, policy, **how)
+    program = _compiled(here, policy, **how)
+    _programs[key] = here, program
+    while len(_programs) > KEPT_PROGRAMS:
+        _programs.popitem(last=False)
+    return program
+
+
+def _compiled(env: Callable[[], Any], policy: Policy, **how: Any) -> Play:
+    """The program that plays episodes.
+
+    Args:
+        env: () -> the environment, called while the program is traced.
+        policy: as for `evaluate`.
+        **how: episodes, max_steps, greedy, as for `evaluate`.
+    """
+
+    def play(key: jax.Array, params: Params, moments: rollout.Moments) -> Returns:
+        return _play(key, params, moments, env=env(), policy=policy, **how)
+
+    # The policy has its precision; the environment is to compute as in training, too.
+    return precision.apply(precision.of(policy.act), jax.jit(play))
+
+
 def _play(
     key: jax.Array,
     params: Params,
     moments: rollout.Moments,
     *,
-    boxed: _Same,
+    env: Any,
     policy: Policy,
     episodes: int,
     max_steps: int,
     greedy: bool,
 ) -> Returns:
-    env = _side_by_side(boxed.value, episodes)
+    """Episodes side by side, until the last one ends."""
+    env = _side_by_side(env, episodes)
     key, reset_key = jax.random.split(key)
     obs, state = env.reset(reset_key)
     core = policy.init_core(episodes)
@@ -200,10 +240,63 @@ def save_gif(frames: list[np.ndarray], path: Path, frames_per_second: int = 30) 
     )
 
 
-def confidence_interval(x: np.ndarray) -> tuple[float, float]:
-    """The 95 % interval of a mean over independent episodes, normal approximation."""
-    half = 1.96 * float(np.std(x, ddof=1)) / math.sqrt(len(x)) if len(x) > 1 else math.nan
-    return float(np.mean(x)) - half, float(np.mean(x)) + half
+def confidence_interval(x: np.ndarray, agents: int = 1) -> tuple[float, float]:
+    """The 95 % interval of a mean over independent games, Student's t.
+
+    The agents of one game are not independent of each other: only games are. With G games of any
+    number of rows, s² = G / (G − 1) · Σ_g (Σ_{i in g} (x_i − x̄))² / E², and the half-width is
+    t_{0.975, G − 1} · s (for one row per game the usual interval of a mean).
+
+    Args:
+        x: [E] returns, those of a game side by side.
+        agents: number of successive rows that belong to one game.
+
+    Returns:
+        (low, high); NaN where there is a single game, for which there is no interval.
+    """
+    from scipy import stats
+
+    x = np.asarray(x, np.float64)
+    centre, games = float(np.mean(x)), -(-len(x) // agents)
+    if games < 2 or not np.isfinite(x).all():
+        return math.nan, math.nan
+    sums = np.add.reduceat(x - centre, np.arange(0, len(x), agents))
+    error = math.sqrt(games / (games - 1) * float(np.sum(sums**2))) / len(x)
+    half = float(stats.t.ppf((1 + CONFIDENCE) / 2, games - 1)) * error
+    return centre - half, centre + half
+
+
+def agents_of(env: Any) -> int:
+    """The number of successive rows of an evaluation that play one game together."""
+    return int(getattr(env, "num_agents", 1)) if makes_vectors(env) else 1
+
+
+def summary_of(returns: ArrayLike, finished: ArrayLike, agents: int = 1) -> dict[str, Any]:
+    """The numbers of an evaluation, as summary.json and the rows of metrics.jsonl have them.
+
+    Args:
+        returns: [E] undiscounted.
+        finished: [E] bool, whether the episode came to its end.
+        agents: number of successive rows that belong to one game.
+
+    Returns:
+        eval_return_mean, eval_return_std; the 95 % interval of the mean, eval_return_ci95_low and
+        eval_return_ci95_high (None with a single game); eval_episodes, the number of them, and
+        eval_episodes_cut, the number of those that were cut before their end.
+    """
+    # In float64: the square of a large float32 is infinite.
+    returns = np.asarray(returns, np.float64)
+    low, high = confidence_interval(returns, agents)
+    with np.errstate(invalid="ignore"):
+        mean, std = float(returns.mean()), float(returns.std())
+    return {
+        "eval_return_mean": mean,
+        "eval_return_std": std,
+        "eval_return_ci95_low": None if math.isnan(low) else low,
+        "eval_return_ci95_high": None if math.isnan(high) else high,
+        "eval_episodes": len(returns),
+        "eval_episodes_cut": int((~np.asarray(finished, bool)).sum()),
+    }
 
 
 def _time_limit(env: Any) -> int:
@@ -271,6 +364,18 @@ def warn_unfinished(finished: np.ndarray) -> None:
     if not finished.all():
         cut = f"{(~finished).sum()} of {finished.size} episodes"
         warnings.warn(f"{cut} did not end and were cut: their returns are partial", stacklevel=2)
+
+
+def warn_not_finite(returns: np.ndarray) -> None:
+    """Say so where an evaluation has returns that are infinite or not a number."""
+    bad = int((~np.isfinite(returns)).sum())
+    if bad:
+        warnings.warn(
+            f"{bad} of {returns.size} episodes of the evaluation returned a number that is not "
+            "finite: their mean is left out (null in summary.json). The rewards of the environment "
+            "are too large, or not numbers",
+            stacklevel=2,
+        )
 
 
 class _Callable(types.ModuleType):

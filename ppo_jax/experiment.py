@@ -5,6 +5,7 @@
 
 import contextlib
 import dataclasses
+import functools
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -14,10 +15,20 @@ import numpy as np
 
 from ppo_jax import config as configs
 from ppo_jax.agent import Agent, read_parts
+from ppo_jax.algorithms import ALGORITHMS
 from ppo_jax.config import ConfigError, TrainConfig, references
 from ppo_jax.config.options import check_record, coerce, did_you_mean, option
-from ppo_jax.envs import HostEnv, as_env
-from ppo_jax.evaluate import Returns, evaluate, warn_unfinished
+from ppo_jax.envs import HostEnv, as_env, is_own
+from ppo_jax.evaluate import (
+    KEPT_PROGRAMS,
+    Returns,
+    agents_of,
+    evaluate,
+    summary_of,
+    warn_not_finite,
+    warn_unfinished,
+)
+from ppo_jax.networks import Policy
 from ppo_jax.runs import cache, loop, trackers
 from ppo_jax.runs.chunk import Chunk, Step, compile_chunk, compiler_options
 from ppo_jax.runs.folder import (
@@ -40,8 +51,9 @@ from ppo_jax.train import Program, build
 from ppo_jax.types import Metrics, PyTree, TrainState
 
 COMMAND = "python -m ppo_jax.train"
-# Metrics that are NaN by right: there may be no finished episode, nothing to explain.
-MAY_BE_NAN = ("episode_", "explained_variance")
+# Metrics that are NaN by right: there may be no finished episode, nothing to explain, and what an
+# evaluation finds is reported and does not end a run.
+MAY_BE_NAN = ("episode_", "eval_return_", "explained_variance")
 # Folded into the seed for the keys of evaluations, which training never uses.
 EVALUATION = 0xE7A1
 
@@ -136,16 +148,37 @@ def evaluate_run(
     env = found.config.env if given.env is None else given.env
     same = references.name_of(env) == found.config.env
     played = as_env(env, **(configs.env_kwargs(found.config) if same else {}))
+    policy = found.policy
+    if same and _has_value(found.config) and not isinstance(played, HostEnv):
+        played, policy = _played(dataclasses.replace(found.config, seed=0))
     with _ended(played):
         return evaluate(
             jax.random.key(seed),
             found.params,
             found.moments,
             env=played,
-            policy=found.policy,
+            policy=policy,
             episodes=episodes,
             greedy=greedy,
         )
+
+
+def _has_value(config: TrainConfig) -> bool:
+    """Whether all that a configuration names is the package's, so that equal ones behave alike."""
+    own = config.policy is not None or is_own(config.env) or config.algorithm not in ALGORITHMS
+    try:
+        hash(config)
+    except TypeError:
+        return False
+    return not own
+
+
+@functools.lru_cache(maxsize=KEPT_PROGRAMS)
+def _played(config: TrainConfig) -> tuple[Any, Policy]:
+    """(environment, policy) of a configuration: asked for again, the same objects, for which
+    `evaluate` has compiled its program already."""
+    program = build(config)
+    return program.env, program.policy
 
 
 def train(
@@ -430,13 +463,9 @@ def _evaluation(
         policy=program.policy,
         episodes=episodes,
     )
-    returns = np.asarray(result.episode_return)
     warn_unfinished(np.asarray(result.finished))
-    return {
-        "eval_return_mean": float(returns.mean()),
-        "eval_return_std": float(returns.std()),
-        "eval_episodes": len(returns),
-    }
+    warn_not_finite(np.asarray(result.episode_return))
+    return summary_of(result.episode_return, result.finished, agents_of(program.env))
 
 
 def _about(config: TrainConfig) -> dict[str, Any]:
@@ -447,7 +476,10 @@ def _about(config: TrainConfig) -> dict[str, Any]:
         "seed": config.seed,
         "eval_return_mean": None,
         "eval_return_std": None,
+        "eval_return_ci95_low": None,
+        "eval_return_ci95_high": None,
         "eval_episodes": 0,
+        "eval_episodes_cut": 0,
     }
 
 

@@ -4,6 +4,7 @@ import json
 import os
 import signal
 import threading
+import warnings
 from pathlib import Path
 
 import jax
@@ -18,7 +19,7 @@ from ppo_jax.envs import make
 from ppo_jax.experiment import RunOptions, first_state, started_from
 from ppo_jax.runs import chunk, loop
 from ppo_jax.runs.checkpoint import CheckpointError
-from ppo_jax.runs.job import Diverged, Job
+from ppo_jax.runs.job import Diverged, Job, RunFailed
 from ppo_jax.runs.metrics_log import read_metrics
 from ppo_jax.runs.options import KeepOptions
 from ppo_jax.runs.record import InMemory, RunRecord
@@ -316,6 +317,40 @@ def test_a_figure_that_cannot_be_written_is_a_warning(tmp_path, monkeypatch):
     monkeypatch.setattr("ppo_jax.runs.curves.plot_run", full)
     with pytest.warns(UserWarning, match="learning_curve.png not written"):
         assert loop.run(JOB, recorded(tmp_path), signals=Signals()).exit_code == 0
+
+
+@pytest.mark.parametrize("error", [ValueError("mathtext"), OverflowError("ticks"), MemoryError()])
+def test_whatever_a_figure_fails_with_is_a_warning(tmp_path, monkeypatch, error):
+    def failing(*_):
+        raise error
+
+    monkeypatch.setattr("ppo_jax.runs.curves.plot_run", failing)
+    with pytest.warns(UserWarning, match="learning_curve.png not written"):
+        assert loop.run(JOB, recorded(tmp_path), signals=Signals()).exit_code == 0
+
+
+@pytest.mark.parametrize("name", ["learning_curve.png", "summary.json"])
+def test_a_file_that_is_a_directory_is_a_warning(tmp_path, name):
+    """Also a name of the job with signs of formulas in it is drawn as it is."""
+    (tmp_path / name / "inside").mkdir(parents=True)
+    job = JOB._replace(name="$x on a:_$b^")
+    with pytest.warns(UserWarning, match=f"{name} not written"):
+        assert loop.run(job, recorded(tmp_path), signals=Signals()).exit_code == 0
+
+
+def test_a_name_with_signs_of_formulas_is_drawn(tmp_path):
+    with warnings.catch_warnings(action="error"):
+        loop.run(JOB._replace(name="$x on a:_$b^"), recorded(tmp_path), signals=Signals())
+    assert (tmp_path / "learning_curve.png").stat().st_size > 1000
+
+
+def test_a_result_that_cannot_be_written_says_what_is_saved(tmp_path):
+    def full(state, path):
+        raise OSError(28, "No space left on device")
+
+    with pytest.raises(RunFailed, match="result could not be written in .*No space.*: the state"):
+        loop.run(JOB._replace(result=full), recorded(tmp_path), signals=Signals())
+    assert json.loads((tmp_path / "summary.json").read_text())["status"] == "failed"
 
 
 def test_evaluations_during_training_do_not_depend_on_the_length_of_the_run(tmp_path):

@@ -1,8 +1,12 @@
 """Progress: text where there is no terminal, a few lines where there is one."""
 
 import io
+import json
+import os
+import subprocess
 import sys
 import time
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
@@ -120,3 +124,112 @@ def test_clocks_and_figures_are_short():
     assert [terminal._figure(x) for x in (1234.56, -21.0, 0.00431, 0.0, 2e-5)] == [
         "1,234.6", "-21", "0.00431", "0", "2.0e-05"
     ]  # fmt: skip
+
+
+# --- the end of a run, on terminals and streams of every kind ---------------------------------
+
+SUMMARY = {
+    "status": "finished", "eval_return_mean": 1.0, "eval_return_std": 0.5, "eval_episodes": 4,
+    "eval_return_ci95_low": 0.2, "eval_return_ci95_high": 1.8, "env_steps": 64,
+    "env_steps_per_second": 10.0, "compile_seconds": 1.0, "train_seconds": 2.0, "device": "cpu",
+}  # fmt: skip
+NAMES = ["[/", "[bold]x[/bold]", "a[/red]", "[link=x]", ":smile:", "ü ± ∞", "\udcff", "[", "]"]
+
+
+@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("encoding", ["utf-8", "ascii", "latin-1", "cp1252"])
+def test_names_are_shown_as_they_are(monkeypatch, name, encoding):
+    """No markup, no emoji; what an encoding does not have is replaced."""
+    stream = io.TextIOWrapper(io.BytesIO(), encoding)
+    monkeypatch.setattr(sys, "stdout", stream)
+    terminal.print_summary(name, SUMMARY, Path("runs") / name)
+    terminal.say(f"report: {name}")
+    shown = stream.buffer.getvalue().decode(encoding)
+    assert shown.count(name.encode(encoding, "replace").decode(encoding)) >= 2
+    assert "1.00 ± 0.50" in shown or encoding == "ascii"
+
+
+class Broken(io.TextIOWrapper):
+    """A pipe whose reader went away, or a disk that is full."""
+
+    def __init__(self):
+        super().__init__(io.BytesIO(), "utf-8")
+
+    def flush(self):
+        raise BrokenPipeError(32, "Broken pipe")
+
+
+def closed():
+    stream = io.StringIO()
+    stream.close()
+    return stream
+
+
+@pytest.mark.parametrize("make", [lambda: None, closed, Broken])
+@pytest.mark.parametrize("name", ["stdout", "stderr"])
+def test_streams_that_take_nothing_are_no_obstacle(monkeypatch, make, name):
+    stream = make()
+    monkeypatch.setattr(sys, name, stream)
+    with Display(10, 0, "x") as shown:
+        shown.show(10, 1.0, "", ROWS)
+    terminal.print_summary("x", SUMMARY, Path("runs/x"))
+    terminal.say("x")
+    terminal.complain("x")
+    terminal.show_cursor()
+    with terminal.status("compiling"):
+        pass
+    if isinstance(stream, Broken):  # what follows goes nowhere, and fails no more
+        getattr(sys, name).write("x")
+        assert getattr(sys, name) is not stream
+        monkeypatch.setattr(Broken, "flush", io.TextIOWrapper.flush)
+
+
+@pytest.mark.parametrize("width", [1, 2, 5, 20])
+def test_terminals_of_any_width(on_terminal, monkeypatch, capsys, width):
+    monkeypatch.setenv("COLUMNS", str(width))
+    shown = Display(500_000, 0, "ppo on CartPole-v1, seed 0")
+    shown.show(1000, 2000.0, "", ROWS)
+    drawn(shown, width)
+    monkeypatch.setattr(sys.stdout, "isatty", lambda: True)
+    terminal.print_summary("x", SUMMARY, Path("runs/x"))
+
+
+def test_numbers_that_are_not_finite_have_a_word(capsys):
+    evaluation = {"objective": None, "score": 1.5, "responses": 4}
+    terminal.print_summary("ppo", SUMMARY | {"evaluation": evaluation}, Path("runs/x"))
+    shown = capsys.readouterr().out
+    assert "not finite" in shown and "1.5" in shown
+
+
+TRAIN = [
+    sys.executable, "-m", "ppo_jax.train", "--preset", "none", "--num-envs", "2", "--num-steps",
+    "8", "--total-timesteps", "64", "--hidden", "4", "--eval-episodes", "2", "--run-dir", "[/a]",
+]  # fmt: skip
+# How the command is started, and what its environment has besides.
+STARTS = {
+    "stdout closed": ('exec "$@" >&-', {}),
+    "stderr closed": ('exec "$@" 2>&-', {}),
+    "all closed": ('exec "$@" <&- >&- 2>&-', {}),
+    "a reader that goes away": ('set -o pipefail; "$@" | head -1', {}),
+    "a full disk": ('exec "$@" > /dev/full', {}),
+    "ascii": ('exec "$@"', {"PYTHONIOENCODING": "ascii", "LC_ALL": "C"}),
+    "latin-1": ('exec "$@"', {"PYTHONIOENCODING": "latin-1:strict", "PYTHONUTF8": "0"}),
+    "a dumb terminal": ('exec script -qec "$*" /dev/null', {"TERM": "dumb", "COLUMNS": "1"}),
+}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("how", STARTS)
+def test_a_finished_run_ends_with_0(tmp_path, how):
+    """Whatever is wrong with the terminal, and in a folder whose name is half of rich's markup."""
+    script, more = STARTS[how]
+    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[1]), **more}
+    found = subprocess.run(
+        ["bash", "-c", script, "bash", *TRAIN],
+        cwd=tmp_path, env=environment, capture_output=True, text=True, errors="replace",
+        timeout=300, check=False,
+    )  # fmt: skip
+    assert found.returncode == 0, found.stderr
+    assert "Traceback" not in found.stderr + found.stdout
+    summary = json.loads((tmp_path / "[" / "a]" / "summary.json").read_text())
+    assert summary["status"] == "finished"

@@ -199,7 +199,8 @@ def draw(found: Sequence[Curve], title: str, metric: str, x: str) -> Any:
     axes = figure.add_subplot()
     for k in reversed(range(len(found))):
         _draw_curve(axes, found[k], COLOURS[k % len(COLOURS)], "-" if k < len(COLOURS) else "--")
-    axes.set_title(title, loc="left", fontsize=11, fontweight="bold")
+    # A "$" in a name is no formula.
+    axes.set_title(title, loc="left", fontsize=11, fontweight="bold", parse_math=False)
     axes.set_xlabel("seconds of training" if x == "seconds" else "environment steps")
     axes.set_ylabel(metric.replace("_", " "))
     axes.set_xlim(0, max(curve.x[-1] for curve in found))
@@ -210,10 +211,12 @@ def draw(found: Sequence[Curve], title: str, metric: str, x: str) -> Any:
     if len(found) > 1:
         handles, labels = axes.get_legend_handles_labels()
         columns = max(1, 100 // (max(map(len, labels)) + 8))
-        figure.legend(
+        legend = figure.legend(
             handles[::-1], labels[::-1], frameon=False, fontsize=9, ncols=min(columns, len(labels)),
             loc="outside lower center",
         )  # fmt: skip
+        for text in legend.get_texts():
+            text.set_parse_math(False)
     return figure
 
 

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from typing import NoReturn
 
 from ppo_jax.config import ConfigError
-from ppo_jax.runs import devices
+from ppo_jax.runs import devices, terminal
 from ppo_jax.runs.job import RunFailed
 
 
@@ -29,14 +29,15 @@ def exit_without_device(command: Callable[[], int]) -> NoReturn:
     from ppo_jax.envs import InvalidEnvironment, UnknownEnvironment
     from ppo_jax.runs.checkpoint import CheckpointError
 
+    terminal.settle()
     warnings.formatwarning = lambda message, *_, **__: f"warning: {message}\n"
     try:
         sys.exit(command())
     except (ConfigError, CheckpointError, InvalidEnvironment, UnknownEnvironment) as error:
-        print(f"error: {error}", file=sys.stderr)
+        terminal.complain(f"error: {error}")
         sys.exit(2)
     except (RunFailed, OSError) as error:
-        print(f"error: {error}", file=sys.stderr)
+        terminal.complain(f"error: {error}")
         sys.exit(1)
     except KeyboardInterrupt:
         sys.exit(130)

@@ -10,7 +10,16 @@ import numpy as np
 from ppo_jax.cli.errors import exit_with
 from ppo_jax.cli.flags import positional
 from ppo_jax.config import ConfigError
-from ppo_jax.evaluate import confidence_interval, evaluate, record, save_gif, warn_unfinished
+from ppo_jax.evaluate import (
+    Returns,
+    agents_of,
+    evaluate,
+    record,
+    save_gif,
+    summary_of,
+    warn_not_finite,
+    warn_unfinished,
+)
 from ppo_jax.runs import cache, terminal
 from ppo_jax.runs.restore import load
 
@@ -67,20 +76,33 @@ def play(
     }
     key = jax.random.key(seed)
     result = evaluate(key, **agent, episodes=episodes)
-    returns = np.asarray(result.episode_return)
     warn_unfinished(np.asarray(result.finished))
-    low, high = confidence_interval(returns)
-    interval = f"95 % interval [{low:.2f}, {high:.2f}], " if episodes > 1 else ""
-    terminal.say(
-        f"{config.env}: return {returns.mean():.2f}, {interval}"
-        f"std {returns.std():.2f}, min {returns.min():.2f}, max {returns.max():.2f}, "
-        f"{episodes} {'sampled' if stochastic else 'greedy'} episodes, "
-        f"mean length {np.mean(result.episode_length):.1f}"
-    )
+    warn_not_finite(np.asarray(result.episode_return))
+    how = "sampled" if stochastic else "greedy"
+    terminal.say(f"{config.env}: {_described(result, how, agents_of(program.env))}")
     if gif is not None:
         save_gif(record(key, **agent), gif)
         terminal.say(f"wrote {gif}")
     return 0
+
+
+def _described(result: Returns, how: str, agents: int) -> str:
+    """The numbers of an evaluation on one line."""
+    returns = np.asarray(result.episode_return, np.float64)
+    found = summary_of(returns, result.finished, agents)
+    low, high, cut = (
+        found[name]
+        for name in ("eval_return_ci95_low", "eval_return_ci95_high", "eval_episodes_cut")
+    )
+    games = f" over {-(-len(returns) // agents)} games" if agents > 1 else ""
+    interval = "" if low is None else f"95 % interval [{low:.2f}, {high:.2f}]{games}, "
+    ended = f", {cut} of them cut before their end" if cut else ""
+    return (
+        f"return {found['eval_return_mean']:.2f}, {interval}std {found['eval_return_std']:.2f}, "
+        f"min {returns.min():.2f}, max {returns.max():.2f}, {len(returns)} {how} "
+        f"episode{'s' * (len(returns) > 1)}{ended}, "
+        f"mean length {np.mean(result.episode_length):.1f}"
+    )
 
 
 def _check(episodes: int, seed: int, gif: Path | None) -> None:

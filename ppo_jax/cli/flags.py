@@ -79,10 +79,10 @@ def _read_file(path: Path, given: Given) -> dict[str, Any]:
 
         return configs.to_json(read_config_file(path, given))
     try:
-        values = tomllib.loads(path.read_text())
+        values = tomllib.loads(path.read_text(encoding="utf-8"))
     except OSError as error:
         raise ConfigError(f"cannot read {path}: {error.strerror}") from error
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise ConfigError(f"{path} is not valid TOML: {error}") from error
     named: dict[str, Any] = {}
     for written, value in values.items():

@@ -16,7 +16,7 @@ from ppo_jax.cli.errors import exit_with
 from ppo_jax.cli.flags import base_config, given_of, parse
 from ppo_jax.config import ConfigError, TrainConfig
 from ppo_jax.config.options import check_record, option
-from ppo_jax.runs import provenance
+from ppo_jax.runs import provenance, terminal
 from ppo_jax.runs.trust import Given
 from ppo_jax.sweep import session
 from ppo_jax.sweep.points import Point, configure, grid, parse_vary, sample
@@ -247,5 +247,5 @@ def _compare(folders: tuple[Path, Path], out: Path | None, flags: set[str], give
             f"{out} holds a sweep or a run; choose another --run-dir for the comparison"
         )
     compare(*folders, out, given)
-    print(f"comparison: {out / 'comparison.html'}")
+    terminal.say(f"comparison: {out / 'comparison.html'}")
     return 0

@@ -204,9 +204,15 @@ def _check_schedule(field: Field, schedule: Any) -> None:
 def _check_function(field: Field, function: Any) -> None:
     """Refuse a function of the progress that gives something else than values of the option."""
     for progress in (0.0, 0.5, 1.0):
-        with jax.ensure_compile_time_eval():  # a Config may be checked while others are traced
-            value = function(progress)
-            value = value.item() if getattr(value, "shape", None) == () else value
+        try:
+            with jax.ensure_compile_time_eval():  # a Config may be checked while others are traced
+                value = function(progress)
+                value = value.item() if getattr(value, "shape", None) == () else value
+        except Exception as error:  # whatever a function of the user's own raises
+            raise ConfigError(
+                f"{field.name} is a function of the progress that fails at {progress}: "
+                f"{type(error).__name__}: {error}"
+            ) from error
         if not _is_of(float, value) or not field.metadata["bounds"].admits(value):
             raise ConfigError(
                 f"{field.name} is a function of the progress that gives {value!r} at {progress}; "

@@ -98,6 +98,9 @@ class VectorMaker(Protocol):
     Attributes:
         name: for messages.
         observation_space, action_space, time_limit: as an Env's, of one row.
+
+    Optional: `num_agents`, the number of successive rows that play one game together, whose returns
+    are not independent.
     """
 
     @property

@@ -3,7 +3,6 @@
 `python -m ppo_jax.export RUN --format FORMAT` is `export` here.
 """
 
-import sys
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
@@ -107,7 +106,7 @@ def export_command(
         named: dict[str, Any] = {"env": env, "policy": policy, "algorithm": algorithm}
         found = export(run, format, out, checkpoint, trust=trust, **named)
     except verify.NotTheSame as error:
-        print(f"error: {error}", file=sys.stderr)
+        terminal.complain(f"error: {error}")
         return 1
     for path in found.files:
         terminal.say(f"wrote {path} ({path.stat().st_size:,} bytes)")

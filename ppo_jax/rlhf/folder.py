@@ -169,7 +169,7 @@ def read_stage(run_dir: Path, given: Given = NOTHING) -> tuple[str, dict[str, An
         found = content["stage"], dict(content["config"]), dict(content.get("run") or {})
     except OSError as error:
         raise ConfigError(f"{run_dir} is not a run of ppo_jax.rlhf: no config.json") from error
-    except (ValueError, KeyError, TypeError) as error:
+    except (ValueError, KeyError, TypeError, RecursionError) as error:
         raise ConfigError(f"{path} is not the config.json of a run of ppo_jax.rlhf") from error
     trust.check(content, given.named, given.trust, path, callbacks=True)
     return found

@@ -136,7 +136,7 @@ def _line(line: str, kind: str, where: str) -> Any:
 def _json_line(line: str, kind: str, where: str) -> Any:
     try:
         record = json.loads(line)
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise DataError(f"{where}: not JSON ({error}); {_EXPECTED[kind]}") from error
     if not isinstance(record, dict):
         raise DataError(f"{where}: a {type(record).__name__}; {_EXPECTED[kind]}")

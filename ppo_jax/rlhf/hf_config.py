@@ -28,6 +28,10 @@ SCORING = {
 }
 
 
+# No model of these families has nearly so many; a program of more would take hours to trace.
+MOST_LAYERS = 1000
+
+
 class ModelError(ValueError):
     """A folder that cannot be loaded as a model: what is wrong with it, and what would be right."""
 
@@ -51,13 +55,14 @@ def read_config(raw: dict[str, Any], dtype: str = "float32", remat: bool = False
             f"(supported: {', '.join(FAMILIES)})"
         )
     eos = raw.get("eos_token_id")
+    listed = eos if isinstance(eos, list) else [] if eos is None else [eos]
     common = {
         "family": family,
-        "vocab_size": _need(raw, "vocab_size"),
-        "bos_id": raw.get("bos_token_id"),
-        "eos_ids": tuple(eos) if isinstance(eos, list) else () if eos is None else (eos,),
-        "pad_id": raw.get("pad_token_id"),
-        "init_std": raw.get("initializer_range", 0.02),
+        "vocab_size": _whole(raw, "vocab_size"),
+        "bos_id": _token(raw, "bos_token_id"),
+        "eos_ids": tuple(_id(x, "eos_token_id") for x in listed),
+        "pad_id": _token(raw, "pad_token_id"),
+        "init_std": _real(raw, "initializer_range", 0.02),
         "dtype": dtype,
         "remat": remat,
     }
@@ -72,49 +77,52 @@ def _gpt2(raw: dict[str, Any]) -> dict[str, Any]:
     ):
         if raw.get(name, usual) is not usual:
             raise ModelError(f"{name} is {raw[name]}; only {usual} is supported")
-    size, heads = _need(raw, "n_embd"), _need(raw, "n_head")
+    size, heads = _whole(raw, "n_embd"), _whole(raw, "n_head")
     return {
         "hidden_size": size,
-        "num_layers": _need(raw, "n_layer"),
+        "num_layers": _whole(raw, "n_layer", most=MOST_LAYERS),
         "num_heads": heads,
         "num_kv_heads": heads,
         "head_dim": size // heads,
-        "intermediate_size": raw.get("n_inner") or 4 * size,
-        "max_positions": raw.get("n_positions", 1024),
-        "norm_eps": raw.get("layer_norm_epsilon", 1e-5),
-        "tied": raw.get("tie_word_embeddings", True),
+        "intermediate_size": _whole(raw, "n_inner", 4 * size),
+        "max_positions": _whole(raw, "n_positions", 1024),
+        "norm_eps": _real(raw, "layer_norm_epsilon", 1e-5),
+        "tied": _switch(raw, "tie_word_embeddings", True),
         "activation": _activation(raw.get("activation_function", "gelu_new")),
     }
 
 
 def _llama(raw: dict[str, Any]) -> dict[str, Any]:
-    size, heads = _need(raw, "hidden_size"), _need(raw, "num_attention_heads")
+    size, heads = _whole(raw, "hidden_size"), _whole(raw, "num_attention_heads")
     window, window_from = _window(raw)
     theta, scaling = _rope(raw)
     return {
         "hidden_size": size,
-        "num_layers": _need(raw, "num_hidden_layers"),
+        "num_layers": _whole(raw, "num_hidden_layers", most=MOST_LAYERS),
         "num_heads": heads,
-        "num_kv_heads": raw.get("num_key_value_heads") or heads,
-        "head_dim": raw.get("head_dim") or size // heads,
-        "intermediate_size": _need(raw, "intermediate_size"),
-        "max_positions": raw.get("max_position_embeddings", 2048),
-        "norm_eps": raw.get("rms_norm_eps", 1e-6),
-        "tied": raw.get("tie_word_embeddings", False),
+        "num_kv_heads": _whole(raw, "num_key_value_heads", heads),
+        "head_dim": _whole(raw, "head_dim", size // heads),
+        "intermediate_size": _whole(raw, "intermediate_size"),
+        "max_positions": _whole(raw, "max_position_embeddings", 2048),
+        "norm_eps": _real(raw, "rms_norm_eps", 1e-6),
+        "tied": _switch(raw, "tie_word_embeddings", False),
         "rope_theta": theta,
         "rope_scaling": scaling,
         "sliding_window": window,
         "window_from": window_from,
         "activation": _activation(raw.get("hidden_act", "silu")),
-        "attention_bias": raw.get("attention_bias", False),
-        "mlp_bias": raw.get("mlp_bias", False),
+        "attention_bias": _switch(raw, "attention_bias", False),
+        "mlp_bias": _switch(raw, "mlp_bias", False),
     }
 
 
 def _rope(raw: dict[str, Any]) -> tuple[float, RopeScaling | None]:
     """transformers 5 has rope_parameters, 4 has rope_theta and rope_scaling beside each other."""
     rope = raw.get("rope_parameters") or raw.get("rope_scaling") or {}
-    theta = rope.get("rope_theta", raw.get("rope_theta", 10_000.0))
+    if not isinstance(rope, dict):
+        raise ModelError(f"rope_scaling is {rope!r}; it must be an object")
+    theta = _real(raw, "rope_theta", 10_000.0)
+    theta = _real(rope, "rope_theta", theta)
     kind = rope.get("rope_type", rope.get("type", "default"))
     if kind == "default":
         return theta, None
@@ -122,13 +130,13 @@ def _rope(raw: dict[str, Any]) -> tuple[float, RopeScaling | None]:
         hint = "supported: default, linear, llama3"
         raise ModelError(f"rope_type is {kind!r}, which is not supported; {hint}")
     if kind == "linear":
-        return theta, RopeScaling("linear", rope["factor"])
+        return theta, RopeScaling("linear", _real(rope, "factor"))
     return theta, RopeScaling(
         kind,
-        rope["factor"],
-        rope["low_freq_factor"],
-        rope["high_freq_factor"],
-        rope["original_max_position_embeddings"],
+        _real(rope, "factor"),
+        _real(rope, "low_freq_factor"),
+        _real(rope, "high_freq_factor"),
+        _whole(rope, "original_max_position_embeddings"),
     )
 
 
@@ -137,31 +145,79 @@ def _window(raw: dict[str, Any]) -> tuple[int | None, int]:
     window, family = raw.get("sliding_window"), raw["model_type"]
     if window is None or family == "llama":
         return None, 0
+    window = _whole(raw, "sliding_window")
     if family == "mistral":
         return window, 0
-    if not raw.get("use_sliding_window", False):
+    if not _switch(raw, "use_sliding_window", False):
         return None, 0
     kinds = raw.get("layer_types")
     first = raw.get("max_window_layers", 28)
+    if isinstance(first, bool) or not isinstance(first, int):
+        raise ModelError(f"max_window_layers is {first!r}; it must be a whole number")
     if kinds:
+        if not isinstance(kinds, list):
+            raise ModelError(f"layer_types is {kinds!r}; it must be a list")
         first = [*kinds, "sliding_attention"].index("sliding_attention")
         if "full_attention" in kinds[first:]:
             raise ModelError("layer_types alternates; the window must cover the last layers")
     return window, first
 
 
-def _activation(name: str) -> str:
-    if name not in ACTIVATION_NAMES:
+def _activation(name: Any) -> str:
+    if not isinstance(name, str) or name not in ACTIVATION_NAMES:
         raise ModelError(
-            f"activation {name!r} is not supported; {did_you_mean(name, ACTIVATION_NAMES)}"
+            f"activation {name!r} is not supported; {did_you_mean(str(name), ACTIVATION_NAMES)}"
         )
     return ACTIVATION_NAMES[name]
 
 
-def _need(raw: dict[str, Any], name: str) -> Any:
-    if name not in raw:
-        raise ModelError(f"config.json has no {name}")
-    return raw[name]
+def _value(raw: dict[str, Any], name: str, default: Any) -> Any:
+    """What is there; the default where nothing is, or null.
+
+    Raises:
+        ModelError: neither is there a default.
+    """
+    if raw.get(name) is not None:
+        return raw[name]
+    if default is None:
+        raise ModelError(f"config.json has no {name}" + (", it is null" if name in raw else ""))
+    return default
+
+
+def _whole(raw: dict[str, Any], name: str, default: int | None = None, most: int = 2**31) -> int:
+    """A whole number from 1."""
+    value = _value(raw, name, default)
+    if isinstance(value, bool) or not isinstance(value, int) or not 1 <= value <= most:
+        raise ModelError(f"{name} is {value!r}; it must be a whole number from 1 to {most:,}")
+    return value
+
+
+def _real(raw: dict[str, Any], name: str, default: float | None = None) -> float:
+    """A finite number above or equal to 0."""
+    value = _value(raw, name, default)
+    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value < 1e30:
+        raise ModelError(f"{name} is {value!r}; it must be a finite number >= 0")
+    return float(value)
+
+
+def _switch(raw: dict[str, Any], name: str, default: bool) -> bool:
+    value = _value(raw, name, default)
+    if not isinstance(value, bool):
+        raise ModelError(f"{name} is {value!r}; it must be true or false")
+    return value
+
+
+def _token(raw: dict[str, Any], name: str) -> int | None:
+    return None if raw.get(name) is None else _id(raw[name], name)
+
+
+def _id(value: Any, name: str) -> int:
+    # Some writers put -1 where there is no such token.
+    if isinstance(value, bool) or not isinstance(value, int) or not -1 <= value < 2**31:
+        raise ModelError(
+            f"{name} is {value!r}; it must be the number of a token, or a list of them"
+        )
+    return value
 
 
 def write_config(config: DecoderConfig, scoring: bool, weights: str) -> dict[str, Any]:

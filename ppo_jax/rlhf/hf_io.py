@@ -60,7 +60,7 @@ def load_model(
         decoder = Decoder(read_config(raw, dtype, remat))
     except (ValueError, KeyError, TypeError) as error:
         raise ModelError(f"{folder / 'config.json'}: {error}") from error
-    scoring = any("SequenceClassification" in a for a in raw.get("architectures") or ())
+    scoring = "SequenceClassification" in str(raw.get("architectures"))
     tensors = _read_tensors(folder)
     try:
         params = from_tensors(decoder, tensors, scoring or "score.weight" in tensors)
@@ -220,8 +220,8 @@ def _read_json(path: Path, folder: Path) -> dict[str, Any]:
         there = ", ".join(sorted(p.name for p in folder.iterdir())[:5]) or "nothing"
         raise ModelError(f"{folder} is not a model: no {path.name} in it (there is: {there})")
     try:
-        content = json.loads(path.read_text())
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except (ValueError, RecursionError) as error:
         raise ModelError(f"{path} is not JSON: {error}") from error
     if not isinstance(content, dict):
         raise ModelError(f"{path} must hold a JSON object, not {type(content).__name__}")

@@ -127,8 +127,21 @@ class FolderTokenizer:
         self.chat_template = config.get("chat_template")
 
     def encode(self, text: str) -> list[int]:
-        """The ids of a text, with nothing put before or behind."""
-        return self._tokenizer.encode(text, add_special_tokens=False).ids
+        """The ids of a text, with nothing put before or behind.
+
+        Raises:
+            TokenizerError: the file contradicts itself, so that the library fails.
+        """
+        return self._encoded(text, False)
+
+    def _encoded(self, text: str, special: bool) -> list[int]:
+        try:
+            return self._tokenizer.encode(text, add_special_tokens=special).ids
+        except BaseException as error:
+            # The panics of a library in Rust are no Exceptions.
+            if isinstance(error, Exception) or type(error).__name__ == "PanicException":
+                raise TokenizerError(f"tokenizer.json cannot be used: {error}") from error
+            raise
 
     def decode(self, ids: Iterable[int]) -> str:
         """The text of ids, special tokens left out."""
@@ -144,7 +157,7 @@ class FolderTokenizer:
     def _prefix(self, wanted: bool | None) -> list[int]:
         """Whether texts begin with BOS, if need be by asking what an empty one becomes."""
         if wanted is None:
-            wanted = self._tokenizer.encode("").ids[:1] == [self.bos_id]
+            wanted = self._encoded("", True)[:1] == [self.bos_id]
         return [self.bos_id] if wanted and self.bos_id is not None else []
 
 
@@ -235,7 +248,7 @@ def _json(file: Path) -> dict[str, Any]:
         return {}
     try:
         content = json.loads(file.read_text(encoding="utf-8"))
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise TokenizerError(f"{file} is not JSON: {error}") from error
     if not isinstance(content, dict):
         raise TokenizerError(f"{file} holds no object but {_shortened(str(content))!r}")
@@ -293,7 +306,9 @@ def _read(file: Path) -> Any:
         raise missing_package("tokenizers", str(file)) from error
     try:
         return Library.from_file(str(file))
-    except Exception as error:  # the library raises nothing more specific
+    except BaseException as error:  # the library raises nothing more specific, panics besides
+        if not isinstance(error, Exception) and type(error).__name__ != "PanicException":
+            raise
         raise TokenizerError(
             f"{file} is not a tokenizer of the tokenizers library: {error}"
         ) from error

@@ -26,7 +26,7 @@ def plot_run(path: Path, job: Job) -> None:
     shown = [n for n in job.curves if np.isfinite(table[n]).any()] or list(job.curves[:1])
     figure = Figure(figsize=(4 * len(shown) + 3, 4), layout="constrained")
     FigureCanvasAgg(figure)
-    figure.suptitle(job.name)
+    figure.suptitle(job.name, parse_math=False)  # a "$" in a name is no formula
     for k, name in enumerate(shown):
         label = name.replace("_", " ")
         axes = figure.add_subplot(1, len(shown), k + 1, xlabel=UNITS[job.unit], ylabel=label)

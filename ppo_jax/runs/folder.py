@@ -226,7 +226,7 @@ def _section(path: Path, name: str) -> dict[str, Any]:
         section = json.loads(path.read_text())[name]
     except OSError as error:
         raise ConfigError(f"cannot read {path}: {error.strerror}") from error
-    except (ValueError, KeyError, TypeError) as error:
+    except (ValueError, KeyError, TypeError, RecursionError) as error:
         raise ConfigError(f"{path} is damaged: {error!r}") from error
     if not isinstance(section, dict):
         raise ConfigError(f"{path} is damaged: {name!r} is {section!r}")

@@ -18,7 +18,7 @@ import numpy as np
 from ppo_jax.config import ConfigError
 from ppo_jax.runs import terminal
 from ppo_jax.runs.chunk import Chunk, compile_chunk, next_count
-from ppo_jax.runs.job import UNITS, Callback, Diverged, Job, Progress, Result
+from ppo_jax.runs.job import UNITS, Callback, Diverged, Job, Progress, Result, RunFailed
 from ppo_jax.runs.options import KeepOptions
 from ppo_jax.runs.record import InMemory, RunRecord, scores_of
 from ppo_jax.runs.signals import Signals
@@ -80,7 +80,7 @@ def check(job: Job, options: KeepOptions) -> None:
 
 def flattened(found: dict[str, Any]) -> dict[str, Any]:
     """The real numbers of an evaluation, those of a part of it by "part_name"."""
-    numbers = {name: x for name, x in found.items() if isinstance(x, float)}
+    numbers = {name: x for name, x in found.items() if isinstance(x, float | int | None)}
     for part, inner in found.items():
         if isinstance(inner, dict):
             numbers |= {f"{part}_{n}": x for n, x in inner.items() if isinstance(x, float)}
@@ -246,9 +246,16 @@ class _Loop:
 
     def _result(self) -> dict[str, Any]:
         """What summary.json says of the trained state."""
-        job = self.job
-        if job.result is not None and self.record.path is not None:
-            return job.result(self.state, self.record.path)
+        job, path = self.job, self.record.path
+        if job.result is not None and path is not None:
+            try:
+                return job.result(self.state, path)
+            except OSError as error:
+                self.record.write_summary(job, "failed")
+                raise RunFailed(
+                    f"the result could not be written in {path}: {error}; "
+                    f"{self.record.what_is_saved(job)}. Free some space and --resume"
+                ) from error
         return job.evaluate(self.state, self.update) if job.evaluate is not None else {}
 
     @property

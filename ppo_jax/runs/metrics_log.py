@@ -58,7 +58,7 @@ def read_metrics(path: Path) -> Iterator[dict[str, Any]]:
         for line in file:
             try:
                 row = json.loads(line)
-            except ValueError:
+            except (ValueError, RecursionError):
                 continue
             if isinstance(row, dict) and {"update", "env_step"} <= row.keys():
                 yield row

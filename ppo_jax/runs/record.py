@@ -3,7 +3,6 @@
 import contextlib
 import json
 import shlex
-import sys
 import warnings
 from collections.abc import Callable
 from pathlib import Path
@@ -176,7 +175,7 @@ class RunRecord:
         summary = self.write_summary(job, status, found)
         try:
             curves.plot_run(self.path, job)
-        except OSError as error:
+        except Exception as error:  # a figure is no reason to call a finished run failed
             warnings.warn(f"learning_curve.png not written: {error}", stacklevel=1)
         if not self.quiet:
             terminal.print_summary(job.name, summary, self.path)
@@ -222,7 +221,7 @@ class RunRecord:
             )
         self.checkpoints.clean(after=0)
         if self.earlier and not self.quiet:
-            print("no checkpoint was written yet: starting again from step 0", file=sys.stderr)
+            terminal.complain("no checkpoint was written yet: starting again from step 0")
 
     def _forget_samples(self, update: int) -> None:
         """Those of updates that will be made again."""

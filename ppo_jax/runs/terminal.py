@@ -1,5 +1,6 @@
 """How far a run is, while it runs: a few live lines on a terminal, a line of text elsewhere."""
 
+import contextlib
 import io
 import itertools
 import math
@@ -50,7 +51,7 @@ class Display:
         self._returns: list[float] = []
         self._started = self._printed_at = time.monotonic()
         self._printed = done
-        self._live, self._quiet = sys.stderr.isatty(), quiet
+        self._live, self._quiet = on_terminal(sys.stderr), quiet
         self._notebook = Notebook.found()
         self._display = Live(
             console=Console(stderr=True),
@@ -61,12 +62,15 @@ class Display:
 
     def __enter__(self) -> "Display":
         if self._live:
-            self._display.start()
+            with contextlib.suppress(OSError, ValueError):
+                self._display.start()
         return self
 
     def __exit__(self, *_: object) -> None:
         if self._live:
-            self._display.stop()
+            # A terminal that was closed takes nothing more.
+            with contextlib.suppress(OSError, ValueError):
+                self._display.stop()
 
     def show(
         self, step: int, rate: float, detail: str, rows: Sequence[dict[str, Any]] = ()
@@ -227,13 +231,11 @@ def print_summary(title: str, summary: dict[str, Any], run_dir: Path) -> None:
         table.add_row("status", summary["status"])
     if summary.get("ended_early"):
         table.add_row("ended early", summary["ended_early"])
-    mean, std = summary.get("eval_return_mean"), summary.get("eval_return_std")
-    if mean is not None:
-        spread = f"{mean:.2f} ± {std:.2f} over {summary['eval_episodes']} episodes, greedy"
-        table.add_row("return", spread)
+    if summary.get("eval_episodes"):
+        table.add_row("return", _evaluated(summary))
     for part in ("evaluation", "validation"):
         for name, value in summary.get(part, {}).items():
-            table.add_row(name, f"{value:.4g}" if isinstance(value, float) else f"{value:,}")
+            table.add_row(name, _value(value))
     for unit, words in UNITS.items():
         if unit in summary:
             table.add_row(words, f"{summary[unit]:,}")
@@ -247,26 +249,113 @@ def print_summary(title: str, summary: dict[str, Any], run_dir: Path) -> None:
     say(table)
 
 
+def _evaluated(summary: dict[str, Any]) -> str:
+    """The greedy episodes of a summary in words."""
+    mean, std = (summary.get(f"eval_return_{name}") for name in ("mean", "std"))
+    low, high = (summary.get(f"eval_return_ci95_{name}") for name in ("low", "high"))
+    shown = "not finite" if mean is None else f"{mean:.2f}"
+    shown += "" if std is None else f" ± {std:.2f}"
+    cut = summary.get("eval_episodes_cut")
+    shown += f" over {summary['eval_episodes']} episodes, greedy"
+    shown += f", {cut} of them cut before their end" if cut else ""
+    interval = "" if low is None else f"; 95 % interval of the mean [{low:.2f}, {high:.2f}]"
+    return shown + interval
+
+
+def _value(value: Any) -> str:
+    """A number of a summary; null stands for one that is not finite."""
+    if value is None:
+        return "not finite"
+    return f"{value:.4g}" if isinstance(value, float) else f"{value:,}"
+
+
+def settle() -> None:
+    """Make stdout and stderr fit to be written to, whatever a command was started with.
+
+    Where one is closed (`>&-`), its number would be given to the next file that is opened, and what
+    libraries write to it would land there; it becomes the null device. Characters that an encoding
+    does not have are replaced.
+    """
+    for number, name in ((0, "stdin"), (1, "stdout"), (2, "stderr")):
+        try:
+            os.fstat(number)
+        except OSError:
+            os.open(os.devnull, os.O_RDWR)  # takes the lowest number that is free
+        if getattr(sys, name) is None:
+            setattr(sys, name, open(os.devnull, "r" if number == 0 else "w"))  # noqa: PTH123
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper) and stream.errors in ("strict", "surrogateescape"):
+            with contextlib.suppress(OSError, ValueError):
+                stream.reconfigure(errors="replace")
+
+
+def on_terminal(stream: Any) -> bool:
+    """Whether there is a terminal behind a stream; none behind one that is closed or missing."""
+    try:
+        return stream is not None and stream.isatty()
+    except ValueError:
+        return False
+
+
 def say(what: Any) -> None:
-    """Print to stdout; a reader that went away (`| head`) or a full disk ends the talk alone."""
+    """Print to stdout; a reader that went away (`| head`) or a full disk ends the talk alone.
+
+    Args:
+        what: text, printed as it is, or a table of rich, whose texts are shown as they are, too: a
+            name with brackets in it is no markup.
+    """
+    _print(what, sys.stdout, "stdout")
+
+
+def complain(text: str) -> None:
+    """Print a line to stderr, as `say` does to stdout."""
+    _print(text, sys.stderr, "stderr")
+
+
+def _print(what: Any, stream: Any, name: str) -> None:
+    if stream is None or getattr(stream, "closed", False):
+        return
     try:
         if isinstance(what, str):
-            print(what, flush=True)
+            print(what, file=stream, flush=True)
         else:
             # A file or a pipe has no width of its own; the usual 80 would fold tables.
-            Console(width=None if sys.stdout.isatty() else 110).print(what)
-            sys.stdout.flush()
+            width = None if on_terminal(stream) else 110
+            Console(file=stream, width=width, markup=False, emoji=False).print(what)
+            stream.flush()
+    except UnicodeEncodeError:
+        _print(_plain(what, getattr(stream, "encoding", None) or "ascii"), stream, name)
     except OSError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        _silence(name)
+
+
+def _plain(what: Any, encoding: str) -> str:
+    """What is to be printed, with "?" for characters that an encoding does not have."""
+    if not isinstance(what, str):
+        console = Console(file=io.StringIO(), width=110, markup=False, emoji=False)
+        console.print(what)
+        what = console.file.getvalue().rstrip("\n")  # type: ignore[attr-defined]
+    return what.encode(encoding, "replace").decode(encoding)
+
+
+def _silence(name: str) -> None:
+    """Nobody reads stdout or stderr any more: what is left goes to the null device."""
+    nothing = open(os.devnull, "w")  # noqa: PTH123
+    try:
+        # Also what is still in the buffer, which would fail again when the process ends.
+        os.dup2(nothing.fileno(), getattr(sys, name).fileno())
+    except (OSError, ValueError, AttributeError):
+        setattr(sys, name, nothing)
 
 
 def show_cursor() -> None:
     """Undo what a live display did to the terminal, for an exit that skips everything else."""
-    if sys.stderr.isatty():
-        sys.stderr.write("\x1b[?25h\n")
-        sys.stderr.flush()
+    if on_terminal(sys.stderr):
+        with contextlib.suppress(OSError):
+            sys.stderr.write("\x1b[?25h\n")
+            sys.stderr.flush()
 
 
 def status(text: str) -> AbstractContextManager[Any]:
     """A word about what is going on, on a terminal alone."""
-    return Console(stderr=True).status(text) if sys.stderr.isatty() else nullcontext()
+    return Console(stderr=True).status(text) if on_terminal(sys.stderr) else nullcontext()

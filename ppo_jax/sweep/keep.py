@@ -2,12 +2,17 @@
 
 import dataclasses
 from pathlib import Path
+from typing import Any
 
 import jax
 import numpy as np
 
+from ppo_jax.config import TrainConfig, env_kwargs
+from ppo_jax.envs import as_env
+from ppo_jax.evaluate import agents_of, summary_of
 from ppo_jax.runs.checkpoint import delete, write_json
 from ppo_jax.runs.folder import checkpoints_of, write_config
+from ppo_jax.runs.loop import finite
 from ppo_jax.sweep import results
 from ppo_jax.sweep.program import take
 from ppo_jax.sweep.schedule import Finished
@@ -86,7 +91,8 @@ class Keeper:
         path.mkdir(parents=True)
         write_config(config, {}, path)
         returns = finished.returns[i]
-        score = _number(returns.mean()) if returns.size else None
+        found = _evaluation(config, returns, finished.whole[i]) if returns.size else {}
+        score = found.get("eval_return_mean")
         state = jax.device_put(take(finished.state(), i), jax.devices()[0])
         checkpoints_of(path, config).save(config.num_updates, state, score)
         summary = {
@@ -94,17 +100,19 @@ class Keeper:
             "algorithm": config.algorithm,
             "seed": config.seed,
             "env_steps": config.num_updates * config.num_envs * config.num_steps,
-            "eval_return_mean": score,
-            "eval_return_std": _number(returns.std()) if returns.size else None,
-            "eval_episodes": int(returns.size),
+            "eval_return_mean": None,
+            "eval_return_std": None,
+            "eval_episodes": 0,
+            **found,
             "sweep_width": finished.chunk.width,
         }
         write_json(path / "summary.json", summary)
 
 
-def _number(x: np.floating) -> float | None:
-    """None for what JSON cannot say: the returns of an agent that diverged."""
-    return float(x) if np.isfinite(x) else None
+def _evaluation(config: TrainConfig, returns: np.ndarray, whole: np.ndarray) -> dict[str, Any]:
+    """What summary.json says of the episodes of an agent, as that of a run does."""
+    env = as_env(config.env, **env_kwargs(config))
+    return finite(summary_of(returns, whole, agents_of(env)))
 
 
 def scores_of(finished: Finished) -> np.ndarray:

@@ -1,7 +1,8 @@
 """From finished chunks to what a person reads: tables, figures, the report, the comparison."""
 
 import csv
-import json
+import shlex
+import warnings
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,8 @@ from ppo_jax.config.options import show
 from ppo_jax.envs import canonical
 from ppo_jax.runs import terminal
 from ppo_jax.runs.checkpoint import write_json
+from ppo_jax.runs.job import RunFailed
+from ppo_jax.runs.record import read_summary
 from ppo_jax.runs.trust import NOTHING, Given
 from ppo_jax.sweep import figures, page, results
 from ppo_jax.sweep.results import PointResult, Setting
@@ -38,7 +41,20 @@ def publish(store: Store, threshold: float | None, session: dict[str, Any]) -> l
 
     Returns:
         Its settings, best first.
+
+    Raises:
+        RunFailed: a file cannot be written; what is trained stays.
     """
+    try:
+        return _publish(store, threshold, session)
+    except OSError as error:
+        raise RunFailed(
+            f"the report of {store.path} cannot be written: {error}; all agents are trained and "
+            f"kept. Free some space and --resume {shlex.quote(str(store.path))}"
+        ) from error
+
+
+def _publish(store: Store, threshold: float | None, session: dict[str, Any]) -> list[Setting]:
     raw, fresh = store.results(), _confirmation(store)
     # The fresh seeds have no say in the ranking that they confirm.
     found, confirmed = results.penalise(raw), results.penalise(fresh, raw)
@@ -49,7 +65,7 @@ def publish(store: Store, threshold: float | None, session: dict[str, Any]) -> l
     write_table(store.path / "agents.csv", [*agent_rows(found, threshold)])
     write_table(store.path / "table.csv", rows)
     (store.path / "table.md").write_text(page.markdown(rows))
-    pictures = figures.draw(order, threshold, store.path / "figures")
+    pictures = _pictures(order, threshold, store.path / "figures")
     parts = [
         page.heading(f"Sweep of {_title(found)}", 1),
         *map(page.paragraph, _summary_lines(store, order, found, confirmed)),
@@ -71,10 +87,18 @@ def publish(store: Store, threshold: float | None, session: dict[str, Any]) -> l
         "table": rows[: len(order[0].results)],
         "confirmed": [results.row(r, threshold) for r in confirmed] or None,
     }
-    file = store.path / "summary.json"
-    earlier = json.loads(file.read_text()).get("last_session", {}) if file.exists() else {}
-    write_json(file, _plain(summary | {"last_session": session or earlier}))
+    last = session or read_summary(store.path).get("last_session", {})
+    write_json(store.path / "summary.json", _plain(summary | {"last_session": last}))
     return order
+
+
+def _pictures(order: list[Setting], threshold: float | None, folder: Path) -> dict[str, Path]:
+    """The figures; none where they cannot be drawn, which is no reason to go without the tables."""
+    try:
+        return figures.draw(order, threshold, folder)
+    except Exception as error:
+        warnings.warn(f"the figures of {folder.parent} are not written: {error}", stacklevel=2)
+        return {}
 
 
 def _ranked(rows: list[dict], order: Sequence[Setting], found: list[PointResult]) -> list[dict]:

@@ -84,14 +84,26 @@ class Spec:
 
     @staticmethod
     def from_json(content: dict[str, Any]) -> "Spec":
-        """The inverse."""
-        return Spec(
+        """The inverse.
+
+        Raises:
+            ValueError, KeyError, TypeError, AttributeError: something in it is of another kind.
+        """
+        spec = Spec(
             tuple(content["varied"]),
             tuple(configs.from_json(c) for c in content["configs"]),
             tuple(content["seeds"]),
             content["episodes"],
             content["parts"],
         )
+        for name, low, values in (
+            ("seeds", 0, spec.seeds), ("episodes", 0, [spec.episodes]), ("parts", 1, [spec.parts])
+        ):  # fmt: skip
+            if not values or not all(type(x) is int and x >= low for x in values):
+                raise ValueError(f"{name} is {content[name]!r}; it must be whole, >= {low}")
+        if not spec.configs or not all(len(p) == len(spec.varied) for p in spec.points):
+            raise ValueError(f"varied is {content['varied']!r}, of {len(spec.configs)} points")
+        return spec
 
     @property
     def following(self) -> Given:
