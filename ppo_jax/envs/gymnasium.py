@@ -6,6 +6,7 @@ from typing import Any
 
 import ppo_jax.config.references as references
 from ppo_jax.config.options import did_you_mean
+from ppo_jax.envs import host_spaces
 from ppo_jax.envs.host import HostEnv
 from ppo_jax.envs.protocol import InvalidEnvironment
 
@@ -37,7 +38,7 @@ def has(env_id: str) -> bool:
         return False
 
 
-def make(env_id: str, backend: str = "sync", **kwargs: Any) -> HostEnv:
+def make(env_id: str, backend: str = "sync", channels: str = "auto", **kwargs: Any) -> HostEnv:
     """A registered environment.
 
     Args:
@@ -45,7 +46,9 @@ def make(env_id: str, backend: str = "sync", **kwargs: Any) -> HostEnv:
         backend: how N of them run. sync: one after the other, in this process. async: in a process
             each, which pays where a step is slow; the processes are started afresh ("spawn") and
             inherit nothing of JAX, whose threads do not survive a fork. vector_entry_point: the
-            vectorised form that some ids have, with NEXT_STEP restarts.
+            vectorised form that some ids have, with NEXT_STEP restarts; a mask that is no plain
+            entry of the observation is not read there.
+        channels: where images have their channels, "first" or "last"; auto: as their shape says.
         **kwargs: arguments of the environment; max_episode_steps is the time limit.
 
     Raises:
@@ -54,11 +57,23 @@ def make(env_id: str, backend: str = "sync", **kwargs: Any) -> HostEnv:
     """
     import gymnasium
 
+    from ppo_jax.envs import action_masks
+
     if backend not in BACKENDS:
         raise InvalidEnvironment(f"unknown backend {backend!r}; {did_you_mean(backend, BACKENDS)}")
+    if channels not in host_spaces.CHANNELS:
+        raise InvalidEnvironment(
+            f"unknown channels {channels!r}; {did_you_mean(channels, host_spaces.CHANNELS)}"
+        )
+    name = f"gymnasium:{env_id}"
     one = functools.partial(gymnasium.make, env_id, **kwargs)
-    first = first_of(one, f"gymnasium:{env_id}")
-    spaces, limit = (first.observation_space, first.action_space), first.spec.max_episode_steps
+    first = first_of(one, name)
+    limit = first.spec.max_episode_steps
+    masks = None if backend == "vector_entry_point" else action_masks.find(first, name)
+    spaces = action_masks.masked_spaces(first.observation_space, first.action_space, masks)
+    codec = host_spaces.codec(
+        first.observation_space, first.action_space, name, channels=channels, mask=masks
+    )
     first.close()
 
     def start(num_envs: int, backend: str = backend, **options: Any) -> Callable[[], Any]:
@@ -69,17 +84,20 @@ def make(env_id: str, backend: str = "sync", **kwargs: Any) -> HostEnv:
             )
         # The checks of the environment's returns were made on the first one.
         copy = functools.partial(one, disable_env_checker=True, **options)
+        copy = action_masks.wrapped(copy, masks, name)
         return functools.partial(_vector, [copy] * num_envs, backend)
 
     def variant(**options: Any) -> HostEnv:
         same = functools.partial(start, backend="sync", **options)
-        return HostEnv(f"gymnasium:{env_id}", spaces, same, limit)
+        return HostEnv(name, spaces, same, limit, channels=channels, own_codec=codec)
 
     return HostEnv(
-        f"gymnasium:{env_id}",
+        name,
         spaces,
         start,
         limit,
+        channels=channels,
+        own_codec=codec,
         # Its own copies, so that an evaluation disturbs no training.
         evaluated_as=variant,
         drawn_as=functools.partial(variant, render_mode="rgb_array"),
@@ -124,16 +142,21 @@ def adapt(env: Any, first: Any = None) -> HostEnv:
         )
     spec = getattr(first, "spec", None)
     name = spec.id if spec is not None else type(first.unwrapped).__name__
-    spaces = (first.observation_space, first.action_space)
+    from ppo_jax.envs import action_masks
+
+    masks = action_masks.find(first, name)
+    raw = (first.observation_space, first.action_space)
+    spaces, codec = action_masks.masked_spaces(*raw, masks), host_spaces.codec(*raw, name, mask=masks)
     first.close()
+    one = action_masks.wrapped(env, masks, name)
 
     def start(num_envs: int) -> Callable[[], Any]:
-        return functools.partial(_vector, [env] * num_envs, "sync")
+        return functools.partial(_vector, [one] * num_envs, "sync")
 
     def copy() -> HostEnv:
-        return HostEnv(name, spaces, start)
+        return HostEnv(name, spaces, start, own_codec=codec)
 
-    return HostEnv(name, spaces, start, evaluated_as=copy)
+    return HostEnv(name, spaces, start, evaluated_as=copy, own_codec=codec)
 
 
 def _adapt_vector(venv: Any) -> HostEnv:
