@@ -82,6 +82,7 @@ def make_policy(
     log_std_init: float = 0.0,
     critic: str = "v",
     frame_mix: str = "none",
+    map_actions: bool = False,
 ) -> Policy:
     """The feed-forward actor-critic for a pair of spaces.
 
@@ -98,6 +99,7 @@ def make_policy(
         log_std_init: log σ of a Gaussian at the start.
         critic: "v", "q" or "none", as in Policy.
         frame_mix: name in FRAME_MIXES, of images of as many frames.
+        map_actions: move a Gaussian that would start outside the bounds (`spaces.action_frame`).
 
     Returns:
         Policy without memory: its core is ().
@@ -114,7 +116,8 @@ def make_policy(
 
     body = functools.partial(layers_of, tuple(cnn), tuple(hidden), activation)
     torso = body()
-    actor = Actor(None if shared_torso else body(), action_space, squash, log_std_init)
+    front = None if shared_torso else body()
+    actor = Actor(front, action_space, squash, log_std_init, map_actions)
     judge: nn.Module = Critic(None if shared_torso else body())
     if critic == "q":
         judge = _q_critic(tuple(cnn), tuple(hidden), activation, action_space)
