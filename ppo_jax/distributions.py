@@ -304,7 +304,9 @@ class DiagGaussian:
         return self.mean
 
     def to_env(self, action: jax.Array) -> jax.Array:
-        moved = action if self.shift is None else self.shift + self.scale * action
+        moved = action
+        if self.shift is not None and self.scale is not None:
+            moved = self.shift + self.scale * action
         return moved if self.low is None else jnp.clip(moved, self.low, self.high)
 
 

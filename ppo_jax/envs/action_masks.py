@@ -109,7 +109,7 @@ def masked_spaces(space: Any, actions: Any, masks: Masks | None) -> tuple[Any, A
     mask = theirs.MultiBinary(list(masks.layout.shape))
     if isinstance(actions, theirs.MultiBinary):
         # Bits with a mask are choices of two.
-        actions = theirs.MultiDiscrete(masks.layout.sizes)
+        actions = theirs.MultiDiscrete(list(masks.layout.sizes))
     return theirs.Dict({**parts, ACTION_MASK: mask}), actions
 
 

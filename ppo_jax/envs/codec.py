@@ -74,9 +74,14 @@ class Leaf(NamedTuple):
     decode: Callable[[Sequence[Any], Any], Any]
     encode: Callable[[np.ndarray], Sequence[np.ndarray]]
 
+    @property
+    def path(self) -> tuple[Any, ...]:
+        """What leads to its array; of several, to the first."""
+        return self.paths[0]
+
     def of(self, value: Any) -> Any:
         """The environment's array of this leaf, of a whole observation."""
-        return follow(value, self.paths[0])
+        return follow(value, self.path)
 
     def read(self, x: Any) -> np.ndarray:
         """[B, ...] as the environment has it -> [B, *space.shape] of space.dtype, in numpy.
@@ -173,8 +178,9 @@ class Codec(NamedTuple):
         entries = obs if isinstance(obs, Mapping) else {}
         if action_mask is not None:
             if not self._masked or not isinstance(obs, Mapping):
-                raise ValueError("action_mask is given, but this agent takes no mask beside its "
-                                 "observation")  # fmt: skip
+                raise ValueError(
+                    "action_mask is given, but this agent takes no mask beside its observation"
+                )
             return {**obs, ACTION_MASK: action_mask}
         if self.mask_source and ACTION_MASK not in entries:
             raise ValueError(

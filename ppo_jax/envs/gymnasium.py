@@ -61,19 +61,11 @@ def make(env_id: str, backend: str = "sync", channels: str = "auto", **kwargs: A
 
     if backend not in BACKENDS:
         raise InvalidEnvironment(f"unknown backend {backend!r}; {did_you_mean(backend, BACKENDS)}")
-    if channels not in host_spaces.CHANNELS:
-        raise InvalidEnvironment(
-            f"unknown channels {channels!r}; {did_you_mean(channels, host_spaces.CHANNELS)}"
-        )
     name = f"gymnasium:{env_id}"
     one = functools.partial(gymnasium.make, env_id, **kwargs)
     first = first_of(one, name)
     limit = first.spec.max_episode_steps
-    masks = None if backend == "vector_entry_point" else action_masks.find(first, name)
-    spaces = action_masks.masked_spaces(first.observation_space, first.action_space, masks)
-    codec = host_spaces.codec(
-        first.observation_space, first.action_space, name, channels=channels, mask=masks
-    )
+    masks, spoken = _languages(first, name, channels, masks=backend != "vector_entry_point")
     first.close()
 
     def start(num_envs: int, backend: str = backend, **options: Any) -> Callable[[], Any]:
@@ -83,21 +75,19 @@ def make(env_id: str, backend: str = "sync", channels: str = "auto", **kwargs: A
                 gymnasium.make_vec, env_id, num_envs, vectorization_mode=mode, **kwargs
             )
         # The checks of the environment's returns were made on the first one.
-        copy = functools.partial(one, disable_env_checker=True, **options)
-        copy = action_masks.wrapped(copy, masks, name)
+        unmasked = functools.partial(one, disable_env_checker=True, **options)
+        copy = action_masks.wrapped(unmasked, masks, name)
         return functools.partial(_vector, [copy] * num_envs, backend)
 
     def variant(**options: Any) -> HostEnv:
         same = functools.partial(start, backend="sync", **options)
-        return HostEnv(name, spaces, same, limit, channels=channels, own_codec=codec)
+        return HostEnv(name, start=same, time_limit=limit, **spoken)
 
     return HostEnv(
         name,
-        spaces,
-        start,
-        limit,
-        channels=channels,
-        own_codec=codec,
+        start=start,
+        time_limit=limit,
+        **spoken,
         # Its own copies, so that an evaluation disturbs no training.
         evaluated_as=variant,
         drawn_as=functools.partial(variant, render_mode="rgb_array"),
@@ -144,9 +134,7 @@ def adapt(env: Any, first: Any = None) -> HostEnv:
     name = spec.id if spec is not None else type(first.unwrapped).__name__
     from ppo_jax.envs import action_masks
 
-    masks = action_masks.find(first, name)
-    raw = (first.observation_space, first.action_space)
-    spaces, codec = action_masks.masked_spaces(*raw, masks), host_spaces.codec(*raw, name, mask=masks)
+    masks, spoken = _languages(first, name)
     first.close()
     one = action_masks.wrapped(env, masks, name)
 
@@ -154,9 +142,33 @@ def adapt(env: Any, first: Any = None) -> HostEnv:
         return functools.partial(_vector, [one] * num_envs, "sync")
 
     def copy() -> HostEnv:
-        return HostEnv(name, spaces, start, own_codec=codec)
+        return HostEnv(name, start=start, **spoken)
 
-    return HostEnv(name, spaces, start, evaluated_as=copy, own_codec=codec)
+    return HostEnv(name, start=start, evaluated_as=copy, **spoken)
+
+
+def _languages(
+    first: Any, name: str, channels: str = "auto", *, masks: bool = True
+) -> tuple[Any, dict[str, Any]]:
+    """(masks that copies bring into their observations, what a HostEnv knows of its spaces).
+
+    Args:
+        first: a Gymnasium environment.
+        name: of it, for messages.
+        channels: of images.
+        masks: whether to look for masks beside the observation.
+    """
+    from ppo_jax.envs import action_masks
+
+    if channels not in host_spaces.CHANNELS:
+        raise InvalidEnvironment(
+            f"unknown channels {channels!r}; {did_you_mean(channels, host_spaces.CHANNELS)}"
+        )
+    found = action_masks.find(first, name) if masks else None
+    theirs = (first.observation_space, first.action_space)
+    codec = host_spaces.codec(*theirs, name, channels=channels, mask=found)
+    spaces = action_masks.masked_spaces(*theirs, found)
+    return found, {"spaces": spaces, "channels": channels, "own_codec": codec}
 
 
 def _adapt_vector(venv: Any) -> HostEnv:

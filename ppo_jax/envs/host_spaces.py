@@ -138,9 +138,7 @@ def codec(
 
     source, layout = mask or ("", None)
     alone = bool(source) and not isinstance(space, theirs.Dict)
-    tree = observation_leaves(
-        space, name, (OBSERVATION,) if alone else (), channels=channels
-    )
+    tree = observation_leaves(space, name, (OBSERVATION,) if alone else (), channels=channels)
     acts = action(actions, name)
     if layout is not None:
         parts = {OBSERVATION: tree} if alone else tree
@@ -215,7 +213,11 @@ def _box(path: tuple[Any, ...], space: Any, where: str, channels: str) -> Leaf:
     port = Port("obs", shape, given, wide=wide)
     first = len(shape) == 3 and order == "first"
     if first:
-        low, high, shape = (np.moveaxis(low, 0, -1), np.moveaxis(high, 0, -1), (*shape[1:], shape[0]))
+        low, high, shape = (
+            np.moveaxis(low, 0, -1),
+            np.moveaxis(high, 0, -1),
+            (*shape[1:], shape[0]),
+        )
     box = spaces.Box(low, high, shape, dtype, unordered=len(shape) == 3 and order == "")
 
     def decode(arrays: Any, xp: Any) -> Any:

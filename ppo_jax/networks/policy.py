@@ -116,9 +116,9 @@ def make_policy(
 
     body = functools.partial(layers_of, tuple(cnn), tuple(hidden), activation)
     torso = body()
-    front = None if shared_torso else body()
-    actor = Actor(front, action_space, squash, log_std_init, map_actions)
-    judge: nn.Module = Critic(None if shared_torso else body())
+    own = (lambda: None) if shared_torso else body
+    actor = Actor(own(), action_space, squash, log_std_init, map_actions)
+    judge: nn.Module = Critic(own())
     if critic == "q":
         judge = _q_critic(tuple(cnn), tuple(hidden), activation, action_space)
 
