@@ -110,8 +110,7 @@ def make_policy(
     """
     if critic == "q" and shared_torso:
         raise ValueError("a critic q(s, a) shares no torso with the actor; use shared_torso=False")
-    image = bool(cnn)
-    if image:
+    if image := bool(cnn):
         spaces.image(observation_space)
 
     body = functools.partial(layers_of, tuple(cnn), tuple(hidden), activation)

@@ -80,8 +80,7 @@ def make_recurrent_policy(
         body = layers_of(tuple(cnn), tuple(hidden), activation)
         return Remembering(body, Memory(memory, memory_size), head)
 
-    actor = Actor(None, action_space, squash, log_std_init, map_actions)
-    modules: dict[str, nn.Module] = {"actor": actor}
+    modules: dict = {"actor": Actor(None, action_space, squash, log_std_init, map_actions)}
     modules |= {} if critic == "none" else {"critic": Critic(None)}
     heads = {"torso": None} if shared_torso else modules
     remembers = {k: remembering(head) for k, head in heads.items()}
