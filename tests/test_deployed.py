@@ -10,22 +10,25 @@ import dataclasses
 import functools
 import json
 import re
+from pathlib import Path
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
+import ppo_jax
 from ppo_jax import agent, envs, export, networks
 from ppo_jax import config as configs
 from ppo_jax.config import ConfigError
 from ppo_jax.envs import InvalidEnvironment, spaces
 from ppo_jax.evaluate import evaluate
+from ppo_jax.experiment import RunOptions, train
 from ppo_jax.train import build
 
 gymnasium = pytest.importorskip("gymnasium")
 
-from deployed_envs import Spoken, Start  # noqa: E402
+from deployed_envs import Distance, Spoken, Start  # noqa: E402
 from ppo_jax.envs import action_masks, host_spaces, mask_layouts  # noqa: E402
 
 g = gymnasium.spaces
@@ -591,3 +594,43 @@ def test_a_run_from_before_there_was_the_option_clips():
     assert found["defaults"] | old | {"map_actions": False} == found["identity"] | {
         k: old[k] for k in ("total_timesteps", "anneal_timesteps")
     }
+
+
+@pytest.mark.slow
+def test_a_run_is_loaded_evaluated_and_exported(tmp_path, monkeypatch):
+    """From training to files, by a name alone; ten of ten, wherever the agent acts."""
+    pytest.importorskip("flatbuffers")
+    monkeypatch.setenv("PYTHONPATH", str(Path(__file__).parent))
+    config = configs.make(preset="none", env="deployed_envs:Start", total_timesteps=20_480)
+    assert train(config, RunOptions(run_dir=tmp_path / "run", eval_episodes=4)).exit_code == 0
+    summary = json.loads((tmp_path / "run" / "summary.json").read_text())
+    assert summary["eval_return_mean"] == 10.0
+    for format in ("stablehlo", "safetensors"):
+        assert export.export(tmp_path / "run", format).max_difference == 0.0
+    program = jax.export.deserialize(bytearray((tmp_path / "run/policy.stablehlo").read_bytes()))
+
+    def straight(obs, info, env, first):
+        """What reset returned, in its own type: JAX makes 32 bits of it."""
+        assert obs.dtype == np.int64
+        return np.asarray(program.call(obs[None]))[0]
+
+    assert returns(straight, Start, range(5)) == [10.0] * 5
+    for source in (tmp_path / "run", tmp_path / "run" / "policy.safetensors"):
+        act = ppo_jax.load(source)
+        assert returns(loaded(act, Start), Start, range(5)) == [10.0] * 5
+    assert ppo_jax.evaluate(tmp_path / "run", 4).episode_return.tolist() == [10.0] * 4
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("low", "high", "best", "reached"),
+    [(10, 20, 15, -5.0), (0, 1, 0.5, -1.0), (0.001, 0.002, 0.0015, -0.001), (5, np.inf, 7, -5.0)],
+)
+def test_bounds_off_0_are_learned_in(tmp_path, low, high, best, reached):
+    maker = functools.partial(Distance, float(low), float(high), best)
+    config = configs.make(preset="none", total_timesteps=40_000, num_envs=8)
+    with pytest.warns(UserWarning, match="a Gaussian around 0 starts outside or at the edge"):
+        result = ppo_jax.run(config, tmp_path / "run", env=maker, eval_episodes=16)
+    assert result.summary["eval_return_mean"] > reached
+    act = ppo_jax.load(tmp_path / "run", env=maker)
+    assert np.mean(returns(loaded(act, maker), maker, range(4))) > reached
