@@ -281,6 +281,18 @@ def test_an_exported_program_earns_what_is_evaluated(tmp_path, kind):
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("format", ["stablehlo", "onnx"])
+def test_a_fresh_process_acts_as_the_agent(tmp_path, format):
+    """On observations of every kind, also such as no network has seen."""
+    pytest.importorskip("flatbuffers" if format == "stablehlo" else "jax2onnx")
+    actions, say, _ = MASKED["parts"]
+    parts = parts_of(maker_of(actions, EVERYTHING, ("info", say)))
+    path, *_ = export.FORMATS[format].write(parts, tmp_path / "a")
+    count, difference = export.verify.compare(parts, format, path)
+    assert count == 256 and difference == 0
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize("where", MASKS)
 @pytest.mark.parametrize("layout", MASKED)
 def test_an_exported_program_keeps_to_the_mask(tmp_path, layout, where):
@@ -493,6 +505,14 @@ def test_every_layout_of_a_mask_is_the_same_mask(say):
 def test_masks_that_fit_no_layout_are_refused(mask, actions, message):
     maker = functools.partial(Spoken, PIXELS, actions, ("info", lambda rows: mask))
     with pytest.raises(InvalidEnvironment, match=message):
+        envs.as_env(maker)
+
+
+def test_a_mask_that_fails_is_said_before_training():
+    maker = functools.partial(Spoken, PIXELS, g.Discrete(3), ("method", lambda rows: 1 / 0))
+    with pytest.raises(
+        InvalidEnvironment, match=r"action_masks\(\) of Spoken failed .*ZeroDivision"
+    ):
         envs.as_env(maker)
 
 

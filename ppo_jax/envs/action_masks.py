@@ -15,6 +15,7 @@ from gymnasium import spaces as theirs
 from ppo_jax.envs.codec import OBSERVATION
 from ppo_jax.envs.host_spaces import structured_mask
 from ppo_jax.envs.mask_layouts import MaskLayout, arrays_of, layout_of
+from ppo_jax.envs.protocol import InvalidEnvironment
 from ppo_jax.envs.spaces import ACTION_MASK
 
 # Where a mask comes from, in the words of its user's code.
@@ -64,13 +65,28 @@ def find(env: Any, name: str) -> Masks | None:
     except Exception:  # whoever starts the environments says so, with its name
         return None
     if has_method(env):
-        source, mask = METHOD, env.get_wrapper_attr("action_masks")()
+        source, mask = METHOD, _called(env, name)
     elif isinstance(info, dict) and ACTION_MASK in info:
         source, mask = INFO, info[ACTION_MASK]
     else:
         return None
     layout = layout_of(arrays_of(mask), env.action_space, f"{source} of {name}")
     return Masks(source, layout)
+
+
+def _called(env: Any, name: str) -> Any:
+    """What `action_masks()` returns.
+
+    Raises:
+        InvalidEnvironment: it failed, and how.
+    """
+    try:
+        return env.get_wrapper_attr("action_masks")()
+    except Exception as error:
+        raise InvalidEnvironment(
+            f"action_masks() of {name} failed after the first reset: {type(error).__name__}: "
+            f"{error}; it must return which actions are legal after every reset and step"
+        ) from error
 
 
 def has_method(env: Any) -> bool:
