@@ -1,10 +1,10 @@
 """A trained agent as a plain function: observation -> action. `ppo_jax.load` is `load` here.
 
-The statistics that normalise observations are inside, and the action is what the environment takes:
-clipped or squashed as in training.
+It takes what the environment's reset and step return and gives what its step takes, whatever the
+layout in which the policy was trained. The statistics that normalise observations are inside.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -14,6 +14,7 @@ import numpy as np
 from ppo_jax import rollout
 from ppo_jax.config import TrainConfig
 from ppo_jax.envs import HostEnv, spaces
+from ppo_jax.envs.codec import Codec, Port, int_or_nan, plain
 from ppo_jax.networks import Policy, has_memory
 from ppo_jax.runs import weights
 from ppo_jax.runs.folder import trusted_config
@@ -33,7 +34,8 @@ class Parts(NamedTuple):
         params: of the policy.
         moments: statistics it was trained with.
         obs: example [N, ...]: the structure, shapes and types of observations.
-        observation_space, action_space: of the environment.
+        observation_space, action_space: of the environment, as the policy has them.
+        codec: the environment's own language and the policy's.
     """
 
     config: TrainConfig
@@ -43,6 +45,7 @@ class Parts(NamedTuple):
     obs: PyTree
     observation_space: PyTree
     action_space: spaces.Space
+    codec: Codec
 
     @property
     def has_memory(self) -> bool:
@@ -110,12 +113,15 @@ def parts_of(config: TrainConfig, program: Program, state: TrainState) -> Parts:
         state: of arrays or their descriptions.
     """
     env = program.env
+    params, experience = state.learner.params, state.rollout
     if isinstance(env, HostEnv):
         env.close()
-    params, experience = state.learner.params, state.rollout
+        codec = env.codec
+    else:
+        codec = plain(experience.obs, env.action_space, env.observation_space)
     return Parts(
         config, program.policy, params, experience.moments, experience.obs,
-        env.observation_space, env.action_space,
+        env.observation_space, env.action_space, codec,
     )  # fmt: skip
 
 
@@ -160,7 +166,7 @@ class Agent:
         self.parts, self.config = parts, parts.config
         self.observation_space, self.action_space = parts.observation_space, parts.action_space
         self.has_memory = parts.has_memory
-        self._init_core, self._example = parts.policy.init_core, parts.obs
+        self._init_core, self._codec = parts.policy.init_core, parts.codec
         self._greedy, self._key = greedy, jax.random.key(seed)
         self._act = jax.jit(make_act(parts, greedy))
         self.reset()
@@ -170,23 +176,38 @@ class Agent:
         self._core: PyTree = None
         self._count = 0
 
-    def __call__(self, obs: PyTree, start: Any = None) -> np.ndarray:
+    def __call__(self, obs: PyTree, start: Any = None, *, action_mask: Any = None) -> Any:
         """The action for one observation, or for N of them.
 
         Args:
-            obs: one observation or [N, ...], arrays or lists, in the environment's structure.
+            obs: what the environment's reset or step returned, or N of them, [N, ...]; arrays or
+                lists, in the environment's own structure.
             start: [N] bool, with memory alone: which of them begin an episode. None: all of them
                 at first and after `reset()`, none later.
+            action_mask: which actions are legal, as the environment says it; where it does so
+                beside the observation, it is needed.
 
         Returns:
-            The action as the environment takes it, of one or [N, ...].
+            The action as the environment's step takes it, of one or [N, ...].
 
         Raises:
             ValueError: the observation has another structure, shape or type than the
-                environment's; or its number changed under an agent with memory.
+                environment's, or a value that is none of its own; a mask is missing; or the number
+                of observations changed under an agent with memory.
         """
-        batch, single = as_batch(obs, self._example)
-        count = jax.tree.leaves(batch)[0].shape[0]
+        batch, single = as_batch(self._codec.arrays(obs, action_mask), self._codec.ports)
+        action = self.act_on(batch, start)
+        return action[0] if single else action
+
+    def act_on(self, arrays: Sequence[np.ndarray], start: Any = None) -> np.ndarray:
+        """The actions for N observations that are given as their arrays.
+
+        Args:
+            arrays: [N, ...] each, as an exported file takes them.
+            start: as for a call.
+        """
+        batch = self._codec.read(arrays)
+        count = len(arrays[0])
         self._remember(count)
         first = np.full(count, self._count == 0) if start is None else np.reshape(start, count)
         if not self._greedy:
@@ -195,8 +216,7 @@ class Agent:
             key = self._key
         self._core, action = self._act(key, self._core, batch, first.astype(bool))
         self._count = count if self.has_memory else 0
-        action = np.asarray(action)
-        return action[0] if single else action
+        return self._codec.action.encode(np.asarray(action), np)
 
     def _remember(self, count: int) -> None:
         """A memory for so many, if there is none."""
@@ -209,55 +229,67 @@ class Agent:
             )
 
 
-def as_batch(obs: PyTree, example: PyTree) -> tuple[PyTree, bool]:
-    """An observation as the [N, ...] arrays that the policy was trained on.
+def as_batch(arrays: Sequence[Any], ports: Sequence[Port]) -> tuple[list[np.ndarray], bool]:
+    """The arrays of an observation as those of N observations, in the environment's types.
 
     Args:
-        obs: one observation or N of them.
-        example: [N', ...] arrays or their descriptions, whose structure and types are taken.
+        arrays: of one observation or N of them.
+        ports: what they are to be.
 
     Returns:
-        (batch, whether it was a single one)
+        (arrays [N, ...], whether it was a single observation)
 
     Raises:
-        ValueError: it does not fit, with what does.
+        ValueError: one does not fit, with what does.
     """
-    wanted = jax.tree_util.tree_leaves_with_path(example)
-    structure: Any = jax.tree.structure(example)
-    try:
-        leaves = structure.flatten_up_to(obs)
-    except (ValueError, TypeError) as error:
-        names = ", ".join(jax.tree_util.keystr(path) for path, _ in wanted)
-        raise ValueError(f"the observation must have the entries {names}: {error}") from error
-    given = [
-        _as_array(x, w.dtype, _name(path)) for x, (path, w) in zip(leaves, wanted, strict=True)
-    ]
-    single = given[0].ndim == wanted[0][1].ndim - 1
+    pairs = list(zip(arrays, ports, strict=True))
+    given = [_as_array(x, port) for x, port in pairs]
+    single = given[0].ndim == len(ports[0].shape)
     batch = [x[None] if single else x for x in given]
-    for x, (path, w) in zip(batch, wanted, strict=True):
-        if x.shape[1:] != w.shape[1:] or x.shape[:1] != batch[0].shape[:1] or x.shape[0] == 0:
+    for x, port in zip(batch, ports, strict=True):
+        if x.shape[1:] != port.shape or x.shape[:1] != batch[0].shape[:1] or x.shape[0] == 0:
             shown = x.shape[1:] if single else x.shape
             raise ValueError(
-                f"{_name(path)} has shape {shown}; it must be {w.shape[1:]}, or "
-                f"{('N', *w.shape[1:])} for N observations".replace("'", "")
+                f"{_name(port)} has shape {shown}; it must be {port.shape}, or "
+                f"{('N', *port.shape)} for N observations".replace("'", "")
             )
-    return jax.tree.unflatten(structure, batch), single
+        _check_choices(x, port)
+    return batch, single
 
 
-def _as_array(x: Any, dtype: Any, name: str) -> np.ndarray:
-    """The same numbers in another type, or a refusal; floats may lose digits."""
+def _as_array(x: Any, port: Port) -> np.ndarray:
+    """The same numbers in the environment's type, or a refusal; floats may lose digits."""
     given = np.asarray(x)
-    array = given.astype(dtype)
-    if not np.issubdtype(dtype, np.floating) and not np.array_equal(array, given):
+    with np.errstate(over="ignore", invalid="ignore"):
+        array = given.astype(port.dtype)
+    floats = np.issubdtype(port.dtype, np.floating)
+    lost = np.isinf(array) & ~np.isinf(given) if floats else array != given
+    if np.any(lost):
         raise ValueError(
-            f"{name} has type {given.dtype} and values that {np.dtype(dtype)} does not hold; it "
-            f"must be {np.dtype(dtype)}, as the environment gives it"
+            f"{_name(port)} has type {given.dtype} and values that {port.dtype} does not hold; it "
+            f"must be {port.dtype}, as the environment gives it"
         )
     return array
 
 
-def _name(path: Any) -> str:
-    return f"the observation{jax.tree_util.keystr(path)}"
+def _check_choices(x: np.ndarray, port: Port) -> None:
+    """Refuse values that are no element of a space of choices."""
+    if port.low is None:
+        return
+    wrong = (x < port.low) | (x > port.high)
+    if wrong.any():
+        low, high = int(np.min(port.low)), int(np.max(port.high))
+        raise ValueError(
+            f"{_name(port)} is {int_or_nan(x[wrong].flat[0])}; the environment's own values are "
+            f"those from {low} to {high}"
+        )
+
+
+def _name(port: Port) -> str:
+    """What a user calls it: "the observation['speed']" of obs.speed."""
+    first, *rest = port.name.split(".")
+    shown = "the observation" if first == "obs" else f"the {first}"
+    return shown + "".join(f"[{key if key.isdigit() else repr(key)}]" for key in rest)
 
 
 def load(

@@ -259,18 +259,23 @@ class DiagGaussian:
     """Independent normals: a_i ~ N(μ_i, σ_i²).
 
     The action is unbounded; the environment gets it clipped to `low`, `high` where they are given,
-    while log_prob is that of the unclipped action (clipping belongs to the environment).
+    while log_prob is that of the unclipped action (clipping belongs to the environment). With a
+    shift and a scale the environment gets shift + scale a, clipped; log_prob, entropy and kl stay
+    those of a.
 
     Attributes:
         mean: [..., D] μ.
         log_std: [D] or [..., D] log σ.
         low, high: [D] bounds of the environment's action space, or None.
+        shift, scale: [D] of the actions that the environment gets, or None.
     """
 
     mean: jax.Array
     log_std: jax.Array
     low: jax.Array | None = None
     high: jax.Array | None = None
+    shift: jax.Array | None = None
+    scale: jax.Array | None = None
 
     def noise(self, key: jax.Array, shape: tuple[int, ...] = ()) -> jax.Array:
         return jax.random.normal(key, (*shape, *self.mean.shape), self.mean.dtype)
@@ -299,7 +304,10 @@ class DiagGaussian:
         return self.mean
 
     def to_env(self, action: jax.Array) -> jax.Array:
-        return action if self.low is None else jnp.clip(action, self.low, self.high)
+        moved = action
+        if self.shift is not None and self.scale is not None:
+            moved = self.shift + self.scale * action
+        return moved if self.low is None else jnp.clip(moved, self.low, self.high)
 
 
 # Nodes and weights of ∫ N(z; 0, 1) f(z) dz, for the entropy below: 32 points err by less than

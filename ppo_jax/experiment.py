@@ -6,6 +6,7 @@
 import contextlib
 import dataclasses
 import functools
+import warnings
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -14,6 +15,7 @@ import jax
 import numpy as np
 
 from ppo_jax import config as configs
+from ppo_jax import networks
 from ppo_jax.agent import Agent, read_parts
 from ppo_jax.algorithms import ALGORITHMS
 from ppo_jax.config import ConfigError, TrainConfig, references
@@ -209,6 +211,7 @@ def train(
     functions = _callbacks(config, options, callbacks, given)
     options = dataclasses.replace(options, callback=_names(options, callbacks))
     program = build(config)
+    _warn_of_first_actions(config, program.env)
     start = _start(config, options, given)
     if start is not None:
         started_from(start, jax.eval_shape(program.init, jax.random.key(config.seed)))
@@ -466,6 +469,15 @@ def _evaluation(
     warn_unfinished(np.asarray(result.finished))
     warn_not_finite(np.asarray(result.episode_return))
     return summary_of(result.episode_return, result.finished, agents_of(program.env))
+
+
+def _warn_of_first_actions(config: TrainConfig, env: Any) -> None:
+    """Say so if the package's own Gaussian starts where the actions are not."""
+    found = None
+    if config.policy is None and not config.squash:
+        found = networks.first_actions(env.action_space, config.log_std_init, config.map_actions)
+    if found is not None:
+        warnings.warn(f"{config.env}: {found}", stacklevel=1)
 
 
 def _about(config: TrainConfig) -> dict[str, Any]:

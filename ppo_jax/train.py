@@ -154,6 +154,7 @@ def _policy(config: TrainConfig, env: Env) -> Policy:
         "shared_torso": config.shared_torso,
         "squash": config.squash,
         "log_std_init": config.log_std_init,
+        "map_actions": config.map_actions,
         "frame_mix": config.frame_mix,
         "critic": hooks.critic(config.hyper),
     }
@@ -240,6 +241,12 @@ def _check_image(network: str, name: str, observations: PyTree) -> None:
         raise InvalidEnvironment(
             f"network {network!r} does not fit {name}: {error}; use network mlp"
         ) from error
+    if image.unordered:
+        raise InvalidEnvironment(
+            f"images{path} of {name} have shape {image.shape}, which does not say where their "
+            "channels are; say it with --env-args channels=first or channels=last (environments "
+            "of Gymnasium by their id), return [H, W, C] with other sides, or use network mlp"
+        )
     side = min(image.shape[:2])
     for _, kernel, stride in CONVOLUTIONS[network]:
         if side < kernel:

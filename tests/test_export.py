@@ -18,6 +18,7 @@ from ppo_jax import agent, export, normalization, rollout
 from ppo_jax import config as configs
 from ppo_jax.cli import export as export_command
 from ppo_jax.config import ConfigError
+from ppo_jax.envs import codec, spaces
 from ppo_jax.experiment import RunOptions, train
 from ppo_jax.export import interface, safetensors, verify
 from ppo_jax.runs import weights
@@ -86,13 +87,18 @@ def test_what_is_no_observation_is_refused(cartpole, obs, message):
 
 def test_numbers_that_the_type_does_not_hold_are_refused():
     example = {"image": jnp.zeros((1, 2, 2), jnp.uint8), "speed": jnp.zeros((1,))}
+    spoken = codec.plain(example, spaces.Discrete(2), jax.tree.map(spaces.box_of, example))
     good = {"image": np.array([[1, 255], [0, 3]]), "speed": 1}
-    batch, single = agent.as_batch(good, example)
-    assert single and batch["image"].dtype == np.uint8 and batch["speed"].shape == (1,)
-    with pytest.raises(ValueError, match=r"observation\['image'\] has type float64 and values"):
-        agent.as_batch(good | {"image": np.full((2, 2), 0.5)}, example)
-    with pytest.raises(ValueError, match=r"must have the entries \['image'\], \['speed'\]"):
-        agent.as_batch({"image": good["image"]}, example)
+    (image, speed), single = agent.as_batch(spoken.arrays(good), spoken.ports)
+    assert single and image.dtype == np.uint8 and speed.shape == (1,)
+    for wrong in (0.5, 256, -1, np.nan):
+        with pytest.raises(ValueError, match=r"observation\['image'\] has type .* and values"):
+            bad = good | {"image": np.full((2, 2), wrong)}
+            agent.as_batch(spoken.arrays(bad), spoken.ports)
+    with pytest.raises(ValueError, match=r"must have the entries obs.image, obs.speed"):
+        spoken.arrays({"image": good["image"]})
+    with pytest.raises(ValueError, match="takes no mask beside its observation"):
+        spoken.arrays(good, action_mask=[1, 1])
 
 
 def test_samples_follow_the_distribution_and_their_seed(cartpole):
@@ -152,7 +158,9 @@ def test_weights_have_names_and_their_configuration(cartpole, capsys):
         names, header = {*opened.keys()}, opened.metadata()
     assert {"params.actor.body.Dense_0.kernel", "params.actor.head.bias", "obs.mean"} <= names
     assert json.loads(header["config"])["env"] == json.loads(header["env"]) == "CartPole-v1"
-    assert json.loads(header["inputs"]) == [{"name": "obs", "shape": ["N", 4], "dtype": "float32"}]
+    assert json.loads(header["inputs"]) == [
+        {"name": "obs", "shape": ["N", 4], "dtype": "float32", "env_dtype": "float32"}
+    ]
     np.testing.assert_array_equal(
         ppo_jax.load(file)(states(99)), ppo_jax.load(cartpole)(states(99))
     )
@@ -199,7 +207,9 @@ def test_stablehlo_needs_jax_alone(tmp_path, cartpole):
     assert found.max_difference == 0 and found.observations == 256
     header = json.loads((tmp_path / "agent.stablehlo.json").read_text())
     assert header["platforms"] == ["cpu", "cuda"]
-    assert header["outputs"] == [{"name": "action", "shape": ["N"], "dtype": "int32"}]
+    assert header["outputs"] == [
+        {"name": "action", "shape": ["N"], "dtype": "int32", "env_dtype": "int32"}
+    ]
     code = (
         "import sys, jax, numpy as np; "
         "f = jax.export.deserialize(bytearray(open(sys.argv[1], 'rb').read())); "
@@ -255,9 +265,10 @@ def test_onnx_has_names_and_statistics(tmp_path, cartpole):
 
 def test_every_entry_of_an_observation_is_an_input(pendulum):
     tree = {"image": jnp.zeros((2, 5, 5, 1), jnp.uint8), "wind": {"speed": jnp.zeros((2, 3))}}
-    found = interface.inputs(pendulum._replace(obs=tree))
+    spoken = codec.plain(tree, pendulum.action_space, jax.tree.map(spaces.box_of, tree))
+    found = interface.inputs(pendulum._replace(codec=spoken))
     assert [p.name for p in found] == ["obs.image", "obs.wind.speed"]
-    assert found[0] == ("obs.image", (5, 5, 1), np.uint8)
+    assert found[0][:3] == ("obs.image", (5, 5, 1), np.uint8)
 
 
 @pytest.mark.parametrize("format", ["stablehlo", "onnx"])

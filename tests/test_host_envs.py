@@ -182,7 +182,12 @@ OBSERVATIONS = {
     "floats": (g.Box(-1.0, np.inf, (3,), np.float64), spaces.Box(-1.0, np.inf, (3,))),
     "bytes": (g.Box(0, 255, (8, 9, 3), np.uint8), spaces.Box(0, 255, (8, 9, 3), np.uint8)),
     "planes first": (g.Box(0, 255, (4, 8, 9), np.uint8), spaces.Box(0, 255, (8, 9, 4), np.uint8)),
-    "whole numbers": (g.Box(0, 2**40, (2,), np.int64), spaces.Box(0, 2**31 - 1, (2,), np.int32)),
+    "whole numbers": (
+        g.Box(-9, 2**31 - 1, (2,), np.int64),
+        spaces.Box(-9, 2**31 - 1, (2,), np.int32),
+    ),
+    "wide numbers": (g.Box(0, 2**40, (2,), np.int64), spaces.Box(0.0, 2.0**40, (2,))),
+    "planes of floats": (g.Box(0, 1, (3, 9, 9)), spaces.Box(0, 1, (9, 9, 3))),
     "discrete": (g.Discrete(5, start=3), spaces.Discrete(5)),
     "choices": (g.MultiDiscrete([[2, 3], [4, 5]]), spaces.MultiDiscrete((2, 3, 4, 5))),
     "bits": (g.MultiBinary((2, 3)), spaces.MultiBinary(6)),

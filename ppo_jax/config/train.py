@@ -23,6 +23,8 @@ from ppo_jax.envs import is_own, same_env
 from ppo_jax.networks import ACTIVATIONS, CONVOLUTIONS, FRAME_MIXES, MEMORIES
 from ppo_jax.optimizer import check_schedules
 
+# What a saved configuration stands for that was made before there was such an option.
+BEFORE = {"map_actions": False}
 # The fields of TrainConfig that may name code which is not in the package.
 CODE = ("env", "policy", "algorithm")
 
@@ -56,6 +58,9 @@ class TrainConfig:
     shared_torso: bool = option(False, "one body for actor and critic")
     squash: bool = option(False, "tanh-squashed Gaussian for continuous actions")
     log_std_init: float = option(0.0, "log standard deviation of a Gaussian at the start")
+    map_actions: bool = option(
+        True, "map [-1, 1] to bounds of actions outside which a Gaussian around 0 would start"
+    )
     normalize_obs: bool = option(False, "centre and scale observations by running moments")
     normalize_reward: bool = option(False, "scale rewards by the running deviation of returns")
     reset_pool: int | None = option(
@@ -229,6 +234,11 @@ def from_json(values: dict[str, Any]) -> TrainConfig:
     config = from_flat(values)
     check(config)
     return config
+
+
+def from_saved(values: dict[str, Any]) -> TrainConfig:
+    """`from_json` of what an earlier version may have written, with the meaning it had then."""
+    return from_json(BEFORE | values)
 
 
 def resolve(config: TrainConfig, env: Any = None) -> TrainConfig:

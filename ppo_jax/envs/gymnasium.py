@@ -6,6 +6,7 @@ from typing import Any
 
 import ppo_jax.config.references as references
 from ppo_jax.config.options import did_you_mean
+from ppo_jax.envs import host_spaces
 from ppo_jax.envs.host import HostEnv
 from ppo_jax.envs.protocol import InvalidEnvironment
 
@@ -37,7 +38,7 @@ def has(env_id: str) -> bool:
         return False
 
 
-def make(env_id: str, backend: str = "sync", **kwargs: Any) -> HostEnv:
+def make(env_id: str, backend: str = "sync", channels: str = "auto", **kwargs: Any) -> HostEnv:
     """A registered environment.
 
     Args:
@@ -45,7 +46,9 @@ def make(env_id: str, backend: str = "sync", **kwargs: Any) -> HostEnv:
         backend: how N of them run. sync: one after the other, in this process. async: in a process
             each, which pays where a step is slow; the processes are started afresh ("spawn") and
             inherit nothing of JAX, whose threads do not survive a fork. vector_entry_point: the
-            vectorised form that some ids have, with NEXT_STEP restarts.
+            vectorised form that some ids have, with NEXT_STEP restarts; a mask that is no plain
+            entry of the observation is not read there.
+        channels: where images have their channels, "first" or "last"; auto: as their shape says.
         **kwargs: arguments of the environment; max_episode_steps is the time limit.
 
     Raises:
@@ -54,11 +57,15 @@ def make(env_id: str, backend: str = "sync", **kwargs: Any) -> HostEnv:
     """
     import gymnasium
 
+    from ppo_jax.envs import action_masks
+
     if backend not in BACKENDS:
         raise InvalidEnvironment(f"unknown backend {backend!r}; {did_you_mean(backend, BACKENDS)}")
+    name = f"gymnasium:{env_id}"
     one = functools.partial(gymnasium.make, env_id, **kwargs)
-    first = first_of(one, f"gymnasium:{env_id}")
-    spaces, limit = (first.observation_space, first.action_space), first.spec.max_episode_steps
+    first = first_of(one, name)
+    limit = first.spec.max_episode_steps
+    masks, spoken = _languages(first, name, channels, masks=backend != "vector_entry_point")
     first.close()
 
     def start(num_envs: int, backend: str = backend, **options: Any) -> Callable[[], Any]:
@@ -68,18 +75,19 @@ def make(env_id: str, backend: str = "sync", **kwargs: Any) -> HostEnv:
                 gymnasium.make_vec, env_id, num_envs, vectorization_mode=mode, **kwargs
             )
         # The checks of the environment's returns were made on the first one.
-        copy = functools.partial(one, disable_env_checker=True, **options)
+        unmasked = functools.partial(one, disable_env_checker=True, **options)
+        copy = action_masks.wrapped(unmasked, masks, name)
         return functools.partial(_vector, [copy] * num_envs, backend)
 
     def variant(**options: Any) -> HostEnv:
         same = functools.partial(start, backend="sync", **options)
-        return HostEnv(f"gymnasium:{env_id}", spaces, same, limit)
+        return HostEnv(name, start=same, time_limit=limit, **spoken)
 
     return HostEnv(
-        f"gymnasium:{env_id}",
-        spaces,
-        start,
-        limit,
+        name,
+        start=start,
+        time_limit=limit,
+        **spoken,
         # Its own copies, so that an evaluation disturbs no training.
         evaluated_as=variant,
         drawn_as=functools.partial(variant, render_mode="rgb_array"),
@@ -124,16 +132,43 @@ def adapt(env: Any, first: Any = None) -> HostEnv:
         )
     spec = getattr(first, "spec", None)
     name = spec.id if spec is not None else type(first.unwrapped).__name__
-    spaces = (first.observation_space, first.action_space)
+    from ppo_jax.envs import action_masks
+
+    masks, spoken = _languages(first, name)
     first.close()
+    one = action_masks.wrapped(env, masks, name)
 
     def start(num_envs: int) -> Callable[[], Any]:
-        return functools.partial(_vector, [env] * num_envs, "sync")
+        return functools.partial(_vector, [one] * num_envs, "sync")
 
     def copy() -> HostEnv:
-        return HostEnv(name, spaces, start)
+        return HostEnv(name, start=start, **spoken)
 
-    return HostEnv(name, spaces, start, evaluated_as=copy)
+    return HostEnv(name, start=start, evaluated_as=copy, **spoken)
+
+
+def _languages(
+    first: Any, name: str, channels: str = "auto", *, masks: bool = True
+) -> tuple[Any, dict[str, Any]]:
+    """(masks that copies bring into their observations, what a HostEnv knows of its spaces).
+
+    Args:
+        first: a Gymnasium environment.
+        name: of it, for messages.
+        channels: of images.
+        masks: whether to look for masks beside the observation.
+    """
+    from ppo_jax.envs import action_masks
+
+    if channels not in host_spaces.CHANNELS:
+        raise InvalidEnvironment(
+            f"unknown channels {channels!r}; {did_you_mean(channels, host_spaces.CHANNELS)}"
+        )
+    found = action_masks.find(first, name) if masks else None
+    theirs = (first.observation_space, first.action_space)
+    codec = host_spaces.codec(*theirs, name, channels=channels, mask=found)
+    spaces = action_masks.masked_spaces(*theirs, found)
+    return found, {"spaces": spaces, "channels": channels, "own_codec": codec}
 
 
 def _adapt_vector(venv: Any) -> HostEnv:

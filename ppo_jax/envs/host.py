@@ -14,7 +14,9 @@ import jax.numpy as jnp
 import numpy as np
 from jax.experimental import io_callback
 
-from ppo_jax.envs.host_spaces import Leaf, action_space, observation_leaves
+from ppo_jax.envs import host_spaces
+from ppo_jax.envs.codec import Codec, Leaf
+from ppo_jax.envs.host_spaces import action_space, observation_leaves
 from ppo_jax.envs.protocol import InvalidEnvironment, StepResult
 from ppo_jax.envs.spaces import Space
 from ppo_jax.types import PyTree
@@ -41,6 +43,7 @@ class HostVectorEnv:
         spaces: of one environment, Gymnasium's observation and action space.
         time_limit: as a VectorEnv's.
         transform_reward: [N] -> [N], what is learned from; info then has raw_reward [N].
+        channels: of images, as for `host_spaces.observation_leaves`.
     """
 
     def __init__(
@@ -52,9 +55,10 @@ class HostVectorEnv:
         *,
         time_limit: float | None = None,
         transform_reward: Callable[[np.ndarray], np.ndarray] | None = None,
+        channels: str = "auto",
     ) -> None:
         self.name, self.num_envs, self.time_limit = name, num_envs, time_limit
-        tree = observation_leaves(spaces[0], name)
+        tree = observation_leaves(spaces[0], name, channels=channels)
         is_leaf = lambda x: isinstance(x, Leaf)
         self._leaves: list[Leaf] = jax.tree.leaves(tree, is_leaf=is_leaf)
         self._structure = jax.tree.structure(tree, is_leaf=is_leaf)
@@ -218,6 +222,8 @@ class HostEnv:
         drawn_as: () -> the HostEnv that is drawn; None: the evaluated one.
         evaluation_envs: how many play side by side in an evaluation; None: as many as there are
             episodes, up to EVALUATION_ENVS.
+        channels: of images, as for `host_spaces.observation_leaves`.
+        own_codec: of the environment as its users have it, where its vectors have other spaces.
     """
 
     name: str
@@ -228,7 +234,16 @@ class HostEnv:
     evaluated_as: Callable[[], "HostEnv"] | None = None
     drawn_as: Callable[[], "HostEnv"] | None = None
     evaluation_envs: int | None = None
+    channels: str = "auto"
+    own_codec: Codec | None = None
     _kept: dict[Any, Any] = dataclasses.field(default_factory=dict, repr=False)
+
+    @property
+    def codec(self) -> Codec:
+        """The environment's language and ours."""
+        if self.own_codec is not None:
+            return self.own_codec
+        return host_spaces.codec(*self.spaces, self.name, channels=self.channels)
 
     @property
     def observation_space(self) -> PyTree:
@@ -249,6 +264,7 @@ class HostEnv:
                 self.spaces,
                 time_limit=self.time_limit,
                 transform_reward=self.transform_reward,
+                channels=self.channels,
             )
 
         return self._keep(num_envs, make)

@@ -68,12 +68,20 @@ class MultiBinary:
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Box:
-    """An array with bounds per element, possibly infinite; a scalar bound holds for all."""
+    """An array with bounds per element, possibly infinite; a scalar bound holds for all.
+
+    Attributes:
+        low, high: bounds.
+        shape: of the array.
+        dtype: of its numbers.
+        unordered: three axes of which nobody knows whether they are [H, W, C] or [C, H, W].
+    """
 
     low: Any
     high: Any
     shape: tuple[int, ...]
     dtype: Any = np.float32
+    unordered: bool = False
 
     def __post_init__(self) -> None:
         for name in ("low", "high"):
@@ -142,6 +150,28 @@ def drawn(actions: Space) -> Space:
     if isinstance(actions, MultiDiscrete) and actions.joint:
         return Discrete(math.prod(actions.sizes))
     return actions
+
+
+def action_frame(actions: Box) -> tuple[np.ndarray, np.ndarray] | None:
+    """Where a Gaussian around 0 should lie, if not there: (shift, scale) of its actions.
+
+    shift + scale u is the action of a number u. Between two finite bounds of whose middle half 0 is
+    no element, [−1, 1] is mapped to the bounds; beside a single one that 0 is beyond, or less than
+    half a unit away from, 0 is mapped one unit inside. Elsewhere nothing is changed: 0 and 1.
+
+    Returns:
+        [*actions.shape] each; None where no element is changed.
+    """
+    low, high = np.asarray(actions.low, np.float64), np.asarray(actions.high, np.float64)
+    below, above = np.isfinite(low), np.isfinite(high)
+    finite_low, finite_high = np.where(below, low, 0.0), np.where(above, high, 0.0)
+    centre, half = (finite_low + finite_high) / 2, (finite_high - finite_low) / 2
+    both = below & above & (half > 0) & (np.abs(centre) > half / 2)
+    up, down = below & ~above & (low > -0.5), above & ~below & (high < 0.5)
+    if not (both | up | down).any():
+        return None
+    shift = np.select([both, up, down], [centre, finite_low + 1, finite_high - 1], 0.0)
+    return shift, np.where(both, half, 1.0)
 
 
 def is_image(space: Any) -> bool:

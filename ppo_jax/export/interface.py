@@ -2,7 +2,7 @@
 
 import importlib.util
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -11,49 +11,47 @@ import numpy as np
 from ppo_jax import config as configs
 from ppo_jax.agent import Parts, make_act
 from ppo_jax.config import ConfigError
+from ppo_jax.envs.codec import Port
 from ppo_jax.runs import provenance, trust
 
 
-class Port(NamedTuple):
-    """An array that goes in or comes out, without its batch dimension."""
-
-    name: str
-    shape: tuple[int, ...]
-    dtype: np.dtype
-
-
 def inputs(parts: Parts) -> list[Port]:
-    """What the function takes: `obs`, or `obs.NAME` for each entry of an observation."""
-    found = jax.tree_util.tree_leaves_with_path(parts.obs)
-    names = [jax.tree_util.keystr(p, simple=True, separator=".") for p, _ in found]
-    return [
-        Port(f"obs.{name}" if name else "obs", tuple(x.shape[1:]), np.dtype(x.dtype))
-        for name, (_, x) in zip(names, found, strict=True)
-    ]
+    """What the function takes, as the environment returns it: `obs`, or `obs.NAME` for each entry
+    of an observation, and `action_mask` where the mask is no entry."""
+    return parts.codec.ports
+
+
+def output(parts: Parts) -> Port:
+    """What comes out, as the environment takes it."""
+    return parts.codec.action.port
 
 
 def function(parts: Parts) -> Callable[..., jax.Array]:
-    """(obs [N, ...], ...) -> action [N, ...]: greedy, in the order of `inputs`.
+    """(obs [N, ...], ...) -> action [N, ...]: greedy, in the order of `inputs`, in 32 bits.
 
     Of a policy with memory, the first action of an episode.
     """
-    act, structure = make_act(parts), jax.tree.structure(parts.obs)
+    act, codec = make_act(parts), parts.codec
 
-    def policy(*obs: jax.Array) -> jax.Array:
+    def policy(*arrays: jax.Array) -> jax.Array:
         core, start = (), None
         if parts.has_memory:
-            count = obs[0].shape[0]
+            count = arrays[0].shape[0]
             core, start = parts.policy.init_core(count), jnp.ones(count, bool)
-        return act(None, core, jax.tree.unflatten(structure, obs), start)[1]
+        action = act(None, core, codec.read(arrays, jnp), start)[1]
+        return codec.action.encode(action, jnp)
 
     return policy
 
 
-def output(parts: Parts) -> Port:
-    """What comes out."""
-    shapes = [jax.ShapeDtypeStruct((1, *p.shape), p.dtype) for p in inputs(parts)]
-    action = jax.eval_shape(function(parts), *shapes)
-    return Port("action", action.shape[1:], np.dtype(action.dtype))
+def shapes(parts: Parts, batch: Any) -> list[jax.ShapeDtypeStruct]:
+    """Descriptions of what the function takes.
+
+    Args:
+        parts: of the agent.
+        batch: N, a number or a symbol.
+    """
+    return [jax.ShapeDtypeStruct((batch, *p.shape), p.program_dtype) for p in inputs(parts)]
 
 
 def describe(parts: Parts) -> dict[str, Any]:
@@ -63,6 +61,7 @@ def describe(parts: Parts) -> dict[str, Any]:
         "env": parts.config.env,
         "algorithm": parts.config.algorithm,
         "action": "greedy, as the environment takes it",
+        "mask": parts.codec.mask_source or None,
         "inputs": [_described(p) for p in inputs(parts)],
         "outputs": [_described(output(parts))],
         "config": config,
@@ -72,7 +71,27 @@ def describe(parts: Parts) -> dict[str, Any]:
 
 
 def _described(port: Port) -> dict[str, Any]:
-    return {"name": port.name, "shape": ["N", *port.shape], "dtype": port.dtype.name}
+    return {
+        "name": port.name,
+        "shape": ["N", *port.shape],
+        "dtype": port.program_dtype.name,
+        "env_dtype": port.dtype.name,
+    }
+
+
+def refuse_64_bits(parts: Parts, format: str) -> None:
+    """Programs count in 32 bits, which not every choice of an environment does.
+
+    Raises:
+        ConfigError: one starts beyond them.
+    """
+    for port in (*inputs(parts), output(parts)):
+        if not port.fits:
+            raise ConfigError(
+                f"{port.name} has values from {int(np.min(port.low))} to {int(np.max(port.high))}, "
+                f"and a file of format {format} counts in 32 bits; use --format safetensors, and "
+                "ppo_jax.load(FILE)"
+            )
 
 
 def refuse_memory(parts: Parts, format: str) -> None:

@@ -19,8 +19,9 @@ PACKAGES = ("jax2onnx", "onnxruntime")
 
 
 def check(parts: Parts) -> None:
-    """Refuse what is no function of one observation."""
+    """Refuse what is no function of one observation in 32 bits."""
     interface.refuse_memory(parts, "onnx")
+    interface.refuse_64_bits(parts, "onnx")
 
 
 def write(parts: Parts, path: Path) -> list[Path]:
@@ -30,21 +31,23 @@ def write(parts: Parts, path: Path) -> list[Path]:
         parts: of the agent.
         path: of the file.
 
+    Inputs and output have the environment's types: int64 and float64 where it has those.
+
     Returns:
         The file.
 
     Raises:
         ConfigError: jax2onnx has no counterpart for something in the network.
     """
-    ports = interface.inputs(parts)
     try:
-        model = _convert(parts, ports)
+        model = _convert(parts)
     except Exception as error:  # whatever a converter meets
         text = str(error).strip() or type(error).__name__
         raise ConfigError(
             f"jax2onnx cannot convert this policy: {text.splitlines()[0]}; use --format stablehlo "
             "or safetensors"
         ) from error
+    _in_the_types_of_the_environment(model.graph, parts)
     for name, value in interface.describe(parts).items():
         entry = model.metadata_props.add()
         entry.key, entry.value = name, value if isinstance(value, str) else json.dumps(value)
@@ -52,7 +55,7 @@ def write(parts: Parts, path: Path) -> list[Path]:
     return [path]
 
 
-def _convert(parts: Parts, ports: list[interface.Port]) -> Any:
+def _convert(parts: Parts) -> Any:
     # jax2onnx talks while it is imported and while it works: tracebacks of plugins that no policy
     # needs.
     logging.disable(logging.WARNING)
@@ -63,11 +66,35 @@ def _convert(parts: Parts, ports: list[interface.Port]) -> Any:
         with contextlib.redirect_stdout(io.StringIO()):
             return jax2onnx.to_onnx(
                 interface.function(parts),
-                [jax.ShapeDtypeStruct((batch, *p.shape), p.dtype) for p in ports],
+                interface.shapes(parts, batch),
                 model_name="policy",
                 opset=OPSET,
-                input_names=[p.name for p in ports],
+                input_names=[p.name for p in interface.inputs(parts)],
                 output_names=[interface.output(parts).name],
             )
     finally:
         logging.disable(logging.NOTSET)
+
+
+def _in_the_types_of_the_environment(graph: Any, parts: Parts) -> None:
+    """Put a cast before each input and behind the output whose type is another one in 32 bits."""
+    from onnx import helper
+
+    for value, port in zip(graph.input, interface.inputs(parts), strict=True):
+        if port.dtype == port.program_dtype:
+            continue
+        inner = f"{port.name}.in_32_bits"
+        for node in graph.node:
+            node.input[:] = [inner if name == port.name else name for name in node.input]
+        kind = helper.np_dtype_to_tensor_dtype(port.program_dtype)
+        graph.node.insert(0, helper.make_node("Cast", [port.name], [inner], to=kind))
+        value.type.tensor_type.elem_type = helper.np_dtype_to_tensor_dtype(port.dtype)
+    (value,), port = graph.output, interface.output(parts)
+    if port.dtype != port.program_dtype:
+        inner = f"{value.name}.in_32_bits"
+        for node in graph.node:
+            node.output[:] = [inner if name == value.name else name for name in node.output]
+            node.input[:] = [inner if name == value.name else name for name in node.input]
+        kind = helper.np_dtype_to_tensor_dtype(port.dtype)
+        graph.node.append(helper.make_node("Cast", [inner], [value.name], to=kind))
+        value.type.tensor_type.elem_type = kind

@@ -13,8 +13,9 @@ PACKAGES = ("flatbuffers",)  # which jax.export writes with
 
 
 def check(parts: Parts) -> None:
-    """Refuse what is no function of one observation."""
+    """Refuse what is no function of one observation in 32 bits."""
     interface.refuse_memory(parts, "stablehlo")
+    interface.refuse_64_bits(parts, "stablehlo")
 
 
 def write(parts: Parts, path: Path) -> list[Path]:
@@ -28,9 +29,8 @@ def write(parts: Parts, path: Path) -> list[Path]:
         The files.
     """
     (batch,) = jax.export.symbolic_shape("N")
-    shapes = [jax.ShapeDtypeStruct((batch, *p.shape), p.dtype) for p in interface.inputs(parts)]
     policy = jax.jit(interface.function(parts))
-    exported = jax.export.export(policy, platforms=PLATFORMS)(*shapes)
+    exported = jax.export.export(policy, platforms=PLATFORMS)(*interface.shapes(parts, batch))
     path.write_bytes(exported.serialize())
     header = path.with_name(f"{path.name}.json")
     content = {

@@ -16,8 +16,8 @@ import jax
 import numpy as np
 
 from ppo_jax import precision
+from ppo_jax.agent import Agent, Parts, read_weights
 from ppo_jax.envs import spaces
-from ppo_jax.export import interface
 from ppo_jax.types import PyTree
 
 OBSERVATIONS = 256
@@ -29,7 +29,7 @@ class NotTheSame(RuntimeError):
     """The file acts otherwise than the run."""
 
 
-def compare(parts: Any, format: str, path: Path) -> tuple[int, float]:
+def compare(parts: Parts, format: str, path: Path) -> tuple[int, float]:
     """Reload a file in a fresh process and compare what it does with what the agent does.
 
     Args:
@@ -44,14 +44,16 @@ def compare(parts: Any, format: str, path: Path) -> tuple[int, float]:
         NotTheSame: the file cannot be reloaded, or an action differs: integers at all, numbers by
             more than 1e-4 of the largest.
     """
-    obs = jax.tree.leaves(observations(parts.observation_space, parts.obs, OBSERVATIONS))
+    obs = parts.codec.unread(observations(parts.observation_space, parts.obs, OBSERVATIONS))
     # Accelerators round products by default, and the fresh process is on the CPU.
     exact = parts._replace(policy=precision.apply("highest", parts.policy))
-    act = jax.jit(interface.function(exact))
-    expected = np.asarray(act(*obs))
-    alone = np.asarray(act(*(x[:1] for x in obs)))
+    agent = Agent(exact)
+    expected = agent.act_on(obs)
+    agent.reset()
+    alone = agent.act_on([x[:1] for x in obs])
     found, found_alone = _in_a_fresh_process(format, path, obs)
-    if found.shape != expected.shape or found.dtype != expected.dtype:
+    types = (expected.dtype, parts.codec.action.port.program_dtype)
+    if found.shape != expected.shape or found.dtype not in types:
         raise NotTheSame(
             f"{path} gives actions {found.shape} {found.dtype}, the run {expected.shape} "
             f"{expected.dtype}"
@@ -123,7 +125,9 @@ def _varied(rng: np.random.Generator, space: spaces.Space, x: np.ndarray) -> np.
 
 
 def _stablehlo(path: Path, obs: list[np.ndarray]) -> np.ndarray:
-    return np.asarray(jax.export.deserialize(bytearray(path.read_bytes())).call(*obs))
+    program = jax.export.deserialize(bytearray(path.read_bytes()))
+    pairs = zip(obs, program.in_avals, strict=True)
+    return np.asarray(program.call(*(x.astype(aval.dtype) for x, aval in pairs)))
 
 
 def _onnx(path: Path, obs: list[np.ndarray]) -> np.ndarray:
@@ -135,11 +139,10 @@ def _onnx(path: Path, obs: list[np.ndarray]) -> np.ndarray:
 
 
 def _safetensors(path: Path, obs: list[np.ndarray]) -> np.ndarray:
-    from ppo_jax.agent import Agent, read_weights
     from ppo_jax.runs.trust import Given
 
     parts = read_weights(path, Given(trust=True))  # written a moment ago, by a run that was loaded
-    return Agent(parts)(jax.tree.unflatten(jax.tree.structure(parts.obs), obs))
+    return Agent(parts).act_on(obs)
 
 
 RELOAD = {"stablehlo": _stablehlo, "onnx": _onnx, "safetensors": _safetensors}

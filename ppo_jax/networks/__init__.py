@@ -2,6 +2,7 @@
 
 from ppo_jax.networks.features import FRAME_MIXES, Features, batch_shape, mix_frames, preprocess
 from ppo_jax.networks.heads import Actor, Critic, QCritic, encode
+from ppo_jax.networks.initial import first_actions
 from ppo_jax.networks.layers import (
     ACTIVATIONS,
     CNN,
@@ -41,6 +42,7 @@ __all__ = [
     "conv_by_patches",
     "conv_by_xla",
     "encode",
+    "first_actions",
     "has_memory",
     "head",
     "make_policy",

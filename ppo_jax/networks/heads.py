@@ -29,12 +29,14 @@ class Actor(nn.Module):
         action_space: decides the distribution.
         squash: TanhGaussian instead of a clipped DiagGaussian.
         log_std_init: log σ at the start.
+        map_actions: a Gaussian that is not squashed is moved to where `spaces.action_frame` says.
     """
 
     body: nn.Module | None
     action_space: spaces.Space
     squash: bool = False
     log_std_init: float = 0.0
+    map_actions: bool = False
 
     @nn.compact
     def __call__(self, x: jax.Array) -> Distribution:
@@ -52,9 +54,10 @@ class Actor(nn.Module):
         mean = head(size, 0.01)(x)
         log_std = self.param("log_std", nn.initializers.constant(self.log_std_init), (size,))
         log_std = jnp.broadcast_to(log_std, mean.shape)
-        bounds = (jnp.asarray(b.reshape(-1), mean.dtype) for b in (space.low, space.high))
-        low, high = (jnp.broadcast_to(b, mean.shape) for b in bounds)
-        return (TanhGaussian if self.squash else DiagGaussian)(mean, log_std, low, high)
+        frame = spaces.action_frame(space) if self.map_actions and not self.squash else None
+        bounds = (b.reshape(-1) for b in (space.low, space.high, *(frame or ())))
+        rows = (jnp.broadcast_to(jnp.asarray(b, mean.dtype), mean.shape) for b in bounds)
+        return (TanhGaussian if self.squash else DiagGaussian)(mean, log_std, *rows)
 
 
 class Critic(nn.Module):

@@ -82,6 +82,7 @@ def make_policy(
     log_std_init: float = 0.0,
     critic: str = "v",
     frame_mix: str = "none",
+    map_actions: bool = False,
 ) -> Policy:
     """The feed-forward actor-critic for a pair of spaces.
 
@@ -98,6 +99,7 @@ def make_policy(
         log_std_init: log σ of a Gaussian at the start.
         critic: "v", "q" or "none", as in Policy.
         frame_mix: name in FRAME_MIXES, of images of as many frames.
+        map_actions: move a Gaussian that would start outside the bounds (`spaces.action_frame`).
 
     Returns:
         Policy without memory: its core is ().
@@ -108,14 +110,14 @@ def make_policy(
     """
     if critic == "q" and shared_torso:
         raise ValueError("a critic q(s, a) shares no torso with the actor; use shared_torso=False")
-    image = bool(cnn)
-    if image:
+    if image := bool(cnn):
         spaces.image(observation_space)
 
     body = functools.partial(layers_of, tuple(cnn), tuple(hidden), activation)
     torso = body()
-    actor = Actor(None if shared_torso else body(), action_space, squash, log_std_init)
-    judge: nn.Module = Critic(None if shared_torso else body())
+    own = (lambda: None) if shared_torso else body
+    actor = Actor(own(), action_space, squash, log_std_init, map_actions)
+    judge: nn.Module = Critic(own())
     if critic == "q":
         judge = _q_critic(tuple(cnn), tuple(hidden), activation, action_space)
 

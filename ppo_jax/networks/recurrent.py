@@ -50,6 +50,7 @@ def make_recurrent_policy(
     log_std_init: float = 0.0,
     frame_mix: str = "none",
     critic: str = "v",
+    map_actions: bool = False,
 ) -> Policy:
     """`make_policy` with a recurrent cell between the layers and the heads.
 
@@ -79,7 +80,7 @@ def make_recurrent_policy(
         body = layers_of(tuple(cnn), tuple(hidden), activation)
         return Remembering(body, Memory(memory, memory_size), head)
 
-    modules: dict[str, nn.Module] = {"actor": Actor(None, action_space, squash, log_std_init)}
+    modules: dict = {"actor": Actor(None, action_space, squash, log_std_init, map_actions)}
     modules |= {} if critic == "none" else {"critic": Critic(None)}
     heads = {"torso": None} if shared_torso else modules
     remembers = {k: remembering(head) for k, head in heads.items()}

@@ -170,7 +170,7 @@ def trusted_config(content: dict[str, Any], given: Given, path: Path) -> TrainCo
         text, part = content["config"].get(name), getattr(given, name)
         if isinstance(text, str) and references.is_text(text) and part is not None:
             references.bind(text, part)
-    return configs.from_json(content["config"])
+    return configs.from_saved(content["config"])
 
 
 def read_values(run_dir: Path) -> dict[str, Any]:
@@ -237,7 +237,7 @@ def identity_of(config: TrainConfig) -> dict[str, Any]:
     """What the checkpoints of a run share, whatever its length: `identity`, and its `defaults`."""
     found = {
         "identity": configs.to_json(config),
-        "defaults": configs.to_json(TrainConfig(algorithm=config.algorithm)),
+        "defaults": configs.to_json(TrainConfig(algorithm=config.algorithm)) | configs.BEFORE,
     }
     for values in found.values():
         for may_change in ("total_timesteps", "anneal_timesteps"):

@@ -91,7 +91,7 @@ class Spec:
         """
         spec = Spec(
             tuple(content["varied"]),
-            tuple(configs.from_json(c) for c in content["configs"]),
+            tuple(configs.from_saved(c) for c in content["configs"]),
             tuple(content["seeds"]),
             content["episodes"],
             content["parts"],

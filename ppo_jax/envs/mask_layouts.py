@@ -1,0 +1,160 @@
+"""The layouts in which environments say which actions are legal, as the one that policies take."""
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from ppo_jax.envs.protocol import InvalidEnvironment
+
+Path = tuple[Any, ...]
+
+
+class MaskLayout(NamedTuple):
+    """Arrays of a mask, and where its entries go.
+
+    Attributes:
+        paths: keys and indices that lead to each array, within the mask.
+        shapes: of each array.
+        dtypes: names of their types.
+        sizes: (A_1, ..., A_D), the numbers of choices; () for Discrete.
+        shape: of the mask that a policy takes: [n], or [D, max A_i].
+        rows: whether the array has this shape already, whatever its dimensions.
+    """
+
+    paths: tuple[Path, ...]
+    shapes: tuple[tuple[int, ...], ...]
+    dtypes: tuple[str, ...]
+    sizes: tuple[int, ...]
+    shape: tuple[int, ...]
+    rows: bool
+
+    def of(self, mask: Any) -> list[Any]:
+        """The arrays of a mask."""
+        found = []
+        for path in self.paths:
+            value = mask
+            for key in path:
+                value = value[key]
+            found.append(value)
+        return found
+
+    def decode(self, arrays: Sequence[Any], xp: Any) -> Any:
+        """The arrays [B, ...] as a mask [B, *shape] of bool; True is legal."""
+        count = arrays[0].shape[0]
+        if self.rows:
+            return arrays[0].reshape(count, *self.shape) != 0
+        parts = [x.reshape(count, -1) != 0 for x in arrays]
+        flat = parts[0] if len(parts) == 1 else xp.concatenate(parts, axis=-1)
+        padded, first = [], 0
+        for size in self.sizes:
+            padded.append(flat[:, first : first + size])
+            if size < self.shape[1]:
+                padded.append(xp.zeros((count, self.shape[1] - size), bool))
+            first += size
+        return xp.concatenate(padded, axis=-1).reshape(count, *self.shape)
+
+    def encode(self, mask: np.ndarray) -> list[np.ndarray]:
+        """The inverse of `decode`, in numpy."""
+        count = mask.shape[0]
+        if self.rows:
+            return [mask.reshape(count, *self.shapes[0]).astype(self.dtypes[0])]
+        flat = np.concatenate([mask[:, i, :n] for i, n in enumerate(self.sizes)], axis=-1)
+        found, first = [], 0
+        for shape, dtype in zip(self.shapes, self.dtypes, strict=True):
+            size = int(np.prod(shape))
+            found.append(flat[:, first : first + size].reshape(count, *shape).astype(dtype))
+            first += size
+        return found
+
+    def one(self, mask: Any, name: str) -> np.ndarray:
+        """The mask of one environment, [*shape] bool.
+
+        Raises:
+            ValueError: it has another layout than this one.
+        """
+        try:
+            arrays = [np.asarray(x)[None] for x in self.of(mask)]
+        except (KeyError, IndexError, TypeError, ValueError) as error:
+            raise ValueError(
+                f"{name}: the mask of legal actions changed its structure: {error}"
+            ) from error
+        for x, shape in zip(arrays, self.shapes, strict=True):
+            if x.shape[1:] != shape:
+                raise ValueError(
+                    f"{name}: the mask of legal actions has shape {x.shape[1:]}; before it had "
+                    f"{shape}"
+                )
+        return self.decode(arrays, np)[0]
+
+
+def layout_of(arrays: Any, actions: Any, name: str) -> MaskLayout:
+    """How a mask is to be read.
+
+    Args:
+        arrays: (shape, type) of a mask, or a dict or list of such, one for the mask of each
+            component, in the order of the components: what `arrays_of` returns.
+        actions: Gymnasium's Discrete, MultiDiscrete or MultiBinary.
+        name: of the mask and its environment, for messages.
+
+    Raises:
+        InvalidEnvironment: it fits none of the layouts, with all of them.
+    """
+    found = _leaves(arrays)
+    paths = tuple(path for path, _ in found)
+    shapes, dtypes = tuple(s for _, (s, _) in found), tuple(d for _, (_, d) in found)
+    sizes, axes = _sizes_and_axes(actions)
+    if not sizes:
+        n = int(actions.n)
+        if shapes in (((n,),), ((1, n),)):
+            return MaskLayout(paths, shapes, dtypes, sizes, (n,), rows=True)
+        raise _no_layout(name, shapes, actions, f"({n},)")
+    shape = (len(sizes), max(sizes))
+    rows = shapes in ((shape,), ((*axes, max(sizes)),))
+    parts = len(shapes) > 1 and tuple(math.prod(s) for s in shapes) == sizes
+    if rows or parts or shapes == ((sum(sizes),),):
+        return MaskLayout(paths, shapes, dtypes, sizes, shape, rows)
+    wanted = (
+        f"({sum(sizes)},), all components side by side; {shape}, a row for each; or a tuple or "
+        f"dictionary of {len(sizes)} masks with {', '.join(map(str, sizes))} entries"
+    )
+    raise _no_layout(name, shapes, actions, wanted)
+
+
+def _sizes_and_axes(actions: Any) -> tuple[tuple[int, ...], tuple[int, ...]]:
+    """((A_1, ..., A_D), shape of the choices); ((), ()) for Discrete."""
+    if hasattr(actions, "nvec"):
+        return tuple(int(n) for n in actions.nvec.reshape(-1)), tuple(actions.nvec.shape)
+    if hasattr(actions, "start"):
+        return (), ()
+    return (2,) * math.prod(actions.shape), tuple(actions.shape)
+
+
+def _no_layout(name: str, shapes: Any, actions: Any, wanted: str) -> InvalidEnvironment:
+    given = ", ".join(map(str, shapes))
+    return InvalidEnvironment(f"{name} has shape {given}; for the actions {actions} it is {wanted}")
+
+
+def arrays_of(mask: Any) -> Any:
+    """(shape, type) of a mask that an environment gave, or of Gymnasium's space of it; a dict or a
+    list of them for a mask in parts."""
+    mask = getattr(mask, "spaces", mask)
+    if isinstance(mask, Mapping):
+        return {key: arrays_of(value) for key, value in mask.items()}
+    if isinstance(mask, list | tuple):
+        found = [arrays_of(x) for x in mask]
+        alike = all(isinstance(x, tuple) and x[0] == found[0][0] for x in found)
+        return ((len(mask), *found[0][0]), found[0][1]) if alike else found
+    if hasattr(mask, "shape") and hasattr(mask, "dtype"):
+        return tuple(mask.shape), np.dtype(mask.dtype).name
+    return tuple(np.shape(mask)), np.asarray(mask).dtype.name
+
+
+def _leaves(arrays: Any, path: Path = ()) -> list[tuple[Path, tuple[Any, str]]]:
+    """(path, (shape, type)) of every array."""
+    if isinstance(arrays, Mapping):
+        return [leaf for key, part in arrays.items() for leaf in _leaves(part, (*path, key))]
+    if isinstance(arrays, list):
+        return [leaf for i, part in enumerate(arrays) for leaf in _leaves(part, (*path, i))]
+    return [(path, arrays)]
