@@ -37,8 +37,7 @@ class Env(Protocol):
             observation of every step is kept.
 
     Optional attributes: `name`; `shortest_episode`, a true lower bound on the length of an episode,
-    which sizes the pool of resets (without it, one per step and environment); `render(state)`, an
-    RGB picture [H, W, 3] uint8.
+    which sizes the pool of resets; `render(state)`, an RGB picture [H, W, 3] uint8.
     """
 
     @property
@@ -67,7 +66,8 @@ class VectorEnv(Protocol):
     """N environments stepped together, each restarted as soon as its episode ends.
 
     Optional: `refresh(key, state) -> (state, metrics)`, called after each rollout, outside its
-    loop; `time_limit`, as an Env's.
+    loop; `restart(key, state) -> (obs, state)`, a reset that may keep what the state has ready;
+    `time_limit`, as an Env's.
     """
 
     @property
