@@ -324,6 +324,11 @@ def check(config: TrainConfig, env: Any = None) -> None:
 
 
 def env_kwargs(config: TrainConfig) -> dict[str, Any]:
+    """The arguments of a configuration's environment: `parse_env_args` of its env_args."""
+    return parse_env_args(config.env_args)
+
+
+def parse_env_args(env_args: tuple[str, ...]) -> dict[str, Any]:
     """What `env_args` say: ("size=42", "difficulty=hard") -> {"size": 42, "difficulty": "hard"}.
 
     A value is a number or a truth value where JSON would read one, else text.
@@ -332,7 +337,7 @@ def env_kwargs(config: TrainConfig) -> dict[str, Any]:
         ConfigError: not NAME=VALUE, or a name given twice.
     """
     found: dict[str, Any] = {}
-    for text in config.env_args:
+    for text in env_args:
         name, equals, value = text.partition("=")
         if not (name.isidentifier() and equals):
             raise ConfigError(
