@@ -8,7 +8,10 @@ from typing import NoReturn
 COMMANDS = {
     "train": ("ppo_jax.cli.train", "train an agent and keep the run in a directory"),
     "evaluate": ("ppo_jax.cli.evaluate", "play episodes with the agent of a run"),
-    "sweep": ("ppo_jax.cli.sweep", "train many agents, seeds times hyperparameters, in one program"),
+    "sweep": (
+        "ppo_jax.cli.sweep",
+        "train many agents, seeds times hyperparameters, in one program",
+    ),
     "plot": ("ppo_jax.cli.plot", "draw the learning curves of runs"),
     "export": ("ppo_jax.cli.export", "write an agent to a file that acts without ppo_jax"),
     "rlhf": ("ppo_jax.cli.rlhf", "train language models from preferences and rewards"),

@@ -4,6 +4,7 @@ import contextlib
 import copy
 import inspect
 import itertools
+import re
 import time
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -49,10 +50,9 @@ def check(make: Callable[[], Any], name: str, *, steps: int, seed: int) -> Repor
     _look_at_class(report, env)
     if _look_at_spaces(report, env):
         checker = _Checker(report, env, seed)
-        with contextlib.suppress(_Stop):
-            for look in (checker.resets, checker.seeds, checker.actions):
+        for look in (checker.resets, checker.seeds, checker.actions, lambda: checker.play(steps)):
+            with contextlib.suppress(_Stop):
                 look()
-            checker.play(steps)
     _look_at_close(report, env)
     return report
 
@@ -73,12 +73,10 @@ def _look_at_class(report: Report, env: Any) -> None:
         report.problem(f"{name} has no method {missing[0]}; write it")
         return
     parameters = inspect.signature(raw.reset).parameters
-    free = any(p.kind is inspect.Parameter.VAR_KEYWORD for p in parameters.values())
-    for argument in ("seed", "options"):
-        if argument not in parameters and not free:
-            report.problem(
-                f"{name}.reset takes no {argument}; write reset(self, *, seed=None, options=None)"
-            )
+    for argument in sorted({"seed", "options"} - _words_of(raw.reset)):
+        report.problem(
+            f"{name}.reset takes no {argument}; write reset(self, *, seed=None, options=None)"
+        )
     if "seed" in parameters and parameters["seed"].default is not None:
         report.note(
             f"the default of seed in reset is {parameters['seed'].default!r}; with another than "
@@ -89,6 +87,14 @@ def _look_at_class(report: Report, env: Any) -> None:
     if "return_info" in parameters:
         report.note("return_info of reset is never given; reset always returns obs and info")
     report.checked.append("base class and signatures")
+
+
+def _words_of(reset: Callable[..., Any]) -> set[str]:
+    """Which of the two arguments of Gymnasium's reset this one takes."""
+    parameters = inspect.signature(reset).parameters
+    if any(p.kind is inspect.Parameter.VAR_KEYWORD for p in parameters.values()):
+        return {"seed", "options"}
+    return {"seed", "options"} & {*parameters}
 
 
 def _look_at_spaces(report: Report, env: Any) -> bool:
@@ -117,11 +123,27 @@ def _look_at_spaces(report: Report, env: Any) -> bool:
         spec = getattr(env, "spec", None)
         report.facts = describe(*found, getattr(spec, "max_episode_steps", None))
     report.checked.append("spaces")
+    _look_at_bounds(report, getattr(env, "action_space", None))
     return usable
 
 
+def _look_at_bounds(report: Report, actions: Any) -> None:
+    """A policy begins around 0, with a standard deviation of 1."""
+    if not hasattr(actions, "low"):
+        return
+    if not actions.is_bounded():
+        report.note(
+            "the actions have no bounds; if the environment clips them, say so in action_space"
+        )
+    elif ((actions.low >= 1) | (actions.high <= -1)).any():
+        report.note(
+            f"the actions lie in [{actions.low.min():g}, {actions.high.max():g}], away from 0, "
+            "around which a policy begins; train with --squash, or scale the actions to [-1, 1]"
+        )
+
+
 def _nothing(num_envs: int) -> Any:
-    raise AssertionError("only its spaces are asked for")
+    """Of an environment that is never started: only its spaces are asked for."""
 
 
 def _wrong_bounds(space: Any, path: str) -> Iterator[str]:
@@ -155,22 +177,31 @@ class _Checker:
         spec = getattr(env, "spec", None)
         self.random = bool(getattr(spec, "nondeterministic", False))
         self.limit = getattr(spec, "max_episode_steps", None)
-        self.kept: list[tuple[Any, Any, str]] = []  # returned objects, copies, where they are from
+        self.kept: list[tuple[Any, Any]] = []  # observations as they were returned, and copies
+        self.told: set[str] = set()
+        self.words = _words_of(getattr(env, "unwrapped", env).reset)
         env.action_space.seed(seed)
 
     # One call each.
 
     def reset(self, seed: int | None = None, **options: Any) -> Any:
         """The observation of a reset that was looked at."""
-        words = {"seed": seed, **options}
+        words = {n: x for n, x in {"seed": seed, **options}.items() if n in self.words}
         result = self.call("reset", lambda: self.env.reset(**words))
-        if not isinstance(result, tuple) or len(result) != 2:
-            found = f"{len(result)} values" if isinstance(result, tuple) else "the observation alone"
-            if isinstance(result, dict | str) or np.isscalar(result):
-                found = f"a {type(result).__name__}"
-            self.report.problem(f"{self.name}.reset returned {found}; return obs, info")
-            raise _Stop
-        obs, info = result
+        info: Any = {}
+        if isinstance(result, tuple) and len(result) == 2:
+            obs, info = result
+        elif isinstance(result, tuple):
+            self.report.problem(
+                f"{self.name}.reset returned {len(result)} values; return two: obs, info"
+            )
+            obs = result[0] if result else None
+        else:
+            self.report.problem(
+                f"{self.name}.reset returned one value, a {type(result).__name__}; return two: "
+                "obs, info ({} where there is nothing to say)"
+            )
+            obs = result
         self.info("reset", info)
         self.look("reset", obs)
         return obs
@@ -188,23 +219,23 @@ class _Checker:
         self.aliases()
         if not isinstance(result, tuple) or len(result) != 5:
             self.report.problem(f"{self.name}.step returned {self.wrong_step(result)}")
-            raise _Stop
+            if not isinstance(result, tuple) or len(result) != 4:
+                raise _Stop
+            result = (*result[:3], False, result[3])
         obs, reward, terminated, truncated, info = result
         self.info("step", info)
         self.look("step", obs)
         return obs, self.reward(reward, shown), *self.flags(terminated, truncated)
 
     def call(self, what: str, function: Callable[[], Any]) -> Any:
+        """What it returns; a fault that has the same message was said already."""
         try:
             return function()
         except Exception as error:
-            inside = "" if what.startswith("reset") else ", an action of its action_space"
-            self.report.problem(
-                f"{self.name}.{what}{inside} raised {raised(error)}; correct it"
-                if inside or not isinstance(error, TypeError)
-                else f"{self.name}.reset(seed=..., options=...) raised {raised(error)}; write "
-                "reset(self, *, seed=None, options=None)"
-            )
+            inside = ", an action of its action_space," if what.startswith("step") else ""
+            told = raised(error)
+            if not any(f"raised {told}" in problem for problem in self.report.problems):
+                self.report.problem(f"{self.name}.{what}{inside} raised {told}; correct it")
             raise _Stop from error
 
     def wrong_step(self, result: Any) -> str:
@@ -232,14 +263,15 @@ class _Checker:
     def look(self, what: str, obs: Any) -> None:
         """An observation belongs to its space, and its arrays stay as they are."""
         for problem in _not_in(self.env.observation_space, obs, ""):
-            said = problem.partition(" ")[0]
-            if not any(f"an observation{said} " in p for p in self.report.problems):
+            kind = re.sub(r"[\d.,()\[\]-]+", "", problem)  # the same with other numbers
+            if kind not in self.told:
+                self.told.add(kind)
                 self.report.problem(f"{self.name}.{what} returned an observation{problem}")
-        self.kept = [*self.kept[-2:], (obs, copy.deepcopy(obs), what)]
+        self.kept = [*self.kept[-2:], (obs, copy.deepcopy(obs))]
 
     def aliases(self) -> None:
         """What was returned before has not changed since."""
-        if any(not _same(obs, before) for obs, before, _ in self.kept):
+        if any(not _same(obs, before) for obs, before in self.kept):
             self.report.problem(
                 f"{self.name}.step writes into an observation that was returned before; return a "
                 "copy: obs.copy()"
@@ -344,8 +376,11 @@ class _Checker:
         edges = list(_edges(self.env.action_space))
         self.reset(self.seed)
         for action in edges:
-            _, _, terminated, truncated = self.step(action)
-            if terminated or truncated:
+            ended = True
+            with contextlib.suppress(_Stop):
+                _, _, *flags = self.step(action)
+                ended = any(flags)
+            if ended:
                 self.reset()
         self.report.checked.append(f"{len(edges)} actions at the edges of their space")
 
@@ -386,6 +421,10 @@ class _Checker:
                 "the end of the task, after which nothing is earned, and truncated its time limit "
                 "alone"
             )
+        if any(n == 1 and u and not t for n, t, u in ends):
+            self.report.note(
+                "an episode was truncated after its first step; right if that is meant"
+            )
         if not ends:
             self.report.note(
                 f"no episode ended in {taken} steps; without max_episode_steps, an evaluation cuts "
@@ -399,7 +438,8 @@ def _look_at_close(report: Report, env: Any) -> None:
             getattr(env, "close", lambda: None)()
         except Exception as error:
             report.problem(
-                f"{report.name}.close raised {raised(error)}; it may be called at any time, twice too"
+                f"{report.name}.close raised {raised(error)}; it may be called at any time, also "
+                "twice"
             )
             return
 
@@ -441,38 +481,53 @@ def _not_in(space: Any, x: Any, path: str) -> Iterator[str]:
             yield f"{path} that is a {type(x).__name__}; its space is a Tuple of {len(parts)}"
             return
     else:
-        problem = _not_in_leaf(space, x)
-        if problem:
-            yield f"{path} {problem}"
+        yield from (f"{path} {problem}" for problem in _not_in_leaf(space, x))
         return
     yield from itertools.chain(*(_not_in(part, x[key], f"{path}[{key!r}]") for key, part in parts))
 
 
-def _not_in_leaf(space: Any, x: Any) -> str | None:
+def _not_in_leaf(space: Any, x: Any) -> Iterator[str]:
     from gymnasium import spaces as theirs
 
     if isinstance(space, theirs.Discrete):
-        if not isinstance(x, int | np.integer) or isinstance(x, bool):
-            kind = f"{x.dtype} array of shape {x.shape}" if hasattr(x, "shape") else type(x).__name__
-            return f"that is a {kind}; its space is {space}: return an integer, np.int64(...)"
-        low, high = int(space.start), int(space.start + space.n) - 1
-        if low <= int(x) <= high:
-            return None
-        return f"{int(x)}, outside of its space {space}; return {low} to {high}, or correct the space"
+        yield from _not_in_discrete(space, x)
+        return
     if not isinstance(x, np.ndarray | np.generic):
-        return f"that is a {type(x).__name__}; its space is {space}: return np.array(..., np.{space.dtype})"
+        yield (
+            f"that is a {type(x).__name__}; its space is {space}: return np.array(..., "
+            f"np.{space.dtype})"
+        )
+        x = np.asarray(x)
+    elif not np.can_cast(x.dtype, space.dtype):
+        yield (
+            f"of type {x.dtype}; its space is of {space.dtype}: return obs.astype(np.{space.dtype})"
+        )
     if x.shape != space.shape:
-        return f"of shape {x.shape}; its space is {space}: correct one of the two"
+        yield f"of shape {x.shape}; its space is {space}: correct one of the two"
+        return
     if x.dtype.kind in "fc" and np.isnan(x).any():
-        return "that holds NaN; look for a division by 0, log or sqrt"
-    if not np.can_cast(x.dtype, space.dtype):
-        return f"of type {x.dtype}; its space is of {space.dtype}: return obs.astype(np.{space.dtype})"
-    if space.contains(x):
-        return None
-    low, high = getattr(space, "low", 0), getattr(space, "high", getattr(space, "nvec", 2))
+        yield "that holds NaN; look for a division by 0, log or sqrt"
+    start = getattr(space, "start", 0)
+    low = getattr(space, "low", start)
+    high = getattr(space, "high", getattr(space, "nvec", 2) + start - 1)
     wrong = (x < low) | (x > high)
-    value = x[wrong].flat[0] if wrong.any() else x
-    return f"that holds {value}, outside of its space {space}; correct the bounds, or the observation"
+    if x.dtype.kind in "biuf" and wrong.any():
+        yield (
+            f"that holds {x[wrong].flat[0]}, outside of its space {space}; correct the bounds, or "
+            "the observation"
+        )
+
+
+def _not_in_discrete(space: Any, x: Any) -> Iterator[str]:
+    if not isinstance(x, int | np.integer) or isinstance(x, bool):
+        kind = f"{x.dtype} array of shape {x.shape}" if hasattr(x, "shape") else type(x).__name__
+        yield f"that is a {kind}; its space is {space}: return an integer, np.int64(...)"
+        return
+    low, high = int(space.start), int(space.start + space.n) - 1
+    if not low <= int(x) <= high:
+        yield (
+            f"{int(x)}, outside of its space {space}; return {low} to {high}, or correct the space"
+        )
 
 
 def _same(a: Any, b: Any, tolerance: float = 0.0) -> bool:

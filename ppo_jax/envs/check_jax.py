@@ -53,39 +53,87 @@ def check(env: Any, name: str, *, steps: int, seed: int) -> Report:
         report.problem(problem)
     _look_at_attributes(report, env, before)
     report.checked.append("attributes, spaces, shapes and types of reset and step, under jax.jit")
-    if report.problems:
-        return report
-    report.facts = describe(env.observation_space, env.action_space, env.time_limit)
-    _look_at_types(report, env)
     key = jax.random.key(seed)
-    for look in (_look_at_purity, _look_at_actions):
-        look(report, env, key)
-    if report.problems:  # what follows would say the same thing again
+    made = _Tolerant(env)
+    if report.problems and not _runs(made):
         return report
-    found = _play(report, env, key, steps)
+    report.facts = describe(env.observation_space, env.action_space, made.time_limit)
+    _look_at_types(report, made)
+    _look_at_bounds(report, env.action_space)
+    if _look_at_purity(report, made, key):
+        _look_at_actions(report, made, key)
+    found = _play(report, made, key, steps)
     if found is not None:
-        _look_at_episodes(report, env, found)
-        _look_at_costs(report, env, key)
+        _look_at_episodes(report, made, found)
+        _look_at_costs(report, made, key)
     return report
+
+
+class _Tolerant:
+    """An environment whose small mistakes, which are in the report, are mended: so that what is
+    wrong besides them is found in the same run."""
+
+    def __init__(self, env: Any) -> None:
+        self.env, limit = env, getattr(env, "time_limit", None)
+        number = isinstance(limit, int | float | np.number) and not isinstance(limit, bool)
+        self.time_limit = limit if number and limit >= 1 else None
+        self.shortest_episode = getattr(env, "shortest_episode", 1)
+        self.params = getattr(env, "params", ())
+        self.observation_space = getattr(env, "observation_space", None)
+        self.action_space = getattr(env, "action_space", None)
+
+    def reset(self, key: jax.Array, params: PyTree) -> Any:
+        return self.env.reset(key, params)
+
+    def step(self, key: jax.Array, state: PyTree, action: jax.Array, params: PyTree) -> Any:
+        result = self.env.step(key, state, action, params)
+        if len(result) != 6:
+            raise TypeError("these cannot be told apart")
+        obs, state, reward, terminated, truncated, _ = result
+        flags = (jnp.asarray(x).astype(bool).reshape(()) for x in (terminated, truncated))
+        return obs, state, jnp.asarray(reward, jnp.float32).reshape(()), *flags, {}
+
+
+def _runs(env: _Tolerant) -> bool:
+    """Whether the environment can be stepped in a loop, in spite of what was found."""
+    try:
+        jax.eval_shape(_player(env, 2), jax.random.key(0))
+    except Exception:
+        return False
+    return True
 
 
 def _look_at_attributes(report: Report, env: Any, before: dict[str, Any]) -> None:
     """Nothing of the object itself changes while it is traced."""
     after = _attributes(env)
-    changed = [n for n in after if n not in before or after[n] is not before[n]]
-    tracers = [n for n in changed if _has_tracer(after[n])]
-    if tracers or changed:
-        which = (tracers or changed)[0]
+    changed = [n for n in after if n not in before or not _unchanged(before[n], after[n])]
+    if changed:
         report.problem(
-            f"{report.name}: reset or step writes to self.{which}, which happens once, when they "
-            "are traced, and not in every step; keep what changes in the state that they return"
+            f"{report.name}: reset or step writes to self.{changed[0]}, which happens once, when "
+            "they are traced, and not in every step; keep what changes in the state that they "
+            "return"
         )
 
 
+def _unchanged(old: Any, new: Any) -> bool:
+    """Objects that are made once and kept are no side effect; numbers, arrays and lengths are."""
+    if _has_tracer(new[0]):
+        return False
+    if new[0] is old[0]:
+        return bool(new[1] == old[1])
+    return not isinstance(new[0], bool | int | float | str | np.ndarray | jax.Array | list | dict)
+
+
 def _attributes(env: Any) -> dict[str, Any]:
+    """Name -> (value, length) of what an object has of its own."""
     # Properties that are computed once and kept are no side effect.
     cached = {n for c in type(env).__mro__ for n, v in vars(c).items() if _is_cached(v)}
-    return {n: x for n, x in getattr(env, "__dict__", {}).items() if n not in cached}
+    own = getattr(env, "__dict__", {}).items()
+    return {n: (x, _length(x)) for n, x in own if n not in cached}
+
+
+def _length(x: Any) -> int:
+    return len(x) if isinstance(x, list | dict | set) else 0
 
 
 def _is_cached(attribute: Any) -> bool:
@@ -110,9 +158,9 @@ def _look_at_types(report: Report, env: Any) -> None:
     differ = sorted(kinds["reset"] ^ kinds["step"])
     if differ:
         report.note(
-            f"{', '.join(differ[:3])} is a Python number or of a weak type in only one of reset and "
-            "step; training here is not affected, but a loop of your own may be traced twice or "
-            "refused: write jnp.int32(0) in place of 0, jnp.float32(0) in place of 0.0"
+            f"{', '.join(differ[:3])} is a Python number or of a weak type in only one of reset "
+            "and step; training here is not affected, but a loop of your own may be traced twice "
+            "or refused: write jnp.int32(0) in place of 0, jnp.float32(0) in place of 0.0"
         )
 
 
@@ -123,8 +171,23 @@ def _weak(found: set[str], obs: PyTree, state: PyTree) -> None:
                 found.add(what + jax.tree_util.keystr(path))
 
 
-def _look_at_purity(report: Report, env: Any, key: jax.Array) -> None:
-    """The same key gives the same result; other keys others; compiled or not."""
+def _look_at_bounds(report: Report, space: spaces.Space) -> None:
+    """A policy begins around 0, with a standard deviation of 1."""
+    if not isinstance(space, spaces.Box):
+        return
+    if not space.bounded:
+        report.note(
+            "the actions have no bounds; if the environment clips them, say so in action_space"
+        )
+    elif ((space.low >= 1) | (space.high <= -1)).any():
+        report.note(
+            f"the actions lie in [{space.low.min():g}, {space.high.max():g}], away from 0, around "
+            "which a policy begins; train with --squash, or scale the actions to [-1, 1]"
+        )
+
+
+def _look_at_purity(report: Report, env: Any, key: jax.Array) -> bool:
+    """The same key gives the same result, compiled or not; whether that can be built on."""
     report.checked.append("the same key gives the same result, compiled and not")
     draw = sampler(env.observation_space, env.action_space)
 
@@ -138,21 +201,23 @@ def _look_at_purity(report: Report, env: Any, key: jax.Array) -> None:
         plain, again = one(key), one(key)
     except Exception as error:
         report.problem(untraceable(report.name, "reset or step outside of jit", error))
-        return
-    cure = (
-        "draw everything random with jax.random and the key that is given; the random modules of "
-        "NumPy and Python, and clocks, are read once, when the program is compiled"
-    )
+        return False
     if (leaf := _differ(plain, again, 0.0)) is not None:
-        report.problem(f"{report.name}: called twice with the same key, {leaf} differs; {cure}")
-        return
+        report.problem(
+            f"{report.name}: called twice with the same key, {leaf} differs; draw everything "
+            "random with jax.random and the key that is given; the random modules of NumPy and "
+            "Python, and clocks, are read once, when the program is compiled"
+        )
+        return False
     if (leaf := _differ(plain, jax.jit(one)(key), 1e-3)) is not None:
         report.problem(
             f"{report.name}: {leaf} differs between the compiled function and the same function "
             "without jax.jit; look for Python side effects, a global or self that changes, and "
             "indices out of range"
         )
+        return False
     _look_at_keys(report, env, key)
+    return True
 
 
 def _look_at_keys(report: Report, env: Any, key: jax.Array) -> None:
@@ -223,10 +288,7 @@ def _look_at_actions(report: Report, env: Any, key: jax.Array) -> None:
         _look_at_values(report, env, obs, "reset's observation")
         _look_at_values(report, env, result[0], f"after action {shown}, the observation")
         if not np.isfinite(result[2]):
-            report.problem(
-                f"{report.name}: after action {shown} the reward is {result[2]}; rewards are "
-                "finite: look for a division by 0, log or sqrt, and clip"
-            )
+            _reward(report, result[2], f"after action {shown}")
 
 
 def _row(tree: PyTree, i: int) -> PyTree:
@@ -256,11 +318,36 @@ def _play(report: Report, env: Any, key: jax.Array, steps: int) -> Steps | None:
     bad = np.argwhere(~np.isfinite(found.reward))
     if len(bad):
         t, n = bad[0]
-        report.problem(
-            f"{report.name}: the reward is {found.reward[t, n]} in step {found.length[t, n]} of an "
-            "episode; rewards are finite: look for a division by 0, log or sqrt, and clip"
-        )
+        _reward(report, found.reward[t, n], f"in step {found.length[t, n]} of an episode")
+    _look_at_masks(report, env, found)
     return found
+
+
+def _reward(report: Report, reward: Any, when: str) -> None:
+    """One that is not finite; said once."""
+    if not any(": the reward is " in problem for problem in report.problems):
+        report.problem(
+            f"{report.name}: the reward is {reward} {when}; rewards are finite: look for a "
+            "division by 0, log or sqrt, and clip"
+        )
+
+
+def _look_at_masks(report: Report, env: Any, found: Steps) -> None:
+    """Something is legal while an episode goes on."""
+    mask = spaces.action_mask(found.obs)
+    if mask is None:
+        return
+    sizes = getattr(env.action_space, "sizes", ())
+    if len(sizes) > 1 and not env.action_space.joint:
+        mask = mask & (np.arange(mask.shape[-1]) < np.asarray(sizes)[:, None])
+        legal = mask.any(-1).all(-1)
+    else:
+        legal = mask.reshape(*found.reward.shape, -1).any(-1)
+    if not (legal | found.terminated | found.truncated).all():
+        report.problem(
+            f"{report.name}: no action is legal by the action_mask while the episode goes on; "
+            "terminate the episode there, or allow one"
+        )
 
 
 def _player(env: Any, steps: int) -> Callable[[jax.Array], Steps]:
@@ -361,7 +448,12 @@ def _look_at_own_resets(report: Report, found: Steps, done: np.ndarray) -> None:
     for counter in np.moveaxis(found.counters, -1, 0):
         counts = (counter - found.length)[~done]
         at_end = (counter - found.length)[done]
-        if counts.size and at_end.size and (counts == counts[0]).all() and (at_end < counts[0]).all():
+        if (
+            counts.size
+            and at_end.size
+            and (counts == counts[0]).all()
+            and (at_end < counts[0]).all()
+        ):
             report.problem(
                 f"{report.name}: step restarts the episode by itself: the state it returns at the "
                 "end counts no steps; return the true last observation and state, vectorize "

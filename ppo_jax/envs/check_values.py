@@ -100,7 +100,10 @@ def outside(space: PyTree, obs: PyTree) -> Iterator[tuple[str, str]]:
         (path of the leaf, the rest of a sentence).
     """
     found = jax.tree_util.tree_leaves_with_path(obs)
-    for (path, x), leaf in zip(found, jax.tree.leaves(space), strict=True):
+    for (path, x), leaf in zip(found, jax.tree.leaves(space), strict=False):
+        rank = len(leaf.shape)
+        if np.ndim(x) < rank or np.shape(x)[np.ndim(x) - rank :] != leaf.shape:
+            continue  # of another shape, which the check of shapes says
         problem = _outside(leaf, np.asarray(x))
         if problem:
             yield jax.tree_util.keystr(path), problem
@@ -109,15 +112,18 @@ def outside(space: PyTree, obs: PyTree) -> Iterator[tuple[str, str]]:
 def _outside(space: spaces.Space, x: np.ndarray) -> str | None:
     if x.dtype.kind == "f" and not np.isfinite(x).all():
         bad = x[~np.isfinite(x)][0]
-        return f"holds {bad}; look for a division by 0, log or sqrt, and for what grows without bound"
+        return (
+            f"holds {bad}; look for a division by 0, log or sqrt, and for what grows without bound"
+        )
     if isinstance(space, spaces.Box):
-        slack = 1e-5 if x.dtype.kind == "f" else 0
         low, high = (np.asarray(b, np.float64) for b in (space.low, space.high))
-        low, high = low - slack * np.maximum(1, abs(low)), high + slack * np.maximum(1, abs(high))
     else:
         sizes = getattr(space, "sizes", getattr(space, "n", 2))
         low, high = 0, np.asarray(2 if isinstance(space, spaces.MultiBinary) else sizes) - 1
-    wrong = (x < low) | (x > high)
+    slack = 1e-5 if x.dtype.kind == "f" else 0.0  # of rounding
+    finite = [np.where(np.isfinite(b), b, 0.0) for b in (low, high)]
+    slack = slack * np.maximum(1.0, np.maximum(*np.abs(finite)))
+    wrong = (x < low - slack) | (x > high + slack)
     if not wrong.any():
         return None
     least, most = (np.broadcast_to(b, x.shape)[wrong].flat[0] for b in (low, high))

@@ -8,7 +8,7 @@ and no step, and makes its VectorEnv itself. Everything that takes an environmen
 VectorMaker, and asks `makes_vectors` which it is.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any, Protocol, TypeGuard
 
 import jax
@@ -144,8 +144,8 @@ def check_protocol(env: Any) -> None:
     VectorMaker is looked at from outside: its environments are not started.
 
     Raises:
-        InvalidEnvironment: a missing attribute, a foreign space, a function that cannot be traced, a
-            wrong number of results, or an observation, mask, state, reward or flag of the wrong
+        InvalidEnvironment: a missing attribute, a foreign space, a function that cannot be traced,
+            a wrong number of results, or an observation, mask, state, reward or flag of the wrong
             structure, shape or type; the message names it.
     """
     for problem in static_problems(env):
@@ -163,16 +163,16 @@ def static_problems(env: Any) -> Iterator[str]:
             f"environment {name} lacks {', '.join(missing)}; an environment has "
             f"{', '.join(required)} (ppo_jax.envs.Env)"
         )
-        return
-    limit = env.time_limit
+    limit = getattr(env, "time_limit", None)
     if limit is not None and not (_is_number(limit) and limit >= 1):
         yield (
-            f"{name}.time_limit is {limit}; it must be >= 1 or None (infinity: no episode is ever "
-            "truncated)"
+            f"{name}.time_limit is {limit!r}; it must be >= 1 or None (infinity: no episode is "
+            "ever truncated)"
         )
-    unusable = list(space_problems(env))
-    yield from unusable
-    if not makes_vectors(env) and not unusable:
+    if {*missing} - {"name", "time_limit"}:
+        return
+    yield from space_problems(env)
+    if not makes_vectors(env) and isinstance(env.action_space, ACTION_SPACES):
         yield from _step_problems(name, env)
 
 
@@ -183,7 +183,10 @@ def _is_number(x: Any) -> bool:
 def _step_problems(name: str, env: Any) -> Iterator[str]:
     """Trace one episode's beginning."""
     key, action = jax.random.key(0), jnp.zeros(env.action_space.shape, env.action_space.dtype)
-    results: list[Any] = []
+    yield from (foreign := list(_foreign_leaves(f"{name}.params", env.params)))
+    if foreign:
+        return
+    what, results = "reset", []
 
     def traced(function: Callable[..., Any], *args: Any) -> Any:
         """The shapes of what a function returns, where they are arrays; the rest is looked at."""
@@ -191,11 +194,11 @@ def _step_problems(name: str, env: Any) -> Iterator[str]:
         def call(*args: Any) -> Any:
             result = function(*args)
             results.append(result)
-            return result[:5] if isinstance(result, tuple) else ()
+            several = isinstance(result, tuple | list) and not _foreign(result[:5])
+            return tuple(result[:5]) if several else ()
 
         return jax.eval_shape(call, *args)
 
-    what = "reset"
     try:
         first = traced(env.reset, key, env.params)
         yield from (wrong := list(_reset_problems(name, env, results[-1])))
@@ -206,44 +209,73 @@ def _step_problems(name: str, env: Any) -> Iterator[str]:
     except Exception as error:
         yield untraceable(name, what, error)
         return
-    wrong = list(_count_problems(name, results[-1], first[1]))
-    if not wrong:
-        wrong = list(_same_problems(name, "observation", first[0], result[0]))
-        wrong += _same_problems(name, "state", first[1], result[1])
-        wrong += _scalar_problems(name, *result[2:])
-        wrong += _observation_problems(name, env.observation_space, first[0])
-    yield from wrong
+    yield from (wrong := list(_count_problems(name, results[-1], first[1])))
+    if len(result) == 5 and not any("another order" in problem for problem in wrong):
+        yield from _same_problems(name, "observation", first[0], result[0])
+        yield from _same_problems(name, "state", first[1], result[1])
+        yield from _scalar_problems(name, *result[2:])
+        yield from _observation_problems(name, env.observation_space, first[0])
+
+
+def _foreign(tree: Any) -> list[tuple[str, Any]]:
+    """(path, leaf) of what is neither an array nor a number."""
+    found = jax.tree_util.tree_leaves_with_path(tree)
+    return [(jax.tree_util.keystr(p), x) for p, x in found if not hasattr(x, "dtype") and not (
+        isinstance(x, bool | int | float | complex)
+    )]  # fmt: skip
+
+
+def _foreign_leaves(what: str, tree: Any) -> Iterator[str]:
+    for path, x in _foreign(tree):
+        yield (
+            f"{what}{path} is a {type(x).__name__}; keep numbers and arrays alone in observations, "
+            "state and params, and everything else in self"
+        )
 
 
 def _reset_problems(name: str, env: Any, result: Any) -> Iterator[str]:
     """reset returns (obs, state), both made of arrays."""
-    if not isinstance(result, tuple) or len(result) != 2 or hasattr(result, "_fields"):
-        found = f"{len(result)} values" if type(result) is tuple else f"a {type(result).__name__}"
+    pair = isinstance(result, tuple | list) and len(result) == 2
+    if not pair or _fits(env.observation_space, result):
         yield (
-            f"{name}.reset returned {found}; return two, obs and state, where the state is all that "
-            "step needs to go on"
+            f"{name}.reset returned {_counted(result)}; return two, obs and state, where the state "
+            "is all that step needs to go on"
         )
-        return
-    if isinstance(result[1], dict) and not result[1]:
-        yield (
-            f"{name}.reset returned (obs, {{}}), as Gymnasium's environments do; return (obs, state) "
-            "with the arrays that step needs to go on, or, for a Gymnasium environment, inherit "
-            "from gymnasium.Env"
-        )
+    elif _fits(env.observation_space, result[1]) and not _fits(env.observation_space, result[0]):
+        yield f"{name}.reset returned state and obs; return them in the order obs, state"
+    else:
+        for part, tree in zip(("observation", "state"), result, strict=True):
+            yield from _foreign_leaves(f"{name}: {part}", tree)
+
+
+def _counted(result: Any) -> str:
+    if isinstance(result, tuple | list):
+        return f"{len(result)} values"
+    if hasattr(result, "dtype"):
+        return "an array alone"
+    return f"a {type(result).__name__}"
+
+
+def _fits(space: PyTree, obs: PyTree) -> bool:
+    """Whether a tree has the structure and the shapes of observations."""
+    if jax.tree.structure(space) != jax.tree.structure(obs):
+        return False
+    pairs = zip(jax.tree.leaves(space), jax.tree.leaves(obs), strict=True)
+    return all(leaf.shape == np.shape(x) for leaf, x in pairs if hasattr(leaf, "shape"))
 
 
 def _count_problems(name: str, result: Any, state: PyTree) -> Iterator[str]:
     """step returns the six values of gymnax 1.0."""
     expected = "the six of gymnax 1.0: obs, state, reward, terminated, truncated, info"
-    if not isinstance(result, tuple):
-        yield f"{name}.step returned a {type(result).__name__}; expected {expected}"
-        return
-    if len(result) != 6:
+    if not isinstance(result, tuple | list):
+        yield f"{name}.step returned {_counted(result)}; expected a tuple of {expected}"
+    elif len(result) != 6:
         cure = "return all of them, in this order"
         if len(result) == 4:
             cure = (
-                "these are those of Gym before 0.26, without a state and with one done: return the "
-                "state second, and done as terminated (the end of the task) and truncated (its limit)"
+                "these are those of Gym before 0.26, without a state and with one done: return "
+                "the state second, and done as terminated (the end of the task) and truncated (its "
+                "limit)"
             )
         if len(result) == 5:
             cure = "these are in Gymnasium's order, without a state: return the state second"
@@ -253,11 +285,17 @@ def _count_problems(name: str, result: Any, state: PyTree) -> Iterator[str]:
                     "the task) and truncated (its limit) in its place"
                 )
         yield f"{name}.step returned {len(result)} values; expected {expected}; {cure}"
-    elif not isinstance(result[5], dict):
-        yield (
-            f"{name}.step returned an info that is a {type(result[5]).__name__}; return a dict, "
-            "{} where there is nothing to say"
-        )
+    elif not isinstance(result[5], Mapping) and any(isinstance(x, dict) for x in result[2:5]):
+        yield f"{name}.step returned six values in another order; expected {expected}"
+    else:
+        parts = zip(("observation", "state", "reward"), result, strict=False)
+        for part, tree in parts:
+            yield from _foreign_leaves(f"{name}: {part} of step", tree)
+        if not isinstance(result[5], Mapping):
+            yield (
+                f"{name}.step returned an info that is a {type(result[5]).__name__}; return a "
+                "dict, {} where there is nothing to say"
+            )
 
 
 _LEAF = jax.tree.structure(0)
@@ -272,7 +310,9 @@ def untraceable(name: str, what: str, error: BaseException) -> str:
     """Why JAX cannot trace a function of an environment, in a sentence with what to do."""
     if isinstance(error, jax.errors.TracerBoolConversionError):
         problem = "decides something in Python (if, while, and, or, not, assert) by a traced value"
-        cure = "use jnp.where, jax.lax.cond or jax.lax.while_loop, and &, |, ~ in place of the words"
+        cure = (
+            "use jnp.where, jax.lax.cond or jax.lax.while_loop, and &, |, ~ in place of the words"
+        )
     elif isinstance(error, jax.errors.TracerArrayConversionError):
         problem = "gives a traced value to NumPy, or to other code outside of JAX"
         cure = "use the same functions of jax.numpy"
@@ -282,10 +322,6 @@ def untraceable(name: str, what: str, error: BaseException) -> str:
     elif isinstance(error, _NEEDS_A_VALUE):
         problem = "needs the value of a traced array while it is traced"
         cure = "make no int(), float(), range() or shape of it; use jnp.where or jax.lax.fori_loop"
-    elif isinstance(error, TypeError) and "not a valid JAX type" in str(error):
-        problem = f"returns, or is given as params, something that is no array ({raised(error)})"
-        cure = "keep numbers and arrays alone in observations, state and params; the rest in self"
-        return f"{name}.{what} {problem}; {cure}"
     else:
         return (
             f"{name}.{what} raised {raised(error)} when it was called with a key"
@@ -352,6 +388,8 @@ def _observation_problems(name: str, space: PyTree, obs: PyTree) -> Iterator[str
     It does for masks (bool), for choices (integers) and for bytes, which are scaled; among other
     numbers suites are careless and no harm is done.
     """
+    if not all(isinstance(leaf, ACTION_SPACES) for leaf in jax.tree.leaves(space)):
+        return  # said already
     structures: list[Any] = [jax.tree.structure(x) for x in (space, obs)]
     if structures[0] != structures[1]:
         shapes = jax.tree.map(lambda x: f"{x.dtype}{list(x.shape)}", obs)
