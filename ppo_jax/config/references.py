@@ -207,8 +207,8 @@ def place(error: BaseException) -> str:
         f for f in traceback.extract_tb(error.__traceback__) if not f.filename.startswith("<")
     ]
     own = [f for f in frames if not f.filename.startswith(_LIBRARIES)]
-    last = (own or frames or [None])[-1]
-    return "" if last is None else f"{Path(last.filename).name}, line {last.lineno}"
+    found = own or frames
+    return f"{Path(found[-1].filename).name}, line {found[-1].lineno}" if found else ""
 
 
 def _given(text: str, what: str) -> Any:

@@ -14,6 +14,7 @@ import numpy as np
 from ppo_jax.config.references import raised
 from ppo_jax.envs import check_values, spaces
 from ppo_jax.envs.check import Report, describe
+from ppo_jax.envs.check_values import a_type
 from ppo_jax.envs.host import HostEnv
 from ppo_jax.envs.protocol import InvalidEnvironment
 
@@ -102,7 +103,8 @@ def _look_at_spaces(report: Report, env: Any) -> bool:
     from gymnasium import Space
     from gymnasium.spaces import Discrete
 
-    usable, found = True, []
+    usable = True
+    found: list[Any] = []
     for attribute in ("observation_space", "action_space"):
         space = getattr(env, attribute, None)
         if not isinstance(space, Space):
@@ -121,7 +123,7 @@ def _look_at_spaces(report: Report, env: Any) -> bool:
             report.problem(str(error))
     if len(found) == 2:
         spec = getattr(env, "spec", None)
-        report.facts = describe(*found, getattr(spec, "max_episode_steps", None))
+        report.facts = describe(found[0], found[1], getattr(spec, "max_episode_steps", None))
     report.checked.append("spaces")
     _look_at_bounds(report, getattr(env, "action_space", None))
     return usable
@@ -198,7 +200,7 @@ class _Checker:
             obs = result[0] if result else None
         else:
             self.report.problem(
-                f"{self.name}.reset returned one value, a {type(result).__name__}; return two: "
+                f"{self.name}.reset returned one value, {a_type(result)}; return two: "
                 "obs, info ({} where there is nothing to say)"
             )
             obs = result
@@ -240,7 +242,7 @@ class _Checker:
 
     def wrong_step(self, result: Any) -> str:
         if not isinstance(result, tuple):
-            return f"a {type(result).__name__}; return five values: {FIVE}"
+            return f"{a_type(result)}; return five values: {FIVE}"
         cure = f"return five: {FIVE}"
         if len(result) == 4:
             cure += (
@@ -256,7 +258,7 @@ class _Checker:
     def info(self, what: str, info: Any) -> None:
         if not isinstance(info, dict):
             self.report.problem(
-                f"{self.name}.{what} returned an info that is a {type(info).__name__}; return a "
+                f"{self.name}.{what} returned an info that is {a_type(info)}; return a "
                 "dict, {} where there is nothing to say"
             )
 
@@ -290,7 +292,7 @@ class _Checker:
             value = float(reward)
         except (TypeError, ValueError):
             self.report.problem(
-                f"{self.name}.step returned a reward that is a {type(reward).__name__}; return "
+                f"{self.name}.step returned a reward that is {a_type(reward)}; return "
                 "one number: float(reward)"
             )
             return 0.0
@@ -304,7 +306,7 @@ class _Checker:
     def flags(self, *values: Any) -> tuple[bool, bool]:
         for label, value in zip(("terminated", "truncated"), values, strict=True):
             if not isinstance(value, bool | np.bool_):
-                kind = "an info" if isinstance(value, dict) else f"a {type(value).__name__}"
+                kind = "an info" if isinstance(value, dict) else f"{a_type(value)}"
                 self.report.problem(
                     f"{self.name}.step returned {kind} as {label}; return a bool: bool(...), in "
                     f"the order {FIVE}"
@@ -450,7 +452,7 @@ def _edges(space: Any) -> Iterator[Any]:
 
     if isinstance(space, theirs.Discrete):
         numbers = check_values.corners(spaces.Discrete(int(space.n)))
-        yield from (space.dtype.type(space.start + i) for i in numbers)
+        yield from (np.asarray(space.start + i, space.dtype)[()] for i in numbers)
     elif isinstance(space, theirs.MultiDiscrete):
         sizes = tuple(int(n) for n in space.nvec.ravel())
         start = np.asarray(getattr(space, "start", 0))
@@ -473,12 +475,12 @@ def _not_in(space: Any, x: Any, path: str) -> Iterator[str]:
     parts = _parts(space)
     if isinstance(space, theirs.Dict):
         if not isinstance(x, dict) or set(x) != set(space.spaces):
-            found = sorted(map(str, x)) if isinstance(x, dict) else f"a {type(x).__name__}"
+            found = sorted(map(str, x)) if isinstance(x, dict) else f"{a_type(x)}"
             yield f"{path} that is {found}; its space is a Dict of {sorted(map(str, space.spaces))}"
             return
     elif isinstance(space, theirs.Tuple):
         if not isinstance(x, tuple) or len(x) != len(parts):
-            yield f"{path} that is a {type(x).__name__}; its space is a Tuple of {len(parts)}"
+            yield f"{path} that is {a_type(x)}; its space is a Tuple of {len(parts)}"
             return
     else:
         yield from (f"{path} {problem}" for problem in _not_in_leaf(space, x))
@@ -493,10 +495,7 @@ def _not_in_leaf(space: Any, x: Any) -> Iterator[str]:
         yield from _not_in_discrete(space, x)
         return
     if not isinstance(x, np.ndarray | np.generic):
-        yield (
-            f"that is a {type(x).__name__}; its space is {space}: return np.array(..., "
-            f"np.{space.dtype})"
-        )
+        yield (f"that is {a_type(x)}; its space is {space}: return np.array(..., np.{space.dtype})")
         x = np.asarray(x)
     elif not np.can_cast(x.dtype, space.dtype):
         yield (
@@ -519,8 +518,9 @@ def _not_in_leaf(space: Any, x: Any) -> Iterator[str]:
 
 
 def _not_in_discrete(space: Any, x: Any) -> Iterator[str]:
-    if not isinstance(x, int | np.integer) or isinstance(x, bool):
-        kind = f"{x.dtype} array of shape {x.shape}" if hasattr(x, "shape") else type(x).__name__
+    if not isinstance(x, int | np.integer) or x is True or x is False:
+        array = isinstance(x, np.ndarray | np.generic)
+        kind = f"{x.dtype} array of shape {x.shape}" if array else type(x).__name__
         yield f"that is a {kind}; its space is {space}: return an integer, np.int64(...)"
         return
     low, high = int(space.start), int(space.start + space.n) - 1

@@ -74,7 +74,8 @@ class _Tolerant:
     wrong besides them is found in the same run."""
 
     def __init__(self, env: Any) -> None:
-        self.env, limit = env, getattr(env, "time_limit", None)
+        self.env: Any = env
+        limit: Any = getattr(env, "time_limit", None)
         number = isinstance(limit, int | float | np.number) and not isinstance(limit, bool)
         self.time_limit = limit if number and limit >= 1 else None
         self.shortest_episode = getattr(env, "shortest_episode", 1)

@@ -73,9 +73,9 @@ def sampler(
         if isinstance(action_space, spaces.MultiBinary):
             return jax.random.bernoulli(key, shape=action_space.shape).astype(dtype)
         several = isinstance(action_space, spaces.MultiDiscrete)
-        sizes = action_space.sizes if several else (action_space.n,)
-        joint = several and action_space.joint
-        shape = spaces.mask_shape(action_space)
+        sizes: Any = getattr(action_space, "sizes", None)
+        joint = getattr(action_space, "joint", False)
+        shape: Any = spaces.mask_shape(action_space)
         logits = jnp.zeros(shape)
         if several and not joint:
             logits = jnp.where(np.arange(shape[1]) < np.asarray(sizes)[:, None], logits, -jnp.inf)
@@ -119,10 +119,13 @@ def _outside(space: spaces.Space, x: np.ndarray) -> str | None:
         low, high = (np.asarray(b, np.float64) for b in (space.low, space.high))
     else:
         sizes = getattr(space, "sizes", getattr(space, "n", 2))
-        low, high = 0, np.asarray(2 if isinstance(space, spaces.MultiBinary) else sizes) - 1
-    slack = 1e-5 if x.dtype.kind == "f" else 0.0  # of rounding
-    finite = [np.where(np.isfinite(b), b, 0.0) for b in (low, high)]
-    slack = slack * np.maximum(1.0, np.maximum(*np.abs(finite)))
+        low, high = (
+            np.zeros(()),
+            np.asarray(2 if isinstance(space, spaces.MultiBinary) else sizes) - 1,
+        )
+    size = [np.where(np.isfinite(b), abs(b), 0.0) for b in (low, high)]
+    rounding = 1e-5 if x.dtype.kind == "f" else 0.0
+    slack = rounding * np.maximum(1.0, np.maximum(size[0], size[1]))
     wrong = (x < low - slack) | (x > high + slack)
     if not wrong.any():
         return None
@@ -132,3 +135,9 @@ def _outside(space: spaces.Space, x: np.ndarray) -> str | None:
         f"holds {value:.6g}, outside of its space, [{least:.6g}, {most:.6g}] there; correct the "
         "bounds of observation_space, or the observation"
     )
+
+
+def a_type(x: Any) -> str:
+    """The type of a value with its article: "an int", "a list"."""
+    name = type(x).__name__
+    return f"{'an' if name[0] in 'aeiou' or name == 'ndarray' else 'a'} {name}"

@@ -258,7 +258,7 @@ def _counted(result: Any) -> str:
 
 def _fits(space: PyTree, obs: PyTree) -> bool:
     """Whether a tree has the structure and the shapes of observations."""
-    if jax.tree.structure(space) != jax.tree.structure(obs):
+    if _structure(space) != _structure(obs):
         return False
     pairs = zip(jax.tree.leaves(space), jax.tree.leaves(obs), strict=True)
     return all(leaf.shape == np.shape(x) for leaf, x in pairs if hasattr(leaf, "shape"))
@@ -279,7 +279,7 @@ def _count_problems(name: str, result: Any, state: PyTree) -> Iterator[str]:
             )
         if len(result) == 5:
             cure = "these are in Gymnasium's order, without a state: return the state second"
-            if jax.tree.structure(result[1]) == jax.tree.structure(state) != _LEAF:
+            if _structure(result[1]) == _structure(state) != _structure(0):
                 cure = (
                     "these are those of gymnax 0.x, with one done: return terminated (the end of "
                     "the task) and truncated (its limit) in its place"
@@ -298,7 +298,10 @@ def _count_problems(name: str, result: Any, state: PyTree) -> Iterator[str]:
             )
 
 
-_LEAF = jax.tree.structure(0)
+def _structure(tree: PyTree) -> Any:
+    return jax.tree.structure(tree)
+
+
 _NEEDS_A_VALUE = (
     jax.errors.ConcretizationTypeError
     | jax.errors.TracerIntegerConversionError
