@@ -4,6 +4,8 @@ import importlib
 import sys
 from typing import NoReturn
 
+import ppo_jax
+
 # Command -> (module with `main`, what it does). Modules are imported when they are asked for.
 COMMANDS = {
     "train": ("ppo_jax.cli.train", "train an agent and keep the run in a directory"),
@@ -27,9 +29,7 @@ def main(arguments: list[str] | None = None) -> NoReturn:
         print(usage())
         sys.exit(0 if words else 2)
     if words[0] == "--version":
-        from ppo_jax import __version__
-
-        print(f"ppo_jax {__version__}")
+        print(f"ppo_jax {ppo_jax.__version__}")
         sys.exit(0)
     if words[0] not in COMMANDS:
         from ppo_jax.config.options import did_you_mean

@@ -519,9 +519,8 @@ def _not_in_leaf(space: Any, x: Any) -> Iterator[str]:
 
 def _not_in_discrete(space: Any, x: Any) -> Iterator[str]:
     if not isinstance(x, int | np.integer) or x is True or x is False:
-        array = isinstance(x, np.ndarray | np.generic)
-        kind = f"{x.dtype} array of shape {x.shape}" if array else type(x).__name__
-        yield f"that is a {kind}; its space is {space}: return an integer, np.int64(...)"
+        kind = f"an array of shape {np.shape(x)}" if isinstance(x, np.ndarray) else a_type(x)
+        yield f"that is {kind}; its space is {space}: return an integer, np.int64(...)"
         return
     low, high = int(space.start), int(space.start + space.n) - 1
     if not low <= int(x) <= high:
