@@ -1,7 +1,6 @@
 """`ppo-jax COMMAND` finds the command, and says so where there is none."""
 
 import importlib
-import sys
 import tomllib
 from pathlib import Path
 
@@ -38,8 +37,7 @@ def test_an_unknown_command_gets_a_hint(capsys):
     assert error == "error: unknown command 'check_env'; did you mean check-env?; see --help\n"
 
 
-def test_a_command_gets_the_words_that_follow_it(capsys, monkeypatch):
-    monkeypatch.setattr(sys, "argv", ["ppo-jax"])
+def test_a_command_gets_the_words_that_follow_it(capsys):
     code, text, _ = ends(capsys, "evaluate", "--help")
     assert code == 0 and "--episodes" in text
     code, _, error = ends(capsys, "check-env", "CartPole-v1", "--steps", "0")

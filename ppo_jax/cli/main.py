@@ -37,10 +37,7 @@ def main(arguments: list[str] | None = None) -> NoReturn:
         known = did_you_mean(words[0], COMMANDS)
         print(f"error: unknown command {words[0]!r}; {known}; see --help", file=sys.stderr)
         sys.exit(2)
-    command, rest = words[0], words[1:]
-    # What reads sys.argv itself sees the command's own words.
-    sys.argv = [f"{PROGRAM} {command}", *rest]
-    importlib.import_module(COMMANDS[command][0]).main(rest)
+    importlib.import_module(COMMANDS[words[0]][0]).main(words[1:])
     sys.exit(0)
 
 
