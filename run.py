@@ -1,6 +1,8 @@
 #!/usr/bin/env python3
 """From a bare machine to a trained agent: `python3 run.py train`, `python3 run.py test`.
 
+`python3 run.py check-env my_module:MyEnv` says what is wrong with an environment.
+
 Needs Python and pip, nothing else. The first call makes .venv beside this file and installs the
 hash-pinned lock into it; later calls install nothing and work offline. Further arguments are
 passed on.
@@ -19,7 +21,11 @@ import sys
 HERE = os.path.dirname(os.path.abspath(__file__))
 VENV = os.path.join(HERE, ".venv")
 PYTHON = os.path.join(VENV, "bin", "python")
-COMMANDS = {"train": ["-m", "ppo_jax.train"], "test": ["-m", "pytest"]}
+COMMANDS = {
+    "train": ["-m", "ppo_jax.train"],
+    "test": ["-m", "pytest"],
+    "check-env": ["-m", "ppo_jax", "check-env"],
+}
 
 
 def fail(message):

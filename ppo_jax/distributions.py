@@ -18,6 +18,8 @@ import jax.numpy as jnp
 import numpy as np
 from flax import struct
 
+from ppo_jax import shapes
+
 LOG_SQRT_2PI = 0.5 * math.log(2.0 * math.pi)
 
 
@@ -131,6 +133,7 @@ class Categorical:
         return self.sample_from(self.noise(key))
 
     def log_prob(self, action: jax.Array) -> jax.Array:
+        _check_action("Categorical", action, self.logits.shape[:-1])
         # A select and a sum: on every backend cheaper than a gather, whose gradient is a scatter.
         chosen = jnp.arange(self.logits.shape[-1]) == jnp.asarray(action)[..., None]
         return jnp.sum(jnp.where(chosen, jax.nn.log_softmax(self.logits), 0.0), axis=-1)
@@ -140,6 +143,7 @@ class Categorical:
         return -_expectation(log_p, log_p)
 
     def kl(self, other: "Categorical") -> jax.Array:
+        shapes.same("Categorical.kl", logits=self.logits, other=other.logits)
         log_p, log_q = jax.nn.log_softmax(self.logits), jax.nn.log_softmax(other.logits)
         return _expectation(log_p, log_p - log_q)
 
@@ -185,6 +189,7 @@ class MultiCategorical:
 
     def log_prob(self, action: jax.Array) -> jax.Array:
         action = jnp.asarray(action)
+        _check_action("MultiCategorical", action, (*self.logits.shape[:-1], len(self.sizes)))
         return _total(p.log_prob(action[..., i]) for i, p in enumerate(self._parts()))
 
     def entropy(self) -> jax.Array:
@@ -287,6 +292,7 @@ class DiagGaussian:
         return self.sample_from(self.noise(key))
 
     def log_prob(self, action: jax.Array) -> jax.Array:
+        _check_action("DiagGaussian", action, self.mean.shape)
         z = (action - self.mean) * jnp.exp(-self.log_std)
         return -jnp.sum(0.5 * jnp.square(z) + self.log_std + LOG_SQRT_2PI, axis=-1)
 
@@ -296,6 +302,7 @@ class DiagGaussian:
         )
 
     def kl(self, other: "DiagGaussian") -> jax.Array:
+        shapes.same("DiagGaussian.kl", mean=self.mean, other=other.mean)
         ratio = jnp.exp(2.0 * (self.log_std - other.log_std))
         shift = jnp.square((self.mean - other.mean) * jnp.exp(-other.log_std))
         return jnp.sum(0.5 * (ratio + shift - 1.0) + other.log_std - self.log_std, axis=-1)
@@ -399,6 +406,7 @@ class Bernoulli:
         return self.sample_from(self.noise(key))
 
     def log_prob(self, action: jax.Array) -> jax.Array:
+        _check_action("Bernoulli", action, self.logits.shape)
         coin = self._coin()
         return jnp.sum(jnp.where(jnp.asarray(action) > 0.5, coin[..., 0], coin[..., 1]), axis=-1)
 
@@ -407,6 +415,7 @@ class Bernoulli:
         return -jnp.sum(_expectation(coin, coin), axis=-1)
 
     def kl(self, other: "Bernoulli") -> jax.Array:
+        shapes.same("Bernoulli.kl", logits=self.logits, other=other.logits)
         return jnp.sum(_expectation(self._coin(), self._coin() - other._coin()), axis=-1)
 
     def mode(self) -> jax.Array:
@@ -418,6 +427,13 @@ class Bernoulli:
     def _coin(self) -> jax.Array:
         """[..., D, 2] log-probabilities of 1 and of 0."""
         return jax.nn.log_sigmoid(jnp.stack([self.logits, -self.logits], axis=-1))
+
+
+def _check_action(name: str, action: jax.Array, expected: tuple[int, ...]) -> None:
+    """One action of each distribution, or several of each with their number in front; a single
+    number fits all."""
+    if jnp.ndim(action):
+        shapes.leading(f"{name}.log_prob", "action", action, expected)
 
 
 def _log_slope(u: jax.Array) -> jax.Array:

@@ -183,6 +183,16 @@ def _played(config: TrainConfig) -> tuple[Any, Policy]:
     return program.env, program.policy
 
 
+def _refuse_options(config: TrainConfig) -> None:
+    """An algorithm's own option may not have the name of one of a run, which is a flag too."""
+    taken = {f.name for f in dataclasses.fields(RunOptions)} & {*configs.fields(config.algorithm)}
+    if taken:
+        raise ConfigError(
+            f"the Config of algorithm {config.algorithm!r} has a field {min(taken)!r}, which is an "
+            "option of every run; give it another name"
+        )
+
+
 def train(
     config: TrainConfig,
     options: RunOptions,
@@ -208,6 +218,7 @@ def train(
     trackers.require(options.trackers)
     options = _settled(options)
     config = named(config, options, given)
+    _refuse_options(config)
     functions = _callbacks(config, options, callbacks, given)
     options = dataclasses.replace(options, callback=_names(options, callbacks))
     program = build(config)

@@ -82,9 +82,14 @@ def total(
         value_coef: c_v.
         entropy_coef: c_e.
 
+    Raises:
+        ValueError: a loss or entropy that is no single number.
+
     Source: Mnih et al. 2016, Asynchronous Methods for Deep RL, section 4; Schulman et al. 2017,
     eq. 9.
     """
+    parts = {"policy_loss": policy_loss, "value_loss": value_loss, "entropy": entropy}
+    shapes.exact("total", (), "a number", **parts)
     loss = policy_loss + value_coef * value_loss - entropy_coef * entropy
     return loss, {
         "loss": loss,

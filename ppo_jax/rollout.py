@@ -144,7 +144,8 @@ def restart(key: jax.Array, state: RolloutState, *, env: VectorEnv, policy: Poli
         env: the vector environment, reset.
         policy: for its initial memory.
     """
-    obs, env_state = env.reset(key)
+    again = getattr(env, "restart", None)
+    obs, env_state = again(key, state.env_state) if again else env.reset(key)
     core, episodes = policy.init_core(env.num_envs), no_episodes(env.num_envs)
     return RolloutState(env_state, obs, core, state.moments, state.metrics, episodes)
 

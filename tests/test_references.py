@@ -457,6 +457,14 @@ def test_an_algorithm_of_ones_own_computes_what_it_says(mine):
          "a field 'gamma' of type .*dict.*; an option is a bool"),
         ("@frozen\nclass Config:\n    gamma: float = 0.9\n    env: str = ''\nmake = print",
          "has a field 'env', a name that every run"),
+        ("@frozen\nclass Config:\n    gamma: float = 0.9\n    hidden: int = 1\nmake = print",
+         "has a field 'hidden', a name that every run"),
+        ("@frozen\nclass Config:\n    gamma: float = 0.9\n    num_updates: int = 1\nmake = print",
+         "has a field 'num_updates', a name that every run"),
+        ("@frozen\nclass Config:\n    gamma: float = 0.9\n    preset: str = ''\nmake = print",
+         "has a field 'preset', a name that every run"),
+        ("@frozen\nclass Config:\n    gamma: float = 0.9\n    check: int = 1\nmake = print",
+         "has a field 'check', the name of a hook"),
         ("@frozen\nclass Config:\n    gamma: float = 0.9\nmake = print",
          r"make of algorithm my_bad returned a NoneType; it must be a ppo_jax.Algorithm"),
     ],
@@ -469,6 +477,17 @@ def test_what_is_no_algorithm_is_refused(mine, text, message):
     values = {n: v for n, v in SMALL.items() if n not in ("minibatches", "epochs")}
     with pytest.raises(ConfigError, match=message):
         build(configs.make(algorithm="my_bad", **values))
+
+
+def test_an_option_of_runs_is_no_option_of_an_algorithm(tmp_path):
+    """Whether the algorithm is the user's or registered, and also from Python, where there are no
+    flags."""
+    field = ("eval_every", int, 5)
+    own = dataclasses.make_dataclass("Config", [field], bases=(ppo.Config,), frozen=True)
+    config = configs.make(algorithm=SimpleNamespace(Config=own, make=ppo.make), **SMALL)
+    with pytest.raises(ConfigError, match="has a field 'eval_every', which is an option of every"):
+        ppo_jax.run(config, tmp_path / "run")
+    assert not (tmp_path / "run").exists()
 
 
 def test_a_name_that_is_neither_algorithm_nor_module_is_unknown(mine):

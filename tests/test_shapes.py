@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from ppo_jax import advantages, divergences, losses, normalization, sgd, shapes
+from ppo_jax.distributions import Bernoulli, Categorical, DiagGaussian, MultiCategorical
 from ppo_jax.rlhf import optimum, rewards
 from ppo_jax.types import Batch, Trajectory
 
@@ -136,6 +137,38 @@ REFUSED = {
     "mean: total": (lambda: losses.mean(ROWS, ROWS, ROWS), "(4,)", "()"),
     "normalize: weight of rows": (lambda: losses.normalize(TN, ROWS), "(4, 4)", "(4,)"),
     "normalize: weight a number": (lambda: losses.normalize(ROWS, jnp.array(1.0)), "(4,)", "()"),
+    "total: losses of rows": (
+        lambda: losses.total(ROWS, 0.0, 0.0, value_coef=1.0, entropy_coef=0.0),
+        "()",
+        "(4,)",
+    ),
+    "Categorical: action [M, 1]": (
+        lambda: Categorical(ones(M, 3)).log_prob(COLUMN),
+        "(4,)",
+        "(4, 1)",
+    ),
+    "Categorical: kl": (lambda: Categorical(TN).kl(Categorical(COLUMN)), "(4, 4)", "(4, 1)"),
+    "DiagGaussian: action [M]": (
+        lambda: DiagGaussian(COLUMN, ones(1)).log_prob(ROWS),
+        "(4, 1)",
+        "(4,)",
+    ),
+    "DiagGaussian: kl": (
+        lambda: DiagGaussian(TN, ROWS).kl(DiagGaussian(COLUMN, ROWS)),
+        "(4, 4)",
+        "(4, 1)",
+    ),
+    "Bernoulli: action [D]": (lambda: Bernoulli(TN).log_prob(ROWS), "(4, 4)", "(4,)"),
+    "MultiCategorical: action [M]": (
+        lambda: MultiCategorical(ones(M, 5), (2, 3)).log_prob(ROWS),
+        "(4, 2)",
+        "(4,)",
+    ),
+    "adaptive_kl: target of rows": (
+        lambda: rewards.adaptive_kl(0.1, 0.2, ROWS, 100.0, 4),
+        "()",
+        "(4,)",
+    ),
     "predict": (lambda: losses.predict(OneColumn(), (), rows_of(M)), "(4,)", "(4, 1)"),
     "importance_ratio": (lambda: divergences.importance_ratio(ROWS, COLUMN), "(4,)", "(4, 1)"),
     "importance_weighted_mean": (

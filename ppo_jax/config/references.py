@@ -35,6 +35,11 @@ KEYWORDS = {"environment": "env", "policy": "policy", "algorithm": "algorithm"}
 GROUPS = {what: f"ppo_jax.{group}" for what, group in (
     ("environment", "envs"), ("policy", "policies"), ("algorithm", "algorithms"),
 )}  # fmt: skip
+# Folders whose lines are not named where a line of the user's was wrong.
+_LIBRARIES = tuple(
+    str(Path(file or ".").parent) + os.sep
+    for file in (str(Path(__file__).parent), jax.__file__, np.__file__)
+)
 # Text -> the object that it stands for in this process.
 _OBJECTS: dict[str, Any] = {}
 
@@ -191,12 +196,19 @@ def raised(error: BaseException) -> str:
     """An exception of the user's code in one line: its type, message, and where it was raised."""
     message = " ".join(str(error).split())
     text = f"{type(error).__name__}{': ' if message else ''}{message}"
+    where = "" if isinstance(error, SyntaxError) else place(error)  # its message has the place
+    return f"{text} ({where})" if where else text
+
+
+def place(error: BaseException) -> str:
+    """The file and line of the user's code that raised, or "": the last one in the traceback that
+    belongs neither to this package nor to the numerical libraries that it called."""
     frames = [
         f for f in traceback.extract_tb(error.__traceback__) if not f.filename.startswith("<")
     ]
-    if isinstance(error, SyntaxError) or not frames:
-        return text  # its message has the place
-    return f"{text} ({Path(frames[-1].filename).name}, line {frames[-1].lineno})"
+    own = [f for f in frames if not f.filename.startswith(_LIBRARIES)]
+    found = own or frames
+    return f"{Path(found[-1].filename).name}, line {found[-1].lineno}" if found else ""
 
 
 def _given(text: str, what: str) -> Any:

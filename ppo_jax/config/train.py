@@ -27,6 +27,10 @@ from ppo_jax.optimizer import check_schedules
 BEFORE = {"map_actions": False}
 # The fields of TrainConfig that may name code which is not in the package.
 CODE = ("env", "policy", "algorithm")
+# Names that a configuration is made with or kept under, besides the attributes of TrainConfig.
+TAKEN = ("hyper", "preset", "config", "trust")
+# Methods that an algorithm's Config may have, `ppo_jax.algorithms.hooks`.
+HOOKS = ("collector", "resolve", "divisors", "check")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -181,13 +185,20 @@ def fields(algorithm: str) -> dict[str, dataclasses.Field[Any]]:
         raise ConfigError(f"algorithm is {algorithm!r}; it must be of type str")
     own = [f for f in dataclasses.fields(TrainConfig) if f.name != "hyper"]
     config = algorithms.get(algorithm).Config
-    package = algorithm in ALGORITHMS
-    theirs = dataclasses.fields(config) if package else algorithms.options(config, algorithm)
-    taken = [f.name for f in theirs if hasattr(TrainConfig, f.name) or f.name == "hyper"]
+    theirs = dataclasses.fields(config)
+    if algorithm not in ALGORITHMS or any("bounds" not in f.metadata for f in theirs):
+        theirs = algorithms.options(config, algorithm)
+    taken = [f.name for f in theirs if hasattr(TrainConfig, f.name) or f.name in TAKEN]
     if taken:
         raise ConfigError(
             f"the Config of algorithm {algorithm!r} has a field {taken[0]!r}, a name that every "
             "run's configuration has already; give it another name"
+        )
+    hook = [f.name for f in theirs if f.name in HOOKS]
+    if hook:
+        raise ConfigError(
+            f"the Config of algorithm {algorithm!r} has a field {hook[0]!r}, the name of a hook, "
+            "which is a method; give it another name"
         )
     return {f.name: f for f in (*own, *theirs)}
 
@@ -334,6 +345,11 @@ def check(config: TrainConfig, env: Any = None) -> None:
 
 
 def env_kwargs(config: TrainConfig) -> dict[str, Any]:
+    """The arguments of a configuration's environment: `parse_env_args` of its env_args."""
+    return parse_env_args(config.env_args)
+
+
+def parse_env_args(env_args: tuple[str, ...]) -> dict[str, Any]:
     """What `env_args` say: ("size=42", "difficulty=hard") -> {"size": 42, "difficulty": "hard"}.
 
     A value is a number or a truth value where JSON would read one, else text.
@@ -342,7 +358,7 @@ def env_kwargs(config: TrainConfig) -> dict[str, Any]:
         ConfigError: not NAME=VALUE, or a name given twice.
     """
     found: dict[str, Any] = {}
-    for text in config.env_args:
+    for text in env_args:
         name, equals, value = text.partition("=")
         if not (name.isidentifier() and equals):
             raise ConfigError(

@@ -1,12 +1,13 @@
 """Environments: their protocols, one registry, one vectoriser."""
 
+from ppo_jax.envs.check import Report, check_env, find_problems
 from ppo_jax.envs.host import HostEnv, HostVectorEnv, refuse_sweep
 from ppo_jax.envs.protocol import (
     Env,
     InvalidEnvironment,
     VectorEnv,
     VectorMaker,
-    check_env,
+    check_protocol,
     check_spaces,
     makes_vectors,
     render,
@@ -28,13 +29,16 @@ __all__ = [
     "HostEnv",
     "HostVectorEnv",
     "InvalidEnvironment",
+    "Report",
     "UnknownEnvironment",
     "VectorEnv",
     "VectorMaker",
     "as_env",
     "canonical",
     "check_env",
+    "check_protocol",
     "check_spaces",
+    "find_problems",
     "is_own",
     "make",
     "makes_vectors",

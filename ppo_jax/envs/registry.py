@@ -17,7 +17,7 @@ import jax
 
 import ppo_jax.config.references as references
 from ppo_jax.config.options import did_you_mean
-from ppo_jax.envs.protocol import Env, InvalidEnvironment, check_env
+from ppo_jax.envs.protocol import Env, InvalidEnvironment, check_protocol
 
 # Suite -> the module of its adapter.
 SUITES = {
@@ -148,7 +148,7 @@ def _made(maker: Any, kwargs: dict[str, Any]) -> Env:
     if own and not gymnasium.recognizes(first):
         return _adapted(first)
     host: Any = gymnasium.adapt(call, first)
-    check_env(host)
+    check_protocol(host)
     return host
 
 
@@ -157,7 +157,7 @@ def _adapted(env: Any) -> Env:
         if adapter.recognizes(env):
             env = adapter.adapt(env)
             break
-    check_env(env)
+    check_protocol(env)
     return env
 
 

@@ -149,7 +149,8 @@ def adaptive_kl(
 
     Source: Ziegler et al. 2019, section 2.2, and their code.
     """
-    shapes.exact("adaptive_kl", (), "a number", coef=coef, kl=kl)
+    numbers = {"target": target, "horizon": horizon, "num_sequences": num_sequences}
+    shapes.exact("adaptive_kl", (), "a number", coef=coef, kl=kl, **numbers)
     return proportional_coefficient(coef, kl, target, horizon=horizon, samples=num_sequences)
 
 

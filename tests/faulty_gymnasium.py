@@ -1,0 +1,195 @@
+"""Environments of Gymnasium with one fault each, for tests/test_check_env.py."""
+
+import gymnasium as gym
+import numpy as np
+from gymnasium import spaces
+
+NAMES = ("obs", "reward", "terminated", "truncated", "info")
+
+
+class Good(gym.Env):
+    """Random observations, ten steps."""
+
+    observation_space = spaces.Box(-1, 1, (2,))
+    action_space = spaces.Discrete(3)
+
+    def reset(self, *, seed=None, options=None):
+        super().reset(seed=seed)
+        self.time = 0
+        return self.observe(), {}
+
+    def step(self, action):
+        self.time += 1
+        return self.observe(), 1.0, self.time >= 10, False, {}
+
+    def observe(self):
+        return self.np_random.uniform(-1, 1, 2).astype(np.float32)
+
+
+def altered(**changes):
+    """Good with a step whose results are altered by name."""
+
+    class Altered(Good):
+        def step(self, action):
+            result = dict(zip(NAMES, super().step(action), strict=True))
+            result |= {name: change(result[name]) for name, change in changes.items()}
+            return tuple(result.values())
+
+    return Altered
+
+
+NanReward = altered(reward=lambda x: float("nan"))
+InfiniteReward = altered(reward=lambda x: np.inf)
+ArrayReward = altered(reward=lambda x: np.array([x]))
+TextReward = altered(reward=lambda x: "one")
+NumberDone = altered(terminated=int)
+NoInfo = altered(info=lambda x: None)
+Doubles = altered(obs=lambda x: x.astype(np.float64))
+ListObs = altered(obs=lambda x: x.tolist())
+Shorter = altered(obs=lambda x: x[:1])
+Outside = altered(obs=lambda x: x * 3)
+NanObs = altered(obs=lambda x: x * np.float32(np.nan))
+
+
+class Both(Good):
+    """Says terminated and truncated together."""
+
+    def step(self, action):
+        obs, reward, terminated, _, info = super().step(action)
+        return obs, reward, terminated, terminated, info
+
+
+class ObsOnly(Good):
+    """reset returns no info."""
+
+    def reset(self, **options):
+        return super().reset(**options)[0]
+
+
+class Old(Good):
+    """step of Gym before 0.26."""
+
+    def step(self, action):
+        obs, reward, terminated, _, info = super().step(action)
+        return obs, reward, terminated, info
+
+
+class Six(Good):
+    """step as in JAX."""
+
+    def step(self, action):
+        obs, *rest = super().step(action)
+        return obs, {}, *rest
+
+
+class Order(Good):
+    """Reward and end exchanged."""
+
+    def step(self, action):
+        obs, reward, terminated, *rest = super().step(action)
+        return obs, terminated, reward, *rest
+
+
+class NoSeed(Good):
+    """Draws from NumPy's global generator."""
+
+    def reset(self, *, seed=None, options=None):
+        super().reset(seed=seed)
+        self.time = 0
+        return self.observe(), {}
+
+    def observe(self):
+        return np.random.uniform(-1, 1, 2).astype(np.float32)  # noqa: NPY002
+
+
+class OwnGenerator(Good):
+    """Leaves self.np_random as it was."""
+
+    def reset(self, *, seed=None, options=None):
+        self.time, self.generator = 0, np.random.default_rng(seed)
+        return self.observe(), {}
+
+    def observe(self):
+        return self.generator.uniform(-1, 1, 2).astype(np.float32)
+
+
+class ChangesAction(Good):
+    """Scales the action where it is."""
+
+    action_space = spaces.Box(-1, 1, (2,))
+
+    def step(self, action):
+        action *= 2
+        return super().step(action)
+
+
+class Refuses(Good):
+    """Does not take the last of its actions."""
+
+    def step(self, action):
+        assert action != 2, "no such action"
+        return super().step(action)
+
+
+class Reuses(Good):
+    """Writes every observation into one array."""
+
+    array = np.zeros(2, np.float32)
+
+    def observe(self):
+        self.array[:] = super().observe()
+        return self.array
+
+
+class NoSpace(Good):
+    """No action space."""
+
+    action_space = None
+
+
+class Words(Good):
+    """Observations without a shape."""
+
+    observation_space = spaces.Text(5)
+
+
+class OneOfTwo(Good):
+    """A Dict without one of its entries."""
+
+    observation_space = spaces.Dict(a=spaces.Box(-1, 1, (2,)), b=spaces.Discrete(2))
+
+    def observe(self):
+        return {"a": super().observe()}
+
+
+class TooLarge(OneOfTwo):
+    """An entry outside of its space."""
+
+    def observe(self):
+        return {**super().observe(), "b": 5}
+
+
+class CannotClose(Good):
+    """close raises."""
+
+    def close(self):
+        raise RuntimeError("still open")
+
+
+class Plain:
+    """Not of Gymnasium, with four results and no info."""
+
+    observation_space = Good.observation_space
+    action_space = Good.action_space
+
+    def reset(self):
+        return np.zeros(2, np.float32)
+
+    def step(self, action):
+        return np.full(2, 7.0), np.nan, True, {}
+
+
+class OffCentre(Good):
+    """Actions that no policy begins with."""
+
+    action_space = spaces.Box(10, 20, (1,))

@@ -1,0 +1,86 @@
+"""`check_env` of Gymnasium's environments: at least what Gymnasium's and SB3's checkers find."""
+
+import pytest
+
+from ppo_jax import envs
+from ppo_jax.cli import main as front
+
+pytest.importorskip("gymnasium")
+
+import faulty_gymnasium
+
+FAULTS = {
+    "NanReward": "a reward of nan; rewards are finite",
+    "InfiniteReward": "a reward of inf; rewards are finite",
+    "ArrayReward": r"a reward of shape \(1,\); return one number",
+    "TextReward": "a reward that is a str; return one number",
+    "NumberDone": "an int as terminated; return a bool",
+    "NoInfo": "an info that is a NoneType; return a dict",
+    "Doubles": r"observation of type float64; .*astype\(np.float32\)",
+    "ListObs": "observation that is a list; its space is Box.*: return np.array",
+    "Shorter": r"observation of shape \(1,\); its space is Box.*; ?|correct one of the two",
+    "Outside": "observation that holds .*, outside of its space Box.*; correct the bounds",
+    "NanObs": "observation that holds NaN; look for a division",
+    "Both": "terminated and truncated are the same in every step",
+    "ObsOnly": "reset returned one value, an ndarray; return two: obs, info",
+    "Old": "step returned 4 values; return five.*Gym before 0.26",
+    "Six": "step returned 6 values; return five.*gymnax, for an environment in JAX",
+    "Order": "a float as terminated; return a bool.*in the order obs, reward, terminated",
+    "NoSeed": r"the same seed and actions give another episode.*super\(\).reset\(seed=seed\)",
+    "OwnGenerator": r"does not seed self.np_random; call super\(\).reset\(seed=seed\)",
+    "ChangesAction": "changes the action that it is given; work on a copy",
+    "Refuses": r"step\(2\), an action of its action_space, raised AssertionError: no such action",
+    "Reuses": r"writes into an observation that was returned before; return a copy: obs.copy\(\)",
+    "NoSpace": "action_space is None; set it to a space of gymnasium.spaces",
+    "Words": "whose values have no fixed shape",
+    "OneOfTwo": r"an observation that is \['a'\]; its space is a Dict of \['a', 'b'\]",
+    "TooLarge": r"an observation\['b'\] 5, outside of its space Discrete\(2\); return 0 to 1",
+    "CannotClose": r"close raised RuntimeError: still open \(faulty_gymnasium.py",
+}
+
+
+@pytest.mark.parametrize("name", FAULTS)
+def test_faults(name):
+    report = envs.find_problems(getattr(faulty_gymnasium, name), steps=60)
+    assert len(report.problems) >= 1
+    with pytest.raises(envs.InvalidEnvironment, match=FAULTS[name]):
+        envs.check_env(getattr(faulty_gymnasium, name), steps=60)
+
+
+@pytest.mark.parametrize("name", ["Good", "OffCentre"])
+def test_good_ones_pass(name):
+    report = envs.check_env(getattr(faulty_gymnasium, name), steps=60)
+    assert report.problems == [] and len(report.checked) > 4
+    assert ("away from 0" in " ".join(report.notes)) == (name == "OffCentre")
+
+
+def test_all_faults_are_listed():
+    report = envs.find_problems("faulty_gymnasium:Plain", steps=20)
+    expected = (
+        "inherits from gymnasium.Env",
+        "takes no options",
+        "takes no seed",
+        "reset returned one value",
+        "step returned 4 values",
+        "of type float64",
+        "holds 7.0, outside",
+        "a reward of nan",
+    )
+    for problem, text in zip(report.problems, expected, strict=True):
+        assert text in problem
+
+
+@pytest.mark.parametrize("name", ["CartPole-v1", "Pendulum-v1", "FrozenLake-v1", "Blackjack-v1"])
+def test_gymnasiums_own_pass(name):
+    assert envs.check_env(f"gymnasium:{name}", steps=300).problems == []
+
+
+def test_the_command(capsys):
+    for name, code, last in (("Good", 0, "no problems"), ("Old", 1, "1 problem")):
+        with pytest.raises(SystemExit) as end:
+            front.main(["check-env", f"faulty_gymnasium:{name}", "--steps", "30"])
+        assert end.value.code == code
+        assert capsys.readouterr().out.splitlines()[-1] == last
+    with pytest.raises(SystemExit) as end:
+        front.main(["check-env", "gymnasium:NotThere-v0"])
+    assert end.value.code == 2 and "unknown environment" in capsys.readouterr().err
