@@ -231,16 +231,23 @@ def damaged_plan(path):
 
 def no_sessions(path):
     file = path / "sweep.json"
+    (path / "manifest.json").unlink()
     file.write_text(json.dumps(json.loads(file.read_text()) | {"sessions": []}))
 
 
 def other_options(path):
     file = path / "sweep.json"
+    (path / "manifest.json").unlink()
     file.write_text(json.dumps(json.loads(file.read_text()) | {"options": {}}))
 
 
 def damaged_spec(path):
     (path / "sweep.json").write_text('{"sweep": {}}')
+
+
+def changed_spec(path):
+    file = path / "sweep.json"
+    file.write_text(file.read_text().replace("0.99", "0.98"))
 
 
 def lost_spec(path):
@@ -257,6 +264,7 @@ def lost_spec(path):
         (damaged_plan, "plan.json is damaged"),
         (damaged_spec, "sweep.json is damaged"),
         (no_sessions, "its sessions are"),
+        (changed_spec, "sweep.json is damaged: manifest.json there has its digest"),
         (other_options, "sweep.json is damaged"),
         (lost_spec, "is not a sweep: it has no sweep.json"),
     ],

@@ -34,7 +34,7 @@ from ppo_jax.rlhf.presets import PRESETS
 from ppo_jax.rlhf.roles import ends, model, needed, prompt_room, roles, writer
 from ppo_jax.rlhf.sharding import mesh_of
 from ppo_jax.rlhf.tokenizer import TokenizerError
-from ppo_jax.runs import loop, terminal
+from ppo_jax.runs import loop, manifest, terminal
 from ppo_jax.runs.job import Callback, Job, RunFailed
 from ppo_jax.runs.signals import Signals
 from ppo_jax.runs.trust import Given
@@ -275,6 +275,7 @@ def _evaluate(arguments: list[str]) -> int:
     check_record(options)
     path = Path(needed(values, "run"))
     kind, saved, _ = read_stage(path, Given(trust=options.trust))
+    manifest.look(path)
     if kind != "ppo":
         raise ConfigError(f"{path} is a run of {kind}; its summary.json holds its validation")
     values = _restored(saved, KINDS["ppo"])

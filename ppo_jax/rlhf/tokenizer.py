@@ -6,6 +6,8 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, Protocol
 
+from ppo_jax.runs import files
+
 PAD, BOS, EOS = "<pad>", "<bos>", "<eos>"
 # What stands in the place of any character in a file of the tokenizers library.
 ANY_CHARACTER = r"[\s\S]"
@@ -98,7 +100,7 @@ class CharTokenizer:
             ("tokenizer_config.json", config),
         ):
             text = json.dumps(content, ensure_ascii=False, indent=1)
-            (Path(folder) / name).write_text(text, encoding="utf-8")
+            files.write_bytes(Path(folder) / name, text.encode())
 
 
 class FolderTokenizer:

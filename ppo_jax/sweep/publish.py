@@ -1,7 +1,7 @@
 """From finished chunks to what a person reads: tables, figures, the report, the comparison."""
 
 import csv
-import json
+import io
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -12,8 +12,9 @@ from ppo_jax.analysis import statistics
 from ppo_jax.config import ConfigError
 from ppo_jax.config.options import show
 from ppo_jax.envs import canonical
-from ppo_jax.runs import terminal
-from ppo_jax.runs.checkpoint import write_json
+from ppo_jax.runs import files, manifest, terminal
+from ppo_jax.runs.files import write_json
+from ppo_jax.runs.record import read_summary
 from ppo_jax.runs.trust import NOTHING, Given
 from ppo_jax.sweep import figures, page, results
 from ppo_jax.sweep.results import PointResult, Setting
@@ -48,7 +49,7 @@ def publish(store: Store, threshold: float | None, session: dict[str, Any]) -> l
     rows = _ranked(results.table(found, threshold), order, found)
     write_table(store.path / "agents.csv", [*agent_rows(found, threshold)])
     write_table(store.path / "table.csv", rows)
-    (store.path / "table.md").write_text(page.markdown(rows))
+    manifest.write(store.path, "table.md", page.markdown(rows).encode())
     pictures = figures.draw(order, threshold, store.path / "figures")
     parts = [
         page.heading(f"Sweep of {_title(found)}", 1),
@@ -61,7 +62,8 @@ def publish(store: Store, threshold: float | None, session: dict[str, Any]) -> l
         page.preformatted(page.markdown(rows)),
         *_provenance(store.path),
     ]
-    (store.path / "report.html").write_text(page.page(f"Sweep of {_title(found)}", parts))
+    html = page.page(f"Sweep of {_title(found)}", parts)
+    manifest.write(store.path, "report.html", html.encode())
     summary = {
         "points": len(found),
         "seeds": len(store.spec.seeds),
@@ -71,9 +73,10 @@ def publish(store: Store, threshold: float | None, session: dict[str, Any]) -> l
         "table": rows[: len(order[0].results)],
         "confirmed": [results.row(r, threshold) for r in confirmed] or None,
     }
-    file = store.path / "summary.json"
-    earlier = json.loads(file.read_text()).get("last_session", {}) if file.exists() else {}
-    write_json(file, _plain(summary | {"last_session": session or earlier}))
+    last = session or read_summary(store.path).get("last_session", {})
+    manifest.note(store.path, {"results.csv": manifest.entry_of(store.path / "results.csv")})
+    manifest.write_json(store.path, "summary.json", _plain(summary | {"last_session": last}))
+    manifest.settle(store.path)
     return order
 
 
@@ -216,7 +219,7 @@ def compare(first: Path, second: Path, out: Path, given: Given = NOTHING) -> dic
         parts += [page.picture(pair[0].env, file), page.paragraph(sentence(names, numbers))]
         terminal.say(f"{pair[0].env}: {sentence(names, numbers)}")
     parts.insert(1, page.table(rows))
-    (out / "comparison.html").write_text(page.page("Comparison", parts))
+    files.write_bytes(out / "comparison.html", page.page("Comparison", parts).encode())
     write_json(out / "comparison.json", _plain({"sweeps": names, "difference": found}))
     return found
 
@@ -266,10 +269,11 @@ def write_table(path: Path, rows: list[dict[str, Any]]) -> None:
     """Rows as CSV; None is empty, tuples as the command line takes them."""
     names = [*dict.fromkeys(name for row in rows for name in row)]
     plain = [{n: show(v) if isinstance(v, tuple) else v for n, v in r.items()} for r in rows]
-    with path.open("w", newline="") as file:
-        writer = csv.DictWriter(file, names, lineterminator="\n")
-        writer.writeheader()
-        writer.writerows(plain)
+    text = io.StringIO(newline="")
+    writer = csv.DictWriter(text, names, lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(plain)
+    manifest.write(path.parent, path.name, text.getvalue().encode())
 
 
 def agent_rows(found: Sequence[PointResult], threshold: float | None) -> Iterator[dict[str, Any]]:
