@@ -263,7 +263,7 @@ def write_model(folder: Path, decoder: Decoder, params: Params, language: Langua
     save_model(folder, decoder, params, language.folder)
     if language.folder is None:
         language.tokenizer.save(folder)
-        manifest.seal(folder)
+        manifest.settle(folder)
 
 
 def write_normalisation(folder: Path, mean: float, deviation: float) -> None:

@@ -6,7 +6,7 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, Protocol
 
-from ppo_jax.runs import files
+from ppo_jax.runs import files, manifest
 
 PAD, BOS, EOS = "<pad>", "<bos>", "<eos>"
 # What stands in the place of any character in a file of the tokenizers library.
@@ -100,7 +100,12 @@ class CharTokenizer:
             ("tokenizer_config.json", config),
         ):
             text = json.dumps(content, ensure_ascii=False, indent=1)
-            files.write_bytes(Path(folder) / name, text.encode())
+            write = manifest.write if manifest.has_one(Path(folder)) else _write
+            write(Path(folder), name, text.encode())
+
+
+def _write(folder: Path, name: str, content: bytes) -> None:
+    files.write_bytes(folder / name, content)
 
 
 class FolderTokenizer:

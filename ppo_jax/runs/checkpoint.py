@@ -321,9 +321,11 @@ class Checkpoints:
     def _manager(self) -> Iterator[ocp.CheckpointManager]:
         """Orbax's manager of the directory, by a path that it can read."""
         settings = ocp.CheckpointManagerOptions(enable_async_checkpointing=False, create=True)
-        with _plain_path(self.directory.absolute()) as path:
-            with ocp.CheckpointManager(path, options=settings) as manager:
-                yield manager
+        with (
+            _plain_path(self.directory.absolute()) as path,
+            ocp.CheckpointManager(path, options=settings) as manager,
+        ):
+            yield manager
 
     def _manifest(self, step: int) -> dict[str, Any]:
         """What was written about a step; {} if that is damaged itself."""

@@ -154,7 +154,7 @@ def refuse_links(folder: Path, names: Iterable[str]) -> None:
             left += path.iterdir()
         elif stat.S_ISLNK(mode) and leads_out(path, folder):
             raise ConfigError(
-                f"{path} is a link out of the folder (to {os.readlink(path)}), and nothing outside "
+                f"{path} is a link out of the folder (to {path.readlink()}), and nothing outside "
                 "is written, read or deleted; put the file itself there, or delete the link"
             )
         elif not (stat.S_ISREG(mode) or stat.S_ISLNK(mode)):

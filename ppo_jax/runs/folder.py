@@ -1,4 +1,4 @@
-"""The folder of a run: its lock, its config.json, its checkpoints, and what of it may be deleted."""
+"""The folder of a run: its lock, its config.json, its checkpoints, and what of it is deleted."""
 
 import contextlib
 import fcntl

@@ -166,16 +166,6 @@ def settle(folder: Path) -> None:
             note(folder)
 
 
-def seal(folder: Path) -> None:
-    """A manifest of all files that lie in a folder that was just made.
-
-    Raises:
-        OSError: the disk refused.
-    """
-    found = sorted(p for p in folder.iterdir() if p.is_file() and p.name != NAME)
-    note(folder, {p.name: entry_of(p) for p in found})
-
-
 def entry_of(path: Path) -> Entry:
     """The entry of a file that is there.
 

@@ -200,8 +200,8 @@ def read_metrics(path: Path) -> Iterator[dict[str, Any]]:
         file = files.opened(path)
     except FileNotFoundError:
         return
-    with file:
-        for line in io.TextIOWrapper(file, errors="replace"):
+    with io.TextIOWrapper(file, errors="replace") as lines:
+        for line in lines:
             try:
                 row = json.loads(line)
             except (ValueError, RecursionError):

@@ -124,7 +124,7 @@ def code(content: dict[str, Any]) -> list[tuple[str, str]]:
         rewards = values.get("reward")  # of language models: folders, or functions
         for reward in rewards if isinstance(rewards, list | tuple) else [rewards]:
             # The module is imported before anybody looks for the function in it.
-            if isinstance(reward, str) and ":" in reward and not os.path.isdir(reward):
+            if isinstance(reward, str) and ":" in reward and not Path(reward).is_dir():
                 found.append(("reward", reward))
     return list(dict.fromkeys(found))
 
