@@ -17,7 +17,14 @@ from ppo_jax.config import ConfigError
 from ppo_jax.config.options import option, to_json
 from ppo_jax.runs import cache, files, loop, manifest, trackers, trust
 from ppo_jax.runs.checkpoint import Checkpoints
-from ppo_jax.runs.folder import STAGE_FORMAT, RunDirectory, check_digest, shown, write_description
+from ppo_jax.runs.folder import (
+    STAGE_FORMAT,
+    RunDirectory,
+    check_digest,
+    plain,
+    shown,
+    write_description,
+)
 from ppo_jax.runs.job import Callback, Job, Result
 from ppo_jax.runs.options import KeepOptions
 from ppo_jax.runs.record import RunRecord
@@ -218,4 +225,5 @@ def read_stage(run_dir: Path, given: Given = NOTHING) -> tuple[str, dict[str, An
         raise ConfigError(f"{path} is not the config.json of a run of ppo_jax.rlhf") from error
     trust.check(content, given.named, given.trust, path, callbacks=True)
     check_digest(path, content, given)
+    plain(found[2], path)
     return found

@@ -343,7 +343,20 @@ def check_callbacks(run_dir: Path, given: Given, names: Sequence[str]) -> None:
 
 def read_run_options(run_dir: Path) -> dict[str, Any]:
     """The run options that the run was started with; they hold until others are given."""
-    return _section(run_dir / "config.json", "run")
+    return plain(_section(run_dir / "config.json", "run"), run_dir / "config.json")
+
+
+def plain(options: dict[str, Any], path: Path) -> dict[str, Any]:
+    """Options of a run as they were read: values and lists of values.
+
+    Raises:
+        ConfigError: one is something else, which no run wrote.
+    """
+    for name, value in options.items():
+        items = value if isinstance(value, list) else [value]
+        if any(isinstance(item, dict | list) for item in items):
+            raise ConfigError(f"{path} is damaged: {name} is {value!r}")
+    return options
 
 
 def write_config(config: TrainConfig, run_options: dict[str, Any], run_dir: Path) -> None:
