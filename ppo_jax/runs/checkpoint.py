@@ -139,8 +139,9 @@ class Checkpoints:
             arguments = ocp.args.Composite(state=ocp.args.StandardSave(_flatten(state)))
             if not manager.save(step, args=arguments, force=True):
                 raise OSError(f"Orbax did not save step {step}")
-        leaves, found = _describe(_flatten(state)), _digests(self.directory / str(step), sync=True)
-        self._read_back(step, state)
+            found = _digests(self.directory / str(step), sync=True)
+            self._read_back(step, state, manager)
+        leaves = _describe(_flatten(state))
         content = about | {"identity": self.identity, "leaves": leaves, "files": found}
         content["sha256"] = _digest_of(content)
         if self.folder is not None:
@@ -150,7 +151,7 @@ class Checkpoints:
         write_json(self.directory / f"{step}.json", content)
         delete(self._saving(step))
 
-    def _read_back(self, step: int, state: PyTree) -> None:
+    def _read_back(self, step: int, state: PyTree, manager: ocp.CheckpointManager) -> None:
         """Refuse a checkpoint that does not come back as it was.
 
         Raises:
@@ -158,7 +159,7 @@ class Checkpoints:
         """
         wanted, wrong = _flatten(state), list[str]()
         if sum(x.size * x.dtype.itemsize for x in wanted.values()) <= COMPARED_BYTES:
-            again = _flatten(self._read(step, state))
+            again = _flatten(self._read(step, state, manager))
             wrong = [name for name, x in wanted.items() if not _same(x, again[name])]
         else:
             with (
@@ -369,15 +370,17 @@ class Checkpoints:
                 f"({len(differing)} of {len(wanted)} arrays differ)"
             )
 
-    def _read(self, step: int, example: PyTree) -> PyTree:
+    def _read(
+        self, step: int, example: PyTree, manager: ocp.CheckpointManager | None = None
+    ) -> PyTree:
         sharding = jax.sharding.SingleDeviceSharding(jax.devices()[0])
         target = jax.tree.map(
             lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding), _flatten(example)
         )
         try:
-            with self._manager() as manager:
+            with contextlib.nullcontext(manager) if manager else self._manager() as orbax:
                 arguments = ocp.args.Composite(state=ocp.args.StandardRestore(target))
-                leaves = manager.restore(step, args=arguments)["state"]
+                leaves = orbax.restore(step, args=arguments)["state"]
         except Exception as error:
             raise CheckpointError(
                 f"checkpoint {step} in {self.directory} cannot be read: {error}"
