@@ -59,7 +59,9 @@ def session(path, updates=4, **options):
     kept = Options(**({"run_dir": path} if "resume" not in options else {}) | options)
 
     def describe(path):
-        write_description(path, {"config": {"updates": updates}, "run": {}}, None)
+        write_description(
+            path, {"config": {"env": "x", "algorithm": "y", "updates": updates}, "run": {}}, None
+        )
 
     job = JOB._replace(updates=updates)
     with Sampled.opened(kept, "counting", describe) as directory:
@@ -417,7 +419,7 @@ def hugging_face(path):
 
 
 def web_app(path):
-    content = {"config": {"port": 80}, "run": "npm start"}
+    content = {"config": {"port": 80}, "run": {"command": "npm start"}}
     (path / "config.json").write_text(json.dumps(content))
 
 
@@ -553,6 +555,18 @@ def test_a_line_of_the_log_is_the_mean_of_the_updates_since_the_one_before():
     assert whole["episodes"] == 4 and whole["episode_return"] == 5.0 and whole["loss"] == 1.5
     assert (whole["episode_return_min"], whole["episode_return_max"]) == (2.0, 8.0)
     assert whole["episode_return_std"] == pytest.approx(((9 + 3 * 1 + 3 * 1) / 4) ** 0.5)
+
+
+def test_a_line_of_many_updates_needs_no_memory(monkeypatch):
+    rows = [{"update": k, "env_step": k, "episodes": k % 3, "episode_return": k if k % 3 else None,
+             "loss": None if k % 5 == 0 else k / 7} for k in range(1, 101)]  # fmt: skip
+    whole = Averaged(100, ()).add(rows)[0]
+    monkeypatch.setattr("ppo_jax.runs.metrics_log.MOST", 6)
+    averaged = Averaged(100, ())
+    assert averaged.add(rows[:60]) == [] and len(averaged.left) <= 6 and averaged.before == 0
+    averaged = Averaged(100, (), json.loads(json.dumps(averaged.left)))
+    (line,) = averaged.add(rows[60:])
+    assert line == pytest.approx(whole) and line.keys() == whole.keys()
 
 
 def test_lines_of_several_updates_do_not_depend_on_interruptions(tmp_path):

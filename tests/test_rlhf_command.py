@@ -402,7 +402,8 @@ def test_a_control_run_and_a_stage_are_not_each_others(tmp_path):
     (tmp_path / "config.json").write_text('{"stage": "sft", "config": {}, "run": {}}')
     with pytest.raises(command.ConfigError, match="is not a run and not empty"):
         RunDirectory(tmp_path)
-    (tmp_path / "config.json").write_text('{"config": {}, "run": {}, "sessions": []}')
+    config = {"env": "CartPole-v1", "algorithm": "ppo"}
+    (tmp_path / "config.json").write_text(json.dumps({"config": config, "run": {}}))
     with pytest.raises(command.ConfigError, match="is not a run of ppo_jax.rlhf and not empty"):
         StageDirectory(tmp_path)
 

@@ -123,8 +123,10 @@ class RunDirectory:
     @classmethod
     def is_older(cls, content: dict[str, Any]) -> bool:
         """Whether a mark is that of an earlier version, which did not say what it is."""
-        sections = all(isinstance(content.get(name), dict) for name in ("config", "run"))
-        return sections and "stage" not in content
+        config = content.get("config")
+        known = isinstance(config, dict) and {"env", "algorithm"} <= config.keys()
+        kept = isinstance(content.get("run"), dict) or isinstance(content.get("sessions"), list)
+        return known and kept and "stage" not in content
 
     @classmethod
     def opened(cls, options: Any, name: str, describe: Callable[[Path], None]) -> Self:

@@ -18,6 +18,9 @@ from ppo_jax.runs import files, manifest
 # Statistics of the episodes that ended: over all of them, not over the updates they ended in.
 BY_EPISODE = ("episode_return", "episode_length")
 SPREAD = "episode_return_std"
+# Of a row that stands for several: how many had each number, and the first of them.
+KNOWN, FIRST = "_known", "_first"
+MOST = 256
 
 
 class GrowingFile:
@@ -149,6 +152,8 @@ class Averaged:
         lines = []
         for row in rows:
             self.left.append(row)
+            if len(self.left) > MOST:  # a line of a million updates is no million rows in memory
+                self.left = [self._merged(self.left)]
             if row["update"] % self.every == 0 or (now and row is rows[-1]):
                 lines += self.rest()
                 self.left = []
@@ -156,12 +161,22 @@ class Averaged:
 
     def rest(self) -> list[dict[str, Any]]:
         """The rows since the last line as one; none if there are none. They stay in `left`."""
-        return self.left if len(self.left) < 2 else [self._merged(self.left)]
+        one = self.left if len(self.left) < 2 else [self._merged(self.left)]
+        return [{n: x for n, x in row.items() if n not in (KNOWN, FIRST)} for row in one]
+
+    @property
+    def before(self) -> int:
+        """The update of the last line."""
+        return self.left[0].get(FIRST, self.left[0]["update"]) - 1 if self.left else 0
 
     def _merged(self, rows: list[dict[str, Any]]) -> dict[str, Any]:
-        names = dict.fromkeys(name for row in rows for name in row)
-        last = rows[-1]
-        return {n: last[n] if n in ("update", "env_step") else self._one(rows, n) for n in names}
+        names = [
+            n for n in dict.fromkeys(n for row in rows for n in row) if n not in (KNOWN, FIRST)
+        ]
+        last, first = rows[-1], rows[0].get(FIRST, rows[0]["update"])
+        merged = {n: last[n] if n in ("update", "env_step") else self._one(rows, n) for n in names}
+        known = {n: sum(_known(row, n) for row in rows) for n in names}
+        return merged | {KNOWN: known, FIRST: first}
 
     def _one(self, rows: list[dict[str, Any]], name: str) -> Any:
         known = [row for row in rows if row.get(name) is not None]
@@ -175,7 +190,14 @@ class Averaged:
         if name == SPREAD:
             return _spread(known)
         by_episode = name in BY_EPISODE and all("episodes" in row for row in known)
-        return _mean(values, [row["episodes"] if by_episode else 1 for row in known])
+        return _mean(
+            values, [row["episodes"] if by_episode else _known(row, name) for row in known]
+        )
+
+
+def _known(row: dict[str, Any], name: str) -> int:
+    """The number of updates that a value is the mean of."""
+    return row.get(KNOWN, {}).get(name, 1) if row.get(name) is not None else 0
 
 
 def _mean(values: Sequence[float], weights: Sequence[float]) -> float | None:

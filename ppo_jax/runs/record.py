@@ -106,7 +106,7 @@ class RunRecord:
         self._keep_damaged()
         self.averaged = Averaged(self.options.log_every, job.promises, self.pending)
         # A line that ended a session early is made again, with the rows that belong to it.
-        whole = update - len(self.averaged.left)
+        whole = self.averaged.before if self.averaged.left else update
         self.metrics_log = MetricsLog(self.path / "metrics.jsonl", whole, started)
         self.display = Display(job.updates * per, update * per, job.name, quiet=self.quiet)
         stack.enter_context(self.metrics_log)

@@ -215,7 +215,9 @@ def compare(first: Path, second: Path, out: Path, given: Given = NOTHING) -> dic
         rows += [{"sweep": n, **results.row(r)} for n, r in zip(names, pair, strict=True)]
         found[pair[0].env] = numbers = difference(pair[0].score, pair[1].score)
         file = out / f"comparison_{pair[0].env.replace(':', '_')}.png"
-        figures.comparison([*zip(names, pair, strict=True)]).savefig(file, dpi=figures.DPI)
+        figure = figures.comparison([*zip(names, pair, strict=True)])
+        with files.replacing(file) as picture:
+            figure.savefig(picture, dpi=figures.DPI, format="png")
         parts += [page.picture(pair[0].env, file), page.paragraph(sentence(names, numbers))]
         terminal.say(f"{pair[0].env}: {sentence(names, numbers)}")
     parts.insert(1, page.table(rows))
