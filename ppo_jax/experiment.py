@@ -31,7 +31,7 @@ from ppo_jax.evaluate import (
     warn_unfinished,
 )
 from ppo_jax.networks import Policy
-from ppo_jax.runs import cache, loop, trackers
+from ppo_jax.runs import cache, loop, manifest, trackers
 from ppo_jax.runs.chunk import Chunk, Step, compile_chunk, compiler_options
 from ppo_jax.runs.folder import (
     RunDirectory,
@@ -108,6 +108,8 @@ def run(
         raise ConfigError(f"unknown option {unknown[0]!r}; {did_you_mean(unknown[0], known)}")
     options |= {"run_dir": run_dir} | ({} if init_from is None else {"init_from": init_from})
     if options.get("resume") is not None:
+        if not trust:
+            manifest.require(Path(options["resume"]), "config.json")
         options = read_run_options(Path(options["resume"])) | options
     values = {f.name: coerce(f, options[f.name]) for f in fields if f.name in options}
     parts = {"env": env, "policy": policy, "algorithm": algorithm}

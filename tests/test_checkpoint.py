@@ -149,8 +149,11 @@ def test_leftovers_of_a_killed_save_are_harmless(tmp_path, state):
     checkpoints.save(3, state)
     assert checkpoints.steps() == [1, 2, 3]
     (tmp_path / "9").mkdir()
-    checkpoints.clean(after=2)
-    assert {p.name for p in tmp_path.iterdir()} == {"1", "1.json", "2", "2.json"}
+    (tmp_path / ".9.saving").write_text("")
+    checkpoints.clean(after=3)
+    assert {p.name for p in tmp_path.iterdir()} == {
+        f"{k}{s}" for k in (1, 2, 3) for s in ("", ".json")
+    }
 
 
 def test_a_checkpoint_half_deleted_does_not_look_whole(tmp_path, state, monkeypatch):

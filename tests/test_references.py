@@ -6,6 +6,7 @@ import functools
 import json
 import stat
 import sys
+import warnings
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
 
@@ -858,6 +859,54 @@ def test_reward_functions_are_code_too():
     with pytest.raises(ConfigError, match=r"names code to import, my_net:f, .*--reward my_net:f"):
         trust.check(content, set(), False, Path("x"))
     trust.check(content, {"my_net:f"}, False, Path("x"))
+
+
+STRANGE = ["my_net:f", ["my_net:0"], ["my_net:"], ["my_net :f"], ["my_net:f.g"], ["a", "my_net:é!"]]
+
+
+@pytest.mark.parametrize("reward", STRANGE)
+def test_whatever_imports_a_module_is_code(reward):
+    """A module is imported before the function in it is looked for."""
+    content = {"stage": "ppo", "config": {"reward": reward}}
+    with pytest.raises(ConfigError, match="names code to import, my_net"):
+        trust.check(content, set(), False, Path("x"))
+
+
+@pytest.mark.parametrize(
+    ("section", "name", "value"),
+    [
+        ("config", "env", ["evilmod:f"]),
+        ("config", "env", {"evilmod:f": 1}),
+        ("config", "policy", ["evilmod:f"]),
+        ("config", "algorithm", ["evilmod"]),
+        ("config", "algorithm", "evilmod"),
+        ("config", "env_args", "wrapper=evilmod:f"),
+        ("config", "env_args", {"wrapper": "evilmod:f"}),
+        ("config", "env_args", [["wrapper=evilmod:f"]]),
+        ("config", "env", "gymnasium:evilmod:Id-v0"),
+        ("run", "callback", "evilmod:f"),
+        ("run", "callback", {"evilmod:f": 1}),
+        ("run", "callback", [["evilmod:f"]]),
+        ("run", "init_from", "evil"),
+    ],
+)
+def test_values_of_a_strange_type_import_nothing(tmp_path, monkeypatch, section, name, value):
+    """In the config.json of somebody else, for all that reads it."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("XDG_CONFIG_HOME", str(tmp_path / "home"))
+    (tmp_path / "evilmod.py").write_text("open('imported', 'w').close()\nf = None\n")
+    plain = configs.to_json(configs.make(total_timesteps=64, num_envs=2, num_steps=8))
+    content = {"config": plain, "run": {}, "sessions": []}
+    content[section] = content[section] | {name: value}
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run/config.json").write_text(json.dumps(content))
+    commands = (evaluate, export, plot, train)
+    for command, first in zip(commands, ([], [], [], ["--resume"]), strict=True):
+        if section == "config" or command is train:
+            with pytest.raises(SystemExit) as ended, warnings.catch_warnings(action="ignore"):
+                command([*first, str(tmp_path / "run")])
+            assert ended.value.code == 2
+        assert not (tmp_path / "imported").exists()
 
 
 def test_a_run_with_an_object_asks_for_it_again(mine):

@@ -15,11 +15,13 @@ from damage import add_damaged_checkpoints
 from ppo_jax.cli import rlhf as command
 from ppo_jax.rlhf import demo, stages
 from ppo_jax.rlhf.decoder import Decoder, small
+from ppo_jax.rlhf.folder import StageDirectory
 from ppo_jax.rlhf.hf_io import load_model, save_model
 from ppo_jax.rlhf.presets import PRESETS
 from ppo_jax.rlhf.tokenizer import CharTokenizer
 from ppo_jax.runs import checkpoint, loop
 from ppo_jax.runs.checkpoint import Checkpoints
+from ppo_jax.runs.folder import RunDirectory
 from ppo_jax.runs.job import Result
 
 WORDS = ("able", "about", "area", "code", "data", "eval", "idea", "none", "object", "value")
@@ -329,6 +331,7 @@ def test_stages_older_than_the_precision_go_on(folder, tmp_path):
     kept = json.loads((path / "config.json").read_text())
     del kept["config"]["matmul_precision"]
     (path / "config.json").write_text(json.dumps(kept))
+    (path / "manifest.json").unlink()  # which is younger still
     for file in (path / "checkpoints").glob("*.json"):
         manifest = json.loads(file.read_text())
         del manifest["identity"]["matmul_precision"], manifest["sha256"]
@@ -357,6 +360,53 @@ def test_options_of_a_stage_are_kept_and_a_strangers_folder_imports_nothing(
     with pytest.raises(command.ConfigError, match="names code to import, seen:f"):
         run("sft", "--resume", path, "--updates", 5)
     assert run("sft", "--resume", path, "--updates", 5, "--trust") == 0
+
+
+REWARDS = [["evilmod:f"], "evilmod:f", ["evilmod:"], ["evilmod :f"], ["evilmod:f.g"]]
+
+
+@pytest.mark.parametrize("reward", REWARDS)
+def test_a_reward_function_of_somebody_elses_run_is_not_imported(tmp_path, monkeypatch, reward):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("XDG_CONFIG_HOME", str(tmp_path / "home"))
+    (tmp_path / "evilmod.py").write_text("open('imported', 'w').close()\n")
+    (tmp_path / "run").mkdir()
+    content = {"stage": "ppo", "config": {"reward": reward, "model": "none"}, "run": {}}
+    (tmp_path / "run" / "config.json").write_text(json.dumps(content))
+    for words in (("evaluate", "run"), ("ppo", "--resume", "run")):
+        with pytest.raises(
+            command.ConfigError, match=r"import, evilmod.*--reward evilmod.*--trust"
+        ):
+            run(*words)
+        for more in (["--trust"], ["--reward", reward if isinstance(reward, str) else reward[0]]):
+            with pytest.raises(command.ConfigError) as error:  # there is no model
+                run(*words, *more)
+            assert "names code" not in str(error.value)
+    assert not (tmp_path / "imported").exists()
+
+
+def test_only_what_a_stage_wrote_is_deleted(tmp_path):
+    (tmp_path / "model").mkdir()
+    (tmp_path / "config.json").write_text('{"stage": "demo", "config": {}}')
+    for name in ("model.safetensors", "tokenizer.json", "README.md", "lora.py"):
+        (tmp_path / "model" / name).write_text("1")
+    (tmp_path / "sft").mkdir()
+    (tmp_path / "sft" / "data.txt").write_text("1")
+    (tmp_path / "reward").symlink_to(tmp_path / "sft")
+    with StageDirectory(tmp_path) as directory:
+        directory.clear()
+    left = {str(p.relative_to(tmp_path)) for p in tmp_path.rglob("*") if p.is_file()}
+    assert left == {".lock", "model/README.md", "model/lora.py", "sft/data.txt"}
+
+
+def test_a_control_run_and_a_stage_are_not_each_others(tmp_path):
+    (tmp_path / "config.json").write_text('{"stage": "sft", "config": {}, "run": {}}')
+    with pytest.raises(command.ConfigError, match="is not a run and not empty"):
+        RunDirectory(tmp_path)
+    config = {"env": "CartPole-v1", "algorithm": "ppo"}
+    (tmp_path / "config.json").write_text(json.dumps({"config": config, "run": {}}))
+    with pytest.raises(command.ConfigError, match="is not a run of ppo_jax.rlhf and not empty"):
+        StageDirectory(tmp_path)
 
 
 def test_a_missing_tracker_deletes_no_earlier_stage(folder, tmp_path, monkeypatch):

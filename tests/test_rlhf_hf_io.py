@@ -12,8 +12,12 @@ from safetensors.numpy import load_file, save_file
 
 from language_models import FAMILIES, golden, model, model_folder, shards_of_llama
 from ppo_jax.rlhf.decoder import Decoder, RopeScaling, small
+from ppo_jax.rlhf.export import save_folder
 from ppo_jax.rlhf.hf_config import read_config, write_config
 from ppo_jax.rlhf.hf_io import ModelError, load_model, save_model, to_tensors
+from ppo_jax.rlhf.stages import write_normalisation
+from ppo_jax.rlhf.tokenizer import CharTokenizer
+from ppo_jax.runs import manifest
 
 WEIGHTS = "model.safetensors"
 
@@ -61,6 +65,64 @@ def test_what_was_read_is_written_bit_by_bit(tmp_path, family):
     assert ours["architectures"] == theirs["architectures"]
     for name in ("vocab_size", "eos_token_id", "pad_token_id", "rope_parameters", "dtype"):
         assert ours.get(name) == theirs.get(name), name
+
+
+def test_any_flipped_bit_of_a_model_of_our_own_is_named(tmp_path):
+    """Weights have no digests of their own: every other number would be loaded as one."""
+    decoder, params = model("gpt2")
+    save_model(tmp_path, decoder, params, model_folder("gpt2"))
+    entries = manifest.read(tmp_path)
+    assert entries.keys() == {p.name for p in tmp_path.iterdir()} - {manifest.NAME}
+    for file in tmp_path.iterdir():
+        whole = file.read_bytes()
+        for place in {len(whole) // 3, len(whole) // 2, len(whole) - 2}:
+            flipped = bytearray(whole)
+            flipped[place] ^= 4
+            file.write_bytes(flipped)
+            with pytest.raises(ModelError, match=rf"{file.name} is damaged.* delete"):
+                load_model(tmp_path)
+        file.write_bytes(whole)
+    (tmp_path / WEIGHTS).write_bytes(flipped)
+    (tmp_path / manifest.NAME).unlink()  # a folder of another program has none
+    (tmp_path / WEIGHTS).unlink()
+    with pytest.raises(ModelError, match="has neither"):
+        load_model(tmp_path)
+
+
+def test_a_tokenizer_that_is_written_later_is_listed_too(tmp_path):
+    decoder, params = model("gpt2")
+    for letters in ("abc", "abcd"):
+        save_model(tmp_path, decoder, params)
+        CharTokenizer(letters).save(tmp_path)
+        assert "tokenizer.json" in manifest.read(tmp_path)
+        load_model(tmp_path)
+
+
+def test_a_model_is_written_over_links_and_not_through_them(tmp_path):
+    (tmp_path / "model").mkdir()
+    names = ("config.json", WEIGHTS, "tokenizer.json", "manifest.json", "reward.json")
+    for name in names:
+        (tmp_path / name).write_text("theirs")
+        (tmp_path / "model" / name).symlink_to(tmp_path / name)
+    decoder, params = model("gpt2")
+    save_model(tmp_path / "model", decoder, params, b"{}")
+    write_normalisation(tmp_path / "model", 0.0, 1.0)
+    assert {(tmp_path / name).read_text() for name in names} == {"theirs"}
+    load_model(tmp_path / "model")
+
+
+def test_links_of_a_folder_of_another_program_are_followed(tmp_path):
+    """As in the cache of the Hugging Face hub."""
+    for file in model_folder("gpt2").iterdir():
+        (tmp_path / file.name).symlink_to(file)
+    equal(load_model(tmp_path)[1], model("gpt2")[1])
+
+
+def test_a_model_that_cannot_be_written_leaves_the_one_before(tmp_path):
+    save_folder(tmp_path / "model", lambda folder: (folder / "a").write_text("1"))
+    with pytest.raises(ZeroDivisionError):
+        save_folder(tmp_path / "model", lambda folder: 1 / 0)
+    assert (tmp_path / "model/a").read_text() == "1" and len(list(tmp_path.iterdir())) == 1
 
 
 @pytest.mark.parametrize("family", FAMILIES)

@@ -19,7 +19,7 @@ from ppo_jax import config as configs
 from ppo_jax import experiment
 from ppo_jax.config import ConfigError
 from ppo_jax.experiment import RunOptions, train
-from ppo_jax.runs import checkpoint, chunk
+from ppo_jax.runs import checkpoint, chunk, manifest
 from ppo_jax.runs.checkpoint import CheckpointError, Checkpoints
 from ppo_jax.runs.folder import RunDirectory
 from ppo_jax.runs.job import Diverged, RunFailed
@@ -105,8 +105,15 @@ def test_no_finished_episode_is_null(tmp_path):
 def test_the_same_seed_gives_the_same_numbers_however_it_is_logged(tmp_path, finished):
     options = RunOptions(run_dir=tmp_path / "b", eval_episodes=0, log_every=3, checkpoint_seconds=0)
     run(small(), options)
-    expected = [r for r in rows(finished) if r["update"] % 3 == 0]
-    assert rows(tmp_path / "b") == expected
+    each, found = rows(finished), rows(tmp_path / "b")
+    assert [r["update"] for r in found] == [3, 6, 9, 10]
+    for before, row in zip([0, 3, 6, 9], found, strict=True):
+        part = each[before : row["update"]]
+        assert row["env_step"] == part[-1]["env_step"]
+        assert row["episodes"] == sum(r["episodes"] for r in part)
+        assert row["loss"] == pytest.approx(np.mean([r["loss"] for r in part]))
+        total = sum(r["episodes"] * r["episode_return"] for r in part if r["episodes"])
+        assert row["episode_return"] == pytest.approx(total / row["episodes"])
     jax.tree.map(np.testing.assert_array_equal, final_state(finished), final_state(tmp_path / "b"))
 
 
@@ -217,8 +224,8 @@ def test_a_run_whose_checkpoints_are_gone_does_not_begin_again(tmp_path, monkeyp
     path = tmp_path / "a"
     run(small(), RunOptions(run_dir=path, eval_episodes=0, checkpoint_seconds=0))
     before = rows(path)
-    for manifest in path.glob("checkpoints/*.json"):
-        manifest.unlink()
+    for file in path.glob("checkpoints/*.json"):
+        file.unlink()
     with pytest.raises(CheckpointError, match="are gone, though 640 environment steps were saved"):
         run(small(), RunOptions(resume=path))
     # The arrays of several checkpoints say as much where the summary is gone, too.
@@ -262,8 +269,8 @@ def test_a_checkpoint_is_scored_by_the_episodes_since_the_one_before(tmp_path, m
     returns = {row["update"]: row["episode_return"] for row in rows(path)}
     manifests = [*path.glob("checkpoints/*.json")]
     assert len(manifests) >= 3
-    for manifest in manifests:
-        score, expected = json.loads(manifest.read_text())["score"], returns[int(manifest.stem)]
+    for file in manifests:
+        score, expected = json.loads(file.read_text())["score"], returns[int(file.stem)]
         assert score == (expected if expected is None else pytest.approx(expected))
 
 
@@ -273,7 +280,7 @@ def test_one_update_is_saved_and_sessions_add_up(tmp_path):
     run(small(total_timesteps=64), RunOptions(run_dir=path, eval_episodes=0))
     summary = json.loads((path / "summary.json").read_text())
     assert summary["env_steps"] == 64 and latest(path) == 1
-    (path / "summary.json").write_text(json.dumps(summary | {"train_seconds": 1000.0}))
+    manifest.write_json(path, "summary.json", summary | {"train_seconds": 1000.0})
     run(small(total_timesteps=128), RunOptions(resume=path, eval_episodes=0))
     summary = json.loads((path / "summary.json").read_text())
     assert summary["env_steps"] == 128 and latest(path) == 2

@@ -24,7 +24,7 @@ from ppo_jax.runs.restore import load
 from ppo_jax.sweep import publish as publishing
 from ppo_jax.sweep import run_seeds, session
 from ppo_jax.sweep.results import diverged, penalise
-from ppo_jax.sweep.store import Store, read_sessions, read_spec
+from ppo_jax.sweep.store import CONTENTS, Store, SweepDirectory, read_sessions, read_spec
 
 FLAGS = [
     "--preset", "none", "--num-envs", "4", "--num-steps", "32", "--total-timesteps", "640",
@@ -231,16 +231,23 @@ def damaged_plan(path):
 
 def no_sessions(path):
     file = path / "sweep.json"
+    (path / "manifest.json").unlink()
     file.write_text(json.dumps(json.loads(file.read_text()) | {"sessions": []}))
 
 
 def other_options(path):
     file = path / "sweep.json"
+    (path / "manifest.json").unlink()
     file.write_text(json.dumps(json.loads(file.read_text()) | {"options": {}}))
 
 
 def damaged_spec(path):
     (path / "sweep.json").write_text('{"sweep": {}}')
+
+
+def changed_spec(path):
+    file = path / "sweep.json"
+    file.write_text(file.read_text().replace("0.99", "0.98"))
 
 
 def lost_spec(path):
@@ -257,6 +264,7 @@ def lost_spec(path):
         (damaged_plan, "plan.json is damaged"),
         (damaged_spec, "sweep.json is damaged"),
         (no_sessions, "its sessions are"),
+        (changed_spec, "sweep.json is damaged: manifest.json there has its digest"),
         (other_options, "sweep.json is damaged"),
         (lost_spec, "is not a sweep: it has no sweep.json"),
     ],
@@ -295,6 +303,38 @@ def test_only_what_a_sweep_left_itself_is_deleted(finished, tmp_path):
     assert command.run_command(["--resume", str(path)]) == 0
     left = {p.name for p in (path / "chunks").iterdir()}
     assert {"mine", "copy.npz"} < left and not left & {"00007.npz", ".00007.npz.tmp"}
+
+
+@pytest.mark.parametrize("name", [*CONTENTS, ".lock", "chunks/00000.npz", "agents/a"])
+def test_a_sweep_with_a_link_out_of_its_folder_is_refused(tmp_path, name):
+    path, outside = tmp_path / "sweep", tmp_path / "thesis.txt"
+    (path / name).parent.mkdir(parents=True)
+    (path / "sweep.json").write_text('{"sweep": {}, "options": {}}')
+    outside.write_text('{"sweep": {}, "options": {}}')
+    (path / name).unlink(missing_ok=True)
+    (path / name).symlink_to(outside)
+    with pytest.raises(ConfigError, match="link out of the folder|not a sweep"):
+        SweepDirectory(path)
+    assert "options" in outside.read_text()
+
+
+def test_only_a_sweep_is_overwritten_and_only_what_is_its_own(finished, tmp_path):
+    path = copy(finished, tmp_path / "old")
+    theirs = [
+        "chunks/notes.txt",
+        "figures/mine.png",
+        "agents/point_of_view/a",
+        "confirm/a",
+        "a.csv",
+    ]
+    for name in theirs:
+        (path / name).parent.mkdir(exist_ok=True, parents=True)
+        (path / name).write_text("mine")
+    with SweepDirectory(path) as directory:
+        directory.clear()
+        assert not directory.used
+    left = {str(p.relative_to(path)) for p in path.rglob("*") if p.is_file()}
+    assert left == {*theirs, ".lock"}
 
 
 def test_a_sweep_that_died_before_its_first_chunk_begins_again(finished, tmp_path):

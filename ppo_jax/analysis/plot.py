@@ -14,7 +14,7 @@ from ppo_jax import config as configs
 from ppo_jax.analysis import statistics
 from ppo_jax.config import ConfigError, TrainConfig
 from ppo_jax.config.options import did_you_mean
-from ppo_jax.runs import metrics_log, terminal
+from ppo_jax.runs import manifest, metrics_log, terminal
 from ppo_jax.runs.folder import read_config
 from ppo_jax.runs.trust import NOTHING, Given
 
@@ -77,6 +77,7 @@ def read_run(path: Path, metric: str, x: str, given: Given = NOTHING) -> Run:
             "ppo_jax.sweep --compare"
         )
     config = read_config(path, given)
+    manifest.look(path)
     rows = list(metrics_log.read_metrics(path / "metrics.jsonl"))
     if not rows:
         raise ConfigError(f"nothing to plot: {path} has no rows in metrics.jsonl yet")

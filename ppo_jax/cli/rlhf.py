@@ -34,7 +34,7 @@ from ppo_jax.rlhf.presets import PRESETS
 from ppo_jax.rlhf.roles import ends, model, needed, prompt_room, roles, writer
 from ppo_jax.rlhf.sharding import mesh_of
 from ppo_jax.rlhf.tokenizer import TokenizerError
-from ppo_jax.runs import loop, terminal
+from ppo_jax.runs import loop, manifest, terminal
 from ppo_jax.runs.job import Callback, Job, RunFailed
 from ppo_jax.runs.signals import Signals
 from ppo_jax.runs.trust import Given
@@ -110,6 +110,9 @@ class EvaluateOptions:
 
     run: Path | None = option(None, "run directory of a stage")
     responses: int = option(256, "that a policy is judged by", low=2)
+    reward: tuple[str, ...] = option(
+        (), "reward functions of the run, named again: a run of somebody else may not name any"
+    )
     trust: bool = option(False, "let the run's folder name code to import")
 
 
@@ -274,7 +277,9 @@ def _evaluate(arguments: list[str]) -> int:
     options = EvaluateOptions(**values)
     check_record(options)
     path = Path(needed(values, "run"))
-    kind, saved, _ = read_stage(path, Given(trust=options.trust))
+    given = Given(trust=options.trust, followed=frozenset(options.reward))
+    kind, saved, _ = read_stage(path, given)
+    manifest.look(path)
     if kind != "ppo":
         raise ConfigError(f"{path} is a run of {kind}; its summary.json holds its validation")
     values = _restored(saved, KINDS["ppo"])

@@ -10,7 +10,7 @@ from ppo_jax.agent import read_parts
 from ppo_jax.config import ConfigError
 from ppo_jax.config.options import did_you_mean
 from ppo_jax.export import interface, onnx, safetensors, stablehlo, verify
-from ppo_jax.runs import terminal
+from ppo_jax.runs import manifest, terminal
 from ppo_jax.runs.trust import Given
 
 Format = Literal["stablehlo", "onnx", "safetensors"]
@@ -70,7 +70,12 @@ def export(
         raise ConfigError(f"--out is {path}, which is a directory; give the name of a file")
     parts = read_parts(Path(run), checkpoint, Given(env, policy, algorithm, trust))
     writer.check(parts)
+    listed = path.parent.resolve() == Path(run).resolve() and manifest.has_one(path.parent)
+    if listed:  # a crash must not leave another file than is listed
+        manifest.note(path.parent, drop=[path.name, f"{path.name}.json"])
     files = writer.write(parts, path)
+    if listed:
+        manifest.note(path.parent, {f.name: manifest.entry_of(f) for f in files})
     return Exported(files, *verify.compare(parts, format, path))
 
 

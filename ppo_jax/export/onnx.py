@@ -12,6 +12,7 @@ import jax
 from ppo_jax.agent import Parts
 from ppo_jax.config import ConfigError
 from ppo_jax.export import interface
+from ppo_jax.runs import files
 
 # Of 2024: what runs ONNX today knows it.
 OPSET = 21
@@ -51,7 +52,7 @@ def write(parts: Parts, path: Path) -> list[Path]:
     for name, value in interface.describe(parts).items():
         entry = model.metadata_props.add()
         entry.key, entry.value = name, value if isinstance(value, str) else json.dumps(value)
-    path.write_bytes(model.SerializeToString())
+    files.write_bytes(path, model.SerializeToString())
     return [path]
 
 

@@ -6,7 +6,7 @@ import jax
 
 from ppo_jax.agent import Parts
 from ppo_jax.export import interface
-from ppo_jax.runs.checkpoint import write_json
+from ppo_jax.runs import files
 
 PLATFORMS = ("cpu", "cuda")
 PACKAGES = ("flatbuffers",)  # which jax.export writes with
@@ -31,7 +31,7 @@ def write(parts: Parts, path: Path) -> list[Path]:
     (batch,) = jax.export.symbolic_shape("N")
     policy = jax.jit(interface.function(parts))
     exported = jax.export.export(policy, platforms=PLATFORMS)(*interface.shapes(parts, batch))
-    path.write_bytes(exported.serialize())
+    files.write_bytes(path, bytes(exported.serialize()))
     header = path.with_name(f"{path.name}.json")
     content = {
         "format": "jax.export",
@@ -39,5 +39,5 @@ def write(parts: Parts, path: Path) -> list[Path]:
         "calling_convention_version": exported.calling_convention_version,
         **interface.describe(parts),
     }
-    write_json(header, content)
+    files.write_json(header, content)
     return [path, header]

@@ -3,6 +3,8 @@
 import dataclasses
 import hashlib
 import json
+import os
+import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -13,9 +15,16 @@ import numpy as np
 from ppo_jax import precision
 from ppo_jax.config import ConfigError
 from ppo_jax.config.options import option, to_json
-from ppo_jax.runs import cache, loop, trackers, trust
+from ppo_jax.runs import cache, files, loop, manifest, trackers, trust
 from ppo_jax.runs.checkpoint import Checkpoints
-from ppo_jax.runs.folder import RunDirectory, shown, write_description
+from ppo_jax.runs.folder import (
+    STAGE_FORMAT,
+    RunDirectory,
+    check_digest,
+    plain,
+    shown,
+    write_description,
+)
 from ppo_jax.runs.job import Callback, Job, Result
 from ppo_jax.runs.options import KeepOptions
 from ppo_jax.runs.record import RunRecord
@@ -23,6 +32,14 @@ from ppo_jax.runs.signals import Signals
 from ppo_jax.runs.trust import NOTHING, Given
 from ppo_jax.types import PyTree
 
+# The stages of a demo, each in a folder of its own.
+PARTS = ("sft", "reward", "ppo")
+SHARD = re.compile(r"model-\d+-of-\d+\.safetensors")
+MODEL_FILES = {
+    manifest.NAME, "config.json", "model.safetensors", "model.safetensors.index.json",
+    "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "chat_template.jinja",
+    "generation_config.json", "reward.json",
+}  # fmt: skip
 COMMAND = "python -m ppo_jax.rlhf"
 # Options that older runs do not have, and what they did without.
 YOUNGER = {"matmul_precision": "default"}
@@ -31,8 +48,40 @@ YOUNGER = {"matmul_precision": "default"}
 class StageDirectory(RunDirectory):
     """The folder of a stage, or of a demo, which has one for each stage in it."""
 
-    contents = (*RunDirectory.contents, "samples.jsonl", "model", "sft", "reward", "ppo")
-    kind = "run of ppo_jax.rlhf"
+    contents = (*RunDirectory.contents, "samples.jsonl", "model", *PARTS)
+    kind, format = "run of ppo_jax.rlhf", STAGE_FORMAT
+
+    @classmethod
+    def is_older(cls, content: dict[str, Any]) -> bool:
+        """Whether a mark is that of an earlier version, which did not say what it is."""
+        return isinstance(content.get("stage"), str) and isinstance(content.get("config"), dict)
+
+    def clear(self) -> None:
+        """Delete the stage in it, its model, and the stages of a demo; its mark last."""
+        for part in PARTS:
+            if self.is_one(self.path / part):
+                with StageDirectory(self.path / part) as inner:
+                    inner.clear()
+                files.delete(self.path / part / ".lock")
+                files.remove_empty(self.path / part)
+        _clear_model(self.path / "model")
+        super().clear()
+
+
+def _clear_model(folder: Path) -> None:
+    """Delete a model that a stage wrote: what its manifest lists, or, where it is of an earlier
+    version and has none, the files that models are made of."""
+    if folder.is_symlink() or not folder.is_dir():
+        return
+    try:
+        listed = [*manifest.read(folder)]
+    except manifest.Damaged:
+        listed = []
+    names = {p.name for p in folder.iterdir()}
+    own = {n for n in names if n in MODEL_FILES or SHARD.fullmatch(n)} | ({*listed} & names)
+    for name in own:
+        files.delete(folder / name)
+    files.remove_empty(folder)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -133,7 +182,8 @@ def checkpoints_of(path: Path, config: dict[str, Any], frozen: PyTree) -> Checkp
         config: flat configuration.
         frozen: arrays that it learns from.
     """
-    return Checkpoints(path.absolute() / "checkpoints", **identity_of(config, frozen))
+    path = path.absolute()
+    return Checkpoints(path / "checkpoints", **identity_of(config, frozen), folder=path)
 
 
 def digest(frozen: PyTree) -> str:
@@ -164,12 +214,16 @@ def read_stage(run_dir: Path, given: Given = NOTHING) -> tuple[str, dict[str, An
             the user's own.
     """
     path = run_dir / "config.json"
+    if not os.path.lexists(path):
+        raise ConfigError(f"{run_dir} is not a run of ppo_jax.rlhf: no config.json")
     try:
-        content = json.loads(path.read_text())
+        content = json.loads(files.read_text(path))
         found = content["stage"], dict(content["config"]), dict(content.get("run") or {})
     except OSError as error:
-        raise ConfigError(f"{run_dir} is not a run of ppo_jax.rlhf: no config.json") from error
+        raise ConfigError(f"cannot read {path}: {error.strerror}") from error
     except (ValueError, KeyError, TypeError, RecursionError) as error:
         raise ConfigError(f"{path} is not the config.json of a run of ppo_jax.rlhf") from error
     trust.check(content, given.named, given.trust, path, callbacks=True)
+    check_digest(path, content, given)
+    plain(found[2], path)
     return found

@@ -6,7 +6,6 @@ a `*ForSequenceClassification` with one label.
 
 import json
 import os
-import shutil
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +18,7 @@ from safetensors.numpy import save_file
 from ppo_jax.rlhf import hf_names
 from ppo_jax.rlhf.decoder import Decoder
 from ppo_jax.rlhf.hf_config import ModelError, read_config, write_config
+from ppo_jax.runs import files, manifest
 from ppo_jax.types import Params
 
 SINGLE = "model.safetensors"
@@ -52,9 +52,11 @@ def load_model(
         The decoder and its parameters; a `*ForSequenceClassification` has a score head and no head.
 
     Raises:
-        ModelError: the folder is no model, or not one of these, or its tensors do not fit.
+        ModelError: the folder is no model, or not one of these, or its tensors do not fit; or it
+            was written here, and a file of it is damaged.
     """
     folder = Path(folder)
+    _verify(folder)
     raw = _read_json(folder / "config.json", folder)
     try:
         decoder = Decoder(read_config(raw, dtype, remat))
@@ -93,11 +95,26 @@ def save_model(
     tensors = to_tensors(decoder, params)
     weights = str(next(iter(tensors.values())).dtype)
     # config.json goes first and comes last: a folder that has one is complete.
-    (folder / "config.json").unlink(missing_ok=True)
-    _copy_tokenizer(folder, tokenizer)
-    _write_tensors(folder, tensors, max_shard_bytes)
+    for name in ("config.json", manifest.NAME):
+        (folder / name).unlink(missing_ok=True)
+    written = _copy_tokenizer(folder, tokenizer)
+    written += _write_tensors(folder, tensors, max_shard_bytes)
+    manifest.note(folder, {name: manifest.entry_of(folder / name) for name in written})
     config = write_config(decoder.config, "score" in params, weights)
-    _write_json(folder / "config.json", config)
+    manifest.write_json(folder, "config.json", config)
+    manifest.settle(folder)
+
+
+def _verify(folder: Path) -> None:
+    """Refuse a folder of our own in which a file differs from its digest.
+
+    Raises:
+        ModelError: which, and what to do.
+    """
+    try:
+        manifest.require(folder, *manifest.read(folder))
+    except manifest.Damaged as error:
+        raise ModelError(str(error)) from error
 
 
 def from_tensors(decoder: Decoder, tensors: dict[str, np.ndarray], scoring: bool) -> Params:
@@ -163,17 +180,17 @@ def to_tensors(decoder: Decoder, params: Params) -> dict[str, np.ndarray]:
 
 def _read_tensors(folder: Path) -> dict[str, np.ndarray]:
     if (folder / INDEX).exists():
-        files = sorted(set(_read_json(folder / INDEX, folder).get("weight_map", {}).values()))
+        names = sorted(set(_read_json(folder / INDEX, folder).get("weight_map", {}).values()))
     elif (folder / SINGLE).exists():
-        files = [SINGLE]
+        names = [SINGLE]
     else:
         there = sorted(p.name for p in folder.glob("*.bin"))
         hint = f"; {there[0]} is a pickle, save the model as safetensors" if there else ""
         raise ModelError(f"{folder} has neither {SINGLE} nor {INDEX}{hint}")
     tensors: dict[str, np.ndarray] = {}
-    for name in files:
+    for name in names:
         path = folder / name
-        if not path.exists():
+        if not path.is_file():
             raise ModelError(f"{folder / INDEX} names {name}, which is not there")
         try:
             with safe_open(path, framework="numpy") as file:
@@ -183,7 +200,8 @@ def _read_tensors(folder: Path) -> dict[str, np.ndarray]:
     return tensors
 
 
-def _write_tensors(folder: Path, tensors: dict[str, np.ndarray], most: int) -> None:
+def _write_tensors(folder: Path, tensors: dict[str, np.ndarray], most: int) -> list[str]:
+    """The names of the files that the tensors are in, and of their index."""
     shards: list[dict[str, np.ndarray]] = [{}]
     for name, tensor in tensors.items():
         if shards[-1] and sum(x.nbytes for x in shards[-1].values()) + tensor.nbytes > most:
@@ -193,30 +211,36 @@ def _write_tensors(folder: Path, tensors: dict[str, np.ndarray], most: int) -> N
         old.unlink(missing_ok=True)
     if len(shards) == 1:
         save_file(shards[0], folder / SINGLE, metadata={"format": "pt"})
-        return
+        return [SINGLE]
     weight_map: dict[str, str] = {}
     for i, shard in enumerate(shards, start=1):
         file = f"model-{i:05}-of-{len(shards):05}.safetensors"
         save_file(shard, folder / file, metadata={"format": "pt"})
         weight_map |= dict.fromkeys(shard, file)
     total = sum(x.nbytes for x in tensors.values())
-    _write_json(folder / INDEX, {"metadata": {"total_size": total}, "weight_map": weight_map})
+    index = {"metadata": {"total_size": total}, "weight_map": weight_map}
+    files.write_json(folder / INDEX, index)
+    return [*dict.fromkeys(weight_map.values()), INDEX]
 
 
-def _copy_tokenizer(folder: Path, tokenizer: str | os.PathLike | bytes | None) -> None:
+def _copy_tokenizer(folder: Path, tokenizer: str | os.PathLike | bytes | None) -> list[str]:
+    """The names of the files that are there now."""
     if isinstance(tokenizer, bytes):
-        (folder / "tokenizer.json").write_bytes(tokenizer)
-    elif tokenizer is not None:
-        for name in TOKENIZER_FILES:
-            source = Path(tokenizer) / name
-            if source.exists() and source.resolve() != (folder / name).resolve():
-                shutil.copyfile(source, folder / name)
+        files.write_bytes(folder / "tokenizer.json", tokenizer)
+        return ["tokenizer.json"]
+    names = [] if tokenizer is None else TOKENIZER_FILES
+    found = [name for name in names if (Path(tokenizer or "") / name).is_file()]
+    for name in found:
+        source = Path(tokenizer or "") / name
+        if source.resolve() != (folder / name).resolve():
+            files.write_bytes(folder / name, source.read_bytes())
+    return found
 
 
 def _read_json(path: Path, folder: Path) -> dict[str, Any]:
     if not folder.is_dir():
         raise ModelError(f"{folder} is not a folder; a model is a folder with config.json")
-    if not path.exists():
+    if not path.is_file():
         there = ", ".join(sorted(p.name for p in folder.iterdir())[:5]) or "nothing"
         raise ModelError(f"{folder} is not a model: no {path.name} in it (there is: {there})")
     try:
@@ -226,10 +250,6 @@ def _read_json(path: Path, folder: Path) -> dict[str, Any]:
     if not isinstance(content, dict):
         raise ModelError(f"{path} must hold a JSON object, not {type(content).__name__}")
     return content
-
-
-def _write_json(path: Path, content: dict[str, Any]) -> None:
-    path.write_text(json.dumps(content, indent=2) + "\n")
 
 
 def _some(names: list[str]) -> str:

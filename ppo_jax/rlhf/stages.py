@@ -16,7 +16,7 @@ from ppo_jax.rlhf.export import save_folder
 from ppo_jax.rlhf.hf_io import ModelError, load_model, save_model
 from ppo_jax.rlhf.rollout import Responses, kl_of, shape_scores
 from ppo_jax.rlhf.scoring import Reward, from_model, texts_of
-from ppo_jax.runs.checkpoint import write_json
+from ppo_jax.runs import manifest
 from ppo_jax.runs.job import Job
 from ppo_jax.types import Batch, Params, TrainState
 
@@ -263,11 +263,13 @@ def write_model(folder: Path, decoder: Decoder, params: Params, language: Langua
     save_model(folder, decoder, params, language.folder)
     if language.folder is None:
         language.tokenizer.save(folder)
+        manifest.settle(folder)
 
 
 def write_normalisation(folder: Path, mean: float, deviation: float) -> None:
     """Beside a reward model: what it says of the reference's responses, to be 0 ± 1."""
-    write_json(folder / REWARD_FILE, {"mean": mean, "deviation": deviation})
+    manifest.write_json(folder, REWARD_FILE, {"mean": mean, "deviation": deviation})
+    manifest.settle(folder)
 
 
 def read_reward(folder: Path) -> tuple[Reward, Decoder]:

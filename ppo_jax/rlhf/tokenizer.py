@@ -6,6 +6,8 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, Protocol
 
+from ppo_jax.runs import files, manifest
+
 PAD, BOS, EOS = "<pad>", "<bos>", "<eos>"
 # What stands in the place of any character in a file of the tokenizers library.
 ANY_CHARACTER = r"[\s\S]"
@@ -98,7 +100,12 @@ class CharTokenizer:
             ("tokenizer_config.json", config),
         ):
             text = json.dumps(content, ensure_ascii=False, indent=1)
-            (Path(folder) / name).write_text(text, encoding="utf-8")
+            write = manifest.write if manifest.has_one(Path(folder)) else _write
+            write(Path(folder), name, text.encode())
+
+
+def _write(folder: Path, name: str, content: bytes) -> None:
+    files.write_bytes(folder / name, content)
 
 
 class FolderTokenizer:

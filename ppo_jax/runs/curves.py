@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 
+from ppo_jax.runs import manifest
 from ppo_jax.runs.job import UNITS, Job
 from ppo_jax.runs.metrics_log import read_metrics
 
@@ -37,7 +38,8 @@ def plot_run(path: Path, job: Job) -> None:
             axes.plot(*points, "o-", color="tab:orange", markersize=3, label="evaluation")
             axes.legend(frameon=False)
         axes.grid(alpha=0.2)
-    figure.savefig(path / "learning_curve.png", dpi=120)
+    with manifest.replacing(path, "learning_curve.png") as file:
+        figure.savefig(file, dpi=120, format="png")
 
 
 def _draw(axes: Any, step: np.ndarray, value: np.ndarray, episodes: np.ndarray) -> None:

@@ -17,7 +17,9 @@ class KeepOptions:
     run_dir: Path | None = option(None, "folder of the run; None: a new folder in runs/")
     resume: Path | None = option(None, "folder of a run to continue")
     overwrite: bool = option(False, "replace an existing run")
-    log_every: int = option(1, "number of updates per line of metrics.jsonl", low=1)
+    log_every: int = option(
+        1, "number of updates per line of metrics.jsonl, which is the mean over them", low=1
+    )
     checkpoint_seconds: float = option(30.0, "seconds between checkpoints", low=0)
     eval_every: int | None = option(
         None, "number of updates between evaluations during training; None: none", low=1

@@ -2,6 +2,7 @@
 
 import contextlib
 import json
+import os
 import shlex
 import warnings
 from collections.abc import Callable
@@ -11,10 +12,10 @@ from typing import Any
 import numpy as np
 
 from ppo_jax.config import ConfigError
-from ppo_jax.runs import curves, provenance, terminal, trackers
-from ppo_jax.runs.checkpoint import CheckpointError, Checkpoints, write_json
+from ppo_jax.runs import curves, files, manifest, provenance, terminal, trackers
+from ppo_jax.runs.checkpoint import CheckpointError, Checkpoints
 from ppo_jax.runs.job import UNITS, Job, RunFailed
-from ppo_jax.runs.metrics_log import MetricsLog, rows_of
+from ppo_jax.runs.metrics_log import Averaged, GrowingFile, MetricsLog, rows_of
 from ppo_jax.runs.options import KeepOptions
 from ppo_jax.runs.terminal import Display
 
@@ -54,12 +55,22 @@ class RunRecord:
         self.precision, self.resume, self.quiet = precision, resume, quiet
         self.describe = describe
         self.checkpoints = Checkpoints(
-            path.absolute() / "checkpoints", identity, defaults=defaults, older=older
+            path.absolute() / "checkpoints",
+            identity,
+            defaults=defaults,
+            older=older,
+            folder=path.absolute(),
         )
-        self.earlier = read_summary(path) if options.resume is not None else {}
+        self.damaged: dict[str, str] = {}
+        self.earlier: dict[str, Any] = {}
+        if options.resume is not None:
+            self.damaged = manifest.look(path)
+            self.earlier = {} if "summary.json" in self.damaged else read_summary(path)
         self.train_seconds = float(self.earlier.get("train_seconds") or 0.0)
         self.compile_seconds = 0.0
         self.saved, self.scores, self.shown = 0, list[float](), "-"
+        self.pending: list[dict[str, Any]] | None = None
+        self.samples: GrowingFile | None = None
         self.last: dict[str, Any] = self.earlier.get("last") or {}
 
     def restore(self, job: Job) -> tuple[int, Any]:
@@ -83,7 +94,7 @@ class RunRecord:
             )
         self.checkpoints.clean(after=update)
         self.describe()
-        self.saved = update
+        self.saved, self.pending = update, self.checkpoints.notes(update)
         return update, state
 
     def open(self, job: Job, update: int) -> contextlib.ExitStack:
@@ -91,13 +102,38 @@ class RunRecord:
         per, stack = job.units_per_update, contextlib.ExitStack()
         wanted = self.options.trackers
         started = trackers.start(wanted, self.path, self.config, (update + 1) * per)
-        self.metrics_log = MetricsLog(self.path / "metrics.jsonl", update, started)
+        self._keep_damaged()
+        self.averaged = Averaged(self.options.log_every, job.promises, self.pending)
+        # A line that ended a session early is made again, with the rows that belong to it.
+        whole = self.averaged.before if self.averaged.left else update
+        self.metrics_log = MetricsLog(self.path / "metrics.jsonl", whole, started)
         self.display = Display(job.updates * per, update * per, job.name, quiet=self.quiet)
         stack.enter_context(self.metrics_log)
+        stack.callback(lambda: self.metrics_log.write(self.averaged.rest()))
         stack.enter_context(self.display)
         self._forget_samples(update)
+        stack.callback(self._close_samples)
         self.write_summary(job, "running")
         return stack
+
+    def _close_samples(self) -> None:
+        if self.samples is not None:
+            self.samples.close()
+
+    def _keep_damaged(self) -> None:
+        """What is written anew, but differs from its digest, stays beside it."""
+        for name in ("metrics.jsonl", "samples.jsonl", "summary.json"):
+            if self.damaged.get(name) == "damaged":
+                kept = files.aside(self.path / name)
+                with files.opened(self.path / name) as file, files.replacing(kept) as copy:
+                    copy.writelines(file)
+                warnings.warn(f"{self.path / name} is kept as {kept.name}", stacklevel=2)
+        if self.damaged.get("metrics.jsonl") == "gone":
+            warnings.warn(
+                f"the rows of {self.path / 'metrics.jsonl'} before this session are lost; copy the "
+                "file back from a backup before you resume, if you have one",
+                stacklevel=2,
+            )
 
     def log(
         self,
@@ -113,10 +149,8 @@ class RunRecord:
         rate = count * job.units_per_update / seconds
         rows = rows_of(arrays, update + 1, job.units_per_update, rate)
         rows[-1] |= evaluation
-        every = self.options.log_every
-        self.metrics_log.write(
-            [r for r in rows if r["update"] % every == 0 or (evaluation and r is rows[-1])]
-        )
+        lines = self.averaged.add(rows, now=bool(evaluation))
+        self.metrics_log.write(lines)
         self.train_seconds += seconds
         self.last = rows[-1]
         self.scores += scores_of(job, rows, self.options.eval_every is not None)
@@ -138,7 +172,8 @@ class RunRecord:
         """
         score = float(np.mean(self.scores)) if self.scores else None
         try:
-            self.checkpoints.save(update, state, score)
+            notes = {"notes": self.averaged.left} if self.averaged.left else {}
+            self.checkpoints.save(update, state, score, **notes)
         except OSError as error:
             if last:
                 raise RunFailed(
@@ -157,10 +192,11 @@ class RunRecord:
 
     def show_samples(self, job: Job, update: int, samples: list[dict[str, Any]]) -> None:
         """Append samples to samples.jsonl, and print the first of them."""
+        lines = [json.dumps({"update": update, **sample}) + "\n" for sample in samples]
         try:
-            with (self.path / "samples.jsonl").open("a") as file:
-                for sample in samples:
-                    file.write(json.dumps({"update": update, **sample}) + "\n")
+            if self.samples is None:
+                self.samples = GrowingFile(self.path, "samples.jsonl", [])
+            self.samples.append(lines)
         except OSError as error:
             warnings.warn(f"samples.jsonl cannot be written: {error}", stacklevel=1)
         if self.quiet:
@@ -177,6 +213,7 @@ class RunRecord:
             curves.plot_run(self.path, job)
         except Exception as error:  # a figure is no reason to call a finished run failed
             warnings.warn(f"learning_curve.png not written: {error}", stacklevel=1)
+        manifest.settle(self.path)
         if not self.quiet:
             terminal.print_summary(job.name, summary, self.path)
         if status.startswith("stopped by") and self.resume and not self.quiet:
@@ -203,10 +240,16 @@ class RunRecord:
             **(found or {}),
         }
         try:
-            write_json(self.path / "summary.json", summary)
+            manifest.write_json(self.path, "summary.json", summary, grown=self._grown())
         except OSError as error:
             warnings.warn(f"summary.json not written: {error}", stacklevel=1)
         return summary
+
+    def _grown(self) -> dict[str, manifest.Entry]:
+        """The entries of the files that are added to, as far as they are on the disk now."""
+        log = getattr(self, "metrics_log", None)
+        growing = [f for f in (log and log.file, self.samples) if f is not None]
+        return {file.path.name: file.synced() for file in growing}
 
     def _check_nothing_was_saved(self, job: Job) -> None:
         """A run killed before its first checkpoint begins again; one whose checkpoints are gone
@@ -226,14 +269,16 @@ class RunRecord:
     def _forget_samples(self, update: int) -> None:
         """Those of updates that will be made again."""
         path = self.path / "samples.jsonl"
-        if not path.exists():
+        if not os.path.lexists(path):
             return
         kept = []
-        for line in path.read_text(errors="replace").splitlines():
-            with contextlib.suppress(ValueError, TypeError, KeyError):
+        with files.opened(path) as file:
+            lines = file.read().decode(errors="replace").splitlines()
+        for line in lines:
+            with contextlib.suppress(ValueError, TypeError, KeyError, RecursionError):
                 if json.loads(line)["update"] < max(update, 1):
                     kept.append(line + "\n")
-        path.write_text("".join(kept))
+        self.samples = GrowingFile(self.path, "samples.jsonl", kept)
 
 
 class InMemory:
@@ -300,7 +345,7 @@ def scores_of(job: Job, rows: list[dict[str, Any]], evaluated: bool) -> list[flo
 def read_summary(path: Path) -> dict[str, Any]:
     """summary.json, or {} where there is none to be read."""
     try:
-        summary = json.loads((path / "summary.json").read_text())
-    except (OSError, ValueError):
+        summary = json.loads(files.read_text(path / "summary.json"))
+    except (OSError, ValueError, RecursionError):
         return {}
     return summary if isinstance(summary, dict) else {}

@@ -6,6 +6,7 @@ from typing import Any
 import jax
 
 from ppo_jax.config import CODE, ConfigError, TrainConfig, references
+from ppo_jax.runs import manifest
 from ppo_jax.runs.folder import checkpoints_of, read_config
 from ppo_jax.runs.trust import Given
 from ppo_jax.train import Program, build
@@ -38,6 +39,7 @@ def load(
     """
     given = Given(env, policy, algorithm, trust, followed)
     config = read_config(run_dir, given)
+    manifest.look(run_dir)
     program = build_again(config, given)
     checkpoints = checkpoints_of(run_dir, config)
     shapes = jax.eval_shape(program.init, jax.random.key(0))

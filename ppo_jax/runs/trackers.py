@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
 from ppo_jax.config import ConfigError
-from ppo_jax.runs.checkpoint import write_json
+from ppo_jax.runs import files, manifest
 
 PROJECT = "ppo_jax"
 # How a run is called there: it goes on under the same name after --resume.
@@ -97,12 +97,13 @@ def start(
 def _name(path: Path, tracker: str) -> str:
     """The name kept in the run directory; for a new run, one that nobody else has."""
     try:
-        names = json.loads((path / NAMES).read_text())
-    except (OSError, ValueError):
+        names = json.loads(files.read_text(path / NAMES))
+    except (OSError, ValueError, RecursionError):
         names = {}
+    names = names if isinstance(names, dict) else {}
     if tracker not in names:
         names[tracker] = f"{path.absolute().name}-{secrets.token_hex(3)}"
-        write_json(path / NAMES, names)
+        manifest.write_json(path, NAMES, names)
     return names[tracker]
 
 

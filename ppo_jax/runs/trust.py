@@ -100,6 +100,11 @@ def check(
     )
 
 
+def vouched(content: dict[str, Any], named: set[str], trust: bool) -> bool:
+    """Whether the person stands for a file that names code: trusts it, or named the code, too."""
+    return trust or any(name in named for _, name in code(content))
+
+
 def code(content: dict[str, Any]) -> list[tuple[str, str]]:
     """(option, name) of all that a file names which would be imported, in order."""
     found: list[tuple[str, str]] = []
@@ -112,13 +117,14 @@ def code(content: dict[str, Any]) -> list[tuple[str, str]]:
             found.append(("policy", policy))
         if isinstance(algorithm, str) and algorithms.names_code(algorithm):
             found.append(("algorithm", algorithm))
-        for argument in arguments if isinstance(arguments, list | tuple) else ():
+        for argument in arguments if isinstance(arguments, list | tuple) else [arguments]:
             # Gymnasium's wrappers of other packages take names of code, too.
             if isinstance(argument, str) and re.search(r"=[^\W\d][\w.]*:[^\W\d]", argument):
                 found.append(("env_args", argument))
         rewards = values.get("reward")  # of language models: folders, or functions
-        for reward in rewards if isinstance(rewards, list | tuple) else ():
-            if isinstance(reward, str) and references.is_reference(reward):
+        for reward in rewards if isinstance(rewards, list | tuple) else [rewards]:
+            # The module is imported before anybody looks for the function in it.
+            if isinstance(reward, str) and ":" in reward and not Path(reward).is_dir():
                 found.append(("reward", reward))
     return list(dict.fromkeys(found))
 

@@ -1,5 +1,6 @@
 """Arrays by name in a safetensors file, with a header of JSON that says what they belong to."""
 
+import hashlib
 import json
 from pathlib import Path
 from typing import Any
@@ -8,6 +9,7 @@ import jax
 import numpy as np
 
 from ppo_jax.config import ConfigError
+from ppo_jax.runs import files
 from ppo_jax.types import PyTree
 
 # The header's keys: strings, as safetensors has them.
@@ -28,11 +30,12 @@ def write(path: Path, tree: PyTree, header: dict[str, Any]) -> None:
         tree: of arrays.
         header: what to keep with them, as JSON.
     """
-    from safetensors.numpy import save_file
+    from safetensors.numpy import save as serialized
 
     tensors = {n: np.array(x, order="C") for n, x in named(tree).items()}
     metadata = {"format": FORMAT, **{n: json.dumps(x) for n, x in header.items()}}
-    save_file(tensors, path, metadata)
+    metadata["sha256"] = _digest(tensors, metadata)
+    files.write_bytes(path, serialized(tensors, metadata))
 
 
 def read(path: Path) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
@@ -49,12 +52,25 @@ def read(path: Path) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
     except (OSError, SafetensorError) as error:
         raise ConfigError(f"cannot read {path}: {error}") from error
+    found = metadata.pop("sha256", None)
+    if found is not None and found != _digest(tensors, metadata):
+        raise ConfigError(f"{path} is damaged: its digest is another; export the run again")
     if metadata.pop("format", None) != FORMAT:
         raise ConfigError(
             f"{path} holds no policy of ppo_jax: there is no header that says how to use its "
             "weights; make one with python -m ppo_jax.export RUN --format safetensors"
         )
     return tensors, {name: json.loads(text) for name, text in metadata.items()}
+
+
+def _digest(tensors: dict[str, np.ndarray], metadata: dict[str, str]) -> str:
+    """SHA-256 of all that a file holds."""
+    found = hashlib.sha256(json.dumps(metadata, sort_keys=True).encode())
+    for name in sorted(tensors):
+        array = np.ascontiguousarray(tensors[name])
+        found.update(f"{name} {array.dtype} {array.shape}".encode())
+        found.update(array.tobytes())
+    return found.hexdigest()
 
 
 def fill(shapes: PyTree, tensors: dict[str, np.ndarray]) -> PyTree:

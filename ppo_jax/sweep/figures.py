@@ -8,6 +8,7 @@ import numpy as np
 
 from ppo_jax.analysis import statistics
 from ppo_jax.config.options import show
+from ppo_jax.runs import manifest
 from ppo_jax.sweep.results import PointResult, Setting
 
 # Lines that can be told apart; what ranks below is drawn without a name.
@@ -22,7 +23,7 @@ def draw(found: Sequence[Setting], threshold: float | None, folder: Path) -> dic
     Args:
         found: best first.
         threshold: the return to be reached; None: each environment's own.
-        folder: for the files.
+        folder: for the files; the manifest is in the one around it.
     """
     folder.mkdir(exist_ok=True)
     figures = {
@@ -37,7 +38,8 @@ def draw(found: Sequence[Setting], threshold: float | None, folder: Path) -> dic
     paths = {}
     for title, (file, figure) in figures.items():
         paths[title] = folder / f"{file}.png"
-        figure.savefig(paths[title], dpi=DPI)
+        with manifest.replacing(folder.parent, f"{folder.name}/{file}.png") as picture:
+            figure.savefig(picture, dpi=DPI, format="png")
     return paths
 
 

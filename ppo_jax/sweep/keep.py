@@ -10,13 +10,13 @@ import numpy as np
 from ppo_jax.config import TrainConfig, env_kwargs
 from ppo_jax.envs import as_env
 from ppo_jax.evaluate import agents_of, summary_of
-from ppo_jax.runs.checkpoint import delete, write_json
+from ppo_jax.runs import manifest
 from ppo_jax.runs.folder import checkpoints_of, write_config
 from ppo_jax.runs.loop import finite
 from ppo_jax.sweep import results
 from ppo_jax.sweep.program import take
 from ppo_jax.sweep.schedule import Finished
-from ppo_jax.sweep.store import Spec
+from ppo_jax.sweep.store import Spec, clear_agent, clear_agents
 
 KEEP = ("best", "all", "none")
 
@@ -63,10 +63,7 @@ class Keeper:
         """Delete what the best have replaced."""
         if self.which != "best" or not self.folder.exists():
             return
-        current = {self.path(agent).name for _, agent in self.best.values()}
-        for path in self.folder.glob("point*_seed*"):
-            if path.name not in current:
-                delete(path)
+        clear_agents(self.folder, {self.path(agent).name for _, agent in self.best.values()})
 
     def path(self, agent: int) -> Path:
         """The run directory of an agent."""
@@ -87,8 +84,8 @@ class Keeper:
         point, s = divmod(agent, len(self.spec.seeds))
         config = dataclasses.replace(self.spec.configs[point], seed=self.spec.seeds[s])
         path = self.path(agent)
-        delete(path)
-        path.mkdir(parents=True)
+        clear_agent(path)
+        path.mkdir(parents=True, exist_ok=True)
         write_config(config, {}, path)
         returns = finished.returns[i]
         found = _evaluation(config, returns, finished.whole[i]) if returns.size else {}
@@ -106,7 +103,7 @@ class Keeper:
             **found,
             "sweep_width": finished.chunk.width,
         }
-        write_json(path / "summary.json", summary)
+        manifest.write_json(path, "summary.json", summary)
 
 
 def _evaluation(config: TrainConfig, returns: np.ndarray, whole: np.ndarray) -> dict[str, Any]:

@@ -1,6 +1,7 @@
 """From finished chunks to what a person reads: tables, figures, the report, the comparison."""
 
 import csv
+import io
 import shlex
 import warnings
 from collections.abc import Iterator, Sequence
@@ -13,8 +14,8 @@ from ppo_jax.analysis import statistics
 from ppo_jax.config import ConfigError
 from ppo_jax.config.options import show
 from ppo_jax.envs import canonical
-from ppo_jax.runs import terminal
-from ppo_jax.runs.checkpoint import write_json
+from ppo_jax.runs import files, manifest, terminal
+from ppo_jax.runs.files import write_json
 from ppo_jax.runs.job import RunFailed
 from ppo_jax.runs.record import read_summary
 from ppo_jax.runs.trust import NOTHING, Given
@@ -64,7 +65,7 @@ def _publish(store: Store, threshold: float | None, session: dict[str, Any]) -> 
     rows = _ranked(results.table(found, threshold), order, found)
     write_table(store.path / "agents.csv", [*agent_rows(found, threshold)])
     write_table(store.path / "table.csv", rows)
-    (store.path / "table.md").write_text(page.markdown(rows))
+    manifest.write(store.path, "table.md", page.markdown(rows).encode())
     pictures = _pictures(order, threshold, store.path / "figures")
     parts = [
         page.heading(f"Sweep of {_title(found)}", 1),
@@ -77,7 +78,8 @@ def _publish(store: Store, threshold: float | None, session: dict[str, Any]) -> 
         page.preformatted(page.markdown(rows)),
         *_provenance(store.path),
     ]
-    (store.path / "report.html").write_text(page.page(f"Sweep of {_title(found)}", parts))
+    html = page.page(f"Sweep of {_title(found)}", parts)
+    manifest.write(store.path, "report.html", html.encode())
     summary = {
         "points": len(found),
         "seeds": len(store.spec.seeds),
@@ -88,7 +90,9 @@ def _publish(store: Store, threshold: float | None, session: dict[str, Any]) -> 
         "confirmed": [results.row(r, threshold) for r in confirmed] or None,
     }
     last = session or read_summary(store.path).get("last_session", {})
-    write_json(store.path / "summary.json", _plain(summary | {"last_session": last}))
+    manifest.note(store.path, {"results.csv": manifest.entry_of(store.path / "results.csv")})
+    manifest.write_json(store.path, "summary.json", _plain(summary | {"last_session": last}))
+    manifest.settle(store.path)
     return order
 
 
@@ -236,11 +240,13 @@ def compare(first: Path, second: Path, out: Path, given: Given = NOTHING) -> dic
         rows += [{"sweep": n, **results.row(r)} for n, r in zip(names, pair, strict=True)]
         found[pair[0].env] = numbers = difference(pair[0].score, pair[1].score)
         file = out / f"comparison_{pair[0].env.replace(':', '_')}.png"
-        figures.comparison([*zip(names, pair, strict=True)]).savefig(file, dpi=figures.DPI)
+        figure = figures.comparison([*zip(names, pair, strict=True)])
+        with files.replacing(file) as picture:
+            figure.savefig(picture, dpi=figures.DPI, format="png")
         parts += [page.picture(pair[0].env, file), page.paragraph(sentence(names, numbers))]
         terminal.say(f"{pair[0].env}: {sentence(names, numbers)}")
     parts.insert(1, page.table(rows))
-    (out / "comparison.html").write_text(page.page("Comparison", parts))
+    files.write_bytes(out / "comparison.html", page.page("Comparison", parts).encode())
     write_json(out / "comparison.json", _plain({"sweeps": names, "difference": found}))
     return found
 
@@ -290,10 +296,11 @@ def write_table(path: Path, rows: list[dict[str, Any]]) -> None:
     """Rows as CSV; None is empty, tuples as the command line takes them."""
     names = [*dict.fromkeys(name for row in rows for name in row)]
     plain = [{n: show(v) if isinstance(v, tuple) else v for n, v in r.items()} for r in rows]
-    with path.open("w", newline="") as file:
-        writer = csv.DictWriter(file, names, lineterminator="\n")
-        writer.writeheader()
-        writer.writerows(plain)
+    text = io.StringIO(newline="")
+    writer = csv.DictWriter(text, names, lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(plain)
+    manifest.write(path.parent, path.name, text.getvalue().encode())
 
 
 def agent_rows(found: Sequence[PointResult], threshold: float | None) -> Iterator[dict[str, Any]]:

@@ -15,7 +15,7 @@ from ppo_jax.config import ConfigError
 from ppo_jax.config.options import option
 from ppo_jax.envs import refuse_sweep
 from ppo_jax.evaluate import warn_unfinished
-from ppo_jax.runs import cache, provenance, terminal
+from ppo_jax.runs import cache, manifest, provenance, terminal
 from ppo_jax.runs.signals import Signals
 from ppo_jax.runs.terminal import Display
 from ppo_jax.sweep import results
@@ -24,7 +24,7 @@ from ppo_jax.sweep.program import AgentsProgram
 from ppo_jax.sweep.publish import publish
 from ppo_jax.sweep.results import Setting
 from ppo_jax.sweep.schedule import Finished, Group, Schedule, Stopped, group_agents
-from ppo_jax.sweep.store import KEPT, Spec, Store, SweepDirectory, read_spec
+from ppo_jax.sweep.store import KEPT, MARK, Spec, Store, SweepDirectory, read_spec
 from ppo_jax.train import build
 
 
@@ -114,6 +114,8 @@ class _Session:
     ) -> None:
         self.spec, self.options, self.signals = spec, options, signals
         self.store = Store(path, spec)
+        if resume:
+            manifest.look(path, MARK)
         chunks, done = self.store.verified() if resume else ([], set())
         self.finished = {a for c in chunks if c.number in done for a in c.agents}
         if len(self.finished) < len(spec.configs) * len(spec.seeds) or not resume:

@@ -7,10 +7,12 @@ does not count and is made again.
 import csv
 import dataclasses
 import hashlib
+import io
 import json
+import os
 import re
 import sys
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,9 +20,9 @@ import numpy as np
 
 from ppo_jax import config as configs
 from ppo_jax.config import ConfigError, TrainConfig
-from ppo_jax.runs import provenance, trust
-from ppo_jax.runs.checkpoint import delete, write_json
-from ppo_jax.runs.folder import RunDirectory
+from ppo_jax.runs import files, manifest, provenance, trust
+from ppo_jax.runs.files import delete
+from ppo_jax.runs.folder import RunDirectory, check_digest, clear
 from ppo_jax.runs.trust import NOTHING, Given
 from ppo_jax.sweep import results
 from ppo_jax.sweep.points import Point
@@ -30,8 +32,12 @@ from ppo_jax.sweep.schedule import Chunk, Finished
 MARK = "sweep.json"
 CONTENTS = (
     MARK, "plan.json", "chunks", "results.csv", "agents.csv", "table.csv", "table.md",
-    "summary.json", "report.html", "figures", "agents", "confirm",
+    "summary.json", "report.html", "figures", "agents", "confirm", manifest.NAME,
 )  # fmt: skip
+FORMAT = "ppo_jax sweep"
+AGENT = re.compile(r"point\d{4,}_seed\d+")
+FIGURE = re.compile(r"(learning_curves|performance_profile|improvement|sensitivity_.+)\.png")
+CHUNK = re.compile(r"\d{5,}\.(npz|json)|\.\d{5,}\.(npz|json)\.tmp")
 # The options that a resumed sweep goes on with.
 KEPT = ("batch_size", "keep", "confirm", "threshold")
 # Options that older sweeps do not have, and what they did without.
@@ -125,7 +131,48 @@ class Spec:
 class SweepDirectory(RunDirectory):
     """The folder of one sweep, locked while it is in use."""
 
-    contents, mark, kind, parent = CONTENTS, MARK, "sweep", "sweeps"
+    contents, mark, kind, parent, format = CONTENTS, MARK, "sweep", "sweeps", FORMAT
+
+    @classmethod
+    def is_older(cls, content: dict[str, Any]) -> bool:
+        """Whether a mark is that of an earlier version, which did not say what it is."""
+        return all(isinstance(content.get(name), dict) for name in ("sweep", "options"))
+
+    def clear(self) -> None:
+        """Delete the sweep in it; its mark last."""
+        clear_agents(self.path / "agents")
+        if SweepDirectory.is_one(self.path / "confirm"):
+            with SweepDirectory(self.path / "confirm") as inner:
+                inner.clear()
+            files.delete(self.path / "confirm" / ".lock")
+            files.remove_empty(self.path / "confirm")
+        for folder, own in (("chunks", CHUNK), ("figures", FIGURE)):
+            for path in (self.path / folder).glob("*"):
+                if own.fullmatch(path.name):
+                    delete(path)
+            files.remove_empty(self.path / folder)
+        super().clear()
+
+
+def clear_agents(folder: Path, keep: Collection[str] = ()) -> None:
+    """Delete the agents of a sweep, and nothing else that lies beside them.
+
+    Args:
+        folder: of the agents.
+        keep: names of those that stay.
+    """
+    for path in folder.glob("point*_seed*"):
+        if AGENT.fullmatch(path.name) and path.name not in keep and not path.is_symlink():
+            clear_agent(path)
+    files.remove_empty(folder)
+
+
+def clear_agent(path: Path) -> None:
+    """Delete an agent that a sweep kept, or half kept: its files, and the folder if it is empty."""
+    if path.is_dir():
+        clear(path, RunDirectory.contents, RunDirectory.mark)
+        delete(path / ".lock")
+        files.remove_empty(path)
 
 
 class Store:
@@ -145,27 +192,27 @@ class Store:
         precisions = (c.matmul_precision for c in self.spec.configs)
         session = {"command": sys.argv, **provenance.record(*precisions)}
         earlier = read_sessions(self.path) if path.exists() else []
-        content: dict[str, Any] = {"sweep": self.spec.to_json(), "options": options}
+        content: dict[str, Any] = {"format": FORMAT, "sweep": self.spec.to_json()}
+        content["options"] = options
         if signature := trust.sign(content):
             content["signature"] = signature
-        write_json(path, content | {"sessions": [*earlier, session]})
+        content["sessions"] = [*earlier, session]
+        manifest.write_json(self.path, MARK, content, of=FORMAT)
 
     def save_plan(self, chunks: list[Chunk]) -> None:
         """Before a chunk runs: its agents and its width, which it keeps."""
-        write_json(self.path / "plan.json", [c._asdict() for c in chunks])
+        manifest.write_json(self.path, "plan.json", [c._asdict() for c in chunks])
 
     def save_chunk(self, finished: Finished) -> None:
         """A finished chunk: its arrays, its rows of the table, and last its manifest."""
         path = self._arrays(finished.chunk.number)
         path.parent.mkdir(exist_ok=True)
-        temporary = path.with_name(f".{path.name}.tmp")
-        with temporary.open("wb") as file:
+        with files.replacing(path) as file:
             arrays: dict[str, Any] = {**finished.metrics, "returns": finished.returns}
             np.savez(file, whole=finished.whole, **arrays)
-        temporary.replace(path)
         self._append(finished)
-        manifest = finished.chunk._asdict() | {"sweep": self.spec.digest, "sha256": _sha256(path)}
-        write_json(path.with_suffix(".json"), manifest)
+        about = finished.chunk._asdict() | {"sweep": self.spec.digest, "sha256": _sha256(path)}
+        files.write_json(path.with_suffix(".json"), about)
 
     def verified(self) -> tuple[list[Chunk], set[int]]:
         """(the plan, the numbers of its finished chunks), all of them whole.
@@ -176,11 +223,11 @@ class Store:
         chunks = read_plan(self.path)
         known = {c.number: c for c in chunks}
         done = set()
-        for manifest in sorted((self.path / "chunks").glob("*.json")):
-            number = int(manifest.stem) if manifest.stem.isdigit() else -1
+        for file in sorted((self.path / "chunks").glob("*.json")):
+            number = int(file.stem) if re.fullmatch(r"[0-9]{5,9}", file.stem) else -1
             if number not in known:
-                raise ConfigError(f"{manifest} is not of this sweep; move it away")
-            self._verify(manifest, known[number])
+                raise ConfigError(f"{file} is not of this sweep; move it away")
+            self._verify(file, known[number])
             done.add(number)
         return chunks, done
 
@@ -190,20 +237,20 @@ class Store:
             if re.fullmatch(r"\d{5}", file.stem) and int(file.stem) not in done:
                 delete(file)
         for file in (self.path / "chunks").glob(".*.tmp"):
-            if re.fullmatch(r"\.\d{5}\.(npz|json)\.tmp", file.name):
+            if CHUNK.fullmatch(file.name) or files.TEMPORARY.fullmatch(file.name):
                 delete(file)
 
     def rewrite_table(self, chunks: Sequence[Chunk], done: set[int]) -> None:
         """results.csv anew from the chunks: a crash may have cut its last lines."""
-        path = self.path / "results.csv"
-        temporary = path.with_name(".results.csv.tmp")
-        with temporary.open("w", newline="") as file:
+        manifest.note(self.path, drop=["results.csv"])  # it will grow
+        with files.replacing(self.path / "results.csv") as binary:
+            file = io.TextIOWrapper(binary, newline="", write_through=True)
             csv.writer(file, lineterminator="\n").writerow(COLUMNS)
             for chunk in chunks:
                 if chunk.number in done:
                     metrics, returns, _ = self._read(chunk)
                     self._write_rows(file, chunk, metrics, returns)
-        temporary.replace(path)
+            file.detach()
 
     def scores(self, chunks: Sequence[Chunk], done: set[int]) -> dict[int, float]:
         """Agent -> score of those that are finished; NaN for one that diverged."""
@@ -258,22 +305,23 @@ class Store:
     def _arrays(self, number: int) -> Path:
         return self.path / "chunks" / f"{number:05d}.npz"
 
-    def _verify(self, manifest: Path, planned: Chunk) -> None:
-        again = f"delete {manifest.parent / manifest.stem}.* to have it made again"
+    def _verify(self, file: Path, planned: Chunk) -> None:
+        again = f"delete {file.parent / file.stem}.* to have it made again"
         try:
-            content = json.loads(manifest.read_text())
+            content = json.loads(files.read_text(file))
             chunk = Chunk(**{f: content[f] for f in Chunk._fields})
-            whole = content["sha256"] == _sha256(manifest.with_suffix(".npz"))
+            chunk = chunk._replace(agents=tuple(chunk.agents))
+            whole = content["sha256"] == _sha256(file.with_suffix(".npz"))
             sweep = content["sweep"]
-        except (OSError, ValueError, KeyError, TypeError) as error:
-            raise ConfigError(f"{manifest} is damaged ({error!r}); {again}") from error
+        except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
+            raise ConfigError(f"{file} is damaged ({error!r}); {again}") from error
         if sweep != self.spec.digest:
-            raise ConfigError(f"{manifest} is of another sweep; move it away")
-        if chunk._replace(agents=tuple(chunk.agents)) != planned:
-            raise ConfigError(f"{manifest} does not agree with plan.json; {again}")
+            raise ConfigError(f"{file} is of another sweep; move it away")
+        if chunk != planned:
+            raise ConfigError(f"{file} does not agree with plan.json; {again}")
         if not whole:
             raise ConfigError(
-                f"{manifest.with_suffix('.npz')} is damaged: its digest is another; {again}"
+                f"{file.with_suffix('.npz')} is damaged: its digest is another; {again}"
             )
 
     def _read(self, chunk: Chunk) -> tuple[dict[str, np.ndarray], np.ndarray, np.ndarray]:
@@ -282,8 +330,9 @@ class Store:
         return metrics, metrics.pop("returns"), metrics.pop("whole")
 
     def _append(self, finished: Finished) -> None:
-        path = self.path / "results.csv"
-        with path.open("a", newline="") as file:
+        flags = os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_NOFOLLOW
+        descriptor = os.open(self.path / "results.csv", flags, 0o666)
+        with os.fdopen(descriptor, "a", newline="") as file:
             if not file.tell():
                 csv.writer(file, lineterminator="\n").writerow(COLUMNS)
             self._write_rows(file, finished.chunk, finished.metrics, finished.returns)
@@ -323,6 +372,7 @@ def read_spec(path: Path, given: Given = NOTHING) -> tuple[Spec, dict[str, Any]]
     """
     content = _read_mark(path)
     trust.check(content, given.named, given.trust, path / MARK)
+    check_digest(path / MARK, content, given)
     try:
         options = {name: content["options"][name] for name in KEPT}
         return Spec.from_json(content["sweep"]), options
@@ -346,12 +396,12 @@ def read_sessions(path: Path) -> list[dict[str, Any]]:
 
 
 def _read_mark(path: Path) -> dict[str, Any]:
-    if not (path / MARK).is_file():
+    if not os.path.lexists(path / MARK):
         what = "a run of ppo_jax.train" if (path / "config.json").exists() else "not a sweep"
         raise ConfigError(f"{path} is {what}: it has no {MARK}")
     try:
-        content = json.loads((path / MARK).read_text())
-    except (OSError, ValueError) as error:
+        content = json.loads(files.read_text(path / MARK))
+    except (OSError, ValueError, RecursionError) as error:
         raise ConfigError(f"{path / MARK} is damaged: {error}") from error
     if not isinstance(content, dict):
         raise ConfigError(f"{path / MARK} is damaged: it holds {content!r}")
@@ -365,17 +415,19 @@ def read_plan(path: Path) -> list[Chunk]:
         ConfigError: plan.json is damaged, or gone although there are chunks.
     """
     file = path / "plan.json"
-    if not file.exists():
+    if not os.path.lexists(file):
         if any((path / "chunks").glob("*.json")):
             raise ConfigError(f"{file} is gone, and with it the widths of the finished chunks")
         return []
+    manifest.require(path, file.name)
     try:
         return [
-            Chunk(**c)._replace(agents=tuple(c["agents"])) for c in json.loads(file.read_text())
+            Chunk(**c)._replace(agents=tuple(c["agents"]))
+            for c in json.loads(files.read_text(file))
         ]
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise ConfigError(f"{file} is damaged: {error!r}") from error
 
 
 def _sha256(path: Path) -> str:
-    return hashlib.sha256(path.read_bytes()).hexdigest()
+    return files.digest(path)
