@@ -336,11 +336,11 @@ def step_of(static: TrainConfig, env: Any = None) -> Step:
         env: as for `build`.
 
     Returns:
-        (TrainState, (), floats) -> (TrainState, Metrics)
+        (TrainState, (), floats) -> (TrainState, Metrics, guard.Found)
     """
 
-    def step(state: TrainState, frozen: PyTree, floats: PyTree) -> tuple[TrainState, Metrics]:
-        return build(configs.merge(static, floats), env).step(state)
+    def step(state: TrainState, frozen: PyTree, floats: PyTree) -> Any:
+        return build(configs.merge(static, floats), env).guarded_step(state)
 
     return step
 
