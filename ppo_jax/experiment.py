@@ -13,13 +13,14 @@ import jax
 import numpy as np
 
 from ppo_jax import config as configs
+from ppo_jax import guard
 from ppo_jax.agent import Agent, read_parts
 from ppo_jax.config import ConfigError, TrainConfig, references
 from ppo_jax.config.options import check_record, coerce, did_you_mean, option
 from ppo_jax.envs import HostEnv, as_env
 from ppo_jax.evaluate import Returns, evaluate, warn_unfinished
 from ppo_jax.runs import cache, loop, trackers
-from ppo_jax.runs.chunk import Chunk, Step, compile_chunk, compiler_options
+from ppo_jax.runs.chunk import Step, compile_chunk, compiler_options
 from ppo_jax.runs.folder import (
     RunDirectory,
     check_callbacks,
@@ -325,6 +326,8 @@ def job_of(
         restart=program.restart if isinstance(program.env, HostEnv) else lambda state: state,
         cause="a learning rate too high, rewards or observations that are not finite or not "
         "normalised",
+        source=f"environment {config.env}",
+        pure=not isinstance(program.env, HostEnv),
     )
 
 
@@ -362,7 +365,7 @@ class Compiled(NamedTuple):
     """
 
     init: Callable[[], TrainState]
-    chunk: Chunk
+    chunk: Callable[..., tuple[TrainState, Metrics]]
     floats: dict[str, Any]
 
 
@@ -374,7 +377,13 @@ def compile_run(config: TrainConfig, program: Program) -> Compiled:
         program: built for it.
     """
     job = job_of(config, program)
-    return Compiled(job.init, compile_chunk(job.step, job.shapes, job.floats), job.floats)
+    chunk = compile_chunk(job.step, job.shapes, job.floats, may_be_nan=job.may_be_nan)
+
+    def advance(state: TrainState, floats: PyTree, count: jax.Array) -> tuple[TrainState, Metrics]:
+        state, metrics, _ = chunk(state, floats, count)
+        return state, guard.show(metrics)
+
+    return Compiled(job.init, advance, job.floats)
 
 
 def started_from(other: TrainState, state: TrainState) -> TrainState:

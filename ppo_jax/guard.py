@@ -109,6 +109,22 @@ def learned(learner: Any) -> list[Part]:
     return [*parts("parameters", learner.params), *state]
 
 
+def finite_action(action: jax.Array, space: Any) -> jax.Array:
+    """An action that an environment can be given, whatever the network says.
+
+    What is not finite becomes 0, or the bound that is nearest to 0; all else stays as it is.
+
+    Args:
+        action: [N, ...] as the environment takes it.
+        space: of one action.
+    """
+    if not jnp.issubdtype(action.dtype, jnp.floating):
+        return action
+    zero = np.clip(0.0, getattr(space, "low", 0.0), getattr(space, "high", 0.0))
+    zero = np.broadcast_to(zero, space.shape).reshape(action.shape[1:])
+    return jnp.where(jnp.isfinite(action), action, zero.astype(action.dtype))
+
+
 def _wrong(part: Part) -> jax.Array:
     """[...] bool; NaN compares as false."""
     x = part.array

@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from ppo_jax import algorithms, guard, precision, rollout
+from ppo_jax import algorithms, guard, precision, rollout, watch
 from ppo_jax.algorithms import hooks
 from ppo_jax.config import ConfigError, TrainConfig, check, discount, env_kwargs, resolve, with_own
 from ppo_jax.envs import Env, InvalidEnvironment, VectorEnv, as_env, check_spaces, spaces, vectorize
@@ -76,9 +76,11 @@ def make_guarded_step(
         key, collect_key, update_key = jax.random.split(state.key, 3)
         more = {"frozen": frozen} if jax.tree.leaves(frozen) else {}
         experience, trajectory = collect(collect_key, state.learner.params, state.rollout, **more)
-        batch = rows(algorithm.estimate(trajectory))
-        learner, metrics = algorithm.update(update_key, state.learner, batch)
+        estimated = algorithm.estimate(trajectory)
+        watch.see("estimate", advantage=estimated.advantage, target=estimated.target)
+        learner, metrics = algorithm.update(update_key, state.learner, rows(estimated))
         metrics = {**experience.metrics, **metrics}
+        watch.see("update", metrics=metrics, parameters=learner.params)
         found = guard.check_update(learner, experience, trajectory)
         experience = dataclasses.replace(experience, metrics=guard.hide(experience.metrics))
         return TrainState(learner, experience, key, state.update + 1), metrics, found
