@@ -19,7 +19,7 @@ from ppo_jax.config import ConfigError, TrainConfig, references
 from ppo_jax.config.options import check_record, coerce, did_you_mean, option
 from ppo_jax.envs import HostEnv, as_env
 from ppo_jax.evaluate import Returns, evaluate, warn_unfinished
-from ppo_jax.runs import cache, loop, trackers
+from ppo_jax.runs import cache, devices, loop, memory, trackers
 from ppo_jax.runs.chunk import Step, compile_chunk, compiler_options
 from ppo_jax.runs.folder import (
     RunDirectory,
@@ -88,6 +88,7 @@ def run(
         ConfigError, CheckpointError, InvalidEnvironment: it cannot begin.
         RunFailed: it failed on its way; the message says what is saved.
     """
+    devices.check()
     fields = dataclasses.fields(RunOptions)
     known = [f.name for f in fields]
     unknown = [name for name in options if name not in known]
@@ -132,6 +133,7 @@ def evaluate_run(
     """
     if episodes < 1:
         raise ConfigError(f"episodes is {episodes}; it must be >= 1")
+    devices.check()
     given = Given(**parts, trust=trust)
     found = run.parts if isinstance(run, Agent) else read_parts(Path(run), checkpoint, given)
     env = found.config.env if given.env is None else given.env
@@ -327,8 +329,16 @@ def job_of(
         cause="a learning rate too high, rewards or observations that are not finite or not "
         "normalised",
         source=f"environment {config.env}",
+        needs=_needs(config, shapes),
         pure=not isinstance(program.env, HostEnv),
     )
+
+
+def _needs(config: TrainConfig, shapes: TrainState) -> dict[str, int]:
+    """What has to be in memory beside the state: the observations of a rollout."""
+    size = config.num_steps * memory.bytes_of(shapes.rollout.obs)
+    steps = f"the {config.num_envs} x {config.num_steps} observations of a rollout"
+    return {steps: size}
 
 
 def step_of(static: TrainConfig, env: Any = None) -> Step:
@@ -351,7 +361,9 @@ def step_of(static: TrainConfig, env: Any = None) -> Step:
 def first_state(config: TrainConfig, program: Program) -> TrainState:
     """The state of a run before its first update, by a program with the options of runs."""
     init, key = jax.jit(program.init), jax.random.key(config.seed)
-    return jax.block_until_ready(init.lower(key).compile(compiler_options())(key))
+    compiled = init.lower(key).compile(compiler_options())
+    memory.check_program("the first state", compiled)
+    return jax.block_until_ready(compiled(key))
 
 
 class Compiled(NamedTuple):

@@ -320,7 +320,7 @@ def _step(
     action = dist.sample_from(noise)
     # What is not finite is found afterwards, by the guard; no environment is given it.
     taken = guard.finite_action(dist.to_env(action), how.env.action_space)
-    watch.see("act", obs=obs, network=dist, value=value, action=dist.to_env(action))
+    watch.see("act", obs=obs, network=dist, value=value, action=action, taken=taken)
     next_obs, env_state, reward, terminated, truncated, info = how.env.step(key, env_state, taken)
     rewards = (reward, info.get("raw_reward", reward))
     done = terminated | truncated

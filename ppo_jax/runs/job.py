@@ -52,6 +52,7 @@ class Job(NamedTuple):
         place: state -> state, where it is worked on if there are several devices.
         cause: what usually makes a number infinite, for the message.
         source: where observations and rewards come from, for the message.
+        needs: what else has to be in memory at the same time as the state -> bytes of it.
         pure: whether an update is a function of its state alone. Where it is not, for environments
             live on the host, no update can be made again, and a chunk leaves the state that went in
             as it is: that is what is left if it fails.
@@ -79,6 +80,7 @@ class Job(NamedTuple):
     place: Callable[[Any], Any] = _in_place
     cause: str = "a learning rate too high"
     source: str = "the environment"
+    needs: dict[str, int] = {}  # noqa: RUF012
     pure: bool = True
 
 

@@ -68,6 +68,7 @@ def check(job: Job, options: KeepOptions) -> None:
     Raises:
         ConfigError: what was given, and what to do.
     """
+    memory.check(job)
     if options.eval_every is not None and job.evaluate is None:
         raise ConfigError(
             f"--eval-every is {options.eval_every}, but {job.name} has no evaluation: there are no "
@@ -157,7 +158,7 @@ class _Loop:
                     job.step, self.state, job.floats, job.frozen, rows=job.rows,
                     may_be_nan=job.may_be_nan, donate=job.pure,
                 )  # fmt: skip
-                memory.check_program(job, self.chunk)
+                memory.check_program(f"an update of {job.name}", self.chunk)
         self.record.compile_seconds += time.perf_counter() - started
 
     def _watching(self) -> contextlib.AbstractContextManager[None]:

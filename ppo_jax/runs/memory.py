@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import jax
+import numpy as np
 
 from ppo_jax.config import ConfigError
 from ppo_jax.runs.job import Job, RunFailed
@@ -31,17 +32,10 @@ TODO = "halve --num-envs or --num-steps, or make the network smaller (--hidden)"
 
 def bytes_of(tree: PyTree) -> int:
     """Bytes of arrays, or of their shapes."""
-    return sum(math.prod(x.shape) * jax.numpy.dtype(_dtype(x)).itemsize for x in leaves(tree))
-
-
-def leaves(tree: PyTree) -> list[Any]:
-    """The arrays of a tree and their shapes; PRNG keys are a few bytes, and left out."""
     found = [x for x in jax.tree.leaves(tree) if hasattr(x, "shape") and hasattr(x, "dtype")]
-    return [x for x in found if not jax.dtypes.issubdtype(x.dtype, jax.dtypes.prng_key)]
-
-
-def _dtype(x: Any) -> Any:
-    return x.dtype
+    # PRNG keys are a few bytes.
+    plain = [x for x in found if not jax.dtypes.issubdtype(x.dtype, jax.dtypes.prng_key)]
+    return sum(math.prod(x.shape) * np.dtype(x.dtype).itemsize for x in plain)
 
 
 def available(device: Any = None) -> int | None:
@@ -53,7 +47,8 @@ def available(device: Any = None) -> int | None:
     device = jax.local_devices()[0] if device is None else device
     if device.platform != "cpu":
         stats = device.memory_stats() or {}
-        return stats["bytes_limit"] - stats.get("bytes_in_use", 0) if "bytes_limit" in stats else None
+        limit = stats.get("bytes_limit")
+        return None if limit is None else limit - stats.get("bytes_in_use", 0)
     free = _meminfo()
     limits = [left for paths in CGROUPS if (left := _cgroup(*paths)) is not None]
     found = [x for x in (free, *limits) if x is not None]
@@ -85,33 +80,33 @@ def _cgroup(limit: str, usage: str, stat: str) -> int | None:
     return most - used + int(found.get("inactive_file", 0)) + int(found.get("active_file", 0))
 
 
-def check(parts: dict[str, int], todo: str = TODO) -> None:
-    """Refuse what cannot fit, before it is compiled.
-
-    Args:
-        parts: what it is -> bytes on one device: of what has to be there at the same time.
-        todo: what to make smaller.
+def check(job: Job) -> None:
+    """Refuse a job that cannot fit, before it is compiled: its state, and what it needs beside it.
 
     Raises:
         ConfigError: bytes needed, bytes there, what to do.
     """
-    needed, there = sum(parts.values()), available()
+    if job.shapes is None:
+        return
+    # Several devices may share the arrays.
+    parts = {"the state": bytes_of(job.shapes), **job.needs}
+    needed, there = sum(parts.values()) // jax.local_device_count(), available()
     if there is None or needed <= there:
         return
     listed = ", ".join(f"{what} {text(size)}" for what, size in parts.items())
     raise ConfigError(
-        f"out of memory: at least {text(needed)} are needed ({listed}), {text(there)} are there; "
-        f"{todo}"
+        f"out of memory: {job.name} needs at least {text(needed)} ({listed}), {text(there)} are "
+        f"there; {TODO}"
     )
 
 
-def check_program(job: Job, chunk: Any) -> None:
+def check_program(name: str, compiled: Any) -> None:
     """Refuse a compiled program that cannot fit beside what is there already.
 
     Raises:
         RunFailed: bytes needed, bytes there, what to do.
     """
-    analysis = getattr(chunk, "memory_analysis", lambda: None)()
+    analysis = getattr(compiled, "memory_analysis", lambda: None)()
     there = available()
     if analysis is None or there is None:
         return
@@ -119,8 +114,8 @@ def check_program(job: Job, chunk: Any) -> None:
     more -= analysis.alias_size_in_bytes
     if more > there:
         raise RunFailed(
-            f"out of memory: an update of {job.name} needs {text(more)} beside its state, "
-            f"{text(there)} are there; {TODO}; nothing was computed"
+            f"out of memory: {name} needs {text(more)} beside what is there already, and "
+            f"{text(there)} are free; {TODO}; nothing was computed"
         )
 
 

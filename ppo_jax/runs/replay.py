@@ -137,7 +137,7 @@ def _of_rollout(job: Job, recorder: Recorder, update: int) -> str:
     seen = _of(recorder.before, env)
     if found["stage"] == "step":
         what = leaf.replace("final", "final observation").replace("obs", "observation")
-        given = _shown(np.asarray(recorder.seen["action"])[env])
+        given = _shown(np.asarray(recorder.seen["taken"])[env])
         return (
             f"origin: {job.source}: it returned {what} {value} {where}, for action {given} after "
             f"observation {seen}"

@@ -26,6 +26,7 @@ from ppo_jax.evaluate import evaluate
 from ppo_jax.experiment import EVALUATION, MAY_BE_NAN, step_of
 from ppo_jax.runs.chunk import Chunk, compiler_options, make_chunk
 from ppo_jax.runs.job import Job
+from ppo_jax.runs.memory import is_exhausted
 from ppo_jax.train import build
 from ppo_jax.types import PyTree, TrainState
 
@@ -133,8 +134,8 @@ def _functions(
             sharded, in_shardings=shardings, out_shardings=NamedSharding(mesh, rows), **options
         )
 
-    rows = min(SLICE, static.num_updates)
-    chunk = make_chunk(step_of(static, env), rows, may_be_nan=MAY_BE_NAN, stop=False)
+    length = min(SLICE, static.num_updates)
+    chunk = make_chunk(step_of(static, env), length, may_be_nan=MAY_BE_NAN, stop=False)
     advance = spread(chunk, (0, 0, None), donate_argnums=0)
     return _Functions(spread(init, (0, 0)), advance, spread(finish, (0, 0, 0)))
 
@@ -262,7 +263,7 @@ def fit(
         try:
             program = compile_at(width)
         except jax.errors.JaxRuntimeError as error:
-            if not out_of_memory(error) or width == 1:
+            if not is_exhausted(error) or width == 1:
                 raise
             release()
             width = even_width(agents, width // 2, len(devices))
@@ -279,11 +280,6 @@ def even_width(agents: int, widest: int, devices: int) -> int:
     per_device = -(-agents // devices)
     rounds = -(-per_device // max(1, widest))
     return -(-per_device // rounds)
-
-
-def out_of_memory(error: BaseException) -> bool:
-    """Whether a runtime error says that a device has no room."""
-    return "RESOURCE_EXHAUSTED" in str(error) or "out of memory" in str(error).lower()
 
 
 def job_of(

@@ -11,6 +11,7 @@ import numpy as np
 from ppo_jax.config import ConfigError, TrainConfig
 from ppo_jax.runs import loop, terminal
 from ppo_jax.runs.job import Callback
+from ppo_jax.runs.memory import is_exhausted
 from ppo_jax.runs.record import InMemory
 from ppo_jax.runs.signals import Signals
 from ppo_jax.sweep.program import (
@@ -18,7 +19,6 @@ from ppo_jax.sweep.program import (
     compile_program,
     fit,
     job_of,
-    out_of_memory,
     release,
     structure,
     take,
@@ -166,7 +166,7 @@ class Schedule:
                     yield from self._round(program, group, same[: len(self.devices)], watch)
                     continue
                 except jax.errors.JaxRuntimeError as error:
-                    if not out_of_memory(error):
+                    if not is_exhausted(error):
                         raise
                     reason = str(error).splitlines()[0]
                 program = None  # frees what it holds before the next is compiled
@@ -193,7 +193,7 @@ class Schedule:
         try:
             return fit(agents, compile_at, self.devices, widest)
         except jax.errors.JaxRuntimeError as error:
-            if not out_of_memory(error):
+            if not is_exhausted(error):
                 raise
             raise _too_large(group, str(error).splitlines()[0]) from error
 
