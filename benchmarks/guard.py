@@ -61,8 +61,7 @@ def measure(values: dict[str, Any], rounds: int, seconds: float) -> np.ndarray:
     guarded = make_chunk(lambda s, *_: program.guarded_step(s), may_be_nan=MAY_BE_NAN)
     chunks = (without(program.step), lambda state, count: guarded(state, (), count))
     compiled = [
-        jax.jit(c, donate_argnums=0).lower(state, count).compile(compiler_options())
-        for c in chunks
+        jax.jit(c, donate_argnums=0).lower(state, count).compile(compiler_options()) for c in chunks
     ]
     started = time.perf_counter()
     state = jax.block_until_ready(compiled[0](state, jnp.int32(2)))[0]

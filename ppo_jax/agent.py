@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
-from ppo_jax import rollout
+from ppo_jax import guard, rollout
 from ppo_jax.config import TrainConfig
 from ppo_jax.envs import HostEnv, spaces
 from ppo_jax.networks import Policy, has_memory
@@ -133,13 +133,24 @@ def make_act(parts: Parts, greedy: bool = True) -> Act:
         (key, core, obs [N, ...], start [N]) -> (core, action [N, *action shape]). Without memory
         core is (), and start is not read; the greedy do not read the key: anything will do.
     """
-    shape = parts.action_space.shape
+    checked = _checked_act(parts, greedy)
 
     def act(key: Any, core: PyTree, obs: PyTree, start: jax.Array) -> tuple[PyTree, jax.Array]:
+        return checked(key, core, obs, start)[:2]
+
+    return act
+
+
+def _checked_act(parts: Parts, greedy: bool) -> Callable[..., tuple[PyTree, jax.Array, jax.Array]]:
+    """`make_act`, which also says [N] whether the network gave an action that is finite."""
+    shape = parts.action_space.shape
+
+    def act(key: Any, core: PyTree, obs: PyTree, start: jax.Array) -> Any:
         seen = rollout.normalize_obs(parts.moments, obs)
         core, dist, _ = parts.policy.act(parts.params, core, seen, start)
-        action = dist.to_env(dist.mode() if greedy else dist.sample(key))
-        return core, action.reshape(action.shape[0], *shape)
+        drawn = dist.mode() if greedy else dist.sample(key)
+        action = dist.to_env(drawn)
+        return core, action.reshape(action.shape[0], *shape), guard.acted(dist, drawn)
 
     return act
 
@@ -162,7 +173,7 @@ class Agent:
         self.has_memory = parts.has_memory
         self._init_core, self._example = parts.policy.init_core, parts.obs
         self._greedy, self._key = greedy, jax.random.key(seed)
-        self._act = jax.jit(make_act(parts, greedy))
+        self._act = jax.jit(_checked_act(parts, greedy))
         self.reset()
 
     def reset(self) -> None:
@@ -184,6 +195,7 @@ class Agent:
         Raises:
             ValueError: the observation has another structure, shape or type than the
                 environment's; or its number changed under an agent with memory.
+            FloatingPointError: the network's action is not finite.
         """
         batch, single = as_batch(obs, self._example)
         count = jax.tree.leaves(batch)[0].shape[0]
@@ -193,7 +205,12 @@ class Agent:
             self._key, key = jax.random.split(self._key)
         else:
             key = self._key
-        self._core, action = self._act(key, self._core, batch, first.astype(bool))
+        self._core, action, acted = self._act(key, self._core, batch, first.astype(bool))
+        if not np.all(acted):
+            raise FloatingPointError(
+                f"the network's action for observation {np.argmin(acted)} of {count} is not "
+                "finite: its parameters are damaged, or the observation is not finite"
+            )
         self._count = count if self.has_memory else 0
         action = np.asarray(action)
         return action[0] if single else action

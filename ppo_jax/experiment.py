@@ -18,7 +18,7 @@ from ppo_jax.agent import Agent, read_parts
 from ppo_jax.config import ConfigError, TrainConfig, references
 from ppo_jax.config.options import check_record, coerce, did_you_mean, option
 from ppo_jax.envs import HostEnv, as_env
-from ppo_jax.evaluate import Returns, evaluate, warn_unfinished
+from ppo_jax.evaluate import Returns, check_acted, evaluate, warn_unfinished
 from ppo_jax.runs import cache, devices, loop, memory, trackers
 from ppo_jax.runs.chunk import Step, compile_chunk, compiler_options
 from ppo_jax.runs.folder import (
@@ -130,6 +130,7 @@ def evaluate_run(
 
     Raises:
         ConfigError, CheckpointError: not a run, or nothing whole to restore.
+        FloatingPointError: the network's actions are not finite.
     """
     if episodes < 1:
         raise ConfigError(f"episodes is {episodes}; it must be >= 1")
@@ -140,7 +141,7 @@ def evaluate_run(
     same = references.name_of(env) == found.config.env
     played = as_env(env, **(configs.env_kwargs(found.config) if same else {}))
     with _ended(played):
-        return evaluate(
+        result = evaluate(
             jax.random.key(seed),
             found.params,
             found.moments,
@@ -149,6 +150,8 @@ def evaluate_run(
             episodes=episodes,
             greedy=greedy,
         )
+        check_acted(result, played)
+        return result
 
 
 def train(
@@ -451,6 +454,7 @@ def _evaluation(
         policy=program.policy,
         episodes=episodes,
     )
+    check_acted(result, program.env)
     returns = np.asarray(result.episode_return)
     warn_unfinished(np.asarray(result.finished))
     return {

@@ -109,6 +109,21 @@ def learned(learner: Any) -> list[Part]:
     return [*parts("parameters", learner.params), *state]
 
 
+def acted(dist: Any, action: jax.Array) -> jax.Array:
+    """[N] bool: whether a network gave an action at all, and not NaN or infinity.
+
+    A choice among several is a whole number whatever the logits; its log-probability says it.
+
+    Args:
+        dist: [N] distribution.
+        action: [N, ...] drawn from it.
+    """
+    known = ~jnp.isnan(dist.log_prob(action))
+    if not jnp.issubdtype(action.dtype, jnp.floating):
+        return known
+    return known & jnp.isfinite(action).reshape(action.shape[0], -1).all(axis=1)
+
+
 def finite_action(action: jax.Array, space: Any) -> jax.Array:
     """An action that an environment can be given, whatever the network says.
 
@@ -134,7 +149,6 @@ def _wrong(part: Part) -> jax.Array:
         return wrong
     counts = part.weight > 0
     return wrong & counts.reshape(*counts.shape, *(1,) * (x.ndim - counts.ndim))
-
 
 
 # --- metrics without a value ----------------------------------------------------------------------

@@ -14,7 +14,7 @@ import jax
 
 # (stage, names -> arrays on the host)
 Recorder = Callable[[str, dict[str, Any]], None]
-_RECORDER: contextvars.ContextVar[Recorder | None] = contextvars.ContextVar("recorder", default=None)
+_RECORDER = contextvars.ContextVar[Recorder | None]("recorder", default=None)
 
 
 @contextlib.contextmanager

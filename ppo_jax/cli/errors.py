@@ -5,8 +5,10 @@ import warnings
 from collections.abc import Callable
 from typing import NoReturn
 
+import jax
+
 from ppo_jax.config import ConfigError
-from ppo_jax.runs import devices
+from ppo_jax.runs import devices, memory
 from ppo_jax.runs.job import RunFailed
 
 
@@ -35,7 +37,12 @@ def exit_without_device(command: Callable[[], int]) -> NoReturn:
     except (ConfigError, CheckpointError, InvalidEnvironment, UnknownEnvironment) as error:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(2)
-    except (RunFailed, OSError) as error:
+    except jax.errors.JaxRuntimeError as error:
+        if not memory.is_exhausted(error):
+            raise
+        print(f"error: {memory.exhausted(error)}", file=sys.stderr)
+        sys.exit(1)
+    except (RunFailed, OSError, FloatingPointError) as error:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(1)
     except KeyboardInterrupt:

@@ -10,7 +10,14 @@ import numpy as np
 from ppo_jax.cli.errors import exit_with
 from ppo_jax.cli.flags import positional
 from ppo_jax.config import ConfigError
-from ppo_jax.evaluate import confidence_interval, evaluate, record, save_gif, warn_unfinished
+from ppo_jax.evaluate import (
+    check_acted,
+    confidence_interval,
+    evaluate,
+    record,
+    save_gif,
+    warn_unfinished,
+)
 from ppo_jax.runs import cache, terminal
 from ppo_jax.runs.restore import load
 
@@ -67,6 +74,7 @@ def play(
     }
     key = jax.random.key(seed)
     result = evaluate(key, **agent, episodes=episodes)
+    check_acted(result, program.env)
     returns = np.asarray(result.episode_return)
     warn_unfinished(np.asarray(result.finished))
     low, high = confidence_interval(returns)

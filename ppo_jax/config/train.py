@@ -41,9 +41,7 @@ class TrainConfig:
     policy: str | None = option(
         None, "network of your own as MODULE:NAME; None: the one that the other options describe"
     )
-    total_timesteps: int = option(
-        500_000, "environment steps of the whole run", low=1, large=True
-    )
+    total_timesteps: int = option(500_000, "environment steps of the whole run", low=1, large=True)
     num_envs: int = option(4, "parallel environments", low=1)
     num_steps: int = option(128, "steps of each environment per rollout", low=1)
     seed: int = option(0, "of everything random", low=0, high=2**32 - 1)

@@ -23,7 +23,7 @@ from ppo_jax.rlhf.rewards import KL_ESTIMATORS
 from ppo_jax.rlhf.scoring import Reward
 from ppo_jax.rollout import sequences
 from ppo_jax.train import GuardedStep, Step, make_guarded_step
-from ppo_jax.types import Algorithm, Metrics, Params, PyTree, TrainState
+from ppo_jax.types import Algorithm, Params, PyTree, TrainState
 
 
 @dataclasses.dataclass(frozen=True)

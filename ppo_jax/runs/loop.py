@@ -227,7 +227,7 @@ class _Loop:
             metrics = guard.show(hidden)
         except jax.errors.JaxRuntimeError as error:
             self.record.write_summary(job, "failed")
-            if memory.is_exhausted(error):
+            if memory.is_exhausted(error) and self.record.path is not None:
                 raise RunFailed(
                     f"{memory.exhausted(error)}; {self.record.what_is_saved(job)}"
                 ) from error
@@ -291,7 +291,11 @@ class _Loop:
         job, found = self.job, dict[str, Any]()
         trained = self.update >= job.updates or bool(self.ended)
         if trained and (not self.signals.received or self.record.path is None):
-            found = finite(self._result())
+            try:
+                found = finite(self._result())
+            except FloatingPointError:  # the network's actions; what was trained is saved
+                self.record.write_summary(job, "failed")
+                raise
         stopped = self.signals.received
         if trained and (found or not stopped):
             status = "finished"
