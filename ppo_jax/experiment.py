@@ -5,6 +5,7 @@
 
 import contextlib
 import dataclasses
+import math
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -332,16 +333,18 @@ def job_of(
         cause="a learning rate too high, rewards or observations that are not finite or not "
         "normalised",
         source=f"environment {config.env}",
-        needs=_needs(config, shapes),
+        needs=_needs(config, program.env, shapes),
         pure=not isinstance(program.env, HostEnv),
     )
 
 
-def _needs(config: TrainConfig, shapes: TrainState) -> dict[str, int]:
-    """What has to be in memory beside the state: the observations of a rollout."""
+def _needs(config: TrainConfig, env: Any, shapes: TrainState) -> dict[str, int]:
+    """What has to be in memory beside the state: the observations of a rollout, and of each step
+    the action, the reward and two flags."""
+    steps = config.num_envs * config.num_steps
     size = config.num_steps * memory.bytes_of(shapes.rollout.obs)
-    steps = f"the {config.num_envs} x {config.num_steps} observations of a rollout"
-    return {steps: size}
+    size += steps * (4 * math.prod(env.action_space.shape) + 4 + 2)
+    return {f"a rollout of {config.num_envs} x {config.num_steps} steps": size}
 
 
 def step_of(static: TrainConfig, env: Any = None) -> Step:

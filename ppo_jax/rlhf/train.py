@@ -155,9 +155,7 @@ def build(
         kl_kind=config.kl_kind if config.kl_in == "loss" else None,
     )
 
-    def guarded_step(state: TrainState, frozen: PyTree) -> Any:
-        return make_guarded_step(collect, algorithm(frozen), sequences)(state, frozen)
-
+    guarded_step = functools.partial(_guarded_step, collect=collect, algorithm=algorithm)
     frozen = {
         "reference": models.reference_params,
         "reward": models.reward.frozen,
@@ -175,6 +173,11 @@ def build(
         settings,
         guarded_step,
     )
+
+
+def _guarded_step(state: TrainState, frozen: PyTree, *, collect: Any, algorithm: Any) -> Any:
+    """One update, with what the guard says of it; the algorithm is that of the frozen arrays."""
+    return make_guarded_step(collect, algorithm(frozen), sequences)(state, frozen)
 
 
 def _init(

@@ -86,7 +86,7 @@ def make_chunk(
 def _guarded(result: Any, may_be_nan: tuple[str, ...]) -> tuple[Any, Metrics, guard.Found]:
     """What a step returns, with what the guard says of its metrics and of the rest."""
     state, metrics, *found = result
-    known = found[0] if found else guard.check([])
+    known: guard.Found = found[0] if found else guard.check([])
     real = [
         jnp.all(jnp.isfinite(x))
         for name, x in metrics.items()
