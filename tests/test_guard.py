@@ -11,8 +11,10 @@ import pytest
 import ppo_jax
 from ppo_jax import config as configs
 from ppo_jax import experiment, guard
+from ppo_jax.agent import Agent, parts_of
 from ppo_jax.envs import spaces
 from ppo_jax.experiment import first_state
+from ppo_jax.rlhf import supervised
 from ppo_jax.runs import chunk, loop
 from ppo_jax.runs.job import Diverged, Job
 from ppo_jax.runs.metrics_log import read_metrics
@@ -20,7 +22,10 @@ from ppo_jax.runs.options import KeepOptions
 from ppo_jax.runs.record import RunRecord
 from ppo_jax.runs.restore import load
 from ppo_jax.runs.signals import Signals
+from ppo_jax.sweep.results import diverged
+from ppo_jax.sweep.schedule import Schedule, group_agents
 from ppo_jax.train import build
+from ppo_jax.types import Batch
 from probe_envs import Probe
 
 BAD_STEP = 37
@@ -72,8 +77,8 @@ def rows(path):
     ("what", "value", "says"),
     [
         ("reward", "nan", r"^rewards, .*metrics: .*nan.* is not finite at update 3 "),
-        ("reward", "huge", r"^rewards"),
-        ("obs", "inf", r"^observations, .* is not finite"),
+        pytest.param("reward", "huge", r"^rewards", marks=pytest.mark.slow),
+        pytest.param("obs", "inf", r"^observations, .* is not finite", marks=pytest.mark.slow),
     ],
 )
 def test_a_bad_number_of_an_environment_stops_the_run_at_the_state_before(
@@ -95,6 +100,7 @@ def test_a_bad_number_of_an_environment_stops_the_run_at_the_state_before(
     assert all(np.isfinite(x).all() for x in jax.tree.leaves(state.learner.params))
 
 
+@pytest.mark.slow
 def test_the_state_before_is_that_of_a_shorter_run(tmp_path):
     env = Turns()
     with pytest.raises(Diverged):
@@ -104,6 +110,7 @@ def test_the_state_before_is_that_of_a_shorter_run(tmp_path):
     jax.tree.map(np.testing.assert_array_equal, *states)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("epochs", [1, 4])
 def test_parameters_beyond_all_measure_are_bad_although_they_are_finite(tmp_path, epochs):
     options = {"learning_rate": 3e38, "epochs": epochs, "minibatches": 1}
@@ -113,6 +120,7 @@ def test_parameters_beyond_all_measure_are_bad_although_they_are_finite(tmp_path
     assert summary["status"] == "diverged" and summary["env_steps"] == 0
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("value", ["nan", "inf"])
 def test_debug_nans_names_environment_step_and_input(tmp_path, value):
     env = Turns("reward", BAD[value])
@@ -127,6 +135,7 @@ def test_debug_nans_names_environment_step_and_input(tmp_path, value):
     assert f"after observation [{np.sin(36.0):.6f}]" in said
 
 
+@pytest.mark.slow
 def test_debug_nans_on_resume_replays_from_the_last_good_state(tmp_path):
     env = Turns("obs")
     index = first_bad(env)
@@ -138,6 +147,7 @@ def test_debug_nans_on_resume_replays_from_the_last_good_state(tmp_path):
     assert f"it returned observation nan in environment {index} at step 5" in said
 
 
+@pytest.mark.slow
 def test_debug_nans_names_the_network(tmp_path):
     """A weight that is large but good, and an output beyond float32: not the environment's."""
     config = small("Pendulum-v1", num_envs=4, total_timesteps=4 * 16 * 2)
@@ -149,6 +159,7 @@ def test_debug_nans_names_the_network(tmp_path):
     assert "origin: the network: its " in said and " at step 1 of the rollout" in said
 
 
+@pytest.mark.slow
 def test_debug_nans_names_the_gradient(tmp_path, monkeypatch):
     """An overflow in the loss alone."""
     from ppo_jax.algorithms import ppo
@@ -253,3 +264,122 @@ def test_a_job_of_any_kind_is_guarded(tmp_path):
     with pytest.raises(Diverged, match=r"metrics: height nan is not finite at update 4"):
         loop.run(job, record, signals=Signals())
     assert record.checkpoints.steps() == [3] and len(rows(tmp_path)) == 3
+
+
+# --- agents, evaluations, sweeps, language models -------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def damaged():
+    """(configuration, program, state) of an agent whose parameters are NaN."""
+    config = small("Pendulum-v1")
+    program = build(config)
+    state = first_state(config, program)
+    bad = jax.tree.map(lambda x: jnp.full_like(x, jnp.nan), state.learner.params)
+    return (
+        config,
+        program,
+        dataclasses.replace(state, learner=dataclasses.replace(state.learner, params=bad)),
+    )
+
+
+@pytest.mark.slow
+def test_an_evaluation_says_that_the_network_does_not_act(damaged):
+    config, program, state = damaged
+    with pytest.raises(FloatingPointError, match=r"not finite in 3 of 3 episodes of .*Pendulum"):
+        experiment.job_of(config, program, 3).evaluate(state, 1)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("env", ["Pendulum-v1", "CartPole-v1"])
+def test_an_agent_says_so_too(damaged, env):
+    """Also one that chooses: of NaN logits the first would be the largest."""
+    config, program, state = damaged
+    if env != config.env:
+        config = small(env)
+        program = build(config)
+        state = first_state(config, program)
+    agent = Agent(parts_of(config, program, state))
+    obs = np.zeros(jax.tree.leaves(state.rollout.obs)[0].shape, np.float32)
+    if env == "CartPole-v1":
+        assert agent(obs).shape == (8,)
+        obs[5] = np.nan
+    with pytest.raises(FloatingPointError, match="action for observation [05] of 8 is not finite"):
+        agent(obs)
+
+
+@pytest.mark.slow
+def test_one_agent_of_a_sweep_that_goes_bad_counts_as_diverged():
+    """Although its parameters are finite: at 3e38 nothing is NaN after one minibatch."""
+    config = small(epochs=1, minibatches=1, total_timesteps=8 * 16 * 2)
+    points = [dataclasses.replace(config.hyper, learning_rate=x) for x in (1e-3, 3e38)]
+    configured = tuple(dataclasses.replace(config, hyper=hyper) for hyper in points)
+    (group,) = group_agents(configured, (0,))
+    finished = {f.chunk.agents: f for f in Schedule([group], jax.devices()[:1], 2).run()}
+    (metrics,) = (f.metrics for f in finished.values())
+    assert diverged(metrics).tolist() == [False, True]
+    assert np.isfinite(metrics["loss"][0]).all()
+
+
+@pytest.mark.slow
+def test_jax_debug_nans_finds_nothing_in_a_run_that_is_well(tmp_path):
+    """No episode ends here, so that half of the metrics have no value."""
+    with jax.debug_nans(True):
+        train(tmp_path / "a", TimeLess(), total_timesteps=8 * 16 * 2, options={"eval_episodes": 0})
+    assert [r["episode_return"] for r in rows(tmp_path / "a")] == [None, None]
+    assert [r["explained_variance"] for r in rows(tmp_path / "a")] != [0, 0]
+
+
+class TimeLess(Turns):
+    """Nothing goes bad, and no episode ends."""
+
+    def __init__(self):
+        super().__init__("nothing")
+
+
+def test_supervised_steps_are_guarded():
+    config = supervised.Config(learning_rate=3e38, batch_size=2, updates=2)
+    rows_ = Batch(jnp.ones((4, 3)), (), (), (), (), (), jnp.ones((4, 1)))
+
+    def loss(params, rows):
+        value = jnp.mean((rows.obs @ params["w"]) ** 2)
+        return value, {"loss": value}
+
+    state = supervised.init(jax.random.key(0), {"w": jnp.ones(3)}, config)
+    step = supervised.make_step(loss, config)
+    state, metrics, found = jax.jit(step)(state, {"rows": rows_})
+    assert np.isfinite(metrics["loss"]) and found.bad
+    assert [n for n, bad in zip(found.names, found.flags, strict=True) if bad] == [
+        "parameters['w']"
+    ]
+
+
+@pytest.mark.slow
+def test_a_host_environment_is_watched_while_it_runs(tmp_path):
+    gymnasium = pytest.importorskip("gymnasium")
+
+    class Bad(gymnasium.Env):
+        observation_space = gymnasium.spaces.Box(-1, 1, (2,))
+        action_space = gymnasium.spaces.Discrete(2)
+        made = 0
+
+        def __init__(self):
+            self.number, self.t = Bad.made, 0
+            Bad.made += 1
+
+        def reset(self, *, seed=None, options=None):
+            super().reset(seed=seed)
+            return np.zeros(2, np.float32), {}
+
+        def step(self, action):
+            self.t += 1
+            obs = np.full(2, self.t / 100, np.float32)
+            reward = np.nan if self.t == BAD_STEP and self.number % 4 == 2 else 1.0
+            return obs, reward, False, False, {}
+
+    vector = gymnasium.vector.SyncVectorEnv([Bad] * 4)
+    with pytest.raises(Diverged) as failure:
+        train(tmp_path / "a", vector, num_envs=4, num_steps=16, options={"debug_nans": True})
+    said = str(failure.value)
+    assert "returned reward nan in environment " in said and "at step 5 of the rollout" in said
+    assert "saved in" in said and "the state after 128 environment steps" in said
