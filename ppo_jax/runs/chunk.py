@@ -5,6 +5,7 @@ most a few seconds, and all of that happens in between. What happens inside is t
 that leaves a number which is not finite is taken back.
 """
 
+import dataclasses
 import os
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -93,7 +94,7 @@ def _guarded(result: Any, may_be_nan: tuple[str, ...]) -> tuple[Any, Metrics, gu
         if jnp.issubdtype(jnp.result_type(x), jnp.floating) and not name.startswith(may_be_nan)
     ]
     bad = ~jnp.all(jnp.stack(real)) if real else jnp.zeros((), bool)
-    return state, guard.hide(metrics), known.replace(bad=bad | known.bad)
+    return state, guard.hide(metrics), dataclasses.replace(known, bad=bad | known.bad)
 
 
 def _without_value(bad: jax.Array, x: jax.Array) -> jax.Array:

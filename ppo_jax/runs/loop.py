@@ -221,10 +221,11 @@ class _Loop:
         job = self.job
         more = (job.frozen,) if jax.tree.leaves(job.frozen) else ()
         try:
-            self.state, hidden, outcome = self.chunk(  # type: ignore[misc]
+            state, hidden, outcome = self.chunk(  # type: ignore[misc]
                 self.state, job.floats, jnp.int32(count), *more
             )
-            metrics = guard.show(hidden)
+            metrics = guard.show(hidden)  # waits for it
+            self.state = state
         except jax.errors.JaxRuntimeError as error:
             self.record.write_summary(job, "failed")
             if memory.is_exhausted(error) and self.record.path is not None:
