@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
-from ppo_jax import rollout
+from ppo_jax import guard, rollout
 from ppo_jax.config import TrainConfig
 from ppo_jax.envs import HostEnv, spaces
 from ppo_jax.envs.codec import Codec, Port, int_or_nan, plain
@@ -139,13 +139,24 @@ def make_act(parts: Parts, greedy: bool = True) -> Act:
         (key, core, obs [N, ...], start [N]) -> (core, action [N, *action shape]). Without memory
         core is (), and start is not read; the greedy do not read the key: anything will do.
     """
-    shape = parts.action_space.shape
+    checked = _checked_act(parts, greedy)
 
     def act(key: Any, core: PyTree, obs: PyTree, start: jax.Array) -> tuple[PyTree, jax.Array]:
+        return checked(key, core, obs, start)[:2]
+
+    return act
+
+
+def _checked_act(parts: Parts, greedy: bool) -> Callable[..., tuple[PyTree, jax.Array, jax.Array]]:
+    """`make_act`, which also says [N] whether the network gave an action that is finite."""
+    shape = parts.action_space.shape
+
+    def act(key: Any, core: PyTree, obs: PyTree, start: jax.Array) -> Any:
         seen = rollout.normalize_obs(parts.moments, obs)
         core, dist, _ = parts.policy.act(parts.params, core, seen, start)
-        action = dist.to_env(dist.mode() if greedy else dist.sample(key))
-        return core, action.reshape(action.shape[0], *shape)
+        drawn = dist.mode() if greedy else dist.sample(key)
+        action = dist.to_env(drawn)
+        return core, action.reshape(action.shape[0], *shape), guard.acted(dist, drawn)
 
     return act
 
@@ -168,7 +179,7 @@ class Agent:
         self.has_memory = parts.has_memory
         self._init_core, self._codec = parts.policy.init_core, parts.codec
         self._greedy, self._key = greedy, jax.random.key(seed)
-        self._act = jax.jit(make_act(parts, greedy))
+        self._act = jax.jit(_checked_act(parts, greedy))
         self.reset()
 
     def reset(self) -> None:
@@ -194,6 +205,7 @@ class Agent:
             ValueError: the observation has another structure, shape or type than the
                 environment's, or a value that is none of its own; a mask is missing; or the number
                 of observations changed under an agent with memory.
+            FloatingPointError: the network's action is not finite.
         """
         batch, single = as_batch(self._codec.arrays(obs, action_mask), self._codec.ports)
         action = self.act_on(batch, start)
@@ -214,7 +226,12 @@ class Agent:
             self._key, key = jax.random.split(self._key)
         else:
             key = self._key
-        self._core, action = self._act(key, self._core, batch, first.astype(bool))
+        self._core, action, acted = self._act(key, self._core, batch, first.astype(bool))
+        if not np.all(acted):
+            raise FloatingPointError(
+                f"the network's action for observation {np.argmin(acted)} of {count} is not "
+                "finite: its parameters are damaged, or the observation is not finite"
+            )
         self._count = count if self.has_memory else 0
         return self._codec.action.encode(np.asarray(action), np)
 

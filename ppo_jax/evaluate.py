@@ -21,7 +21,7 @@ import numpy as np
 from flax import struct
 from numpy.typing import ArrayLike
 
-from ppo_jax import precision, rollout
+from ppo_jax import guard, precision, rollout
 from ppo_jax.envs import Env, makes_vectors, render
 from ppo_jax.networks import Policy
 from ppo_jax.types import Params, PyTree
@@ -41,11 +41,14 @@ class Returns:
         episode_return: [E] undiscounted, raw.
         episode_length: [E] steps.
         finished: [E] bool, False where the episode was still going on at max_steps.
+        acted: [E] bool, False where the network gave an action that is not finite, in whose place
+            the environment was given another one.
     """
 
     episode_return: jax.Array
     episode_length: jax.Array
     finished: jax.Array
+    acted: jax.Array
 
 
 Play = Callable[[jax.Array, Params, rollout.Moments], Returns]
@@ -154,7 +157,7 @@ def _play(
     obs, state = env.reset(reset_key)
     core = policy.init_core(episodes)
     zeros = jnp.zeros(episodes)
-    result = Returns(zeros, jnp.zeros(episodes, jnp.int32), jnp.zeros(episodes, bool))
+    result = Returns(zeros, jnp.zeros(episodes, jnp.int32), *_flags(episodes))
 
     def unfinished(carry: Any) -> jax.Array:
         return (carry[0] < max_steps) & ~jnp.all(carry[-1].finished)
@@ -164,7 +167,7 @@ def _play(
         key, step_key = jax.random.split(key)
         start = jnp.broadcast_to(time == 0, (episodes,))
         before = (core, obs, state, start)
-        core, obs, state, reward, done = _step(
+        core, obs, state, reward, done, acted = _step(
             step_key, before, params, moments, env=env, policy=policy, greedy=greedy
         )
         alive = ~result.finished
@@ -172,11 +175,37 @@ def _play(
             result.episode_return + jnp.where(alive, reward, 0.0),
             result.episode_length + alive,
             result.finished | done,
+            result.acted & (acted | ~alive),
         )
         return time + 1, key, obs, state, core, result
 
     carry = (jnp.zeros((), jnp.int32), key, obs, state, core, result)
     return jax.lax.while_loop(unfinished, step, carry)[-1]
+
+
+def _flags(episodes: int) -> tuple[jax.Array, jax.Array]:
+    """(finished, acted) before the first step."""
+    return jnp.zeros(episodes, bool), jnp.ones(episodes, bool)
+
+
+def check_acted(result: Returns, env: Any) -> None:
+    """Refuse returns of episodes in which the network did not act.
+
+    Args:
+        result: of `evaluate`.
+        env: that was played.
+
+    Raises:
+        FloatingPointError: an action was not finite.
+    """
+    wrong = np.flatnonzero(~np.asarray(result.acted))
+    if wrong.size:
+        name = getattr(env, "name", type(env).__name__)
+        raise FloatingPointError(
+            f"the network's action is not finite in {wrong.size} of {result.acted.size} episodes "
+            f"of {name}, first in episode {wrong[0]}: its parameters are damaged, or the "
+            "environment's observations are not finite; no return is that of the agent"
+        )
 
 
 def record(
@@ -219,7 +248,7 @@ def record(
     step = as_in_training(step)
     start = jnp.ones(count, bool)
     for step_key in jax.random.split(key, max_steps):
-        core, obs, state, _, done = step(step_key, (core, obs, state, start))
+        core, obs, state, _, done, _ = step(step_key, (core, obs, state, start))
         if done[0] and makes_vectors(env):
             break  # what is there to be seen is the next episode
         frames.append(render(one, state))
@@ -331,6 +360,10 @@ class _Copies:
     def name(self) -> str:
         return getattr(self.env, "name", type(self.env).__name__)
 
+    @property
+    def action_space(self) -> Any:
+        return self.env.action_space
+
     def render(self, state: PyTree) -> np.ndarray:
         return render(self.env, jax.tree.map(lambda x: x[0], state))
 
@@ -349,14 +382,16 @@ def _step(
     env: Any,
     policy: Policy,
     greedy: bool,
-) -> tuple[PyTree, PyTree, PyTree, jax.Array, jax.Array]:
-    """(core, obs, state, reward, done) one step on."""
+) -> tuple[PyTree, PyTree, PyTree, jax.Array, jax.Array, jax.Array]:
+    """(core, obs, state, reward, done, whether the network acted) one step on."""
     core, obs, state, start = carry
     action_key, env_key = jax.random.split(key)
     core, dist, _ = policy.act(params, core, rollout.normalize_obs(moments, obs), start)
-    action = dist.to_env(dist.mode() if greedy else dist.sample(action_key))
+    drawn = dist.mode() if greedy else dist.sample(action_key)
+    acted = guard.acted(dist, drawn)
+    action = guard.finite_action(dist.to_env(drawn), env.action_space)
     obs, state, reward, terminated, truncated, info = env.step(env_key, state, action)
-    return core, obs, state, info.get("raw_reward", reward), terminated | truncated
+    return core, obs, state, info.get("raw_reward", reward), terminated | truncated, acted
 
 
 def warn_unfinished(finished: np.ndarray) -> None:

@@ -6,6 +6,7 @@
 import contextlib
 import dataclasses
 import functools
+import math
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -15,7 +16,7 @@ import jax
 import numpy as np
 
 from ppo_jax import config as configs
-from ppo_jax import networks
+from ppo_jax import guard, networks
 from ppo_jax.agent import Agent, read_parts
 from ppo_jax.algorithms import ALGORITHMS
 from ppo_jax.config import ConfigError, TrainConfig, references
@@ -25,14 +26,15 @@ from ppo_jax.evaluate import (
     KEPT_PROGRAMS,
     Returns,
     agents_of,
+    check_acted,
     evaluate,
     summary_of,
     warn_not_finite,
     warn_unfinished,
 )
 from ppo_jax.networks import Policy
-from ppo_jax.runs import cache, loop, manifest, trackers
-from ppo_jax.runs.chunk import Chunk, Step, compile_chunk, compiler_options
+from ppo_jax.runs import cache, devices, loop, manifest, memory, trackers
+from ppo_jax.runs.chunk import Step, compile_chunk, compiler_options
 from ppo_jax.runs.folder import (
     RunDirectory,
     check_callbacks,
@@ -101,6 +103,7 @@ def run(
         ConfigError, CheckpointError, InvalidEnvironment: it cannot begin.
         RunFailed: it failed on its way; the message says what is saved.
     """
+    devices.check()
     fields = dataclasses.fields(RunOptions)
     known = [f.name for f in fields]
     unknown = [name for name in options if name not in known]
@@ -144,9 +147,11 @@ def evaluate_run(
 
     Raises:
         ConfigError, CheckpointError: not a run, or nothing whole to restore.
+        FloatingPointError: the network's actions are not finite.
     """
     if episodes < 1:
         raise ConfigError(f"episodes is {episodes}; it must be >= 1")
+    devices.check()
     given = Given(**parts, trust=trust)
     found = run.parts if isinstance(run, Agent) else read_parts(Path(run), checkpoint, given)
     env = found.config.env if given.env is None else given.env
@@ -156,7 +161,7 @@ def evaluate_run(
     if same and _has_value(found.config) and not isinstance(played, HostEnv):
         played, policy = _played(dataclasses.replace(found.config, seed=0))
     with _ended(played):
-        return evaluate(
+        result = evaluate(
             jax.random.key(seed),
             found.params,
             found.moments,
@@ -165,6 +170,8 @@ def evaluate_run(
             episodes=episodes,
             greedy=greedy,
         )
+        check_acted(result, played)
+        return result
 
 
 def _has_value(config: TrainConfig) -> bool:
@@ -374,7 +381,19 @@ def job_of(
         restart=program.restart if isinstance(program.env, HostEnv) else lambda state: state,
         cause="a learning rate too high, rewards or observations that are not finite or not "
         "normalised",
+        source=f"environment {config.env}",
+        needs=_needs(config, program.env, shapes),
+        pure=not isinstance(program.env, HostEnv),
     )
+
+
+def _needs(config: TrainConfig, env: Any, shapes: TrainState) -> dict[str, int]:
+    """What has to be in memory beside the state: the observations of a rollout, and of each step
+    the action, the reward and two flags."""
+    steps = config.num_envs * config.num_steps
+    size = config.num_steps * memory.bytes_of(shapes.rollout.obs)
+    size += steps * (4 * math.prod(env.action_space.shape) + 4 + 2)
+    return {f"a rollout of {config.num_envs} x {config.num_steps} steps": size}
 
 
 def step_of(static: TrainConfig, env: Any = None) -> Step:
@@ -385,11 +404,11 @@ def step_of(static: TrainConfig, env: Any = None) -> Step:
         env: as for `build`.
 
     Returns:
-        (TrainState, (), floats) -> (TrainState, Metrics)
+        (TrainState, (), floats) -> (TrainState, Metrics, guard.Found)
     """
 
-    def step(state: TrainState, frozen: PyTree, floats: PyTree) -> tuple[TrainState, Metrics]:
-        return build(configs.merge(static, floats), env).step(state)
+    def step(state: TrainState, frozen: PyTree, floats: PyTree) -> Any:
+        return build(configs.merge(static, floats), env).guarded_step(state)
 
     return step
 
@@ -397,7 +416,9 @@ def step_of(static: TrainConfig, env: Any = None) -> Step:
 def first_state(config: TrainConfig, program: Program) -> TrainState:
     """The state of a run before its first update, by a program with the options of runs."""
     init, key = jax.jit(program.init), jax.random.key(config.seed)
-    return jax.block_until_ready(init.lower(key).compile(compiler_options())(key))
+    compiled = init.lower(key).compile(compiler_options())
+    memory.check_program("the first state", compiled)
+    return jax.block_until_ready(compiled(key))
 
 
 class Compiled(NamedTuple):
@@ -411,7 +432,7 @@ class Compiled(NamedTuple):
     """
 
     init: Callable[[], TrainState]
-    chunk: Chunk
+    chunk: Callable[..., tuple[TrainState, Metrics]]
     floats: dict[str, Any]
 
 
@@ -423,7 +444,13 @@ def compile_run(config: TrainConfig, program: Program) -> Compiled:
         program: built for it.
     """
     job = job_of(config, program)
-    return Compiled(job.init, compile_chunk(job.step, job.shapes, job.floats), job.floats)
+    chunk = compile_chunk(job.step, job.shapes, job.floats, may_be_nan=job.may_be_nan)
+
+    def advance(state: TrainState, floats: PyTree, count: jax.Array) -> tuple[TrainState, Metrics]:
+        state, metrics, _ = chunk(state, floats, count)
+        return state, guard.show(metrics)
+
+    return Compiled(job.init, advance, job.floats)
 
 
 def started_from(other: TrainState, state: TrainState) -> TrainState:
@@ -479,6 +506,7 @@ def _evaluation(
         policy=program.policy,
         episodes=episodes,
     )
+    check_acted(result, program.env)
     warn_unfinished(np.asarray(result.finished))
     warn_not_finite(np.asarray(result.episode_return))
     return summary_of(result.episode_return, result.finished, agents_of(program.env))

@@ -27,7 +27,7 @@ def learning_rate(default: float, *, adaptive: bool = False) -> Any:
         adaptive: whether the update reports approx_kl, which an adaptive schedule follows.
     """
     doc = "Adam's step size, of the first update; or a schedule"
-    return option(default, doc, low=0, adaptive=adaptive)
+    return option(default, doc, low=0, open_low=True, adaptive=adaptive, may_vanish=True)
 
 
 def anneal_timesteps() -> Any:

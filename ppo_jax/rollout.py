@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 from flax import struct
 
-from ppo_jax import normalization
+from ppo_jax import guard, normalization, watch
 from ppo_jax.envs.protocol import VectorEnv
 from ppo_jax.episodes import (
     Cuts,
@@ -225,6 +225,7 @@ def _collect(
 ) -> tuple[RolloutState, Trajectory, dict[str, Any]]:
     """(state with the metrics of the environment, trajectory, what else the steps left)."""
     env, policy, num_steps = how.env, how.policy, how.num_steps
+    watch.see("rollout")
     noise_key, env_key, refresh_key, critic_key = jax.random.split(key, 4)
     # All noise at once: one wide draw costs a fraction of T narrow ones inside the loop.
     dist = jax.eval_shape(policy.act, params, state.core, state.obs, state.episodes.start)[1]
@@ -318,13 +319,16 @@ def _step(
     start = episodes.start
     core, dist, value = how.policy.act(params, core, normalize_obs(moments, obs), start)
     action = dist.sample_from(noise)
-    next_obs, env_state, reward, terminated, truncated, info = how.env.step(
-        key, env_state, dist.to_env(action)
-    )
+    # What is not finite is found afterwards, by the guard; no environment is given it.
+    taken = guard.finite_action(dist.to_env(action), how.env.action_space)
+    watch.see("act", obs=obs, network=dist, value=value, action=action, taken=taken)
+    next_obs, env_state, reward, terminated, truncated, info = how.env.step(key, env_state, taken)
     rewards = (reward, info.get("raw_reward", reward))
     done = terminated | truncated
+    final = info["final_observation"]
+    watch.see("step", reward=reward, done=done, obs=next_obs, final=final, valid=info["valid"])
     episodes, totals = advance(episodes, rewards, done, valid=info["valid"], gamma=how.gamma)
-    cuts = remember_cuts(cuts, truncated, (core, info["final_observation"]))
+    cuts = remember_cuts(cuts, truncated, (core, final))
     row = {
         "obs": obs,
         "start": start,

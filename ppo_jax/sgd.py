@@ -15,7 +15,7 @@ import jax.numpy as jnp
 import optax
 from jax.flatten_util import ravel_pytree
 
-from ppo_jax import losses, shapes
+from ppo_jax import losses, shapes, watch
 from ppo_jax.optimizer import (
     OptimizerState,
     adam_eps,
@@ -190,7 +190,8 @@ def as_vector(
     state = learner.opt_state
     dtypes = {jnp.result_type(x) for x in jax.tree.leaves(learner.params)}
     size = sum(x.size for x in jax.tree.leaves(learner.params))
-    if type(state) is not OptimizerState or len(dtypes) > 1 or size > FEW_PARAMS:
+    named = watch.active()  # a tree has names, a vector has none
+    if type(state) is not OptimizerState or len(dtypes) > 1 or size > FEW_PARAMS or named:
         return learner, loss_fn, lambda learner: learner
     vector, unravel = ravel_pytree(learner.params)
 
@@ -312,6 +313,7 @@ def _gradient(
         grads, metrics = part(rows)
     else:
         grads, metrics = _accumulate(part, rows, micro_batches)
+    watch.see("gradient", loss=metrics, gradient=grads)
     grads, metrics = reduce((grads, metrics))
     return grads, {**metrics, "grad_norm": optax.tree.norm(grads)}
 
@@ -341,4 +343,5 @@ def _apply(
 ) -> LearnerState:
     updates, opt_state = optimizer.update(grads, learner.opt_state, learner.params)
     params = optax.apply_updates(learner.params, updates)
+    watch.see("parameters", parameters=params)
     return dataclasses.replace(learner, params=params, opt_state=opt_state, step=learner.step + 1)

@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from ppo_jax import algorithms, precision, rollout
+from ppo_jax import algorithms, guard, precision, rollout, watch
 from ppo_jax.algorithms import hooks
 from ppo_jax.config import ConfigError, TrainConfig, check, discount, env_kwargs, resolve, with_own
 from ppo_jax.envs import Env, InvalidEnvironment, VectorEnv, as_env, check_spaces, spaces, vectorize
@@ -27,6 +27,7 @@ from ppo_jax.networks import (
 from ppo_jax.types import Algorithm, Batch, Metrics, PyTree, TrainState
 
 Step = Callable[..., tuple[TrainState, Metrics]]
+GuardedStep = Callable[..., tuple[TrainState, Metrics, guard.Found]]
 
 
 def make_train_step(
@@ -47,14 +48,42 @@ def make_train_step(
         `collect` gets it by its name, `frozen=`; an update that needs it is made with it.
     """
 
+    step = make_guarded_step(collect, algorithm, rows)
+
     def train_step(state: TrainState, frozen: PyTree = ()) -> tuple[TrainState, Metrics]:
+        return step(state, frozen)[:2]
+
+    return train_step
+
+
+def make_guarded_step(
+    collect: Callable[..., tuple[PyTree, Any]],
+    algorithm: Algorithm,
+    rows: Callable[[Batch], Batch] = rollout.flatten_steps,
+) -> GuardedStep:
+    """`make_train_step`, with what the numerical guard says of its numbers.
+
+    Args:
+        as for `make_train_step`.
+
+    Returns:
+        (TrainState, frozen=()) -> (TrainState, Metrics, guard.Found)
+    """
+
+    def train_step(
+        state: TrainState, frozen: PyTree = ()
+    ) -> tuple[TrainState, Metrics, guard.Found]:
         key, collect_key, update_key = jax.random.split(state.key, 3)
         more = {"frozen": frozen} if jax.tree.leaves(frozen) else {}
         experience, trajectory = collect(collect_key, state.learner.params, state.rollout, **more)
-        batch = rows(algorithm.estimate(trajectory))
-        learner, metrics = algorithm.update(update_key, state.learner, batch)
+        estimated = algorithm.estimate(trajectory)
+        watch.see("estimate", advantage=estimated.advantage, target=estimated.target)
+        learner, metrics = algorithm.update(update_key, state.learner, rows(estimated))
         metrics = {**experience.metrics, **metrics}
-        return TrainState(learner, experience, key, state.update + 1), metrics
+        watch.see("update", metrics=metrics, parameters=learner.params)
+        found = guard.check_update(learner, experience, trajectory)
+        experience = dataclasses.replace(experience, metrics=guard.hide(experience.metrics))
+        return TrainState(learner, experience, key, state.update + 1), metrics, found
 
     return train_step
 
@@ -71,6 +100,8 @@ class Program(NamedTuple):
         step: TrainState -> (TrainState, Metrics)
         restart: TrainState -> TrainState with all environments in new episodes, for a saved state
             whose environments are no longer there.
+        guarded_step: TrainState -> (TrainState, Metrics, guard.Found), as the loop of a run takes
+            it.
     """
 
     env: Env
@@ -80,6 +111,7 @@ class Program(NamedTuple):
     init: Callable[[jax.Array], TrainState]
     step: Step
     restart: Callable[[TrainState], TrainState]
+    guarded_step: GuardedStep
 
 
 def build(
@@ -120,15 +152,17 @@ def build(
             normalize_obs=config.normalize_obs,
             normalize_reward=config.normalize_reward,
         )
+        experience = dataclasses.replace(experience, metrics=guard.hide(experience.metrics))
         learner = algorithm.init(learner_key, experience.obs)
         return TrainState(learner, experience, key, jnp.zeros((), jnp.int32))
 
     rows = rollout.sequences if has_memory(policy) else rollout.flatten_steps
     step = make_train_step(collect, algorithm, rows)
+    guarded = make_guarded_step(collect, algorithm, rows)
     restart = functools.partial(_restart, vector_env, policy)
     # The policy for those who use it alone, as an evaluation does. The rest as wholes: environments
     # and backward passes with rules of their own are traced outside of the policy's functions.
-    functions = (policy, algorithm, init, step, restart)
+    functions = (policy, algorithm, init, step, restart, guarded)
     return Program(env, vector_env, *precision.apply(config.matmul_precision, functions))
 
 

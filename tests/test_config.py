@@ -93,7 +93,7 @@ def test_split_takes_the_floats_and_leaves_the_rest():
         ({"learning_rat": 1}, "unknown option 'learning_rat'; did you mean learning_rate"),
         ({"gamma": 1.5}, "gamma is 1.5; it must be >= 0 and <= 1"),
         ({"gamma": math.nan}, "gamma is nan"),
-        ({"learning_rate": -1e-3}, "learning_rate is -0.001; it must be >= 0"),
+        ({"learning_rate": -1e-3}, "learning_rate is -0.001; it must be > 0"),
         ({"learning_rate": "fast"}, "learning_rate is 'fast'; it must be of type float"),
         ({"clip_eps": 0.0}, "clip_eps is 0.0; it must be > 0"),
         ({"clip_eps": None}, "clip_eps is None"),

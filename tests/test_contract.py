@@ -10,10 +10,10 @@ import numpy as np
 import pytest
 
 from ppo_jax import config as configs
-from ppo_jax import rollout
+from ppo_jax import guard, rollout
 from ppo_jax.algorithms import ALGORITHMS, hooks
 from ppo_jax.envs import make
-from ppo_jax.experiment import step_of
+from ppo_jax.experiment import MAY_BE_NAN, step_of
 from ppo_jax.runs.checkpoint import Checkpoints
 from ppo_jax.runs.chunk import make_chunk
 from ppo_jax.train import build, make_train
@@ -202,13 +202,16 @@ def test_chunks_are_the_whole(algorithm, env):
     static, floats = configs.split(config)
     program = build(config)
     init = jax.jit(program.init, compiler_options=AS_RUN)
-    chunk = jax.jit(make_chunk(step_of(static, program.env)), compiler_options=AS_RUN)
+    chunk = jax.jit(
+        make_chunk(step_of(static, program.env), may_be_nan=MAY_BE_NAN), compiler_options=AS_RUN
+    )
 
     def run(*counts):
         state, kept = init(jax.random.key(3)), []
         for count in counts:
-            state, metrics = chunk(state, floats, jnp.int32(count))
-            kept.append(jax.tree.map(lambda x, c=count: np.asarray(x)[:c], metrics))
+            state, metrics, outcome = chunk(state, floats, jnp.int32(count))
+            assert outcome.made == count and not outcome.bad
+            kept.append({name: x[:count] for name, x in guard.show(metrics).items()})
         return state, jax.tree.map(lambda *x: np.concatenate(x), *kept)
 
     whole = run(UPDATES)

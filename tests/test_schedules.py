@@ -27,7 +27,7 @@ from ppo_jax.config import schedules as forms
 from ppo_jax.config.options import check, parse, show, to_json
 from ppo_jax.config.schedules import Schedule, adaptive, constant, cosine, linear
 from ppo_jax.envs import spaces
-from ppo_jax.experiment import RunOptions, step_of
+from ppo_jax.experiment import MAY_BE_NAN, RunOptions, step_of
 from ppo_jax.experiment import train as train_run
 from ppo_jax.networks import make_policy
 from ppo_jax.optimizer import adapt
@@ -649,11 +649,11 @@ def test_chunks_take_the_numbers_as_arguments():
     config = small(learning_rate=linear(1e-2, 0))
     static, floats = configs.split(config)
     chunk, state = (
-        jax.jit(make_chunk(step_of(static))),
+        jax.jit(make_chunk(step_of(static), may_be_nan=MAY_BE_NAN)),
         jax.jit(build(config).init)(jax.random.key(0)),
     )
     for end in (0.0, 5e-3):
-        _, metrics = chunk(state, floats | {"learning_rate.end": end}, jnp.int32(10))
+        _, metrics, _ = chunk(state, floats | {"learning_rate.end": end}, jnp.int32(10))
         expected = linear(1e-2, end).at(np.arange(10) / 10)
         np.testing.assert_allclose(metrics["learning_rate"][:10], expected, rtol=1e-5)
     assert chunk._cache_size() == 1

@@ -5,8 +5,10 @@ import warnings
 from collections.abc import Callable
 from typing import NoReturn
 
+import jax
+
 from ppo_jax.config import ConfigError
-from ppo_jax.runs import devices, terminal
+from ppo_jax.runs import devices, memory, terminal
 from ppo_jax.runs.job import RunFailed
 
 
@@ -36,7 +38,12 @@ def exit_without_device(command: Callable[[], int]) -> NoReturn:
     except (ConfigError, CheckpointError, InvalidEnvironment, UnknownEnvironment) as error:
         terminal.complain(f"error: {error}")
         sys.exit(2)
-    except (RunFailed, OSError) as error:
+    except jax.errors.JaxRuntimeError as error:
+        if not memory.is_exhausted(error):
+            raise
+        terminal.complain(f"error: {memory.exhausted(error)}")
+        sys.exit(1)
+    except (RunFailed, OSError, FloatingPointError) as error:
         terminal.complain(f"error: {error}")
         sys.exit(1)
     except KeyboardInterrupt:

@@ -13,6 +13,7 @@ from ppo_jax.config import ConfigError
 from ppo_jax.evaluate import (
     Returns,
     agents_of,
+    check_acted,
     evaluate,
     record,
     save_gif,
@@ -76,6 +77,7 @@ def play(
     }
     key = jax.random.key(seed)
     result = evaluate(key, **agent, episodes=episodes)
+    check_acted(result, program.env)
     warn_unfinished(np.asarray(result.finished))
     warn_not_finite(np.asarray(result.episode_return))
     how = "sampled" if stochastic else "greedy"

@@ -54,6 +54,11 @@ class Bounds(NamedTuple):
         return " and ".join(parts) or "finite"
 
 
+# Indices are int32.
+MAX_SIZE = 2**31 - 1
+# The least normal and the greatest number of float32.
+TINY, HUGE = 2.0**-126, 3.4028235e38
+FLOAT32 = ", and of a size from 1.2e-38 to 3.4e38, the range of float32"
 # Of the numbers of a schedule that are no values of its option.
 SHARE = Bounds(0, 1, False, None, open_high=True)
 DIVERGENCE = Bounds(0, None, True, None)
@@ -68,6 +73,8 @@ def option(
     open_low: bool = False,
     choices: tuple[str, ...] | None = None,
     adaptive: bool = False,
+    may_vanish: bool = False,
+    large: bool = False,
 ) -> Any:
     """A dataclass field that is an option.
 
@@ -79,11 +86,15 @@ def option(
         open_low: whether `low` itself is excluded.
         choices: the names it may be one of.
         adaptive: whether it may be an adaptive schedule.
+        may_vanish: whether a schedule may reach `low` although a number may not be it.
+        large: whether a whole number is no size of an array, and may be beyond 2^31 − 1.
     """
     metadata = {
         "doc": doc,
         "bounds": Bounds(low, high, open_low, choices),
         "adaptive": adaptive,
+        "may_vanish": may_vanish,
+        "large": large,
     }
     return dataclasses.field(default=default, metadata=metadata)
 
@@ -171,11 +182,22 @@ def check(field: Field, value: Any) -> None:
             raise ConfigError(f"{field.name} is {value!r}; it must be of type {wanted}")
         if not bounds.admits(item):
             raise ConfigError(f"{field.name} is {value!r}; it must be {bounds}")
+        if wanted.base is float and not _fits_float32(item):
+            raise ConfigError(f"{field.name} is {value!r}; it must be {bounds}{FLOAT32}")
+        unbounded = wanted.base is int and bounds.high is None and not field.metadata.get("large")
+        if unbounded and item > MAX_SIZE:
+            raise ConfigError(f"{field.name} is {value!r}; it must be {bounds} and <= {MAX_SIZE}")
+
+
+def _fits_float32(value: Any) -> bool:
+    """Whether programs, which compute in float32, see the number neither as infinite nor as 0."""
+    size = abs(float(value))
+    return size in (0.0, math.inf) or TINY <= size <= HUGE
 
 
 def _check_schedule(field: Field, schedule: Any) -> None:
     """Refuse a schedule that the option does not have, or with a number out of range."""
-    bounds: Bounds = field.metadata["bounds"]
+    bounds: Bounds = _schedule_bounds(field)
     if not isinstance(schedule, Schedule):
         _check_function(field, schedule)
         return
@@ -193,16 +215,37 @@ def _check_schedule(field: Field, schedule: Any) -> None:
             raise ConfigError(f"{given}; its {name} must be a finite number")
         if not allowed.admits(number):
             raise ConfigError(f"{given}; its {name} must be {allowed}")
+        if not _fits_float32(number):
+            raise ConfigError(f"{given}; its {name} must be {allowed}{FLOAT32}")
     if known.get("warmup", 0) > 0 and not bounds.admits(0.0):
         raise ConfigError(f"{given}; a warm-up begins at 0, but {field.name} must be {bounds}")
+    _check_vanishing(field, schedule, known)
     if {"low", "start", "high"} <= known.keys():
         low, start, high = (known[name] for name in ("low", "start", "high"))
         if not low <= start <= high:
             raise ConfigError(f"{given}; its start must be >= low = {low} and <= high = {high}")
 
 
+def _schedule_bounds(field: Field) -> Bounds:
+    """The values that a schedule may pass through."""
+    bounds: Bounds = field.metadata["bounds"]
+    return bounds._replace(open_low=False) if field.metadata.get("may_vanish") else bounds
+
+
+def _check_vanishing(field: Field, schedule: Schedule, known: dict[str, Any]) -> None:
+    """Refuse a schedule that is at the excluded `low` all the time, or begins there and has no way
+    up."""
+    bounds: Bounds = field.metadata["bounds"]
+    kept = ("start",) if schedule.adaptive else ("value", "start", "end")
+    values = [known[name] for name in kept if name in known]
+    traced = len(values) < sum(name in schedule.parameters for name in kept)
+    if values and not traced and not any(bounds.admits(x) for x in values):
+        raise ConfigError(f"{field.name} is {schedule}; it must be {bounds} at some time")
+
+
 def _check_function(field: Field, function: Any) -> None:
     """Refuse a function of the progress that gives something else than values of the option."""
+    bounds = _schedule_bounds(field)
     for progress in (0.0, 0.5, 1.0):
         try:
             with jax.ensure_compile_time_eval():  # a Config may be checked while others are traced
@@ -213,10 +256,10 @@ def _check_function(field: Field, function: Any) -> None:
                 f"{field.name} is a function of the progress that fails at {progress}: "
                 f"{type(error).__name__}: {error}"
             ) from error
-        if not _is_of(float, value) or not field.metadata["bounds"].admits(value):
+        if not (_is_of(float, value) and bounds.admits(value) and _fits_float32(value)):
             raise ConfigError(
                 f"{field.name} is a function of the progress that gives {value!r} at {progress}; "
-                f"it must give one number {field.metadata['bounds']}"
+                f"it must give one number {bounds}{FLOAT32}"
             )
 
 

@@ -14,7 +14,15 @@ import jax
 from ppo_jax import algorithms, precision, rollout
 from ppo_jax.algorithms import ALGORITHMS, hooks
 from ppo_jax.config import references
-from ppo_jax.config.options import ConfigError, coerce, did_you_mean, floats_of, option, with_floats
+from ppo_jax.config.options import (
+    MAX_SIZE,
+    ConfigError,
+    coerce,
+    did_you_mean,
+    floats_of,
+    option,
+    with_floats,
+)
 from ppo_jax.config.options import check as check_option
 from ppo_jax.config.options import guess as guess_value
 from ppo_jax.config.options import to_json as json_value
@@ -47,7 +55,7 @@ class TrainConfig:
     policy: str | None = option(
         None, "network of your own as MODULE:NAME; None: the one that the other options describe"
     )
-    total_timesteps: int = option(500_000, "environment steps of the whole run", low=1)
+    total_timesteps: int = option(500_000, "environment steps of the whole run", low=1, large=True)
     num_envs: int = option(4, "parallel environments", low=1)
     num_steps: int = option(128, "steps of each environment per rollout", low=1)
     seed: int = option(0, "of everything random", low=0, high=2**32 - 1)
@@ -372,6 +380,11 @@ def parse_env_args(env_args: tuple[str, ...]) -> dict[str, Any]:
 
 def _check_sizes(config: TrainConfig) -> None:
     steps = config.num_envs * config.num_steps
+    if steps > MAX_SIZE:
+        raise ConfigError(
+            f"a rollout has num_envs x num_steps = {config.num_envs} x {config.num_steps} = "
+            f"{steps} rows; there may be at most {MAX_SIZE}"
+        )
     if config.total_timesteps < steps:
         raise ConfigError(
             f"total_timesteps is {config.total_timesteps}, less than one rollout of num_envs x "

@@ -56,7 +56,7 @@ class DemoConfig:
     responses: int = option(512, "responses per update", low=2)
     preferences: int = option(6000, "pairs that are judged", low=16)
     kl_coef: float = option(0.5, "beta, the price of a nat away from the reference", low=0.01)
-    learning_rate: float = option(5e-4, "of PPO, falling to 0", low=0)
+    learning_rate: float = option(5e-4, "of PPO, falling to 0", low=0, open_low=True)
     reference_samples: int = option(2048, "per first letter, that the optimum is known by", low=16)
     matmul_precision: str = precision.matmul_precision()
 

@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 from flax import struct
 
-from ppo_jax import losses, normalization
+from ppo_jax import losses, normalization, watch
 from ppo_jax.rlhf import rewards
 from ppo_jax.rlhf.decoder import Decoder
 from ppo_jax.rlhf.generate import generate
@@ -156,6 +156,8 @@ def collect(
     if settings.scale_scores:
         moments = normalization.update(moments, said.raw_score)
     shaped = shape_scores(moments, said, settings)
+    network = {"log_prob": said.log_prob, "value": said.value, "reference": said.ref_log_prob}
+    watch.see("responses", network=network, score=said.raw_score, reward=shaped)
     total_kl = kl_of(said)
     trajectory = _trajectory(said, shaped, state.kl_coef, settings)
     metrics = _metrics(said, shaped, total_kl, state.kl_coef)

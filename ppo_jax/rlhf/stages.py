@@ -165,6 +165,7 @@ def _job(kind: str, init: Callable[[], TrainState], step: Any, mesh: Any) -> Job
         rows=MAX_CHUNK,
         may_be_nan=("explained_variance",),
         place=placing(mesh),
+        source="the reward",
     )
 
 
@@ -217,7 +218,7 @@ def optimisation(
         return judge(state, config.updates)
 
     init = functools.partial(program.init, jax.random.key(seed))
-    return _job("ppo", init, program.step, program.settings.mesh)._replace(
+    return _job("ppo", init, program.guarded_step, program.settings.mesh)._replace(
         frozen=program.frozen,
         updates=config.updates,
         units_per_update=config.num_prompts * config.group_size,

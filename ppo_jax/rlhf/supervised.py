@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import struct
 
-from ppo_jax import sgd
+from ppo_jax import guard, sgd
 from ppo_jax.config.options import option
 from ppo_jax.config.schedules import Scheduled
 from ppo_jax.rlhf.decoder import Decoder
@@ -46,7 +46,7 @@ class DataState:
     cursor: jax.Array
 
 
-Step = Callable[[TrainState, PyTree], tuple[TrainState, Metrics]]
+Step = Callable[[TrainState, PyTree], tuple[TrainState, Metrics, guard.Found]]
 
 
 def init(key: jax.Array, params: Params, config: Config) -> TrainState:
@@ -74,11 +74,11 @@ def make_step(loss_fn: LossFn, config: Config, mesh: Any = None) -> Step:
         mesh: whose devices share the rows; None for one device.
 
     Returns:
-        (TrainState, {"rows": Batch [N]}) -> (TrainState, metrics)
+        (TrainState, {"rows": Batch [N]}) -> (TrainState, metrics, guard.Found)
     """
     optimizer = _optimizer(config)
 
-    def step(state: TrainState, frozen: PyTree) -> tuple[TrainState, Metrics]:
+    def step(state: TrainState, frozen: PyTree) -> tuple[TrainState, Metrics, guard.Found]:
         data, rows = state.rollout, frozen["rows"]
         index = next_rows(data, rows.weight.shape[0], config.batch_size)
         batch = spread(jax.tree.map(lambda x: x[index], rows), mesh)
@@ -88,7 +88,8 @@ def make_step(loss_fn: LossFn, config: Config, mesh: Any = None) -> Step:
         )
         metrics["learning_rate"] = learner.opt_state.learning_rate
         data = dataclasses.replace(data, cursor=data.cursor + config.batch_size)
-        return TrainState(learner, data, state.key, state.update + 1), metrics
+        found = guard.check(guard.learned(learner))
+        return TrainState(learner, data, state.key, state.update + 1), metrics, found
 
     return step
 

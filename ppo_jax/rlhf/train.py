@@ -22,8 +22,8 @@ from ppo_jax.rlhf.policy import LanguagePolicy, make_policy
 from ppo_jax.rlhf.rewards import KL_ESTIMATORS
 from ppo_jax.rlhf.scoring import Reward
 from ppo_jax.rollout import sequences
-from ppo_jax.train import Step, make_train_step
-from ppo_jax.types import Algorithm, Metrics, Params, PyTree, TrainState
+from ppo_jax.train import GuardedStep, Step, make_guarded_step
+from ppo_jax.types import Algorithm, Params, PyTree, TrainState
 
 
 @dataclasses.dataclass(frozen=True)
@@ -85,6 +85,7 @@ class LanguageProgram(NamedTuple):
     Attributes:
         init: key -> TrainState.
         step: (TrainState, frozen) -> (TrainState, Metrics).
+        guarded_step: the same, and guard.Found.
         frozen: arrays that are arguments of the step and never change: the reference, the reward,
             the prompts.
         policy: the actor and the critic.
@@ -98,6 +99,7 @@ class LanguageProgram(NamedTuple):
     policy: LanguagePolicy
     respond: Callable[..., rollout.Responses]
     settings: rollout.Settings
+    guarded_step: GuardedStep
 
 
 def build(
@@ -153,9 +155,7 @@ def build(
         kl_kind=config.kl_kind if config.kl_in == "loss" else None,
     )
 
-    def step(state: TrainState, frozen: PyTree) -> tuple[TrainState, Metrics]:
-        return make_train_step(collect, algorithm(frozen), sequences)(state, frozen)
-
+    guarded_step = functools.partial(_guarded_step, collect=collect, algorithm=algorithm)
     frozen = {
         "reference": models.reference_params,
         "reward": models.reward.frozen,
@@ -166,12 +166,18 @@ def build(
         functools.partial(
             _init, models=models, config=config, settings=settings, algorithm=algorithm(frozen)
         ),
-        step,
+        lambda state, frozen: guarded_step(state, frozen)[:2],
         frozen if mesh is None else sharding.shard(frozen, mesh),
         policy,
         functools.partial(rollout.respond, eos_id=eos_id, **parts),
         settings,
+        guarded_step,
     )
+
+
+def _guarded_step(state: TrainState, frozen: PyTree, *, collect: Any, algorithm: Any) -> Any:
+    """One update, with what the guard says of it; the algorithm is that of the frozen arrays."""
+    return make_guarded_step(collect, algorithm(frozen), sequences)(state, frozen)
 
 
 def _init(

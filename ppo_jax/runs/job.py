@@ -7,8 +7,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from ppo_jax.runs.chunk import MAX_CHUNK
-from ppo_jax.types import Metrics, PyTree
+from ppo_jax.runs.chunk import MAX_CHUNK, Step
+from ppo_jax.types import PyTree
 
 UNITS = {
     "env_steps": "environment steps",
@@ -28,7 +28,8 @@ class Job(NamedTuple):
         name: for people: the title of the progress display and of the figure.
         init: () -> state, the first one.
         shapes: of the state, as `jax.eval_shape` gives them.
-        step: (state, frozen, floats) -> (state, Metrics); one update.
+        step: (state, frozen, floats) -> (state, Metrics), and guard.Found if the step looks at its
+            own numbers; one update.
         updates: number of updates of the whole run.
         unit: what an update consists of: a name in UNITS, which is also that of a field of
             summary.json.
@@ -50,12 +51,17 @@ class Job(NamedTuple):
         restart: state -> state, for a restored state whose environments are gone.
         place: state -> state, where it is worked on if there are several devices.
         cause: what usually makes a number infinite, for the message.
+        source: where observations and rewards come from, for the message.
+        needs: what else has to be in memory at the same time as the state -> bytes of it.
+        pure: whether an update is a function of its state alone. Where it is not, for environments
+            live on the host, no update can be made again, and a chunk leaves the state that went in
+            as it is: that is what is left if it fails.
     """
 
     name: str
     init: Callable[[], Any]
     shapes: Any
-    step: Callable[[Any, PyTree, PyTree], tuple[Any, Metrics]]
+    step: Step
     updates: int
     unit: str
     units_per_update: int
@@ -73,6 +79,9 @@ class Job(NamedTuple):
     restart: Callable[[Any], Any] = _in_place
     place: Callable[[Any], Any] = _in_place
     cause: str = "a learning rate too high"
+    source: str = "the environment"
+    needs: dict[str, int] = {}  # noqa: RUF012
+    pure: bool = True
 
 
 class Progress(NamedTuple):

@@ -4,6 +4,7 @@ A training run, a stage of a language model and a round of a sweep are each a `J
 kept is a `RunRecord`, or `InMemory`.
 """
 
+import contextlib
 import math
 import signal
 import time
@@ -15,12 +16,15 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from ppo_jax import guard, watch
 from ppo_jax.config import ConfigError
-from ppo_jax.runs import terminal
+from ppo_jax.runs import memory, terminal
 from ppo_jax.runs.chunk import Chunk, compile_chunk, next_count
+from ppo_jax.runs.divergence import culprits, message, origin, resume_command
 from ppo_jax.runs.job import UNITS, Callback, Diverged, Job, Progress, Result, RunFailed
 from ppo_jax.runs.options import KeepOptions
 from ppo_jax.runs.record import InMemory, RunRecord, scores_of
+from ppo_jax.runs.replay import Recorder
 from ppo_jax.runs.signals import Signals
 
 SAMPLE_SECONDS = 20.0
@@ -64,6 +68,7 @@ def check(job: Job, options: KeepOptions) -> None:
     Raises:
         ConfigError: what was given, and what to do.
     """
+    memory.check(job)
     if options.eval_every is not None and job.evaluate is None:
         raise ConfigError(
             f"--eval-every is {options.eval_every}, but {job.name} has no evaluation: there are no "
@@ -116,6 +121,10 @@ class _Loop:
         self.update, self.ended = 0, ""
         self.warned: set[str] = set()
         self.state: Any = None
+        # What went bad in the update that was taken back, and what `--debug-nans` saw of it.
+        self.bad: str | None = None
+        self.debug = self.options.debug_nans or jax.config.jax_debug_nans  # type: ignore[attr-defined]
+        self.recorder: Recorder | None = None
 
     def run(self) -> Result:
         """From restoring to the summary."""
@@ -142,13 +151,22 @@ class _Loop:
     def _begin(self, state: Any) -> None:
         """The state that training begins with, and its program."""
         started, job = time.perf_counter(), self.job
-        with terminal.status("compiling"):
+        with terminal.status("compiling"), self._watching():
             self.state = job.place(job.init() if state is None else state)
             if self.chunk is None:
                 self.chunk = compile_chunk(
-                    job.step, self.state, job.floats, job.frozen, rows=job.rows
-                )
+                    job.step, self.state, job.floats, job.frozen, rows=job.rows,
+                    may_be_nan=job.may_be_nan, donate=job.pure,
+                )  # fmt: skip
+                memory.check_program(f"an update of {job.name}", self.chunk)
         self.record.compile_seconds += time.perf_counter() - started
+
+    def _watching(self) -> contextlib.AbstractContextManager[None]:
+        """Where an update cannot be made again, `--debug-nans` looks on while it is made."""
+        if not self.debug or self.job.pure:
+            return contextlib.nullcontext()
+        self.recorder = Recorder()
+        return watch.recording(self.recorder)
 
     def _train(self) -> None:
         """Chunk after chunk, until the last update, a signal, or somebody's wish."""
@@ -159,7 +177,10 @@ class _Loop:
                 shown_at = time.perf_counter()
             count = min(count, self._until_next_look())
             rows, seconds = self._advance(count)
-            self._refuse_nan(rows)
+            if rows:
+                self._refuse_nan(rows)
+            if self.bad is not None:
+                self._diverged()
             self._ask(rows)
             count = next_count(count, seconds, self.job.rows)
             if time.perf_counter() - saved_at >= self.options.checkpoint_seconds:
@@ -175,20 +196,16 @@ class _Loop:
         return left if every is None else min(left, every - self.update % every)
 
     def _advance(self, count: int) -> tuple[list[dict[str, Any]], float]:
-        """Make `count` updates and log them: (their rows, seconds)."""
+        """Make `count` updates, or those before the first bad one, and log them: (their rows,
+        seconds)."""
         job, before = self.job, self.update
         started = time.perf_counter()
-        try:
-            more = (job.frozen,) if jax.tree.leaves(job.frozen) else ()
-            self.state, metrics = self.chunk(  # type: ignore[misc]
-                self.state, job.floats, jnp.int32(count), *more
-            )
-            arrays = {name: np.asarray(x)[..., :count] for name, x in metrics.items()}
-        except jax.errors.JaxRuntimeError:
-            self.record.write_summary(job, "failed")
-            raise
+        metrics, made = self._made(count)
+        arrays = {name: x[..., :made] for name, x in metrics.items()}
         seconds = time.perf_counter() - started
-        self.update += count
+        self.update += made
+        if not made:
+            return [], seconds
         try:
             found = self._evaluation()
         except Exception:  # the rows and the state of the chunk stay
@@ -198,6 +215,48 @@ class _Loop:
         rows = self.record.log(job, before, arrays, seconds=seconds, evaluation=found)
         self._warn(arrays)
         return rows, seconds
+
+    def _made(self, count: int) -> tuple[dict[str, np.ndarray], int]:
+        """Run the program: (metrics [..., rows], number of updates that are in the state)."""
+        job = self.job
+        more = (job.frozen,) if jax.tree.leaves(job.frozen) else ()
+        try:
+            state, hidden, outcome = self.chunk(  # type: ignore[misc]
+                self.state, job.floats, jnp.int32(count), *more
+            )
+            metrics = guard.show(hidden)  # waits for it
+            self.state = state
+        except jax.errors.JaxRuntimeError as error:
+            self.record.write_summary(job, "failed")
+            if memory.is_exhausted(error) and self.record.path is not None:
+                raise RunFailed(
+                    f"{memory.exhausted(error)}; {self.record.what_is_saved(job)}"
+                ) from error
+            raise
+        if np.ndim(outcome.bad):  # one of many agents, which the others go on without
+            return metrics, count
+        made = int(outcome.made)
+        if outcome.bad:
+            row = {n: x[made].item() for n, x in metrics.items() if np.ndim(x[made]) == 0}
+            self.bad = culprits(job, outcome.found, row)
+        return metrics, made
+
+    def _diverged(self) -> None:
+        """Stop at the first bad number, with the state before it.
+
+        Raises:
+            Diverged: naming the arrays and the update.
+        """
+        job, record = self.job, self.record
+        if self.update > record.saved:
+            record.save(job, self.update, self.state, last=True)
+        record.write_summary(job, "diverged")
+        resume = "" if self.debug else resume_command(job, record)
+        saved = record.what_is_saved(job)
+        text = message(job, self.bad or "", self.update, saved=saved, resume=resume)
+        if self.debug:
+            text += ". " + origin(job, self.state, self.update, self.recorder)
+        raise Diverged(text)
 
     def _failed(self) -> None:
         """Save what was trained before an evaluation or a callback failed."""
@@ -233,7 +292,11 @@ class _Loop:
         job, found = self.job, dict[str, Any]()
         trained = self.update >= job.updates or bool(self.ended)
         if trained and (not self.signals.received or self.record.path is None):
-            found = finite(self._result())
+            try:
+                found = finite(self._result())
+            except FloatingPointError:  # the network's actions; what was trained is saved
+                self.record.write_summary(job, "failed")
+                raise
         stopped = self.signals.received
         if trained and (found or not stopped):
             status = "finished"
@@ -277,18 +340,19 @@ class _Loop:
                 warnings.warn(meaning, stacklevel=1)
 
     def _refuse_nan(self, rows: list[dict[str, Any]]) -> None:
-        """Stop at the first number that is not finite and should be.
+        """Stop at an evaluation with a number that is not finite and should be.
 
         Raises:
-            Diverged: naming the metric and the update.
+            Diverged: naming the number and the update.
         """
         job = self.job
         for row in rows:
             bad = [k for k, v in row.items() if v is None and not k.startswith(job.may_be_nan)]
             if bad:
+                self.record.save(job, self.update, self.state, last=True)
                 self.record.write_summary(job, "diverged")
                 raise Diverged(
                     f"{', '.join(bad)} is not finite at update {row['update']} "
-                    f"({UNITS[job.unit]}: {row['env_step']:,}); checkpoints before it are "
-                    f"untouched, {self.record.what_is_saved(job)}. Usual cause: {job.cause}"
+                    f"({UNITS[job.unit]}: {row['env_step']:,}); {self.record.what_is_saved(job)}. "
+                    f"Usual cause: {job.cause}"
                 )

@@ -33,6 +33,9 @@ class KeepOptions:
         (), "functions to call between chunks, each as module:name; one that returns true ends "
         "the run"
     )  # fmt: skip
+    debug_nans: bool = option(
+        False, "after a number that is not finite, make the update again and name the origin"
+    )
     tensorboard: bool = option(False, "write TensorBoard events too")
     wandb: bool = option(False, "log to Weights & Biases too")
     trackio: bool = option(False, "log to trackio too, which keeps runs on this machine")

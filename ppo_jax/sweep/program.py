@@ -23,11 +23,12 @@ from ppo_jax.algorithms import ALGORITHMS, get
 from ppo_jax.config import TrainConfig, references
 from ppo_jax.envs import is_own
 from ppo_jax.evaluate import evaluate
-from ppo_jax.experiment import EVALUATION, step_of
-from ppo_jax.runs.chunk import compiler_options, make_chunk
+from ppo_jax.experiment import EVALUATION, MAY_BE_NAN, step_of
+from ppo_jax.runs.chunk import Chunk, compiler_options, make_chunk
 from ppo_jax.runs.job import Job
+from ppo_jax.runs.memory import is_exhausted
 from ppo_jax.train import build
-from ppo_jax.types import Metrics, PyTree, TrainState
+from ppo_jax.types import PyTree, TrainState
 
 # Updates between two looks at the clock, at most: so many rows of metrics are on the device.
 SLICE = 256
@@ -48,8 +49,10 @@ class AgentsProgram(NamedTuple):
         width: agents of one device.
         devices: where they are.
         init: (seeds, floats) -> TrainState
-        advance: (TrainState, floats, count) -> (TrainState, Metrics [..., min(SLICE, U)]), of
-            which `count` columns are new; the state that goes in is used up.
+        advance: (TrainState, floats, count) -> (TrainState, Metrics [..., min(SLICE, U)], Outcome),
+            of which `count` columns are new; the state that goes in is used up. An agent one of
+            whose numbers goes bad stays as it was before, and its metrics have no value from then
+            on.
         evaluate: (seeds, TrainState, floats) -> (returns [..., E], finished [..., E]); None
             for E = 0.
         bytes_needed: of one device's memory, by the compiler's own account.
@@ -58,7 +61,7 @@ class AgentsProgram(NamedTuple):
     width: int
     devices: tuple[jax.Device, ...]
     init: Callable[..., TrainState]
-    advance: Callable[..., tuple[TrainState, Metrics]]
+    advance: Chunk
     evaluate: Callable[..., tuple[jax.Array, jax.Array]] | None
     bytes_needed: int
 
@@ -131,7 +134,8 @@ def _functions(
             sharded, in_shardings=shardings, out_shardings=NamedSharding(mesh, rows), **options
         )
 
-    chunk = make_chunk(step_of(static, env), min(SLICE, static.num_updates))
+    length = min(SLICE, static.num_updates)
+    chunk = make_chunk(step_of(static, env), length, may_be_nan=MAY_BE_NAN, stop=False)
     advance = spread(chunk, (0, 0, None), donate_argnums=0)
     return _Functions(spread(init, (0, 0)), advance, spread(finish, (0, 0, 0)))
 
@@ -259,7 +263,7 @@ def fit(
         try:
             program = compile_at(width)
         except jax.errors.JaxRuntimeError as error:
-            if not out_of_memory(error) or width == 1:
+            if not is_exhausted(error) or width == 1:
                 raise
             release()
             width = even_width(agents, width // 2, len(devices))
@@ -276,11 +280,6 @@ def even_width(agents: int, widest: int, devices: int) -> int:
     per_device = -(-agents // devices)
     rounds = -(-per_device // max(1, widest))
     return -(-per_device // rounds)
-
-
-def out_of_memory(error: BaseException) -> bool:
-    """Whether a runtime error says that a device has no room."""
-    return "RESOURCE_EXHAUSTED" in str(error) or "out of memory" in str(error).lower()
 
 
 def job_of(

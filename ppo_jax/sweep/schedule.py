@@ -9,7 +9,7 @@ import jax
 import numpy as np
 
 from ppo_jax.config import ConfigError, TrainConfig
-from ppo_jax.runs import loop, terminal
+from ppo_jax.runs import loop, memory, terminal
 from ppo_jax.runs.job import Callback
 from ppo_jax.runs.record import InMemory
 from ppo_jax.runs.signals import Signals
@@ -18,7 +18,6 @@ from ppo_jax.sweep.program import (
     compile_program,
     fit,
     job_of,
-    out_of_memory,
     release,
     structure,
     take,
@@ -166,7 +165,7 @@ class Schedule:
                     yield from self._round(program, group, same[: len(self.devices)], watch)
                     continue
                 except jax.errors.JaxRuntimeError as error:
-                    if not out_of_memory(error):
+                    if not memory.is_exhausted(error):
                         raise
                     reason = str(error).splitlines()[0]
                 program = None  # frees what it holds before the next is compiled
@@ -191,11 +190,17 @@ class Schedule:
         agents, compile_at = len(group.agents), functools.partial(self._compile, group)
         widest = self.batch_size and min(self.batch_size, -(-agents // len(self.devices)))
         try:
-            return fit(agents, compile_at, self.devices, widest)
+            program = fit(agents, compile_at, self.devices, widest)
         except jax.errors.JaxRuntimeError as error:
-            if not out_of_memory(error):
+            if not memory.is_exhausted(error):
                 raise
             raise _too_large(group, str(error).splitlines()[0]) from error
+        there = memory.available(self.devices[0])
+        needed = program.bytes_needed
+        if program.width == 1 and there is not None and needed > there:
+            asked = f"{memory.text(needed)} are needed, {memory.text(there)} are there"
+            raise _too_large(group, asked)
+        return program
 
     def _plan(self, group: int, agents: Sequence[int], width: int) -> None:
         first = self.next_number

@@ -11,16 +11,17 @@ import numpy as np
 from rich.box import SIMPLE
 from rich.table import Table
 
+from ppo_jax import experiment
 from ppo_jax.config import ConfigError
 from ppo_jax.config.options import option
 from ppo_jax.envs import refuse_sweep
 from ppo_jax.evaluate import warn_unfinished
-from ppo_jax.runs import cache, manifest, provenance, terminal
+from ppo_jax.runs import cache, manifest, memory, provenance, terminal
 from ppo_jax.runs.signals import Signals
 from ppo_jax.runs.terminal import Display
 from ppo_jax.sweep import results
 from ppo_jax.sweep.keep import KEEP, Keeper, scores_of
-from ppo_jax.sweep.program import AgentsProgram
+from ppo_jax.sweep.program import AgentsProgram, structure
 from ppo_jax.sweep.publish import publish
 from ppo_jax.sweep.results import Setting
 from ppo_jax.sweep.schedule import Finished, Group, Schedule, Stopped, group_agents
@@ -208,8 +209,13 @@ class _Session:
 
 def check(spec: Spec) -> None:
     """Everything that can be wrong with a point, before anything compiles or is written."""
+    structures = set()
     for config in dict.fromkeys(spec.configs):
-        refuse_sweep(build(config).env)
+        program = build(config)
+        refuse_sweep(program.env)
+        if structure(config)[0] not in structures:
+            structures.add(structure(config)[0])
+            memory.check(experiment.job_of(config, program))
 
 
 def print_table(order: list[Setting], threshold: float | None, rows: int = 10) -> None:

@@ -1,0 +1,141 @@
+"""Memory: whether a run can fit, said before it is compiled where that can be known.
+
+What is counted is what a run cannot do without, so that nothing that fits is ever refused; what the
+compiler needs on top is known once it has compiled, and the rest when the devices say so.
+"""
+
+import math
+import re
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+
+from ppo_jax.config import ConfigError
+from ppo_jax.runs.job import Job, RunFailed
+from ppo_jax.types import PyTree
+
+MEMINFO = Path("/proc/meminfo")
+# Limits of a container, of the two versions of control groups: (limit, usage, part of the usage
+# that the kernel takes back when somebody needs it).
+CGROUPS = (
+    ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory.current", "/sys/fs/cgroup/memory.stat"),
+    (
+        "/sys/fs/cgroup/memory/memory.limit_in_bytes",
+        "/sys/fs/cgroup/memory/memory.usage_in_bytes",
+        "/sys/fs/cgroup/memory/memory.stat",
+    ),
+)
+TODO = "halve --num-envs or --num-steps, or make the network smaller (--hidden)"
+
+
+def bytes_of(tree: PyTree) -> int:
+    """Bytes of arrays, or of their shapes."""
+    found = [x for x in jax.tree.leaves(tree) if hasattr(x, "shape") and hasattr(x, "dtype")]
+    # PRNG keys are a few bytes.
+    plain = [x for x in found if not jax.dtypes.issubdtype(x.dtype, jax.dtypes.prng_key)]
+    return sum(math.prod(x.shape) * np.dtype(x.dtype).itemsize for x in plain)
+
+
+def available(device: Any = None) -> int | None:
+    """Bytes that are free on a device, as far as they are known; None where they are not.
+
+    Args:
+        device: of JAX; None: the first.
+    """
+    device = jax.local_devices()[0] if device is None else device
+    if device.platform != "cpu":
+        stats = device.memory_stats() or {}
+        limit = stats.get("bytes_limit")
+        return None if limit is None else limit - stats.get("bytes_in_use", 0)
+    free = _meminfo()
+    limits = [left for paths in CGROUPS if (left := _cgroup(*paths)) is not None]
+    found = [x for x in (free, *limits) if x is not None]
+    return min(found) if found else None
+
+
+def _meminfo() -> int | None:
+    """MemAvailable and free swap."""
+    try:
+        text = MEMINFO.read_text()
+    except OSError:
+        return None
+    found = dict(re.findall(r"^(\w+):\s+(\d+) kB", text, re.MULTILINE))
+    if "MemAvailable" not in found:
+        return None
+    return 1024 * (int(found["MemAvailable"]) + int(found.get("SwapFree", 0)))
+
+
+def _cgroup(limit: str, usage: str, stat: str) -> int | None:
+    """What a control group leaves; None where it has no limit."""
+    try:
+        most = int(Path(limit).read_text())
+        used = int(Path(usage).read_text())
+        found = dict(line.split() for line in Path(stat).read_text().splitlines())
+    except (OSError, ValueError):
+        return None
+    if most >= 2**60:
+        return None
+    return most - used + int(found.get("inactive_file", 0)) + int(found.get("active_file", 0))
+
+
+def check(job: Job) -> None:
+    """Refuse a job that cannot fit, before it is compiled: its state, and what it needs beside it.
+
+    Raises:
+        ConfigError: bytes needed, bytes there, what to do.
+    """
+    if job.shapes is None:
+        return
+    # Several devices may share the arrays.
+    parts = {"the state": bytes_of(job.shapes), **job.needs}
+    needed, there = sum(parts.values()) // jax.local_device_count(), available()
+    if there is None or needed <= there:
+        return
+    listed = ", ".join(f"{what} {text(size)}" for what, size in parts.items())
+    raise ConfigError(
+        f"out of memory: {job.name} needs at least {text(needed)} ({listed}), {text(there)} are "
+        f"there; {TODO}"
+    )
+
+
+def check_program(name: str, compiled: Any) -> None:
+    """Refuse a compiled program that cannot fit beside what is there already.
+
+    Raises:
+        RunFailed: bytes needed, bytes there, what to do.
+    """
+    analysis = getattr(compiled, "memory_analysis", lambda: None)()
+    there = available()
+    if analysis is None or there is None:
+        return
+    more = analysis.temp_size_in_bytes + analysis.output_size_in_bytes
+    more -= analysis.alias_size_in_bytes
+    if more > there:
+        raise RunFailed(
+            f"out of memory: {name} needs {text(more)} beside what is there already, and "
+            f"{text(there)} are free; {TODO}; nothing was computed"
+        )
+
+
+def is_exhausted(error: BaseException) -> bool:
+    """Whether a runtime error says that a device has no room."""
+    return "RESOURCE_EXHAUSTED" in str(error) or "out of memory" in str(error).lower()
+
+
+def exhausted(error: BaseException) -> str:
+    """The same in one line, with the bytes that were asked for if the error names them."""
+    found = re.search(r"allocat\w* (?:of )?(\d+)", str(error))
+    asked = f" while {text(int(found.group(1)))} were asked for" if found else ""
+    there = available()
+    left = "" if there is None else f" and {text(there)} are free now"
+    return f"out of memory{asked}{left}: {TODO}"
+
+
+def text(size: int) -> str:
+    """Bytes for people."""
+    for unit, factor in (("TB", 1e12), ("GB", 1e9), ("MB", 1e6)):
+        if size >= factor:
+            return f"{size / factor:,.1f} {unit}"
+    return f"{size:,} bytes"
