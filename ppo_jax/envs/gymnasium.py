@@ -6,6 +6,7 @@ from typing import Any
 
 import ppo_jax.config.references as references
 from ppo_jax.config.options import did_you_mean
+from ppo_jax.envs.copies import Copies
 from ppo_jax.envs.host import HostEnv
 from ppo_jax.envs.protocol import InvalidEnvironment
 
@@ -43,9 +44,9 @@ def make(env_id: str, backend: str = "sync", **kwargs: Any) -> HostEnv:
     Args:
         env_id: e.g. "LunarLander-v3".
         backend: how N of them run. sync: one after the other, in this process. async: in a process
-            each, which pays where a step is slow; the processes are started afresh ("spawn") and
-            inherit nothing of JAX, whose threads do not survive a fork. vector_entry_point: the
-            vectorised form that some ids have, with NEXT_STEP restarts.
+            each, which pays where a step is slow; the processes are started afresh and inherit
+            nothing of JAX, whose threads do not survive a fork. vector_entry_point: the vectorised
+            form that some ids have, with NEXT_STEP restarts.
         **kwargs: arguments of the environment; max_episode_steps is the time limit.
 
     Raises:
@@ -69,7 +70,7 @@ def make(env_id: str, backend: str = "sync", **kwargs: Any) -> HostEnv:
             )
         # The checks of the environment's returns were made on the first one.
         copy = functools.partial(one, disable_env_checker=True, **options)
-        return functools.partial(_vector, [copy] * num_envs, backend)
+        return functools.partial(_copies, [copy] * num_envs, backend)
 
     def variant(**options: Any) -> HostEnv:
         same = functools.partial(start, backend="sync", **options)
@@ -128,7 +129,7 @@ def adapt(env: Any, first: Any = None) -> HostEnv:
     first.close()
 
     def start(num_envs: int) -> Callable[[], Any]:
-        return functools.partial(_vector, [env] * num_envs, "sync")
+        return functools.partial(_copies, [env] * num_envs, "sync")
 
     def copy() -> HostEnv:
         return HostEnv(name, spaces, start)
@@ -157,10 +158,5 @@ def first_of(make_one: Callable[[], Any], name: str) -> Any:
         ) from error
 
 
-def _vector(copies: list[Callable[[], Any]], backend: str) -> Any:
-    import gymnasium
-
-    mode = gymnasium.vector.AutoresetMode.SAME_STEP
-    if backend == "async":
-        return gymnasium.vector.AsyncVectorEnv(copies, context="spawn", autoreset_mode=mode)
-    return gymnasium.vector.SyncVectorEnv(copies, autoreset_mode=mode)
+def _copies(makers: list[Callable[[], Any]], backend: str) -> Copies:
+    return Copies(makers, processes=backend == "async")

@@ -1,0 +1,81 @@
+"""What is known of a run's simulators while they work: the call under way, and what failed."""
+
+import dataclasses
+import math
+import threading
+import time
+
+# Seconds that a call may go on after a signal asked the run to end.
+GRACE = 10.0
+# A step or a reset that takes longer than this many seconds is taken for one that hangs. Long
+# enough for a simulator that loads a scene or compiles its shaders when it is first reset.
+TIMEOUT = 600.0
+
+
+class SimulatorFailed(RuntimeError):
+    """An environment of the host raised, ended, hung or returned what it must not: one line."""
+
+
+class Hung(BaseException):
+    """Raised within a call that takes too long; no `except Exception` of an environment stops it.
+
+    Its text says after how many seconds."""
+
+
+@dataclasses.dataclass
+class Supervision:
+    """Of all environments of a run together, those of its evaluations among them.
+
+    Attributes:
+        active: whether a failure is kept here for the run's loop, instead of being raised within
+            the compiled program.
+        timeout: seconds that a step or a reset of one copy may take.
+        restarts: number of copies that may be replaced.
+        replaced: number of copies that were.
+        failure: what failed, in one line; KeyboardInterrupt where a person ended it.
+        call: (the thread, when it began) of the call under way; None between calls.
+        hurry: when a signal asked the run to end; None: not yet.
+    """
+
+    active: bool = False
+    timeout: float = math.inf
+    restarts: int = 0
+    replaced: int = 0
+    failure: str | KeyboardInterrupt | None = None
+    call: tuple[int, float] | None = None
+    hurry: float | None = None
+
+    def begin(self, timeout: float | None = None, restarts: int = 0) -> None:
+        """Supervise a run.
+
+        Args:
+            timeout: seconds; None: for ever.
+            restarts: as above.
+        """
+        self.active, self.timeout, self.restarts = True, timeout or math.inf, restarts
+        self.replaced, self.failure, self.call, self.hurry = 0, None, None, None
+
+    def end(self) -> None:
+        """Failures are raised from here on."""
+        self.active, self.timeout, self.restarts, self.failure = False, math.inf, 0, None
+
+    def enter(self) -> float:
+        """A call begins; when it does."""
+        now = time.monotonic()
+        self.call = (threading.get_ident(), now)
+        return now
+
+    def leave(self) -> None:
+        """The call is over."""
+        self.call = None
+
+    def deadline(self, began: float) -> float:
+        """When a call that began then is taken for one that hangs."""
+        end = began + self.timeout
+        return end if self.hurry is None else min(end, max(began, self.hurry) + GRACE)
+
+    def hung(self, began: float) -> str:
+        """What is said of a call that began then and passed its deadline."""
+        if self.hurry is not None and time.monotonic() - began < self.timeout:
+            return f"did not return within {GRACE:g} s of the signal"
+        return f"did not return within {self.timeout:g} s (--env-timeout)"
