@@ -5,7 +5,6 @@ of all copies, which need not fit together, and end with the first copy that fai
 """
 
 import contextlib
-import functools
 import os
 import pickle
 import select
@@ -184,11 +183,12 @@ class InProcess:
 
     def __init__(self, make: Callable[[], Any]) -> None:
         self.copy: Any = None
-        self.call: Callable[[], Any] = functools.partial(self._make, make)
+        self.call: Callable[..., Any] = self._make
+        self.arguments: tuple[Any, ...] = (make,)
 
     def send(self, name: str, *arguments: Any) -> None:
         """Ask for what `wait` is to do."""
-        self.call = functools.partial(getattr(self.copy, name), *arguments)
+        self.call, self.arguments = getattr(self.copy, name), arguments
 
     def wait(self, supervision: Supervision) -> Any:
         """Do it: the result.
@@ -196,15 +196,15 @@ class InProcess:
         Raises:
             CopyFailed: it raised, or took too long and could be interrupted.
         """
-        began = supervision.enter()
+        supervision.call = began = time.monotonic()
         try:
-            return self.call()
+            return self.call(*self.arguments)
         except (Exception, SystemExit) as error:
             raise CopyFailed(worker.raised(error)) from error
         except Hung as error:
             raise CopyFailed(supervision.hung(began)) from error
         finally:
-            supervision.leave()
+            supervision.call = None
 
     def close(self) -> None:
         """Close the environment; what that raises is nobody's concern any more."""
@@ -214,10 +214,10 @@ class InProcess:
 
     def discard(self, supervision: Supervision) -> None:
         """Close an environment that failed, and may fail again."""
-        supervision.enter()
+        supervision.call = time.monotonic()
         with contextlib.suppress(Hung):
             self.close()
-        supervision.leave()
+        supervision.call = None
 
     def _make(self, make: Callable[[], Any]) -> None:
         self.copy = worker.Copy(make)
@@ -227,8 +227,8 @@ class Process:
     """A copy in a process of its own.
 
     The process is a program of its own and no fork of this one, whose threads (JAX has some) would
-    not survive it. It leads a session of its own, out of the reach of the terminal, and ends with
-    this process, however that ends.
+    not survive it. It is in a process group of its own, out of the reach of the terminal, and ends
+    with this process, however that ends.
     """
 
     def __init__(self, make: Callable[[], Any]) -> None:
@@ -242,7 +242,7 @@ class Process:
             [sys.executable, "-P", "-c", BOOT, worker.__file__, *map(str, fds)],
             pass_fds=fds,
             stdin=subprocess.DEVNULL,
-            start_new_session=True,
+            process_group=0,
         )
         theirs.close()
         os.close(lifeline)

@@ -5,6 +5,7 @@ that a run's state holds only a token, with which every step is checked to be th
 """
 
 import dataclasses
+import threading
 from collections.abc import Callable
 from typing import Any
 
@@ -181,6 +182,7 @@ class HostVectorEnv:
         supervision = self._supervision
         if supervision.failure is not None:
             return otherwise()
+        supervision.thread = threading.get_ident()
         try:
             return work()
         except (Exception, KeyboardInterrupt) as error:

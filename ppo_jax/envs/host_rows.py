@@ -23,6 +23,8 @@ class Rows:
     def __init__(self, space: Any, leaves: Sequence[Leaf]) -> None:
         self.leaves = tuple(leaves)
         theirs = [_below(space, leaf.path) for leaf in leaves]
+        self.fast = {np.ndarray, np.int64}  # what most environments return is looked at quickest
+        self.whole = len(leaves) == 1 and not leaves[0].path
         self.kinds = [(tuple(s.shape), np.dtype(s.dtype)) for s in theirs]
 
     def empty(self, count: int) -> list[np.ndarray]:
@@ -39,6 +41,8 @@ class Rows:
         Raises:
             ValueError: a part of it is missing.
         """
+        if self.whole:
+            return (obs,)
         return tuple([leaf.of(obs) for leaf in self.leaves])
 
     def write(self, arrays: list[np.ndarray], i: int, obs: Any, info: Any) -> None:
@@ -59,10 +63,11 @@ class Rows:
                 f"returned the observation {type(obs).__name__} without the entry {error}, which "
                 "its observation_space has"
             ) from error
-        for k, (array, x) in enumerate(zip(arrays, values, strict=True)):
+        for k, x in enumerate(values):
             shape, dtype = self.kinds[k]
-            fits = getattr(x, "dtype", None) == dtype and x.shape == shape
-            array[i] = x if fits else _fitted(x, shape, dtype, self.leaves[k])
+            if type(x) not in self.fast or x.dtype != dtype or x.shape != shape:
+                x = _fitted(x, shape, dtype, self.leaves[k])
+            arrays[k][i] = x
 
     def ours(self, arrays: list[np.ndarray]) -> tuple[np.ndarray, ...]:
         """The leaves [N, ...] in our layout."""

@@ -2,6 +2,7 @@
 
 import copy
 import functools
+import time
 from typing import Any
 
 import numpy as np
@@ -107,7 +108,7 @@ class GymnasiumVector:
             raise self._failed(f"returned observations of another kind: {error}", when) from error
 
     def _call(self, when: str, function: Any) -> Any:
-        began = self.supervision.enter()
+        self.supervision.call = began = time.monotonic()
         try:
             return function()
         except (Exception, SystemExit) as error:
@@ -115,7 +116,7 @@ class GymnasiumVector:
         except Hung as error:
             raise self._failed(self.supervision.hung(began), when) from error
         finally:
-            self.supervision.leave()
+            self.supervision.call = None
 
     def _failed(self, text: str, when: str) -> SimulatorFailed:
         return SimulatorFailed(f"vector environment {self.name}, {when}: {text}")

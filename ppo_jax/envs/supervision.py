@@ -2,7 +2,6 @@
 
 import dataclasses
 import math
-import threading
 import time
 
 # Seconds that a call may go on after a signal asked the run to end.
@@ -33,7 +32,8 @@ class Supervision:
         restarts: number of copies that may be replaced.
         replaced: number of copies that were.
         failure: what failed, in one line; KeyboardInterrupt where a person ended it.
-        call: (the thread, when it began) of the call under way; None between calls.
+        call: when the call under way began; None between calls.
+        thread: that makes the calls.
         hurry: when a signal asked the run to end; None: not yet.
     """
 
@@ -42,7 +42,8 @@ class Supervision:
     restarts: int = 0
     replaced: int = 0
     failure: str | KeyboardInterrupt | None = None
-    call: tuple[int, float] | None = None
+    call: float | None = None
+    thread: int = 0
     hurry: float | None = None
 
     def begin(self, timeout: float | None = None, restarts: int = 0) -> None:
@@ -58,16 +59,6 @@ class Supervision:
     def end(self) -> None:
         """Failures are raised from here on."""
         self.active, self.timeout, self.restarts, self.failure = False, math.inf, 0, None
-
-    def enter(self) -> float:
-        """A call begins; when it does."""
-        now = time.monotonic()
-        self.call = (threading.get_ident(), now)
-        return now
-
-    def leave(self) -> None:
-        """The call is over."""
-        self.call = None
 
     def deadline(self, began: float) -> float:
         """When a call that began then is taken for one that hangs."""

@@ -13,27 +13,15 @@ import traceback
 from collections.abc import Callable
 from multiprocessing.connection import Connection
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 EXPECTED = "obs, reward, terminated, truncated, info"
 
 
-class Stepped(NamedTuple):
-    """What a step of one copy brought.
-
-    Attributes:
-        obs: the true successor, as the environment has it.
-        reward, terminated, truncated: of the step.
-        info: of the step.
-        following: (obs, info) of the next episode's reset, if this step ended one; else None.
-    """
-
-    obs: Any
-    reward: float
-    terminated: bool
-    truncated: bool
-    info: dict[str, Any]
-    following: tuple[Any, dict[str, Any]] | None
+# What a step of one copy brought: obs, the true successor, as the environment has it; reward;
+# terminated; truncated; info; and (obs, info) of the next episode's reset, if the step ended one,
+# else None.
+Stepped = tuple[Any, float, bool, bool, Any, tuple[Any, Any] | None]
 
 
 class Copy:
@@ -72,12 +60,16 @@ class Copy:
         if not isinstance(result, tuple) or len(result) != 5:
             raise TypeError(f"step returned {described(result)}, expected {EXPECTED}")
         obs, reward, terminated, truncated, info = result
-        terminated, truncated = flag("terminated", terminated), flag("truncated", truncated)
-        reward = number(reward)
+        if type(terminated) is not bool:
+            terminated = flag("terminated", terminated)
+        if type(truncated) is not bool:
+            truncated = flag("truncated", truncated)
+        if type(reward) is not float:
+            reward = number(reward)
         if not (terminated or truncated):
-            return Stepped(obs, reward, False, False, info, None)
+            return obs, reward, False, False, info, None
         obs, info = copy.deepcopy(obs), dict(info) if isinstance(info, dict) else {}
-        return Stepped(obs, reward, terminated, truncated, info, self.reset())
+        return obs, reward, terminated, truncated, info, self.reset()
 
     def render(self) -> Any:
         """The environment's picture."""
@@ -94,8 +86,6 @@ def flag(name: str, value: Any) -> bool:
     Raises:
         TypeError: it is none.
     """
-    if isinstance(value, bool):
-        return value
     if getattr(value, "size", 0) == 1 and getattr(value.dtype, "kind", "") in "biu":
         return bool(value.item())
     if isinstance(value, int):
@@ -109,8 +99,6 @@ def number(value: Any) -> float:
     Raises:
         TypeError: it is no single number.
     """
-    if type(value) is float:
-        return value
     try:
         return float(value.item() if getattr(value, "size", 0) == 1 else value)
     except (TypeError, ValueError):
@@ -177,11 +165,12 @@ def _selected(result: Any, infos: tuple[str, ...]) -> Any:
     def select(info: Any) -> dict[str, Any]:
         return {k: info[k] for k in infos if k in info} if isinstance(info, dict) else {}
 
-    if isinstance(result, Stepped):
-        after = result.following
-        following = None if after is None else (after[0], select(after[1]))
-        return (*result[:4], select(result.info), following)
-    return (result[0], select(result[1])) if isinstance(result, tuple) else result
+    if not isinstance(result, tuple):
+        return result
+    if len(result) == 2:
+        return result[0], select(result[1])
+    *step, info, after = result
+    return (*step, select(info), after and (after[0], select(after[1])))
 
 
 def _end_with_parent(lifeline: int) -> None:
