@@ -7,6 +7,7 @@ from typing import Any
 import ppo_jax.config.references as references
 from ppo_jax.config.options import did_you_mean
 from ppo_jax.envs.copies import Copies
+from ppo_jax.envs.first_look import look
 from ppo_jax.envs.host import HostEnv
 from ppo_jax.envs.protocol import InvalidEnvironment
 
@@ -60,6 +61,7 @@ def make(env_id: str, backend: str = "sync", **kwargs: Any) -> HostEnv:
     one = functools.partial(gymnasium.make, env_id, **kwargs)
     first = first_of(one, f"gymnasium:{env_id}")
     spaces, limit = (first.observation_space, first.action_space), first.spec.max_episode_steps
+    look(first, f"gymnasium:{env_id}")
     first.close()
 
     def start(num_envs: int, backend: str = backend, **options: Any) -> Callable[[], Any]:
@@ -126,6 +128,7 @@ def adapt(env: Any, first: Any = None) -> HostEnv:
     spec = getattr(first, "spec", None)
     name = spec.id if spec is not None else type(first.unwrapped).__name__
     spaces = (first.observation_space, first.action_space)
+    look(first, name)
     first.close()
 
     def start(num_envs: int) -> Callable[[], Any]:

@@ -182,7 +182,7 @@ class HostVectorEnv:
         supervision = self._supervision
         if supervision.failure is not None:
             return otherwise()
-        supervision.thread = threading.get_ident()
+        supervision.thread, supervision.name = threading.get_ident(), f"environment {self.name}"
         try:
             return work()
         except (Exception, KeyboardInterrupt) as error:

@@ -2,6 +2,7 @@
 
 import dataclasses
 import math
+import threading
 import time
 
 # Seconds that a call may go on after a signal asked the run to end.
@@ -34,6 +35,7 @@ class Supervision:
         failure: what failed, in one line; KeyboardInterrupt where a person ended it.
         call: when the call under way began; None between calls.
         thread: that makes the calls.
+        name: of the environment that was called last.
         hurry: when a signal asked the run to end; None: not yet.
     """
 
@@ -44,21 +46,38 @@ class Supervision:
     failure: str | KeyboardInterrupt | None = None
     call: float | None = None
     thread: int = 0
+    name: str = "environment"
     hurry: float | None = None
 
     def begin(self, timeout: float | None = None, restarts: int = 0) -> None:
         """Supervise a run.
 
         Args:
-            timeout: seconds; None: for ever.
+            timeout: seconds; None: TIMEOUT.
             restarts: as above.
         """
-        self.active, self.timeout, self.restarts = True, timeout or math.inf, restarts
+        self.active, self.timeout, self.restarts = True, timeout or TIMEOUT, restarts
         self.replaced, self.failure, self.call, self.hurry = 0, None, None, None
 
     def end(self) -> None:
         """Failures are raised from here on."""
         self.active, self.timeout, self.restarts, self.failure = False, math.inf, 0, None
+
+    def stuck(self) -> str | None:
+        """What is said of a call under way that hangs; None: none does."""
+        began = self.call
+        if began is None or time.monotonic() < self.deadline(began):
+            return None
+        return f"{self.name}: {self.hung(began)}"
+
+    def interrupt(self) -> None:
+        """End a call that hangs in this thread.
+
+        Raises:
+            Hung: within the call.
+        """
+        if self.thread == threading.get_ident() and self.stuck() is not None:
+            raise Hung
 
     def deadline(self, began: float) -> float:
         """When a call that began then is taken for one that hangs."""
@@ -68,5 +87,5 @@ class Supervision:
     def hung(self, began: float) -> str:
         """What is said of a call that began then and passed its deadline."""
         if self.hurry is not None and time.monotonic() - began < self.timeout:
-            return f"did not return within {GRACE:g} s of the signal"
-        return f"did not return within {self.timeout:g} s (--env-timeout)"
+            return f"does not answer, {GRACE:g} s after the signal"
+        return f"does not answer within {self.timeout:g} s (--env-timeout)"
