@@ -5,6 +5,9 @@
 
 import contextlib
 import dataclasses
+import os
+import signal
+import sys
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -32,7 +35,7 @@ from ppo_jax.runs.folder import (
 )
 from ppo_jax.runs.job import Callback, Job, Result, RunFailed
 from ppo_jax.runs.options import KeepOptions
-from ppo_jax.runs.outside import Outside
+from ppo_jax.runs.outside import Outside, watched
 from ppo_jax.runs.record import RunRecord
 from ppo_jax.runs.restore import load
 from ppo_jax.runs.signals import Signals
@@ -151,10 +154,8 @@ def evaluate_run(
     env = found.config.env if given.env is None else given.env
     same = references.name_of(env) == found.config.env
     played = as_env(env, **(configs.env_kwargs(found.config) if same else {}))
-    with _ended(played):
-        if isinstance(played, HostEnv):
-            played.supervision.begin()
-        returns = evaluate(
+    with _ended(played), _watched_alone(played):
+        return evaluate(
             jax.random.key(seed),
             found.params,
             found.moments,
@@ -163,9 +164,6 @@ def evaluate_run(
             episodes=episodes,
             greedy=greedy,
         )
-        if isinstance(played, HostEnv) and played.supervision.failure is not None:
-            raise RunFailed(_why(played))
-        return returns
 
 
 def train(
@@ -530,22 +528,38 @@ def _outside(env: HostEnv) -> Outside:
     def hurry(since: float) -> None:
         supervision.hurry = since
 
-    def failure() -> str | None:
-        return None if supervision.failure is None else _why(env)
-
-    return Outside(failure, numbers, hurry, supervision.stuck, supervision.interrupt)
+    return Outside(lambda: supervision.failure, numbers, hurry, supervision.stuck)
 
 
-def _why(env: HostEnv) -> str:
-    """What failed.
+@contextlib.contextmanager
+def _watched_alone(env: Any) -> Iterator[None]:
+    """Environments of the host are supervised while they are evaluated outside of a run.
 
     Raises:
-        KeyboardInterrupt: nothing did, a person ended it.
+        RunFailed: one failed.
     """
-    failure = env.supervision.failure
-    if isinstance(failure, KeyboardInterrupt):
-        raise failure
-    return str(failure)
+    if not isinstance(env, HostEnv):
+        yield
+        return
+    env.supervision.begin()
+    outside = _outside(env)
+    with Signals() as signals:
+
+        def give_up(reason: str) -> None:
+            sys.stderr.write(f"error: {reason}\n")
+            sys.stderr.flush()
+            os._exit(signals.exit_code or 1)
+
+        def hurry(since: float) -> None:
+            outside.hurry(since)
+            env.supervision.failure = "stopped"  # nothing more is played
+
+        with watched(outside._replace(hurry=hurry), signals, give_up):
+            yield
+    if signals.received:
+        signal.raise_signal(signals.received)  # as if nobody had caught it
+    if env.supervision.failure is not None:
+        raise RunFailed(env.supervision.failure)
 
 
 def open_folder(config: TrainConfig, options: RunOptions) -> RunDirectory:

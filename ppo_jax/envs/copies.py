@@ -20,7 +20,7 @@ import numpy as np
 
 from ppo_jax.envs import worker
 from ppo_jax.envs.host_rows import Rows
-from ppo_jax.envs.supervision import Hung, SimulatorFailed, Supervision
+from ppo_jax.envs.supervision import SimulatorFailed, Supervision
 
 # Entries of info that are read; no other is sent by a worker process.
 INFOS = ("action_mask",)
@@ -90,7 +90,9 @@ class Copies:
         self.seed, self.steps = 0, 0
         kind = Process if self.processes else InProcess
         self.copies = [kind(make) for make in self.makers]
+        supervision.name, supervision.doing = name, "making it"
         for i, one in enumerate(self.copies):
+            supervision.index = i
             try:
                 one.wait(self.supervision)
             except CopyFailed as error:
@@ -99,27 +101,31 @@ class Copies:
 
     def reset(self, seed: int) -> tuple[np.ndarray, ...]:
         """The first observations, leaves [N, ...]; copy i is seeded with seed + i."""
-        self.seed, self.steps = seed, 0
+        self.seed, self.steps, supervision = seed, 0, self.supervision
+        supervision.name, supervision.doing = self.name, "reset"
         arrays = self.rows.empty(self.num_envs)
         for i, one in enumerate(self.copies):
             one.send("reset", seed + i)
         for i, one in enumerate(self.copies):
+            supervision.index = i
             try:
-                self.rows.write(arrays, i, *one.wait(self.supervision))
+                self.rows.write(arrays, i, *one.wait(supervision))
             except (CopyFailed, ValueError) as error:
-                self._replace(i, error, arrays, when="reset")
+                self._replace(i, error, arrays, when=supervision.doing)
         return self.rows.ours(arrays)
 
     def step(self, actions: Any) -> VectorStep:
         """One step of each copy, and a reset where it ended an episode."""
         self.steps += 1
         count, rows, supervision = self.num_envs, self.rows, self.supervision
+        supervision.name, supervision.doing = self.name, f"step {self.steps}"
         arrays, final = rows.empty(count), None
         reward = np.zeros(count, np.float32)
         terminated, truncated, abandoned = np.zeros((3, count), bool)
         for one, action in zip(self.copies, actions, strict=True):
             one.send("step", action)
         for i, one in enumerate(self.copies):
+            supervision.index = i
             try:
                 obs, reward[i], ends, cuts, info, following = one.wait(supervision)
                 if following is None:
@@ -130,7 +136,7 @@ class Copies:
                 rows.write(arrays, i, *following)
                 terminated[i], truncated[i] = ends, cuts
             except (CopyFailed, ValueError) as error:
-                self._replace(i, error, arrays, when=f"step {self.steps}")
+                self._replace(i, error, arrays, when=supervision.doing)
                 reward[i], abandoned[i] = 0.0, True
         ours = rows.ours(arrays)
         if final is not None:
@@ -194,15 +200,13 @@ class InProcess:
         """Do it: the result.
 
         Raises:
-            CopyFailed: it raised, or took too long and could be interrupted.
+            CopyFailed: it raised.
         """
-        supervision.call = began = time.monotonic()
+        supervision.call = time.monotonic()
         try:
             return self.call(*self.arguments)
         except (Exception, SystemExit) as error:
             raise CopyFailed(worker.raised(error)) from error
-        except Hung as error:
-            raise CopyFailed(supervision.hung(began)) from error
         finally:
             supervision.call = None
 
@@ -215,8 +219,7 @@ class InProcess:
     def discard(self, supervision: Supervision) -> None:
         """Close an environment that failed, and may fail again."""
         supervision.call = time.monotonic()
-        with contextlib.suppress(Hung):
-            self.close()
+        self.close()
         supervision.call = None
 
     def _make(self, make: Callable[[], Any]) -> None:

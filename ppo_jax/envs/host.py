@@ -5,7 +5,6 @@ that a run's state holds only a token, with which every step is checked to be th
 """
 
 import dataclasses
-import threading
 from collections.abc import Callable
 from typing import Any
 
@@ -182,14 +181,12 @@ class HostVectorEnv:
         supervision = self._supervision
         if supervision.failure is not None:
             return otherwise()
-        supervision.thread, supervision.name = threading.get_ident(), f"environment {self.name}"
         try:
             return work()
-        except (Exception, KeyboardInterrupt) as error:
+        except Exception as error:
             if not supervision.active:
                 raise
-            interrupted = isinstance(error, KeyboardInterrupt)
-            supervision.failure = error if interrupted else str(error)
+            supervision.failure = str(error)
         return otherwise()
 
     def _nothing(self) -> tuple[Any, ...]:

@@ -11,7 +11,7 @@ from ppo_jax.envs import worker
 from ppo_jax.envs.copies import VectorStep
 from ppo_jax.envs.host_rows import Rows
 from ppo_jax.envs.protocol import InvalidEnvironment
-from ppo_jax.envs.supervision import Hung, SimulatorFailed, Supervision
+from ppo_jax.envs.supervision import SimulatorFailed, Supervision
 
 
 class GymnasiumVector:
@@ -108,15 +108,15 @@ class GymnasiumVector:
             raise self._failed(f"returned observations of another kind: {error}", when) from error
 
     def _call(self, when: str, function: Any) -> Any:
-        self.supervision.call = began = time.monotonic()
+        supervision = self.supervision
+        supervision.name, supervision.index, supervision.doing = self.name, None, when
+        supervision.call = time.monotonic()
         try:
             return function()
         except (Exception, SystemExit) as error:
             raise self._failed(worker.raised(error), when) from error
-        except Hung as error:
-            raise self._failed(self.supervision.hung(began), when) from error
         finally:
-            self.supervision.call = None
+            supervision.call = None
 
     def _failed(self, text: str, when: str) -> SimulatorFailed:
         return SimulatorFailed(f"vector environment {self.name}, {when}: {text}")

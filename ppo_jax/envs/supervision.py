@@ -2,7 +2,6 @@
 
 import dataclasses
 import math
-import threading
 import time
 
 # Seconds that a call may go on after a signal asked the run to end.
@@ -16,12 +15,6 @@ class SimulatorFailed(RuntimeError):
     """An environment of the host raised, ended, hung or returned what it must not: one line."""
 
 
-class Hung(BaseException):
-    """Raised within a call that takes too long; no `except Exception` of an environment stops it.
-
-    Its text says after how many seconds."""
-
-
 @dataclasses.dataclass
 class Supervision:
     """Of all environments of a run together, those of its evaluations among them.
@@ -32,10 +25,11 @@ class Supervision:
         timeout: seconds that a step or a reset of one copy may take.
         restarts: number of copies that may be replaced.
         replaced: number of copies that were.
-        failure: what failed, in one line; KeyboardInterrupt where a person ended it.
-        call: when the call under way began; None between calls.
-        thread: that makes the calls.
-        name: of the environment that was called last.
+        failure: what failed, in one line.
+        call: when the call under way in this process began; None between calls.
+        index: of the copy that is called; None: all at once.
+        doing: "step 12", for messages.
+        name: of the environment that is called.
         hurry: when a signal asked the run to end; None: not yet.
     """
 
@@ -43,10 +37,11 @@ class Supervision:
     timeout: float = math.inf
     restarts: int = 0
     replaced: int = 0
-    failure: str | KeyboardInterrupt | None = None
+    failure: str | None = None
     call: float | None = None
-    thread: int = 0
-    name: str = "environment"
+    index: int | None = None
+    doing: str = ""
+    name: str = ""
     hurry: float | None = None
 
     def begin(self, timeout: float | None = None, restarts: int = 0) -> None:
@@ -64,20 +59,17 @@ class Supervision:
         self.active, self.timeout, self.restarts, self.failure = False, math.inf, 0, None
 
     def stuck(self) -> str | None:
-        """What is said of a call under way that hangs; None: none does."""
+        """What is said of a call under way in this process that hangs; None: none does."""
         began = self.call
         if began is None or time.monotonic() < self.deadline(began):
             return None
-        return f"{self.name}: {self.hung(began)}"
-
-    def interrupt(self) -> None:
-        """End a call that hangs in this thread.
-
-        Raises:
-            Hung: within the call.
-        """
-        if self.thread == threading.get_ident() and self.stuck() is not None:
-            raise Hung
+        place = "" if self.index is None else f", index {self.index}"
+        alone = (
+            "; it runs in this process and cannot be replaced, as with --env-args backend=async"
+            if self.restarts
+            else ""
+        )
+        return f"environment {self.name}{place}, {self.doing}: {self.hung(began)}{alone}"
 
     def deadline(self, began: float) -> float:
         """When a call that began then is taken for one that hangs."""

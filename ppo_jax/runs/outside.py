@@ -5,7 +5,6 @@ Simulators of the host raise, end and hang; none of that is an error of the prog
 
 import contextlib
 import threading
-import time
 from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -14,8 +13,6 @@ if TYPE_CHECKING:
 
 # Seconds between two looks.
 LOOK = 0.2
-# Seconds that a call may go on after it was interrupted.
-LAST = 5.0
 
 
 class Outside(NamedTuple):
@@ -27,14 +24,12 @@ class Outside(NamedTuple):
         numbers: () -> name -> number, for the log and the summary.
         hurry: (when a signal came) -> None: no call is to take long any more.
         stuck: () -> what is said of a call that hangs; None: none does.
-        interrupt: () -> None, called in the main thread: raises in a call that hangs there.
     """
 
     failure: Callable[[], str | None]
     numbers: Callable[[], dict[str, int]]
     hurry: Callable[[float], None]
     stuck: Callable[[], str | None]
-    interrupt: Callable[[], None]
 
 
 @contextlib.contextmanager
@@ -43,8 +38,7 @@ def watched(
 ) -> Iterator[None]:
     """Watch over the calls of a job, in a thread, while a block runs.
 
-    A call that hangs is interrupted, which ends what waits in Python. One that goes on all the same
-    is given up, and with it the process.
+    A call that hangs cannot be ended: it is given up, and with it the process.
 
     Args:
         outside: of the job; None: there is nothing to watch.
@@ -67,16 +61,10 @@ def watched(
 def _watch(
     outside: Outside, signals: "Signals", give_up: Callable[[str], None], over: threading.Event
 ) -> None:
-    interrupted: float | None = None
     while not over.wait(LOOK):
         signals.look()
         if signals.since is not None:
             outside.hurry(signals.since)
         reason = outside.stuck()
-        if reason is None:
-            interrupted = None
-        elif interrupted is None:
-            interrupted = time.monotonic()
-            signals.interrupt(outside.interrupt)
-        elif time.monotonic() - interrupted > LAST:
+        if reason is not None:
             give_up(reason)

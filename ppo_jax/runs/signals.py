@@ -5,7 +5,6 @@ import os
 import signal
 import threading
 import time
-from collections.abc import Callable
 from types import FrameType
 
 from ppo_jax.runs import terminal
@@ -24,8 +23,8 @@ class Signals:
     def __init__(self) -> None:
         self.received: int | None = None
         self.since: float | None = None
-        self._interrupting: Callable[[], None] | None = None
-        self._sent = 0
+        # The pipe says of each signal what the handler says: both count for themselves.
+        self._handled, self._interrupts = False, 0
 
     @property
     def exit_code(self) -> int:
@@ -61,28 +60,23 @@ class Signals:
         """Notice what came while the main thread was held up; for other threads."""
         with contextlib.suppress(OSError, TypeError):
             for number in os.read(self._wakeup[0], 64):  # type: ignore[index]
-                if number == signal.SIGINT and self._sent:
-                    self._sent -= 1  # of `interrupt`
-                elif number in self._previous:
+                if number in self._previous:
                     self._note(number)
-
-    def interrupt(self, function: Callable[[], None]) -> None:
-        """Call a function in the main thread as soon as it runs Python, in the middle of whatever
-        it does there; what the function raises is raised there."""
-        if self._previous:
-            self._interrupting, self._sent = function, self._sent + 1
-            signal.pthread_kill(self._main, signal.SIGINT)
+                    self._interrupts += number == signal.SIGINT
+        if self._interrupts > 1:
+            _end_at_once(signal.SIGINT)
 
     def _note(self, number: int) -> None:
         if self.received is None:
             self.received, self.since = number, time.monotonic()
 
     def _handle(self, number: int, frame: FrameType | None) -> None:
-        function, self._interrupting = self._interrupting, None
-        if function is not None and number == signal.SIGINT:
-            return function()
-        if self.received is not None and number == signal.SIGINT:
-            terminal.show_cursor()
-            os._exit(128 + number)
+        if self._handled and number == signal.SIGINT:
+            _end_at_once(number)
+        self._handled = True
         self._note(number)
-        return None
+
+
+def _end_at_once(number: int) -> None:
+    terminal.show_cursor()
+    os._exit(128 + number)
