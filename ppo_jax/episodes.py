@@ -119,8 +119,8 @@ class Cuts(NamedTuple):
     Attributes:
         used: [N] slots in use.
         final: (core, obs), [C, N, ...] each: the true final observations, in order.
-        at: [C, N] the steps they are of; T where a slot is free. None where there is a slot for every
-            truncation that there can be.
+        at: [C, N] the steps they are of; T where a slot is free. None where there is a slot for
+            every truncation that there can be.
         value: [T, N] the values that are known already, where there was a truncation; or None.
     """
 

@@ -154,8 +154,8 @@ class ReusesDict(Reuses):
         {"a": spaces.Box(-10, 10, (1,)), "b": spaces.Tuple((spaces.Discrete(9),))}
     )
 
-    def reset(self, **options):
-        super().reset(**options)
+    def reset(self, *, seed=None, options=None):
+        super().reset(seed=seed)
         self.seen = {"a": self.state, "b": (0,)}
         return self.seen, {}
 

@@ -20,7 +20,7 @@ import numpy as np
 
 from ppo_jax.envs import worker
 from ppo_jax.envs.host_rows import Rows
-from ppo_jax.envs.supervision import SimulatorFailed, Supervision
+from ppo_jax.envs.supervision import MAKING, SimulatorFailed, Supervision
 
 # Entries of info that are read; no other is sent by a worker process.
 INFOS = ("action_mask",)
@@ -58,7 +58,7 @@ class VectorStep(NamedTuple):
 
 
 class CopyFailed(Exception):
-    """One copy failed; the text is what it did: "raised ...", "ended ...", "returned ..."."""
+    """One copy failed; the text is what it did: "raised ...", "returned ..."."""
 
 
 class Copies:
@@ -90,11 +90,11 @@ class Copies:
         self.seed, self.steps = 0, 0
         kind = Process if self.processes else InProcess
         self.copies = [kind(make) for make in self.makers]
-        supervision.name, supervision.doing = name, "making it"
+        supervision.name, supervision.doing = name, MAKING
         for i, one in enumerate(self.copies):
             supervision.index = i
             try:
-                one.wait(self.supervision)
+                one.wait(supervision)
             except CopyFailed as error:
                 self.close()
                 raise self._failed(i, f"cannot be made: it {error}", when="") from error
@@ -154,6 +154,8 @@ class Copies:
     def close(self) -> None:
         """End the copies and their processes."""
         for one in self.copies:
+            one.end()
+        for one in self.copies:
             one.close()
         self.copies = []
 
@@ -164,12 +166,15 @@ class Copies:
             SimulatorFailed: no copy may be replaced any more.
         """
         supervision = self.supervision
+        doing = supervision.doing
         while supervision.replaced < supervision.restarts and supervision.hurry is None:
             supervision.replaced += 1
             self.copies[i].discard(supervision)
             self.copies[i] = (Process if self.processes else InProcess)(self.makers[i])
             try:
+                supervision.doing = MAKING
                 self.copies[i].wait(supervision)
+                supervision.doing = doing
                 # Another seed than the first copy's, which would fail in the same place.
                 seed = (self.seed + i + 7919 * supervision.replaced) % 2**30
                 self.copies[i].send("reset", seed)
@@ -209,6 +214,9 @@ class InProcess:
             raise CopyFailed(worker.raised(error)) from error
         finally:
             supervision.call = None
+
+    def end(self) -> None:
+        """Nothing ends by itself here."""
 
     def close(self) -> None:
         """Close the environment; what that raises is nobody's concern any more."""
@@ -254,10 +262,11 @@ class Process:
         self.began = time.monotonic()
         self._write(sys.path)
         self.send("make", cloudpickle.dumps(make), INFOS)
+        self.making = True
 
     def send(self, name: str, *arguments: Any) -> None:
         """Ask for something; `wait` has the answer."""
-        self.began = time.monotonic()
+        self.began, self.making = time.monotonic(), False
         self._write((name, *arguments))
 
     def wait(self, supervision: Supervision) -> Any:
@@ -267,21 +276,24 @@ class Process:
             CopyFailed: it raised, its process ended, or it takes too long.
         """
         while not self.poll.poll(1000 * LOOK):
-            if time.monotonic() > supervision.deadline(self.began):
+            if time.monotonic() > supervision.deadline(self.began, self.making):
                 raise CopyFailed(supervision.hung(self.began))
         try:
             succeeded, result = pickle.loads(self.connection.recv_bytes())
         except (EOFError, OSError):
-            raise CopyFailed(f"ended: {self._how_it_ended()}") from None
+            raise CopyFailed(self._how_it_ended()) from None
         except Exception as error:
             raise CopyFailed(f"returned what cannot be read here: {error}") from error
         if not succeeded:
             raise CopyFailed(result)
         return result
 
-    def close(self) -> None:
-        """Let the process end, and end it if it does not."""
+    def end(self) -> None:
+        """Let the process end."""
         self._write(("close",))
+
+    def close(self) -> None:
+        """Wait for its end, and end it if it does not come."""
         try:
             self.process.wait(2)
         except subprocess.TimeoutExpired:

@@ -9,6 +9,7 @@ GRACE = 10.0
 # A step or a reset that takes longer than this many seconds is taken for one that hangs. Long
 # enough for a simulator that loads a scene or compiles its shaders when it is first reset.
 TIMEOUT = 600.0
+MAKING = "while it is made"
 
 
 class SimulatorFailed(RuntimeError):
@@ -22,7 +23,7 @@ class Supervision:
     Attributes:
         active: whether a failure is kept here for the run's loop, instead of being raised within
             the compiled program.
-        timeout: seconds that a step or a reset of one copy may take.
+        timeout: seconds that a step or a reset of one copy may take; making one may take TIMEOUT.
         restarts: number of copies that may be replaced.
         replaced: number of copies that were.
         failure: what failed, in one line.
@@ -61,7 +62,7 @@ class Supervision:
     def stuck(self) -> str | None:
         """What is said of a call under way in this process that hangs; None: none does."""
         began = self.call
-        if began is None or time.monotonic() < self.deadline(began):
+        if began is None or time.monotonic() < self.deadline(began, self.doing == MAKING):
             return None
         place = "" if self.index is None else f", index {self.index}"
         alone = (
@@ -71,9 +72,9 @@ class Supervision:
         )
         return f"environment {self.name}{place}, {self.doing}: {self.hung(began)}{alone}"
 
-    def deadline(self, began: float) -> float:
+    def deadline(self, began: float, making: bool = False) -> float:
         """When a call that began then is taken for one that hangs."""
-        end = began + self.timeout
+        end = began + (max(self.timeout, TIMEOUT) if making else self.timeout)
         return end if self.hurry is None else min(end, max(began, self.hurry) + GRACE)
 
     def hung(self, began: float) -> str:

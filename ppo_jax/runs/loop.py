@@ -246,7 +246,9 @@ class _Loop:
         job, record = self.job, self.record
         if self.state is not None and self.update > record.saved:
             record.save(job, self.update, self.state, last=True)
-        record.write_summary(job, "failed", {"reason": reason} | self._numbers())
+        stopped = self.signals.received
+        status = f"stopped by {signal.Signals(stopped).name}" if stopped else "failed"
+        record.write_summary(job, status, {"reason": reason} | self._numbers())
         text = f"{reason}; {record.what_is_saved(job)}"
         return f"{text}. {record.how_to_go_on()}" if record.saved else text
 
