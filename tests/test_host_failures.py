@@ -1,4 +1,4 @@
-"""Environments of the host that misbehave: what is read of them, and what happens when they fail."""
+"""Environments of the host that misbehave: what is read of them, and what happens when they do."""
 
 import functools
 import json
@@ -10,12 +10,11 @@ import time
 import warnings
 from pathlib import Path
 
+import gymnasium
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-
-gymnasium = pytest.importorskip("gymnasium")
 
 import odd_host_envs as odd
 from ppo_jax import config as configs
@@ -24,6 +23,7 @@ from ppo_jax.config import ConfigError
 from ppo_jax.envs import InvalidEnvironment
 from ppo_jax.envs.copies import Copies
 from ppo_jax.envs.supervision import SimulatorFailed
+from ppo_jax.evaluate import evaluate
 from ppo_jax.experiment import RunOptions, evaluate_run, train
 from ppo_jax.networks import make_policy
 from ppo_jax.runs.job import RunFailed
@@ -211,6 +211,17 @@ def test_the_episode_of_a_copy_that_failed_counts_nowhere(tmp_path):
     assert rows.obs[14, n].tolist() == [0, 0]
     assert state.metrics["episodes"] == 4 and state.metrics["episode_length"] == 10
     assert state.episodes.episode_length[n] == 0 == state.episodes.episode_length[1 - n] - 4
+
+
+@pytest.mark.slow
+def test_an_evaluation_plays_the_episode_of_a_copy_that_failed_again(tmp_path):
+    env = envs.as_env(functools.partial(odd.Raises, str(tmp_path / "flag"), 5))
+    env.supervision.begin(restarts=1)
+    policy = make_policy(env.observation_space, env.action_space, hidden=(8,))
+    params = policy.init(KEY, jnp.zeros((2, 2)))
+    result = evaluate(KEY, params, rollout.Moments(), env=env, policy=policy, episodes=2)
+    assert env.supervision.replaced == 1
+    assert result.episode_return.tolist() == [10, 10] == result.episode_length.tolist()
 
 
 def settings(env, updates=6, **values):

@@ -127,21 +127,20 @@ class Copies:
         for i, one in enumerate(self.copies):
             supervision.index = i
             try:
-                obs, reward[i], ends, cuts, info, following = one.wait(supervision)
+                obs, reward[i], terminates, truncates, info, following = one.wait(supervision)
                 if following is None:
                     rows.write(arrays, i, obs, info)
                     continue
                 final = rows.empty(count) if final is None else final
                 rows.write(final, i, obs, info)
                 rows.write(arrays, i, *following)
-                terminated[i], truncated[i] = ends, cuts
+                terminated[i], truncated[i] = terminates, truncates
             except (CopyFailed, ValueError) as error:
                 self._replace(i, error, arrays, when=supervision.doing)
                 reward[i], abandoned[i] = 0.0, True
         ours = rows.ours(arrays)
-        if final is not None:
-            final = rows.finals(ours, final, terminated | truncated)
-        return VectorStep(ours, reward, terminated, truncated, ~abandoned, abandoned, final)
+        ends = None if final is None else rows.finals(ours, final, terminated | truncated)
+        return VectorStep(ours, reward, terminated, truncated, ~abandoned, abandoned, ends)
 
     def render(self) -> tuple[Any, ...]:
         """The picture of the first copy."""
