@@ -124,13 +124,15 @@ def _play(
         key, step_key = jax.random.split(key)
         start = jnp.broadcast_to(time == 0, (episodes,))
         before = (core, obs, state, start)
-        core, obs, state, reward, done = _step(
+        core, obs, state, reward, done, abandoned = _step(
             step_key, before, params, moments, env=env, policy=policy, greedy=greedy
         )
         alive = ~result.finished
+        # An environment that failed and was replaced plays its episode again.
+        again = alive & abandoned
         result = Returns(
-            result.episode_return + jnp.where(alive, reward, 0.0),
-            result.episode_length + alive,
+            jnp.where(again, 0.0, result.episode_return + jnp.where(alive, reward, 0.0)),
+            jnp.where(again, 0, result.episode_length + alive),
             result.finished | done,
         )
         return time + 1, key, obs, state, core, result
@@ -179,7 +181,7 @@ def record(
     step = as_in_training(step)
     start = jnp.ones(count, bool)
     for step_key in jax.random.split(key, max_steps):
-        core, obs, state, _, done = step(step_key, (core, obs, state, start))
+        core, obs, state, _, done, _ = step(step_key, (core, obs, state, start))
         if done[0] and makes_vectors(env):
             break  # what is there to be seen is the next episode
         frames.append(render(one, state))
@@ -256,14 +258,15 @@ def _step(
     env: Any,
     policy: Policy,
     greedy: bool,
-) -> tuple[PyTree, PyTree, PyTree, jax.Array, jax.Array]:
-    """(core, obs, state, reward, done) one step on."""
+) -> tuple[PyTree, ...]:
+    """(core, obs, state, reward, done, abandoned) one step on."""
     core, obs, state, start = carry
     action_key, env_key = jax.random.split(key)
     core, dist, _ = policy.act(params, core, rollout.normalize_obs(moments, obs), start)
     action = dist.to_env(dist.mode() if greedy else dist.sample(action_key))
     obs, state, reward, terminated, truncated, info = env.step(env_key, state, action)
-    return core, obs, state, info.get("raw_reward", reward), terminated | truncated
+    done, abandoned = terminated | truncated, info.get("abandoned", False)
+    return core, obs, state, info.get("raw_reward", reward), done, abandoned
 
 
 def warn_unfinished(finished: np.ndarray) -> None:

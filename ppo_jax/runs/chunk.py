@@ -48,7 +48,13 @@ def make_chunk(step: Step, rows: int = MAX_CHUNK) -> Chunk:
 
 
 def compile_chunk(
-    step: Step, state: Any, floats: PyTree, frozen: PyTree = (), *, rows: int = MAX_CHUNK
+    step: Step,
+    state: Any,
+    floats: PyTree,
+    frozen: PyTree = (),
+    *,
+    rows: int = MAX_CHUNK,
+    donate: bool = True,
 ) -> Chunk:
     """The compiled program of `make_chunk`; the state that goes in is used up.
 
@@ -58,9 +64,11 @@ def compile_chunk(
         floats, frozen: what the step takes; `frozen` is an argument of the program if it has
             arrays.
         rows: as for `make_chunk`.
+        donate: whether the state that goes in is used up. Kept, it is what is left of a chunk that
+            fails half way.
     """
     count = jax.ShapeDtypeStruct((), jnp.int32)
-    chunk = jax.jit(make_chunk(step, rows), donate_argnums=0)
+    chunk = jax.jit(make_chunk(step, rows), donate_argnums=0 if donate else ())
     more = (frozen,) if jax.tree.leaves(frozen) else ()
     return chunk.lower(state, floats, count, *more).compile(compiler_options())
 

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from ppo_jax.runs.chunk import MAX_CHUNK
+from ppo_jax.runs.outside import Outside
 from ppo_jax.types import Metrics, PyTree
 
 UNITS = {
@@ -49,6 +50,7 @@ class Job(NamedTuple):
         samples: (state, count) -> samples to be looked at, each a dictionary.
         restart: state -> state, for a restored state whose environments are gone.
         place: state -> state, where it is worked on if there are several devices.
+        outside: what it does outside of its programs, where things fail that are no part of them.
         cause: what usually makes a number infinite, for the message.
     """
 
@@ -72,6 +74,7 @@ class Job(NamedTuple):
     samples: Callable[[Any, int], list[dict[str, Any]]] | None = None
     restart: Callable[[Any], Any] = _in_place
     place: Callable[[Any], Any] = _in_place
+    outside: Outside | None = None
     cause: str = "a learning rate too high"
 
 

@@ -4,8 +4,11 @@ A training run, a stage of a language model and a round of a sweep are each a `J
 kept is a `RunRecord`, or `InMemory`.
 """
 
+import contextlib
 import math
+import os
 import signal
+import sys
 import time
 import warnings
 from collections.abc import Sequence
@@ -18,8 +21,9 @@ import numpy as np
 from ppo_jax.config import ConfigError
 from ppo_jax.runs import terminal
 from ppo_jax.runs.chunk import Chunk, compile_chunk, next_count
-from ppo_jax.runs.job import UNITS, Callback, Diverged, Job, Progress, Result
+from ppo_jax.runs.job import UNITS, Callback, Diverged, Job, Progress, Result, RunFailed
 from ppo_jax.runs.options import KeepOptions
+from ppo_jax.runs.outside import watched
 from ppo_jax.runs.record import InMemory, RunRecord, scores_of
 from ppo_jax.runs.signals import Signals
 
@@ -99,6 +103,10 @@ def reached(goal: float) -> str:
     return f"reached {goal:g}"
 
 
+class _GivenUp(Exception):
+    """Something outside of the programs failed after a signal: the run ends with its last state."""
+
+
 class _Loop:
     """One session of a run, from the first or a restored state to its summary."""
 
@@ -120,16 +128,20 @@ class _Loop:
     def run(self) -> Result:
         """From restoring to the summary."""
         self.update, state = self.record.restore(self.job)
+        self.state = state
         if state is not None:
-            state = self.job.restart(state)
+            with self._watched():
+                state = self.job.restart(state)
+            self._check_outside()
         self.ended = self._ended_before()
         if self.update < self.job.updates and not self.signals.received and not self.ended:
-            with self.record.open(self.job, self.update):
+            with self.record.open(self.job, self.update), self._watched():
                 self._begin(state)
                 self._train()
         else:
             self.state = self.job.place(self.job.init() if state is None else state)
-        return self._finish()
+        with self._watched():
+            return self._finish()
 
     def _ended_before(self) -> str:
         """Why an earlier session ended early, if that still holds: the threshold is the same, and
@@ -143,11 +155,14 @@ class _Loop:
         """The state that training begins with, and its program."""
         started, job = time.perf_counter(), self.job
         with terminal.status("compiling"):
-            self.state = job.place(job.init() if state is None else state)
+            first = job.init() if state is None else state
+            self._check_outside()
+            self.state = job.place(first)
             if self.chunk is None:
                 self.chunk = compile_chunk(
-                    job.step, self.state, job.floats, job.frozen, rows=job.rows
-                )
+                    job.step, self.state, job.floats, job.frozen, rows=job.rows,
+                    donate=job.outside is None,
+                )  # fmt: skip
         self.record.compile_seconds += time.perf_counter() - started
 
     def _train(self) -> None:
@@ -158,7 +173,10 @@ class _Loop:
                 self._show_samples()
                 shown_at = time.perf_counter()
             count = min(count, self._until_next_look())
-            rows, seconds = self._advance(count)
+            try:
+                rows, seconds = self._advance(count)
+            except _GivenUp:
+                break
             self._refuse_nan(rows)
             self._ask(rows)
             count = next_count(count, seconds, self.job.rows)
@@ -180,10 +198,13 @@ class _Loop:
         started = time.perf_counter()
         try:
             more = (job.frozen,) if jax.tree.leaves(job.frozen) else ()
-            self.state, metrics = self.chunk(  # type: ignore[misc]
+            state, metrics = self.chunk(  # type: ignore[misc]
                 self.state, job.floats, jnp.int32(count), *more
             )
             arrays = {name: np.asarray(x)[..., :count] for name, x in metrics.items()}
+            self._check_outside()  # what failed leaves the state as it was before
+            self.state = state
+            arrays |= {name: np.full(count, n) for name, n in self._numbers().items()}
         except jax.errors.JaxRuntimeError:
             self.record.write_summary(job, "failed")
             raise
@@ -196,8 +217,56 @@ class _Loop:
             self._failed()
             raise
         rows = self.record.log(job, before, arrays, seconds=seconds, evaluation=found)
+        self._check_outside()
         self._warn(arrays)
         return rows, seconds
+
+    def _watched(self) -> contextlib.AbstractContextManager[None]:
+        """What the job does outside of its programs is watched."""
+        return watched(self.job.outside, self.signals, self._give_up)
+
+    def _check_outside(self) -> None:
+        """End the run where something outside of its programs failed.
+
+        Raises:
+            RunFailed: what failed, what is saved, and how to go on.
+            _GivenUp: a signal ends the run anyway.
+        """
+        outside = self.job.outside
+        reason = outside.failure() if outside is not None else None
+        if reason is None:
+            return
+        if self.signals.received:
+            warnings.warn(reason, stacklevel=1)
+            raise _GivenUp
+        raise RunFailed(self._saved_after(reason))
+
+    def _saved_after(self, reason: str) -> str:
+        """Save the last good state after a failure: the line that says so."""
+        job, record = self.job, self.record
+        if self.state is not None and self.update > record.saved:
+            record.save(job, self.update, self.state, last=True)
+        stopped = self.signals.received
+        status = f"stopped by {signal.Signals(stopped).name}" if stopped else "failed"
+        record.write_summary(job, status, {"reason": reason} | self._numbers())
+        text = f"{reason}; {record.what_is_saved(job)}"
+        return f"{text}. {record.how_to_go_on()}" if record.saved else text
+
+    def _give_up(self, reason: str) -> None:
+        """End the process, whose main thread is held up; in another thread."""
+        try:
+            text = self._saved_after(reason)
+        except Exception as error:
+            text = f"{reason}; {error}"
+        terminal.show_cursor()
+        with contextlib.suppress(OSError):
+            sys.stderr.write(f"error: {text}\n")
+            sys.stderr.flush()
+        os._exit(self.signals.exit_code or 1)
+
+    def _numbers(self) -> dict[str, int]:
+        """For the log and the summary."""
+        return self.job.outside.numbers() if self.job.outside is not None else {}
 
     def _failed(self) -> None:
         """Save what was trained before an evaluation or a callback failed."""
@@ -234,15 +303,20 @@ class _Loop:
         trained = self.update >= job.updates or bool(self.ended)
         if trained and (not self.signals.received or self.record.path is None):
             found = finite(self._result())
+            with contextlib.suppress(_GivenUp):
+                self._check_outside()
+        evaluated = bool(found)
+        found |= self._numbers()
         stopped = self.signals.received
-        if trained and (found or not stopped):
+        if trained and (evaluated or not stopped):
             status = "finished"
         else:
             status = f"stopped by {signal.Signals(stopped or signal.SIGINT).name}"
         if self.ended and self.update < job.updates:
             found["ended_early"] = self.ended
         summary = self.record.finish(job, status, found)
-        return Result(self.state, summary, self.record.path, 128 + stopped if stopped else 0)
+        # A signal may have come while the summary was written, too.
+        return Result(self.state, summary, self.record.path, self.signals.exit_code)
 
     def _result(self) -> dict[str, Any]:
         """What summary.json says of the trained state."""
