@@ -146,9 +146,9 @@ class MaskedEnv(gymnasium.Wrapper):
         self._masks, self._name = masks, name
         self._alone = not isinstance(env.observation_space, theirs.Dict)
 
-    def reset(self, **options: Any) -> Any:
+    def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> Any:
         """(observation with the mask, info)."""
-        obs, info = self.env.reset(**options)
+        obs, info = self.env.reset(seed=seed, options=options)
         return self._observed(obs, info), info
 
     def step(self, action: Any) -> Any:
