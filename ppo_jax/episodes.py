@@ -97,42 +97,110 @@ def episode_metrics(finished: jax.Array, totals: Episodes) -> Metrics:
     }
 
 
+def give_up(episodes: Episodes, abandoned: jax.Array) -> Episodes:
+    """Episodes of which some ended without a result: those that follow them start.
+
+    Args:
+        episodes: ready for the next step.
+        abandoned: [N] bool.
+    """
+    fresh = jax.tree.map(lambda x: jnp.where(abandoned, jnp.zeros_like(x), x), episodes)
+    return dataclasses.replace(fresh, start=episodes.start | abandoned)
+
+
+# Of an environment that may truncate at any step, so many truncations are kept before the critic
+# is asked for their values.
+FEW_CUTS = 4
+
+
 class Cuts(NamedTuple):
     """What the critic needs to value the futures that time limits cut off.
 
     Attributes:
-        used: [N] truncations so far in this rollout.
+        used: [N] slots in use.
         final: (core, obs), [C, N, ...] each: the true final observations, in order.
+        at: [C, N] the steps they are of; T where a slot is free. None where there is a slot for
+            every truncation that there can be.
+        value: [T, N] the values that are known already, where there was a truncation; or None.
     """
 
     used: jax.Array
     final: PyTree
+    at: Any = None
+    value: Any = None
 
 
 def no_cuts(num_steps: int, env: VectorEnv, example: PyTree) -> Cuts:
     """Slots for as many truncations as there can be.
 
     A time limit of L steps cuts an episode at most C = 1 + (T − 1) // L times in T steps, so a
-    few slots hold every true final observation and none has to be kept for all steps.
+    few slots hold every true final observation and none has to be kept for all steps. Where the
+    limit is only the longest that an episode can be, the slots are emptied as often as they are
+    full.
 
     Args:
         num_steps: T.
-        env: its num_envs and time_limit.
+        env: its num_envs and time_limit, and whether it `truncates_sooner`.
         example: (core, obs), [N, ...].
     """
-    limit = getattr(env, "time_limit", None)
-    slots = num_steps if limit is None else 1 + int((num_steps - 1) // limit)
+    limit, sooner = getattr(env, "time_limit", None), getattr(env, "truncates_sooner", False)
+    unknown = min(num_steps, FEW_CUTS) if sooner else num_steps
+    slots = unknown if limit is None else 1 + int((num_steps - 1) // limit)
     final = jax.tree.map(lambda x: jnp.zeros((slots, *x.shape), x.dtype), example)
-    return Cuts(jnp.zeros(env.num_envs, jnp.int32), final)
+    used = jnp.zeros(env.num_envs, jnp.int32)
+    if not sooner:
+        return Cuts(used, final)
+    at = jnp.full((slots, env.num_envs), num_steps, jnp.int32)
+    return Cuts(used, final, at, jnp.zeros((num_steps, env.num_envs)))
 
 
-def remember_cuts(cuts: Cuts, truncated: jax.Array, final: PyTree) -> Cuts:
-    """Write what was truncated at this step into each environment's next free slot."""
+def remember_cuts(
+    cuts: Cuts,
+    truncated: jax.Array,
+    final: PyTree,
+    *,
+    time: jax.Array,
+    settle: Callable[[Cuts], Cuts],
+) -> Cuts:
+    """Write what was truncated at this step into each environment's next free slot.
+
+    Args:
+        cuts: before the step.
+        truncated: [N] bool.
+        final: (core, obs), [N, ...].
+        time: [] the step, from 0 on.
+        settle: `settled`, for where there is no free slot.
+    """
     slots = jax.tree.leaves(cuts.final)[0].shape[0]
+    if cuts.at is not None:
+        full = jnp.any(truncated & (cuts.used >= slots))
+        known = jax.lax.cond(full, lambda c: settle(c)._replace(final=()), _unchanged, cuts)
+        cuts = known._replace(final=cuts.final)
     slot = jnp.where(truncated, cuts.used, slots)  # out of range: dropped
     column = jnp.arange(cuts.used.shape[0])
     final = jax.tree.map(lambda s, x: s.at[slot, column].set(x, mode="drop"), cuts.final, final)
-    return Cuts(cuts.used + truncated, final)
+    at = None if cuts.at is None else cuts.at.at[slot, column].set(time, mode="drop")
+    return Cuts(cuts.used + truncated, final, at, cuts.value)
+
+
+def _unchanged(cuts: Cuts) -> Cuts:
+    """Without the final observations, which nothing changes: they are not copied."""
+    return cuts._replace(final=())
+
+
+def settled(key: jax.Array, cuts: Cuts, *, value_of: Callable[..., jax.Array]) -> Cuts:
+    """Ask the critic for the values of the observations in all slots, which are free then.
+
+    Args:
+        key: consumed.
+        cuts: with `at` and `value`.
+        value_of: (key, core [N, ...], obs [N, ...]) -> [N].
+    """
+    slots, column = cuts.at.shape[0], jnp.arange(cuts.used.shape[0])
+    cut_value = jax.vmap(value_of)(jax.random.split(key, slots), *cuts.final)
+    value = cuts.value.at[cuts.at, column].set(cut_value.astype(cuts.value.dtype), mode="drop")
+    free = jnp.full_like(cuts.at, cuts.value.shape[0])
+    return Cuts(jnp.zeros_like(cuts.used), cuts.final, free, value)
 
 
 def lost_cuts(cuts: Cuts) -> Metrics:
@@ -161,6 +229,8 @@ def value_at_cuts(
     Returns:
         [T, N].
     """
+    if cuts.at is not None:
+        return jnp.where(truncated, settled(key, cuts, value_of=value_of).value, next_value)
     slots = jax.tree.leaves(cuts.final)[0].shape[0]
     cut_value = jax.vmap(value_of)(jax.random.split(key, slots), *cuts.final)
     slot = jnp.minimum(jnp.cumsum(truncated, axis=0) - 1, slots - 1)

@@ -167,13 +167,15 @@ def _play(
         key, step_key = jax.random.split(key)
         start = jnp.broadcast_to(time == 0, (episodes,))
         before = (core, obs, state, start)
-        core, obs, state, reward, done, acted = _step(
+        core, obs, state, reward, done, abandoned, acted = _step(
             step_key, before, params, moments, env=env, policy=policy, greedy=greedy
         )
         alive = ~result.finished
+        # An environment that failed and was replaced plays its episode again.
+        again = alive & abandoned
         result = Returns(
-            result.episode_return + jnp.where(alive, reward, 0.0),
-            result.episode_length + alive,
+            jnp.where(again, 0.0, result.episode_return + jnp.where(alive, reward, 0.0)),
+            jnp.where(again, 0, result.episode_length + alive),
             result.finished | done,
             result.acted & (acted | ~alive),
         )
@@ -382,8 +384,8 @@ def _step(
     env: Any,
     policy: Policy,
     greedy: bool,
-) -> tuple[PyTree, PyTree, PyTree, jax.Array, jax.Array, jax.Array]:
-    """(core, obs, state, reward, done, whether the network acted) one step on."""
+) -> tuple[PyTree, ...]:
+    """(core, obs, state, reward, done, abandoned, whether the network acted) one step on."""
     core, obs, state, start = carry
     action_key, env_key = jax.random.split(key)
     core, dist, _ = policy.act(params, core, rollout.normalize_obs(moments, obs), start)
@@ -391,7 +393,8 @@ def _step(
     acted = guard.acted(dist, drawn)
     action = guard.finite_action(dist.to_env(drawn), env.action_space)
     obs, state, reward, terminated, truncated, info = env.step(env_key, state, action)
-    return core, obs, state, info.get("raw_reward", reward), terminated | truncated, acted
+    done, abandoned = terminated | truncated, info.get("abandoned", False)
+    return core, obs, state, info.get("raw_reward", reward), done, abandoned, acted
 
 
 def warn_unfinished(finished: np.ndarray) -> None:

@@ -7,6 +7,9 @@ import contextlib
 import dataclasses
 import functools
 import math
+import os
+import signal
+import sys
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -21,7 +24,7 @@ from ppo_jax.agent import Agent, read_parts
 from ppo_jax.algorithms import ALGORITHMS
 from ppo_jax.config import ConfigError, TrainConfig, references
 from ppo_jax.config.options import check_record, coerce, did_you_mean, option
-from ppo_jax.envs import HostEnv, as_env, is_own
+from ppo_jax.envs import HostEnv, InvalidEnvironment, as_env, is_own
 from ppo_jax.evaluate import (
     KEPT_PROGRAMS,
     Returns,
@@ -45,8 +48,9 @@ from ppo_jax.runs.folder import (
     shown,
     write_config,
 )
-from ppo_jax.runs.job import Callback, Job, Result
+from ppo_jax.runs.job import Callback, Job, Result, RunFailed
 from ppo_jax.runs.options import KeepOptions
+from ppo_jax.runs.outside import Outside, watched
 from ppo_jax.runs.record import RunRecord
 from ppo_jax.runs.restore import load
 from ppo_jax.runs.signals import Signals
@@ -58,6 +62,11 @@ COMMAND = "python -m ppo_jax.train"
 # Metrics that are NaN by right: there may be no finished episode, nothing to explain, and what an
 # evaluation finds is reported and does not end a run.
 MAY_BE_NAN = ("episode_", "eval_return_", "explained_variance")
+# What is said once of a run whose environments fail.
+REPLACED = {
+    "env_restarts": "an environment failed and was replaced; its step was left out, its episode is "
+    "in no statistic (env_restarts in summary.json counts them)"
+}
 # Folded into the seed for the keys of evaluations, which training never uses.
 EVALUATION = 0xE7A1
 
@@ -68,6 +77,14 @@ class RunOptions(KeepOptions):
     computes; `stop_at` and callbacks decide when the run ends."""
 
     eval_episodes: int = option(128, "number of greedy episodes of an evaluation", low=0)
+    env_timeout: float | None = option(
+        None, "seconds that a step or a reset of one environment on the host may take; None: 600",
+        low=0, open_low=True,
+    )  # fmt: skip
+    env_restarts: int = option(
+        0, "number of environments on the host to replace after they raised, ended or hung, in "
+        "place of ending the run", low=0,
+    )  # fmt: skip
     init_from: Path | None = option(
         None, "folder of a run whose parameters and statistics this one starts from"
     )
@@ -148,6 +165,7 @@ def evaluate_run(
     Raises:
         ConfigError, CheckpointError: not a run, or nothing whole to restore.
         FloatingPointError: the network's actions are not finite.
+        RunFailed: an environment on the host failed.
     """
     if episodes < 1:
         raise ConfigError(f"episodes is {episodes}; it must be >= 1")
@@ -160,7 +178,7 @@ def evaluate_run(
     policy = found.policy
     if same and _has_value(found.config) and not isinstance(played, HostEnv):
         played, policy = _played(dataclasses.replace(found.config, seed=0))
-    with _ended(played):
+    with _ended(played), _watched_alone(played):
         result = evaluate(
             jax.random.key(seed),
             found.params,
@@ -238,7 +256,11 @@ def train(
     _check_evaluation(options, program.env)
     job = job_of(config, program, options.eval_episodes, start)
     loop.check(job, options)
-    with open_folder(config, options) as directory, Signals() as signals, _ended(program.env):
+    with (
+        _supervised(program, options),
+        open_folder(config, options) as directory,
+        Signals() as signals,
+    ):
         cache.use()
         record = RunRecord(
             directory.path,
@@ -251,7 +273,8 @@ def train(
             quiet=quiet,
             describe=lambda: write_config(config, options.kept(), directory.path),
         )
-        return loop.run(job, record, signals=signals, callbacks=functions)
+        result = loop.run(job, record, signals=signals, callbacks=functions)
+        return result._replace(exit_code=signals.exit_code)
 
 
 def named(config: TrainConfig, options: RunOptions, given: Given) -> TrainConfig:
@@ -374,11 +397,12 @@ def job_of(
         floats=floats,
         curves=("episode_return",),
         may_be_nan=MAY_BE_NAN,
-        promises=configs.promises(config),
+        promises=configs.promises(config) | REPLACED,
         score=("episode_return", "eval_return_mean"),
         evaluate=judge if episodes else None,
         result=lambda state, path: judge(state) if episodes else {},
         restart=program.restart if isinstance(program.env, HostEnv) else lambda state: state,
+        outside=_outside(program.env) if isinstance(program.env, HostEnv) else None,
         cause="a learning rate too high, rewards or observations that are not finite or not "
         "normalised",
         source=f"environment {config.env}",
@@ -498,14 +522,21 @@ def _evaluation(
     key = jax.random.fold_in(jax.random.key(config.seed), EVALUATION)
     for update in folds:
         key = jax.random.fold_in(key, update)
-    result = evaluate(
-        key,
-        state.learner.params,
-        state.rollout.moments,
-        env=program.env,
-        policy=program.policy,
-        episodes=episodes,
-    )
+    try:
+        result = evaluate(
+            key,
+            state.learner.params,
+            state.rollout.moments,
+            env=program.env,
+            policy=program.policy,
+            episodes=episodes,
+        )
+    except InvalidEnvironment as error:  # one of the environments cannot be made a second time
+        if not isinstance(program.env, HostEnv) or not program.env.supervision.active:
+            raise
+        program.env.supervision.failure = str(error)
+    if isinstance(program.env, HostEnv) and program.env.supervision.failure is not None:
+        return {}  # the loop looks at it
     check_acted(result, program.env)
     warn_unfinished(np.asarray(result.finished))
     warn_not_finite(np.asarray(result.episode_return))
@@ -543,7 +574,77 @@ def _ended(env: Any) -> Iterator[None]:
         yield
     finally:
         if isinstance(env, HostEnv):
+            env.supervision.end()
             env.close()
+
+
+@contextlib.contextmanager
+def _supervised(program: Program, options: RunOptions) -> Iterator[None]:
+    """Environments of the host are made, and supervised while the run lasts.
+
+    Raises:
+        ConfigError: options for such environments, where there are none.
+        InvalidEnvironment: one cannot be made.
+    """
+    env = program.env
+    if not isinstance(env, HostEnv):
+        for name in ("env_timeout", "env_restarts"):
+            if getattr(options, name):
+                raise ConfigError(
+                    f"--{name.replace('_', '-')} is {getattr(options, name):g}, but "
+                    f"{getattr(env, 'name', type(env).__name__)} does not run on the host: it has "
+                    "no processes, and cannot hang or fail; leave it out"
+                )
+        yield
+        return
+    env.supervision.begin(options.env_timeout, options.env_restarts)
+    with _ended(env):
+        program.vector_env.start()  # type: ignore[attr-defined]
+        yield
+
+
+def _outside(env: HostEnv) -> Outside:
+    """The environments of a run, as its loop watches them."""
+    supervision = env.supervision
+
+    def numbers() -> dict[str, int]:
+        return {"env_restarts": supervision.replaced} if supervision.restarts else {}
+
+    def hurry(since: float) -> None:
+        supervision.hurry = since
+
+    return Outside(lambda: supervision.failure, numbers, hurry, supervision.stuck)
+
+
+@contextlib.contextmanager
+def _watched_alone(env: Any) -> Iterator[None]:
+    """Environments of the host are supervised while they are evaluated outside of a run.
+
+    Raises:
+        RunFailed: one failed.
+    """
+    if not isinstance(env, HostEnv):
+        yield
+        return
+    env.supervision.begin()
+    outside = _outside(env)
+    with Signals() as signals:
+
+        def give_up(reason: str) -> None:
+            sys.stderr.write(f"error: {reason}\n")
+            sys.stderr.flush()
+            os._exit(signals.exit_code or 1)
+
+        def hurry(since: float) -> None:
+            outside.hurry(since)
+            env.supervision.failure = "stopped"  # nothing more is played
+
+        with watched(outside._replace(hurry=hurry), signals, give_up):
+            yield
+    if signals.received:
+        signal.raise_signal(signals.received)  # as if nobody had caught it
+    if env.supervision.failure is not None:
+        raise RunFailed(env.supervision.failure)
 
 
 def open_folder(config: TrainConfig, options: RunOptions) -> RunDirectory:

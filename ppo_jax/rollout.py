@@ -16,10 +16,12 @@ from ppo_jax.episodes import (
     Episodes,
     advance,
     episode_metrics,
+    give_up,
     lost_cuts,
     no_cuts,
     no_episodes,
     remember_cuts,
+    settled,
     value_at_cuts,
 )
 from ppo_jax.networks import Policy, SequenceInputs, StateAction
@@ -237,7 +239,8 @@ def _collect(
     # With few environments the cost is in the number of operations, and two steps in one
     # iteration share those of the loop: 5 % of a whole update with 4.
     unroll = 2 if env.num_envs <= FEW_ENVS else 1
-    carry, rows = jax.lax.scan(step, carry, (noise, keys), unroll=unroll)
+    steps = (noise, keys, jnp.arange(num_steps))
+    carry, rows = jax.lax.scan(step, carry, steps, unroll=unroll)
     rows["core"] = jax.tree.map(lambda x: x[None], state.core)
     env_state, obs, core, episodes, cuts = carry
 
@@ -246,7 +249,9 @@ def _collect(
     env_state, env_metrics = _refresh(env, refresh_key, env_state)
     weight = rows["valid"].astype(jnp.float32)
     moments, reward = _update_moments(state.moments, rows, weight)
-    settled = rows.get("settled", False)
+    # Whatever ends credit besides the end of an episode: a point of a game, a copy that failed.
+    ended = rows.get("settled", False)
+    cut = _before(rows["abandoned"]) if "abandoned" in rows else False
     trajectory = Trajectory(
         obs=inputs,
         action=rows["action"],
@@ -254,8 +259,8 @@ def _collect(
         value=value,
         next_value=next_value,
         reward=reward,
-        terminated=rows["terminated"] | settled,
-        done=rows["terminated"] | rows["truncated"] | settled,
+        terminated=rows["terminated"] | ended,
+        done=rows["terminated"] | rows["truncated"] | ended | cut,
         weight=weight,
     )
     metrics = lost_cuts(cuts) | env_metrics
@@ -280,19 +285,11 @@ def _judge(
     inputs = normalize_obs(moments, rows["obs"])
     if jax.tree.leaves(rows["core"]):
         inputs = SequenceInputs(inputs, rows["start"], rows["core"])
-    num_steps, num_envs = rows["reward"].shape
+    num_steps = rows["reward"].shape[0]
     again_key, end_key, cut_key = jax.random.split(key, 3)
-
-    def state_value(key: jax.Array, core: PyTree, obs: PyTree) -> jax.Array:
-        _, dist, value = policy.act(params, core, obs, jnp.zeros(num_envs, bool))
-        if policy.critic == "q":
-            return policy.apply(params, StateAction(obs, dist.sample(key)))[1]
-        return value
-
-    def value_of(key: jax.Array, core: PyTree, obs: PyTree) -> jax.Array:
-        return state_value(key, core, normalize_obs(moments, obs))
-
+    value_of = _value_of(params, moments, policy)
     if policy.critic == "q":
+        state_value = _value_of(params, Moments(), policy)  # the inputs are normalised
         now = jax.vmap(state_value)(jax.random.split(again_key, num_steps), (), inputs)
         inputs = StateAction(inputs, rows["action"])
         value = policy.apply(params, inputs)[1]
@@ -305,9 +302,30 @@ def _judge(
     return inputs, value, next_value
 
 
+def _value_of(params: Params, moments: Moments, policy: Policy) -> Callable[..., jax.Array]:
+    """The critic as a function (key, core [N, ...], obs [N, ...]) -> [N]."""
+
+    def value_of(key: jax.Array, core: PyTree, obs: PyTree) -> jax.Array:
+        obs = normalize_obs(moments, obs)
+        num_envs = jax.tree.leaves(obs)[0].shape[0]
+        _, dist, value = policy.act(params, core, obs, jnp.zeros(num_envs, bool))
+        if policy.critic == "q":
+            return policy.apply(params, StateAction(obs, dist.sample(key)))[1]
+        return value
+
+    return value_of
+
+
+def _before(abandoned: jax.Array) -> jax.Array:
+    """[T, N] the last steps of episodes that were abandoned. The state after such a step is known,
+    it is the one that the abandoned step was to be made in: it is bootstrapped as at a time limit.
+    """
+    return jnp.roll(abandoned, -1, axis=0).at[-1].set(False)
+
+
 def _step(
     carry: tuple[PyTree, ...],
-    noise_and_key: tuple[jax.Array, jax.Array],
+    step: tuple[jax.Array, jax.Array, jax.Array],
     *,
     params: Params,
     moments: Moments,
@@ -315,7 +333,7 @@ def _step(
 ) -> tuple[tuple[PyTree, ...], dict[str, Any]]:
     """One step of all environments: the state after it, and what it leaves in the rows."""
     env_state, obs, core, episodes, cuts = carry
-    noise, key = noise_and_key
+    noise, key, time = step
     start = episodes.start
     core, dist, value = how.policy.act(params, core, normalize_obs(moments, obs), start)
     action = dist.sample_from(noise)
@@ -328,7 +346,10 @@ def _step(
     final = info["final_observation"]
     watch.see("step", reward=reward, done=done, obs=next_obs, final=final, valid=info["valid"])
     episodes, totals = advance(episodes, rewards, done, valid=info["valid"], gamma=how.gamma)
-    cuts = remember_cuts(cuts, truncated, (core, final))
+    settle = functools.partial(
+        settled, jax.random.fold_in(key, 1), value_of=_value_of(params, moments, how.policy)
+    )
+    cuts = remember_cuts(cuts, truncated, (core, final), time=time, settle=settle)
     row = {
         "obs": obs,
         "start": start,
@@ -341,8 +362,9 @@ def _step(
         "valid": info["valid"],
         "totals": totals,
     }
-    if "settled" in info:
-        row["settled"] = info["settled"]
+    if "abandoned" in info:
+        episodes = give_up(episodes, info["abandoned"])
+    row |= {name: info[name] for name in ("settled", "abandoned") if name in info}
     return (env_state, next_obs, core, episodes, cuts), row
 
 

@@ -310,7 +310,7 @@ def _run(
         result = run(job, job.name, config, directory, **how)
         if not result.exit_code:
             terminal.say(f"the model is in {directory.path / 'model'}")
-        return result.exit_code
+    return signals.exit_code
 
 
 def _values(

@@ -7,6 +7,8 @@ from typing import Any
 import ppo_jax.config.references as references
 from ppo_jax.config.options import did_you_mean
 from ppo_jax.envs import host_spaces
+from ppo_jax.envs.copies import Copies
+from ppo_jax.envs.first_look import look
 from ppo_jax.envs.host import HostEnv
 from ppo_jax.envs.protocol import InvalidEnvironment
 
@@ -44,10 +46,10 @@ def make(env_id: str, backend: str = "sync", channels: str = "auto", **kwargs: A
     Args:
         env_id: e.g. "LunarLander-v3".
         backend: how N of them run. sync: one after the other, in this process. async: in a process
-            each, which pays where a step is slow; the processes are started afresh ("spawn") and
-            inherit nothing of JAX, whose threads do not survive a fork. vector_entry_point: the
-            vectorised form that some ids have, with NEXT_STEP restarts; a mask that is no plain
-            entry of the observation is not read there.
+            each, which pays where a step is slow; the processes are started afresh and inherit
+            nothing of JAX, whose threads do not survive a fork. vector_entry_point: the vectorised
+            form that some ids have, with NEXT_STEP restarts; a mask that is no plain entry of the
+            observation is not read there.
         channels: where images have their channels, "first" or "last"; auto: as their shape says.
         **kwargs: arguments of the environment; max_episode_steps is the time limit.
 
@@ -77,7 +79,7 @@ def make(env_id: str, backend: str = "sync", channels: str = "auto", **kwargs: A
         # The checks of the environment's returns were made on the first one.
         unmasked = functools.partial(one, disable_env_checker=True, **options)
         copy = action_masks.wrapped(unmasked, masks, name)
-        return functools.partial(_vector, [copy] * num_envs, backend)
+        return functools.partial(_copies, [copy] * num_envs, backend)
 
     def variant(**options: Any) -> HostEnv:
         same = functools.partial(start, backend="sync", **options)
@@ -139,7 +141,7 @@ def adapt(env: Any, first: Any = None) -> HostEnv:
     one = action_masks.wrapped(env, masks, name)
 
     def start(num_envs: int) -> Callable[[], Any]:
-        return functools.partial(_vector, [one] * num_envs, "sync")
+        return functools.partial(_copies, [one] * num_envs, "sync")
 
     def copy() -> HostEnv:
         return HostEnv(name, start=start, **spoken)
@@ -153,7 +155,7 @@ def _languages(
     """(masks that copies bring into their observations, what a HostEnv knows of its spaces).
 
     Args:
-        first: a Gymnasium environment.
+        first: a Gymnasium environment, of which a few steps are looked at.
         name: of it, for messages.
         channels: of images.
         masks: whether to look for masks beside the observation.
@@ -168,6 +170,7 @@ def _languages(
     theirs = (first.observation_space, first.action_space)
     codec = host_spaces.codec(*theirs, name, channels=channels, mask=found)
     spaces = action_masks.masked_spaces(*theirs, found)
+    look(action_masks.wrapped(lambda: first, found, name)(), name)
     return found, {"spaces": spaces, "channels": channels, "own_codec": codec}
 
 
@@ -192,10 +195,5 @@ def first_of(make_one: Callable[[], Any], name: str) -> Any:
         ) from error
 
 
-def _vector(copies: list[Callable[[], Any]], backend: str) -> Any:
-    import gymnasium
-
-    mode = gymnasium.vector.AutoresetMode.SAME_STEP
-    if backend == "async":
-        return gymnasium.vector.AsyncVectorEnv(copies, context="spawn", autoreset_mode=mode)
-    return gymnasium.vector.SyncVectorEnv(copies, autoreset_mode=mode)
+def _copies(makers: list[Callable[[], Any]], backend: str) -> Copies:
+    return Copies(makers, processes=backend == "async")

@@ -5,7 +5,6 @@ that a run's state holds only a token, with which every step is checked to be th
 """
 
 import dataclasses
-import functools
 from collections.abc import Callable
 from typing import Any
 
@@ -16,9 +15,13 @@ from jax.experimental import io_callback
 
 from ppo_jax.envs import host_spaces
 from ppo_jax.envs.codec import Codec, Leaf
+from ppo_jax.envs.copies import Copies
+from ppo_jax.envs.host_rows import Rows
 from ppo_jax.envs.host_spaces import action_space, observation_leaves
+from ppo_jax.envs.host_vector import GymnasiumVector
 from ppo_jax.envs.protocol import InvalidEnvironment, StepResult
 from ppo_jax.envs.spaces import Space
+from ppo_jax.envs.supervision import SimulatorFailed, Supervision
 from ppo_jax.types import PyTree
 
 # Environments that play side by side in an evaluation; the episodes after them take their turns.
@@ -28,23 +31,27 @@ SEEDS = 2**30
 
 
 class HostVectorEnv:
-    """N environments behind Gymnasium's vector API, as a VectorEnv.
+    """N environments of the host, as a VectorEnv.
 
     Started when its reset or step is first traced, not before: what is only looked at costs
-    nothing. Episodes that end are restarted by the environments themselves, in either of
-    Gymnasium's two ways. SAME_STEP: the step that ends an episode returns the next one's first
-    observation, and the true final one in its info. NEXT_STEP: it returns the true final one, and
-    the step after it ignores its action and returns the first: a dummy, `valid` False.
+    nothing. Episodes that end are restarted on the host: `Copies` and `GymnasiumVector` say how.
+
+    Where a run supervises it, a failure of an environment does not end the compiled program: it is
+    kept in `supervision`, and the steps after it did not happen.
 
     Args:
         name: for messages.
         num_envs: N.
-        start: () -> a Gymnasium vector environment of N.
+        start: () -> Copies or a Gymnasium vector environment, of N.
         spaces: of one environment, Gymnasium's observation and action space.
-        time_limit: as a VectorEnv's.
+        time_limit: the longest that an episode can be; it may be truncated sooner.
         transform_reward: [N] -> [N], what is learned from; info then has raw_reward [N].
         channels: of images, as for `host_spaces.observation_leaves`.
+        supervision: of the run.
     """
+
+    # The critic is asked for every true final observation, however often episodes are truncated.
+    truncates_sooner = True
 
     def __init__(
         self,
@@ -56,19 +63,20 @@ class HostVectorEnv:
         time_limit: float | None = None,
         transform_reward: Callable[[np.ndarray], np.ndarray] | None = None,
         channels: str = "auto",
+        supervision: Supervision | None = None,
     ) -> None:
         self.name, self.num_envs, self.time_limit = name, num_envs, time_limit
         tree = observation_leaves(spaces[0], name, channels=channels)
         is_leaf = lambda x: isinstance(x, Leaf)
-        self._leaves: list[Leaf] = jax.tree.leaves(tree, is_leaf=is_leaf)
+        self._rows = Rows(spaces[0], jax.tree.leaves(tree, is_leaf=is_leaf))
         self._structure = jax.tree.structure(tree, is_leaf=is_leaf)
         self.observation_space = jax.tree.map(lambda leaf: leaf.space, tree, is_leaf=is_leaf)
         self.action_space, self._to_env = action_space(spaces[1], name)
         self._start, self._transform_reward = start, transform_reward
+        self._supervision = supervision or Supervision()
         self._venv: Any = None
-        # Of the running episodes: resets so far, steps since the last, who is to be restarted.
+        # Of the running episodes: resets so far, steps since the last.
         self._resets, self._steps = 0, 0
-        self._restarting = np.zeros(num_envs, bool)
 
     def reset(self, key: jax.Array) -> tuple[PyTree, jax.Array]:
         """(obs [N, ...], token) of new episodes, seeded from the key."""
@@ -81,23 +89,29 @@ class HostVectorEnv:
     def step(self, key: jax.Array, state: jax.Array, action: jax.Array) -> StepResult:
         """After auto-reset, with the true final observation and `valid` in info.
 
+        Where copies that fail are replaced, info has `abandoned` [N], too: the step did not
+        happen, and the episode it was to be of is over.
+
         Raises:
-            JaxRuntimeError, when it runs: whatever the environment raised; or a state that is not
-            the one the environments are in.
+            JaxRuntimeError, when it runs and nobody supervises it: whatever the environment
+            raised; or a state that is not the one the environments are in.
         """
         self.start()
         action = action.reshape(self.num_envs, *self.action_space.shape)
         state, action = _refuse_vmap(self.name, (state, action))
-        flags = jax.ShapeDtypeStruct((3, self.num_envs), jnp.bool_)
+        flags = jax.ShapeDtypeStruct((4, self.num_envs), jnp.bool_)
         rewards = jax.ShapeDtypeStruct((2, self.num_envs), jnp.float32)
         # Where the final observation is the next one anyway, it need not travel twice.
-        final_shapes = self._obs_shapes() if self._same_step else ()
+        final_shapes = self._obs_shapes() if self._venv.same_step else ()
         shapes = (self._obs_shapes(), _token_shape(), rewards, flags, final_shapes)
         result = io_callback(self._host_step, shapes, state, action, ordered=True)
-        obs, state, (reward, raw_reward), (terminated, truncated, valid), final = result
+        obs, state, (reward, raw_reward), flags, final = result
+        terminated, truncated, valid, abandoned = flags
         obs = jax.tree.unflatten(self._structure, obs)
-        final = jax.tree.unflatten(self._structure, final) if self._same_step else obs
+        final = jax.tree.unflatten(self._structure, final) if self._venv.same_step else obs
         info = {"final_observation": final, "valid": valid, "raw_reward": raw_reward}
+        if self._supervision.restarts:
+            info["abandoned"] = abandoned
         return obs, state, reward, terminated, truncated, info
 
     def render(self, state: PyTree) -> np.ndarray:
@@ -115,60 +129,80 @@ class HostVectorEnv:
         """Make the environments, and with them their worker processes, if it was not done yet.
 
         Raises:
-            InvalidEnvironment: they restart in no way that is known, or are not as many as said.
+            InvalidEnvironment: one cannot be made, they restart in no way that is known, or are
+                not as many as promised.
         """
         if self._venv is not None:
             return
-        venv = self._start()
-        # Its own attribute first: environments of one class share the dict `metadata`, in which
-        # the vector that was made last has the last word.
-        mode = getattr(getattr(venv, "unwrapped", venv), "autoreset_mode", None)
-        mode = (venv.metadata or {}).get("autoreset_mode") if mode is None else mode
-        mode = getattr(mode, "value", mode)
-        if mode not in ("SameStep", "NextStep"):
-            raise InvalidEnvironment(
-                f"vector environment {self.name} has autoreset_mode {mode}; it must restart its "
-                "environments itself: SAME_STEP, or NEXT_STEP with a dummy step in between"
-            )
+        made = self._start()
+        venv = made if isinstance(made, Copies) else GymnasiumVector(made)
         if venv.num_envs != self.num_envs:
             raise InvalidEnvironment(
                 f"vector environment {self.name} has {venv.num_envs} environments; "
                 f"num_envs is {self.num_envs}"
             )
-        self._venv, self._same_step = venv, mode == "SameStep"
+        try:
+            venv.open(self.name, self._rows, self._supervision)
+        except SimulatorFailed as error:
+            raise InvalidEnvironment(str(error)) from error
+        self._venv = venv
 
     def close(self) -> None:
         """End the environments and their processes; the next reset starts them again."""
-        if self._venv is not None:
-            self._venv.close()
-        self._venv = None
+        venv, self._venv = self._venv, None
+        if venv is not None:
+            venv.close()
 
     # On the host, in a callback: numpy alone from here on.
 
     def _host_reset(self, seed: Any) -> tuple[Any, ...]:
-        self.start()
-        obs, _ = self._venv.reset(seed=int(np.asarray(seed)))
-        self._resets, self._steps = self._resets + 1, 0
-        self._restarting = np.zeros(self.num_envs, bool)
-        return self._read(obs), self._token()
+        def reset() -> tuple[Any, ...]:
+            self.start()
+            obs = self._venv.reset(int(np.asarray(seed)))
+            self._resets, self._steps = self._resets + 1, 0
+            return obs, self._token()
+
+        return self._guarded(reset, lambda: (self._zeros(), self._token()))
 
     def _host_step(self, state: Any, action: Any) -> tuple[Any, ...]:
-        self._check_is_next(np.asarray(state))
-        result = self._venv.step(self._to_env(np.asarray(action)))
-        obs, reward, terminated, truncated, info = result
-        self._steps += 1
-        # Copies: an environment may write its next step into the same arrays.
-        terminated, truncated = np.array(terminated, bool), np.array(truncated, bool)
-        raw_reward = np.array(reward, np.float32)
-        valid, done = ~self._restarting, terminated | truncated
-        reward = self._transform_reward(raw_reward) if self._transform_reward else raw_reward
-        obs = self._read(obs)
-        if self._same_step:
-            final = self._final(obs, info, done)
-        else:
-            final, self._restarting = (), done
-        flags = np.stack([terminated, truncated, valid])
-        return obs, self._token(), np.stack([reward, raw_reward]), flags, final
+        def step() -> tuple[Any, ...]:
+            self._check_is_next(np.asarray(state))
+            done = self._venv.step(self._to_env(np.asarray(action)))
+            self._steps += 1
+            raw, transform = done.reward, self._transform_reward
+            rewards = np.stack([transform(raw) if transform else raw, raw])
+            flags = np.stack([done.terminated, done.truncated, done.valid, done.abandoned])
+            final = done.obs if done.final is None else done.final
+            final = final if self._venv.same_step else ()
+            return done.obs, self._token(), rewards, flags, final
+
+        return self._guarded(step, self._nothing)
+
+    def _guarded(self, work: Callable[[], Any], otherwise: Callable[[], Any]) -> Any:
+        """What the work returns. Where a run supervises it, what fails is kept for the run, and
+        this and all later work is left out: raised within the compiled program, it would be lost
+        among JAX's own lines."""
+        supervision = self._supervision
+        if supervision.failure is not None:
+            return otherwise()
+        try:
+            return work()
+        except Exception as error:
+            if not supervision.active:
+                raise
+            supervision.failure = str(error)
+        return otherwise()
+
+    def _nothing(self) -> tuple[Any, ...]:
+        """A step that did not happen, after which nothing more is to be played."""
+        flags = np.zeros((4, self.num_envs), bool)
+        flags[0] = True  # terminated: an evaluation waits for the end of every episode
+        rewards, zeros = np.zeros((2, self.num_envs), np.float32), self._zeros()
+        same_step = self._venv is None or self._venv.same_step
+        return zeros, self._token(), rewards, flags, zeros if same_step else ()
+
+    def _zeros(self) -> tuple[np.ndarray, ...]:
+        return tuple(np.zeros(s.shape, s.dtype) for s in self._obs_shapes())
 
     def _check_is_next(self, state: np.ndarray) -> None:
         given, here = tuple(state.tolist()), tuple(self._token().tolist())
@@ -183,28 +217,8 @@ class HostVectorEnv:
     def _token(self) -> np.ndarray:
         return np.array([self._resets, self._steps], np.uint32)
 
-    def _read(self, obs: Any) -> tuple[np.ndarray, ...]:
-        """The leaves of an observation [N, ...], in our layout."""
-        return tuple(np.ascontiguousarray(leaf.read(leaf.of(obs))) for leaf in self._leaves)
-
-    def _final(self, obs: tuple[np.ndarray, ...], info: Any, done: np.ndarray) -> tuple[Any, ...]:
-        """obs, with the true final observation where an episode ended."""
-        if not done.any():
-            return obs
-        if "final_obs" not in info:
-            raise RuntimeError(
-                f"{self.name} restarts in the same step but its info has no final_obs"
-            )
-        theirs, final = info["final_obs"], tuple(x.copy() for x in obs)
-        batched = isinstance(theirs, dict | tuple)  # the leaves are [N, ...], not the whole
-        for leaf, array in zip(self._leaves, final, strict=True):
-            for i in np.flatnonzero(done):
-                one = leaf.of(theirs)[i] if batched else leaf.of(theirs[i])
-                array[i] = leaf.read(np.asarray(one)[None])[0]
-        return final
-
     def _obs_shapes(self) -> tuple[jax.ShapeDtypeStruct, ...]:
-        spaces = [leaf.space for leaf in self._leaves]
+        spaces = [leaf.space for leaf in self._rows.leaves]
         return tuple(jax.ShapeDtypeStruct((self.num_envs, *s.shape), s.dtype) for s in spaces)
 
 
@@ -215,8 +229,8 @@ class HostEnv:
     Attributes:
         name: in full.
         spaces: Gymnasium's observation and action space.
-        start: num_envs -> () -> a Gymnasium vector environment of so many.
-        time_limit: as an Env's.
+        start: num_envs -> () -> Copies or a Gymnasium vector environment, of so many.
+        time_limit: as a HostVectorEnv's.
         transform_reward: as HostVectorEnv's.
         evaluated_as: () -> the HostEnv whose returns are reported; None: this one.
         drawn_as: () -> the HostEnv that is drawn; None: the evaluated one.
@@ -224,6 +238,7 @@ class HostEnv:
             episodes, up to EVALUATION_ENVS.
         channels: of images, as for `host_spaces.observation_leaves`.
         own_codec: of the environment as its users have it, where its vectors have other spaces.
+        supervision: of all its environments, those that are evaluated or drawn among them.
     """
 
     name: str
@@ -236,6 +251,7 @@ class HostEnv:
     evaluation_envs: int | None = None
     channels: str = "auto"
     own_codec: Codec | None = None
+    supervision: Supervision = dataclasses.field(default_factory=Supervision, repr=False)
     _kept: dict[Any, Any] = dataclasses.field(default_factory=dict, repr=False)
 
     @property
@@ -265,6 +281,7 @@ class HostEnv:
                 time_limit=self.time_limit,
                 transform_reward=self.transform_reward,
                 channels=self.channels,
+                supervision=self.supervision,
             )
 
         return self._keep(num_envs, make)
@@ -273,8 +290,8 @@ class HostEnv:
         """The environment as its returns are reported."""
         if self.evaluated_as is None and self.evaluation_envs is not None:
             return self  # the vector environment that was given, the only one there is
-        copy = functools.partial(dataclasses.replace, self, _kept={})
-        return self._keep("evaluation", self.evaluated_as or copy)
+        same = lambda: dataclasses.replace(self, _kept={})
+        return self._keep("evaluation", self._supervised(self.evaluated_as or same))
 
     def side_by_side(self, episodes: int) -> int:
         """How many environments play so many episodes."""
@@ -284,12 +301,15 @@ class HostEnv:
         """The environment as it is drawn."""
         if self.drawn_as is None:
             return self.evaluation()
-        return self._keep("picture", self.drawn_as)
+        return self._keep("picture", self._supervised(self.drawn_as))
 
     def close(self) -> None:
         """End all environments of this object and their processes."""
         for kept in self._kept.values():
             kept.close()
+
+    def _supervised(self, make: Callable[[], "HostEnv"]) -> Callable[[], "HostEnv"]:
+        return lambda: dataclasses.replace(make(), supervision=self.supervision)
 
     def _keep(self, what: Any, make: Callable[[], Any]) -> Any:
         if what not in self._kept:

@@ -123,7 +123,7 @@ def demo(config: DemoConfig, options: RunOptions) -> int:
         }
         write_json(directory.path / "summary.json", found)
         _print(found, directory.path)
-    return 128 + signals.received if signals.received else 0
+    return signals.exit_code
 
 
 def _lines_of(path: Path) -> list[str]:

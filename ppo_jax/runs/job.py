@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from ppo_jax.runs.chunk import MAX_CHUNK, Step
+from ppo_jax.runs.outside import Outside
 from ppo_jax.types import PyTree
 
 UNITS = {
@@ -50,6 +51,7 @@ class Job(NamedTuple):
         samples: (state, count) -> samples to be looked at, each a dictionary.
         restart: state -> state, for a restored state whose environments are gone.
         place: state -> state, where it is worked on if there are several devices.
+        outside: what it does outside of its programs, where things fail that are no part of them.
         cause: what usually makes a number infinite, for the message.
         source: where observations and rewards come from, for the message.
         needs: what else has to be in memory at the same time as the state -> bytes of it.
@@ -78,6 +80,7 @@ class Job(NamedTuple):
     samples: Callable[[Any, int], list[dict[str, Any]]] | None = None
     restart: Callable[[Any], Any] = _in_place
     place: Callable[[Any], Any] = _in_place
+    outside: Outside | None = None
     cause: str = "a learning rate too high"
     source: str = "the environment"
     needs: dict[str, int] = {}  # noqa: RUF012

@@ -6,7 +6,9 @@ kept is a `RunRecord`, or `InMemory`.
 
 import contextlib
 import math
+import os
 import signal
+import sys
 import time
 import warnings
 from collections.abc import Sequence
@@ -23,6 +25,7 @@ from ppo_jax.runs.chunk import Chunk, compile_chunk, next_count
 from ppo_jax.runs.divergence import culprits, message, origin, resume_command
 from ppo_jax.runs.job import UNITS, Callback, Diverged, Job, Progress, Result, RunFailed
 from ppo_jax.runs.options import KeepOptions
+from ppo_jax.runs.outside import watched
 from ppo_jax.runs.record import InMemory, RunRecord, scores_of
 from ppo_jax.runs.replay import Recorder
 from ppo_jax.runs.signals import Signals
@@ -104,6 +107,10 @@ def reached(goal: float) -> str:
     return f"reached {goal:g}"
 
 
+class _GivenUp(Exception):
+    """Something outside of the programs failed after a signal: the run ends with its last state."""
+
+
 class _Loop:
     """One session of a run, from the first or a restored state to its summary."""
 
@@ -129,16 +136,20 @@ class _Loop:
     def run(self) -> Result:
         """From restoring to the summary."""
         self.update, state = self.record.restore(self.job)
+        self.state = state
         if state is not None:
-            state = self.job.restart(state)
+            with self._watched():
+                state = self.job.restart(state)
+            self._check_outside()
         self.ended = self._ended_before()
         if self.update < self.job.updates and not self.signals.received and not self.ended:
-            with self.record.open(self.job, self.update):
+            with self.record.open(self.job, self.update), self._watched():
                 self._begin(state)
                 self._train()
         else:
             self.state = self.job.place(self.job.init() if state is None else state)
-        return self._finish()
+        with self._watched():
+            return self._finish()
 
     def _ended_before(self) -> str:
         """Why an earlier session ended early, if that still holds: the threshold is the same, and
@@ -152,7 +163,9 @@ class _Loop:
         """The state that training begins with, and its program."""
         started, job = time.perf_counter(), self.job
         with terminal.status("compiling"), self._watching():
-            self.state = job.place(job.init() if state is None else state)
+            first = job.init() if state is None else state
+            self._check_outside()
+            self.state = job.place(first)
             if self.chunk is None:
                 self.chunk = compile_chunk(
                     job.step, self.state, job.floats, job.frozen, rows=job.rows,
@@ -176,7 +189,10 @@ class _Loop:
                 self._show_samples()
                 shown_at = time.perf_counter()
             count = min(count, self._until_next_look())
-            rows, seconds = self._advance(count)
+            try:
+                rows, seconds = self._advance(count)
+            except _GivenUp:
+                break
             if rows:
                 self._refuse_nan(rows)
             if self.bad is not None:
@@ -202,6 +218,7 @@ class _Loop:
         started = time.perf_counter()
         metrics, made = self._made(count)
         arrays = {name: x[..., :made] for name, x in metrics.items()}
+        arrays |= {name: np.full(made, n) for name, n in self._numbers().items()}
         seconds = time.perf_counter() - started
         self.update += made
         if not made:
@@ -213,6 +230,7 @@ class _Loop:
             self._failed()
             raise
         rows = self.record.log(job, before, arrays, seconds=seconds, evaluation=found)
+        self._check_outside()
         self._warn(arrays)
         return rows, seconds
 
@@ -225,6 +243,7 @@ class _Loop:
                 self.state, job.floats, jnp.int32(count), *more
             )
             metrics = guard.show(hidden)  # waits for it
+            self._check_outside()  # what failed leaves the state as it was before
             self.state = state
         except jax.errors.JaxRuntimeError as error:
             self.record.write_summary(job, "failed")
@@ -257,6 +276,53 @@ class _Loop:
         if self.debug:
             text += ". " + origin(job, self.state, self.update, self.recorder)
         raise Diverged(text)
+
+    def _watched(self) -> contextlib.AbstractContextManager[None]:
+        """What the job does outside of its programs is watched."""
+        return watched(self.job.outside, self.signals, self._give_up)
+
+    def _check_outside(self) -> None:
+        """End the run where something outside of its programs failed.
+
+        Raises:
+            RunFailed: what failed, what is saved, and how to go on.
+            _GivenUp: a signal ends the run anyway.
+        """
+        outside = self.job.outside
+        reason = outside.failure() if outside is not None else None
+        if reason is None:
+            return
+        if self.signals.received:
+            warnings.warn(reason, stacklevel=1)
+            raise _GivenUp
+        raise RunFailed(self._saved_after(reason))
+
+    def _saved_after(self, reason: str) -> str:
+        """Save the last good state after a failure: the line that says so."""
+        job, record = self.job, self.record
+        if self.state is not None and self.update > record.saved:
+            record.save(job, self.update, self.state, last=True)
+        stopped = self.signals.received
+        status = f"stopped by {signal.Signals(stopped).name}" if stopped else "failed"
+        record.write_summary(job, status, {"reason": reason} | self._numbers())
+        text = f"{reason}; {record.what_is_saved(job)}"
+        return f"{text}. {record.how_to_go_on()}" if record.saved else text
+
+    def _give_up(self, reason: str) -> None:
+        """End the process, whose main thread is held up; in another thread."""
+        try:
+            text = self._saved_after(reason)
+        except Exception as error:
+            text = f"{reason}; {error}"
+        terminal.show_cursor()
+        with contextlib.suppress(OSError):
+            sys.stderr.write(f"error: {text}\n")
+            sys.stderr.flush()
+        os._exit(self.signals.exit_code or 1)
+
+    def _numbers(self) -> dict[str, int]:
+        """For the log and the summary."""
+        return self.job.outside.numbers() if self.job.outside is not None else {}
 
     def _failed(self) -> None:
         """Save what was trained before an evaluation or a callback failed."""
@@ -297,15 +363,20 @@ class _Loop:
             except FloatingPointError:  # the network's actions; what was trained is saved
                 self.record.write_summary(job, "failed")
                 raise
+            with contextlib.suppress(_GivenUp):
+                self._check_outside()
+        evaluated = bool(found)
+        found |= self._numbers()
         stopped = self.signals.received
-        if trained and (found or not stopped):
+        if trained and (evaluated or not stopped):
             status = "finished"
         else:
             status = f"stopped by {signal.Signals(stopped or signal.SIGINT).name}"
         if self.ended and self.update < job.updates:
             found["ended_early"] = self.ended
         summary = self.record.finish(job, status, found)
-        return Result(self.state, summary, self.record.path, 128 + stopped if stopped else 0)
+        # A signal may have come while the summary was written, too.
+        return Result(self.state, summary, self.record.path, self.signals.exit_code)
 
     def _result(self) -> dict[str, Any]:
         """What summary.json says of the trained state."""

@@ -190,6 +190,12 @@ class RunRecord:
         done = f"{self.saved * job.units_per_update:,} {UNITS[job.unit]}"
         return f"saved in {self.path}: the state after {done}" if self.saved else "nothing is saved"
 
+    def how_to_go_on(self) -> str:
+        """For the message of a failure that may not come again; "" where there is no command."""
+        if not self.resume:
+            return "Mend it, and resume"
+        return f"Go on with: {self.resume} --resume {shlex.quote(str(self.path))}"
+
     def show_samples(self, job: Job, update: int, samples: list[dict[str, Any]]) -> None:
         """Append samples to samples.jsonl, and print the first of them."""
         lines = [json.dumps({"update": update, **sample}) + "\n" for sample in samples]
@@ -326,6 +332,10 @@ class InMemory:
     def what_is_saved(self, job: Job) -> str:
         """Nothing is."""
         return "nothing is saved"
+
+    def how_to_go_on(self) -> str:
+        """There is no way."""
+        return ""
 
     def write_summary(self, job: Job, status: str, found: Any = None) -> dict[str, Any]:
         """There is none."""

@@ -86,7 +86,7 @@ def run(spec: Spec, options: SweepOptions, directory: SweepDirectory) -> int:
             )
             return 128 + (signals.received or 0)
     terminal.say(f"report: {path / 'report.html'}")
-    return 128 + signals.received if signals.received else 0
+    return signals.exit_code
 
 
 def _confirm(spec: Spec, options: SweepOptions, path: Path, signals: Signals) -> None:

@@ -1,0 +1,325 @@
+"""N copies of a Gymnasium environment, in this process or in a process each.
+
+In place of Gymnasium's own vectors: those hold the final observation by reference, merge the infos
+of all copies, which need not fit together, and end with the first copy that fails.
+"""
+
+import contextlib
+import os
+import pickle
+import select
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Sequence
+from multiprocessing.connection import Connection, Pipe
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from ppo_jax.envs import worker
+from ppo_jax.envs.host_rows import Rows
+from ppo_jax.envs.supervision import MAKING, SimulatorFailed, Supervision
+
+# Entries of info that are read; no other is sent by a worker process.
+INFOS = ("action_mask",)
+# What a worker process runs first. Ctrl-C in a terminal and the signals of a scheduler reach all
+# processes of a group; the workers are ended by this one, after the last update.
+BOOT = (
+    "import signal, sys\n"
+    "for s in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP): signal.signal(s, signal.SIG_IGN)\n"
+    "import runpy\n"
+    "runpy.run_path(sys.argv.pop(1), run_name='__main__')\n"
+)
+# Seconds between two looks at whether a signal came while a worker process is waited for.
+LOOK = 0.25
+
+
+class VectorStep(NamedTuple):
+    """What a step of all copies brought.
+
+    Attributes:
+        obs: leaves [N, ...] of the observations to act on next.
+        reward: [N] float32.
+        terminated, truncated: [N] bool.
+        valid: [N] bool, False where the step did not happen.
+        abandoned: [N] bool, True where it did not because the copy failed and was replaced.
+        final: leaves [N, ...] of the true successors; None where a valid step's is `obs`.
+    """
+
+    obs: tuple[np.ndarray, ...]
+    reward: np.ndarray
+    terminated: np.ndarray
+    truncated: np.ndarray
+    valid: np.ndarray
+    abandoned: np.ndarray
+    final: tuple[np.ndarray, ...] | None
+
+
+class CopyFailed(Exception):
+    """One copy failed; the text is what it did: "raised ...", "returned ..."."""
+
+
+class Copies:
+    """N copies of an environment, restarted in the step that ends their episode (SAME_STEP).
+
+    Args:
+        makers: N functions () -> gymnasium.Env.
+        processes: whether each copy has a process of its own.
+    """
+
+    same_step = True
+
+    def __init__(self, makers: Sequence[Callable[[], Any]], *, processes: bool = False) -> None:
+        self.makers, self.num_envs, self.processes = list(makers), len(makers), processes
+        self.copies: list[Any] = []
+
+    def open(self, name: str, rows: Rows, supervision: Supervision) -> None:
+        """Make the copies.
+
+        Args:
+            name: for messages.
+            rows: how observations are read.
+            supervision: of the run.
+
+        Raises:
+            SimulatorFailed: one cannot be made; which, and why.
+        """
+        self.name, self.rows, self.supervision = name, rows, supervision
+        self.seed, self.steps = 0, 0
+        kind = Process if self.processes else InProcess
+        self.copies = [kind(make) for make in self.makers]
+        supervision.name, supervision.doing = name, MAKING
+        for i, one in enumerate(self.copies):
+            supervision.index = i
+            try:
+                one.wait(supervision)
+            except CopyFailed as error:
+                self.close()
+                raise self._failed(i, f"cannot be made: it {error}", when="") from error
+
+    def reset(self, seed: int) -> tuple[np.ndarray, ...]:
+        """The first observations, leaves [N, ...]; copy i is seeded with seed + i."""
+        self.seed, self.steps, supervision = seed, 0, self.supervision
+        supervision.name, supervision.doing = self.name, "reset"
+        arrays = self.rows.empty(self.num_envs)
+        for i, one in enumerate(self.copies):
+            one.send("reset", seed + i)
+        for i, one in enumerate(self.copies):
+            supervision.index = i
+            try:
+                self.rows.write(arrays, i, *one.wait(supervision))
+            except (CopyFailed, ValueError) as error:
+                self._replace(i, error, arrays, when=supervision.doing)
+        return self.rows.ours(arrays)
+
+    def step(self, actions: Any) -> VectorStep:
+        """One step of each copy, and a reset where it ended an episode."""
+        self.steps += 1
+        count, rows, supervision = self.num_envs, self.rows, self.supervision
+        supervision.name, supervision.doing = self.name, f"step {self.steps}"
+        arrays, final = rows.empty(count), None
+        reward = np.zeros(count, np.float32)
+        terminated, truncated, abandoned = np.zeros((3, count), bool)
+        for one, action in zip(self.copies, actions, strict=True):
+            one.send("step", action)
+        for i, one in enumerate(self.copies):
+            supervision.index = i
+            try:
+                obs, reward[i], terminates, truncates, info, following = one.wait(supervision)
+                if following is None:
+                    rows.write(arrays, i, obs, info)
+                    continue
+                final = rows.empty(count) if final is None else final
+                rows.write(final, i, obs, info)
+                rows.write(arrays, i, *following)
+                terminated[i], truncated[i] = terminates, truncates
+            except (CopyFailed, ValueError) as error:
+                self._replace(i, error, arrays, when=supervision.doing)
+                reward[i], abandoned[i] = 0.0, True
+        ours = rows.ours(arrays)
+        ends = None if final is None else rows.finals(ours, final, terminated | truncated)
+        return VectorStep(ours, reward, terminated, truncated, ~abandoned, abandoned, ends)
+
+    def render(self) -> tuple[Any, ...]:
+        """The picture of the first copy."""
+        self.copies[0].send("render")
+        try:
+            return (self.copies[0].wait(self.supervision),)
+        except CopyFailed as error:
+            raise self._failed(0, str(error), when="render") from error
+
+    def close(self) -> None:
+        """End the copies and their processes."""
+        for one in self.copies:
+            one.end()
+        for one in self.copies:
+            one.close()
+        self.copies = []
+
+    def _replace(self, i: int, error: Exception, arrays: Any, *, when: str) -> None:
+        """Another copy in the place of one that failed, at the start of an episode.
+
+        Raises:
+            SimulatorFailed: no copy may be replaced any more.
+        """
+        supervision = self.supervision
+        doing = supervision.doing
+        while supervision.replaced < supervision.restarts and supervision.hurry is None:
+            supervision.replaced += 1
+            self.copies[i].discard(supervision)
+            self.copies[i] = (Process if self.processes else InProcess)(self.makers[i])
+            try:
+                supervision.doing = MAKING
+                self.copies[i].wait(supervision)
+                supervision.doing = doing
+                # Another seed than the first copy's, which would fail in the same place.
+                seed = (self.seed + i + 7919 * supervision.replaced) % 2**30
+                self.copies[i].send("reset", seed)
+                return self.rows.write(arrays, i, *self.copies[i].wait(supervision))
+            except (CopyFailed, ValueError) as another:
+                error, when = another, f"{when}, replaced"
+        after = f"; {supervision.replaced} were replaced" if supervision.replaced else ""
+        raise self._failed(i, f"{error}{after}", when=when) from error
+
+    def _failed(self, i: int, text: str, *, when: str) -> SimulatorFailed:
+        where = f"environment {self.name}, index {i} of {self.num_envs}"
+        return SimulatorFailed(f"{where}{', ' if when else ''}{when}: {text}")
+
+
+class InProcess:
+    """A copy in this process, with the functions of Process."""
+
+    def __init__(self, make: Callable[[], Any]) -> None:
+        self.copy: Any = None
+        self.call: Callable[..., Any] = self._make
+        self.arguments: tuple[Any, ...] = (make,)
+
+    def send(self, name: str, *arguments: Any) -> None:
+        """Ask for what `wait` is to do."""
+        self.call, self.arguments = getattr(self.copy, name), arguments
+
+    def wait(self, supervision: Supervision) -> Any:
+        """Do it: the result.
+
+        Raises:
+            CopyFailed: it raised.
+        """
+        supervision.call = time.monotonic()
+        try:
+            return self.call(*self.arguments)
+        except (Exception, SystemExit) as error:
+            raise CopyFailed(worker.raised(error)) from error
+        finally:
+            supervision.call = None
+
+    def end(self) -> None:
+        """Nothing ends by itself here."""
+
+    def close(self) -> None:
+        """Close the environment; what that raises is nobody's concern any more."""
+        with contextlib.suppress(Exception):
+            if self.copy is not None:
+                self.copy.close()
+
+    def discard(self, supervision: Supervision) -> None:
+        """Close an environment that failed, and may fail again."""
+        supervision.call = time.monotonic()
+        self.close()
+        supervision.call = None
+
+    def _make(self, make: Callable[[], Any]) -> None:
+        self.copy = worker.Copy(make)
+
+
+class Process:
+    """A copy in a process of its own.
+
+    The process is a program of its own and no fork of this one, whose threads (JAX has some) would
+    not survive it. It is in a process group of its own, out of the reach of the terminal, and ends
+    with this process, however that ends.
+    """
+
+    def __init__(self, make: Callable[[], Any]) -> None:
+        import cloudpickle
+
+        ours, theirs = Pipe()
+        lifeline, self._lifeline = os.pipe()
+        fds = (theirs.fileno(), lifeline)
+        self.connection: Connection = ours
+        self.process = subprocess.Popen(
+            [sys.executable, "-P", "-c", BOOT, worker.__file__, *map(str, fds)],
+            pass_fds=fds,
+            stdin=subprocess.DEVNULL,
+            process_group=0,
+        )
+        theirs.close()
+        os.close(lifeline)
+        self.poll = select.poll()
+        self.poll.register(ours.fileno(), select.POLLIN)
+        self.began = time.monotonic()
+        self._write(sys.path)
+        self.send("make", cloudpickle.dumps(make), INFOS)
+        self.making = True
+
+    def send(self, name: str, *arguments: Any) -> None:
+        """Ask for something; `wait` has the answer."""
+        self.began, self.making = time.monotonic(), False
+        self._write((name, *arguments))
+
+    def wait(self, supervision: Supervision) -> Any:
+        """The answer to what was asked for.
+
+        Raises:
+            CopyFailed: it raised, its process ended, or it takes too long.
+        """
+        while not self.poll.poll(1000 * LOOK):
+            if time.monotonic() > supervision.deadline(self.began, self.making):
+                raise CopyFailed(supervision.hung(self.began))
+        try:
+            succeeded, result = pickle.loads(self.connection.recv_bytes())
+        except (EOFError, OSError):
+            raise CopyFailed(self._how_it_ended()) from None
+        except Exception as error:
+            raise CopyFailed(f"returned what cannot be read here: {error}") from error
+        if not succeeded:
+            raise CopyFailed(result)
+        return result
+
+    def end(self) -> None:
+        """Let the process end."""
+        self._write(("close",))
+
+    def close(self) -> None:
+        """Wait for its end, and end it if it does not come."""
+        try:
+            self.process.wait(2)
+        except subprocess.TimeoutExpired:
+            self.process.kill()
+        self._forget()
+
+    def discard(self, supervision: Supervision) -> None:
+        """End the process at once."""
+        self.process.kill()
+        self._forget()
+
+    def _forget(self) -> None:
+        self.process.wait()
+        self.connection.close()
+        with contextlib.suppress(OSError):
+            os.close(self._lifeline)
+
+    def _write(self, message: Any) -> None:
+        """A process that is gone is noticed when its answer is waited for."""
+        with contextlib.suppress(OSError):
+            self.connection.send_bytes(pickle.dumps(message, protocol=5))
+
+    def _how_it_ended(self) -> str:
+        try:
+            code = self.process.wait(2)
+        except subprocess.TimeoutExpired:
+            return "its process closed the connection"
+        if code < 0:
+            return f"its process was ended by {signal.Signals(-code).name}"
+        return f"its process exited with status {code}"

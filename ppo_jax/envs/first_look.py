@@ -1,0 +1,162 @@
+"""A look at the first environment of a kind, before anything is compiled.
+
+It is reset and stepped a few times. What Gymnasium's own checker says of what it returns is passed
+on as warnings; what no training can work with is refused.
+"""
+
+import copy
+import math
+import re
+import warnings
+from typing import Any
+
+import jax
+import numpy as np
+
+from ppo_jax.envs import worker
+from ppo_jax.envs.host_rows import Rows
+from ppo_jax.envs.host_spaces import Leaf, observation_leaves
+from ppo_jax.envs.protocol import InvalidEnvironment
+
+STEPS = 5
+CURES = {
+    "step": "; return terminated, True where the episode has an end of its own, and truncated, "
+    "True where a time limit cuts it, in place of done",
+    "reset": "; return the observation and a dictionary, which may be empty",
+}
+
+
+def look(env: Any, name: str) -> None:
+    """Play a few steps with sampled actions.
+
+    Args:
+        env: a Gymnasium environment, which is not used for anything else.
+        name: for messages.
+
+    Raises:
+        InvalidEnvironment: it raised, returned another number of values, observations that are not
+            of its space, or rewards that are not finite: each in a sentence.
+    """
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        problems = _problems(env, name)
+    for text in dict.fromkeys(_plain(str(w.message)) for w in caught if not _private(w)):
+        warnings.warn(f"{name}: {text}", stacklevel=2)
+    if problems:
+        raise InvalidEnvironment(f"environment {name}: {'; '.join(dict.fromkeys(problems))}")
+
+
+def _problems(env: Any, name: str) -> list[str]:
+    """What is wrong."""
+    tree = observation_leaves(env.observation_space, name)
+    rows = Rows(env.observation_space, jax.tree.leaves(tree, is_leaf=lambda x: isinstance(x, Leaf)))
+    found: list[str] = []
+    doing = "reset"
+    try:
+        one = worker.Copy(lambda: _checked(env))
+        obs, info = one.reset(0)
+        found += _of_observation(rows, env.observation_space, obs, info, "reset")
+        actions = copy.deepcopy(env.action_space)
+        actions.seed(0)
+        doing = "step"
+        for _ in range(STEPS):
+            obs, reward, _, _, info, following = one.step(_sampled(actions, obs, info))
+            found += _of_observation(rows, env.observation_space, obs, info, "step")
+            if not math.isfinite(reward):
+                found.append(f"step returned the reward {reward}; rewards must be finite numbers")
+            if following is not None:
+                obs, info = following
+    except (Exception, SystemExit) as error:
+        found.append(_of_error(error, env, doing))
+    return found
+
+
+def _checked(env: Any) -> Any:
+    """With Gymnasium's checker around it, if it has none."""
+    from gymnasium.wrappers import PassiveEnvChecker
+
+    inner = env
+    while inner is not None:
+        if isinstance(inner, PassiveEnvChecker):
+            return env
+        inner = getattr(inner, "env", None)
+    return PassiveEnvChecker(env)
+
+
+def _of_error(error: BaseException, env: Any, doing: str) -> str:
+    """What an exception in the first steps says."""
+    if isinstance(error, TypeError) and "expected obs" in str(error):
+        return f"{error}{CURES[doing] if 'value' in str(error) else ''}"
+    if isinstance(error, ValueError) and "values to unpack" in str(error):
+        # A wrapper took fewer or more values apart than there are.
+        try:
+            action = copy.deepcopy(env.action_space).sample()
+            result = env.unwrapped.step(action) if doing == "step" else env.unwrapped.reset()
+        except Exception:
+            result = ()
+        expected = worker.EXPECTED if doing == "step" else "obs, info"
+        if not isinstance(result, tuple) or len(result) not in (0, 2 if doing == "reset" else 5):
+            said = f"{doing} returned {worker.described(result)}, expected {expected}"
+            return said + CURES[doing]
+    if isinstance(error, AssertionError) and str(error):
+        return _plain(str(error))
+    return f"its {'first reset' if doing == 'reset' else 'step'} {worker.raised(error)}"
+
+
+def _of_observation(rows: Rows, space: Any, obs: Any, info: Any, doing: str) -> list[str]:
+    """What no network can be given."""
+    if not isinstance(info, dict):
+        return [f"{doing} returned {worker.short(info)} as info, expected a dictionary"]
+    arrays = rows.empty(1)
+    try:
+        rows.write(arrays, 0, obs, info)
+    except ValueError as error:
+        return [f"{doing} {error}"]
+    found = []
+    for leaf, array in zip(rows.leaves, arrays, strict=True):
+        part = space
+        for key in leaf.path:
+            part = part[key]
+        if not _inside(part, array[0]):
+            where = "".join(f"[{key!r}]" for key in leaf.path)
+            value = worker.short(array[0].tolist())
+            found.append(f"{doing} returned the observation{where} {value}, which is not in {part}")
+    return found
+
+
+def _inside(space: Any, x: np.ndarray) -> bool:
+    """Whether choices are among those that there are. Numbers beyond the bounds of a Box only
+    draw a warning: a network takes them."""
+    start = getattr(space, "start", 0)
+    if hasattr(space, "nvec"):
+        return bool(np.all((x >= start) & (x < start + space.nvec)))
+    if type(space).__name__ == "Discrete":
+        return bool(start <= x < start + space.n)
+    return True
+
+
+def _sampled(space: Any, obs: Any, info: Any) -> Any:
+    """An action that is legal, where the observation says which are."""
+    mask = np.asarray(obs.get("action_mask")) if isinstance(obs, dict) else None
+    action = space.sample()
+    if mask is None or mask.ndim not in (1, 2):
+        return action
+    start = getattr(space, "start", 0)
+    rows = mask.reshape(-1, mask.shape[-1])
+    if len(rows) != np.size(action):
+        return action
+    legal = [np.flatnonzero(row) for row in rows]
+    drawn = [i[int(np.sum(action)) % len(i)] if len(i) else 0 for i in legal]
+    return (np.reshape(drawn, np.shape(action)) + start).astype(space.dtype)[()]
+
+
+def _plain(text: str) -> str:
+    """One line, without Gymnasium's colours and its own word for a warning."""
+    text = re.sub(r"\x1b\[[0-9;]*m", "", text)
+    return " ".join(text.split()).removeprefix("WARN: ").removeprefix("ERROR: ")
+
+
+def _private(warning: warnings.WarningMessage) -> bool:
+    """What is said to an environment's authors by the libraries it uses, not about it."""
+    theirs = str(warning.message).startswith(("\x1b", "WARN"))
+    return issubclass(warning.category, DeprecationWarning) and not theirs

@@ -1,0 +1,130 @@
+"""The observations of N copies as arrays [N, ...]: each is copied as soon as it is there.
+
+An environment may write every observation into the same array, or change the dictionary that it
+returned: what was not copied before its next step or reset is lost.
+"""
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from ppo_jax.envs.host_spaces import Leaf
+
+
+class Rows:
+    """How the observations of one kind of environment are read.
+
+    Args:
+        space: Gymnasium's observation space.
+        leaves: of it.
+    """
+
+    def __init__(self, space: Any, leaves: Sequence[Leaf]) -> None:
+        self.leaves = tuple(leaves)
+        theirs = [_below(space, leaf.path) for leaf in leaves]
+        self.fast = {np.ndarray, np.int64}  # what most environments return is looked at quickest
+        self.whole = len(leaves) == 1 and not leaves[0].path
+        self.kinds = [(tuple(s.shape), np.dtype(s.dtype)) for s in theirs]
+
+    def empty(self, count: int) -> list[np.ndarray]:
+        """An array [count, ...] for each leaf, in the environment's own shape and type."""
+        return [np.empty((count, *shape), dtype) for shape, dtype in self.kinds]
+
+    def read(self, obs: Any, info: Any) -> tuple[Any, ...]:
+        """The leaves of what one copy returned.
+
+        Args:
+            obs: its observation.
+            info: its info; of a worker process only the entries that are named in INFOS.
+
+        Raises:
+            ValueError: a part of it is missing.
+        """
+        if self.whole:
+            return (obs,)
+        return tuple([leaf.of(obs) for leaf in self.leaves])
+
+    def write(self, arrays: list[np.ndarray], i: int, obs: Any, info: Any) -> None:
+        """Copy what copy i returned into row i.
+
+        Args:
+            arrays: of `empty`.
+            i: index of the copy.
+            obs, info: as for `read`.
+
+        Raises:
+            ValueError: another structure, shape or type than the observation space has.
+        """
+        try:
+            values = self.read(obs, info)
+        except (KeyError, IndexError, TypeError) as error:
+            raise ValueError(
+                f"returned the observation {type(obs).__name__} without the entry {error}, which "
+                "its observation_space has"
+            ) from error
+        for k, x in enumerate(values):
+            shape, dtype = self.kinds[k]
+            if type(x) not in self.fast or x.dtype != dtype or x.shape != shape:
+                x = _fitted(x, shape, dtype, self.leaves[k])
+            arrays[k][i] = x
+
+    def ours(self, arrays: list[np.ndarray]) -> tuple[np.ndarray, ...]:
+        """The leaves [N, ...] in our layout."""
+        pairs = zip(self.leaves, arrays, strict=True)
+        return tuple(np.ascontiguousarray(leaf.read(x)) for leaf, x in pairs)
+
+    def finals(
+        self, obs: tuple[np.ndarray, ...], arrays: list[np.ndarray], done: np.ndarray
+    ) -> tuple[np.ndarray, ...]:
+        """The true successors: rows of `arrays` where an episode ended, else those of `obs`.
+
+        Args:
+            obs: leaves [N, ...] in our layout.
+            arrays: of `empty`, filled where `done`.
+            done: [N] bool.
+        """
+        final = tuple(x.copy() for x in obs)
+        for leaf, x, theirs in zip(self.leaves, final, arrays, strict=True):
+            x[done] = leaf.read(theirs[done])
+        return final
+
+    def batch(self, obs: Any) -> tuple[np.ndarray, ...]:
+        """The leaves of the observation [N, ...] of a Gymnasium vector environment, copied."""
+        return tuple(np.array(leaf.read(leaf.of(obs)), order="C") for leaf in self.leaves)
+
+
+def _below(space: Any, path: tuple[Any, ...]) -> Any:
+    for key in path:
+        space = space[key]
+    return space
+
+
+def _fitted(x: Any, shape: tuple[int, ...], dtype: np.dtype, leaf: Leaf) -> np.ndarray:
+    """A value in the type of its space, where nothing is lost by that.
+
+    Raises:
+        ValueError: it has another shape, or is nothing of this type.
+    """
+    where = "".join(f"[{key!r}]" for key in leaf.path)
+    given = np.asarray(x)
+    if given.dtype.kind not in "biuf":
+        raise ValueError(
+            f"returned an observation{where} of type {type(x).__name__}"
+            f"{'' if given.dtype == object else f' ({given.dtype})'}, not numbers of type {dtype}"
+        )
+    if given.shape != shape:
+        raise ValueError(
+            f"returned an observation{where} of shape {given.shape}; its observation_space has "
+            f"{shape}"
+        )
+    if np.can_cast(given.dtype, dtype, "same_kind"):
+        return given
+    with np.errstate(invalid="ignore"):
+        cast = given.astype(dtype)
+    if not np.array_equal(cast, given):
+        raise ValueError(
+            f"returned an observation{where} of type {given.dtype} whose values {dtype}, the type "
+            "of its observation_space, cannot hold"
+        )
+    return cast

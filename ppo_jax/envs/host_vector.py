@@ -1,0 +1,137 @@
+"""A Gymnasium vector environment as somebody else wrote it, read the way `Copies` are."""
+
+import copy
+import functools
+import time
+from typing import Any
+
+import numpy as np
+
+from ppo_jax.envs import worker
+from ppo_jax.envs.copies import VectorStep
+from ppo_jax.envs.host_rows import Rows
+from ppo_jax.envs.protocol import InvalidEnvironment
+from ppo_jax.envs.supervision import SimulatorFailed, Supervision
+
+
+class GymnasiumVector:
+    """A vector environment that restarts its episodes in either of Gymnasium's two ways.
+
+    SAME_STEP: the step that ends an episode returns the next one's first observation, and the true
+    final one in its info. NEXT_STEP: it returns the true final one, and the step after it ignores
+    its action and returns the first: a dummy, `valid` False.
+
+    Args:
+        venv: the environment.
+    """
+
+    def __init__(self, venv: Any) -> None:
+        self.venv, self.num_envs = venv, venv.num_envs
+
+    def open(self, name: str, rows: Rows, supervision: Supervision) -> None:
+        """Find out how it restarts.
+
+        Raises:
+            InvalidEnvironment: in no way that is known.
+        """
+        self.name, self.rows, self.supervision = name, rows, supervision
+        self.steps, self.restarting = 0, np.zeros(self.num_envs, bool)
+        venv = self.venv
+        # Its own attribute first: environments of one class share the dict `metadata`, in which
+        # the vector that was made last has the last word.
+        mode = getattr(getattr(venv, "unwrapped", venv), "autoreset_mode", None)
+        mode = (venv.metadata or {}).get("autoreset_mode") if mode is None else mode
+        mode = getattr(mode, "value", mode)
+        if mode not in ("SameStep", "NextStep"):
+            raise InvalidEnvironment(
+                f"vector environment {name} has autoreset_mode {mode}; it must restart its "
+                "environments itself: SAME_STEP, or NEXT_STEP with a dummy step in between"
+            )
+        self.same_step = mode == "SameStep"
+        if self.same_step:
+            _copy_observations(venv)
+
+    def reset(self, seed: int) -> tuple[np.ndarray, ...]:
+        """The first observations, leaves [N, ...]."""
+        self.steps, self.restarting = 0, np.zeros(self.num_envs, bool)
+        obs, _ = self._call("reset", functools.partial(self.venv.reset, seed=seed))
+        return self._read(obs, "reset")
+
+    def step(self, actions: Any) -> VectorStep:
+        """One step of all environments."""
+        self.steps += 1
+        when = f"step {self.steps}"
+        result = self._call(when, functools.partial(self.venv.step, actions))
+        if not isinstance(result, tuple) or len(result) != 5:
+            raise self._failed(
+                f"returned {worker.described(result)}, expected {worker.EXPECTED}", when
+            )
+        obs, reward, terminated, truncated, info = result
+        # Copies: an environment may write its next step into the same arrays.
+        terminated, truncated = np.array(terminated, bool), np.array(truncated, bool)
+        valid, done, ours = ~self.restarting, terminated | truncated, self._read(obs, when)
+        final = None
+        if not self.same_step:
+            self.restarting = done
+        elif done.any():
+            final = self._final(ours, info, done)
+        nobody = np.zeros(self.num_envs, bool)
+        reward = np.array(reward, np.float32)
+        return VectorStep(ours, reward, terminated, truncated, valid, nobody, final)
+
+    def render(self) -> Any:
+        """The pictures of all environments."""
+        return self.venv.render()
+
+    def close(self) -> None:
+        """End the environments and their processes."""
+        self.venv.close()
+
+    def _final(self, obs: tuple[np.ndarray, ...], info: Any, done: np.ndarray) -> tuple[Any, ...]:
+        """obs, with the true final observation where an episode ended."""
+        if "final_obs" not in info:
+            raise RuntimeError(
+                f"{self.name} restarts in the same step but its info has no final_obs"
+            )
+        theirs, final = info["final_obs"], tuple(x.copy() for x in obs)
+        batched = isinstance(theirs, dict | tuple)  # the leaves are [N, ...], not the whole
+        for leaf, array in zip(self.rows.leaves, final, strict=True):
+            for i in np.flatnonzero(done):
+                one = leaf.of(theirs)[i] if batched else leaf.of(theirs[i])
+                array[i] = leaf.read(np.asarray(one)[None])[0]
+        return final
+
+    def _read(self, obs: Any, when: str) -> tuple[np.ndarray, ...]:
+        try:
+            return self.rows.batch(obs)
+        except (KeyError, IndexError, TypeError, ValueError) as error:
+            raise self._failed(f"returned observations of another kind: {error}", when) from error
+
+    def _call(self, when: str, function: Any) -> Any:
+        supervision = self.supervision
+        supervision.name, supervision.index, supervision.doing = self.name, None, when
+        supervision.call = time.monotonic()
+        try:
+            return function()
+        except (Exception, SystemExit) as error:
+            raise self._failed(worker.raised(error), when) from error
+        finally:
+            supervision.call = None
+
+    def _failed(self, text: str, when: str) -> SimulatorFailed:
+        return SimulatorFailed(f"vector environment {self.name}, {when}: {text}")
+
+
+def _copy_observations(venv: Any) -> None:
+    """Let the environments of a SyncVectorEnv return copies: in the same step it resets them, and
+    would keep a final observation that the reset overwrites."""
+    inner = getattr(venv, "unwrapped", venv)
+    if type(inner).__name__ != "SyncVectorEnv":
+        return
+
+    def copied(function: Any, *arguments: Any, **options: Any) -> Any:
+        obs, *rest = function(*arguments, **options)
+        return copy.deepcopy(obs), *rest
+
+    for env in inner.envs:
+        env.step = functools.partial(copied, env.step)

@@ -1,0 +1,231 @@
+"""Gymnasium environments that misbehave, each in one way. `gymnasium:odd_host_envs:Start-v0`."""
+
+import os
+import signal
+import time
+from pathlib import Path
+from typing import ClassVar
+
+import gymnasium
+import numpy as np
+from gymnasium import spaces
+
+
+class Plain(gymnasium.Env):
+    """Observes (copies made before it, step), terminates after `length` steps."""
+
+    observation_space: spaces.Space = spaces.Box(-np.inf, np.inf, (2,))
+    action_space: spaces.Space = spaces.Discrete(2)
+    length = 10
+
+    def __init__(self, flag: str = "", after: int = 20) -> None:
+        self.flag, self.after, self.count, self.t = flag, after, 0, 0
+
+    def reset(self, *, seed=None, options=None):
+        super().reset(seed=seed)
+        self.t = 0
+        return self.obs(), {}
+
+    def step(self, action):
+        self.count, self.t = self.count + 1, self.t + 1
+        if self.count == self.after and self.first():
+            self.fail()
+        return self.obs(), 1.0, self.t >= self.length, False, {}
+
+    def obs(self):
+        return np.array([self.count, self.t], np.float32)
+
+    def first(self) -> bool:
+        """Whether this is the first copy to come here, of those that share a flag."""
+        if not self.flag:
+            return True
+        try:
+            Path(self.flag).touch(exist_ok=False)
+        except FileExistsError:
+            return False
+        return True
+
+    def fail(self) -> None:
+        """What the environment does then."""
+
+
+class Raises(Plain):
+    def fail(self):
+        raise RuntimeError("a wheel\nfell off")
+
+
+class Exits(Plain):
+    def fail(self):
+        os._exit(3)
+
+
+class Killed(Plain):
+    def fail(self):
+        os.kill(os.getpid(), signal.SIGKILL)
+
+
+class Hangs(Plain):
+    def fail(self):
+        time.sleep(1000)
+
+
+class Deaf(Plain):
+    """Hangs, and goes on hanging when it is interrupted."""
+
+    def fail(self):
+        while True:
+            try:
+                time.sleep(1000)
+            except BaseException:
+                continue
+
+
+class Grows(Plain):
+    """Returns another shape."""
+
+    def obs(self):
+        return np.zeros(3 if self.count >= self.after else 2, np.float32)
+
+
+class Text(Plain):
+    """Returns another type."""
+
+    def obs(self):
+        return "lost" if self.count >= self.after else np.zeros(2, np.float32)
+
+
+class RaisesInReset(Plain):
+    def reset(self, *, seed=None, options=None):
+        if self.count >= self.after:
+            raise RuntimeError("no scene")
+        return super().reset(seed=seed)
+
+
+class FewCopies(Plain):
+    """Of one process there can be two."""
+
+    made = 0
+
+    def __init__(self):
+        FewCopies.made += 1
+        if FewCopies.made > 2:
+            raise RuntimeError("no licence left")
+        super().__init__()
+
+
+class Start(Plain):
+    """Spaces that start at -1; ten of ten for naming the number that is shown."""
+
+    observation_space = spaces.Discrete(3, start=-1)
+    action_space = spaces.Discrete(3, start=-1)
+
+    def obs(self):
+        self.shown = np.int64(self.np_random.integers(-1, 2))
+        return self.shown
+
+    def step(self, action):
+        assert self.action_space.contains(action), action
+        self.t += 1
+        return self.obs(), 1.0, self.t >= self.length, False, {}
+
+
+class Reuses(Plain):
+    """Every observation, reset included, is the same array; truncated at 5."""
+
+    observation_space = spaces.Box(-10, 10, (1,))
+
+    def __init__(self):
+        self.state = np.zeros(1, np.float32)
+
+    def reset(self, *, seed=None, options=None):
+        gymnasium.Env.reset(self, seed=seed)
+        self.state[:] = 0
+        return self.state, {}
+
+    def step(self, action):
+        self.state += 1
+        return self.state, 1.0, False, bool(self.state[0] >= 5), {}
+
+
+class ReusesDict(Reuses):
+    """The same dictionary, changed in place."""
+
+    observation_space = spaces.Dict(
+        {"a": spaces.Box(-10, 10, (1,)), "b": spaces.Tuple((spaces.Discrete(9),))}
+    )
+
+    def reset(self, *, seed=None, options=None):
+        super().reset(seed=seed)
+        self.seen = {"a": self.state, "b": (0,)}
+        return self.seen, {}
+
+    def step(self, action):
+        self.seen["a"], self.seen["b"] = self.seen["a"] + 1, (self.seen["b"][0] + 1,)
+        return self.seen, 1.0, False, self.seen["b"][0] >= 5, {}
+
+
+class Sooner(Plain):
+    """Registered with 100 steps at most, truncates itself after 3, 4 or 7."""
+
+    lengths: ClassVar = (3, 7, 4)
+
+    def __init__(self):
+        self.episode = -1
+
+    def reset(self, *, seed=None, options=None):
+        gymnasium.Env.reset(self, seed=seed)
+        self.t, self.episode = 0, self.episode + 1
+        return self.obs(), {}
+
+    def step(self, action):
+        self.t += 1
+        ends = self.t >= self.lengths[self.episode % 3]
+        return self.obs(), 1.0, False, ends, {}
+
+    def obs(self):
+        return np.array([self.episode, self.t], np.float32)
+
+
+class Ragged(Plain):
+    """info holds what cannot be put into one array."""
+
+    def step(self, action):
+        things = (None, "x", np.zeros(self.t), object(), {"deep": [self]})
+        return *super().step(action)[:4], {"thing": things[self.t % 5], f"k{self.t}": np.zeros(3)}
+
+
+class OldStep(Plain):
+    def step(self, action):
+        return self.obs(), 1.0, False, {}
+
+
+class OldReset(Plain):
+    def reset(self, *, seed=None, options=None):
+        return super().reset(seed=seed)[0]
+
+
+class Liar(Plain):
+    observation_space = spaces.Discrete(4)
+
+    def obs(self):
+        return np.int64(7)
+
+    def step(self, action):
+        return self.obs(), float("nan"), False, False, {}
+
+
+class Careless(Plain):
+    """Beyond its bounds, in another type: Gymnasium warns, and training works."""
+
+    observation_space = spaces.Box(-1, 1, (2,))
+
+    def obs(self):
+        return np.full(2, 3.0)
+
+
+for _class in (
+    Raises, Exits, Killed, Hangs, Deaf, Grows, Text, RaisesInReset, FewCopies, Start, Reuses,
+    ReusesDict, Ragged, OldStep, OldReset, Liar, Careless,
+):  # fmt: skip
+    gymnasium.register(f"{_class.__name__}-v0", _class)
+gymnasium.register("odd/Sooner-v0", Sooner, max_episode_steps=100)
