@@ -55,13 +55,13 @@ def _problems(env: Any, name: str) -> list[str]:
     try:
         one = worker.Copy(lambda: _checked(env))
         obs, info = one.reset(0)
-        found += _of_observation(rows, env.observation_space, obs, info, "reset")
+        found += _of_observation(rows, env.observation_space, obs, info, doing="reset")
         actions = copy.deepcopy(env.action_space)
         actions.seed(0)
         doing = "step"
         for _ in range(STEPS):
             obs, reward, _, _, info, following = one.step(_sampled(actions, obs, info))
-            found += _of_observation(rows, env.observation_space, obs, info, "step")
+            found += _of_observation(rows, env.observation_space, obs, info, doing="step")
             if not math.isfinite(reward):
                 found.append(f"step returned the reward {reward}; rewards must be finite numbers")
             if following is not None:
@@ -103,7 +103,7 @@ def _of_error(error: BaseException, env: Any, doing: str) -> str:
     return f"its {'first reset' if doing == 'reset' else 'step'} {worker.raised(error)}"
 
 
-def _of_observation(rows: Rows, space: Any, obs: Any, info: Any, doing: str) -> list[str]:
+def _of_observation(rows: Rows, space: Any, obs: Any, info: Any, *, doing: str) -> list[str]:
     """What no network can be given."""
     if not isinstance(info, dict):
         return [f"{doing} returned {worker.short(info)} as info, expected a dictionary"]
