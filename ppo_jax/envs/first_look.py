@@ -60,7 +60,10 @@ def _problems(env: Any, name: str) -> list[str]:
         actions.seed(0)
         doing = "step"
         for _ in range(STEPS):
-            obs, reward, _, _, info, following = one.step(_sampled(actions, obs, info))
+            action = _sampled(actions, _mask(env, obs, info))
+            if action is None:
+                break
+            obs, reward, _, _, info, following = one.step(action)
             found += _of_observation(rows, env.observation_space, obs, info, doing="step")
             if not math.isfinite(reward):
                 found.append(f"step returned the reward {reward}; rewards must be finite numbers")
@@ -135,22 +138,32 @@ def _inside(space: Any, x: np.ndarray) -> bool:
     return True
 
 
-def _sampled(space: Any, obs: Any, info: Any) -> Any:
-    """An action that is legal, where the environment says which are."""
-    mask = info.get("action_mask") if isinstance(info, dict) else None
-    if mask is None and isinstance(obs, dict):
-        mask = obs.get("action_mask")
+def _mask(env: Any, obs: Any, info: Any) -> Any:
+    """Which actions are legal, wherever the environment says so; None: it does not."""
+    try:
+        return env.get_wrapper_attr("action_masks")()
+    except AttributeError:
+        pass
+    if isinstance(info, dict) and "action_mask" in info:
+        return info["action_mask"]
+    return obs.get("action_mask") if isinstance(obs, dict) else None
+
+
+def _sampled(space: Any, mask: Any) -> Any:
+    """An action that is legal; None: there is no telling which are."""
     if mask is None:
         return space.sample()
     try:
-        if hasattr(space, "nvec") and not isinstance(mask, tuple):
-            parts = np.split(np.asarray(mask).reshape(-1), np.cumsum(space.nvec.reshape(-1))[:-1])
-            mask = tuple(np.asarray(part, np.int8) for part in parts)
-        elif not isinstance(mask, tuple):
-            mask = np.asarray(mask, np.int8)
-        return space.sample(mask=mask)
-    except Exception:  # a mask of another form, which is not looked at here
-        return space.sample()
+        if hasattr(space, "nvec"):
+            parts = mask if isinstance(mask, tuple | list) else [mask]
+            flat = np.concatenate([np.asarray(part).reshape(-1) for part in parts])
+            ends = np.cumsum(space.nvec.reshape(-1))[:-1]
+            return space.sample(mask=tuple(part.astype(np.int8) for part in np.split(flat, ends)))
+        if hasattr(space, "n") and space.shape == ():
+            return space.sample(mask=np.asarray(mask).astype(np.int8))
+    except Exception:  # a mask of another form, of which others say what is wrong
+        return None
+    return None
 
 
 def _plain(text: str) -> str:
