@@ -37,19 +37,19 @@ def look(env: Any, name: str) -> None:
         InvalidEnvironment: it raised, returned another number of values, observations that are not
             of its space, or rewards that are not finite: each in a sentence.
     """
+    tree = observation_leaves(env.observation_space, name)
+    rows = Rows(env.observation_space, jax.tree.leaves(tree, is_leaf=lambda x: isinstance(x, Leaf)))
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
-        problems = _problems(env, name)
+        problems = _problems(env, rows)
     for text in dict.fromkeys(_plain(str(w.message)) for w in caught if not _private(w)):
         warnings.warn(f"{name}: {text}", stacklevel=2)
     if problems:
         raise InvalidEnvironment(f"environment {name}: {'; '.join(dict.fromkeys(problems))}")
 
 
-def _problems(env: Any, name: str) -> list[str]:
+def _problems(env: Any, rows: Rows) -> list[str]:
     """What is wrong."""
-    tree = observation_leaves(env.observation_space, name)
-    rows = Rows(env.observation_space, jax.tree.leaves(tree, is_leaf=lambda x: isinstance(x, Leaf)))
     found: list[str] = []
     doing = "reset"
     try:
