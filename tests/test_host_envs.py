@@ -320,8 +320,13 @@ def test_a_state_that_is_not_the_environments_own_is_refused(collected):
 
 def test_an_exception_in_the_environment_is_told_as_it_is():
     class Broken(Counting):
+        count = 0
+
         def step(self, action):
-            raise OSError("a wheel fell off")
+            self.count += 1
+            if self.count > 9:  # after the first look
+                raise OSError("a wheel fell off")
+            return super().step(action)
 
     with pytest.raises(jax.errors.JaxRuntimeError, match="OSError: a wheel fell off"):
         jax.block_until_ready(jax.jit(make_train(settings(), Broken))(KEY))

@@ -215,7 +215,7 @@ def test_the_episode_of_a_copy_that_failed_counts_nowhere(tmp_path):
 
 @pytest.mark.slow
 def test_an_evaluation_plays_the_episode_of_a_copy_that_failed_again(tmp_path):
-    env = envs.as_env(functools.partial(odd.Raises, str(tmp_path / "flag"), 5))
+    env = envs.as_env(functools.partial(odd.Raises, str(tmp_path / "flag"), 8))
     env.supervision.begin(restarts=1)
     policy = make_policy(env.observation_space, env.action_space, hidden=(8,))
     params = policy.init(KEY, jnp.zeros((2, 2)))
@@ -249,8 +249,8 @@ def test_a_run_whose_environment_fails_keeps_what_is_finished(tmp_path, monkeypa
     assert (summary["status"], summary["updates"]) == ("failed", 4)
     assert "a wheel fell off" in summary["reason"]
     assert train(config, RunOptions(resume=path, eval_episodes=0)).summary["updates"] == 6
-    with pytest.raises(RunFailed, match="index 0 of 2, step 35: raised RuntimeError"):
-        evaluate_run(path, 8)
+    with pytest.raises(RunFailed, match=r"index 0 of 16, step \d+: raised RuntimeError"):
+        evaluate_run(path, 64)
 
 
 def command(path, *arguments, **options):
@@ -328,7 +328,7 @@ def test_an_environment_that_hangs_ends_in_time(tmp_path, backend, ends):
     options = ("--env", "gymnasium:odd_host_envs:Hangs-v0")
     limit = ("--env-timeout", "2") if ends == "timeout" else ()
     process = command(path, *options, "--env-args", "after=60", f"backend={backend}", *limit)
-    wait_for_rows(path, process)
+    wait_for_rows(path, process, count=1)
     if ends == "signal":
         time.sleep(2)
         process.send_signal(signal.SIGTERM)
@@ -336,5 +336,5 @@ def test_an_environment_that_hangs_ends_in_time(tmp_path, backend, ends):
     assert process.returncode == (1 if ends == "timeout" else 143), error
     summary = json.loads((path / "summary.json").read_text())
     assert summary["status"] == ("failed" if ends == "timeout" else "stopped by SIGTERM")
-    assert summary["updates"] >= 3 and "Traceback" not in error
+    assert summary["updates"] >= 1 and "Traceback" not in error
     assert "index 0" in error and "step 60" in error

@@ -405,3 +405,29 @@ def test_the_only_vector_environment_is_not_evaluated_in_during_training(tmp_pat
     with pytest.raises(ConfigError, match="--eval-every needs environments beside those"):
         ppo_jax.run(small(env=vector), tmp_path / "a", env=vector, eval_every=2)
     assert not (tmp_path / "a").exists()
+
+
+def test_a_signal_that_comes_while_the_summary_is_written_counts(tmp_path, monkeypatch):
+    """The training is complete, and says so; the exit code is the signal's all the same."""
+    written = RunRecord.finish
+
+    def interrupted(*arguments):
+        os.kill(os.getpid(), signal.SIGHUP)
+        return written(*arguments)
+
+    monkeypatch.setattr(RunRecord, "finish", interrupted)
+    with Signals() as signals:
+        result = loop.run(JOB, recorded(tmp_path), signals=signals)
+    assert result.exit_code == signals.exit_code == 128 + signal.SIGHUP
+    assert result.summary["status"] == "finished"
+
+
+def test_nohup_is_respected(monkeypatch):
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    try:
+        with Signals() as signals:
+            os.kill(os.getpid(), signal.SIGHUP)
+            assert signals.received is None
+        assert signal.getsignal(signal.SIGHUP) == signal.SIG_IGN
+    finally:
+        signal.signal(signal.SIGHUP, before)

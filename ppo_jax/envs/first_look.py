@@ -37,31 +37,34 @@ def look(env: Any, name: str) -> None:
         InvalidEnvironment: it raised, returned another number of values, observations that are not
             of its space, or rewards that are not finite: each in a sentence.
     """
+    tree = observation_leaves(env.observation_space, name)
+    rows = Rows(env.observation_space, jax.tree.leaves(tree, is_leaf=lambda x: isinstance(x, Leaf)))
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
-        problems = _problems(env, name)
+        problems = _problems(env, rows)
     for text in dict.fromkeys(_plain(str(w.message)) for w in caught if not _private(w)):
         warnings.warn(f"{name}: {text}", stacklevel=2)
     if problems:
         raise InvalidEnvironment(f"environment {name}: {'; '.join(dict.fromkeys(problems))}")
 
 
-def _problems(env: Any, name: str) -> list[str]:
+def _problems(env: Any, rows: Rows) -> list[str]:
     """What is wrong."""
-    tree = observation_leaves(env.observation_space, name)
-    rows = Rows(env.observation_space, jax.tree.leaves(tree, is_leaf=lambda x: isinstance(x, Leaf)))
     found: list[str] = []
     doing = "reset"
     try:
         one = worker.Copy(lambda: _checked(env))
         obs, info = one.reset(0)
-        found += _of_observation(rows, env.observation_space, obs, info, "reset")
+        found += _of_observation(rows, env.observation_space, obs, info, doing="reset")
         actions = copy.deepcopy(env.action_space)
         actions.seed(0)
         doing = "step"
         for _ in range(STEPS):
-            obs, reward, _, _, info, following = one.step(_sampled(actions, obs, info))
-            found += _of_observation(rows, env.observation_space, obs, info, "step")
+            action = _sampled(actions, obs)
+            if action is None:
+                break
+            obs, reward, _, _, info, following = one.step(action)
+            found += _of_observation(rows, env.observation_space, obs, info, doing="step")
             if not math.isfinite(reward):
                 found.append(f"step returned the reward {reward}; rewards must be finite numbers")
             if following is not None:
@@ -103,7 +106,7 @@ def _of_error(error: BaseException, env: Any, doing: str) -> str:
     return f"its {'first reset' if doing == 'reset' else 'step'} {worker.raised(error)}"
 
 
-def _of_observation(rows: Rows, space: Any, obs: Any, info: Any, doing: str) -> list[str]:
+def _of_observation(rows: Rows, space: Any, obs: Any, info: Any, *, doing: str) -> list[str]:
     """What no network can be given."""
     if not isinstance(info, dict):
         return [f"{doing} returned {worker.short(info)} as info, expected a dictionary"]
@@ -135,18 +138,18 @@ def _inside(space: Any, x: np.ndarray) -> bool:
     return True
 
 
-def _sampled(space: Any, obs: Any, info: Any) -> Any:
-    """An action that is legal, where the observation says which are."""
-    mask = np.asarray(obs.get("action_mask")) if isinstance(obs, dict) else None
+def _sampled(space: Any, obs: Any) -> Any:
+    """An action that is legal, where the observation says which are; None: there is no telling."""
+    mask = np.asarray(obs.get("action_mask")) if isinstance(obs, dict) else np.asarray(None)
     action = space.sample()
-    if mask is None or mask.ndim not in (1, 2):
+    if mask.dtype == object:
         return action
-    start = getattr(space, "start", 0)
-    rows = mask.reshape(-1, mask.shape[-1])
+    rows = mask.reshape(-1, mask.shape[-1]) if mask.ndim in (1, 2) else mask
     if len(rows) != np.size(action):
-        return action
+        return None
     legal = [np.flatnonzero(row) for row in rows]
     drawn = [i[int(np.sum(action)) % len(i)] if len(i) else 0 for i in legal]
+    start = np.reshape(getattr(space, "start", 0), np.shape(action) or ())
     return (np.reshape(drawn, np.shape(action)) + start).astype(space.dtype)[()]
 
 

@@ -118,7 +118,8 @@ def _fitted(x: Any, shape: tuple[int, ...], dtype: np.dtype, leaf: Leaf) -> np.n
             f"returned an observation{where} of shape {given.shape}; its observation_space has "
             f"{shape}"
         )
-    if np.can_cast(given.dtype, dtype, "same_kind"):
+    # From float64 digits are lost and no more; from int64 the number would be another.
+    if np.can_cast(given.dtype, dtype, "same_kind" if dtype.kind == "f" else "safe"):
         return given
     with np.errstate(invalid="ignore"):
         cast = given.astype(dtype)
