@@ -264,6 +264,16 @@ def test_actions_arrive_in_the_environment_s_own_space(theirs, ours):
     jax.block_until_ready(venv.step(KEY, state, jnp.array([ours, ours])))
 
 
+def test_a_text_beside_other_entries_is_left_out():
+    """As the mission of MiniGrid; an agent that is loaded takes the whole observation."""
+    space = g.Dict({"image": g.Box(0, 9, (2,)), "mission": g.Text(20), "facing": g.Discrete(4)})
+    with pytest.warns(UserWarning, match=r"\['mission'\] .* the network does not see them"):
+        env = envs.as_env(lambda: Spaced(space))
+    assert sorted(env.observation_space) == ["facing", "image"]
+    obs, _ = env.vector(2).reset(KEY)
+    assert sorted(obs) == ["facing", "image"]
+
+
 @pytest.mark.parametrize(
     ("observations", "actions", "message"),
     [

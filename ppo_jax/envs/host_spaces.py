@@ -4,6 +4,8 @@ What is read and written in numpy touches no JAX: it runs inside a host callback
 deadlock. The same descriptions serve exported programs, which compute in jax.numpy.
 """
 
+import functools
+import warnings
 from collections.abc import Callable
 from typing import Any
 
@@ -41,15 +43,15 @@ def observation_leaves(
         Leaf; or a dict or tuple of what is below, for Dict and Tuple.
 
     Raises:
-        InvalidEnvironment: a space whose values have no fixed shape (Text, Graph, Sequence, OneOf),
-            or a choice among more than 2³¹.
+        InvalidEnvironment: a space whose values have no fixed shape (Text, Graph, Sequence, OneOf)
+            and that is not one entry among others, or a choice among more than 2³¹.
     """
     from gymnasium import spaces as theirs
 
     if isinstance(space, theirs.Dict | theirs.Tuple):
         items = space.spaces.items() if isinstance(space, theirs.Dict) else enumerate(space.spaces)
         parts: dict[Any, Any] = {}
-        for key, part in items:
+        for key, part in _with_shape(items, name, path):
             here = (*path, key)
             mask = here == (ACTION_MASK,) and not isinstance(part, theirs.Dict | theirs.Tuple)
             parts[key] = (
@@ -73,6 +75,30 @@ def observation_leaves(
         "networks for Box, Discrete, MultiDiscrete, MultiBinary, and Dict and Tuple of them: wrap "
         "the environment in one that returns these"
     )
+
+
+def _with_shape(items: Any, name: str, path: tuple[Any, ...]) -> list[tuple[Any, Any]]:
+    """The entries of a Dict or Tuple that a network can be given: a text beside them, as the
+    mission of MiniGrid, is left out, and a warning says so."""
+    from gymnasium import spaces as theirs
+
+    known = theirs.Box | theirs.Discrete | theirs.MultiDiscrete | theirs.MultiBinary
+    entries = list(items)
+    kept = [(k, s) for k, s in entries if isinstance(s, known | theirs.Dict | theirs.Tuple)]
+    for key, space in entries if kept else ():
+        if not isinstance(space, known | theirs.Dict | theirs.Tuple):
+            where = "".join(f"[{part!r}]" for part in (*path, key))
+            _warn_once(
+                f"observations{where} of {name} are {type(space).__name__}, whose values have no "
+                "fixed shape: the network does not see them"
+            )
+    return kept or entries
+
+
+@functools.lru_cache(maxsize=256)
+def _warn_once(text: str) -> None:
+    """The spaces of one environment are read several times."""
+    warnings.warn(text, stacklevel=2)
 
 
 def action_space(space: Any, name: str) -> tuple[spaces.Space, Callable[[np.ndarray], np.ndarray]]:
