@@ -193,3 +193,21 @@ class OffCentre(Good):
     """Actions that no policy begins with."""
 
     action_space = spaces.Box(10, 20, (1,))
+
+
+class Masked(Good):
+    """Refuses what its mask says is illegal."""
+
+    action_space = spaces.Discrete(3, start=-1)
+
+    def reset(self, *, seed=None, options=None):
+        obs, _ = super().reset(seed=seed)
+        return obs, {"action_mask": self.mask()}
+
+    def step(self, action):
+        assert self.mask()[action + 1], "illegal"
+        obs, *rest, _ = super().step(action)
+        return obs, *rest, {"action_mask": self.mask()}
+
+    def mask(self):
+        return np.arange(3) != self.time % 3

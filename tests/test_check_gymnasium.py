@@ -54,6 +54,11 @@ def test_good_ones_pass(name):
     assert ("away from 0" in " ".join(report.notes)) == (name == "OffCentre")
 
 
+def test_masked_actions_are_not_tried():
+    report = envs.check_env(faulty_gymnasium.Masked, steps=60)
+    assert "actions are masked: only legal ones were tried" in report.notes
+
+
 def test_all_faults_are_listed():
     report = envs.find_problems("faulty_gymnasium:Plain", steps=20)
     expected = (

@@ -90,6 +90,14 @@ def _look_at_class(report: Report, env: Any) -> None:
     report.checked.append("base class and signatures")
 
 
+def _has_mask(x: Any) -> bool:
+    return isinstance(x, dict) and "action_mask" in x
+
+
+def _is_discrete(env: Any) -> bool:
+    return isinstance(getattr(env.action_space, "n", None), int | np.integer)
+
+
 def _words_of(reset: Callable[..., Any]) -> set[str]:
     """Which of the two arguments of Gymnasium's reset this one takes."""
     parameters = inspect.signature(reset).parameters
@@ -181,6 +189,8 @@ class _Checker:
         self.limit = getattr(spec, "max_episode_steps", None)
         self.kept: list[tuple[Any, Any]] = []  # observations as they were returned, and copies
         self.told: set[str] = set()
+        self.start = int(getattr(env.action_space, "start", 0) if _is_discrete(env) else 0)
+        self.mask: Any = None  # of the last observation
         self.words = _words_of(getattr(env, "unwrapped", env).reset)
         env.action_space.seed(seed)
 
@@ -206,6 +216,7 @@ class _Checker:
             obs = result
         self.info("reset", info)
         self.look("reset", obs)
+        self.mask = self.legal(obs, info)
         return obs
 
     def step(self, action: Any) -> tuple[Any, float, bool, bool]:
@@ -227,6 +238,7 @@ class _Checker:
         obs, reward, terminated, truncated, info = result
         self.info("step", info)
         self.look("step", obs)
+        self.mask = self.legal(obs, info)
         return obs, self.reward(reward, shown), *self.flags(terminated, truncated)
 
     def call(self, what: str, function: Callable[[], Any]) -> Any:
@@ -315,6 +327,23 @@ class _Checker:
             return bool(values[0]), bool(values[1])
         raise _Stop
 
+    # Actions, of which some may be illegal.
+
+    def legal(self, obs: Any, info: Any) -> Any:
+        """The action mask of a Discrete space, wherever the environment says it; None: all."""
+        raw = getattr(self.env, "unwrapped", self.env)
+        found = next((x["action_mask"] for x in (obs, info) if _has_mask(x)), None)
+        if found is None and callable(getattr(raw, "action_masks", None)):
+            found = raw.action_masks()
+        mask = None if found is None else np.asarray(found).astype(np.int8)
+        size = getattr(self.env.action_space, "n", None)
+        return mask if mask is not None and mask.shape == (size,) and mask.any() else None
+
+    def sample(self) -> Any:
+        """A random action that is legal."""
+        space = self.env.action_space
+        return space.sample() if self.mask is None else space.sample(mask=self.mask)
+
     # What is looked at with them.
 
     def resets(self) -> None:
@@ -322,7 +351,7 @@ class _Checker:
         self.reset(self.seed)
         self.reset()
         self.reset(options={})
-        self.step(self.env.action_space.sample())
+        self.step(self.sample())
         self.reset()
         self.report.checked.append("what reset and step return")
 
@@ -367,6 +396,8 @@ class _Checker:
     def episode(self, seed: int, actions: list[Any]) -> list[tuple[Any, ...]]:
         rows: list[tuple[Any, ...]] = [(copy.deepcopy(self.reset(seed)),)]
         for action in actions:
+            if self.mask is not None and not self.mask[int(action - self.start)]:
+                action = int(np.flatnonzero(self.mask)[0]) + self.start
             obs, reward, terminated, truncated = self.step(copy.deepcopy(action))
             rows.append((copy.deepcopy(obs), reward, terminated, truncated))
             if terminated or truncated:
@@ -375,8 +406,11 @@ class _Checker:
 
     def actions(self) -> None:
         """Every action of a small space, the edges of a large one."""
-        edges = list(_edges(self.env.action_space))
         self.reset(self.seed)
+        edges = list(_edges(self.env.action_space))
+        if self.mask is not None:
+            self.report.note("actions are masked: only legal ones were tried")
+            edges = []
         for action in edges:
             ended = True
             with contextlib.suppress(_Stop):
@@ -393,7 +427,7 @@ class _Checker:
         self.reset(self.seed)
         enough = steps if self.limit is None else max(steps, min(self.limit + 1, 5 * steps))
         while taken < enough and time.monotonic() < until:
-            _, _, terminated, truncated = self.step(self.env.action_space.sample())
+            _, _, terminated, truncated = self.step(self.sample())
             taken, length = taken + 1, length + 1
             if terminated or truncated:
                 ends.append((length, terminated, truncated))
