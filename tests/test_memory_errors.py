@@ -13,7 +13,7 @@ from ppo_jax.cli import errors
 from ppo_jax.cli import sweep as sweep_command
 from ppo_jax.cli import train as train_command
 from ppo_jax.config import ConfigError, options
-from ppo_jax.config.schedules import adaptive, constant, linear
+from ppo_jax.config.schedules import Schedule, adaptive, constant, linear
 from ppo_jax.experiment import job_of
 from ppo_jax.rlhf import supervised
 from ppo_jax.runs import memory
@@ -111,12 +111,17 @@ def test_an_exhausted_device_is_one_line(capsys):
 # --- ranges ---------------------------------------------------------------------------------
 
 
+def label(value):
+    """The name of a case, which is the same in every process: a function has an address."""
+    return "a function" if callable(value) and not isinstance(value, Schedule) else str(value)
+
+
 @pytest.mark.parametrize(
     "rate",
     [0, 0.0, -1e-3, math.nan, math.inf, 1e39, 1e-46, 1e-40, constant(0), linear(0, 0),
      linear(3e-4, 1e39), linear(-1e-3, 1e-3), adaptive(0.0, low=0.0),
      constant(1e-50), lambda p: -p, lambda p: 1e39],
-    ids=str,
+    ids=label,
 )  # fmt: skip
 def test_a_learning_rate_out_of_range_is_refused(rate):
     with pytest.raises(ConfigError, match=r"learning_rate is .* (must|gives)"):
@@ -130,7 +135,7 @@ def test_a_learning_rate_out_of_range_is_refused(rate):
 @pytest.mark.parametrize(
     "rate",
     [3e38, 1e-37, linear(3e-4, 0), linear(0, 3e-4), constant(3e-4, warmup=0.1), lambda p: 1e-3 * p],
-    ids=str,
+    ids=label,
 )
 def test_a_learning_rate_may_fall_to_0_and_rise_from_it(rate):
     assert configs.make(preset="none", learning_rate=rate).hyper.learning_rate == rate
