@@ -192,6 +192,7 @@ def test_terminals_of_any_width(on_terminal, monkeypatch, capsys, width):
     drawn(shown, width)
     monkeypatch.setattr(sys.stdout, "isatty", lambda: True)
     terminal.print_summary("x", SUMMARY, Path("runs/x"))
+    assert capsys.readouterr().out.strip()
 
 
 def test_numbers_that_are_not_finite_have_a_word(capsys):

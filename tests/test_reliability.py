@@ -1,0 +1,52 @@
+"""The tables of docs/reliability.md: every fault of the list is there, and a test holds it."""
+
+import ast
+import functools
+import re
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+PAGE = (ROOT / "docs" / "reliability.md").read_text()
+# A run is one process: nothing of ours can die beside it.
+WITHOUT_A_TEST = {42}
+
+
+def rows() -> list[list[str]]:
+    """The cells of every row of the tables of faults."""
+    faults = PAGE.split("## Faults")[1].split("## Soak test")[0]
+    lines = [line for line in faults.splitlines() if line.startswith("| ")]
+    cells = [[cell.strip() for cell in line.strip("|").split(" | ")] for line in lines]
+    return [row for row in cells if row[0] not in ("#", "fault")]
+
+
+NUMBERED = [row for row in rows() if row[0].isdigit()]
+TESTED = [row for row in rows() if not (row[0].isdigit() and int(row[0]) in WITHOUT_A_TEST)]
+
+
+@functools.cache
+def functions(file: str) -> dict[str, ast.FunctionDef]:
+    """The tests of a file by their names."""
+    tree = ast.parse((ROOT / "tests" / file).read_text())
+    return {node.name: node for node in tree.body if isinstance(node, ast.FunctionDef)}
+
+
+def test_all_44_faults_are_listed():
+    assert [int(row[0]) for row in NUMBERED] == [*range(1, 45)]
+    assert len(TESTED) > 90
+
+
+@pytest.mark.parametrize("row", TESTED, ids=[row[-3] if len(row) > 3 else row[0] for row in TESTED])
+def test_a_fault_has_what_happens_and_tests_that_assert_it(row):
+    """Tests that exist, are run somewhere in CI, and can fail."""
+    *_, happens, tests = row
+    assert happens
+    named = re.findall(r"`(test_\w+\.py)::(\w+)`", tests)
+    assert named, tests
+    for file, name in named:
+        node = functions(file)[name]
+        marks = [ast.unparse(mark) for mark in node.decorator_list]
+        assert not any(m.startswith(("pytest.mark.skip(", "pytest.mark.xfail")) for m in marks)
+        source = ast.unparse(node)
+        assert re.search(r"\bassert|pytest\.(raises|warns)|assert_|check\w*\(|refuse\w*\(", source)
