@@ -110,7 +110,7 @@ def width_row(width: int, devices: list[jax.Device], seconds: float = 2.0) -> di
     rates, count = [], max(1, 64 // made.agents)
     for _ in range(4):
         started = time.perf_counter()
-        state, _ = jax.block_until_ready(made.advance(state, arrays, jnp.int32(count)))
+        state, *_ = jax.block_until_ready(made.advance(state, arrays, jnp.int32(count)))
         taken = time.perf_counter() - started
         rates.append(count * 512 * made.agents / taken)
         count = min(program.SLICE, max(1, int(count * seconds / taken)))

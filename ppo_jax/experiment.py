@@ -19,7 +19,7 @@ import jax
 import numpy as np
 
 from ppo_jax import config as configs
-from ppo_jax import guard, networks
+from ppo_jax import networks
 from ppo_jax.agent import Agent, read_parts
 from ppo_jax.algorithms import ALGORITHMS
 from ppo_jax.config import ConfigError, TrainConfig, references
@@ -37,7 +37,7 @@ from ppo_jax.evaluate import (
 )
 from ppo_jax.networks import Policy
 from ppo_jax.runs import cache, devices, loop, manifest, memory, trackers
-from ppo_jax.runs.chunk import Step, compile_chunk, compiler_options
+from ppo_jax.runs.chunk import Chunk, Step, compile_chunk, compiler_options
 from ppo_jax.runs.folder import (
     RunDirectory,
     check_callbacks,
@@ -56,7 +56,7 @@ from ppo_jax.runs.restore import load
 from ppo_jax.runs.signals import Signals
 from ppo_jax.runs.trust import NOTHING, Given, sign
 from ppo_jax.train import Program, build
-from ppo_jax.types import Metrics, PyTree, TrainState
+from ppo_jax.types import PyTree, TrainState
 
 COMMAND = "python -m ppo_jax.train"
 # Metrics that are NaN by right: there may be no finished episode, nothing to explain, and what an
@@ -450,13 +450,13 @@ class Compiled(NamedTuple):
 
     Attributes:
         init: () -> TrainState, compiled when it is called.
-        chunk: (TrainState, floats, count) -> (TrainState, Metrics with leaves [MAX_CHUNK]); the
-            state that goes in is used up.
+        chunk: (TrainState, floats, count) -> (TrainState, Metrics with leaves [MAX_CHUNK] as
+            `guard.show` reads them, what the guard found); the state that goes in is used up.
         floats: what `chunk` takes.
     """
 
     init: Callable[[], TrainState]
-    chunk: Callable[..., tuple[TrainState, Metrics]]
+    chunk: Chunk
     floats: dict[str, Any]
 
 
@@ -469,12 +469,7 @@ def compile_run(config: TrainConfig, program: Program) -> Compiled:
     """
     job = job_of(config, program)
     chunk = compile_chunk(job.step, job.shapes, job.floats, may_be_nan=job.may_be_nan)
-
-    def advance(state: TrainState, floats: PyTree, count: jax.Array) -> tuple[TrainState, Metrics]:
-        state, metrics, _ = chunk(state, floats, count)
-        return state, guard.show(metrics)
-
-    return Compiled(job.init, advance, job.floats)
+    return Compiled(job.init, chunk, job.floats)
 
 
 def started_from(other: TrainState, state: TrainState) -> TrainState:

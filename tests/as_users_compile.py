@@ -44,7 +44,7 @@ def train(algorithm: str) -> list[float]:
     compiled = compile_run(config, program)
     state = compiled.init()
     before = confidence(program.policy, state)
-    state, _ = compiled.chunk(state, compiled.floats, jnp.int32(UPDATES))
+    state, *_ = compiled.chunk(state, compiled.floats, jnp.int32(UPDATES))
     return [before, confidence(program.policy, state)]
 
 

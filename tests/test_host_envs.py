@@ -350,7 +350,7 @@ def test_compiling_does_not_touch_the_environments():
     assert Counting.steps == before
     state = compiled.init()
     assert Counting.steps == before
-    state, _ = compiled.chunk(state, compiled.floats, jnp.int32(2))
+    state, *_ = compiled.chunk(state, compiled.floats, jnp.int32(2))
     jax.block_until_ready(state)
     assert Counting.steps == before + 2 * config.num_envs * config.num_steps
     assert state.rollout.env_state.tolist() == [1, 2 * config.num_steps]

@@ -12,6 +12,7 @@ from benchmarks.accelerator import roofline
 from benchmarks.accelerator.tasks import Context, Measured, Task
 from benchmarks.learning import EPISODES, TASKS, interval
 from ppo_jax import config as configs
+from ppo_jax import guard
 from ppo_jax.runs.chunk import next_count
 from ppo_jax.sweep import program as sweep
 
@@ -101,8 +102,8 @@ def train(
     done, count, started = 0, 1, time.perf_counter()
     while done < updates and (done == 0 or time.perf_counter() < until):
         begun, count = time.perf_counter(), min(count, updates - done)
-        state, metrics = program.advance(state, floats, jnp.int32(count))
-        jax.device_get(metrics)
+        state, metrics, _ = program.advance(state, floats, jnp.int32(count))
+        guard.show(metrics)
         done += count
         count = next_count(count, time.perf_counter() - begun, min(sweep.SLICE, updates))
     return state, done, time.perf_counter() - started

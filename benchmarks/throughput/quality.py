@@ -65,6 +65,7 @@ def ours(task: str, seed: int, started: float) -> dict[str, Any]:
     import jax.numpy as jnp
 
     from ppo_jax import config as configs
+    from ppo_jax import guard
     from ppo_jax.experiment import compile_run
     from ppo_jax.runs.chunk import next_count
     from ppo_jax.train import build
@@ -78,7 +79,8 @@ def ours(task: str, seed: int, started: float) -> dict[str, Any]:
     while done < config.num_updates:
         updates = min(updates, config.num_updates - done)
         before = time.perf_counter()
-        state, metrics = compiled.chunk(state, compiled.floats, jnp.int32(updates))
+        state, hidden, _ = compiled.chunk(state, compiled.floats, jnp.int32(updates))
+        metrics = guard.show(hidden)
         for name, kept in found.items():
             kept.extend(np.asarray(metrics[name])[:updates].tolist())
         done += updates

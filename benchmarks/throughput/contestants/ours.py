@@ -13,6 +13,7 @@ import numpy as np
 
 from benchmarks.throughput.configurations import Configuration
 from ppo_jax import config as configs
+from ppo_jax import guard
 from ppo_jax.cli.sweep import one_device_per_core
 from ppo_jax.config import TrainConfig
 from ppo_jax.experiment import compile_run
@@ -57,8 +58,8 @@ class OneAgent:
         while done < updates:
             count = min(MAX_CHUNK, updates - done)
             chunk, floats = self.compiled.chunk, self.compiled.floats
-            self.state, metrics = chunk(self.state, floats, jnp.int32(count))
-            jax.device_get(metrics)
+            self.state, metrics, _ = chunk(self.state, floats, jnp.int32(count))
+            guard.show(metrics)
             done += count
         return updates
 
@@ -96,8 +97,8 @@ class ManyAgents:
             done = 0
             while done < updates:
                 count = min(sweep.SLICE, updates - done)
-                state, metrics = self.program.advance(state, self.floats, jnp.int32(count))
-                jax.device_get(metrics)
+                state, metrics, _ = self.program.advance(state, self.floats, jnp.int32(count))
+                guard.show(metrics)
                 done += count
             self.states[i] = state
         return updates
