@@ -250,7 +250,7 @@ def record(
     step = as_in_training(step)
     start = jnp.ones(count, bool)
     for step_key in jax.random.split(key, max_steps):
-        core, obs, state, _, done, _ = step(step_key, (core, obs, state, start))
+        core, obs, state, _, done, *_ = step(step_key, (core, obs, state, start))
         if done[0] and makes_vectors(env):
             break  # what is there to be seen is the next episode
         frames.append(render(one, state))

@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import types
 
 import jax
 import jax.numpy as jnp
@@ -15,8 +16,8 @@ from ppo_jax.agent import Agent, parts_of
 from ppo_jax.envs import spaces
 from ppo_jax.experiment import first_state
 from ppo_jax.rlhf import supervised
-from ppo_jax.runs import chunk, loop
-from ppo_jax.runs.job import Diverged, Job
+from ppo_jax.runs import chunk, loop, replay
+from ppo_jax.runs.job import UNITS, Diverged, Job
 from ppo_jax.runs.metrics_log import read_metrics
 from ppo_jax.runs.options import KeepOptions
 from ppo_jax.runs.record import RunRecord
@@ -383,3 +384,15 @@ def test_a_host_environment_is_watched_while_it_runs(tmp_path):
     said = str(failure.value)
     assert "returned reward nan in environment " in said and "at step 5 of the rollout" in said
     assert "saved in" in said and "the state after 128 environment steps" in said
+
+
+@pytest.mark.parametrize("leaf", [("obs", "observation"), ("final", "final observation")])
+def test_origins_name_what_an_environment_returned(leaf):
+    recorder = replay.Recorder()
+    given = {"taken": np.zeros(2), "value": np.zeros(2)}
+    recorder("act", {"obs": np.zeros((2, 1)), **given})
+    bad = {leaf[0]: {"a": np.array([[0.0], [np.nan]])}}
+    recorder("step", bad | {"done": np.ones(2, bool)})
+    unit = next(iter(UNITS))
+    job = types.SimpleNamespace(source="environment e", unit=unit, units_per_update=8)
+    assert f"it returned {leaf[1]}['a'] nan in environment 1" in replay.origin(job, recorder, 0)

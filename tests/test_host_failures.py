@@ -51,6 +51,47 @@ def played(copies, steps):
     return [copies.step(np.zeros(copies.num_envs, np.int64)) for _ in range(steps)]
 
 
+class Beyond(odd.Plain):
+    """Observes a choice that its space does not have, at the third step."""
+
+    observation_space = gymnasium.spaces.Dict({"a": gymnasium.spaces.Discrete(3, start=2)})
+    steps = 0
+
+    def reset(self, *, seed=None, options=None):
+        super().reset(seed=seed)
+        return {"a": 4}, {}
+
+    def step(self, action):
+        self.steps += 1
+        return {"a": 4 + self.steps // 3}, 1.0, False, False, {}
+
+
+class Interrupted(odd.Plain):
+    """Has a handler of Ctrl-C of its own, which raises."""
+
+    def step(self, action):
+        raise KeyboardInterrupt
+
+
+@pytest.mark.parametrize(
+    ("cls", "said"),
+    [
+        (
+            Beyond,
+            r"step 3: returned the observation\['a'\] 5, which is not in Discrete\(3, start=2",
+        ),
+        (Interrupted, "step 1: raised KeyboardInterrupt"),
+    ],
+)
+def test_what_no_run_can_go_on_with_is_named(cls, said):
+    env = envs.HostEnv("odd", (cls.observation_space, cls.action_space), lambda n: lambda: copies)
+    copies = Copies([cls] * 2)
+    vector = env.vector(2)
+    vector.start()
+    with pytest.raises(SimulatorFailed, match=f"index 0 of 2, {said}"):
+        played(copies, 3)
+
+
 def vector_of(cls, mode):
     return gymnasium.vector.SyncVectorEnv([cls] * 2, autoreset_mode=mode)
 

@@ -29,10 +29,13 @@ def exit_with(command: Callable[[], int]) -> NoReturn:
 def exit_without_device(command: Callable[[], int]) -> NoReturn:
     """Run a command that computes nothing."""
     from ppo_jax.envs import InvalidEnvironment, UnknownEnvironment
+    from ppo_jax.envs.first_look import plain
     from ppo_jax.runs.checkpoint import CheckpointError
 
     terminal.settle()
-    warnings.formatwarning = lambda message, *_, **__: f"warning: {message}\n"
+    # Gymnasium's warnings bring colours, whatever the terminal.
+    shown = lambda text: plain(text) if "\x1b" in text else text
+    warnings.formatwarning = lambda message, *_, **__: f"warning: {shown(str(message))}\n"
     try:
         sys.exit(command())
     except (ConfigError, CheckpointError, InvalidEnvironment, UnknownEnvironment) as error:

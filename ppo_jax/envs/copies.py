@@ -209,7 +209,8 @@ class InProcess:
         supervision.call = time.monotonic()
         try:
             return self.call(*self.arguments)
-        except (Exception, SystemExit) as error:
+        except (Exception, SystemExit, KeyboardInterrupt) as error:
+            # A run handles signals itself: a KeyboardInterrupt is of the environment's own handler.
             raise CopyFailed(worker.raised(error)) from error
         finally:
             supervision.call = None

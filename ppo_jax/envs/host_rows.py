@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 
 from ppo_jax.envs.host_spaces import Leaf
+from ppo_jax.envs.worker import short
 
 
 class Rows:
@@ -26,6 +27,8 @@ class Rows:
         self.fast = {np.ndarray, np.int64}  # what most environments return is looked at quickest
         self.whole = len(leaves) == 1 and not leaves[0].path
         self.kinds = [(tuple(s.shape), np.dtype(s.dtype)) for s in theirs]
+        self.choices = [_choices(s) for s in theirs]
+        self.texts = [str(s) for s in theirs]
 
     def empty(self, count: int) -> list[np.ndarray]:
         """An array [count, ...] for each leaf, in the environment's own shape and type."""
@@ -54,7 +57,8 @@ class Rows:
             obs, info: as for `read`.
 
         Raises:
-            ValueError: another structure, shape or type than the observation space has.
+            ValueError: another structure, shape or type than the observation space has; or a choice
+                that is none of those it has, which a network would be given as all zeros.
         """
         try:
             values = self.read(obs, info)
@@ -67,6 +71,13 @@ class Rows:
             shape, dtype = self.kinds[k]
             if type(x) not in self.fast or x.dtype != dtype or x.shape != shape:
                 x = _fitted(x, shape, dtype, self.leaves[k])
+            choices = self.choices[k]
+            if choices is not None and not _among(x, *choices):
+                where = "".join(f"[{key!r}]" for key in self.leaves[k].path)
+                value = short(np.asarray(x).tolist())
+                raise ValueError(
+                    f"returned the observation{where} {value}, which is not in {self.texts[k]}"
+                )
             arrays[k][i] = x
 
     def ours(self, arrays: list[np.ndarray]) -> tuple[np.ndarray, ...]:
@@ -92,6 +103,19 @@ class Rows:
     def batch(self, obs: Any) -> tuple[np.ndarray, ...]:
         """The leaves of the observation [N, ...] of a Gymnasium vector environment, copied."""
         return tuple(np.array(leaf.read(leaf.of(obs)), order="C") for leaf in self.leaves)
+
+
+def _choices(space: Any) -> tuple[Any, Any] | None:
+    """(the first choice, the one after the last) of a space of choices, else None. Numbers beyond
+    the bounds of a Box are no reason to stop: a network takes them."""
+    start = getattr(space, "start", 0)
+    if hasattr(space, "nvec"):
+        return start, start + space.nvec
+    return (start, start + space.n) if type(space).__name__ == "Discrete" else None
+
+
+def _among(x: Any, first: Any, end: Any) -> bool:
+    return bool(first <= x < end) if np.ndim(end) == 0 else bool(np.all((x >= first) & (x < end)))
 
 
 def _below(space: Any, path: tuple[Any, ...]) -> Any:

@@ -5,6 +5,7 @@ the advantages, the loss, its gradient, the parameters. The first that is not go
 """
 
 import math
+import re
 from typing import Any
 
 import jax
@@ -136,7 +137,9 @@ def _of_rollout(job: Job, recorder: Recorder, update: int) -> str:
     )
     seen = _of(recorder.before, env)
     if found["stage"] == "step":
-        what = leaf.replace("final", "final observation").replace("obs", "observation")
+        what = re.sub(
+            "^(final|obs)", lambda m: {"final": "final observation"}.get(m[0], "observation"), leaf
+        )
         given = _shown(np.asarray(recorder.seen["taken"])[env])
         return (
             f"origin: {job.source}: it returned {what} {value} {where}, for action {given} after "
