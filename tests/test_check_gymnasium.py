@@ -1,5 +1,8 @@
 """`check_env` of Gymnasium's environments: at least what Gymnasium's and SB3's checkers find."""
 
+import sys
+import threading
+
 import pytest
 
 from ppo_jax import envs
@@ -89,3 +92,26 @@ def test_the_command(capsys):
     with pytest.raises(SystemExit) as end:
         front.main(["check-env", "gymnasium:NotThere-v0"])
     assert end.value.code == 2 and "unknown environment" in capsys.readouterr().err
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
+def test_an_environment_that_hangs_ends_the_command(monkeypatch, capsys):
+    over, codes = threading.Event(), []
+
+    class Hangs(faulty_gymnasium.Good):
+        def step(self, action):
+            over.wait(10)
+            return super().step(action)
+
+    def exit_(code):
+        codes.append(code)
+        over.set()
+        sys.exit()  # of the thread that watches
+
+    monkeypatch.setattr(faulty_gymnasium, "Good", Hangs)
+    monkeypatch.setattr("os._exit", exit_)
+    monkeypatch.setattr("ppo_jax.cli.check_env.SECONDS", 0.3)
+    with pytest.raises(SystemExit):
+        front.main(["check-env", "faulty_gymnasium:Good", "--steps", "5"])
+    assert codes == [2]
+    assert "Good did not answer within 0.3 s in step(" in capsys.readouterr().err

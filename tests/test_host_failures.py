@@ -6,6 +6,7 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 import warnings
 from pathlib import Path
@@ -22,7 +23,7 @@ from ppo_jax import envs, rollout
 from ppo_jax.config import ConfigError
 from ppo_jax.envs import InvalidEnvironment
 from ppo_jax.envs.copies import Copies
-from ppo_jax.envs.supervision import SimulatorFailed
+from ppo_jax.envs.supervision import SimulatorFailed, ended_if, limited
 from ppo_jax.evaluate import evaluate
 from ppo_jax.experiment import RunOptions, evaluate_run, train
 from ppo_jax.networks import make_policy
@@ -292,6 +293,60 @@ def test_a_run_whose_environment_fails_keeps_what_is_finished(tmp_path, monkeypa
     assert train(config, RunOptions(resume=path, eval_episodes=0)).summary["updates"] == 6
     with pytest.raises(RunFailed, match=r"index 0 of 16, step \d+: raised RuntimeError"):
         evaluate_run(path, 64)
+
+
+@pytest.fixture
+def exits(monkeypatch):
+    """Exit codes of what ends the process; what hangs goes on then."""
+    codes = []
+
+    def exit_(code):
+        codes.append(code)
+        odd.HangsAtOnce.over.set()
+        sys.exit()  # of the thread that watches
+
+    monkeypatch.setattr("os._exit", exit_)
+    monkeypatch.setattr(odd.HangsAtOnce, "over", threading.Event())
+    return codes
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
+@pytest.mark.parametrize(
+    ("at", "doing"),
+    [(1, "it was made"), (2, "its first reset was looked at"), (3, "its first steps were looked")],
+)
+def test_a_first_environment_that_hangs_ends_the_process(exits, capsys, at, doing):
+    with limited(0.2):
+        envs.make("gymnasium:odd_host_envs:HangsAtOnce-v0", at=at)
+    assert exits == [2]
+    said = capsys.readouterr().err
+    assert f"HangsAtOnce-v0 did not answer within 0.2 s while {doing}" in said
+    assert "--env-timeout" in said and said.count("\n") == 1
+    envs.make("gymnasium:odd_host_envs:HangsAtOnce-v0", at=at)  # without a limit
+    assert exits == [2]
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
+def test_a_second_environment_that_hangs_ends_the_process(exits, capsys, monkeypatch):
+    monkeypatch.setattr("ppo_jax.envs.supervision.TIMEOUT", 0.2)
+    env = envs.as_env(lambda: odd.HangsAtOnce(at=0))
+    slow = envs.HostEnv("odd", env.spaces, lambda n: lambda: Copies([odd.HangsAtOnce] * n))
+    slow.supervision.begin(timeout=0.1)
+    with ended_if(slow.supervision.stuck):
+        slow.vector(2).start()
+    assert exits == [2]
+    assert "odd, index 0 of 2, while it is made: does not answer" in capsys.readouterr().err
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("at", [1, 3])
+def test_env_timeout_holds_from_the_first_call_on(tmp_path, at):
+    options = ("--env", "gymnasium:odd_host_envs:HangsAtOnce-v0", "--env-timeout", "3")
+    process = command(tmp_path / "run", *options, "--env-args", f"at={at}")
+    error = process.communicate(timeout=60)[1]
+    assert process.returncode == 2 and not (tmp_path / "run").exists()
+    assert error.startswith("error: environment ") and error.count("\n") == 1
+    assert "did not answer within 3 s while" in error
 
 
 def command(path, *arguments, **options):

@@ -17,6 +17,7 @@ from ppo_jax.envs.check import Report, describe
 from ppo_jax.envs.check_values import a_type
 from ppo_jax.envs.host import HostEnv
 from ppo_jax.envs.protocol import InvalidEnvironment
+from ppo_jax.envs.supervision import answers
 
 # Steps of the second episode with the same seed and actions.
 REPEATED = 50
@@ -43,7 +44,8 @@ def check(make: Callable[[], Any], name: str, *, steps: int, seed: int) -> Repor
     """
     report = Report(name, "Gymnasium environment")
     try:
-        env = make()
+        with answers(name, "while it was made"):
+            env = make()
     except InvalidEnvironment:
         raise
     except Exception as error:
@@ -244,7 +246,8 @@ class _Checker:
     def call(self, what: str, function: Callable[[], Any]) -> Any:
         """What it returns; a fault that has the same message was said already."""
         try:
-            return function()
+            with answers(self.name, f"in {what}"):
+                return function()
         except Exception as error:
             inside = ", an action of its action_space," if what.startswith("step") else ""
             told = raised(error)

@@ -11,8 +11,11 @@ from ppo_jax.envs.copies import Copies
 from ppo_jax.envs.first_look import look
 from ppo_jax.envs.host import HostEnv
 from ppo_jax.envs.protocol import InvalidEnvironment
+from ppo_jax.envs.supervision import answers
 
 BACKENDS = ("sync", "async", "vector_entry_point")
+# What to do about an environment that is slower than the limit.
+SLOW = "; look for what it waits for, or give it longer with --env-timeout"
 
 
 def names() -> list[str]:
@@ -166,11 +169,13 @@ def _languages(
         raise InvalidEnvironment(
             f"unknown channels {channels!r}; {did_you_mean(channels, host_spaces.CHANNELS)}"
         )
-    found = action_masks.find(first, name) if masks else None
+    with answers(name, "while its first reset was looked at", SLOW):
+        found = action_masks.find(first, name) if masks else None
     theirs = (first.observation_space, first.action_space)
     codec = host_spaces.codec(*theirs, name, channels=channels, mask=found)
     spaces = action_masks.masked_spaces(*theirs, found)
-    look(action_masks.wrapped(lambda: first, found, name)(), name)
+    with answers(name, "while its first steps were looked at", SLOW):
+        look(action_masks.wrapped(lambda: first, found, name)(), name)
     return found, {"spaces": spaces, "channels": channels, "own_codec": codec}
 
 
@@ -188,7 +193,8 @@ def first_of(make_one: Callable[[], Any], name: str) -> Any:
         InvalidEnvironment: the function failed, and how.
     """
     try:
-        return make_one()
+        with answers(name, "while it was made", SLOW):
+            return make_one()
     except Exception as error:
         raise InvalidEnvironment(
             f"{name} cannot be made: {type(error).__name__}: {error}"

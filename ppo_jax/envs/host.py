@@ -21,7 +21,7 @@ from ppo_jax.envs.host_spaces import action_space, observation_leaves
 from ppo_jax.envs.host_vector import GymnasiumVector
 from ppo_jax.envs.protocol import InvalidEnvironment, StepResult
 from ppo_jax.envs.spaces import Space
-from ppo_jax.envs.supervision import SimulatorFailed, Supervision
+from ppo_jax.envs.supervision import MAKING, SimulatorFailed, Supervision
 from ppo_jax.types import PyTree
 
 # Environments that play side by side in an evaluation; the episodes after them take their turns.
@@ -134,7 +134,8 @@ class HostVectorEnv:
         """
         if self._venv is not None:
             return
-        made = self._start()
+        with self._supervision.calls(self.name, MAKING):
+            made = self._start()
         venv = made if isinstance(made, Copies) else GymnasiumVector(made)
         if venv.num_envs != self.num_envs:
             raise InvalidEnvironment(

@@ -2,7 +2,6 @@
 
 import copy
 import functools
-import time
 from typing import Any
 
 import numpy as np
@@ -108,15 +107,11 @@ class GymnasiumVector:
             raise self._failed(f"returned observations of another kind: {error}", when) from error
 
     def _call(self, when: str, function: Any) -> Any:
-        supervision = self.supervision
-        supervision.name, supervision.index, supervision.doing = self.name, None, when
-        supervision.call = time.monotonic()
         try:
-            return function()
+            with self.supervision.calls(self.name, when):
+                return function()
         except (Exception, SystemExit) as error:
             raise self._failed(worker.raised(error), when) from error
-        finally:
-            supervision.call = None
 
     def _failed(self, text: str, when: str) -> SimulatorFailed:
         return SimulatorFailed(f"vector environment {self.name}, {when}: {text}")
