@@ -3,6 +3,7 @@
 import sys
 import threading
 
+import numpy as np
 import pytest
 
 from ppo_jax import envs
@@ -92,6 +93,15 @@ def test_the_command(capsys):
     with pytest.raises(SystemExit) as end:
         front.main(["check-env", "gymnasium:NotThere-v0"])
     assert end.value.code == 2 and "unknown environment" in capsys.readouterr().err
+
+
+def test_a_mask_without_a_legal_action_is_a_problem():
+    class Stuck(faulty_gymnasium.Masked):
+        def mask(self):
+            return np.arange(3) != (self.time % 3 if self.time < 3 else np.arange(3))
+
+    report = envs.find_problems(Stuck, steps=20)
+    assert any("step returned a mask by which no action is legal" in p for p in report.problems)
 
 
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")

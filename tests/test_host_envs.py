@@ -171,11 +171,17 @@ class Spaced(gymnasium.Env):
     def reset(self, *, seed=None, options=None):
         super().reset(seed=seed)
         self.observation_space.seed(seed)
-        return self.observation_space.sample(), {}
+        return self.obs(), {}
+
+    def obs(self):
+        obs = self.observation_space.sample()
+        if isinstance(obs, dict):
+            obs["action_mask"][0] = 1  # one of the actions is legal
+        return obs
 
     def step(self, action):
         assert self.action_space.contains(action), f"{action!r} is not in {self.action_space}"
-        return self.observation_space.sample(), 0.0, self.np_random.random() < 0.5, False, {}
+        return self.obs(), 0.0, self.np_random.random() < 0.5, False, {}
 
 
 g = gymnasium.spaces

@@ -1,5 +1,6 @@
 """Environments of the host that misbehave: what is read of them, and what happens when they do."""
 
+import dataclasses
 import functools
 import json
 import os
@@ -91,6 +92,62 @@ def test_what_no_run_can_go_on_with_is_named(cls, said):
     vector.start()
     with pytest.raises(SimulatorFailed, match=f"index 0 of 2, {said}"):
         played(copies, 3)
+
+
+class Stuck(odd.Plain):
+    """Forbids everything at the third step, and where an episode has ended."""
+
+    observation_space = gymnasium.spaces.Dict(
+        {"x": gymnasium.spaces.Box(-1, 1, (1,)), "action_mask": gymnasium.spaces.MultiBinary(2)}
+    )
+    stuck, length = 3, 5
+
+    def obs(self):
+        mask = np.full(2, self.t not in (self.stuck, self.length), np.int8)
+        return {"x": np.zeros(1, np.float32), "action_mask": mask}
+
+
+class StuckInRows(Stuck):
+    """Of its two components, the second has nothing legal; what is beyond it counts for nothing."""
+
+    action_space = gymnasium.spaces.MultiDiscrete([3, 2])
+    observation_space = gymnasium.spaces.Dict(
+        {"action_mask": gymnasium.spaces.Box(0, 1, (2, 3), np.int8)}
+    )
+
+    def obs(self):
+        legal = self.t not in (self.stuck, self.length)
+        return {"action_mask": np.array([[1, 1, 1], [legal, legal, 1]], np.int8)}
+
+
+MASKED_WAYS = {
+    "copies": lambda n, cls: lambda: Copies([cls] * n),
+    "same step": lambda n, cls: lambda: vector_of(cls, SAME_STEP),
+    "next step": lambda n, cls: lambda: vector_of(cls, NEXT_STEP),
+}
+
+
+@pytest.mark.parametrize("way", MASKED_WAYS)
+@pytest.mark.parametrize("cls", [Stuck, StuckInRows])
+def test_a_mask_without_a_legal_action_is_named(monkeypatch, cls, way):
+    spaces = cls.observation_space, cls.action_space
+    env = envs.HostEnv("odd", spaces, lambda n: MASKED_WAYS[way](n, cls))
+
+    def play():
+        vector = dataclasses.replace(env, _kept={}).vector(2)
+        vector.start()
+        vector._venv.reset(0)
+        action = np.zeros((2, *vector.action_space.shape), np.int64)
+        return [vector._venv.step(action) for _ in range(7)]
+
+    with pytest.raises(SimulatorFailed, match="step 3: .*by which no action is legal") as failed:
+        play()
+    assert "index 0 of 2" in str(failed.value)
+    monkeypatch.setattr(cls, "stuck", -1)
+    assert play()[4].terminated.all()  # where nothing follows, nothing need be legal
+    monkeypatch.setattr(cls, "stuck", 0)
+    with pytest.raises(InvalidEnvironment, match="reset returned a mask by which no action"):
+        envs.as_env(cls)
 
 
 def vector_of(cls, mode):

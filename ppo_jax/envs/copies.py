@@ -132,7 +132,7 @@ class Copies:
                     rows.write(arrays, i, obs, info)
                     continue
                 final = rows.empty(count) if final is None else final
-                rows.write(final, i, obs, info)
+                rows.write(final, i, obs, info, final=True)
                 rows.write(arrays, i, *following)
                 terminated[i], truncated[i] = terminates, truncates
             except (CopyFailed, ValueError) as error:

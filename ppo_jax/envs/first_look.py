@@ -38,7 +38,8 @@ def look(env: Any, name: str) -> None:
             of its space, or rewards that are not finite: each in a sentence.
     """
     tree = observation_leaves(env.observation_space, name)
-    rows = Rows(env.observation_space, jax.tree.leaves(tree, is_leaf=lambda x: isinstance(x, Leaf)))
+    leaves = jax.tree.leaves(tree, is_leaf=lambda x: isinstance(x, Leaf))
+    rows = Rows(env.observation_space, leaves, env.action_space)
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         problems = _problems(env, rows)
@@ -64,7 +65,8 @@ def _problems(env: Any, rows: Rows) -> list[str]:
             if action is None:
                 break
             obs, reward, _, _, info, following = one.step(action)
-            found += _of_observation(rows, obs, info, doing="step")
+            ends = following is not None
+            found += _of_observation(rows, obs, info, doing="step", final=ends)
             if not math.isfinite(reward):
                 found.append(f"step returned the reward {reward}; rewards must be finite numbers")
             if following is not None:
@@ -106,13 +108,15 @@ def _of_error(error: BaseException, env: Any, doing: str) -> str:
     return f"its {'first reset' if doing == 'reset' else 'step'} {worker.raised(error)}"
 
 
-def _of_observation(rows: Rows, obs: Any, info: Any, *, doing: str) -> list[str]:
+def _of_observation(
+    rows: Rows, obs: Any, info: Any, *, doing: str, final: bool = False
+) -> list[str]:
     """What no network can be given."""
     if not isinstance(info, dict):
         return [f"{doing} returned {worker.short(info)} as info, expected a dictionary"]
     arrays = rows.empty(1)
     try:
-        rows.write(arrays, 0, obs, info)
+        rows.write(arrays, 0, obs, info, final=final)
     except ValueError as error:
         return [f"{doing} {error}"]
     return []

@@ -68,7 +68,7 @@ class HostVectorEnv:
         self.name, self.num_envs, self.time_limit = name, num_envs, time_limit
         tree = observation_leaves(spaces[0], name, channels=channels)
         is_leaf = lambda x: isinstance(x, Leaf)
-        self._rows = Rows(spaces[0], jax.tree.leaves(tree, is_leaf=is_leaf))
+        self._rows = Rows(spaces[0], jax.tree.leaves(tree, is_leaf=is_leaf), spaces[1])
         self._structure = jax.tree.structure(tree, is_leaf=is_leaf)
         self.observation_space = jax.tree.map(lambda leaf: leaf.space, tree, is_leaf=is_leaf)
         self.action_space, self._to_env = action_space(spaces[1], name)
