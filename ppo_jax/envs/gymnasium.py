@@ -1,6 +1,7 @@
 """Suite `gymnasium`: what is registered with Gymnasium, and objects that follow its API."""
 
 import functools
+import warnings
 from collections.abc import Callable
 from typing import Any
 
@@ -88,6 +89,10 @@ def make(env_id: str, backend: str = "sync", channels: str = "auto", **kwargs: A
         same = functools.partial(start, backend="sync", **options)
         return HostEnv(name, start=same, time_limit=limit, **spoken)
 
+    def drawn() -> HostEnv:
+        _refuse_undrawn(first, one, name)
+        return variant(render_mode="rgb_array")
+
     return HostEnv(
         name,
         start=start,
@@ -95,8 +100,33 @@ def make(env_id: str, backend: str = "sync", channels: str = "auto", **kwargs: A
         **spoken,
         # Its own copies, so that an evaluation disturbs no training.
         evaluated_as=variant,
-        drawn_as=functools.partial(variant, render_mode="rgb_array"),
+        drawn_as=drawn,
     )
+
+
+def _refuse_undrawn(first: Any, one: Callable[..., Any], name: str) -> None:
+    """Say that an environment has no pictures.
+
+    Args:
+        first: one of the kind; whose metadata may forget a mode that it has.
+        one: makes another, with arguments.
+        name: of it, for the message.
+
+    Raises:
+        InvalidEnvironment: it has none.
+    """
+    modes = (getattr(first, "metadata", None) or {}).get("render_modes") or ()
+    if "rgb_array" in modes:
+        return
+    try:
+        with warnings.catch_warnings(), answers(name, "while it was made", SLOW):
+            warnings.simplefilter("ignore")
+            one(render_mode="rgb_array", disable_env_checker=True).close()
+    except Exception as error:
+        raise InvalidEnvironment(
+            f'environment {name} cannot be drawn: it has no render_mode "rgb_array"; its metadata '
+            f"lists {', '.join(map(repr, modes)) or 'none'}"
+        ) from error
 
 
 def recognizes(env: Any) -> bool:

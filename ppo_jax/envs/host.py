@@ -117,7 +117,10 @@ class HostVectorEnv:
     def render(self, state: PyTree) -> np.ndarray:
         """[H, W, 3] uint8 of the first environment as it now is."""
         jax.block_until_ready(state)
-        frames = self._venv.render() if self._venv is not None else None
+        try:
+            frames = self._venv.render() if self._venv is not None else None
+        except SimulatorFailed as error:
+            raise InvalidEnvironment(str(error)) from error
         if frames is None or len(frames) == 0 or frames[0] is None:
             raise InvalidEnvironment(
                 f"environment {self.name} has no picture; one that is to be drawn is made with "
