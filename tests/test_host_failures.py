@@ -236,9 +236,14 @@ def test_gymnasium_s_checker_is_passed_on():
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         envs.as_env(odd.Careless)
+        envs.make("gymnasium:odd_host_envs:Careless-v0")
         envs.make("CartPole-v1")
     said = [str(w.message) for w in caught]
-    assert any("Careless: The obs returned by the `step()` method is not within" in s for s in said)
+    for name in ("Careless", "gymnasium:odd_host_envs:Careless-v0"):
+        for method in ("reset", "step"):
+            text = f"{name}: The obs returned by the `{method}()` method is not within"
+            assert any(s.startswith(text) for s in said), text
+    assert not any(s.startswith("The obs") for s in said)
     assert all("\x1b" not in s and "\n" not in s for s in said)
 
 

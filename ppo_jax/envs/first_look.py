@@ -4,10 +4,12 @@ It is reset and stepped a few times. What Gymnasium's own checker says of what i
 on as warnings; what no training can work with is refused.
 """
 
+import contextlib
 import copy
 import math
 import re
 import warnings
+from collections.abc import Iterator
 from typing import Any
 
 import jax
@@ -40,13 +42,23 @@ def look(env: Any, name: str) -> None:
     tree = observation_leaves(env.observation_space, name)
     leaves = jax.tree.leaves(tree, is_leaf=lambda x: isinstance(x, Leaf))
     rows = Rows(env.observation_space, leaves, env.action_space)
-    with warnings.catch_warnings(record=True) as caught:
-        warnings.simplefilter("always")
+    with named_warnings(name):
         problems = _problems(env, rows)
-    for text in dict.fromkeys(plain(str(w.message)) for w in caught if not _private(w)):
-        warnings.warn(f"{name}: {text}", stacklevel=2)
     if problems:
         raise InvalidEnvironment(f"environment {name}: {'; '.join(dict.fromkeys(problems))}")
+
+
+@contextlib.contextmanager
+def named_warnings(name: str) -> Iterator[None]:
+    """Pass on what is warned of in a block, each text once, with the name of the environment."""
+    caught: list[warnings.WarningMessage] = []
+    try:
+        with warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("always")
+            yield
+    finally:
+        for text in dict.fromkeys(plain(str(w.message)) for w in caught if not _private(w)):
+            warnings.warn(text if text.startswith(name) else f"{name}: {text}", stacklevel=3)
 
 
 def _problems(env: Any, rows: Rows) -> list[str]:

@@ -9,7 +9,7 @@ import ppo_jax.config.references as references
 from ppo_jax.config.options import did_you_mean
 from ppo_jax.envs import host_spaces
 from ppo_jax.envs.copies import Copies
-from ppo_jax.envs.first_look import look
+from ppo_jax.envs.first_look import look, named_warnings
 from ppo_jax.envs.host import HostEnv
 from ppo_jax.envs.protocol import InvalidEnvironment
 from ppo_jax.envs.supervision import answers
@@ -199,7 +199,7 @@ def _languages(
         raise InvalidEnvironment(
             f"unknown channels {channels!r}; {did_you_mean(channels, host_spaces.CHANNELS)}"
         )
-    with answers(name, "while its first reset was looked at", SLOW):
+    with answers(name, "while its first reset was looked at", SLOW), named_warnings(name):
         found = action_masks.find(first, name) if masks else None
     theirs = (first.observation_space, first.action_space)
     codec = host_spaces.codec(*theirs, name, channels=channels, mask=found)
