@@ -175,7 +175,7 @@ class Spaced(gymnasium.Env):
 
     def obs(self):
         obs = self.observation_space.sample()
-        if isinstance(obs, dict):
+        if isinstance(obs, dict) and "action_mask" in obs:
             obs["action_mask"][0] = 1  # one of the actions is legal
         return obs
 
