@@ -25,6 +25,7 @@ from ppo_jax.algorithms import ALGORITHMS
 from ppo_jax.config import ConfigError, TrainConfig, references
 from ppo_jax.config.options import check_record, coerce, did_you_mean, option
 from ppo_jax.envs import HostEnv, InvalidEnvironment, as_env, is_own
+from ppo_jax.envs.supervision import ended_if, limited
 from ppo_jax.evaluate import (
     KEPT_PROGRAMS,
     Returns,
@@ -248,7 +249,8 @@ def train(
     _refuse_options(config)
     functions = _callbacks(config, options, callbacks, given)
     options = dataclasses.replace(options, callback=_names(options, callbacks))
-    program = build(config)
+    with limited(options.env_timeout):
+        program = build(config)
     _warn_of_first_actions(config, program.env)
     start = _start(config, options, given)
     if start is not None:
@@ -594,7 +596,8 @@ def _supervised(program: Program, options: RunOptions) -> Iterator[None]:
         return
     env.supervision.begin(options.env_timeout, options.env_restarts)
     with _ended(env):
-        program.vector_env.start()  # type: ignore[attr-defined]
+        with ended_if(env.supervision.stuck):
+            program.vector_env.start()  # type: ignore[attr-defined]
         yield
 
 

@@ -2,6 +2,7 @@
 
 import os
 import signal
+import threading
 import time
 from pathlib import Path
 from typing import ClassVar
@@ -67,6 +68,29 @@ class Killed(Plain):
 class Hangs(Plain):
     def fail(self):
         time.sleep(1000)
+
+
+class HangsAtOnce(Plain):
+    """Waits for ever while it is made; 2: in its first reset; 3: in its first step."""
+
+    over = threading.Event()
+
+    def __init__(self, at: int = 1) -> None:
+        super().__init__()
+        self.at = at
+        self.wait(1)
+
+    def wait(self, at: int) -> None:
+        if at == self.at:
+            self.over.wait(1000)
+
+    def reset(self, *, seed=None, options=None):
+        self.wait(2)
+        return super().reset(seed=seed)
+
+    def step(self, action):
+        self.wait(3)
+        return super().step(action)
 
 
 class Deaf(Plain):
@@ -224,8 +248,8 @@ class Careless(Plain):
 
 
 for _class in (
-    Raises, Exits, Killed, Hangs, Deaf, Grows, Text, RaisesInReset, FewCopies, Start, Reuses,
-    ReusesDict, Ragged, OldStep, OldReset, Liar, Careless,
+    Raises, Exits, Killed, Hangs, HangsAtOnce, Deaf, Grows, Text, RaisesInReset, FewCopies, Start,
+    Reuses, ReusesDict, Ragged, OldStep, OldReset, Liar, Careless,
 ):  # fmt: skip
     gymnasium.register(f"{_class.__name__}-v0", _class)
 gymnasium.register("odd/Sooner-v0", Sooner, max_episode_steps=100)

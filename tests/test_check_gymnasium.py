@@ -1,5 +1,9 @@
 """`check_env` of Gymnasium's environments: at least what Gymnasium's and SB3's checkers find."""
 
+import sys
+import threading
+
+import numpy as np
 import pytest
 
 from ppo_jax import envs
@@ -89,3 +93,35 @@ def test_the_command(capsys):
     with pytest.raises(SystemExit) as end:
         front.main(["check-env", "gymnasium:NotThere-v0"])
     assert end.value.code == 2 and "unknown environment" in capsys.readouterr().err
+
+
+def test_a_mask_without_a_legal_action_is_a_problem():
+    class Stuck(faulty_gymnasium.Masked):
+        def mask(self):
+            return np.arange(3) != (self.time % 3 if self.time < 3 else np.arange(3))
+
+    report = envs.find_problems(Stuck, steps=20)
+    assert any("step returned a mask by which no action is legal" in p for p in report.problems)
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
+def test_an_environment_that_hangs_ends_the_command(monkeypatch, capsys):
+    over, codes = threading.Event(), []
+
+    class Hangs(faulty_gymnasium.Good):
+        def step(self, action):
+            over.wait(10)
+            return super().step(action)
+
+    def exit_(code):
+        codes.append(code)
+        over.set()
+        sys.exit()  # of the thread that watches
+
+    monkeypatch.setattr(faulty_gymnasium, "Good", Hangs)
+    monkeypatch.setattr("os._exit", exit_)
+    monkeypatch.setattr("ppo_jax.cli.check_env.SECONDS", 0.3)
+    with pytest.raises(SystemExit):
+        front.main(["check-env", "faulty_gymnasium:Good", "--steps", "5"])
+    assert codes == [2]
+    assert "Good did not answer within 0.3 s in step(" in capsys.readouterr().err

@@ -171,11 +171,17 @@ class Spaced(gymnasium.Env):
     def reset(self, *, seed=None, options=None):
         super().reset(seed=seed)
         self.observation_space.seed(seed)
-        return self.observation_space.sample(), {}
+        return self.obs(), {}
+
+    def obs(self):
+        obs = self.observation_space.sample()
+        if isinstance(obs, dict) and "action_mask" in obs:
+            obs["action_mask"][0] = 1  # one of the actions is legal
+        return obs
 
     def step(self, action):
         assert self.action_space.contains(action), f"{action!r} is not in {self.action_space}"
-        return self.observation_space.sample(), 0.0, self.np_random.random() < 0.5, False, {}
+        return self.obs(), 0.0, self.np_random.random() < 0.5, False, {}
 
 
 g = gymnasium.spaces
@@ -392,6 +398,36 @@ def test_an_environment_that_makes_its_own_vectors_has_the_protocol():
     assert {*members} == {n for n in vars(envs.VectorMaker) if not n.startswith("_")}
     for kind in (host.HostEnv, jaxmarl.JaxMarlEnv):
         assert {*members} <= {*dir(kind), *kind.__dataclass_fields__}, kind
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("modes", [None, [], ["human"]])
+def test_an_environment_that_cannot_be_drawn_says_so(monkeypatch, modes):
+    class Undrawn(Spaced):
+        metadata: ClassVar = {} if modes is None else {"render_modes": modes}
+
+        def __init__(self):
+            super().__init__(g.Box(0, 1, (2,)))
+
+    monkeypatch.setitem(gymnasium.registry, "Undrawn-v0", gymnasium.envs.registration.EnvSpec(
+        "Undrawn-v0", Undrawn))  # fmt: skip
+    env = envs.make("gymnasium:Undrawn-v0")
+    listed = ".human." if modes else "none"
+    said = f"Undrawn-v0 cannot be drawn: it has no render_mode .rgb_array.; .*lists {listed}"
+    with pytest.raises(InvalidEnvironment, match=said):
+        env.picture()
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_an_environment_that_forgets_to_list_its_pictures_is_drawn(monkeypatch):
+    class Drawn(Counting):
+        metadata: ClassVar = {}
+
+    monkeypatch.setitem(gymnasium.registry, "Drawn-v0", gymnasium.envs.registration.EnvSpec(
+        "Drawn-v0", Drawn))  # fmt: skip
+    vector = envs.make("gymnasium:Drawn-v0").picture().vector(1)
+    _, state = vector.reset(KEY)
+    assert vector.render(state).shape == (4, 4, 3)
 
 
 def test_frames_are_the_environment_s_own():

@@ -1,11 +1,13 @@
 """Environments of the host that misbehave: what is read of them, and what happens when they do."""
 
+import dataclasses
 import functools
 import json
 import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 import warnings
 from pathlib import Path
@@ -22,7 +24,7 @@ from ppo_jax import envs, rollout
 from ppo_jax.config import ConfigError
 from ppo_jax.envs import InvalidEnvironment
 from ppo_jax.envs.copies import Copies
-from ppo_jax.envs.supervision import SimulatorFailed
+from ppo_jax.envs.supervision import SimulatorFailed, ended_if, limited
 from ppo_jax.evaluate import evaluate
 from ppo_jax.experiment import RunOptions, evaluate_run, train
 from ppo_jax.networks import make_policy
@@ -90,6 +92,62 @@ def test_what_no_run_can_go_on_with_is_named(cls, said):
     vector.start()
     with pytest.raises(SimulatorFailed, match=f"index 0 of 2, {said}"):
         played(copies, 3)
+
+
+class Stuck(odd.Plain):
+    """Forbids everything at the third step, and where an episode has ended."""
+
+    observation_space = gymnasium.spaces.Dict(
+        {"x": gymnasium.spaces.Box(-1, 1, (1,)), "action_mask": gymnasium.spaces.MultiBinary(2)}
+    )
+    stuck, length = 3, 5
+
+    def obs(self):
+        mask = np.full(2, self.t not in (self.stuck, self.length), np.int8)
+        return {"x": np.zeros(1, np.float32), "action_mask": mask}
+
+
+class StuckInRows(Stuck):
+    """Of its two components, the second has nothing legal; what is beyond it counts for nothing."""
+
+    action_space = gymnasium.spaces.MultiDiscrete([3, 2])
+    observation_space = gymnasium.spaces.Dict(
+        {"action_mask": gymnasium.spaces.Box(0, 1, (2, 3), np.int8)}
+    )
+
+    def obs(self):
+        legal = self.t not in (self.stuck, self.length)
+        return {"action_mask": np.array([[1, 1, 1], [legal, legal, 1]], np.int8)}
+
+
+MASKED_WAYS = {
+    "copies": lambda n, cls: lambda: Copies([cls] * n),
+    "same step": lambda n, cls: lambda: vector_of(cls, SAME_STEP),
+    "next step": lambda n, cls: lambda: vector_of(cls, NEXT_STEP),
+}
+
+
+@pytest.mark.parametrize("way", MASKED_WAYS)
+@pytest.mark.parametrize("cls", [Stuck, StuckInRows])
+def test_a_mask_without_a_legal_action_is_named(monkeypatch, cls, way):
+    spaces = cls.observation_space, cls.action_space
+    env = envs.HostEnv("odd", spaces, lambda n: MASKED_WAYS[way](n, cls))
+
+    def play():
+        vector = dataclasses.replace(env, _kept={}).vector(2)
+        vector.start()
+        vector._venv.reset(0)
+        action = np.zeros((2, *vector.action_space.shape), np.int64)
+        return [vector._venv.step(action) for _ in range(7)]
+
+    with pytest.raises(SimulatorFailed, match="step 3: .*by which no action is legal") as failed:
+        play()
+    assert "index 0 of 2" in str(failed.value)
+    monkeypatch.setattr(cls, "stuck", -1)
+    assert play()[4].terminated.all()  # where nothing follows, nothing need be legal
+    monkeypatch.setattr(cls, "stuck", 0)
+    with pytest.raises(InvalidEnvironment, match="reset returned a mask by which no action"):
+        envs.as_env(cls)
 
 
 def vector_of(cls, mode):
@@ -178,9 +236,14 @@ def test_gymnasium_s_checker_is_passed_on():
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         envs.as_env(odd.Careless)
+        envs.make("gymnasium:odd_host_envs:Careless-v0")
         envs.make("CartPole-v1")
     said = [str(w.message) for w in caught]
-    assert any("Careless: The obs returned by the `step()` method is not within" in s for s in said)
+    for name in ("Careless", "gymnasium:odd_host_envs:Careless-v0"):
+        for method in ("reset", "step"):
+            text = f"{name}: The obs returned by the `{method}()` method is not within"
+            assert any(s.startswith(text) for s in said), text
+    assert not any(s.startswith("The obs") for s in said)
     assert all("\x1b" not in s and "\n" not in s for s in said)
 
 
@@ -292,6 +355,60 @@ def test_a_run_whose_environment_fails_keeps_what_is_finished(tmp_path, monkeypa
     assert train(config, RunOptions(resume=path, eval_episodes=0)).summary["updates"] == 6
     with pytest.raises(RunFailed, match=r"index 0 of 16, step \d+: raised RuntimeError"):
         evaluate_run(path, 64)
+
+
+@pytest.fixture
+def exits(monkeypatch):
+    """Exit codes of what ends the process; what hangs goes on then."""
+    codes = []
+
+    def exit_(code):
+        codes.append(code)
+        odd.HangsAtOnce.over.set()
+        sys.exit()  # of the thread that watches
+
+    monkeypatch.setattr("os._exit", exit_)
+    monkeypatch.setattr(odd.HangsAtOnce, "over", threading.Event())
+    return codes
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
+@pytest.mark.parametrize(
+    ("at", "doing"),
+    [(1, "it was made"), (2, "its first reset was looked at"), (3, "its first steps were looked")],
+)
+def test_a_first_environment_that_hangs_ends_the_process(exits, capsys, at, doing):
+    with limited(0.2):
+        envs.make("gymnasium:odd_host_envs:HangsAtOnce-v0", at=at)
+    assert exits == [2]
+    said = capsys.readouterr().err
+    assert f"HangsAtOnce-v0 did not answer within 0.2 s while {doing}" in said
+    assert "--env-timeout" in said and said.count("\n") == 1
+    envs.make("gymnasium:odd_host_envs:HangsAtOnce-v0", at=at)  # without a limit
+    assert exits == [2]
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
+def test_a_second_environment_that_hangs_ends_the_process(exits, capsys, monkeypatch):
+    monkeypatch.setattr("ppo_jax.envs.supervision.TIMEOUT", 0.2)
+    env = envs.as_env(lambda: odd.HangsAtOnce(at=0))
+    slow = envs.HostEnv("odd", env.spaces, lambda n: lambda: Copies([odd.HangsAtOnce] * n))
+    slow.supervision.begin(timeout=0.1)
+    with ended_if(slow.supervision.stuck):
+        slow.vector(2).start()
+    assert exits == [2]
+    assert "odd, index 0 of 2, while it is made: does not answer" in capsys.readouterr().err
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("at", [1, 3])
+def test_env_timeout_holds_from_the_first_call_on(tmp_path, at):
+    options = ("--env", "gymnasium:odd_host_envs:HangsAtOnce-v0", "--env-timeout", "3")
+    process = command(tmp_path / "run", *options, "--env-args", f"at={at}")
+    error = process.communicate(timeout=60)[1]
+    assert process.returncode == 2 and not (tmp_path / "run").exists()
+    assert error.startswith("error: environment ") and error.count("\n") == 1
+    assert "did not answer within 3 s while" in error
 
 
 def command(path, *arguments, **options):

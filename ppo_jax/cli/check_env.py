@@ -10,6 +10,8 @@ from ppo_jax.config.train import parse_env_args
 from ppo_jax.runs import terminal
 
 PROGRAM = "ppo-jax check-env"
+# A call of the environment that takes longer hangs.
+SECONDS = 60.0
 
 
 def main(arguments: list[str] | None = None) -> NoReturn:
@@ -31,13 +33,15 @@ def check(env: str, env_args: tuple[str, ...] = (), steps: int = 1000, seed: int
         Exit code 0 if nothing is wrong with it, 1 if something is.
     """
     from ppo_jax.envs.check import find_problems
+    from ppo_jax.envs.supervision import limited
 
     if steps < 1:
         raise ConfigError(f"--steps is {steps}; it must be >= 1")
     if not 0 <= seed < 2**31:
         raise ConfigError(f"--seed is {seed}; it must be >= 0 and < 2**31")
     kwargs: dict[str, Any] = parse_env_args(env_args)
-    report = find_problems(env, steps=steps, seed=seed, **kwargs)
+    with limited(SECONDS):
+        report = find_problems(env, steps=steps, seed=seed, **kwargs)
     terminal.say(f"{report.name}: {report.kind}{report.facts and ', '}{report.facts}")
     for line in report.checked:
         terminal.say(f"  checked: {line}")

@@ -30,6 +30,7 @@ def exit_without_device(command: Callable[[], int]) -> NoReturn:
     """Run a command that computes nothing."""
     from ppo_jax.envs import InvalidEnvironment, UnknownEnvironment
     from ppo_jax.envs.first_look import plain
+    from ppo_jax.envs.supervision import TIMEOUT, limited
     from ppo_jax.runs.checkpoint import CheckpointError
 
     terminal.settle()
@@ -37,7 +38,9 @@ def exit_without_device(command: Callable[[], int]) -> NoReturn:
     shown = lambda text: plain(text) if "\x1b" in text else text
     warnings.formatwarning = lambda message, *_, **__: f"warning: {shown(str(message))}\n"
     try:
-        sys.exit(command())
+        with limited(TIMEOUT):
+            code = command()
+        sys.exit(code)
     except (ConfigError, CheckpointError, InvalidEnvironment, UnknownEnvironment) as error:
         terminal.complain(f"error: {error}")
         sys.exit(2)

@@ -10,6 +10,7 @@ import numpy as np
 from ppo_jax.cli.errors import exit_with
 from ppo_jax.cli.flags import positional
 from ppo_jax.config import ConfigError
+from ppo_jax.envs import makes_vectors
 from ppo_jax.evaluate import (
     Returns,
     agents_of,
@@ -75,6 +76,8 @@ def play(
         "policy": program.policy,
         "greedy": not stochastic,
     }
+    if gif is not None and makes_vectors(program.env):
+        program.env.picture()  # refused before anything is played
     key = jax.random.key(seed)
     result = evaluate(key, **agent, episodes=episodes)
     check_acted(result, program.env)

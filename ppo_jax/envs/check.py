@@ -14,6 +14,7 @@ from typing import Any
 import ppo_jax.config.references as references
 from ppo_jax.envs import registry, spaces
 from ppo_jax.envs.protocol import InvalidEnvironment, makes_vectors
+from ppo_jax.envs.supervision import answers
 
 STEPS = 1000
 
@@ -142,7 +143,8 @@ def _of_object(env: Any, kwargs: dict[str, Any], name: str) -> tuple[str, Any, s
 
 def _made(maker: Callable[[], Any], name: str) -> Any:
     try:
-        return maker()
+        with answers(name, "while it was made"):
+            return maker()
     except Exception as error:
         raise InvalidEnvironment(f"{name} cannot be made: {references.raised(error)}") from error
 

@@ -13,10 +13,13 @@ import numpy as np
 
 from ppo_jax.config.references import raised
 from ppo_jax.envs import check_values, spaces
+from ppo_jax.envs.action_masks import CHOICES
 from ppo_jax.envs.check import Report, describe
 from ppo_jax.envs.check_values import a_type
 from ppo_jax.envs.host import HostEnv
+from ppo_jax.envs.mask_layouts import NOTHING_LEGAL, arrays_of, layout_of, without_choice
 from ppo_jax.envs.protocol import InvalidEnvironment
+from ppo_jax.envs.supervision import answers
 
 # Steps of the second episode with the same seed and actions.
 REPEATED = 50
@@ -43,7 +46,8 @@ def check(make: Callable[[], Any], name: str, *, steps: int, seed: int) -> Repor
     """
     report = Report(name, "Gymnasium environment")
     try:
-        env = make()
+        with answers(name, "while it was made"):
+            env = make()
     except InvalidEnvironment:
         raise
     except Exception as error:
@@ -216,7 +220,7 @@ class _Checker:
             obs = result
         self.info("reset", info)
         self.look("reset", obs)
-        self.mask = self.legal(obs, info)
+        self.mask = self.legal("reset", obs, info)
         return obs
 
     def step(self, action: Any) -> tuple[Any, float, bool, bool]:
@@ -238,13 +242,15 @@ class _Checker:
         obs, reward, terminated, truncated, info = result
         self.info("step", info)
         self.look("step", obs)
-        self.mask = self.legal(obs, info)
-        return obs, self.reward(reward, shown), *self.flags(terminated, truncated)
+        flags = self.flags(terminated, truncated)
+        self.mask = self.legal("step", obs, info, over=any(flags))
+        return obs, self.reward(reward, shown), *flags
 
     def call(self, what: str, function: Callable[[], Any]) -> Any:
         """What it returns; a fault that has the same message was said already."""
         try:
-            return function()
+            with answers(self.name, f"in {what}"):
+                return function()
         except Exception as error:
             inside = ", an action of its action_space," if what.startswith("step") else ""
             told = raised(error)
@@ -329,15 +335,32 @@ class _Checker:
 
     # Actions, of which some may be illegal.
 
-    def legal(self, obs: Any, info: Any) -> Any:
+    def legal(self, what: str, obs: Any, info: Any, *, over: bool = False) -> Any:
         """The action mask of a Discrete space, wherever the environment says it; None: all."""
         raw = getattr(self.env, "unwrapped", self.env)
         found = next((x["action_mask"] for x in (obs, info) if _has_mask(x)), None)
         if found is None and callable(getattr(raw, "action_masks", None)):
             found = raw.action_masks()
+        if found is not None and not over:
+            self.choice(what, found)
         mask = None if found is None else np.asarray(found).astype(np.int8)
         size = getattr(self.env.action_space, "n", None)
         return mask if mask is not None and mask.shape == (size,) and mask.any() else None
+
+    def choice(self, what: str, mask: Any) -> None:
+        """Something is legal while an episode goes on."""
+        if not isinstance(self.env.action_space, CHOICES):
+            return
+        try:
+            layout = layout_of(arrays_of(mask), self.env.action_space, self.name)
+            wrong = without_choice(layout.one(mask, self.name), layout.sizes)
+        except (InvalidEnvironment, ValueError):
+            return  # of another layout, which training refuses with all there are
+        if wrong.any():
+            self.report.problem(
+                f"{self.name}.{what} returned {NOTHING_LEGAL}; terminate the episode there, or "
+                "allow one"
+            )
 
     def sample(self) -> Any:
         """A random action that is legal."""

@@ -90,7 +90,7 @@ class Copies:
         self.seed, self.steps = 0, 0
         kind = Process if self.processes else InProcess
         self.copies = [kind(make) for make in self.makers]
-        supervision.name, supervision.doing = name, MAKING
+        supervision.calls_one_of(name, self.num_envs, MAKING)
         for i, one in enumerate(self.copies):
             supervision.index = i
             try:
@@ -102,7 +102,7 @@ class Copies:
     def reset(self, seed: int) -> tuple[np.ndarray, ...]:
         """The first observations, leaves [N, ...]; copy i is seeded with seed + i."""
         self.seed, self.steps, supervision = seed, 0, self.supervision
-        supervision.name, supervision.doing = self.name, "reset"
+        supervision.calls_one_of(self.name, self.num_envs, "reset")
         arrays = self.rows.empty(self.num_envs)
         for i, one in enumerate(self.copies):
             one.send("reset", seed + i)
@@ -118,7 +118,7 @@ class Copies:
         """One step of each copy, and a reset where it ended an episode."""
         self.steps += 1
         count, rows, supervision = self.num_envs, self.rows, self.supervision
-        supervision.name, supervision.doing = self.name, f"step {self.steps}"
+        supervision.calls_one_of(self.name, count, f"step {self.steps}")
         arrays, final = rows.empty(count), None
         reward = np.zeros(count, np.float32)
         terminated, truncated, abandoned = np.zeros((3, count), bool)
@@ -132,7 +132,7 @@ class Copies:
                     rows.write(arrays, i, obs, info)
                     continue
                 final = rows.empty(count) if final is None else final
-                rows.write(final, i, obs, info)
+                rows.write(final, i, obs, info, final=True)
                 rows.write(arrays, i, *following)
                 terminated[i], truncated[i] = terminates, truncates
             except (CopyFailed, ValueError) as error:
@@ -277,7 +277,7 @@ class Process:
         """
         while not self.poll.poll(1000 * LOOK):
             if time.monotonic() > supervision.deadline(self.began, self.making):
-                raise CopyFailed(supervision.hung(self.began))
+                raise CopyFailed(supervision.hung(self.began, self.making))
         try:
             succeeded, result = pickle.loads(self.connection.recv_bytes())
         except (EOFError, OSError):

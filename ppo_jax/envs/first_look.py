@@ -4,10 +4,12 @@ It is reset and stepped a few times. What Gymnasium's own checker says of what i
 on as warnings; what no training can work with is refused.
 """
 
+import contextlib
 import copy
 import math
 import re
 import warnings
+from collections.abc import Iterator
 from typing import Any
 
 import jax
@@ -38,14 +40,25 @@ def look(env: Any, name: str) -> None:
             of its space, or rewards that are not finite: each in a sentence.
     """
     tree = observation_leaves(env.observation_space, name)
-    rows = Rows(env.observation_space, jax.tree.leaves(tree, is_leaf=lambda x: isinstance(x, Leaf)))
-    with warnings.catch_warnings(record=True) as caught:
-        warnings.simplefilter("always")
+    leaves = jax.tree.leaves(tree, is_leaf=lambda x: isinstance(x, Leaf))
+    rows = Rows(env.observation_space, leaves, env.action_space)
+    with named_warnings(name):
         problems = _problems(env, rows)
-    for text in dict.fromkeys(plain(str(w.message)) for w in caught if not _private(w)):
-        warnings.warn(f"{name}: {text}", stacklevel=2)
     if problems:
         raise InvalidEnvironment(f"environment {name}: {'; '.join(dict.fromkeys(problems))}")
+
+
+@contextlib.contextmanager
+def named_warnings(name: str) -> Iterator[None]:
+    """Pass on what is warned of in a block, each text once, with the name of the environment."""
+    caught: list[warnings.WarningMessage] = []
+    try:
+        with warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("always")
+            yield
+    finally:
+        for text in dict.fromkeys(plain(str(w.message)) for w in caught if not _private(w)):
+            warnings.warn(text if text.startswith(name) else f"{name}: {text}", stacklevel=3)
 
 
 def _problems(env: Any, rows: Rows) -> list[str]:
@@ -64,7 +77,8 @@ def _problems(env: Any, rows: Rows) -> list[str]:
             if action is None:
                 break
             obs, reward, _, _, info, following = one.step(action)
-            found += _of_observation(rows, obs, info, doing="step")
+            ends = following is not None
+            found += _of_observation(rows, obs, info, doing="step", final=ends)
             if not math.isfinite(reward):
                 found.append(f"step returned the reward {reward}; rewards must be finite numbers")
             if following is not None:
@@ -106,13 +120,15 @@ def _of_error(error: BaseException, env: Any, doing: str) -> str:
     return f"its {'first reset' if doing == 'reset' else 'step'} {worker.raised(error)}"
 
 
-def _of_observation(rows: Rows, obs: Any, info: Any, *, doing: str) -> list[str]:
+def _of_observation(
+    rows: Rows, obs: Any, info: Any, *, doing: str, final: bool = False
+) -> list[str]:
     """What no network can be given."""
     if not isinstance(info, dict):
         return [f"{doing} returned {worker.short(info)} as info, expected a dictionary"]
     arrays = rows.empty(1)
     try:
-        rows.write(arrays, 0, obs, info)
+        rows.write(arrays, 0, obs, info, final=final)
     except ValueError as error:
         return [f"{doing} {error}"]
     return []

@@ -1,6 +1,7 @@
 """Suite `gymnasium`: what is registered with Gymnasium, and objects that follow its API."""
 
 import functools
+import warnings
 from collections.abc import Callable
 from typing import Any
 
@@ -8,11 +9,14 @@ import ppo_jax.config.references as references
 from ppo_jax.config.options import did_you_mean
 from ppo_jax.envs import host_spaces
 from ppo_jax.envs.copies import Copies
-from ppo_jax.envs.first_look import look
+from ppo_jax.envs.first_look import look, named_warnings
 from ppo_jax.envs.host import HostEnv
 from ppo_jax.envs.protocol import InvalidEnvironment
+from ppo_jax.envs.supervision import answers
 
 BACKENDS = ("sync", "async", "vector_entry_point")
+# What to do about an environment that is slower than the limit.
+SLOW = "; look for what it waits for, or give it longer with --env-timeout"
 
 
 def names() -> list[str]:
@@ -85,6 +89,10 @@ def make(env_id: str, backend: str = "sync", channels: str = "auto", **kwargs: A
         same = functools.partial(start, backend="sync", **options)
         return HostEnv(name, start=same, time_limit=limit, **spoken)
 
+    def drawn() -> HostEnv:
+        _refuse_undrawn(first, one, name)
+        return variant(render_mode="rgb_array")
+
     return HostEnv(
         name,
         start=start,
@@ -92,8 +100,33 @@ def make(env_id: str, backend: str = "sync", channels: str = "auto", **kwargs: A
         **spoken,
         # Its own copies, so that an evaluation disturbs no training.
         evaluated_as=variant,
-        drawn_as=functools.partial(variant, render_mode="rgb_array"),
+        drawn_as=drawn,
     )
+
+
+def _refuse_undrawn(first: Any, one: Callable[..., Any], name: str) -> None:
+    """Say that an environment has no pictures.
+
+    Args:
+        first: one of the kind; whose metadata may forget a mode that it has.
+        one: makes another, with arguments.
+        name: of it, for the message.
+
+    Raises:
+        InvalidEnvironment: it has none.
+    """
+    modes = (getattr(first, "metadata", None) or {}).get("render_modes") or ()
+    if "rgb_array" in modes:
+        return
+    try:
+        with warnings.catch_warnings(), answers(name, "while it was made", SLOW):
+            warnings.simplefilter("ignore")
+            one(render_mode="rgb_array", disable_env_checker=True).close()
+    except Exception as error:
+        raise InvalidEnvironment(
+            f'environment {name} cannot be drawn: it has no render_mode "rgb_array"; its metadata '
+            f"lists {', '.join(map(repr, modes)) or 'none'}"
+        ) from error
 
 
 def recognizes(env: Any) -> bool:
@@ -166,11 +199,13 @@ def _languages(
         raise InvalidEnvironment(
             f"unknown channels {channels!r}; {did_you_mean(channels, host_spaces.CHANNELS)}"
         )
-    found = action_masks.find(first, name) if masks else None
+    with answers(name, "while its first reset was looked at", SLOW), named_warnings(name):
+        found = action_masks.find(first, name) if masks else None
     theirs = (first.observation_space, first.action_space)
     codec = host_spaces.codec(*theirs, name, channels=channels, mask=found)
     spaces = action_masks.masked_spaces(*theirs, found)
-    look(action_masks.wrapped(lambda: first, found, name)(), name)
+    with answers(name, "while its first steps were looked at", SLOW):
+        look(action_masks.wrapped(lambda: first, found, name)(), name)
     return found, {"spaces": spaces, "channels": channels, "own_codec": codec}
 
 
@@ -188,7 +223,8 @@ def first_of(make_one: Callable[[], Any], name: str) -> Any:
         InvalidEnvironment: the function failed, and how.
     """
     try:
-        return make_one()
+        with answers(name, "while it was made", SLOW):
+            return make_one()
     except Exception as error:
         raise InvalidEnvironment(
             f"{name} cannot be made: {type(error).__name__}: {error}"

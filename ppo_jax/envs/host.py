@@ -21,7 +21,7 @@ from ppo_jax.envs.host_spaces import action_space, observation_leaves
 from ppo_jax.envs.host_vector import GymnasiumVector
 from ppo_jax.envs.protocol import InvalidEnvironment, StepResult
 from ppo_jax.envs.spaces import Space
-from ppo_jax.envs.supervision import SimulatorFailed, Supervision
+from ppo_jax.envs.supervision import MAKING, SimulatorFailed, Supervision
 from ppo_jax.types import PyTree
 
 # Environments that play side by side in an evaluation; the episodes after them take their turns.
@@ -68,7 +68,7 @@ class HostVectorEnv:
         self.name, self.num_envs, self.time_limit = name, num_envs, time_limit
         tree = observation_leaves(spaces[0], name, channels=channels)
         is_leaf = lambda x: isinstance(x, Leaf)
-        self._rows = Rows(spaces[0], jax.tree.leaves(tree, is_leaf=is_leaf))
+        self._rows = Rows(spaces[0], jax.tree.leaves(tree, is_leaf=is_leaf), spaces[1])
         self._structure = jax.tree.structure(tree, is_leaf=is_leaf)
         self.observation_space = jax.tree.map(lambda leaf: leaf.space, tree, is_leaf=is_leaf)
         self.action_space, self._to_env = action_space(spaces[1], name)
@@ -117,7 +117,10 @@ class HostVectorEnv:
     def render(self, state: PyTree) -> np.ndarray:
         """[H, W, 3] uint8 of the first environment as it now is."""
         jax.block_until_ready(state)
-        frames = self._venv.render() if self._venv is not None else None
+        try:
+            frames = self._venv.render() if self._venv is not None else None
+        except SimulatorFailed as error:
+            raise InvalidEnvironment(str(error)) from error
         if frames is None or len(frames) == 0 or frames[0] is None:
             raise InvalidEnvironment(
                 f"environment {self.name} has no picture; one that is to be drawn is made with "
@@ -134,7 +137,8 @@ class HostVectorEnv:
         """
         if self._venv is not None:
             return
-        made = self._start()
+        with self._supervision.calls(self.name, MAKING):
+            made = self._start()
         venv = made if isinstance(made, Copies) else GymnasiumVector(made)
         if venv.num_envs != self.num_envs:
             raise InvalidEnvironment(

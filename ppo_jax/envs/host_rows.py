@@ -10,6 +10,8 @@ from typing import Any
 import numpy as np
 
 from ppo_jax.envs.host_spaces import Leaf
+from ppo_jax.envs.mask_layouts import NOTHING_LEGAL, without_choice
+from ppo_jax.envs.spaces import ACTION_MASK
 from ppo_jax.envs.worker import short
 
 
@@ -19,9 +21,10 @@ class Rows:
     Args:
         space: Gymnasium's observation space.
         leaves: of it.
+        actions: Gymnasium's action space, of which an entry `action_mask` is the mask.
     """
 
-    def __init__(self, space: Any, leaves: Sequence[Leaf]) -> None:
+    def __init__(self, space: Any, leaves: Sequence[Leaf], actions: Any) -> None:
         self.leaves = tuple(leaves)
         theirs = [_below(space, leaf.path) for leaf in leaves]
         self.fast = {np.ndarray, np.int64}  # what most environments return is looked at quickest
@@ -29,6 +32,10 @@ class Rows:
         self.kinds = [(tuple(s.shape), np.dtype(s.dtype)) for s in theirs]
         self.choices = [_choices(s) for s in theirs]
         self.texts = [str(s) for s in theirs]
+        self.sizes = getattr(actions, "nvec", np.zeros(0, int)).reshape(-1)
+        count = (self.sizes.size, self.sizes.max()) if self.sizes.size else (_number(actions),)
+        masks = [k for k, leaf in enumerate(self.leaves) if leaf.path == (ACTION_MASK,)]
+        self.mask = next((k for k in masks if self.kinds[k][0] == count), None)
 
     def empty(self, count: int) -> list[np.ndarray]:
         """An array [count, ...] for each leaf, in the environment's own shape and type."""
@@ -48,17 +55,21 @@ class Rows:
             return (obs,)
         return tuple([leaf.of(obs) for leaf in self.leaves])
 
-    def write(self, arrays: list[np.ndarray], i: int, obs: Any, info: Any) -> None:
+    def write(
+        self, arrays: list[np.ndarray], i: int, obs: Any, info: Any, *, final: bool = False
+    ) -> None:
         """Copy what copy i returned into row i.
 
         Args:
             arrays: of `empty`.
             i: index of the copy.
             obs, info: as for `read`.
+            final: whether no action follows, so that none need be legal.
 
         Raises:
             ValueError: another structure, shape or type than the observation space has; or a choice
-                that is none of those it has, which a network would be given as all zeros.
+                that is none of those it has, which a network would be given as all zeros; or a
+                mask by which nothing is legal.
         """
         try:
             values = self.read(obs, info)
@@ -78,7 +89,15 @@ class Rows:
                 raise ValueError(
                     f"returned the observation{where} {value}, which is not in {self.texts[k]}"
                 )
+            if k == self.mask and not final and without_choice(x, self.sizes):
+                raise ValueError(f"returned {NOTHING_LEGAL}")
             arrays[k][i] = x
+
+    def without_choice(self, ours: Sequence[np.ndarray]) -> np.ndarray:
+        """[N] whether nothing is legal by the masks of leaves [N, ...] in our layout."""
+        if self.mask is None:
+            return np.zeros(len(ours[0]), bool)
+        return without_choice(ours[self.mask], self.sizes)
 
     def ours(self, arrays: list[np.ndarray]) -> tuple[np.ndarray, ...]:
         """The leaves [N, ...] in our layout."""
@@ -103,6 +122,11 @@ class Rows:
     def batch(self, obs: Any) -> tuple[np.ndarray, ...]:
         """The leaves of the observation [N, ...] of a Gymnasium vector environment, copied."""
         return tuple(np.array(leaf.read(leaf.of(obs)), order="C") for leaf in self.leaves)
+
+
+def _number(actions: Any) -> int | None:
+    """How many choices a Discrete space has."""
+    return int(actions.n) if type(actions).__name__ == "Discrete" else None
 
 
 def _choices(space: Any) -> tuple[Any, Any] | None:

@@ -2,7 +2,6 @@
 
 import copy
 import functools
-import time
 from typing import Any
 
 import numpy as np
@@ -10,6 +9,7 @@ import numpy as np
 from ppo_jax.envs import worker
 from ppo_jax.envs.copies import VectorStep
 from ppo_jax.envs.host_rows import Rows
+from ppo_jax.envs.mask_layouts import NOTHING_LEGAL
 from ppo_jax.envs.protocol import InvalidEnvironment
 from ppo_jax.envs.supervision import SimulatorFailed, Supervision
 
@@ -55,7 +55,9 @@ class GymnasiumVector:
         """The first observations, leaves [N, ...]."""
         self.steps, self.restarting = 0, np.zeros(self.num_envs, bool)
         obs, _ = self._call("reset", functools.partial(self.venv.reset, seed=seed))
-        return self._read(obs, "reset")
+        ours = self._read(obs, "reset")
+        self._check_masks(ours, np.ones(self.num_envs, bool), "reset")
+        return ours
 
     def step(self, actions: Any) -> VectorStep:
         """One step of all environments."""
@@ -70,6 +72,8 @@ class GymnasiumVector:
         # Copies: an environment may write its next step into the same arrays.
         terminated, truncated = np.array(terminated, bool), np.array(truncated, bool)
         valid, done, ours = ~self.restarting, terminated | truncated, self._read(obs, when)
+        # Without a restart in the same step, no action follows on the end of an episode.
+        self._check_masks(ours, np.ones_like(done) if self.same_step else ~done, when)
         final = None
         if not self.same_step:
             self.restarting = done
@@ -107,16 +111,20 @@ class GymnasiumVector:
         except (KeyError, IndexError, TypeError, ValueError) as error:
             raise self._failed(f"returned observations of another kind: {error}", when) from error
 
+    def _check_masks(self, ours: tuple[np.ndarray, ...], acted: np.ndarray, when: str) -> None:
+        """Something is legal where an action follows, [N] bool."""
+        wrong = np.flatnonzero(self.rows.without_choice(ours) & acted)
+        if len(wrong):
+            raise self._failed(
+                f"index {wrong[0]} of {self.num_envs} returned {NOTHING_LEGAL}", when
+            )
+
     def _call(self, when: str, function: Any) -> Any:
-        supervision = self.supervision
-        supervision.name, supervision.index, supervision.doing = self.name, None, when
-        supervision.call = time.monotonic()
         try:
-            return function()
+            with self.supervision.calls(self.name, when):
+                return function()
         except (Exception, SystemExit) as error:
             raise self._failed(worker.raised(error), when) from error
-        finally:
-            supervision.call = None
 
     def _failed(self, text: str, when: str) -> SimulatorFailed:
         return SimulatorFailed(f"vector environment {self.name}, {when}: {text}")

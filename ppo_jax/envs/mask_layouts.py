@@ -9,6 +9,8 @@ import numpy as np
 from ppo_jax.envs.protocol import InvalidEnvironment
 
 Path = tuple[Any, ...]
+# Of an environment whose mask forbids everything while its episode goes on.
+NOTHING_LEGAL = "a mask by which no action is legal while the episode goes on"
 
 
 class MaskLayout(NamedTuple):
@@ -87,6 +89,23 @@ class MaskLayout(NamedTuple):
                     f"{shape}"
                 )
         return self.decode(arrays, np)[0]
+
+
+def without_choice(mask: Any, sizes: Any = ()) -> np.ndarray:
+    """Where nothing is legal, of one component of an action at least.
+
+    Args:
+        mask: [..., n]; or [..., D, max A_i] of D components.
+        sizes: (A_1, ..., A_D), beyond which a row says nothing; () for [..., n].
+
+    Returns:
+        [...] bool.
+    """
+    legal = np.asarray(mask) != 0
+    if not len(sizes):
+        return ~legal.any(-1)
+    inside = np.arange(legal.shape[-1]) < np.asarray(sizes)[:, None]
+    return ~(legal & inside).any(-1).all(-1)
 
 
 def layout_of(arrays: Any, actions: Any, name: str) -> MaskLayout:
