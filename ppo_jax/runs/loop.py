@@ -11,7 +11,7 @@ import signal
 import sys
 import time
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import jax
@@ -20,7 +20,7 @@ import numpy as np
 
 from ppo_jax import guard, watch
 from ppo_jax.config import ConfigError
-from ppo_jax.runs import memory, terminal
+from ppo_jax.runs import failures, memory, terminal
 from ppo_jax.runs.chunk import Chunk, compile_chunk, next_count
 from ppo_jax.runs.divergence import culprits, message, origin, resume_command
 from ppo_jax.runs.job import UNITS, Callback, Diverged, Job, Progress, Result, RunFailed
@@ -238,20 +238,12 @@ class _Loop:
         """Run the program: (metrics [..., rows], number of updates that are in the state)."""
         job = self.job
         more = (job.frozen,) if jax.tree.leaves(job.frozen) else ()
-        try:
-            state, hidden, outcome = self.chunk(  # type: ignore[misc]
-                self.state, job.floats, jnp.int32(count), *more
-            )
-            metrics = guard.show(hidden)  # waits for it
-            self._check_outside()  # what failed leaves the state as it was before
-            self.state = state
-        except jax.errors.JaxRuntimeError as error:
-            self.record.write_summary(job, "failed")
-            if memory.is_exhausted(error) and self.record.path is not None:
-                raise RunFailed(
-                    f"{memory.exhausted(error)}; {self.record.what_is_saved(job)}"
-                ) from error
-            raise
+        state, hidden, outcome = self.chunk(  # type: ignore[misc]
+            self.state, job.floats, jnp.int32(count), *more
+        )
+        metrics = guard.show(hidden)  # waits for it
+        self._check_outside()  # what failed leaves the state as it was before
+        self.state = state
         if np.ndim(outcome.bad):  # one of many agents, which the others go on without
             return metrics, count
         made = int(outcome.made)
@@ -277,9 +269,21 @@ class _Loop:
             text += ". " + origin(job, self.state, self.update, self.recorder)
         raise Diverged(text)
 
-    def _watched(self) -> contextlib.AbstractContextManager[None]:
-        """What the job does outside of its programs is watched."""
-        return watched(self.job.outside, self.signals, self._give_up)
+    @contextlib.contextmanager
+    def _watched(self) -> Iterator[None]:
+        """What the job does outside of its programs is watched; what its programs fail with is one
+        line."""
+        try:
+            with watched(self.job.outside, self.signals, self._give_up), failures.quiet():
+                yield
+        except jax.errors.JaxRuntimeError as error:
+            if self.record.path is None:  # a caller may try again with less
+                raise
+            if not memory.is_exhausted(error):
+                raise RunFailed(self._saved_after(failures.one_line(error))) from error
+            self.record.write_summary(self.job, "failed")
+            saved = self.record.what_is_saved(self.job)
+            raise RunFailed(f"{memory.exhausted(error)}; {saved}") from error
 
     def _check_outside(self) -> None:
         """End the run where something outside of its programs failed.
@@ -300,13 +304,18 @@ class _Loop:
     def _saved_after(self, reason: str) -> str:
         """Save the last good state after a failure: the line that says so."""
         job, record = self.job, self.record
-        if self.state is not None and self.update > record.saved:
+        if self.update > record.saved and self._is_there():
             record.save(job, self.update, self.state, last=True)
         stopped = self.signals.received
         status = f"stopped by {signal.Signals(stopped).name}" if stopped else "failed"
         record.write_summary(job, status, {"reason": reason} | self._numbers())
         text = f"{reason}; {record.what_is_saved(job)}"
         return f"{text}. {record.how_to_go_on()}" if record.saved else text
+
+    def _is_there(self) -> bool:
+        """Whether the state can be saved: a program that failed has used up what went in."""
+        arrays = [x for x in jax.tree.leaves(self.state) if isinstance(x, jax.Array)]
+        return self.state is not None and not any(x.is_deleted() for x in arrays)
 
     def _give_up(self, reason: str) -> None:
         """End the process, whose main thread is held up; in another thread."""
