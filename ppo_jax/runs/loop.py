@@ -22,7 +22,7 @@ from ppo_jax import guard, watch
 from ppo_jax.config import ConfigError
 from ppo_jax.runs import failures, memory, terminal
 from ppo_jax.runs.chunk import Chunk, compile_chunk, next_count
-from ppo_jax.runs.divergence import culprits, message, origin, resume_command
+from ppo_jax.runs.divergence import Bad, culprits, how_to_see, message, origin
 from ppo_jax.runs.job import UNITS, Callback, Diverged, Job, Progress, Result, RunFailed
 from ppo_jax.runs.options import KeepOptions
 from ppo_jax.runs.outside import watched
@@ -129,7 +129,7 @@ class _Loop:
         self.warned: set[str] = set()
         self.state: Any = None
         # What went bad in the update that was taken back, and what `--debug-nans` saw of it.
-        self.bad: str | None = None
+        self.bad: Bad | None = None
         self.debug = self.options.debug_nans or jax.config.jax_debug_nans  # type: ignore[attr-defined]
         self.recorder: Recorder | None = None
 
@@ -196,7 +196,7 @@ class _Loop:
             if rows:
                 self._refuse_nan(rows)
             if self.bad is not None:
-                self._diverged()
+                self._diverged(self.bad)
             self._ask(rows)
             count = next_count(count, seconds, self.job.rows)
             if time.perf_counter() - saved_at >= self.options.checkpoint_seconds:
@@ -252,8 +252,11 @@ class _Loop:
             self.bad = culprits(job, outcome.found, row)
         return metrics, made
 
-    def _diverged(self) -> None:
+    def _diverged(self, bad: Bad) -> None:
         """Stop at the first bad number, with the state before it.
+
+        Args:
+            bad: what went bad.
 
         Raises:
             Diverged: naming the arrays and the update.
@@ -262,9 +265,9 @@ class _Loop:
         if self.update > record.saved:
             record.save(job, self.update, self.state, last=True)
         record.write_summary(job, "diverged")
-        resume = "" if self.debug else resume_command(job, record)
+        hint = "" if self.debug else how_to_see(job, record)
         saved = record.what_is_saved(job)
-        text = message(job, self.bad or "", self.update, saved=saved, resume=resume)
+        text = message(job, bad, self.update, saved=saved, hint=hint)
         if self.debug:
             text += ". " + origin(job, self.state, self.update, self.recorder)
         raise Diverged(text)
@@ -431,8 +434,9 @@ class _Loop:
             if bad:
                 self.record.save(job, self.update, self.state, last=True)
                 self.record.write_summary(job, "diverged")
+                verb = "are" if len(bad) > 1 else "is"
                 raise Diverged(
-                    f"{', '.join(bad)} is not finite at update {row['update']} "
+                    f"{', '.join(bad)} {verb} not finite at update {row['update']} "
                     f"({UNITS[job.unit]}: {row['env_step']:,}); {self.record.what_is_saved(job)}. "
                     f"Usual cause: {job.cause}"
                 )
