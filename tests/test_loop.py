@@ -1,5 +1,6 @@
 """The host loop: evaluations, thresholds, callbacks between chunks, and runs from Python."""
 
+import contextlib
 import json
 import os
 import signal
@@ -22,6 +23,7 @@ from ppo_jax.runs.checkpoint import CheckpointError
 from ppo_jax.runs.job import Diverged, Job, RunFailed
 from ppo_jax.runs.metrics_log import read_metrics
 from ppo_jax.runs.options import KeepOptions
+from ppo_jax.runs.outside import Outside
 from ppo_jax.runs.record import InMemory, RunRecord
 from ppo_jax.runs.restore import load
 from ppo_jax.runs.signals import Signals
@@ -475,3 +477,26 @@ def test_an_evaluation_whose_function_in_python_fails_is_one_line(tmp_path, ever
 def test_what_a_program_fails_with_is_one_line():
     error = jax.errors.JaxRuntimeError("INTERNAL: no luck\n\nmuch more")
     assert failures.one_line(error) == "the program failed: INTERNAL: no luck"
+
+
+@pytest.mark.parametrize("ends", ["finished", "diverged", "failed"])
+def test_a_summary_counts_what_was_replaced_however_a_run_ends(tmp_path, one_by_one, ends):
+    """Also while it runs: a process that is killed writes none after that."""
+    outside = Outside(lambda: None, lambda: {"env_restarts": 2}, lambda since: None, lambda: None)
+    summary = lambda: json.loads((tmp_path / "summary.json").read_text())
+    seen = []
+
+    def look(progress, state):
+        seen.append(summary())
+        if ends == "failed":
+            raise ZeroDivisionError
+
+    def step(state, frozen, floats):
+        height = jnp.where((state == 3) & (ends == "diverged"), jnp.nan, 1.0)
+        return state + 1, {"height": height}
+
+    job = JOB._replace(outside=outside, step=step)
+    with contextlib.suppress(Diverged, ZeroDivisionError), Signals() as signals:
+        loop.run(job, recorded(tmp_path), signals=signals, callbacks=[look])
+    assert (seen[0]["status"], seen[0]["env_restarts"]) == ("running", 2)
+    assert (summary()["status"], summary()["env_restarts"]) == (ends, 2)

@@ -311,7 +311,7 @@ class _Loop:
             record.save(job, self.update, self.state, last=True)
         stopped = self.signals.received
         status = f"stopped by {signal.Signals(stopped).name}" if stopped else "failed"
-        record.write_summary(job, status, {"reason": reason} | self._numbers())
+        record.write_summary(job, status, {"reason": reason})
         text = f"{reason}; {record.what_is_saved(job)}"
         return f"{text}. {record.how_to_go_on()}" if record.saved else text
 
@@ -333,7 +333,7 @@ class _Loop:
         os._exit(self.signals.exit_code or 1)
 
     def _numbers(self) -> dict[str, int]:
-        """For the log and the summary."""
+        """For the log."""
         return self.job.outside.numbers() if self.job.outside is not None else {}
 
     def _failed(self) -> None:
@@ -378,7 +378,6 @@ class _Loop:
             with contextlib.suppress(_GivenUp):
                 self._check_outside()
         evaluated = bool(found)
-        found |= self._numbers()
         stopped = self.signals.received
         if trained and (evaluated or not stopped):
             status = "finished"
