@@ -94,6 +94,8 @@ def check_update(learner: Any, experience: Any, trajectory: Any) -> Found:
         *parts("actions", trajectory.action, weight=weight),
         *parts("actions.log_prob", trajectory.log_prob, limit=finite, weight=weight),
         *parts("values", trajectory.value, limit=finite, weight=weight),
+        # Only there shows what an environment returned as the end of an episode that was cut off.
+        *parts("values of the next state", trajectory.next_value, limit=finite, weight=weight),
         *parts("rewards", trajectory.reward, weight=weight),
     ]
     statistics = parts("statistics", getattr(experience, "moments", ()), limit=finite)

@@ -16,7 +16,7 @@ from ppo_jax.agent import Agent, parts_of
 from ppo_jax.envs import spaces
 from ppo_jax.experiment import first_state
 from ppo_jax.rlhf import supervised
-from ppo_jax.runs import chunk, loop, replay
+from ppo_jax.runs import chunk, divergence, loop, replay
 from ppo_jax.runs.job import UNITS, Diverged, Job
 from ppo_jax.runs.metrics_log import read_metrics
 from ppo_jax.runs.options import KeepOptions
@@ -48,7 +48,9 @@ class Turns(Probe):
         bad = jnp.where(chosen & (time == BAD_STEP), jnp.float32(self.value), 0.0)
         obs = jnp.sin(time.astype(jnp.float32))[None] + (bad if self.what == "obs" else 0.0)
         reward = jnp.float32(1) + (bad if self.what == "reward" else 0.0)
-        return obs, (time, chosen), reward, jnp.array(False), jnp.array(False), {}
+        cut = (time == BAD_STEP) & (self.what == "final")
+        obs = obs + jnp.where(cut, bad, 0.0)
+        return obs, (time, chosen), reward, jnp.array(False), cut, {}
 
 
 def small(env=None, **changes):
@@ -77,9 +79,10 @@ def rows(path):
 @pytest.mark.parametrize(
     ("what", "value", "says"),
     [
-        ("reward", "nan", r"^rewards, .*metrics: .*nan.* is not finite at update 3 "),
+        ("reward", "nan", r"^rewards are not finite or .* at update 3 .*, and \d+ more"),
         pytest.param("reward", "huge", r"^rewards", marks=pytest.mark.slow),
-        pytest.param("obs", "inf", r"^observations, .* is not finite", marks=pytest.mark.slow),
+        ("final", "nan", r"^values of the next state are not finite at update 3 "),
+        pytest.param("obs", "inf", r"^observations are not finite at", marks=pytest.mark.slow),
     ],
 )
 def test_a_bad_number_of_an_environment_stops_the_run_at_the_state_before(
@@ -262,7 +265,9 @@ def test_a_job_of_any_kind_is_guarded(tmp_path):
         counting, 6, "sequences", 10, "height", may_be_nan=("may",),
     )  # fmt: skip
     record = RunRecord(tmp_path, KeepOptions(), identity={}, about={}, config={}, quiet=True)
-    with pytest.raises(Diverged, match=r"metrics: height nan is not finite at update 4"):
+    with pytest.raises(
+        Diverged, match=r"^the metric height is not finite \(height nan\) at update 4"
+    ):
         loop.run(job, record, signals=Signals())
     assert record.checkpoints.steps() == [3] and len(rows(tmp_path)) == 3
 
@@ -396,3 +401,45 @@ def test_origins_name_what_an_environment_returned(leaf):
     unit = next(iter(UNITS))
     job = types.SimpleNamespace(source="environment e", unit=unit, units_per_update=8)
     assert f"it returned {leaf[1]}['a'] nan in environment 1" in replay.origin(job, recorder, 0)
+
+
+def wrong(*names, job=None, **metrics):
+    found = guard.Found(jnp.array(True), np.ones(len(names), bool), names)
+    job = job or Job("j", None, None, None, 9, "env_steps", 8, "loss", may_be_nan=("may",))
+    bad = divergence.culprits(job, found, metrics)
+    return divergence.message(job, bad, 2, saved="nothing is saved", hint="")
+
+
+@pytest.mark.parametrize(
+    ("names", "metrics", "says"),
+    [
+        (["rewards"], {}, "rewards are not finite or beyond 1e+18 in size at update 3 ("),
+        (["optimiser[0]", "parameters['w']", "values"], {}, "values are not finite at update 3 ("),
+        (["parameters['w']"], {"grad_norm": np.nan}, "gradients are not finite (grad_norm nan) at"),
+        (["observations['a']", "rewards"], {}, "observations['a'] is not finite at update 3 ("),
+        (["parameters['w']", "optimiser[0]"], {"may": np.nan, "loss": 1.0}, "parameters['w'] is"),
+        (["values of the next state"], {"loss": np.inf}, "values of the next state are not finite"),
+    ],
+)
+def test_a_message_names_what_came_first_and_counts_the_rest(names, metrics, says):
+    text = wrong(*names, **metrics)
+    assert text.startswith(says)
+    more = len(names) + sum(not np.isfinite(x) for n, x in metrics.items() if n != "may") - 1
+    assert (f", and {more} more after that; that update" in text) == (more > 0)
+
+
+@pytest.mark.parametrize(
+    ("saved", "pure", "path", "says"),
+    [
+        (3, True, "a b", "train --resume 'a b' --debug-nans"),
+        (0, True, "a", "start again with --debug-nans"),
+        (3, False, "a", "start again with --debug-nans"),
+        (3, True, None, ""),
+    ],
+)
+def test_a_message_says_how_to_see_the_origin(saved, pure, path, says):
+    """Environments on the host live outside of the state, so their updates cannot be replayed."""
+    record = types.SimpleNamespace(resume="train", path=path, saved=saved)
+    job = types.SimpleNamespace(pure=pure)
+    expected = says and f"To see its origin: {says}"
+    assert divergence.how_to_see(job, record) == expected

@@ -1,5 +1,6 @@
 """The host loop: evaluations, thresholds, callbacks between chunks, and runs from Python."""
 
+import contextlib
 import json
 import os
 import signal
@@ -17,11 +18,12 @@ from ppo_jax import config as configs
 from ppo_jax.config import ConfigError
 from ppo_jax.envs import make
 from ppo_jax.experiment import RunOptions, first_state, started_from
-from ppo_jax.runs import chunk, loop
+from ppo_jax.runs import chunk, failures, loop
 from ppo_jax.runs.checkpoint import CheckpointError
 from ppo_jax.runs.job import Diverged, Job, RunFailed
 from ppo_jax.runs.metrics_log import read_metrics
 from ppo_jax.runs.options import KeepOptions
+from ppo_jax.runs.outside import Outside
 from ppo_jax.runs.record import InMemory, RunRecord
 from ppo_jax.runs.restore import load
 from ppo_jax.runs.signals import Signals
@@ -431,3 +433,70 @@ def test_nohup_is_respected(monkeypatch):
         assert signal.getsignal(signal.SIGHUP) == signal.SIG_IGN
     finally:
         signal.signal(signal.SIGHUP, before)
+
+
+def test_a_function_in_python_that_fails_is_one_line(tmp_path, one_by_one, capfd):
+    """The state that went in is used up; the last checkpoint stays."""
+
+    def look(state):
+        if state == 5:
+            raise ValueError("the scene\nis gone")
+        return np.float32(state)
+
+    def step(state, frozen, floats):
+        seen = jax.pure_callback(look, jax.ShapeDtypeStruct((), jnp.float32), state)
+        return state + 1, {"height": seen}
+
+    job, record = JOB._replace(step=step), recorded(tmp_path, checkpoint_seconds=0.0)
+    record.resume = "again"
+    with pytest.raises(RunFailed) as failed:
+        loop.run(job, record, signals=Signals())
+    text = str(failed.value)
+    assert "in Python raised ValueError: the scene is gone (test_loop.py, line " in text
+    assert text.endswith(
+        f"saved in {tmp_path}: the state after 50 sequences. Go on with: again --resume {tmp_path}"
+    )
+    assert "\n" not in text and "Traceback" not in capfd.readouterr().err
+    summary = json.loads((tmp_path / "summary.json").read_text())
+    assert (summary["status"], summary["updates"]) == ("failed", 5)
+    assert "the scene is gone" in summary["reason"]
+
+
+@pytest.mark.parametrize("every", [3, None])
+def test_an_evaluation_whose_function_in_python_fails_is_one_line(tmp_path, every):
+    def evaluate(state, update):
+        shape = jax.ShapeDtypeStruct((), jnp.float32)
+        return {"judged": float(jax.pure_callback(lambda x: [][1], shape, state))}
+
+    record, updates = recorded(tmp_path, eval_every=every), every or UPDATES
+    with pytest.raises(RunFailed, match=rf"raised IndexError: .*after {updates}0 sequences") as e:
+        loop.run(JOB._replace(evaluate=evaluate), record, signals=Signals())
+    assert "\n" not in str(e.value) and record.checkpoints.steps() == [updates]
+
+
+def test_what_a_program_fails_with_is_one_line():
+    error = jax.errors.JaxRuntimeError("INTERNAL: no luck\n\nmuch more")
+    assert failures.one_line(error) == "the program failed: INTERNAL: no luck"
+
+
+@pytest.mark.parametrize("ends", ["finished", "diverged", "failed"])
+def test_a_summary_counts_what_was_replaced_however_a_run_ends(tmp_path, one_by_one, ends):
+    """Also while it runs: a process that is killed writes none after that."""
+    outside = Outside(lambda: None, lambda: {"env_restarts": 2}, lambda since: None, lambda: None)
+    summary = lambda: json.loads((tmp_path / "summary.json").read_text())
+    seen = []
+
+    def look(progress, state):
+        seen.append(summary())
+        if ends == "failed":
+            raise ZeroDivisionError
+
+    def step(state, frozen, floats):
+        height = jnp.where((state == 3) & (ends == "diverged"), jnp.nan, 1.0)
+        return state + 1, {"height": height}
+
+    job = JOB._replace(outside=outside, step=step)
+    with contextlib.suppress(Diverged, ZeroDivisionError), Signals() as signals:
+        loop.run(job, recorded(tmp_path), signals=signals, callbacks=[look])
+    assert (seen[0]["status"], seen[0]["env_restarts"]) == ("running", 2)
+    assert (summary()["status"], summary()["env_restarts"]) == (ends, 2)

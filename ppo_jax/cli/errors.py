@@ -8,7 +8,7 @@ from typing import NoReturn
 import jax
 
 from ppo_jax.config import ConfigError
-from ppo_jax.runs import devices, memory, terminal
+from ppo_jax.runs import devices, failures, memory, terminal
 from ppo_jax.runs.job import RunFailed
 
 
@@ -45,9 +45,13 @@ def exit_without_device(command: Callable[[], int]) -> NoReturn:
         terminal.complain(f"error: {error}")
         sys.exit(2)
     except jax.errors.JaxRuntimeError as error:
-        if not memory.is_exhausted(error):
+        if memory.is_exhausted(error):
+            text = memory.exhausted(error)
+        elif failures.is_callback(error):
+            text = failures.one_line(error)
+        else:
             raise
-        terminal.complain(f"error: {memory.exhausted(error)}")
+        terminal.complain(f"error: {text}")
         sys.exit(1)
     except (RunFailed, OSError, FloatingPointError) as error:
         terminal.complain(f"error: {error}")

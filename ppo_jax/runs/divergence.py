@@ -1,10 +1,9 @@
 """A run whose numbers went bad: what is said of it."""
 
-import itertools
 import math
 import re
 import shlex
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -24,28 +23,43 @@ KINDS = (
     "parameters",
     "optimiser",
 )
+# What has a largest size, too.
+LIMITED = ("actions", "rewards", "parameters")
 GRADIENTS = ("grad_norm", "gradient")
 
 
-def culprits(job: Job, found: guard.Found, metrics: dict[str, Any]) -> str:
-    """The arrays and metrics with a bad number, those that come first in an update first.
+class Bad(NamedTuple):
+    """What went bad in an update.
+
+    Attributes:
+        name: of the array that comes first in it: the others follow from it.
+        value: of a metric, as text; "" for an array.
+        more: number of other arrays and metrics.
+    """
+
+    name: str
+    value: str
+    more: int
+
+
+def culprits(job: Job, found: guard.Found, metrics: dict[str, Any]) -> Bad:
+    """The array or metric with a bad number that comes first in an update.
 
     Args:
         job: whose metrics may be NaN.
         found: by the guard.
         metrics: name -> number, of the update.
     """
-    names = [n for n, bad in zip(found.names, np.asarray(found.flags), strict=True) if bad]
+    flags = np.asarray(found.flags)
+    names = [(n, "") for n, bad in zip(found.names, flags, strict=True) if bad]
     for name, x in metrics.items():
         wrong = isinstance(x, float) and not math.isfinite(x)
         if wrong and not name.startswith(job.may_be_nan):
-            names.append(f"{'gradients' if name.startswith(GRADIENTS) else 'metrics'}: {name} {x}")
-    ordered = sorted(names, key=lambda name: KINDS.index(kind(name)))
-    texts = []
-    for _, group in itertools.groupby(ordered, kind):
-        first, *more = group
-        texts.append(first + (f" and {len(more)} more" if more else ""))
-    return ", ".join(texts) or "a number"
+            of_gradient = name.startswith(GRADIENTS)
+            names.append(("gradients" if of_gradient else f"metrics: {name}", f"{name} {x}"))
+    ordered = sorted(names, key=lambda found: KINDS.index(kind(found[0])))
+    first, value = ordered[0] if ordered else ("a number", "")
+    return Bad(first, value, max(0, len(ordered) - 1))
 
 
 def kind(name: str) -> str:
@@ -54,7 +68,7 @@ def kind(name: str) -> str:
     return found.group() if found else name
 
 
-def message(job: Job, what: str, update: int, *, saved: str, resume: str) -> str:
+def message(job: Job, what: Bad, update: int, *, saved: str, hint: str) -> str:
     """One line for a person.
 
     Args:
@@ -62,15 +76,19 @@ def message(job: Job, what: str, update: int, *, saved: str, resume: str) -> str
         what: of `culprits`.
         update: number of updates before the bad one.
         saved: what is saved, in words.
-        resume: the command that names the origin; "" for none.
+        hint: how to see the origin; "" for none.
     """
     step = (update + 1) * job.units_per_update
-    finite = re.search(r" -?(nan|inf)\b", what) is not None
-    size = "" if finite else f", or beyond {guard.LIMIT:g} in size,"
-    hint = f". To see its origin: {resume}" if resume else ""
+    # "rewards", "values of the next state"; what has a path is one of several arrays.
+    verb = "are" if what.name.split()[0] in KINDS else "is"
+    size = f" or beyond {guard.LIMIT:g} in size" if kind(what.name) in LIMITED else ""
+    value = f" ({what.value})" if what.value else ""
+    more = f", and {what.more} more after that" if what.more else ""
+    name = what.name.replace("metrics: ", "the metric ")
     return (
-        f"{what} is not finite{size} at update {update + 1} ({UNITS[job.unit]}: {step:,}); that "
-        f"update was taken back, {saved}. Usual cause: {job.cause}{hint}"
+        f"{name} {verb} not finite{size}{value} at update {update + 1} ({UNITS[job.unit]}: "
+        f"{step:,}){more}; that update was taken back, {saved}. Usual cause: {job.cause}"
+        + (f". {hint}" if hint else "")
     )
 
 
@@ -91,9 +109,15 @@ def origin(job: Job, state: Any, update: int, recorder: replay.Recorder | None) 
     return replay.origin(job, seen, update)
 
 
-def resume_command(job: Job, record: Any) -> str:
-    """The command that goes on from the last good state and names the origin."""
+def how_to_see(job: Job, record: Any) -> str:
+    """How to see the origin of a bad number, in a sentence; "" for a run that is in memory.
+
+    From the last good state, where there is one and its updates can be made again; the environments
+    of the host are not in it.
+    """
     command, path = getattr(record, "resume", ""), record.path
-    if not command or path is None or not record.saved or not job.pure:
+    if path is None:
         return ""
-    return f"{command} --resume {shlex.quote(str(path))} --debug-nans"
+    if not command or not record.saved or not job.pure:
+        return "To see its origin: start again with --debug-nans"
+    return f"To see its origin: {command} --resume {shlex.quote(str(path))} --debug-nans"

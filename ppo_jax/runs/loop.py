@@ -11,7 +11,7 @@ import signal
 import sys
 import time
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import jax
@@ -20,9 +20,9 @@ import numpy as np
 
 from ppo_jax import guard, watch
 from ppo_jax.config import ConfigError
-from ppo_jax.runs import memory, terminal
+from ppo_jax.runs import failures, memory, terminal
 from ppo_jax.runs.chunk import Chunk, compile_chunk, next_count
-from ppo_jax.runs.divergence import culprits, message, origin, resume_command
+from ppo_jax.runs.divergence import Bad, culprits, how_to_see, message, origin
 from ppo_jax.runs.job import UNITS, Callback, Diverged, Job, Progress, Result, RunFailed
 from ppo_jax.runs.options import KeepOptions
 from ppo_jax.runs.outside import watched
@@ -129,7 +129,7 @@ class _Loop:
         self.warned: set[str] = set()
         self.state: Any = None
         # What went bad in the update that was taken back, and what `--debug-nans` saw of it.
-        self.bad: str | None = None
+        self.bad: Bad | None = None
         self.debug = self.options.debug_nans or jax.config.jax_debug_nans  # type: ignore[attr-defined]
         self.recorder: Recorder | None = None
 
@@ -196,7 +196,7 @@ class _Loop:
             if rows:
                 self._refuse_nan(rows)
             if self.bad is not None:
-                self._diverged()
+                self._diverged(self.bad)
             self._ask(rows)
             count = next_count(count, seconds, self.job.rows)
             if time.perf_counter() - saved_at >= self.options.checkpoint_seconds:
@@ -238,20 +238,12 @@ class _Loop:
         """Run the program: (metrics [..., rows], number of updates that are in the state)."""
         job = self.job
         more = (job.frozen,) if jax.tree.leaves(job.frozen) else ()
-        try:
-            state, hidden, outcome = self.chunk(  # type: ignore[misc]
-                self.state, job.floats, jnp.int32(count), *more
-            )
-            metrics = guard.show(hidden)  # waits for it
-            self._check_outside()  # what failed leaves the state as it was before
-            self.state = state
-        except jax.errors.JaxRuntimeError as error:
-            self.record.write_summary(job, "failed")
-            if memory.is_exhausted(error) and self.record.path is not None:
-                raise RunFailed(
-                    f"{memory.exhausted(error)}; {self.record.what_is_saved(job)}"
-                ) from error
-            raise
+        state, hidden, outcome = self.chunk(  # type: ignore[misc]
+            self.state, job.floats, jnp.int32(count), *more
+        )
+        metrics = guard.show(hidden)  # waits for it
+        self._check_outside()  # what failed leaves the state as it was before
+        self.state = state
         if np.ndim(outcome.bad):  # one of many agents, which the others go on without
             return metrics, count
         made = int(outcome.made)
@@ -260,8 +252,11 @@ class _Loop:
             self.bad = culprits(job, outcome.found, row)
         return metrics, made
 
-    def _diverged(self) -> None:
+    def _diverged(self, bad: Bad) -> None:
         """Stop at the first bad number, with the state before it.
+
+        Args:
+            bad: what went bad.
 
         Raises:
             Diverged: naming the arrays and the update.
@@ -270,16 +265,28 @@ class _Loop:
         if self.update > record.saved:
             record.save(job, self.update, self.state, last=True)
         record.write_summary(job, "diverged")
-        resume = "" if self.debug else resume_command(job, record)
+        hint = "" if self.debug else how_to_see(job, record)
         saved = record.what_is_saved(job)
-        text = message(job, self.bad or "", self.update, saved=saved, resume=resume)
+        text = message(job, bad, self.update, saved=saved, hint=hint)
         if self.debug:
             text += ". " + origin(job, self.state, self.update, self.recorder)
         raise Diverged(text)
 
-    def _watched(self) -> contextlib.AbstractContextManager[None]:
-        """What the job does outside of its programs is watched."""
-        return watched(self.job.outside, self.signals, self._give_up)
+    @contextlib.contextmanager
+    def _watched(self) -> Iterator[None]:
+        """What the job does outside of its programs is watched; what its programs fail with is one
+        line."""
+        try:
+            with watched(self.job.outside, self.signals, self._give_up), failures.quiet():
+                yield
+        except jax.errors.JaxRuntimeError as error:
+            if self.record.path is None:  # a caller may try again with less
+                raise
+            if not memory.is_exhausted(error):
+                raise RunFailed(self._saved_after(failures.one_line(error))) from error
+            self.record.write_summary(self.job, "failed")
+            saved = self.record.what_is_saved(self.job)
+            raise RunFailed(f"{memory.exhausted(error)}; {saved}") from error
 
     def _check_outside(self) -> None:
         """End the run where something outside of its programs failed.
@@ -300,13 +307,18 @@ class _Loop:
     def _saved_after(self, reason: str) -> str:
         """Save the last good state after a failure: the line that says so."""
         job, record = self.job, self.record
-        if self.state is not None and self.update > record.saved:
+        if self.update > record.saved and self._is_there():
             record.save(job, self.update, self.state, last=True)
         stopped = self.signals.received
         status = f"stopped by {signal.Signals(stopped).name}" if stopped else "failed"
-        record.write_summary(job, status, {"reason": reason} | self._numbers())
+        record.write_summary(job, status, {"reason": reason})
         text = f"{reason}; {record.what_is_saved(job)}"
         return f"{text}. {record.how_to_go_on()}" if record.saved else text
+
+    def _is_there(self) -> bool:
+        """Whether the state can be saved: a program that failed has used up what went in."""
+        arrays = [x for x in jax.tree.leaves(self.state) if isinstance(x, jax.Array)]
+        return self.state is not None and not any(x.is_deleted() for x in arrays)
 
     def _give_up(self, reason: str) -> None:
         """End the process, whose main thread is held up; in another thread."""
@@ -321,7 +333,7 @@ class _Loop:
         os._exit(self.signals.exit_code or 1)
 
     def _numbers(self) -> dict[str, int]:
-        """For the log and the summary."""
+        """For the log."""
         return self.job.outside.numbers() if self.job.outside is not None else {}
 
     def _failed(self) -> None:
@@ -366,7 +378,6 @@ class _Loop:
             with contextlib.suppress(_GivenUp):
                 self._check_outside()
         evaluated = bool(found)
-        found |= self._numbers()
         stopped = self.signals.received
         if trained and (evaluated or not stopped):
             status = "finished"
@@ -422,8 +433,9 @@ class _Loop:
             if bad:
                 self.record.save(job, self.update, self.state, last=True)
                 self.record.write_summary(job, "diverged")
+                verb = "are" if len(bad) > 1 else "is"
                 raise Diverged(
-                    f"{', '.join(bad)} is not finite at update {row['update']} "
+                    f"{', '.join(bad)} {verb} not finite at update {row['update']} "
                     f"({UNITS[job.unit]}: {row['env_step']:,}); {self.record.what_is_saved(job)}. "
                     f"Usual cause: {job.cause}"
                 )

@@ -242,6 +242,7 @@ class RunRecord:
             "train_seconds": round(seconds, 2),
             f"{job.unit}_per_second": rate and round(rate, 1 if rate < 1000 else None),
             "last": self.last,
+            **(job.outside.numbers() if job.outside is not None else {}),
             **provenance.record(self.precision),
             **(found or {}),
         }
