@@ -179,7 +179,7 @@ def evaluate_run(
     policy = found.policy
     if same and _has_value(found.config) and not isinstance(played, HostEnv):
         played, policy = _played(dataclasses.replace(found.config, seed=0))
-    with _ended(played), _watched_alone(played):
+    with _ended(played), watched_alone(played):
         result = evaluate(
             jax.random.key(seed),
             found.params,
@@ -615,7 +615,7 @@ def _outside(env: HostEnv) -> Outside:
 
 
 @contextlib.contextmanager
-def _watched_alone(env: Any) -> Iterator[None]:
+def watched_alone(env: Any) -> Iterator[None]:
     """Environments of the host are supervised while they are evaluated outside of a run.
 
     Raises:

@@ -22,6 +22,7 @@ from ppo_jax.evaluate import (
     warn_not_finite,
     warn_unfinished,
 )
+from ppo_jax.experiment import watched_alone
 from ppo_jax.runs import cache, terminal
 from ppo_jax.runs.restore import load
 
@@ -79,7 +80,8 @@ def play(
     if gif is not None and makes_vectors(program.env):
         program.env.picture()  # refused before anything is played
     key = jax.random.key(seed)
-    result = evaluate(key, **agent, episodes=episodes)
+    with watched_alone(program.env):
+        result = evaluate(key, **agent, episodes=episodes)
     check_acted(result, program.env)
     warn_unfinished(np.asarray(result.finished))
     warn_not_finite(np.asarray(result.episode_return))
