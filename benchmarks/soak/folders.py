@@ -83,9 +83,11 @@ def read_agent(path: Path) -> Any:
 
 
 def read_rows(path: Path) -> Any:
-    """The rows of metrics.jsonl."""
+    """The rows of metrics.jsonl, as `ppo-jax plot` reads them."""
+    from ppo_jax.runs import manifest
     from ppo_jax.runs.metrics_log import read_metrics
 
+    manifest.look(path)
     return list(read_metrics(path / "metrics.jsonl"))
 
 
