@@ -19,6 +19,7 @@ from ppo_jax.cli import rlhf as language
 from ppo_jax.cli import sweep as command
 from ppo_jax.cli import train as train_command
 from ppo_jax.config import check
+from ppo_jax.experiment import RunOptions
 
 ROOT = documents.ROOT
 ALL = {documents.name(d): d for d in documents.documents()}
@@ -116,7 +117,8 @@ def train(arguments: list[str]) -> None:
     if arguments[:1] == ["--resume"]:
         arguments = arguments[2:]
         named = {w[2:].replace("-", "_") for w in arguments if w.startswith("--")}
-        assert named <= {*train_command.FREE_ON_RESUME}, named
+        options = {f.name for f in dataclasses.fields(RunOptions)}  # those may change, too
+        assert named <= {*train_command.FREE_ON_RESUME} | options, named
     config, _ = train_command._parse(arguments, flags.base_config(arguments), {})
     check(config)
 

@@ -197,7 +197,7 @@ def test_a_run_says_how_many_episodes_were_cut(tmp_path, monkeypatch, capsys):
     assert [row["eval_episodes_cut"] for row in rows] == [3, 3]
     table = terminal._evaluated(result.summary)
     assert "over 3 episodes, greedy, 3 of them cut" in table
-    played = evaluate.Returns(*map(np.array, ([7.0, 8.0], [7, 7], [True, False])))
+    played = evaluate.Returns(*map(np.array, ([7.0, 8.0], [7, 7], [True, False], [True, True])))
     line = evaluate_command._described(played, "greedy", 1)
     assert "2 greedy episodes, 1 of them cut before their end" in line
 
@@ -220,7 +220,8 @@ def test_an_evaluation_that_is_not_finite_is_a_warning(tmp_path, monkeypatch):
     def played(*_, episodes, **__):
         returns = np.zeros(episodes, np.float32)
         returns[0] = np.inf
-        return evaluate.Returns(returns, np.ones(episodes, int), np.ones(episodes, bool))
+        good = np.ones(episodes, bool)
+        return evaluate.Returns(returns, np.ones(episodes, int), good, good)
 
     monkeypatch.setattr(experiment, "evaluate", played)
     with pytest.warns(UserWarning, match="1 of 2 episodes of the evaluation .* not finite"):

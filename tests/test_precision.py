@@ -207,7 +207,8 @@ def test_what_is_no_precision_is_refused(tmp_path, capsys):
 def test_runs_older_than_the_option_load_and_go_on(tmp_path):
     assert train(*FLAGS, "--run-dir", tmp_path) == 0
     old = content(tmp_path / "config.json")
-    del old["config"]["matmul_precision"]
+    del old["config"]["matmul_precision"], old["format"]
+    (tmp_path / "manifest.json").unlink()
     (tmp_path / "config.json").write_text(json.dumps(old))
     for path in (tmp_path / "checkpoints").glob("*.json"):
         manifest = content(path)

@@ -123,6 +123,7 @@ def test_numbers_of_agents_lead_to_few_widths_on_cpus():
     assert widths[:9] == [1, 2, 3, 4, 3, 3, 4, 4, 3] and {*widths[9:]} == {4}
 
 
+@pytest.mark.slow
 def test_what_decides_a_program_compiles_again(compiled):
     """A static value, a setting of JAX, and back: results are never those of another program."""
 
