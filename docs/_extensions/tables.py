@@ -81,7 +81,7 @@ class Results(SphinxDirective):
             rows = [r for r in rows if r[column] == wanted]
         if not rows:
             raise self.error(f"no row of {path.name} has {where}")
-        columns = self.options.get("columns", " ".join(rows[0])).split()
+        columns = self.options["columns"].split() if "columns" in self.options else [*rows[0]]
         return [table(columns, [[r[c] for c in columns] for r in rows])]
 
 
