@@ -25,6 +25,7 @@ from ppo_jax.cli import flags
 from ppo_jax.cli import train as train_command
 from ppo_jax.cli.evaluate import main as evaluate
 from ppo_jax.cli.export import main as export
+from ppo_jax.cli.main import main as front
 from ppo_jax.cli.plot import main as plot
 from ppo_jax.cli.sweep import main as sweep
 from ppo_jax.cli.train import main as train
@@ -936,7 +937,7 @@ def test_the_files_of_the_page_do_what_it_says(mine, monkeypatch):
     for name, text in documents.files(page).items():
         (mine / name).write_text(text)
     commands = {"ppo_jax.train": train, "ppo_jax.evaluate": evaluate, "ppo_jax.export": export}
-    commands |= {"ppo_jax.plot": plot, "ppo_jax.sweep": sweep}
+    commands |= {"ppo_jax.plot": plot, "ppo_jax.sweep": sweep, "ppo_jax": front}
     lines = documents.commands(page)
     assert {line.split()[2] for line in lines} == commands.keys()
     for line in lines:
