@@ -17,6 +17,8 @@ from probe_envs import Probe
 # Of the function of the same name, which hides it.
 MODULE = sys.modules["ppo_jax.envs.vectorize"]
 ENVS, STEPS, ROLLOUTS = 5, 12, 30
+# Some states hold an array without elements: the entities that a map does not have.
+NOTHING = np.zeros((0, 3), np.uint8)
 
 
 class Ticket(Probe):
@@ -24,12 +26,13 @@ class Ticket(Probe):
 
     def reset(self, key, params):
         number = jax.random.bits(key, (), jnp.uint32) >> 8
-        return self._observe(number), (number, jnp.int32(0))
+        return self._observe(number), (number, jnp.int32(0), NOTHING)
 
     def step(self, key, state, action, params):
         number, time = state[0], state[1] + 1
         ends = time > (number % 8).astype(jnp.int32)
-        return self._observe(number), (number, time), jnp.float32(1), ends, jnp.array(False), {}
+        after = (number, time, NOTHING)
+        return self._observe(number), after, jnp.float32(1), ends, jnp.array(False), {}
 
     def _observe(self, number):
         return number.astype(jnp.float32)[None]

@@ -139,7 +139,7 @@ class VectorizedEnv:
             return self._draw(key, count)
         keys, part = jax.random.split(key, math.ceil(count / self.part)), self.part
         drawn = jax.lax.map(lambda key: self._draw(key, part), keys)
-        return jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), drawn)
+        return jax.tree.map(lambda x: x.reshape(len(keys) * part, *x.shape[2:]), drawn)
 
     def _draw(self, key: jax.Array, count: int) -> tuple[PyTree, PyTree]:
         keys = jax.random.split(key, count)
