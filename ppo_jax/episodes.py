@@ -160,7 +160,7 @@ def remember_cuts(
     final: PyTree,
     *,
     time: jax.Array,
-    settle: Callable[[Cuts], Cuts],
+    empty: Callable[[Cuts], Cuts],
 ) -> Cuts:
     """Write what was truncated at this step into each environment's next free slot.
 
@@ -169,12 +169,12 @@ def remember_cuts(
         truncated: [N] bool.
         final: (core, obs), [N, ...].
         time: [] the step, from 0 on.
-        settle: `settled`, for where there is no free slot.
+        empty: `emptied`, for where there is no free slot.
     """
     slots = jax.tree.leaves(cuts.final)[0].shape[0]
     if cuts.at is not None:
         full = jnp.any(truncated & (cuts.used >= slots))
-        known = jax.lax.cond(full, lambda c: settle(c)._replace(final=()), _unchanged, cuts)
+        known = jax.lax.cond(full, lambda c: empty(c)._replace(final=()), _unchanged, cuts)
         cuts = known._replace(final=cuts.final)
     slot = jnp.where(truncated, cuts.used, slots)  # out of range: dropped
     column = jnp.arange(cuts.used.shape[0])
@@ -188,7 +188,7 @@ def _unchanged(cuts: Cuts) -> Cuts:
     return cuts._replace(final=())
 
 
-def settled(key: jax.Array, cuts: Cuts, *, value_of: Callable[..., jax.Array]) -> Cuts:
+def emptied(key: jax.Array, cuts: Cuts, *, value_of: Callable[..., jax.Array]) -> Cuts:
     """Ask the critic for the values of the observations in all slots, which are free then.
 
     Args:
@@ -230,7 +230,7 @@ def value_at_cuts(
         [T, N].
     """
     if cuts.at is not None:
-        return jnp.where(truncated, settled(key, cuts, value_of=value_of).value, next_value)
+        return jnp.where(truncated, emptied(key, cuts, value_of=value_of).value, next_value)
     slots = jax.tree.leaves(cuts.final)[0].shape[0]
     cut_value = jax.vmap(value_of)(jax.random.split(key, slots), *cuts.final)
     slot = jnp.minimum(jnp.cumsum(truncated, axis=0) - 1, slots - 1)

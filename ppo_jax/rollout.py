@@ -15,13 +15,13 @@ from ppo_jax.episodes import (
     Cuts,
     Episodes,
     advance,
+    emptied,
     episode_metrics,
     give_up,
     lost_cuts,
     no_cuts,
     no_episodes,
     remember_cuts,
-    settled,
     value_at_cuts,
 )
 from ppo_jax.networks import Policy, SequenceInputs, StateAction
@@ -346,10 +346,10 @@ def _step(
     final = info["final_observation"]
     watch.see("step", reward=reward, done=done, obs=next_obs, final=final, valid=info["valid"])
     episodes, totals = advance(episodes, rewards, done, valid=info["valid"], gamma=how.gamma)
-    settle = functools.partial(
-        settled, jax.random.fold_in(key, 1), value_of=_value_of(params, moments, how.policy)
+    empty = functools.partial(
+        emptied, jax.random.fold_in(key, 1), value_of=_value_of(params, moments, how.policy)
     )
-    cuts = remember_cuts(cuts, truncated, (core, final), time=time, settle=settle)
+    cuts = remember_cuts(cuts, truncated, (core, final), time=time, empty=empty)
     row = {
         "obs": obs,
         "start": start,

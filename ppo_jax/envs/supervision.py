@@ -157,18 +157,33 @@ def ended_if(stuck: Callable[[], str | None]) -> Iterator[None]:
     Args:
         stuck: () -> the line; None: it does not hang.
     """
+
+    def look() -> None:
+        reason = stuck()
+        if reason is not None:
+            with contextlib.suppress(OSError):
+                sys.stderr.write(f"error: {reason}\n")
+                sys.stderr.flush()
+            os._exit(2)
+
+    with repeated(look):
+        yield
+
+
+@contextlib.contextmanager
+def repeated(look: Callable[[], None]) -> Iterator[None]:
+    """Call a function again and again, in a thread, while a block runs.
+
+    Args:
+        look: () -> None.
+    """
     over = threading.Event()
 
-    def watch() -> None:
+    def repeat() -> None:
         while not over.wait(LOOK):
-            reason = stuck()
-            if reason is not None:
-                with contextlib.suppress(OSError):
-                    sys.stderr.write(f"error: {reason}\n")
-                    sys.stderr.flush()
-                os._exit(2)
+            look()
 
-    thread = threading.Thread(target=watch, daemon=True)
+    thread = threading.Thread(target=repeat, daemon=True)
     thread.start()
     try:
         yield

@@ -27,7 +27,7 @@ CGROUPS = (
         "/sys/fs/cgroup/memory/memory.stat",
     ),
 )
-TODO = "halve --num-envs or --num-steps, or make the network smaller (--hidden)"
+ADVICE = "halve --num-envs or --num-steps, or make the network smaller (--hidden)"
 
 
 def bytes_of(tree: PyTree) -> int:
@@ -96,7 +96,7 @@ def check(job: Job) -> None:
     listed = ", ".join(f"{what} {text(size)}" for what, size in parts.items())
     raise ConfigError(
         f"out of memory: {job.name} needs at least {text(needed)} ({listed}), {text(there)} are "
-        f"there; {TODO}"
+        f"there; {ADVICE}"
     )
 
 
@@ -115,7 +115,7 @@ def check_program(name: str, compiled: Any) -> None:
     if more > there:
         raise RunFailed(
             f"out of memory: {name} needs {text(more)} beside what is there already, and "
-            f"{text(there)} are free; {TODO}; nothing was computed"
+            f"{text(there)} are free; {ADVICE}; nothing was computed"
         )
 
 
@@ -130,7 +130,7 @@ def exhausted(error: BaseException) -> str:
     asked = f" while {text(int(found.group(1)))} were asked for" if found else ""
     there = available()
     left = "" if there is None else f" and {text(there)} are free now"
-    return f"out of memory{asked}{left}: {TODO}"
+    return f"out of memory{asked}{left}: {ADVICE}"
 
 
 def text(size: int) -> str:

@@ -4,15 +4,13 @@ Simulators of the host raise, end and hang; none of that is an error of the prog
 """
 
 import contextlib
-import threading
 from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, NamedTuple
 
+from ppo_jax.envs.supervision import repeated
+
 if TYPE_CHECKING:
     from ppo_jax.runs.signals import Signals
-
-# Seconds between two looks.
-LOOK = 0.2
 
 
 class Outside(NamedTuple):
@@ -48,23 +46,14 @@ def watched(
     if outside is None:
         yield
         return
-    over = threading.Event()
-    thread = threading.Thread(target=_watch, args=(outside, signals, give_up, over), daemon=True)
-    thread.start()
-    try:
-        yield
-    finally:
-        over.set()
-        thread.join()
 
-
-def _watch(
-    outside: Outside, signals: "Signals", give_up: Callable[[str], None], over: threading.Event
-) -> None:
-    while not over.wait(LOOK):
+    def look() -> None:
         signals.look()
         if signals.since is not None:
             outside.hurry(signals.since)
         reason = outside.stuck()
         if reason is not None:
             give_up(reason)
+
+    with repeated(look):
+        yield
