@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 from flax import struct
 
+from ppo_jax import parallel
 from ppo_jax.envs.protocol import VectorEnv
 from ppo_jax.types import Metrics, PyTree
 
@@ -76,23 +77,29 @@ def episode_metrics(finished: jax.Array, totals: Episodes) -> Metrics:
         finished: [T, N] or [N] bool, the last steps of the episodes that are counted.
         totals: of the same shape, as `advance` returns them.
     """
-    count = jnp.sum(finished)
+    count = parallel.sum(jnp.sum(finished))
     returns = totals.episode_return
 
     def mean(x: jax.Array) -> jax.Array:
-        average = jnp.sum(jnp.where(finished, x, 0.0)) / jnp.maximum(count, 1)
+        average = parallel.sum(jnp.sum(jnp.where(finished, x, 0.0))) / jnp.maximum(count, 1)
         return jnp.where(count > 0, average, jnp.nan)
 
     def extreme(reduce: Any, worst: float) -> jax.Array:
         return jnp.where(count > 0, reduce(jnp.where(finished, returns, worst)), jnp.nan)
+
+    def least(x: jax.Array) -> jax.Array:
+        return parallel.smallest(jnp.min(x))
+
+    def most(x: jax.Array) -> jax.Array:
+        return parallel.largest(jnp.max(x))
 
     average = mean(returns)
     return {
         "episodes": count,
         "episode_return": average,
         "episode_return_std": jnp.sqrt(mean(jnp.square(returns - average))),
-        "episode_return_min": extreme(jnp.min, jnp.inf),
-        "episode_return_max": extreme(jnp.max, -jnp.inf),
+        "episode_return_min": extreme(least, jnp.inf),
+        "episode_return_max": extreme(most, -jnp.inf),
         "episode_length": mean(totals.episode_length),
     }
 
@@ -206,7 +213,7 @@ def emptied(key: jax.Array, cuts: Cuts, *, value_of: Callable[..., jax.Array]) -
 def lost_cuts(cuts: Cuts) -> Metrics:
     """Truncations that found no slot, because the environment's time_limit is not one."""
     slots = jax.tree.leaves(cuts.final)[0].shape[0]
-    return {"lost_cuts": jnp.sum(jnp.maximum(cuts.used - slots, 0))}
+    return {"lost_cuts": parallel.sum(jnp.sum(jnp.maximum(cuts.used - slots, 0)))}
 
 
 def value_at_cuts(

@@ -56,7 +56,7 @@ from ppo_jax.runs.record import RunRecord
 from ppo_jax.runs.restore import load
 from ppo_jax.runs.signals import Signals
 from ppo_jax.runs.trust import NOTHING, Given, sign
-from ppo_jax.train import Program, build
+from ppo_jax.train import OF_PARTS, Program, build
 from ppo_jax.types import PyTree, TrainState
 
 COMMAND = "python -m ppo_jax.train"
@@ -86,6 +86,9 @@ class RunOptions(KeepOptions):
         0, "number of environments on the host to replace after they raised, ended or hung, in "
         "place of ending the run", low=0,
     )  # fmt: skip
+    devices: str = option(
+        "1", "number of devices that share the agent's environments and minibatches, or all"
+    )
     init_from: Path | None = option(
         None, "folder of a run whose parameters and statistics this one starts from"
     )
@@ -127,6 +130,8 @@ def run(
     unknown = [name for name in options if name not in known]
     if unknown:
         raise ConfigError(f"unknown option {unknown[0]!r}; {did_you_mean(unknown[0], known)}")
+    if "devices" in options:
+        options["devices"] = str(options["devices"])
     options |= {"run_dir": run_dir} | ({} if init_from is None else {"init_from": init_from})
     if options.get("resume") is not None:
         if not trust:
@@ -247,6 +252,9 @@ def train(
     options = _settled(options)
     config = named(config, options, given)
     _refuse_options(config)
+    number = devices.chosen(options.devices)
+    if config.parts == 1 and options.resume is None:
+        config = dataclasses.replace(config, parts=number)
     functions = _callbacks(config, options, callbacks, given)
     options = dataclasses.replace(options, callback=_names(options, callbacks))
     with limited(options.env_timeout):
@@ -256,7 +264,8 @@ def train(
     if start is not None:
         started_from(start, jax.eval_shape(program.init, jax.random.key(config.seed)))
     _check_evaluation(options, program.env)
-    job = job_of(config, program, options.eval_episodes, start)
+    layout = devices.layout(devices.share(number, config.parts), OF_PARTS)
+    job = job_of(config, program, options.eval_episodes, start)._replace(layout=layout)
     loop.check(job, options)
     with (
         _supervised(program, options),
@@ -522,8 +531,7 @@ def _evaluation(
     try:
         result = evaluate(
             key,
-            state.learner.params,
-            state.rollout.moments,
+            *devices.on_one((state.learner.params, state.rollout.moments)),
             env=program.env,
             policy=program.policy,
             episodes=episodes,

@@ -13,6 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import struct
 
+from ppo_jax import parallel
 from ppo_jax.types import Metrics, PyTree
 
 # The square of a larger number is infinite in float32, and with it norms and second moments.
@@ -76,7 +77,7 @@ def check(looked_at: Iterable[Part]) -> Found:
     found = list(looked_at)
     if not found:
         return Found(jnp.zeros((), bool), jnp.zeros(0, bool), ())
-    flags = jnp.stack([jnp.any(_wrong(part)) for part in found])
+    flags = parallel.any_part(jnp.stack([jnp.any(_wrong(part)) for part in found]))
     return Found(jnp.any(flags), flags, tuple(part.name for part in found))
 
 

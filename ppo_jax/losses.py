@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from ppo_jax import divergences, shapes
+from ppo_jax import divergences, parallel, shapes
 from ppo_jax.distributions import log_prob_and_entropy
 from ppo_jax.types import Batch, LossFn, Metrics, Params
 
@@ -334,11 +334,13 @@ def mean(
 
     Σ w x / total,   total = Σ w unless given
 
+    Of a batch in several parts (`ppo_jax.parallel`) both sums are over all of them.
+
     Args:
         x: [...] values; what stands where the weight is 0 is not read, not even NaN.
         weight: [...] or None for all ones.
-        total: [] the denominator, where x is only a part: the count over all micro-batches or
-            devices, whose sums then add up to the mean of the whole.
+        total: [] the denominator, where x is only a part: the count over all micro-batches, whose
+            sums then add up to the mean of the whole.
 
     Returns:
         [] mean; 0 if nothing has weight.
@@ -349,9 +351,12 @@ def mean(
     shapes.exact("mean", jnp.shape(x), "x", weight=weight)
     shapes.exact("mean", (), "a number", total=total)
     if weight is None:
-        return jnp.mean(x) if total is None else jnp.sum(x) / total
-    weighted = jnp.where(weight > 0, x * weight, 0.0)
-    return jnp.sum(weighted) / (_at_least_one(jnp.sum(weight)) if total is None else total)
+        return parallel.mean(jnp.mean(x)) if total is None else parallel.sum(jnp.sum(x)) / total
+    weighted = jnp.sum(jnp.where(weight > 0, x * weight, 0.0))
+    if total is not None:
+        return parallel.sum(weighted) / total
+    weighted, count = parallel.sum((weighted, jnp.sum(weight)))
+    return weighted / _at_least_one(count)
 
 
 def normalize(x: jax.Array, weight: jax.Array | None = None, ddof: int = 1) -> jax.Array:
@@ -374,9 +379,10 @@ def normalize(x: jax.Array, weight: jax.Array | None = None, ddof: int = 1) -> j
     """
     shapes.exact("normalize", jnp.shape(x), "x", weight=weight)
     weight = jnp.ones_like(x) if weight is None else weight
-    count = jnp.sum(weight)
+    count = parallel.sum(jnp.sum(weight))
     centred = _centre(x, weight)
-    variance = jnp.sum(weight * jnp.square(centred)) / _at_least_one(count - ddof)
+    squares = parallel.sum(jnp.sum(weight * jnp.square(centred)))
+    variance = squares / _at_least_one(count - ddof)
     # √ at 0 has no gradient, and 0 · ∞ is NaN.
     deviation = jnp.where(variance > 0, jnp.sqrt(jnp.where(variance > 0, variance, 1.0)), 0.0)
     normal = centred / (deviation + 1e-8)

@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 from flax import struct
 
-from ppo_jax import shapes
+from ppo_jax import parallel, shapes
 from ppo_jax.types import PyTree
 
 PRIOR_COUNT = 1e-4
@@ -44,7 +44,7 @@ def init(shape: tuple[int, ...]) -> RunningMoments:
 def update(
     moments: RunningMoments, batch: jax.Array, weight: jax.Array | None = None
 ) -> RunningMoments:
-    """Merge a batch into the statistics.
+    """Merge a batch into the statistics: all parts of it, where it has several.
 
     With n, μ, σ² so far and m, μ', σ'² of the batch, Δ = μ' − μ:
     μ ← μ + Δ m / (n+m)
@@ -69,11 +69,11 @@ def update(
     batch = batch.reshape(-1, *element).astype(moments.mean.dtype)
     weight = jnp.ones(batch.shape[0]) if weight is None else weight.reshape(-1)
     column = weight.reshape(-1, *(1,) * len(element))
-    count = jnp.sum(weight)
-    safe_count = jnp.where(count > 0, count, 1.0)
     batch = jnp.where(column > 0, batch, 0.0)
-    mean = jnp.sum(column * batch, axis=0) / safe_count
-    var = jnp.sum(column * jnp.square(batch - mean), axis=0) / safe_count
+    count, mean = parallel.sum((jnp.sum(weight), jnp.sum(column * batch, axis=0)))
+    safe_count = jnp.where(count > 0, count, 1.0)
+    mean = mean / safe_count
+    var = parallel.sum(jnp.sum(column * jnp.square(batch - mean), axis=0)) / safe_count
 
     total = moments.count + count
     delta = mean - moments.mean

@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from ppo_jax import losses
+from ppo_jax import losses, parallel
 from ppo_jax.config import schedules
 from ppo_jax.config.options import ConfigError, option
 from ppo_jax.config.options import check as check_option
@@ -233,13 +233,14 @@ def _without_schedule(config: Any) -> tuple[Begin, End]:
 def progress(learner: LearnerState, horizon: jax.Array | float, timesteps: int) -> jax.Array:
     """The share of the horizon that lies behind the update that now begins; more than 1 after it.
 
-    p = u · timesteps / horizon,   u = updates made before this one
+    p = u · D · timesteps / horizon,   u = updates made before this one, D = parts of the batch
 
     Args:
         learner: of `make_optimizer`.
         horizon: environment steps.
-        timesteps: environment steps per update.
+        timesteps: environment steps per update, of one part.
     """
+    timesteps = timesteps * parallel.size()
     return learner.opt_state.updates.astype(jnp.float32) * timesteps / horizon
 
 
@@ -258,7 +259,7 @@ def anneal(
         learner: of `make_optimizer`; its rate is set, its place on the schedule moved by one.
         learning_rate: α, of the first update; or a schedule.
         horizon: environment steps after which the rate is 0; infinity for a constant rate.
-        timesteps: environment steps per update.
+        timesteps: environment steps per update, of one part of the batch.
 
     Returns:
         LearnerState.

@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 from flax import struct
 
-from ppo_jax import guard, normalization, watch
+from ppo_jax import guard, normalization, parallel, watch
 from ppo_jax.envs.protocol import VectorEnv
 from ppo_jax.episodes import (
     Cuts,
@@ -263,7 +263,7 @@ def _collect(
         done=rows["terminated"] | rows["truncated"] | ended | cut,
         weight=weight,
     )
-    metrics = lost_cuts(cuts) | env_metrics
+    metrics = lost_cuts(cuts) | parallel.counted(env_metrics)
     return RolloutState(env_state, obs, core, moments, metrics, episodes), trajectory, rows
 
 

@@ -15,7 +15,7 @@ import jax.numpy as jnp
 import optax
 from jax.flatten_util import ravel_pytree
 
-from ppo_jax import losses, shapes, watch
+from ppo_jax import losses, parallel, shapes, watch
 from ppo_jax.optimizer import (
     OptimizerState,
     adam_eps,
@@ -74,7 +74,8 @@ def sgd_step(
         rows: pytree with leaves [M, ...].
         loss_fn: (params, rows) -> ([], metrics).
         optimizer: any optax transformation.
-        reduce: applied to gradient and metrics together, e.g. a mean over devices.
+        reduce: applied to gradient and metrics together; they are those of all parts of the batch
+            already, where it has several (`ppo_jax.parallel`).
         micro_batches: the gradient is accumulated over this many equal parts of the rows. Equal
             to the whole for a loss that is a weighted mean; one that couples its rows
             (advantages normalised per minibatch) sees each part alone.
@@ -301,9 +302,10 @@ def _gradient(
     reduce: Callable[[PyTree], PyTree] = lambda x: x,
     micro_batches: int = 1,
 ) -> tuple[PyTree, Metrics]:
-    """Gradient of the loss and the metrics that came with it, accumulated over equal parts.
+    """Gradient of the loss and the metrics that came with it, accumulated over micro-batches.
 
-    A part counts by the weight of its rows, so that the sum is the gradient of the whole mean.
+    One counts by the weight of its rows, so that the sum is the gradient of the whole mean. Of a
+    batch in several parts it is the gradient of all of them.
     """
 
     def part(rows: PyTree) -> tuple[PyTree, Metrics]:
@@ -314,7 +316,7 @@ def _gradient(
     else:
         grads, metrics = _accumulate(part, rows, micro_batches)
     watch.see("gradient", loss=metrics, gradient=grads)
-    grads, metrics = reduce((grads, metrics))
+    grads, metrics = reduce((parallel.mean(grads), parallel.average(metrics)))
     return grads, {**metrics, "grad_norm": optax.tree.norm(grads)}
 
 
@@ -326,7 +328,7 @@ def _accumulate(part: Callable[[PyTree], Any], rows: PyTree, micro_batches: int)
         raise ValueError(f"{num_rows} rows do not divide into {micro_batches} micro-batches")
     parts = jax.tree.map(lambda x: x.reshape(micro_batches, -1, *x.shape[1:]), rows)
     weight = parts.weight if isinstance(rows, Batch) else jnp.ones((micro_batches, 1))
-    weight = jnp.sum(weight.reshape(micro_batches, -1), axis=1)
+    weight = parallel.sum(jnp.sum(weight.reshape(micro_batches, -1), axis=1))
     share = weight / jnp.maximum(jnp.sum(weight), jnp.finfo(weight.dtype).tiny)
 
     def add(total: Any, part_and_share: Any) -> tuple[Any, None]:

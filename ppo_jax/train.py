@@ -11,10 +11,19 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from ppo_jax import algorithms, guard, precision, rollout, watch
+from ppo_jax import algorithms, guard, parallel, precision, rollout, watch
 from ppo_jax.algorithms import hooks
 from ppo_jax.config import ConfigError, TrainConfig, check, discount, env_kwargs, resolve, with_own
-from ppo_jax.envs import Env, InvalidEnvironment, VectorEnv, as_env, check_spaces, spaces, vectorize
+from ppo_jax.envs import (
+    Env,
+    HostEnv,
+    InvalidEnvironment,
+    VectorEnv,
+    as_env,
+    check_spaces,
+    spaces,
+    vectorize,
+)
 from ppo_jax.networks import (
     CONVOLUTIONS,
     FRAME_MIXES,
@@ -47,9 +56,10 @@ def make_train_step(
         `frozen` holds arrays that nothing changes (a reference model). Where it is not empty,
         `collect` gets it by its name, `frozen=`; an update that needs it is made with it.
     """
+    return _unguarded(make_guarded_step(collect, algorithm, rows))
 
-    step = make_guarded_step(collect, algorithm, rows)
 
+def _unguarded(step: GuardedStep) -> Step:
     def train_step(state: TrainState, frozen: PyTree = ()) -> tuple[TrainState, Metrics]:
         return step(state, frozen)[:2]
 
@@ -74,12 +84,13 @@ def make_guarded_step(
         state: TrainState, frozen: PyTree = ()
     ) -> tuple[TrainState, Metrics, guard.Found]:
         key, collect_key, update_key = jax.random.split(state.key, 3)
+        collect_key, update_key = parallel.own_key(collect_key), parallel.own_key(update_key)
         more = {"frozen": frozen} if jax.tree.leaves(frozen) else {}
         experience, trajectory = collect(collect_key, state.learner.params, state.rollout, **more)
         estimated = algorithm.estimate(trajectory)
         watch.see("estimate", advantage=estimated.advantage, target=estimated.target)
         learner, metrics = algorithm.update(update_key, state.learner, rows(estimated))
-        metrics = {**experience.metrics, **metrics}
+        metrics = {**experience.metrics, **parallel.average(metrics)}
         watch.see("update", metrics=metrics, parameters=learner.params)
         found = guard.check_update(learner, experience, trajectory)
         experience = dataclasses.replace(experience, metrics=guard.hide(experience.metrics))
@@ -137,7 +148,17 @@ def build(
     config = resolve(config, env)
     check(config, env)
     _check_spaces(config, env)
-    vector_env = vectorize(env, config.num_envs, config.num_steps, pool_size=config.reset_pool)
+    if config.parts > 1 and isinstance(env, HostEnv):
+        raise ConfigError(
+            f"parts is {config.parts}, but {config.env} runs on the host, where all environments "
+            "are stepped together; leave parts and --devices out"
+        )
+    vector_env = vectorize(
+        env,
+        config.num_envs // config.parts,
+        config.num_steps,
+        pool_size=config.reset_pool and -(-config.reset_pool // config.parts),
+    )
     policy = _policy(config, env)
     algorithm = _algorithm(config, policy)
     collector = rollout.Collector(vector_env, policy, config.num_steps, discount(config))
@@ -146,7 +167,7 @@ def build(
     def init(key: jax.Array) -> TrainState:
         key, rollout_key, learner_key = jax.random.split(key, 3)
         experience = rollout.init(
-            rollout_key,
+            parallel.own_key(rollout_key),
             policy,
             vector_env,
             normalize_obs=config.normalize_obs,
@@ -157,13 +178,60 @@ def build(
         return TrainState(learner, experience, key, jnp.zeros((), jnp.int32))
 
     rows = rollout.sequences if has_memory(policy) else rollout.flatten_steps
-    step = make_train_step(collect, algorithm, rows)
-    guarded = make_guarded_step(collect, algorithm, rows)
+    guarded, first = make_guarded_step(collect, algorithm, rows), init
+    if config.parts > 1:
+        guarded, first = _in_parts(guarded), _init_parts(init, config.parts)
     restart = functools.partial(_restart, vector_env, policy)
     # The policy for those who use it alone, as an evaluation does. The rest as wholes: environments
     # and backward passes with rules of their own are traced outside of the policy's functions.
-    functions = (policy, algorithm, init, step, restart, guarded)
+    functions = (policy, algorithm, first, _unguarded(guarded), restart, guarded)
     return Program(env, vector_env, *precision.apply(config.matmul_precision, functions))
+
+
+# Which leaves of a state each part has of its own: the axis of the parts, None for all others.
+# (Of another type than its fields have: it describes a state and is none.)
+_state: Any = TrainState
+_experience: Any = rollout.RolloutState
+OF_PARTS: Any = _state(
+    learner=None,
+    rollout=_experience(env_state=0, obs=0, core=0, moments=None, metrics=None, episodes=0),
+    key=None,
+    update=None,
+)
+
+
+def _init_parts(init: Callable[[jax.Array], TrainState], parts: int) -> Any:
+    """`init` of one part of the environments, for a state with all parts."""
+    return jax.vmap(init, None, OF_PARTS, axis_name=parallel.PARTS, axis_size=parts)
+
+
+def _in_parts(step: GuardedStep) -> GuardedStep:
+    """A step of one part of the environments, for a state with several.
+
+    Its leaves are [D, N/D, ...] where each part has its own (`OF_PARTS`); all else is computed from
+    all parts, and there once: where a part would leave a learner of its own, vmap refuses it. The
+    state may have some of the parts, where other devices have the others.
+    """
+
+    def step_parts(state: TrainState, frozen: PyTree = ()) -> Any:
+        width = jax.tree.leaves(state.rollout.obs)[0].shape[0]
+        if width == 1 and parallel.axes():  # one part on each device: nothing to map over
+            one = _each_part(lambda x: x[0], state)
+            state, *rest = step(one, frozen)
+            return (_each_part(lambda x: x[None], state), *rest)
+        axes = (OF_PARTS, None), (OF_PARTS, None, None)
+        return jax.vmap(step, *axes, axis_name=parallel.PARTS)(state, frozen)
+
+    return step_parts
+
+
+def _each_part(change: Callable[[jax.Array], jax.Array], state: TrainState) -> TrainState:
+    """A state with the leaves changed that parts have of their own."""
+
+    def changed(axis: int | None, tree: PyTree) -> PyTree:
+        return tree if axis is None else jax.tree.map(change, tree)
+
+    return jax.tree.map(changed, OF_PARTS, state, is_leaf=lambda x: x is None)
 
 
 def _restart(vector_env: VectorEnv, policy: Policy, state: TrainState) -> TrainState:

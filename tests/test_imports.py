@@ -12,7 +12,7 @@ from ppo_jax.envs.registry import SUITES
 ROOT = Path(ppo_jax.__file__).parent
 # Data flow from left to right; a module imports only from its own layer's left.
 LAYERS = [
-    {"config.options", "config.references", "guard", "shapes", "types", "watch"},
+    {"config.options", "config.references", "guard", "parallel", "shapes", "types", "watch"},
     {
         "distributions",
         "envs",
@@ -43,7 +43,8 @@ OUTSIDE = {"__init__", "__main__", "plot"}
 NEIGHBOURS = {
     "evaluate": {"experiment"},  # when it is called as `ppo_jax.evaluate`
     "config.references": {"config.options"},
-    "guard": {"types"},
+    "guard": {"parallel", "types"},
+    "parallel": {"types"},
     "losses": {"distributions", "divergences"},
     "optimizer": {"losses"},
     "sgd": {"losses", "optimizer"},
@@ -56,6 +57,7 @@ ALGORITHM_IMPORTS = {
     "losses",
     "config.options",
     "optimizer",
+    "parallel",
     "sgd",
     "types",
     "distributions",

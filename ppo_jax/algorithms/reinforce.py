@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from ppo_jax import losses, sgd
+from ppo_jax import losses, parallel, sgd
 from ppo_jax.advantages import discounted_returns
 from ppo_jax.config.options import option
 from ppo_jax.config.schedules import Scheduled
@@ -78,8 +78,8 @@ def leave_one_out(returns: jax.Array, value: jax.Array, episodes: Episodes) -> j
     Source: Kool et al. 2019, Buy 4 REINFORCE Samples, Get a Baseline for Free.
     """
     own = jnp.take_along_axis(returns, episodes.start, axis=0)
-    others = jnp.sum(jnp.where(episodes.first > 0, returns, 0.0)) - own
-    count = jnp.sum(episodes.first) - 1.0
+    others = parallel.sum(jnp.sum(jnp.where(episodes.first > 0, returns, 0.0))) - own
+    count = parallel.sum(jnp.sum(episodes.first)) - 1.0
     return jnp.where(count > 0, others / jnp.maximum(count, 1.0), 0.0)
 
 
@@ -204,7 +204,7 @@ def make_loss(policy: Any, config: Config) -> LossFn:
         policy,
         value_coef=config.value_coef,
         entropy_coef=config.entropy_coef,
-        episodes=lambda rows: jnp.maximum(jnp.sum(rows.extra.first), 1.0),
+        episodes=lambda rows: jnp.maximum(parallel.sum(jnp.sum(rows.extra.first)), 1.0),
     )
 
 
@@ -253,7 +253,7 @@ def make(
     def update(key: jax.Array, learner: LearnerState, batch: Batch) -> tuple[LearnerState, Metrics]:
         learner, now = begin(learner, batch.weight.size)
         learner, metrics = sgd.sgd_step(learner, batch, make_loss(policy, now), optimizer)
-        first, last = jnp.sum(batch.extra.first), jnp.sum(batch.extra.last)
+        first, last = parallel.sum((jnp.sum(batch.extra.first), jnp.sum(batch.extra.last)))
         metrics |= {"whole_episodes": first, "unfinished_episodes": first - last}
         return end(learner, batch, now, metrics)
 

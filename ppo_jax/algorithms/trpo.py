@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import optax
 from jax.flatten_util import ravel_pytree
 
-from ppo_jax import losses, sgd
+from ppo_jax import losses, parallel, sgd
 from ppo_jax.advantages import estimate_gae
 from ppo_jax.config.options import option
 from ppo_jax.config.schedules import Scheduled
@@ -217,7 +217,7 @@ def pose(policy: Any, config: Config, params: Params, rows: Batch) -> Problem:
         new = predict(theta)
         return objective(new), losses.mean(old.kl(new.dist), rows.weight)
 
-    gradient = jax.grad(lambda theta: objective(predict(theta)))(theta)
+    gradient = parallel.mean(jax.grad(lambda theta: objective(predict(theta)))(theta))
     hessian = kl_hessian(lambda theta: predict(theta).dist, theta, rows.weight)
     return Problem(theta, gradient, lambda v: hessian(v) + config.cg_damping * v, evaluate, unravel)
 
@@ -242,7 +242,7 @@ def kl_hessian(
     old, push = jax.linearize(dist_of, theta)
     pull = jax.linear_transpose(push, theta)
     slope = jax.grad(lambda dist: losses.mean(old.kl(dist), weight))
-    return lambda v: pull(jax.jvp(slope, (old,), (push(v),))[1])[0]
+    return lambda v: parallel.mean(pull(jax.jvp(slope, (old,), (push(v),))[1])[0])
 
 
 def full_step(problem: Problem, max_kl: jax.Array | float, direction: jax.Array) -> jax.Array:

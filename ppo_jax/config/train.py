@@ -58,6 +58,10 @@ class TrainConfig:
     total_timesteps: int = option(500_000, "environment steps of the whole run", low=1, large=True)
     num_envs: int = option(4, "parallel environments", low=1)
     num_steps: int = option(128, "steps of each environment per rollout", low=1)
+    parts: int = option(
+        1, "parts of the environments, each with random numbers of its own, which several devices "
+        "can share", low=1,
+    )  # fmt: skip
     seed: int = option(0, "of everything random", low=0, high=2**32 - 1)
     hidden: tuple[int, ...] = option((64, 64), "widths of the fully connected layers", low=1)
     activation: str = option("tanh", "between layers", choices=tuple(ACTIVATIONS))
@@ -395,22 +399,36 @@ def _check_sizes(config: TrainConfig) -> None:
             f"total_timesteps is {config.total_timesteps:.3g}, or {config.num_updates:.3g} "
             f"rollouts; it must be at most {MAX_UPDATES * steps}"
         )
+    if config.num_envs % config.parts:
+        raise ConfigError(
+            f"num_envs = {config.num_envs} does not divide into {config.parts} parts; nearest that "
+            f"do: {_nearest(config.num_envs, config.parts)}"
+        )
     for name, value in hooks.divisors(config.hyper).items():
         _check_divides(config, name, value)
 
 
 def _check_divides(config: TrainConfig, name: str, value: int) -> None:
-    """Rows are steps; of a policy with memory, whole environments."""
-    rows, of = config.num_envs, f"num_envs = {config.num_envs}"
+    """Rows are steps; of a policy with memory, whole environments. Each part has its own."""
+    rows, envs = config.num_envs // config.parts, "num_envs"
+    if config.parts > 1:
+        envs = "num_envs / parts"
+    of = f"{envs} = {rows}"
     if config.memory == "none":
+        of = f"{envs} x num_steps = {rows} x {config.num_steps} = {rows * config.num_steps}"
         rows *= config.num_steps
-        of = f"num_envs x num_steps = {config.num_envs} x {config.num_steps} = {rows}"
     if rows % value:
-        small = [d for d in range(1, math.isqrt(rows) + 1) if rows % d == 0]
-        near = sorted({*small, *(rows // d for d in small)}, key=lambda d: abs(d - value))
         why = (
             "" if config.memory == "none" else ", whose steps a policy with memory keeps together,"
         )
         raise ConfigError(
-            f"{of}{why} does not divide into {value} {name}; nearest that do: {sorted(near[:3])}"
+            f"{of}{why} does not divide into {value} {name}; nearest that do: "
+            f"{_nearest(rows, value)}"
         )
+
+
+def _nearest(number: int, divisor: int) -> list[int]:
+    """The divisors of a number that are nearest to one."""
+    small = [d for d in range(1, math.isqrt(number) + 1) if number % d == 0]
+    near = sorted({*small, *(number // d for d in small)}, key=lambda d: abs(d - divisor))
+    return sorted(near[:3])

@@ -12,8 +12,10 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+from jax.sharding import PartitionSpec
 
 from ppo_jax import guard
+from ppo_jax.runs.devices import Layout
 from ppo_jax.types import Metrics, PyTree
 
 CHUNK_SECONDS = 0.5
@@ -110,6 +112,7 @@ def compile_chunk(
     rows: int = MAX_CHUNK,
     may_be_nan: tuple[str, ...] = (),
     donate: bool = True,
+    layout: Layout | None = None,
 ) -> Chunk:
     """The compiled program of `make_chunk`; the state that goes in is used up.
 
@@ -121,12 +124,31 @@ def compile_chunk(
         rows, may_be_nan: as for `make_chunk`.
         donate: whether the state that goes in is used up. Kept, it is what a chunk that fails half
             way leaves.
+        layout: how several devices share the state; all else they have in common.
     """
     count = jax.ShapeDtypeStruct((), jnp.int32)
-    made = make_chunk(step, rows, may_be_nan=may_be_nan)
-    chunk = jax.jit(made, donate_argnums=0 if donate else ())
     more = (frozen,) if jax.tree.leaves(frozen) else ()
+    made = make_chunk(step, rows, may_be_nan=may_be_nan)
+    if layout is not None:
+        made = _on_each_device(made, layout, len(more))
+    chunk = jax.jit(made, donate_argnums=0 if donate else ())
     return chunk.lower(state, floats, count, *more).compile(compiler_options())
+
+
+def _on_each_device(chunk: Chunk, layout: Layout, frozen: int) -> Chunk:
+    """A chunk whose program every device runs on its own share of the state.
+
+    The check of values that vary over devices is off: it would add up gradients by itself, and
+    `ppo_jax.parallel` has done so.
+    """
+    whole = PartitionSpec()
+    return jax.shard_map(
+        chunk,
+        mesh=layout.mesh,
+        in_specs=(layout.specs, whole, whole, *(whole,) * frozen),
+        out_specs=(layout.specs, whole, whole),
+        check_vma=False,
+    )
 
 
 def compiler_options() -> dict[str, str | bool]:

@@ -1,14 +1,20 @@
-"""Whether JAX has the devices that were asked for, said in a line before anything starts."""
+"""The devices of a run: whether JAX has those that were asked for, and how they share a state."""
 
+import contextlib
 import importlib.util
 import logging
 import pkgutil
 import warnings
 from pathlib import Path
+from typing import Any, NamedTuple
 
 import jax
+import numpy as np
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
+from ppo_jax import parallel
 from ppo_jax.config import ConfigError
+from ppo_jax.types import PyTree
 
 # Any of them is there if a driver is: on Linux, in containers, and on Windows' Linux.
 NVIDIA_DRIVER = ("/proc/driver/nvidia/version", "/dev/nvidiactl", "/dev/nvidia0", "/dev/dxg")
@@ -42,6 +48,93 @@ def check() -> None:
             "the CUDA packages are installed, but no NVIDIA driver is found; running on the CPU",
             stacklevel=1,
         )
+
+
+class Layout(NamedTuple):
+    """A state on several devices.
+
+    Attributes:
+        mesh: the devices, along the axis `parallel.DEVICES`.
+        specs: of the state, a tree of PartitionSpec that may end above its leaves.
+    """
+
+    mesh: Mesh
+    specs: PyTree
+
+    def place(self, state: PyTree) -> PyTree:
+        """The state where it is worked on."""
+        placed = jax.tree.map(
+            lambda spec, tree: jax.tree.map(lambda x: self._put(x, spec), tree),
+            self.specs,
+            state,
+            is_leaf=lambda x: isinstance(x, PartitionSpec),
+        )
+        return jax.block_until_ready(placed)
+
+    def _put(self, x: Any, spec: PartitionSpec) -> jax.Array:
+        return jax.device_put(x, NamedSharding(self.mesh, spec))
+
+
+def layout(number: int, axes: PyTree) -> Layout | None:
+    """How so many devices share a state; None where there is one.
+
+    Args:
+        number: of devices, which divides the number of parts.
+        axes: of the state, a tree that may end above its leaves: 0 where each part has leaves of
+            its own, [D, ...], and None for what all have in common.
+    """
+    if number == 1:
+        return None
+    split, whole = PartitionSpec(parallel.DEVICES), PartitionSpec()
+    specs = jax.tree.map(lambda x: whole if x is None else split, axes, is_leaf=lambda x: x is None)
+    return Layout(Mesh(np.array(jax.devices()[:number]), (parallel.DEVICES,)), specs)
+
+
+def chosen(asked: str) -> int:
+    """The number of devices that `--devices` asks for.
+
+    A machine without accelerators has as many as are asked for: its CPU is divided among them.
+
+    Args:
+        asked: "all", or a number.
+
+    Raises:
+        ConfigError: neither, or there are not so many.
+    """
+    if asked != "all" and not (asked.isascii() and asked.isdecimal() and int(asked) > 0):
+        raise ConfigError(f"devices is {asked!r}; it must be a number >= 1, or all")
+    if asked != "all" and int(asked) > 1:
+        with contextlib.suppress(RuntimeError):  # JAX has been used in this process before
+            jax.config.update("jax_num_cpu_devices", int(asked))
+    there = 1 if asked == "1" else jax.device_count()
+    if asked != "all" and int(asked) > there:
+        raise ConfigError(
+            f"devices is {asked}, but there are {there} ({jax.devices()[0].platform}); give a "
+            "number up to that, or all"
+        )
+    return there if asked == "all" else int(asked)
+
+
+def share(number: int, parts: int) -> int:
+    """How many of the devices can have equally many parts; those that cannot are told of.
+
+    Args:
+        number: of devices.
+        parts: of the environments.
+    """
+    most = max(n for n in range(1, min(number, parts) + 1) if parts % n == 0)
+    if most < number:
+        warnings.warn(
+            f"{parts} parts of the environments do not divide over {number} devices: {most} of "
+            "them are used; the number of parts is chosen when a run begins (--parts)",
+            stacklevel=1,
+        )
+    return most
+
+
+def on_one(tree: PyTree) -> PyTree:
+    """What all devices have in common, on the first of them."""
+    return jax.tree.map(lambda x: x.addressable_data(0), tree)
 
 
 def _start(platforms: str, names: list[str]) -> None:

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from ppo_jax.runs.chunk import MAX_CHUNK, Step
+from ppo_jax.runs.devices import Layout
 from ppo_jax.runs.outside import Outside
 from ppo_jax.types import PyTree
 
@@ -51,6 +52,8 @@ class Job(NamedTuple):
         samples: (state, count) -> samples to be looked at, each a dictionary.
         restart: state -> state, for a restored state whose environments are gone.
         place: state -> state, where it is worked on if there are several devices.
+        layout: how several devices share the state, whose step is then a function of each device's
+            share; None where there is one, or where the compiler divides the work.
         outside: what it does outside of its programs, where things fail that are no part of them.
         cause: what usually makes a number infinite, for the message.
         source: where observations and rewards come from, for the message.
@@ -80,6 +83,7 @@ class Job(NamedTuple):
     samples: Callable[[Any, int], list[dict[str, Any]]] | None = None
     restart: Callable[[Any], Any] = _in_place
     place: Callable[[Any], Any] = _in_place
+    layout: Layout | None = None
     outside: Outside | None = None
     cause: str = "a learning rate too high"
     source: str = "the environment"

@@ -147,7 +147,7 @@ class _Loop:
                 self._begin(state)
                 self._train()
         else:
-            self.state = self.job.place(self.job.init() if state is None else state)
+            self.state = self._placed(self.job.init() if state is None else state)
         with self._watched():
             return self._finish()
 
@@ -165,14 +165,19 @@ class _Loop:
         with terminal.status("compiling"), self._watching():
             first = job.init() if state is None else state
             self._check_outside()
-            self.state = job.place(first)
+            self.state = self._placed(first)
             if self.chunk is None:
                 self.chunk = compile_chunk(
                     job.step, self.state, job.floats, job.frozen, rows=job.rows,
-                    may_be_nan=job.may_be_nan, donate=job.pure,
+                    may_be_nan=job.may_be_nan, donate=job.pure, layout=job.layout,
                 )  # fmt: skip
                 memory.check_program(f"an update of {job.name}", self.chunk)
         self.record.compile_seconds += time.perf_counter() - started
+
+    def _placed(self, state: Any) -> Any:
+        """The state where it is worked on."""
+        layout = self.job.layout
+        return self.job.place(state) if layout is None else layout.place(state)
 
     def _watching(self) -> contextlib.AbstractContextManager[None]:
         """Where an update cannot be made again, `--debug-nans` looks on while it is made."""
