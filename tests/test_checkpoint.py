@@ -1,8 +1,11 @@
 """Checkpoints come back bit for bit, or not at all: damage, strangers and half-written steps."""
 
 import json
+import logging
 import random
 import shutil
+import sys
+import types
 
 import jax
 import jax.numpy as jnp
@@ -139,6 +142,28 @@ def test_a_full_disk_is_an_os_error_and_leaves_nothing_half_done(tmp_path, state
     with pytest.raises(OSError, match=r"^RESOURCE_EXHAUSTED: No space left on device$"):
         checkpoints.save(3, state)
     assert {p.name for p in tmp_path.iterdir()} == before
+
+
+def test_writes_that_end_after_a_failed_save_are_not_told_of(tmp_path, state, monkeypatch):
+    """TensorStore's threads find the event loop closed; what is wrong otherwise is told as ever."""
+    told = []
+    monkeypatch.setattr(sys, "unraisablehook", lambda about: told.append(about.exc_value))
+
+    def full(*_, **__):
+        raise ValueError("RESOURCE_EXHAUSTED")
+
+    monkeypatch.setattr("orbax.checkpoint.CheckpointManager.save", full)
+    for step in (3, 4):  # the second finds that nothing is left to be done
+        with pytest.raises(OSError, match="RESOURCE_EXHAUSTED"):
+            Checkpoints(tmp_path, {}).save(step, state)
+    for error in (RuntimeError("Event loop is closed"), RuntimeError("another"), None):
+        sys.unraisablehook(types.SimpleNamespace(exc_value=error))
+    assert [str(e) for e in told] == ["another", "None"]
+    late = RuntimeError("Event loop is closed")
+    record = logging.LogRecord("asyncio", logging.ERROR, "", 0, "", (), (None, late, None))
+    assert not logging.getLogger("asyncio").filter(record)
+    other = logging.LogRecord("asyncio", logging.ERROR, "", 0, "slow callback", (), None)
+    assert logging.getLogger("asyncio").filter(other)
 
 
 def test_leftovers_of_a_killed_save_are_harmless(tmp_path, state):

@@ -11,14 +11,16 @@ Such a step is never deleted.
 """
 
 import contextlib
+import functools
 import hashlib
 import json
 import logging
 import os
 import re
+import sys
 import tempfile
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -107,6 +109,7 @@ class Checkpoints:
         try:
             self._write(step, state, {"score": score} | ({"notes": notes} if notes else {}))
         except Exception as error:  # a full disk is a ValueError to Orbax
+            _ignore_late_writes()
             self.discard(step)
             self.clean()
             reason = str(error).splitlines()[0] if str(error) else type(error).__name__
@@ -402,6 +405,30 @@ def _plain_path(path: Path) -> Iterator[Path]:
         link = Path(folder) / "checkpoints"
         link.symlink_to(path, target_is_directory=True)
         yield link
+
+
+def _ignore_late_writes() -> None:
+    """Nothing more is printed of a save that failed.
+
+    Writes that end after Orbax has closed its event loop have nobody to tell, and Python prints a
+    traceback of each, by either of two ways.
+    """
+    if getattr(sys.unraisablehook, "func", None) is not _tell:
+        sys.unraisablehook = functools.partial(_tell, sys.unraisablehook)
+    logging.getLogger("asyncio").addFilter(_is_no_late_write)  # added twice it is there once
+
+
+def _tell(hook: Callable[[Any], Any], about: Any) -> None:
+    if not _is_closed_loop(about.exc_value):
+        hook(about)
+
+
+def _is_no_late_write(record: logging.LogRecord) -> bool:
+    return not (record.exc_info and _is_closed_loop(record.exc_info[1]))
+
+
+def _is_closed_loop(error: BaseException | None) -> bool:
+    return isinstance(error, RuntimeError) and str(error) == "Event loop is closed"
 
 
 def _is_step(name: str) -> bool:
