@@ -71,6 +71,24 @@ def any_part(flags: jax.Array) -> jax.Array:
     return largest(flags.astype(jnp.int32)) > 0
 
 
+def together(tree: PyTree, axis: int) -> PyTree:
+    """What all parts have, one part behind the other.
+
+    Args:
+        tree: of arrays.
+        axis: along which they are joined; of an array with fewer axes it is the last one.
+    """
+    names = axes()
+    if not names:
+        return tree
+
+    def joined(x: jax.Array) -> jax.Array:
+        x = jnp.atleast_1d(x)
+        return jax.lax.all_gather(x, names, axis=min(axis, x.ndim - 1), tiled=True)
+
+    return jax.tree.map(joined, tree)
+
+
 def own_key(key: jax.Array) -> jax.Array:
     """A key of the part's own, from one that all parts have; the key itself where there is one
     part."""

@@ -12,6 +12,8 @@ from typing import Any
 
 import jax
 
+from ppo_jax import parallel
+
 # (stage, names -> arrays on the host)
 Recorder = Callable[[str, dict[str, Any]], None]
 _RECORDER = contextvars.ContextVar[Recorder | None]("recorder", default=None)
@@ -37,8 +39,10 @@ def see(stage: str, **trees: Any) -> None:
 
     Args:
         stage: what the program does at this point.
-        **trees: of arrays, in the order in which they come about.
+        **trees: of arrays, in the order in which they come about; of all parts of the environments,
+            where they are in several.
     """
     recorder = _RECORDER.get()
     if recorder is not None:
+        trees = parallel.together(trees, axis=1 if stage == "estimate" else 0)
         jax.debug.callback(functools.partial(recorder, stage), trees, ordered=True)

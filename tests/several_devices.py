@@ -26,6 +26,7 @@ from ppo_jax.train import OF_PARTS, build  # noqa: E402
 # A different rounding becomes another action in the end; the natural gradient gets there first.
 UPDATES = {"trpo": 5}
 VALUES = {
+    "ppo": {"algorithm": "ppo", "num_steps": 256},  # whose rows are many beside its parameters
     "gru": {
         "algorithm": "ppo", "memory": "gru", "minibatches": 2, "normalize_obs": True,
         "normalize_reward": True, "target_kl": 0.003, "num_steps": 32,

@@ -45,6 +45,7 @@ NEIGHBOURS = {
     "config.references": {"config.options"},
     "guard": {"parallel", "types"},
     "parallel": {"types"},
+    "watch": {"parallel"},
     "losses": {"distributions", "divergences"},
     "optimizer": {"losses"},
     "sgd": {"losses", "optimizer"},

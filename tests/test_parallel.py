@@ -338,8 +338,10 @@ def test_four_devices_learn_what_one_learns(name):
     collectives = four["collectives"]
     assert collectives["all-reduce"] > 0
     assert not collectives["all-gather"] + collectives["all-to-all"]
-    if name == "ppo":  # whose parameters are small beside the batch
-        assert four["bytes"] == pytest.approx(one["bytes"] / 4, rel=0.2)
+    if (
+        name == "ppo"
+    ):  # of the others parameters and optimiser, which all have, are too large a part
+        assert four["bytes"] == pytest.approx(one["bytes"] / 4, rel=0.1)
 
 
 @pytest.mark.slow
