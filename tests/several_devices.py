@@ -24,9 +24,9 @@ from ppo_jax.runs.chunk import compile_chunk  # noqa: E402
 from ppo_jax.train import OF_PARTS, build  # noqa: E402
 
 # A different rounding becomes another action in the end; the natural gradient gets there first.
-UPDATES = {"trpo": 5}
+UPDATES = {"trpo": 5, "large": 2}
 VALUES = {
-    "ppo": {"algorithm": "ppo", "num_steps": 256},  # whose rows are many beside its parameters
+    "large": {"algorithm": "ppo", "num_steps": 256},  # many rows beside few parameters
     "gru": {
         "algorithm": "ppo", "memory": "gru", "minibatches": 2, "normalize_obs": True,
         "normalize_reward": True, "target_kl": 0.003, "num_steps": 32,
@@ -38,10 +38,10 @@ VALUES = {
 def resumed(folder: str) -> None:
     """A run that is begun on 4 devices and goes on on others, and one that is not interrupted."""
     config = configs.make(preset="none", num_envs=16, num_steps=16, total_timesteps=256 * 20)
-    options = {"eval_episodes": 4, "callbacks": [lambda progress, state: progress.update >= 8]}
+    options = {"eval_episodes": 4, "eval_every": 4}
     path = Path(folder) / "run"
-    first = ppo_jax.run(config, path, devices=4, **options)
-    options = {"eval_episodes": 4}
+    callback = lambda progress, state: progress.update >= 8
+    first = ppo_jax.run(config, path, devices=4, callbacks=[callback], **options)
     config = configs.from_saved(json.loads((path / "config.json").read_text())["config"])
     found = {"first": [first.summary["updates"], config.parts]}
     for number in (1, 2, "all"):

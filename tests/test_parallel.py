@@ -324,7 +324,7 @@ def largest_difference(a, b):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", [*ALGORITHMS, "gru"])
+@pytest.mark.parametrize("name", [*ALGORITHMS, "gru", "large"])
 def test_four_devices_learn_what_one_learns(name):
     """And each does a quarter of the work: numbers alone would be right if each did all of it."""
     found = on_four_devices(name)
@@ -348,7 +348,7 @@ def test_four_devices_learn_what_one_learns(name):
 def test_a_run_goes_on_on_another_number_of_devices(tmp_path):
     found = on_four_devices("resumed", tmp_path)
     updates, parts = found["first"]
-    assert 8 <= updates < 20 and parts == 4
+    assert updates == 8 and parts == 4
     for number in ("1", "2", "all"):
         assert found[number][0] == 20
         difference = largest_difference(found[f"{number} params"], found["whole params"])
