@@ -15,7 +15,7 @@ import jax.numpy as jnp
 import optax
 from jax.flatten_util import ravel_pytree
 
-from ppo_jax import losses, shapes, watch
+from ppo_jax import backend, losses, packed, shapes, watch
 from ppo_jax.optimizer import (
     OptimizerState,
     adam_eps,
@@ -263,9 +263,12 @@ def _scan_minibatches(
     take = row_taker(rows)
 
     def body(carry: Any, index: jax.Array) -> tuple[Any, Any]:
-        return step(carry, take(index))
+        carry, result = step(carry, take(index))
+        return carry, packed.pack(result) if pack else result
 
-    return jax.lax.scan(body, carry, order.reshape(order.shape[0] * minibatches, -1))
+    pack = backend.launch_bound()
+    carry, results = jax.lax.scan(body, carry, order.reshape(order.shape[0] * minibatches, -1))
+    return carry, packed.unpack(results) if pack else results
 
 
 def _step_unless_stopped(
