@@ -244,6 +244,22 @@ def row_taker(rows: PyTree) -> Callable[[jax.Array], PyTree]:
     return take
 
 
+def _batch_taker(rows: Batch) -> Callable[[jax.Array], Batch]:
+    """`row_taker` of a Batch, by which XLA sees whether every weight is 1.
+
+    Where an environment has no steps of weight 0 that is a constant when the program is compiled,
+    and all arithmetic with weights disappears from the loop. Gathered weights are never constant.
+    """
+    all_count = jnp.all(rows.weight == 1)
+    take = row_taker(dataclasses.replace(rows, weight=()))
+
+    def take_batch(index: jax.Array) -> Batch:
+        weight = jnp.where(all_count, jnp.ones((), rows.weight.dtype), rows.weight[index])
+        return dataclasses.replace(take(index), weight=weight)
+
+    return take_batch
+
+
 def _check_order(rows: PyTree, order: jax.Array, minibatches: int) -> None:
     shapes.rank("sgd_epochs", "[K, M]", order=order)
     num_rows = order.shape[1]
@@ -260,15 +276,15 @@ def _scan_minibatches(
     The rows of a minibatch are gathered when its turn comes, while they fit into the cache: no
     shuffled copy of the whole is ever made.
     """
-    take = row_taker(rows)
+    few = backend.launch_bound()
+    take = _batch_taker(rows) if few and isinstance(rows, Batch) else row_taker(rows)
 
     def body(carry: Any, index: jax.Array) -> tuple[Any, Any]:
         carry, result = step(carry, take(index))
-        return carry, packed.pack(result) if pack else result
+        return carry, packed.pack(result) if few else result
 
-    pack = backend.launch_bound()
     carry, results = jax.lax.scan(body, carry, order.reshape(order.shape[0] * minibatches, -1))
-    return carry, packed.unpack(results) if pack else results
+    return carry, packed.unpack(results) if few else results
 
 
 def _step_unless_stopped(
