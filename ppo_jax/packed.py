@@ -52,7 +52,8 @@ def pack(tree: PyTree) -> Packed:
     """
     leaves, structure = jax.tree.flatten(tree)
     shapes = [x.shape if str(x.dtype) in PACKED else None for x in leaves]
-    arrays, places = [], {}
+    arrays: list[jax.Array] = []
+    places: dict[int, Place] = {}
     for shape in dict.fromkeys(shapes):
         members = [i for i, other in enumerate(shapes) if other == shape]
         together = shape is not None and len(members) > 1

@@ -407,10 +407,11 @@ def _if_used(
 
     XLA finds the rest by itself, but not where rows are packed.
     """
-    credit = () if moments.reward == () else totals.discounted_return
-    row: dict[str, Any] = {
-        "totals": dataclasses.replace(totals, start=(), discounted_return=credit)
-    }
+    nothing: Any = ()
+    totals = dataclasses.replace(totals, start=nothing)
+    if moments.reward == ():
+        totals = dataclasses.replace(totals, discounted_return=nothing)
+    row: dict[str, Any] = {"totals": totals}
     if jax.tree.leaves(core):
         row["start"] = start
     if policy.value is None and policy.critic != "q":

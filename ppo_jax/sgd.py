@@ -251,7 +251,8 @@ def _batch_taker(rows: Batch) -> Callable[[jax.Array], Batch]:
     and all arithmetic with weights disappears from the loop. Gathered weights are never constant.
     """
     all_count = jnp.all(rows.weight == 1)
-    take = row_taker(dataclasses.replace(rows, weight=()))
+    nothing: Any = ()
+    take = row_taker(dataclasses.replace(rows, weight=nothing))
 
     def take_batch(index: jax.Array) -> Batch:
         weight = jnp.where(all_count, jnp.ones((), rows.weight.dtype), rows.weight[index])

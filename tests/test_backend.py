@@ -33,7 +33,7 @@ def test_a_cpu_is_none():
     assert jax.default_backend() == "cpu" and not backend.launch_bound()
 
 
-# --- arrays packed into one ------------------------------------------------------------------------
+# --- arrays packed into one -----------------------------------------------------------------------
 
 
 def same_bits(x, y):
@@ -82,7 +82,7 @@ def test_a_loop_keeps_packed_rows():
             )
 
 
-# --- a share of the pool for each environment ------------------------------------------------------
+# --- a share of the pool for each environment -----------------------------------------------------
 
 
 class Ticket(Probe):
@@ -142,7 +142,8 @@ def test_a_share_that_runs_out_goes_round_and_says_so(accelerator):
 
 
 @pytest.mark.parametrize(
-    ("given", "shared"), [(None, False), (18, False), (24, False), (17, True), (20, True), (6, True)]
+    ("given", "shared"),
+    [(None, False), (18, False), (24, False), (17, True), (20, True), (6, True)],
 )
 def test_a_pool_is_shared_out_where_nobody_may_need_more_than_a_share(given, shared):
     vector = envs.vectorize(Ticket(shortest_episode=3), ENVS, STEPS, pool_size=given)
@@ -164,7 +165,7 @@ def test_the_state_that_is_saved_is_the_same_on_every_backend(monkeypatch):
     assert vector.begin(vector.reset(jax.random.key(0))[1]).taken.shape == (ENVS,)
 
 
-# --- means, weights, and whole updates -------------------------------------------------------------
+# --- means, weights, and whole updates ------------------------------------------------------------
 
 
 def test_means_together_are_the_means_alone(either):

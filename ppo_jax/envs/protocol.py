@@ -68,8 +68,8 @@ class VectorEnv(Protocol):
     """N environments stepped together, each restarted as soon as its episode ends.
 
     Optional: `begin(state) -> state` and `refresh(key, state) -> (state, metrics)`, called before
-    and after each rollout, outside its loop; `restart(key, state) -> (obs, state)`, a reset that may keep what the state has ready;
-    `time_limit`, as an Env's.
+    and after each rollout, outside its loop; `restart(key, state) -> (obs, state)`, a reset that
+    may keep what the state has ready; `time_limit`, as an Env's.
     """
 
     @property
