@@ -246,3 +246,20 @@ def test_a_chunk_writes_into_the_state_it_was_given(launch_bound):
     header = chunk.as_text().split("\n", 1)[0]
     aliased = header.split("input_output_alias={", 1)[1].split("entry_computation_layout", 1)[0]
     assert aliased.count("-alias") == len(jax.tree.leaves(state))
+
+
+def test_the_guard_finds_the_same_arrays(either):
+    """Small ones together, large ones and those with weights alone."""
+    bad = {"a": jnp.ones(3), "b": jnp.ones((2, 2)).at[1, 0].set(jnp.nan), "c": jnp.zeros(70_000)}
+    weight = jnp.array([[1.0, 0.0], [1.0, 1.0]])
+    rows = jnp.array([[1.0, jnp.nan], [0.0, 2.0]])
+    looked_at = [
+        *guard.parts("x", bad),
+        *guard.parts("large", {"a": jnp.full(70_000, 1e19), "b": jnp.float32(1e19)}),
+        *guard.parts("large", {"c": jnp.full(2, 1e19)}, limit=np.inf),
+        *guard.parts("rows", (rows, rows.at[1, 1].set(jnp.inf)), weight=weight),
+    ]
+    found = jax.jit(lambda: guard.check(looked_at).flags)()
+    names = [part.name for part in looked_at]
+    wrong = {name for name, flag in zip(names, found, strict=True) if flag}
+    assert wrong == {"x['b']", "large['a']", "large['b']", "rows[1]"}

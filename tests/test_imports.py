@@ -12,7 +12,16 @@ from ppo_jax.envs.registry import SUITES
 ROOT = Path(ppo_jax.__file__).parent
 # Data flow from left to right; a module imports only from its own layer's left.
 LAYERS = [
-    {"config.options", "config.references", "guard", "shapes", "types", "watch"},
+    {
+        "backend",
+        "config.options",
+        "config.references",
+        "guard",
+        "packed",
+        "shapes",
+        "types",
+        "watch",
+    },
     {
         "distributions",
         "envs",
@@ -43,7 +52,8 @@ OUTSIDE = {"__init__", "__main__", "plot"}
 NEIGHBOURS = {
     "evaluate": {"experiment"},  # when it is called as `ppo_jax.evaluate`
     "config.references": {"config.options"},
-    "guard": {"types"},
+    "guard": {"backend", "types"},
+    "packed": {"types"},
     "losses": {"distributions", "divergences"},
     "optimizer": {"losses"},
     "sgd": {"losses", "optimizer"},

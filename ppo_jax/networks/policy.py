@@ -121,8 +121,7 @@ def make_policy(
     actor = Actor(own(), action_space, squash, log_std_init, map_actions)
     judge: nn.Module = Critic(own())
     if critic == "q":
-        front = CNN(tuple(cnn), activation, dtype) if cnn else None
-        judge = QCritic(front, MLP(tuple(hidden), activation, dtype), spaces.drawn(action_space))
+        judge = _q_critic(cnn, hidden, action_space, activation=activation, dtype=dtype)
 
     see = functools.partial(preprocess, observation_space, image=image, frame_mix=frame_mix)
 
@@ -156,6 +155,19 @@ def make_policy(
         return apply(params, inputs)[1]
 
     return Policy(init, lambda num_envs: (), act, apply, None if shared_torso else value, critic)
+
+
+def _q_critic(
+    cnn: Sequence[tuple[int, int, int]],
+    hidden: Sequence[int],
+    action_space: spaces.Space,
+    *,
+    activation: str,
+    dtype: str,
+) -> QCritic:
+    """A critic of actions, with convolutions if there are any."""
+    front = CNN(tuple(cnn), activation, dtype) if cnn else None
+    return QCritic(front, MLP(tuple(hidden), activation, dtype), spaces.drawn(action_space))
 
 
 def _init(key: jax.Array, x: Any, modules: dict[str, nn.Module], of_actions: bool) -> Params:
