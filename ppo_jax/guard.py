@@ -155,7 +155,9 @@ def _flags(found: list[Part]) -> list[jax.Array]:
         return [jnp.any(_wrong(part)) for part in found]
     width = max(found[i].array.size for i in small)
     rows = [_wrong(found[i]).reshape(-1) for i in small]
-    together = jnp.any(jnp.stack([jnp.pad(x, (0, width - x.size)) for x in rows]), axis=1)
+    stacked = jnp.stack([jnp.pad(x, (0, width - x.size)) for x in rows])
+    # Without the barrier XLA makes a reduction of each row again.
+    together = jnp.any(jax.lax.optimization_barrier(stacked), axis=1)
     flags = dict(zip(small, together, strict=True))
     return [flags[i] if i in flags else jnp.any(_wrong(part)) for i, part in enumerate(found)]
 
