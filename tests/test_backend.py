@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from benchmarks import kernels
 from ppo_jax import backend, envs, guard, losses, packed, sgd
 from ppo_jax import config as configs
 from ppo_jax.runs.chunk import compile_chunk
@@ -183,7 +184,7 @@ def test_means_together_are_the_means_alone(either):
         losses.means(None, x=x, y=x[:2])
 
 
-@pytest.mark.parametrize("weights", [[1.0] * 8, [1, 1, 0, 1, 2, 1, 1, 0.5]])
+@pytest.mark.parametrize("weights", [[1.0] * 8, [2.0] * 8, [1, 1, 0, 1, 2, 1, 1, 0.5]])
 def test_minibatches_have_their_weights(accelerator, weights):
     """Also where they are a constant that is not 1 everywhere."""
     rows = jnp.arange(8.0)
@@ -263,3 +264,47 @@ def test_the_guard_finds_the_same_arrays(either):
     names = [part.name for part in looked_at]
     wrong = {name for name, flag in zip(names, found, strict=True) if flag}
     assert wrong == {"x['b']", "large['a']", "large['b']", "rows[1]"}
+
+
+HLO = """HloModule jit_f, is_scheduled=true
+
+%sum (a: f32[], b: f32[]) -> f32[] {
+  ROOT %add = f32[] add(%a, %b)
+}
+
+%step (p: (s32[], f32[4])) -> (s32[], f32[4]) {
+  %p = (s32[], f32[4]{0}) parameter(0)
+  %x = f32[4]{0} get-tuple-element(%p), index=1
+  %y = f32[4]{0} fusion(%x), kind=kLoop, calls=%sum
+  %z = (f32[4]{0}, /*index=1*/s32[]) fusion(%y), kind=kInput, calls=%sum
+  ROOT %t = (s32[], f32[4]{0}) tuple(%z, %y)
+}
+
+%one (p: f32[4]) -> f32[4] {
+  ROOT %c = f32[4]{0} copy(%p)
+}
+
+%none (p: f32[4]) -> f32[4] {
+  ROOT %b = f32[4]{0} bitcast(%p)
+}
+
+ENTRY %main (p: f32[4]) -> f32[4] {
+  %w = (s32[], f32[4]{0}) while(%p), condition=%c, body=%step, config={"known_trip_count":{"n":"3"}}
+  %k = f32[4]{0} conditional(%w), branch_computations={%none, %one}
+  %l = f32[4]{0} call(%k), to_apply=%one
+  ROOT %r = f32[4]{0} bitcast(%l)
+}
+"""
+
+
+def test_kernels_are_counted_as_often_as_they_run():
+    total, loops = kernels.count(HLO)
+    assert loops == [kernels.Loop(3, 2)]
+    assert total == (1 + 3 * 2) + (1 + 1) + 1
+
+
+def test_the_operations_of_a_compiled_program_are_found():
+    """The text of this version of XLA."""
+    chunk, _ = chunk_of(True)
+    total, loops = kernels.count(chunk.as_text())
+    assert total > 100 and {loop.trips for loop in loops} >= {1, 2, 16}

@@ -146,8 +146,9 @@ class VectorizedEnv:
             return jnp.where(_align(done, old), fresh[index], old)
 
         next_obs, env_state = jax.tree.map(restart, state.pool, (obs, env_state))
-        # A constant, so that whoever traces this knows that every step counts.
-        valid = np.broadcast_to(True, done.shape)
+        # As a constant it tells whoever traces this that every step counts.
+        always = np.broadcast_to(True, done.shape)
+        valid = always if backend.launch_bound() else jnp.ones_like(done)
         info = {"final_observation": obs, "valid": valid, **told}
         state = dataclasses.replace(state, env_state=env_state, taken=taken)
         return next_obs, state, reward, terminated, truncated, info
