@@ -13,11 +13,14 @@ import jax.numpy as jnp
 import numpy as np
 from flax import struct
 
-from ppo_jax import parallel
+from ppo_jax import backend, parallel
 from ppo_jax.types import Metrics, PyTree
 
 # The square of a larger number is infinite in float32, and with it norms and second moments.
 LIMIT = 1e18
+# Arrays of up to so many numbers are looked at together where a reduction costs more to start than
+# to do.
+TOGETHER = 2**16
 
 
 class Part(NamedTuple):
@@ -77,7 +80,7 @@ def check(looked_at: Iterable[Part]) -> Found:
     found = list(looked_at)
     if not found:
         return Found(jnp.zeros((), bool), jnp.zeros(0, bool), ())
-    flags = parallel.any_part(jnp.stack([jnp.any(_wrong(part)) for part in found]))
+    flags = parallel.any_part(jnp.stack(_flags(found)))
     return Found(jnp.any(flags), flags, tuple(part.name for part in found))
 
 
@@ -141,6 +144,22 @@ def finite_action(action: jax.Array, space: Any) -> jax.Array:
     zero = np.clip(0.0, getattr(space, "low", 0.0), getattr(space, "high", 0.0))
     zero = np.broadcast_to(zero, space.shape).reshape(action.shape[1:])
     return jnp.where(jnp.isfinite(action), action, zero.astype(action.dtype))
+
+
+def _flags(found: list[Part]) -> list[jax.Array]:
+    """[] bool of each part: whether a number in it is wrong."""
+    small = [
+        i for i, part in enumerate(found) if part.weight is None and part.array.size <= TOGETHER
+    ]
+    if not (backend.launch_bound() and small):
+        return [jnp.any(_wrong(part)) for part in found]
+    width = max(found[i].array.size for i in small)
+    rows = [_wrong(found[i]).reshape(-1) for i in small]
+    stacked = jnp.stack([jnp.pad(x, (0, width - x.size)) for x in rows])
+    # Without the barrier XLA makes a reduction of each row again.
+    together = jnp.any(jax.lax.optimization_barrier(stacked), axis=1)
+    flags = dict(zip(small, together, strict=True))
+    return [flags[i] if i in flags else jnp.any(_wrong(part)) for i, part in enumerate(found)]
 
 
 def _wrong(part: Part) -> jax.Array:

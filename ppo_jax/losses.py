@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from ppo_jax import divergences, parallel, shapes
+from ppo_jax import backend, divergences, parallel, shapes
 from ppo_jax.distributions import log_prob_and_entropy
 from ppo_jax.types import Batch, LossFn, Metrics, Params
 
@@ -357,6 +357,27 @@ def mean(
         return parallel.sum(weighted) / total
     weighted, count = parallel.sum((weighted, jnp.sum(weight)))
     return weighted / _at_least_one(count)
+
+
+def means(weight: jax.Array | None = None, /, **values: jax.Array) -> dict[str, jax.Array]:
+    """`mean` of several arrays over the same elements, as one reduction where that is faster: on
+    accelerators, and where devices have to tell each other of each.
+
+    Args:
+        weight: [...] or None for all ones.
+        **values: [...] by name, all of one shape.
+
+    Returns:
+        [] by name.
+
+    Raises:
+        ValueError: arrays whose shapes differ, or a weight whose shape is not theirs.
+    """
+    shapes.same("means", **values)
+    if not (backend.launch_bound() or parallel.axes()):
+        return {name: mean(x, weight) for name, x in values.items()}
+    together = jax.vmap(lambda x: mean(x, weight))(jnp.stack([*values.values()]))
+    return dict(zip(values, together, strict=True))
 
 
 def normalize(x: jax.Array, weight: jax.Array | None = None, ddof: int = 1) -> jax.Array:

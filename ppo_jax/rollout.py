@@ -7,9 +7,10 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import struct
 
-from ppo_jax import guard, normalization, parallel, watch
+from ppo_jax import backend, guard, normalization, packed, parallel, watch
 from ppo_jax.envs.protocol import VectorEnv
 from ppo_jax.episodes import (
     Cuts,
@@ -182,7 +183,7 @@ def collect(
         (RolloutState with the metrics of this rollout, Trajectory [T, N])
     """
     state, trajectory, rows = _collect(key, params, state, Collector(env, policy, num_steps, gamma))
-    metrics = episode_metrics(rows["totals"].start & rows["valid"], rows["totals"])
+    metrics = episode_metrics(_finished(rows), rows["totals"])
     return dataclasses.replace(state, metrics=metrics | state.metrics), trajectory
 
 
@@ -215,8 +216,13 @@ def collect_episodes(
     state, trajectory, rows = _collect(key, params, state, Collector(env, policy, num_steps, gamma))
     start = jnp.arange(1, num_steps + 1)[:, None] - rows["totals"].episode_length
     in_time = start + longest <= num_steps
-    metrics = episode_metrics(rows["totals"].start & rows["valid"] & in_time, rows["totals"])
+    metrics = episode_metrics(_finished(rows) & in_time, rows["totals"])
     return dataclasses.replace(state, metrics=metrics | state.metrics), trajectory
+
+
+def _finished(rows: dict[str, Any]) -> jax.Array:
+    """[T, N] bool, the last steps of episodes."""
+    return (rows["terminated"] | rows["truncated"]) & rows["valid"]
 
 
 def _collect(
@@ -234,19 +240,18 @@ def _collect(
     noise = dist.noise(noise_key, (num_steps,))
     keys = jax.random.split(env_key, num_steps)
     cuts = no_cuts(num_steps, env, (state.core, state.obs))
-    carry = (state.env_state, state.obs, state.core, state.episodes, cuts)
+    env_state = env.begin(state.env_state) if hasattr(env, "begin") else state.env_state
+    carry = (env_state, state.obs, state.core, state.episodes, cuts)
     step = functools.partial(_step, params=params, moments=state.moments, how=how)
-    # With few environments the cost is in the number of operations, and two steps in one
-    # iteration share those of the loop: 5 % of a whole update with 4.
-    unroll = 2 if env.num_envs <= FEW_ENVS else 1
     steps = (noise, keys, jnp.arange(num_steps))
-    carry, rows = jax.lax.scan(step, carry, steps, unroll=unroll)
+    carry, rows = _scan(step, carry, steps, num_envs=env.num_envs)
     rows["core"] = jax.tree.map(lambda x: x[None], state.core)
     env_state, obs, core, episodes, cuts = carry
 
     judge = functools.partial(_judge, moments=state.moments, policy=policy)
     inputs, value, next_value = judge(critic_key, params, rows, end=(core, obs), cuts=cuts)
     env_state, env_metrics = _refresh(env, refresh_key, env_state)
+    rows.setdefault("valid", jnp.ones(rows["reward"].shape, bool))
     weight = rows["valid"].astype(jnp.float32)
     moments, reward = _update_moments(state.moments, rows, weight)
     # Whatever ends credit besides the end of an episode: a point of a game, a copy that failed.
@@ -265,6 +270,27 @@ def _collect(
     )
     metrics = lost_cuts(cuts) | parallel.counted(env_metrics)
     return RolloutState(env_state, obs, core, moments, metrics, episodes), trajectory, rows
+
+
+def _scan(
+    step: Callable[[Any, Any], tuple[Any, dict[str, Any]]],
+    carry: Any,
+    steps: Any,
+    *,
+    num_envs: int,
+) -> tuple[Any, dict[str, Any]]:
+    """The steps of a rollout: (carry, what they leave, [T, ...])."""
+    if not backend.launch_bound():
+        # With few environments the cost is in the number of operations, and two steps in one
+        # iteration share those of the loop: 5 % of a whole update with 4.
+        return jax.lax.scan(step, carry, steps, unroll=2 if num_envs <= FEW_ENVS else 1)
+
+    def packed_step(carry: Any, at: Any) -> tuple[Any, packed.Packed]:
+        carry, row = step(carry, at)
+        return carry, packed.pack(row)
+
+    carry, rows = jax.lax.scan(packed_step, carry, steps, unroll=4)
+    return carry, packed.unpack(rows)
 
 
 def _judge(
@@ -352,20 +378,45 @@ def _step(
     cuts = remember_cuts(cuts, truncated, (core, final), time=time, empty=empty)
     row = {
         "obs": obs,
-        "start": start,
         "action": action,
         "log_prob": dist.log_prob(action),
-        "value": value,
         "reward": reward,
         "terminated": terminated,
         "truncated": truncated,
-        "valid": info["valid"],
-        "totals": totals,
     }
+    row |= _if_used(start, value, totals, moments=moments, policy=how.policy, core=core)
+    # A constant that is True everywhere need not be kept for every step.
+    if not (isinstance(info["valid"], np.ndarray) and info["valid"].all()):
+        row["valid"] = info["valid"]
     if "abandoned" in info:
         episodes = give_up(episodes, info["abandoned"])
     row |= {name: info[name] for name in ("settled", "abandoned") if name in info}
     return (env_state, next_obs, core, episodes, cuts), row
+
+
+def _if_used(
+    start: jax.Array,
+    value: jax.Array,
+    totals: Episodes,
+    *,
+    moments: Moments,
+    policy: Policy,
+    core: PyTree,
+) -> dict[str, Any]:
+    """Of what a step may leave, the part that is looked at after the loop.
+
+    XLA finds the rest by itself, but not where rows are packed.
+    """
+    nothing: Any = ()
+    totals = dataclasses.replace(totals, start=nothing)
+    if moments.reward == ():
+        totals = dataclasses.replace(totals, discounted_return=nothing)
+    row: dict[str, Any] = {"totals": totals}
+    if jax.tree.leaves(core):
+        row["start"] = start
+    if policy.value is None and policy.critic != "q":
+        row["value"] = value
+    return row
 
 
 def flatten_steps(batch: Batch) -> Batch:

@@ -15,7 +15,7 @@ import jax.numpy as jnp
 import optax
 from jax.flatten_util import ravel_pytree
 
-from ppo_jax import losses, parallel, shapes, watch
+from ppo_jax import backend, losses, packed, parallel, shapes, watch
 from ppo_jax.optimizer import (
     OptimizerState,
     adam_eps,
@@ -245,6 +245,23 @@ def row_taker(rows: PyTree) -> Callable[[jax.Array], PyTree]:
     return take
 
 
+def _batch_taker(rows: Batch) -> Callable[[jax.Array], Batch]:
+    """`row_taker` of a Batch, by which XLA sees whether every weight is 1.
+
+    Where an environment has no steps of weight 0 that is a constant when the program is compiled,
+    and all arithmetic with weights disappears from the loop. Gathered weights are never constant.
+    """
+    all_count = jnp.all(rows.weight == 1)
+    nothing: Any = ()
+    take = row_taker(dataclasses.replace(rows, weight=nothing))
+
+    def take_batch(index: jax.Array) -> Batch:
+        weight = jnp.where(all_count, jnp.ones((), rows.weight.dtype), rows.weight[index])
+        return dataclasses.replace(take(index), weight=weight)
+
+    return take_batch
+
+
 def _check_order(rows: PyTree, order: jax.Array, minibatches: int) -> None:
     shapes.rank("sgd_epochs", "[K, M]", order=order)
     num_rows = order.shape[1]
@@ -261,12 +278,15 @@ def _scan_minibatches(
     The rows of a minibatch are gathered when its turn comes, while they fit into the cache: no
     shuffled copy of the whole is ever made.
     """
-    take = row_taker(rows)
+    few = backend.launch_bound()
+    take = _batch_taker(rows) if few and isinstance(rows, Batch) else row_taker(rows)
 
     def body(carry: Any, index: jax.Array) -> tuple[Any, Any]:
-        return step(carry, take(index))
+        carry, result = step(carry, take(index))
+        return carry, packed.pack(result) if few else result
 
-    return jax.lax.scan(body, carry, order.reshape(order.shape[0] * minibatches, -1))
+    carry, results = jax.lax.scan(body, carry, order.reshape(order.shape[0] * minibatches, -1))
+    return carry, packed.unpack(results) if few else results
 
 
 def _step_unless_stopped(

@@ -257,6 +257,7 @@ def _policy(config: TrainConfig, env: Env) -> Policy:
         "squash": config.squash,
         "log_std_init": config.log_std_init,
         "map_actions": config.map_actions,
+        "dtype": config.network_dtype,
         "frame_mix": config.frame_mix,
         "critic": hooks.critic(config.hyper),
     }

@@ -12,7 +12,17 @@ from ppo_jax.envs.registry import SUITES
 ROOT = Path(ppo_jax.__file__).parent
 # Data flow from left to right; a module imports only from its own layer's left.
 LAYERS = [
-    {"config.options", "config.references", "guard", "parallel", "shapes", "types", "watch"},
+    {
+        "backend",
+        "config.options",
+        "config.references",
+        "guard",
+        "packed",
+        "parallel",
+        "shapes",
+        "types",
+        "watch",
+    },
     {
         "distributions",
         "envs",
@@ -43,7 +53,8 @@ OUTSIDE = {"__init__", "__main__", "plot"}
 NEIGHBOURS = {
     "evaluate": {"experiment"},  # when it is called as `ppo_jax.evaluate`
     "config.references": {"config.options"},
-    "guard": {"parallel", "types"},
+    "guard": {"backend", "parallel", "types"},
+    "packed": {"types"},
     "parallel": {"types"},
     "watch": {"parallel"},
     "losses": {"distributions", "divergences"},

@@ -117,25 +117,27 @@ def _objective(new: losses.Prediction, rows: Batch, config: Config) -> tuple[jax
         ([], metrics)
     """
 
-    def mean(x: jax.Array) -> jax.Array:
-        return losses.mean(x, rows.weight)
-
     advantage = rows.advantage
     if config.normalize_advantage:
         advantage = losses.normalize(advantage, rows.weight)
     surrogate = losses.clipped_surrogate(new.log_prob, rows.log_prob, advantage, config.clip_eps)
+    ratio = jnp.exp(new.log_prob - rows.log_prob)
+    mean = losses.means(
+        rows.weight,
+        policy=surrogate,
+        value=_value_error(new.value, rows, config.value_clip_eps),
+        entropy=new.entropy,
+        approx_kl=losses.approx_kl(new.log_prob, rows.log_prob),
+        clip_fraction=jnp.abs(ratio - 1.0) > config.clip_eps,
+    )
     loss, metrics = losses.total(
-        mean(surrogate),
-        mean(_value_error(new.value, rows, config.value_clip_eps)),
-        mean(new.entropy),
+        mean["policy"],
+        mean["value"],
+        mean["entropy"],
         value_coef=config.value_coef,
         entropy_coef=config.entropy_coef,
     )
-    ratio = jnp.exp(new.log_prob - rows.log_prob)
-    return loss, metrics | {
-        "approx_kl": mean(losses.approx_kl(new.log_prob, rows.log_prob)),
-        "clip_fraction": mean(jnp.abs(ratio - 1.0) > config.clip_eps),
-    }
+    return loss, metrics | {name: mean[name] for name in ("approx_kl", "clip_fraction")}
 
 
 def _value_error(value: jax.Array, rows: Batch, clip_eps: jax.Array | float | None) -> jax.Array:

@@ -28,7 +28,7 @@ from ppo_jax.config.options import guess as guess_value
 from ppo_jax.config.options import to_json as json_value
 from ppo_jax.config.presets import PRESETS
 from ppo_jax.envs import is_own, same_env
-from ppo_jax.networks import ACTIVATIONS, CONVOLUTIONS, FRAME_MIXES, MEMORIES
+from ppo_jax.networks import ACTIVATIONS, CONVOLUTIONS, DTYPES, FRAME_MIXES, MEMORIES
 from ppo_jax.optimizer import check_schedules
 
 # What a saved configuration stands for that was made before there was such an option.
@@ -81,6 +81,9 @@ class TrainConfig:
     normalize_reward: bool = option(False, "scale rewards by the running deviation of returns")
     reset_pool: int | None = option(
         None, "fresh resets drawn per rollout; None: as many as episodes can end in one", low=1
+    )
+    network_dtype: str = option(
+        "float32", "type of activations; parameters and outputs are float32", choices=DTYPES
     )
     matmul_precision: str = precision.matmul_precision()
     hyper: Any = None

@@ -67,9 +67,9 @@ class Env(Protocol):
 class VectorEnv(Protocol):
     """N environments stepped together, each restarted as soon as its episode ends.
 
-    Optional: `refresh(key, state) -> (state, metrics)`, called after each rollout, outside its
-    loop; `restart(key, state) -> (obs, state)`, a reset that may keep what the state has ready;
-    `time_limit`, as an Env's.
+    Optional: `begin(state) -> state` and `refresh(key, state) -> (state, metrics)`, called before
+    and after each rollout, outside its loop; `restart(key, state) -> (obs, state)`, a reset that
+    may keep what the state has ready; `time_limit`, as an Env's.
     """
 
     @property
@@ -88,6 +88,7 @@ class VectorEnv(Protocol):
 
         info holds final_observation [N, ...], the true successor, and valid [N], False on steps
         that did not happen (the dummy step of a host environment that resets one step later).
+        Where that never occurs, `valid` may be an array of NumPy, a constant.
         It may hold raw_reward [N], what returns are reported in where rewards were transformed,
         and settled [N], as an Env's.
         """

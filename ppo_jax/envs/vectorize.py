@@ -6,8 +6,10 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import struct
 
+from ppo_jax import backend
 from ppo_jax.envs.protocol import Env, InvalidEnvironment, StepResult, VectorEnv, makes_vectors
 from ppo_jax.envs.spaces import Space
 from ppo_jax.types import PyTree
@@ -27,7 +29,8 @@ class VectorState:
     Attributes:
         env_state: [N, ...].
         pool: (obs, state), each [R, ...], drawn independently from the environment's reset.
-        taken: [] number of resets used since the last `refresh`.
+        taken: [] number of resets used since the last `refresh`; [N] during a rollout in which each
+            environment has a share of the pool of its own, by environment.
         first: [] where in the pool the next unused reset was at that time; () for a pool that is
             drawn as a whole, which always begins at 0.
     """
@@ -46,18 +49,25 @@ class VectorizedEnv:
     and handed out in order by a running counter, so that each is used once: fresh episodes stay
     independent and have reset's own distribution.
 
+    The counter is one for all environments, or, from `begin` on, one for each: then the pool is k
+    rows of N resets, and an environment's j-th new episode begins with row j of its column.
+    `refresh` makes both into the same state, which a checkpoint holds, whatever the backend.
+
     Attributes:
         env: the environment.
         num_envs: N.
         pool_size: R.
         part: None: `refresh` draws the whole pool anew. A number that divides R: it redraws what
             was used, in parts of so many resets, and the others stay for later rollouts.
+        shared: whether an environment may need more than R / N resets in a rollout, so that they
+            cannot be shared out.
     """
 
     env: Env
     num_envs: int
     pool_size: int
     part: int | None = None
+    shared: bool = True
 
     @property
     def observation_space(self) -> PyTree:
@@ -87,11 +97,20 @@ class VectorizedEnv:
         obs, env_state = self._draw(key, self.num_envs)
         return obs, dataclasses.replace(state, env_state=env_state)
 
+    def begin(self, state: VectorState) -> VectorState:
+        """Before a rollout: a counter for each environment, where that is faster."""
+        if self.shared or not backend.launch_bound():
+            return state
+        taken = jnp.broadcast_to(state.taken, self.num_envs)
+        return dataclasses.replace(state, taken=taken)
+
     def refresh(
         self, key: jax.Array, state: VectorState
     ) -> tuple[VectorState, dict[str, jax.Array]]:
         """Fill the pool again. Reports resets that had to be used twice because it ran out."""
-        metrics = {"reused_resets": jnp.maximum(state.taken - self.pool_size, 0)}
+        counters = max(1, state.taken.size)
+        twice = jnp.maximum(state.taken - self.pool_size // counters, 0)
+        metrics = {"reused_resets": jnp.sum(twice)}
         zero = jnp.zeros((), jnp.int32)
         if self.part is None:
             pool = self._draw(key, self.pool_size)
@@ -121,17 +140,27 @@ class VectorizedEnv:
         result = jax.vmap(step)(keys, state.env_state, action)
         obs, env_state, reward, terminated, truncated, told = _strong(result)
         done = terminated | truncated
-        first = 0 if self.part is None else state.first
-        index = (first + state.taken + jnp.cumsum(done) - 1) % self.pool_size
+        index, taken = self._next(state, done)
 
         def restart(fresh: jax.Array, old: jax.Array) -> jax.Array:
             return jnp.where(_align(done, old), fresh[index], old)
 
         next_obs, env_state = jax.tree.map(restart, state.pool, (obs, env_state))
-        taken = state.taken + jnp.sum(done, dtype=jnp.int32)
-        info = {"final_observation": obs, "valid": jnp.ones_like(done), **told}
+        # As a constant it tells whoever traces this that every step counts.
+        always = np.broadcast_to(True, done.shape)
+        valid = always if backend.launch_bound() else jnp.ones_like(done)
+        info = {"final_observation": obs, "valid": valid, **told}
         state = dataclasses.replace(state, env_state=env_state, taken=taken)
         return next_obs, state, reward, terminated, truncated, info
+
+    def _next(self, state: VectorState, done: jax.Array) -> tuple[jax.Array, jax.Array]:
+        """[N] which reset of the pool is next for each environment, and `taken` after that."""
+        if state.taken.ndim:
+            row = state.taken % (self.pool_size // self.num_envs)
+            return row * self.num_envs + jnp.arange(self.num_envs), state.taken + done
+        first = 0 if self.part is None else state.first
+        index = (first + state.taken + jnp.cumsum(done) - 1) % self.pool_size
+        return index, state.taken + jnp.sum(done, dtype=jnp.int32)
 
     def _draw_parts(self, key: jax.Array, count: int) -> tuple[PyTree, PyTree]:
         """At least `count` resets; where a pool is redrawn in parts, with the memory of one."""
@@ -178,7 +207,9 @@ def vectorize(
     shortest = getattr(env, "shortest_episode", 1)
     if pool_size is not None or shortest > 1:
         enough = num_envs * (1 + (num_steps - 1) // shortest)
-        return VectorizedEnv(env, num_envs, enough if pool_size is None else pool_size)
+        pool_size = enough if pool_size is None else pool_size
+        shared = pool_size < enough or pool_size % num_envs > 0
+        return VectorizedEnv(env, num_envs, pool_size, shared=shared)
     part, pool_size = _parts(env, num_envs, num_steps)
     return VectorizedEnv(env, num_envs, pool_size, part)
 

@@ -16,6 +16,8 @@ ACTIVATIONS: dict[str, Callable[[jax.Array], jax.Array]] = {
     "silu": jax.nn.silu,
     "gelu": jax.nn.gelu,
 }
+# Of activations between layers. Parameters, gradients and what the layers return stay float32.
+DTYPES = ("float32", "bfloat16")
 HIDDEN_GAIN = math.sqrt(2.0)
 
 # (features, kernel, stride) of the convolutions before the first fully connected layer.
@@ -50,23 +52,33 @@ def orthogonal(gain: float) -> nn.initializers.Initializer:
     return init
 
 
+def computed_in(dtype: str) -> Any:
+    """The type that layers compute in, for a name in DTYPES; None: that of what they are given."""
+    return None if dtype == "float32" else jnp.dtype(dtype)
+
+
 class MLP(nn.Module):
     """Fully connected layers, each followed by the activation.
 
     Attributes:
         features: width of each layer.
         activation: name in ACTIVATIONS.
+        dtype: name in DTYPES.
     """
 
     features: Sequence[int]
     activation: str = "tanh"
+    dtype: str = "float32"
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
+        given = x.dtype
         for width in self.features:
-            x = nn.Dense(width, kernel_init=orthogonal(HIDDEN_GAIN))(x)
-            x = ACTIVATIONS[self.activation](x)
-        return x
+            dense = nn.Dense(
+                width, dtype=computed_in(self.dtype), kernel_init=orthogonal(HIDDEN_GAIN)
+            )
+            x = ACTIVATIONS[self.activation](dense(x))
+        return x.astype(given)
 
 
 class Conv(nn.Module):
@@ -92,6 +104,7 @@ class Conv(nn.Module):
         shape = (self.kernel, self.kernel, x.shape[-1], self.features)
         kernel = self.param("kernel", orthogonal(HIDDEN_GAIN), shape)
         bias = self.param("bias", nn.initializers.zeros, (self.features,))
+        kernel, bias = kernel.astype(x.dtype), bias.astype(x.dtype)
         patches = jax.default_backend() == "cpu" and self.kernel % self.stride == 0
         return (conv_by_patches if patches else conv_by_xla)(x, kernel, self.stride) + bias
 
@@ -132,19 +145,21 @@ class CNN(nn.Module):
     Attributes:
         layers: (features, kernel, stride) of each convolution.
         activation: name in ACTIVATIONS.
+        dtype: name in DTYPES.
     """
 
     layers: Sequence[tuple[int, int, int]]
     activation: str = "relu"
+    dtype: str = "float32"
 
     @nn.compact
     def __call__(self, x: jax.Array | Features) -> jax.Array:
         x, rest = (x.image, [x.rest]) if isinstance(x, Features) else (x, [])
-        leading = x.shape[:-3]
-        x = x.reshape(-1, *x.shape[-3:])
+        leading, given = x.shape[:-3], x.dtype
+        x = x.reshape(-1, *x.shape[-3:]).astype(computed_in(self.dtype) or given)
         for features, kernel, stride in self.layers:
             x = ACTIVATIONS[self.activation](Conv(features, kernel, stride)(x))
-        x = x.reshape(*leading, -1)
+        x = x.reshape(*leading, -1).astype(given)
         return jnp.concatenate([x, *rest], axis=-1) if rest else x
 
 

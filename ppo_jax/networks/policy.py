@@ -83,6 +83,7 @@ def make_policy(
     critic: str = "v",
     frame_mix: str = "none",
     map_actions: bool = False,
+    dtype: str = "float32",
 ) -> Policy:
     """The feed-forward actor-critic for a pair of spaces.
 
@@ -100,6 +101,7 @@ def make_policy(
         critic: "v", "q" or "none", as in Policy.
         frame_mix: name in FRAME_MIXES, of images of as many frames.
         map_actions: move a Gaussian that would start outside the bounds (`spaces.action_frame`).
+        dtype: name in DTYPES, which the layers below the heads compute in.
 
     Returns:
         Policy without memory: its core is ().
@@ -113,13 +115,13 @@ def make_policy(
     if image := bool(cnn):
         spaces.image(observation_space)
 
-    body = functools.partial(layers_of, tuple(cnn), tuple(hidden), activation)
+    body = functools.partial(layers_of, tuple(cnn), tuple(hidden), activation, dtype=dtype)
     torso = body()
     own = (lambda: None) if shared_torso else body
     actor = Actor(own(), action_space, squash, log_std_init, map_actions)
     judge: nn.Module = Critic(own())
     if critic == "q":
-        judge = _q_critic(tuple(cnn), tuple(hidden), activation, action_space)
+        judge = _q_critic(cnn, hidden, action_space, activation=activation, dtype=dtype)
 
     see = functools.partial(preprocess, observation_space, image=image, frame_mix=frame_mix)
 
@@ -156,14 +158,16 @@ def make_policy(
 
 
 def _q_critic(
-    cnn: tuple[tuple[int, int, int], ...],
-    hidden: tuple[int, ...],
-    activation: str,
+    cnn: Sequence[tuple[int, int, int]],
+    hidden: Sequence[int],
     action_space: spaces.Space,
+    *,
+    activation: str,
+    dtype: str,
 ) -> QCritic:
     """A critic of actions, with convolutions if there are any."""
-    front = CNN(cnn, activation) if cnn else None
-    return QCritic(front, MLP(hidden, activation), spaces.drawn(action_space))
+    front = CNN(tuple(cnn), activation, dtype) if cnn else None
+    return QCritic(front, MLP(tuple(hidden), activation, dtype), spaces.drawn(action_space))
 
 
 def _init(key: jax.Array, x: Any, modules: dict[str, nn.Module], of_actions: bool) -> Params:
@@ -189,11 +193,15 @@ def _init(key: jax.Array, x: Any, modules: dict[str, nn.Module], of_actions: boo
 
 
 def layers_of(
-    cnn: tuple[tuple[int, int, int], ...], hidden: tuple[int, ...], activation: str
+    cnn: tuple[tuple[int, int, int], ...],
+    hidden: tuple[int, ...],
+    activation: str,
+    *,
+    dtype: str = "float32",
 ) -> nn.Module:
     """Convolutions, if there are any, and fully connected layers."""
-    layers = MLP(hidden, activation)
-    return nn.Sequential([CNN(cnn, activation), layers]) if cnn else layers
+    layers = MLP(hidden, activation, dtype)
+    return nn.Sequential([CNN(cnn, activation, dtype), layers]) if cnn else layers
 
 
 def masked(dist: Any, obs: PyTree) -> Any:

@@ -51,6 +51,7 @@ def make_recurrent_policy(
     frame_mix: str = "none",
     critic: str = "v",
     map_actions: bool = False,
+    dtype: str = "float32",
 ) -> Policy:
     """`make_policy` with a recurrent cell between the layers and the heads.
 
@@ -77,7 +78,7 @@ def make_recurrent_policy(
     see = functools.partial(preprocess, observation_space, image=bool(cnn), frame_mix=frame_mix)
 
     def remembering(head: nn.Module | None) -> Remembering:
-        body = layers_of(tuple(cnn), tuple(hidden), activation)
+        body = layers_of(tuple(cnn), tuple(hidden), activation, dtype=dtype)
         return Remembering(body, Memory(memory, memory_size), head)
 
     modules: dict = {"actor": Actor(None, action_space, squash, log_std_init, map_actions)}

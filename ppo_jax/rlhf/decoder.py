@@ -13,10 +13,10 @@ import jax
 import jax.numpy as jnp
 from flax import struct
 
-from ppo_jax.rlhf.attention import KeyValue
+from ppo_jax.rlhf.attention import KeyValue, rotations
 from ppo_jax.rlhf.decoder_config import DecoderConfig, RopeScaling, small
 from ppo_jax.rlhf.token_distribution import head_logits
-from ppo_jax.rlhf.transformer import Trunk
+from ppo_jax.rlhf.transformer import Block, Trunk
 from ppo_jax.types import Params
 
 __all__ = ["Cache", "Decoder", "DecoderConfig", "RopeScaling", "positions_of", "small"]
@@ -80,12 +80,24 @@ class Decoder:
 
     def _fresh(self, key: jax.Array) -> Params:
         c = self.config
-        key_trunk, key_head = jax.random.split(key)
+        trunk_key, layers_key, head_key = jax.random.split(key, 3)
         one = jnp.zeros((1, 1), jnp.int32)
         keys = (one > -1, one, jnp.arange(1))
-        params = dict(Trunk(c).init(key_trunk, one, one, keys)["params"])
+        params = dict(Trunk(c, depth=0).init(trunk_key, one, one, keys)["params"])
+        x = jnp.zeros((1, 1, c.hidden_size), jnp.dtype(c.dtype))
+        rotation = None if c.family == "gpt2" else rotations(c, one)
+
+        def layer(key: jax.Array) -> Params:
+            return Block(c).init(key, x, rotation, one[None] > -1, past=None, column=0)["params"]
+
+        # All layers at once, in half a dozen draws: one for each array takes a minute to compile on
+        # a GPU. Without the barrier XLA makes them so again.
+        layers = jax.vmap(layer)(jax.random.split(layers_key, c.num_layers))
+        layers = jax.lax.optimization_barrier(layers)
+        for i in range(c.num_layers):
+            params[f"layer_{i}"] = jax.tree.map(lambda leaf, i=i: leaf[i], layers)
         if not c.tied:
-            kernel = c.init_std * jax.random.normal(key_head, (c.hidden_size, c.vocab_size))
+            kernel = c.init_std * jax.random.normal(head_key, (c.hidden_size, c.vocab_size))
             params["head"] = {"kernel": kernel}
         return params
 

@@ -14,7 +14,7 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import PartitionSpec
 
-from ppo_jax import guard
+from ppo_jax import backend, guard, packed
 from ppo_jax.runs.devices import Layout
 from ppo_jax.types import Metrics, PyTree
 
@@ -58,11 +58,14 @@ def make_chunk(
         `Outcome.made` are new and NaN is hidden, Outcome)
     """
 
+    few = backend.launch_bound()
+
     def chunk(state: Any, floats: PyTree, count: jax.Array, frozen: PyTree = ()) -> Any:
         # Jitted, it is traced once and not again in the loop.
         update = jax.jit(lambda state: _guarded(step(state, frozen, floats), may_be_nan))
         shapes = jax.eval_shape(update, state)
-        empty = jax.tree.map(lambda s: jnp.zeros((rows, *s.shape), s.dtype), shapes[1])
+        row = jax.eval_shape(packed.pack, shapes[1]) if few else shapes[1]
+        empty = jax.tree.map(lambda s: jnp.zeros((rows, *s.shape), s.dtype), row)
         none = jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), shapes[2])
         made = jnp.zeros((), jnp.int32)
 
@@ -77,11 +80,13 @@ def make_chunk(
             state = jax.tree.map(lambda x, y: jnp.where(bad, x, y), state, new)
             if not stop:
                 metrics = jax.tree.map(lambda x: _without_value(bad, x), metrics)
-            log = jax.tree.map(lambda kept, x: kept.at[k].set(x), log, metrics)
+            row = packed.pack(metrics) if few else metrics
+            log = jax.tree.map(lambda kept, x: kept.at[k].set(x), log, row)
             return k + 1, state, log, Outcome(outcome.made + ~bad, bad, found)
 
         start = (made, state, empty, Outcome(made, jnp.zeros((), bool), none))
-        return jax.lax.while_loop(goes_on, body, start)[1:]
+        state, log, outcome = jax.lax.while_loop(goes_on, body, start)[1:]
+        return state, packed.unpack(log) if few else log, outcome
 
     return chunk
 
