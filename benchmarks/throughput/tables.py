@@ -61,9 +61,9 @@ class Cells:
 
     def options(self, name: str) -> str:
         """What a contestant's compiler was told, in any of the races."""
-        rows = (self.row(race, name) for race in self.races)
-        words = dict.fromkeys(w for r in rows if ran(r) for w in r["options"].split())
-        return "<br>".join(w.replace(",", " ") for w in words) or "none"
+        rows = [r for race in self.races if (r := self.row(race, name)) is not None and ran(r)]
+        words = dict.fromkeys(word for r in rows for word in r["options"].split())
+        return "<br>".join(w.replace(",", " ") for w in words) or ("none" if rows else "-")
 
 
 def by_jax(rows: list[Row]) -> list[Cells]:
@@ -121,7 +121,7 @@ def markdown(folder: Path, per: str = "seconds", device: str = "cpu") -> str:
             )
         if wall:
             told = [cells.options(name) for name in cells.names]
-            lines.append(_line(["XLA's options", *told, ""]))
+            lines.append(_line(["compiler's options", *told, ""]))
         if any(race_has(cells, race, RATES[per][0]) for race in cells.races):
             tables.append("\n".join(lines) + "\n")
     return "\n".join(tables)
