@@ -80,5 +80,11 @@ def shown(ratio: Ratio, mine: float, other: float) -> str:
     found = verdict(ratio, mine, other)
     if found == TOO_FEW:
         return found
-    first = "tie" if found == "tie" else f"{ratio.middle:.3g}x"
-    return f"{first} [{ratio.low:.3g}, {ratio.high:.3g}]"
+    first = "tie" if found == "tie" else f"{_digits(ratio.middle)}x"
+    return f"{first} [{_digits(ratio.low)}, {_digits(ratio.high)}]"
+
+
+def _digits(x: float | None) -> str:
+    """Two decimals, fewer of large numbers."""
+    assert x is not None, "a verdict has an interval"
+    return f"{x:.2f}" if x < 10 else f"{x:.1f}" if x < 100 else f"{x:,.0f}"
