@@ -6,6 +6,7 @@ python -m benchmarks.throughput --suite cpu --purejaxrl PATH --fresh    ... in p
 python -m benchmarks.throughput --suite gpu --purejaxrl PATH
 python -m benchmarks.throughput --parts breakdown scaling           ppo_jax alone
 python -m benchmarks.throughput --table                             print the committed results
+python -m benchmarks.throughput --documents                         ... into the documentation
 
 PATH is the folder of PureJaxRL's ppo.py, which is no package. The other peers are installed by pip
 into an environment of their own at the first run, with the jax and jaxlib that ppo_jax runs on.
@@ -27,7 +28,16 @@ import tyro
 
 from benchmarks import commit
 from benchmarks.table import RESULTS, Row, read, replace
-from benchmarks.throughput import breakdown, peers, quality, restart, results, scaling, tables
+from benchmarks.throughput import (
+    breakdown,
+    documents,
+    peers,
+    quality,
+    restart,
+    results,
+    scaling,
+    tables,
+)
 from benchmarks.throughput.configurations import CONFIGURATIONS
 from benchmarks.throughput.race import NAMES, ROOT, Settings, race
 from ppo_jax.config.options import did_you_mean
@@ -77,6 +87,7 @@ class Options:
         out: folder of the tables and figures; the smoke suite leaves none unless it is given.
         fresh: drop rows of other commits from the tables of these parts.
         table: only print the committed results, as the documentation has them.
+        documents: only write them into README.md and docs/throughput.md.
     """
 
     suite: Literal["smoke", "cpu", "gpu"] = "cpu"
@@ -94,6 +105,7 @@ class Options:
     out: Path | None = None
     fresh: bool = False
     table: bool = False
+    documents: bool = False
 
 
 def check(options: Options) -> None:
@@ -123,7 +135,10 @@ def main(options: Options) -> None:
     """Run the parts, keep what they find, print it."""
     check(options)
     if options.table:
-        print("\n".join(printed(RESULTS)), end="")
+        print("\n".join(printed(RESULTS).values()), end="")
+        return
+    if options.documents:
+        documents.write(ROOT, printed(RESULTS))
         return
     where = results.Where(
         importlib.metadata.version("jax"), commit.of(ROOT), load=os.getloadavg()[0]
@@ -136,7 +151,7 @@ def main(options: Options) -> None:
         settings = settings_of(options)
         for part in options.parts:
             measure(part, options, settings, where, out=out)
-        print("\n".join(printed(out)), end="")
+        print("\n".join(printed(out).values()), end="")
 
 
 def settings_of(options: Options) -> Settings:
@@ -211,18 +226,20 @@ def keep_part(
     replace(path, rows, key, results.place, known)
 
 
-def printed(out: Path) -> list[str]:
-    """Everything that was measured and kept, as the documentation has it."""
-    found = []
-    if read(out / results.RACE):
-        found = [tables.summary(out), tables.markdown(out), tables.markdown(out, "cpu_seconds")]
-        found.append(tables.compile_markdown(out))
+def printed(out: Path) -> dict[str, str]:
+    """Everything that was measured and kept, as the documentation has it: name -> Markdown."""
+    found = {
+        "summary": tables.summary(out),
+        "race": tables.markdown(out),
+        "cpu": tables.markdown(out, "cpu_seconds"),
+        "compile": tables.compile_markdown(out),
+    }
     for part, module in {"breakdown": breakdown, "restart": restart, "quality": quality}.items():
         path = out / f"throughput_{part}.csv"
         rows = read(path)
         commit.one(rows, str(path))
-        found.append(module.markdown(rows))
-    return [table for table in found if table.count("\n") > 2]
+        found[part] = module.markdown(rows)
+    return {name: table for name, table in found.items() if table.count("\n") > 2}
 
 
 if __name__ == "__main__":

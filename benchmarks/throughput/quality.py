@@ -5,8 +5,8 @@ its ppo.py (for MinAtar in examples/brax_minatar.ipynb). Good is a mean return o
 ended in the last WINDOW updates of at least the mark, while it explores; imports and compilation
 count.
 PureJaxRL returns only at the end of a whole run: it is charged that share of the run in which the
-mark was reached. Of Pendulum it is greedy episodes that are judged, by `trained`: there RLtools takes
-part, which tells nobody what it earns while it explores.
+mark was reached. On Pendulum greedy episodes are judged, by `trained`: there RLtools takes part,
+which tells nobody what it earns while it explores.
 """
 
 import json
@@ -39,8 +39,8 @@ PUREJAXRL = {
     "ANNEAL_LR": True, "DEBUG": False,
 }  # fmt: skip
 FIELDS = (
-    "jax", "device", "task", "mark", "implementation", "seed", "seconds", "cpu_seconds", "env_steps",
-    "reached", "commit",
+    "jax", "device", "task", "mark", "implementation", "seed", "seconds", "cpu_seconds",
+    "env_steps", "reached", "commit",
 )  # fmt: skip
 KEY = ("jax", "device", "task", "implementation", "seed")
 

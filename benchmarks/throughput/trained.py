@@ -47,12 +47,27 @@ def play(act: Act) -> float:
     total = np.zeros(EPISODES)
     for _ in range(LENGTH):
         obs = np.stack([np.cos(angle), np.sin(angle), speed], 1).astype(np.float32)
-        torque = np.clip(act(obs), -2.0, 2.0)
-        upright = (angle + np.pi) % (2 * np.pi) - np.pi
-        total -= upright**2 + 0.1 * speed**2 + 0.001 * torque**2
-        speed = np.clip(speed + 0.05 * (15.0 * np.sin(angle) + 3.0 * torque), -8.0, 8.0)
-        angle = angle + 0.05 * speed
+        angle, speed, reward = swing(angle, speed, act(obs))
+        total += reward
     return float(total.mean())
+
+
+def swing(angle: np.ndarray, speed: np.ndarray, torque: np.ndarray) -> tuple[np.ndarray, ...]:
+    """One step of Gymnasium's Pendulum.
+
+    Args:
+        angle: [N] radians from upright.
+        speed: [N] radians per second.
+        torque: [N] clipped to [-2, 2].
+
+    Returns:
+        (angle, speed, reward), [N] each.
+    """
+    torque = np.clip(torque, -2.0, 2.0)
+    off = (angle + np.pi) % (2 * np.pi) - np.pi
+    reward = -(off**2 + 0.1 * speed**2 + 0.001 * torque**2)
+    speed = np.clip(speed + 0.05 * (15.0 * np.sin(angle) + 3.0 * torque), -8.0, 8.0)
+    return angle + 0.05 * speed, speed, reward
 
 
 def cpu_seconds() -> float:
