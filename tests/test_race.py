@@ -16,7 +16,7 @@ import pytest
 from benchmarks import commit
 from benchmarks.throughput import trained
 from benchmarks.throughput.configurations import CONFIGURATIONS, Configuration
-from benchmarks.throughput.contestants import Unsupported, cores, devices_of, ours
+from benchmarks.throughput.contestants import Unsupported, devices_of, ours
 from benchmarks.throughput.ratios import FEWEST, TOO_FEW, Ratio, paired, shown, verdict
 from ppo_jax.runs.chunk import compiler_options
 
@@ -131,6 +131,11 @@ def test_devices_are_equal(monkeypatch):
                     lambda: devices_of(TINY, "all")):  # fmt: skip
         with pytest.raises(Unsupported, match="one agent on one device"):
             refused()
+    assert jax.device_count() == 1  # of the tests
+    for refused in (lambda: ours.prepare(many, Namespace(devices="all")),
+                    lambda: devices_of(many, "all")):  # fmt: skip
+        with pytest.raises(Unsupported, match="one device alone"):
+            refused()
 
 
 @pytest.fixture
@@ -198,9 +203,13 @@ def test_rltools_has_more_threads_with_mkl_alone(rltools, monkeypatch):
         return found[name]
 
     monkeypatch.setattr(rltools.importlib.metadata, "version", version)
-    assert rltools.threads_of("all") == cores() and rltools.threads_of("one") == 1
+    monkeypatch.setattr(rltools, "cores", lambda: 3)
+    assert rltools.threads_of("all") == 3 and rltools.threads_of("one") == 1
     found.clear()
     with pytest.raises(Unsupported, match="MKL"):
+        rltools.threads_of("all")
+    monkeypatch.setattr(rltools, "cores", lambda: 1)
+    with pytest.raises(Unsupported, match="one device alone"):
         rltools.threads_of("all")
 
 
@@ -251,6 +260,8 @@ def test_the_clock_stops_while_the_referee_plays(monkeypatch):
 def test_agents_are_spread_over_devices():
     """The way of PureJaxRL and Rejax, in a process that has two."""
     code = """
+import os
+os.environ.pop("JAX_NUM_CPU_DEVICES", None)
 import jax, jax.numpy as jnp
 from benchmarks.throughput.configurations import Configuration
 from benchmarks.throughput import contestants

@@ -118,6 +118,15 @@ def test_a_table_calls_a_tie_a_tie(field, tmp_path):
     assert (tmp_path / "throughput.png").stat().st_size > 10_000
 
 
+def test_other_devices_are_not_compared(field, tmp_path):
+    racers = made_up(field, {"ours": [300] * 5, "rejax": [100] * 5})
+    racers[0].ready["devices"] = 2
+    rows = results.keep_race(tmp_path, racers, dataclasses.replace(WHERE, devices="all"))
+    assert [r["device_count"] for r in rows] == [2, 1]
+    assert rows[1]["speedup"] == rows[1]["cpu_speedup"] == ""
+    assert "| tiny, 2 devices | 0.3 k | 0.1 k |" in tables.markdown(tmp_path)
+
+
 def test_of_a_few_rounds_nothing_is_claimed(field, tmp_path):
     rates = {"ours": [300] * 4, "rejax": [100] * 4}
     results.keep_race(tmp_path, made_up(field, rates), WHERE)

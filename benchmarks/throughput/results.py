@@ -99,7 +99,8 @@ def _row(c: Contestant, ours: Contestant | None, common: Row) -> Row:
         mine = _rates(c, per)
         row[rate] = round(float(np.median(mine)))
         row[f"{per}_per_million"] = round(1e6 / float(np.median(mine)), 3)
-        if ours is not None:
+        # Nothing is compared that had other devices.
+        if ours is not None and ours.ready["devices"] == c.ready["devices"]:
             ratio = paired(_rates(ours, per), mine)
             row["interval"] = TOO_FEW if ratio.low is None else INTERVAL
             names = (speedup, f"{speedup}_low", f"{speedup}_high")

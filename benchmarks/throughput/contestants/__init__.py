@@ -17,6 +17,7 @@ FIRST = 4
 
 Train = Callable[[], None]
 ONE_AGENT = "trains one agent on one device"
+ONE_DEVICE = "there is one device alone"
 
 
 class Unsupported(Exception):
@@ -109,17 +110,21 @@ def devices_of(configuration: Configuration, wanted: str) -> int:
     if configuration.agents == 1:
         raise Unsupported(ONE_AGENT)
     found = all_devices()
+    if found == 1:
+        raise Unsupported(ONE_DEVICE)
     if configuration.agents % found:
         raise Unsupported(f"pmap wants as many agents on each of {found} devices")
     return found
 
 
 def all_devices() -> int:
-    """The number of all devices of JAX; on a CPU one is made for each core. To be called before
-    JAX is used."""
+    """The number of all devices of JAX; on a CPU one is made for each core, unless the user has
+    said how many. To be called before JAX is used."""
     import jax
 
-    if os.environ.get("JAX_PLATFORMS", "cpu") == "cpu":
+    flags = os.environ.get("XLA_FLAGS", "")
+    said = "host_platform_device_count" in flags or "JAX_NUM_CPU_DEVICES" in os.environ
+    if os.environ.get("JAX_PLATFORMS", "cpu") == "cpu" and not said:
         jax.config.update("jax_num_cpu_devices", cores())
     return len(jax.devices())
 

@@ -26,6 +26,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from benchmarks.throughput.configurations import Configuration
 from benchmarks.throughput.contestants import (
+    ONE_DEVICE,
     FixedLength,
     Train,
     Unsupported,
@@ -226,6 +227,8 @@ def prepare(configuration: Configuration, options: Namespace) -> Program:
         jax.device_put_replicated = device_put_replicated
     require(configuration, ("Pendulum-v1",), "only continuous actions")
     devices = 1 if options.devices == "one" else all_devices()
+    if options.devices != "one" and devices == 1:
+        raise Unsupported(ONE_DEVICE)
     if configuration.num_envs % (configuration.minibatches * devices):
         raise Unsupported("minibatches are made of whole rollouts: num_envs must be a multiple")
     return Program(configuration, devices)

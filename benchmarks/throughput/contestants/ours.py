@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from benchmarks.throughput.configurations import Configuration
-from benchmarks.throughput.contestants import ONE_AGENT, Unsupported
+from benchmarks.throughput.contestants import ONE_AGENT, ONE_DEVICE, Unsupported
 from ppo_jax import config as configs
 from ppo_jax import guard
 from ppo_jax.cli.sweep import one_device_per_core
@@ -126,4 +126,6 @@ def prepare(configuration: Configuration, options: Namespace) -> OneAgent | Many
         return ManyAgents(config, configuration.agents, 1)
     if os.environ.get("JAX_PLATFORMS", "cpu") == "cpu":
         one_device_per_core()
+    if len(jax.devices()) == 1:
+        raise Unsupported(ONE_DEVICE)
     return ManyAgents(config, configuration.agents)

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.throughput.configurations import Configuration
-from benchmarks.throughput.contestants import Unsupported, cores, require
+from benchmarks.throughput.contestants import ONE_DEVICE, Unsupported, cores, require
 
 # It keeps what it compiled in the folder of temporary files, by a name that all runs share, and
 # reads the folder's name when it is imported: here each process compiles for itself.
@@ -99,6 +99,8 @@ def threads_of(devices: str) -> int:
     """
     if devices == "one":
         return 1
+    if cores() == 1:
+        raise Unsupported(ONE_DEVICE)
     try:
         importlib.metadata.version("mkl")
     except importlib.metadata.PackageNotFoundError:
