@@ -68,6 +68,8 @@ REPLACED = {
     "env_restarts": "an environment failed and was replaced; its step was left out, its episode is "
     "in no statistic (env_restarts in summary.json counts them)"
 }
+# XLA's option for the code of fused loops on CPUs.
+EMITTERS = "xla_cpu_use_fusion_emitters"
 # Folded into the seed for the keys of evaluations, which training never uses.
 EVALUATION = 0xE7A1
 
@@ -450,10 +452,28 @@ def step_of(static: TrainConfig, env: Any = None) -> Step:
 
 def first_state(config: TrainConfig, program: Program) -> TrainState:
     """The state of a run before its first update, by a program with the options of runs."""
-    init, key = jax.jit(program.init), jax.random.key(config.seed)
-    compiled = init.lower(key).compile(compiler_options())
+    key = jax.random.key(config.seed)
+    compiled = compile_once(jax.jit(program.init).lower(key))
     memory.check_program("the first state", compiled)
     return jax.block_until_ready(compiled(key))
+
+
+def compile_once(lowered: jax.stages.Lowered) -> jax.stages.Compiled:
+    """A program that runs a single time, compiled for that.
+
+    On CPUs without XLA's emitters of fused loops, whose programs are one and a half times as fast
+    and take a third longer to compile: 1.6 s become 1.1 s for the first state of the presets, whose
+    numbers are the same to the bit.
+
+    Args:
+        lowered: the program.
+    """
+    options = compiler_options()
+    if jax.default_backend() == "cpu" and EMITTERS not in os.environ.get("XLA_FLAGS", ""):
+        # An XLA that no longer has this option refuses it, and does without.
+        with contextlib.suppress(jax.errors.JaxRuntimeError):
+            return lowered.compile({**options, EMITTERS: False})
+    return lowered.compile(options)
 
 
 class Compiled(NamedTuple):

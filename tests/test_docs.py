@@ -20,6 +20,7 @@ from benchmarks import (
 )
 from benchmarks.learning import markdown
 from benchmarks.table import RESULTS, read
+from benchmarks.throughput import documents
 from ppo_jax import config as configs
 from ppo_jax.algorithms import ALGORITHMS
 
@@ -121,12 +122,14 @@ def test_the_tables_of_the_family_are_those_of_the_results():
 
 
 def test_the_tables_of_the_speed_are_those_of_the_results():
-    text = (ROOT / "docs/throughput.md").read_text()
-    summary, *tables = throughput.tables(RESULTS)
-    assert len(tables) == 5
-    for table in tables:
-        assert table.strip() in text
-    assert summary in (ROOT / "README.md").read_text()
+    tables = throughput.printed(RESULTS)
+    assert {"summary", "race", "compile", "breakdown", "restart", "quality"} <= {*tables}
+    for document, names in documents.PLACES.items():
+        text = (ROOT / document).read_text()
+        assert documents.filled(text, tables, names) == text, "--documents writes them anew"
+        assert all(tables[name].strip() in text for name in names if name in tables)
+    with pytest.raises(SystemExit, match="throughput: race"):
+        documents.filled("", tables, ("race",))
 
 
 def test_every_algorithm_is_in_the_documents():

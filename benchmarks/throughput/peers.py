@@ -18,6 +18,9 @@ REQUIREMENTS = (
     "stable-baselines3==2.9.2",
     "gymnasium==1.4.0",
     "torch==2.13.0",
+    # MKL is built for x86 alone.
+    "rltools[mkl]==2.2.1; platform_machine in 'x86_64 AMD64'",
+    "rltools==2.2.1; platform_machine not in 'x86_64 AMD64'",
 )
 
 

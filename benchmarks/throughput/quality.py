@@ -5,7 +5,8 @@ its ppo.py (for MinAtar in examples/brax_minatar.ipynb). Good is a mean return o
 ended in the last WINDOW updates of at least the mark, while it explores; imports and compilation
 count.
 PureJaxRL returns only at the end of a whole run: it is charged that share of the run in which the
-mark was reached.
+mark was reached. On Pendulum greedy episodes are judged, by `trained`: there RLtools takes part,
+which tells nobody what it earns while it explores.
 """
 
 import json
@@ -19,6 +20,7 @@ from typing import Any
 import numpy as np
 
 from benchmarks.table import Row
+from benchmarks.throughput import trained
 from benchmarks.throughput.race import NAMES, ROOT, Settings
 from benchmarks.throughput.worker import device
 
@@ -29,6 +31,7 @@ BREAKOUT = {"ENV_NAME": "Breakout-MinAtar", "NUM_ENVS": 64, "TOTAL_TIMESTEPS": 1
 TASKS: dict[str, tuple[str, float, dict[str, Any]]] = {
     "cartpole": ("CartPole-v1", 475.0, CARTPOLE),
     "breakout": ("Breakout-MinAtar", 40.0, BREAKOUT | {"NUM_MINIBATCHES": 8, "ACTIVATION": "relu"}),
+    trained.TASK: (trained.ENV, trained.MARK, {}),
 }
 PUREJAXRL = {
     "NUM_STEPS": 128, "UPDATE_EPOCHS": 4, "NUM_MINIBATCHES": 4, "GAMMA": 0.99, "GAE_LAMBDA": 0.95,
@@ -36,7 +39,8 @@ PUREJAXRL = {
     "ANNEAL_LR": True, "DEBUG": False,
 }  # fmt: skip
 FIELDS = (
-    "jax", "device", "task", "mark", "implementation", "seed", "seconds", "env_steps", "reached",
+    "jax", "device", "task", "mark", "implementation", "seed", "seconds", "cpu_seconds",
+    "env_steps", "reached", "commit",
 )  # fmt: skip
 KEY = ("jax", "device", "task", "implementation", "seed")
 
@@ -85,9 +89,14 @@ def ours(task: str, seed: int, started: float) -> dict[str, Any]:
             kept.extend(np.asarray(metrics[name])[:updates].tolist())
         done += updates
         if reached_at(*map(np.array, found.values()), mark) is not None:
-            return {"seconds": time.time() - started, "env_steps": done * size, "reached": True}
+            break
         updates = min(next_count(updates, time.perf_counter() - before), 64)
-    return {"seconds": time.time() - started, "env_steps": done * size, "reached": False}
+    return {
+        "seconds": time.time() - started,
+        "cpu_seconds": trained.cpu_seconds(),
+        "env_steps": done * size,
+        "reached": reached_at(*map(np.array, found.values()), mark) is not None,
+    }
 
 
 def purejaxrl(task: str, seed: int, started: float, folder: str) -> dict[str, Any]:
@@ -102,9 +111,9 @@ def purejaxrl(task: str, seed: int, started: float, folder: str) -> dict[str, An
     _, mark, settings = TASKS[task]
     config = PUREJAXRL | settings
     train = jax.jit(make_train(config)).lower(jax.random.PRNGKey(seed)).compile()
-    compiled = time.time()
+    compiled, busy = time.time(), trained.cpu_seconds()
     metrics = jax.block_until_ready(train(jax.random.PRNGKey(seed)))["metrics"]
-    running = time.time() - compiled
+    running, working = time.time() - compiled, trained.cpu_seconds() - busy
     ended = np.asarray(metrics["returned_episode"]).reshape(len(metrics["timestep"]), -1)
     returns = np.asarray(metrics["returned_episode_returns"]).reshape(ended.shape)
     episodes = ended.sum(axis=1)
@@ -113,6 +122,7 @@ def purejaxrl(task: str, seed: int, started: float, folder: str) -> dict[str, An
     share = (update or len(ended)) / len(ended)
     return {
         "seconds": compiled - started + share * running,
+        "cpu_seconds": busy + share * working,
         "env_steps": round(share * config["TOTAL_TIMESTEPS"]),
         "reached": update is not None,
     }
@@ -121,11 +131,12 @@ def purejaxrl(task: str, seed: int, started: float, folder: str) -> dict[str, An
 def quality(
     tasks: list[str], seeds: int, contestants: tuple[str, ...], settings: Settings, jax: str
 ) -> list[Row]:
-    """ppo_jax and PureJaxRL, if they take part, on each task with each seed, in turns."""
+    """ppo_jax and PureJaxRL (RLtools on Pendulum), if they take part, on each task with each seed,
+    in turns."""
     rows = []
     for task in tasks:
         for seed in range(seeds):
-            for name in ("ours", "purejaxrl"):
+            for name in ("ours", "rltools" if task == trained.TASK else "purejaxrl"):
                 absent = name == "purejaxrl" and settings.purejaxrl is None
                 if absent or name not in contestants:
                     continue
@@ -146,10 +157,12 @@ def _in_own_process(name: str, task: str, seed: int, settings: Settings) -> dict
     folder = str(Path(settings.purejaxrl or "").resolve())
     python = sys.executable if name == "ours" else settings.peers
     words = [python, "-m", "benchmarks.throughput.quality", name, task, str(seed)]
+    if task == trained.TASK:
+        words, folder = [python, "-m", "benchmarks.throughput.trained", name, str(seed)], ""
     # Everybody compiles, as at a first start.
     environment = {k: v for k, v in os.environ.items() if k != "JAX_COMPILATION_CACHE_DIR"}
     result = subprocess.run(
-        [*words, repr(time.time()), folder],
+        [*words, repr(time.time()), *([folder] if folder else [])],
         capture_output=True,
         text=True,
         cwd=ROOT,
@@ -159,14 +172,15 @@ def _in_own_process(name: str, task: str, seed: int, settings: Settings) -> dict
     if result.returncode:
         raise SystemExit(f"{NAMES[name]} on {task}:\n{result.stderr[-2000:]}")
     found = json.loads(result.stdout.splitlines()[-1])
-    return {**found, "seconds": round(found["seconds"], 2)}
+    return found | {name: round(found[name], 2) for name in ("seconds", "cpu_seconds")}
 
 
 def markdown(rows: list[Row]) -> str:
     """The median and the range over seeds."""
     lines = [
-        "| task | implementation | reached | seconds: median [range] | environment steps |",
-        "|---|---|---|---|---|",
+        "| task | implementation | reached | seconds: median [range] | CPU seconds | "
+        "environment steps |",
+        "|---|---|---|---|---|---|",
     ]
     for key in dict.fromkeys((r["jax"], r["task"], r["implementation"]) for r in rows):
         mine = [r for r in rows if (r["jax"], r["task"], r["implementation"]) == key]
@@ -177,9 +191,11 @@ def markdown(rows: list[Row]) -> str:
         steps = [float(r["env_steps"]) for r in good]
         if good:
             cells.append(f"{np.median(seconds):.1f} [{min(seconds):.1f}, {max(seconds):.1f}]")
+            cpu = [float(r["cpu_seconds"]) for r in good if r.get("cpu_seconds")]
+            cells.append(f"{np.median(cpu):.1f}" if cpu else "")
             cells.append(f"{np.median(steps):,.0f}")
         else:
-            cells += ["never", ""]
+            cells += ["never", "", ""]
         lines.append("| " + " | ".join(cells) + " |")
     return "\n".join(lines) + "\n"
 

@@ -20,6 +20,7 @@ NAMES = {
     "brax": "Brax",
     "sb3": "Stable-Baselines3",
     "sbx": "SBX",
+    "rltools": "RLtools",
 }
 
 
@@ -34,6 +35,7 @@ class Settings:
         seconds: of a round, about.
         patience: seconds without an answer after which a contestant is given up.
         worker: module that a contestant's process runs.
+        devices: "one" for each contestant, or "all": one for each core of a CPU.
     """
 
     peers: str
@@ -42,6 +44,7 @@ class Settings:
     seconds: float = 2.0
     patience: float = 300.0
     worker: str = "benchmarks.throughput.worker"
+    devices: str = "one"
 
 
 class Contestant:
@@ -61,6 +64,7 @@ class Contestant:
         words = [python, "-m", settings.worker, name, configuration.to_json()]
         if name == "purejaxrl" and settings.purejaxrl is not None:
             words += ["--purejaxrl", str(settings.purejaxrl.resolve())]
+        words += ["--devices", settings.devices]
         # A cache of compiled programs would make the second compilation a different quantity.
         own = {k: v for k, v in os.environ.items() if k != "JAX_COMPILATION_CACHE_DIR"}
         own |= {
@@ -142,7 +146,7 @@ def race(
             field.append(contestant)
             ready = contestant.ready
             state = contestant.why or f"compiled in {ready['compile_seconds']:.1f} s"
-            say(f"{configuration.name}: {called[name]}: {state}")
+            say(f"{configuration.name}, {settings.devices}: {called[name]}: {state}")
         for _ in range(settings.rounds):
             for contestant in field:
                 contestant.round()

@@ -1,6 +1,6 @@
 """One contestant in a process of its own, asked for rounds over stdin.
 
-python -m benchmarks.throughput.worker NAME CONFIGURATION_AS_JSON [--purejaxrl PATH]
+python -m benchmarks.throughput.worker NAME CONFIGURATION_AS_JSON [--purejaxrl PATH] [--devices all]
 
 Answers are lines of JSON on stdout: {"ready": true, ...} when it is compiled and has trained once,
 then one line for each {"seconds": 2.0} it reads, until stdin ends. {"unsupported": why} and
@@ -85,6 +85,8 @@ class Contest:
             "first_update_seconds": round(self.first_update_seconds, 3),
             "versions": self.versions,
             "device": device(),
+            "devices": getattr(self.program, "devices", 1),
+            "options": compiler_options(self.program),
         }
 
     def round(self, seconds: float) -> dict[str, Any]:
@@ -112,6 +114,13 @@ def versions(module: ModuleType, program: Program) -> dict[str, str]:
     packages = [*used, *getattr(module, "PACKAGES", ())]
     found = {name: importlib.metadata.version(name) for name in packages}
     return {**found, **getattr(program, "versions", {})}
+
+
+def compiler_options(program: Program) -> str:
+    """What its compiler was told, by XLA_FLAGS and by itself; "" for nothing."""
+    own = getattr(program, "compiler_options", {})
+    flags = os.environ.get("XLA_FLAGS", "") if "jax" in sys.modules else ""
+    return " ".join([*flags.split(), *(f"{name}={value}" for name, value in own.items())])
 
 
 def accelerator() -> Any:
@@ -152,6 +161,7 @@ def parse(
     parser.add_argument("name", help=f"module of {package}")
     parser.add_argument("configuration", type=read, help="as JSON")
     parser.add_argument("--purejaxrl", help="folder with PureJaxRL's ppo.py")
+    parser.add_argument("--devices", choices=("one", "all"), default="one")
     parser.set_defaults(package=package)
     return parser.parse_args(arguments)
 

@@ -4,7 +4,8 @@ Its own, and not to be switched off: it keeps the statistics of observations eve
 normalise them, resets episodes to the state each environment had at first (on top of gymnax's
 own reset), draws minibatches of whole rollouts, and computes advantages anew in every one of them.
 Adam's epsilon is 1e-8. Between two segments it does some work on the host. Brax 0.14 calls
-`jax.device_put_replicated`, which JAX 0.10 no longer has: it is put back, for one device.
+`jax.device_put_replicated`, which JAX 0.10 no longer has: it is put back. It is the one project
+that trains one agent on several devices: environments split, gradients averaged.
 """
 
 import functools
@@ -24,7 +25,14 @@ from brax.training.agents.ppo import train as ppo
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from benchmarks.throughput.configurations import Configuration
-from benchmarks.throughput.contestants import FixedLength, Train, Unsupported, require
+from benchmarks.throughput.contestants import (
+    ONE_DEVICE,
+    FixedLength,
+    Train,
+    Unsupported,
+    all_devices,
+    require,
+)
 
 PACKAGES = ("brax", "gymnax", "flax", "optax")
 # Of one training: more than are ever asked for.
@@ -77,19 +85,25 @@ class FromGymnax(Env):
 
 
 def device_put_replicated(tree: Any, devices: Sequence[jax.Device]) -> Any:
-    """What JAX had under this name, as far as one device needs it.
+    """What JAX had under this name.
 
     Args:
         tree: of arrays.
-        devices: the one device of the training.
+        devices: D of the training.
 
     Returns:
-        The arrays with a leading axis of one, sharded as pmap returns them: otherwise the second
-        segment would compile again.
+        The arrays with a leading axis of D copies, sharded as pmap returns them: otherwise the
+        second segment would compile again.
     """
     mesh = Mesh(np.array(devices), (ppo._PMAP_AXIS_NAME,))
     sharding = NamedSharding(mesh, PartitionSpec(ppo._PMAP_AXIS_NAME))
-    return jax.tree.map(lambda leaf: jax.device_put(jnp.asarray(leaf)[None], sharding), tree)
+
+    def put(leaf: Any) -> jax.Array:
+        leaf = jnp.asarray(leaf)
+        copies = jnp.broadcast_to(leaf[None], (len(devices), *leaf.shape))
+        return jax.device_put(copies, sharding)
+
+    return jax.tree.map(put, tree)
 
 
 class _Stop(Exception):
@@ -99,18 +113,19 @@ class _Stop(Exception):
 class Segments:
     """A training that pauses: `ppo.train` runs in a thread and reports after every segment."""
 
-    def __init__(self, configuration: Configuration, updates: int) -> None:
+    def __init__(self, configuration: Configuration, devices: int, updates: int) -> None:
         """Start, compile, and train the first segment.
 
         Args:
             configuration: what to train.
+            devices: over how many.
             updates: of each segment.
         """
         self.steps_per_segment = updates * configuration.steps_per_update
         self.steps, self.stopped = 0, False
         self.failure: BaseException | None = None
         self.go, self.arrived = threading.Semaphore(0), threading.Semaphore(0)
-        arguments = (configuration, self.steps_per_segment)
+        arguments = (configuration, devices, self.steps_per_segment)
         self.thread = threading.Thread(target=self._train, args=arguments, daemon=True)
         self.thread.start()
         self._wait()
@@ -142,9 +157,9 @@ class Segments:
         if self.stopped:
             raise _Stop
 
-    def _train(self, configuration: Configuration, steps_per_segment: int) -> None:
+    def _train(self, configuration: Configuration, devices: int, steps_per_segment: int) -> None:
         try:
-            _call(configuration, steps_per_segment, self._progress)
+            _call(configuration, devices, steps_per_segment, self._progress)
         except _Stop:
             pass
         except BaseException as failure:
@@ -152,7 +167,9 @@ class Segments:
             self.arrived.release()
 
 
-def _call(configuration: Configuration, steps_per_segment: int, progress: Any) -> None:
+def _call(
+    configuration: Configuration, devices: int, steps_per_segment: int, progress: Any
+) -> None:
     """Brax's own entry, in its own words."""
     ppo.train(
         FromGymnax(configuration.env),
@@ -161,7 +178,7 @@ def _call(configuration: Configuration, steps_per_segment: int, progress: Any) -
         num_evals=SEGMENTS + 1,
         run_evals=False,
         progress_fn=progress,
-        max_devices_per_host=1,
+        max_devices_per_host=devices,
         num_envs=configuration.num_envs,
         episode_length=EPISODE_LENGTH,
         unroll_length=configuration.num_steps,
@@ -192,23 +209,26 @@ def _call(configuration: Configuration, steps_per_segment: int, progress: Any) -
 class Program(FixedLength):
     """The length of a segment is compiled; another one is another training."""
 
-    def __init__(self, configuration: Configuration) -> None:
-        super().__init__(functools.partial(self._start, configuration), compile_trains=True)
+    def __init__(self, configuration: Configuration, devices: int) -> None:
+        build = functools.partial(self._start, configuration, devices)
+        super().__init__(build, compile_trains=True, devices=devices)
         self.segments: Segments | None = None
 
-    def _start(self, configuration: Configuration, updates: int) -> Train:
+    def _start(self, configuration: Configuration, devices: int, updates: int) -> Train:
         if self.segments is not None:
             self.segments.close()
-        self.segments = Segments(configuration, updates)
+        self.segments = Segments(configuration, devices, updates)
         return self.segments.train
 
 
 def prepare(configuration: Configuration, options: Namespace) -> Program:
     """Brax's PPO; Pendulum only."""
-    del options
     if not hasattr(jax, "device_put_replicated"):
         jax.device_put_replicated = device_put_replicated
     require(configuration, ("Pendulum-v1",), "only continuous actions")
-    if configuration.num_envs % configuration.minibatches:
+    devices = 1 if options.devices == "one" else all_devices()
+    if options.devices != "one" and devices == 1:
+        raise Unsupported(ONE_DEVICE)
+    if configuration.num_envs % (configuration.minibatches * devices):
         raise Unsupported("minibatches are made of whole rollouts: num_envs must be a multiple")
-    return Program(configuration)
+    return Program(configuration, devices)

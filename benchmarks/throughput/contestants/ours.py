@@ -12,12 +12,13 @@ import jax.numpy as jnp
 import numpy as np
 
 from benchmarks.throughput.configurations import Configuration
+from benchmarks.throughput.contestants import ONE_AGENT, ONE_DEVICE, Unsupported
 from ppo_jax import config as configs
 from ppo_jax import guard
 from ppo_jax.cli.sweep import one_device_per_core
 from ppo_jax.config import TrainConfig
 from ppo_jax.experiment import compile_run
-from ppo_jax.runs.chunk import MAX_CHUNK
+from ppo_jax.runs.chunk import MAX_CHUNK, compiler_options
 from ppo_jax.sweep import program as sweep
 from ppo_jax.train import build
 
@@ -43,6 +44,7 @@ class OneAgent:
     def __init__(self, config: TrainConfig) -> None:
         """Nothing is compiled yet."""
         self.config = config
+        self.compiler_options = compiler_options()
 
     def compile(self) -> None:
         """Program and first state, as a run makes them."""
@@ -67,14 +69,23 @@ class OneAgent:
 class ManyAgents:
     """As many rounds of agents as a sweep would make of them, each advanced in turn."""
 
-    def __init__(self, config: TrainConfig, agents: int) -> None:
-        """Nothing is compiled yet."""
+    def __init__(self, config: TrainConfig, agents: int, devices: int | None = None) -> None:
+        """Nothing is compiled yet.
+
+        Args:
+            config: of each agent.
+            agents: of all devices together.
+            devices: how many to spread them over; None: all.
+        """
         self.config, self.agents = config, agents
+        self.places = jax.devices()[:devices]
+        self.devices = len(self.places)
+        self.compiler_options = compiler_options()
 
     def compile(self) -> None:
         """The sweep's own choice of width."""
         static, floats = sweep.structure(self.config)
-        devices = jax.devices()
+        devices = self.places
         compile_at = functools.partial(self._compile_at, static, devices)
         self.program = sweep.fit(self.agents, compile_at, devices)
         each = self.program.agents
@@ -106,10 +117,15 @@ class ManyAgents:
 
 def prepare(configuration: Configuration, options: Namespace) -> OneAgent | ManyAgents:
     """ppo_jax's PPO."""
-    del options
     config = config_of(configuration)
     if configuration.agents == 1:
+        if options.devices != "one":
+            raise Unsupported(ONE_AGENT)
         return OneAgent(config)
+    if options.devices == "one":
+        return ManyAgents(config, configuration.agents, 1)
     if os.environ.get("JAX_PLATFORMS", "cpu") == "cpu":
         one_device_per_core()
+    if len(jax.devices()) == 1:
+        raise Unsupported(ONE_DEVICE)
     return ManyAgents(config, configuration.agents)

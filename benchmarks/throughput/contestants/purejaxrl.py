@@ -3,6 +3,8 @@
 Its `make_train` runs as it is. Replaced are its network, where the configuration asks for another
 one (its continuous file has 2x256), and for Pendulum its Brax wrapper by a gymnax environment.
 Observations and rewards are not normalised. All infos are kept until the end: that is its design.
+Many agents are its own `jit(vmap(train))`, over several devices pmapped. Their orthogonal matrices
+are factorised one at a time on CPUs, without which many agents do not answer there.
 """
 
 import contextlib
@@ -24,7 +26,13 @@ import jax.numpy as jnp
 from flax.linen.initializers import orthogonal
 
 from benchmarks.throughput.configurations import Configuration
-from benchmarks.throughput.contestants import FixedLength, Train, Unsupported, compile_training
+from benchmarks.throughput.contestants import (
+    FixedLength,
+    Train,
+    Unsupported,
+    compile_training,
+    devices_of,
+)
 
 # Imported at once where it is there, so that it counts as an import: its wrappers use it.
 with contextlib.suppress(ImportError):
@@ -118,9 +126,25 @@ def prepare(configuration: Configuration, options: Namespace) -> FixedLength:
     """PureJaxRL from the folder `options.purejaxrl`."""
     if options.purejaxrl is None:
         raise Unsupported("needs --purejaxrl PATH, the folder with its ppo.py")
+    devices = devices_of(configuration, options.devices)
     module = _load(Path(options.purejaxrl), configuration)
-    build = functools.partial(_build, module, configuration)
-    return FixedLength(build, versions={"purejaxrl": _fingerprint(module)})
+    versions = {"purejaxrl": _fingerprint(module)}
+    if configuration.agents > 1 and jax.default_backend() == "cpu":
+        module.orthogonal = one_at_a_time
+        versions["orthogonal"] = "one at a time"
+    build = functools.partial(_build, module, configuration, devices)
+    return FixedLength(build, versions=versions, devices=devices)
+
+
+def one_at_a_time(scale: float) -> Any:
+    """Flax's orthogonal initialiser for many agents: jaxlib 0.10's CPU kernel can wait for ever on
+    few cores when it factorises matrices in batches."""
+    draw = orthogonal(scale)
+
+    def init(key: jax.Array, shape: tuple[int, ...], dtype: Any = jnp.float32) -> jax.Array:
+        return jax.custom_batching.sequential_vmap(lambda key: draw(key, shape, dtype))(key)
+
+    return init
 
 
 def make_importable(folder: Path) -> None:
@@ -155,7 +179,9 @@ def _load(folder: Path, configuration: Configuration) -> types.ModuleType:
     return module
 
 
-def _build(module: types.ModuleType, configuration: Configuration, updates: int) -> Train:
+def _build(
+    module: types.ModuleType, configuration: Configuration, devices: int, updates: int
+) -> Train:
     total = updates * configuration.num_envs * configuration.num_steps
     train = module.make_train(
         {
@@ -178,7 +204,7 @@ def _build(module: types.ModuleType, configuration: Configuration, updates: int)
             "DEBUG": False,
         }
     )
-    return compile_training(train, configuration.agents)
+    return compile_training(train, configuration.agents, devices)
 
 
 def _fingerprint(module: types.ModuleType) -> str:

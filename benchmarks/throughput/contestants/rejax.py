@@ -1,7 +1,7 @@
 """Rejax: the whole training is one jitted function; its evaluation is switched off.
 
 Its own, and not to be set: two optimisers and two gradients, elementwise instead of global clipping
-of gradients, Adam's epsilon 1e-8.
+of gradients, Adam's epsilon 1e-8. Many agents are vmapped, over several devices pmapped.
 """
 
 import dataclasses
@@ -14,7 +14,7 @@ import rejax
 from rejax.networks import DiscretePolicy
 
 from benchmarks.throughput.configurations import Configuration
-from benchmarks.throughput.contestants import FixedLength, Train, compile_training
+from benchmarks.throughput.contestants import FixedLength, Train, compile_training, devices_of
 
 PACKAGES = ("rejax", "gymnax", "distrax", "flax", "optax")
 
@@ -69,11 +69,11 @@ class ConvolutionalValue(nn.Module):
 
 def prepare(configuration: Configuration, options: Namespace) -> FixedLength:
     """Rejax's PPO, its environments those of gymnax."""
-    del options
-    return FixedLength(functools.partial(_build, configuration))
+    devices = devices_of(configuration, options.devices)
+    return FixedLength(functools.partial(_build, configuration, devices), devices=devices)
 
 
-def _build(configuration: Configuration, updates: int) -> Train:
+def _build(configuration: Configuration, devices: int, updates: int) -> Train:
     total = updates * configuration.num_envs * configuration.num_steps
     algorithm = rejax.get_algo("ppo").create(
         env=configuration.env,
@@ -102,7 +102,7 @@ def _build(configuration: Configuration, updates: int) -> Train:
     algorithm = algorithm.replace(eval_callback=lambda algorithm, state, key: ())
     if configuration.network == "minatar":
         algorithm = _with_convolutions(algorithm, configuration)
-    return compile_training(algorithm.train, configuration.agents)
+    return compile_training(algorithm.train, configuration.agents, devices)
 
 
 def _with_convolutions(algorithm: rejax.PPO, configuration: Configuration) -> rejax.PPO:

@@ -13,7 +13,7 @@ from stable_baselines3.common.env_util import make_vec_env
 from stable_baselines3.common.vec_env import DummyVecEnv
 
 from benchmarks.throughput.configurations import Configuration
-from benchmarks.throughput.contestants import require
+from benchmarks.throughput.contestants import ONE_AGENT, Unsupported, require
 
 PACKAGES = ("stable-baselines3", "gymnasium", "numpy")
 ENVS = ("CartPole-v1", "Pendulum-v1")
@@ -77,5 +77,6 @@ class Program:
 
 def prepare(configuration: Configuration, options: Namespace) -> Program:
     """Stable-Baselines3's PPO."""
-    del options
+    if options.devices != "one":
+        raise Unsupported(ONE_AGENT)
     return Program(PPO, ACTIVATIONS[configuration.activation], configuration, compile_trains=False)

@@ -6,6 +6,7 @@ import flax.linen as nn
 import sbx
 
 from benchmarks.throughput.configurations import Configuration
+from benchmarks.throughput.contestants import ONE_AGENT, Unsupported
 from benchmarks.throughput.contestants.sb3 import Program
 
 PACKAGES = ("sbx-rl", "stable-baselines3", "gymnasium", "flax", "optax", "numpy")
@@ -13,6 +14,7 @@ PACKAGES = ("sbx-rl", "stable-baselines3", "gymnasium", "flax", "optax", "numpy"
 
 def prepare(configuration: Configuration, options: Namespace) -> Program:
     """SBX's PPO."""
-    del options
+    if options.devices != "one":
+        raise Unsupported(ONE_AGENT)
     activation = getattr(nn, configuration.activation)
     return Program(sbx.PPO, activation, configuration, compile_trains=True)

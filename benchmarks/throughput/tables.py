@@ -1,0 +1,226 @@
+"""The race as the documentation's tables, and as a figure."""
+
+from collections.abc import Iterable
+from pathlib import Path
+
+import numpy as np
+
+from benchmarks import commit
+from benchmarks.table import Row, read
+from benchmarks.throughput.race import NAMES
+from benchmarks.throughput.ratios import Ratio, shown
+from benchmarks.throughput.results import RACE, RATES
+
+OURS, OTHER = NAMES["ours"], NAMES["purejaxrl"]
+# Of these many a peer's compilation stands beside ours.
+COMPILED = f"compile s, {OURS} / {OTHER}"
+
+
+def of(folder: Path, device: str = "cpu") -> list[Row]:
+    """The rows of a kind of device.
+
+    Raises:
+        SystemExit: they were measured with several commits.
+    """
+    rows = [r for r in read(folder / RACE) if r["device"] == device]
+    commit.one(rows, str(folder / RACE))
+    return rows
+
+
+class Cells:
+    """The rows of one version of jax, by race and implementation."""
+
+    def __init__(self, rows: Iterable[Row]) -> None:
+        """Sort them.
+
+        Args:
+            rows: of one jax.
+        """
+        rows = [*rows]
+        self.jax, self.commit = rows[0]["jax"], rows[0].get("commit") or "not recorded"
+        self.interval = next((r["interval"] for r in rows if r["interval"]), "")
+        self.names = [n for n in NAMES.values() if any(r["implementation"] == n for r in rows)]
+        self.races = [*dict.fromkeys((r["configuration"], r["devices"]) for r in rows)]
+        self.found = {(r["configuration"], r["devices"], r["implementation"]): r for r in rows}
+
+    def row(self, race: tuple[str, str], name: str) -> Row | None:
+        """Of a contestant in a race; None if it was not measured."""
+        return self.found.get((*race, name))
+
+    def label(self, race: tuple[str, str]) -> str:
+        """ "cartpole-4x128-a16, 2 devices"; one device is not mentioned."""
+        rows = (self.row(race, name) for name in self.names)
+        counts = [int(r["device_count"]) for r in rows if r and r["device_count"]]
+        more = race[1] != "one" and counts
+        return f"{race[0]}, {max(counts)} devices" if more else race[0]
+
+    def compiled(self, race: tuple[str, str]) -> str:
+        """Seconds that ppo_jax took to compile, and PureJaxRL."""
+        both = [self.row(race, name) for name in (OURS, OTHER)]
+        return " / ".join(f"{float(r['compile_seconds']):.1f}" if ran(r) else "-" for r in both)
+
+    def options(self, name: str) -> str:
+        """What a contestant's compiler was told, in any of the races."""
+        rows = [r for race in self.races if (r := self.row(race, name)) is not None and ran(r)]
+        words = dict.fromkeys(word for r in rows for word in r["options"].split())
+        return "<br>".join(w.replace(",", " ") for w in words) or ("none" if rows else "-")
+
+
+def by_jax(rows: list[Row]) -> list[Cells]:
+    """A table's cells for each version of jax."""
+    return [
+        Cells(r for r in rows if r["jax"] == jax) for jax in dict.fromkeys(r["jax"] for r in rows)
+    ]
+
+
+def ran(row: Row | None) -> bool:
+    """Whether there are numbers."""
+    return row is not None and not row["why"]
+
+
+def ratio_of(row: Row, speedup: str) -> Ratio | None:
+    """ppo_jax over this one, if they ran in pairs."""
+    if not row[speedup]:
+        return None
+    low, high = row[f"{speedup}_low"], row[f"{speedup}_high"]
+    return Ratio(float(row[speedup]), float(low) if low else None, float(high) if high else None)
+
+
+def compared(row: Row, ours: Row | None, per: str = "seconds") -> str:
+    """The ratio as it is shown, "" without one."""
+    rate, speedup = RATES[per]
+    ratio = ratio_of(row, speedup)
+    if ours is None or ratio is None or row["implementation"] == OURS:
+        return ""
+    return shown(ratio, float(ours[rate]), float(row[rate]))
+
+
+def markdown(folder: Path, per: str = "seconds", device: str = "cpu") -> str:
+    """Rates and how many times ppo_jax's is each, a table for each version of jax.
+
+    Args:
+        folder: of the CSV.
+        per: "seconds" of the clock, or "cpu_seconds".
+        device: what it ran on.
+    """
+    wall = per == "seconds"
+    tables = []
+    for cells in by_jax(of(folder, device)):
+        head = f"jax {cells.jax}, commit {cells.commit}" + ("" if wall else ", per CPU second")
+        head += f"; [{cells.interval}]" if cells.interval else ""
+        more = [COMPILED] if wall else []
+        lines = [
+            _line([head, *cells.names, *more]),
+            "|---" * (1 + len(cells.names) + len(more)) + "|",
+        ]
+        for race in cells.races:
+            ours = cells.row(race, OURS)
+            found = [_cell(cells.row(race, name), ours, per) for name in cells.names]
+            lines.append(
+                _line([cells.label(race), *found, *([cells.compiled(race)] if wall else [])])
+            )
+        if wall:
+            told = [cells.options(name) for name in cells.names]
+            lines.append(_line(["compiler's options", *told, ""]))
+        if any(race_has(cells, race, RATES[per][0]) for race in cells.races):
+            tables.append("\n".join(lines) + "\n")
+    return "\n".join(tables)
+
+
+def race_has(cells: Cells, race: tuple[str, str], column: str) -> bool:
+    """Whether somebody has a number in a column."""
+    rows = (cells.row(race, name) for name in cells.names)
+    return any(r is not None and r[column] for r in rows)
+
+
+def _line(cells: Iterable[str]) -> str:
+    return "| " + " | ".join(cells) + " |"
+
+
+def _cell(row: Row | None, ours: Row | None, per: str) -> str:
+    if row is None:
+        return ""
+    if row["why"]:
+        return row["why"] if "no answer" in row["why"] else "-"
+    rate = row[RATES[per][0]]
+    if not rate:
+        return ""
+    ratio = compared(row, ours if ran(ours) else None, per)
+    text = f"{float(rate) / 1000:,.3g} k"
+    return f"{text}, {ratio}" if ratio else text
+
+
+def summary(folder: Path, device: str = "cpu") -> str:
+    """The README's table, on the oldest jax: ppo_jax, and how many times faster it is than each."""
+    tables = by_jax(of(folder, device))
+    if not tables:
+        return ""
+    cells = tables[0]
+    names = [name for name in cells.names if name != OURS]
+    lines = [
+        _line(["", "ppo_jax, steps/s", *names, COMPILED]),
+        "|---" * (3 + len(names)) + "|",
+    ]
+    for race in cells.races:
+        ours = cells.row(race, OURS)
+        if ours is None or not ran(ours):
+            continue
+        found = []
+        for name in names:
+            row = cells.row(race, name)
+            found.append(compared(row, ours) if row and ran(row) else _cell(row, ours, "seconds"))
+        own = f"{int(ours['steps_per_second']):,}"
+        lines.append(_line([cells.label(race), own, *found, cells.compiled(race)]))
+    return "\n".join(lines) + "\n"
+
+
+def compile_markdown(folder: Path, device: str = "cpu") -> str:
+    """Seconds to compile, beside PureJaxRL's, and from the start of the process to the end of its
+    first update."""
+    lines = [
+        f"| jax | configuration | implementation | compile s | {OTHER}'s | first update s | MB |",
+        "|---|---|---|---|---|---|---|",
+    ]
+    for cells in by_jax(of(folder, device)):
+        for race in cells.races:
+            other = cells.row(race, OTHER)
+            beside = other["compile_seconds"] if other and ran(other) else ""
+            for name in cells.names:
+                r = cells.row(race, name)
+                if r is None or r["why"]:
+                    continue
+                found = [cells.jax, cells.label(race), name, r["compile_seconds"], beside]
+                lines.append(_line([*found, r["first_update_seconds"], r["peak_mb"]]))
+    return "\n".join(lines) + "\n"
+
+
+def plot(folder: Path, device: str = "cpu") -> None:
+    """Bars of steps per second, logarithmic: a group for each race."""
+    from matplotlib.figure import Figure
+
+    tables = by_jax([r for r in of(folder, device) if not r["why"]])
+    figure = Figure(figsize=(10, 3.6 * len(tables)), layout="constrained")
+    for place, cells in enumerate(tables):
+        ax = figure.add_subplot(len(tables), 1, place + 1)
+        width = 0.8 / len(cells.names)
+        for k, name in enumerate(cells.names):
+            shift = (k - (len(cells.names) - 1) / 2) * width
+            rows = [(i + shift, cells.row(race, name)) for i, race in enumerate(cells.races)]
+            here = [(x, r) for x, r in rows if r is not None]
+            middle = np.array([float(r["steps_per_second"]) for _, r in here])
+            spread = np.array([[float(r["slowest"]), float(r["fastest"])] for _, r in here]).T
+            error = np.abs(spread - middle)
+            ax.bar([x for x, _ in here], middle, width, label=name, yerr=error, capsize=2)
+        labels = [
+            cells.label(race).replace("-", "\n", 1).replace(", ", "\n") for race in cells.races
+        ]
+        ax.set_xticks(range(len(labels)), labels, fontsize=8)
+        ax.set_yscale("log")
+        ax.set_ylabel("environment steps / s")
+        cores = next(iter(cells.found.values()))["cores"]
+        ax.set_title(f"jax {cells.jax}, {cores} cores" if device == "cpu" else device)
+        ax.grid(axis="y", alpha=0.3)
+        ax.legend(
+            fontsize=8, ncols=len(cells.names), loc="lower center", bbox_to_anchor=(0.5, -0.42)
+        )
+    figure.savefig(folder / "throughput.png", dpi=110)
