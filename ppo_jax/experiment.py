@@ -491,16 +491,20 @@ class Compiled(NamedTuple):
     floats: dict[str, Any]
 
 
-def compile_run(config: TrainConfig, program: Program) -> Compiled:
+def compile_run(config: TrainConfig, program: Program, number: int = 1) -> Compiled:
     """Compile what a run needs, as a run does.
 
     Args:
         config: of the run.
         program: built for it.
+        number: of devices, which divides the configuration's parts.
     """
-    job = job_of(config, program)
-    chunk = compile_chunk(job.step, job.shapes, job.floats, may_be_nan=job.may_be_nan)
-    return Compiled(job.init, chunk, job.floats)
+    job, layout = job_of(config, program), devices.layout(number, OF_PARTS)
+    chunk = compile_chunk(
+        job.step, job.shapes, job.floats, may_be_nan=job.may_be_nan, layout=layout
+    )
+    init = job.init if layout is None else lambda: layout.place(job.init())
+    return Compiled(init, chunk, job.floats)
 
 
 def started_from(other: TrainState, state: TrainState) -> TrainState:

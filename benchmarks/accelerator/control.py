@@ -7,6 +7,8 @@ import statistics
 import time
 from typing import Any
 
+import jax
+
 from benchmarks.accelerator import roofline
 from benchmarks.accelerator.tasks import Context, Measured, NotAvailable, Task
 from benchmarks.throughput.configurations import CONFIGURATIONS
@@ -73,6 +75,8 @@ OWN: dict[str, dict[str, Any]] = {
         "normalize_obs": True,
     },
 }
+# One agent on all devices there are, of the same batch as the task of this name without the end.
+ON_ALL_DEVICES = "cartpole-8192x32-all-devices"
 # Suites that may be absent, and what they import.
 PACKAGES = {"brax": "brax", "playground": "mujoco_playground"}
 # What must not stand in the text of a compiled program that never leaves the device.
@@ -87,7 +91,7 @@ TRANSFER = re.compile(
 def tasks() -> list[Task]:
     """The ceilings, then every configuration, small ones first."""
     found = [Task("control", "ceilings", measure_ceilings, patience=60.0)]
-    found += [_task(name) for name in (*SHARED, *OWN)]
+    found += [_task(name) for name in (*SHARED, *OWN, ON_ALL_DEVICES)]
     return found
 
 
@@ -109,6 +113,8 @@ def measure_ceilings(context: Context) -> list[Measured]:
 
 def configuration(name: str, smoke: bool) -> tuple[TrainConfig, int]:
     """(configuration, number of agents) of a task; `smoke` makes it tiny."""
+    if name == ON_ALL_DEVICES:
+        name = name.removesuffix("-all-devices")
     if name in OWN:
         rollout = OWN[name]["num_envs"] * OWN[name]["num_steps"]
         total = rollout * MANY_UPDATES
@@ -142,7 +148,10 @@ def measure(name: str, context: Context) -> Measured:
     suite = config.env.partition(":")[0]
     if suite in PACKAGES and importlib.util.find_spec(PACKAGES[suite]) is None:
         raise NotAvailable(f"{suite} is not installed; pip install 'ppo_jax[{suite}]'")
-    contestant: Any = OneAgent(config) if agents == 1 else ManyAgents(config, agents)
+    devices = jax.device_count() if name == ON_ALL_DEVICES else 1
+    if name == ON_ALL_DEVICES and devices == 1:
+        raise NotAvailable("there is one device, which the other rows are of")
+    contestant: Any = OneAgent(config, devices) if agents == 1 else ManyAgents(config, agents)
     started = time.perf_counter()
     contestant.compile()
     compiled = time.perf_counter() - started
@@ -157,7 +166,8 @@ def measure(name: str, context: Context) -> Measured:
         "high": round(steps * max(rounds)),
         "compile_seconds": round(compiled, 2),
         "precision": precision,
-        "note": f"{agents} x {config.num_envs} x {config.num_steps}",
+        "note": f"{agents} x {config.num_envs} x {config.num_steps}"
+        + (f", {devices} devices" if devices > 1 else ""),
         **account(contestant),
         **roofline.shares(roofline.work_of(config), rate, context.ceilings, precision),
     }

@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from benchmarks.throughput.configurations import Configuration
-from benchmarks.throughput.contestants import ONE_AGENT, ONE_DEVICE, Unsupported
+from benchmarks.throughput.contestants import ONE_DEVICE, Unsupported
 from ppo_jax import config as configs
 from ppo_jax import guard
 from ppo_jax.cli.sweep import one_device_per_core
@@ -41,14 +41,20 @@ def config_of(configuration: Configuration) -> TrainConfig:
 class OneAgent:
     """A TrainState that goes on from round to round."""
 
-    def __init__(self, config: TrainConfig) -> None:
-        """Nothing is compiled yet."""
-        self.config = config
+    def __init__(self, config: TrainConfig, devices: int = 1) -> None:
+        """Nothing is compiled yet.
+
+        Args:
+            config: of the agent.
+            devices: how many share it.
+        """
+        self.config = dataclasses.replace(config, parts=devices)
+        self.devices = devices
         self.compiler_options = compiler_options()
 
     def compile(self) -> None:
         """Program and first state, as a run makes them."""
-        self.compiled = compile_run(self.config, build(self.config))
+        self.compiled = compile_run(self.config, build(self.config), self.devices)
         self.state = self.compiled.init()
 
     def prepare_run(self, updates: int) -> None:
@@ -118,14 +124,13 @@ class ManyAgents:
 def prepare(configuration: Configuration, options: Namespace) -> OneAgent | ManyAgents:
     """ppo_jax's PPO."""
     config = config_of(configuration)
-    if configuration.agents == 1:
-        if options.devices != "one":
-            raise Unsupported(ONE_AGENT)
-        return OneAgent(config)
+    alone = configuration.agents == 1
     if options.devices == "one":
-        return ManyAgents(config, configuration.agents, 1)
+        return OneAgent(config) if alone else ManyAgents(config, configuration.agents, 1)
     if os.environ.get("JAX_PLATFORMS", "cpu") == "cpu":
         one_device_per_core()
     if len(jax.devices()) == 1:
         raise Unsupported(ONE_DEVICE)
+    if alone:
+        return OneAgent(config, len(jax.devices()))
     return ManyAgents(config, configuration.agents)
