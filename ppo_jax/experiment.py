@@ -37,8 +37,9 @@ from ppo_jax.evaluate import (
     warn_unfinished,
 )
 from ppo_jax.networks import Policy
-from ppo_jax.runs import cache, devices, loop, manifest, memory, trackers
+from ppo_jax.runs import cache, cluster, devices, loop, manifest, memory, provenance, trackers
 from ppo_jax.runs.chunk import Chunk, Step, compile_chunk, compiler_options
+from ppo_jax.runs.cluster.follow import follow
 from ppo_jax.runs.folder import (
     RunDirectory,
     check_callbacks,
@@ -254,7 +255,7 @@ def train(
     options = _settled(options)
     config = named(config, options, given)
     _refuse_options(config)
-    number = devices.chosen(options.devices)
+    number, processes = _devices(options)
     if config.parts == 1 and options.resume is None:
         config = dataclasses.replace(config, parts=number)
     functions = _callbacks(config, options, callbacks, given)
@@ -266,9 +267,21 @@ def train(
     if start is not None:
         started_from(start, jax.eval_shape(program.init, jax.random.key(config.seed)))
     _check_evaluation(options, program.env)
-    layout = devices.layout(devices.share(number, config.parts), OF_PARTS)
+    shared = devices.share(number, config.parts)
+    if shared < number and processes > 1:
+        raise ConfigError(
+            f"the environments of this run are in {config.parts} parts, which do not divide over "
+            f"the {number} devices of {processes} processes; start as many that they do"
+        )
+    layout = devices.layout(shared, OF_PARTS)
     job = job_of(config, program, options.eval_episodes, start)._replace(layout=layout)
     loop.check(job, options)
+    group = cluster.current()
+    group.agree("commands", _said(config, options))
+    if isinstance(group, cluster.Group) and not group.leads:
+        with Signals() as signals:
+            cache.use()
+            return follow(group, job, lambda path: checkpoints_of(path, config), signals=signals)
     with (
         _supervised(program, options),
         open_folder(config, options) as directory,
@@ -288,6 +301,20 @@ def train(
         )
         result = loop.run(job, record, signals=signals, callbacks=functions)
         return result._replace(exit_code=signals.exit_code)
+
+
+def _devices(options: RunOptions) -> tuple[int, int]:
+    """(number of devices, number of processes that have them)"""
+    processes = cluster.current().size
+    if processes == 1:
+        return devices.chosen(options.devices), 1
+    return devices.of_processes(options.devices, processes), processes
+
+
+def _said(config: TrainConfig, options: RunOptions) -> dict[str, Any]:
+    """What all processes that train together must have been given alike."""
+    about = {"devices": jax.devices()[0].device_kind, "resume": str(options.resume)}
+    return {**configs.to_json(config), **about, **provenance.versions()}
 
 
 def named(config: TrainConfig, options: RunOptions, given: Given) -> TrainConfig:
