@@ -7,6 +7,7 @@ kept is a `RunRecord`, or `InMemory`.
 import contextlib
 import math
 import os
+import shlex
 import signal
 import sys
 import time
@@ -372,8 +373,9 @@ class _Loop:
 
     def _advice(self) -> str:
         """What is saved and how to go on, for the line with which several processes end."""
-        saved = self.record.what_is_saved(self.job)
-        return f"{saved}. {self.record.how_to_go_on()}" if self.record.saved else saved
+        saved, path = self.record.what_is_saved(self.job), self.record.path
+        again = f"start all processes again with --resume {shlex.quote(str(path))}"
+        return f"{saved}; {again}" if self.record.saved else saved
 
     def _numbers(self) -> dict[str, int]:
         """For the log."""

@@ -21,7 +21,7 @@ from ppo_jax.runs import failures, global_arrays
 from ppo_jax.runs.cluster import board
 from ppo_jax.runs.cluster import start as starting
 from ppo_jax.runs.cluster.options import ClusterOptions, place_of
-from ppo_jax.runs.cluster.watch import SHARED, Watch
+from ppo_jax.runs.cluster.watch import Watch
 from ppo_jax.runs.job import RunFailed
 from ppo_jax.runs.signals import Signals
 from ppo_jax.types import PyTree
@@ -137,7 +137,7 @@ class Group:
             ConfigError: which process has what.
         """
         self._rounds += 1
-        folder = f"agree-{self._rounds}"
+        folder, mine = f"agree-{self._rounds}", json.loads(json.dumps(mine))
         if not self.leads:
             return self.board.put(f"{folder}/{self.rank}", json.dumps(mine))
         with self.at(f"waiting for the others' {what}", LONG_WORK):
@@ -158,7 +158,7 @@ class Group:
     def run(self, chunk: Callable[..., Any], *arguments: Any) -> Any:
         """A program that all run together, until its numbers are there."""
         started = time.monotonic()
-        with self.at("in an update", SHARED * self.heartbeat + self._longest):
+        with self.watch.at("in an update", self.heartbeat + self._longest, shared=True):
             found = jax.block_until_ready(chunk(*arguments))
         self._longest = max(self._longest, time.monotonic() - started)
         return found
@@ -184,7 +184,7 @@ class Group:
         """
         if self.leads:
             self.tell("gather")
-        with self.at("gathering the state", SHARED * self.heartbeat):
+        with self.watch.at("in gathering the state", shared=True):
             return global_arrays.gather(state)
 
     def own(self, state: PyTree) -> PyTree:

@@ -9,7 +9,7 @@ from ppo_jax.config.options import check_record, option
 
 HEARTBEAT = 100.0
 # Of the heartbeat: how long the processes wait for each other at the start.
-START = 1.5
+START = 1.25
 # Addresses that stand for every interface of a machine.
 WILDCARDS = ("", "*", "0", "0.0.0.0", "::")
 

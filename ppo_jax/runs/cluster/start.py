@@ -48,7 +48,7 @@ def initialize(place: Place) -> tuple[int, int]:
                 cluster_detection_method="deactivate",  # it is known by now
                 # These end later than what watches here, which says why.
                 initialization_timeout=math.ceil(place.start_timeout) + 30,
-                heartbeat_timeout_seconds=math.ceil(2 * place.heartbeat),
+                heartbeat_timeout_seconds=math.ceil(3 * place.heartbeat),
                 shutdown_timeout_seconds=math.ceil(place.heartbeat),
                 coordinator_bind_address=place.coordinator if stated else bind_address(place),
             )

@@ -25,9 +25,11 @@ from ppo_jax.runs import terminal
 from ppo_jax.runs.cluster.board import Board
 from ppo_jax.runs.signals import Signals
 
-# Work that all processes wait for in a program may take a little longer than other work: whoever
-# holds it up is to be the first to say so.
-SHARED = 1.2
+# Where all processes wait for each other, those that only wait may do so a little longer than the
+# one that holds them up, so that this one is the first to say so.
+PATIENCE = 1.2
+# Where JAX calls a function of Python from a compiled program.
+CALLBACKS = os.path.join("jax", "_src", "callback.py")  # noqa: PTH118
 # Seconds that process 0 stays at the end, at most, so that the others can read why.
 LINGER = 3.0
 
@@ -39,11 +41,13 @@ class Work(NamedTuple):
         what: in words.
         since: by the monotonic clock.
         limit: seconds that it may take.
+        shared: whether it is a program that waits for all other processes.
     """
 
     what: str
     since: float
     limit: float
+    shared: bool = False
 
 
 class Watch:
@@ -84,15 +88,17 @@ class Watch:
         faulthandler.cancel_dump_traceback_later()
 
     @contextlib.contextmanager
-    def at(self, what: str, limit: float | None = None) -> Iterator[None]:
+    def at(self, what: str, limit: float | None = None, *, shared: bool = False) -> Iterator[None]:
         """The main thread does something during a block.
 
         Args:
             what: in words, to follow "has been".
             limit: seconds that it may take; None: the heartbeat.
+            shared: whether it is a program that waits for all other processes.
         """
         before = self._work
-        self._work = Work(what, time.monotonic(), self.heartbeat if limit is None else limit)
+        limit = self.heartbeat if limit is None else limit
+        self._work = Work(what, time.monotonic(), limit, shared)
         try:
             yield
         finally:
@@ -108,14 +114,14 @@ class Watch:
         """
         with self._ending:  # whoever comes second waits here, and ends with the first
             said = json.dumps({"text": text, "code": code, "rank": self.rank})
-            _briefly(lambda: self.board.put(f"end/{self.rank}", said))
+            self._say(f"end/{self.rank}", said)
             self._leave(text if shown else "", code)
 
     def _leave(self, text: str, code: int) -> NoReturn:
         """End this process; process 0, which the others hear everything from, when they know."""
         until = time.monotonic() + min(LINGER, self.heartbeat / 4)
         if self.rank:
-            _briefly(lambda: self.board.put(f"left/{self.rank}", ""))
+            self._say(f"left/{self.rank}", "")
         else:
             _briefly(lambda: self._wait_for_others(until))
         if text:
@@ -123,6 +129,11 @@ class Watch:
         with contextlib.suppress(Exception):
             sys.stdout.flush()
         os._exit(code)
+
+    def _say(self, name: str, text: str) -> None:
+        """Put a text on the board, if that still answers."""
+        if time.monotonic() - self._answered < self.heartbeat / 2:
+            _briefly(lambda: self.board.put(name, text), 1.0)
 
     def _wait_for_others(self, until: float) -> None:
         while time.monotonic() < until and len(self.board.all("left")) < self.size - 1:
@@ -166,7 +177,8 @@ class Watch:
         if ends and not self._closing.is_set():
             found = json.loads(ends[min(ends, key=int)])
             with self._ending:
-                text = f"process {found['rank']}: {found['text']}" if found["text"] else ""
+                text, rank = found["text"], found["rank"]
+                text = text if not text or text.startswith("process") else f"process {rank}: {text}"
                 self._leave(text, found["code"])
         now, alive = time.monotonic(), board.all(read)
         for rank in self._others:
@@ -208,13 +220,42 @@ class Watch:
                 f"process{plural} {names}{more} {verb} shown no sign of life for "
                 f"{max(lost.values()):.0f} s: dead, frozen or cut off"
             )
-        took = now - work.since
-        if took > work.limit:
+        return self._slow(work, now - work.since)
+
+    def _slow(self, work: Work, took: float) -> str:
+        """What is wrong with work that has taken so many seconds; "" for nothing."""
+        if took <= work.limit:
+            return ""
+        allowed = f"{took:.0f} s, longer than the {work.limit:.0f} s allowed"
+        where = function_called() if work.shared else ""
+        if where:
             return (
-                f"process {self.rank} has been {work.what} for {took:.0f} s, longer than the "
-                f"{work.limit:.0f} s allowed: it hangs, or --heartbeat is too short"
+                f"process {self.rank} has been in a function of Python that its program calls "
+                f"({where}) for {allowed}: it hangs, or --heartbeat is too short"
             )
-        return ""
+        if not work.shared:
+            return (
+                f"process {self.rank} has been {work.what} for {allowed}: it hangs, or "
+                "--heartbeat is too short"
+            )
+        if took <= PATIENCE * work.limit:
+            return ""
+        return (
+            f"process {self.rank} has waited for the others {work.what} for {allowed}: one of them "
+            "hangs, or --heartbeat is too short"
+        )
+
+
+def function_called() -> str:
+    """Where a function of Python is that a compiled program calls at this moment: "file, line 3";
+    "" if none is called."""
+    for frame in sys._current_frames().values():
+        inner, below = frame, frame.f_back
+        while below is not None:
+            if below.f_code.co_filename.endswith(CALLBACKS):
+                return f"{os.path.basename(inner.f_code.co_filename)}, line {inner.f_lineno}"  # noqa: PTH119
+            below = below.f_back
+    return ""
 
 
 def _briefly(call: Callable[[], Any], seconds: float = LINGER + 1) -> None:
