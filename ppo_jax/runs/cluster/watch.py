@@ -19,6 +19,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any, NamedTuple, NoReturn
 
 from ppo_jax.runs import terminal
@@ -29,7 +30,7 @@ from ppo_jax.runs.signals import Signals
 # one that holds them up, so that this one is the first to say so.
 PATIENCE = 1.2
 # Where JAX calls a function of Python from a compiled program.
-CALLBACKS = os.path.join("jax", "_src", "callback.py")  # noqa: PTH118
+CALLBACKS = str(Path("jax", "_src", "callback.py"))
 # Seconds that process 0 stays at the end, at most, so that the others can read why.
 LINGER = 3.0
 
@@ -84,7 +85,8 @@ class Watch:
         """Watch no more; all is well."""
         self._closing.set()
         for thread in self._threads:
-            thread.join(timeout=2 * self._tick)
+            if thread.is_alive():
+                thread.join(timeout=2 * self._tick)
         faulthandler.cancel_dump_traceback_later()
 
     @contextlib.contextmanager
@@ -249,12 +251,12 @@ class Watch:
 def function_called() -> str:
     """Where a function of Python is that a compiled program calls at this moment: "file, line 3";
     "" if none is called."""
-    for frame in sys._current_frames().values():
-        inner, below = frame, frame.f_back
-        while below is not None:
-            if below.f_code.co_filename.endswith(CALLBACKS):
-                return f"{os.path.basename(inner.f_code.co_filename)}, line {inner.f_lineno}"  # noqa: PTH119
-            below = below.f_back
+    for inner in sys._current_frames().values():
+        frame = inner
+        while (outer := frame.f_back) is not None:
+            if outer.f_code.co_filename.endswith(CALLBACKS):
+                return f"{Path(frame.f_code.co_filename).name}, line {frame.f_lineno}"
+            frame = outer
     return ""
 
 
