@@ -3,7 +3,8 @@
     python tests/cluster_worker.py FOLDER UPDATES --coordinator HOST:PORT --num-processes P ...
 
 A file `hang-I` in the folder makes process I hang in a function of Python that its program calls,
-`regex-I` in one that lets no other thread run, `callback` makes a callback of process 0 hang.
+`regex-I` in one that lets no other thread run; `callback` makes a callback of process 0 hang, and
+`slow` makes it take its time.
 """
 
 import json
@@ -17,7 +18,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from ppo_jax import parallel
-from ppo_jax.cli.cluster import CLUSTER_OPTIONS, join
+from ppo_jax.cli.cluster import join
 from ppo_jax.cli.errors import exit_with
 from ppo_jax.runs import cluster, devices, loop
 from ppo_jax.runs.checkpoint import Checkpoints
@@ -28,7 +29,6 @@ from ppo_jax.runs.record import RunRecord
 from ppo_jax.runs.signals import Signals
 
 IDENTITY = {"job": "counting"}
-assert CLUSTER_OPTIONS
 
 
 def job_of(folder: Path, updates: int, parts: int) -> Job:
@@ -73,6 +73,7 @@ def hang(folder: Path):
 
     def callback(progress, state):
         (folder / "at").write_text(str(progress.update))
+        time.sleep(0.5 * (folder / "slow").exists())
         while (folder / "callback").exists():
             time.sleep(1)
 
