@@ -4,7 +4,7 @@
 
 A file `hang-I` in the folder makes process I hang in a function of Python that its program calls,
 `regex-I` in one that lets no other thread run; `callback` makes a callback of process 0 hang, and
-`slow` makes it take its time.
+`slow` makes it take its time, `raise` makes it fail.
 """
 
 import json
@@ -74,6 +74,8 @@ def hang(folder: Path):
     def callback(progress, state):
         (folder / "at").write_text(str(progress.update))
         time.sleep(0.5 * (folder / "slow").exists())
+        if (folder / "raise").exists():
+            raise ValueError("no more")
         while (folder / "callback").exists():
             time.sleep(1)
 

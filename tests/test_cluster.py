@@ -103,9 +103,10 @@ def test_the_place_of_a_process():
     assert v6.coordinator == "[::1]:12321"
 
 
-def test_an_address_that_nobody_has_is_refused():
+def test_an_address_that_nobody_has_is_refused(capsys):
     with pytest.raises(ConfigError, match=r"no machine has the name 'no\.such\.host\.invalid'"):
-        check_address(Place("no.such.host.invalid:12321", 2, 1, 8, 8))
+        check_address(Place("no.such.host.invalid:12321", 2, 1, 8, 0.02))
+    assert "no machine has the name 'no.such.host.invalid' yet" in capsys.readouterr().err
 
 
 def test_process_0_listens_only_where_it_can(unused_port):

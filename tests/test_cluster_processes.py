@@ -130,8 +130,17 @@ def test_two_processes_train_as_one_process_with_two_devices(tmp_path):
     assert jax.device_count() == 1  # here, where both were restored
 
 
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory):
+    """The folder of a run that nothing interrupts."""
+    folder = tmp_path_factory.mktemp("whole")
+    with workers(folder, updates=400) as both:
+        assert both.ended(LIMIT) == {0: 0, 1: 0}, both.said()
+    return folder
+
+
 @pytest.mark.parametrize("rank", [0, 1])
-def test_a_process_that_is_killed_ends_all_and_the_run_goes_on_exactly(tmp_path, rank):
+def test_a_process_that_is_killed_ends_all_and_the_run_goes_on_exactly(tmp_path, rank, whole):
     with workers(tmp_path, updates=400) as both:
         (tmp_path / "slow").touch()
         both.saved()
@@ -143,10 +152,6 @@ def test_a_process_that_is_killed_ends_all_and_the_run_goes_on_exactly(tmp_path,
     (tmp_path / "slow").unlink()
     assert not (tmp_path / "result.json").exists()
     with workers(tmp_path, updates=400) as both:
-        assert both.ended(LIMIT) == {0: 0, 1: 0}, both.said()
-    whole = tmp_path / "whole"
-    whole.mkdir()
-    with workers(whole, updates=400) as both:
         assert both.ended(LIMIT) == {0: 0, 1: 0}, both.said()
     assert (tmp_path / "result.json").read_text() == (whole / "result.json").read_text()
     assert last_digest(tmp_path) == last_digest(whole)
@@ -182,6 +187,18 @@ def test_a_process_that_hangs_in_python_ends_all(tmp_path, file, said):
         (tmp_path / file).touch()
         assert both.ended(2 * HEARTBEAT) == {0: 1, 1: 1}
         assert all(said in last_line(both.said(rank)) for rank in (0, 1))
+
+
+def test_an_error_of_one_ends_all_and_the_state_is_saved(tmp_path):
+    with workers(tmp_path) as both:
+        both.saved()
+        (tmp_path / "raise").touch()
+        assert both.ended(2 * HEARTBEAT) == {0: 1, 1: 1}
+        assert "ValueError: no more" in last_line(both.said(0))
+        assert "process 0: ValueError: no more" in last_line(both.said(1))
+    summary = json.loads((tmp_path / "run" / "summary.json").read_text())
+    assert summary["status"] == "failed"
+    assert last_digest(tmp_path)[0] == summary["updates"] == int((tmp_path / "at").read_text())
 
 
 def test_a_process_that_lets_no_thread_run_ends_all(tmp_path):

@@ -265,6 +265,7 @@ def join(options: ClusterOptions) -> Group | None:
     watch = Watch(board.connected(), rank, size, place.heartbeat)
     _group = Group(rank, size, place.heartbeat, watch)
     watch.start()
+    _group.agree("settings", {"num_processes": size, "heartbeat": place.heartbeat})
     return _group
 
 

@@ -2,10 +2,12 @@
 
 import dataclasses
 import socket
-from typing import NamedTuple
+import time
+from typing import Any, NamedTuple
 
 from ppo_jax.config import ConfigError
 from ppo_jax.config.options import check_record, option
+from ppo_jax.runs import terminal
 
 HEARTBEAT = 100.0
 # Of the heartbeat: how long the processes wait for each other at the start.
@@ -132,22 +134,17 @@ def split_address(text: str) -> tuple[str, int]:
 def check_address(place: Place) -> None:
     """Refuse an address that has no machine, or at which process 0 cannot listen.
 
+    The names of machines that are started together may take a while to be known.
+
     Raises:
         ConfigError: what the system says, and what to do.
     """
     if place.coordinator is None:
         return
     host, port = split_address(place.coordinator)
-    try:
-        found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)
-    except (OSError, UnicodeError) as error:
-        raise ConfigError(
-            f"--coordinator is {place.coordinator!r}, but no machine has the name {host!r} "
-            f"({error}); give the name or the address of process 0's machine"
-        ) from error
+    family, kind, protocol, _, address = _resolved(host, port, place)
     if place.rank != 0:
         return
-    family, kind, protocol, _, address = found[0]
     try:
         with socket.socket(family, kind, protocol) as trial:
             trial.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
@@ -157,3 +154,24 @@ def check_address(place: Place) -> None:
             f"process 0 cannot listen at {place.coordinator} ({error.strerror}); give a free port "
             "at an address of this machine"
         ) from error
+
+
+def _resolved(host: str, port: int, place: Place) -> Any:
+    """The first address of a host, once its name is known."""
+    until, shown = time.monotonic() + place.start_timeout, False
+    while True:
+        try:
+            return socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
+        except (OSError, UnicodeError) as error:
+            if time.monotonic() > until or isinstance(error, UnicodeError):
+                raise ConfigError(
+                    f"--coordinator is {place.coordinator!r}, but no machine has the name {host!r} "
+                    f"({error}); give the name or the address of process 0's machine"
+                ) from error
+            if not shown:
+                terminal.complain(
+                    f"no machine has the name {host!r} yet; waiting {place.start_timeout:g} s for "
+                    "it (--start-timeout)"
+                )
+            shown = True
+            time.sleep(min(1.0, place.start_timeout / 4))

@@ -285,8 +285,8 @@ def _on_abort(watch: Watch) -> None:
     @ctypes.CFUNCTYPE(None, ctypes.c_int)
     def handler(number: int) -> None:
         watch._print(
-            f"process {watch.rank} of {watch.size} was ended by JAX: "
-            + ("another process is gone" if watch.rank == 0 else "process 0 or another is gone")
+            f"process {watch.rank} of {watch.size} was ended by JAX: another is gone, or two have "
+            "the same number"
         )
         os._exit(1)
 
