@@ -4,6 +4,7 @@ import json
 import math
 import os
 import signal
+import socket
 import threading
 import time
 
@@ -119,8 +120,6 @@ def test_process_0_listens_only_where_it_can(unused_port):
 
 @pytest.fixture
 def unused_port():
-    import socket
-
     with socket.socket() as found:
         found.bind(("127.0.0.1", 0))
         return found.getsockname()[1]
@@ -342,6 +341,14 @@ def test_who_waits_is_patient_with_who_hangs():
     jax.block_until_ready(jax.jit(lambda x: jax.pure_callback(look, shape, x))(jnp.float32(1)))
     assert "in a function of Python that its program calls (test_cluster.py, line" in seen[0]
     assert watch.function_called() == ""
+
+
+def test_why_jax_aborts_a_process(unused_port):
+    found = Watch(Texts(), 1, 2, 8, coordinator=("127.0.0.1", unused_port))
+    assert found.aborted() == "process 0 is gone"
+    with socket.create_server(("127.0.0.1", unused_port)):
+        assert found.aborted().startswith("process 1 of 2 was ended by JAX: another is gone, or")
+    assert Watch(Texts(), 0, 2, 8).aborted().startswith("process 0 of 2 was ended by JAX")
 
 
 def test_signals_of_the_others_reach_process_0():

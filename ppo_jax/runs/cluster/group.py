@@ -20,7 +20,7 @@ from ppo_jax.config import ConfigError
 from ppo_jax.runs import failures, global_arrays
 from ppo_jax.runs.cluster import board
 from ppo_jax.runs.cluster import start as starting
-from ppo_jax.runs.cluster.options import ClusterOptions, place_of
+from ppo_jax.runs.cluster.options import ClusterOptions, place_of, split_address
 from ppo_jax.runs.cluster.watch import Watch
 from ppo_jax.runs.job import RunFailed
 from ppo_jax.runs.signals import Signals
@@ -261,8 +261,9 @@ def join(options: ClusterOptions) -> Group | None:
         return None
     if _group is not None:
         raise ConfigError("this process has joined the others already; join once")
-    rank, size = starting.initialize(place)
-    watch = Watch(board.connected(), rank, size, place.heartbeat)
+    place = starting.initialize(place)
+    rank, size, where = place.rank or 0, place.size or 1, split_address(place.coordinator or "")
+    watch = Watch(board.connected(), rank, size, place.heartbeat, coordinator=where)
     _group = Group(rank, size, place.heartbeat, watch)
     watch.start()
     _group.agree("settings", {"num_processes": size, "heartbeat": place.heartbeat})

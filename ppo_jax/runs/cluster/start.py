@@ -20,11 +20,11 @@ KNOWN = "SLURM, Kubernetes, Cloud TPU or Open MPI"
 BY_HAND = "--coordinator HOST:PORT --num-processes P --process-id I"
 
 
-def initialize(place: Place) -> tuple[int, int]:
+def initialize(place: Place) -> Place:
     """Let JAX join the other processes; its devices are not started yet.
 
     Returns:
-        (which process this is, number of processes)
+        The place with all that the scheduler says.
 
     Raises:
         ConfigError: nobody says who the others are, an address is wrong, or JAX's devices were
@@ -55,7 +55,7 @@ def initialize(place: Place) -> tuple[int, int]:
         except (RuntimeError, ValueError, TypeError, OSError) as error:
             line = str(error).strip().partition("\n")[0]
             raise ConfigError(f"this process cannot join the others: {line}") from error
-    return place.rank or 0, place.size or 1
+    return place
 
 
 def found(place: Place) -> Place:

@@ -15,6 +15,7 @@ import json
 import math
 import os
 import signal
+import socket
 import sys
 import threading
 import time
@@ -59,9 +60,19 @@ class Watch:
         rank: of this process.
         size: number of processes.
         heartbeat: seconds.
+        coordinator: (host, port) where process 0 listens.
     """
 
-    def __init__(self, board: Board, rank: int, size: int, heartbeat: float) -> None:
+    def __init__(
+        self,
+        board: Board,
+        rank: int,
+        size: int,
+        heartbeat: float,
+        *,
+        coordinator: tuple[str, int] | None = None,
+    ) -> None:
+        self.coordinator = coordinator
         self.board, self.rank, self.size, self.heartbeat = board, rank, size, heartbeat
         self.signals: Signals | None = None
         # What is saved and how to go on, for the line with which a process ends.
@@ -224,6 +235,18 @@ class Watch:
             )
         return self._slow(work, now - work.since)
 
+    def aborted(self) -> str:
+        """Why JAX aborts this process, in a line."""
+        if self.rank and self.coordinator is not None:
+            try:
+                socket.create_connection(self.coordinator, timeout=1).close()
+            except OSError:
+                return "process 0 is gone"
+        return (
+            f"process {self.rank} of {self.size} was ended by JAX: another is gone, or two have "
+            "the same number"
+        )
+
     def _slow(self, work: Work, took: float) -> str:
         """What is wrong with work that has taken so many seconds; "" for nothing."""
         if took <= work.limit:
@@ -284,10 +307,7 @@ def _on_abort(watch: Watch) -> None:
 
     @ctypes.CFUNCTYPE(None, ctypes.c_int)
     def handler(number: int) -> None:
-        watch._print(
-            f"process {watch.rank} of {watch.size} was ended by JAX: another is gone, or two have "
-            "the same number"
-        )
+        watch._print(watch.aborted())
         os._exit(1)
 
     abort_with(handler)
