@@ -242,6 +242,20 @@ def test_different_first_states_are_refused():
         lead.same_state(4, state)
 
 
+def test_the_first_update_waits_until_all_have_compiled():
+    """Else those who are ready first would take the others for ones that hang."""
+    lead, other = groups_of(2)
+    done = []
+    thread = threading.Thread(target=lambda: (lead.ready(), done.append(time.monotonic())))
+    thread.start()
+    time.sleep(0.1)
+    compiled = time.monotonic()
+    assert lead.watch._work.limit > 600
+    other.ready()
+    thread.join(5)
+    assert done[0] >= compiled
+
+
 def test_environments_of_the_host_and_debugging_are_refused(monkeypatch):
     from tests.test_loop import JOB
 

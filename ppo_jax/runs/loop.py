@@ -202,6 +202,7 @@ class _Loop:
             if self.chunk is None:
                 self.chunk = job.compiled(self.state)
                 memory.check_program(f"an update of {job.name}", self.chunk)
+        group.ready()
         self.chunk = group.leading(self.chunk)
         self.record.compile_seconds += time.perf_counter() - started
 

@@ -59,6 +59,7 @@ def _follow(
             state = restored(group, job, checkpoints_of, command)
             with group.at("compiling", LONG_WORK):
                 chunk = job.compiled(state)
+            group.ready()
         elif command["do"] == "chunk":
             count = jnp.int32(command["count"])
             state = group.run(chunk, state, job.floats, count, *more)[0]  # type: ignore[arg-type]

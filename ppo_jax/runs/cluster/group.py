@@ -49,6 +49,9 @@ class Alone:
     def same_state(self, update: int, state: PyTree) -> None:
         """As `Group.same_state`."""
 
+    def ready(self) -> None:
+        """As `Group.ready`."""
+
     def at(self, what: str, limit: float | None = None) -> contextlib.AbstractContextManager[None]:
         """As `Group.at`."""
         return contextlib.nullcontext()
@@ -154,6 +157,10 @@ class Group:
                     "the same packages and the same folder"
                 )
         return None
+
+    def ready(self) -> None:
+        """Process 0 waits until all have compiled: from then on nobody waits for long."""
+        self.agree("programs", {})
 
     def run(self, chunk: Callable[..., Any], *arguments: Any) -> Any:
         """A program that all run together, until its numbers are there."""
