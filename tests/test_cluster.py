@@ -257,7 +257,7 @@ def test_the_first_update_waits_until_all_have_compiled():
 
 
 def test_environments_of_the_host_and_debugging_are_refused(monkeypatch):
-    from tests.test_loop import JOB
+    from test_loop import JOB
 
     monkeypatch.setattr(groups, "_group", groups_of(2)[0])
     loop.check(JOB, KeepOptions())
@@ -265,6 +265,14 @@ def test_environments_of_the_host_and_debugging_are_refused(monkeypatch):
         loop.check(JOB._replace(pure=False), KeepOptions())
     with pytest.raises(ConfigError, match="--debug-nans makes an update again in one process"):
         loop.check(JOB, KeepOptions(debug_nans=True))
+
+
+def test_processes_that_were_joined_by_others_are_refused(monkeypatch):
+    from test_loop import JOB
+
+    monkeypatch.setattr(jax, "process_count", lambda: 2)
+    with pytest.raises(ConfigError, match=r"use --distributed, or `with cluster\.joined\(\)"):
+        loop.check(JOB, KeepOptions())
 
 
 def test_orbax_takes_a_process_for_the_only_one(monkeypatch):

@@ -93,6 +93,12 @@ def _check_group(job: Job, options: KeepOptions) -> None:
     """Refuse what several processes cannot do together."""
     group = cluster.current()
     if group.size == 1:
+        if jax.process_count() > 1:
+            raise ConfigError(
+                f"JAX works in {jax.process_count()} processes, which were not joined by "
+                "ppo_jax.runs.cluster; use --distributed, or `with cluster.joined():` in the place "
+                "of jax.distributed.initialize()"
+            )
         return
     if not job.pure:
         raise ConfigError(

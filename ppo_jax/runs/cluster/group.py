@@ -10,6 +10,7 @@ import contextlib
 import hashlib
 import json
 import time
+import traceback
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -300,7 +301,10 @@ def joined(**options: Any) -> Iterator[Group]:
     try:
         yield group
     except BaseException as error:
-        text = f"{type(error).__name__}: {error}".strip().partition("\n")[0]
+        text = str(error)
+        if not isinstance(error, ConfigError | RunFailed):
+            traceback.print_exception(error)
+            text = f"{type(error).__name__}: {error}".strip().partition("\n")[0]
         leave(text, 2 if isinstance(error, ConfigError) else 1)
         raise
     leave("", 0)
