@@ -37,8 +37,9 @@ from ppo_jax.evaluate import (
     warn_unfinished,
 )
 from ppo_jax.networks import Policy
-from ppo_jax.runs import cache, devices, loop, manifest, memory, trackers
+from ppo_jax.runs import cache, cluster, devices, loop, manifest, memory, provenance, trackers
 from ppo_jax.runs.chunk import Chunk, Step, compile_chunk, compiler_options
+from ppo_jax.runs.cluster.follow import follow
 from ppo_jax.runs.folder import (
     RunDirectory,
     check_callbacks,
@@ -254,7 +255,7 @@ def train(
     options = _settled(options)
     config = named(config, options, given)
     _refuse_options(config)
-    number = devices.chosen(options.devices)
+    number = _devices(options)
     if config.parts == 1 and options.resume is None:
         config = dataclasses.replace(config, parts=number)
     functions = _callbacks(config, options, callbacks, given)
@@ -266,9 +267,13 @@ def train(
     if start is not None:
         started_from(start, jax.eval_shape(program.init, jax.random.key(config.seed)))
     _check_evaluation(options, program.env)
-    layout = devices.layout(devices.share(number, config.parts), OF_PARTS)
+    layout = devices.layout(_shared(number, config), OF_PARTS)
     job = job_of(config, program, options.eval_episodes, start)._replace(layout=layout)
     loop.check(job, options)
+    group = cluster.current()
+    group.agree("commands", _said(config, options))
+    if isinstance(group, cluster.Group) and not group.leads:
+        return _follow(group, job, config)
     with (
         _supervised(program, options),
         open_folder(config, options) as directory,
@@ -288,6 +293,42 @@ def train(
         )
         result = loop.run(job, record, signals=signals, callbacks=functions)
         return result._replace(exit_code=signals.exit_code)
+
+
+def _devices(options: RunOptions) -> int:
+    """The number of devices of the run, those of all processes together."""
+    processes = cluster.current().size
+    if processes == 1:
+        return devices.chosen(options.devices)
+    return devices.of_processes(options.devices, processes)
+
+
+def _shared(number: int, config: TrainConfig) -> int:
+    """The number of devices over which the parts of the environments divide.
+
+    Raises:
+        ConfigError: they do not divide over those of several processes, all of which are used.
+    """
+    processes = cluster.current().size
+    if processes > 1 and config.parts % number:
+        raise ConfigError(
+            f"the environments of this run are in {config.parts} parts, which do not divide over "
+            f"the {number} devices of {processes} processes; start with a number that divides it"
+        )
+    return devices.share(number, config.parts)
+
+
+def _follow(group: cluster.Group, job: Job, config: TrainConfig) -> Result:
+    """A run that process 0 leads, in another process."""
+    with Signals() as signals:
+        cache.use()
+        return follow(group, job, lambda path: checkpoints_of(path, config), signals=signals)
+
+
+def _said(config: TrainConfig, options: RunOptions) -> dict[str, Any]:
+    """What all processes that train together must have been given alike."""
+    about = {"devices": jax.devices()[0].device_kind, "resume": str(options.resume)}
+    return {**configs.to_json(config), **about, **provenance.versions()}
 
 
 def named(config: TrainConfig, options: RunOptions, given: Given) -> TrainConfig:

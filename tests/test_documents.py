@@ -18,6 +18,7 @@ from ppo_jax.cli import flags
 from ppo_jax.cli import rlhf as language
 from ppo_jax.cli import sweep as command
 from ppo_jax.cli import train as train_command
+from ppo_jax.cli.cluster import CLUSTER_OPTIONS
 from ppo_jax.config import check
 from ppo_jax.experiment import RunOptions
 
@@ -39,6 +40,7 @@ NOT_RUN = {
     r"ppo_jax\.rlhf (sft|reward|ppo|generate|evaluate) ": "models of the reader's own; "
     "tests/test_rlhf_command.py",
     r"ppo_jax\.rlhf( --data|$)|benchmarks\.alignment": "five minutes and more",
+    r"--process-id|--distributed": "one of several processes; tests/test_cluster_processes.py",
     r"--format onnx|--wandb|--trackio": "needs an extra; tests of its own",
     r"benchmarks\.learning( --tasks|$)": "half an hour and more",
 }
@@ -117,7 +119,8 @@ def train(arguments: list[str]) -> None:
     if arguments[:1] == ["--resume"]:
         arguments = arguments[2:]
         named = {w[2:].replace("-", "_") for w in arguments if w.startswith("--")}
-        options = {f.name for f in dataclasses.fields(RunOptions)}  # those may change, too
+        # Those may change, too.
+        options = {f.name for f in dataclasses.fields(RunOptions)} | {*CLUSTER_OPTIONS}
         assert named <= {*train_command.FREE_ON_RESUME} | options, named
     config, _ = train_command._parse(arguments, flags.base_config(arguments), {})
     check(config)

@@ -19,7 +19,8 @@ from ppo_jax.rlhf.folder import StageDirectory
 from ppo_jax.rlhf.hf_io import load_model, save_model
 from ppo_jax.rlhf.presets import PRESETS
 from ppo_jax.rlhf.tokenizer import CharTokenizer
-from ppo_jax.runs import checkpoint, loop
+from ppo_jax.runs import checkpoint
+from ppo_jax.runs import job as jobs
 from ppo_jax.runs.checkpoint import Checkpoints
 from ppo_jax.runs.folder import RunDirectory
 from ppo_jax.runs.job import Result
@@ -252,13 +253,13 @@ def test_a_run_is_not_overwritten_nor_changed(folder, reward):
 
 def stage_programs(monkeypatch):
     """The text of the program of one update, of each stage that is trained from here on."""
-    texts, compile_chunk = [], loop.compile_chunk
+    texts, compile_chunk = [], jobs.compile_chunk
 
     def compile_and_keep(step, state, floats, frozen, **options):
         texts.append(jax.jit(step).lower(state, frozen, floats).as_text())
         return compile_chunk(step, state, floats, frozen, **options)
 
-    monkeypatch.setattr(loop, "compile_chunk", compile_and_keep)
+    monkeypatch.setattr(jobs, "compile_chunk", compile_and_keep)
     return texts
 
 

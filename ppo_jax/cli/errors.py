@@ -1,6 +1,7 @@
 """How a command ends: exit codes, and one line for what a person can mend."""
 
 import sys
+import traceback
 import warnings
 from collections.abc import Callable
 from typing import NoReturn
@@ -8,18 +9,24 @@ from typing import NoReturn
 import jax
 
 from ppo_jax.config import ConfigError
-from ppo_jax.runs import devices, failures, memory, terminal
+from ppo_jax.runs import cluster, devices, failures, memory, terminal
 from ppo_jax.runs.job import RunFailed
 
 
-def exit_with(command: Callable[[], int]) -> NoReturn:
+def exit_with(command: Callable[[], int], before: Callable[[], None] | None = None) -> NoReturn:
     """Run a command that computes on JAX's devices, which are looked at first.
 
     What a person can mend is one line and exit code 2, not a traceback.
+
+    Args:
+        command: () -> exit code.
+        before: what has to be done before JAX's devices are started.
     """
 
     def checked() -> int:
         if not {"-h", "--help"} & {*sys.argv[1:]}:  # help needs no device
+            if before is not None:
+                before()
             devices.check()
         return command()
 
@@ -37,24 +44,39 @@ def exit_without_device(command: Callable[[], int]) -> NoReturn:
     # Gymnasium's warnings bring colours, whatever the terminal.
     shown = lambda text: plain(text) if "\x1b" in text else text
     warnings.formatwarning = lambda message, *_, **__: f"warning: {shown(str(message))}\n"
+    text, code = "", 1
     try:
         with limited(TIMEOUT):
             code = command()
-        sys.exit(code)
     except (ConfigError, CheckpointError, InvalidEnvironment, UnknownEnvironment) as error:
-        terminal.complain(f"error: {error}")
-        sys.exit(2)
+        text, code = str(error), 2
     except jax.errors.JaxRuntimeError as error:
         if memory.is_exhausted(error):
             text = memory.exhausted(error)
         elif failures.is_callback(error):
             text = failures.one_line(error)
         else:
+            _leave_with(error)
             raise
-        terminal.complain(f"error: {text}")
-        sys.exit(1)
     except (RunFailed, OSError, FloatingPointError) as error:
-        terminal.complain(f"error: {error}")
-        sys.exit(1)
+        text = str(error)
     except KeyboardInterrupt:
-        sys.exit(130)
+        code = 130
+    except BaseException as error:
+        _leave_with(error)
+        raise
+    cluster.leave(text, code)  # of several processes; it prints the line, and ends them all
+    if text:
+        terminal.complain(f"error: {text}")
+    sys.exit(code)
+
+
+def _leave_with(error: BaseException) -> None:
+    """End the processes that work with this one, which fails with an error of the program."""
+    if not isinstance(cluster.current(), cluster.Group):
+        return None
+    if isinstance(error, SystemExit):
+        code = error.code if isinstance(error.code, int) else int(error.code is not None)
+        return cluster.leave("it ended" if code else "", code)
+    traceback.print_exception(error)
+    return cluster.leave(f"{type(error).__name__}: {error}".partition("\n")[0], 1)

@@ -11,6 +11,7 @@ import jax
 import jax.numpy as jnp
 
 from ppo_jax import precision
+from ppo_jax.cli.cluster import refuse
 from ppo_jax.cli.errors import exit_with
 from ppo_jax.cli.flags import read_flags
 from ppo_jax.config import ConfigError
@@ -119,7 +120,12 @@ class EvaluateOptions:
 def main(arguments: list[str] | None = None) -> NoReturn:
     """`python -m ppo_jax.rlhf [COMMAND] ...`."""
     arguments = sys.argv[1:] if arguments is None else arguments
-    exit_with(lambda: _refusing(arguments))
+    exit_with(
+        lambda: _refusing(arguments),
+        before=lambda: refuse(
+            arguments, "rlhf", "start it without them; it uses the devices of its process"
+        ),
+    )
 
 
 def _refusing(arguments: list[str]) -> int:

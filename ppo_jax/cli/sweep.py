@@ -12,6 +12,7 @@ import jax
 import tyro
 
 from ppo_jax import config as configs
+from ppo_jax.cli.cluster import refuse
 from ppo_jax.cli.errors import exit_with
 from ppo_jax.cli.flags import base_config, given_of, parse
 from ppo_jax.config import ConfigError, TrainConfig
@@ -59,7 +60,9 @@ FLAGS: dict[str, Any] = {"more": OPTIONS, "kept": {}, "program": PROGRAM, "doc":
 
 def main(arguments: list[str] | None = None) -> NoReturn:
     """`python -m ppo_jax.sweep`."""
-    exit_with(lambda: run_command(sys.argv[1:] if arguments is None else arguments))
+    words = sys.argv[1:] if arguments is None else arguments
+    instead = "its chunks need not wait for each other: start it without them"
+    exit_with(lambda: run_command(words), before=lambda: refuse(words, "a sweep", instead))
 
 
 def run_command(arguments: list[str]) -> int:

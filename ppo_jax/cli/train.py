@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from ppo_jax import config as configs
+from ppo_jax.cli.cluster import CLUSTER_OPTIONS, join
 from ppo_jax.cli.errors import exit_with
 from ppo_jax.cli.flags import RUN_OPTIONS, FirstPass, base_config, given_of, parse, selection_of
 from ppo_jax.config import ConfigError, TrainConfig
@@ -18,7 +19,8 @@ FREE_ON_RESUME = ("total_timesteps", "anneal_timesteps")
 
 def main(arguments: list[str] | None = None) -> NoReturn:
     """The command."""
-    exit_with(lambda: _train(sys.argv[1:] if arguments is None else arguments))
+    words = sys.argv[1:] if arguments is None else arguments
+    exit_with(lambda: _train(words), before=lambda: join(words))
 
 
 def _train(arguments: list[str]) -> int:
@@ -42,8 +44,9 @@ def _parse(
 ) -> tuple[TrainConfig, RunOptions]:
     """Flags on top of a configuration and of the run options that a resumed run had."""
     doc = "Train an agent and keep the run in a directory."
-    config, own = parse(arguments, base, more=RUN_OPTIONS, kept=kept, program=PROGRAM, doc=doc)
-    return config, RunOptions(**own)
+    more = RUN_OPTIONS | CLUSTER_OPTIONS
+    config, own = parse(arguments, base, more=more, kept=kept, program=PROGRAM, doc=doc)
+    return config, RunOptions(**{name: own[name] for name in RUN_OPTIONS})
 
 
 def _resumed(arguments: list[str]) -> Path | None:

@@ -166,6 +166,7 @@ class Checkpoints:
             wrong = [name for name, x in wanted.items() if not _same(x, again[name])]
         else:
             with (
+                _alone(),
                 _plain_path(self.directory.absolute()) as path,
                 ocp.StandardCheckpointer() as orbax,
             ):
@@ -326,6 +327,7 @@ class Checkpoints:
         """Orbax's manager of the directory, by a path that it can read."""
         settings = ocp.CheckpointManagerOptions(enable_async_checkpointing=False, create=True)
         with (
+            _alone(),
             _plain_path(self.directory.absolute()) as path,
             ocp.CheckpointManager(path, options=settings) as manager,
         ):
@@ -376,7 +378,7 @@ class Checkpoints:
     def _read(
         self, step: int, example: PyTree, manager: ocp.CheckpointManager | None = None
     ) -> PyTree:
-        sharding = jax.sharding.SingleDeviceSharding(jax.devices()[0])
+        sharding = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
         target = jax.tree.map(
             lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding), _flatten(example)
         )
@@ -391,6 +393,25 @@ class Checkpoints:
         return jax.tree.unflatten(
             jax.tree.structure(example), [leaves[k] for k in _flatten(example)]
         )
+
+
+@contextlib.contextmanager
+def _alone() -> Iterator[None]:
+    """Orbax takes this process for the only one during a block.
+
+    Of several processes one saves, with the whole state on a device of its own. Orbax has all of
+    them take part, with arrays that each has a part of: the others would have to wait for the disk,
+    and a checkpoint would look different.
+    """
+    if jax.process_count() == 1:
+        yield
+        return
+    kept = jax.process_count, jax.process_index
+    jax.process_count, jax.process_index = (lambda *_: 1), (lambda *_: 0)
+    try:
+        yield
+    finally:
+        jax.process_count, jax.process_index = kept
 
 
 @contextlib.contextmanager

@@ -14,6 +14,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from ppo_jax import parallel
 from ppo_jax.config import ConfigError
+from ppo_jax.runs import global_arrays
 from ppo_jax.types import PyTree
 
 # Any of them is there if a driver is: on Linux, in containers, and on Windows' Linux.
@@ -72,7 +73,7 @@ class Layout(NamedTuple):
         return jax.block_until_ready(placed)
 
     def _put(self, x: Any, spec: PartitionSpec) -> jax.Array:
-        return jax.device_put(x, NamedSharding(self.mesh, spec))
+        return global_arrays.spread(x, NamedSharding(self.mesh, spec))
 
 
 def layout(number: int, axes: PyTree) -> Layout | None:
@@ -113,6 +114,38 @@ def chosen(asked: str) -> int:
             "number up to that, or all"
         )
     return there if asked == "all" else int(asked)
+
+
+def of_processes(asked: str, processes: int) -> int:
+    """The number of devices of several processes: all that they have.
+
+    Args:
+        asked: "all", "1" as where nothing is asked for, or their number.
+        processes: number of processes.
+
+    Raises:
+        ConfigError: there are more, or fewer, or the processes would have different numbers.
+    """
+    if asked.isdecimal() and int(asked) > 1:
+        if int(asked) % processes:
+            raise ConfigError(
+                f"devices is {asked}, which do not divide over {processes} processes; leave it "
+                "out: all devices of all processes are used"
+            )
+        with contextlib.suppress(RuntimeError):
+            jax.config.update("jax_num_cpu_devices", int(asked) // processes)
+    there, own = jax.device_count(), jax.local_device_count()
+    if asked not in ("1", "all", str(there)):
+        raise ConfigError(
+            f"devices is {asked!r}, but {processes} processes have {there} together, and all of "
+            "them are used; leave it out"
+        )
+    if there != own * processes:
+        raise ConfigError(
+            f"this process has {own} devices, and all {processes} together have {there}; each must "
+            "have equally many"
+        )
+    return there
 
 
 def share(number: int, parts: int) -> int:

@@ -7,7 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from ppo_jax.runs.chunk import MAX_CHUNK, Step
+from ppo_jax.runs.chunk import MAX_CHUNK, Chunk, Step, compile_chunk
 from ppo_jax.runs.devices import Layout
 from ppo_jax.runs.outside import Outside
 from ppo_jax.types import PyTree
@@ -89,6 +89,21 @@ class Job(NamedTuple):
     source: str = "the environment"
     needs: dict[str, int] = {}  # noqa: RUF012
     pure: bool = True
+
+    def placed(self, state: Any) -> Any:
+        """A state where it is worked on."""
+        return self.place(state) if self.layout is None else self.layout.place(state)
+
+    def compiled(self, state: Any) -> Chunk:
+        """The program of up to `rows` updates.
+
+        Args:
+            state: placed, or its shapes.
+        """
+        return compile_chunk(
+            self.step, state, self.floats, self.frozen, rows=self.rows,
+            may_be_nan=self.may_be_nan, donate=self.pure, layout=self.layout,
+        )  # fmt: skip
 
 
 class Progress(NamedTuple):

@@ -7,6 +7,7 @@ kept is a `RunRecord`, or `InMemory`.
 import contextlib
 import math
 import os
+import shlex
 import signal
 import sys
 import time
@@ -20,8 +21,9 @@ import numpy as np
 
 from ppo_jax import guard, watch
 from ppo_jax.config import ConfigError
-from ppo_jax.runs import failures, memory, terminal
-from ppo_jax.runs.chunk import Chunk, compile_chunk, next_count
+from ppo_jax.runs import cluster, failures, memory, terminal
+from ppo_jax.runs.chunk import Chunk, next_count
+from ppo_jax.runs.cluster.group import LONG_WORK
 from ppo_jax.runs.divergence import Bad, culprits, how_to_see, message, origin
 from ppo_jax.runs.job import UNITS, Callback, Diverged, Job, Progress, Result, RunFailed
 from ppo_jax.runs.options import KeepOptions
@@ -72,6 +74,7 @@ def check(job: Job, options: KeepOptions) -> None:
         ConfigError: what was given, and what to do.
     """
     memory.check(job)
+    _check_group(job, options)
     if options.eval_every is not None and job.evaluate is None:
         raise ConfigError(
             f"--eval-every is {options.eval_every}, but {job.name} has no evaluation: there are no "
@@ -84,6 +87,29 @@ def check(job: Job, options: KeepOptions) -> None:
     raise ConfigError(
         f"--stop-at is {options.stop_at:g}, but {job.name} has no score to compare with it{more}"
     )
+
+
+def _check_group(job: Job, options: KeepOptions) -> None:
+    """Refuse what several processes cannot do together."""
+    group = cluster.current()
+    if group.size == 1:
+        if jax.process_count() > 1:
+            raise ConfigError(
+                f"JAX works in {jax.process_count()} processes, which were not joined by "
+                "ppo_jax.runs.cluster; use --distributed, or `with cluster.joined():` in the place "
+                "of jax.distributed.initialize()"
+            )
+        return
+    if not job.pure:
+        raise ConfigError(
+            f"{job.name} has environments on the host, which cannot be split over {group.size} "
+            "processes; train in one process, without --distributed or --coordinator"
+        )
+    if options.debug_nans:
+        raise ConfigError(
+            f"--debug-nans makes an update again in one process, and there are {group.size}; "
+            "resume the run without --distributed and --coordinator to see the origin"
+        )
 
 
 def flattened(found: dict[str, Any]) -> dict[str, Any]:
@@ -132,9 +158,17 @@ class _Loop:
         self.bad: Bad | None = None
         self.debug = self.options.debug_nans or jax.config.jax_debug_nans  # type: ignore[attr-defined]
         self.recorder: Recorder | None = None
+        # The processes that train together, if there are several; this one leads them.
+        self.group = cluster.current()
 
     def run(self) -> Result:
         """From restoring to the summary."""
+        self.group.attend(self.signals, self._advice)
+        result = self._run()
+        self.group.tell("end", code=result.exit_code)
+        return result
+
+    def _run(self) -> Result:
         self.update, state = self.record.restore(self.job)
         self.state = state
         if state is not None:
@@ -145,9 +179,11 @@ class _Loop:
         if self.update < self.job.updates and not self.signals.received and not self.ended:
             with self.record.open(self.job, self.update), self._watched():
                 self._begin(state)
-                self._train()
+                with self.group.at("between two updates"):
+                    self._train()
         else:
-            self.state = self._placed(self.job.init() if state is None else state)
+            first = self.job.init() if state is None else state
+            self.state = first if self.group.size > 1 else self.job.placed(first)
         with self._watched():
             return self._finish()
 
@@ -161,23 +197,20 @@ class _Loop:
 
     def _begin(self, state: Any) -> None:
         """The state that training begins with, and its program."""
-        started, job = time.perf_counter(), self.job
-        with terminal.status("compiling"), self._watching():
+        started, job, group = time.perf_counter(), self.job, self.group
+        folder = self.record.path
+        group.tell("begin", update=self.update, path=folder and str(folder.absolute()))
+        with terminal.status("compiling"), self._watching(), self.group.at("compiling", LONG_WORK):
             first = job.init() if state is None else state
             self._check_outside()
-            self.state = self._placed(first)
+            group.same_state(self.update, first)
+            self.state = job.placed(first)
             if self.chunk is None:
-                self.chunk = compile_chunk(
-                    job.step, self.state, job.floats, job.frozen, rows=job.rows,
-                    may_be_nan=job.may_be_nan, donate=job.pure, layout=job.layout,
-                )  # fmt: skip
+                self.chunk = job.compiled(self.state)
                 memory.check_program(f"an update of {job.name}", self.chunk)
+        group.ready()
+        self.chunk = group.leading(self.chunk)
         self.record.compile_seconds += time.perf_counter() - started
-
-    def _placed(self, state: Any) -> Any:
-        """The state where it is worked on."""
-        layout = self.job.layout
-        return self.job.place(state) if layout is None else layout.place(state)
 
     def _watching(self) -> contextlib.AbstractContextManager[None]:
         """Where an update cannot be made again, `--debug-nans` looks on while it is made."""
@@ -205,10 +238,10 @@ class _Loop:
             self._ask(rows)
             count = next_count(count, seconds, self.job.rows)
             if time.perf_counter() - saved_at >= self.options.checkpoint_seconds:
-                self.record.save(self.job, self.update, self.state)
+                self._save()
                 saved_at = time.perf_counter()
         if self.update > self.record.saved:
-            self.record.save(self.job, self.update, self.state, last=True)
+            self._save(last=True)
         self._show_samples()
 
     def _until_next_look(self) -> int:
@@ -268,7 +301,7 @@ class _Loop:
         """
         job, record = self.job, self.record
         if self.update > record.saved:
-            record.save(job, self.update, self.state, last=True)
+            self._save(last=True)
         record.write_summary(job, "diverged")
         hint = "" if self.debug else how_to_see(job, record)
         saved = record.what_is_saved(job)
@@ -287,6 +320,8 @@ class _Loop:
         except jax.errors.JaxRuntimeError as error:
             if self.record.path is None:  # a caller may try again with less
                 raise
+            if self.group.size > 1 and not memory.is_exhausted(error):
+                raise self.group.broken(error) from error  # no state can be gathered any more
             if not memory.is_exhausted(error):
                 raise RunFailed(self._saved_after(failures.one_line(error))) from error
             self.record.write_summary(self.job, "failed")
@@ -313,7 +348,7 @@ class _Loop:
         """Save the last good state after a failure: the line that says so."""
         job, record = self.job, self.record
         if self.update > record.saved and self._is_there():
-            record.save(job, self.update, self.state, last=True)
+            self._save(last=True)
         stopped = self.signals.received
         status = f"stopped by {signal.Signals(stopped).name}" if stopped else "failed"
         record.write_summary(job, status, {"reason": reason})
@@ -337,13 +372,25 @@ class _Loop:
             sys.stderr.flush()
         os._exit(self.signals.exit_code or 1)
 
+    def _save(self, *, last: bool = False) -> None:
+        """Save the state, as `RunRecord.save`; of several processes all take part."""
+        state = self.group.gathered(self.state)
+        with self.group.at("saving"):
+            self.record.save(self.job, self.update, state, last=last)
+
+    def _advice(self) -> str:
+        """What is saved and how to go on, for the line with which several processes end."""
+        saved, path = self.record.what_is_saved(self.job), self.record.path
+        again = f"start all processes again with --resume {shlex.quote(str(path))}"
+        return f"{saved}; {again}" if self.record.saved else saved
+
     def _numbers(self) -> dict[str, int]:
         """For the log."""
         return self.job.outside.numbers() if self.job.outside is not None else {}
 
     def _failed(self) -> None:
         """Save what was trained before an evaluation or a callback failed."""
-        self.record.save(self.job, self.update, self.state, last=True)
+        self._save(last=True)
         self.record.write_summary(self.job, "failed")
 
     def _evaluation(self) -> dict[str, Any]:
@@ -351,7 +398,8 @@ class _Loop:
         every, evaluate = self.options.eval_every, self.job.evaluate
         if every is None or evaluate is None or self.update % every:
             return {}
-        return flattened(evaluate(self.state, self.update))
+        with self.group.at("in an evaluation", LONG_WORK):
+            return flattened(evaluate(self.group.own(self.state), self.update))
 
     def _ask(self, rows: list[dict[str, Any]]) -> None:
         """The threshold and the callbacks: is it enough?"""
@@ -363,7 +411,8 @@ class _Loop:
         progress = Progress(self.update, self.job.updates, step, rows, self.record.path)
         for callback in self.callbacks:
             try:
-                enough = callback(progress, self.state)
+                with self.group.at("in a callback"):
+                    enough = callback(progress, self.group.own(self.state))
             except Exception:
                 self._failed()
                 raise
@@ -376,7 +425,8 @@ class _Loop:
         trained = self.update >= job.updates or bool(self.ended)
         if trained and (not self.signals.received or self.record.path is None):
             try:
-                found = finite(self._result())
+                with self.group.at("in an evaluation", LONG_WORK):
+                    found = finite(self._result())
             except FloatingPointError:  # the network's actions; what was trained is saved
                 self.record.write_summary(job, "failed")
                 raise
@@ -396,17 +446,17 @@ class _Loop:
 
     def _result(self) -> dict[str, Any]:
         """What summary.json says of the trained state."""
-        job, path = self.job, self.record.path
+        job, path, state = self.job, self.record.path, self.group.own(self.state)
         if job.result is not None and path is not None:
             try:
-                return job.result(self.state, path)
+                return job.result(state, path)
             except OSError as error:
                 self.record.write_summary(job, "failed")
                 raise RunFailed(
                     f"the result could not be written in {path}: {error}; "
                     f"{self.record.what_is_saved(job)}. Free some space and --resume"
                 ) from error
-        return job.evaluate(self.state, self.update) if job.evaluate is not None else {}
+        return job.evaluate(state, self.update) if job.evaluate is not None else {}
 
     @property
     def _sample_seconds(self) -> float:
@@ -436,7 +486,7 @@ class _Loop:
         for row in rows:
             bad = [k for k, v in row.items() if v is None and not k.startswith(job.may_be_nan)]
             if bad:
-                self.record.save(job, self.update, self.state, last=True)
+                self._save(last=True)
                 self.record.write_summary(job, "diverged")
                 verb = "are" if len(bad) > 1 else "is"
                 raise Diverged(

@@ -61,12 +61,13 @@ class Signals:
         with contextlib.suppress(OSError, TypeError):
             for number in os.read(self._wakeup[0], 64):  # type: ignore[index]
                 if number in self._previous:
-                    self._note(number)
+                    self.note(number)
                     self._interrupts += number == signal.SIGINT
         if self._interrupts > 1:
             _end_at_once(signal.SIGINT)
 
-    def _note(self, number: int) -> None:
+    def note(self, number: int) -> None:
+        """Take a signal for received; for those that came to another process of the same run."""
         if self.received is None:
             self.received, self.since = number, time.monotonic()
 
@@ -74,7 +75,7 @@ class Signals:
         if self._handled and number == signal.SIGINT:
             _end_at_once(number)
         self._handled = True
-        self._note(number)
+        self.note(number)
 
 
 def _end_at_once(number: int) -> None:

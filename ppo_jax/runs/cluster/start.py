@@ -1,0 +1,167 @@
+"""Joining the other processes: before JAX's devices are started, and with an end to the waiting."""
+
+import contextlib
+import ctypes
+import math
+import os
+import socket
+import sys
+import threading
+from collections.abc import Iterator
+
+import jax
+
+from ppo_jax.config import ConfigError
+from ppo_jax.runs import terminal
+from ppo_jax.runs.cluster import watch
+from ppo_jax.runs.cluster.options import Place, check_address, split_address
+
+KNOWN = "SLURM, Kubernetes, Cloud TPU or Open MPI"
+BY_HAND = "--coordinator HOST:PORT --num-processes P --process-id I"
+
+
+def initialize(place: Place) -> Place:
+    """Let JAX join the other processes; its devices are not started yet.
+
+    Returns:
+        The place with all that the scheduler says.
+
+    Raises:
+        ConfigError: nobody says who the others are, an address is wrong, or JAX's devices were
+            started before.
+    """
+    if _started():
+        raise ConfigError(
+            "JAX has started its devices already, and can no longer join other processes; join "
+            "before anything is computed or jax.devices() is called"
+        )
+    stated = place.coordinator is not None
+    place = found(place)
+    check_address(place)
+    jax.config.update("jax_enable_preemption_service", False)  # it would swallow SIGTERM
+    with _waiting(place):
+        try:
+            jax.distributed.initialize(
+                place.coordinator,
+                place.size,
+                place.rank,
+                cluster_detection_method="deactivate",  # it is known by now
+                # These end later than what watches here, which says why.
+                initialization_timeout=math.ceil(place.start_timeout) + 30,
+                heartbeat_timeout_seconds=math.ceil(3 * place.heartbeat),
+                shutdown_timeout_seconds=math.ceil(place.heartbeat),
+                coordinator_bind_address=place.coordinator if stated else bind_address(place),
+            )
+        except (RuntimeError, ValueError, TypeError, OSError) as error:
+            line = str(error).strip().partition("\n")[0]
+            raise ConfigError(f"this process cannot join the others: {line}") from error
+    return place
+
+
+def found(place: Place) -> Place:
+    """The place with what the scheduler says, if it was not given.
+
+    Raises:
+        ConfigError: there is no scheduler that JAX knows.
+    """
+    if place.coordinator is not None:
+        return place
+    try:
+        from jax._src.clusters import ClusterEnv
+
+        said = ClusterEnv.auto_detect_unset_distributed_params(
+            None, place.size, place.rank, None, None, math.ceil(place.start_timeout)
+        )
+    except Exception as error:
+        line = str(error).strip().partition("\n")[0]
+        raise ConfigError(
+            f"--distributed found a scheduler, but not who the other processes are ({line}); give "
+            f"{BY_HAND}"
+        ) from error
+    address, size, rank, devices = said
+    if address is None or size is None or rank is None:
+        raise ConfigError(
+            f"--distributed found none of {KNOWN}; start the processes with one of them, or give "
+            f"each {BY_HAND}"
+        )
+    if devices:  # one GPU for each process of a machine, as JAX would choose
+        os.environ.setdefault("JAX_LOCAL_DEVICE_IDS", ",".join(map(str, devices)))
+    return place._replace(coordinator=address, size=int(size), rank=int(rank))
+
+
+def bind_address(place: Place) -> str | None:
+    """Where process 0 listens if a scheduler named the address: there alone, if others reach it.
+
+    A machine may know its own name by an address that no other can reach (127.0.1.1 in /etc/hosts).
+    It then listens at all its interfaces, which JAX chooses for None.
+    """
+    if place.coordinator is None or "JAX_COORDINATOR_BIND_ADDRESS" in os.environ:
+        return None
+    host, port = split_address(place.coordinator)
+    addresses = {str(a[4][0]) for a in socket.getaddrinfo(host, port)}
+    local = all(a.startswith("127.") or a == "::1" for a in addresses)
+    return None if local and host != "localhost" else place.coordinator
+
+
+def _started() -> bool:
+    """Whether JAX's devices are there already, so that no other process can be joined."""
+    try:
+        from jax._src import xla_bridge
+
+        return bool(xla_bridge.backends_are_initialized())
+    except (ImportError, AttributeError):  # `jax.distributed.initialize` looks, too
+        return False
+
+
+@contextlib.contextmanager
+def _waiting(place: Place) -> Iterator[None]:
+    """End the process if the others do not come: JAX would abort it with a dump of its stack."""
+
+    def give_up() -> None:
+        terminal.show_cursor()
+        with contextlib.suppress(OSError):
+            os.write(2, f"error: {nobody(place)}\n".encode())
+        with contextlib.suppress(Exception):
+            sys.stdout.flush()
+        os._exit(1)
+
+    @ctypes.CFUNCTYPE(None, ctypes.c_int)
+    def aborted(number: int) -> None:
+        give_up()
+
+    watch.abort_with(aborted)
+    timer = threading.Timer(place.start_timeout, give_up)
+    timer.daemon = True
+    timer.start()
+    try:
+        yield
+    finally:
+        timer.cancel()
+
+
+def nobody(place: Place) -> str:
+    """Why nothing begins, in a line.
+
+    Args:
+        place: of this process.
+    """
+    where = f"process {place.rank} of {place.size}"
+    waited = f"{place.start_timeout:g} s"
+    if place.rank == 0:
+        return (
+            f"{where} waited {waited} at {place.coordinator}, and not all others came; start "
+            f"{(place.size or 2) - 1} more with the same --coordinator and --num-processes, or "
+            "give --start-timeout"
+        )
+    host, port = split_address(place.coordinator or "")
+    try:
+        socket.create_connection((host, port), timeout=2).close()
+    except OSError as error:
+        return (
+            f"{where} waited {waited}, and process 0 does not listen at {place.coordinator} "
+            f"({error.strerror or error}); it was not started, has ended, or has another address"
+        )
+    return (
+        f"{where} waited {waited} together with process 0, and not all others came; start the "
+        "missing ones, or give --start-timeout"
+    )

@@ -1,0 +1,82 @@
+"""Global arrays, of which each process has a part: gathering them, and looking at the own part."""
+
+import re
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import NamedSharding, PartitionSpec, Sharding
+
+from ppo_jax.types import PyTree
+
+# What the libraries say whose sum over the processes failed because one of them is gone.
+_LOST = re.compile(
+    "gloo|nccl|mpi|connection|socket|broken pipe|peer|unavailable|heartbeat|timed out|deadline",
+    re.IGNORECASE,
+)
+
+
+def is_global(x: Any) -> bool:
+    """Whether other processes have a part of an array."""
+    return isinstance(x, jax.Array) and not x.is_fully_addressable
+
+
+def spread(x: Any, sharding: Sharding) -> jax.Array:
+    """An array that every process has, as a global one, without a word between them.
+
+    Args:
+        x: [...] of this process, the same in all.
+        sharding: over the devices of all.
+    """
+    if sharding.is_fully_addressable:
+        return jax.device_put(x, sharding)
+    if jnp.issubdtype(x.dtype, jax.dtypes.prng_key):
+        spec = getattr(sharding, "spec", None)
+        if not isinstance(sharding, NamedSharding) or spec is None:
+            raise TypeError(f"keys take a NamedSharding, not {type(sharding).__name__}")
+        data = spread(jax.random.key_data(x), sharding)
+        return jax.random.wrap_key_data(data, impl=jax.random.key_impl(x))
+    whole = np.asarray(x)
+    return jax.make_array_from_callback(whole.shape, sharding, lambda index: whole[index])
+
+
+def gather(tree: PyTree) -> PyTree:
+    """All of a tree, on the first device of each process; all processes take part.
+
+    Args:
+        tree: of arrays; global ones over one mesh.
+    """
+    leaves, structure = jax.tree.flatten(tree)
+    parted = [k for k, x in enumerate(leaves) if is_global(x) and not x.is_fully_replicated]
+    if parted:
+        mesh = leaves[parted[0]].sharding.mesh
+        whole = NamedSharding(mesh, PartitionSpec())
+        copied = jax.jit(lambda xs: xs, out_shardings=whole)([leaves[k] for k in parted])
+        for k, x in zip(parted, jax.block_until_ready(copied), strict=True):
+            leaves[k] = x
+    return jax.tree.unflatten(structure, [_own(x) for x in leaves])
+
+
+def own(tree: PyTree) -> PyTree:
+    """What this process has of a tree: replicated arrays whole, of the others its own part.
+
+    Args:
+        tree: of arrays; global ones are parted along their first axis.
+    """
+    return jax.tree.map(_own, tree)
+
+
+def _own(x: Any) -> Any:
+    if not is_global(x):
+        return x
+    if x.is_fully_replicated:
+        return x.addressable_data(0)
+    parts = {s.index[0].start or 0: s.data for s in x.addressable_shards}
+    device = x.addressable_shards[0].device
+    return jnp.concatenate([jax.device_put(parts[k], device) for k in sorted(parts)])
+
+
+def lost_peer(error: BaseException) -> bool:
+    """Whether a program failed because another process is gone."""
+    return bool(_LOST.search(str(error)))
