@@ -14,7 +14,6 @@ from ppo_jax.runs import manifest
 from ppo_jax.runs.folder import checkpoints_of, write_config
 from ppo_jax.runs.loop import finite
 from ppo_jax.sweep import results
-from ppo_jax.sweep.program import take
 from ppo_jax.sweep.schedule import Finished
 from ppo_jax.sweep.store import Spec, clear_agent, clear_agents
 
@@ -90,7 +89,7 @@ class Keeper:
         returns = finished.returns[i]
         found = _evaluation(config, returns, finished.whole[i]) if returns.size else {}
         score = found.get("eval_return_mean")
-        state = jax.device_put(take(finished.state(), i), jax.devices()[0])
+        state = jax.device_put(finished.state(i), jax.devices()[0])
         checkpoints_of(path, config).save(config.num_updates, state, score)
         summary = {
             "env": config.env,

@@ -156,7 +156,7 @@ class _Session:
                 del finished  # with it goes the state of its round, before the next one trains
             self.keeper.clean()
         if before:  # what was made again is where it would have been
-            self.store.rewrite_table(self.schedule.chunks, self.schedule.done)
+            self.store.rewrite_table(self.schedule.plan.chunks, self.schedule.plan.done)
         seconds = time.perf_counter() - started
         compiling = self.schedule.compile_seconds
         rate = (total - before) / max(seconds - compiling, 1e-9)
