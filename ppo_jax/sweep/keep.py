@@ -1,6 +1,7 @@
 """Trained agents of a sweep on disk, each a run directory that `ppo_jax.evaluate` plays."""
 
 import dataclasses
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -103,6 +104,24 @@ class Keeper:
             "sweep_width": finished.chunk.width,
         }
         manifest.write_json(path, "summary.json", summary)
+
+
+def candidates(points: Sequence[int], scores: np.ndarray, which: str) -> list[int]:
+    """Indices of the agents of a chunk that a Keeper may want.
+
+    Args:
+        points: of each agent.
+        scores: of each; NaN for one that diverged.
+        which: "best", "all" or "none".
+    """
+    if which != "best":
+        return [*range(len(points))] if which == "all" else []
+    ranks = np.nan_to_num(scores, nan=-np.inf)
+    best: dict[int, int] = {}
+    for i, point in enumerate(points):  # the first of equals, as in `Keeper`
+        if point not in best or ranks[i] > ranks[best[point]]:
+            best[point] = i
+    return [*best.values()]
 
 
 def _evaluation(config: TrainConfig, returns: np.ndarray, whole: np.ndarray) -> dict[str, Any]:

@@ -128,22 +128,23 @@ class Schedule:
 
     def _first_program(self, group: Group) -> AgentsProgram:
         """As wide as was asked for, or as fits."""
-        share = -(-len(group.agents) // len(self.devices))
-        return self.fitting(group, self.batch_size and min(self.batch_size, share))
+        agents = len(group.agents)
+        share = -(-agents // len(self.devices))
+        return self.fitting(group, agents, self.batch_size and min(self.batch_size, share))
 
-    def fitting(self, group: Group, widest: int | None) -> AgentsProgram:
+    def fitting(self, group: Group, agents: int, widest: int | None) -> AgentsProgram:
         """The program of a group, as wide as memory has room for.
 
         Args:
-            group: of agents.
+            group: of agents that share it.
+            agents: the number of them in the whole sweep.
             widest: agents per device to begin with; None: what is fast.
 
         Raises:
             ConfigError: a single agent does not fit into memory.
         """
-        agents, compile_at = len(group.agents), functools.partial(self._compile, group)
         try:
-            program = fit(agents, compile_at, self.devices, widest)
+            program = fit(agents, functools.partial(self._compile, group), self.devices, widest)
         except jax.errors.JaxRuntimeError as error:
             if not memory.is_exhausted(error):
                 raise
