@@ -7,10 +7,12 @@ its user alone, so that nobody else's are ever read.
 
 import contextlib
 import importlib.util
+import os
 import re
 import secrets
 import shutil
 import subprocess
+import sys
 import time
 from collections import deque
 from collections.abc import Iterator, Sequence
@@ -130,14 +132,14 @@ class OnSlurm:
         self.running: dict[int, Any] = {}
         self.gone: dict[int, float] = {}
         self.executor: Any = None
-        self.folder: Path | None = None
-        self.failed, self.asked = False, 0.0
+        self.folder, self.asked = Path(), 0.0
+        self.failed: bool | None = None  # whether a job of this session did; None: it has none yet
 
     def submit(self, orders: Sequence[Order], folder: Path) -> None:
         """As `Launcher.submit`."""
-        if self.folder is None:
+        if self.failed is None:
             clear_jobs(folder)
-            self.folder = folder / JOBS / secrets.token_hex(8)
+            self.folder, self.failed = folder.absolute() / JOBS / secrets.token_hex(8), False
             self.folder.mkdir(parents=True, mode=0o700)
             self.executor = self._executor(folder.resolve().name)
         self.queue += orders
@@ -168,19 +170,22 @@ class OnSlurm:
 
     def _start(self) -> None:
         """Hand over what there is room for: to SLURM all, here as many as there are workers."""
-        room = max(0, (self.options.workers or 1) - len(self.running)) if self.local else ARRAY
-        while self.queue and room:
-            orders = [self.queue.popleft() for _ in range(min(room, len(self.queue)))]
+        room = (self.options.workers or 1) - len(self.running) if self.local else len(self.queue)
+        while self.queue and room > 0:
+            orders = [self.queue.popleft() for _ in range(min(room, ARRAY, len(self.queue)))]
+            room -= len(orders)
             try:
-                jobs = self.executor.map_array(work, orders)
+                with self._quietly():
+                    jobs = self.executor.map_array(work, orders)
             except (subprocess.CalledProcessError, RuntimeError, OSError) as error:
                 raise ConfigError(
                     f"sbatch took no jobs: {_refusal(error)}; change what is wrong in --slurm, and "
                     "--resume the sweep"
                 ) from error
             self.running |= {o.number: job for o, job in zip(orders, jobs, strict=True)}
-            if self.local:
-                break
+
+    def _quietly(self) -> contextlib.AbstractContextManager[None]:
+        return _stderr_into(self.folder / "jobs.log") if self.local else contextlib.nullcontext()
 
     def ended(self) -> list[tuple[int, Outcome]]:
         """As `Launcher.ended`."""
@@ -222,7 +227,7 @@ class OnSlurm:
             return self._lost(job, f"its job {job.job_id} failed: {told}")
         for file in (result, job.paths.submitted_pickle):
             files.delete(file)
-        self.failed |= isinstance(outcome, Failed)
+        self.failed = self.failed or isinstance(outcome, Failed)
         return outcome
 
     def _lost(self, job: Any, reason: str) -> Failed:
@@ -239,10 +244,10 @@ class OnSlurm:
         elif jobs:
             ids = dict.fromkeys(job.job_id.partition("_")[0] for job in jobs)
             subprocess.run(["scancel", *ids], check=False, capture_output=True)
-        if self.folder is not None and not self.failed:
+        if self.failed is False:
             files.delete(self.folder)
             files.remove_empty(self.folder.parent)
-        self.folder = None
+        self.failed = None
 
     def _end(self, jobs: Sequence[Any]) -> None:
         """End processes of this machine, and wait until they are gone."""
@@ -251,6 +256,21 @@ class OnSlurm:
         limit = time.monotonic() + 10
         while not all(job.done() for job in jobs) and time.monotonic() < limit:
             time.sleep(0.05)
+
+
+@contextlib.contextmanager
+def _stderr_into(file: Path) -> Iterator[None]:
+    """Processes that are started in the block complain into a file: submitit's controllers end on
+    a signal with a traceback."""
+    sys.stderr.flush()
+    kept = os.dup(2)
+    with file.open("ab") as log:
+        os.dup2(log.fileno(), 2)
+    try:
+        yield
+    finally:
+        os.dup2(kept, 2)
+        os.close(kept)
 
 
 def _refusal(error: BaseException) -> str:
