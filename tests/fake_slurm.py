@@ -62,7 +62,9 @@ def controller(number: str, parallel: str, indices: str) -> None:
             mark = jobs() / f"{name}.json"
             if json.loads(mark.read_text()).get("cancelled"):
                 continue
-            array = {} if i is None else {"SLURM_ARRAY_JOB_ID": number, "SLURM_ARRAY_TASK_ID": str(i)}
+            array = (
+                {} if i is None else {"SLURM_ARRAY_JOB_ID": number, "SLURM_ARRAY_TASK_ID": str(i)}
+            )
             known = {"SLURM_JOB_ID": number, "SLURM_NTASKS": "1", "SLURM_PROCID": "0", **array}
             process = subprocess.Popen(
                 ["/bin/bash", str(jobs() / f"{number}.sh")],
