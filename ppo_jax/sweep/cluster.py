@@ -280,11 +280,11 @@ class Dispatch:
     def _say_layout(self, rounds: Sequence[Order]) -> None:
         place, chunks = self.cluster.place, sum(len(o.chunks) for o in rounds)
         widths = " or ".join(dict.fromkeys(str(c.width) for o in rounds for c in o.chunks))
-        what = "GPU" if place.gpus else "CPU device"
+        device = "GPU" if place.gpus else "CPU device"
         terminal.say(
-            f"layout: {chunks} chunk{'s' * (chunks > 1)} of {widths} agents in {len(rounds)} "
-            f"round{'s' * (len(rounds) > 1)} on {self.cluster.launcher.name}; each worker has "
-            f"{place.devices} {what}{'s' * (place.devices > 1)}"
+            f"layout: {_count(chunks, 'chunk')} of {widths} agent{'s' * (widths != '1')} in "
+            f"{_count(len(rounds), 'round')} on {self.cluster.launcher.name}; each worker has "
+            f"{_count(place.devices, device)}"
         )
 
     def _take(self, number: int, outcome: Outcome) -> Iterator[Finished]:
@@ -326,12 +326,12 @@ class Dispatch:
 
     def _failure(self) -> RunFailed:
         agents = sum(len(order.points) for order, _ in self.lost)
-        times = self.cluster.options.retries + 1
         return RunFailed(
-            f"{agents} agent{'s' * (agents > 1)} could not be trained: {len(self.lost)} "
-            f"round{'s' * (len(self.lost) > 1)} failed {times} time{'s' * (times > 1)} (last: "
+            f"{_count(agents, 'agent')} could not be trained: {_count(len(self.lost), 'round')} "
+            f"failed {_count(self.cluster.options.retries + 1, 'time')} (last: "
             f"{self.lost[-1][1]}); what is finished is kept. Continue with: python -m "
-            f"ppo_jax.sweep --resume {shlex.quote(str(self.folder))}"
+            "ppo_jax.sweep --resume "
+            f"{shlex.quote(str(self.folder))}"
         )
 
     def _finished(self, arrays: Arrays) -> Finished:
@@ -352,3 +352,7 @@ def _agents(order: Order) -> str:
     agents = [*order.points]
     few = f"agent {agents[0]}" if len(agents) == 1 else f"agents {agents[0]} to {agents[-1]}"
     return f"the round of {few}"
+
+
+def _count(number: int, what: str) -> str:
+    return f"{number} {what}{'s' * (number != 1)}"

@@ -3,9 +3,11 @@
 import contextlib
 import importlib.util
 import os
+import re
 import secrets
 import shutil
 import signal
+import socket
 import tempfile
 from collections import deque
 from collections.abc import Iterator, Sequence
@@ -20,6 +22,10 @@ from ppo_jax.sweep.worker import Failed, Order, Outcome, Place, work
 
 # Seconds between two looks at signals.
 LOOK = 0.3
+# Seconds that the head of a cluster may take to answer.
+CONNECT = 10.0
+# Sockets have names of at most 107 bytes, of which Ray takes most.
+LONGEST = 18
 # Settings of JAX that decide numbers, and go with the orders to other machines.
 FORWARDED = ("JAX_", "XLA_FLAGS")
 # A Ray of our own: nothing listens beyond this machine, and nobody else on it may send tasks.
@@ -51,6 +57,7 @@ def opened(options: ClusterOptions, place: Place) -> Iterator["OnRay"]:
         ConfigError: there is no cluster at the address, or no room for a worker.
     """
     address = options.ray_address or os.environ.get("RAY_ADDRESS")
+    address = None if address == "local" else address
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
     handlers = {s: signal.getsignal(s) for s in ENDING}
@@ -58,6 +65,7 @@ def opened(options: ClusterOptions, place: Place) -> Iterator["OnRay"]:
         if address is None:
             arguments = stack.enter_context(_alone(options, place))
         else:
+            _reach(address)
             forwarded = {n: v for n, v in os.environ.items() if n.startswith(FORWARDED)}
             arguments = {"address": address, "runtime_env": {"env_vars": forwarded}}
         import ray
@@ -77,11 +85,30 @@ def opened(options: ClusterOptions, place: Place) -> Iterator["OnRay"]:
         yield OnRay(ray, options, place)
 
 
+def _reach(address: str) -> None:
+    """Refuse an address where nobody answers; Ray would try for minutes.
+
+    Raises:
+        ConfigError: the address, and what the system says.
+    """
+    match = re.fullmatch(r"(?:ray://)?\[?([^/]+?)\]?:(\d+)", address)
+    if match is None:  # "auto", or what Ray alone can say
+        return
+    try:
+        socket.create_connection((match[1], int(match[2])), CONNECT).close()
+    except (OSError, OverflowError) as error:
+        raise ConfigError(
+            f"cannot use Ray at {address}: {error}; write HOST:PORT of its head, which `ray start` "
+            "prints, or auto"
+        ) from error
+
+
 @contextlib.contextmanager
 def _alone(options: ClusterOptions, place: Place) -> Iterator[dict[str, Any]]:
     """Arguments for a Ray of our own, which ends with the block and leaves nothing."""
     workers = options.workers or max(1, (os.cpu_count() or 1) // place.cores)
-    folder = tempfile.mkdtemp(prefix="ppo_jax-ray-")
+    short = len(tempfile.gettempdir()) <= LONGEST
+    folder = tempfile.mkdtemp(prefix="ppo_jax-ray-", dir=None if short else "/tmp")
     ours = {
         LOOPBACK: "0",
         "RAY_AUTH_MODE": "token",
