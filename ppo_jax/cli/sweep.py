@@ -82,7 +82,7 @@ def run_command(arguments: list[str]) -> int:
     if points.compare is not None:
         return _compare(points.compare, options.run_dir, given, given_of(arguments))
     if options.resume is not None:
-        return _resume(arguments, config, points, options, where, given=given)
+        return _resume(arguments, config, points, options, where=where, given=given)
     spec = build_spec(arguments, config, points, options.confirm)
     return _run(spec, options, where, f"{config.env}_{config.algorithm}")
 
@@ -200,8 +200,8 @@ def _resume(
     config: TrainConfig,
     points: PointOptions,
     options: SweepOptions,
-    where: ClusterOptions,
     *,
+    where: ClusterOptions,
     given: set[str],
 ) -> int:
     assert options.resume is not None
@@ -225,10 +225,10 @@ def _warn_of_another_machine(first: dict[str, Any], where: ClusterOptions) -> No
     """Say so where the rest of a sweep will not have the bits that it would have had; the device of
     a cluster's workers is known once the first of them is done."""
     before = {"device": first["device"], **first["versions"]}
-    now = {"device": provenance.device(), **provenance.versions()}
-    names = ["jax", "jaxlib", "ppo_jax"]
+    now = provenance.versions()
     if where.cluster == "none":
-        names.insert(0, "device")
+        now = {"device": provenance.device(), **now}
+    names = [n for n in ("device", "jax", "jaxlib", "ppo_jax") if n in now]
     changed = [f"{n} was {before.get(n)} and is {now[n]}" for n in names if before.get(n) != now[n]]
     if changed:
         warnings.warn(

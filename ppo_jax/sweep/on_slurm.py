@@ -175,7 +175,7 @@ class OnSlurm:
             orders = [self.queue.popleft() for _ in range(min(room, ARRAY, len(self.queue)))]
             room -= len(orders)
             try:
-                with self._quietly():
+                with self._apart():
                     jobs = self.executor.map_array(work, orders)
             except (subprocess.CalledProcessError, RuntimeError, OSError) as error:
                 raise ConfigError(
@@ -184,8 +184,13 @@ class OnSlurm:
                 ) from error
             self.running |= {o.number: job for o, job in zip(orders, jobs, strict=True)}
 
-    def _quietly(self) -> contextlib.AbstractContextManager[None]:
-        return _stderr_into(self.folder / "jobs.log") if self.local else contextlib.nullcontext()
+    def _apart(self) -> contextlib.AbstractContextManager[Any]:
+        """Jobs that are started in the block know nothing of the job that this process may be."""
+        if self.local:
+            return _stderr_into(self.folder / "jobs.log")
+        from submitit.helpers import clean_env
+
+        return clean_env()
 
     def ended(self) -> list[tuple[int, Outcome]]:
         """As `Launcher.ended`."""
