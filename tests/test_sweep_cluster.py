@@ -345,6 +345,11 @@ def test_an_object_from_python_cannot_be_sent():
 
 # ---- processes ----
 
+needs_ray, needs_submitit = (
+    pytest.mark.skipif(importlib.util.find_spec(name) is None, reason=f"needs {name}")
+    for name in ("ray", "submitit")
+)
+
 
 class Started:
     """The command in processes of its own, found by a mark in their environment."""
@@ -426,8 +431,8 @@ LOOPBACK = ("0100007F:", "0000000000000000FFFF00000100007F:", "00000000000000000
 
 
 @pytest.mark.slow
+@needs_ray
 def test_a_worker_of_ray_that_is_killed_changes_nothing(reference, tmp_path):
-    pytest.importorskip("ray")
     before, folders = addresses(), {*Path("/tmp").glob("ppo_jax-ray-*")}
     words = [*LONGER, "--run-dir", str(tmp_path / "a"), "--cluster", "ray"]
     with Started(*words, log=tmp_path / "log", TMPDIR=str(tmp_path)) as run:
@@ -442,8 +447,8 @@ def test_a_worker_of_ray_that_is_killed_changes_nothing(reference, tmp_path):
 
 
 @pytest.mark.slow
+@needs_ray
 def test_a_signal_ends_the_workers_of_ray(reference, tmp_path):
-    pytest.importorskip("ray")
     path = tmp_path / "a"
     words = [*LONGER, "--run-dir", str(path), "--cluster", "ray"]
     with Started(*words, log=tmp_path / "log", TMPDIR=str(tmp_path)) as run:
@@ -457,8 +462,8 @@ def test_a_signal_ends_the_workers_of_ray(reference, tmp_path):
 
 
 @pytest.mark.slow
+@needs_ray
 def test_an_address_without_ray_is_one_line(tmp_path):
-    pytest.importorskip("ray")
     words = [*LONGER, "--run-dir", str(tmp_path / "a"), "--cluster", "ray"]
     address = ("--ray-address", "127.0.0.1:9")
     with Started(*words, *address, log=tmp_path / "log") as run:
@@ -469,8 +474,8 @@ def test_an_address_without_ray_is_one_line(tmp_path):
 
 
 @pytest.mark.slow
+@needs_submitit
 def test_a_rehearsed_job_that_is_killed_changes_nothing(reference, tmp_path):
-    pytest.importorskip("submitit")
     path = tmp_path / "a"
     words = [*LONGER, "--run-dir", str(path), "--cluster", "slurm", "--slurm-local"]
     with Started(*words, log=tmp_path / "log") as run:
@@ -488,9 +493,9 @@ def test_a_rehearsed_job_that_is_killed_changes_nothing(reference, tmp_path):
 
 
 @pytest.mark.slow
+@needs_submitit
 def test_jobs_of_slurm(reference, tmp_path):
     """An array of two jobs; one is killed, and it is seen in what SLURM says of it."""
-    pytest.importorskip("submitit")
     path, there = tmp_path / "a", fake_slurm.install(tmp_path / "slurm")
     words = [*LONGER, "--run-dir", str(path), "--cluster", "slurm", "--slurm", "partition=cpu"]
     with Started(*words, log=tmp_path / "log", **there) as run:
@@ -505,8 +510,8 @@ def test_jobs_of_slurm(reference, tmp_path):
 
 
 @pytest.mark.slow
+@needs_submitit
 def test_a_signal_cancels_the_jobs_of_slurm(reference, tmp_path):
-    pytest.importorskip("submitit")
     path, there = tmp_path / "a", fake_slurm.install(tmp_path / "slurm")
     words = [*LONGER, "--run-dir", str(path), "--cluster", "slurm", "--workers", "1"]
     with Started(*words, log=tmp_path / "log", **there) as run:
