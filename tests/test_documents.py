@@ -32,6 +32,7 @@ NOT_RUN = {
     r"gymnasium:LunarLander|brax:|navix:|ALE/|NoFrameskip": "needs an extra; tests of its own",
     r"evaluate (RUN|runs/NAME) ": "the reader's own run",
     r"--compare DIR1 DIR2|--run-dir DIR ": "the reader's own sweeps; tests/test_sweep_session.py",
+    r"--cluster (ray|slurm)": "needs an extra; tests/test_sweep_cluster.py",
     r"--preset pong\b|runs/pong\b": "half an hour",
     r"sweep --env CartPole-v1 --seeds 128": "64 million steps",
     r"sweep --seeds (16 .*clip_eps|8 --sample 64|10 --vary algorithm)": "20 to 256 million steps",

@@ -325,11 +325,14 @@ def test_only_a_sweep_is_overwritten_and_only_what_is_its_own(finished, tmp_path
         "figures/mine.png",
         "agents/point_of_view/a",
         "confirm/a",
+        "slurm/a",
         "a.csv",
     ]
     for name in theirs:
         (path / name).parent.mkdir(exist_ok=True, parents=True)
         (path / name).write_text("mine")
+    (path / "slurm/0123456789abcdef").mkdir()  # of the jobs of a session
+    (path / "slurm/0123456789abcdef/1_0_log.err").write_text("")
     with SweepDirectory(path) as directory:
         directory.clear()
         assert not directory.used

@@ -1,15 +1,15 @@
 """`python -m ppo_jax.sweep`: train's flags, and what varies."""
 
 import dataclasses
+import itertools
 import os
 import sys
 import warnings
 from contextlib import suppress
 from pathlib import Path
-from typing import Annotated, Any, NoReturn
+from typing import Any, NoReturn
 
 import jax
-import tyro
 
 from ppo_jax import config as configs
 from ppo_jax.cli.cluster import refuse
@@ -19,23 +19,27 @@ from ppo_jax.config import ConfigError, TrainConfig
 from ppo_jax.config.options import check_record, option
 from ppo_jax.runs import provenance, terminal
 from ppo_jax.runs.trust import Given
-from ppo_jax.sweep import session
+from ppo_jax.sweep import cluster, session
+from ppo_jax.sweep.cluster import ClusterOptions, Words
 from ppo_jax.sweep.points import Point, configure, grid, parse_vary, sample
 from ppo_jax.sweep.publish import compare
 from ppo_jax.sweep.run import seed_numbers
 from ppo_jax.sweep.session import SweepOptions
 from ppo_jax.sweep.store import Spec, SweepDirectory, read_sessions, read_spec
+from ppo_jax.sweep.worker import devices_set
 
 PROGRAM = "python -m ppo_jax.sweep"
 DOC = "Train many agents, seeds times hyperparameters, in one program and report on them."
 # May be given anew when a sweep is resumed.
-FREE_ON_RESUME = ("run_dir", "resume", "confirm", "threshold", "trust")
+FREE_ON_RESUME = (
+    "run_dir", "resume", "confirm", "threshold", "trust",
+    *(f.name for f in dataclasses.fields(ClusterOptions)),
+)  # fmt: skip
 # Settled by the first session: the chunks that are finished were made with them.
 SETTLED = {
     "batch_size": "another width rounds differently",
     "keep": "agents that were not kept cannot be made again",
 }
-Words = Annotated[tuple[str, ...], tyro.conf.UseAppendAction]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -52,16 +56,16 @@ class PointOptions:
     compare: tuple[Path, Path] | None = option(None, "two finished sweeps, put on one figure")
 
 
-OPTIONS = {
-    f.name: f for f in (*dataclasses.fields(PointOptions), *dataclasses.fields(SweepOptions))
-}
+RECORDS: tuple[Any, ...] = (PointOptions, SweepOptions, ClusterOptions)
+OPTIONS = {f.name: f for record in RECORDS for f in dataclasses.fields(record)}
 FLAGS: dict[str, Any] = {"more": OPTIONS, "kept": {}, "program": PROGRAM, "doc": DOC}
 
 
 def main(arguments: list[str] | None = None) -> NoReturn:
     """`python -m ppo_jax.sweep`."""
     words = sys.argv[1:] if arguments is None else arguments
-    instead = "its chunks need not wait for each other: start it without them"
+    leave_devices_to_workers(words)
+    instead = "its chunks need not wait for each other: use --cluster ray or slurm"
     exit_with(lambda: run_command(words), before=lambda: refuse(words, "a sweep", instead))
 
 
@@ -72,20 +76,26 @@ def run_command(arguments: list[str]) -> int:
     given = {w[2:].partition("=")[0].replace("-", "_") for w in arguments if w.startswith("--")}
     base = base_config(arguments)
     config, values = parse(arguments, base, **FLAGS)
-    options = SweepOptions(**{f.name: values.pop(f.name) for f in dataclasses.fields(SweepOptions)})
-    points = PointOptions(**values)
-    check_record(options)
-    check_record(points)
+    points, options, where = (
+        record(**{f.name: values[f.name] for f in dataclasses.fields(record)}) for record in RECORDS
+    )
+    for record in (points, options, where):
+        check_record(record)
     _ = options.width
     if points.compare is not None:
         return _compare(points.compare, options.run_dir, given, given_of(arguments))
     if options.resume is not None:
-        return _resume(arguments, config, points, options, given=given)
+        return _resume(arguments, config, points, options, where=where, given=given)
     spec = build_spec(arguments, config, points, options.confirm)
-    session.check(spec)
-    name = f"{config.env}_{config.algorithm}"
-    with SweepDirectory.opened(options, name, lambda path: None) as directory:
-        return session.run(spec, options, directory)
+    return _run(spec, options, where, f"{config.env}_{config.algorithm}")
+
+
+def _run(spec: Spec, options: SweepOptions, where: ClusterOptions, name: str) -> int:
+    """Train a sweep that is known to be whole, here or on a cluster."""
+    with cluster.opened(where) as workers:  # Ray is started before JAX has threads
+        session.check(spec, workers is not None)
+        with SweepDirectory.opened(options, name, lambda path: None) as directory:
+            return session.run(spec, options, directory, workers)
 
 
 def build_spec(
@@ -120,11 +130,18 @@ def build_spec(
     return Spec(tuple(varied), tuple(settings), tuple(seeds), *parts)
 
 
+def leave_devices_to_workers(arguments: list[str]) -> None:
+    """Keep this process on the CPU where a cluster trains: the accelerators are the workers'."""
+    words = dict(itertools.pairwise((*arguments, "")))
+    words |= dict(w.split("=", 1) for w in arguments if w.startswith("--cluster="))
+    if words.get("--cluster", "none") != "none":
+        jax.config.update("jax_platforms", "cpu")
+
+
 def one_device_per_core() -> None:
     """On CPUs, a device for each core: agents side by side on cores of their own are faster than
     one wide program on all of them. What the user has set stays."""
-    flags = os.environ.get("XLA_FLAGS", "")
-    if "host_platform_device_count" in flags or "JAX_NUM_CPU_DEVICES" in os.environ:
+    if devices_set() is not None:
         return
     affinity = getattr(os, "sched_getaffinity", None)
     cores = len(affinity(0)) if affinity else os.cpu_count() or 1
@@ -187,6 +204,7 @@ def _resume(
     points: PointOptions,
     options: SweepOptions,
     *,
+    where: ClusterOptions,
     given: set[str],
 ) -> int:
     assert options.resume is not None
@@ -200,19 +218,20 @@ def _resume(
                 f"the sweep has {flag} {kept[name]}, given {getattr(options, name)}; {why}, so it "
                 "stays"
             )
-    _warn_of_another_machine(read_sessions(options.resume)[0])
+    _warn_of_another_machine(read_sessions(options.resume)[0], where)
     kept = {n: v for n, v in kept.items() if n not in given}
     options = dataclasses.replace(options, **kept)
-    session.check(spec)
-    with SweepDirectory.opened(options, "", lambda path: None) as directory:
-        return session.run(spec, options, directory)
+    return _run(spec, options, where, "")
 
 
-def _warn_of_another_machine(first: dict[str, Any]) -> None:
-    """Say so where the rest of a sweep will not have the bits that it would have had."""
+def _warn_of_another_machine(first: dict[str, Any], where: ClusterOptions) -> None:
+    """Say so where the rest of a sweep will not have the bits that it would have had; the device of
+    a cluster's workers is known once the first of them is done."""
     before = {"device": first["device"], **first["versions"]}
-    now = {"device": provenance.device(), **provenance.versions()}
-    names = ("device", "jax", "jaxlib", "ppo_jax")
+    now = provenance.versions()
+    if where.cluster == "none":
+        now = {"device": provenance.device(), **now}
+    names = [n for n in ("device", "jax", "jaxlib", "ppo_jax") if n in now]
     changed = [f"{n} was {before.get(n)} and is {now[n]}" for n in names if before.get(n) != now[n]]
     if changed:
         warnings.warn(

@@ -1,6 +1,7 @@
 """Trained agents of a sweep on disk, each a run directory that `ppo_jax.evaluate` plays."""
 
 import dataclasses
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,6 @@ from ppo_jax.runs import manifest
 from ppo_jax.runs.folder import checkpoints_of, write_config
 from ppo_jax.runs.loop import finite
 from ppo_jax.sweep import results
-from ppo_jax.sweep.program import take
 from ppo_jax.sweep.schedule import Finished
 from ppo_jax.sweep.store import Spec, clear_agent, clear_agents
 
@@ -90,7 +90,7 @@ class Keeper:
         returns = finished.returns[i]
         found = _evaluation(config, returns, finished.whole[i]) if returns.size else {}
         score = found.get("eval_return_mean")
-        state = jax.device_put(take(finished.state(), i), jax.devices()[0])
+        state = jax.device_put(finished.state(i), jax.devices()[0])
         checkpoints_of(path, config).save(config.num_updates, state, score)
         summary = {
             "env": config.env,
@@ -104,6 +104,24 @@ class Keeper:
             "sweep_width": finished.chunk.width,
         }
         manifest.write_json(path, "summary.json", summary)
+
+
+def candidates(points: Sequence[int], scores: np.ndarray, which: str) -> list[int]:
+    """Indices of the agents of a chunk that a Keeper may want.
+
+    Args:
+        points: of each agent.
+        scores: of each; NaN for one that diverged.
+        which: "best", "all" or "none".
+    """
+    if which != "best":
+        return [*range(len(points))] if which == "all" else []
+    ranks = np.nan_to_num(scores, nan=-np.inf)
+    best: dict[int, int] = {}
+    for i, point in enumerate(points):  # the first of equals, as in `Keeper`
+        if point not in best or ranks[i] > ranks[best[point]]:
+            best[point] = i
+    return [*best.values()]
 
 
 def _evaluation(config: TrainConfig, returns: np.ndarray, whole: np.ndarray) -> dict[str, Any]:

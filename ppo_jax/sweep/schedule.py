@@ -8,53 +8,17 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
-from ppo_jax.config import ConfigError, TrainConfig
+from ppo_jax.config import ConfigError
 from ppo_jax.runs import loop, memory, terminal
 from ppo_jax.runs.job import Callback
 from ppo_jax.runs.record import InMemory
 from ppo_jax.runs.signals import Signals
-from ppo_jax.sweep.program import (
-    AgentsProgram,
-    compile_program,
-    fit,
-    job_of,
-    release,
-    structure,
-    take,
-)
+from ppo_jax.sweep.plan import Chunk as Chunk
+from ppo_jax.sweep.plan import Group as Group
+from ppo_jax.sweep.plan import Plan
+from ppo_jax.sweep.plan import group_agents as group_agents
+from ppo_jax.sweep.program import AgentsProgram, compile_program, fit, job_of, release, take
 from ppo_jax.types import TrainState
-
-
-class Chunk(NamedTuple):
-    """Agents that one device trains side by side, and a unit of what is kept.
-
-    Attributes:
-        number: its name; never given again.
-        group: of agents that share a compiled program.
-        agents: at most `width` of them; the last is repeated where there are fewer.
-        width: of the program. The same agents at another width round differently.
-    """
-
-    number: int
-    group: int
-    agents: tuple[int, ...]
-    width: int
-
-
-class Group(NamedTuple):
-    """Agents that differ in seed and floats alone.
-
-    Attributes:
-        static: what decides the program.
-        agents: their numbers in the sweep.
-        seeds: agent -> its seed.
-        floats: agent -> name -> value.
-    """
-
-    static: TrainConfig
-    agents: tuple[int, ...]
-    seeds: dict[int, int]
-    floats: dict[int, dict[str, float]]
 
 
 class Stopped(Exception):
@@ -66,37 +30,18 @@ class Finished(NamedTuple):
 
     Attributes:
         chunk: which.
-        state: () -> TrainState, cut out of the round's when it is asked for.
+        state: (i=None) -> TrainState of agent i of the chunk, or of all of them, cut out of the
+            round's when it is asked for.
         metrics: Metrics [agents, U]
         returns: [agents, E] of the greedy episodes at the end.
         whole: [agents, E] bool: that episode came to its end.
     """
 
     chunk: Chunk
-    state: Callable[[], TrainState]
+    state: Callable[..., TrainState]
     metrics: dict[str, np.ndarray]
     returns: np.ndarray
     whole: np.ndarray
-
-
-def group_agents(points: Sequence[TrainConfig], seeds: Sequence[int]) -> list[Group]:
-    """Agents by the program they need, in order; agent p * S + s is point p with seed s."""
-    members: dict[TrainConfig, list[int]] = {}
-    floats: dict[int, dict[str, float]] = {}
-    for p, config in enumerate(points):
-        static, values = structure(config)
-        for agent in range(p * len(seeds), (p + 1) * len(seeds)):
-            members.setdefault(static, []).append(agent)
-            floats[agent] = values
-    return [
-        Group(
-            static,
-            tuple(agents),
-            {a: seeds[a % len(seeds)] for a in agents},
-            {a: floats[a] for a in agents},
-        )
-        for static, agents in members.items()
-    ]
 
 
 class Schedule:
@@ -128,9 +73,8 @@ class Schedule:
         signals: Signals | None = None,
     ) -> None:
         self.groups, self.devices, self.batch_size = groups, tuple(devices), batch_size
-        self.episodes, self.env, self.on_plan = episodes, env, on_plan
-        self.chunks, self.done = list(chunks), set(done)
-        self.next_number = 1 + max((c.number for c in chunks), default=-1)
+        self.episodes, self.env = episodes, env
+        self.plan = Plan(chunks, done, on_plan)
         self.programs, self.compile_seconds = 0, 0.0
         self.signals = signals or Signals()
 
@@ -151,18 +95,18 @@ class Schedule:
         """
         for number, group in enumerate(self.groups):
             program = None
-            if not any(c.group == number for c in self.chunks):
+            if not self.plan.has(number):
                 program = self._first_program(group)
-                self._plan(number, group.agents, program.width)
-                on_layout(group, program, len(self._todo(number)))
-            while todo := self._todo(number):
+                self.plan.add(number, group.agents, program.width)
+                on_layout(group, program, len(self.plan.left(number)))
+            while todo := self.plan.left(number):
                 width = todo[0].width
                 same = [c for c in todo if c.width == width]
                 try:
                     if program is None or program.width != width:
                         program = self._compile(group, width)
                         on_layout(group, program, len(same))
-                    yield from self._round(program, group, same[: len(self.devices)], watch)
+                    yield from self.round(program, group, same[: len(self.devices)], watch)
                     continue
                 except jax.errors.JaxRuntimeError as error:
                     if not memory.is_exhausted(error):
@@ -171,9 +115,6 @@ class Schedule:
                 program = None  # frees what it holds before the next is compiled
                 release()
                 self._halve(number, group, width, reason)
-
-    def _todo(self, group: int) -> list[Chunk]:
-        return [c for c in self.chunks if c.group == group and c.number not in self.done]
 
     def _compile(self, group: Group, width: int) -> AgentsProgram:
         started = time.perf_counter()
@@ -187,41 +128,46 @@ class Schedule:
 
     def _first_program(self, group: Group) -> AgentsProgram:
         """As wide as was asked for, or as fits."""
-        agents, compile_at = len(group.agents), functools.partial(self._compile, group)
-        widest = self.batch_size and min(self.batch_size, -(-agents // len(self.devices)))
+        agents = len(group.agents)
+        share = -(-agents // len(self.devices))
+        return self.fitting(group, agents, self.batch_size and min(self.batch_size, share))
+
+    def fitting(self, group: Group, agents: int, widest: int | None) -> AgentsProgram:
+        """The program of a group, as wide as memory has room for.
+
+        Args:
+            group: of agents that share it.
+            agents: the number of them in the whole sweep.
+            widest: agents per device to begin with; None: what is fast.
+
+        Raises:
+            ConfigError: a single agent does not fit into memory.
+        """
         try:
-            program = fit(agents, compile_at, self.devices, widest)
+            program = fit(agents, functools.partial(self._compile, group), self.devices, widest)
         except jax.errors.JaxRuntimeError as error:
             if not memory.is_exhausted(error):
                 raise
-            raise _too_large(group, str(error).splitlines()[0]) from error
+            raise too_large(group, str(error).splitlines()[0]) from error
         there = memory.available(self.devices[0])
         needed = program.bytes_needed
         if program.width == 1 and there is not None and needed > there:
             asked = f"{memory.text(needed)} are needed, {memory.text(there)} are there"
-            raise _too_large(group, asked)
+            raise too_large(group, asked)
         return program
-
-    def _plan(self, group: int, agents: Sequence[int], width: int) -> None:
-        first = self.next_number
-        parts = [tuple(agents[i : i + width]) for i in range(0, len(agents), width)]
-        self.chunks += [Chunk(first + i, group, part, width) for i, part in enumerate(parts)]
-        self.next_number += len(parts)
-        self.on_plan(self.chunks)
 
     def _halve(self, number: int, group: Group, width: int, reason: str) -> None:
         """Half the width for all that is left of a group."""
         if width == 1:
-            raise _too_large(group, reason)
-        left = [a for c in self._todo(number) for a in c.agents]
-        self.chunks = [c for c in self.chunks if c.group != number or c.number in self.done]
+            raise too_large(group, reason)
         terminal.say(f"out of memory with {width} agents per device: going on with {width // 2}")
-        self._plan(number, left, width // 2)
+        self.plan.replace(self.plan.left(number), width // 2)
 
-    def _round(
-        self, program: AgentsProgram, group: Group, chunks: list[Chunk], watch: Callable
+    def round(
+        self, program: AgentsProgram, group: Group, chunks: Sequence[Chunk], watch: Callable
     ) -> Iterator[Finished]:
         """A chunk per device, side by side; the last is repeated where there are fewer."""
+        chunks = [*chunks]
         padded = chunks + [chunks[-1]] * (len(self.devices) - len(chunks))
         rows = [a for c in padded for a in _padded(c)]
         seeds = np.array([group.seeds[a] for a in rows], np.uint32)
@@ -242,12 +188,19 @@ class Schedule:
         for i, chunk in enumerate(chunks):
             at = slice(i * program.width, i * program.width + len(chunk.agents))
             log = {name: x[at] for name, x in metrics.items()}
-            mine = functools.partial(take, state, at)
+            mine = functools.partial(_cut, state, at)
             yield Finished(chunk, mine, log, returns[at], whole[at])
-            self.done.add(chunk.number)
+            self.plan.done.add(chunk.number)
 
 
-def _too_large(group: Group, reason: str) -> ConfigError:
+def _cut(state: TrainState, at: slice, i: int | None = None) -> TrainState:
+    """The agents of a chunk out of a round, or one of them."""
+    mine = take(state, at)
+    return mine if i is None else take(mine, i)
+
+
+def too_large(group: Group, reason: str) -> ConfigError:
+    """The error of a group of which a single agent is too much."""
     rows = group.static.num_envs * group.static.num_steps
     return ConfigError(
         f"one agent alone does not fit into the device's memory ({reason}); make its rollout of "

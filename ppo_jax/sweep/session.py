@@ -5,6 +5,7 @@ import shlex
 import time
 import warnings
 from pathlib import Path
+from typing import Any
 
 import jax
 import numpy as np
@@ -20,12 +21,22 @@ from ppo_jax.runs import cache, manifest, memory, provenance, terminal
 from ppo_jax.runs.signals import Signals
 from ppo_jax.runs.terminal import Display
 from ppo_jax.sweep import results
+from ppo_jax.sweep.cluster import Cluster, Dispatch, check_names
 from ppo_jax.sweep.keep import KEEP, Keeper, scores_of
+from ppo_jax.sweep.plan import Chunk, Group, Plan, group_agents
 from ppo_jax.sweep.program import AgentsProgram, structure
 from ppo_jax.sweep.publish import publish
 from ppo_jax.sweep.results import Setting
-from ppo_jax.sweep.schedule import Finished, Group, Schedule, Stopped, group_agents
-from ppo_jax.sweep.store import KEPT, MARK, Spec, Store, SweepDirectory, read_spec
+from ppo_jax.sweep.schedule import Finished, Schedule, Stopped
+from ppo_jax.sweep.store import (
+    KEPT,
+    MARK,
+    Spec,
+    Store,
+    SweepDirectory,
+    read_sessions,
+    read_spec,
+)
 from ppo_jax.train import build
 
 
@@ -56,13 +67,16 @@ class SweepOptions:
         return int(self.batch_size)
 
 
-def run(spec: Spec, options: SweepOptions, directory: SweepDirectory) -> int:
+def run(
+    spec: Spec, options: SweepOptions, directory: SweepDirectory, cluster: Cluster | None = None
+) -> int:
     """Train what is missing, publish, confirm.
 
     Args:
         spec: what to compute.
         options: how; chunks of earlier sessions count where it resumes.
         directory: ours, locked.
+        cluster: whose workers train; None: this process.
 
     Returns:
         Exit code: 0, or 128 + the signal that stopped it.
@@ -71,13 +85,16 @@ def run(spec: Spec, options: SweepOptions, directory: SweepDirectory) -> int:
     path = directory.path
     with Signals() as signals:
         try:
-            order = _Session(spec, options, path, options.resume is not None, signals=signals).run()
+            order = _Session(
+                spec, options, path, options.resume is not None, signals=signals, cluster=cluster
+            ).run()
             if options.confirm:
                 fresh = confirmation(spec, order[0], options.confirm)
                 terminal.say(
                     f"\nthe best point with {options.confirm} fresh seeds: {order[0].name}"
                 )
-                _confirm(fresh, dataclasses.replace(options, confirm=0), path / "confirm", signals)
+                once = dataclasses.replace(options, confirm=0)
+                _confirm(fresh, once, path / "confirm", signals, cluster=cluster)
                 publish(Store(path, spec), options.threshold, {})
         except Stopped:
             terminal.say(
@@ -89,7 +106,9 @@ def run(spec: Spec, options: SweepOptions, directory: SweepDirectory) -> int:
     return signals.exit_code
 
 
-def _confirm(spec: Spec, options: SweepOptions, path: Path, signals: Signals) -> None:
+def _confirm(
+    spec: Spec, options: SweepOptions, path: Path, signals: Signals, *, cluster: Cluster | None
+) -> None:
     """The sweep in a sweep, from the start or from where it was stopped."""
     with SweepDirectory(path) as directory:
         if directory.used and read_spec(path, spec.following)[0] != spec:
@@ -97,7 +116,7 @@ def _confirm(spec: Spec, options: SweepOptions, path: Path, signals: Signals) ->
                 f"{path} holds the best point with other seeds or values; move it away to confirm "
                 f"with {len(spec.seeds)} seeds"
             )
-        _Session(spec, options, path, directory.used, signals=signals).run()
+        _Session(spec, options, path, directory.used, signals=signals, cluster=cluster).run()
 
 
 def confirmation(spec: Spec, best: Setting, count: int) -> Spec:
@@ -111,42 +130,66 @@ class _Session:
     """One sweep from its first or its next chunk to its report."""
 
     def __init__(
-        self, spec: Spec, options: SweepOptions, path: Path, resume: bool, *, signals: Signals
+        self,
+        spec: Spec,
+        options: SweepOptions,
+        path: Path,
+        resume: bool,
+        *,
+        signals: Signals,
+        cluster: Cluster | None,
     ) -> None:
-        self.spec, self.options, self.signals = spec, options, signals
+        self.spec, self.options, self.signals, self.cluster = spec, options, signals, cluster
         self.store = Store(path, spec)
         if resume:
             manifest.look(path, MARK)
         chunks, done = self.store.verified() if resume else ([], set())
         self.finished = {a for c in chunks if c.number in done for a in c.agents}
         if len(self.finished) < len(spec.configs) * len(spec.seeds) or not resume:
-            self.store.describe({name: getattr(options, name) for name in KEPT})
+            kept = {name: getattr(options, name) for name in KEPT}
+            self.store.describe(kept, cluster.options.cluster if cluster else "none")
         self.store.clean(done)
         self.store.rewrite_table(chunks, done)
         self.keeper = Keeper(path / "agents", spec, options.keep, self.store.scores(chunks, done))
-        groups = group_agents(spec.configs, spec.seeds)
-        self.schedule = Schedule(
-            groups,
-            jax.devices(),
-            options.width,
-            episodes=spec.episodes,
-            chunks=chunks,
-            done=done,
-            on_plan=self.store.save_plan,
-            signals=signals,
-        )
+        self.schedule = self._schedule(chunks, done)
         sizes = [c.num_updates * c.num_envs * c.num_steps for c in spec.configs]
         self.sizes = [size for size in sizes for _ in spec.seeds]
         self.warned: set[str] = set()
+        self.device = ""  # of a cluster's workers
+
+    def _schedule(self, chunks: list[Chunk], done: set[int]) -> Schedule | Dispatch:
+        """What trains the chunks: the devices of this process, or the workers of a cluster."""
+        if self.cluster is not None:
+            return Dispatch(
+                self.spec,
+                self.cluster,
+                width=self.options.width,
+                plan=Plan(chunks, done, self.store.save_plan),
+                keep=self.options.keep,
+                folder=self.store.path,
+                signals=self.signals,
+            )
+        return Schedule(
+            group_agents(self.spec.configs, self.spec.seeds),
+            jax.devices(),
+            self.options.width,
+            episodes=self.spec.episodes,
+            chunks=chunks,
+            done=done,
+            on_plan=self.store.save_plan,
+            signals=self.signals,
+        )
 
     def run(self) -> list[Setting]:
         """Train all chunks; the settings, best first."""
         total = sum(self.sizes)
         started, before = time.perf_counter(), self._steps()
         self.progress = Display(total, before)
-        self.before, self.since, self.rollout_steps = before, 0.0, 0
+        self.before, self.rollout_steps = before, 0
+        self.since = started if self.cluster else 0.0  # here, compiling is not counted
         with self.progress:
             for finished in self.schedule.run(self._show, self._layout):
+                self._note_workers()
                 self.keeper.save(finished, scores_of(finished))
                 self.store.save_chunk(finished)
                 self.keeper.clean()
@@ -155,22 +198,46 @@ class _Session:
                 self._show(0, 0)
                 del finished  # with it goes the state of its round, before the next one trains
             self.keeper.clean()
-        if before:  # what was made again is where it would have been
-            self.store.rewrite_table(self.schedule.chunks, self.schedule.done)
+        if before or self.cluster:  # what was made again, or later, is where it would have been
+            self.store.rewrite_table(self.schedule.plan.chunks, self.schedule.plan.done)
         seconds = time.perf_counter() - started
         compiling = self.schedule.compile_seconds
-        rate = (total - before) / max(seconds - compiling, 1e-9)
+        # The workers of a cluster compile beside each other.
+        training = seconds if self.cluster else seconds - compiling
+        rate = (total - before) / max(training, 1e-9)
         session = {
             **provenance.record(*(c.matmul_precision for c in self.spec.configs)),
+            **self._workers(),
             "compiled_programs": self.schedule.programs,
             "compile_seconds": round(compiling, 2),
-            "train_seconds": round(seconds - compiling, 2),
+            "train_seconds": round(training, 2),
             "env_steps": total - before,
             "env_steps_per_second": round(rate),
         }
         order = publish(self.store, self.options.threshold, session if total > before else {})
         print_table(order, self.options.threshold)
         return order
+
+    def _workers(self) -> dict[str, Any]:
+        """What summary.json says of a session on a cluster."""
+        if self.cluster is None:
+            return {}
+        return {"cluster": self.cluster.options.cluster, "device": self.device}
+
+    def _note_workers(self) -> None:
+        """Keep what the workers of a cluster train on; warn where that is another device."""
+        device = ", ".join(getattr(self.schedule, "worked_on", ()))
+        if device == self.device:
+            return
+        self.device = device
+        first = read_sessions(self.store.path)[0]["device"]
+        self.store.ran_on(device)
+        if self.before and first != device:
+            warnings.warn(
+                f"device was {first} and is {device}: agents trained from here on agree with those "
+                "of an uninterrupted sweep to rounding only",
+                stacklevel=1,
+            )
 
     def _layout(self, group: Group, program: AgentsProgram, chunks: int) -> None:
         """Say which device trains how many."""
@@ -207,15 +274,26 @@ class _Session:
             warn_unfinished(finished.whole)
 
 
-def check(spec: Spec) -> None:
-    """Everything that can be wrong with a point, before anything compiles or is written."""
+def check(spec: Spec, elsewhere: bool = False) -> None:
+    """Everything that can be wrong with a point, before anything compiles or is written.
+
+    Args:
+        spec: what is to be computed.
+        elsewhere: whether workers of a cluster compute it, whose memory is not known here.
+
+    Raises:
+        ConfigError, InvalidEnvironment: what is wrong.
+    """
+    if elsewhere:
+        check_names(spec)
     structures = set()
     for config in dict.fromkeys(spec.configs):
         program = build(config)
         refuse_sweep(program.env)
         if structure(config)[0] not in structures:
             structures.add(structure(config)[0])
-            memory.check(experiment.job_of(config, program))
+            if not elsewhere:
+                memory.check(experiment.job_of(config, program))
 
 
 def print_table(order: list[Setting], threshold: float | None, rows: int = 10) -> None:

@@ -32,11 +32,14 @@ from ppo_jax.sweep.schedule import Chunk, Finished
 MARK = "sweep.json"
 CONTENTS = (
     MARK, "plan.json", "chunks", "results.csv", "agents.csv", "table.csv", "table.md",
-    "summary.json", "report.html", "figures", "agents", "confirm", manifest.NAME,
+    "summary.json", "report.html", "figures", "agents", "confirm", "slurm", manifest.NAME,
 )  # fmt: skip
 FORMAT = "ppo_jax sweep"
 AGENT = re.compile(r"point\d{4,}_seed\d+")
 FIGURE = re.compile(r"(learning_curves|performance_profile|improvement|sensitivity_.+)\.png")
+# Folder of what submitit writes for jobs of SLURM, a folder in it for each session.
+JOBS = "slurm"
+JOBS_OF_A_SESSION = re.compile(r"[0-9a-f]{16}")
 CHUNK = re.compile(r"\d{5,}\.(npz|json)|\.\d{5,}\.(npz|json)\.tmp")
 # The options that a resumed sweep goes on with.
 KEPT = ("batch_size", "keep", "confirm", "threshold")
@@ -141,6 +144,7 @@ class SweepDirectory(RunDirectory):
     def clear(self) -> None:
         """Delete the sweep in it; its mark last."""
         clear_agents(self.path / "agents")
+        clear_jobs(self.path)
         if SweepDirectory.is_one(self.path / "confirm"):
             with SweepDirectory(self.path / "confirm") as inner:
                 inner.clear()
@@ -152,6 +156,14 @@ class SweepDirectory(RunDirectory):
                     delete(path)
             files.remove_empty(self.path / folder)
         super().clear()
+
+
+def clear_jobs(path: Path) -> None:
+    """Delete what the jobs of earlier sessions left in the folder of a sweep: orders and logs."""
+    for folder in (path / JOBS).glob("*"):
+        if JOBS_OF_A_SESSION.fullmatch(folder.name):
+            delete(folder)
+    files.remove_empty(path / JOBS)
 
 
 def clear_agents(folder: Path, keep: Collection[str] = ()) -> None:
@@ -186,17 +198,30 @@ class Store:
     def __init__(self, path: Path, spec: Spec) -> None:
         self.path, self.spec = path, spec
 
-    def describe(self, options: dict[str, Any]) -> None:
-        """Write sweep.json: all that is needed to repeat the sweep, and each session that ran."""
+    def describe(self, options: dict[str, Any], cluster: str = "none") -> None:
+        """Write sweep.json: all that is needed to repeat the sweep, and each session that ran.
+
+        Args:
+            options: that a resumed sweep goes on with.
+            cluster: where the session's rounds are trained.
+        """
         path = self.path / MARK
         precisions = (c.matmul_precision for c in self.spec.configs)
         session = {"command": sys.argv, **provenance.record(*precisions)}
+        if cluster != "none":
+            session["cluster"] = cluster
         earlier = read_sessions(self.path) if path.exists() else []
         content: dict[str, Any] = {"format": FORMAT, "sweep": self.spec.to_json()}
         content["options"] = options
         if signature := trust.sign(content):
             content["signature"] = signature
         content["sessions"] = [*earlier, session]
+        manifest.write_json(self.path, MARK, content, of=FORMAT)
+
+    def ran_on(self, device: str) -> None:
+        """Write into sweep.json what the workers of this session train on."""
+        content = _read_mark(self.path)
+        content["sessions"][-1]["device"] = device
         manifest.write_json(self.path, MARK, content, of=FORMAT)
 
     def save_plan(self, chunks: list[Chunk]) -> None:

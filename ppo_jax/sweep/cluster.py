@@ -1,0 +1,358 @@
+"""The rounds of a sweep on the workers of a cluster, in the place of the local schedule.
+
+The plan is the local one. A launcher carries orders to workers and outcomes back; what comes back
+is kept by this process alone, which is the only one that writes into the folder of the sweep.
+"""
+
+import contextlib
+import dataclasses
+import os
+import shlex
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Annotated, Any, NamedTuple, Protocol
+
+import jax
+import tyro
+
+from ppo_jax import config as configs
+from ppo_jax.config import ConfigError, references
+from ppo_jax.config.options import option
+from ppo_jax.runs import provenance, terminal
+from ppo_jax.runs.job import RunFailed
+from ppo_jax.runs.signals import Signals
+from ppo_jax.sweep.plan import Chunk, Plan, group_agents
+from ppo_jax.sweep.program import CPU_WIDTH, even_width
+from ppo_jax.sweep.schedule import Finished, Stopped
+from ppo_jax.sweep.store import Spec
+from ppo_jax.sweep.worker import (
+    Arrays,
+    Narrower,
+    Order,
+    Outcome,
+    Place,
+    Refused,
+    Trained,
+    devices_set,
+    state_of,
+)
+from ppo_jax.train import build
+
+CLUSTERS = ("none", "ray", "slurm")
+Words = Annotated[tuple[str, ...], tyro.conf.UseAppendAction]
+
+
+@dataclasses.dataclass(frozen=True)
+class ClusterOptions:
+    """Where the rounds of a sweep are trained; a resumed sweep may go on elsewhere."""
+
+    cluster: str = option("none", "train on a cluster: Ray, or SLURM's jobs", choices=CLUSTERS)
+    workers: int | None = option(None, "rounds that are trained at the same time, at most", low=1)
+    cpus_per_worker: int | None = option(
+        None, "CPU cores of a worker; None: as many as this machine has", low=1
+    )
+    gpus_per_worker: int = option(0, "GPUs of a worker; 0: it trains on its CPU cores", low=0)
+    retries: int = option(2, "times that a round is tried again whose worker failed", low=0)
+    ray_address: str | None = option(
+        None, "Ray cluster to connect to; None: RAY_ADDRESS, or workers on this machine"
+    )
+    slurm: Words = option((), "name=value of sbatch, as partition=gpu, time=2:00:00 or mem=8G")
+    slurm_local: bool = option(False, "rehearse SLURM's jobs as processes on this machine")
+
+    def check(self) -> None:
+        """Refuse options that do not go together.
+
+        Raises:
+            ConfigError: which, and what they go with.
+        """
+        belongs = {"ray_address": ("ray",), "slurm": ("slurm",), "slurm_local": ("slurm",)}
+        for field in dataclasses.fields(self):
+            goes_with = belongs.get(field.name, ("ray", "slurm"))
+            if field.name == "cluster" or self.cluster in goes_with:
+                continue
+            if getattr(self, field.name) != field.default:
+                name = field.name.replace("_", "-")
+                raise ConfigError(f"--{name} goes with --cluster {' or '.join(goes_with)}")
+
+
+class Launcher(Protocol):
+    """Carries orders to workers, and outcomes back.
+
+    Attributes:
+        name: of the cluster, for messages.
+    """
+
+    name: str
+
+    def submit(self, orders: Sequence[Order], folder: Path) -> None:
+        """Have orders worked on, as there is room; the sweep is in `folder`."""
+
+    def ended(self) -> list[tuple[int, Outcome]]:
+        """(number of an order, its outcome), of those that ended; waits for a moment if none."""
+
+    def cancel(self) -> None:
+        """End all that is under way, and forget it."""
+
+
+class Cluster(NamedTuple):
+    """Workers that are there for the rounds of a sweep.
+
+    Attributes:
+        options: as on the command line.
+        launcher: that reaches them.
+        place: what each of them is given.
+    """
+
+    options: ClusterOptions
+    launcher: Launcher
+    place: Place
+
+
+@contextlib.contextmanager
+def opened(options: ClusterOptions) -> Iterator[Cluster | None]:
+    """The cluster that was asked for, until the block ends; None for this process alone.
+
+    Args:
+        options: as on the command line.
+
+    Raises:
+        ConfigError: options that do not go together, packages or programs that are not there, or a
+            cluster that cannot be reached.
+    """
+    options.check()
+    if options.cluster == "none":
+        yield None
+        return
+    from ppo_jax.sweep import on_ray, on_slurm
+
+    launchers: dict[str, Any] = {"ray": on_ray, "slurm": on_slurm}
+    launchers[options.cluster].check(options)
+    place = place_of(options)
+    with launchers[options.cluster].opened(options, place) as launcher:
+        yield Cluster(options, launcher, place)
+
+
+def place_of(options: ClusterOptions) -> Place:
+    """What each worker is given: by default as many cores as this machine has.
+
+    One device alone is compiled by another path than several, so that a worker of one core makes
+    two devices of it where this machine has several: its numbers are then the same.
+    """
+    affinity = getattr(os, "sched_getaffinity", None)
+    here = len(affinity(0)) if affinity else os.cpu_count() or 1
+    cores = options.cpus_per_worker or here
+    devices = max(cores, min(2, here))
+    if options.gpus_per_worker:
+        devices = options.gpus_per_worker
+    elif (given := devices_set()) is not None:
+        devices = given
+    versions = provenance.versions()
+    path = tuple(sys.path)
+    return Place(str(Path.cwd()), path, cores, devices, options.gpus_per_worker, versions)
+
+
+def check_names(spec: Spec) -> None:
+    """Refuse parts of the user's own that cannot be sent by name.
+
+    Raises:
+        ConfigError: which.
+    """
+    for config in spec.configs:
+        for part in (config.env, config.policy, config.algorithm):
+            if isinstance(part, str) and references.is_text(part):
+                raise ConfigError(
+                    f"{part} cannot be sent to another machine; put it into a module and name it "
+                    "as package.module:Name"
+                )
+
+
+class Dispatch:
+    """The rounds of a sweep, trained on a cluster.
+
+    Args:
+        spec: what the sweep computes.
+        cluster: whose workers train it.
+        width: agents per device; None: as the local sweep has it.
+        plan: of the sweep, with what is finished.
+        keep: which agents are kept.
+        folder: of the sweep.
+        signals: that end it.
+    """
+
+    def __init__(
+        self,
+        spec: Spec,
+        cluster: Cluster,
+        *,
+        width: int | None,
+        plan: Plan,
+        keep: str,
+        folder: Path,
+        signals: Signals,
+    ) -> None:
+        self.spec, self.cluster, self.width, self.plan = spec, cluster, width, plan
+        self.keep, self.folder, self.signals = keep, folder, signals
+        self.groups = group_agents(spec.configs, spec.seeds)
+        self.programs, self.compile_seconds = 0, 0.0
+        self.worked_on: list[str] = []
+        self.orders: dict[int, Order] = {}
+        self.tries: dict[int, int] = {}
+        self.lost: list[tuple[Order, str]] = []
+        self.shapes: dict[int, Any] = {}
+
+    def run(
+        self,
+        watch: Callable[[int, int], None] = lambda agents, update: None,
+        on_layout: Any = None,
+    ) -> Iterator[Finished]:
+        """Train all that is not done, chunk by chunk, as they come back.
+
+        Args:
+            watch: called with (0, 0) while nothing comes back.
+            on_layout: not called: the layout is that of the workers.
+
+        Raises:
+            ConfigError: what cannot work on any worker.
+            Stopped: a signal came.
+            RunFailed: rounds failed as often as they may.
+        """
+        for number, group in enumerate(self.groups):
+            if not self.plan.has(number):
+                self.plan.add(number, group.agents, self._width(len(group.agents)))
+        rounds = [o for n in range(len(self.groups)) for o in self._cut(self.plan.left(n))]
+        if not rounds:
+            return
+        self._say_layout(rounds)
+        launcher = self.cluster.launcher
+        try:
+            launcher.submit(rounds, self.folder)
+            while self.orders:
+                if self.signals.received:
+                    raise Stopped
+                ended = launcher.ended()
+                for number, outcome in ended:
+                    yield from self._take(number, outcome)
+                if not ended:
+                    watch(0, 0)
+        finally:
+            launcher.cancel()
+        if self.lost:
+            raise self._failure()
+
+    def _width(self, agents: int) -> int:
+        """Agents per device, as the local sweep has them on as many devices."""
+        place, workers = self.cluster.place, self.cluster.options.workers or 1
+        if self.width is not None:
+            return min(self.width, -(-agents // place.devices))
+        # A GPU takes many agents as fast as few: they are shared out over all workers.
+        fast = -(-agents // (place.devices * workers)) if place.gpus else CPU_WIDTH
+        return even_width(agents, fast, place.devices)
+
+    def _cut(self, chunks: Sequence[Chunk]) -> list[Order]:
+        """Orders of as many chunks as a worker has devices, of one width."""
+        found, left = [], [*chunks]
+        while left:
+            same = [c for c in left if c.width == left[0].width][: self.cluster.place.devices]
+            left = [c for c in left if c not in same]
+            found.append(self._order(tuple(same)))
+        return found
+
+    def _order(self, chunks: tuple[Chunk, ...]) -> Order:
+        group = self.groups[chunks[0].group]
+        agents = [a for c in chunks for a in c.agents]
+        points = {a: a // len(self.spec.seeds) for a in agents}
+        settings = {p: configs.to_json(self.spec.configs[p]) for p in points.values()}
+        order = Order(
+            number=1 + max(self.tries, default=-1),
+            chunks=chunks,
+            configs=settings,
+            seeds={a: group.seeds[a] for a in agents},
+            points=points,
+            share=len(group.agents),
+            episodes=self.spec.episodes,
+            keep=self.keep,
+            place=self.cluster.place,
+        )
+        self.orders[order.number], self.tries[order.number] = order, 0
+        return order
+
+    def _say_layout(self, rounds: Sequence[Order]) -> None:
+        place, chunks = self.cluster.place, sum(len(o.chunks) for o in rounds)
+        widths = " or ".join(dict.fromkeys(str(c.width) for o in rounds for c in o.chunks))
+        device = "GPU" if place.gpus else "CPU device"
+        terminal.say(
+            f"layout: {_count(chunks, 'chunk')} of {widths} agent{'s' * (widths != '1')} in "
+            f"{_count(len(rounds), 'round')} on {self.cluster.launcher.name}; each worker has "
+            f"{_count(place.devices, device)}"
+        )
+
+    def _take(self, number: int, outcome: Outcome) -> Iterator[Finished]:
+        """What becomes of an order that ended."""
+        order = self.orders.pop(number)
+        match outcome:
+            case Trained():
+                self.programs += outcome.programs
+                self.compile_seconds += outcome.compile_seconds
+                if outcome.device not in self.worked_on:
+                    self.worked_on.append(outcome.device)
+                for arrays in outcome.chunks:
+                    yield self._finished(arrays)
+                    self.plan.done.add(arrays.chunk.number)
+            case Narrower():
+                width = outcome.width
+                terminal.say(
+                    f"out of memory with {order.chunks[0].width} agents per device "
+                    f"({outcome.reason}): going on with {width}"
+                )
+                again = self._cut(self.plan.replace(order.chunks, width))
+                self.cluster.launcher.submit(again, self.folder)
+            case Refused():
+                raise ConfigError(outcome.reason)
+            case _:
+                self._again(order, outcome.reason)
+
+    def _again(self, order: Order, reason: str) -> None:
+        """Try a round once more, or give it up."""
+        self.tries[order.number] += 1
+        tries, allowed = self.tries[order.number], self.cluster.options.retries
+        if tries > allowed:
+            self.lost.append((order, reason))
+            terminal.say(f"{_agents(order)} failed ({reason}): given up")
+            return
+        terminal.say(f"{_agents(order)} failed ({reason}): retry {tries} of {allowed}")
+        self.orders[order.number] = order
+        self.cluster.launcher.submit([order], self.folder)
+
+    def _failure(self) -> RunFailed:
+        agents = sum(len(order.points) for order, _ in self.lost)
+        return RunFailed(
+            f"{_count(agents, 'agent')} could not be trained: {_count(len(self.lost), 'round')} "
+            f"failed {_count(self.cluster.options.retries + 1, 'time')} (last: "
+            f"{self.lost[-1][1]}); what is finished is kept. Continue with: python -m "
+            "ppo_jax.sweep --resume "
+            f"{shlex.quote(str(self.folder))}"
+        )
+
+    def _finished(self, arrays: Arrays) -> Finished:
+        def state(i: int) -> Any:
+            return state_of(self._shapes(arrays.chunk), arrays.states[i])
+
+        return Finished(arrays.chunk, state, arrays.metrics, arrays.returns, arrays.whole)
+
+    def _shapes(self, chunk: Chunk) -> Any:
+        """Of the state of an agent of a group."""
+        if chunk.group not in self.shapes:
+            config = self.spec.configs[chunk.agents[0] // len(self.spec.seeds)]
+            self.shapes[chunk.group] = jax.eval_shape(build(config).init, jax.random.key(0))
+        return self.shapes[chunk.group]
+
+
+def _agents(order: Order) -> str:
+    agents = [*order.points]
+    few = f"agent {agents[0]}" if len(agents) == 1 else f"agents {agents[0]} to {agents[-1]}"
+    return f"the round of {few}"
+
+
+def _count(number: int, what: str) -> str:
+    return f"{number} {what}{'s' * (number != 1)}"
