@@ -233,7 +233,7 @@ class Dispatch:
                 ended = launcher.ended()
                 for number, outcome in ended:
                     yield from self._take(number, outcome)
-                if not ended:
+                if not ended and self.worked_on:  # before, there is no rate to be shown
                     watch(0, 0)
         finally:
             launcher.cancel()
