@@ -187,6 +187,9 @@ def test_the_natural_gradient_is_that_of_the_whole_batch():
 
 def test_micro_batches_count_by_the_weight_of_all_parts():
     policy, config, params, batch = policy_and_batch("ppo")
+    # Each part has another share of its weight in its first half.
+    weight = (jnp.arange(32) % 8 < jnp.repeat(jnp.array([1, 6, 3, 8]), 8)).astype(jnp.float32)
+    batch = dataclasses.replace(batch, weight=weight)
     loss_fn = ppo.make_loss(policy, dataclasses.replace(config, normalize_advantage=False))
     from ppo_jax.sgd import _gradient
 
