@@ -257,7 +257,7 @@ def train(
     _refuse_options(config)
     number = _devices(options)
     if config.parts == 1 and options.resume is None:
-        config = dataclasses.replace(config, parts=number)
+        config = _in_parts(config, number)
     functions = _callbacks(config, options, callbacks, given)
     options = dataclasses.replace(options, callback=_names(options, callbacks))
     with limited(options.env_timeout):
@@ -301,6 +301,20 @@ def _devices(options: RunOptions) -> int:
     if processes == 1:
         return devices.chosen(options.devices)
     return devices.of_processes(options.devices, processes)
+
+
+def _in_parts(config: TrainConfig, number: int) -> TrainConfig:
+    """The configuration with a part of the environments for each device.
+
+    Raises:
+        ConfigError: the environments do not divide.
+    """
+    if config.num_envs % number:
+        raise ConfigError(
+            f"there are {number} devices to share num_envs = {config.num_envs} environments, which "
+            f"do not divide into {number} parts; give a multiple of {number}, or other --devices"
+        )
+    return dataclasses.replace(config, parts=number)
 
 
 def _shared(number: int, config: TrainConfig) -> int:

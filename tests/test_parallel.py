@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 from jax.sharding import Mesh, PartitionSpec
 
+import ppo_jax
 from ppo_jax import config as configs
 from ppo_jax import episodes, guard, losses, normalization, parallel
 from ppo_jax.algorithms import ALGORITHMS, a2c, ppo, ppo_kl, reinforce, trpo
@@ -270,6 +271,13 @@ def test_an_algorithm_whose_parts_would_learn_apart_is_refused():
 def test_parts_that_do_not_divide_are_refused(values, message):
     with pytest.raises(ConfigError, match=message):
         small(**values)
+
+
+def test_devices_that_cannot_share_the_environments(tmp_path, monkeypatch):
+    monkeypatch.setattr(devices, "chosen", lambda asked: 3)
+    with pytest.raises(ConfigError, match="3 devices to share num_envs = 8 .* a multiple of 3"):
+        ppo_jax.run(small(), tmp_path / "a", devices=3)
+    assert not (tmp_path / "a").exists()
 
 
 def test_environments_on_the_host_are_in_one_piece():
