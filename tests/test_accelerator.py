@@ -446,7 +446,7 @@ def test_a_rate_is_that_of_the_middle_round(monkeypatch):
         def run(self, updates):
             return updates
 
-    monkeypatch.setattr(control, "OneAgent", lambda config: Fake())
+    monkeypatch.setattr(control, "OneAgent", lambda config, devices: Fake())
     monkeypatch.setattr(control, "rates", lambda run, seconds: [30.0, 10.0, 11.0])
     monkeypatch.setattr(control, "account", lambda contestant: {})
     row = control.measure("cartpole-2048x32", Context(True, 1.0, {}))

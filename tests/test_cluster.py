@@ -20,7 +20,7 @@ from ppo_jax.runs.cluster import group as groups
 from ppo_jax.runs.cluster import start, watch
 from ppo_jax.runs.cluster.group import Group
 from ppo_jax.runs.cluster.options import ClusterOptions, Place, check_address, place_of
-from ppo_jax.runs.cluster.watch import Watch, Work
+from ppo_jax.runs.cluster.watch import LONG_WORK, Watch, Work
 from ppo_jax.runs.options import KeepOptions
 from ppo_jax.runs.signals import Signals
 
@@ -69,6 +69,9 @@ def groups_of(size, heartbeat=10.0):
         ({"coordinator": "0.0.0.0:12321"}, "names no single address"),
         ({"coordinator": "[::]:12321"}, "names no single address"),
         ({"coordinator": ":12321"}, "names no single address"),
+        ({"coordinator": "[::0]:12321"}, "names no single address"),
+        ({"coordinator": "[::ffff:0.0.0.0]:12321"}, "names no single address"),
+        ({"coordinator": "[::1:12321"}, "must be HOST:PORT"),
         ({"coordinator": None}, "needs --coordinator HOST:PORT"),
         ({"coordinator": None, "distributed": True}, "needs --coordinator HOST:PORT"),
         ({"num_processes": None}, "needs --num-processes"),
@@ -271,8 +274,11 @@ def test_environments_of_the_host_and_debugging_are_refused(monkeypatch):
     loop.check(JOB, KeepOptions())
     with pytest.raises(ConfigError, match="environments on the host"):
         loop.check(JOB._replace(pure=False), KeepOptions())
-    with pytest.raises(ConfigError, match="--debug-nans makes an update again in one process"):
+    refused = pytest.raises(ConfigError, match=r"--debug-nans .* an update again in one process")
+    with refused:
         loop.check(JOB, KeepOptions(debug_nans=True))
+    with refused, jax.debug_nans(True):
+        loop.check(JOB, KeepOptions())
 
 
 def test_processes_that_were_joined_by_others_are_refused(monkeypatch):
@@ -401,7 +407,7 @@ def test_work_within_work_begins_anew():
             assert (found._work.what, found._work.limit) == ("saving", 30.0)
         assert found._work.what == "between two updates"
         assert found._work.since > first.since
-    assert found._work.limit == math.inf
+    assert found._work.limit == LONG_WORK
 
 
 def test_all_end_with_the_line_of_the_first(monkeypatch, capfd):

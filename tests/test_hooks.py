@@ -87,26 +87,26 @@ def test_each_hook_is_asked(algorithm):
     class Hooked(Plain):
         critic: ClassVar[str] = "none"
         promises: ClassVar[dict] = {"broken": "what it means"}
-        parts: int | None = option(None, "divides the rows", low=1)
+        pieces: int | None = option(None, "divides the rows", low=1)
 
         def resolve(self, env):
-            return dataclasses.replace(self, parts=self.parts or env.time_limit)
+            return dataclasses.replace(self, pieces=self.pieces or env.time_limit)
 
         def divisors(self):
-            return {"parts": self.parts or 1}
+            return {"pieces": self.pieces or 1}
 
         def check(self, run, env):
             if run.num_envs == 3:
                 raise ValueError("not three")
 
     config = configs.make(**algorithm(Hooked))
-    assert configs.resolve(config, make("CartPole-v1")).hyper.parts == 500
+    assert configs.resolve(config, make("CartPole-v1")).hyper.pieces == 500
     assert configs.promises(config) == rollout.PROMISES | {"broken": "what it means"}
-    with pytest.raises(ConfigError, match=r"4 x 16 = 64 does not divide into 5 parts"):
-        configs.make(**algorithm(Hooked), parts=5)
+    with pytest.raises(ConfigError, match=r"4 x 16 = 64 does not divide into 5 pieces"):
+        configs.make(**algorithm(Hooked), pieces=5)
     with pytest.raises(ConfigError, match="not three"):
         configs.make(**algorithm(Hooked) | {"num_envs": 3})
-    program = build(configs.make(**algorithm(Hooked), parts=4), RewardIsAction())
+    program = build(configs.make(**algorithm(Hooked), pieces=4), RewardIsAction())
     assert program.policy.critic == "none"
     state = program.init(jax.random.key(0))
     assert "critic" not in state.learner.params

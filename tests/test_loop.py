@@ -418,8 +418,12 @@ def test_a_signal_that_comes_while_the_summary_is_written_counts(tmp_path, monke
         return written(*arguments)
 
     monkeypatch.setattr(RunRecord, "finish", interrupted)
-    with Signals() as signals:
-        result = loop.run(JOB, recorded(tmp_path), signals=signals)
+    before = signal.signal(signal.SIGHUP, signal.SIG_DFL)  # the tests may run under nohup
+    try:
+        with Signals() as signals:
+            result = loop.run(JOB, recorded(tmp_path), signals=signals)
+    finally:
+        signal.signal(signal.SIGHUP, before)
     assert result.exit_code == signals.exit_code == 128 + signal.SIGHUP
     assert result.summary["status"] == "finished"
 

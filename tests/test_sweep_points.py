@@ -9,6 +9,7 @@ from ppo_jax import config as configs
 from ppo_jax.config import ConfigError
 from ppo_jax.config.options import show
 from ppo_jax.sweep.points import configure, grid, label, parse_vary, sample
+from ppo_jax.sweep.store import Spec
 
 KNOWN = configs.fields("ppo")
 
@@ -142,3 +143,10 @@ def test_a_point_that_cannot_work_is_named():
     with pytest.raises(ConfigError, match="point num_envs=3 minibatches=5: .*does not divide"):
         configure(base, {"num_envs": 3, "minibatches": 5})
     assert configure(base, {"clip_eps": 0.3}).hyper.clip_eps == 0.3
+
+
+def test_an_option_that_is_younger_than_a_sweep_changes_nothing_in_it():
+    """The digest of an earlier version: an option that is added belongs into store.YOUNGER."""
+    config = configs.make(preset="none", num_envs=8, num_steps=8, total_timesteps=640)
+    known = "ed887afb222fc2f04bed9550ae72ac02b839739559343fd5f4bd08ceafe0b4d4"
+    assert Spec((), (config,), (0, 1), 4, 10).digest == known

@@ -138,7 +138,7 @@ def of_processes(asked: str, processes: int) -> int:
     if asked not in ("1", "all", str(there)):
         raise ConfigError(
             f"devices is {asked!r}, but {processes} processes have {there} together, and all of "
-            "them are used; leave it out"
+            "them are used; give --devices all"
         )
     if there != own * processes:
         raise ConfigError(

@@ -1,12 +1,14 @@
 """Global arrays, of which each process has a part: gathering them, and looking at the own part."""
 
+import functools
 import re
+from collections.abc import Callable
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.sharding import NamedSharding, PartitionSpec, Sharding
+from jax.sharding import Mesh, NamedSharding, PartitionSpec, Sharding
 
 from ppo_jax.types import PyTree
 
@@ -50,12 +52,16 @@ def gather(tree: PyTree) -> PyTree:
     leaves, structure = jax.tree.flatten(tree)
     parted = [k for k, x in enumerate(leaves) if is_global(x) and not x.is_fully_replicated]
     if parted:
-        mesh = leaves[parted[0]].sharding.mesh
-        whole = NamedSharding(mesh, PartitionSpec())
-        copied = jax.jit(lambda xs: xs, out_shardings=whole)([leaves[k] for k in parted])
+        copied = _whole(leaves[parted[0]].sharding.mesh)([leaves[k] for k in parted])
         for k, x in zip(parted, jax.block_until_ready(copied), strict=True):
             leaves[k] = x
     return jax.tree.unflatten(structure, [_own(x) for x in leaves])
+
+
+@functools.lru_cache(maxsize=4)
+def _whole(mesh: Mesh) -> Callable[[list[jax.Array]], list[jax.Array]]:
+    """What copies parted arrays to all devices; kept, so that JAX compiles it once."""
+    return jax.jit(lambda xs: xs, out_shardings=NamedSharding(mesh, PartitionSpec()))
 
 
 def own(tree: PyTree) -> PyTree:

@@ -23,7 +23,7 @@ from ppo_jax import guard, watch
 from ppo_jax.config import ConfigError
 from ppo_jax.runs import cluster, failures, memory, terminal
 from ppo_jax.runs.chunk import Chunk, next_count
-from ppo_jax.runs.cluster.group import LONG_WORK
+from ppo_jax.runs.cluster.watch import LONG_WORK
 from ppo_jax.runs.divergence import Bad, culprits, how_to_see, message, origin
 from ppo_jax.runs.job import UNITS, Callback, Diverged, Job, Progress, Result, RunFailed
 from ppo_jax.runs.options import KeepOptions
@@ -105,10 +105,11 @@ def _check_group(job: Job, options: KeepOptions) -> None:
             f"{job.name} has environments on the host, which cannot be split over {group.size} "
             "processes; train in one process, without --distributed or --coordinator"
         )
-    if options.debug_nans:
+    if options.debug_nans or jax.config.jax_debug_nans:  # type: ignore[attr-defined]
         raise ConfigError(
-            f"--debug-nans makes an update again in one process, and there are {group.size}; "
-            "resume the run without --distributed and --coordinator to see the origin"
+            "--debug-nans (or JAX_DEBUG_NANS) makes an update again in one process, and there are "
+            f"{group.size}; resume the run without --distributed and --coordinator to see the "
+            "origin"
         )
 
 
@@ -159,7 +160,7 @@ class _Loop:
         self.debug = self.options.debug_nans or jax.config.jax_debug_nans  # type: ignore[attr-defined]
         self.recorder: Recorder | None = None
         # The processes that train together, if there are several; this one leads them.
-        self.group = cluster.current()
+        self.group = cluster.current() if job.layout is not None else cluster.Alone()
 
     def run(self) -> Result:
         """From restoring to the summary."""

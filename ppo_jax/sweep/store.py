@@ -44,7 +44,13 @@ CHUNK = re.compile(r"\d{5,}\.(npz|json)|\.\d{5,}\.(npz|json)\.tmp")
 # The options that a resumed sweep goes on with.
 KEPT = ("batch_size", "keep", "confirm", "threshold")
 # Options that older sweeps do not have, and what they did without.
-YOUNGER = {"matmul_precision": "default", "policy": None, "micro_batches": 1}
+YOUNGER = {
+    "matmul_precision": "default",
+    "policy": None,
+    "micro_batches": 1,
+    "parts": 1,
+    "network_dtype": "float32",
+}
 COLUMNS = ("point", "seed", "env_step", "metric", "value")
 
 

@@ -11,7 +11,8 @@ import jax.numpy as jnp
 from ppo_jax.runs import failures, memory
 from ppo_jax.runs.checkpoint import Checkpoints
 from ppo_jax.runs.chunk import Chunk
-from ppo_jax.runs.cluster.group import LONG_WORK, Group
+from ppo_jax.runs.cluster.group import Group
+from ppo_jax.runs.cluster.watch import LONG_WORK
 from ppo_jax.runs.job import Job, Result, RunFailed
 from ppo_jax.runs.signals import Signals
 

@@ -9,6 +9,7 @@ decided and by what.
 import contextlib
 import hashlib
 import json
+import math
 import time
 import traceback
 from collections.abc import Callable, Iterator
@@ -22,13 +23,11 @@ from ppo_jax.runs import failures, global_arrays
 from ppo_jax.runs.cluster import board
 from ppo_jax.runs.cluster import start as starting
 from ppo_jax.runs.cluster.options import ClusterOptions, place_of, split_address
-from ppo_jax.runs.cluster.watch import Watch
+from ppo_jax.runs.cluster.watch import LONG_WORK, Watch
 from ppo_jax.runs.job import RunFailed
 from ppo_jax.runs.signals import Signals
 from ppo_jax.types import PyTree
 
-# Compiling and evaluating take as long as they take; a process that dies meanwhile is noticed.
-LONG_WORK = 1800.0
 # Commands that stay readable: nobody is further behind.
 KEPT_COMMANDS = 64
 
@@ -124,8 +123,9 @@ class Group:
         """What process 0 wants next. Whether it is still there is the watch's business."""
         self._commands += 1
         text = None
-        while text is None:
-            text = self.board.wait(f"command/{self._commands}", 10.0)
+        with self.at("waiting for process 0", math.inf):
+            while text is None:
+                text = self.board.wait(f"command/{self._commands}", 10.0)
         command = json.loads(text)
         self._told_end = command["do"] == "end"
         return command
@@ -221,7 +221,7 @@ class Group:
         Args:
             error: of JAX.
         """
-        if global_arrays.lost_peer(error):
+        if global_arrays.lost_peer(error) and not failures.is_callback(error):
             time.sleep(1.5 * self.heartbeat)  # the watch ends this process when it knows which
         return RunFailed(failures.one_line(error))
 
@@ -234,7 +234,7 @@ class Group:
         """
         if text or (code and not self._told_end):
             self.watch.end(text or "it was ended", code, shown=bool(text))
-        with self.at("ending", self.heartbeat):
+        with self.at("ending", LONG_WORK):  # process 0 may still evaluate or draw
             self.board.put(f"done/{self.rank}", str(code))
             while len(self.board.all("done")) < self.size:
                 time.sleep(0.02)
@@ -300,6 +300,10 @@ def joined(**options: Any) -> Iterator[Group]:
     assert group is not None
     try:
         yield group
+    except SystemExit as error:
+        code = error.code if isinstance(error.code, int) else int(error.code is not None)
+        leave(error.code if isinstance(error.code, str) else "", code)
+        raise
     except BaseException as error:
         text = str(error)
         if not isinstance(error, ConfigError | RunFailed):

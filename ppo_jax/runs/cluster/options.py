@@ -1,6 +1,7 @@
 """What several processes that train one agent together are told, and what of it is refused."""
 
 import dataclasses
+import ipaddress
 import socket
 import time
 from typing import Any, NamedTuple
@@ -116,19 +117,35 @@ def split_address(text: str) -> tuple[str, int]:
     """
     host, colon, port = text.rpartition(":")
     bare = host.removeprefix("[").removesuffix("]") if host.startswith("[") else host
-    if not colon or not port.isascii() or not port.isdecimal() or (":" in bare and bare == host):
+    whole = host.startswith("[") == host.endswith("]")
+    plain = ":" not in bare or bare != host
+    if not (colon and whole and plain and port.isascii() and port.isdecimal()):
         raise ConfigError(
             f"--coordinator is {text!r}; it must be HOST:PORT, such as node1:12321 or "
             "[2001:db8::1]:12321"
         )
-    if bare in WILDCARDS:
-        raise ConfigError(
-            f"--coordinator is {text!r}, which names no single address; give one of process 0's "
-            "machine that the others can reach: process 0 listens there and nowhere else"
-        )
+    if bare in WILDCARDS or _is_every_address(bare):
+        raise ConfigError(every_address(text))
     if not 0 < int(port) < 2**16:
         raise ConfigError(f"--coordinator is {text!r}; the port must be 1 to 65535")
     return bare, int(port)
+
+
+def every_address(text: str) -> str:
+    """Why an address is refused that stands for every interface of a machine."""
+    return (
+        f"--coordinator is {text!r}, which names no single address; give one of process 0's "
+        "machine that the others can reach: process 0 listens there and nowhere else"
+    )
+
+
+def _is_every_address(host: str) -> bool:
+    try:
+        address = ipaddress.ip_address(host.partition("%")[0])
+    except ValueError:  # a name
+        return False
+    mapped = getattr(address, "ipv4_mapped", None)
+    return address.is_unspecified or (mapped is not None and mapped.is_unspecified)
 
 
 def check_address(place: Place) -> None:
@@ -143,6 +160,8 @@ def check_address(place: Place) -> None:
         return
     host, port = split_address(place.coordinator)
     family, kind, protocol, _, address = _resolved(host, port, place)
+    if _is_every_address(str(address[0])):
+        raise ConfigError(every_address(place.coordinator))
     if place.rank != 0:
         return
     try:

@@ -4,6 +4,7 @@ import contextlib
 import ctypes
 import math
 import os
+import signal
 import socket
 import sys
 import threading
@@ -100,7 +101,15 @@ def bind_address(place: Place) -> str | None:
     host, port = split_address(place.coordinator)
     addresses = {str(a[4][0]) for a in socket.getaddrinfo(host, port)}
     local = all(a.startswith("127.") or a == "::1" for a in addresses)
-    return None if local and host != "localhost" else place.coordinator
+    if not local or host == "localhost" or host in addresses:  # the others were told the same
+        return place.coordinator
+    if place.rank == 0:
+        terminal.complain(
+            f"this machine knows its name {host!r} only by the address {min(addresses)}, which no "
+            f"other can reach: process 0 listens at port {port} of all its addresses, without a "
+            f"password; give {BY_HAND} to choose one"
+        )
+    return None
 
 
 def _started() -> bool:
@@ -130,6 +139,10 @@ def _waiting(place: Place) -> Iterator[None]:
         give_up()
 
     watch.abort_with(aborted)
+    # Waiting in C, Python would not hear of Ctrl-C.
+    before = None
+    if threading.current_thread() is threading.main_thread():
+        before = signal.signal(signal.SIGINT, signal.SIG_DFL)
     timer = threading.Timer(place.start_timeout, give_up)
     timer.daemon = True
     timer.start()
@@ -137,6 +150,8 @@ def _waiting(place: Place) -> Iterator[None]:
         yield
     finally:
         timer.cancel()
+        if before is not None:
+            signal.signal(signal.SIGINT, before)
 
 
 def nobody(place: Place) -> str:

@@ -12,7 +12,6 @@ import contextlib
 import ctypes
 import faulthandler
 import json
-import math
 import os
 import signal
 import socket
@@ -27,6 +26,8 @@ from ppo_jax.runs import terminal
 from ppo_jax.runs.cluster.board import Board
 from ppo_jax.runs.signals import Signals
 
+# Compiling and evaluating take as long as they take; a process that dies meanwhile is noticed.
+LONG_WORK = 1800.0
 # Where all processes wait for each other, those that only wait may do so a little longer than the
 # one that holds them up, so that this one is the first to say so.
 PATIENCE = 1.2
@@ -77,7 +78,8 @@ class Watch:
         self.signals: Signals | None = None
         # What is saved and how to go on, for the line with which a process ends.
         self.advice: Callable[[], str] = str
-        self._work = Work("starting", time.monotonic(), math.inf)
+        # Imports, environments and trackers take as long as they take, too.
+        self._work = Work("starting or ending", time.monotonic(), LONG_WORK)
         self._answered = time.monotonic()
         self._seen: dict[int, tuple[str, float]] = {}
         self._tick = min(0.5, heartbeat / 8)
@@ -95,6 +97,7 @@ class Watch:
     def stop(self) -> None:
         """Watch no more; all is well."""
         self._closing.set()
+        abort_with(None)
         for thread in self._threads:
             if thread.is_alive():
                 thread.join(timeout=2 * self._tick)
@@ -317,7 +320,7 @@ def abort_with(handler: Any) -> None:
     """Let a C function handle SIGABRT; where that cannot be, it stays as it is.
 
     Args:
-        handler: (number) -> None, of ctypes.
+        handler: (number) -> None, of ctypes; None: what the system does.
     """
     with contextlib.suppress(OSError, AttributeError):
         libc = ctypes.CDLL(None)
