@@ -258,6 +258,9 @@ def train(
     number = _devices(options)
     if config.parts == 1 and options.resume is None:
         config = _in_parts(config, number)
+    elif config.parts == 1 and options.resume is not None:  # it is the run's, not the caller's
+        saved = read_values(options.resume).get("parts", 1)
+        config = dataclasses.replace(config, parts=saved)
     functions = _callbacks(config, options, callbacks, given)
     options = dataclasses.replace(options, callback=_names(options, callbacks))
     with limited(options.env_timeout):
@@ -268,8 +271,11 @@ def train(
         started_from(start, jax.eval_shape(program.init, jax.random.key(config.seed)))
     _check_evaluation(options, program.env)
     layout = devices.layout(_shared(number, config), OF_PARTS)
-    job = job_of(config, program, options.eval_episodes, start)._replace(layout=layout)
+    job = job_of(config, program, options.eval_episodes, start)
+    if layout is not None:
+        job = job._replace(layout=layout, devices=layout.mesh.size)
     loop.check(job, options)
+    _check_parts(config, job)
     group = cluster.current()
     group.agree("commands", _said(config, options))
     if isinstance(group, cluster.Group) and not group.leads:
@@ -301,6 +307,28 @@ def _devices(options: RunOptions) -> int:
     if processes == 1:
         return devices.chosen(options.devices)
     return devices.of_processes(options.devices, processes)
+
+
+def _check_parts(config: TrainConfig, job: Job) -> None:
+    """Refuse an algorithm of the user's own that computes something from one part alone.
+
+    Devices with a part each would learn apart without a word: only where several parts are mapped
+    over in one program does JAX see it.
+
+    Raises:
+        ConfigError: what to do instead.
+    """
+    if config.parts == 1 or config.algorithm in ALGORITHMS:
+        return
+    try:
+        jax.eval_shape(job.step, job.shapes, job.frozen, job.floats)
+    except (ValueError, TypeError, NotImplementedError) as error:
+        line = str(error).strip().partition("\n")[0]
+        raise ConfigError(
+            f"algorithm {config.algorithm} computes something from one of {config.parts} parts of "
+            f"the environments alone, or decides by it ({line}); reduce over all parts by "
+            "ppo_jax.parallel, or leave --devices and --parts out"
+        ) from error
 
 
 def _in_parts(config: TrainConfig, number: int) -> TrainConfig:
@@ -476,6 +504,7 @@ def job_of(
         source=f"environment {config.env}",
         needs=_needs(config, program.env, shapes),
         pure=not isinstance(program.env, HostEnv),
+        devices=1,
     )
 
 

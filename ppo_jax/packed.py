@@ -50,7 +50,7 @@ def pack(tree: PyTree) -> Packed:
     Args:
         tree: of arrays; those of other types than bool, int32, uint32 and float32 stay alone.
     """
-    leaves, structure = jax.tree.flatten(tree)
+    leaves, structure = jax.tree.flatten(jax.tree.map(jnp.asarray, tree))
     shapes = [x.shape if str(x.dtype) in PACKED else None for x in leaves]
     arrays: list[jax.Array] = []
     places: dict[int, Place] = {}

@@ -372,8 +372,9 @@ def _step(
     final = info["final_observation"]
     watch.see("step", reward=reward, done=done, obs=next_obs, final=final, valid=info["valid"])
     episodes, totals = advance(episodes, rewards, done, valid=info["valid"], gamma=how.gamma)
+    # The keys of environments are fold_in(key, 0), fold_in(key, 1), ...
     empty = functools.partial(
-        emptied, jax.random.fold_in(key, 1), value_of=_value_of(params, moments, how.policy)
+        emptied, jax.random.fold_in(key, 2**32 - 1), value_of=_value_of(params, moments, how.policy)
     )
     cuts = remember_cuts(cuts, truncated, (core, final), time=time, empty=empty)
     row = {

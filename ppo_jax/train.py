@@ -182,6 +182,8 @@ def build(
     if config.parts > 1:
         guarded, first = _in_parts(guarded), _init_parts(init, config.parts)
     restart = functools.partial(_restart, vector_env, policy)
+    if config.parts > 1:
+        restart = jax.vmap(restart, (OF_PARTS,), OF_PARTS, axis_name=parallel.PARTS)
     # The policy for those who use it alone, as an evaluation does. The rest as wholes: environments
     # and backward passes with rules of their own are traced outside of the policy's functions.
     functions = (policy, algorithm, first, _unguarded(guarded), restart, guarded)
@@ -236,6 +238,7 @@ def _each_part(change: Callable[[jax.Array], jax.Array], state: TrainState) -> T
 
 def _restart(vector_env: VectorEnv, policy: Policy, state: TrainState) -> TrainState:
     key, reset_key = jax.random.split(state.key)
+    reset_key = parallel.own_key(reset_key)
     experience = rollout.restart(reset_key, state.rollout, env=vector_env, policy=policy)
     return dataclasses.replace(state, rollout=experience, key=key)
 
@@ -268,11 +271,14 @@ def _policy(config: TrainConfig, env: Env) -> Policy:
 
 def _check_sequences(config: TrainConfig) -> None:
     """Refuse minibatches that would cut the sequences of a recurrent network of the user's own."""
-    for name, parts in hooks.divisors(config.hyper).items():
-        if config.num_envs % parts:
+    envs, what = config.num_envs // config.parts, "num_envs"
+    if config.parts > 1:
+        what = "num_envs / parts"
+    for name, divisor in hooks.divisors(config.hyper).items():
+        if envs % divisor:
             raise ConfigError(
-                f"num_envs = {config.num_envs}, whose steps a policy with memory keeps together, "
-                f"does not divide into {parts} {name}"
+                f"{what} = {envs}, whose steps a policy with memory keeps together, does not "
+                f"divide into {divisor} {name}"
             )
 
 

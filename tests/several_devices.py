@@ -1,6 +1,6 @@
-"""Four devices of the CPU share one agent; what they make of it, as JSON. A program of its own,
+"""Eight devices of the CPU share one agent; what they make of it, as JSON. A program of its own,
 because the number of devices is decided before JAX is used: python several_devices.py ALGORITHM, or
-resumed FOLDER
+gradients, or resumed FOLDER
 """
 
 import json
@@ -11,13 +11,16 @@ from typing import Any
 
 import jax
 
-jax.config.update("jax_num_cpu_devices", 4)
+jax.config.update("jax_num_cpu_devices", 8)
 
 import jax.numpy as jnp  # noqa: E402
 import numpy as np  # noqa: E402
+from jax.sharding import Mesh, PartitionSpec  # noqa: E402
 
 import ppo_jax  # noqa: E402
 from ppo_jax import config as configs  # noqa: E402
+from ppo_jax import parallel  # noqa: E402
+from ppo_jax.algorithms import ppo  # noqa: E402
 from ppo_jax.experiment import job_of  # noqa: E402
 from ppo_jax.runs import devices  # noqa: E402
 from ppo_jax.runs.chunk import compile_chunk  # noqa: E402
@@ -42,8 +45,9 @@ def resumed(folder: str) -> None:
     path = Path(folder) / "run"
     callback = lambda progress, state: progress.update >= 8
     first = ppo_jax.run(config, path, devices=4, callbacks=[callback], **options)
-    config = configs.from_saved(json.loads((path / "config.json").read_text())["config"])
-    found = {"first": [first.summary["updates"], config.parts]}
+    found = {
+        "first": [first.summary["updates"], first.summary["device"], len(first.state.rollout.obs)]
+    }
     for number in (1, 2, "all"):
         shutil.copytree(path, copy := Path(folder) / f"on_{number}")
         result = ppo_jax.run(config, resume=copy, devices=number, **options)
@@ -60,8 +64,30 @@ def _numbers(tree: Any) -> list[list[float]]:
     return [np.asarray(x).ravel().tolist() for x in jax.tree.leaves(tree)]
 
 
+def gradients() -> None:
+    """Largest differences of what 8 devices and one compute from a batch, before any optimiser."""
+    import test_parallel as tests
+
+    found = {}
+    for name in ("ppo", "trpo"):
+        policy, config, params, batch = tests.policy_and_batch(name)
+        if name == "ppo":
+            computed = tests.gradient(ppo.make_loss(policy, config))
+        else:
+            computed = tests.natural_gradient(policy, config, params, batch)
+        mesh = Mesh(np.array(jax.devices()), (parallel.DEVICES,))
+        whole, each = PartitionSpec(), PartitionSpec(parallel.DEVICES)
+        split = jax.shard_map(
+            computed, mesh=mesh, in_specs=(whole, each), out_specs=whole, check_vma=False
+        )
+        theirs, ours = jax.jit(computed)(params, batch), jax.jit(split)(params, batch)
+        differences = jax.tree.map(lambda a, b: jnp.abs(a - b).max().item(), theirs, ours)
+        found[name] = max(jax.tree.leaves(differences))
+    print(json.dumps(found))
+
+
 def main(name: str) -> None:
-    """Updates of 8 parts on one device and on 4, and what the compiler says of the programs."""
+    """Updates of 8 parts on one device and on several, and what the compiler says of these."""
     updates = UPDATES.get(name, 20)
     values = VALUES.get(name, {"algorithm": name, "num_steps": 32})
     config = configs.make(
@@ -69,7 +95,7 @@ def main(name: str) -> None:
     )
     program = build(config)
     job, found = job_of(config, program), {}
-    for number in (1, 4):
+    for number in {"large": (1, 4), "ppo": (1, 4, 8)}.get(name, (1, 8)):
         layout = devices.layout(number, OF_PARTS)
         state = job.init() if layout is None else layout.place(job.init())
         chunk = compile_chunk(
@@ -97,4 +123,9 @@ def main(name: str) -> None:
 
 
 if __name__ == "__main__":
-    resumed(sys.argv[2]) if sys.argv[1] == "resumed" else main(sys.argv[1])
+    if sys.argv[1] == "resumed":
+        resumed(sys.argv[2])
+    elif sys.argv[1] == "gradients":
+        gradients()
+    else:
+        main(sys.argv[1])

@@ -47,7 +47,9 @@ def test_the_slurm_job_starts_and_goes_on(tmp_path):
     script = EXAMPLES / "train.slurm"
     code, lines = started(script, tmp_path, SLURM_JOB_ID="7")
     assert (code, len(lines)) == (0, 1)
-    assert lines[0].startswith("srun --kill-on-bad-exit=1 --cpus-per-task=1 python -m ppo_jax.train")
+    assert lines[0].startswith(
+        "srun --kill-on-bad-exit=1 --cpus-per-task=1 python -m ppo_jax.train"
+    )
     place, config, options = checked(lines[0])
     assert place.coordinator is None
     assert place.start_timeout == 300

@@ -170,8 +170,8 @@ def mapped(where, function, params, batch):
     return jax.jit(program)(params, rows)
 
 
-def test_the_natural_gradient_is_that_of_the_whole_batch():
-    policy, config, params, batch = policy_and_batch("trpo")
+def natural_gradient(policy, config, params, batch):
+    """What TRPO computes from a batch, as a function of it."""
     theta = trpo.pose(policy, config, params, batch).theta
     vector = numbers(theta.size, seed=7)
 
@@ -180,6 +180,12 @@ def test_the_natural_gradient_is_that_of_the_whole_batch():
         objective, kl = problem.evaluate(theta + 0.01 * vector)
         return problem.gradient, problem.fisher(vector), objective, kl
 
+    return asked
+
+
+def test_the_natural_gradient_is_that_of_the_whole_batch():
+    policy, config, params, batch = policy_and_batch("trpo")
+    asked = natural_gradient(policy, config, params, batch)
     expected = jax.jit(asked)(params, batch)
     for where in ("vmap", "both"):
         found = mapped(where, asked, params, batch)
@@ -235,7 +241,24 @@ def test_a_run_in_parts():
     assert jax.tree.map(jnp.shape, a.learner) == jax.tree.map(jnp.shape, b.learner)
 
 
-def test_an_algorithm_whose_parts_would_learn_apart_is_refused():
+def test_environments_in_parts_begin_anew():
+    program = build(small(parts=4))
+    state = jax.jit(program.init)(jax.random.key(0))
+    again = jax.jit(program.restart)(state)
+    assert jax.tree.map(jnp.shape, again) == jax.tree.map(jnp.shape, state)
+    assert len({tuple(x) for x in np.asarray(again.rollout.obs).reshape(8, 4)}) == 8
+    jax.eval_shape(program.step, again)
+
+
+def test_a_run_keeps_its_parts_when_it_is_resumed(tmp_path):
+    """The configuration that it was begun with, by a caller who left the parts to --devices."""
+    ppo_jax.run(small(parts=2), tmp_path / "a", eval_episodes=0)
+    longer = dataclasses.replace(small(), total_timesteps=704)
+    result = ppo_jax.run(longer, resume=tmp_path / "a", eval_episodes=0)
+    assert result.state.rollout.obs.shape == (2, 4, 4)
+
+
+def test_an_algorithm_whose_parts_would_learn_apart_is_refused(tmp_path):
     class Apart:
         Config = a2c.Config
 
@@ -253,10 +276,11 @@ def test_an_algorithm_whose_parts_would_learn_apart_is_refused():
 
             return made._replace(init=init, update=update)
 
-    config = small(algorithm=Apart, parts=2)
-    program = build(config)
-    with pytest.raises(ValueError, match="out_axes"):
-        jax.eval_shape(lambda key: program.step(program.init(key)), jax.random.key(0))
+    for more in ({"parts": 2}, {"parts": 4, "num_envs": 16}):
+        config = dataclasses.replace(small(algorithm=Apart), **more)
+        with pytest.raises(ConfigError, match="computes something from one of . parts"):
+            ppo_jax.run(config, tmp_path / "run")
+        assert not (tmp_path / "run").exists()
 
 
 @pytest.mark.parametrize(
@@ -302,9 +326,9 @@ def test_devices_that_are_not_there():
 
 def test_devices_share_parts_evenly():
     assert devices.share(4, 8) == 4 and devices.share(1, 8) == 1 and devices.share(8, 8) == 8
-    with pytest.warns(UserWarning, match=r"8 parts .* do not divide over 3 devices: 2 of them"):
+    with pytest.warns(UserWarning, match=r"in 8 parts, .* 3 devices: 2 of these devices"):
         assert devices.share(3, 8) == 2
-    with pytest.warns(UserWarning, match="1 of them"):
+    with pytest.warns(UserWarning, match=r"in 1 part, .*: 1 of these devices"):
         assert devices.share(4, 1) == 1
 
 
@@ -312,10 +336,10 @@ def test_one_device_has_no_layout():
     assert devices.layout(1, OF_PARTS) is None
 
 
-# --- four devices ---------------------------------------------------------------------------------
+# --- eight devices --------------------------------------------------------------------------------
 
 
-def on_four_devices(*arguments, seconds=600):
+def on_eight_devices(*arguments, seconds=600):
     program = Path(__file__).with_name("several_devices.py")
     environment = {k: v for k, v in os.environ.items() if k != "JAX_NUM_CPU_DEVICES"}
     result = subprocess.run(
@@ -335,31 +359,37 @@ def largest_difference(a, b):
 
 
 @pytest.mark.slow
+def test_eight_devices_compute_the_gradient_of_one():
+    found = on_eight_devices("gradients")
+    assert found["ppo"] < 1e-6 and found["trpo"] < 2e-6
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize("name", [*ALGORITHMS, "gru", "large"])
-def test_four_devices_learn_what_one_learns(name):
-    """And each does a quarter of the work: numbers alone would be right if each did all of it."""
-    found = on_four_devices(name)
-    one, four = found["1"], found["4"]
-    assert one["made"] == four["made"] > 0
-    assert largest_difference(one["params"], four["params"]) < 1e-5
-    for metric, value in one["metrics"].items():
-        assert four["metrics"][metric] == pytest.approx(value, rel=1e-3, abs=1e-5), metric
-    assert four["flops"] == pytest.approx(one["flops"] / 4, rel=0.1)
-    assert {*four["rollout"]} == {4}
-    collectives = four["collectives"]
-    assert collectives["all-reduce"] > 0
-    if name == "ppo":  # 5 in a gradient step and 11 in a rollout, as benchmarks.cost_model has it
-        assert collectives["all-reduce"] == 16
-    assert not collectives["all-gather"] + collectives["all-to-all"]
-    if name == "large":  # of the others, what all devices have is too large a part
-        assert four["bytes"] == pytest.approx(one["bytes"] / 4, rel=0.1)
+def test_several_devices_learn_what_one_learns(name):
+    """And each does its share of the work: numbers alone would be right if each did all of it."""
+    found = on_eight_devices(name)
+    one = found.pop("1")
+    for number, several in found.items():
+        assert one["made"] == several["made"] > 0
+        assert largest_difference(one["params"], several["params"]) < 1e-5
+        for metric, value in one["metrics"].items():
+            assert several["metrics"][metric] == pytest.approx(value, rel=1e-3, abs=1e-5), metric
+        assert several["flops"] == pytest.approx(one["flops"] / int(number), rel=0.1)
+        assert {*several["rollout"]} == {int(number)}
+        collectives = several["collectives"]
+        assert not collectives["all-gather"] + collectives["all-to-all"]
+        assert collectives["all-reduce"] > 0
+        if name == "ppo":  # 5 in a gradient step and 11 in a rollout, as benchmarks.cost_model has
+            assert collectives["all-reduce"] == 16
+        if name == "large":  # of the others, what all devices have is too large a part
+            assert several["bytes"] == pytest.approx(one["bytes"] / int(number), rel=0.1)
 
 
 @pytest.mark.slow
 def test_a_run_goes_on_on_another_number_of_devices(tmp_path):
-    found = on_four_devices("resumed", tmp_path)
-    updates, parts = found["first"]
-    assert updates == 8 and parts == 4
+    found = on_eight_devices("resumed", tmp_path)
+    assert found["first"] == [8, "cpu x 4", 4]
     for number in ("1", "2", "all"):
         assert found[number][0] == 20
         difference = largest_difference(found[f"{number} params"], found["whole params"])

@@ -72,7 +72,7 @@ class MLP(nn.Module):
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
-        given = x.dtype
+        given = jnp.promote_types(x.dtype, jnp.float32)
         for width in self.features:
             dense = nn.Dense(
                 width, dtype=computed_in(self.dtype), kernel_init=orthogonal(HIDDEN_GAIN)
@@ -104,6 +104,8 @@ class Conv(nn.Module):
         shape = (self.kernel, self.kernel, x.shape[-1], self.features)
         kernel = self.param("kernel", orthogonal(HIDDEN_GAIN), shape)
         bias = self.param("bias", nn.initializers.zeros, (self.features,))
+        if not jnp.issubdtype(x.dtype, jnp.floating):
+            x = x.astype(jnp.float32)
         kernel, bias = kernel.astype(x.dtype), bias.astype(x.dtype)
         patches = jax.default_backend() == "cpu" and self.kernel % self.stride == 0
         return (conv_by_patches if patches else conv_by_xla)(x, kernel, self.stride) + bias
@@ -155,7 +157,7 @@ class CNN(nn.Module):
     @nn.compact
     def __call__(self, x: jax.Array | Features) -> jax.Array:
         x, rest = (x.image, [x.rest]) if isinstance(x, Features) else (x, [])
-        leading, given = x.shape[:-3], x.dtype
+        leading, given = x.shape[:-3], jnp.promote_types(x.dtype, jnp.float32)
         x = x.reshape(-1, *x.shape[-3:]).astype(computed_in(self.dtype) or given)
         for features, kernel, stride in self.layers:
             x = ACTIVATIONS[self.activation](Conv(features, kernel, stride)(x))

@@ -111,7 +111,8 @@ def chosen(asked: str) -> int:
     if asked != "all" and int(asked) > there:
         raise ConfigError(
             f"devices is {asked}, but there are {there} ({jax.devices()[0].platform}); give a "
-            "number up to that, or all"
+            "number up to that, or all. (A process that has used JAX before cannot divide the CPU "
+            "among more devices)"
         )
     return there if asked == "all" else int(asked)
 
@@ -158,8 +159,9 @@ def share(number: int, parts: int) -> int:
     most = max(n for n in range(1, min(number, parts) + 1) if parts % n == 0)
     if most < number:
         warnings.warn(
-            f"{parts} parts of the environments do not divide over {number} devices: {most} of "
-            "them are used; the number of parts is chosen when a run begins (--parts)",
+            f"the environments of this run are in {parts} part{'s' * (parts > 1)}, which do not "
+            f"divide over {number} devices: {most} of these devices are used; the number of parts "
+            "is chosen when a run begins (--parts)",
             stacklevel=1,
         )
     return most

@@ -54,6 +54,7 @@ class Job(NamedTuple):
         place: state -> state, where it is worked on if there are several devices.
         layout: how several devices share the state, whose step is then a function of each device's
             share; None where there is one, or where the compiler divides the work.
+        devices: how many of them it works on; None: all.
         outside: what it does outside of its programs, where things fail that are no part of them.
         cause: what usually makes a number infinite, for the message.
         source: where observations and rewards come from, for the message.
@@ -84,6 +85,7 @@ class Job(NamedTuple):
     restart: Callable[[Any], Any] = _in_place
     place: Callable[[Any], Any] = _in_place
     layout: Layout | None = None
+    devices: int | None = None
     outside: Outside | None = None
     cause: str = "a learning rate too high"
     source: str = "the environment"

@@ -90,7 +90,8 @@ def check(job: Job) -> None:
         return
     # Several devices may share the arrays.
     parts = {"the state": bytes_of(job.shapes), **job.needs}
-    needed, there = sum(parts.values()) // jax.local_device_count(), available()
+    devices = job.layout.mesh.size if job.layout is not None else jax.local_device_count()
+    needed, there = sum(parts.values()) // devices, available()
     if there is None or needed <= there:
         return
     listed = ", ".join(f"{what} {text(size)}" for what, size in parts.items())

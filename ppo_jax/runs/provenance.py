@@ -22,18 +22,23 @@ def versions() -> dict[str, str]:
     return found
 
 
-def device() -> str:
-    """What JAX runs on, e.g. "cpu" or "NVIDIA H200 x 1"."""
+def device(number: int | None = None) -> str:
+    """What JAX runs on, e.g. "cpu" or "NVIDIA H200 x 8".
+
+    Args:
+        number: of devices that are used; None: all.
+    """
     devices = jax.devices()
-    kind = devices[0].device_kind
-    return kind if len(devices) == 1 else f"{kind} x {len(devices)}"
+    kind, number = devices[0].device_kind, number or len(devices)
+    return kind if number == 1 else f"{kind} x {number}"
 
 
-def record(*configured: str) -> dict[str, Any]:
+def record(*configured: str, devices: int | None = None) -> dict[str, Any]:
     """What numbers were computed on: the device, the precision of its products, the versions.
 
     Args:
         configured: the precision of the run's matrix products; of a sweep that of each point.
+        devices: number of those that are used; None: all.
     """
     in_effect = ", ".join(dict.fromkeys(map(precision.in_effect, configured)))
-    return {"device": device(), "matmul_precision": in_effect, "versions": versions()}
+    return {"device": device(devices), "matmul_precision": in_effect, "versions": versions()}

@@ -243,7 +243,7 @@ class RunRecord:
             f"{job.unit}_per_second": rate and round(rate, 1 if rate < 1000 else None),
             "last": self.last,
             **(job.outside.numbers() if job.outside is not None else {}),
-            **provenance.record(self.precision),
+            **provenance.record(self.precision, devices=job.devices),
             **(found or {}),
         }
         try:

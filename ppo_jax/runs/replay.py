@@ -81,6 +81,8 @@ def replay(job: Job, state: Any) -> Recorder:
     recorder = Recorder()
     with jax.debug_nans(False), watch.recording(recorder):
         step = jax.jit(lambda state, frozen, floats: job.step(state, frozen, floats))
+        if job.layout is not None:  # several devices would tell of their parts in no order
+            state = jax.device_put(state, jax.local_devices()[0])
         jax.block_until_ready(step(state, job.frozen, job.floats))
         jax.effects_barrier()
     return recorder
