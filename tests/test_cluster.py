@@ -21,6 +21,7 @@ from ppo_jax.runs.cluster import start, watch
 from ppo_jax.runs.cluster.group import Group
 from ppo_jax.runs.cluster.options import ClusterOptions, Place, check_address, place_of
 from ppo_jax.runs.cluster.watch import LONG_WORK, Watch, Work
+from ppo_jax.runs.job import RunFailed
 from ppo_jax.runs.options import KeepOptions
 from ppo_jax.runs.signals import Signals
 
@@ -397,6 +398,28 @@ def test_signals_of_the_others_reach_process_0():
     assert lead.signals.exit_code == 143
     lead.signals.note(signal.SIGINT)
     assert lead.signals.exit_code == 143  # the first counts
+
+
+@pytest.mark.parametrize("kind", [ValueError, jax.errors.JaxRuntimeError])
+def test_whatever_a_lost_process_fails_with_waits_for_its_name(monkeypatch, kind):
+    """JAX raises one or the other; the watch, which knows who is gone, ends the process."""
+    waited = []
+    monkeypatch.setattr(groups.time, "sleep", waited.append)
+    group = groups_of(2)[0]
+
+    def lost(*_):
+        raise kind("UNKNOWN: Gloo AllGather failed: Connection closed by peer")
+
+    def wrong(*_):
+        raise kind("a shape")
+
+    monkeypatch.setattr(global_arrays, "gather", lost)
+    for call in (lambda: group.gathered({}), lambda: group.run(lost)):
+        with pytest.raises(RunFailed, match="Connection closed"):
+            call()
+    assert waited == [15.0, 15.0]
+    with pytest.raises(kind, match="a shape"):
+        group.run(wrong)
 
 
 def test_work_within_work_begins_anew():

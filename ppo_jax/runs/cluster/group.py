@@ -166,7 +166,8 @@ class Group:
     def run(self, chunk: Callable[..., Any], *arguments: Any) -> Any:
         """A program that all run together, until its numbers are there."""
         started = time.monotonic()
-        with self.watch.at("in an update", self.heartbeat + self._longest, shared=True):
+        limit = self.heartbeat + self._longest
+        with self.watch.at("in an update", limit, shared=True), self._all_there():
             found = jax.block_until_ready(chunk(*arguments))
         self._longest = max(self._longest, time.monotonic() - started)
         return found
@@ -192,7 +193,7 @@ class Group:
         """
         if self.leads:
             self.tell("gather")
-        with self.watch.at("in gathering the state", shared=True):
+        with self.watch.at("in gathering the state", shared=True), self._all_there():
             return global_arrays.gather(state)
 
     def own(self, state: PyTree) -> PyTree:
@@ -224,6 +225,16 @@ class Group:
         if global_arrays.lost_peer(error) and not failures.is_callback(error):
             time.sleep(1.5 * self.heartbeat)  # the watch ends this process when it knows which
         return RunFailed(failures.one_line(error))
+
+    @contextlib.contextmanager
+    def _all_there(self) -> Iterator[None]:
+        """A program of all fails in one of several ways, of several types, if one is gone."""
+        try:
+            yield
+        except (jax.errors.JaxRuntimeError, ValueError) as error:
+            if global_arrays.lost_peer(error):
+                raise self.broken(error) from error
+            raise
 
     def leave(self, text: str, code: int) -> None:
         """The command ends: all processes do, or wait for each other if all is well.
