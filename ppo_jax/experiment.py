@@ -256,11 +256,7 @@ def train(
     config = named(config, options, given)
     _refuse_options(config)
     number = _devices(options)
-    if config.parts == 1 and options.resume is None:
-        config = _in_parts(config, number)
-    elif config.parts == 1 and options.resume is not None:  # it is the run's, not the caller's
-        saved = read_values(options.resume).get("parts", 1)
-        config = dataclasses.replace(config, parts=saved)
+    config = _in_parts(config, number, options.resume)
     functions = _callbacks(config, options, callbacks, given)
     options = dataclasses.replace(options, callback=_names(options, callbacks))
     with limited(options.env_timeout):
@@ -270,10 +266,7 @@ def train(
     if start is not None:
         started_from(start, jax.eval_shape(program.init, jax.random.key(config.seed)))
     _check_evaluation(options, program.env)
-    layout = devices.layout(_shared(number, config), OF_PARTS)
-    job = job_of(config, program, options.eval_episodes, start)
-    if layout is not None:
-        job = job._replace(layout=layout, devices=layout.mesh.size)
+    job = _on_devices(number, config, job_of(config, program, options.eval_episodes, start))
     loop.check(job, options)
     _check_parts(config, job)
     group = cluster.current()
@@ -331,12 +324,23 @@ def _check_parts(config: TrainConfig, job: Job) -> None:
         ) from error
 
 
-def _in_parts(config: TrainConfig, number: int) -> TrainConfig:
-    """The configuration with a part of the environments for each device.
+def _on_devices(number: int, config: TrainConfig, job: Job) -> Job:
+    """The job, shared by so many devices as its parts divide over."""
+    layout = devices.layout(_shared(number, config), OF_PARTS)
+    return job if layout is None else job._replace(layout=layout, devices=layout.mesh.size)
+
+
+def _in_parts(config: TrainConfig, number: int, resume: Path | None) -> TrainConfig:
+    """The configuration with a part of the environments for each device, if it does not say how
+    many; of a run that is resumed, with the parts of that run.
 
     Raises:
         ConfigError: the environments do not divide.
     """
+    if config.parts > 1:
+        return config
+    if resume is not None:
+        return dataclasses.replace(config, parts=read_values(resume).get("parts", 1))
     if config.num_envs % number:
         raise ConfigError(
             f"there are {number} devices to share num_envs = {config.num_envs} environments, which "

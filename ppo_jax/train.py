@@ -148,11 +148,7 @@ def build(
     config = resolve(config, env)
     check(config, env)
     _check_spaces(config, env)
-    if config.parts > 1 and isinstance(env, HostEnv):
-        raise ConfigError(
-            f"parts is {config.parts}, but {config.env} runs on the host, where all environments "
-            "are stepped together; leave parts and --devices out"
-        )
+    _refuse_parts(config, env)
     vector_env = vectorize(
         env,
         config.num_envs // config.parts,
@@ -188,6 +184,15 @@ def build(
     # and backward passes with rules of their own are traced outside of the policy's functions.
     functions = (policy, algorithm, first, _unguarded(guarded), restart, guarded)
     return Program(env, vector_env, *precision.apply(config.matmul_precision, functions))
+
+
+def _refuse_parts(config: TrainConfig, env: Env) -> None:
+    """Refuse to split environments that are in one piece."""
+    if config.parts > 1 and isinstance(env, HostEnv):
+        raise ConfigError(
+            f"parts is {config.parts}, but {config.env} runs on the host, where all environments "
+            "are stepped together; leave parts and --devices out"
+        )
 
 
 # Which leaves of a state each part has of its own: the axis of the parts, None for all others.

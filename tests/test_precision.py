@@ -21,7 +21,7 @@ from ppo_jax.export import interface
 from ppo_jax.runs import checkpoint
 from ppo_jax.runs.checkpoint import CheckpointError
 from ppo_jax.runs.folder import checkpoints_of, read_config
-from ppo_jax.sweep.store import Spec, read_sessions
+from ppo_jax.sweep.store import YOUNGER, Spec, read_sessions
 from ppo_jax.train import build, make_train
 
 SMALL = {"preset": "none", "num_envs": 4, "num_steps": 8, "total_timesteps": 64, "hidden": (8,)}
@@ -242,7 +242,7 @@ def test_points_of_a_sweep_may_have_different_ones(tmp_path):
 def test_chunks_of_sweeps_older_than_the_option_count():
     spec = Spec((), (configs.make(**SMALL),), (0,), 0, 10)
     old = spec.to_json()
-    for name in ("matmul_precision", "policy", "micro_batches"):
+    for name in YOUNGER:
         del old["configs"][0][name]
     assert spec.digest == hashlib.sha256(json.dumps(old, sort_keys=True).encode()).hexdigest()
     other = dataclasses.replace(spec, configs=(configs.make(**SMALL, matmul_precision="high"),))
