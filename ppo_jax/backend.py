@@ -12,7 +12,8 @@ import jax
 def launch_bound() -> bool:
     """Whether starting an operation costs about as much as doing it.
 
-    Read while a program is traced. Where it is true (measured on an H200, CartPole, 2,048 x 32):
+    Read while a program is traced. Where it is true (factors: first versions of these changes on an
+    H200, CartPole, 2,048 x 32; the kernels of today are in benchmarks/results/kernels.csv):
 
     - each environment takes resets from a share of the pool of its own, and no sum over all
       environments says which are next (`ppo_jax.envs.vectorize`; 1.11 times as fast). On CPUs the

@@ -7,8 +7,11 @@ A file `hang-I` in the folder makes process I hang in a function of Python that 
 `slow` makes it take its time, `raise` makes it fail.
 """
 
+import contextlib
+import ctypes
 import json
 import re
+import signal
 import sys
 import time
 from pathlib import Path
@@ -106,5 +109,7 @@ def work(folder: Path, updates: int) -> int:
 
 
 if __name__ == "__main__":
+    with contextlib.suppress(OSError, AttributeError):  # SIGKILL when whoever tests is gone
+        ctypes.CDLL(None).prctl(1, signal.SIGKILL)
     words = sys.argv[3:]
     exit_with(lambda: work(Path(sys.argv[1]), int(sys.argv[2])), before=lambda: join(words))

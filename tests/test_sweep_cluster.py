@@ -28,7 +28,7 @@ from ppo_jax.runs.job import RunFailed
 from ppo_jax.runs.restore import load
 from ppo_jax.runs.signals import Signals
 from ppo_jax.sweep import cluster, figures, on_ray, on_slurm, worker
-from ppo_jax.sweep.cluster import ClusterOptions
+from ppo_jax.sweep.cluster import WorkerOptions
 from ppo_jax.sweep.keep import candidates
 from ppo_jax.sweep.plan import Plan
 from ppo_jax.sweep.store import Spec, read_sessions
@@ -152,7 +152,7 @@ def test_what_fails_too_often_leaves_a_sweep_that_can_be_resumed(local, tmp_path
 def dispatch(instead, width=2, **options):
     """A Dispatch of four agents whose rounds are not trained, and the plans it wrote."""
     plans, spec = [], Spec((), (configs.make(env="CartPole-v1"),), (0, 1, 2, 3), 0, 1)
-    options = ClusterOptions(cluster="ray", **options)
+    options = WorkerOptions(cluster="ray", **options)
     place = cluster.place_of(options)
 
     def trained(order, before):
@@ -276,8 +276,19 @@ def test_slurm_has_to_be_there(monkeypatch, tmp_path):
     monkeypatch.setattr(on_slurm.importlib.util, "find_spec", lambda name: name)
     monkeypatch.setenv("PATH", str(tmp_path))
     with pytest.raises(ConfigError, match="there is no sbatch on the PATH; .* --slurm-local"):
-        on_slurm.check(ClusterOptions(cluster="slurm"))
-    on_slurm.check(ClusterOptions(cluster="slurm", slurm_local=True))
+        on_slurm.check(WorkerOptions(cluster="slurm"))
+    on_slurm.check(WorkerOptions(cluster="slurm", slurm_local=True))
+
+
+def test_the_command_that_goes_on_trains_where_it_was_trained():
+    def said(**options):
+        made = WorkerOptions(**options)
+        return cluster.again(Path("a b"), cluster.Cluster(made, None, None))
+
+    assert cluster.again(Path("a b"), None) == "python -m ppo_jax.sweep --resume 'a b'"
+    assert said(cluster="ray", workers=2).endswith("'a b' --cluster ray --workers 2")
+    slurm = said(cluster="slurm", slurm=("mem=8G", "comment=x y"), slurm_local=True)
+    assert slurm.endswith("--cluster slurm --slurm mem=8G --slurm 'comment=x y' --slurm-local")
 
 
 @pytest.mark.parametrize(
@@ -325,15 +336,15 @@ def test_a_worker_has_the_devices_that_this_machine_has(monkeypatch):
     for here in (1, 8):
         monkeypatch.setattr(os, "sched_getaffinity", lambda _, here=here: range(here))
         for cores in (None, 1, 4):
-            place = cluster.place_of(ClusterOptions(cpus_per_worker=cores))
+            place = cluster.place_of(WorkerOptions(cpus_per_worker=cores))
             found[here, cores] = (place.cores, place.devices)
     assert found == {
         (1, None): (1, 1), (1, 1): (1, 1), (1, 4): (4, 4),
         (8, None): (8, 8), (8, 1): (1, 2), (8, 4): (4, 4),
     }  # fmt: skip
-    assert cluster.place_of(ClusterOptions(gpus_per_worker=3)).devices == 3
+    assert cluster.place_of(WorkerOptions(gpus_per_worker=3)).devices == 3
     monkeypatch.setenv("XLA_FLAGS", "--xla_force_host_platform_device_count=5")
-    assert cluster.place_of(ClusterOptions()).devices == 5
+    assert cluster.place_of(WorkerOptions()).devices == 5
 
 
 def test_an_object_from_python_cannot_be_sent():

@@ -123,7 +123,7 @@ def main(arguments: list[str] | None = None) -> NoReturn:
     exit_with(
         lambda: _refusing(arguments),
         before=lambda: refuse(
-            arguments, "rlhf", "start it without them; it uses the devices of its process"
+            arguments, "rlhf", "leave these flags out; it uses the devices of its process"
         ),
     )
 

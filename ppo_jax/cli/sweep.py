@@ -20,7 +20,7 @@ from ppo_jax.config.options import check_record, option
 from ppo_jax.runs import provenance, terminal
 from ppo_jax.runs.trust import Given
 from ppo_jax.sweep import cluster, session
-from ppo_jax.sweep.cluster import ClusterOptions, Words
+from ppo_jax.sweep.cluster import Words, WorkerOptions
 from ppo_jax.sweep.points import Point, configure, grid, parse_vary, sample
 from ppo_jax.sweep.publish import compare
 from ppo_jax.sweep.run import seed_numbers
@@ -33,7 +33,7 @@ DOC = "Train many agents, seeds times hyperparameters, in one program and report
 # May be given anew when a sweep is resumed.
 FREE_ON_RESUME = (
     "run_dir", "resume", "confirm", "threshold", "trust",
-    *(f.name for f in dataclasses.fields(ClusterOptions)),
+    *(f.name for f in dataclasses.fields(WorkerOptions)),
 )  # fmt: skip
 # Settled by the first session: the chunks that are finished were made with them.
 SETTLED = {
@@ -56,7 +56,7 @@ class PointOptions:
     compare: tuple[Path, Path] | None = option(None, "two finished sweeps, put on one figure")
 
 
-RECORDS: tuple[Any, ...] = (PointOptions, SweepOptions, ClusterOptions)
+RECORDS: tuple[Any, ...] = (PointOptions, SweepOptions, WorkerOptions)
 OPTIONS = {f.name: f for record in RECORDS for f in dataclasses.fields(record)}
 FLAGS: dict[str, Any] = {"more": OPTIONS, "kept": {}, "program": PROGRAM, "doc": DOC}
 
@@ -90,7 +90,7 @@ def run_command(arguments: list[str]) -> int:
     return _run(spec, options, where, f"{config.env}_{config.algorithm}")
 
 
-def _run(spec: Spec, options: SweepOptions, where: ClusterOptions, name: str) -> int:
+def _run(spec: Spec, options: SweepOptions, where: WorkerOptions, name: str) -> int:
     """Train a sweep that is known to be whole, here or on a cluster."""
     with cluster.opened(where) as workers:  # Ray is started before JAX has threads
         session.check(spec, workers is not None)
@@ -204,7 +204,7 @@ def _resume(
     points: PointOptions,
     options: SweepOptions,
     *,
-    where: ClusterOptions,
+    where: WorkerOptions,
     given: set[str],
 ) -> int:
     assert options.resume is not None
@@ -224,7 +224,7 @@ def _resume(
     return _run(spec, options, where, "")
 
 
-def _warn_of_another_machine(first: dict[str, Any], where: ClusterOptions) -> None:
+def _warn_of_another_machine(first: dict[str, Any], where: WorkerOptions) -> None:
     """Say so where the rest of a sweep will not have the bits that it would have had; the device of
     a cluster's workers is known once the first of them is done."""
     before = {"device": first["device"], **first["versions"]}

@@ -44,16 +44,20 @@ Words = Annotated[tuple[str, ...], tyro.conf.UseAppendAction]
 
 
 @dataclasses.dataclass(frozen=True)
-class ClusterOptions:
+class WorkerOptions:
     """Where the rounds of a sweep are trained; a resumed sweep may go on elsewhere."""
 
     cluster: str = option("none", "train on a cluster: Ray, or SLURM's jobs", choices=CLUSTERS)
-    workers: int | None = option(None, "rounds that are trained at the same time, at most", low=1)
+    workers: int | None = option(
+        None,
+        "rounds trained at the same time, at most; with SLURM in each job array",
+        low=1,
+    )
     cpus_per_worker: int | None = option(
         None, "CPU cores of a worker; None: as many as this machine has", low=1
     )
     gpus_per_worker: int = option(0, "GPUs of a worker; 0: it trains on its CPU cores", low=0)
-    retries: int = option(2, "times that a round is tried again whose worker failed", low=0)
+    retries: int = option(2, "how often a round that failed is tried again", low=0)
     ray_address: str | None = option(
         None, "Ray cluster to connect to; None: RAY_ADDRESS, or workers on this machine"
     )
@@ -104,13 +108,34 @@ class Cluster(NamedTuple):
         place: what each of them is given.
     """
 
-    options: ClusterOptions
+    options: WorkerOptions
     launcher: Launcher
     place: Place
 
 
+def again(folder: Path, cluster: Cluster | None) -> str:
+    """The command that goes on with a sweep where it was trained.
+
+    Args:
+        folder: of the sweep.
+        cluster: whose workers trained it; None: this process.
+    """
+    words = ["python -m ppo_jax.sweep --resume", shlex.quote(str(folder))]
+    options = WorkerOptions() if cluster is None else cluster.options
+    for field in dataclasses.fields(options):
+        value, flag = getattr(options, field.name), f"--{field.name.replace('_', '-')}"
+        if value == field.default:
+            continue
+        if value is True:
+            words.append(flag)
+            continue
+        given = value if isinstance(value, tuple) else (value,)
+        words += [f"{flag} {shlex.quote(str(x))}" for x in given]
+    return " ".join(words)
+
+
 @contextlib.contextmanager
-def opened(options: ClusterOptions) -> Iterator[Cluster | None]:
+def opened(options: WorkerOptions) -> Iterator[Cluster | None]:
     """The cluster that was asked for, until the block ends; None for this process alone.
 
     Args:
@@ -133,7 +158,7 @@ def opened(options: ClusterOptions) -> Iterator[Cluster | None]:
         yield Cluster(options, launcher, place)
 
 
-def place_of(options: ClusterOptions) -> Place:
+def place_of(options: WorkerOptions) -> Place:
     """What each worker is given: by default as many cores as this machine has.
 
     One device alone is compiled by another path than several, so that a worker of one core makes
@@ -329,9 +354,8 @@ class Dispatch:
         return RunFailed(
             f"{_count(agents, 'agent')} could not be trained: {_count(len(self.lost), 'round')} "
             f"failed {_count(self.cluster.options.retries + 1, 'time')} (last: "
-            f"{self.lost[-1][1]}); what is finished is kept. Continue with: python -m "
-            "ppo_jax.sweep --resume "
-            f"{shlex.quote(str(self.folder))}"
+            f"{self.lost[-1][1]}); what is finished is kept. Continue with: "
+            f"{again(self.folder, self.cluster)}"
         )
 
     def _finished(self, arrays: Arrays) -> Finished:

@@ -17,7 +17,7 @@ from typing import Any
 from ppo_jax.config import ConfigError
 from ppo_jax.runs import terminal
 from ppo_jax.runs.signals import ENDING
-from ppo_jax.sweep.cluster import ClusterOptions
+from ppo_jax.sweep.cluster import WorkerOptions
 from ppo_jax.sweep.worker import Failed, Order, Outcome, Place, work
 
 # Seconds between two looks at signals.
@@ -32,7 +32,7 @@ FORWARDED = ("JAX_", "XLA_FLAGS")
 LOOPBACK = "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"
 
 
-def check(options: ClusterOptions) -> None:
+def check(options: WorkerOptions) -> None:
     """Refuse where Ray is not installed.
 
     Args:
@@ -46,7 +46,7 @@ def check(options: ClusterOptions) -> None:
 
 
 @contextlib.contextmanager
-def opened(options: ClusterOptions, place: Place) -> Iterator["OnRay"]:
+def opened(options: WorkerOptions, place: Place) -> Iterator["OnRay"]:
     """Workers of Ray, until the block ends.
 
     Args:
@@ -104,7 +104,7 @@ def _reach(address: str) -> None:
 
 
 @contextlib.contextmanager
-def _alone(options: ClusterOptions, place: Place) -> Iterator[dict[str, Any]]:
+def _alone(options: WorkerOptions, place: Place) -> Iterator[dict[str, Any]]:
     """Arguments for a Ray of our own, which ends with the block and leaves nothing."""
     workers = options.workers or max(1, (os.cpu_count() or 1) // place.cores)
     short = len(tempfile.gettempdir()) <= LONGEST
@@ -157,7 +157,7 @@ class OnRay:
 
     name = "Ray"
 
-    def __init__(self, ray: Any, options: ClusterOptions, place: Place) -> None:
+    def __init__(self, ray: Any, options: WorkerOptions, place: Place) -> None:
         self.ray, self.room = ray, options.workers
         # Whether a task is tried again is decided, and said, in one place for all clusters.
         self.task = ray.remote(work).options(

@@ -21,7 +21,7 @@ from typing import Any
 
 from ppo_jax.config import ConfigError
 from ppo_jax.runs import files
-from ppo_jax.sweep.cluster import ClusterOptions
+from ppo_jax.sweep.cluster import WorkerOptions
 from ppo_jax.sweep.store import JOBS, clear_jobs
 from ppo_jax.sweep.worker import Failed, Order, Outcome, Place, work
 
@@ -41,7 +41,7 @@ OWN = {
 TIME = re.compile(r"(?:(?P<d>\d+)-)?(?P<a>\d+)(?::(?P<b>\d+))?(?::(?P<c>\d+))?")
 
 
-def check(options: ClusterOptions) -> None:
+def check(options: WorkerOptions) -> None:
     """Refuse where submitit or SLURM is not there, and what sbatch does not take.
 
     Args:
@@ -102,7 +102,7 @@ def _minutes(text: str) -> int | None:
 
 
 @contextlib.contextmanager
-def opened(options: ClusterOptions, place: Place) -> Iterator["OnSlurm"]:
+def opened(options: WorkerOptions, place: Place) -> Iterator["OnSlurm"]:
     """Workers of SLURM, until the block ends.
 
     Args:
@@ -124,7 +124,7 @@ class OnSlurm:
         place: what each worker is given.
     """
 
-    def __init__(self, options: ClusterOptions, place: Place) -> None:
+    def __init__(self, options: WorkerOptions, place: Place) -> None:
         self.options, self.place = options, place
         self.local = options.slurm_local
         self.name = "this machine, as SLURM's jobs" if self.local else "SLURM"

@@ -1,7 +1,6 @@
 """A sweep on disk: chunk after chunk, until all are finished or a signal comes."""
 
 import dataclasses
-import shlex
 import time
 import warnings
 from pathlib import Path
@@ -21,7 +20,7 @@ from ppo_jax.runs import cache, manifest, memory, provenance, terminal
 from ppo_jax.runs.signals import Signals
 from ppo_jax.runs.terminal import Display
 from ppo_jax.sweep import results
-from ppo_jax.sweep.cluster import Cluster, Dispatch, check_names
+from ppo_jax.sweep.cluster import Cluster, Dispatch, again, check_names
 from ppo_jax.sweep.keep import KEEP, Keeper, scores_of
 from ppo_jax.sweep.plan import Chunk, Group, Plan, group_agents
 from ppo_jax.sweep.program import AgentsProgram, structure
@@ -98,8 +97,7 @@ def run(
                 publish(Store(path, spec), options.threshold, {})
         except Stopped:
             terminal.say(
-                "stopped; what is finished is kept. Continue with: python -m ppo_jax.sweep "
-                f"--resume {shlex.quote(str(path))}"
+                f"stopped; what is finished is kept. Continue with: {again(path, cluster)}"
             )
             return 128 + (signals.received or 0)
     terminal.say(f"report: {path / 'report.html'}")

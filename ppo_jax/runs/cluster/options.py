@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 from ppo_jax.config import ConfigError
 from ppo_jax.config.options import check_record, option
 from ppo_jax.runs import terminal
+from ppo_jax.runs.job import RunFailed
 
 HEARTBEAT = 100.0
 # Of the heartbeat: how long the processes wait for each other at the start.
@@ -151,28 +152,47 @@ def _is_every_address(host: str) -> bool:
 def check_address(place: Place) -> None:
     """Refuse an address that has no machine, or at which process 0 cannot listen.
 
-    The names of machines that are started together may take a while to be known.
+    The names of machines that are started together may take a while to be known, and a machine that
+    is started again may be known by its last address, or have a port that is not free yet.
 
     Raises:
         ConfigError: what the system says, and what to do.
+        RunFailed: process 0 cannot listen there, which may pass.
     """
     if place.coordinator is None:
         return
-    host, port = split_address(place.coordinator)
-    family, kind, protocol, _, address = _resolved(host, port, place)
-    if _is_every_address(str(address[0])):
-        raise ConfigError(every_address(place.coordinator))
-    if place.rank != 0:
-        return
+    until, shown = time.monotonic() + place.start_timeout, False
+    while True:
+        host, port = split_address(place.coordinator)
+        found = _resolved(host, port, place)
+        if _is_every_address(str(found[4][0])):
+            raise ConfigError(every_address(place.coordinator))
+        why = _cannot_listen(found) if place.rank == 0 else ""
+        if not why:
+            return
+        text = f"process 0 cannot listen at {place.coordinator} ({why})"
+        if time.monotonic() > until:
+            raise RunFailed(f"{text}; give a free port at an address of this machine")
+        if not shown:
+            terminal.complain(f"{text} yet; waiting {place.start_timeout:g} s (--start-timeout)")
+        shown = True
+        time.sleep(min(1.0, place.start_timeout / 4))
+
+
+def _cannot_listen(found: Any) -> str:
+    """What the system says against listening at an address; "" if it can be done.
+
+    Args:
+        found: of `socket.getaddrinfo`.
+    """
+    family, kind, protocol, _, address = found
     try:
         with socket.socket(family, kind, protocol) as trial:
             trial.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
             trial.bind(address)
     except OSError as error:
-        raise ConfigError(
-            f"process 0 cannot listen at {place.coordinator} ({error.strerror}); give a free port "
-            "at an address of this machine"
-        ) from error
+        return error.strerror or str(error)
+    return ""
 
 
 def _resolved(host: str, port: int, place: Place) -> Any:

@@ -16,6 +16,7 @@ from ppo_jax.config import ConfigError
 from ppo_jax.runs import terminal
 from ppo_jax.runs.cluster import watch
 from ppo_jax.runs.cluster.options import Place, check_address, split_address
+from ppo_jax.runs.job import RunFailed
 
 KNOWN = "SLURM, Kubernetes, Cloud TPU or Open MPI"
 BY_HAND = "--coordinator HOST:PORT --num-processes P --process-id I"
@@ -30,6 +31,7 @@ def initialize(place: Place) -> Place:
     Raises:
         ConfigError: nobody says who the others are, an address is wrong, or JAX's devices were
             started before.
+        RunFailed: the others cannot be joined now, which may pass.
     """
     if _started():
         raise ConfigError(
@@ -55,7 +57,7 @@ def initialize(place: Place) -> Place:
             )
         except (RuntimeError, ValueError, TypeError, OSError) as error:
             line = str(error).strip().partition("\n")[0]
-            raise ConfigError(f"this process cannot join the others: {line}") from error
+            raise RunFailed(f"this process cannot join the others: {line}") from error
     return place
 
 
