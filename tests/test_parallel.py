@@ -338,9 +338,9 @@ def test_one_device_has_no_layout():
 
 # --- eight devices --------------------------------------------------------------------------------
 
-# Of parameters after 20 updates of Adam. Sums in another order round differently, and Adam divides a
-# gradient near zero by its own size: up to 1.0e-5 was seen (REINFORCE, 500 steps), 1e-6 mostly, and
-# a parameter moves by some 1e-2. The gradients themselves are held to 1e-6, below.
+# For parameters after 20 updates of Adam, which move each by some 1e-2. Sums in another order
+# round differently, and Adam divides a gradient near zero by its own size: the largest difference
+# seen is 1.0e-5 (REINFORCE, 500 steps). The gradients themselves must agree to 1e-6.
 PARAMS_TOLERANCE = 1e-4
 
 
