@@ -32,9 +32,13 @@ from ppo_jax.types import PyTree, TrainState
 
 # Updates between two looks at the clock, at most: so many rows of metrics are on the device.
 SLICE = 256
-# On CPUs 4 to 8 agents per device are equally fast and 16 or more are slower (benchmarks/sweep.py).
-# Of these 4, because numbers of agents then lead to few widths: every number above 9 leads to 4.
+# Number of agents per device on CPUs. With a device per core, 4 to 8 are equally fast, 16 or more
+# are slower; of these 4, because numbers of agents then lead to few widths: every number above 9
+# leads to 4. A single device spreads large arrays over all cores and is fastest with 16; it takes
+# them where 16 divides the number of agents, again for few widths. The measurements are in
+# benchmarks/results/sweep_width.csv.
 CPU_WIDTH = 4
+CPU_WIDTH_ALONE = 16
 # Of a device's memory.
 MEMORY_SHARE = 0.85
 # The number of programs, the last ones used, that stay compiled for later calls.
@@ -257,8 +261,7 @@ def fit(
     Raises:
         JaxRuntimeError: a single agent does not even compile for want of memory.
     """
-    fast = CPU_WIDTH if devices[0].platform == "cpu" else agents
-    width = widest or even_width(agents, fast, len(devices))
+    width = widest or even_width(agents, _fast_width(agents, devices), len(devices))
     while True:
         try:
             program = compile_at(width)
@@ -273,6 +276,14 @@ def fit(
             return program
         narrower = min(width - 1, int(width * limit / program.bytes_needed))
         width = even_width(agents, max(1, narrower), len(devices))
+
+
+def _fast_width(agents: int, devices: Sequence[jax.Device]) -> int:
+    """The number of agents per device that is fastest."""
+    if devices[0].platform != "cpu":
+        return agents
+    alone = len(devices) == 1 and agents % CPU_WIDTH_ALONE == 0
+    return CPU_WIDTH_ALONE if alone else CPU_WIDTH
 
 
 def even_width(agents: int, widest: int, devices: int) -> int:
