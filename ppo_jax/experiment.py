@@ -23,7 +23,7 @@ from ppo_jax import networks
 from ppo_jax.agent import Agent, read_parts
 from ppo_jax.algorithms import ALGORITHMS
 from ppo_jax.config import ConfigError, TrainConfig, references
-from ppo_jax.config.options import check_record, coerce, did_you_mean, option
+from ppo_jax.config.options import check_record, coerce, did_you_mean
 from ppo_jax.envs import HostEnv, InvalidEnvironment, as_env, is_own
 from ppo_jax.envs.supervision import ended_if, limited
 from ppo_jax.evaluate import (
@@ -51,7 +51,7 @@ from ppo_jax.runs.folder import (
     write_config,
 )
 from ppo_jax.runs.job import Callback, Job, Result, RunFailed
-from ppo_jax.runs.options import KeepOptions
+from ppo_jax.runs.options import RunOptions
 from ppo_jax.runs.outside import Outside, watched
 from ppo_jax.runs.record import RunRecord
 from ppo_jax.runs.restore import load
@@ -73,28 +73,6 @@ REPLACED = {
 EMITTERS = "xla_cpu_use_fusion_emitters"
 # Folded into the seed for the keys of evaluations, which training never uses.
 EVALUATION = 0xE7A1
-
-
-@dataclasses.dataclass(frozen=True)
-class RunOptions(KeepOptions):
-    """What a training run has besides training. None of it but `init_from` changes what an update
-    computes; `stop_at` and callbacks decide when the run ends."""
-
-    eval_episodes: int = option(128, "number of greedy episodes of an evaluation", low=0)
-    env_timeout: float | None = option(
-        None, "seconds that a step or a reset of one environment on the host may take; None: 600",
-        low=0, open_low=True,
-    )  # fmt: skip
-    env_restarts: int = option(
-        0, "number of environments on the host to replace after they raised, ended or hung, in "
-        "place of ending the run", low=0,
-    )  # fmt: skip
-    devices: str = option(
-        "1", "number of devices that share the agent's environments and minibatches, or all"
-    )
-    init_from: Path | None = option(
-        None, "folder of a run whose parameters and statistics this one starts from"
-    )
 
 
 def run(

@@ -68,3 +68,25 @@ class KeepOptions:
         """Those that a resumed run goes on with unless it is given others."""
         where = ("run_dir", "resume", "overwrite")
         return {k: v for k, v in dataclasses.asdict(self).items() if k not in where}
+
+
+@dataclasses.dataclass(frozen=True)
+class RunOptions(KeepOptions):
+    """What a training run has besides training. None of it but `init_from` changes what an update
+    computes; `stop_at` and callbacks decide when the run ends."""
+
+    eval_episodes: int = option(128, "number of greedy episodes of an evaluation", low=0)
+    env_timeout: float | None = option(
+        None, "seconds that a step or a reset of one environment on the host may take; None: 600",
+        low=0, open_low=True,
+    )  # fmt: skip
+    env_restarts: int = option(
+        0, "number of environments on the host to replace after they raised, ended or hung, in "
+        "place of ending the run", low=0,
+    )  # fmt: skip
+    devices: str = option(
+        "1", "number of devices that share the agent's environments and minibatches, or all"
+    )
+    init_from: Path | None = option(
+        None, "folder of a run whose parameters and statistics this one starts from"
+    )

@@ -15,8 +15,6 @@ from typing import Any
 from rich.console import Console, Group, RenderableType
 from rich.table import Table
 
-from ppo_jax.runs.job import UNITS
-
 # Where there is no terminal, a line of progress at least this often.
 LINE_SECONDS = 60.0
 REDRAWS_PER_SECOND = 4
@@ -26,6 +24,12 @@ SHOWN = (
     {"episode_return": "return", "episode_length": "length"},
     {"entropy": "entropy", "approx_kl": "approx kl", "explained_variance": "explained variance"},
 )
+# What the updates of a run count: a name in summary.json -> the words for it.
+UNITS = {
+    "env_steps": "environment steps",
+    "sequences": "sequences",
+    "agent_updates": "updates of agents",
+}
 BLOCKS = "▁▂▃▄▅▆▇█"
 SPARKS = 24
 

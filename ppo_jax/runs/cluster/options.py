@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 from ppo_jax.config import ConfigError
 from ppo_jax.config.options import check_record, option
 from ppo_jax.runs import terminal
-from ppo_jax.runs.job import RunFailed
+from ppo_jax.runs.failures import RunFailed
 
 HEARTBEAT = 100.0
 # Of the heartbeat: how long the processes wait for each other at the start.
