@@ -201,22 +201,21 @@ def _hint(env_id: str, where: tuple[str, ...], in_suite: bool) -> str:
     own = [i for suite in where for i in _ids(suite)]
     if in_suite:
         return did_you_mean(env_id, own)
-    registered = [*own, *references.registered("environment")]
-    if any(_base(i) == _base(env_id) for i in own):
-        same = [f"{s}:{i}" for s, i in elsewhere(env_id) if i in own or i == env_id]
-        if all(name.partition(":")[0] in BARE for name in same):
-            return did_you_mean(env_id, registered)
     found = elsewhere(env_id)
-    if found:
+    wrong_version = _version(env_id) and all(_version(i) != _version(env_id) for _, i in found)
+    bare = [i for suite, i in found if suite in BARE]
+    if found and not (wrong_version and bare):
         return "; ".join(how_to_use(suite, i) for suite, i in found)
-    near = difflib.get_close_matches(env_id, registered, n=3, cutoff=0.75)
+    near = difflib.get_close_matches(
+        env_id, [*own, *references.registered("environment")], n=SUGGESTIONS, cutoff=0.7
+    )
     if near:
         return f"did you mean {' or '.join(near)}?"
     everywhere = {i: s for s, ids in reversed(catalog().items()) for i in ids}
-    others = difflib.get_close_matches(env_id, everywhere, n=SUGGESTIONS, cutoff=0.75)
+    others = difflib.get_close_matches(env_id, everywhere, n=SUGGESTIONS, cutoff=0.7)
     if others:
         return "; ".join(how_to_use(everywhere[i], i) for i in others)
-    return f"{did_you_mean(env_id, registered)} `ppo-jax envs` lists the suites"
+    return "`ppo-jax envs` lists the suites and their environments"
 
 
 def elsewhere(env_id: str) -> list[tuple[str, str]]:
@@ -239,7 +238,7 @@ def how_to_use(suite: str, env_id: str) -> str:
     """Which suite has an environment, the flag that names it, and what is to be installed first."""
     name = env_id if suite in BARE else f"{suite}:{env_id}"
     missing = missing_package(suite, env_id)
-    first = f" (first: pip install {missing})" if missing else ""
+    first = f" (install it first: pip install {missing})" if missing else ""
     return f"suite {suite} has {env_id}: use --env {name}{first}"
 
 

@@ -62,10 +62,11 @@ def get(name: str) -> Any:
         ConfigError: an unknown name, with the nearest ones; a module that cannot be imported; or
             something that is not an algorithm, and what it lacks.
     """
-    modules = sys.modules[__name__].ALGORITHMS
-    if name in modules:
-        return modules[name]
-    known = {*modules, *references.registered("algorithm")}
+    package = sys.modules[__name__]
+    names = package.__dict__.get("ALGORITHMS", CONFIGS)  # its modules are imported if need be
+    if name in names:
+        return package.ALGORITHMS[name]
+    known = {*names, *references.registered("algorithm")}
     module = name.partition(":")[0]
     if name not in known and not references.is_text(name) and not references.findable(module):
         raise ConfigError(

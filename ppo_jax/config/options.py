@@ -289,7 +289,8 @@ def coerce(field: Field, value: Any) -> Any:
     """A value as the option's type has it, where Python, JSON or TOML wrote the same otherwise.
 
     5e5 for a whole number, 1 for a real one, "inf", a list for a tuple, text for a path or a
-    schedule. Whatever does not fit is returned as it is; `check` refuses it.
+    schedule, "none" for None, which TOML cannot write. A value that does not fit is returned as it
+    is, and `check` refuses it.
 
     Raises:
         ConfigError: a whole number too large for a real one, or a schedule that is none.
@@ -297,6 +298,8 @@ def coerce(field: Field, value: Any) -> Any:
     wanted = kind(field)
     if wanted.scheduled and isinstance(value, str) and "(" in value:
         return _schedule(field, value)
+    if wanted.optional and isinstance(value, str) and value.lower() == "none":
+        return None
     if not wanted.several:
         return _coerced(field.name, wanted.base, value)
     if not isinstance(value, list | tuple):

@@ -12,7 +12,7 @@ from typing import Any
 from ppo_jax import algorithms
 from ppo_jax.algorithms import hooks
 from ppo_jax.algorithms.configs import CONFIGS
-from ppo_jax.config import references, standard
+from ppo_jax.config import foreign, references, standard
 from ppo_jax.config.options import (
     MAX_SIZE,
     ConfigError,
@@ -196,13 +196,9 @@ def preset_values(preset: str | None, env: str | None, algorithm: str | None) ->
     if preset == "none":
         return {}
     if preset is None:
-        env, algorithm = env or TrainConfig.env, algorithm or TrainConfig.algorithm
-        for values in PRESETS.values():
-            if values["algorithm"] == algorithm and same_env(values["env"], env):
-                return dict(values)
-        return {}
+        return dict(PRESETS.get(preset_of(env, algorithm) or "none", {}))
     if preset not in PRESETS:
-        raise ConfigError(f"unknown preset {preset!r}; {did_you_mean(preset, PRESETS)}")
+        raise ConfigError(f"unknown preset {preset!r}; {_near_preset(preset)}")
     values = PRESETS[preset]
     if env and is_own(env):
         values = {**values, "env": env, "env_args": ()}
@@ -211,6 +207,29 @@ def preset_values(preset: str | None, env: str | None, algorithm: str | None) ->
     if algorithm and algorithm != values["algorithm"]:
         raise ConfigError(f"preset {preset!r} is for {values['algorithm']}, not {algorithm}")
     return dict(values)
+
+
+def _near_preset(name: str) -> str:
+    """The presets with a similar name, or the command that lists all of them."""
+    near = did_you_mean(name, PRESETS)
+    return near if near.startswith("did you mean") else "`ppo-jax presets` lists the presets"
+
+
+def preset_of(env: str | None, algorithm: str | None) -> str | None:
+    """The name of the preset that belongs to an environment and an algorithm; None: there is none.
+
+    Args:
+        env: name of the environment; None: the default one.
+        algorithm: name of the algorithm; None: the default one.
+
+    Raises:
+        UnknownEnvironment: no suite has the environment.
+    """
+    env, algorithm = env or TrainConfig.env, algorithm or TrainConfig.algorithm
+    for name, values in PRESETS.items():
+        if values["algorithm"] == algorithm and same_env(values["env"], env):
+            return name
+    return None
 
 
 def fields(algorithm: str) -> dict[str, dataclasses.Field[Any]]:
@@ -259,7 +278,9 @@ def from_flat(values: dict[str, Any]) -> TrainConfig:
     known = fields(algorithm)
     for name in values:
         if name not in known:
-            raise ConfigError(f"unknown option {name!r}; {did_you_mean(name, known)}")
+            others = {n: {f.name for f in dataclasses.fields(c)} for n, c in CONFIGS.items()}
+            hint = foreign.hint(name, known, others, str) or did_you_mean(name, known)
+            raise ConfigError(f"unknown option {name!r}; {hint}")
     values = {name: coerce(known[name], value) for name, value in values.items()}
     own = {f.name for f in dataclasses.fields(TrainConfig)}
     hyper = {k: v for k, v in values.items() if k not in own}
