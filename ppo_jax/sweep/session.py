@@ -13,7 +13,6 @@ from rich.table import Table
 
 from ppo_jax import experiment
 from ppo_jax.config import ConfigError
-from ppo_jax.config.options import option
 from ppo_jax.envs import refuse_sweep
 from ppo_jax.evaluate import warn_unfinished
 from ppo_jax.runs import cache, manifest, memory, provenance, terminal
@@ -21,7 +20,8 @@ from ppo_jax.runs.signals import Signals
 from ppo_jax.runs.terminal import Display
 from ppo_jax.sweep import results
 from ppo_jax.sweep.cluster import Cluster, Dispatch, again, check_names
-from ppo_jax.sweep.keep import KEEP, Keeper, scores_of
+from ppo_jax.sweep.keep import Keeper, scores_of
+from ppo_jax.sweep.options import SweepOptions as SweepOptions
 from ppo_jax.sweep.plan import Chunk, Group, Plan, group_agents
 from ppo_jax.sweep.program import AgentsProgram, structure
 from ppo_jax.sweep.publish import publish
@@ -37,33 +37,6 @@ from ppo_jax.sweep.store import (
     read_spec,
 )
 from ppo_jax.train import build
-
-
-@dataclasses.dataclass(frozen=True)
-class SweepOptions:
-    """What a sweep does beside training; none of it changes an agent but the batch size, which is
-    settled once."""
-
-    run_dir: Path | None = option(None, "folder of the sweep; None: a new folder in sweeps/")
-    resume: Path | None = option(None, "folder of a sweep to continue")
-    overwrite: bool = option(False, "replace an existing sweep")
-    batch_size: str = option("auto", "agents that one device trains at once, or auto")
-    keep: str = option("best", "agents kept: of each point the best, all, none", choices=KEEP)
-    confirm: int = option(0, "run the best point again with so many fresh seeds", low=0)
-    threshold: float | None = option(None, "return to be reached; None: the environment's own")
-
-    @property
-    def width(self) -> int | None:
-        """The batch size as a number; None for auto.
-
-        Raises:
-            ConfigError: it is neither.
-        """
-        if self.batch_size == "auto":
-            return None
-        if not self.batch_size.isdigit() or int(self.batch_size) < 1:
-            raise ConfigError(f"batch_size is {self.batch_size!r}; it must be auto or >= 1")
-        return int(self.batch_size)
 
 
 def run(
