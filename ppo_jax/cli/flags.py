@@ -159,7 +159,7 @@ def parse(
         program: the command's name, for --help.
         doc: the description of the command.
         origins: name -> where a value of `base` comes from, as `starting_point` gives it.
-        groups: name -> the group in --help of an option of the command's own; "run" otherwise.
+        groups: name -> its group in --help, where it is not that of `ppo_jax.cli.groups`.
 
     Returns:
         (the configuration, name -> value of the command's own options)
@@ -175,7 +175,7 @@ def parse(
     fields = [(n, f, f.default) for n, f in START.items()]
     fields += [(n, f, flat[n]) for n, f in known.items()]
     fields += [(n, f, coerce(f, kept[n]) if n in kept else f.default) for n, f in more.items()]
-    named = dict.fromkeys(known, "algorithm") | (groups or {})
+    named = {n: group_of(n, "algorithm") for n in known} | (groups or {})
     parsed = read_flags(arguments, fields, program, doc, origins=origins, groups=named)
     own = {name: parsed[name] for name in (*more, "print_config")}
     return configs.from_flat({n: parsed[n] for n in known}), own
@@ -198,7 +198,7 @@ def read_flags(
         program: the command's name, for --help.
         doc: the description of the command.
         origins: name -> where its default comes from, for --help.
-        groups: name -> its group in --help, where `ppo_jax.cli.groups` has none; "run" otherwise.
+        groups: name -> its group in --help, where it is not that of `ppo_jax.cli.groups`.
 
     Returns:
         name -> value.
@@ -227,7 +227,7 @@ def _dataclass_of(
     by_name = {name: (field, default) for name, field, default in fields}
     members: dict[str, list[str]] = {}
     for name in by_name:
-        members.setdefault(group_of(name, groups.get(name, "run")), []).append(name)
+        members.setdefault(groups.get(name) or group_of(name, "run"), []).append(name)
 
     def described(names: list[str]) -> list[Any]:
         found = [(name, *by_name[name]) for name in names]
@@ -258,8 +258,8 @@ def _flattened(parsed: Any) -> dict[str, Any]:
 
 
 def _scheduled(field: dataclasses.Field[Any], value: Any) -> Any:
-    """A number or a schedule from the word that tyro leaves as it is: the error of a schedule is one
-    line that names the mistake, and not a box that names the type alone."""
+    """A number or a schedule from the word that tyro leaves as it is: the error of a schedule is
+    one line that names the mistake, and not a box that names the type alone."""
     if not isinstance(value, str):
         return value
     try:

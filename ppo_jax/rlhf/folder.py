@@ -14,7 +14,7 @@ import numpy as np
 
 from ppo_jax import precision
 from ppo_jax.config import ConfigError
-from ppo_jax.config.options import option, to_json
+from ppo_jax.config.options import to_json
 from ppo_jax.runs import cache, files, loop, manifest, trackers, trust
 from ppo_jax.runs.checkpoint import Checkpoints
 from ppo_jax.runs.folder import (
@@ -26,7 +26,7 @@ from ppo_jax.runs.folder import (
     write_description,
 )
 from ppo_jax.runs.job import Callback, Job, Result
-from ppo_jax.runs.options import KeepOptions
+from ppo_jax.runs.options import StageOptions as RunOptions
 from ppo_jax.runs.record import RunRecord
 from ppo_jax.runs.signals import Signals
 from ppo_jax.runs.trust import NOTHING, Given
@@ -82,16 +82,6 @@ def _clear_model(folder: Path) -> None:
     for name in own:
         files.delete(folder / name)
     files.remove_empty(folder)
-
-
-@dataclasses.dataclass(frozen=True)
-class RunOptions(KeepOptions):
-    """What a stage has besides training; none of it changes what an update computes."""
-
-    checkpoint_seconds: float = option(60.0, "seconds between checkpoints", low=0)
-    sample_seconds: float = option(20.0, "seconds between samples that are shown", low=0)
-    samples: int = option(4, "number of responses that are shown", low=0)
-    trust: bool = option(False, "let the folder that is resumed name code to import")
 
 
 def run(
