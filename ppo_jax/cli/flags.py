@@ -316,8 +316,13 @@ _NUMBER_OR_SCHEDULE = tyro.constructors.PrimitiveConstructorSpec[Any](
 )
 
 
-def positional(command: Callable[..., int], arguments: list[str], program: str) -> int:
-    """A function's signature as a command line: parameters without a default have no flag."""
+def positional(command: Callable[..., Any], arguments: list[str], program: str) -> Any:
+    """Call a function whose parameters are the options of a command line; those without a default
+    have no flag.
+
+    Returns:
+        The value that the function returns.
+    """
     if not {"-h", "--help"} & {*arguments}:
         parameters = inspect.signature(command).parameters.values()
         switches = [p.name for p in parameters if isinstance(p.default, bool)]
