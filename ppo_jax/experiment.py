@@ -24,7 +24,7 @@ from ppo_jax.agent import Agent, read_parts
 from ppo_jax.algorithms import ALGORITHMS
 from ppo_jax.config import ConfigError, TrainConfig, references
 from ppo_jax.config.options import check_record, coerce, did_you_mean
-from ppo_jax.envs import HostEnv, InvalidEnvironment, as_env, is_own
+from ppo_jax.envs import HostEnv, InvalidEnvironment, as_env, is_own, makes_vectors
 from ppo_jax.envs.supervision import ended_if, limited
 from ppo_jax.evaluate import (
     KEPT_PROGRAMS,
@@ -37,7 +37,17 @@ from ppo_jax.evaluate import (
     warn_unfinished,
 )
 from ppo_jax.networks import Policy
-from ppo_jax.runs import cache, cluster, devices, loop, manifest, memory, provenance, trackers
+from ppo_jax.runs import (
+    cache,
+    cluster,
+    commands,
+    devices,
+    loop,
+    manifest,
+    memory,
+    provenance,
+    trackers,
+)
 from ppo_jax.runs.chunk import Chunk, Step, compile_chunk, compiler_options
 from ppo_jax.runs.cluster.follow import follow
 from ppo_jax.runs.folder import (
@@ -60,7 +70,6 @@ from ppo_jax.runs.trust import NOTHING, Given, sign
 from ppo_jax.train import OF_PARTS, Program, build
 from ppo_jax.types import PyTree, TrainState
 
-COMMAND = "python -m ppo_jax.train"
 # Metrics that are NaN by right: there may be no finished episode, nothing to explain, and what an
 # evaluation finds is reported and does not end a run.
 MAY_BE_NAN = ("episode_", "eval_return_", "explained_variance")
@@ -264,12 +273,24 @@ def train(
             about=_about(config),
             config=configs.to_json(config),
             precision=config.matmul_precision,
-            resume=COMMAND,
+            resume=commands.command("train"),
+            next_steps=_next_steps(config, program.env, directory.path),
             quiet=quiet,
             describe=lambda: write_config(config, options.kept(), directory.path),
         )
         result = loop.run(job, record, signals=signals, callbacks=functions)
         return result._replace(exit_code=signals.exit_code)
+
+
+def _next_steps(config: TrainConfig, env: Any, path: Path) -> dict[str, str]:
+    """The commands that may follow a finished run, by name."""
+    longer = 2 * config.total_timesteps
+    watch = commands.command("evaluate", path, "--gif", "episode.gif")
+    return {
+        **({"watch": watch} if hasattr(env, "render") or makes_vectors(env) else {}),
+        "plot": commands.command("plot", path),
+        "continue": commands.command("train", "--resume", path, "--total-timesteps", longer),
+    }
 
 
 def _devices(options: RunOptions) -> int:

@@ -6,7 +6,6 @@ any policy could reach: J* = β log E_ref exp(r / β).
 """
 
 import dataclasses
-import shlex
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -30,7 +29,7 @@ from ppo_jax.rlhf.generate import generate
 from ppo_jax.rlhf.rollout import Responses, kl_of, shape_scores
 from ppo_jax.rlhf.scoring import Reward, from_model
 from ppo_jax.rlhf.stages import Language
-from ppo_jax.runs import provenance, terminal
+from ppo_jax.runs import commands, provenance, terminal
 from ppo_jax.runs.checkpoint import write_json
 from ppo_jax.runs.job import Job
 from ppo_jax.runs.signals import Signals
@@ -96,8 +95,8 @@ def demo(config: DemoConfig, options: RunOptions) -> int:
         try:
             found = precision.apply(config.matmul_precision, _tell)(story)
         except _Stopped as stopped:
-            path = shlex.quote(str(directory.path))
-            terminal.say(f"stopped; continue with: python -m ppo_jax.rlhf demo --resume {path}")
+            again = commands.command("rlhf", "demo", "--resume", directory.path)
+            terminal.say(f"stopped; continue with: {again}")
             return int(stopped.args[0])
         found |= {
             "seconds": round(time.perf_counter() - started, 1),

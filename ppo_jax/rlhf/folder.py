@@ -15,7 +15,7 @@ import numpy as np
 from ppo_jax import precision
 from ppo_jax.config import ConfigError
 from ppo_jax.config.options import to_json
-from ppo_jax.runs import cache, files, loop, manifest, trackers, trust
+from ppo_jax.runs import cache, commands, files, loop, manifest, trackers, trust
 from ppo_jax.runs.checkpoint import Checkpoints
 from ppo_jax.runs.folder import (
     STAGE_FORMAT,
@@ -40,7 +40,6 @@ MODEL_FILES = {
     "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "chat_template.jinja",
     "generation_config.json", "reward.json",
 }  # fmt: skip
-COMMAND = "python -m ppo_jax.rlhf"
 # Options that older runs do not have, and what they did without.
 YOUNGER = {"matmul_precision": "default"}
 
@@ -119,11 +118,23 @@ def run(
         about=about,
         config=config,
         precision=config.get("matmul_precision", "default"),
-        resume=f"{COMMAND} {kind}" if resume is None else resume,
+        resume=commands.command("rlhf", kind) if resume is None else resume,
+        next_steps=_next_steps(kind, config, directory.path) if resume is None else {},
         describe=lambda: describe(directory.path, kind, config, options),
     )
     job = precision.apply(config.get("matmul_precision", "default"), job)
     return loop.run(job, record, callbacks=callbacks, signals=signals)
+
+
+def _next_steps(kind: str, config: dict[str, Any], path: Path) -> dict[str, str]:
+    """The commands that may follow a finished stage, by name."""
+    model, longer = path / "model", 2 * int(config["updates"])
+    write = commands.command("rlhf", "generate", "--model", model, "--max-new-tokens", 32)
+    return {
+        **({} if kind == "reward" else {"generate": write}),
+        **({"evaluate": commands.command("rlhf", "evaluate", path)} if kind == "ppo" else {}),
+        "continue": commands.command("rlhf", kind, "--resume", path, "--updates", longer),
+    }
 
 
 def open_directory(kind: str, options: RunOptions, config: dict[str, Any]) -> RunDirectory:
