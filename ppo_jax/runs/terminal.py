@@ -32,6 +32,8 @@ UNITS = {
 }
 BLOCKS = "▁▂▃▄▅▆▇█"
 SPARKS = 24
+# A file or a pipe has no width of its own; the usual 80 characters would fold tables.
+FILE_WIDTH = 110
 # Characters of the longest number of steps that is written with all its digits.
 LONG_NUMBER = 10
 
@@ -129,7 +131,8 @@ class Display:
             self._printed, self._printed_at = step, now
             left = (self._total - step) / self._rate if self._rate else math.nan
             time_left = f"   {left:,.0f} s left" if step < self._total else ""
-            say(f"{step:>12,} steps   {self._detail}   {self._rate:,.0f} steps/s{time_left}")
+            detail = self._detail.replace("\n", ", ")
+            say(f"{step:>12,} steps   {detail}   {self._rate:,.0f} steps/s{time_left}")
 
     def _render(self) -> RenderableType:
         """The title with the elapsed time, the metrics or the detail, and a progress bar."""
@@ -145,7 +148,7 @@ class Display:
         if self._metrics:
             lines += [self._words(line) for line in SHOWN if line.keys() & self._metrics.keys()]
         elif self._detail:
-            lines.append(Text(self._detail, no_wrap=True, overflow="ellipsis"))
+            lines += [Text(x, no_wrap=True, overflow="ellipsis") for x in self._detail.split("\n")]
         if self._working:
             lines.append(Text(f"{self._working} ...", style="dim", no_wrap=True))
         return Group(*lines, self._bar())
@@ -367,8 +370,7 @@ def _print(what: Any, stream: Any, name: str) -> None:
         if isinstance(what, str):
             print(what, file=stream, flush=True)
         else:
-            # A file or a pipe has no width of its own; the usual 80 would fold tables.
-            width = None if on_terminal(stream) else 110
+            width = None if on_terminal(stream) else FILE_WIDTH
             Console(file=stream, width=width, markup=False, emoji=False).print(what)
             stream.flush()
     except UnicodeEncodeError:
@@ -380,7 +382,7 @@ def _print(what: Any, stream: Any, name: str) -> None:
 def _plain(what: Any, encoding: str) -> str:
     """What is to be printed, with "?" for characters that an encoding does not have."""
     if not isinstance(what, str):
-        console = Console(file=io.StringIO(), width=110, markup=False, emoji=False)
+        console = Console(file=io.StringIO(), width=FILE_WIDTH, markup=False, emoji=False)
         console.print(what)
         what = console.file.getvalue().rstrip("\n")  # type: ignore[attr-defined]
     return what.encode(encoding, "replace").decode(encoding)
@@ -402,6 +404,11 @@ def show_cursor() -> None:
         with contextlib.suppress(OSError):
             sys.stderr.write("\x1b[?25h\n")
             sys.stderr.flush()
+
+
+def width(stream: Any) -> int:
+    """The number of characters of a line: that of the terminal, or of a table in a file."""
+    return Console(file=stream).width if on_terminal(stream) else FILE_WIDTH
 
 
 def status(text: str) -> AbstractContextManager[Any]:

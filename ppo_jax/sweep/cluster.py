@@ -17,7 +17,7 @@ import jax
 
 from ppo_jax import config as configs
 from ppo_jax.config import ConfigError, references
-from ppo_jax.runs import provenance, terminal
+from ppo_jax.runs import commands, provenance, terminal
 from ppo_jax.runs.job import RunFailed
 from ppo_jax.runs.signals import Signals
 from ppo_jax.sweep.options import CLUSTERS as CLUSTERS
@@ -80,7 +80,7 @@ def again(folder: Path, cluster: Cluster | None) -> str:
         folder: of the sweep.
         cluster: whose workers trained it; None: this process.
     """
-    words = ["python -m ppo_jax.sweep --resume", shlex.quote(str(folder))]
+    words = [commands.command("sweep", "--resume"), shlex.quote(str(folder))]
     options = WorkerOptions() if cluster is None else cluster.options
     for field in dataclasses.fields(options):
         value, flag = getattr(options, field.name), f"--{field.name.replace('_', '-')}"
