@@ -196,6 +196,22 @@ def locate(name: str) -> tuple[str, str]:
     raise UnknownEnvironment(f"unknown environment {name!r}; {_hint(env_id, where, bool(colon))}")
 
 
+def check(name: str) -> None:
+    """Refuse the name of an environment that no suite has, without importing an optional suite.
+
+    Args:
+        name: as for `canonical`.
+
+    Raises:
+        UnknownEnvironment: with the nearest names, or with what to install.
+    """
+    suite = "ale" if ATARI.fullmatch(name) else name.partition(":")[0]
+    if suite not in OPTIONAL:
+        locate(name)
+    elif not installed(suite):
+        module(suite)
+
+
 def _hint(env_id: str, where: tuple[str, ...], in_suite: bool) -> str:
     """What may have been meant by an ID that the suites `where` do not have."""
     own = [i for suite in where for i in _ids(suite)]

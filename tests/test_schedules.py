@@ -275,7 +275,7 @@ def test_language_models_have_them_too():
     assert values["clip_eps"] == linear(0.2, 0.1)
     flat = as_json(values)
     assert json.loads(json.dumps(flat))["clip_eps"] == "linear(0.2, 0.1)"
-    assert language_command._restored(flat, language_command.KINDS["ppo"]) == values
+    assert language_command.restored(flat, language_command.KINDS["ppo"]) == values
     sft = language_command.KINDS["sft"]
     with pytest.raises(ConfigError, match="an algorithm that reports approx_kl"):
         language_command._values("sft", ["--learning-rate", "adaptive(1e-3)"], sft)

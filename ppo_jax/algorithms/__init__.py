@@ -85,10 +85,15 @@ def get(name: str) -> Any:
     return found
 
 
+def in_package(name: str) -> bool:
+    """Whether a name is that of an algorithm of the package; nothing is imported to find out."""
+    return name in sys.modules[__name__].__dict__.get("ALGORITHMS", CONFIGS)
+
+
 def names_code(name: str) -> bool:
     """Whether a name makes the process import a module that is neither in the package nor
     registered by an installed one; nothing is imported to find out."""
-    known = name in CONFIGS or references.is_text(name)
+    known = in_package(name) or references.is_text(name)
     return not known and name not in references.registered("algorithm")
 
 

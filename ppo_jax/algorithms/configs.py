@@ -385,3 +385,7 @@ CONFIGS: dict[str, Any] = {
     "ppo_kl": PPOKL,
     "ppo": PPO,
 }
+# Messages and the documentation show each class by its public name, ppo_jax.algorithms.ppo.Config.
+for _name, _config in CONFIGS.items():
+    _config.__module__, _config.__name__ = f"ppo_jax.algorithms.{_name}", "Config"
+    _config.__qualname__ = "Config"

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from ppo_jax import config as configs
+from ppo_jax import suites
 from ppo_jax.cli.cluster import refuse
 from ppo_jax.cli.errors import Work, asks_for_help, exit_prepared
 from ppo_jax.cli.flags import base_config, given_of, parse, starting_point
@@ -82,6 +83,7 @@ def _prepared(arguments: list[str]) -> Work:
     )
     for record in (points, options, where):
         check_record(record)
+    suites.check(config.env)
     _ = options.width
     if values["print_config"]:
         terminal.say(to_toml(config))

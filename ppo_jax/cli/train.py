@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from ppo_jax import config as configs
+from ppo_jax import suites
 from ppo_jax.cli.cluster import CLUSTER_OPTIONS, join
 from ppo_jax.cli.errors import Work, asks_for_help, exit_prepared
 from ppo_jax.cli.flags import (
@@ -49,6 +50,7 @@ def _prepared(arguments: list[str]) -> Work:
     if resumed is not None:
         _refuse_changes(base, config)
     configs.check(config)
+    suites.check(config.env)
     check_record(options)
     if "--print-config" in arguments:
         terminal.say(to_toml(config))

@@ -243,3 +243,9 @@ class EvaluateOptions:
         "reward functions of the run, named again: a run that is not your own may not name them",
     )
     trust: bool = option(False, "allow the folder of the run to name code to import")
+
+
+# Messages and the documentation show these classes by their public names.
+for _config, _module in ((Rollouts, "train"), (Update, "algorithms"), (Supervised, "supervised")):
+    _config.__module__, _config.__name__ = f"ppo_jax.rlhf.{_module}", "Config"
+    _config.__qualname__ = "Config"

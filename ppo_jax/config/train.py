@@ -168,8 +168,8 @@ def with_own(config: TrainConfig, **parts: Any) -> TrainConfig:
         config.hyper, expected := algorithms.config_of(config.algorithm)
     ):
         raise ConfigError(
-            f"hyper is a {type(config.hyper).__module__} config; algorithm {config.algorithm!r} "
-            f"needs {expected.__module__}.Config: make the configuration with "
+            f"hyper is a {_class(type(config.hyper))}; algorithm {config.algorithm!r} needs "
+            f"{_class(expected)}: make the configuration with "
             "config.make(algorithm=...)"
         )
     return config
@@ -243,7 +243,7 @@ def fields(algorithm: str) -> dict[str, dataclasses.Field[Any]]:
     own = [f for f in dataclasses.fields(TrainConfig) if f.name != "hyper"]
     config = algorithms.config_of(algorithm)
     theirs = dataclasses.fields(config)
-    if algorithm not in CONFIGS or any("bounds" not in f.metadata for f in theirs):
+    if not algorithms.in_package(algorithm) or any("bounds" not in f.metadata for f in theirs):
         theirs = algorithms.options(config, algorithm)
     taken = [f.name for f in theirs if hasattr(TrainConfig, f.name) or f.name in TAKEN]
     if taken:
@@ -389,8 +389,8 @@ def check(config: TrainConfig, env: Any = None) -> None:
     expected = algorithms.config_of(config.algorithm)
     if not isinstance(config.hyper, expected):
         raise ConfigError(
-            f"hyper is a {type(config.hyper).__module__} config; algorithm "
-            f"{config.algorithm!r} needs {expected.__module__}.Config"
+            f"hyper is a {_class(type(config.hyper))}; algorithm {config.algorithm!r} needs "
+            f"{_class(expected)}"
         )
     for name, value in to_flat(config).items():
         if not is_tracer(value):
@@ -403,6 +403,11 @@ def check(config: TrainConfig, env: Any = None) -> None:
         hooks.check(config.hyper, config, env)
     except ValueError as error:
         raise ConfigError(str(error)) from error
+
+
+def _class(kind: Any) -> str:
+    """The full name of a class, for messages."""
+    return f"{kind.__module__}.{kind.__qualname__}"
 
 
 def env_kwargs(config: TrainConfig) -> dict[str, Any]:
