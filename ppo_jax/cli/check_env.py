@@ -3,6 +3,7 @@
 import sys
 from typing import Any, NoReturn
 
+from ppo_jax import suites
 from ppo_jax.cli.errors import Work, exit_prepared
 from ppo_jax.cli.flags import positional
 from ppo_jax.config import ConfigError
@@ -37,6 +38,7 @@ def prepared(env: str, env_args: tuple[str, ...] = (), steps: int = 1000, seed: 
     if not 0 <= seed < 2**31:
         raise ConfigError(f"--seed is {seed}; it must be >= 0 and < 2**31")
     kwargs = parse_env_args(env_args)
+    suites.check(env)
     return lambda: _check(env, kwargs, steps, seed)
 
 
