@@ -114,7 +114,7 @@ def test_rows_of_the_table_can_be_told_apart():
         text = console.file.getvalue()
         lines = text.splitlines()
         assert max(map(len, lines)) <= width and "…" not in text
-        first = "".join(line[: line.index("  ", 2)] for line in lines if line[:3].strip())
+        first = "".join(line[2:].partition("  ")[0] for line in lines if line[2:3].strip())
         for found in order:
             assert found.name.replace(" ", "") in first.replace(" ", "")
         assert ("AUC" in text) == (width == 120)
