@@ -16,7 +16,7 @@ import tyro
 
 from ppo_jax import config as configs
 from ppo_jax.cli.groups import arranged, group_of
-from ppo_jax.cli.words import refuse_unknown
+from ppo_jax.cli.words import refuse_unknown, refuse_values
 from ppo_jax.config import ConfigError, TrainConfig
 from ppo_jax.config.options import check, coerce, kind, option, show, whole
 from ppo_jax.config.options import parse as parse_value
@@ -204,11 +204,12 @@ def read_flags(
         name -> value.
 
     Raises:
-        ConfigError: a flag that does not exist, with the one that may be meant; or a word that is
-            neither a number nor a schedule, where both are allowed.
+        ConfigError: a flag that does not exist, with the one that may be meant; or a value of the
+            wrong kind.
     """
     switches = [n for n, f, _ in fields if kind(f).base is bool]
     refuse_unknown(arguments, [n for n, _, _ in fields], switches, program)
+    refuse_values(arguments, {n: f for n, f, _ in fields})
     flags = _dataclass_of(fields, origins or {}, groups or {})
     flags.__doc__ = doc
     style = (tyro.conf.OmitArgPrefixes,)
