@@ -53,7 +53,7 @@ def _prepared(arguments: list[str]) -> Work:
     configs.check(config)
     suites.check(config.env)
     check_record(options)
-    if "--print-config" in arguments:
+    if {"--print-config", "--print_config"} & {*arguments}:
         terminal.say(to_toml(config))
         sys.exit(0)
     named = given_of(arguments)
