@@ -31,7 +31,7 @@ Fields = dict[str, dataclasses.Field[Any]]
 
 @dataclasses.dataclass(frozen=True)
 class StartOptions:
-    """What the other flags modify."""
+    """The values that the other flags override."""
 
     preset: str | None = option(
         None,
@@ -53,15 +53,15 @@ START = {f.name: f for f in dataclasses.fields(StartOptions)}
 
 
 class FirstPass(argparse.ArgumentParser):
-    """Finds the flags that the others depend on."""
+    """A parser of those few flags that the others depend on."""
 
     def error(self, message: str) -> NoReturn:
-        """As any other bad input, without a usage of these few flags."""
+        """Raise an error as for any other wrong input, without the usage of these few flags."""
         raise ConfigError(f"{message}; see --help")
 
 
 def selection_of(arguments: list[str]) -> argparse.Namespace:
-    """The flags that decide what the others start from."""
+    """The flags that decide the defaults of the others."""
     first = FirstPass(add_help=False, allow_abbrev=False)
     for name in (*configs.CODE, "preset", "config"):
         first.add_argument(f"--{name}")
@@ -71,7 +71,7 @@ def selection_of(arguments: list[str]) -> argparse.Namespace:
 
 
 def given_of(arguments: list[str]) -> Given:
-    """What the person names on the command line, beside what a file names."""
+    """The names of code on the command line, which files may then name as well."""
     selection = selection_of(arguments)
     parts = (selection.env, selection.policy, selection.algorithm)
     return Given(*parts, selection.trust, frozenset(selection.callback))
@@ -115,7 +115,7 @@ def starting_point(arguments: list[str]) -> tuple[TrainConfig, dict[str, str]]:
 
 
 def _read_file(path: Path, given: Given) -> dict[str, Any]:
-    """A flat TOML file, hyphens in names as underscores; or the config.json of a run."""
+    """The values of a TOML file, with underscores for hyphens in names; or of a config.json."""
     if path.suffix == ".json":
         from ppo_jax.runs.folder import read_config_file
 
