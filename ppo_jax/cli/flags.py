@@ -172,7 +172,9 @@ def parse(
             f"the Config of algorithm {base.algorithm!r} has a field {taken[0]!r}, which is a flag "
             "of this command; give it another name"
         )
-    fields = [(n, f, f.default) for n, f in START.items()]
+    used = [o.removeprefix("preset ") for o in (origins or {}).values() if o.startswith("preset ")]
+    start = {"preset": used[0] if used else None}  # shown by --help
+    fields = [(n, f, start.get(n, f.default)) for n, f in START.items()]
     fields += [(n, f, flat[n]) for n, f in known.items()]
     fields += [(n, f, coerce(f, kept[n]) if n in kept else f.default) for n, f in more.items()]
     named = {n: group_of(n, "algorithm") for n in known} | (groups or {})
