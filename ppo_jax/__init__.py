@@ -1,4 +1,4 @@
-"""PPO and its family as pure jitted functions."""
+"""PPO and other on-policy algorithms as pure jitted functions."""
 
 import importlib
 from typing import TYPE_CHECKING, Any
@@ -71,8 +71,8 @@ LATER = {
 
 
 def __getattr__(name: str) -> Any:
-    """What needs environments and checkpoints, which formulas do not, is imported when it is used:
-    `run`, `evaluate`, `load`, `make_train`, `build`."""
+    """Import `run`, `evaluate`, `load`, `make_train` and `build` at first use, because they need
+    environments and checkpoints, which the mathematical functions do not."""
     if name in LATER:
         module = importlib.import_module(f"ppo_jax.{LATER[name]}")
         return module if name == LATER[name] else getattr(module, name)
