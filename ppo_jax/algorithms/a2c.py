@@ -15,27 +15,31 @@ from ppo_jax.types import Algorithm, Batch, LearnerState, LossFn, Metrics, PyTre
 
 @dataclasses.dataclass(frozen=True)
 class Config:
-    """Hyperparameters. Every float may be a tracer, so one program serves a whole sweep."""
+    """Hyperparameters. Every float may be a tracer, so that one program serves a whole sweep."""
 
     learning_rate: Scheduled = sgd.learning_rate(7e-4)
     anneal_timesteps: float | None = sgd.anneal_timesteps()
-    gamma: float = option(0.99, "discount per step", low=0, high=1)
-    gae_lambda: float = option(0.95, "trace decay of the advantage estimate", low=0, high=1)
-    entropy_coef: Scheduled = option(0.0, "weight of the entropy bonus", low=0)
-    value_coef: float = option(0.5, "weight of the value loss", low=0)
-    normalize_advantage: bool = option(False, "per rollout")
+    gamma: float = option(0.99, "discount factor gamma per environment step", low=0, high=1)
+    gae_lambda: float = option(
+        0.95, "lambda of generalised advantage estimation (GAE)", low=0, high=1
+    )
+    entropy_coef: Scheduled = option(0.0, "coefficient of the entropy bonus in the loss", low=0)
+    value_coef: float = option(0.5, "coefficient of the value loss in the total loss", low=0)
+    normalize_advantage: bool = option(
+        False, "whether to normalise the advantages of each rollout to mean 0 and variance 1"
+    )
     max_grad_norm: float = sgd.max_grad_norm(0.5)
     adam_eps: float = sgd.adam_eps()
 
     def check(self, run: Any, env: Any) -> None:
-        """Refuse rollouts of a single row, whose advantages cannot be normalised.
+        """Reject rollouts of a single sample, whose advantages cannot be normalised.
 
         Args:
-            run: its num_envs and num_steps.
-            env: not used.
+            run: TrainConfig with num_envs and num_steps.
+            env: environment, not used.
 
         Raises:
-            ValueError: what to do instead.
+            ValueError: if a rollout has a single sample and advantages are normalised.
         """
         if self.normalize_advantage:
             losses.check_normalizable(run.num_envs * run.num_steps)
@@ -47,11 +51,11 @@ def make_loss(policy: Any, config: Config) -> LossFn:
     L(θ) = E[ −log π_θ(a|s) Â + c_v ½ (V_θ − V_target)² − c_e H[π_θ] ]
 
     Args:
-        policy: its `apply(params, obs)` gives (distribution, value).
-        config: c_v, c_e.
+        policy: policy whose `apply(params, obs)` returns (distribution, value).
+        config: Config with the coefficients c_v and c_e.
 
     Returns:
-        (params, Batch [M]) -> ([], metrics)
+        Function (params, Batch with leaves [M, ...]) -> (loss [], metrics).
 
     Source: Mnih et al. 2016, Asynchronous Methods for Deep RL, algorithm S3.
     """
@@ -66,14 +70,14 @@ def make_loss(policy: Any, config: Config) -> LossFn:
 def make(
     policy: Any, config: Config, optimizer: optax.GradientTransformation | None = None
 ) -> Algorithm:
-    """A2C as three functions: one gradient step on each rollout, which is then thrown away.
+    """A2C as three functions. Each rollout is used for one gradient step.
 
     Args:
-        policy: a Policy.
-        config: Config.
-        optimizer: another optax transformation than the one the config describes.
+        policy: policy, a Policy.
+        config: hyperparameters, a Config.
+        optimizer: optax transformation that replaces the configured optimiser.
 
-    Source: Mnih et al. 2016, algorithm S3, with all actors in step; the advantage is GAE's.
+    Source: Mnih et al. 2016, algorithm S3, with synchronous actors and GAE advantages.
     """
     optimizer, begin, end = sgd.from_config(config, optimizer)
 

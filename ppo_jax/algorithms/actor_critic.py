@@ -1,4 +1,4 @@
-"""Actor-critic whose critic judges actions: q(s, a; w) (Sutton et al. 2000; Konda & Tsitsiklis)."""
+"""Actor-critic with a Q-function as critic, q(s, a; w) (Sutton et al. 2000; Konda & Tsitsiklis)."""
 
 import dataclasses
 from collections.abc import Callable
@@ -15,11 +15,14 @@ from ppo_jax.types import Algorithm, Batch, LearnerState, LossFn, Metrics, PyTre
 
 
 def weight_by_q(value: jax.Array, target: jax.Array) -> jax.Array:
-    """The policy-gradient theorem, with the critic's q for Q^π:  ψ_t = q(s_t, a_t).
+    """The policy-gradient theorem with the critic's q in place of Q^π:  ψ_t = q(s_t, a_t).
 
     Args:
-        value: [...] q(s_t, a_t).
-        target: [...] r_t + γ q(s_{t+1}, a').
+        value: [...] action values q(s_t, a_t).
+        target: [...] targets r_t + γ q(s_{t+1}, a').
+
+    Returns:
+        [...] weights ψ_t of the score function.
 
     Source: Sutton et al. 2000, Policy Gradient Methods, theorem 1.
     """
@@ -27,16 +30,19 @@ def weight_by_q(value: jax.Array, target: jax.Array) -> jax.Array:
 
 
 def weight_by_td_error(value: jax.Array, target: jax.Array) -> jax.Array:
-    """How much better it went than the critic thought:  ψ_t = −δ_t.
+    """The TD error of the Q-function as advantage:  ψ_t = −δ_t.
 
-    Its mean over what follows (s, a) is 0 once q = Q^π: this actor learns from the errors of its
-    critic alone, and only for as long as there are any.
+    Given (s, a), its expectation vanishes once q = Q^π. The actor then receives no further signal:
+    it only learns while the critic has errors.
 
     Args:
-        value: [...] q(s_t, a_t).
-        target: [...] r_t + γ q(s_{t+1}, a').
+        value: [...] action values q(s_t, a_t).
+        target: [...] targets r_t + γ q(s_{t+1}, a').
 
-    Source: Sutton & Barto 2018, section 13.5, with q in the place of V.
+    Returns:
+        [...] weights ψ_t of the score function.
+
+    Source: Sutton & Barto 2018, section 13.5, with q in place of V.
     """
     return target - value
 
@@ -49,41 +55,53 @@ ACTOR_WEIGHTS: dict[str, Callable[[jax.Array, jax.Array], jax.Array]] = {
 
 @dataclasses.dataclass(frozen=True)
 class Config:
-    """Hyperparameters. Every float may be a tracer, so one program serves a whole sweep."""
+    """Hyperparameters. Every float may be a tracer, so that one program serves a whole sweep."""
 
     critic: ClassVar[str] = "q"
 
     learning_rate: Scheduled = sgd.learning_rate(3e-3)
     actor_rate: float = option(
-        0.1, "the actor's step as a share of Adam's; the critic must be ahead of it", low=0, high=1
+        0.1,
+        "learning rate of the actor as a fraction of the critic's; the critic must learn faster "
+        "than the actor",
+        low=0,
+        high=1,
     )
     anneal_timesteps: float | None = sgd.anneal_timesteps()
-    gamma: float = option(0.99, "discount per step", low=0, high=1)
-    actor_weight: str = option("q", "what weights the actor's step", choices=tuple(ACTOR_WEIGHTS))
-    entropy_coef: Scheduled = option(0.0, "weight of the entropy bonus", low=0)
-    value_coef: float = option(0.5, "weight of the critic's loss", low=0)
-    normalize_advantage: bool = option(True, "shift and scale the actor's weights per rollout")
+    gamma: float = option(0.99, "discount factor gamma per environment step", low=0, high=1)
+    actor_weight: str = option(
+        "q",
+        "weight of the actor's score function: q for the critic's action value, td_error for its "
+        "TD error",
+        choices=tuple(ACTOR_WEIGHTS),
+    )
+    entropy_coef: Scheduled = option(0.0, "coefficient of the entropy bonus in the loss", low=0)
+    value_coef: float = option(0.5, "coefficient of the critic's loss in the total loss", low=0)
+    normalize_advantage: bool = option(
+        True, "whether to normalise the actor's weights of each rollout to mean 0 and variance 1"
+    )
     max_grad_norm: float = sgd.max_grad_norm(0.5)
     adam_eps: float = sgd.adam_eps()
 
     def check(self, run: Any, env: Any) -> None:
-        """Refuse a shared torso, a recurrent network, and rollouts of a single row.
+        """Reject a shared torso, a recurrent network, and rollouts of a single sample.
 
         Args:
-            run: its shared_torso, memory, num_envs and num_steps.
-            env: not used.
+            run: TrainConfig with shared_torso, memory, num_envs and num_steps.
+            env: environment, not used.
 
         Raises:
-            ValueError: what to do instead.
+            ValueError: if the run has one of these.
         """
         if run.shared_torso:
             raise ValueError(
-                "the critic of actor_critic judges actions, and shares no torso with the actor; "
-                "use shared_torso=False"
+                "the critic of actor_critic is a Q-function, whose inputs include actions, and cannot share "
+                "a torso with the actor; use shared_torso=False"
             )
         if run.memory != "none":
             raise ValueError(
-                "the critic of actor_critic judges actions, and has no memory; use memory='none'"
+                "the critic of actor_critic is a Q-function without recurrent state; use "
+                "memory='none'"
             )
         if self.normalize_advantage:
             losses.check_normalizable(run.num_envs * run.num_steps)
@@ -96,11 +114,11 @@ def make_loss(policy: Any, config: Config) -> LossFn:
     L(θ, w) = E[ −log π_θ(a_t|s_t) ψ_t + c_v ½ δ_t² − c_e H[π_θ] ]
 
     Args:
-        policy: its `apply(params, StateAction)` gives (distribution, q).
-        config: c_v, c_e.
+        policy: policy whose `apply(params, StateAction)` returns (distribution, q).
+        config: Config with the coefficients c_v and c_e.
 
     Returns:
-        (params, Batch [M] whose advantage is ψ) -> ([], metrics)
+        Function (params, Batch with leaves [M, ...] and advantage ψ) -> (loss [], metrics).
 
     Source: Sutton & Barto 2018, sections 10.1 (the critic: semi-gradient Sarsa) and 13.5.
     """
@@ -115,18 +133,18 @@ def make_loss(policy: Any, config: Config) -> LossFn:
 def make(
     policy: Any, config: Config, optimizer: optax.GradientTransformation | None = None
 ) -> Algorithm:
-    """The Q actor-critic as three functions: one gradient step on each rollout.
+    """The actor-critic with a Q-function as three functions: one gradient step on each rollout.
 
     Args:
-        policy: a Policy whose critic is "q".
-        config: Config.
-        optimizer: another optax transformation than the one the config describes.
+        policy: policy whose critic is "q".
+        config: hyperparameters, a Config.
+        optimizer: optax transformation that replaces the configured optimiser.
 
     Source: Sutton et al. 2000; Konda & Tsitsiklis 2000, Actor-Critic Algorithms.
     """
     if policy.critic != "q":
         raise ValueError(
-            f"actor_critic needs a critic 'q'; that of this policy is {policy.critic!r}"
+            f"actor_critic requires critic 'q', but the critic of the policy is {policy.critic!r}"
         )
     optimizer, begin, end = sgd.from_config(config, optimizer)
 
@@ -134,7 +152,7 @@ def make(
         return sgd.init(policy.init(key, obs), optimizer)
 
     def estimate(trajectory: Trajectory) -> Batch:
-        # At λ = 0 the target is r + γ q(s', a'), and no further look ahead.
+        # With λ = 0 the target is the one-step target r + γ q(s', a').
         batch = estimate_gae(trajectory, gamma=config.gamma, lambda_=0.0)
         weights = ACTOR_WEIGHTS[config.actor_weight](batch.value, batch.target)
         return dataclasses.replace(batch, advantage=weights)

@@ -27,53 +27,71 @@ from ppo_jax.types import (
 
 @dataclasses.dataclass(frozen=True)
 class Config:
-    """Hyperparameters. Every float may be a tracer, so one program serves a whole sweep."""
+    """Hyperparameters. Every float may be a tracer, so that one program serves a whole sweep."""
 
     learning_rate: Scheduled = sgd.learning_rate(3e-4, adaptive=True)
     anneal_timesteps: float | None = sgd.anneal_timesteps()
-    epochs: int = option(4, "passes over each rollout", low=1)
-    minibatches: int = option(4, "gradient steps per pass", low=1)
-    micro_batches: int = option(1, "parts of a minibatch whose gradients are accumulated", low=1)
-    gamma: float = option(0.99, "discount per step", low=0, high=1)
-    gae_lambda: float = option(0.95, "trace decay of the advantage estimate", low=0, high=1)
-    clip_eps: Scheduled = option(0.2, "the ratio is clipped to 1 ± this", low=0, open_low=True)
-    value_clip_eps: float | None = option(
-        None, "values are clipped to the old ± this; None: not", low=0, open_low=True
+    epochs: int = option(4, "number of passes over each rollout", low=1)
+    minibatches: int = option(
+        4, "number of minibatches per epoch, with a gradient step each", low=1
     )
-    entropy_coef: Scheduled = option(0.0, "weight of the entropy bonus", low=0)
-    value_coef: float = option(0.5, "weight of the value loss", low=0)
-    normalize_advantage: bool = option(True, "per minibatch, or per part of one")
+    micro_batches: int = option(
+        1, "number of parts of a minibatch over which the gradient is accumulated", low=1
+    )
+    gamma: float = option(0.99, "discount factor gamma per environment step", low=0, high=1)
+    gae_lambda: float = option(
+        0.95, "lambda of generalised advantage estimation (GAE)", low=0, high=1
+    )
+    clip_eps: Scheduled = option(
+        0.2,
+        "clip range epsilon of the surrogate objective; the probability ratio is clipped to "
+        "[1 - epsilon, 1 + epsilon]",
+        low=0,
+        open_low=True,
+    )
+    value_clip_eps: float | None = option(
+        None,
+        "clip range of the value function around its previous value; None for no clipping",
+        low=0,
+        open_low=True,
+    )
+    entropy_coef: Scheduled = option(0.0, "coefficient of the entropy bonus in the loss", low=0)
+    value_coef: float = option(0.5, "coefficient of the value loss in the total loss", low=0)
+    normalize_advantage: bool = option(
+        True, "whether to normalise the advantages of each minibatch to mean 0 and variance 1"
+    )
     max_grad_norm: float = sgd.max_grad_norm(0.5)
     adam_eps: float = sgd.adam_eps()
     target_kl: float | None = option(
         None,
-        "stop an update once approx_kl of a minibatch exceeds 1.5 x this; None: never",
+        "KL divergence for early stopping: an update stops once approx_kl of a minibatch exceeds "
+        "1.5 times this value; None for no early stopping",
         low=0,
         open_low=True,
     )
 
     def divisors(self) -> dict[str, int]:
-        """The rows of a rollout divide into minibatches, and these into micro-batches."""
+        """The number of samples of a rollout is divisible by these numbers."""
         parts = self.minibatches * self.micro_batches
         more = {"minibatches x micro_batches": parts} if self.micro_batches > 1 else {}
         return {"minibatches": self.minibatches, **more}
 
     def check(self, run: Any, env: Any) -> None:
-        """Refuse minibatches of a single row, whose advantages cannot be normalised.
+        """Reject minibatches of a single sample, whose advantages cannot be normalised.
 
         Args:
-            run: its num_envs and num_steps.
-            env: not used.
+            run: TrainConfig with num_envs and num_steps.
+            env: environment, not used.
 
         Raises:
-            ValueError: what to do instead.
+            ValueError: if a minibatch has a single sample and advantages are normalised.
         """
         if self.normalize_advantage:
             parts = self.minibatches * self.micro_batches
             losses.check_normalizable(run.num_envs * run.num_steps, parts)
 
 
-# (what the policy makes of the rows, the rows) -> ([] added to the loss, metrics).
+# Function (Prediction of the samples, samples) -> (term added to the loss [], metrics).
 Penalty = Callable[[losses.Prediction, Batch], tuple[jax.Array, Metrics]]
 
 
@@ -83,12 +101,12 @@ def make_loss(policy: Any, config: Config, penalty: Penalty | None = None) -> Lo
     L(θ) = E[ −min(ρ Â, clip(ρ, 1−ε, 1+ε) Â) + c_v ½ (V_θ − V_target)² − c_e H[π_θ] ] + penalty
 
     Args:
-        policy: its `apply(params, obs)` gives (distribution, value).
-        config: ε, c_v, c_e and the switches.
-        penalty: (Prediction, rows) -> ([], metrics), a further term; None: there is none.
+        policy: policy whose `apply(params, obs)` returns (distribution, value).
+        config: Config with ε, c_v, c_e, the value clip range and the normalisation of advantages.
+        penalty: function (Prediction, samples) -> ([], metrics) of a further term, or None.
 
     Returns:
-        (params, Batch [M]) -> ([], metrics)
+        Function (params, Batch with leaves [M, ...]) -> (loss [], metrics).
 
     Source: Schulman et al. 2017, eq. 9.
     """
@@ -106,15 +124,15 @@ def make_loss(policy: Any, config: Config, penalty: Penalty | None = None) -> Lo
 
 
 def _objective(new: losses.Prediction, rows: Batch, config: Config) -> tuple[jax.Array, Metrics]:
-    """The loss of `make_loss`, given what the policy makes of the rows.
+    """The loss of `make_loss` without the penalty, from the prediction of the policy.
 
     Args:
-        new: [M] of `losses.predict`.
-        rows: Batch [M] that went through `losses.mask`.
-        config: ε, c_v, c_e and the switches.
+        new: prediction for M samples, from `losses.predict`.
+        rows: Batch with leaves [M, ...], prepared by `losses.mask`.
+        config: Config as for `make_loss`.
 
     Returns:
-        ([], metrics)
+        (loss [], metrics).
     """
 
     advantage = rows.advantage
@@ -154,14 +172,14 @@ def make(
     penalty: Penalty | None = None,
     schedule: tuple[Begin, End] | None = None,
 ) -> Algorithm:
-    """PPO-clip as three functions.
+    """PPO with the clipped surrogate as three functions.
 
     Args:
-        policy: a Policy.
-        config: Config.
-        optimizer: another optax transformation than the one the config describes.
-        penalty: a further term of the loss, as for `make_loss`.
-        schedule: (begin, end) of an update in place of those of `sgd.from_config`.
+        policy: policy, a Policy.
+        config: hyperparameters, a Config.
+        optimizer: optax transformation that replaces the configured optimiser.
+        penalty: function of a further term of the loss, as for `make_loss`.
+        schedule: functions (begin, end) of an update that replace those of `sgd.from_config`.
 
     Source: Schulman et al. 2017, algorithm 1.
     """
