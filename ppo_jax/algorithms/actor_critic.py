@@ -95,8 +95,8 @@ class Config:
         """
         if run.shared_torso:
             raise ValueError(
-                "the critic of actor_critic is a Q-function, whose inputs include actions, and cannot share "
-                "a torso with the actor; use shared_torso=False"
+                "the critic of actor_critic is a Q-function, which also reads actions and cannot "
+                "share a torso with the actor; use shared_torso=False"
             )
         if run.memory != "none":
             raise ValueError(

@@ -235,7 +235,7 @@ def make(
     """
     if config.critic == "v" and policy.critic != "v":
         raise ValueError(
-            f"a learned baseline requires critic 'v', but the critic of the policy is {policy.critic!r}"
+            f"a learned baseline requires critic 'v', but the policy has critic {policy.critic!r}"
         )
     optimizer, begin, end = sgd.from_config(config, optimizer)
 

@@ -16,8 +16,8 @@ from ppo_jax.config.schedules import Scheduled
 from ppo_jax.types import Algorithm, Batch, LearnerState, Metrics, Params, PyTree, Trajectory
 
 SHARED_TORSO = (
-    "the natural-gradient step of trpo changes the actor alone, so the actor must not share a torso "
-    "with the critic; use shared_torso=False"
+    "the natural-gradient step of trpo changes the actor alone, so that the actor must not share a "
+    "torso with the critic; use shared_torso=False"
 )
 
 

@@ -1,9 +1,9 @@
-"""`make("suite:id")`: one table of suites, and of what a bare id means; everything else with a
-colon, `my_module:MyEnv`, is the user's own and imported by that name.
+"""The registry of environments: `make("suite:id")`, and ids without a suite.
 
-Modules are imported on demand: a suite that is not asked for costs nothing and need not be
-installed. A module has `names()`, `make(env_id, **kwargs)`, and `has(env_id)` if it takes more ids
-than it lists.
+Any other name with a colon, `my_module:MyEnv`, refers to an environment of the user and is imported
+by that name. Modules of suites are imported when they are needed, so that other suites need not be
+installed. The module of a suite has `names()`, `make(env_id, **kwargs)`, and `has(env_id)` if it
+accepts more ids than it lists.
 """
 
 import functools
@@ -32,7 +32,7 @@ SUITES = {
     "jumanji": "ppo_jax.envs.jumanji",
     "pgx": "ppo_jax.envs.pgx",
     "jaxmarl": "ppo_jax.envs.jaxmarl",
-    # On the host.
+    # Environments on the host.
     "gymnasium": "ppo_jax.envs.gymnasium",
     "ale": "ppo_jax.envs.ale",
     "envpool": "ppo_jax.envs.envpool",
@@ -51,43 +51,44 @@ OPTIONAL = {
     "ale": ("ale_py", "atari"),
     "envpool": ("envpool", "envpool"),
 }
-# A bare id belongs to the first of these that knows it.
+# An id without a suite belongs to the first of these suites that contains it.
 BARE = ("ppo_jax", "gymnax")
-# Suites whose modules also take an environment object of their library: `recognizes(env)` says,
-# without importing that library, whether it is one, and `adapt(env)` makes an Env of it.
+# Suites whose modules also accept an environment object of their library: `recognizes(env)`
+# detects one without importing the library, and `adapt(env)` converts it to an Env.
 ADAPTING = ("gymnax", "gymnasium")
-# Ids that are Atari's by their form.
+# Ids that have the form of Atari ids.
 ATARI = re.compile(r"ALE/(\w+)-v5|(\w+)NoFrameskip-v4")
-# What an object that is already an environment has, and a function or a class that makes them not.
+# Attributes of environment objects that a function or class that makes environments does not have.
 ENVIRONMENTS = ("reset", "step_env", "vector", "single_observation_space")
 
 
 class UnknownEnvironment(ValueError):
-    """No suite has an environment of this name, or its suite is not installed."""
+    """An environment that no suite contains, or whose suite is not installed."""
 
 
 def canonical(name: str) -> str:
     """The full name of an environment: "CartPole-v1" -> "gymnax:CartPole-v1".
 
-    One of the user's own has one name alone, and is not imported.
+    The name of a custom environment is returned unchanged, without importing it.
 
     Raises:
-        UnknownEnvironment: with the nearest names there are, or with what to install.
+        UnknownEnvironment: if there is no such environment, or its suite is not installed. The
+            message suggests similar names, or the package to install.
     """
     suite, env_id = _locate(name)
     return f"{suite}:{env_id}" if suite else env_id
 
 
 def is_own(name: str) -> bool:
-    """Whether a name is that of no suite's environment: a reference `my_module:MyEnv`, or a text
-    that stands for an object from Python. Nothing is imported to find out."""
+    """Whether a name refers to a custom environment: a reference `my_module:MyEnv`, or the text
+    that stands for a Python object. Nothing is imported for this check."""
     suite, colon, _ = name.partition(":")
     return references.is_text(name) or bool(colon and suite not in SUITES)
 
 
 def names_code(name: str) -> bool:
-    """Whether a name makes the process import a module that is neither in the package nor
-    registered by an installed one: a reference, or Gymnasium's own "gymnasium:module:id"."""
+    """Whether a name refers to a module that is neither in the package nor registered by an
+    installed package: a reference, or Gymnasium's "gymnasium:module:id"."""
     suite, _, env_id = name.partition(":")
     if references.is_text(name) or name in references.registered("environment"):
         return False
@@ -95,17 +96,18 @@ def names_code(name: str) -> bool:
 
 
 def make(name: str, **kwargs: Any) -> Env:
-    """An environment by name.
+    """Make an environment by name.
 
     Args:
-        name: "suite:id", or an id alone. What follows the first colon is the id, whatever is in it.
-            Or "module:Name", of a module that is not a suite's.
+        name: "suite:id", where the id is everything after the first colon, an id without a suite,
+            or "module:Name" for a module that is not a suite.
         **kwargs: parameters of the environment.
 
     Raises:
-        UnknownEnvironment: with the nearest names there are, or with what to install.
-        ConfigError: a module that cannot be imported, and why.
-        InvalidEnvironment: what it has under that name is no environment.
+        UnknownEnvironment: if there is no such environment, or its suite is not installed. The
+            message suggests similar names, or the package to install.
+        ConfigError: if the module cannot be imported.
+        InvalidEnvironment: if the object with that name is not an environment.
     """
     suite, env_id = _locate(name)
     if not suite:
@@ -114,15 +116,15 @@ def make(name: str, **kwargs: Any) -> Env:
 
 
 def as_env(env: Any, **kwargs: Any) -> Env:
-    """An environment from a name, an Env, a gymnax Environment object, a Gymnasium vector
-    environment, or a class or function that makes one of these or a Gymnasium environment.
+    """Convert an object to an environment: a name, an Env, a gymnax Environment, a Gymnasium
+    vector environment, or a class or function that makes one of these or a Gymnasium environment.
 
     Args:
-        env: any of these.
-        **kwargs: parameters of one that is made by name, or by a class or function.
+        env: object to convert.
+        **kwargs: parameters of an environment that is made by name, or by a class or function.
 
     Raises:
-        InvalidEnvironment: an object that is none of these; the message says what it lacks.
+        InvalidEnvironment: if the object is none of these; the message states what is missing.
     """
     if isinstance(env, str):
         return make(env, **kwargs)
@@ -130,18 +132,18 @@ def as_env(env: Any, **kwargs: Any) -> Env:
         return _made(env, kwargs)
     if kwargs:
         raise InvalidEnvironment(
-            f"{getattr(env, 'name', type(env).__name__)} is made already and takes no arguments; "
-            f"leave out {', '.join(kwargs)}, or name the class or function that makes it"
+            f"{getattr(env, 'name', type(env).__name__)} already exists and takes no arguments; "
+            f"omit {', '.join(kwargs)}, or pass the class or function that makes the environment"
         )
     return _adapted(env)
 
 
 def _made(maker: Any, kwargs: dict[str, Any]) -> Env:
-    """The environment that a class or a function makes."""
-    gymnasium = importlib.import_module(SUITES["gymnasium"])  # which need not be installed
+    """The environment that a class or function makes."""
+    gymnasium = importlib.import_module(SUITES["gymnasium"])  # Gymnasium need not be installed
     name = getattr(maker, "__name__", repr(maker))
     call = functools.partial(maker, **kwargs) if kwargs else maker
-    # Its arrays are constants, also where a run is being traced.
+    # The arrays of the environment are constants, even inside a trace.
     with jax.ensure_compile_time_eval():
         first = gymnasium.first_of(call, name)
     own = hasattr(first, "reset") and not hasattr(first, "unwrapped")
@@ -162,13 +164,13 @@ def _adapted(env: Any) -> Env:
 
 
 def same_env(name: str, other: str) -> bool:
-    """Whether two names are those of one environment, each with its suite or without.
+    """Whether two names, with or without a suite, refer to the same environment.
 
-    "CartPole-v1" and "gymnax:CartPole-v1" are. Atari's games have several names in their suite:
-    "ale:Pong", "ALE/Pong-v5" and "PongNoFrameskip-v4" are one, "Pong" alone is another.
+    An example is "CartPole-v1" and "gymnax:CartPole-v1". Atari games have several names in their
+    suite: "ale:Pong", "ALE/Pong-v5" and "PongNoFrameskip-v4" are the same, but "Pong" is another.
 
     Raises:
-        UnknownEnvironment: the suite of one of them, which alone could tell, is not installed.
+        UnknownEnvironment: if the answer depends on a suite that is not installed.
     """
     games = _atari_game(name), _atari_game(other)
     if games != (None, None):
@@ -180,8 +182,8 @@ def same_env(name: str, other: str) -> bool:
 
 
 def _atari_game(name: str) -> str | None:
-    """ "Pong" of ALE/Pong-v5, PongNoFrameskip-v4 and ale:Pong; None for what is not Atari's by its
-    name. Nothing is imported to find out."""
+    """ "Pong" for ALE/Pong-v5, PongNoFrameskip-v4 and ale:Pong; None for a name that is not one of
+    Atari. Nothing is imported."""
     env_id = name.removeprefix("ale:")
     match = ATARI.fullmatch(env_id)
     if match is not None:
@@ -190,28 +192,28 @@ def _atari_game(name: str) -> str | None:
 
 
 def suites() -> dict[str, bool]:
-    """Every suite, and whether it is installed; nothing is imported to find out."""
+    """Every suite, and whether it is installed; nothing is imported."""
     return {suite: _installed(suite) for suite in SUITES}
 
 
 def names(*asked: str) -> list[str]:
-    """The full names in these suites; by default, in those that every installation has.
+    """The full names of the environments in these suites; by default, in those always installed.
 
     Raises:
-        UnknownEnvironment: no such suite, or one that is not installed.
+        UnknownEnvironment: if a suite does not exist or is not installed.
     """
     return [f"{suite}:{env_id}" for suite in asked or BARE for env_id in _module(suite).names()]
 
 
 def _locate(name: str) -> tuple[str, str]:
-    """(suite, id); without a suite, ("", name), what is the user's own."""
+    """(suite, id) of a name; ("", name) for a custom environment."""
     suite, colon, env_id = name.partition(":")
     if is_own(name):
         known = references.is_text(name) or name in references.registered("environment")
         if not known and not references.findable(suite):
             raise UnknownEnvironment(
-                f"unknown suite {suite!r}; there are: {', '.join(SUITES)}; and there is no module "
-                f"{suite!r} to import {env_id} from"
+                f"unknown suite {suite!r}; the suites are: {', '.join(SUITES)}; there is also no "
+                f"module {suite!r} from which {env_id} could be imported"
             )
         return "", name
     if not colon:
@@ -237,17 +239,17 @@ def _installed(suite: str) -> bool:
 
 
 def _module(suite: str) -> ModuleType:
-    """The adapter of a suite.
+    """The module of a suite.
 
     Raises:
-        UnknownEnvironment: no such suite, or one that is not installed.
+        UnknownEnvironment: if the suite does not exist or is not installed.
     """
     if suite not in SUITES:
-        raise UnknownEnvironment(f"unknown suite {suite!r}; there are: {', '.join(SUITES)}")
+        raise UnknownEnvironment(f"unknown suite {suite!r}; the suites are: {', '.join(SUITES)}")
     if not _installed(suite):
         package, extra = OPTIONAL[suite]
         raise UnknownEnvironment(
-            f"suite {suite!r} needs the package {package}, which is not installed; "
+            f"suite {suite!r} requires the package {package}, which is not installed; "
             f'pip install "ppo_jax[{extra}]"'
         )
     return importlib.import_module(SUITES[suite])
