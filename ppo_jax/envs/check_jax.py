@@ -202,8 +202,8 @@ def _look_at_purity(report: Report, env: Any, key: jax.Array) -> bool:
     try:
         plain, again = one(key), one(key)
     except Exception as error:
-        report.problem(untraceable(report.name, "reset or step outside of jit", error))
         report.problem(untraceable(report.name, "reset or step outside jit", error))
+        return False
     if (leaf := _differ(plain, again, 0.0)) is not None:
         report.problem(
             f"{report.name}: called twice with the same key, {leaf} differs; draw all random "

@@ -236,8 +236,8 @@ def _foreign(tree: Any) -> list[tuple[str, Any]]:
 def _foreign_leaves(what: str, tree: Any) -> Iterator[str]:
     for path, x in _foreign(tree):
         yield (
-            f"{what}{path} is a {type(x).__name__}; observations, state and params may contain only "
-            "numbers and arrays; keep everything else in self"
+            f"{what}{path} is a {type(x).__name__}; observations, state and params may only "
+            "contain numbers and arrays; keep everything else in self"
         )
 
 
