@@ -258,7 +258,7 @@ def test_bare_names_resolve(given, full):
     [
         ("CartPole-v2", "did you mean CartPole-v1"),
         ("cartpole", "unknown environment 'cartpole'"),
-        ("gimnax:CartPole-v1", "unknown suite 'gimnax'; there are: ppo_jax, gymnax"),
+        ("gimnax:CartPole-v1", "unknown suite 'gimnax'; the suites are: ppo_jax, gymnax"),
         ("zzzzzz", "there are: "),
     ],
 )
@@ -332,7 +332,7 @@ def broken(**changes):
         (altered(action_space="two buttons"), "two buttons, cannot be served; there are"),
         (
             altered(observation_space=spaces.Box(-1.0, 1.0, (2,))),
-            r"observations have shape \(1,\), its observation_space \(2,\)",
+            r"observations have shape \(1,\), but its observation_space has shape \(2,\)",
         ),
     ],
 )
@@ -369,7 +369,7 @@ def test_pictures_show_the_state(name):
 
 def test_no_picture_is_said():
     env = envs.make("UmbrellaChain-bsuite")
-    with pytest.raises(envs.InvalidEnvironment, match="no picture"):
+    with pytest.raises(envs.InvalidEnvironment, match="cannot be rendered"):
         envs.render(env, env.reset(KEY, env.params)[1])
     with pytest.raises(envs.InvalidEnvironment, match="has no render"):
         envs.render(Counter(), None)

@@ -180,8 +180,8 @@ def test_single_rows_are_not_normalised(algorithm, values):
         ("ppo", {"micro_batches": 7}, "does not divide into 28 minibatches x micro_batches"),
         ("ppo_kl", {"minibatches": 7}, "does not divide into 7 minibatches"),
         ("trpo", {"critic_minibatches": 7}, "does not divide into 7 critic_minibatches"),
-        ("actor_critic", {"memory": "gru"}, "judges actions, and has no memory"),
-        ("actor_critic", {"shared_torso": True}, "shares no torso"),
+        ("actor_critic", {"memory": "gru"}, "a Q-function without recurrent state"),
+        ("actor_critic", {"shared_torso": True}, "cannot share a torso"),
     ],
 )
 def test_what_an_algorithm_refuses(algorithm, values, message):

@@ -404,7 +404,7 @@ def test_an_environment_that_is_named_again_has_its_arguments(tmp_path):
 def test_the_only_vector_environment_is_not_evaluated_in_during_training(tmp_path):
     gymnasium = pytest.importorskip("gymnasium")
     vector = gymnasium.make_vec("CartPole-v1", num_envs=4)
-    with pytest.raises(ConfigError, match="--eval-every needs environments beside those"):
+    with pytest.raises(ConfigError, match="--eval-every requires environments separate from those"):
         ppo_jax.run(small(env=vector), tmp_path / "a", env=vector, eval_every=2)
     assert not (tmp_path / "a").exists()
 

@@ -299,7 +299,10 @@ def test_parts_that_do_not_divide_are_refused(values, message):
 
 def test_devices_that_cannot_share_the_environments(tmp_path, monkeypatch):
     monkeypatch.setattr(devices, "chosen", lambda asked: 3)
-    with pytest.raises(ConfigError, match="3 devices to share num_envs = 8 .* a multiple of 3"):
+    with pytest.raises(
+        ConfigError,
+        match="num_envs = 8 environments cannot be divided over 3 devices; .* a multiple of 3",
+    ):
         ppo_jax.run(small(), tmp_path / "a", devices=3)
     assert not (tmp_path / "a").exists()
 
@@ -338,9 +341,10 @@ def test_one_device_has_no_layout():
 
 # --- eight devices --------------------------------------------------------------------------------
 
-# Of parameters after 20 updates of Adam. Sums in another order round differently, and Adam divides a
-# gradient near zero by its own size: up to 1.0e-5 was seen (REINFORCE, 500 steps), 1e-6 mostly, and
-# a parameter moves by some 1e-2. The gradients themselves are held to 1e-6, below.
+# Tolerance of parameters after 20 updates of Adam. Sums in another order round differently, and
+# Adam divides a gradient near zero by its own size: differences reach 1.0e-5 (REINFORCE, 500
+# steps) and are mostly 1e-6, while a parameter changes by about 1e-2. The gradients themselves are
+# tested with 1e-6, below.
 PARAMS_TOLERANCE = 1e-4
 
 

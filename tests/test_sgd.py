@@ -249,7 +249,7 @@ def test_reduce_sees_gradient_and_metrics():
 def test_ragged_minibatches_are_refused():
     params, rows = problem()
     optimizer = sgd.make_optimizer()
-    with pytest.raises(ValueError, match="24 rows do not divide into 5"):
+    with pytest.raises(ValueError, match="24 samples cannot be divided into 5"):
         sgd.sgd_epochs(
             learner_for(params, optimizer),
             rows,
