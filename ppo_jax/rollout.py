@@ -407,7 +407,7 @@ def _if_used(
     policy: Policy,
     core: PyTree,
 ) -> dict[str, Any]:
-    """Those outputs of a step that are used after the loop.
+    """Outputs of a step that are used after the loop.
 
     XLA removes unused outputs by itself, except where outputs are packed.
     """

@@ -14,7 +14,7 @@ import jax
 
 from ppo_jax import parallel
 
-# (stage, names -> arrays on the host)
+# Function (stage, dictionary of arrays on the host).
 Recorder = Callable[[str, dict[str, Any]], None]
 _RECORDER = contextvars.ContextVar[Recorder | None]("recorder", default=None)
 

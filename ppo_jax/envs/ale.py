@@ -23,7 +23,7 @@ from ppo_jax.envs.protocol import InvalidEnvironment
 
 # Cartridges for two players, without a game for one player.
 TWO_PLAYERS = {"combat", "joust", "maze_craze", "warlords"}
-# Half an hour of play at 60 frames per second.
+# Time limit of half an hour at 60 frames per second.
 MAX_FRAMES = 108_000
 SCREEN = (210, 160)
 

@@ -194,11 +194,11 @@ class _Checker:
         self.kept: list[tuple[Any, Any]] = []  # observations as they were returned, and copies
         self.told: set[str] = set()
         self.start = int(getattr(env.action_space, "start", 0) if _is_discrete(env) else 0)
-        self.mask: Any = None  # of the last observation
+        self.mask: Any = None  # action mask of the last observation
         self.words = _words_of(getattr(env, "unwrapped", env).reset)
         env.action_space.seed(seed)
 
-    # One call each.
+    # Methods for single calls of the environment.
 
     def reset(self, seed: int | None = None, **options: Any) -> Any:
         """The observation of a checked reset."""
@@ -271,7 +271,7 @@ class _Checker:
             cure += "; six values are those of gymnax, for an environment in JAX: omit the state"
         return f"{len(result)} values; {cure}"
 
-    # Parts of what they return.
+    # Checks of single results.
 
     def info(self, what: str, info: Any) -> None:
         if not isinstance(info, dict):

@@ -49,9 +49,9 @@ def make(env_id: str, backend: str = "sync", channels: str = "auto", **kwargs: A
 
     Args:
         env_id: id, e.g. "LunarLander-v3".
-        backend: how N environments run. sync: one after the other, in this process. async: in one
-            process each, which is faster if a step is slow; the processes are new programs and not
-            forks, which JAX does not support. vector_entry_point: the vectorised implementation
+        backend: execution of N environments. sync: one after the other, in this process. async: in
+            one process each, which is faster if a step is slow; the processes are new programs and
+            not forks, which JAX does not support. vector_entry_point: the vectorised implementation
             that some ids have, with NEXT_STEP resets; it reads action masks only as plain entries
             of the observation.
         channels: order of the channels of images, "first" or "last"; auto derives it from the

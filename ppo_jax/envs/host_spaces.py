@@ -347,7 +347,6 @@ def _from_zero(port: Port, start: Any) -> Callable[[Any, Any], Any]:
 def _clipped(port: Port, space: Any) -> Callable[[Any, Any], Any]:
     """A function that clips numbers to the bounds and converts them to the environment's type."""
     # The bounds in float32, rounded towards the inside.
-    # The bounds that float32 has inside of the environment's own.
     limits = np.finfo(np.float32)
     narrow = np.float32 if port.dtype.itemsize > 4 else port.dtype
     low = np.clip(space.low, limits.min, limits.max).astype(narrow)

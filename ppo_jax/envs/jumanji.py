@@ -109,7 +109,7 @@ def _made(env_id: str, kwargs: dict[str, Any]) -> Any:
         return _jumanji().make(env_id, **kwargs)
     except (TypeError, ValueError) as error:
         raise InvalidEnvironment(f"jumanji:{env_id} cannot be made: {error}") from error
-    except (IndexError, OSError) as error:  # Sokoban without its levels
+    except (IndexError, OSError) as error:  # Sokoban downloads its levels
         raise InvalidEnvironment(f"jumanji:{env_id} could not download its levels") from error
 
 

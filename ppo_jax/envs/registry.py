@@ -19,11 +19,11 @@ import ppo_jax.config.references as references
 from ppo_jax.config.options import did_you_mean
 from ppo_jax.envs.protocol import Env, InvalidEnvironment, check_protocol
 
-# Suite -> the module of its adapter.
+# Name of a suite -> module of its adapter.
 SUITES = {
     "ppo_jax": "ppo_jax.envs.native",
     "gymnax": "ppo_jax.envs.gymnax",
-    # Pure JAX, each an optional extra.
+    # Suites in pure JAX, each of which is an optional extra.
     "brax": "ppo_jax.envs.brax",
     "playground": "ppo_jax.envs.playground",
     "navix": "ppo_jax.envs.navix",
@@ -37,7 +37,7 @@ SUITES = {
     "ale": "ppo_jax.envs.ale",
     "envpool": "ppo_jax.envs.envpool",
 }
-# Optional suite -> (the package its adapter imports, the extra that installs it).
+# Name of an optional suite -> (package that its adapter imports, extra that installs it).
 OPTIONAL = {
     "brax": ("brax", "brax"),
     "playground": ("mujoco_playground", "playground"),

@@ -34,7 +34,7 @@ class MultiDiscrete:
     Attributes:
         sizes: numbers of options (A_1, ..., A_D).
         dtype: type of the integers.
-        joint: for actions, whether the policy has one distribution over all ΠA_i combinations
+        joint: whether a policy for such actions has one distribution over all ΠA_i combinations
             rather than D independent ones, so that legality may depend on all components at once.
             The environment receives the same [D] integers in both cases.
     """
