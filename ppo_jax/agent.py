@@ -244,7 +244,7 @@ class Agent:
             self._core = self._init_core(count)
         elif self._count != count:
             raise ValueError(
-                f"{count} observations for a recurrent agent that keeps the state of "
+                f"{count} observations were given to a recurrent agent that has states for "
                 f"{self._count}; the number must stay the same until agent.reset()"
             )
 

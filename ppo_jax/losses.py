@@ -57,7 +57,7 @@ def predict(policy: Any, params: Params, rows: Batch) -> Prediction:
 
     log_prob, entropy = log_prob_and_entropy(dist, rows.action)
     shapes.same(
-        "predict: what the policy returns for rows",
+        "predict: outputs of the policy",
         weight=rows.weight,
         log_prob=log_prob,
         value=value,
@@ -434,7 +434,7 @@ def check_normalizable(rows: int, minibatches: int = 1) -> None:
     """
     if rows == minibatches:
         raise ValueError(
-            "minibatches of a single row have no standard deviation to normalise advantages by; "
+            "minibatches of a single sample have no standard deviation to normalise advantages; "
             "use longer rollouts, fewer minibatches or normalize_advantage=False"
         )
 

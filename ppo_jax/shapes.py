@@ -120,5 +120,5 @@ def rows(function: str, count: int, of: str, tree: Any, /) -> None:
             leaf = jax.tree_util.keystr(path)
             raise ValueError(
                 f"{function}: rows{leaf} has the shape {np.shape(x)}, "
-                f"but {of} is one of {count} rows"
+                f"but {of} requires {count} rows"
             )

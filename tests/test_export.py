@@ -139,7 +139,7 @@ def test_memory_is_kept_until_an_episode_begins(tmp_path):
     same = jax.tree.map(lambda a, b: np.allclose(a, b, atol=1e-6), first, fresh)
     assert jax.tree.all(same) and not np.allclose(jax.tree.leaves(second)[0], 0)
     with pytest.raises(
-        ValueError, match=r"3 observations for a recurrent agent that keeps the state of 2.*reset"
+        ValueError, match=r"3 observations were given to .* that has states for 2.*reset"
     ):
         act(states(3))
     act.reset()

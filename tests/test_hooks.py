@@ -168,7 +168,7 @@ def test_reinforce_promises_that_episodes_end():
 )
 def test_single_rows_are_not_normalised(algorithm, values):
     values = {"num_envs": 1, "num_steps": 4, "total_timesteps": 8, "algorithm": algorithm} | values
-    with pytest.raises(ConfigError, match="minibatches of a single row"):
+    with pytest.raises(ConfigError, match="minibatches of a single sample"):
         configs.make(preset="none", **values)
     configs.make(preset="none", **values | {"normalize_advantage": False})
 

@@ -64,8 +64,8 @@ class Config:
     adam_eps: float = sgd.adam_eps()
     target_kl: float | None = option(
         None,
-        "KL divergence for early stopping: an update stops once approx_kl of a minibatch exceeds "
-        "1.5 times this value; None for no early stopping",
+        "threshold of the KL divergence for early stopping: an update stops once approx_kl exceeds "
+        "1.5 times this value in a minibatch; None for no early stopping",
         low=0,
         open_low=True,
     )

@@ -46,7 +46,7 @@ def _combinations(pairs: list[tuple[Any, Any]]) -> list[tuple[Any, ...]]:
 
 
 def finite_bounds(space: spaces.Box) -> tuple[np.ndarray, np.ndarray]:
-    """(low, high) of a Box with finite bounds: ±3 for infinite ones, or a distance of 6."""
+    """(low, high) of a Box; an infinite bound is replaced by ±3, or 6 away from the other one."""
     low, high = np.asarray(space.low, np.float64), np.asarray(space.high, np.float64)
     bottom = np.where(np.isfinite(high), np.minimum(high - 2 * WIDE, -WIDE), -WIDE)
     low = np.where(np.isfinite(low), low, bottom)

@@ -57,7 +57,7 @@ def make_recurrent_policy(
 
     Actor and critic have separate recurrent states, unless they share a torso; the core is a dict
     of them. The recurrent state is reset at the start of every episode, inside the loop over steps.
-    Therefore the losses recompute exactly the states of the rollout, even if it contains several
+    Therefore the losses recompute the recurrent states of the rollout, even if it contains several
     episodes.
 
     Args:
