@@ -114,9 +114,7 @@ def make_policy(
             exactly one image.
     """
     if critic == "q" and shared_torso:
-        raise ValueError(
-            "a critic q(s, a) cannot share a torso with the actor; use shared_torso=False"
-        )
+        raise ValueError("a Q-function cannot share a torso with the actor; use shared_torso=False")
     if image := bool(cnn):
         spaces.image(observation_space)
 

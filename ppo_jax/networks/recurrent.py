@@ -75,7 +75,7 @@ def make_recurrent_policy(
         ValueError: if the critic is "q", or there are convolutions but not exactly one image.
     """
     if critic == "q":
-        raise ValueError("a critic q(s, a) cannot be recurrent; use memory='none'")
+        raise ValueError("a Q-function cannot be recurrent; use memory='none'")
     if cnn:
         spaces.image(observation_space)
     see = functools.partial(preprocess, observation_space, image=bool(cnn), frame_mix=frame_mix)
