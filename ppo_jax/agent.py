@@ -195,7 +195,7 @@ class Agent:
         Args:
             obs: observation as the environment's reset or step returns it, or N of them, [N, ...];
                 arrays or lists in the environment's own structure.
-            start: [N] bool, for recurrent agents only: whether each observation begins an episode.
+            start: [N] bool, whether each observation begins an episode; for recurrent agents only.
                 None stands for True at first and after `reset()`, and for False later.
             action_mask: legal actions as the environment reports them. It is required if the
                 environment reports them separately from the observation.

@@ -299,10 +299,7 @@ def test_parts_that_do_not_divide_are_refused(values, message):
 
 def test_devices_that_cannot_share_the_environments(tmp_path, monkeypatch):
     monkeypatch.setattr(devices, "chosen", lambda asked: 3)
-    with pytest.raises(
-        ConfigError,
-        match="num_envs = 8 environments cannot be divided over 3 devices; .* a multiple of 3",
-    ):
+    with pytest.raises(ConfigError, match="divided over 3 devices; use a multiple of 3"):
         ppo_jax.run(small(), tmp_path / "a", devices=3)
     assert not (tmp_path / "a").exists()
 
@@ -341,10 +338,9 @@ def test_one_device_has_no_layout():
 
 # --- eight devices --------------------------------------------------------------------------------
 
-# Tolerance of parameters after 20 updates of Adam. Sums in another order round differently, and
-# Adam divides a gradient near zero by its own size: differences reach 1.0e-5 (REINFORCE, 500
-# steps) and are mostly 1e-6, while a parameter changes by about 1e-2. The gradients themselves are
-# tested with 1e-6, below.
+# For parameters after 20 updates of Adam, which move each by some 1e-2. Sums in another order
+# round differently, and Adam divides a gradient near zero by its own size: the largest difference
+# seen is 1.0e-5 (REINFORCE, 500 steps). The gradients themselves must agree to 1e-6.
 PARAMS_TOLERANCE = 1e-4
 
 

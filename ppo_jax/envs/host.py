@@ -236,7 +236,7 @@ class HostEnv:
         start: function num_envs -> function that makes Copies or a Gymnasium vector environment.
         time_limit: maximum length of an episode, as for HostVectorEnv.
         transform_reward: transformation of rewards, as for HostVectorEnv.
-        evaluated_as: function that makes the HostEnv for evaluation; None for this one.
+        evaluated_as: function that makes the HostEnv for evaluation; None for this HostEnv.
         drawn_as: function that makes the HostEnv for rendering; None for that of evaluation.
         evaluation_envs: number of environments that run in parallel in an evaluation; None for the
             number of episodes, at most EVALUATION_ENVS.

@@ -100,7 +100,7 @@ def without_choice(mask: Any, sizes: Any = ()) -> np.ndarray:
             [..., n].
 
     Returns:
-        [...] bool.
+        [...] bool, whether a component has no legal option.
     """
     legal = np.asarray(mask) != 0
     if not len(sizes):

@@ -44,7 +44,7 @@ class Supervision:
         count: number of copies.
         doing: description of the current call for messages, such as "step 12".
         name: name of the environment that is called.
-        hurry: time at which a signal requested the end of the run; None before that.
+        hurry: time at which a signal requested the end of the run, or None.
     """
 
     active: bool = False

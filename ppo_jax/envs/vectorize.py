@@ -55,7 +55,7 @@ class VectorizedEnv:
     checkpoint does not depend on the backend.
 
     Attributes:
-        env: environment.
+        env: environment that is copied.
         num_envs: number N of environments.
         pool_size: number R of initial states.
         part: None if `refresh` redraws the whole pool. Otherwise a divisor of R: `refresh` redraws

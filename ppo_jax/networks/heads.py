@@ -75,7 +75,7 @@ class QCritic(nn.Module):
     """q(s, a), with one output per action if actions are discrete, else with the action as input.
 
     Attributes:
-        convolutions: convolutions over images, before the action is appended; or None.
+        convolutions: convolutions over images, applied before the action is appended, or None.
         body: fully connected layers.
         action_space: space of actions as the policy draws them.
     """
