@@ -422,23 +422,6 @@ def normalize(x: jax.Array, weight: jax.Array | None = None, ddof: int = 1) -> j
     return jnp.where(count > 1, normal, jnp.where(weight > 0, x, 0.0))
 
 
-def check_normalizable(rows: int, minibatches: int = 1) -> None:
-    """Reject minibatches of a single sample, which `normalize` leaves unchanged.
-
-    Args:
-        rows: number of samples in a rollout.
-        minibatches: number of minibatches, each of which is normalised separately.
-
-    Raises:
-        ValueError: if each minibatch has one sample.
-    """
-    if rows == minibatches:
-        raise ValueError(
-            "minibatches of a single sample have no standard deviation to normalise advantages; "
-            "use longer rollouts, fewer minibatches or normalize_advantage=False"
-        )
-
-
 def mask(batch: Batch) -> Batch:
     """Replace every sample of weight 0 by a valid one.
 

@@ -11,45 +11,15 @@ import optax
 
 from ppo_jax import losses, parallel
 from ppo_jax.config import schedules
-from ppo_jax.config.options import ConfigError, option
+from ppo_jax.config.options import ConfigError
 from ppo_jax.config.options import check as check_option
-from ppo_jax.config.schedules import Schedule, is_adaptive, is_schedule, moves, value_at
+from ppo_jax.config.schedules import Schedule, is_adaptive, is_schedule, value_at
+from ppo_jax.config.schedules import check_moving as check_schedules
+from ppo_jax.config.standard import adam_eps as adam_eps
+from ppo_jax.config.standard import anneal_timesteps as anneal_timesteps
+from ppo_jax.config.standard import learning_rate as learning_rate
+from ppo_jax.config.standard import max_grad_norm as max_grad_norm
 from ppo_jax.types import Batch, LearnerState, Metrics, Params, PyTree
-
-# The optimiser options of every algorithm's Config, which `from_config` reads.
-
-
-def learning_rate(default: float, *, adaptive: bool = False) -> Any:
-    """The option for Adam's learning rate.
-
-    Args:
-        default: initial learning rate, which decays linearly to 0 over `anneal_timesteps`, as
-            every learning rate that is given as a number.
-        adaptive: whether the update reports approx_kl, which an adaptive schedule requires.
-    """
-    doc = "initial learning rate of Adam, or a schedule of the learning rate"
-    return option(default, doc, low=0, open_low=True, adaptive=adaptive, may_vanish=True)
-
-
-def anneal_timesteps() -> Any:
-    """The option for the length of the learning-rate decay."""
-    doc = (
-        "number of environment steps over which the learning rate decays linearly to 0; "
-        "inf for a constant learning rate; None for the length of the whole run"
-    )
-    return option(None, doc, low=0, high=math.inf, open_low=True)
-
-
-def max_grad_norm(default: float) -> Any:
-    """The option for gradient clipping."""
-    doc = "maximum global norm of the gradient, for gradient clipping; inf for no clipping"
-    return option(default, doc, low=0, high=math.inf, open_low=True)
-
-
-def adam_eps() -> Any:
-    """The option for Adam's epsilon."""
-    doc = "epsilon of Adam, the term added to the denominator for numerical stability"
-    return option(1e-5, doc, low=0, open_low=True)
 
 
 class OptimizerState(NamedTuple):
@@ -191,29 +161,6 @@ def schedule_of(config: Any, horizon: jax.Array | float) -> tuple[Begin, End]:
         return _adapted(learner, config.learning_rate, metrics), metrics
 
     return begin, end
-
-
-def check_schedules(config: Any, horizon: Any) -> None:
-    """Reject schedules without a finite horizon, which could never change.
-
-    Args:
-        config: Config of an algorithm.
-        horizon: number of environment steps; a tracer is not checked.
-
-    Raises:
-        ConfigError: if a schedule varies over an infinite or unknown horizon.
-    """
-    if isinstance(horizon, jax.core.Tracer) or not math.isinf(horizon):
-        return
-    for field in dataclasses.fields(config):
-        value = getattr(config, field.name)
-        if moves(value):
-            name = value if isinstance(value, Schedule) else "a function of the progress"
-            raise ConfigError(
-                f"{field.name} is {name}, which varies over anneal_timesteps, but anneal_timesteps "
-                "is infinite or unknown; set anneal_timesteps to a number of environment steps, or "
-                "use constant(...) for a constant learning rate"
-            )
 
 
 def _without_schedule(config: Any) -> tuple[Begin, End]:

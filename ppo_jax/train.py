@@ -3,6 +3,11 @@
 `python -m ppo_jax.train` adds a run directory to this (`ppo_jax.experiment`).
 """
 
+if __name__ == "__main__":  # a command line is read before JAX is imported
+    from ppo_jax.cli.train import main
+
+    main()
+
 import dataclasses
 import functools
 from collections.abc import Callable
@@ -386,9 +391,3 @@ def _check_frames(mix: str, name: str, observations: PyTree) -> None:
             f"observations of {name} are {spaces.describe(observations)}; use frame_mix none, or "
             f"{frames} frames (--env-args frames={frames}, if the environment has that argument)"
         )
-
-
-if __name__ == "__main__":
-    from ppo_jax.cli.train import main
-
-    main()

@@ -101,7 +101,7 @@ def test_a_mask_without_a_legal_action_is_a_problem():
             return np.arange(3) != (self.time % 3 if self.time < 3 else np.arange(3))
 
     report = envs.find_problems(Stuck, steps=20)
-    assert any("step returned a mask by which no action is legal" in p for p in report.problems)
+    assert any("step returned a mask in which no action is legal" in p for p in report.problems)
 
 
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")

@@ -258,8 +258,8 @@ def test_bare_names_resolve(given, full):
     [
         ("CartPole-v2", "did you mean CartPole-v1"),
         ("cartpole", "unknown environment 'cartpole'"),
-        ("gimnax:CartPole-v1", "unknown suite 'gimnax'; the suites are: ppo_jax, gymnax"),
-        ("zzzzzz", "there are: "),
+        ("gimnax:CartPole-v1", "unknown suite 'gimnax'; there are: ppo_jax, gymnax"),
+        ("zzzzzz", "`ppo-jax envs` lists the suites"),
     ],
 )
 def test_unknown_names_get_a_hint(given, message):
@@ -329,7 +329,7 @@ def broken(**changes):
         (broken(reward=lambda x: x[None]), r"reward of float32\[1\]; expected float32\[\]"),
         (broken(terminated=lambda x: x * 1.0), r"terminated of float32\[\]; expected bool\[\]"),
         (altered(time_limit=0), "time_limit is 0; it must be >= 1 or None"),
-        (altered(action_space="two buttons"), "two buttons, cannot be served; there are"),
+        (altered(action_space="two buttons"), "two buttons, is not supported; supported are"),
         (
             altered(observation_space=spaces.Box(-1.0, 1.0, (2,))),
             r"observations have shape \(1,\), but its observation_space has shape \(2,\)",

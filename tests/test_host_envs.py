@@ -415,7 +415,7 @@ def test_an_environment_that_cannot_be_drawn_says_so(monkeypatch, modes):
         "Undrawn-v0", Undrawn))  # fmt: skip
     env = envs.make("gymnasium:Undrawn-v0")
     listed = ".human." if modes else "none"
-    said = f"Undrawn-v0 cannot be drawn: it has no render_mode .rgb_array.; .*lists {listed}"
+    said = f"Undrawn-v0 cannot be rendered: it has no render_mode .rgb_array.; .*lists {listed}"
     with pytest.raises(InvalidEnvironment, match=said):
         env.picture()
 

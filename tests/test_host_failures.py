@@ -146,7 +146,7 @@ def test_a_mask_without_a_legal_action_is_named(monkeypatch, cls, way):
     monkeypatch.setattr(cls, "stuck", -1)
     assert play()[4].terminated.all()  # where nothing follows, nothing need be legal
     monkeypatch.setattr(cls, "stuck", 0)
-    with pytest.raises(InvalidEnvironment, match="reset returned a mask by which no action"):
+    with pytest.raises(InvalidEnvironment, match="reset returned a mask in which no action"):
         envs.as_env(cls)
 
 

@@ -17,12 +17,14 @@ LAYERS = [
         "config.options",
         "config.references",
         "guard",
+        "lazy",
         "packed",
         "parallel",
         "shapes",
         "types",
         "watch",
     },
+    {"suites"},
     {
         "distributions",
         "envs",
@@ -46,7 +48,7 @@ LAYERS = [
     {"cli"},
 ]
 # Of `config`: what "config.options" stands for.
-FOUNDATION = {"errors", "options", "schedules"}
+FOUNDATION = {"errors", "foreign", "options", "schedules", "standard", "traced"}
 # What hands out public names, or starts a command.
 OUTSIDE = {"__init__", "__main__", "plot"}
 # Modules of one name build on each other; in the first layers some build on a neighbour.

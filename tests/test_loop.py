@@ -267,7 +267,9 @@ def test_a_run_that_was_started_from_another_goes_on_without_it(tmp_path, monkey
     (tmp_path / "a").rename(tmp_path / "elsewhere")
     longer = small(total_timesteps=640)
     assert ppo_jax.run(longer, resume=tmp_path / "b").summary["env_steps"] == 640
-    with pytest.raises(ConfigError, match=r"--init-from is .*elsewhere, but the run .* from .*a;"):
+    with pytest.raises(
+        ConfigError, match=r"--init-from is .*elsewhere, but the resumed run .* from .*a;"
+    ):
         ppo_jax.run(longer, resume="b", init_from="elsewhere")
 
 

@@ -270,7 +270,7 @@ def test_each_kind_of_environment_is_made_by_its_reference(mine, name, arguments
     ("env", "arguments", "error", "message"),
     [
         ("my_world:number", (), InvalidEnvironment, "environment int lacks reset, step, params"),
-        ("my_world:ready", ("length=3",), InvalidEnvironment, "takes no arguments; leave out len"),
+        ("my_world:ready", ("length=3",), InvalidEnvironment, "takes no arguments; omit len"),
         ("my_world:Corridor", ("size=3",), InvalidEnvironment, "Corridor cannot be made: Type"),
         ("my_world:Corridr", (), ConfigError, "has no Corridr; did you mean Corridor"),
         ("gymnasim:CartPole-v1", (), UnknownEnvironment,
@@ -377,7 +377,7 @@ def init_that_fails(policy, key, obs):
         (broken(act=act_with_columns), r"returned a value of shape \(3, 1\); .* of shape \(3,\)"),
         (broken(act=act_with_another_core), "returned a core of .*, but init_core returns"),
         (broken(act=act_on_one), r"distribution of act has a (log_prob|entropy) of shape"),
-        (broken(act=act_with_logits), "distribution of act is a .* and lacks noise, sample_from"),
+        (broken(act=act_with_logits), "distribution of act is a .* without noise, sample_from"),
         (broken(act=act_with_other_actions), r"distribution of act has a .* of shape \(3, 2\)"),
         (broken(apply=apply_without_value), r"apply\(.*\) returned a Categorical; it must return"),
         (broken(init=init_that_fails), r"init\(key, obs\) raised KeyError: 'weights' \(test_ref"),
@@ -468,7 +468,7 @@ def test_an_algorithm_of_ones_own_computes_what_it_says(mine):
         ("@frozen\nclass Config:\n    gamma: float = 0.9\n    check: int = 1\nmake = print",
          "has a field 'check', the name of a hook"),
         ("@frozen\nclass Config:\n    gamma: float = 0.9\nmake = print",
-         r"make of algorithm my_bad returned a NoneType; it must be a ppo_jax.Algorithm"),
+         r"make of algorithm my_bad of type NoneType; it must return ppo_jax.Algorithm"),
     ],
 )  # fmt: skip
 def test_what_is_no_algorithm_is_refused(mine, text, message):

@@ -210,13 +210,13 @@ MULTI = spaces.MultiDiscrete((3, 2))
         ),
         (
             Shows(spaces.MultiBinary(2), jnp.zeros(2)),
-            r"observations are float32, its observation_space MultiBinary\(2\)",
+            r"observations are float32, but its observation_space is MultiBinary\(2\)",
         ),
         (
             Shows({"action_mask": spaces.Box(0, 1, (2,), bool)}, {"action_mask": TWO}),
-            "nothing to observe in Shows: its observation_space has no entry but action_mask",
+            "Shows has nothing to observe: its observation_space has no entry except action_mask",
         ),
-        (Shows({}, {}), "nothing to observe in Shows: its observation_space has no entry$"),
+        (Shows({}, {}), "Shows has nothing to observe: its observation_space has no entry$"),
         (
             with_mask(spaces.Box(0, 1, (3,), bool), jnp.ones(3, bool)),
             r"is Box\(3,\) bool; for Discrete\(2\) it must be Box\(0, 1, \(2,\), bool\)",

@@ -1,27 +1,54 @@
-"""The registry of algorithms: names, and the modules with their Config and make."""
+"""The registry of algorithms: names, and the modules with their Config and make.
+
+Modules of the package are imported when they are used. Their names and their Configs are available
+without importing them (`ppo_jax.algorithms.configs`).
+"""
 
 import copy
 import dataclasses
 import functools
+import importlib
 import inspect
+import sys
 import typing
 from pathlib import Path
 from types import ModuleType
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import ppo_jax.config.references as references
-from ppo_jax.algorithms import a2c, actor_critic, ppo, ppo_kl, reinforce, trpo
+from ppo_jax.algorithms.configs import CONFIGS
 from ppo_jax.config.options import Bounds, ConfigError, Field, did_you_mean, kind
 
-ALGORITHMS: dict[str, ModuleType] = {
-    "reinforce": reinforce,
-    "actor_critic": actor_critic,
-    "a2c": a2c,
-    "trpo": trpo,
-    "ppo_kl": ppo_kl,
-    "ppo": ppo,
-}
+if TYPE_CHECKING:
+    ALGORITHMS: dict[str, ModuleType]
 OPTION_TYPES = (bool, int, float, str, Path)
+
+
+def __getattr__(name: str) -> Any:
+    """Import the modules of the package at first use: `ALGORITHMS`, the dictionary from names to
+    modules, and each module by its name."""
+    if name in CONFIGS:
+        return importlib.import_module(f"{__name__}.{name}")
+    if name != "ALGORITHMS":
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    found = {key: importlib.import_module(f"{__name__}.{key}") for key in CONFIGS}
+    globals()["ALGORITHMS"] = found
+    return found
+
+
+def config_of(name: str) -> Any:
+    """The Config of the algorithm with a given name, without importing the package's algorithms.
+
+    Args:
+        name: name of the algorithm, as for `get`.
+
+    Raises:
+        ConfigError: the same as for `get`.
+    """
+    known = sys.modules[__name__].__dict__.get("ALGORITHMS", {})
+    if name in CONFIGS and name not in known:
+        return CONFIGS[name]
+    return get(name).Config
 
 
 def get(name: str) -> Any:
@@ -35,9 +62,11 @@ def get(name: str) -> Any:
         ConfigError: if the name is unknown, the module cannot be imported, or the object is not an
             algorithm.
     """
-    if name in ALGORITHMS:
-        return ALGORITHMS[name]
-    known = {*ALGORITHMS, *references.registered("algorithm")}
+    package = sys.modules[__name__]
+    names = package.__dict__.get("ALGORITHMS", CONFIGS)  # modules are imported below
+    if name in names:
+        return package.ALGORITHMS[name]
+    known = {*names, *references.registered("algorithm")}
     module = name.partition(":")[0]
     if name not in known and not references.is_text(name) and not references.findable(module):
         raise ConfigError(
@@ -56,10 +85,15 @@ def get(name: str) -> Any:
     return found
 
 
+def in_package(name: str) -> bool:
+    """Whether the package has an algorithm with this name. Nothing is imported for this check."""
+    return name in sys.modules[__name__].__dict__.get("ALGORITHMS", CONFIGS)
+
+
 def names_code(name: str) -> bool:
     """Whether a name refers to a module that is neither in the package nor registered by an
     installed package. Nothing is imported for this check."""
-    known = name in ALGORITHMS or references.is_text(name)
+    known = in_package(name) or references.is_text(name)
     return not known and name not in references.registered("algorithm")
 
 

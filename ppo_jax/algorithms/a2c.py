@@ -1,6 +1,5 @@
 """Advantage actor-critic, also called vanilla policy gradient (Mnih et al. 2016)."""
 
-import dataclasses
 from typing import Any
 
 import jax
@@ -8,41 +7,8 @@ import optax
 
 from ppo_jax import losses, sgd
 from ppo_jax.advantages import estimate_gae
-from ppo_jax.config.options import option
-from ppo_jax.config.schedules import Scheduled
+from ppo_jax.algorithms.configs import A2C as Config
 from ppo_jax.types import Algorithm, Batch, LearnerState, LossFn, Metrics, PyTree, Trajectory
-
-
-@dataclasses.dataclass(frozen=True)
-class Config:
-    """Hyperparameters. Every float may be a tracer, so that one program serves a whole sweep."""
-
-    learning_rate: Scheduled = sgd.learning_rate(7e-4)
-    anneal_timesteps: float | None = sgd.anneal_timesteps()
-    gamma: float = option(0.99, "discount factor gamma per environment step", low=0, high=1)
-    gae_lambda: float = option(
-        0.95, "lambda of generalised advantage estimation (GAE)", low=0, high=1
-    )
-    entropy_coef: Scheduled = option(0.0, "coefficient of the entropy bonus in the loss", low=0)
-    value_coef: float = option(0.5, "coefficient of the value loss in the total loss", low=0)
-    normalize_advantage: bool = option(
-        False, "whether to normalise the advantages of each rollout to mean 0 and variance 1"
-    )
-    max_grad_norm: float = sgd.max_grad_norm(0.5)
-    adam_eps: float = sgd.adam_eps()
-
-    def check(self, run: Any, env: Any) -> None:
-        """Reject rollouts of a single sample, whose advantages cannot be normalised.
-
-        Args:
-            run: TrainConfig with num_envs and num_steps.
-            env: environment, not used.
-
-        Raises:
-            ValueError: if a rollout has a single sample and advantages are normalised.
-        """
-        if self.normalize_advantage:
-            losses.check_normalizable(run.num_envs * run.num_steps)
 
 
 def make_loss(policy: Any, config: Config) -> LossFn:

@@ -2,15 +2,14 @@
 
 import dataclasses
 from collections.abc import Callable
-from typing import Any, ClassVar
+from typing import Any
 
 import jax
 import optax
 
 from ppo_jax import losses, sgd
 from ppo_jax.advantages import estimate_gae
-from ppo_jax.config.options import option
-from ppo_jax.config.schedules import Scheduled
+from ppo_jax.algorithms.configs import ActorCritic as Config
 from ppo_jax.types import Algorithm, Batch, LearnerState, LossFn, Metrics, PyTree, Trajectory
 
 
@@ -51,60 +50,6 @@ ACTOR_WEIGHTS: dict[str, Callable[[jax.Array, jax.Array], jax.Array]] = {
     "q": weight_by_q,
     "td_error": weight_by_td_error,
 }
-
-
-@dataclasses.dataclass(frozen=True)
-class Config:
-    """Hyperparameters. Every float may be a tracer, so that one program serves a whole sweep."""
-
-    critic: ClassVar[str] = "q"
-
-    learning_rate: Scheduled = sgd.learning_rate(3e-3)
-    actor_rate: float = option(
-        0.1,
-        "learning rate of the actor as a fraction of the critic's; the critic must learn faster "
-        "than the actor",
-        low=0,
-        high=1,
-    )
-    anneal_timesteps: float | None = sgd.anneal_timesteps()
-    gamma: float = option(0.99, "discount factor gamma per environment step", low=0, high=1)
-    actor_weight: str = option(
-        "q",
-        "weight of the actor's score function: q for the critic's action value, td_error for its "
-        "TD error",
-        choices=tuple(ACTOR_WEIGHTS),
-    )
-    entropy_coef: Scheduled = option(0.0, "coefficient of the entropy bonus in the loss", low=0)
-    value_coef: float = option(0.5, "coefficient of the critic's loss in the total loss", low=0)
-    normalize_advantage: bool = option(
-        True, "whether to normalise the actor's weights of each rollout to mean 0 and variance 1"
-    )
-    max_grad_norm: float = sgd.max_grad_norm(0.5)
-    adam_eps: float = sgd.adam_eps()
-
-    def check(self, run: Any, env: Any) -> None:
-        """Reject a shared torso, a recurrent network, and rollouts of a single sample.
-
-        Args:
-            run: TrainConfig with shared_torso, memory, num_envs and num_steps.
-            env: environment, not used.
-
-        Raises:
-            ValueError: if the run has one of these.
-        """
-        if run.shared_torso:
-            raise ValueError(
-                "the critic of actor_critic is a Q-function, which also reads actions and cannot "
-                "share a torso with the actor; use shared_torso=False"
-            )
-        if run.memory != "none":
-            raise ValueError(
-                "the critic of actor_critic is a Q-function without recurrent state; use "
-                "memory='none'"
-            )
-        if self.normalize_advantage:
-            losses.check_normalizable(run.num_envs * run.num_steps)
 
 
 def make_loss(policy: Any, config: Config) -> LossFn:

@@ -1,6 +1,5 @@
 """Proximal policy optimisation with the clipped surrogate (Schulman et al. 2017)."""
 
-import dataclasses
 from collections.abc import Callable
 from typing import Any
 
@@ -10,8 +9,7 @@ import optax
 
 from ppo_jax import losses, sgd
 from ppo_jax.advantages import estimate_gae
-from ppo_jax.config.options import option
-from ppo_jax.config.schedules import Scheduled
+from ppo_jax.algorithms.configs import PPO as Config
 from ppo_jax.optimizer import Begin, End
 from ppo_jax.types import (
     Algorithm,
@@ -23,73 +21,6 @@ from ppo_jax.types import (
     PyTree,
     Trajectory,
 )
-
-
-@dataclasses.dataclass(frozen=True)
-class Config:
-    """Hyperparameters. Every float may be a tracer, so that one program serves a whole sweep."""
-
-    learning_rate: Scheduled = sgd.learning_rate(3e-4, adaptive=True)
-    anneal_timesteps: float | None = sgd.anneal_timesteps()
-    epochs: int = option(4, "number of passes over each rollout", low=1)
-    minibatches: int = option(
-        4, "number of minibatches per epoch, with a gradient step each", low=1
-    )
-    micro_batches: int = option(
-        1, "number of parts of a minibatch over which the gradient is accumulated", low=1
-    )
-    gamma: float = option(0.99, "discount factor gamma per environment step", low=0, high=1)
-    gae_lambda: float = option(
-        0.95, "lambda of generalised advantage estimation (GAE)", low=0, high=1
-    )
-    clip_eps: Scheduled = option(
-        0.2,
-        "clip range epsilon of the surrogate objective; the probability ratio is clipped to "
-        "[1 - epsilon, 1 + epsilon]",
-        low=0,
-        open_low=True,
-    )
-    value_clip_eps: float | None = option(
-        None,
-        "clip range of the value function around its previous value; None for no clipping",
-        low=0,
-        open_low=True,
-    )
-    entropy_coef: Scheduled = option(0.0, "coefficient of the entropy bonus in the loss", low=0)
-    value_coef: float = option(0.5, "coefficient of the value loss in the total loss", low=0)
-    normalize_advantage: bool = option(
-        True, "whether to normalise the advantages of each minibatch to mean 0 and variance 1"
-    )
-    max_grad_norm: float = sgd.max_grad_norm(0.5)
-    adam_eps: float = sgd.adam_eps()
-    target_kl: float | None = option(
-        None,
-        "threshold of the KL divergence for early stopping: an update stops once approx_kl exceeds "
-        "1.5 times this value in a minibatch; None for no early stopping",
-        low=0,
-        open_low=True,
-    )
-
-    def divisors(self) -> dict[str, int]:
-        """The number of samples of a rollout is divisible by these numbers."""
-        parts = self.minibatches * self.micro_batches
-        more = {"minibatches x micro_batches": parts} if self.micro_batches > 1 else {}
-        return {"minibatches": self.minibatches, **more}
-
-    def check(self, run: Any, env: Any) -> None:
-        """Reject minibatches of a single sample, whose advantages cannot be normalised.
-
-        Args:
-            run: TrainConfig with num_envs and num_steps.
-            env: environment, not used.
-
-        Raises:
-            ValueError: if a minibatch has a single sample and advantages are normalised.
-        """
-        if self.normalize_advantage:
-            parts = self.minibatches * self.micro_batches
-            losses.check_normalizable(run.num_envs * run.num_steps, parts)
-
 
 # Function (Prediction of the samples, samples) -> (term added to the loss [], metrics).
 Penalty = Callable[[losses.Prediction, Batch], tuple[jax.Array, Metrics]]

@@ -9,8 +9,7 @@ import optax
 
 from ppo_jax import losses, sgd
 from ppo_jax.advantages import estimate_gae
-from ppo_jax.config.options import option
-from ppo_jax.config.schedules import Scheduled
+from ppo_jax.algorithms.configs import PPOKL as Config
 from ppo_jax.types import (
     Algorithm,
     Batch,
@@ -25,61 +24,6 @@ from ppo_jax.types import (
 # β stays within this factor of its initial value. Otherwise it would be halved to 0, for example
 # once the learning rate has decayed to 0, and could never grow again.
 MAX_CHANGE = 2.0**10
-
-
-@dataclasses.dataclass(frozen=True)
-class Config:
-    """Hyperparameters. Every float may be a tracer, so that one program serves a whole sweep."""
-
-    learning_rate: Scheduled = sgd.learning_rate(3e-4, adaptive=True)
-    anneal_timesteps: float | None = sgd.anneal_timesteps()
-    epochs: int = option(4, "number of passes over each rollout", low=1)
-    minibatches: int = option(
-        4, "number of minibatches per epoch, with a gradient step each", low=1
-    )
-    gamma: float = option(0.99, "discount factor gamma per environment step", low=0, high=1)
-    gae_lambda: float = option(
-        0.95, "lambda of generalised advantage estimation (GAE)", low=0, high=1
-    )
-    kl_coef: float = option(
-        1.0, "coefficient of the KL penalty, or its initial value if it is adaptive", low=0
-    )
-    kl_target: float | None = option(
-        0.01,
-        "target KL divergence per update for the adaptive coefficient; None for a fixed "
-        "coefficient",
-        low=0,
-        open_low=True,
-    )
-    entropy_coef: Scheduled = option(0.0, "coefficient of the entropy bonus in the loss", low=0)
-    value_coef: float = option(0.5, "coefficient of the value loss in the total loss", low=0)
-    normalize_advantage: bool = option(
-        True, "whether to normalise the advantages of each minibatch to mean 0 and variance 1"
-    )
-    max_grad_norm: float = sgd.max_grad_norm(0.5)
-    adam_eps: float = sgd.adam_eps()
-
-    def divisors(self) -> dict[str, int]:
-        """The number of samples of a rollout is divisible by the number of minibatches."""
-        return {"minibatches": self.minibatches}
-
-    def check(self, run: Any, env: Any) -> None:
-        """Reject a coefficient that cannot adapt, and minibatches of a single sample.
-
-        Args:
-            run: TrainConfig with num_envs and num_steps.
-            env: environment, not used.
-
-        Raises:
-            ValueError: if the configuration has one of these.
-        """
-        if isinstance(self.kl_coef, int | float) and self.kl_coef == 0 and self.kl_target:
-            raise ValueError(
-                "kl_coef is 0 and cannot adapt, because doubling 0 gives 0; with a kl_target it "
-                "must be > 0, and without a penalty kl_target must be None"
-            )
-        if self.normalize_advantage:
-            losses.check_normalizable(run.num_envs * run.num_steps, self.minibatches)
 
 
 def adapt_coefficient(coef: jax.Array, kl: jax.Array, target: jax.Array | float) -> jax.Array:

@@ -1,9 +1,7 @@
 """REINFORCE: Monte-Carlo policy gradient over whole episodes (Williams 1992)."""
 
-import dataclasses
-import math
 from collections.abc import Callable
-from typing import Any, ClassVar, NamedTuple, Self
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -11,8 +9,8 @@ import optax
 
 from ppo_jax import losses, parallel, sgd
 from ppo_jax.advantages import discounted_returns
-from ppo_jax.config.options import option
-from ppo_jax.config.schedules import Scheduled
+from ppo_jax.algorithms.configs import Reinforce as Config
+from ppo_jax.algorithms.configs import check_length
 from ppo_jax.types import Algorithm, Batch, LearnerState, LossFn, Metrics, PyTree, Trajectory
 
 
@@ -98,94 +96,6 @@ BASELINES: dict[str, Callable[[jax.Array, jax.Array, Episodes], jax.Array]] = {
     "leave_one_out": leave_one_out,
     "value": learned_value,
 }
-
-
-@dataclasses.dataclass(frozen=True)
-class Config:
-    """Hyperparameters. Every float may be a tracer, so that one program serves a whole sweep."""
-
-    promises: ClassVar[dict[str, str]] = {
-        "unfinished_episodes": "episodes were longer than the given time_limit, and were counted "
-        "as if they had ended: set --time-limit to the number of steps of the longest episode"
-    }
-
-    learning_rate: Scheduled = sgd.learning_rate(3e-3)
-    anneal_timesteps: float | None = sgd.anneal_timesteps()
-    gamma: float = option(0.99, "discount factor gamma per environment step", low=0, high=1)
-    baseline: str = option(
-        "none",
-        "baseline that is subtracted from the returns to reduce the variance of the gradient",
-        choices=tuple(BASELINES),
-    )
-    time_limit: int | None = option(
-        None,
-        "number of steps of the longest possible episode; None for the environment's time limit",
-        low=1,
-    )
-    entropy_coef: Scheduled = option(0.0, "coefficient of the entropy bonus in the loss", low=0)
-    value_coef: float = option(
-        0.5, "coefficient of the value loss of a learned baseline in the total loss", low=0
-    )
-    max_grad_norm: float = sgd.max_grad_norm(float("inf"))
-    adam_eps: float = sgd.adam_eps()
-
-    @property
-    def critic(self) -> str:
-        """The type of critic: only a learned baseline needs one."""
-        return "v" if self.baseline == "value" else "none"
-
-    def collector(self, collect: Any) -> Any:
-        """Collect rollouts that start new episodes in every environment, as `estimate` requires.
-
-        Args:
-            collect: rollout.Collector of the run.
-        """
-        return collect.whole_episodes(self.time_limit)
-
-    def resolve(self, env: Any) -> Self:
-        """Fill in the environment's time limit, if it has one and none was given.
-
-        Args:
-            env: environment with the attribute time_limit.
-        """
-        limit = env.time_limit
-        if self.time_limit is not None or limit is None or math.isinf(limit):
-            return self
-        return dataclasses.replace(self, time_limit=int(limit))
-
-    def check(self, run: Any, env: Any) -> None:
-        """Reject rollouts in which an episode might not end.
-
-        Args:
-            run: TrainConfig with num_steps.
-            env: environment with the attribute time_limit, or None while it is unknown.
-
-        Raises:
-            ValueError: if an episode can be longer than the time limit or than a rollout.
-        """
-        limit = None if env is None else env.time_limit
-        if self.time_limit is not None and limit is not None and self.time_limit < limit < math.inf:
-            raise ValueError(
-                f"time_limit is {self.time_limit}, but an episode of this environment may take "
-                f"{limit:g} steps; time_limit must be at least {limit:g}"
-            )
-        if env is not None or self.time_limit is not None:
-            check_length(run.num_steps, self.time_limit)
-
-
-def check_length(num_steps: int, time_limit: int | None) -> int:
-    """The time limit, after rejecting rollouts that are shorter than it."""
-    if time_limit is None:
-        raise ValueError(
-            "reinforce learns from whole episodes, but their maximum length is unknown; set "
-            "time_limit to the number of steps of the longest possible episode"
-        )
-    if num_steps < time_limit:
-        raise ValueError(
-            f"reinforce learns from whole episodes, which take up to {time_limit} steps here, but "
-            f"num_steps is {num_steps}; num_steps must be at least {time_limit}"
-        )
-    return time_limit
 
 
 def make_loss(policy: Any, config: Config) -> LossFn:

@@ -11,67 +11,9 @@ from jax.flatten_util import ravel_pytree
 
 from ppo_jax import losses, parallel, sgd
 from ppo_jax.advantages import estimate_gae
-from ppo_jax.config.options import option
-from ppo_jax.config.schedules import Scheduled
+from ppo_jax.algorithms.configs import SHARED_TORSO
+from ppo_jax.algorithms.configs import TRPO as Config
 from ppo_jax.types import Algorithm, Batch, LearnerState, Metrics, Params, PyTree, Trajectory
-
-SHARED_TORSO = (
-    "the natural-gradient step of trpo changes the actor alone, so that the actor must not share a "
-    "torso with the critic; use shared_torso=False"
-)
-
-
-@dataclasses.dataclass(frozen=True)
-class Config:
-    """Hyperparameters. Every float may be a tracer, so that one program serves a whole sweep."""
-
-    max_kl: float = option(
-        0.01, "maximum mean KL divergence delta per update", low=0, open_low=True
-    )
-    cg_iterations: int = option(10, "number of conjugate-gradient iterations", low=1)
-    cg_damping: float = option(
-        0.1, "damping coefficient added to the diagonal of the Fisher matrix", low=0
-    )
-    backtrack_factor: float = option(
-        0.8, "factor of the step length between trials of the line search", low=0, high=1
-    )
-    backtrack_trials: int = option(
-        10, "maximum number of step lengths tried by the line search", low=1
-    )
-    gamma: float = option(0.99, "discount factor gamma per environment step", low=0, high=1)
-    gae_lambda: float = option(
-        0.95, "lambda of generalised advantage estimation (GAE)", low=0, high=1
-    )
-    normalize_advantage: bool = option(
-        True, "whether to normalise the advantages of each rollout to mean 0 and variance 1"
-    )
-    learning_rate: Scheduled = sgd.learning_rate(1e-3)
-    anneal_timesteps: float | None = sgd.anneal_timesteps()
-    critic_epochs: int = option(10, "number of passes of the critic over each rollout", low=1)
-    critic_minibatches: int = option(
-        4, "number of minibatches per epoch of the critic, with a gradient step each", low=1
-    )
-    max_grad_norm: float = sgd.max_grad_norm(float("inf"))
-    adam_eps: float = sgd.adam_eps()
-
-    def divisors(self) -> dict[str, int]:
-        """The number of samples of a rollout is divisible by the number of critic minibatches."""
-        return {"critic_minibatches": self.critic_minibatches}
-
-    def check(self, run: Any, env: Any) -> None:
-        """Reject a shared torso, and rollouts of a single sample.
-
-        Args:
-            run: TrainConfig with shared_torso, num_envs and num_steps.
-            env: environment, not used.
-
-        Raises:
-            ValueError: if the run has one of these.
-        """
-        if run.shared_torso:
-            raise ValueError(SHARED_TORSO)
-        if self.normalize_advantage:
-            losses.check_normalizable(run.num_envs * run.num_steps)
 
 
 def conjugate_gradient(

@@ -1,7 +1,7 @@
-"""The configuration of a run: one frozen dataclass, its checks, its presets.
+"""The configuration of a run: a frozen dataclass, its validation, and its presets.
 
-The same dataclasses are the command line (`ppo_jax.cli`), the file config.json and the argument
-of `make_train`.
+The command line (`ppo_jax.cli`), the file config.json and `make_train` use the same dataclasses.
+JAX is not imported here.
 """
 
 import contextlib
@@ -9,11 +9,10 @@ import dataclasses
 import math
 from typing import Any
 
-import jax
-
-from ppo_jax import algorithms, precision, rollout
-from ppo_jax.algorithms import ALGORITHMS, hooks
-from ppo_jax.config import references
+from ppo_jax import algorithms
+from ppo_jax.algorithms import hooks
+from ppo_jax.algorithms.configs import CONFIGS
+from ppo_jax.config import foreign, references, standard
 from ppo_jax.config.options import (
     MAX_SIZE,
     ConfigError,
@@ -27,65 +26,89 @@ from ppo_jax.config.options import check as check_option
 from ppo_jax.config.options import guess as guess_value
 from ppo_jax.config.options import to_json as json_value
 from ppo_jax.config.presets import PRESETS
-from ppo_jax.envs import is_own, same_env
-from ppo_jax.networks import ACTIVATIONS, CONVOLUTIONS, DTYPES, FRAME_MIXES, MEMORIES
-from ppo_jax.optimizer import check_schedules
+from ppo_jax.config.schedules import check_moving
+from ppo_jax.config.traced import is_tracer
+from ppo_jax.suites import is_own, same_env
 
-# What a saved configuration stands for that was made before there was such an option.
+# The values of options that older saved configurations do not have.
 BEFORE = {"map_actions": False}
 # The fields of TrainConfig that may name code which is not in the package.
 CODE = ("env", "policy", "algorithm")
-# Names that a configuration is made with or kept under, besides the attributes of TrainConfig.
+# Further names that the option of an algorithm cannot have, besides attributes of TrainConfig.
 TAKEN = ("hyper", "preset", "config", "trust")
-# Methods that an algorithm's Config may have, `ppo_jax.algorithms.hooks`.
+# The methods that an algorithm's Config may have: `ppo_jax.algorithms.hooks`.
 HOOKS = ("collector", "resolve", "divisors", "check")
 
 
 @dataclasses.dataclass(frozen=True)
 class TrainConfig:
-    """A run: the environment, how much of it, the network, and the algorithm's hyperparameters."""
+    """The environment, the length of the run, the network, and the algorithm's hyperparameters."""
 
     env: str = option(
-        "CartPole-v1", "environment, as ID or SUITE:ID, or one of your own as MODULE:NAME"
+        "CartPole-v1",
+        "environment: an ID, SUITE:ID, or an environment of your own as MODULE:NAME",
     )
-    env_args: tuple[str, ...] = option((), "its arguments, each as NAME=VALUE")
+    env_args: tuple[str, ...] = option((), "arguments of the environment, each as NAME=VALUE")
     algorithm: str = option(
-        "ppo", f"one of {', '.join(ALGORITHMS)}, or one of your own as MODULE or MODULE:NAME"
+        "ppo",
+        f"algorithm: {', '.join(CONFIGS)}, or an algorithm of your own as MODULE or MODULE:NAME",
     )
     policy: str | None = option(
-        None, "network of your own as MODULE:NAME; None: the one that the other options describe"
+        None,
+        "network of your own as MODULE:NAME; None: the network described by the other options",
     )
-    total_timesteps: int = option(500_000, "environment steps of the whole run", low=1, large=True)
-    num_envs: int = option(4, "parallel environments", low=1)
-    num_steps: int = option(128, "steps of each environment per rollout", low=1)
+    total_timesteps: int = option(
+        500_000, "number of environment steps of the whole run", low=1, large=True
+    )
+    num_envs: int = option(4, "number of parallel environments", low=1)
+    num_steps: int = option(128, "number of steps of each environment per rollout", low=1)
     parts: int = option(
-        1, "parts of the environments, each with random numbers of its own, which several devices "
-        "can share", low=1,
+        1, "number of parts that the environments are divided into, each with its own PRNG key; "
+        "several devices can share the parts", low=1,
     )  # fmt: skip
-    seed: int = option(0, "of everything random", low=0, high=2**32 - 1)
-    hidden: tuple[int, ...] = option((64, 64), "widths of the fully connected layers", low=1)
-    activation: str = option("tanh", "between layers", choices=tuple(ACTIVATIONS))
-    network: str = option("mlp", "mlp, or convolutions before it", choices=tuple(CONVOLUTIONS))
-    memory: str = option("none", "a recurrent cell after the layers, or none", choices=MEMORIES)
-    memory_size: int = option(64, "width of the memory", low=1)
+    seed: int = option(0, "seed of all random numbers of the run", low=0, high=2**32 - 1)
+    hidden: tuple[int, ...] = option(
+        (64, 64), "number of units of each fully connected layer", low=1
+    )
+    activation: str = option(
+        "tanh", "activation function of the hidden layers", choices=standard.ACTIVATIONS
+    )
+    network: str = option(
+        "mlp",
+        "fully connected layers alone (mlp), or convolutions in front of them",
+        choices=standard.CONVOLUTIONS,
+    )
+    memory: str = option(
+        "none", "recurrent cell after the fully connected layers", choices=standard.MEMORIES
+    )
+    memory_size: int = option(64, "number of units of the recurrent cell", low=1)
     frame_mix: str = option(
-        "none", "what a network sees of the last frames", choices=tuple(FRAME_MIXES)
+        "none",
+        "transformation of stacked frames: none, or differences between successive frames",
+        choices=standard.FRAME_MIXES,
     )
-    shared_torso: bool = option(False, "one body for actor and critic")
-    squash: bool = option(False, "tanh-squashed Gaussian for continuous actions")
-    log_std_init: float = option(0.0, "log standard deviation of a Gaussian at the start")
+    shared_torso: bool = option(False, "share the hidden layers between actor and critic")
+    squash: bool = option(False, "use a tanh-squashed Gaussian policy for continuous actions")
+    log_std_init: float = option(0.0, "initial log standard deviation of a Gaussian policy")
     map_actions: bool = option(
-        True, "map [-1, 1] to bounds of actions outside which a Gaussian around 0 would start"
+        True,
+        "map [-1, 1] to the action bounds where a Gaussian around 0 would start outside them",
     )
-    normalize_obs: bool = option(False, "centre and scale observations by running moments")
-    normalize_reward: bool = option(False, "scale rewards by the running deviation of returns")
+    normalize_obs: bool = option(False, "normalise observations by their running statistics")
+    normalize_reward: bool = option(
+        False, "divide rewards by the running standard deviation of the returns"
+    )
     reset_pool: int | None = option(
-        None, "fresh resets drawn per rollout; None: as many as episodes can end in one", low=1
+        None,
+        "number of initial states drawn per rollout; None: enough for every episode that can end",
+        low=1,
     )
     network_dtype: str = option(
-        "float32", "type of activations; parameters and outputs are float32", choices=DTYPES
+        "float32",
+        "data type of the activations; parameters and outputs are float32",
+        choices=standard.DTYPES,
     )
-    matmul_precision: str = precision.matmul_precision()
+    matmul_precision: str = standard.matmul_precision()
     hyper: Any = None
 
     def __post_init__(self) -> None:
@@ -95,25 +118,26 @@ class TrainConfig:
                 object.__setattr__(self, field.name, value)
         if self.hyper is None and isinstance(self.algorithm, str):
             with contextlib.suppress(ConfigError):  # `check` refuses what is unknown
-                object.__setattr__(self, "hyper", algorithms.get(self.algorithm).Config())
+                object.__setattr__(self, "hyper", algorithms.config_of(self.algorithm)())
 
     @property
     def num_updates(self) -> int:
-        """U, the number of rollouts that fit into total_timesteps."""
+        """U, the number of updates: one for each rollout that fits into total_timesteps."""
         return self.total_timesteps // (self.num_envs * self.num_steps)
 
 
 def make(preset: str | None = None, **values: Any) -> TrainConfig:
-    """A configuration from flat names, on top of the environment's tuned preset.
+    """A configuration from the names of options; the preset of the environment is the default.
 
     make(env="Pendulum-v1", num_envs=32, gamma=0.95)
 
     Args:
-        preset: name of a preset; None takes the environment's own if there is one, "none" none.
+        preset: name of a preset. None: the preset of the environment and algorithm, if there is
+            one; "none": no preset.
         **values: fields of TrainConfig and of the algorithm's Config. env, policy and algorithm
-            may be objects: the configuration keeps the names by which they can be imported, or
-            texts that stand for them in this process alone. An environment of the user's own has
-            no preset unless one is named.
+            may be objects: the configuration holds the names by which they can be imported, or
+            texts that represent them in this process only. An environment of the user's own has no
+            preset unless one is named.
 
     Raises:
         ConfigError: an unknown name (with the nearest ones), or a value out of its range.
@@ -126,14 +150,14 @@ def make(preset: str | None = None, **values: Any) -> TrainConfig:
 
 
 def with_own(config: TrainConfig, **parts: Any) -> TrainConfig:
-    """A configuration that names parts which are handed over from Python.
+    """A configuration that names the parts which are passed from Python.
 
     Args:
-        config: any.
-        **parts: env, policy, algorithm: objects or names; None leaves the configuration's own.
+        config: a configuration.
+        **parts: env, policy and algorithm, as objects or names; None: that of the configuration.
 
     Raises:
-        ConfigError: the hyperparameters are not those of the algorithm.
+        ConfigError: the hyperparameters belong to another algorithm.
     """
     names = {n: named(n, part) for n, part in parts.items() if part is not None}
     if "env" in names and names["env"] != config.env:
@@ -142,30 +166,31 @@ def with_own(config: TrainConfig, **parts: Any) -> TrainConfig:
         return config
     config = dataclasses.replace(config, **names)
     if "algorithm" in names and not isinstance(
-        config.hyper, expected := algorithms.get(config.algorithm).Config
+        config.hyper, expected := algorithms.config_of(config.algorithm)
     ):
         raise ConfigError(
-            f"hyper is a {type(config.hyper).__module__} config; algorithm {config.algorithm!r} "
-            f"needs {expected.__module__}.Config: make the configuration with "
+            f"hyper is a {_class(type(config.hyper))}; algorithm {config.algorithm!r} needs "
+            f"{_class(expected)}: make the configuration with "
             "config.make(algorithm=...)"
         )
     return config
 
 
 def named(option: str, value: Any) -> Any:
-    """A value as a configuration keeps it: an object in place of a name by its own name.
+    """A value as a configuration holds it: the name of an object instead of the object.
 
-    What cannot be an environment, a policy or an algorithm is left as it is, for `check` to refuse.
+    A value that cannot be an environment, a policy or an algorithm is returned unchanged, and
+    `check` refuses it.
     """
     plain = isinstance(value, str | bool | int | float | dict | list | None)
     return value if plain or option not in CODE else references.name_of(value)
 
 
 def preset_values(preset: str | None, env: str | None, algorithm: str | None) -> dict[str, Any]:
-    """The flat values of a preset, env and algorithm among them; {} where there is none.
+    """Name -> value of the options of a preset, env and algorithm included; {} without a preset.
 
     Raises:
-        ConfigError: an unknown preset, or one of another environment or algorithm.
+        ConfigError: an unknown preset, or a preset of another environment or algorithm.
     """
     for name, value in (("preset", preset), ("env", env), ("algorithm", algorithm)):
         if not isinstance(value, str | None):
@@ -173,13 +198,9 @@ def preset_values(preset: str | None, env: str | None, algorithm: str | None) ->
     if preset == "none":
         return {}
     if preset is None:
-        env, algorithm = env or TrainConfig.env, algorithm or TrainConfig.algorithm
-        for values in PRESETS.values():
-            if values["algorithm"] == algorithm and same_env(values["env"], env):
-                return dict(values)
-        return {}
+        return dict(PRESETS.get(preset_of(env, algorithm) or "none", {}))
     if preset not in PRESETS:
-        raise ConfigError(f"unknown preset {preset!r}; {did_you_mean(preset, PRESETS)}")
+        raise ConfigError(f"unknown preset {preset!r}; {_near_preset(preset)}")
     values = PRESETS[preset]
     if env and is_own(env):
         values = {**values, "env": env, "env_args": ()}
@@ -190,18 +211,41 @@ def preset_values(preset: str | None, env: str | None, algorithm: str | None) ->
     return dict(values)
 
 
-def fields(algorithm: str) -> dict[str, dataclasses.Field[Any]]:
-    """Every field of a configuration by its flat name: TrainConfig's, then the algorithm's.
+def _near_preset(name: str) -> str:
+    """The presets with a similar name, or the command that lists all of them."""
+    near = did_you_mean(name, PRESETS)
+    return near if near.startswith("did you mean") else "`ppo-jax presets` lists the presets"
+
+
+def preset_of(env: str | None, algorithm: str | None) -> str | None:
+    """The name of the preset that belongs to an environment and an algorithm; None: there is none.
+
+    Args:
+        env: name of the environment; None: the default one.
+        algorithm: name of the algorithm; None: the default one.
 
     Raises:
-        ConfigError: an unknown algorithm, or one whose Config has a name that is taken.
+        UnknownEnvironment: no suite has the environment.
+    """
+    env, algorithm = env or TrainConfig.env, algorithm or TrainConfig.algorithm
+    for name, values in PRESETS.items():
+        if values["algorithm"] == algorithm and same_env(values["env"], env):
+            return name
+    return None
+
+
+def fields(algorithm: str) -> dict[str, dataclasses.Field[Any]]:
+    """Name -> field of every option: those of TrainConfig, then those of the algorithm.
+
+    Raises:
+        ConfigError: an unknown algorithm, or an algorithm whose Config uses a reserved name.
     """
     if not isinstance(algorithm, str):
         raise ConfigError(f"algorithm is {algorithm!r}; it must be of type str")
     own = [f for f in dataclasses.fields(TrainConfig) if f.name != "hyper"]
-    config = algorithms.get(algorithm).Config
+    config = algorithms.config_of(algorithm)
     theirs = dataclasses.fields(config)
-    if algorithm not in ALGORITHMS or any("bounds" not in f.metadata for f in theirs):
+    if not algorithms.in_package(algorithm) or any("bounds" not in f.metadata for f in theirs):
         theirs = algorithms.options(config, algorithm)
     taken = [f.name for f in theirs if hasattr(TrainConfig, f.name) or f.name in TAKEN]
     if taken:
@@ -227,35 +271,37 @@ def to_flat(config: TrainConfig) -> dict[str, Any]:
 
 
 def from_flat(values: dict[str, Any]) -> TrainConfig:
-    """The configuration with these values and defaults elsewhere.
+    """The configuration with these values, and with defaults for all other options.
 
     Raises:
-        ConfigError: an unknown name, with the nearest ones.
+        ConfigError: an unknown name; the message lists similar names.
     """
     algorithm = values.get("algorithm", TrainConfig.algorithm)
     known = fields(algorithm)
     for name in values:
         if name not in known:
-            raise ConfigError(f"unknown option {name!r}; {did_you_mean(name, known)}")
+            others = {n: {f.name for f in dataclasses.fields(c)} for n, c in CONFIGS.items()}
+            hint = foreign.hint(name, known, others, str) or did_you_mean(name, known)
+            raise ConfigError(f"unknown option {name!r}; {hint}")
     values = {name: coerce(known[name], value) for name, value in values.items()}
     own = {f.name for f in dataclasses.fields(TrainConfig)}
     hyper = {k: v for k, v in values.items() if k not in own}
     return TrainConfig(
         **{k: v for k, v in values.items() if k in own},
-        hyper=algorithms.get(algorithm).Config(**hyper),
+        hyper=algorithms.config_of(algorithm)(**hyper),
     )
 
 
 def to_json(config: TrainConfig) -> dict[str, Any]:
-    """`to_flat` in JSON's types; an infinite number is the string "inf"."""
+    """`to_flat` in the types of JSON; an infinite number is the string "inf"."""
     return {k: json_value(v) for k, v in to_flat(config).items()}
 
 
 def from_json(values: dict[str, Any]) -> TrainConfig:
-    """The inverse of `to_json`, also for values read from TOML.
+    """The inverse of `to_json`, also for values that were read from TOML.
 
     Raises:
-        ConfigError: an unknown name or a value out of its range.
+        ConfigError: an unknown name, or a value out of its range.
     """
     config = from_flat(values)
     check(config)
@@ -263,16 +309,17 @@ def from_json(values: dict[str, Any]) -> TrainConfig:
 
 
 def from_saved(values: dict[str, Any]) -> TrainConfig:
-    """`from_json` of what an earlier version may have written, with the meaning it had then."""
+    """`from_json` for a file that an older version may have written; options that it does not have
+    keep their old meaning."""
     return from_json(BEFORE | values)
 
 
 def resolve(config: TrainConfig, env: Any = None) -> TrainConfig:
-    """The configuration with its open ends settled: what None leaves to the run is filled in.
+    """The configuration with values in place of those None that depend on the run.
 
     Args:
-        config: its annealing horizon becomes the run's length.
-        env: what the algorithm leaves to the environment is filled in from it; None: left open.
+        config: a configuration. If its annealing horizon is None, it becomes the run's length.
+        env: environment from which the algorithm's options are filled in; None: they stay None.
     """
     hyper = config.hyper if env is None else hooks.resolve(config.hyper, env)
     if to_flat(config).get("anneal_timesteps", math.inf) is None:
@@ -281,14 +328,18 @@ def resolve(config: TrainConfig, env: Any = None) -> TrainConfig:
 
 
 def promises(config: TrainConfig) -> dict[str, str]:
-    """Metrics of a run that are 0 while environment and algorithm are as described, each with what
-    it means if one is not."""
+    """Metrics that are 0 in a correct run, each with the meaning of another value.
+
+    A value other than 0 means that the environment or the algorithm is not as it is described.
+    """
+    from ppo_jax import rollout
+
     return rollout.PROMISES | hooks.promises(config.hyper)
 
 
 def discount(config: TrainConfig) -> Any:
-    """[] γ, the algorithm's own; 0.99 for one that has none, where only the scale of normalised
-    rewards depends on it."""
+    """[] γ of the algorithm. For an algorithm without γ it is 0.99, and only the scale of
+    normalised rewards depends on it."""
     return to_flat(config).get("gamma", 0.99)
 
 
@@ -298,14 +349,14 @@ MAX_UPDATES = 2**31 - 1
 
 
 def split(config: TrainConfig) -> tuple[TrainConfig, dict[str, Any]]:
-    """(static, floats): what decides the program, and the numbers it takes as arguments.
+    """(static, floats): the part that determines the compiled program, and its float arguments.
 
     Floats are traced, so that one compiled program serves every value and vmaps over many;
     integers, switches, names and None are static.
 
     Returns:
-        static: hashable, with a mark where the floats were; floats: flat name -> value, where the
-            numbers of a schedule have names such as "learning_rate.start".
+        static: a hashable configuration with a placeholder for each float; floats: name -> value,
+            where the numbers of a schedule have names such as "learning_rate.start".
     """
     flat = to_flat(resolve(config))
     floats: dict[str, Any] = {}
@@ -323,34 +374,34 @@ def merge(static: TrainConfig, floats: dict[str, Any]) -> TrainConfig:
 
 
 def float_names(static: TrainConfig) -> list[str]:
-    """The names of the floats that go with what `split` gives as static."""
+    """The names of the floats that belong to the static part that `split` returns."""
     known, flat = fields(static.algorithm), to_flat(static)
     marked = [floats_of(known[name], value) for name, value in flat.items()]
     return [name for floats in marked for name, value in floats.items() if value == TRACED]
 
 
 def check(config: TrainConfig, env: Any = None) -> None:
-    """Refuse a configuration that cannot work; values that are tracers are not looked at.
+    """Refuse a configuration that cannot work; values that are tracers are not checked.
 
     Args:
-        config: any.
-        env: the environment, once it is there, for what depends on it.
+        config: a configuration.
+        env: the environment, for the checks that need it; None: these checks are omitted.
 
     Raises:
         ConfigError: what was given, what is allowed, what to do.
     """
     known = fields(config.algorithm)
-    expected = algorithms.get(config.algorithm).Config
+    expected = algorithms.config_of(config.algorithm)
     if not isinstance(config.hyper, expected):
         raise ConfigError(
-            f"hyper is a {type(config.hyper).__module__} config; algorithm "
-            f"{config.algorithm!r} needs {expected.__module__}.Config"
+            f"hyper is a {_class(type(config.hyper))}; algorithm {config.algorithm!r} needs "
+            f"{_class(expected)}"
         )
     for name, value in to_flat(config).items():
-        if not isinstance(value, jax.core.Tracer):
+        if not is_tracer(value):
             check_option(known[name], value)
     horizon = getattr(config.hyper, "anneal_timesteps", None)
-    check_schedules(config.hyper, config.total_timesteps if horizon is None else horizon)
+    check_moving(config.hyper, config.total_timesteps if horizon is None else horizon)
     _check_sizes(config)
     env_kwargs(config)
     try:
@@ -359,18 +410,24 @@ def check(config: TrainConfig, env: Any = None) -> None:
         raise ConfigError(str(error)) from error
 
 
+def _class(kind: Any) -> str:
+    """The full name of a class, for messages."""
+    return f"{kind.__module__}.{kind.__qualname__}"
+
+
 def env_kwargs(config: TrainConfig) -> dict[str, Any]:
     """The arguments of a configuration's environment: `parse_env_args` of its env_args."""
     return parse_env_args(config.env_args)
 
 
 def parse_env_args(env_args: tuple[str, ...]) -> dict[str, Any]:
-    """What `env_args` say: ("size=42", "difficulty=hard") -> {"size": 42, "difficulty": "hard"}.
+    """The arguments that `env_args` contains, as keyword arguments.
 
-    A value is a number or a truth value where JSON would read one, else text.
+    ("size=42", "difficulty=hard") -> {"size": 42, "difficulty": "hard"}. A value is a number or a
+    truth value where JSON would read one, otherwise text.
 
     Raises:
-        ConfigError: not NAME=VALUE, or a name given twice.
+        ConfigError: a text is not NAME=VALUE, or a name is given twice.
     """
     found: dict[str, Any] = {}
     for text in env_args:
@@ -390,7 +447,7 @@ def _check_sizes(config: TrainConfig) -> None:
     if steps > MAX_SIZE:
         raise ConfigError(
             f"a rollout has num_envs x num_steps = {config.num_envs} x {config.num_steps} = "
-            f"{steps} rows; there may be at most {MAX_SIZE}"
+            f"{steps} samples; there may be at most {MAX_SIZE}"
         )
     if config.total_timesteps < steps:
         raise ConfigError(
@@ -412,7 +469,11 @@ def _check_sizes(config: TrainConfig) -> None:
 
 
 def _check_divides(config: TrainConfig, name: str, value: int) -> None:
-    """Rows are steps; of a policy with memory, whole environments. Each part has its own."""
+    """Refuse a number that does not divide the samples of a rollout.
+
+    For a recurrent policy it must divide the environments, whose sequences stay whole. Each part of
+    the environments is divided on its own.
+    """
     rows, envs = config.num_envs // config.parts, "num_envs"
     if config.parts > 1:
         envs = "num_envs / parts"
@@ -421,9 +482,7 @@ def _check_divides(config: TrainConfig, name: str, value: int) -> None:
         of = f"{envs} x num_steps = {rows} x {config.num_steps} = {rows * config.num_steps}"
         rows *= config.num_steps
     if rows % value:
-        why = (
-            "" if config.memory == "none" else ", whose steps a policy with memory keeps together,"
-        )
+        why = "" if config.memory == "none" else ", whose steps a recurrent policy keeps together,"
         raise ConfigError(
             f"{of}{why} does not divide into {value} {name}; nearest that do: "
             f"{_nearest(rows, value)}"
@@ -431,7 +490,7 @@ def _check_divides(config: TrainConfig, name: str, value: int) -> None:
 
 
 def _nearest(number: int, divisor: int) -> list[int]:
-    """The divisors of a number that are nearest to one."""
+    """The divisors of a number that are nearest to another number."""
     small = [d for d in range(1, math.isqrt(number) + 1) if number % d == 0]
     near = sorted({*small, *(number // d for d in small)}, key=lambda d: abs(d - divisor))
     return sorted(near[:3])

@@ -4,16 +4,15 @@
 """
 
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Any, NamedTuple
 
 from ppo_jax.agent import read_parts
 from ppo_jax.config import ConfigError
 from ppo_jax.config.options import did_you_mean
 from ppo_jax.export import interface, onnx, safetensors, stablehlo, verify
-from ppo_jax.runs import manifest, terminal
+from ppo_jax.runs import manifest
 from ppo_jax.runs.trust import Given
 
-Format = Literal["stablehlo", "onnx", "safetensors"]
 FORMATS: dict[str, Any] = {"stablehlo": stablehlo, "onnx": onnx, "safetensors": safetensors}
 
 
@@ -77,46 +76,3 @@ def export(
     if listed:
         manifest.note(path.parent, {f.name: manifest.entry_of(f) for f in files})
     return Exported(files, *verify.compare(parts, format, path))
-
-
-def export_command(
-    run: Path,
-    format: Format = "stablehlo",
-    out: Path | None = None,
-    checkpoint: str = "latest",
-    *,
-    env: str | None = None,
-    policy: str | None = None,
-    algorithm: str | None = None,
-    trust: bool = False,
-) -> int:
-    """Write the policy of a run to a file that acts without it, and verify the file.
-
-    Args:
-        run: run directory.
-        format: stablehlo (jax alone, CPU and CUDA), onnx (pip install 'ppo_jax[onnx]'), or
-            safetensors (weights and configuration).
-        out: the file; default: policy.FORMAT in the run directory.
-        checkpoint: latest, best, or the number of an update.
-        env: environment of the run, named again as MODULE:NAME: a run of somebody else may not
-            make this process import it.
-        policy: network of the run, named again.
-        algorithm: algorithm of the run, named again.
-        trust: let the run name any code to import.
-
-    Returns:
-        Exit code: 0, or 1 for a file that acts otherwise than the run.
-    """
-    try:
-        named: dict[str, Any] = {"env": env, "policy": policy, "algorithm": algorithm}
-        found = export(run, format, out, checkpoint, trust=trust, **named)
-    except verify.NotTheSame as error:
-        terminal.complain(f"error: {error}")
-        return 1
-    for path in found.files:
-        terminal.say(f"wrote {path} ({path.stat().st_size:,} bytes)")
-    terminal.say(
-        f"verified: {found.observations} observations, max difference "
-        f"{found.max_difference:.3g} (reloaded in a fresh process)"
-    )
-    return 0
