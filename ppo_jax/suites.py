@@ -259,7 +259,7 @@ def how_to_use(suite: str, env_id: str) -> str:
 
 
 def missing_package(suite: str, env_id: str = "") -> str:
-    """The argument of pip install for a missing package of an environment; "" if none is missing."""
+    """The argument of pip install for the missing package of an environment; "" without one."""
     if not installed(suite):
         package, extra = OPTIONAL[suite]
         missing = f'".[{extra}]"'
