@@ -1,6 +1,6 @@
-"""Advantages and returns: how much better an action was than the policy's average.
+"""Advantages and returns: estimates of how much better an action was than the policy's average.
 
-All functions run backwards over the leading time axis and work on any trailing shape.
+All functions recurse backwards over the leading time axis and accept any trailing shape.
 """
 
 import jax
@@ -23,23 +23,25 @@ def gae(
     δ_t = r_t + d_t V(s_{t+1}) − V(s_t)
     Â_t = δ_t + d_t λ c_t Â_{t+1},   Â_T = 0
 
-    Two masks, because an episode can end in two ways: d_t = γ (1 − terminated_t) stops the
-    bootstrap where there is no future, c_t = 1 − done_t stops the recursion where the next row is
-    another episode. A time limit only does the latter.
+    An episode ends by termination or by truncation (a time limit), so there are two masks.
+    d_t = γ (1 − terminated_t) removes the bootstrap value where the episode terminated, and
+    c_t = 1 − done_t stops the recursion at the border between two episodes. A truncation stops the
+    recursion and keeps the bootstrap value.
 
     Args:
-        reward: [T, ...] r_t, received after step t.
-        discount: [T, ...] d_t = γ (1 − terminated_t).
-        value: [T, ...] V(s_t).
-        next_value: [T, ...] V(s_{t+1}) of the true successor.
-        cont: [T, ...] c_t = 1 − done_t.
-        lambda_: [] or [T, ...]; 0 gives the one-step TD residual, 1 Monte Carlo minus V.
+        reward: [T, ...] rewards r_t received after step t.
+        discount: [T, ...] discounts d_t = γ (1 − terminated_t).
+        value: [T, ...] value estimates V(s_t).
+        next_value: [T, ...] value estimates V(s_{t+1}) of the true successor states.
+        cont: [T, ...] continuation masks c_t = 1 − done_t.
+        lambda_: [] or [T, ...] GAE parameter λ; 0 gives the one-step TD error, 1 gives the
+            Monte-Carlo return minus V(s_t).
 
     Returns:
-        [T, ...] advantages; the λ-return, the usual value target, is advantage + value.
+        [T, ...] advantages. The λ-return, the usual value target, is advantage + value.
 
     Raises:
-        ValueError: arrays of different shapes; only scalars are broadcast.
+        ValueError: if the arrays have different shapes; only scalars are broadcast.
 
     Source: Schulman et al. 2016, High-Dimensional Continuous Control Using GAE, eqs. 11-16.
     """
@@ -63,22 +65,23 @@ def k_step_advantages(
     cont: jax.Array,
     steps: int,
 ) -> jax.Array:
-    """The advantages that look 1, 2, ..., K steps ahead before they trust the critic.
+    """Advantages estimated from 1, 2, ..., K rewards before they bootstrap from the critic.
 
     Â_t^(k) = r_t + γ r_{t+1} + ... + γ^{k−1} r_{t+k−1} + γ^k V(s_{t+k}) − V(s_t)
             = Σ_{l<k} γ^l δ_{t+l},   or  Â_t^(k) = δ_t + d_t c_t Â_{t+1}^(k−1)
 
-    A sum that would pass the end of the episode or of the rollout stops there.
+    A sum is cut off at the end of the episode and at the end of the rollout.
 
     Args:
-        reward, discount, value, next_value, cont: [T, ...], as for `gae`.
-        steps: K.
+        reward, discount, value, next_value, cont: [T, ...] arrays, as for `gae`.
+        steps: number K of estimates.
 
     Returns:
-        [K, T, ...], Â^(k) at k − 1; k = 1 is the TD residual, K = T Monte Carlo minus V.
+        [K, T, ...] advantages with Â^(k) at index k − 1. k = 1 is the one-step TD error; K = T is
+        the Monte-Carlo return minus V(s_t).
 
     Raises:
-        ValueError: arrays of different shapes; only scalars are broadcast.
+        ValueError: if the arrays have different shapes; only scalars are broadcast.
 
     Source: Schulman et al. 2016, eqs. 11-15.
     """
@@ -101,21 +104,21 @@ def k_step_advantages(
 
 
 def exponential_average(advantage: jax.Array, lambda_: jax.Array | float) -> jax.Array:
-    """The mixture of k-step advantages that is `gae`, once K is as long as the rollout.
+    """The exponential average of k-step advantages, which equals `gae` if K is at least T.
 
     Â_t = (1 − λ) (Â_t^(1) + λ Â_t^(2) + λ² Â_t^(3) + ...)
 
-    The K-th stands for all longer ones too, with their weight λ^{K−1} in all.
+    The K-th advantage also stands for all longer ones, and has their total weight λ^{K−1}.
 
     Args:
-        advantage: [K, T, ...] of `k_step_advantages`.
-        lambda_: [] λ.
+        advantage: [K, T, ...] advantages from `k_step_advantages`.
+        lambda_: [] GAE parameter λ.
 
     Returns:
-        [T, ...].
+        [T, ...] advantages.
 
     Raises:
-        ValueError: no axis of steps behind that of K, or several λ.
+        ValueError: if the advantages have no time axis after the first axis, or λ is not a scalar.
 
     Source: Schulman et al. 2016, eq. 16.
     """
@@ -129,20 +132,21 @@ def exponential_average(advantage: jax.Array, lambda_: jax.Array | float) -> jax
 def discounted_returns(
     reward: jax.Array, discount: jax.Array, last_value: jax.Array | float
 ) -> jax.Array:
-    """Discounted reward-to-go.
+    """Discounted returns (reward-to-go).
 
     G_t = r_t + d_t G_{t+1},   G_T = last_value
 
     Args:
-        reward: [T, ...] r_t.
-        discount: [T, ...] d_t, 0 where the episode ends at t.
-        last_value: [...] what the state after the last step is worth; 0 for nothing.
+        reward: [T, ...] rewards r_t.
+        discount: [T, ...] discounts d_t, 0 where the episode ends at t.
+        last_value: [...] value of the state after the last step; 0 if nothing follows.
 
     Returns:
-        [T, ...] returns.
+        [T, ...] returns G_t.
 
     Raises:
-        ValueError: a discount or last value of another shape; only scalars are broadcast.
+        ValueError: if the discount or the last value has another shape; only scalars are
+            broadcast.
 
     Source: Sutton & Barto 2018, Reinforcement Learning, eq. 3.9.
     """
@@ -156,22 +160,22 @@ def discounted_returns(
 def estimate_gae(
     trajectory: Trajectory, *, gamma: jax.Array | float, lambda_: jax.Array | float
 ) -> Batch:
-    """A trajectory with its GAE advantages and λ-return targets.
+    """Compute GAE advantages and λ-return targets for a trajectory.
 
-    Steps of weight 0 (padding, the dummy step of a host environment) are not there: advantage
-    and next value pass through them unchanged, undiscounted, and whatever they contain is ignored.
+    Steps of weight 0 (padding, or the dummy step of a host environment) are skipped: advantages
+    and next values pass through them unchanged and undiscounted, and their contents are ignored.
 
     Args:
-        trajectory: [T, N].
-        gamma: [] discount per step.
-        lambda_: [] trace decay.
+        trajectory: trajectory with leaves [T, N, ...].
+        gamma: [] discount factor γ per step.
+        lambda_: [] GAE parameter λ.
 
     Returns:
-        Batch [T, N] with advantage Â_t and target Â_t + V(s_t); a step of weight 0 holds the
-        advantage it passes on and target 0.
+        Batch with leaves [T, N, ...], advantage Â_t and target Â_t + V(s_t). A step of weight 0
+        holds the advantage that it passes on, and the target 0.
 
     Raises:
-        ValueError: leaves of the trajectory that differ in shape.
+        ValueError: if the leaves of the trajectory have different shapes.
 
     Source: Schulman et al. 2016, eqs. 11-16.
     """
@@ -182,7 +186,7 @@ def estimate_gae(
         reward=jnp.where(real, trajectory.reward, 0.0),
         discount=jnp.where(real, gamma * (1.0 - trajectory.terminated), 1.0),
         value=jnp.where(real, trajectory.value, 0.0),
-        # Selected, not only multiplied by 0: what is not read may be infinite.
+        # `where`, not a product with 0: the ignored values may be infinite.
         next_value=jnp.where(alive, _successor_value(trajectory, real), 0.0),
         cont=jnp.where(real, 1.0 - trajectory.done, 1.0),
         lambda_=jnp.where(real, lambda_, 1.0),
@@ -192,23 +196,23 @@ def estimate_gae(
 
 
 def estimate_returns(trajectory: Trajectory, *, gamma: jax.Array | float) -> Batch:
-    """A trajectory with bootstrapped reward-to-go targets and Monte-Carlo advantages.
+    """Compute bootstrapped returns as targets, and Monte-Carlo advantages, for a trajectory.
 
     G_t = r_t + γ (1 − terminated_t) (G_{t+1} if the episode goes on, else V(s_{t+1}))
     Â_t = G_t − V(s_t)
 
-    This is GAE at λ = 1: the rewards up to where the episode or the rollout was cut, and V
-    from there on.
+    This is GAE with λ = 1: the return sums the rewards up to the end of the episode or of the
+    rollout, and bootstraps from V there unless the episode terminated.
 
     Args:
-        trajectory: [T, N].
-        gamma: [] discount per step.
+        trajectory: trajectory with leaves [T, N, ...].
+        gamma: [] discount factor γ per step.
 
     Returns:
-        Batch [T, N] with target G_t and advantage G_t − V(s_t).
+        Batch with leaves [T, N, ...], target G_t and advantage G_t − V(s_t).
 
     Raises:
-        ValueError: leaves of the trajectory that differ in shape.
+        ValueError: if the leaves of the trajectory have different shapes.
 
     Source: Sutton & Barto 2018, section 13.4 (REINFORCE with baseline).
     """
@@ -224,7 +228,7 @@ def _residual(
     next_value: jax.Array,
     **others: jax.Array | float,
 ) -> jax.Array:
-    """δ_t = r_t + d_t V(s_{t+1}) − V(s_t), of arguments that have one shape with the others."""
+    """δ_t = r_t + d_t V(s_{t+1}) − V(s_t), with the common shape of all arguments."""
     terms = {"reward": reward, "discount": discount, "value": value, "next_value": next_value}
     shape = shapes.same(function, **terms, **others)
     shapes.time_axis(function, shape)
@@ -250,15 +254,15 @@ def _discounted_sum(x: jax.Array, decay: jax.Array, last: jax.Array | float) -> 
         return current, current
 
     start = jnp.broadcast_to(last, x.shape[1:]).astype(dtype)
-    # The loop is latency-bound: eight steps in one iteration cost little more than one.
+    # Latency limits this loop: an iteration of eight steps takes little longer than one of one.
     return jax.lax.scan(step, start, (x, decay), reverse=True, unroll=8)[1]
 
 
 def _successor_value(trajectory: Trajectory, real: jax.Array) -> jax.Array:
-    """next_value with steps of weight 0 skipped: V of the next state in which anything happened.
+    """next_value with steps of weight 0 skipped: V of the next state of positive weight.
 
-    After a last step of weight 0 that state is the one the rollout ended in, whose value is the
-    last row's next_value whatever its weight.
+    If the last steps have weight 0, that state is the final state of the rollout. Its value is
+    next_value of the last step, whatever the weight of that step.
     """
     dtype = jnp.result_type(trajectory.value, trajectory.next_value)
     value, next_value = trajectory.value.astype(dtype), trajectory.next_value.astype(dtype)

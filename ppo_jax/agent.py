@@ -1,7 +1,7 @@
-"""A trained agent as a plain function: observation -> action. `ppo_jax.load` is `load` here.
+"""A trained agent as a function: observation -> action. `ppo_jax.load` is `load` of this module.
 
-It takes what the environment's reset and step return and gives what its step takes, whatever the
-layout in which the policy was trained. The statistics that normalise observations are inside.
+The agent takes what the environment's `reset` and `step` return and returns the action that `step`
+takes, whatever layout the policy was trained in. It normalises observations by itself.
 """
 
 from collections.abc import Callable, Sequence
@@ -26,16 +26,16 @@ from ppo_jax.types import Params, PyTree, TrainState
 
 
 class Parts(NamedTuple):
-    """What acts.
+    """The parts of a run that choose actions.
 
     Attributes:
-        config: of the run.
-        policy: networks behind functions.
-        params: of the policy.
-        moments: statistics it was trained with.
-        obs: example [N, ...]: the structure, shapes and types of observations.
-        observation_space, action_space: of the environment, as the policy has them.
-        codec: the environment's own language and the policy's.
+        config: configuration of the run.
+        policy: functions of the policy network.
+        params: parameters of the policy.
+        moments: running statistics of the training run.
+        obs: example with leaves [N, ...] of the structure, shapes and types of observations.
+        observation_space, action_space: spaces of the environment, in the policy's form.
+        codec: conversion between the environment's form and the policy's form.
     """
 
     config: TrainConfig
@@ -49,21 +49,21 @@ class Parts(NamedTuple):
 
     @property
     def has_memory(self) -> bool:
-        """Whether an action depends on earlier observations."""
+        """Whether the policy is recurrent, so that an action depends on earlier observations."""
         return has_memory(self.policy)
 
 
 def read_parts(run: Path, checkpoint: str = "latest", given: Given = NOTHING) -> Parts:
-    """The acting half of a run.
+    """Read the parts of a run that choose actions.
 
     Args:
         run: run directory.
         checkpoint: "latest", "best", or the number of an update.
-        given: names and objects that stand beside those of the run, and whether it is trusted.
+        given: names and objects that replace those of the run, and whether the run is trusted.
 
     Raises:
-        ConfigError, CheckpointError: not a run, one that names code and is not the user's own, or
-            nothing whole to restore.
+        ConfigError: if the folder is not a run, or names code without being trusted.
+        CheckpointError: if there is no complete checkpoint to restore.
     """
     config, program, state = load_run(
         run,
@@ -77,21 +77,22 @@ def read_parts(run: Path, checkpoint: str = "latest", given: Given = NOTHING) ->
 
 
 def untrained_parts(config: TrainConfig, given: Given = NOTHING) -> Parts:
-    """The same with descriptions of arrays in place of weights, statistics and observations."""
+    """The same parts with shapes and types in place of weights, statistics and observations."""
     program = build_again(config, given)
     state = jax.eval_shape(program.init, jax.random.key(0))
     return parts_of(config, program, state)
 
 
 def read_weights(path: Path, given: Given = NOTHING) -> Parts:
-    """An agent from the .safetensors file that `ppo_jax.export` wrote; its header has the rest.
+    """Read an agent from a .safetensors file of `ppo_jax.export`, which contains its configuration.
 
     Args:
-        path: of the file.
-        given: as for `read_parts`.
+        path: path of the file.
+        given: names and objects, as for `read_parts`.
 
     Raises:
-        ConfigError: it is something else, or damaged, or names code and is not the user's own.
+        ConfigError: if the file is not such a file, is damaged, or names code without being
+            trusted.
     """
     tensors, header = weights.read(path)
     parts = untrained_parts(trusted_config(header, given, path), given)
@@ -100,17 +101,17 @@ def read_weights(path: Path, given: Given = NOTHING) -> Parts:
 
 
 def saved_arrays(parts: Parts) -> PyTree:
-    """What a file of weights holds: `params`, and the statistics of `obs`, if it has any."""
+    """The contents of a file of weights: `params`, and the running statistics `obs`, if any."""
     return {"params": parts.params, "obs": parts.moments.obs}
 
 
 def parts_of(config: TrainConfig, program: Program, state: TrainState) -> Parts:
-    """The acting half of a state; processes of host environments are ended.
+    """The parts of a run that choose actions, from its state. Host environments are closed.
 
     Args:
-        config: of the run.
-        program: built for it.
-        state: of arrays or their descriptions.
+        config: configuration of the run.
+        program: program built for the configuration.
+        state: state of arrays, or of their shapes and types.
     """
     env = program.env
     params, experience = state.learner.params, state.rollout
@@ -132,12 +133,12 @@ def make_act(parts: Parts, greedy: bool = True) -> Act:
     """The agent as a pure function.
 
     Args:
-        parts: of the agent.
-        greedy: the distribution's mode instead of a sample.
+        parts: parts of the agent.
+        greedy: whether to take the mode of the action distribution rather than a sample.
 
     Returns:
-        (key, core, obs [N, ...], start [N]) -> (core, action [N, *action shape]). Without memory
-        core is (), and start is not read; the greedy do not read the key: anything will do.
+        Function (key, core, obs [N, ...], start [N]) -> (core, action [N, *action shape]). For a
+        feed-forward policy, core is () and start is ignored. If greedy, the key is ignored.
     """
     checked = _checked_act(parts, greedy)
 
@@ -148,7 +149,7 @@ def make_act(parts: Parts, greedy: bool = True) -> Act:
 
 
 def _checked_act(parts: Parts, greedy: bool) -> Callable[..., tuple[PyTree, jax.Array, jax.Array]]:
-    """`make_act`, which also says [N] whether the network gave an action that is finite."""
+    """`make_act` that also returns, for each observation, whether the action is finite, [N]."""
     shape = parts.action_space.shape
 
     def act(key: Any, core: PyTree, obs: PyTree, start: jax.Array) -> Any:
@@ -162,15 +163,16 @@ def _checked_act(parts: Parts, greedy: bool) -> Callable[..., tuple[PyTree, jax.
 
 
 class Agent:
-    """A trained agent: `agent(obs)` is its action.
+    """A trained agent: `agent(obs)` returns an action.
 
-    Without memory and greedy it is a pure function of the observation. With memory it remembers
-    what it saw since `reset()`, or since the last step that was called a start.
+    A greedy agent with a feed-forward policy is a pure function of the observation. A recurrent
+    agent keeps a recurrent state since `reset()`, or since the last observation that was passed as
+    the start of an episode.
 
     Args:
-        parts: of the agent.
-        greedy: the most likely action instead of a sample.
-        seed: of the samples.
+        parts: parts of the agent.
+        greedy: whether to take the most likely action rather than a sample.
+        seed: seed of the samples.
     """
 
     def __init__(self, parts: Parts, greedy: bool = True, seed: int = 0) -> None:
@@ -183,7 +185,7 @@ class Agent:
         self.reset()
 
     def reset(self) -> None:
-        """Forget: the next observation is the first of an episode."""
+        """Reset the recurrent state: the next observation is the first one of an episode."""
         self._core: PyTree = None
         self._count = 0
 
@@ -191,32 +193,33 @@ class Agent:
         """The action for one observation, or for N of them.
 
         Args:
-            obs: what the environment's reset or step returned, or N of them, [N, ...]; arrays or
-                lists, in the environment's own structure.
-            start: [N] bool, with memory alone: which of them begin an episode. None: all of them
-                at first and after `reset()`, none later.
-            action_mask: which actions are legal, as the environment says it; where it does so
-                beside the observation, it is needed.
+            obs: observation as the environment's reset or step returns it, or N of them, [N, ...];
+                arrays or lists in the environment's own structure.
+            start: [N] bool, whether each observation begins an episode; for recurrent agents only.
+                None stands for True at first and after `reset()`, and for False later.
+            action_mask: legal actions as the environment reports them. It is required if the
+                environment reports them separately from the observation.
 
         Returns:
-            The action as the environment's step takes it, of one or [N, ...].
+            The action in the form that the environment's step takes, for one observation or [N,
+            ...] for N of them.
 
         Raises:
-            ValueError: the observation has another structure, shape or type than the
-                environment's, or a value that is none of its own; a mask is missing; or the number
-                of observations changed under an agent with memory.
-            FloatingPointError: the network's action is not finite.
+            ValueError: if the observation has another structure, shape or type than the
+                environment's, or a value outside its space; if a mask is missing; or if the number
+                of observations of a recurrent agent has changed.
+            FloatingPointError: if the network's action is not finite.
         """
         batch, single = as_batch(self._codec.arrays(obs, action_mask), self._codec.ports)
         action = self.act_on(batch, start)
         return action[0] if single else action
 
     def act_on(self, arrays: Sequence[np.ndarray], start: Any = None) -> np.ndarray:
-        """The actions for N observations that are given as their arrays.
+        """The actions for N observations that are given as separate arrays.
 
         Args:
-            arrays: [N, ...] each, as an exported file takes them.
-            start: as for a call.
+            arrays: arrays [N, ...] in the order that an exported file takes them.
+            start: starts of episodes, as for a call of the agent.
         """
         batch = self._codec.read(arrays)
         count = len(arrays[0])
@@ -230,34 +233,34 @@ class Agent:
         if not np.all(acted):
             raise FloatingPointError(
                 f"the network's action for observation {np.argmin(acted)} of {count} is not "
-                "finite: its parameters are damaged, or the observation is not finite"
+                "finite: the parameters are damaged, or the observation is not finite"
             )
         self._count = count if self.has_memory else 0
         return self._codec.action.encode(np.asarray(action), np)
 
     def _remember(self, count: int) -> None:
-        """A memory for so many, if there is none."""
+        """Initialise the recurrent state for `count` observations, if there is none."""
         if self._count == 0:
             self._core = self._init_core(count)
         elif self._count != count:
             raise ValueError(
-                f"{count} observations for an agent that remembers {self._count}; the number stays "
-                "the same until agent.reset()"
+                f"{count} observations were given to a recurrent agent that has states for "
+                f"{self._count}; the number must stay the same until agent.reset()"
             )
 
 
 def as_batch(arrays: Sequence[Any], ports: Sequence[Port]) -> tuple[list[np.ndarray], bool]:
-    """The arrays of an observation as those of N observations, in the environment's types.
+    """Convert the arrays of an observation to those of N observations, in the environment's types.
 
     Args:
-        arrays: of one observation or N of them.
-        ports: what they are to be.
+        arrays: arrays of one observation or of N observations.
+        ports: descriptions of the expected arrays.
 
     Returns:
-        (arrays [N, ...], whether it was a single observation)
+        (arrays [N, ...], whether a single observation was given).
 
     Raises:
-        ValueError: one does not fit, with what does.
+        ValueError: if an array does not match its description.
     """
     pairs = list(zip(arrays, ports, strict=True))
     given = [_as_array(x, port) for x, port in pairs]
@@ -275,7 +278,7 @@ def as_batch(arrays: Sequence[Any], ports: Sequence[Port]) -> tuple[list[np.ndar
 
 
 def _as_array(x: Any, port: Port) -> np.ndarray:
-    """The same numbers in the environment's type, or a refusal; floats may lose digits."""
+    """The same numbers in the environment's type, or an error; floats may be rounded."""
     given = np.asarray(x)
     with np.errstate(over="ignore", invalid="ignore"):
         array = given.astype(port.dtype)
@@ -283,27 +286,27 @@ def _as_array(x: Any, port: Port) -> np.ndarray:
     lost = np.isinf(array) & ~np.isinf(given) if floats else array != given
     if np.any(lost):
         raise ValueError(
-            f"{_name(port)} has type {given.dtype} and values that {port.dtype} does not hold; it "
-            f"must be {port.dtype}, as the environment gives it"
+            f"{_name(port)} has type {given.dtype} and values that {port.dtype} cannot represent; "
+            f"it must be {port.dtype}, the type that the environment returns"
         )
     return array
 
 
 def _check_choices(x: np.ndarray, port: Port) -> None:
-    """Refuse values that are no element of a space of choices."""
+    """Reject values that are not elements of a discrete space."""
     if port.low is None:
         return
     wrong = (x < port.low) | (x > port.high)
     if wrong.any():
         low, high = int(np.min(port.low)), int(np.max(port.high))
         raise ValueError(
-            f"{_name(port)} is {int_or_nan(x[wrong].flat[0])}; the environment's own values are "
-            f"those from {low} to {high}"
+            f"{_name(port)} contains {int_or_nan(x[wrong].flat[0])}; the values of the environment "
+            f"are from {low} to {high}"
         )
 
 
 def _name(port: Port) -> str:
-    """What a user calls it: "the observation['speed']" of obs.speed."""
+    """The name of an array for users: "the observation['speed']" for obs.speed."""
     first, *rest = port.name.split(".")
     shown = "the observation" if first == "obs" else f"the {first}"
     return shown + "".join(f"[{key if key.isdigit() else repr(key)}]" for key in rest)
@@ -320,23 +323,23 @@ def load(
     policy: Any = None,
     algorithm: Any = None,
 ) -> Agent:
-    """A trained agent as a function: `ppo_jax.load("runs/mine")(obs)` is an action.
+    """Load a trained agent as a function: `ppo_jax.load("runs/mine")(obs)` returns an action.
 
     Args:
-        run: run directory, or a .safetensors file that `ppo_jax.export` wrote.
-        checkpoint: "latest", "best", or the number of an update; of a run directory alone.
-        greedy: the most likely action instead of a sample.
-        seed: of the samples.
-        trust: whether the run may name any code to import. One of the user's own may.
-        env, policy, algorithm: names of code that the run names, which may then be imported; or the
-            objects themselves, in place of what it names.
+        run: run directory, or a .safetensors file of `ppo_jax.export`.
+        checkpoint: "latest", "best", or the number of an update; for run directories only.
+        greedy: whether to take the most likely action rather than a sample.
+        seed: seed of the samples.
+        trust: whether the run may name any code to import. Runs of the current user are trusted.
+        env, policy, algorithm: names of code that the run names, which may then be imported, or
+            objects that replace it.
 
     Returns:
-        Agent: called with one observation or N of them, it gives the action the environment takes.
+        Agent, which returns the environment's actions for one observation or N of them.
 
     Raises:
-        ConfigError, CheckpointError: not a run, one that names code and is not the user's own, or
-            nothing whole to restore.
+        ConfigError: if the folder is not a run, or names code without being trusted.
+        CheckpointError: if there is no complete checkpoint to restore.
     """
     path, given = Path(run), Given(env, policy, algorithm, trust)
     if path.suffix == ".safetensors" and path.is_file():

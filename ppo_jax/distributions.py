@@ -1,11 +1,11 @@
-"""Action distributions as pytrees: the batch shape leads, the event is summed out.
+"""Action distributions as pytrees with leading batch dimensions; event dimensions are summed.
 
-Each answers the same questions: `sample(key)`, `log_prob(action)`, `entropy()`, `kl(other)`,
-`mode()`, and `to_env(action)`, what the environment is given for an action. Noise can be drawn in
-bulk, before the distributions that consume it exist: `sample(key) == sample_from(noise(key))`, and
-`noise(key, (T,))` serves T successive samples. The categorical ones also answer `masked(legal)`:
-the same distribution given that what is drawn is legal. `log_prob_and_entropy(dist, action)` is for
-losses, which need both.
+Every distribution has the methods `sample(key)`, `log_prob(action)`, `entropy()`, `kl(other)`,
+`mode()` and `to_env(action)`; the last one converts an action to the environment's form. Noise can
+be drawn in bulk, before the distributions that use it exist: `sample(key)` equals
+`sample_from(noise(key))`, and `noise(key, (T,))` is enough for T successive samples. Categorical
+distributions also have `masked(legal)`, the same distribution restricted to the legal actions.
+Losses use `log_prob_and_entropy(dist, action)`, which computes both terms at once.
 """
 
 import functools
@@ -24,14 +24,14 @@ LOG_SQRT_2PI = 0.5 * math.log(2.0 * math.pi)
 
 
 class Distribution(Protocol):
-    """What a policy head returns."""
+    """The interface of the distribution that a policy head returns."""
 
     def noise(self, key: jax.Array, shape: tuple[int, ...] = ()) -> jax.Array:
-        """Raw randomness for `shape` independent samples; reads only shapes."""
+        """Random numbers for `shape` independent samples; only the shapes of self are used."""
         ...
 
     def sample_from(self, noise: jax.Array) -> jax.Array:
-        """The sample that this noise stands for."""
+        """The sample that is computed from this noise."""
         ...
 
     def sample(self, key: jax.Array) -> jax.Array:
@@ -39,15 +39,15 @@ class Distribution(Protocol):
         ...
 
     def log_prob(self, action: jax.Array) -> jax.Array:
-        """[batch] log-density or log-mass."""
+        """[batch] log-density or log-probability of an action."""
         ...
 
     def entropy(self) -> jax.Array:
-        """[batch] nats."""
+        """[batch] entropy, in nats."""
         ...
 
     def kl(self, other: Self) -> jax.Array:
-        """[batch] KL(self ‖ other), nats."""
+        """[batch] KL(self ‖ other), in nats."""
         ...
 
     def mode(self) -> jax.Array:
@@ -55,40 +55,40 @@ class Distribution(Protocol):
         ...
 
     def to_env(self, action: jax.Array) -> jax.Array:
-        """The action as the environment takes it."""
+        """The action in the form that the environment expects."""
         ...
 
 
 @functools.singledispatch
 def log_prob_and_entropy(dist: Distribution, action: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """Both, by the distribution's two methods.
+    """Log-probability and entropy, by the two methods of the distribution.
 
-    A type of distribution that can share the work between them registers a function of its own:
+    A distribution that can compute both with less work registers a function of its own with
     `log_prob_and_entropy.register`.
 
     Args:
-        dist: of batch shape [...].
-        action: one of each distribution.
+        dist: distribution with batch shape [...].
+        action: one action for each batch element.
 
     Returns:
-        ([...] log-density or log-mass, [...] nats).
+        (log-density or log-probability [...], entropy [...] in nats).
     """
     return dist.log_prob(action), dist.entropy()
 
 
 def mask_logits(logits: jax.Array, legal: jax.Array) -> jax.Array:
-    """Logits under which what is not legal is impossible.
+    """Logits that give illegal actions the probability 0.
 
-    z_a where a is legal, −∞ elsewhere: π(a | legal), renormalised. No gradient reaches the logits
-    of illegal actions. Where nothing is legal, as after the end of an episode, nothing is masked,
-    and all remains finite.
+    The result is z_a where a is legal and −∞ elsewhere: the logits of π(a | legal). The logits of
+    illegal actions receive no gradient. Where no action is legal, as after the end of an episode,
+    the logits are left unmasked, so that all numbers remain finite.
 
     Args:
-        logits: [..., A] z.
-        legal: [..., A] bool.
+        logits: [..., A] logits z.
+        legal: [..., A] bool, whether each action is legal.
 
     Returns:
-        [..., A].
+        [..., A] masked logits.
 
     Source: Huang & Ontañón 2022, A Closer Look at Invalid Action Masking in Policy Gradient
     Algorithms (with −∞ for their large negative number).
@@ -101,17 +101,18 @@ def mask_logits(logits: jax.Array, legal: jax.Array) -> jax.Array:
 class Categorical:
     """One of A actions: π(a) = exp(z_a) / Σ_b exp(z_b).
 
-    A logit of −∞ is an impossible action: probability exactly 0, entropy and gradients finite. At
-    least one must be finite. KL(p ‖ q) is infinite where q excludes what p does not.
+    An action with the logit −∞ is impossible: its probability is exactly 0, while the entropy and
+    all gradients remain finite. At least one logit must be finite. KL(p ‖ q) is infinite if an
+    action is possible under p and impossible under q.
 
     Attributes:
-        logits: [..., A] z, unnormalised.
+        logits: [..., A] unnormalised logits z.
     """
 
     logits: jax.Array
 
     def masked(self, legal: jax.Array) -> "Categorical":
-        """Given that the action is among the legal, [..., A] bool."""
+        """The distribution restricted to the legal actions, given as [..., A] bool."""
         return Categorical(mask_logits(self.logits, legal))
 
     def noise(self, key: jax.Array, shape: tuple[int, ...] = ()) -> jax.Array:
@@ -120,8 +121,9 @@ class Categorical:
     def sample_from(self, noise: jax.Array) -> jax.Array:
         """Inverse of the cumulative distribution: the first possible a with Σ_{b<=a} π(b) > u.
 
-        One uniform number per sample, where the Gumbel trick draws A. In whatever order a backend
-        sums, an action of probability 0 is never taken, and some other always is.
+        This takes one uniform number for each sample, where the Gumbel trick takes A of them.
+        Whatever the order of summation on a backend, the sample is a possible action and never an
+        action of probability 0.
         """
         logits = self.logits.astype(jnp.promote_types(self.logits.dtype, jnp.float32))
         mass = jnp.exp(logits - jnp.max(logits, axis=-1, keepdims=True))
@@ -134,7 +136,7 @@ class Categorical:
 
     def log_prob(self, action: jax.Array) -> jax.Array:
         _check_action("Categorical", action, self.logits.shape[:-1])
-        # A select and a sum: on every backend cheaper than a gather, whose gradient is a scatter.
+        # A select and a sum are cheaper than a gather, whose gradient is a scatter.
         chosen = jnp.arange(self.logits.shape[-1]) == jnp.asarray(action)[..., None]
         return jnp.sum(jnp.where(chosen, jax.nn.log_softmax(self.logits), 0.0), axis=-1)
 
@@ -159,19 +161,19 @@ class MultiCategorical:
     """Several independent categorical choices made at once.
 
     Attributes:
-        logits: [..., ΣA_i] the choices' logits side by side.
-        sizes: (A_1, ..., A_D), static.
+        logits: [..., ΣA_i] concatenated logits of the D choices.
+        sizes: numbers of options (A_1, ..., A_D) of the D choices, static.
     """
 
     logits: jax.Array
     sizes: tuple[int, ...] = struct.field(pytree_node=False)
 
     def masked(self, legal: jax.Array) -> "MultiCategorical":
-        """Given that every choice is among its own legal ones.
+        """The distribution with every choice restricted to its legal options.
 
         Args:
-            legal: [..., D, max A_i] bool, a row per choice; what is beyond its A_i is not read. A
-                choice of which nothing is legal stays as it is, whatever the others.
+            legal: [..., D, max A_i] bool, one row for each choice; elements beyond its A_i options
+                are ignored. A choice without a legal option is left unmasked.
         """
         rows = (legal[..., i, :n] for i, n in enumerate(self.sizes))
         parts = [p.masked(row).logits for p, row in zip(self._parts(), rows, strict=True)]
@@ -211,22 +213,22 @@ class MultiCategorical:
 
 @struct.dataclass
 class JointCategorical:
-    """Several choices made as one: a probability for each of the ΠA_i combinations.
+    """Several dependent choices: one probability for each of the ΠA_i combinations.
 
-    For choices whose legality depends on one another, which independent ones cannot respect. The
-    action that is drawn, stored and scored is the index of the combination, the last choice varying
-    fastest; `to_env` takes it apart.
+    This distribution is for choices whose legal options depend on each other. The action that is
+    drawn, stored and scored is the index of the combination, in which the last choice varies
+    fastest; `to_env` converts it to the choices.
 
     Attributes:
-        logits: [..., ΠA_i] of the combinations.
-        sizes: (A_1, ..., A_D), static.
+        logits: [..., ΠA_i] logits of the combinations.
+        sizes: numbers of options (A_1, ..., A_D) of the D choices, static.
     """
 
     logits: jax.Array
     sizes: tuple[int, ...] = struct.field(pytree_node=False)
 
     def masked(self, legal: jax.Array) -> "JointCategorical":
-        """Given that the combination is among the legal, [..., A_1, ..., A_D] bool."""
+        """The distribution restricted to legal combinations, [..., A_1, ..., A_D] bool."""
         logits = mask_logits(self.logits, legal.reshape(self.logits.shape))
         return JointCategorical(logits, self.sizes)
 
@@ -252,7 +254,7 @@ class JointCategorical:
         return self._flat().mode()
 
     def to_env(self, action: jax.Array) -> jax.Array:
-        """[...] index -> [..., D] the choices."""
+        """Convert the index of a combination [...] to the choices [..., D]."""
         return jnp.stack(jnp.unravel_index(action, self.sizes), axis=-1).astype(jnp.int32)
 
     def _flat(self) -> Categorical:
@@ -261,18 +263,18 @@ class JointCategorical:
 
 @struct.dataclass
 class DiagGaussian:
-    """Independent normals: a_i ~ N(μ_i, σ_i²).
+    """A Gaussian with diagonal covariance: a_i ~ N(μ_i, σ_i²).
 
-    The action is unbounded; the environment gets it clipped to `low`, `high` where they are given,
-    while log_prob is that of the unclipped action (clipping belongs to the environment). With a
-    shift and a scale the environment gets shift + scale a, clipped; log_prob, entropy and kl stay
-    those of a.
+    The action is unbounded. The environment receives it clipped to `low` and `high`, if they are
+    given, while log_prob refers to the action before clipping (clipping is a part of the
+    environment). With a shift and a scale the environment receives shift + scale · a, clipped;
+    log_prob, entropy and kl still refer to a.
 
     Attributes:
-        mean: [..., D] μ.
-        log_std: [D] or [..., D] log σ.
+        mean: [..., D] means μ.
+        log_std: [D] or [..., D] logarithms of the standard deviations, log σ.
         low, high: [D] bounds of the environment's action space, or None.
-        shift, scale: [D] of the actions that the environment gets, or None.
+        shift, scale: [D] offset and factor of the environment's actions, or None.
     """
 
     mean: jax.Array
@@ -317,24 +319,24 @@ class DiagGaussian:
         return moved if self.low is None else jnp.clip(moved, self.low, self.high)
 
 
-# Nodes and weights of ∫ N(z; 0, 1) f(z) dz, for the entropy below: 32 points err by less than
-# 3e-5 nats up to σ = 1.6 and by 2e-3 at σ = e.
+# Nodes and weights of ∫ N(z; 0, 1) f(z) dz, for the entropy below. With 32 points the error is
+# below 3e-5 nats up to σ = 1.6, and 2e-3 nats at σ = e.
 _NODES, _WEIGHTS = np.polynomial.hermite_e.hermegauss(32)
 _WEIGHTS = _WEIGHTS / _WEIGHTS.sum()
 
 
 @struct.dataclass
 class TanhGaussian:
-    """A normal squashed into (low, high): a = low + (high − low) (tanh(u) + 1) / 2, u ~ N(μ, σ²).
+    """A squashed Gaussian: a = low + (high − low) (tanh(u) + 1) / 2, u ~ N(μ, σ²).
 
-    The action that is stored and scored is u, the one before squashing, whose log-density is
-    finite everywhere; `to_env` squashes it. log_prob is the density of the squashed action:
+    The action that is stored and scored is u, before squashing, because its log-density is finite
+    everywhere; `to_env` squashes it. log_prob is the density of the squashed action:
 
     log π(a) = Σ_i log N(u_i; μ_i, σ_i²) − log |da_i/du_i|,   da/du = (high − low)/2 · (1 − tanh²u)
 
     Attributes:
-        mean: [..., D] μ.
-        log_std: [D] or [..., D] log σ.
+        mean: [..., D] means μ of u.
+        log_std: [D] or [..., D] logarithms of the standard deviations of u, log σ.
         low, high: [D] finite bounds of the environment's action space.
 
     Source: Haarnoja et al. 2018, Soft Actor-Critic, appendix C; the stable form of
@@ -360,7 +362,7 @@ class TanhGaussian:
         return self._normal().log_prob(action) - jnp.sum(slope, axis=-1)
 
     def entropy(self) -> jax.Array:
-        """H(u) + Σ_i E[log |da_i/du_i|], the expectation by Gauss-Hermite quadrature."""
+        """H(u) + Σ_i E[log |da_i/du_i|], with the expectation by Gauss-Hermite quadrature."""
         std = jnp.exp(jnp.broadcast_to(self.log_std, self.mean.shape))
         nodes = (
             self.mean[..., None, :] + std[..., None, :] * jnp.asarray(_NODES, std.dtype)[:, None]
@@ -369,11 +371,11 @@ class TanhGaussian:
         return self._normal().entropy() + jnp.sum(expected + self._log_half_width(), axis=-1)
 
     def kl(self, other: "TanhGaussian") -> jax.Array:
-        """That of the normals: an invertible map leaves a divergence unchanged."""
+        """The divergence of the Gaussians before squashing: an invertible map preserves it."""
         return self._normal().kl(other._normal())
 
     def mode(self) -> jax.Array:
-        """μ, which squashes to the median."""
+        """μ, which `to_env` maps to the median of the squashed distribution."""
         return self.mean
 
     def to_env(self, action: jax.Array) -> jax.Array:
@@ -388,10 +390,10 @@ class TanhGaussian:
 
 @struct.dataclass
 class Bernoulli:
-    """Independent coins: π(a_i = 1) = sigmoid(z_i).
+    """Independent binary choices: π(a_i = 1) = sigmoid(z_i).
 
     Attributes:
-        logits: [..., D] z.
+        logits: [..., D] logits z.
     """
 
     logits: jax.Array
@@ -430,8 +432,8 @@ class Bernoulli:
 
 
 def _check_action(name: str, action: jax.Array, expected: tuple[int, ...]) -> None:
-    """One action of each distribution, or several of each with their number in front; a single
-    number fits all."""
+    """Check an action's shape: one action for each batch element, optionally with leading sample
+    dimensions. A scalar is valid for every shape."""
     if jnp.ndim(action):
         shapes.leading(f"{name}.log_prob", "action", action, expected)
 
@@ -442,7 +444,7 @@ def _log_slope(u: jax.Array) -> jax.Array:
 
 
 def _expectation(log_p: jax.Array, x: jax.Array) -> jax.Array:
-    """Σ_a p_a x_a where an impossible action contributes nothing, to value or gradient."""
+    """Σ_a p_a x_a, where an impossible action contributes neither to the value nor the gradient."""
     possible = log_p > -jnp.inf
     return jnp.sum(jnp.where(possible, jnp.exp(log_p) * jnp.where(possible, x, 0.0), 0.0), axis=-1)
 

@@ -1,7 +1,7 @@
-"""What samples of one distribution say about another: importance weights and KL divergences.
+"""Importance weights and Kullback-Leibler divergences, estimated from samples.
 
-p is the distribution asked about, q the one that was sampled; both enter by the
-log-probabilities of the samples.
+q is the distribution that was sampled and p the one that is compared with it. Both are given by
+the log-probabilities of the samples.
 """
 
 import jax
@@ -9,12 +9,12 @@ import jax.numpy as jnp
 
 from ppo_jax import shapes
 
-# Beyond it a ratio overflows float32, and 0 · ∞ in a gradient is NaN.
+# A larger log-ratio overflows float32 after exp, and 0 · ∞ in a gradient is NaN.
 MAX_LOG_RATIO = 80.0
 
 
 def importance_ratio(log_p: jax.Array, log_q: jax.Array) -> jax.Array:
-    """What a sample of q counts for under p.
+    """The importance weight of a sample of q for expectations under p.
 
     ρ = p(x) / q(x),   E_q[ρ] = 1
 
@@ -23,10 +23,10 @@ def importance_ratio(log_p: jax.Array, log_q: jax.Array) -> jax.Array:
         log_q: [...] log q(x).
 
     Returns:
-        [...] ρ, at most e^80.
+        [...] importance ratio ρ, at most e^80.
 
     Raises:
-        ValueError: arrays of different shapes; only scalars are broadcast.
+        ValueError: if the arrays have different shapes; only scalars are broadcast.
     """
     shapes.same("importance_ratio", log_p=log_p, log_q=log_q)
     return jnp.exp(jnp.minimum(log_p - log_q, MAX_LOG_RATIO))
@@ -35,23 +35,23 @@ def importance_ratio(log_p: jax.Array, log_q: jax.Array) -> jax.Array:
 def importance_weighted_mean(
     f: jax.Array, log_p: jax.Array, log_q: jax.Array
 ) -> tuple[jax.Array, jax.Array]:
-    """An expectation under p from n samples of q, and the variance of that estimate.
+    """An expectation under p from n samples of q, and the variance of the estimate.
 
     E_p[f] = E_q[ρ f] ≈ 1/n Σ ρ_i f_i,   ρ = p(x) / q(x)
     Var = 1/n (E_p[ρ f²] − E_p[f]²),   E_p[ρ f²] = E_q[ρ² f²]
 
-    Where p = q that is Var_p[f] / n; the further apart they are, the larger ρ is where it counts.
+    If p = q the variance is Var_p[f] / n. It grows with the distance between p and q.
 
     Args:
-        f: [n, ...] f(x_i), x_i ~ q independently.
-        log_p: [n, ...] log p(x_i), or [n, 1, ...] where all components of f share one sample.
-        log_q: of the same shape, log q(x_i).
+        f: [n, ...] values f(x_i) of independent samples x_i ~ q.
+        log_p: [n, ...] log p(x_i), or [n, 1, ...] if all components of f share one sample.
+        log_q: log q(x_i), of the same shape as log_p.
 
     Returns:
         (mean [...], variance of the mean [...], estimated from the same samples with n − 1).
 
     Raises:
-        ValueError: arrays of different shapes; only scalars are broadcast.
+        ValueError: if the arrays have different shapes; only scalars are broadcast.
 
     Source: Owen 2013, Monte Carlo theory, methods and examples, section 9.1.
     """
@@ -63,7 +63,7 @@ def importance_weighted_mean(
 
 
 def k1(log_p: jax.Array, log_q: jax.Array) -> jax.Array:
-    """KL(q ‖ p) from samples of q: unbiased, of either sign.
+    """Estimate KL(q ‖ p) from samples of q; unbiased, of either sign.
 
     k1 = log q(x) − log p(x)
 
@@ -72,10 +72,10 @@ def k1(log_p: jax.Array, log_q: jax.Array) -> jax.Array:
         log_q: [...] log q(x), x ~ q.
 
     Returns:
-        [...] estimate per sample, in nats.
+        [...] estimate for each sample, in nats.
 
     Raises:
-        ValueError: arrays of different shapes; only scalars are broadcast.
+        ValueError: if the arrays have different shapes; only scalars are broadcast.
 
     Source: Schulman 2020, Approximating KL Divergence (joschu.net/blog/kl-approx.html).
     """
@@ -84,7 +84,7 @@ def k1(log_p: jax.Array, log_q: jax.Array) -> jax.Array:
 
 
 def k2(log_p: jax.Array, log_q: jax.Array) -> jax.Array:
-    """KL(q ‖ p) from samples of q: biased, never negative, of small variance.
+    """Estimate KL(q ‖ p) from samples of q; biased, never negative, of small variance.
 
     k2 = ½ (log q(x) − log p(x))²
 
@@ -93,10 +93,10 @@ def k2(log_p: jax.Array, log_q: jax.Array) -> jax.Array:
         log_q: [...] log q(x), x ~ q.
 
     Returns:
-        [...] estimate per sample, in nats.
+        [...] estimate for each sample, in nats.
 
     Raises:
-        ValueError: arrays of different shapes; only scalars are broadcast.
+        ValueError: if the arrays have different shapes; only scalars are broadcast.
 
     Source: Schulman 2020.
     """
@@ -105,21 +105,21 @@ def k2(log_p: jax.Array, log_q: jax.Array) -> jax.Array:
 
 
 def k3(log_p: jax.Array, log_q: jax.Array) -> jax.Array:
-    """KL(q ‖ p) from samples of q: unbiased and never negative.
+    """Estimate KL(q ‖ p) from samples of q; unbiased and never negative.
 
     k3 = (ρ − 1) − log ρ,   ρ = p(x) / q(x)
 
-    k1 with the control variate ρ − 1, whose mean is 0.
+    This is k1 with the control variate ρ − 1, whose expectation is 0.
 
     Args:
         log_p: [...] log p(x).
         log_q: [...] log q(x), x ~ q.
 
     Returns:
-        [...] estimate per sample, in nats.
+        [...] estimate for each sample, in nats.
 
     Raises:
-        ValueError: arrays of different shapes; only scalars are broadcast.
+        ValueError: if the arrays have different shapes; only scalars are broadcast.
 
     Source: Schulman 2020.
     """

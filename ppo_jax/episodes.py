@@ -1,4 +1,4 @@
-"""Accounting inside a rollout: the episodes under way, and those that a time limit truncates."""
+"""Accounting inside a rollout: returns of current episodes, and values at truncations."""
 
 import dataclasses
 from collections.abc import Callable
@@ -15,13 +15,13 @@ from ppo_jax.types import Metrics, PyTree
 
 @struct.dataclass
 class Episodes:
-    """The episodes that are under way.
+    """The current episodes of N environments.
 
     Attributes:
-        start: [N] bool, the next step is the first of an episode.
-        episode_return: [N] raw reward so far.
-        episode_length: [N] steps so far.
-        discounted_return: [N] Σ γ^k r_{t−k}, whose deviation scales the rewards.
+        start: [N] bool, whether the next step is the first one of an episode.
+        episode_return: [N] sum of the raw rewards so far.
+        episode_length: [N] number of steps so far.
+        discounted_return: [N] Σ γ^k r_{t−k}, whose standard deviation scales the rewards.
     """
 
     start: jax.Array
@@ -31,8 +31,8 @@ class Episodes:
 
 
 def no_episodes(num_envs: int) -> Episodes:
-    """N episodes before their first step."""
-    zeros = lambda dtype: jnp.zeros(num_envs, dtype)  # each its own: none is donated twice
+    """The accounting of N episodes before their first step."""
+    zeros = lambda dtype: jnp.zeros(num_envs, dtype)  # separate arrays: none is donated twice
     return Episodes(jnp.ones(num_envs, bool), zeros(float), zeros(int), zeros(float))
 
 
@@ -44,19 +44,19 @@ def advance(
     valid: jax.Array,
     gamma: jax.Array | float,
 ) -> tuple[Episodes, Episodes]:
-    """Episodes one step later.
+    """Update the accounting of the episodes after one step.
 
-    A step that did not happen changes nothing: the episode that starts after it still starts.
+    An invalid step changes nothing: if an episode was to start at it, the next step starts it.
 
     Args:
-        episodes: before the step.
-        rewards: ([N] learned from, [N] raw); the raw ones are reported.
-        done: [N] bool.
-        valid: [N] bool, False where the step did not happen.
-        gamma: [] discount.
+        episodes: accounting before the step.
+        rewards: (training rewards [N], raw rewards [N]); the raw rewards are reported.
+        done: [N] bool, whether the episode ended.
+        valid: [N] bool, False for a step that was not executed.
+        gamma: [] discount factor γ.
 
     Returns:
-        (ready for the next step, totals as they stand at this one).
+        (accounting before the next step, totals of each episode at this step).
     """
     reward, raw_reward = rewards
     totals = Episodes(
@@ -71,11 +71,11 @@ def advance(
 
 
 def episode_metrics(finished: jax.Array, totals: Episodes) -> Metrics:
-    """Statistics of the episodes that finished; NaN where there were none.
+    """Metrics of the episodes that finished; NaN if there are none.
 
     Args:
-        finished: [T, N] or [N] bool, the last steps of the episodes that are counted.
-        totals: of the same shape, as `advance` returns them.
+        finished: [T, N] or [N] bool, True at the last steps of the episodes that are counted.
+        totals: totals of the same shape, as `advance` returns them.
     """
     count = parallel.sum(jnp.sum(finished))
     returns = totals.episode_return
@@ -105,30 +105,30 @@ def episode_metrics(finished: jax.Array, totals: Episodes) -> Metrics:
 
 
 def give_up(episodes: Episodes, abandoned: jax.Array) -> Episodes:
-    """Episodes of which some ended without a result: those that follow them start.
+    """Restart the accounting of episodes that ended without a result.
 
     Args:
-        episodes: ready for the next step.
-        abandoned: [N] bool.
+        episodes: accounting before the next step.
+        abandoned: [N] bool, whether the episode was abandoned.
     """
     fresh = jax.tree.map(lambda x: jnp.where(abandoned, jnp.zeros_like(x), x), episodes)
     return dataclasses.replace(fresh, start=episodes.start | abandoned)
 
 
-# Of an environment that may truncate at any step, so many truncations are kept before the critic
-# is asked for their values.
+# In an environment that may truncate at any step, this number of truncations is stored before the
+# critic evaluates them.
 FEW_CUTS = 4
 
 
 class Cuts(NamedTuple):
-    """What the critic needs to value the futures that time limits cut off.
+    """The states at truncations, from which the critic bootstraps.
 
     Attributes:
-        used: [N] slots in use.
-        final: (core, obs), [C, N, ...] each: the true final observations, in order.
-        at: [C, N] the steps they are of; T where a slot is free. None where there is a slot for
-            every truncation that there can be.
-        value: [T, N] the values that are known already, where there was a truncation; or None.
+        used: [N] number of slots in use.
+        final: (core, obs) of the true final states, in order, with leaves [C, N, ...].
+        at: [C, N] steps of the final states, T for a free slot; None if there are enough slots for
+            every possible truncation.
+        value: [T, N] values at the truncations that were already evaluated, or None.
     """
 
     used: jax.Array
@@ -138,17 +138,16 @@ class Cuts(NamedTuple):
 
 
 def no_cuts(num_steps: int, env: VectorEnv, example: PyTree) -> Cuts:
-    """Slots for as many truncations as there can be.
+    """Empty slots for the states at truncations.
 
-    A time limit of L steps cuts an episode at most C = 1 + (T − 1) // L times in T steps, so a
-    few slots hold every true final observation and none has to be kept for all steps. Where the
-    limit is only the longest that an episode can be, the slots are emptied as often as they are
-    full.
+    A time limit of L steps truncates an episode at most C = 1 + (T − 1) // L times in T steps, so
+    that C slots hold every true final observation, and it is not stored for all T steps. If an
+    environment can truncate before its time limit, the slots are emptied whenever they are full.
 
     Args:
-        num_steps: T.
-        env: its num_envs and time_limit, and whether it `truncates_sooner`.
-        example: (core, obs), [N, ...].
+        num_steps: number T of steps.
+        env: environment with the attributes num_envs, time_limit and `truncates_sooner`.
+        example: (core, obs) with leaves [N, ...].
     """
     limit, sooner = getattr(env, "time_limit", None), getattr(env, "truncates_sooner", False)
     unknown = min(num_steps, FEW_CUTS) if sooner else num_steps
@@ -169,21 +168,21 @@ def remember_cuts(
     time: jax.Array,
     empty: Callable[[Cuts], Cuts],
 ) -> Cuts:
-    """Write what was truncated at this step into each environment's next free slot.
+    """Store the states that were truncated at this step in each environment's next free slot.
 
     Args:
-        cuts: before the step.
-        truncated: [N] bool.
-        final: (core, obs), [N, ...].
-        time: [] the step, from 0 on.
-        empty: `emptied`, for where there is no free slot.
+        cuts: slots before the step.
+        truncated: [N] bool, whether the episode was truncated.
+        final: (core, obs) of the true final states, with leaves [N, ...].
+        time: [] index of the step, from 0.
+        empty: function such as `emptied`, called if there is no free slot.
     """
     slots = jax.tree.leaves(cuts.final)[0].shape[0]
     if cuts.at is not None:
         full = jnp.any(truncated & (cuts.used >= slots))
         known = jax.lax.cond(full, lambda c: empty(c)._replace(final=()), _unchanged, cuts)
         cuts = known._replace(final=cuts.final)
-    slot = jnp.where(truncated, cuts.used, slots)  # out of range: dropped
+    slot = jnp.where(truncated, cuts.used, slots)  # an index out of range is dropped
     column = jnp.arange(cuts.used.shape[0])
     final = jax.tree.map(lambda s, x: s.at[slot, column].set(x, mode="drop"), cuts.final, final)
     at = None if cuts.at is None else cuts.at.at[slot, column].set(time, mode="drop")
@@ -191,17 +190,17 @@ def remember_cuts(
 
 
 def _unchanged(cuts: Cuts) -> Cuts:
-    """Without the final observations, which nothing changes: they are not copied."""
+    """The slots without the final observations, which are then not copied."""
     return cuts._replace(final=())
 
 
 def emptied(key: jax.Array, cuts: Cuts, *, value_of: Callable[..., jax.Array]) -> Cuts:
-    """Ask the critic for the values of the observations in all slots, which are free then.
+    """Evaluate the observations in all slots with the critic and free the slots.
 
     Args:
-        key: consumed.
-        cuts: with `at` and `value`.
-        value_of: (key, core [N, ...], obs [N, ...]) -> [N].
+        key: PRNG key.
+        cuts: slots with `at` and `value`.
+        value_of: function (key, core [N, ...], obs [N, ...]) -> values [N].
     """
     slots, column = cuts.at.shape[0], jnp.arange(cuts.used.shape[0])
     cut_value = jax.vmap(value_of)(jax.random.split(key, slots), *cuts.final)
@@ -211,7 +210,7 @@ def emptied(key: jax.Array, cuts: Cuts, *, value_of: Callable[..., jax.Array]) -
 
 
 def lost_cuts(cuts: Cuts) -> Metrics:
-    """Truncations that found no slot, because the environment's time_limit is not one."""
+    """The number of truncations without a free slot, which occur if time_limit is wrong."""
     slots = jax.tree.leaves(cuts.final)[0].shape[0]
     return {"lost_cuts": parallel.sum(jnp.sum(jnp.maximum(cuts.used - slots, 0)))}
 
@@ -224,17 +223,17 @@ def value_at_cuts(
     cuts: Cuts,
     value_of: Callable[..., jax.Array],
 ) -> jax.Array:
-    """The value of each step's successor, of the true one where an episode was truncated.
+    """The value of each step's successor state, of the true one where an episode was truncated.
 
     Args:
-        key: consumed.
-        next_value: [T, N] V of the observation after each step, whatever episode it is of.
-        truncated: [T, N] bool.
-        cuts: what was truncated.
-        value_of: (key, core [N, ...], obs [N, ...]) -> [N].
+        key: PRNG key.
+        next_value: [T, N] values of the observation after each step, of whatever episode.
+        truncated: [T, N] bool, whether the episode was truncated.
+        cuts: slots with the true final states.
+        value_of: function (key, core [N, ...], obs [N, ...]) -> values [N].
 
     Returns:
-        [T, N].
+        [T, N] values of the successor states.
     """
     if cuts.at is not None:
         return jnp.where(truncated, emptied(key, cuts, value_of=value_of).value, next_value)

@@ -1,6 +1,6 @@
-"""Playing whole episodes with a trained policy: returns, an interval, a GIF.
+"""Evaluation of a trained policy over whole episodes: returns, confidence interval, GIF.
 
-`python -m ppo_jax.evaluate RUN` is this on a run directory (`ppo_jax.cli`).
+`python -m ppo_jax.evaluate RUN` evaluates a run directory (`ppo_jax.cli`).
 """
 
 if __name__ == "__main__":  # a command line is read before JAX is imported
@@ -31,23 +31,23 @@ from ppo_jax.envs import Env, makes_vectors, render
 from ppo_jax.networks import Policy
 from ppo_jax.types import Params, PyTree
 
-# Environments end their episodes themselves; one that goes on longer than this is cut.
+# Most environments end their episodes; an episode that takes longer is cut after this many steps.
 DEFAULT_MAX_STEPS = 10_000
-# The number of programs, the last ones used, that stay compiled while their environments exist.
+# Number of recently used programs that stay compiled while their environments exist.
 KEPT_PROGRAMS = 8
 CONFIDENCE = 0.95
 
 
 @struct.dataclass
 class Returns:
-    """What E episodes earned.
+    """The returns of E episodes.
 
     Attributes:
-        episode_return: [E] undiscounted, raw.
-        episode_length: [E] steps.
-        finished: [E] bool, False where the episode was still going on at max_steps.
-        acted: [E] bool, False where the network gave an action that is not finite, in whose place
-            the environment was given another one.
+        episode_return: [E] undiscounted returns of raw rewards.
+        episode_length: [E] numbers of steps.
+        finished: [E] bool, False if the episode was cut at max_steps.
+        acted: [E] bool, False if an action of the network was not finite, in which case the
+            environment received another action.
     """
 
     episode_return: jax.Array
@@ -70,27 +70,28 @@ def evaluate(
     max_steps: int | None = None,
     greedy: bool = True,
 ) -> Returns:
-    """Play E episodes side by side, each to its own end.
+    """Run E episodes in parallel, each to its own end.
 
     Args:
-        key: consumed.
-        params: of the policy.
-        moments: the statistics it was trained with; they stay as they are.
-        env: an Env, or a VectorMaker, which is played as it is evaluated, so many episodes at a
-            time as it says.
-        policy: acts.
-        episodes: E.
-        max_steps: cut an episode here; None: at its time limit or 10,000, whichever is more.
-        greedy: the distribution's mode instead of a sample.
+        key: PRNG key.
+        params: parameters of the policy.
+        moments: running statistics of the training run, which are not updated.
+        env: an Env, or a VectorMaker, which defines its own variant for evaluation and the number
+            of parallel episodes.
+        policy: policy that chooses the actions.
+        episodes: number E of episodes.
+        max_steps: number of steps after which an episode is cut; None for the time limit of the
+            environment or 10,000, whichever is larger.
+        greedy: whether to take the mode of the action distribution rather than a sample.
 
     Returns:
-        Returns [E].
+        Returns with leaves [E].
     """
     env = env.evaluation() if makes_vectors(env) else env
     if max_steps is None:
         max_steps = max(DEFAULT_MAX_STEPS, _time_limit(env))
     count = env.side_by_side(episodes) if makes_vectors(env) else episodes
-    # Inside another program's trace, whose tracers must not outlive it, nothing is kept.
+    # Tracers must not outlive an enclosing trace, so no program is kept inside one.
     traced = any(isinstance(x, jax.core.Tracer) for x in jax.tree.leaves((key, params, moments)))
     how: dict[str, Any] = {"episodes": count, "max_steps": max_steps, "greedy": greedy}
     play = _compiled(lambda: env, policy, **how) if traced else _kept_program(env, policy, **how)
@@ -101,18 +102,18 @@ def evaluate(
     return jax.tree.map(lambda *x: jnp.concatenate(x)[:episodes], *parts)
 
 
-# Programs of evaluations, the one used last at the end: what is played and how -> (a weak reference
-# to the environment, the program).
+# Compiled programs of evaluations, the most recently used one last: key -> (weak reference to the
+# environment, program).
 _programs: collections.OrderedDict[Any, tuple[Any, Play]] = collections.OrderedDict()
 
 
 def _kept_program(env: Any, policy: Policy, **how: Any) -> Play:
-    """The program that plays episodes, compiled once for an environment and a policy.
+    """The program that runs the episodes, compiled once for each environment and policy.
 
-    It is freed with the environment, to which it has a weak reference alone, and when KEPT_PROGRAMS
-    others were used since.
+    It holds only a weak reference to the environment. It is freed with the environment, or after
+    KEPT_PROGRAMS other programs were used.
     """
-    # The program holds the policy, so that no other policy can have the identities of its parts.
+    # The program keeps the policy alive, so that no other policy can reuse the ids of its parts.
     key = (id(env), *map(id, policy), *how.values())
     found = _programs.get(key)
     if found is not None and found[0]() is env:
@@ -120,7 +121,7 @@ def _kept_program(env: Any, policy: Policy, **how: Any) -> Play:
         return found[1]
     try:
         here = weakref.ref(env, lambda _: _programs.pop(key, None))
-    except TypeError:  # an object of the user's own that has no weak references
+    except TypeError:  # objects of some classes do not support weak references
         return _compiled(lambda: env, policy, **how)
     program = _compiled(here, policy, **how)
     _programs[key] = here, program
@@ -130,18 +131,18 @@ def _kept_program(env: Any, policy: Policy, **how: Any) -> Play:
 
 
 def _compiled(env: Callable[[], Any], policy: Policy, **how: Any) -> Play:
-    """The program that plays episodes.
+    """The program that runs the episodes.
 
     Args:
-        env: () -> the environment, called while the program is traced.
-        policy: as for `evaluate`.
-        **how: episodes, max_steps, greedy, as for `evaluate`.
+        env: function that returns the environment, called while the program is traced.
+        policy: policy, as for `evaluate`.
+        **how: arguments episodes, max_steps and greedy of `evaluate`.
     """
 
     def play(key: jax.Array, params: Params, moments: rollout.Moments) -> Returns:
         return _play(key, params, moments, env=env(), policy=policy, **how)
 
-    # The policy has its precision; the environment is to compute as in training, too.
+    # The policy already has its precision; the environment must use the precision of training.
     return precision.apply(precision.of(policy.act), jax.jit(play))
 
 
@@ -156,7 +157,7 @@ def _play(
     max_steps: int,
     greedy: bool,
 ) -> Returns:
-    """Episodes side by side, until the last one ends."""
+    """Run episodes in parallel until the last one ends."""
     env = _side_by_side(env, episodes)
     key, reset_key = jax.random.split(key)
     obs, state = env.reset(reset_key)
@@ -176,7 +177,7 @@ def _play(
             step_key, before, params, moments, env=env, policy=policy, greedy=greedy
         )
         alive = ~result.finished
-        # An environment that failed and was replaced plays its episode again.
+        # An environment that failed and was replaced repeats its episode.
         again = alive & abandoned
         result = Returns(
             jnp.where(again, 0.0, result.episode_return + jnp.where(alive, reward, 0.0)),
@@ -196,22 +197,22 @@ def _flags(episodes: int) -> tuple[jax.Array, jax.Array]:
 
 
 def check_acted(result: Returns, env: Any) -> None:
-    """Refuse returns of episodes in which the network did not act.
+    """Reject returns of episodes in which an action of the network was not finite.
 
     Args:
-        result: of `evaluate`.
-        env: that was played.
+        result: result of `evaluate`.
+        env: environment of the evaluation.
 
     Raises:
-        FloatingPointError: an action was not finite.
+        FloatingPointError: if an action was not finite.
     """
     wrong = np.flatnonzero(~np.asarray(result.acted))
     if wrong.size:
         name = getattr(env, "name", type(env).__name__)
         raise FloatingPointError(
             f"the network's action is not finite in {wrong.size} of {result.acted.size} episodes "
-            f"of {name}, first in episode {wrong[0]}: its parameters are damaged, or the "
-            "environment's observations are not finite; no return is that of the agent"
+            f"of {name}, first in episode {wrong[0]}: the parameters are damaged, or the "
+            "environment's observations are not finite. The returns are not those of the agent"
         )
 
 
@@ -225,22 +226,22 @@ def record(
     max_steps: int = 1000,
     greedy: bool = True,
 ) -> list[np.ndarray]:
-    """Pictures of one episode, drawn by the environment.
+    """Record images of one episode, drawn by the environment.
 
     Args:
-        key: consumed.
-        params, moments, env, policy, greedy: as for `evaluate`.
-        max_steps: pictures at most.
+        key: PRNG key.
+        params, moments, env, policy, greedy: arguments as for `evaluate`.
+        max_steps: maximum number of images.
 
     Returns:
-        Frames [H, W, 3] uint8.
+        List of images [H, W, 3] uint8.
 
     Raises:
-        InvalidEnvironment: the environment cannot draw itself.
+        InvalidEnvironment: if the environment cannot draw images.
     """
     key, reset_key = jax.random.split(key)
     env = env.picture() if makes_vectors(env) else env
-    # Of a vector environment given as an object all play, and the first is drawn.
+    # In a vector environment given as an object, all environments act and the first is drawn.
     count = env.side_by_side(1) if makes_vectors(env) else 1
     one = _side_by_side(env, count)
     as_in_training = functools.partial(precision.apply, precision.of(policy.act))
@@ -257,7 +258,7 @@ def record(
     for step_key in jax.random.split(key, max_steps):
         core, obs, state, _, done, *_ = step(step_key, (core, obs, state, start))
         if done[0] and makes_vectors(env):
-            break  # what is there to be seen is the next episode
+            break  # the environment would draw the first state of the next episode
         frames.append(render(one, state))
         start = jnp.zeros(count, bool)
         if done[0]:
@@ -266,7 +267,7 @@ def record(
 
 
 def save_gif(frames: list[np.ndarray], path: Path, frames_per_second: int = 30) -> None:
-    """Write frames as an endless GIF."""
+    """Save frames as an animated GIF that repeats forever."""
     from PIL import Image
 
     images = [Image.fromarray(f) for f in frames]
@@ -277,18 +278,18 @@ def save_gif(frames: list[np.ndarray], path: Path, frames_per_second: int = 30) 
 
 
 def confidence_interval(x: np.ndarray, agents: int = 1) -> tuple[float, float]:
-    """The 95 % interval of a mean over independent games, Student's t.
+    """The 95 % confidence interval of a mean over independent games, by Student's t.
 
-    The agents of one game are not independent of each other: only games are. With G games of any
-    number of rows, s² = G / (G − 1) · Σ_g (Σ_{i in g} (x_i − x̄))² / E², and the half-width is
-    t_{0.975, G − 1} · s (for one row per game the usual interval of a mean).
+    Agents of one game are not independent of each other; only games are. For G games with any
+    number of agents, s² = G / (G − 1) · Σ_g (Σ_{i in g} (x_i − x̄))² / E², and the half-width is
+    t_{0.975, G − 1} · s. With one agent per game this is the usual interval of a mean.
 
     Args:
-        x: [E] returns, those of a game side by side.
-        agents: number of successive rows that belong to one game.
+        x: [E] returns, with those of one game in succession.
+        agents: number of successive returns that belong to one game.
 
     Returns:
-        (low, high); NaN where there is a single game, for which there is no interval.
+        (low, high); NaN for a single game, which has no interval.
     """
     from scipy import stats
 
@@ -303,24 +304,25 @@ def confidence_interval(x: np.ndarray, agents: int = 1) -> tuple[float, float]:
 
 
 def agents_of(env: Any) -> int:
-    """The number of successive rows of an evaluation that play one game together."""
+    """The number of successive returns of an evaluation that belong to one game."""
     return int(getattr(env, "num_agents", 1)) if makes_vectors(env) else 1
 
 
 def summary_of(returns: ArrayLike, finished: ArrayLike, agents: int = 1) -> dict[str, Any]:
-    """The numbers of an evaluation, as summary.json and the rows of metrics.jsonl have them.
+    """The numbers of an evaluation, as in summary.json and the rows of metrics.jsonl.
 
     Args:
-        returns: [E] undiscounted.
-        finished: [E] bool, whether the episode came to its end.
-        agents: number of successive rows that belong to one game.
+        returns: [E] undiscounted returns.
+        finished: [E] bool, whether the episode ended by itself.
+        agents: number of successive returns that belong to one game.
 
     Returns:
-        eval_return_mean, eval_return_std; the 95 % interval of the mean, eval_return_ci95_low and
-        eval_return_ci95_high (None with a single game); eval_episodes, the number of them, and
-        eval_episodes_cut, the number of those that were cut before their end.
+        Dictionary with eval_return_mean and eval_return_std; eval_return_ci95_low and
+        eval_return_ci95_high, the 95 % confidence interval of the mean (None for a single game);
+        eval_episodes, the number of episodes; and eval_episodes_cut, the number of episodes that
+        were cut before their end.
     """
-    # In float64: the square of a large float32 is infinite.
+    # float64, because the square of a large float32 overflows.
     returns = np.asarray(returns, np.float64)
     low, high = confidence_interval(returns, agents)
     with np.errstate(invalid="ignore"):
@@ -342,7 +344,7 @@ def _time_limit(env: Any) -> int:
 
 @dataclasses.dataclass(frozen=True)
 class _Copies:
-    """N of an Env that never restart, with the functions of a VectorEnv."""
+    """N copies of an Env without automatic reset, with the functions of a VectorEnv."""
 
     env: Env
     num_envs: int
@@ -376,7 +378,8 @@ class _Copies:
 
 
 def _side_by_side(env: Any, count: int) -> Any:
-    """So many environments side by side. Vectors restart, which nobody looks at."""
+    """N environments in parallel. Vector environments reset themselves after their first episodes,
+    and these later episodes are ignored."""
     return env.vector(count) if makes_vectors(env) else _Copies(env, count)
 
 
@@ -390,7 +393,7 @@ def _step(
     policy: Policy,
     greedy: bool,
 ) -> tuple[PyTree, ...]:
-    """(core, obs, state, reward, done, abandoned, whether the network acted) one step on."""
+    """One step: (core, obs, state, reward, done, abandoned, whether the action was finite)."""
     core, obs, state, start = carry
     action_key, env_key = jax.random.split(key)
     core, dist, _ = policy.act(params, core, rollout.normalize_obs(moments, obs), start)
@@ -403,29 +406,29 @@ def _step(
 
 
 def warn_unfinished(finished: np.ndarray) -> None:
-    """Say so where the returns of an evaluation are not those of whole episodes."""
+    """Warn if the returns of an evaluation are not those of whole episodes."""
     if not finished.all():
         cut = f"{(~finished).sum()} of {finished.size} episodes"
         warnings.warn(f"{cut} did not end and were cut: their returns are partial", stacklevel=2)
 
 
 def warn_not_finite(returns: np.ndarray) -> None:
-    """Say so where an evaluation has returns that are infinite or not a number."""
+    """Warn if returns of an evaluation are infinite or NaN."""
     bad = int((~np.isfinite(returns)).sum())
     if bad:
         warnings.warn(
-            f"{bad} of {returns.size} episodes of the evaluation returned a number that is not "
-            "finite: their mean is left out (null in summary.json). The rewards of the environment "
-            "are too large, or not numbers",
+            f"the returns of {bad} of {returns.size} evaluation episodes are not finite, so their "
+            "mean is left out (null in summary.json). The rewards of the environment are too large "
+            "or not finite",
             stacklevel=2,
         )
 
 
 class _Callable(types.ModuleType):
-    """This module as the function `ppo_jax.evaluate`."""
+    """This module, callable as the function `ppo_jax.evaluate`."""
 
     def __call__(self, run: Any, episodes: int = 128, **options: Any) -> Returns:
-        """As `ppo_jax.experiment.evaluate_run`."""
+        """Call `ppo_jax.experiment.evaluate_run`."""
         from ppo_jax.experiment import evaluate_run
 
         return evaluate_run(run, episodes, **options)

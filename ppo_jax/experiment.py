@@ -1,6 +1,6 @@
 """Training runs of agents: `ppo_jax.run` and `ppo_jax.evaluate`.
 
-`python -m ppo_jax.train` is `train` with flags.
+`python -m ppo_jax.train` is `train` with command-line options.
 """
 
 import contextlib
@@ -70,17 +70,17 @@ from ppo_jax.runs.trust import NOTHING, Given, sign
 from ppo_jax.train import OF_PARTS, Program, build
 from ppo_jax.types import PyTree, TrainState
 
-# Metrics that are NaN by right: there may be no finished episode, nothing to explain, and what an
-# evaluation finds is reported and does not end a run.
+# Metrics that are NaN where no episode finished or nothing is to be explained. Non-finite returns
+# of an evaluation are reported and do not end a run.
 MAY_BE_NAN = ("episode_", "eval_return_", "explained_variance")
-# What is said once of a run whose environments fail.
+# The message that is shown once in a run whose environments fail.
 REPLACED = {
-    "env_restarts": "an environment failed and was replaced; its step was left out, its episode is "
-    "in no statistic (env_restarts in summary.json counts them)"
+    "env_restarts": "an environment failed and was replaced; the failed step was left out, and its "
+    "episode is in no statistic (summary.json counts these events as env_restarts)"
 }
-# XLA's option for the code of fused loops on CPUs.
+# XLA's option for the code generation of fused loops on CPUs.
 EMITTERS = "xla_cpu_use_fusion_emitters"
-# Folded into the seed for the keys of evaluations, which training never uses.
+# Constant folded into the seed for the keys of evaluations, which training never uses.
 EVALUATION = 0xE7A1
 
 
@@ -96,23 +96,25 @@ def run(
     trust: bool = False,
     **options: Any,
 ) -> Result:
-    """Train an agent and keep the run in a folder, as `python -m ppo_jax.train` does.
+    """Train an agent and save the run in a folder, as `python -m ppo_jax.train` does.
 
     Args:
-        config: of `ppo_jax.config.make`.
-        run_dir: the run's folder; None: a new one in runs/.
-        env, policy, algorithm: as for `build`.
-        callbacks: f(progress, state), called between chunks; one that returns true ends the run.
-        init_from: a run whose parameters and statistics this one starts from.
-        trust: whether a folder that is resumed or started from may name code to import.
-        **options: fields of RunOptions: eval_every, stop_at, checkpoint_seconds, overwrite, ...
+        config: configuration, for example from `ppo_jax.config.make`.
+        run_dir: folder of the run, or None for a new folder in runs/.
+        env, policy, algorithm: parts that replace the configured ones, as for `build`.
+        callbacks: functions f(progress, state), called between chunks; a true result ends the run.
+        init_from: run whose parameters and running statistics initialise this run.
+        trust: whether a folder that is resumed or initialises this run may name code to import.
+        **options: fields of RunOptions, such as eval_every, stop_at, checkpoint_seconds, overwrite.
 
     Returns:
         Result(state, summary, path, exit_code).
 
     Raises:
-        ConfigError, CheckpointError, InvalidEnvironment: it cannot begin.
-        RunFailed: it failed on its way; the message says what is saved.
+        ConfigError: if the configuration or an option is not valid.
+        CheckpointError: if a checkpoint cannot be restored.
+        InvalidEnvironment: if the environment is not valid.
+        RunFailed: if the run failed while it was running; the message states what is saved.
     """
     devices.check()
     fields = dataclasses.fields(RunOptions)
@@ -143,25 +145,25 @@ def evaluate_run(
     trust: bool = False,
     **parts: Any,
 ) -> Returns:
-    """Play episodes with the agent of a run: `ppo_jax.evaluate`.
+    """Evaluate the agent of a run over whole episodes: `ppo_jax.evaluate`.
 
     Args:
-        run: folder of a run, or an Agent of `ppo_jax.load`.
-        episodes: E, the number of episodes.
-        greedy: the most likely action instead of a sample.
-        checkpoint: "latest", "best", or the number of an update; of a folder alone.
-        seed: of the episodes.
+        run: folder of a run, or an Agent from `ppo_jax.load`.
+        episodes: number E of episodes.
+        greedy: whether to take the most likely action rather than a sample.
+        checkpoint: "latest", "best", or the number of an update; for folders only.
+        seed: seed of the episodes.
         trust: whether the folder may name code to import.
-        **parts: env, policy and algorithm of a run with parts of the user's own, where the folder
-            does not name them.
+        **parts: env, policy and algorithm of a run with custom parts that the folder does not name.
 
     Returns:
-        Returns [E]: episode_return, episode_length, finished.
+        Returns with leaves [E]: episode_return, episode_length, finished.
 
     Raises:
-        ConfigError, CheckpointError: not a run, or nothing whole to restore.
-        FloatingPointError: the network's actions are not finite.
-        RunFailed: an environment on the host failed.
+        ConfigError: if the folder is not a run, or an argument is not valid.
+        CheckpointError: if there is no complete checkpoint to restore.
+        FloatingPointError: if the network's actions are not finite.
+        RunFailed: if a host environment failed.
     """
     if episodes < 1:
         raise ConfigError(f"episodes is {episodes}; it must be >= 1")
@@ -189,7 +191,7 @@ def evaluate_run(
 
 
 def _has_value(config: TrainConfig) -> bool:
-    """Whether all that a configuration names is the package's, so that equal ones behave alike."""
+    """Whether a configuration names only parts of the package, so that equal ones behave alike."""
     own = config.policy is not None or is_own(config.env) or config.algorithm not in ALGORITHMS
     try:
         hash(config)
@@ -200,14 +202,14 @@ def _has_value(config: TrainConfig) -> bool:
 
 @functools.lru_cache(maxsize=KEPT_PROGRAMS)
 def _played(config: TrainConfig) -> tuple[Any, Policy]:
-    """(environment, policy) of a configuration: asked for again, the same objects, for which
-    `evaluate` has compiled its program already."""
+    """(environment, policy) of a configuration. Repeated calls return the same objects, for which
+    `evaluate` keeps a compiled program."""
     program = build(config)
     return program.env, program.policy
 
 
 def _refuse_options(config: TrainConfig) -> None:
-    """An algorithm's own option may not have the name of one of a run, which is a flag too."""
+    """Reject an algorithm with an option that has the name of an option of every run."""
     taken = {f.name for f in dataclasses.fields(RunOptions)} & {*configs.fields(config.algorithm)}
     if taken:
         raise ConfigError(
@@ -224,18 +226,18 @@ def train(
     callbacks: Sequence[Callback] = (),
     quiet: bool = False,
 ) -> Result:
-    """A training run: from its options to its summary.
+    """Run training from its options to its summary.
 
     Args:
-        config: of the run.
-        options: how it is kept.
-        given: env, policy and algorithm as for `build` in place of the configuration's, and whether
-            folders are trusted.
-        callbacks: as for `run`, besides those that the options name.
-        quiet: whether nothing is printed besides the progress display.
+        config: configuration of the run.
+        options: options of the run.
+        given: env, policy and algorithm that replace the configured ones, as for `build`, and
+            whether folders are trusted.
+        callbacks: functions as for `run`, in addition to those that the options name.
+        quiet: whether to print nothing except the progress display.
 
     Raises:
-        As `run`.
+        ConfigError, CheckpointError, InvalidEnvironment, RunFailed: the same as for `run`.
     """
     check_record(options)
     trackers.require(options.trackers)
@@ -294,7 +296,7 @@ def _next_steps(config: TrainConfig, env: Any, path: Path) -> dict[str, str]:
 
 
 def _devices(options: RunOptions) -> int:
-    """The number of devices of the run, those of all processes together."""
+    """The number of devices of the run, over all processes."""
     processes = cluster.current().size
     if processes == 1:
         return devices.chosen(options.devices)
@@ -302,13 +304,13 @@ def _devices(options: RunOptions) -> int:
 
 
 def _check_parts(config: TrainConfig, job: Job) -> None:
-    """Refuse an algorithm of the user's own that computes something from one part alone.
+    """Reject a custom algorithm that computes something from one shard of the environments only.
 
-    Devices with a part each would learn apart without a word: only where several parts are mapped
-    over in one program does JAX see it.
+    With one shard on each device, the copies of the learner would diverge without an error. JAX
+    detects this only if several shards are mapped in one program.
 
     Raises:
-        ConfigError: what to do instead.
+        ConfigError: if the algorithm does so.
     """
     if config.parts == 1 or config.algorithm in ALGORITHMS:
         return
@@ -317,24 +319,24 @@ def _check_parts(config: TrainConfig, job: Job) -> None:
     except (ValueError, TypeError, NotImplementedError) as error:
         line = str(error).strip().partition("\n")[0]
         raise ConfigError(
-            f"algorithm {config.algorithm} computes something from one of {config.parts} parts of "
-            f"the environments alone, or decides by it ({line}); reduce over all parts by "
-            "ppo_jax.parallel, or leave --devices and --parts out"
+            f"algorithm {config.algorithm} computes something from only one of {config.parts} "
+            f"parts of the environments, or branches on it ({line}); reduce over all parts with "
+            "ppo_jax.parallel, or omit --devices and --parts"
         ) from error
 
 
 def _on_devices(number: int, config: TrainConfig, job: Job) -> Job:
-    """The job, shared by so many devices as its parts divide over."""
+    """The job, placed on the largest number of devices that its shards can be divided over."""
     layout = devices.layout(_shared(number, config), OF_PARTS)
     return job if layout is None else job._replace(layout=layout, devices=layout.mesh.size)
 
 
 def _in_parts(config: TrainConfig, number: int, resume: Path | None) -> TrainConfig:
-    """The configuration with a part of the environments for each device, if it does not say how
-    many; of a run that is resumed, with the parts of that run.
+    """The configuration with one shard of the environments for each device, unless it sets a
+    number; for a resumed run, with the number of shards of that run.
 
     Raises:
-        ConfigError: the environments do not divide.
+        ConfigError: if the environments cannot be divided over the devices.
     """
     if config.parts > 1:
         return config
@@ -342,54 +344,56 @@ def _in_parts(config: TrainConfig, number: int, resume: Path | None) -> TrainCon
         return dataclasses.replace(config, parts=read_values(resume).get("parts", 1))
     if config.num_envs % number:
         raise ConfigError(
-            f"there are {number} devices to share num_envs = {config.num_envs} environments, which "
-            f"do not divide into {number} parts; give a multiple of {number}, or other --devices"
+            f"num_envs = {config.num_envs} environments cannot be divided over {number} devices; "
+            f"use a multiple of {number} environments, or another number of --devices"
         )
     return dataclasses.replace(config, parts=number)
 
 
 def _shared(number: int, config: TrainConfig) -> int:
-    """The number of devices over which the parts of the environments divide.
+    """The number of devices over which the shards of the environments are divided.
 
     Raises:
-        ConfigError: they do not divide over those of several processes, all of which are used.
+        ConfigError: if there are several processes and the shards cannot be divided over all of
+            their devices.
     """
     processes = cluster.current().size
     if processes > 1 and config.parts % number:
         raise ConfigError(
-            f"the environments of this run are in {config.parts} parts, which do not divide over "
-            f"the {number} devices of {processes} processes; start with a number that divides it"
+            f"the environments of this run are in {config.parts} parts, which cannot be divided "
+            f"over the {number} devices of {processes} processes; use a number of devices that "
+            f"divides {config.parts}"
         )
     return devices.share(number, config.parts)
 
 
 def _follow(group: cluster.Group, job: Job, config: TrainConfig) -> Result:
-    """A run that process 0 leads, in another process."""
+    """Take part in a run that process 0 leads, from another process."""
     with Signals() as signals:
         cache.use()
         return follow(group, job, lambda path: checkpoints_of(path, config), signals=signals)
 
 
 def _said(config: TrainConfig, options: RunOptions) -> dict[str, Any]:
-    """What all processes that train together must have been given alike."""
+    """The values that must be equal in all processes that train together."""
     about = {"devices": jax.devices()[0].device_kind, "resume": str(options.resume)}
     return {**configs.to_json(config), **about, **provenance.versions()}
 
 
 def named(config: TrainConfig, options: RunOptions, given: Given) -> TrainConfig:
-    """The configuration with the names of parts from Python; in a run that is resumed, the names
-    that it was begun with.
+    """The configuration with names for the parts that Python passed; in a resumed run, with the
+    names of the original run.
 
     Args:
-        config: of the run.
-        options: with the run that is resumed, if one is.
-        given: env, policy, algorithm; None for the configuration's own.
+        config: configuration of the run.
+        options: options, including the run to resume, if any.
+        given: env, policy and algorithm; None for the configured ones.
     """
     parts = {n: getattr(given, n) for n in configs.CODE if getattr(given, n) is not None}
     config = configs.with_own(config, **parts)
     if options.resume is None:
         return config
-    saved = read_values(options.resume)  # texts alone: nothing is imported
+    saved = read_values(options.resume)  # strings only, nothing is imported
     kept: dict[str, Any] = {
         n: str(saved[n]) for n in parts if references.is_text(str(saved.get(n)))
     }
@@ -399,27 +403,28 @@ def named(config: TrainConfig, options: RunOptions, given: Given) -> TrainConfig
 
 
 def _settled(options: RunOptions) -> RunOptions:
-    """The options with the path of another run from anywhere.
+    """The options with an absolute path of the run that initialises this one.
 
     Raises:
-        ConfigError: a run that is resumed was started from another one than is given.
+        ConfigError: if the resumed run was initialised from another run than the given one.
     """
     start = options.init_from and options.init_from.resolve()
     if options.resume is not None:
         kept = read_run_options(options.resume).get("init_from")
         if str(start) != str(kept):
             raise ConfigError(
-                f"--init-from is {start}, but the run that is resumed started from {kept}; leave "
-                "it out, or start a new run"
+                f"--init-from is {start}, but the resumed run was initialised from {kept}; omit "
+                "--init-from, or start a new run"
             )
     return dataclasses.replace(options, init_from=start)
 
 
 def _start(config: TrainConfig, options: RunOptions, given: Given) -> TrainState | None:
-    """The state of the run to start from; None where there is none, or it was started already.
+    """The state that initialises this run; None if there is none, or training has already begun.
 
     Raises:
-        ConfigError, CheckpointError: it is no run, names code that nobody trusts, or is damaged.
+        ConfigError: if the folder is not a run, or names code without being trusted.
+        CheckpointError: if there is no complete checkpoint to restore.
     """
     if options.init_from is None:
         return None
@@ -432,10 +437,10 @@ def _start(config: TrainConfig, options: RunOptions, given: Given) -> TrainState
 def _callbacks(
     config: TrainConfig, options: RunOptions, callbacks: Sequence[Callback], given: Given
 ) -> list[Callback]:
-    """Those from Python and those that are named, each once.
+    """The callbacks from Python and those that the options name, each once.
 
     Raises:
-        ConfigError: one cannot be imported, or nobody trusts the folder that names it.
+        ConfigError: if a callback cannot be imported, or the folder that names it is not trusted.
     """
     if options.resume is not None and options.callback:
         check_callbacks(options.resume, given, options.callback)
@@ -445,21 +450,21 @@ def _callbacks(
 
 
 def _names(options: RunOptions, callbacks: Sequence[Callback]) -> tuple[str, ...]:
-    """The references under which callbacks are kept; those of a notebook have none."""
+    """The references that are saved for callbacks; a callback from a notebook has none."""
     own = (references.reference_of(f) for f in callbacks)
     return tuple(dict.fromkeys([*options.callback, *(name for name in own if name)]))
 
 
 def _check_evaluation(options: RunOptions, env: Any) -> None:
-    """Refuse evaluations during training in the environments that training goes on in.
+    """Reject evaluations during training if they would use the environments of training.
 
     Raises:
-        ConfigError: what to give instead.
+        ConfigError: if there are no other environments.
     """
     if options.eval_every is not None and isinstance(env, HostEnv) and env.evaluation() is env:
         raise ConfigError(
-            "--eval-every needs environments beside those of training, and this vector environment "
-            "is the only one there is; give a function that makes an environment"
+            "--eval-every requires environments separate from those of training, but this vector "
+            "environment is the only one; pass a function that makes an environment"
         )
 
 
@@ -469,10 +474,10 @@ def job_of(
     """A training run as a Job.
 
     Args:
-        config: of the run.
-        program: built for it.
-        episodes: number of greedy episodes of an evaluation; 0 for none.
-        start: a state of another run, whose parameters and statistics the first state has.
+        config: configuration of the run.
+        program: program built for the configuration.
+        episodes: number of greedy episodes per evaluation; 0 for no evaluation.
+        start: state of another run, whose parameters and running statistics initialise this run.
     """
     static, floats = configs.split(config)
     shapes = jax.eval_shape(program.init, jax.random.key(config.seed))
@@ -502,8 +507,8 @@ def job_of(
         result=lambda state, path: judge(state) if episodes else {},
         restart=program.restart if isinstance(program.env, HostEnv) else lambda state: state,
         outside=_outside(program.env) if isinstance(program.env, HostEnv) else None,
-        cause="a learning rate too high, rewards or observations that are not finite or not "
-        "normalised",
+        cause="a learning rate that is too high, or rewards or observations that are not finite or "
+        "not normalised",
         source=f"environment {config.env}",
         needs=_needs(config, program.env, shapes),
         pure=not isinstance(program.env, HostEnv),
@@ -512,8 +517,8 @@ def job_of(
 
 
 def _needs(config: TrainConfig, env: Any, shapes: TrainState) -> dict[str, int]:
-    """What has to be in memory beside the state: the observations of a rollout, and of each step
-    the action, the reward and two flags."""
+    """The arrays in memory in addition to the state: the observations of a rollout, and the
+    action, the reward and two flags of each step."""
     steps = config.num_envs * config.num_steps
     size = config.num_steps * memory.bytes_of(shapes.rollout.obs)
     size += steps * (4 * math.prod(env.action_space.shape) + 4 + 2)
@@ -521,14 +526,14 @@ def _needs(config: TrainConfig, env: Any, shapes: TrainState) -> dict[str, int]:
 
 
 def step_of(static: TrainConfig, env: Any = None) -> Step:
-    """One update as a function of the floats of its configuration.
+    """One update as a function of the configuration's floats.
 
     Args:
-        static: from `config.split`.
-        env: as for `build`.
+        static: static part of a configuration, from `config.split`.
+        env: environment, as for `build`.
 
     Returns:
-        (TrainState, (), floats) -> (TrainState, Metrics, guard.Found)
+        Function (TrainState, (), floats) -> (TrainState, Metrics, guard.Found).
     """
 
     def step(state: TrainState, frozen: PyTree, floats: PyTree) -> Any:
@@ -538,7 +543,7 @@ def step_of(static: TrainConfig, env: Any = None) -> Step:
 
 
 def first_state(config: TrainConfig, program: Program) -> TrainState:
-    """The state of a run before its first update, by a program with the options of runs."""
+    """The state of a run before its first update, compiled with the options of runs."""
     key = jax.random.key(config.seed)
     compiled = compile_once(jax.jit(program.init).lower(key))
     memory.check_program("the first state", compiled)
@@ -546,31 +551,30 @@ def first_state(config: TrainConfig, program: Program) -> TrainState:
 
 
 def compile_once(lowered: jax.stages.Lowered) -> jax.stages.Compiled:
-    """A program that runs a single time, compiled for that.
+    """Compile a program that runs only once.
 
-    On CPUs without XLA's emitters of fused loops, whose programs are one and a half times as fast
-    and take a third longer to compile: 1.6 s become 1.1 s for the first state of the presets, whose
-    numbers are the same to the bit.
+    On CPUs the program is compiled without XLA's fusion emitters, which produce faster code but
+    take longer to compile. The results are identical to the bit.
 
     Args:
-        lowered: the program.
+        lowered: lowered program.
     """
     options = compiler_options()
     if jax.default_backend() == "cpu" and EMITTERS not in os.environ.get("XLA_FLAGS", ""):
-        # An XLA that no longer has this option refuses it, and does without.
+        # A version of XLA without this option raises an error and compiles without it.
         with contextlib.suppress(jax.errors.JaxRuntimeError):
             return lowered.compile({**options, EMITTERS: False})
     return lowered.compile(options)
 
 
 class Compiled(NamedTuple):
-    """The programs of a run, for those who measure it.
+    """The compiled programs of a run, for measurements.
 
     Attributes:
-        init: () -> TrainState, compiled when it is called.
-        chunk: (TrainState, floats, count) -> (TrainState, Metrics with leaves [MAX_CHUNK] as
-            `guard.show` reads them, what the guard found); the state that goes in is used up.
-        floats: what `chunk` takes.
+        init: function () -> TrainState, which is compiled when it is called.
+        chunk: function (TrainState, floats, count) -> (TrainState, Metrics with leaves [MAX_CHUNK]
+            to be read by `guard.show`, result of the guard). The argument's state is donated.
+        floats: floats that `chunk` takes.
     """
 
     init: Callable[[], TrainState]
@@ -579,12 +583,12 @@ class Compiled(NamedTuple):
 
 
 def compile_run(config: TrainConfig, program: Program, number: int = 1) -> Compiled:
-    """Compile what a run needs, as a run does.
+    """Compile the programs of a run, in the same way as a run does.
 
     Args:
-        config: of the run.
-        program: built for it.
-        number: of devices, which divides the configuration's parts.
+        config: configuration of the run.
+        program: program built for the configuration.
+        number: number of devices, a divisor of the configuration's `parts`.
     """
     job, layout = job_of(config, program), devices.layout(number, OF_PARTS)
     chunk = compile_chunk(
@@ -595,12 +599,13 @@ def compile_run(config: TrainConfig, program: Program, number: int = 1) -> Compi
 
 
 def started_from(other: TrainState, state: TrainState) -> TrainState:
-    """A first state with the parameters and the statistics of another run.
+    """An initial state with the parameters and the running statistics of another run.
 
-    The optimiser starts anew; statistics are taken where both runs have them.
+    The state of the optimiser is initialised anew. Running statistics are taken if both runs have
+    them.
 
     Raises:
-        ConfigError: the networks or the observations differ.
+        ConfigError: if the networks or the observations of the two runs differ.
     """
     _refuse_other_shapes("parameters", other.learner.params, state.learner.params)
     theirs, ours = other.rollout.moments, state.rollout.moments
@@ -626,7 +631,7 @@ def _refuse_other_shapes(what: str, theirs: PyTree, ours: PyTree) -> None:
     if differing:
         name = differing[0]
         raise ConfigError(
-            f"--init-from: the {what} of that run do not fit this one: {name} is "
+            f"--init-from: the {what} of that run do not fit this run: {name} is "
             f"{given.get(name, 'missing')} there and {wanted.get(name, 'missing')} here; spaces, "
             "network and algorithm must have the same shapes"
         )
@@ -635,7 +640,7 @@ def _refuse_other_shapes(what: str, theirs: PyTree, ours: PyTree) -> None:
 def _evaluation(
     config: TrainConfig, program: Program, state: TrainState, *, folds: Sequence[int], episodes: int
 ) -> dict[str, Any]:
-    """Returns of greedy episodes; those during training have keys of their own."""
+    """Returns of greedy episodes. Each evaluation during training has its own keys."""
     key = jax.random.fold_in(jax.random.key(config.seed), EVALUATION)
     for update in folds:
         key = jax.random.fold_in(key, update)
@@ -647,12 +652,12 @@ def _evaluation(
             policy=program.policy,
             episodes=episodes,
         )
-    except InvalidEnvironment as error:  # one of the environments cannot be made a second time
+    except InvalidEnvironment as error:  # an environment could not be created a second time
         if not isinstance(program.env, HostEnv) or not program.env.supervision.active:
             raise
         program.env.supervision.failure = str(error)
     if isinstance(program.env, HostEnv) and program.env.supervision.failure is not None:
-        return {}  # the loop looks at it
+        return {}  # the loop reads the failure
     check_acted(result, program.env)
     warn_unfinished(np.asarray(result.finished))
     warn_not_finite(np.asarray(result.episode_return))
@@ -660,7 +665,7 @@ def _evaluation(
 
 
 def _warn_of_first_actions(config: TrainConfig, env: Any) -> None:
-    """Say so if the package's own Gaussian starts where the actions are not."""
+    """Warn if the initial actions of the package's own Gaussian do not fit the action space."""
     found = None
     if config.policy is None and not config.squash:
         found = networks.first_actions(env.action_space, config.log_std_init, config.map_actions)
@@ -669,7 +674,7 @@ def _warn_of_first_actions(config: TrainConfig, env: Any) -> None:
 
 
 def _about(config: TrainConfig) -> dict[str, Any]:
-    """What summary.json says of a run from its first moment on."""
+    """The entries that summary.json has from the beginning of a run."""
     return {
         "env": config.env,
         "algorithm": config.algorithm,
@@ -685,7 +690,7 @@ def _about(config: TrainConfig) -> dict[str, Any]:
 
 @contextlib.contextmanager
 def _ended(env: Any) -> Iterator[None]:
-    """Environments of the host, and their processes, end with the run."""
+    """Close host environments and their processes at the end of a run."""
     try:
         yield
     finally:
@@ -696,11 +701,11 @@ def _ended(env: Any) -> Iterator[None]:
 
 @contextlib.contextmanager
 def _supervised(program: Program, options: RunOptions) -> Iterator[None]:
-    """Environments of the host are made, and supervised while the run lasts.
+    """Create host environments, and supervise them during the run.
 
     Raises:
-        ConfigError: options for such environments, where there are none.
-        InvalidEnvironment: one cannot be made.
+        ConfigError: if an option for host environments is set and there are none.
+        InvalidEnvironment: if an environment cannot be created.
     """
     env = program.env
     if not isinstance(env, HostEnv):
@@ -709,7 +714,7 @@ def _supervised(program: Program, options: RunOptions) -> Iterator[None]:
                 raise ConfigError(
                     f"--{name.replace('_', '-')} is {getattr(options, name):g}, but "
                     f"{getattr(env, 'name', type(env).__name__)} does not run on the host: it has "
-                    "no processes, and cannot hang or fail; leave it out"
+                    "no processes that could hang or fail; omit the option"
                 )
         yield
         return
@@ -721,7 +726,7 @@ def _supervised(program: Program, options: RunOptions) -> Iterator[None]:
 
 
 def _outside(env: HostEnv) -> Outside:
-    """The environments of a run, as its loop watches them."""
+    """The host environments of a run, as the loop of the run observes them."""
     supervision = env.supervision
 
     def numbers() -> dict[str, int]:
@@ -735,10 +740,10 @@ def _outside(env: HostEnv) -> Outside:
 
 @contextlib.contextmanager
 def watched_alone(env: Any) -> Iterator[None]:
-    """Environments of the host are supervised while they are evaluated outside of a run.
+    """Supervise host environments while they are evaluated outside a run.
 
     Raises:
-        RunFailed: one failed.
+        RunFailed: if an environment failed.
     """
     if not isinstance(env, HostEnv):
         yield
@@ -754,24 +759,24 @@ def watched_alone(env: Any) -> Iterator[None]:
 
         def hurry(since: float) -> None:
             outside.hurry(since)
-            env.supervision.failure = "stopped"  # nothing more is played
+            env.supervision.failure = "stopped"  # no further step is executed
 
         with watched(outside._replace(hurry=hurry), signals, give_up):
             yield
     if signals.received:
-        signal.raise_signal(signals.received)  # as if nobody had caught it
+        signal.raise_signal(signals.received)  # the default action of the signal
     if env.supervision.failure is not None:
         raise RunFailed(env.supervision.failure)
 
 
 def open_folder(config: TrainConfig, options: RunOptions) -> RunDirectory:
-    """The run's folder, locked, with config.json in it.
+    """Open the run's folder, locked, with config.json in it.
 
     Raises:
-        ConfigError: it holds a run already, or something else, or cannot be written to.
+        ConfigError: if the folder contains a run or other files, or cannot be written.
     """
     name = f"{config.env}_{config.algorithm}_seed{config.seed}"
-    # What cannot be written down or signed is refused before an earlier run is deleted.
+    # A configuration that cannot be saved or signed is rejected before an earlier run is deleted.
     sign({"config": configs.to_json(config), "run": shown(options.kept())})
     return RunDirectory.opened(
         options, name, lambda path: write_config(config, options.kept(), path)

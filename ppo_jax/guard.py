@@ -1,7 +1,7 @@
-"""The numerical guard: which number of an update is not finite, or too large to compute with.
+"""The numerical guard: it finds numbers of an update that are not finite or too large.
 
-Everything here runs inside the compiled training step, in every update. It reads arrays and changes
-none of them; `ppo_jax.runs` acts on what is found.
+Everything here runs inside the compiled training step, in every update. The guard reads arrays and
+changes none of them; `ppo_jax.runs` acts on the result.
 """
 
 import math
@@ -16,21 +16,21 @@ from flax import struct
 from ppo_jax import backend, parallel
 from ppo_jax.types import Metrics, PyTree
 
-# The square of a larger number is infinite in float32, and with it norms and second moments.
+# The square of a larger number overflows float32, and with it norms and second moments.
 LIMIT = 1e18
-# Arrays of up to so many numbers are looked at together where a reduction costs more to start than
-# to do.
+# Arrays with at most this number of elements are checked together on accelerators, where a
+# reduction takes longer to start than to execute.
 TOGETHER = 2**16
 
 
 class Part(NamedTuple):
-    """An array that is looked at.
+    """An array that the guard checks.
 
     Attributes:
-        name: its kind and its path: "parameters['actor']['dense']['kernel']".
-        array: [...], or [T, N, ...] of a rollout.
-        limit: the largest absolute value that is good.
-        weight: [T, N] or None; where it is 0, numbers stand for nothing and may be anything.
+        name: kind and path of the array, such as "parameters['actor']['dense']['kernel']".
+        array: [...] numbers, or [T, N, ...] numbers of a rollout.
+        limit: largest absolute value that is accepted.
+        weight: [T, N] weights, or None. Numbers of weight 0 are not checked.
     """
 
     name: str
@@ -41,12 +41,12 @@ class Part(NamedTuple):
 
 @struct.dataclass
 class Found:
-    """What the guard says of one update.
+    """The result of the guard for one update.
 
     Attributes:
-        bad: [] bool: a number is not good.
-        flags: [P] bool: which arrays have such a number.
-        names: their names, static.
+        bad: [] bool, whether any number failed the check.
+        flags: [P] bool, whether a number of each array failed the check.
+        names: names of the arrays, static.
     """
 
     bad: jax.Array
@@ -57,13 +57,13 @@ class Found:
 def parts(
     kind: str, tree: PyTree, *, limit: float = LIMIT, weight: jax.Array | None = None
 ) -> list[Part]:
-    """The arrays of real numbers in a tree.
+    """The floating-point arrays of a pytree.
 
     Args:
-        kind: the beginning of their names: "parameters".
-        tree: of arrays.
-        limit: the largest absolute value that is good; infinity: every finite one is.
-        weight: [T, N]; only arrays [T, N, ...] are read with it.
+        kind: first part of the names of the arrays, such as "parameters".
+        tree: pytree of arrays.
+        limit: largest absolute value that is accepted; infinity accepts every finite number.
+        weight: [T, N] weights, which apply to arrays of shape [T, N, ...] only.
     """
     found = []
     for path, x in jax.tree_util.tree_leaves_with_path(tree):
@@ -76,7 +76,7 @@ def parts(
 
 
 def check(looked_at: Iterable[Part]) -> Found:
-    """Look at all of them, in one pass over each array."""
+    """Check all arrays, in one pass over each of them."""
     found = list(looked_at)
     if not found:
         return Found(jnp.zeros((), bool), jnp.zeros(0, bool), ())
@@ -85,12 +85,12 @@ def check(looked_at: Iterable[Part]) -> Found:
 
 
 def check_update(learner: Any, experience: Any, trajectory: Any) -> Found:
-    """The numbers of one update of an algorithm.
+    """Check the numbers of one update of an algorithm.
 
     Args:
         learner: LearnerState after the update.
-        experience: state of the rollout, with its running statistics, if it keeps any.
-        trajectory: Trajectory [T, N] that was learned from.
+        experience: state of the rollout, with its running statistics, if there are any.
+        trajectory: Trajectory [T, N] of the update.
     """
     weight, finite = trajectory.weight, math.inf
     rollout = [
@@ -98,7 +98,7 @@ def check_update(learner: Any, experience: Any, trajectory: Any) -> Found:
         *parts("actions", trajectory.action, weight=weight),
         *parts("actions.log_prob", trajectory.log_prob, limit=finite, weight=weight),
         *parts("values", trajectory.value, limit=finite, weight=weight),
-        # Only there shows what an environment returned as the end of an episode that was cut off.
+        # A non-finite final observation of a truncated episode is visible in these values only.
         *parts("values of the next state", trajectory.next_value, limit=finite, weight=weight),
         *parts("rewards", trajectory.reward, weight=weight),
     ]
@@ -109,20 +109,21 @@ def check_update(learner: Any, experience: Any, trajectory: Any) -> Found:
 def learned(learner: Any) -> list[Part]:
     """The arrays that an update changes: parameters and the state of the optimiser.
 
-    Of the latter single numbers are left out: some optimisers begin with an infinite one.
+    Scalars of the optimiser's state are left out, because some optimisers start with an infinite
+    one.
     """
     state = [p for p in parts("optimiser", learner.opt_state, limit=math.inf) if p.array.ndim]
     return [*parts("parameters", learner.params), *state]
 
 
 def acted(dist: Any, action: jax.Array) -> jax.Array:
-    """[N] bool: whether a network gave an action at all, and not NaN or infinity.
+    """[N] bool, whether the action of the network is finite.
 
-    A choice among several is a whole number whatever the logits; its log-probability says it.
+    A discrete action is an integer whatever the logits are, so its log-probability is checked.
 
     Args:
-        dist: [N] distribution.
-        action: [N, ...] drawn from it.
+        dist: action distribution with batch shape [N].
+        action: [N, ...] actions drawn from it.
     """
     known = ~jnp.isnan(dist.log_prob(action))
     if not jnp.issubdtype(action.dtype, jnp.floating):
@@ -131,13 +132,13 @@ def acted(dist: Any, action: jax.Array) -> jax.Array:
 
 
 def finite_action(action: jax.Array, space: Any) -> jax.Array:
-    """An action that an environment can be given, whatever the network says.
+    """Replace the elements of an action that are not finite.
 
-    What is not finite becomes 0, or the bound that is nearest to 0; all else stays as it is.
+    Such an element becomes 0, or the bound nearest to 0. All others are unchanged.
 
     Args:
-        action: [N, ...] as the environment takes it.
-        space: of one action.
+        action: [N, ...] actions in the environment's form.
+        space: space of one action.
     """
     if not jnp.issubdtype(action.dtype, jnp.floating):
         return action
@@ -147,7 +148,7 @@ def finite_action(action: jax.Array, space: Any) -> jax.Array:
 
 
 def _flags(found: list[Part]) -> list[jax.Array]:
-    """[] bool of each part: whether a number in it is wrong."""
+    """[] bool for each part, whether a number in it failed the check."""
     small = [
         i for i, part in enumerate(found) if part.weight is None and part.array.size <= TOGETHER
     ]
@@ -156,14 +157,14 @@ def _flags(found: list[Part]) -> list[jax.Array]:
     width = max(found[i].array.size for i in small)
     rows = [_wrong(found[i]).reshape(-1) for i in small]
     stacked = jnp.stack([jnp.pad(x, (0, width - x.size)) for x in rows])
-    # Without the barrier XLA makes a reduction of each row again.
+    # Without the barrier XLA splits this into one reduction for each row.
     together = jnp.any(jax.lax.optimization_barrier(stacked), axis=1)
     flags = dict(zip(small, together, strict=True))
     return [flags[i] if i in flags else jnp.any(_wrong(part)) for i, part in enumerate(found)]
 
 
 def _wrong(part: Part) -> jax.Array:
-    """[...] bool; NaN compares as false."""
+    """[...] bool; comparisons with NaN are False."""
     x = part.array
     limit = min(part.limit, float(jnp.finfo(x.dtype).max))
     wrong = ~(jnp.abs(x) <= limit)
@@ -177,10 +178,11 @@ def _wrong(part: Part) -> jax.Array:
 
 
 def hide(metrics: Metrics) -> Metrics:
-    """Metrics as they leave a compiled program: a finite number stands for NaN.
+    """Replace NaN in the metrics that a compiled program returns by a finite number.
 
-    A metric has no value where no episode finished, or nothing is there to explain. NaN says so
-    outside; inside, JAX_DEBUG_NANS takes every NaN for an error.
+    A metric has no value if, for example, no episode finished. Users see such a metric as NaN.
+    Inside the program a finite number stands for it, because JAX_DEBUG_NANS reports every NaN as an
+    error.
     """
     return {name: _hidden(x) for name, x in metrics.items()}
 
@@ -192,7 +194,7 @@ def _hidden(x: Any) -> Any:
 
 
 def show(metrics: dict[str, Any]) -> dict[str, Any]:
-    """The inverse of `hide`, of NumPy's arrays."""
+    """The inverse of `hide`, for NumPy arrays."""
     return {name: _shown(np.asarray(x)) for name, x in metrics.items()}
 
 
@@ -203,5 +205,5 @@ def _shown(x: np.ndarray) -> np.ndarray:
 
 
 def absent(x: Any) -> float:
-    """The number that stands for NaN: the least of its type."""
+    """The number that stands for NaN: the smallest finite number of the type."""
     return float(jnp.finfo(jnp.result_type(x)).min)

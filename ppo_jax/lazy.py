@@ -10,12 +10,12 @@ from typing import Any
 
 
 def attach(package: str, modules: dict[str, tuple[str, ...]]) -> Callable[[str], Any]:
-    """The function `__getattr__` of a package.
+    """Make the function `__getattr__` of a package.
 
     Args:
-        package: the package's name.
-        modules: module in the package -> the public names that it defines. A module that is listed
-            with its own name stands for itself.
+        package: name of the package.
+        modules: public names that each module of the package defines. A module that is listed
+            with its own name is itself a public name.
     """
     where = {name: module for module, names in modules.items() for name in names}
 

@@ -1,8 +1,8 @@
-"""Losses of the policy-gradient family, element by element, and the one reduction.
+"""Elementwise losses of policy-gradient methods, and the one function that averages them.
 
-Every loss maps [...] to [...] and is to be minimised; `mean` is the only place where rows are
-summed, so that weights, gradient accumulation and several devices are handled once. `predict`,
-`total` and `policy_gradient_loss` put them together for a policy.
+Every loss maps [...] to [...] and is minimised. Only `mean` sums over samples, so that weights,
+gradient accumulation and several devices are handled in one place. `predict`, `total` and
+`policy_gradient_loss` combine the losses for a policy.
 """
 
 import dataclasses
@@ -18,13 +18,13 @@ from ppo_jax.types import Batch, LossFn, Metrics, Params
 
 
 class Prediction(NamedTuple):
-    """What a policy makes of the rows of a batch.
+    """Outputs of a policy for the M samples of a batch.
 
     Attributes:
-        dist: [M] its action distributions.
+        dist: action distributions with batch shape [M].
         log_prob: [M] log π_θ(a|s) of the actions taken.
-        value: [M] what its critic says.
-        entropy: [M] H[π_θ(·|s)].
+        value: [M] value estimates V_θ(s).
+        entropy: [M] entropies H[π_θ(·|s)], in nats.
     """
 
     dist: Any
@@ -34,17 +34,21 @@ class Prediction(NamedTuple):
 
 
 def predict(policy: Any, params: Params, rows: Batch) -> Prediction:
-    """Apply a policy to rows that went through `mask`.
+    """Apply a policy to samples that `mask` has prepared.
 
-    Where the weight is 0 the result is a constant, on which no gradient depends.
+    Where the weight is 0, the result is a constant and contributes no gradient.
 
     Args:
-        policy: its `apply(params, obs)` gives (distribution, value).
-        params: θ.
-        rows: Batch [M].
+        policy: policy whose `apply(params, obs)` returns (distribution, value).
+        params: parameters θ of the policy.
+        rows: Batch with leaves [M, ...].
+
+    Returns:
+        Prediction of the policy for each sample.
 
     Raises:
-        ValueError: log-probabilities, values or entropies of another shape than the weight.
+        ValueError: if the log-probabilities, values or entropies and the weight have different
+            shapes.
     """
     dist, value = policy.apply(params, rows.obs)
 
@@ -53,7 +57,7 @@ def predict(policy: Any, params: Params, rows: Batch) -> Prediction:
 
     log_prob, entropy = log_prob_and_entropy(dist, rows.action)
     shapes.same(
-        "predict: what the policy returns for rows",
+        "predict: outputs of the policy",
         weight=rows.weight,
         log_prob=log_prob,
         value=value,
@@ -71,19 +75,22 @@ def total(
     value_coef: jax.Array | float,
     entropy_coef: jax.Array | float,
 ) -> tuple[jax.Array, Metrics]:
-    """The loss of actor and critic together, and its parts as metrics.
+    """The joint loss of actor and critic, and its terms as metrics.
 
     L = L_π + c_v L_V − c_e H
 
     Args:
-        policy_loss: [] L_π.
-        value_loss: [] L_V.
-        entropy: [] H, the mean entropy of the policy.
-        value_coef: c_v.
-        entropy_coef: c_e.
+        policy_loss: [] policy loss L_π.
+        value_loss: [] value loss L_V.
+        entropy: [] mean entropy H of the policy, in nats.
+        value_coef: coefficient c_v of the value loss.
+        entropy_coef: coefficient c_e of the entropy bonus.
+
+    Returns:
+        (loss [], metrics).
 
     Raises:
-        ValueError: a loss or entropy that is no single number.
+        ValueError: if a loss or the entropy is not a scalar.
 
     Source: Mnih et al. 2016, Asynchronous Methods for Deep RL, section 4; Schulman et al. 2017,
     eq. 9.
@@ -106,13 +113,13 @@ def policy_gradient(log_prob: jax.Array, advantage: jax.Array) -> jax.Array:
 
     Args:
         log_prob: [...] log π_θ(a|s).
-        advantage: [...] Â, or a return.
+        advantage: [...] advantages Â, or returns.
 
     Returns:
-        [...] loss.
+        [...] losses.
 
     Raises:
-        ValueError: arrays of different shapes; only scalars are broadcast.
+        ValueError: if the arrays have different shapes; only scalars are broadcast.
 
     Source: Sutton et al. 2000, Policy Gradient Methods; Williams 1992 (REINFORCE).
     """
@@ -121,20 +128,20 @@ def policy_gradient(log_prob: jax.Array, advantage: jax.Array) -> jax.Array:
 
 
 def surrogate(log_prob: jax.Array, old_log_prob: jax.Array, advantage: jax.Array) -> jax.Array:
-    """The importance-weighted objective of TRPO, negated.
+    """The negated importance-weighted objective of TRPO.
 
     L = −ρ Â,   ρ = π_θ(a|s) / π_old(a|s)
 
     Args:
         log_prob: [...] log π_θ(a|s).
-        old_log_prob: [...] log π_old(a|s), of the behaviour policy.
-        advantage: [...] Â.
+        old_log_prob: [...] log π_old(a|s) under the behaviour policy.
+        advantage: [...] advantages Â.
 
     Returns:
-        [...] loss; at θ = θ_old its gradient is that of `policy_gradient`.
+        [...] losses. At θ = θ_old their gradient is that of `policy_gradient`.
 
     Raises:
-        ValueError: arrays of different shapes; only scalars are broadcast.
+        ValueError: if the arrays have different shapes; only scalars are broadcast.
 
     Source: Schulman et al. 2015, Trust Region Policy Optimization, eq. 14; Schulman et al. 2017,
     eq. 6.
@@ -149,21 +156,22 @@ def clipped_surrogate(
     advantage: jax.Array,
     clip_eps: jax.Array | float,
 ) -> jax.Array:
-    """PPO's pessimistic objective, negated.
+    """The negated clipped objective of PPO.
 
     L = −min(ρ Â, clip(ρ, 1−ε, 1+ε) Â),   ρ = π_θ(a|s) / π_old(a|s)
 
     Args:
         log_prob: [...] log π_θ(a|s).
         old_log_prob: [...] log π_old(a|s).
-        advantage: [...] Â.
-        clip_eps: ε > 0.
+        advantage: [...] advantages Â.
+        clip_eps: clip range ε > 0.
 
     Returns:
-        [...] loss; its gradient is zero where ρ has left the interval in the direction Â asks for.
+        [...] losses. The gradient is zero where ρ is outside the interval and a further step in
+        the direction of Â would move it further outside.
 
     Raises:
-        ValueError: arrays of different shapes; only scalars are broadcast.
+        ValueError: if the arrays have different shapes; only scalars are broadcast.
 
     Source: Schulman et al. 2017, Proximal Policy Optimization Algorithms, eq. 7.
     """
@@ -187,22 +195,24 @@ def policy_gradient_loss(
     normalize_advantage: bool = False,
     episodes: Callable[[Batch], jax.Array] | None = None,
 ) -> LossFn:
-    """The loss of every method that takes one step on a rollout and throws it away.
+    """The loss of actor-critic methods that take one gradient step per rollout.
 
     L(θ) = E[ −log π_θ(a|s) Â + c_v ½ (V_θ − V_target)² − c_e H[π_θ] ]
 
-    What Â, V and V_target are is what tells the methods apart.
+    The methods differ in how they define Â, V and V_target.
 
     Args:
-        policy: its `apply(params, obs)` gives (distribution, value).
-        value_coef: c_v.
-        entropy_coef: c_e.
-        normalize_advantage: shift and scale Â over the rows.
-        episodes: rows -> [] how many episodes they are. The first term is then summed over the
-            steps of an episode and averaged over episodes; the other two remain means over steps.
+        policy: policy whose `apply(params, obs)` returns (distribution, value).
+        value_coef: coefficient c_v of the value loss.
+        entropy_coef: coefficient c_e of the entropy bonus.
+        normalize_advantage: whether Â is normalised over the samples to mean 0 and standard
+            deviation 1.
+        episodes: function that returns the number of episodes [] in a batch. If it is given, the
+            first term is summed over the steps of an episode and averaged over episodes; the
+            other two terms remain means over steps.
 
     Returns:
-        (params, Batch [M]) -> ([], metrics)
+        Function (params, Batch with leaves [M, ...]) -> (loss [], metrics).
 
     Source: Sutton et al. 2000, theorem 1; Mnih et al. 2016, algorithm S3.
     """
@@ -229,16 +239,16 @@ def squared_error(value: jax.Array, target: jax.Array) -> jax.Array:
     """Half the squared error of a value estimate: ½ (V − V_target)².
 
     Args:
-        value: [...] V_θ(s).
-        target: [...] what it should have been.
+        value: [...] value estimates V_θ(s).
+        target: [...] value targets V_target.
 
     Returns:
-        [...] loss.
+        [...] losses.
 
     Raises:
-        ValueError: arrays of different shapes; only scalars are broadcast.
+        ValueError: if the arrays have different shapes; only scalars are broadcast.
 
-    Source: Schulman et al. 2017, eq. 9 (the ½ makes the gradient V − V_target).
+    Source: Schulman et al. 2017, eq. 9 (with the factor ½ the gradient is V − V_target).
     """
     shapes.same("squared_error", value=value, target=target)
     return 0.5 * jnp.square(value - target)
@@ -247,21 +257,21 @@ def squared_error(value: jax.Array, target: jax.Array) -> jax.Array:
 def clipped_squared_error(
     value: jax.Array, old_value: jax.Array, target: jax.Array, clip_eps: jax.Array | float
 ) -> jax.Array:
-    """A squared error that gives no credit for moving far from the old value.
+    """The clipped value loss, which does not reward large changes of the value estimate.
 
     L = ½ max((V − V_target)², (V_old + clip(V − V_old, −ε, ε) − V_target)²)
 
     Args:
-        value: [...] V_θ(s).
-        old_value: [...] V(s) when the data were collected.
-        target: [...] what it should have been.
-        clip_eps: ε > 0, in units of value.
+        value: [...] value estimates V_θ(s).
+        old_value: [...] value estimates V_old(s) at the time of the rollout.
+        target: [...] value targets V_target.
+        clip_eps: clip range ε > 0, in the unit of the values.
 
     Returns:
-        [...] loss.
+        [...] losses.
 
     Raises:
-        ValueError: arrays of different shapes; only scalars are broadcast.
+        ValueError: if the arrays have different shapes; only scalars are broadcast.
 
     Source: openai/baselines ppo2; Engstrom et al. 2020, Implementation Matters, section 3.
     """
@@ -282,10 +292,10 @@ def approx_kl(log_prob: jax.Array, old_log_prob: jax.Array) -> jax.Array:
         old_log_prob: [...] log π_old(a|s).
 
     Returns:
-        [...] estimate per sample, in nats.
+        [...] estimate for each sample, in nats.
 
     Raises:
-        ValueError: arrays of different shapes; only scalars are broadcast.
+        ValueError: if the arrays have different shapes; only scalars are broadcast.
 
     Source: Schulman 2020, Approximating KL Divergence (joschu.net/blog/kl-approx.html).
     """
@@ -296,20 +306,20 @@ def approx_kl(log_prob: jax.Array, old_log_prob: jax.Array) -> jax.Array:
 def explained_variance(
     value: jax.Array, target: jax.Array, weight: jax.Array | None = None
 ) -> jax.Array:
-    """The share of the targets' variance that the value function predicts.
+    """The fraction of the targets' variance that the value function explains.
 
     EV = 1 − Var[V_target − V] / Var[V_target]
 
     Args:
-        value: [...] predictions.
-        target: [...] what came.
-        weight: [...] or None for all ones.
+        value: [...] value estimates V.
+        target: [...] value targets V_target.
+        weight: [...] weights, or None if all are 1.
 
     Returns:
-        [] at most 1; 0 for a constant prediction; NaN where the targets do not vary.
+        [] explained variance, at most 1; 0 for a constant prediction, NaN for constant targets.
 
     Raises:
-        ValueError: value and target differ in shape, or the weight from them.
+        ValueError: if value, target and weight have different shapes.
 
     Source: openai/baselines common/math_util.py.
     """
@@ -321,7 +331,7 @@ def explained_variance(
         return mean(jnp.square(_centre(x, weight)), weight)
 
     spread = variance(target)
-    # Rounding leaves constant targets a variance of about (ulp of their size)².
+    # Rounding gives constant targets a variance of about (ulp of their magnitude)².
     size = mean(jnp.abs(target), weight)
     constant = spread <= jnp.square(jnp.finfo(spread.dtype).eps * size)
     return jnp.where(constant, jnp.nan, 1.0 - variance(target - value) / spread)
@@ -330,23 +340,24 @@ def explained_variance(
 def mean(
     x: jax.Array, weight: jax.Array | None = None, total: jax.Array | float | None = None
 ) -> jax.Array:
-    """The weighted mean over all elements, the one reduction of every loss.
+    """The weighted mean over all elements, with which every loss is reduced.
 
     Σ w x / total,   total = Σ w unless given
 
-    Of a batch in several parts (`ppo_jax.parallel`) both sums are over all of them.
+    If the batch is distributed over several devices (`ppo_jax.parallel`), both sums run over all
+    of them.
 
     Args:
-        x: [...] values; what stands where the weight is 0 is not read, not even NaN.
-        weight: [...] or None for all ones.
-        total: [] the denominator, where x is only a part: the count over all micro-batches, whose
-            sums then add up to the mean of the whole.
+        x: [...] values. Elements of weight 0 are ignored, even if they are NaN.
+        weight: [...] weights, or None if all are 1.
+        total: [] denominator to use where x is a part of a batch: the sum of weights over all
+            micro-batches, so that the results of the parts add up to the mean of the batch.
 
     Returns:
-        [] mean; 0 if nothing has weight.
+        [] mean; 0 if all weights are 0.
 
     Raises:
-        ValueError: a weight whose shape is not that of x, or a total that is no scalar.
+        ValueError: if the weight has another shape than x, or the total is not a scalar.
     """
     shapes.exact("mean", jnp.shape(x), "x", weight=weight)
     shapes.exact("mean", (), "a number", total=total)
@@ -360,18 +371,19 @@ def mean(
 
 
 def means(weight: jax.Array | None = None, /, **values: jax.Array) -> dict[str, jax.Array]:
-    """`mean` of several arrays over the same elements, as one reduction where that is faster: on
-    accelerators, and where devices have to tell each other of each.
+    """`mean` of several arrays, as one reduction where that is faster.
+
+    One reduction is faster on accelerators and where devices communicate for each reduction.
 
     Args:
-        weight: [...] or None for all ones.
-        **values: [...] by name, all of one shape.
+        weight: [...] weights, or None if all are 1.
+        **values: [...] arrays by name, all of one shape.
 
     Returns:
-        [] by name.
+        [] mean of each array by name.
 
     Raises:
-        ValueError: arrays whose shapes differ, or a weight whose shape is not theirs.
+        ValueError: if the arrays and the weight have different shapes.
     """
     shapes.same("means", **values)
     if not (backend.launch_bound() or parallel.axes()):
@@ -386,15 +398,15 @@ def normalize(x: jax.Array, weight: jax.Array | None = None, ddof: int = 1) -> j
     (x − μ) / (σ + 1e-8),   σ² = Σ w (x − μ)² / (Σ w − ddof)
 
     Args:
-        x: [...] usually advantages.
-        weight: [...] or None; elements of weight 0 take no part and become 0.
-        ddof: 1 for the sample deviation (as torch.std), 0 for the population's.
+        x: [...] values, usually advantages.
+        weight: [...] weights, or None if all are 1. Elements of weight 0 are ignored and become 0.
+        ddof: 1 for the standard deviation of a sample (as torch.std), 0 for that of a population.
 
     Returns:
-        [...] normalised; one element alone has no deviation and is left as it is.
+        [...] normalised values. A single element has no standard deviation and is left unchanged.
 
     Raises:
-        ValueError: a weight whose shape is not that of x.
+        ValueError: if the weight has another shape than x.
 
     Source: Andrychowicz et al. 2021, What Matters in On-Policy RL, section 3.3 (C67).
     """
@@ -404,22 +416,22 @@ def normalize(x: jax.Array, weight: jax.Array | None = None, ddof: int = 1) -> j
     centred = _centre(x, weight)
     squares = parallel.sum(jnp.sum(weight * jnp.square(centred)))
     variance = squares / _at_least_one(count - ddof)
-    # √ at 0 has no gradient, and 0 · ∞ is NaN.
+    # The gradient of √ at 0 is infinite, and 0 · ∞ is NaN.
     deviation = jnp.where(variance > 0, jnp.sqrt(jnp.where(variance > 0, variance, 1.0)), 0.0)
     normal = centred / (deviation + 1e-8)
     return jnp.where(count > 1, normal, jnp.where(weight > 0, x, 0.0))
 
 
 def mask(batch: Batch) -> Batch:
-    """The batch with every row of weight 0 replaced by one that is harmless.
+    """Replace every sample of weight 0 by a valid one.
 
-    A `where` around the loss alone is not enough: 0 · ∞ in the backward pass is NaN, so nothing
-    infinite may enter the network in the first place. The stand-in is the first row that counts,
-    not zeros: a legal observation with a legal action, whatever the policy makes of them.
+    A `where` around the loss is not sufficient: 0 · ∞ in the backward pass is NaN, so no infinite
+    value may enter the network. The replacement is the first sample of positive weight rather
+    than zeros, so that the policy receives a valid observation and a legal action.
 
     Args:
-        batch: leaves [M, ...]; those that do not have the weight's shape in front (an initial
-            core per sequence, say) are left alone.
+        batch: Batch with leaves [M, ...]. Leaves whose leading dimensions differ from the shape
+            of the weight (such as an initial recurrent state per sequence) are left unchanged.
 
     Returns:
         Batch of the same shapes.
@@ -439,9 +451,9 @@ def mask(batch: Batch) -> Batch:
 
 
 def _centre(x: jax.Array, weight: jax.Array | None) -> jax.Array:
-    """x minus its mean, elements of weight 0 as 0.
+    """x minus its mean, with 0 for elements of weight 0.
 
-    Twice: the rounding error of the first mean would be all there is of a constant x.
+    The mean is subtracted twice, because the first mean of a constant x has a rounding error.
     """
     for _ in range(2):
         x = x - mean(x, weight)
@@ -449,5 +461,5 @@ def _centre(x: jax.Array, weight: jax.Array | None) -> jax.Array:
 
 
 def _at_least_one(count: jax.Array) -> jax.Array:
-    """A denominator that is never zero; counts of zero only occur when nothing counts."""
+    """A denominator that is never zero; a count is zero only if all weights are 0."""
     return jnp.where(count > 0, count, 1.0)

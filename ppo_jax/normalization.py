@@ -1,7 +1,7 @@
-"""Running mean and variance of observations and returns, as a value in the state.
+"""Running statistics (mean and variance) of observations and returns, as part of the state.
 
-The statistics are frozen while a rollout is collected and merged with its data afterwards, so
-that the policy which learns sees exactly what the policy which acted saw.
+The statistics stay constant while a rollout is collected and are updated with its data afterwards,
+so that the learner and the behaviour policy use identically normalised observations.
 """
 
 import jax
@@ -16,12 +16,12 @@ PRIOR_COUNT = 1e-4
 
 @struct.dataclass
 class RunningMoments:
-    """Mean and population variance of everything seen so far.
+    """Running mean and population variance of all data so far.
 
     Attributes:
-        mean: [...] of one element.
-        var: [...].
-        count: [] number of elements, plus a prior of 1e-4 at mean 0 and variance 1.
+        mean: [...] mean of the elements.
+        var: [...] variance of the elements.
+        count: [] number of elements, plus the weight 1e-4 of a prior with mean 0 and variance 1.
     """
 
     mean: jax.Array
@@ -30,13 +30,13 @@ class RunningMoments:
 
 
 def init(shape: tuple[int, ...]) -> RunningMoments:
-    """Statistics before any data: mean 0, variance 1.
+    """Running statistics before any data: mean 0, variance 1.
 
     Args:
-        shape: of one element, without batch dimensions.
+        shape: shape of one element, without batch dimensions.
 
     Returns:
-        RunningMoments.
+        RunningMoments of that shape.
     """
     return RunningMoments(jnp.zeros(shape), jnp.ones(shape), jnp.asarray(PRIOR_COUNT, float))
 
@@ -44,22 +44,23 @@ def init(shape: tuple[int, ...]) -> RunningMoments:
 def update(
     moments: RunningMoments, batch: jax.Array, weight: jax.Array | None = None
 ) -> RunningMoments:
-    """Merge a batch into the statistics: all parts of it, where it has several.
+    """Update the running statistics with a batch, over all devices if there are several.
 
-    With n, μ, σ² so far and m, μ', σ'² of the batch, Δ = μ' − μ:
+    With n, μ, σ² of the data so far, m, μ', σ'² of the batch, and Δ = μ' − μ:
     μ ← μ + Δ m / (n+m)
     σ² ← (n σ² + m σ'² + Δ² n m / (n+m)) / (n+m)
 
     Args:
-        moments: statistics of elements [...].
-        batch: [B..., ...] any number of leading batch dimensions.
-        weight: [B...] or None for all ones.
+        moments: running statistics of elements of shape [...].
+        batch: [B..., ...] elements with any number of leading batch dimensions.
+        weight: [B...] weights, or None if all are 1.
 
     Returns:
-        RunningMoments.
+        RunningMoments that include the batch.
 
     Raises:
-        ValueError: a batch of other elements, or a weight of another shape than its dimensions.
+        ValueError: if the batch has elements of another shape, or the weight has another shape
+            than the batch dimensions.
 
     Source: Chan, Golub & LeVeque 1979, Updating Formulae and a Pairwise Algorithm, eq. 2.1.
     """
@@ -83,20 +84,20 @@ def update(
 
 
 def normalize(moments: RunningMoments, x: jax.Array, clip: float = 10.0) -> jax.Array:
-    """Centre, scale and clip.
+    """Subtract the running mean, divide by the running standard deviation and clip.
 
     clip((x − μ) / √(σ² + 1e-8), ±clip)
 
     Args:
-        moments: statistics of elements [...].
-        x: [B..., ...].
-        clip: bound of the result, in deviations.
+        moments: running statistics of elements of shape [...].
+        x: [B..., ...] elements with any number of leading batch dimensions.
+        clip: largest absolute value of the result, in standard deviations.
 
     Returns:
-        [B..., ...].
+        [B..., ...] normalised elements.
 
     Raises:
-        ValueError: x does not consist of such elements.
+        ValueError: if x has elements of another shape.
 
     Source: Andrychowicz et al. 2021, C64-C65; Stable-Baselines3 VecNormalize.
     """
@@ -105,20 +106,22 @@ def normalize(moments: RunningMoments, x: jax.Array, clip: float = 10.0) -> jax.
 
 
 def scale(moments: RunningMoments, reward: jax.Array, clip: float = 10.0) -> jax.Array:
-    """Divide by the deviation alone: a reward keeps its sign and zero stays zero.
+    """Divide rewards by the running standard deviation of returns, without subtracting a mean.
 
     clip(r / √(σ² + 1e-8), ±clip)
 
+    A reward keeps its sign, and a reward of zero stays zero.
+
     Args:
-        moments: statistics of discounted returns, element shape ().
-        reward: [...].
-        clip: bound of the result.
+        moments: running statistics of discounted returns, with elements of shape ().
+        reward: [...] rewards r.
+        clip: largest absolute value of the result.
 
     Returns:
-        [...].
+        [...] scaled rewards.
 
     Raises:
-        ValueError: the reward does not consist of such elements.
+        ValueError: if the rewards have elements of another shape.
 
     Source: Engstrom et al. 2020, Implementation Matters in Deep RL, algorithm 1.
     """
@@ -127,7 +130,9 @@ def scale(moments: RunningMoments, reward: jax.Array, clip: float = 10.0) -> jax
 
 
 def init_tree(example: PyTree) -> PyTree:
-    """Statistics for every float leaf of an observation; () for the others, which pass unchanged.
+    """Running statistics for every float leaf of an observation.
+
+    Leaves of other types get () in place of statistics and are not normalised.
 
     Args:
         example: one observation, or its shapes, without batch dimensions.
@@ -138,14 +143,14 @@ def init_tree(example: PyTree) -> PyTree:
 
 
 def update_tree(moments: PyTree, batch: PyTree, weight: jax.Array | None = None) -> PyTree:
-    """`update` for every leaf that has statistics."""
+    """Apply `update` to every leaf that has running statistics."""
     return jax.tree.map(
         lambda x, m: update(m, x, weight) if isinstance(m, RunningMoments) else (), batch, moments
     )
 
 
 def normalize_tree(moments: PyTree, x: PyTree) -> PyTree:
-    """`normalize` for every leaf that has statistics."""
+    """Apply `normalize` to every leaf that has running statistics."""
     return jax.tree.map(
         lambda leaf, m: normalize(m, leaf) if isinstance(m, RunningMoments) else leaf, x, moments
     )

@@ -1,4 +1,4 @@
-"""The optimiser: Adam with a traced learning rate, its options, and what it follows over a run."""
+"""The optimiser: Adam with a traced learning rate, its options, and learning-rate schedules."""
 
 import dataclasses
 import math
@@ -23,12 +23,12 @@ from ppo_jax.types import Batch, LearnerState, Metrics, Params, PyTree
 
 
 class OptimizerState(NamedTuple):
-    """Adam's moments and the learning rate in force, which is state and not a constant.
+    """Adam's state and the current learning rate, which is part of the state.
 
     Attributes:
-        adam: first and second moments.
-        learning_rate: [] for the next step.
-        updates: [] calls of `anneal` so far; the position on the schedule.
+        adam: estimates of the first and second moments of the gradient.
+        learning_rate: [] learning rate of the next step.
+        updates: [] number of calls of `anneal` so far, the position in the schedule.
     """
 
     adam: Any
@@ -45,24 +45,26 @@ def make_optimizer(
     b2: float = 0.999,
     adam: Callable[..., optax.GradientTransformation] = optax.scale_by_adam,
 ) -> optax.GradientTransformation:
-    """Adam with a bound on the gradient's global norm.
+    """Adam with gradient clipping by the global norm.
 
     g ← g · min(1, c / (‖g‖ + 1e-6)),   θ ← θ − α m̂ / (√v̂ + ε)
 
-    Every hyperparameter may be a tracer, so one compiled program serves a whole sweep.
+    Every hyperparameter may be a tracer, so that one compiled program serves all trials of a sweep.
 
     Args:
-        max_grad_norm: c, over all parameters together; infinity for no bound.
-        eps: ε, outside the square root.
-        learning_rate: α until `anneal` sets another; of a schedule its value at the beginning.
-        b1: decay of the first moment.
-        b2: decay of the second moment.
-        adam: another version of it, made as optax.scale_by_adam is and with its state.
+        max_grad_norm: maximum norm c of the gradient of all parameters; infinity for no clipping.
+        eps: ε, added outside the square root.
+        learning_rate: learning rate α until `anneal` sets another one, or a schedule, whose
+            initial value is used.
+        b1: decay rate of the first moment.
+        b2: decay rate of the second moment.
+        adam: function with the arguments and the state of optax.scale_by_adam, for a variant of
+            Adam.
 
     Returns:
         An optax transformation whose state is an `OptimizerState`.
 
-    Source: Kingma & Ba 2015; ε = 1e-5 and the joint clipping are openai/baselines ppo2's.
+    Source: Kingma & Ba 2015; ε = 1e-5 and joint clipping follow openai/baselines ppo2.
     """
     moments_of = adam(b1=b1, b2=b2, eps=eps)
 
@@ -85,11 +87,11 @@ def make_optimizer(
 def init(
     params: Params, optimizer: optax.GradientTransformation, extra: PyTree = ()
 ) -> LearnerState:
-    """A learner at its first step.
+    """The state of a learner before its first step.
 
     Args:
-        params: of the policy.
-        optimizer: for all of them.
+        params: parameters of the policy.
+        optimizer: optimiser of all parameters.
         extra: private state of the algorithm.
     """
     return LearnerState(params, optimizer.init(params), jnp.zeros((), jnp.int32), extra)
@@ -102,19 +104,19 @@ End = Callable[[LearnerState, Batch, Any, Metrics], tuple[LearnerState, Metrics]
 def from_config(
     config: Any, optimizer: optax.GradientTransformation | None = None
 ) -> tuple[optax.GradientTransformation, Begin, End]:
-    """The optimiser of an algorithm, and what goes on at both ends of its updates.
+    """The optimiser of an algorithm, and the functions that begin and end each of its updates.
 
     Args:
-        config: with the four options above; an anneal_timesteps of None, which a run replaces by
-            its own length, is a constant rate here.
-        optimizer: to be used instead of the one the config describes; its learning rate is its
-            own affair.
+        config: Config with the four options above. If its anneal_timesteps is None, the learning
+            rate is constant (a run replaces None by its own length beforehand).
+        optimizer: optimiser to use in place of the configured one. It controls its own learning
+            rate.
 
     Returns:
-        (optimizer, begin, end), the latter two as `schedule_of` has them.
+        (optimizer, begin, end) with the two functions of `schedule_of`.
 
     Raises:
-        ConfigError: a schedule that cannot be followed, and why.
+        ConfigError: if a schedule cannot be followed.
     """
     if optimizer is not None:
         return optimizer, *_without_schedule(config)
@@ -125,20 +127,20 @@ def from_config(
 
 
 def schedule_of(config: Any, horizon: jax.Array | float) -> tuple[Begin, End]:
-    """What goes on before and after the steps of an update.
+    """Functions that run before and after the gradient steps of an update.
 
     Args:
-        config: whose options may be schedules; its learning_rate is that of the update.
-        horizon: what `anneal` has, and the schedules are at their end.
+        config: Config whose options may be schedules, with the learning rate of the update.
+        horizon: number of environment steps at which schedules end, as for `anneal`.
 
     Returns:
-        begin: (learner, timesteps) -> (learner with its learning rate set, the config with numbers
-            in place of schedules), for an update that learns from that many environment steps.
-        end: (learner, batch, the config with numbers, metrics) -> (learner, metrics with what
-            `report` says and the values of schedules); an adaptive learning rate moves.
+        begin: (learner, timesteps) -> (learner with its learning rate set, config with numbers in
+            place of schedules), for an update on that number of environment steps.
+        end: (learner, batch, config with numbers, metrics) -> (learner, metrics with those of
+            `report` and the values of schedules); an adaptive learning rate is adapted.
 
     Raises:
-        ConfigError: a schedule that the option does not have.
+        ConfigError: if a schedule is not valid for its option.
     """
     scheduled = [f for f in dataclasses.fields(config) if is_schedule(getattr(config, f.name))]
     for field in scheduled:
@@ -162,12 +164,12 @@ def schedule_of(config: Any, horizon: jax.Array | float) -> tuple[Begin, End]:
 
 
 def _without_schedule(config: Any) -> tuple[Begin, End]:
-    """Where the optimiser is another's, and nothing counts its updates."""
+    """Begin and end for an optimiser of the user, whose updates are not counted."""
     for field in dataclasses.fields(config):
         if field.name != "learning_rate" and is_schedule(getattr(config, field.name)):
             raise ConfigError(
-                f"{field.name} is a schedule, but with an optimiser of your own nothing counts the "
-                "updates; give it a number"
+                f"{field.name} is a schedule, but the updates of a custom optimizer are not "
+                "counted, so the schedule has no position; set the option to a number"
             )
 
     def end(
@@ -179,14 +181,17 @@ def _without_schedule(config: Any) -> tuple[Begin, End]:
 
 
 def progress(learner: LearnerState, horizon: jax.Array | float, timesteps: int) -> jax.Array:
-    """The share of the horizon that lies behind the update that now begins; more than 1 after it.
+    """The fraction of the horizon before the current update; above 1 after the horizon.
 
-    p = u · D · timesteps / horizon,   u = updates made before this one, D = parts of the batch
+    p = u · D · timesteps / horizon,   u = updates before this one, D = number of shards
 
     Args:
-        learner: of `make_optimizer`.
-        horizon: environment steps.
-        timesteps: environment steps per update, of one part.
+        learner: learner with an optimiser of `make_optimizer`.
+        horizon: number of environment steps.
+        timesteps: number of environment steps per update, in one shard of the environments.
+
+    Returns:
+        [] progress p.
     """
     timesteps = timesteps * parallel.size()
     return learner.opt_state.updates.astype(jnp.float32) * timesteps / horizon
@@ -198,19 +203,20 @@ def anneal(
     horizon: jax.Array | float,
     timesteps: int,
 ) -> LearnerState:
-    """Set the learning rate of the update that now begins.
+    """Set the learning rate of the current update.
 
-    α_u = α max(0, 1 − p) of a number, and the schedule's value at p of a schedule, where p is the
-    `progress`; an adaptive rate is as the last update left it
+    α_u = α max(0, 1 − p) for a number α, and the value at p for a schedule, where p is the
+    `progress`. An adaptive learning rate keeps the value that the previous update left.
 
     Args:
-        learner: of `make_optimizer`; its rate is set, its place on the schedule moved by one.
-        learning_rate: α, of the first update; or a schedule.
-        horizon: environment steps after which the rate is 0; infinity for a constant rate.
-        timesteps: environment steps per update, of one part of the batch.
+        learner: learner with an optimiser of `make_optimizer`.
+        learning_rate: initial learning rate α, or a schedule.
+        horizon: number of environment steps after which the learning rate is 0; infinity for a
+            constant learning rate.
+        timesteps: number of environment steps per update, in one shard of the environments.
 
     Returns:
-        LearnerState.
+        LearnerState with the learning rate set and one more update counted.
 
     Source: openai/baselines ppo2 (linear decay to zero).
     """
@@ -235,22 +241,22 @@ def adapt(
     low: jax.Array | float,
     high: jax.Array | float,
 ) -> jax.Array:
-    """The learning rate of the next update, which keeps the KL divergence near a target.
+    """Adapt the learning rate to keep the KL divergence of an update near a target.
 
-    α ← max(low, α / 1.5) where d > 2 d_target,   α ← min(high, 1.5 α) where 0 < d < d_target / 2
+    α ← max(low, α / 1.5) if d > 2 d_target,   α ← min(high, 1.5 α) if 0 < d < d_target / 2
 
     Args:
-        rate: [...] α.
-        kl: [...] d, of the update, in nats.
-        target_kl: d_target.
-        low: bound of α.
-        high: bound of α.
+        rate: [...] learning rate α.
+        kl: [...] KL divergence d of the update, in nats.
+        target_kl: target d_target of the KL divergence, in nats.
+        low: lower bound of α.
+        high: upper bound of α.
 
     Returns:
-        [...] α.
+        [...] learning rate α of the next update.
 
-    Source: rsl_rl, PPO with schedule="adaptive", and Brax, ppo.optimizer.adaptive_kl_learning_rate,
-    which both apply it after each minibatch; here it is applied once per update.
+    Source: rsl_rl, PPO with schedule="adaptive", and Brax, ppo.optimizer.adaptive_kl_learning_rate.
+    Both adapt after each minibatch; this function is applied once per update.
     """
     lower, higher = jnp.maximum(low, rate / 1.5), jnp.minimum(high, rate * 1.5)
     near = jnp.where((kl > 0) & (kl < 0.5 * target_kl), higher, rate)
@@ -260,8 +266,8 @@ def adapt(
 def _adapted(learner: LearnerState, schedule: Schedule, metrics: Metrics) -> LearnerState:
     if "approx_kl" not in metrics:
         raise ConfigError(
-            f"learning_rate is {schedule}, which follows the approx_kl of updates; this algorithm "
-            f"reports {', '.join(sorted(metrics))}"
+            f"learning_rate is {schedule}, which requires the metric approx_kl of each update; "
+            f"this algorithm reports {', '.join(sorted(metrics))}"
         )
     numbers = {n: x for n, x in schedule.parameters.items() if n != "start"}
     rate = adapt(learner.opt_state.learning_rate, metrics["approx_kl"], **numbers)
@@ -270,9 +276,9 @@ def _adapted(learner: LearnerState, schedule: Schedule, metrics: Metrics) -> Lea
 
 
 def report(learner: LearnerState, batch: Batch) -> Metrics:
-    """What is told of every update: how good the critic was, and the learning rate in force.
+    """Metrics of every update: the explained variance of the critic and the learning rate.
 
-    The latter is unknown of an optimiser of the user's own.
+    The learning rate of a custom optimiser is unknown and left out.
     """
     state = learner.opt_state
     rate = {"learning_rate": state.learning_rate} if isinstance(state, OptimizerState) else {}

@@ -1,4 +1,4 @@
-"""Arrays of the same shape as one array: a loop that keeps them writes one row instead of many."""
+"""Arrays of equal shape packed into one array, so that a loop writes one row instead of many."""
 
 from typing import NamedTuple
 
@@ -8,18 +8,18 @@ from flax import struct
 
 from ppo_jax.types import PyTree
 
-# Numbers of 32 bits change their type without changing a bit; bool is 0 or 1.
+# 32-bit types are converted without changing a bit; bool is stored as 0 or 1.
 PACKED = ("bool", "int32", "uint32", "float32")
 
 
 class Place(NamedTuple):
-    """Where a leaf is.
+    """The position of a leaf in packed arrays.
 
     Attributes:
-        array: number of the array that holds it.
-        row: its row there; None: it is the whole array.
-        ndim: its number of axes.
-        dtype: its type.
+        array: index of the array that contains the leaf.
+        row: row of the leaf in that array, or None if the leaf is the whole array.
+        ndim: number of axes of the leaf.
+        dtype: type of the leaf.
     """
 
     array: int
@@ -30,13 +30,13 @@ class Place(NamedTuple):
 
 @struct.dataclass
 class Packed:
-    """What `pack` makes of a tree.
+    """A pytree packed by `pack`.
 
     Attributes:
-        arrays: leaves of one shape together, [..., G, *shape] uint32, and those that are alone as
-            they were.
-        places: of the leaves, static.
-        structure: of the tree, static.
+        arrays: leaves of equal shape as one array [..., G, *shape] of uint32, and the other leaves
+            unchanged.
+        places: positions of the leaves, static.
+        structure: structure of the pytree, static.
     """
 
     arrays: tuple[jax.Array, ...]
@@ -45,10 +45,11 @@ class Packed:
 
 
 def pack(tree: PyTree) -> Packed:
-    """Leaves of the same shape as rows of one array, bit for bit.
+    """Pack leaves of equal shape as rows of one array, without changing a bit.
 
     Args:
-        tree: of arrays; those of other types than bool, int32, uint32 and float32 stay alone.
+        tree: pytree of arrays. Arrays of types other than bool, int32, uint32 and float32 are not
+            packed.
     """
     leaves, structure = jax.tree.flatten(jax.tree.map(jnp.asarray, tree))
     shapes = [x.shape if str(x.dtype) in PACKED else None for x in leaves]
@@ -67,10 +68,10 @@ def pack(tree: PyTree) -> Packed:
 
 
 def unpack(packed: Packed) -> PyTree:
-    """The tree that was packed; what a loop has put in front of the arrays' axes is kept.
+    """The pytree that was packed. Leading axes that a loop has added to the arrays are kept.
 
     Args:
-        packed: of `pack`, its arrays with or without further leading axes.
+        packed: result of `pack`, whose arrays may have additional leading axes.
     """
 
     def leaf(place: Place) -> jax.Array:

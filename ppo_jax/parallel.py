@@ -1,15 +1,15 @@
-"""One batch in several parts: what is computed from all of it, though each part sees only its own.
+"""Reductions over all shards of a batch that is split over devices or over a vmap axis.
 
-The environments of a run may be split into D parts, each with random numbers of its own. All parts
-run one function, mapped over named axes: by vmap over `PARTS` where one device has several of them,
-and by shard_map over `DEVICES` where there are several devices. Inside, the functions below reduce
-over all parts; outside of such a map they reduce nothing, and cost nothing.
+The environments of a run may be split into D shards ("parts"), each with its own PRNG key. All
+shards run one function, mapped over named axes: by vmap over `PARTS` where one device has several
+shards, and by shard_map over `DEVICES` where there are several devices. Inside such a map, the
+functions below reduce over all shards. Outside, they return their argument and take no time.
 
     L = (1/D) Σ_d L_d,   ∇L = (1/D) Σ_d ∇L_d
 
-where L_d may contain numbers of the whole batch: a mean over the parts is differentiated like one
-device's number that all devices read. That is what shard_map gives without its check of varying
-values (check_vma=False), and vmap always; with the check, gradients would be summed a second time.
+L_d may depend on means over the whole batch: such a mean is differentiated like one number on one
+device that all devices read. vmap always has these semantics; shard_map has them without its check
+of varying values (check_vma=False). With the check, gradients would be summed a second time.
 """
 
 from collections.abc import Callable, Hashable
@@ -24,7 +24,7 @@ DEVICES, PARTS = "ppo_jax.devices", "ppo_jax.parts"
 
 
 def axes() -> tuple[Hashable, ...]:
-    """The named axes that the function being traced is mapped over, the outer one first."""
+    """The named axes over which the traced function is mapped, the outer axis first."""
     return tuple(name for name in (DEVICES, PARTS) if _is_bound(name))
 
 
@@ -37,7 +37,7 @@ def _is_bound(name: str) -> bool:
 
 
 def size() -> int:
-    """D, the number of parts; 1 for a batch that is in one piece."""
+    """The number D of shards; 1 for a batch that is not split."""
     found = 1
     for name in axes():
         found *= jax.lax.axis_size(name)
@@ -45,38 +45,38 @@ def size() -> int:
 
 
 def mean(tree: PyTree) -> PyTree:
-    """The mean over the parts, of every leaf."""
+    """The mean of every leaf over the shards."""
     return _over_parts(jax.lax.pmean, tree)
 
 
 def sum(tree: PyTree) -> PyTree:
-    """The sum over the parts, of every leaf."""
+    """The sum of every leaf over the shards."""
     return _over_parts(jax.lax.psum, tree)
 
 
 def largest(tree: PyTree) -> PyTree:
-    """The largest of the parts' numbers, of every leaf."""
+    """The elementwise maximum of every leaf over the shards."""
     return _over_parts(jax.lax.pmax, tree)
 
 
 def smallest(tree: PyTree) -> PyTree:
-    """The smallest of the parts' numbers, of every leaf."""
+    """The elementwise minimum of every leaf over the shards."""
     return _over_parts(jax.lax.pmin, tree)
 
 
 def any_part(flags: jax.Array) -> jax.Array:
-    """[...] bool: whether it is so in any part."""
+    """[...] bool, whether the flag is set in any shard."""
     if not axes():
         return flags
     return largest(flags.astype(jnp.int32)) > 0
 
 
 def together(tree: PyTree, axis: int) -> PyTree:
-    """What all parts have, one part behind the other.
+    """Concatenate the arrays of all shards.
 
     Args:
-        tree: of arrays.
-        axis: along which they are joined; of an array with fewer axes it is the last one.
+        tree: pytree of arrays.
+        axis: axis of the concatenation; an array with fewer axes is joined along its last axis.
     """
     names = axes()
     if not names:
@@ -90,8 +90,8 @@ def together(tree: PyTree, axis: int) -> PyTree:
 
 
 def own_key(key: jax.Array) -> jax.Array:
-    """A key of the part's own, from one that all parts have; the key itself where there is one
-    part."""
+    """A PRNG key for this shard, derived from the common key; the common key itself if the batch
+    is not split."""
     return jax.random.fold_in(key, jax.lax.axis_index(axes())) if axes() else key
 
 
@@ -101,15 +101,15 @@ def _over_parts(reduce: Callable[..., Any], tree: PyTree) -> PyTree:
 
 
 def counted(metrics: dict[str, Any]) -> dict[str, Any]:
-    """Metrics of all parts, from each part's: counts as sums, real numbers as means."""
+    """Metrics of all shards: counts (integers) as sums, real numbers as means."""
     counts = {n: x for n, x in metrics.items() if jnp.issubdtype(jnp.result_type(x), jnp.integer)}
     return average(metrics) | sum(counts)
 
 
 def average(metrics: dict[str, Any]) -> dict[str, Any]:
-    """Metrics of the whole batch: real numbers as means over the parts, counts as they are.
+    """Average real-valued metrics over the shards; counts (integers) are left unchanged.
 
-    What is a mean over all parts already stays what it is.
+    A metric that is already a mean over all shards keeps its value.
     """
     real = {n: x for n, x in metrics.items() if jnp.issubdtype(jnp.result_type(x), jnp.floating)}
     return {**metrics, **mean(real)}

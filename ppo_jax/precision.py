@@ -1,8 +1,8 @@
-"""The precision of matrix products and convolutions, set for functions instead of for the process.
+"""The precision of matrix products and convolutions, set per function rather than per process.
 
-JAX reads `jax_default_matmul_precision` while it traces an operation, the operations of a backward
-pass included, and the setting is part of the key of each cache of compiled programs. A function
-called under a setting of its own is therefore traced with it wherever the function is called.
+JAX reads `jax_default_matmul_precision` while it traces an operation, including the operations of
+a backward pass, and the setting is part of the key of every cache of compiled programs. A function
+that sets it while it is called is therefore always traced with that precision.
 """
 
 import dataclasses
@@ -19,7 +19,7 @@ T = TypeVar("T")
 
 @dataclasses.dataclass(frozen=True)
 class _Traced:
-    """A function whose operations are traced with a precision."""
+    """A function whose operations are traced with a given precision."""
 
     precision: str
     function: Callable[..., Any]
@@ -30,12 +30,13 @@ class _Traced:
 
 
 def apply(precision: str, functions: T) -> T:
-    """Functions whose products have a precision, whatever JAX's own setting is.
+    """Functions that compute matrix products with a given precision, whatever JAX's setting is.
 
     Args:
-        precision: name in PRECISIONS; "default" leaves JAX's own setting, and the functions, alone.
-        functions: one, or a pytree of them, such as a Policy; a precision that was applied earlier
-            is replaced, and what cannot be called is returned as it is.
+        precision: name in PRECISIONS; "default" returns the functions unchanged and leaves JAX's
+            own setting in effect.
+        functions: a function or a pytree of functions, such as a Policy. A precision that was
+            applied earlier is replaced; leaves that cannot be called are returned unchanged.
     """
     if precision == "default":
         return functions
@@ -54,7 +55,7 @@ def of(function: Callable[..., Any]) -> str:
 
 
 def in_effect(precision: str) -> str:
-    """The precision that products have: for "default" JAX's own setting, if there is one."""
+    """The precision in effect; for "default" this is JAX's own setting, if it is set."""
     if precision != "default":
         return precision
     return str(jax.config.jax_default_matmul_precision or "default")  # type: ignore[attr-defined]

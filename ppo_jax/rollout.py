@@ -1,4 +1,4 @@
-"""Collecting experience: parameters and an environment's state in, a trajectory out."""
+"""Collection of experience: a policy acts in vector environments and returns a trajectory."""
 
 import dataclasses
 import functools
@@ -29,24 +29,25 @@ from ppo_jax.networks import Policy, SequenceInputs, StateAction
 from ppo_jax.types import Batch, Metrics, Params, PyTree, Trajectory
 
 Collect = Callable[[jax.Array, Params, "RolloutState"], tuple["RolloutState", Trajectory]]
-# Metrics that are 0 where an environment is as it describes itself; what it means if one is not.
+# Metrics that are 0 if an environment describes itself correctly, and what another value means.
 PROMISES = {
-    "reused_resets": "more episodes ended in a rollout than there were fresh resets, so some were "
-    "used twice: raise --reset-pool, or correct the environment's shortest_episode",
-    "lost_cuts": "episodes were truncated sooner than the environment's time_limit says, and "
-    "bootstrapped from wrong states: correct it, or set it to None",
+    "reused_resets": "more episodes ended in a rollout than there were initial states in the reset "
+    "pool, so some were used twice: raise --reset-pool, or correct the environment's "
+    "shortest_episode",
+    "lost_cuts": "episodes were truncated earlier than the environment's time_limit, and returns "
+    "were bootstrapped from wrong states: correct time_limit, or set it to None",
 }
-# Up to so many environments an operation of a step takes longer to begin than to do.
+# With at most this number of environments, starting an operation takes longer than executing it.
 FEW_ENVS = 16
 
 
 @struct.dataclass
 class Moments:
-    """Running statistics; () where a quantity is not normalised.
+    """Running statistics; () for a quantity that is not normalised.
 
     Attributes:
-        obs: tree of RunningMoments like one observation.
-        reward: RunningMoments of the discounted return, shape ().
+        obs: RunningMoments for each leaf of an observation.
+        reward: RunningMoments of the discounted return, of shape ().
     """
 
     obs: PyTree = ()
@@ -55,15 +56,15 @@ class Moments:
 
 @struct.dataclass
 class RolloutState:
-    """Everything collecting changes.
+    """The state that collecting a rollout changes.
 
     Attributes:
-        env_state: of the vector environment.
-        obs: [N, ...] raw, the next to act on.
-        core: the policy's memory; () without one.
-        moments: Moments, frozen during a rollout.
-        metrics: of the last rollout, [] each; NaN where no episode finished.
-        episodes: Episodes.
+        env_state: state of the vector environment.
+        obs: [N, ...] current observations, before normalisation.
+        core: state of the recurrent network; () for a feed-forward policy.
+        moments: running statistics, constant during a rollout.
+        metrics: scalar metrics of the last rollout; NaN where no episode finished.
+        episodes: accounting of the current episodes.
     """
 
     env_state: PyTree
@@ -76,15 +77,15 @@ class RolloutState:
 
 @dataclasses.dataclass(frozen=True)
 class Collector:
-    """`collect` with all that stays the same during a run: what a training step calls.
+    """`collect` with the arguments that stay constant during a run, as a training step calls it.
 
-    An algorithm whose Config has the hook `collector` makes another one of it.
+    An algorithm can replace it with the hook `collector` of its Config.
 
     Attributes:
-        env: the vector environment.
-        policy: whose actions are taken.
-        num_steps: T.
-        gamma: [] discount.
+        env: vector environment.
+        policy: policy that chooses the actions.
+        num_steps: number T of steps per rollout.
+        gamma: [] discount factor γ.
     """
 
     env: VectorEnv
@@ -95,14 +96,14 @@ class Collector:
     def __call__(
         self, key: jax.Array, params: Params, state: RolloutState
     ) -> tuple[RolloutState, Trajectory]:
-        """`collect`."""
+        """Call `collect` with these arguments."""
         return collect(key, params, state, **vars(self))
 
     def whole_episodes(self, longest: int) -> Collect:
-        """`collect_episodes` in its place.
+        """The collection of whole episodes, `collect_episodes`, with these arguments.
 
         Args:
-            longest: steps of the longest possible episode.
+            longest: number of steps of the longest possible episode.
         """
         return functools.partial(collect_episodes, longest=longest, **vars(self))
 
@@ -115,14 +116,15 @@ def init(
     normalize_obs: bool = False,
     normalize_reward: bool = False,
 ) -> RolloutState:
-    """N environments at the start of their first episodes.
+    """The initial state of the rollout: N environments at the start of their first episodes.
 
     Args:
-        key: consumed.
-        policy: for its initial memory.
-        vector_env: whose environments.
-        normalize_obs: keep statistics of observations and act on normalised ones.
-        normalize_reward: keep statistics of discounted returns and scale rewards by them.
+        key: PRNG key.
+        policy: policy, for its initial recurrent state.
+        vector_env: vector environment to reset.
+        normalize_obs: whether observations are normalised by their running statistics.
+        normalize_reward: whether rewards are scaled by the running statistics of discounted
+            returns.
     """
     obs, env_state = vector_env.reset(key)
     num_envs = vector_env.num_envs
@@ -139,13 +141,13 @@ def init(
 
 
 def restart(key: jax.Array, state: RolloutState, *, env: VectorEnv, policy: Policy) -> RolloutState:
-    """N new episodes; those that were under way are given up, the statistics stay.
+    """Start N new episodes. Current episodes are abandoned; the running statistics are kept.
 
     Args:
-        key: consumed.
-        state: of an earlier rollout.
-        env: the vector environment, reset.
-        policy: for its initial memory.
+        key: PRNG key.
+        state: state after an earlier rollout.
+        env: vector environment to reset.
+        policy: policy, for its initial recurrent state.
     """
     again = getattr(env, "restart", None)
     obs, env_state = again(key, state.env_state) if again else env.reset(key)
@@ -154,7 +156,7 @@ def restart(key: jax.Array, state: RolloutState, *, env: VectorEnv, policy: Poli
 
 
 def normalize_obs(moments: Moments, obs: PyTree) -> PyTree:
-    """An observation as the policy sees it."""
+    """Normalise an observation for the policy, if running statistics are kept."""
     return normalization.normalize_tree(moments.obs, obs) if moments.obs != () else obs
 
 
@@ -171,16 +173,16 @@ def collect(
     """Act for T steps in N environments.
 
     Args:
-        key: consumed.
-        params: of the policy.
-        state: where the last rollout stopped.
-        env: the vector environment.
-        policy: whose actions are taken.
-        num_steps: T.
-        gamma: [] discount, for the scale of normalised rewards alone.
+        key: PRNG key.
+        params: parameters of the policy.
+        state: state after the previous rollout.
+        env: vector environment.
+        policy: policy that chooses the actions.
+        num_steps: number T of steps.
+        gamma: [] discount factor γ, used only to scale normalised rewards.
 
     Returns:
-        (RolloutState with the metrics of this rollout, Trajectory [T, N])
+        (RolloutState with the metrics of this rollout, Trajectory [T, N]).
     """
     state, trajectory, rows = _collect(key, params, state, Collector(env, policy, num_steps, gamma))
     metrics = episode_metrics(_finished(rows), rows["totals"])
@@ -198,18 +200,18 @@ def collect_episodes(
     gamma: jax.Array | float,
     longest: int,
 ) -> tuple[RolloutState, Trajectory]:
-    """`collect` from the start of new episodes; those that were under way are given up.
+    """Act for T steps from the start of new episodes; current episodes are abandoned.
 
-    For methods that learn from whole episodes under one policy. The metrics are those of episodes
-    that had time to finish wherever they went: among the later ones the short would be
-    over-represented.
+    This is for methods that need whole episodes of one policy. The metrics count only episodes
+    whose start leaves enough steps for the longest possible episode. Episodes that start later
+    would bias the metrics towards short episodes.
 
     Args:
-        as for `collect`.
-        longest: steps of the longest possible episode, at most num_steps.
+        key, params, state, env, policy, num_steps, gamma: the same as for `collect`.
+        longest: number of steps of the longest possible episode, at most num_steps.
 
     Returns:
-        (RolloutState, Trajectory [T, N]) whose first row starts an episode everywhere.
+        (RolloutState, Trajectory [T, N] whose first step starts an episode in each environment).
     """
     reset_key, key = jax.random.split(key)
     state = restart(reset_key, state, env=env, policy=policy)
@@ -221,7 +223,7 @@ def collect_episodes(
 
 
 def _finished(rows: dict[str, Any]) -> jax.Array:
-    """[T, N] bool, the last steps of episodes."""
+    """[T, N] bool, whether a step is the last one of an episode."""
     return (rows["terminated"] | rows["truncated"]) & rows["valid"]
 
 
@@ -231,11 +233,11 @@ def _collect(
     state: RolloutState,
     how: Collector,
 ) -> tuple[RolloutState, Trajectory, dict[str, Any]]:
-    """(state with the metrics of the environment, trajectory, what else the steps left)."""
+    """(state with the metrics of the environment, trajectory, all outputs of the steps)."""
     env, policy, num_steps = how.env, how.policy, how.num_steps
     watch.see("rollout")
     noise_key, env_key, refresh_key, critic_key = jax.random.split(key, 4)
-    # All noise at once: one wide draw costs a fraction of T narrow ones inside the loop.
+    # One large draw of all noise is much faster than T small ones inside the loop.
     dist = jax.eval_shape(policy.act, params, state.core, state.obs, state.episodes.start)[1]
     noise = dist.noise(noise_key, (num_steps,))
     keys = jax.random.split(env_key, num_steps)
@@ -254,7 +256,7 @@ def _collect(
     rows.setdefault("valid", jnp.ones(rows["reward"].shape, bool))
     weight = rows["valid"].astype(jnp.float32)
     moments, reward = _update_moments(state.moments, rows, weight)
-    # Whatever ends credit besides the end of an episode: a point of a game, a copy that failed.
+    # Credit also ends at a boundary within an episode (such as a point of a game) and at a failure.
     ended = rows.get("settled", False)
     cut = _before(rows["abandoned"]) if "abandoned" in rows else False
     trajectory = Trajectory(
@@ -279,10 +281,10 @@ def _scan(
     *,
     num_envs: int,
 ) -> tuple[Any, dict[str, Any]]:
-    """The steps of a rollout: (carry, what they leave, [T, ...])."""
+    """Run the steps of a rollout: (carry, outputs of the steps with leaves [T, ...])."""
     if not backend.launch_bound():
-        # With few environments the cost is in the number of operations, and two steps in one
-        # iteration share those of the loop: 5 % of a whole update with 4.
+        # With few environments the number of operations determines the time, and two steps in one
+        # iteration share the operations of the loop.
         return jax.lax.scan(step, carry, steps, unroll=2 if num_envs <= FEW_ENVS else 1)
 
     def packed_step(carry: Any, at: Any) -> tuple[Any, packed.Packed]:
@@ -303,10 +305,10 @@ def _judge(
     end: tuple[PyTree, PyTree],
     cuts: Cuts,
 ) -> tuple[PyTree, jax.Array, jax.Array]:
-    """The network's inputs and what the critic says of them: (inputs, value, next_value).
+    """Compute the network's inputs and the critic's values: (inputs, value, next_value).
 
-    A critic of states says V(s_t) and V(s_{t+1}); one of actions q(s_t, a_t) and
-    q(s_{t+1}, a'), with an a' drawn from the policy that is never executed.
+    A state-value critic returns V(s_t) and V(s_{t+1}). A Q-function returns q(s_t, a_t) and
+    q(s_{t+1}, a'), where a' is sampled from the policy and never executed.
     """
     inputs = normalize_obs(moments, rows["obs"])
     if jax.tree.leaves(rows["core"]):
@@ -315,13 +317,13 @@ def _judge(
     again_key, end_key, cut_key = jax.random.split(key, 3)
     value_of = _value_of(params, moments, policy)
     if policy.critic == "q":
-        state_value = _value_of(params, Moments(), policy)  # the inputs are normalised
+        state_value = _value_of(params, Moments(), policy)  # the inputs are already normalised
         now = jax.vmap(state_value)(jax.random.split(again_key, num_steps), (), inputs)
         inputs = StateAction(inputs, rows["action"])
         value = policy.apply(params, inputs)[1]
     else:
-        # Where one wide pass of the critic serves all steps, nobody uses the values of the loop
-        # and XLA drops the critic from it.
+        # If one batched pass of the critic computes all values, the values computed in the loop
+        # are unused, and XLA removes the critic from the loop.
         now = value = rows["value"] if policy.value is None else policy.value(params, inputs)
     next_value = jnp.concatenate([now[1:], value_of(end_key, *end)[None]])
     next_value = value_at_cuts(cut_key, next_value, rows["truncated"], cuts=cuts, value_of=value_of)
@@ -343,8 +345,9 @@ def _value_of(params: Params, moments: Moments, policy: Policy) -> Callable[...,
 
 
 def _before(abandoned: jax.Array) -> jax.Array:
-    """[T, N] the last steps of episodes that were abandoned. The state after such a step is known,
-    it is the one that the abandoned step was to be made in: it is bootstrapped as at a time limit.
+    """[T, N] bool, the last valid steps of abandoned episodes. Their successor states are known:
+    they are the states in which the abandoned steps started. The values are bootstrapped from them
+    as at a time limit.
     """
     return jnp.roll(abandoned, -1, axis=0).at[-1].set(False)
 
@@ -357,13 +360,13 @@ def _step(
     moments: Moments,
     how: Collector,
 ) -> tuple[tuple[PyTree, ...], dict[str, Any]]:
-    """One step of all environments: the state after it, and what it leaves in the rows."""
+    """One step of all environments: (state after the step, outputs of the step)."""
     env_state, obs, core, episodes, cuts = carry
     noise, key, time = step
     start = episodes.start
     core, dist, value = how.policy.act(params, core, normalize_obs(moments, obs), start)
     action = dist.sample_from(noise)
-    # What is not finite is found afterwards, by the guard; no environment is given it.
+    # The guard finds non-finite numbers afterwards; no environment receives them.
     taken = guard.finite_action(dist.to_env(action), how.env.action_space)
     watch.see("act", obs=obs, network=dist, value=value, action=action, taken=taken)
     next_obs, env_state, reward, terminated, truncated, info = how.env.step(key, env_state, taken)
@@ -372,7 +375,7 @@ def _step(
     final = info["final_observation"]
     watch.see("step", reward=reward, done=done, obs=next_obs, final=final, valid=info["valid"])
     episodes, totals = advance(episodes, rewards, done, valid=info["valid"], gamma=how.gamma)
-    # The keys of environments are fold_in(key, 0), fold_in(key, 1), ...
+    # `fold_in(key, i)` with i = 0, 1, ... are the keys of the environments.
     empty = functools.partial(
         emptied, jax.random.fold_in(key, 2**32 - 1), value_of=_value_of(params, moments, how.policy)
     )
@@ -386,7 +389,7 @@ def _step(
         "truncated": truncated,
     }
     row |= _if_used(start, value, totals, moments=moments, policy=how.policy, core=core)
-    # A constant that is True everywhere need not be kept for every step.
+    # If all steps are valid, the mask is a constant and is not stored for each step.
     if not (isinstance(info["valid"], np.ndarray) and info["valid"].all()):
         row["valid"] = info["valid"]
     if "abandoned" in info:
@@ -404,9 +407,9 @@ def _if_used(
     policy: Policy,
     core: PyTree,
 ) -> dict[str, Any]:
-    """Of what a step may leave, the part that is looked at after the loop.
+    """Outputs of a step that are used after the loop.
 
-    XLA finds the rest by itself, but not where rows are packed.
+    XLA removes unused outputs by itself, except where outputs are packed.
     """
     nothing: Any = ()
     totals = dataclasses.replace(totals, start=nothing)
@@ -421,21 +424,22 @@ def _if_used(
 
 
 def flatten_steps(batch: Batch) -> Batch:
-    """[T, N, ...] -> [T·N, ...]: every step is a row of its own, for policies without memory."""
+    """[T, N, ...] -> [T·N, ...]: each step is one sample, for feed-forward policies."""
     return jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), batch)
 
 
 def sequences(batch: Batch) -> Batch:
-    """[T, N, ...] -> [N, T, ...]: each environment's steps are one row, for policies with memory.
+    """[T, N, ...] -> [N, T, ...]: the steps of each environment are one sequence, for recurrent
+    policies.
 
-    The steps stay in order, episodes that begin among them included; what is shuffled is who they
-    come from. The memory before the first of them, [1, N, ...], becomes [N, 1, ...].
+    Steps keep their order, including those at which episodes begin; only the environments are
+    shuffled. The initial recurrent state [1, N, ...] becomes [N, 1, ...].
     """
     return jax.tree.map(lambda x: jnp.swapaxes(x, 0, 1), batch)
 
 
 def _refresh(env: VectorEnv, key: jax.Array, env_state: PyTree) -> tuple[PyTree, Metrics]:
-    """The environment's own preparation for the next rollout, if it has any."""
+    """The environment's own preparation for the next rollout, if it defines one."""
     refresh = getattr(env, "refresh", None)
     return refresh(key, env_state) if refresh else (env_state, {})
 
@@ -443,7 +447,7 @@ def _refresh(env: VectorEnv, key: jax.Array, env_state: PyTree) -> tuple[PyTree,
 def _update_moments(
     moments: Moments, rows: dict[str, Any], weight: jax.Array
 ) -> tuple[Moments, jax.Array]:
-    """Statistics including this rollout, and its rewards scaled by them."""
+    """Running statistics that include this rollout, and its rewards scaled by them."""
     obs, reward = moments.obs, rows["reward"]
     if obs != ():
         obs = normalization.update_tree(obs, rows["obs"], weight)

@@ -1,6 +1,6 @@
 """Minibatch gradient descent: one step, and epochs of shuffled steps.
 
-The optimiser is that of `ppo_jax.optimizer`, whose names are also these.
+The optimiser is defined in `ppo_jax.optimizer`, whose names this module exports as well.
 """
 
 import dataclasses
@@ -31,11 +31,11 @@ from ppo_jax.optimizer import (
 )
 from ppo_jax.types import Batch, LearnerState, LossFn, Metrics, Params, PyTree
 
-# Up to so many parameters an operation takes longer to begin than to do, and one vector is faster
-# than a tree; with 700,000 putting it together and taking it apart costs 40 % of an update.
+# With at most this number of parameters, starting an operation takes longer than executing it, and
+# one vector is faster than a pytree. With many more, the conversion takes longer than it saves.
 FEW_PARAMS = 200_000
-# Gathering so narrow a leaf of the rows takes longer to begin than to do; such leaves travel
-# together.
+# Gathering a leaf with at most this number of elements per sample takes longer to start than to
+# execute; such leaves are gathered together.
 NARROW = 32
 
 __all__ = [
@@ -70,18 +70,19 @@ def sgd_step(
     """One step of gradient descent.
 
     Args:
-        learner: parameters and optimiser state.
-        rows: pytree with leaves [M, ...].
-        loss_fn: (params, rows) -> ([], metrics).
-        optimizer: any optax transformation.
-        reduce: applied to gradient and metrics together; they are those of all parts of the batch
-            already, where it has several (`ppo_jax.parallel`).
-        micro_batches: the gradient is accumulated over this many equal parts of the rows. Equal
-            to the whole for a loss that is a weighted mean; one that couples its rows
-            (advantages normalised per minibatch) sees each part alone.
+        learner: parameters and state of the optimiser.
+        rows: samples, a pytree with leaves [M, ...].
+        loss_fn: function (params, rows) -> (loss [], metrics).
+        optimizer: an optax transformation.
+        reduce: function applied to the gradient and the metrics. These are already averaged over
+            all shards of the batch, if there are several (`ppo_jax.parallel`).
+        micro_batches: number of equal parts of the samples over which the gradient is accumulated.
+            The result equals that of the whole batch if the loss is a weighted mean. A loss that
+            couples samples (such as advantages normalised per minibatch) is computed within each
+            part.
 
     Returns:
-        (LearnerState one step further, metrics of the loss and grad_norm before clipping).
+        (LearnerState after the step, metrics of the loss and grad_norm before clipping).
     """
     grads, metrics = _gradient(
         learner.params, rows, loss_fn, reduce=reduce, micro_batches=micro_batches
@@ -90,22 +91,22 @@ def sgd_step(
 
 
 def shuffles(key: jax.Array, num_rows: int, epochs: int) -> jax.Array:
-    """An independent random order of the rows for each epoch.
+    """An independent random permutation of the samples for each epoch.
 
-    Random 32-bit keys sorted once; jax.random.permutation sorts several times to break the rare
-    ties, which here keep their order.
+    Random 32-bit numbers are sorted once. jax.random.permutation sorts several times to resolve
+    the rare ties, which keep their order here.
 
     Args:
-        key: consumed.
-        num_rows: M.
-        epochs: K.
+        key: PRNG key.
+        num_rows: number M of samples.
+        epochs: number K of epochs.
 
     Returns:
-        [K, M] int32, each row a permutation.
+        [K, M] int32, a permutation of the samples in each row.
     """
     bits = jax.random.bits(key, (epochs, num_rows), jnp.uint32)
-    # Key and row in one 64-bit number: on CPUs XLA sorts a single operand four times as fast as
-    # a pair.
+    # The random number and the index are packed into one 64-bit number, because XLA sorts a single
+    # operand much faster than a pair on CPUs.
     with jax.enable_x64(True):
         packed = (bits.astype(jnp.uint64) << 32) | jnp.arange(num_rows, dtype=jnp.uint64)
         return jnp.sort(packed, axis=1, stable=False).astype(jnp.uint32).astype(jnp.int32)
@@ -122,24 +123,26 @@ def sgd_epochs(
     stop: Callable[[Metrics], jax.Array] | None = None,
     micro_batches: int = 1,
 ) -> tuple[LearnerState, Metrics]:
-    """Several epochs of minibatch gradient descent over the same rows.
+    """Several epochs of minibatch gradient descent over the same samples.
 
     Args:
-        learner: parameters and optimiser state.
-        rows: pytree with leaves [M, ...].
-        loss_fn: (params, rows) -> ([], metrics).
-        optimizer: any optax transformation.
-        order: [K, M] the order in which each epoch takes the rows.
-        minibatches: steps per epoch; must divide M.
-        stop: asked with the metrics of each minibatch between its gradient and its step; once
-            it says True neither this step nor any later one is taken.
-        micro_batches: parts of a minibatch whose gradients are accumulated, as for `sgd_step`.
+        learner: parameters and state of the optimiser.
+        rows: samples, a pytree with leaves [M, ...].
+        loss_fn: function (params, rows) -> (loss [], metrics).
+        optimizer: an optax transformation.
+        order: [K, M] order of the samples in each epoch.
+        minibatches: number of minibatches per epoch, a divisor of M.
+        stop: function metrics -> bool, called for each minibatch after its gradient is computed
+            and before the step. Once it returns True, this step and all later ones are skipped.
+        micro_batches: number of parts of a minibatch over which the gradient is accumulated, as
+            for `sgd_step`.
 
     Returns:
         (LearnerState, metrics averaged over the steps that were taken).
 
     Raises:
-        ValueError: an order that is not [K, M] for these rows, or minibatches that do not divide M.
+        ValueError: if the order is not [K, M] for these samples, or the number of minibatches does
+            not divide M.
 
     Source: Schulman et al. 2017, algorithm 1, line 6.
     """
@@ -164,7 +167,7 @@ def sgd_epochs(
     (learner, _), (metrics, taken) = _scan_minibatches(
         guarded, start, rows, order, minibatches=minibatches
     )
-    # Where not even the first step was taken, its metrics say why.
+    # If the first step was not taken either, its metrics are reported: they show the reason.
     counted = taken.at[0].set(True)
     metrics = jax.tree.map(lambda m: losses.mean(m, counted.astype(m.dtype)), metrics)
     return unravel(learner), metrics
@@ -173,25 +176,25 @@ def sgd_epochs(
 def as_vector(
     learner: LearnerState, loss_fn: LossFn
 ) -> tuple[LearnerState, LossFn, Callable[[LearnerState], LearnerState]]:
-    """Parameters and moments each as one vector: (learner, loss of the vector, the way back).
+    """Convert the parameters, and each moment of Adam, to one vector.
 
-    Clipping and Adam then are three loops over one array instead of three over each of a dozen,
-    which makes updates of 128-row minibatches 16 % faster. They treat every number alike; of
-    another optimiser, or a state derived from theirs, that is not known, and its learner stays as
-    it is.
+    Clipping and Adam are then three loops over one array instead of three loops over every array,
+    which makes updates with small minibatches faster. The conversion is correct because both treat
+    all elements alike. For any other optimiser or state this is unknown, and the learner is
+    returned unchanged.
 
     Args:
-        learner: parameters as a tree.
-        loss_fn: of such a tree.
+        learner: learner whose parameters are a pytree.
+        loss_fn: loss of such parameters.
 
     Returns:
-        (LearnerState with params and both moments [P], (params [P], rows) -> ([], metrics), and
-        what turns such a learner into one of trees again).
+        (LearnerState with params and both moments [P], function (params [P], rows) -> (loss [],
+        metrics), function that converts such a learner back to pytrees).
     """
     state = learner.opt_state
     dtypes = {jnp.result_type(x) for x in jax.tree.leaves(learner.params)}
     size = sum(x.size for x in jax.tree.leaves(learner.params))
-    named = watch.active()  # a tree has names, a vector has none
+    named = watch.active()  # leaves of a pytree have names, elements of a vector do not
     if type(state) is not OptimizerState or len(dtypes) > 1 or size > FEW_PARAMS or named:
         return learner, loss_fn, lambda learner: learner
     vector, unravel = ravel_pytree(learner.params)
@@ -211,13 +214,13 @@ def as_vector(
 
 
 def row_taker(rows: PyTree) -> Callable[[jax.Array], PyTree]:
-    """How a minibatch is picked: index [B] -> the rows with those numbers, bit for bit.
+    """A function that gathers a minibatch: index [B] -> the samples at these indices, unchanged.
 
-    Narrow leaves of float32 are columns of one matrix and gathered at once, not half a dozen
-    times: on CPUs 5 to 6 % of an update with minibatches of 16,384 rows.
+    Narrow float32 leaves are joined as columns of one matrix and gathered at once, which is faster
+    than one gather for each leaf.
 
     Args:
-        rows: pytree with leaves [M, ...].
+        rows: samples, a pytree with leaves [M, ...].
     """
     leaves, structure = jax.tree.flatten(rows)
     widths = [math.prod(x.shape[1:]) for x in leaves]
@@ -246,10 +249,10 @@ def row_taker(rows: PyTree) -> Callable[[jax.Array], PyTree]:
 
 
 def _batch_taker(rows: Batch) -> Callable[[jax.Array], Batch]:
-    """`row_taker` of a Batch, by which XLA sees whether every weight is 1.
+    """`row_taker` for a Batch, written so that XLA can see whether every weight is 1.
 
-    Where an environment has no steps of weight 0 that is a constant when the program is compiled,
-    and all arithmetic with weights disappears from the loop. Gathered weights are never constant.
+    In an environment without steps of weight 0 the weights are a compile-time constant, and XLA
+    removes all arithmetic with weights from the loop. Gathered weights are never constant.
     """
     all_count = jnp.all(rows.weight == 1)
     nothing: Any = ()
@@ -267,16 +270,16 @@ def _check_order(rows: PyTree, order: jax.Array, minibatches: int) -> None:
     num_rows = order.shape[1]
     shapes.rows("sgd_epochs", num_rows, f"the order {order.shape}", rows)
     if minibatches < 1 or num_rows % minibatches:
-        raise ValueError(f"{num_rows} rows do not divide into {minibatches} minibatches")
+        raise ValueError(f"{num_rows} samples cannot be divided into {minibatches} minibatches")
 
 
 def _scan_minibatches(
     step: Callable[..., Any], carry: Any, rows: PyTree, order: jax.Array, *, minibatches: int
 ) -> tuple[Any, Any]:
-    """`step` over every minibatch of every epoch: (carry, results [K * minibatches]).
+    """Apply `step` to every minibatch of every epoch: (carry, results [K * minibatches]).
 
-    The rows of a minibatch are gathered when its turn comes, while they fit into the cache: no
-    shuffled copy of the whole is ever made.
+    The samples of a minibatch are gathered immediately before its step, while they fit into the
+    cache. No shuffled copy of the whole batch is made.
     """
     few = backend.launch_bound()
     take = _batch_taker(rows) if few and isinstance(rows, Batch) else row_taker(rows)
@@ -298,7 +301,7 @@ def _step_unless_stopped(
     stop: Callable[[Metrics], jax.Array],
     micro_batches: int,
 ) -> tuple[tuple[LearnerState, jax.Array], tuple[Metrics, jax.Array]]:
-    """A step while running, nothing afterwards: ((learner, running), (metrics, step taken))."""
+    """One step unless training has stopped: ((learner, running), (metrics, step taken))."""
     learner, running = carry
 
     def attempt() -> Any:
@@ -322,10 +325,10 @@ def _gradient(
     reduce: Callable[[PyTree], PyTree] = lambda x: x,
     micro_batches: int = 1,
 ) -> tuple[PyTree, Metrics]:
-    """Gradient of the loss and the metrics that came with it, accumulated over micro-batches.
+    """The gradient of the loss and the metrics, accumulated over micro-batches.
 
-    One counts by the weight of its rows, so that the sum is the gradient of the whole mean. Of a
-    batch in several parts it is the gradient of all of them.
+    Each micro-batch is weighted by the weights of its samples, so that the sum is the gradient of
+    the mean over the batch. If the batch has several shards, the gradient is that of all of them.
     """
 
     def part(rows: PyTree) -> tuple[PyTree, Metrics]:
@@ -341,11 +344,11 @@ def _gradient(
 
 
 def _accumulate(part: Callable[[PyTree], Any], rows: PyTree, micro_batches: int) -> Any:
-    """Σ share_i part(rows_i), where a share is that of the weight."""
+    """Σ share_i part(rows_i), where share_i is the fraction of the total weight in part i."""
     num_rows = jax.tree.leaves(rows)[0].shape[0]
     shapes.rows("sgd_step", num_rows, "the first leaf", rows)
     if num_rows % micro_batches:
-        raise ValueError(f"{num_rows} rows do not divide into {micro_batches} micro-batches")
+        raise ValueError(f"{num_rows} samples cannot be divided into {micro_batches} micro-batches")
     parts = jax.tree.map(lambda x: x.reshape(micro_batches, -1, *x.shape[1:]), rows)
     weight = parts.weight if isinstance(rows, Batch) else jnp.ones((micro_batches, 1))
     weight = parallel.sum(jnp.sum(weight.reshape(micro_batches, -1), axis=1))

@@ -1,7 +1,7 @@
-"""Shape checks for functions that users call: what would be broadcast by accident is refused.
+"""Shape checks for public functions, which reject arrays that would be broadcast by accident.
 
-Shapes are known while a program is traced, so a check costs nothing when the program runs. A
-ValueError, as for every other bad input, and not an assertion.
+Shapes are static while a program is traced, so the checks take no time when the program runs. They
+raise ValueError, as for every other invalid argument, rather than AssertionError.
 """
 
 from typing import Any
@@ -13,17 +13,17 @@ Shape = tuple[int, ...]
 
 
 def same(function: str, /, **arrays: Any) -> Shape:
-    """The common shape of several arrays. Scalars fit every shape, None is an absent argument.
+    """The common shape of several arrays. Scalars match every shape; None is a missing argument.
 
     Args:
-        function: name of the caller, for the message.
+        function: name of the caller, for the error message.
         **arrays: arrays or numbers by argument name.
 
     Returns:
-        The shape; () if all of them are scalars.
+        The common shape; () if all arrays are scalars.
 
     Raises:
-        ValueError: two of the arrays differ in shape.
+        ValueError: if two of the arrays have different shapes.
     """
     shapes = {name: np.shape(x) for name, x in arrays.items() if x is not None}
     distinct = {shape for shape in shapes.values() if shape != ()}
@@ -34,16 +34,16 @@ def same(function: str, /, **arrays: Any) -> Shape:
 
 
 def exact(function: str, expected: Shape, of: str, /, **arrays: Any) -> None:
-    """Refuse arrays whose shape is another one, scalars among them.
+    """Reject arrays, including scalars, that do not have the expected shape.
 
     Args:
-        function: name of the caller, for the message.
-        expected: the only shape that is allowed.
-        of: what has that shape, for the message.
-        **arrays: arrays or numbers by argument name; None is an absent argument.
+        function: name of the caller, for the error message.
+        expected: the only allowed shape.
+        of: name of the object that has this shape, for the error message.
+        **arrays: arrays or numbers by argument name; None is a missing argument.
 
     Raises:
-        ValueError: an array has another shape.
+        ValueError: if an array has another shape.
     """
     for name, x in arrays.items():
         if x is not None and np.shape(x) != expected:
@@ -56,16 +56,16 @@ def leading(function: str, name: str, x: Any, element: Shape) -> Shape:
     """The batch dimensions of an array of elements.
 
     Args:
-        function: name of the caller, for the message.
-        name: of the argument.
-        x: [B..., *element].
+        function: name of the caller, for the error message.
+        name: name of the argument, for the error message.
+        x: [B..., *element] array.
         element: shape of one element.
 
     Returns:
-        B...
+        The batch dimensions B...
 
     Raises:
-        ValueError: the shape of the array does not end with that of an element.
+        ValueError: if the shape of the array does not end with the shape of an element.
     """
     shape = np.shape(x)
     batch = shape[: max(0, len(shape) - len(element))]
@@ -78,25 +78,25 @@ def leading(function: str, name: str, x: Any, element: Shape) -> Shape:
 
 
 def time_axis(function: str, shape: Shape) -> None:
-    """Refuse scalars where the leading axis is time.
+    """Reject scalars where the leading axis is time.
 
     Raises:
-        ValueError: the shape is ().
+        ValueError: if the shape is ().
     """
     if shape == ():
         raise ValueError(f"{function}: arrays must be [T, ...] with T steps, not scalars")
 
 
 def rank(function: str, form: str, /, **arrays: Any) -> None:
-    """Refuse arrays with another number of dimensions.
+    """Reject arrays with the wrong number of dimensions.
 
     Args:
-        function: name of the caller, for the message.
-        form: the dimensions as the documentation writes them, e.g. "[B, L]".
+        function: name of the caller, for the error message.
+        form: dimensions as the documentation writes them, e.g. "[B, L]".
         **arrays: arrays by argument name.
 
     Raises:
-        ValueError: an array has more dimensions or fewer.
+        ValueError: if an array has more or fewer dimensions.
     """
     for name, x in arrays.items():
         if np.ndim(x) != form.count(",") + 1:
@@ -104,21 +104,21 @@ def rank(function: str, form: str, /, **arrays: Any) -> None:
 
 
 def rows(function: str, count: int, of: str, tree: Any, /) -> None:
-    """Refuse a tree in which not all leaves are [count, ...].
+    """Reject a pytree with leaves that are not [count, ...].
 
     Args:
-        function: name of the caller, for the message.
+        function: name of the caller, for the error message.
         count: number of rows.
-        of: what has that many, for the message.
+        of: name of the object with that number of rows, for the error message.
         tree: pytree of arrays.
 
     Raises:
-        ValueError: a leaf with another number of rows, which the message names.
+        ValueError: if a leaf has another number of rows; the message names the leaf.
     """
     for path, x in jax.tree_util.tree_leaves_with_path(tree):
         if np.shape(x)[:1] != (count,):
             leaf = jax.tree_util.keystr(path)
             raise ValueError(
                 f"{function}: rows{leaf} has the shape {np.shape(x)}, "
-                f"but {of} is one of {count} rows"
+                f"but {of} requires {count} rows"
             )

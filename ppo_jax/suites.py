@@ -1,4 +1,4 @@
-"""The suites of environments, the IDs in each, and what an ID without a suite stands for.
+"""The suites of environments, the IDs in each of them, and the meaning of an ID without a suite.
 
 Nothing here imports JAX, and a suite is imported only where its own list is needed: the file
 `envs/catalog.txt` lists the IDs of every suite. An ID that is given without a suite is looked up in
@@ -18,11 +18,11 @@ from types import ModuleType
 import ppo_jax.config.references as references
 from ppo_jax.config.errors import UnknownEnvironment, did_you_mean
 
-# Suite -> the module of its adapter.
+# Name of a suite -> module of its adapter.
 SUITES = {
     "ppo_jax": "ppo_jax.envs.native",
     "gymnax": "ppo_jax.envs.gymnax",
-    # Pure JAX, each an optional extra.
+    # Suites in pure JAX, each of which is an optional extra.
     "brax": "ppo_jax.envs.brax",
     "playground": "ppo_jax.envs.playground",
     "navix": "ppo_jax.envs.navix",
@@ -36,7 +36,7 @@ SUITES = {
     "ale": "ppo_jax.envs.ale",
     "envpool": "ppo_jax.envs.envpool",
 }
-# Optional suite -> (the package its adapter imports, the extra that installs it).
+# Name of an optional suite -> (package that its adapter imports, extra that installs it).
 OPTIONAL = {
     "brax": ("brax", "brax"),
     "playground": ("mujoco_playground", "playground"),
@@ -50,7 +50,7 @@ OPTIONAL = {
     "ale": ("ale_py", "atari"),
     "envpool": ("envpool", "envpool"),
 }
-# Suite -> what it is, in a few words.
+# Name of a suite -> short description.
 ABOUT = {
     "ppo_jax": "Pong and two variants of CartPole, in pure JAX",
     "gymnax": "classic control, bsuite, MinAtar and more, in pure JAX",
@@ -66,11 +66,11 @@ ABOUT = {
     "ale": "Atari 2600 games, emulated on the CPU",
     "envpool": "Atari and others, in a C++ thread pool",
 }
-# An ID without a suite belongs to the first of these that has it.
+# An ID without a suite belongs to the first of these suites that contains it.
 BARE = ("ppo_jax", "gymnax")
-# IDs that have the form of Atari's.
+# IDs that have the form of Atari IDs.
 ATARI = re.compile(r"ALE/(\w+)-v5|(\w+)NoFrameskip-v4")
-# Gymnasium's environments that need a further package: (the package, what to install).
+# Gymnasium environments that require a further package: (package, argument of pip install).
 BOX2D = ("Box2D", '".[box2d]"')
 MUJOCO = ("mujoco", '"gymnasium[mujoco]"')
 NEEDS = {
@@ -83,14 +83,14 @@ NEEDS = {
          "InvertedPendulum", "Pusher", "Reacher", "Swimmer", "Walker2d"), MUJOCO,
     ),
 }  # fmt: skip
-# The most suggestions in one message.
+# Maximum number of suggestions in one message.
 SUGGESTIONS = 3
 CATALOG = Path(__file__).parent / "envs" / "catalog.txt"
 
 
 @functools.cache
 def catalog() -> dict[str, tuple[str, ...]]:
-    """Suite -> the IDs of its environments, in the versions that the package was written for."""
+    """The IDs of each suite, in the versions of the suites that the package was written for."""
     found: dict[str, list[str]] = {suite: [] for suite in SUITES}
     for line in _lines():
         if line and not line.startswith("#"):
@@ -102,25 +102,25 @@ def catalog() -> dict[str, tuple[str, ...]]:
 def canonical(name: str) -> str:
     """The full name of an environment: "CartPole-v1" -> "gymnax:CartPole-v1".
 
-    An environment of the user's own has one name only, and is not imported.
+    The name of a custom environment is returned unchanged, without importing it.
 
     Raises:
-        UnknownEnvironment: with the nearest names, or with what to install.
+        UnknownEnvironment: if there is no such environment, or its suite is not installed.
     """
     suite, env_id = locate(name)
     return f"{suite}:{env_id}" if suite else env_id
 
 
 def is_own(name: str) -> bool:
-    """Whether a name is not that of a suite's environment: a reference `my_module:MyEnv`, or a text
-    that stands for an object from Python. Nothing is imported to find out."""
+    """Whether a name refers to a custom environment: a reference `my_module:MyEnv`, or the text
+    that stands for a Python object. Nothing is imported for this check."""
     suite, colon, _ = name.partition(":")
     return references.is_text(name) or bool(colon and suite not in SUITES)
 
 
 def names_code(name: str) -> bool:
-    """Whether a name makes the process import a module that is neither in the package nor
-    registered by an installed one: a reference, or Gymnasium's own "gymnasium:module:id"."""
+    """Whether a name refers to a module that is neither in the package nor registered by an
+    installed package: a reference, or Gymnasium's "gymnasium:module:id"."""
     suite, _, env_id = name.partition(":")
     if references.is_text(name) or name in references.registered("environment"):
         return False
@@ -128,13 +128,13 @@ def names_code(name: str) -> bool:
 
 
 def same_env(name: str, other: str) -> bool:
-    """Whether two names are those of one environment, each with its suite or without.
+    """Whether two names, with or without a suite, refer to the same environment.
 
-    "CartPole-v1" and "gymnax:CartPole-v1" are. Atari's games have several names in their suite:
-    "ale:Pong", "ALE/Pong-v5" and "PongNoFrameskip-v4" are one, "Pong" alone is another.
+    An example is "CartPole-v1" and "gymnax:CartPole-v1". Atari games have several names in their
+    suite: "ale:Pong", "ALE/Pong-v5" and "PongNoFrameskip-v4" are the same, but "Pong" is another.
 
     Raises:
-        UnknownEnvironment: the suite of one of them, which alone could tell, is not installed.
+        UnknownEnvironment: if the answer depends on a suite that is not installed.
     """
     games = _atari_game(name), _atari_game(other)
     if games != (None, None):
@@ -146,8 +146,8 @@ def same_env(name: str, other: str) -> bool:
 
 
 def _atari_game(name: str) -> str | None:
-    """ "Pong" of ALE/Pong-v5, PongNoFrameskip-v4 and ale:Pong; None for a name that does not have
-    the form of Atari's. Nothing is imported to find out."""
+    """ "Pong" for ALE/Pong-v5, PongNoFrameskip-v4 and ale:Pong; None for a name that is not one of
+    Atari. Nothing is imported."""
     env_id = name.removeprefix("ale:")
     match = ATARI.fullmatch(env_id)
     if match is not None:
@@ -156,24 +156,24 @@ def _atari_game(name: str) -> str | None:
 
 
 def suites() -> dict[str, bool]:
-    """Every suite, and whether it is installed; nothing is imported to find out."""
+    """Every suite, and whether it is installed; nothing is imported."""
     return {suite: installed(suite) for suite in SUITES}
 
 
 def names(*asked: str) -> list[str]:
-    """The full names in these suites; by default, in those that every installation has.
+    """The full names of the environments in these suites; by default, in those always installed.
 
     Raises:
-        UnknownEnvironment: no such suite, or one that is not installed.
+        UnknownEnvironment: if a suite does not exist or is not installed.
     """
     return [f"{suite}:{env_id}" for suite in asked or BARE for env_id in module(suite).names()]
 
 
 def locate(name: str) -> tuple[str, str]:
-    """(suite, id) of a name; ("", name) for an environment of the user's own.
+    """(suite, id) of a name; ("", name) for a custom environment.
 
     Raises:
-        UnknownEnvironment: with the nearest names, or with what to install.
+        UnknownEnvironment: if there is no such environment, or its suite is not installed.
     """
     suite, colon, env_id = name.partition(":")
     if is_own(name):
@@ -197,13 +197,13 @@ def locate(name: str) -> tuple[str, str]:
 
 
 def check(name: str) -> None:
-    """Refuse the name of an environment that no suite has, without importing an optional suite.
+    """Reject the name of an unknown environment, without importing an optional suite.
 
     Args:
-        name: as for `canonical`.
+        name: name of the environment, as for `canonical`.
 
     Raises:
-        UnknownEnvironment: with the nearest names, or with what to install.
+        UnknownEnvironment: if there is no such environment, or its suite is not installed.
     """
     suite = "ale" if ATARI.fullmatch(name) else name.partition(":")[0]
     if suite not in OPTIONAL:
@@ -213,7 +213,7 @@ def check(name: str) -> None:
 
 
 def _hint(env_id: str, where: tuple[str, ...], in_suite: bool) -> str:
-    """What may have been meant by an ID that the suites `where` do not have."""
+    """A suggestion for an ID that the suites `where` do not contain."""
     own = [i for suite in where for i in _ids(suite)]
     if in_suite:
         return did_you_mean(env_id, own)
@@ -251,7 +251,7 @@ def elsewhere(env_id: str) -> list[tuple[str, str]]:
 
 
 def how_to_use(suite: str, env_id: str) -> str:
-    """Which suite has an environment, the flag that names it, and what is to be installed first."""
+    """The suite of an environment, the flag that selects it, and the package to install first."""
     name = env_id if suite in BARE else f"{suite}:{env_id}"
     missing = missing_package(suite, env_id)
     first = f" (install it first: pip install {missing})" if missing else ""
@@ -259,7 +259,7 @@ def how_to_use(suite: str, env_id: str) -> str:
 
 
 def missing_package(suite: str, env_id: str = "") -> str:
-    """What pip must install before an environment can be made; "" if nothing is missing."""
+    """The argument of pip install for the missing package of an environment; "" without one."""
     if not installed(suite):
         package, extra = OPTIONAL[suite]
         missing = f'".[{extra}]"'
@@ -277,7 +277,7 @@ def _plain(env_id: str) -> str:
 
 
 def _base(env_id: str) -> str:
-    """What an ID has in common with its other versions, and with its like in other suites."""
+    """The part of an ID that is common to its versions, and to similar IDs in other suites."""
     text = re.sub(r"^(ALE/|Navix-|MiniGrid-)", "", env_id)
     text = re.sub(r"(NoFrameskip|Deterministic)?-(v\d+|MinAtar|minatar|bsuite|misc)$", "", text)
     return re.sub(r"[^a-z0-9]", "", text.lower())
@@ -289,14 +289,14 @@ def _version(env_id: str) -> str:
 
 
 def _ids(suite: str) -> list[str]:
-    """The IDs of a suite: from the catalog where that is of the installed version."""
+    """The IDs of a suite, from the catalog if it describes the installed version."""
     return [*catalog()[suite]] if _is_current(suite) else module(suite).names()
 
 
 @functools.cache
 def _is_current(suite: str) -> bool:
-    """Whether the catalog lists what the installed version of a suite has; known of the suites that
-    every installation has, whose versions the package pins."""
+    """Whether the catalog describes the installed version of a suite. This is only known of the
+    suites that are always installed, whose versions the package pins."""
     if suite == "ppo_jax":
         return True
     if suite != "gymnax":
@@ -320,15 +320,15 @@ def _has(suite: str, env_id: str) -> bool:
 
 
 def installed(suite: str) -> bool:
-    """Whether the package that a suite needs is installed; nothing is imported to find out."""
+    """Whether the package of a suite is installed; nothing is imported."""
     return suite not in OPTIONAL or importlib.util.find_spec(OPTIONAL[suite][0]) is not None
 
 
 def module(suite: str) -> ModuleType:
-    """The adapter of a suite.
+    """The module of a suite.
 
     Raises:
-        UnknownEnvironment: no such suite, or one that is not installed.
+        UnknownEnvironment: if a suite does not exist or is not installed.
     """
     if suite not in SUITES:
         raise UnknownEnvironment(f"unknown suite {suite!r}; there are: {', '.join(SUITES)}")

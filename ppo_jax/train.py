@@ -1,6 +1,6 @@
-"""The training step, and whole runs as pure functions of a key.
+"""The training step, and whole runs as pure functions of a PRNG key.
 
-`python -m ppo_jax.train` is this with a run directory around it (`ppo_jax.experiment`).
+`python -m ppo_jax.train` adds a run directory to this (`ppo_jax.experiment`).
 """
 
 if __name__ == "__main__":  # a command line is read before JAX is imported
@@ -49,17 +49,18 @@ def make_train_step(
     algorithm: Algorithm,
     rows: Callable[[Batch], Batch] = rollout.flatten_steps,
 ) -> Step:
-    """One iteration of any on-policy method: act, judge, learn.
+    """One iteration of an on-policy method: collect, estimate advantages, update.
 
     Args:
-        collect: (key, params, RolloutState) -> (RolloutState, Trajectory [T, N]).
-        algorithm: what to learn from it.
-        rows: [T, N] batch -> the rows that are shuffled.
+        collect: function (key, params, RolloutState) -> (RolloutState, Trajectory [T, N]).
+        algorithm: algorithm that estimates advantages and updates the learner.
+        rows: function that converts the [T, N] batch to the samples that are shuffled.
 
     Returns:
-        (TrainState, frozen=()) -> (TrainState, Metrics): those of the rollout and the update.
-        `frozen` holds arrays that nothing changes (a reference model). Where it is not empty,
-        `collect` gets it by its name, `frozen=`; an update that needs it is made with it.
+        Function (TrainState, frozen=()) -> (TrainState, Metrics of the rollout and the update).
+        `frozen` holds arrays that never change, such as those of a reference model. If it is not
+        empty, `collect` receives it as the keyword argument `frozen`. An update that needs such
+        arrays must be constructed with them.
     """
     return _unguarded(make_guarded_step(collect, algorithm, rows))
 
@@ -76,13 +77,13 @@ def make_guarded_step(
     algorithm: Algorithm,
     rows: Callable[[Batch], Batch] = rollout.flatten_steps,
 ) -> GuardedStep:
-    """`make_train_step`, with what the numerical guard says of its numbers.
+    """`make_train_step` with the result of the numerical guard.
 
     Args:
-        as for `make_train_step`.
+        collect, algorithm, rows: the same as for `make_train_step`.
 
     Returns:
-        (TrainState, frozen=()) -> (TrainState, Metrics, guard.Found)
+        Function (TrainState, frozen=()) -> (TrainState, Metrics, guard.Found).
     """
 
     def train_step(
@@ -105,19 +106,19 @@ def make_guarded_step(
 
 
 class Program(NamedTuple):
-    """What a configuration stands for.
+    """The parts of a run that a configuration describes.
 
     Attributes:
-        env: the environment, one of it.
-        vector_env: N of it, restarting themselves.
-        policy: networks behind functions.
-        algorithm: init, estimate, update.
-        init: key -> TrainState
-        step: TrainState -> (TrainState, Metrics)
-        restart: TrainState -> TrainState with all environments in new episodes, for a saved state
-            whose environments are no longer there.
-        guarded_step: TrainState -> (TrainState, Metrics, guard.Found), as the loop of a run takes
-            it.
+        env: a single environment.
+        vector_env: N copies of the environment with automatic reset.
+        policy: functions of the policy network.
+        algorithm: functions init, estimate and update of the algorithm.
+        init: function key -> TrainState.
+        step: function TrainState -> (TrainState, Metrics).
+        restart: function TrainState -> TrainState that starts new episodes in all environments, for
+            a saved state whose environments no longer exist.
+        guarded_step: function TrainState -> (TrainState, Metrics, guard.Found), which the loop of a
+            run calls.
     """
 
     env: Env
@@ -133,19 +134,23 @@ class Program(NamedTuple):
 def build(
     config: TrainConfig, env: Any = None, policy: Any = None, algorithm: Any = None
 ) -> Program:
-    """Put the parts together; nothing is compiled.
+    """Construct the parts of a run without compiling them.
 
     Args:
-        config: may hold tracers where it holds floats.
+        config: configuration, whose floats may be tracers.
         env: an Env, a gymnax Environment, a Gymnasium vector environment, a class or function that
-            makes one of these or a Gymnasium environment, or a name; the configured one if None.
-        policy: a Policy, a function (observation_space, action_space, config) -> Policy, or a name;
-            the configured one if None.
-        algorithm: a module or object with Config and make, or a name; the configured one if None.
-            The configuration's hyper is its Config.
+            makes one of these or a Gymnasium environment, a name, or None for the configured one.
+        policy: a Policy, a function (observation_space, action_space, config) -> Policy, a name, or
+            None for the configured one.
+        algorithm: a module or object with Config and make, a name, or None for the configured one.
+            The configuration's `hyper` must be an instance of its Config.
+
+    Returns:
+        Program with the parts of the run.
 
     Raises:
-        ConfigError, InvalidEnvironment: what cannot work, and why.
+        ConfigError: if the configuration is not valid, or its parts do not fit together.
+        InvalidEnvironment: if the environment is not valid or does not fit the configuration.
     """
     config = with_own(config, policy=policy, algorithm=algorithm)
     check(config)
@@ -185,23 +190,23 @@ def build(
     restart = functools.partial(_restart, vector_env, policy)
     if config.parts > 1:
         restart = jax.vmap(restart, (OF_PARTS,), OF_PARTS, axis_name=parallel.PARTS)
-    # The policy for those who use it alone, as an evaluation does. The rest as wholes: environments
-    # and backward passes with rules of their own are traced outside of the policy's functions.
+    # Evaluations use the policy alone, so it gets the precision. The other functions get it as
+    # wholes, because environments and custom backward passes are traced outside the policy.
     functions = (policy, algorithm, first, _unguarded(guarded), restart, guarded)
     return Program(env, vector_env, *precision.apply(config.matmul_precision, functions))
 
 
 def _refuse_parts(config: TrainConfig, env: Env) -> None:
-    """Refuse to split environments that are in one piece."""
+    """Reject the parts option for environments that cannot be split."""
     if config.parts > 1 and isinstance(env, HostEnv):
         raise ConfigError(
             f"parts is {config.parts}, but {config.env} runs on the host, where all environments "
-            "are stepped together; leave parts and --devices out"
+            "are stepped together and cannot be split; omit parts and --devices"
         )
 
 
-# Which leaves of a state each part has of its own: the axis of the parts, None for all others.
-# (Of another type than its fields have: it describes a state and is none.)
+# The axis of the shards for each leaf of a state that is separate in each shard; None for leaves
+# that all shards share. (These are not of their nominal types: they describe a state.)
 _state: Any = TrainState
 _experience: Any = rollout.RolloutState
 OF_PARTS: Any = _state(
@@ -213,21 +218,21 @@ OF_PARTS: Any = _state(
 
 
 def _init_parts(init: Callable[[jax.Array], TrainState], parts: int) -> Any:
-    """`init` of one part of the environments, for a state with all parts."""
+    """`init` of one shard of the environments, for a state with all shards."""
     return jax.vmap(init, None, OF_PARTS, axis_name=parallel.PARTS, axis_size=parts)
 
 
 def _in_parts(step: GuardedStep) -> GuardedStep:
-    """A step of one part of the environments, for a state with several.
+    """A step of one shard of the environments, for a state with several shards.
 
-    Its leaves are [D, N/D, ...] where each part has its own (`OF_PARTS`); all else is computed from
-    all parts, and there once: where a part would leave a learner of its own, vmap refuses it. The
-    state may have some of the parts, where other devices have the others.
+    Leaves that are separate in each shard are [D, N/D, ...] (`OF_PARTS`). All other leaves are
+    computed from all shards; if they differed between shards, vmap would raise an error. The state
+    may contain some of the shards while other devices have the others.
     """
 
     def step_parts(state: TrainState, frozen: PyTree = ()) -> Any:
         width = jax.tree.leaves(state.rollout.obs)[0].shape[0]
-        if width == 1 and parallel.axes():  # one part on each device: nothing to map over
+        if width == 1 and parallel.axes():  # one shard on each device needs no vmap
             one = _each_part(lambda x: x[0], state)
             state, *rest = step(one, frozen)
             return (_each_part(lambda x: x[None], state), *rest)
@@ -238,7 +243,7 @@ def _in_parts(step: GuardedStep) -> GuardedStep:
 
 
 def _each_part(change: Callable[[jax.Array], jax.Array], state: TrainState) -> TrainState:
-    """A state with the leaves changed that parts have of their own."""
+    """Apply a function to the leaves of a state that are separate in each shard."""
 
     def changed(axis: int | None, tree: PyTree) -> PyTree:
         return tree if axis is None else jax.tree.map(change, tree)
@@ -254,7 +259,7 @@ def _restart(vector_env: VectorEnv, policy: Policy, state: TrainState) -> TrainS
 
 
 def _policy(config: TrainConfig, env: Env) -> Policy:
-    """The configured network for the environment's spaces."""
+    """The configured policy network for the environment's spaces."""
     if config.policy is not None:
         found = own_policy(config.policy, env.observation_space, env.action_space, config)
         if has_memory(found):
@@ -280,15 +285,15 @@ def _policy(config: TrainConfig, env: Env) -> Policy:
 
 
 def _check_sequences(config: TrainConfig) -> None:
-    """Refuse minibatches that would cut the sequences of a recurrent network of the user's own."""
+    """Reject minibatches that would split the sequences of a custom recurrent network."""
     envs, what = config.num_envs // config.parts, "num_envs"
     if config.parts > 1:
         what = "num_envs / parts"
     for name, divisor in hooks.divisors(config.hyper).items():
         if envs % divisor:
             raise ConfigError(
-                f"{what} = {envs}, whose steps a policy with memory keeps together, does not "
-                f"divide into {divisor} {name}"
+                f"a recurrent policy keeps the steps of each environment together, but {what} = "
+                f"{envs} cannot be divided into {divisor} {name}"
             )
 
 
@@ -296,12 +301,12 @@ def _algorithm(config: TrainConfig, policy: Policy) -> Algorithm:
     """The three functions of the configured algorithm."""
     try:
         made: Any = algorithms.get(config.algorithm).make(policy, config.hyper)
-    except ValueError as error:  # a critic of another kind than the algorithm needs
+    except ValueError as error:  # the critic has another type than the algorithm needs
         raise ConfigError(str(error)) from error
     if not isinstance(made, Algorithm):
         raise ConfigError(
-            f"make of algorithm {config.algorithm} returned a {type(made).__name__}; it must be a "
-            "ppo_jax.Algorithm(init, estimate, update)"
+            f"make of algorithm {config.algorithm} returned an object of type "
+            f"{type(made).__name__}; it must return ppo_jax.Algorithm(init, estimate, update)"
         )
     return made
 
@@ -309,18 +314,19 @@ def _algorithm(config: TrainConfig, policy: Policy) -> Algorithm:
 def make_train(
     config: TrainConfig, env: Any = None, policy: Any = None, algorithm: Any = None
 ) -> Callable[[jax.Array], tuple[TrainState, Metrics]]:
-    """A whole run as one pure function: jit it, vmap it over keys, map it.
+    """A whole run as one pure function, which can be jitted and vmapped over keys.
 
     Args:
-        config: every float in it may be a tracer.
-        env, policy, algorithm: as for `build`.
+        config: configuration, whose floats may be tracers.
+        env, policy, algorithm: parts that replace the configured ones, as for `build`.
 
     Returns:
-        key -> (TrainState, Metrics with leaves [U]), `env_step` among them: the environment steps
-        made after each update, float32 where int32 does not hold them.
+        Function key -> (TrainState, Metrics with leaves [U]). The metric `env_step` is the number
+        of environment steps after each update, in float32 if int32 is too small.
 
     Raises:
-        ConfigError, InvalidEnvironment: what cannot work, and why.
+        ConfigError: if the configuration is not valid, or its parts do not fit together.
+        InvalidEnvironment: if the environment is not valid or does not fit the configuration.
     """
     program = build(config, env, policy, algorithm)
     rollout_steps = config.num_envs * config.num_steps
@@ -339,13 +345,13 @@ def make_train(
 
 
 def _check_spaces(config: TrainConfig, env: Env) -> None:
-    """Refuse a network or a distribution that does not fit the environment's spaces."""
+    """Reject a network or a distribution that does not fit the environment's spaces."""
     check_spaces(env)
     actions = env.action_space
     name = getattr(env, "name", type(env).__name__)
     if config.squash and not (isinstance(actions, spaces.Box) and actions.bounded):
         raise InvalidEnvironment(
-            f"squash needs a Box action space with finite bounds; {name} has {actions}"
+            f"squash requires a Box action space with finite bounds, but {name} has {actions}"
         )
     if config.network != "mlp":
         _check_image(config.network, name, env.observation_space)
@@ -362,9 +368,9 @@ def _check_image(network: str, name: str, observations: PyTree) -> None:
         ) from error
     if image.unordered:
         raise InvalidEnvironment(
-            f"images{path} of {name} have shape {image.shape}, which does not say where their "
-            "channels are; say it with --env-args channels=first or channels=last (environments "
-            "of Gymnasium by their id), return [H, W, C] with other sides, or use network mlp"
+            f"images{path} of {name} have shape {image.shape}, whose channel axis is ambiguous; "
+            "set it with --env-args channels=first or channels=last (for Gymnasium environments "
+            "that are given by id), return images [H, W, C] of another size, or use network mlp"
         )
     side = min(image.shape[:2])
     for _, kernel, stride in CONVOLUTIONS[network]:
@@ -381,7 +387,7 @@ def _check_frames(mix: str, name: str, observations: PyTree) -> None:
     images = [leaf.shape for _, leaf in spaces.leaves(observations) if spaces.is_image(leaf)]
     if not images or any(shape[-1] != frames for shape in images):
         raise InvalidEnvironment(
-            f"frame_mix {mix!r} takes images of {frames} frames [H, W, {frames}]; observations of "
-            f"{name} are {spaces.describe(observations)}; use frame_mix none, or {frames} frames "
-            f"(--env-args frames={frames}, where the environment has that argument)"
+            f"frame_mix {mix!r} requires images of {frames} frames, [H, W, {frames}], but the "
+            f"observations of {name} are {spaces.describe(observations)}; use frame_mix none, or "
+            f"{frames} frames (--env-args frames={frames}, if the environment has that argument)"
         )

@@ -1,8 +1,8 @@
-"""The records that flow through a training step, and the shape letters used everywhere.
+"""The records that flow through a training step, and the letters that name dimensions.
 
-T steps of a rollout · N parallel environments · M rows of a batch (T·N) · A actions ·
+T steps of a rollout · N parallel environments · M samples of a batch (T·N) · A actions ·
 D action dimensions · U updates · S seeds · E episodes · P parameters · K epochs · L tokens ·
-V vocabulary
+V vocabulary size
 """
 
 from collections.abc import Callable
@@ -19,20 +19,22 @@ LossFn = Callable[[Params, "Batch"], tuple[jax.Array, Metrics]]
 
 @struct.dataclass
 class Trajectory:
-    """What `collect` returns: T steps of N environments, in the order they happened.
+    """The data that `collect` returns: T consecutive steps of N environments.
 
     Attributes:
-        obs: [T, N, ...] the network's inputs (observations as the policy saw them: normalised).
-        action: [T, N, ...] as drawn from the policy, before any clipping or squashing.
+        obs: [T, N, ...] inputs of the network, that is, observations after normalisation.
+        action: [T, N, ...] actions as drawn from the policy, before clipping or squashing.
         log_prob: [T, N] log π(a_t | s_t) under the behaviour policy.
-        value: [T, N] V(s_t).
-        next_value: [T, N] V(s_{t+1}), of the true successor where a time limit cut the episode.
-        reward: [T, N] scaled if rewards are normalised.
-        terminated: [T, N] bool: the episode ended by itself, or what was done in it is settled;
-            nothing is worth anything afterwards.
-        done: [T, N] bool: terminated or truncated; the next row owes nothing to this one.
-        weight: [T, N] 1 for steps that count, 0 for padding and dummy steps.
-        extra: whatever a method carries along, [T, N, ...] leaves, untouched.
+        value: [T, N] value estimates V(s_t).
+        next_value: [T, N] value estimates V(s_{t+1}); where an episode was truncated, s_{t+1} is
+            its true final state and not the first state of the next episode.
+        reward: [T, N] rewards, scaled if rewards are normalised.
+        terminated: [T, N] bool, whether the value of the successor state is zero: the episode
+            terminated, or the environment reported a boundary of credit within the episode.
+        done: [T, N] bool, whether the episode terminated or was truncated, so that the next step
+            belongs to another episode.
+        weight: [T, N] 1 for valid steps, 0 for padding and dummy steps.
+        extra: further [T, N, ...] leaves of an algorithm, passed on unchanged.
     """
 
     obs: PyTree
@@ -49,9 +51,10 @@ class Trajectory:
 
 @struct.dataclass
 class Batch:
-    """What an update learns from: a trajectory with its advantages and value targets.
+    """Training data of an update: a trajectory with its advantages and value targets.
 
-    Leaves are [T, N, ...] as `estimate` leaves them and [M, ...] once `rows` has flattened them.
+    The leaves are [T, N, ...] when `estimate` returns them and [M, ...] after `rows` has flattened
+    them.
     """
 
     obs: PyTree
@@ -66,13 +69,13 @@ class Batch:
 
 @struct.dataclass
 class LearnerState:
-    """Everything an update changes.
+    """The state that an update changes.
 
     Attributes:
-        params: of the policy.
-        opt_state: of the optimiser.
-        step: [] optimiser steps taken.
-        extra: private state of an algorithm.
+        params: parameters of the policy.
+        opt_state: state of the optimiser.
+        step: [] number of optimiser steps taken.
+        extra: private state of the algorithm.
     """
 
     params: Params
@@ -83,7 +86,7 @@ class LearnerState:
 
 @struct.dataclass
 class TrainState:
-    """The whole state of a run. A checkpoint is one of these; a resumed run needs nothing else."""
+    """The complete state of a run. A checkpoint stores one TrainState and needs nothing else."""
 
     learner: LearnerState
     rollout: PyTree
@@ -92,10 +95,10 @@ class TrainState:
 
 
 class Algorithm(NamedTuple):
-    """An on-policy algorithm: three pure functions, all that the training step knows of it.
+    """An on-policy algorithm as three pure functions, the only ones that the training step calls.
 
     init(key, obs) -> LearnerState
-    estimate(Trajectory) -> Batch [T, N]: advantages and targets
+    estimate(Trajectory) -> Batch [T, N] with advantages and targets
     update(key, LearnerState, Batch [M]) -> (LearnerState, Metrics)
     """
 

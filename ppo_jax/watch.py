@@ -1,7 +1,7 @@
-"""Looking into a compiled training step: `see` hands numbers to a recorder on the host.
+"""Observing a compiled training step: `see` sends numbers to a recorder on the host.
 
-Without a recorder, which is how everything is compiled but the program of `--debug-nans`, `see`
-does nothing and leaves nothing in the program.
+Only the program of `--debug-nans` is compiled with a recorder. Without one, `see` does nothing and
+adds nothing to the program.
 """
 
 import contextlib
@@ -14,14 +14,14 @@ import jax
 
 from ppo_jax import parallel
 
-# (stage, names -> arrays on the host)
+# Function (stage, dictionary of arrays on the host).
 Recorder = Callable[[str, dict[str, Any]], None]
 _RECORDER = contextvars.ContextVar[Recorder | None]("recorder", default=None)
 
 
 @contextlib.contextmanager
 def recording(recorder: Recorder) -> Iterator[None]:
-    """What is traced in here tells the recorder all that it sees, in order, when it runs."""
+    """Programs traced in this context send their numbers to the recorder, in order of execution."""
     token = _RECORDER.set(recorder)
     try:
         yield
@@ -35,12 +35,12 @@ def active() -> bool:
 
 
 def see(stage: str, **trees: Any) -> None:
-    """Hand numbers to the recorder, if there is one.
+    """Send numbers to the recorder, if there is one.
 
     Args:
-        stage: what the program does at this point.
-        **trees: of arrays, in the order in which they come about; of all parts of the environments,
-            where they are in several.
+        stage: name of the program's current stage.
+        **trees: pytrees of arrays in the order of their computation. If the environments are split
+            into shards, the arrays of all shards are sent.
     """
     recorder = _RECORDER.get()
     if recorder is not None:

@@ -71,7 +71,7 @@ def test_what_does_not_know_the_action_is_refused():
         make_policy(BOX, ACTIONS["box"], shared_torso=True, critic="q")
     with pytest.raises(ConfigError, match="shared_torso=False"):
         configs.make(preset="none", algorithm="actor_critic", shared_torso=True)
-    with pytest.raises(ValueError, match="needs a critic 'q'"):
+    with pytest.raises(ValueError, match="requires critic 'q'"):
         actor_critic.make(make_policy(BOX, ACTIONS["box"]), actor_critic.Config())
 
 

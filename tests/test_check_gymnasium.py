@@ -23,22 +23,22 @@ FAULTS = {
     "Doubles": r"observation of type float64; .*astype\(np.float32\)",
     "ListObs": "observation that is a list; its space is Box.*: return np.array",
     "Shorter": r"observation of shape \(1,\); its space is Box.*; ?|correct one of the two",
-    "Outside": "observation that holds .*, outside of its space Box.*; correct the bounds",
+    "Outside": "observation that holds .*, outside its space Box.*; correct the bounds",
     "NanObs": "observation that holds NaN; look for a division",
-    "Both": "terminated and truncated are the same in every step",
-    "ObsOnly": "reset returned one value, an ndarray; return two: obs, info",
+    "Both": "terminated and truncated are equal in every step",
+    "ObsOnly": "reset returned one value, an ndarray; return two values: obs, info",
     "Old": "step returned 4 values; return five.*Gym before 0.26",
     "Six": "step returned 6 values; return five.*gymnax, for an environment in JAX",
     "Order": "a float as terminated; return a bool.*in the order obs, reward, terminated",
     "NoSeed": r"the same seed and actions give another episode.*super\(\).reset\(seed=seed\)",
     "OwnGenerator": r"does not seed self.np_random; call super\(\).reset\(seed=seed\)",
-    "ChangesAction": "changes the action that it is given; work on a copy",
+    "ChangesAction": "changes its argument action; work on a copy",
     "Refuses": r"step\(2\), an action of its action_space, raised AssertionError: no such action",
-    "Reuses": r"writes into an observation that was returned before; return a copy: obs.copy\(\)",
+    "Reuses": r"writes into an observation that was returned earlier; return a copy: obs.copy\(\)",
     "NoSpace": "action_space is None; set it to a space of gymnasium.spaces",
     "Words": "whose values have no fixed shape",
     "OneOfTwo": r"an observation that is \['a'\]; its space is a Dict of \['a', 'b'\]",
-    "TooLarge": r"an observation\['b'\] 5, outside of its space Discrete\(2\); return 0 to 1",
+    "TooLarge": r"an observation\['b'\] 5, outside its space Discrete\(2\); return 0 to 1",
     "CannotClose": r"close raised RuntimeError: still open \(faulty_gymnasium.py",
 }
 
@@ -66,7 +66,7 @@ def test_masked_actions_are_not_tried():
 def test_all_faults_are_listed():
     report = envs.find_problems("faulty_gymnasium:Plain", steps=20)
     expected = (
-        "inherits from gymnasium.Env",
+        "must inherit from gymnasium.Env",
         "takes no options",
         "takes no seed",
         "reset returned one value",
@@ -101,7 +101,7 @@ def test_a_mask_without_a_legal_action_is_a_problem():
             return np.arange(3) != (self.time % 3 if self.time < 3 else np.arange(3))
 
     report = envs.find_problems(Stuck, steps=20)
-    assert any("step returned a mask by which no action is legal" in p for p in report.problems)
+    assert any("step returned a mask in which no action is legal" in p for p in report.problems)
 
 
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")

@@ -114,7 +114,7 @@ def test_split_takes_the_floats_and_leaves_the_rest():
             r"4 x 128 = 512 does not divide into 7 minibatches; nearest that do: \[2, 4, 8\]",
         ),
         ({"total_timesteps": 100}, "total_timesteps is 100, less than one rollout .* = 512"),
-        ({"num_envs": 1, "num_steps": 4, "total_timesteps": 8}, "minibatches of a single row"),
+        ({"num_envs": 1, "num_steps": 4, "total_timesteps": 8}, "minibatches of a single sample"),
         ({"entropy_coef": -0.1}, "entropy_coef is -0.1; it must be >= 0"),
         ({"max_grad_norm": 0.0}, "max_grad_norm is 0.0; it must be > 0"),
     ],

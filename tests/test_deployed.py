@@ -410,7 +410,7 @@ def test_images_of_unknown_order_are_asked_about():
     assert leaf(channels="last").space.shape == (5, 9, 20)
     assert not leaf(channels="last").space.unordered
     config = configs.make(preset="none", network="minatar")
-    with pytest.raises(InvalidEnvironment, match=r"does not say where .* channels=first"):
+    with pytest.raises(InvalidEnvironment, match=r"channel axis is ambiguous.* channels=first"):
         build(config, functools.partial(Spoken, space, g.Discrete(2)))
     with pytest.raises(InvalidEnvironment, match="unknown channels 'frist'; did you mean first"):
         envs.make("gymnasium:CartPole-v1", channels="frist")
@@ -464,7 +464,7 @@ def test_a_choice_that_starts_far_away():
     assert 0 <= int(action) - 2**40 < 3
     with pytest.raises(ConfigError, match=r"obs has values from 1099511627776 .* safetensors"):
         export.stablehlo.check(parts)
-    with pytest.raises(InvalidEnvironment, match="there are too many; give a Box"):
+    with pytest.raises(InvalidEnvironment, match="there are too many; use a Box"):
         host_spaces.observation_leaves(g.Discrete(2**40), "here")
 
 
@@ -496,10 +496,14 @@ def test_every_layout_of_a_mask_is_the_same_mask(say):
 @pytest.mark.parametrize(
     ("mask", "actions", "message"),
     [
-        (np.ones(3), g.Discrete(4), r"shape \(3,\); for the actions Discrete\(4\) it is \(4,\)"),
-        (np.ones(4), g.MultiDiscrete([2, 3]), r"\(5,\), all components side by side; \(2, 3\), a"),
+        (
+            np.ones(3),
+            g.Discrete(4),
+            r"shape \(3,\); for the actions Discrete\(4\) it must be \(4,\)",
+        ),
+        (np.ones(4), g.MultiDiscrete([2, 3]), r"\(5,\), all components concatenated; \(2, 3\), a"),
         ((np.ones(3), np.ones(2)), g.MultiDiscrete([2, 3]), "2 masks with 2, 3 entries"),
-        (np.ones(3), g.MultiBinary(3), r"is \(6,\), all components"),
+        (np.ones(3), g.MultiBinary(3), r"must be \(6,\), all components"),
     ],
 )
 def test_masks_that_fit_no_layout_are_refused(mask, actions, message):
@@ -569,7 +573,7 @@ def test_where_a_gaussian_is_moved(bounds, frame):
         np.testing.assert_allclose(found, [[frame[0], 0], [frame[1], 1]], rtol=1e-5)
         said = networks.first_actions(box, 0.0, True)
         assert "are mapped" in said and f"[{bounds[0]:g}, {bounds[1]:g}] of action [0];" in said
-        assert "leave out --no-map-actions" in networks.first_actions(box, 0.0, False)
+        assert "omit --no-map-actions" in networks.first_actions(box, 0.0, False)
 
 
 def test_the_first_actions_are_spread_over_the_bounds():
@@ -589,8 +593,13 @@ def test_the_first_actions_are_spread_over_the_bounds():
 @pytest.mark.parametrize(
     ("low", "high", "log_std", "said"),
     [
-        (-1000, 1000, 0.0, r"deviation 1, which is 0.001 of half the range of the bounds \[-1000"),
-        (-1e-3, 1e-3, 0.0, r"which is 1e\+03 of half the range"),
+        (
+            -1000,
+            1000,
+            0.0,
+            r"deviation 1, which is 0.001 times half the range of the bounds \[-1000",
+        ),
+        (-1e-3, 1e-3, 0.0, r"which is 1e\+03 times half the range"),
         (-1000, 1000, 5.0, None),
         (-1, 1, 0.0, None),
         (-0.4, 0.4, 0.0, None),

@@ -329,10 +329,10 @@ def broken(**changes):
         (broken(reward=lambda x: x[None]), r"reward of float32\[1\]; expected float32\[\]"),
         (broken(terminated=lambda x: x * 1.0), r"terminated of float32\[\]; expected bool\[\]"),
         (altered(time_limit=0), "time_limit is 0; it must be >= 1 or None"),
-        (altered(action_space="two buttons"), "two buttons, cannot be served; there are"),
+        (altered(action_space="two buttons"), "two buttons, is not supported; supported are"),
         (
             altered(observation_space=spaces.Box(-1.0, 1.0, (2,))),
-            r"observations have shape \(1,\), its observation_space \(2,\)",
+            r"observations have shape \(1,\), but its observation_space has shape \(2,\)",
         ),
     ],
 )
@@ -369,7 +369,7 @@ def test_pictures_show_the_state(name):
 
 def test_no_picture_is_said():
     env = envs.make("UmbrellaChain-bsuite")
-    with pytest.raises(envs.InvalidEnvironment, match="no picture"):
+    with pytest.raises(envs.InvalidEnvironment, match="cannot be rendered"):
         envs.render(env, env.reset(KEY, env.params)[1])
     with pytest.raises(envs.InvalidEnvironment, match="has no render"):
         envs.render(Counter(), None)

@@ -224,7 +224,7 @@ def test_an_evaluation_that_is_not_finite_is_a_warning(tmp_path, monkeypatch):
         return evaluate.Returns(returns, np.ones(episodes, int), good, good)
 
     monkeypatch.setattr(experiment, "evaluate", played)
-    with pytest.warns(UserWarning, match="1 of 2 episodes of the evaluation .* not finite"):
+    with pytest.warns(UserWarning, match="1 of 2 evaluation episodes .* not finite"):
         result = ppo_jax.run(config, tmp_path / "a", env=OneStep, eval_episodes=2, eval_every=1)
     assert result.exit_code == 0 and result.summary["status"] == "finished"
     saved = json.loads((tmp_path / "a" / "summary.json").read_text())

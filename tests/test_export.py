@@ -97,7 +97,7 @@ def test_numbers_that_the_type_does_not_hold_are_refused():
             agent.as_batch(spoken.arrays(bad), spoken.ports)
     with pytest.raises(ValueError, match=r"must have the entries obs.image, obs.speed"):
         spoken.arrays({"image": good["image"]})
-    with pytest.raises(ValueError, match="takes no mask beside its observation"):
+    with pytest.raises(ValueError, match="takes no mask separate from its observation"):
         spoken.arrays(good, action_mask=[1, 1])
 
 
@@ -138,7 +138,9 @@ def test_memory_is_kept_until_an_episode_begins(tmp_path):
     fresh = jax.tree.map(lambda x: x[0], found[0])
     same = jax.tree.map(lambda a, b: np.allclose(a, b, atol=1e-6), first, fresh)
     assert jax.tree.all(same) and not np.allclose(jax.tree.leaves(second)[0], 0)
-    with pytest.raises(ValueError, match=r"3 observations for an agent that remembers 2.*reset"):
+    with pytest.raises(
+        ValueError, match=r"3 observations were given to .* that has states for 2.*reset"
+    ):
         act(states(3))
     act.reset()
     assert act(states(3)).shape == (3,)

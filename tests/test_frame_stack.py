@@ -90,7 +90,9 @@ def test_a_stack_ends_with_its_episode():
 
 
 def test_only_images_can_be_stacked():
-    with pytest.raises(envs.InvalidEnvironment, match=r"images \[H, W, C\]; observations of CartP"):
+    with pytest.raises(
+        envs.InvalidEnvironment, match=r"images \[H, W, C\], but the observations of"
+    ):
         FrameStack(envs.make("CartPole-v1"), 4)
     with pytest.raises(envs.InvalidEnvironment, match="frames is 0; it must be >= 1"):
         FrameStack(Film(), 0)

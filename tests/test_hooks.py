@@ -168,7 +168,7 @@ def test_reinforce_promises_that_episodes_end():
 )
 def test_single_rows_are_not_normalised(algorithm, values):
     values = {"num_envs": 1, "num_steps": 4, "total_timesteps": 8, "algorithm": algorithm} | values
-    with pytest.raises(ConfigError, match="minibatches of a single row"):
+    with pytest.raises(ConfigError, match="minibatches of a single sample"):
         configs.make(preset="none", **values)
     configs.make(preset="none", **values | {"normalize_advantage": False})
 
@@ -181,7 +181,7 @@ def test_single_rows_are_not_normalised(algorithm, values):
         ("ppo_kl", {"minibatches": 7}, "does not divide into 7 minibatches"),
         ("trpo", {"critic_minibatches": 7}, "does not divide into 7 critic_minibatches"),
         ("actor_critic", {"memory": "gru"}, "a Q-function, which cannot be recurrent"),
-        ("actor_critic", {"shared_torso": True}, "shares no torso"),
+        ("actor_critic", {"shared_torso": True}, "cannot share a torso"),
     ],
 )
 def test_what_an_algorithm_refuses(algorithm, values, message):

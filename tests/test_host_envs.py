@@ -273,7 +273,7 @@ def test_actions_arrive_in_the_environment_s_own_space(theirs, ours):
 def test_a_text_beside_other_entries_is_left_out():
     """As the mission of MiniGrid; an agent that is loaded takes the whole observation."""
     space = g.Dict({"image": g.Box(0, 9, (2,)), "mission": g.Text(20), "facing": g.Discrete(4)})
-    with pytest.warns(UserWarning, match=r"\['mission'\] .* the network does not see them"):
+    with pytest.warns(UserWarning, match=r"\['mission'\] .* the network does not receive them"):
         env = envs.as_env(lambda: Spaced(space))
     assert sorted(env.observation_space) == ["facing", "image"]
     obs, _ = env.vector(2).reset(KEY)
@@ -285,7 +285,7 @@ def test_a_text_beside_other_entries_is_left_out():
     [
         (g.Text(5), None, "no fixed shape"),
         (g.Dict({"a": g.Sequence(g.Discrete(2))}), None, r"\['a'\] of .* no fixed shape"),
-        (g.Box(0, 1, (1,)), g.Dict({"a": g.Discrete(2)}), "distributions for Discrete"),
+        (g.Box(0, 1, (1,)), g.Dict({"a": g.Discrete(2)}), "supported are Discrete"),
         (g.Box(0, 1, (1,)), g.Box(0, 9, (1,), np.int32), "Box of floats"),
     ],
 )
@@ -302,7 +302,9 @@ def settings(env="gymnasium:CartPole-v1", updates=2, **values):
 
 def test_vmapped_agents_are_refused_with_the_reason():
     train = make_train(settings())
-    with pytest.raises(InvalidEnvironment, match=r"state of its own.*one after the other"):
+    with pytest.raises(
+        InvalidEnvironment, match=r"a state that JAX cannot copy.*one after the other"
+    ):
         jax.vmap(train)(jax.random.split(KEY, 2))
     with pytest.raises(InvalidEnvironment, match="cannot be vmapped over agents"):
         run_seeds(settings(), 2)
@@ -413,7 +415,7 @@ def test_an_environment_that_cannot_be_drawn_says_so(monkeypatch, modes):
         "Undrawn-v0", Undrawn))  # fmt: skip
     env = envs.make("gymnasium:Undrawn-v0")
     listed = ".human." if modes else "none"
-    said = f"Undrawn-v0 cannot be drawn: it has no render_mode .rgb_array.; .*lists {listed}"
+    said = f"Undrawn-v0 cannot be rendered: it has no render_mode .rgb_array.; .*lists {listed}"
     with pytest.raises(InvalidEnvironment, match=said):
         env.picture()
 
@@ -442,18 +444,18 @@ def test_frames_are_the_environment_s_own():
 
 
 def test_reset_pools_are_refused():
-    with pytest.raises(InvalidEnvironment, match="leave reset_pool out"):
+    with pytest.raises(InvalidEnvironment, match="omit reset_pool"):
         build(settings(reset_pool=4))
 
 
 @pytest.mark.parametrize(
     ("env", "message"),
     [
-        (Counting(), "give the function that makes one"),
-        (lambda: 3, "makes a int, not a Gymnasium environment"),
+        (Counting(), "pass the function that makes one"),
+        (lambda: 3, "makes a int, which is not a Gymnasium environment"),
         (lambda: gymnasium.make("CartPole-v9"), "cannot be made"),
-        (vector(num_envs=5), "has 5 environments; num_envs is 2"),
-        (vector(DISABLED, 2), "must restart its environments itself"),
+        (vector(num_envs=5), "has 5 environments, but num_envs is 2"),
+        (vector(DISABLED, 2), "must reset its environments automatically"),
     ],
     ids=["one", "no environment", "fails", "too many", "no restarts"],
 )

@@ -140,13 +140,13 @@ def test_a_mask_without_a_legal_action_is_named(monkeypatch, cls, way):
         action = np.zeros((2, *vector.action_space.shape), np.int64)
         return [vector._venv.step(action) for _ in range(7)]
 
-    with pytest.raises(SimulatorFailed, match="step 3: .*by which no action is legal") as failed:
+    with pytest.raises(SimulatorFailed, match="step 3: .*in which no action is legal") as failed:
         play()
     assert "index 0 of 2" in str(failed.value)
     monkeypatch.setattr(cls, "stuck", -1)
     assert play()[4].terminated.all()  # where nothing follows, nothing need be legal
     monkeypatch.setattr(cls, "stuck", 0)
-    with pytest.raises(InvalidEnvironment, match="reset returned a mask by which no action"):
+    with pytest.raises(InvalidEnvironment, match="reset returned a mask in which no action"):
         envs.as_env(cls)
 
 
@@ -375,7 +375,7 @@ def exits(monkeypatch):
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
 @pytest.mark.parametrize(
     ("at", "doing"),
-    [(1, "it was made"), (2, "its first reset was looked at"), (3, "its first steps were looked")],
+    [(1, "it was made"), (2, "its first reset was checked"), (3, "its first steps were checked")],
 )
 def test_a_first_environment_that_hangs_ends_the_process(exits, capsys, at, doing):
     with limited(0.2):

@@ -267,7 +267,9 @@ def test_a_run_that_was_started_from_another_goes_on_without_it(tmp_path, monkey
     (tmp_path / "a").rename(tmp_path / "elsewhere")
     longer = small(total_timesteps=640)
     assert ppo_jax.run(longer, resume=tmp_path / "b").summary["env_steps"] == 640
-    with pytest.raises(ConfigError, match=r"--init-from is .*elsewhere, but the run .* from .*a;"):
+    with pytest.raises(
+        ConfigError, match=r"--init-from is .*elsewhere, but the resumed run .* from .*a;"
+    ):
         ppo_jax.run(longer, resume="b", init_from="elsewhere")
 
 
@@ -404,7 +406,7 @@ def test_an_environment_that_is_named_again_has_its_arguments(tmp_path):
 def test_the_only_vector_environment_is_not_evaluated_in_during_training(tmp_path):
     gymnasium = pytest.importorskip("gymnasium")
     vector = gymnasium.make_vec("CartPole-v1", num_envs=4)
-    with pytest.raises(ConfigError, match="--eval-every needs environments beside those"):
+    with pytest.raises(ConfigError, match="--eval-every requires environments separate from those"):
         ppo_jax.run(small(env=vector), tmp_path / "a", env=vector, eval_every=2)
     assert not (tmp_path / "a").exists()
 

@@ -233,7 +233,9 @@ def test_an_episode_that_outlasts_its_limit_is_reported():
 
 
 def test_rollouts_shorter_than_an_episode_are_refused():
-    with pytest.raises(ConfigError, match=r"up to 500 steps; num_steps is 128; .* at least 500"):
+    with pytest.raises(
+        ConfigError, match=r"up to 500 steps here, but num_steps is 128; .* at least 500"
+    ):
         build(configs.make(preset="none", algorithm="reinforce"))
     with pytest.raises(ConfigError, match="at least 500"):
         configs.make(preset="none", algorithm="reinforce", time_limit=500)

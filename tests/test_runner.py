@@ -319,7 +319,7 @@ def test_divergence_stops_the_run_and_keeps_what_was_good(tmp_path, monkeypatch)
     monkeypatch.setattr(experiment, "step_of", broken)
     longer = configs.from_flat(unchanged | {"total_timesteps": 1280})
     with pytest.raises(
-        Diverged, match=r"(is|are) not finite.* at update \d+ .*learning rate too high"
+        Diverged, match=r"(is|are) not finite.* at update \d+ .*learning rate that is too high"
     ):
         run(longer, RunOptions(resume=path, **options))
     summary = json.loads((path / "summary.json").read_text())

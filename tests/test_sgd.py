@@ -249,7 +249,7 @@ def test_reduce_sees_gradient_and_metrics():
 def test_ragged_minibatches_are_refused():
     params, rows = problem()
     optimizer = sgd.make_optimizer()
-    with pytest.raises(ValueError, match="24 rows do not divide into 5"):
+    with pytest.raises(ValueError, match="24 samples cannot be divided into 5"):
         sgd.sgd_epochs(
             learner_for(params, optimizer),
             rows,
@@ -282,7 +282,7 @@ def test_a_stop_before_the_first_step_changes_nothing_and_says_why(answer):
 def test_an_order_of_other_rows_is_refused():
     params, rows = problem()
     optimizer = sgd.make_optimizer()
-    with pytest.raises(ValueError, match=r"the order \(1, 12\) is one of 12 rows"):
+    with pytest.raises(ValueError, match=r"the order \(1, 12\) requires 12 rows"):
         sgd.sgd_epochs(
             learner_for(params, optimizer),
             rows,

@@ -191,11 +191,15 @@ REFUSED = {
         "(1, 4)",
         "['y'] has the shape ()",
     ),
-    "sgd_epochs: minibatches": (lambda: epochs(NUMBERS, minibatches=3), "4 rows", "3 minibatches"),
-    "sgd_epochs: no minibatches": (lambda: epochs(NUMBERS, minibatches=0), "4 rows", "0 "),
+    "sgd_epochs: minibatches": (
+        lambda: epochs(NUMBERS, minibatches=3),
+        "4 samples",
+        "3 minibatches",
+    ),
+    "sgd_epochs: no minibatches": (lambda: epochs(NUMBERS, minibatches=0), "4 samples", "0 "),
     "sgd_epochs: micro-batches": (
         lambda: epochs(NUMBERS, minibatches=1, micro_batches=3),
-        "4 rows",
+        "4 samples",
         "3 micro-batches",
     ),
     "update: elements": (lambda: normalization.update(moments(3), ones(4, 6)), "(3,)", "(4, 6)"),

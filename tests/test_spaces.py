@@ -198,7 +198,7 @@ MULTI = spaces.MultiDiscrete((3, 2))
         ),
         (
             Shows({"x": spaces.Box(-1, 1, (2,))}, {"x": jnp.zeros(3)}),
-            r"observations\['x'\] have shape \(3,\), its observation_space \(2,\)",
+            r"observations\['x'\] have shape \(3,\), but its observation_space has shape \(2,\)",
         ),
         (
             Shows({"x": spaces.Discrete(2)}, {"x": jnp.float32(0)}),
@@ -210,19 +210,25 @@ MULTI = spaces.MultiDiscrete((3, 2))
         ),
         (
             Shows(spaces.MultiBinary(2), jnp.zeros(2)),
-            r"observations are float32, its observation_space MultiBinary\(2\)",
+            r"observations are float32, but its observation_space is MultiBinary\(2\)",
         ),
         (
             Shows({"action_mask": spaces.Box(0, 1, (2,), bool)}, {"action_mask": TWO}),
-            "nothing to observe in Shows: its observation_space has no entry but action_mask",
+            "Shows has nothing to observe: its observation_space has no entry except action_mask",
         ),
-        (Shows({}, {}), "nothing to observe in Shows: its observation_space has no entry$"),
+        (Shows({}, {}), "Shows has nothing to observe: its observation_space has no entry$"),
         (
             with_mask(spaces.Box(0, 1, (3,), bool), jnp.ones(3, bool)),
-            r"is Box\(3,\) bool; for Discrete\(2\) it is Box\(0, 1, \(2,\), bool\)",
+            r"is Box\(3,\) bool; for Discrete\(2\) it must be Box\(0, 1, \(2,\), bool\)",
         ),
-        (with_mask(spaces.Box(0, 1, (2,)), TWO), r"is Box\(2,\) float32; for Discrete\(2\) it is"),
-        (with_mask(spaces.MultiBinary(2), TWO), r"is MultiBinary\(2\); for Discrete\(2\) it is"),
+        (
+            with_mask(spaces.Box(0, 1, (2,)), TWO),
+            r"is Box\(2,\) float32; for Discrete\(2\) it must be",
+        ),
+        (
+            with_mask(spaces.MultiBinary(2), TWO),
+            r"is MultiBinary\(2\); for Discrete\(2\) it must be",
+        ),
         (with_mask((spaces.Discrete(2),), (TWO,)), r"is \[0\] Discrete\(2\); for Discrete\(2\) it"),
         (
             with_mask(spaces.Box(0, 1, (2,), bool), jnp.ones(2)),
@@ -230,11 +236,11 @@ MULTI = spaces.MultiDiscrete((3, 2))
         ),
         (
             with_mask(spaces.Box(0, 1, (3, 2), bool), jnp.ones((3, 2), bool), MULTI),
-            r"is Box\(3, 2\) bool; for MultiDiscrete\(3, 2\) it is Box\(0, 1, \(2, 3\), bool\)",
+            r"bool; for MultiDiscrete\(3, 2\) it must be Box\(0, 1, \(2, 3\), bool\)",
         ),
         (
             with_mask(spaces.Box(0, 1, (2,), bool), TWO, spaces.MultiBinary(2)),
-            r"has an action_mask for MultiBinary\(2\); there are masks for Discrete and Multi",
+            r"has an action_mask for MultiBinary\(2\); masks are supported for Discrete and",
         ),
     ],
 )
@@ -264,7 +270,7 @@ def test_convolutions_need_one_image(shown, message):
     with pytest.raises(envs.InvalidEnvironment, match=message):
         build(small(network="minatar"), env)
     if "there are" in message:
-        with pytest.raises(ValueError, match="convolutions take one image"):
+        with pytest.raises(ValueError, match="convolutional network requires one image"):
             networks.make_policy(shown, spaces.Discrete(2), cnn=((8, 3, 1),))
 
 

@@ -427,7 +427,7 @@ def test_agents_are_evaluated():
         ("jumanji:Snake-v1", {"rows": 3}, "jumanji:Snake-v1 cannot be made: .*rows"),
         ("pgx:chess", {"side": "white"}, "unknown side 'white'"),
         ("pgx:chess", {"opponent": "strong"}, "it must be 'random' or a function"),
-        ("jaxmarl:MPE_simple_tag_v3", {}, "cannot share a policy, they differ"),
+        ("jaxmarl:MPE_simple_tag_v3", {}, "cannot share a policy, because they differ"),
         ("jaxmarl:switch_riddle", {"wings": 2}, "cannot be made: .*wings"),
         ("pgx:ches", {}, "did you mean chess"),
     ],

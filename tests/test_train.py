@@ -143,7 +143,7 @@ class Text:
 @pytest.mark.parametrize(
     ("changes", "env", "error", "message"),
     [
-        ({}, Odd(Text()), InvalidEnvironment, "action space .*Text.* cannot be served"),
+        ({}, Odd(Text()), InvalidEnvironment, "action space .*Text.* is not supported"),
         (
             {"squash": True},
             Odd(spaces.Box(-np.inf, np.inf, (1,))),

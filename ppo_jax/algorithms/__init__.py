@@ -1,7 +1,7 @@
-"""The registry of algorithms: a name, and the module that has its Config and make.
+"""The registry of algorithms: names, and the modules with their Config and make.
 
-The modules of the package are imported when they are used; their names and their Configs are known
-without (`ppo_jax.algorithms.configs`).
+Modules of the package are imported when they are used. Their names and their Configs are available
+without importing them (`ppo_jax.algorithms.configs`).
 """
 
 import copy
@@ -25,8 +25,8 @@ OPTION_TYPES = (bool, int, float, str, Path)
 
 
 def __getattr__(name: str) -> Any:
-    """`ALGORITHMS`, the dictionary from names to modules, made when it is first used; and the
-    modules themselves."""
+    """Import the modules of the package at first use: `ALGORITHMS`, the dictionary from names to
+    modules, and each module by its name."""
     if name in CONFIGS:
         return importlib.import_module(f"{__name__}.{name}")
     if name != "ALGORITHMS":
@@ -37,13 +37,13 @@ def __getattr__(name: str) -> Any:
 
 
 def config_of(name: str) -> Any:
-    """The Config of the algorithm of a name, without importing the package's own algorithms.
+    """The Config of the algorithm with a given name, without importing the package's algorithms.
 
     Args:
-        name: as for `get`.
+        name: name of the algorithm, as for `get`.
 
     Raises:
-        ConfigError: as for `get`.
+        ConfigError: the same as for `get`.
     """
     known = sys.modules[__name__].__dict__.get("ALGORITHMS", {})
     if name in CONFIGS and name not in known:
@@ -52,18 +52,18 @@ def config_of(name: str) -> Any:
 
 
 def get(name: str) -> Any:
-    """The algorithm of a name: a module or an object with Config and make.
+    """The algorithm with a given name: a module or an object with Config and make.
 
     Args:
-        name: in ALGORITHMS, registered by an installed package (entry-point group
-            `ppo_jax.algorithms`), or a reference: `package.module:Name` or a module by its name.
+        name: name in ALGORITHMS, name registered by an installed package (entry-point group
+            `ppo_jax.algorithms`), or reference: `package.module:Name` or the name of a module.
 
     Raises:
-        ConfigError: an unknown name, with the nearest ones; a module that cannot be imported; or
-            something that is not an algorithm, and what it lacks.
+        ConfigError: if the name is unknown, the module cannot be imported, or the object is not an
+            algorithm.
     """
     package = sys.modules[__name__]
-    names = package.__dict__.get("ALGORITHMS", CONFIGS)  # its modules are imported if need be
+    names = package.__dict__.get("ALGORITHMS", CONFIGS)  # modules are imported below
     if name in names:
         return package.ALGORITHMS[name]
     known = {*names, *references.registered("algorithm")}
@@ -86,51 +86,51 @@ def get(name: str) -> Any:
 
 
 def in_package(name: str) -> bool:
-    """Whether a name is that of an algorithm of the package; nothing is imported to find out."""
+    """Whether the package has an algorithm with this name. Nothing is imported for this check."""
     return name in sys.modules[__name__].__dict__.get("ALGORITHMS", CONFIGS)
 
 
 def names_code(name: str) -> bool:
-    """Whether a name makes the process import a module that is neither in the package nor
-    registered by an installed one; nothing is imported to find out."""
+    """Whether a name refers to a module that is neither in the package nor registered by an
+    installed package. Nothing is imported for this check."""
     known = in_package(name) or references.is_text(name)
     return not known and name not in references.registered("algorithm")
 
 
 @functools.lru_cache(maxsize=64)
 def options(config: Any, name: str) -> tuple[Field, ...]:
-    """The options that the Config of an algorithm describes.
+    """The options that the Config of an algorithm defines.
 
     Its fields are made by `ppo_jax.config.options.option`, or are plain dataclass fields with a
     type and a default value, without a help text and without bounds.
 
     Args:
-        config: the Config.
-        name: of the algorithm, for messages.
+        config: Config of the algorithm.
+        name: name of the algorithm, for error messages.
 
     Raises:
-        ConfigError: it is not a frozen dataclass, has a field that cannot be an option, or has no
-            `gamma`, the discount factor, which rollouts need.
+        ConfigError: if it is not a frozen dataclass, has a field that cannot be an option, or has
+            no field `gamma`, the discount factor, which rollouts need.
     """
     if not (inspect.isclass(config) and dataclasses.is_dataclass(config)):
         raise ConfigError(f"the Config of algorithm {name!r} is not a dataclass")
     if not config.__dataclass_params__.frozen:  # type: ignore[attr-defined]
         raise ConfigError(
-            f"the Config of algorithm {name!r} can be changed; make it "
+            f"the Config of algorithm {name!r} is mutable; make it "
             "@dataclasses.dataclass(frozen=True)"
         )
     types = typing.get_type_hints(config, include_extras=True)
     found = tuple(_option(field, types[field.name], name) for field in dataclasses.fields(config))
     if "gamma" not in {field.name for field in found}:
         raise ConfigError(
-            f"the Config of algorithm {name!r} has no field gamma, the discount factor; rollouts "
-            "need it"
+            f"the Config of algorithm {name!r} has no field gamma, the discount factor, which "
+            "rollouts need"
         )
     return found
 
 
 def _option(field: Field, annotation: Any, name: str) -> Field:
-    """A field with its type as an object and with bounds."""
+    """The field with its type as an object and with bounds."""
     field = copy.copy(field)
     field.type = annotation
     if "bounds" not in field.metadata:
@@ -138,13 +138,14 @@ def _option(field: Field, annotation: Any, name: str) -> Field:
         field.metadata = metadata  # type: ignore[assignment]
     if field.default is dataclasses.MISSING:
         raise ConfigError(
-            f"the Config of algorithm {name!r} has a field {field.name!r} without a default value; "
-            "an option has one"
+            f"the field {field.name!r} in the Config of algorithm {name!r} has no default value; "
+            "every option needs one"
         )
     if kind(field).base not in OPTION_TYPES:
         raise ConfigError(
-            f"the Config of algorithm {name!r} has a field {field.name!r} of type {annotation}; an "
-            "option is a bool, int, float, str or Path, a tuple of one of them, or None"
+            f"the field {field.name!r} in the Config of algorithm {name!r} has the type "
+            f"{annotation}; an option is a bool, int, float, str or Path, a tuple of one of them, "
+            "or None"
         )
     return field
 

@@ -17,11 +17,11 @@ def make_loss(policy: Any, config: Config) -> LossFn:
     L(θ) = E[ −log π_θ(a|s) Â + c_v ½ (V_θ − V_target)² − c_e H[π_θ] ]
 
     Args:
-        policy: its `apply(params, obs)` gives (distribution, value).
-        config: c_v, c_e.
+        policy: policy whose `apply(params, obs)` returns (distribution, value).
+        config: Config with the coefficients c_v and c_e.
 
     Returns:
-        (params, Batch [M]) -> ([], metrics)
+        Function (params, Batch with leaves [M, ...]) -> (loss [], metrics).
 
     Source: Mnih et al. 2016, Asynchronous Methods for Deep RL, algorithm S3.
     """
@@ -36,14 +36,14 @@ def make_loss(policy: Any, config: Config) -> LossFn:
 def make(
     policy: Any, config: Config, optimizer: optax.GradientTransformation | None = None
 ) -> Algorithm:
-    """A2C as three functions: one gradient step on each rollout, which is then thrown away.
+    """A2C as three functions. Each rollout is used for one gradient step.
 
     Args:
-        policy: a Policy.
-        config: Config.
-        optimizer: another optax transformation than the one the config describes.
+        policy: policy, a Policy.
+        config: hyperparameters, a Config.
+        optimizer: optax transformation that replaces the configured optimiser.
 
-    Source: Mnih et al. 2016, algorithm S3, with all actors in step; the advantage is GAE's.
+    Source: Mnih et al. 2016, algorithm S3, with synchronous actors and GAE advantages.
     """
     optimizer, begin, end = sgd.from_config(config, optimizer)
 

@@ -1,4 +1,4 @@
-"""Actor-critic whose critic judges actions: q(s, a; w) (Sutton et al. 2000; Konda & Tsitsiklis)."""
+"""Actor-critic with a Q-function as critic, q(s, a; w) (Sutton et al. 2000; Konda & Tsitsiklis)."""
 
 import dataclasses
 from collections.abc import Callable
@@ -14,11 +14,14 @@ from ppo_jax.types import Algorithm, Batch, LearnerState, LossFn, Metrics, PyTre
 
 
 def weight_by_q(value: jax.Array, target: jax.Array) -> jax.Array:
-    """The policy-gradient theorem, with the critic's q for Q^π:  ψ_t = q(s_t, a_t).
+    """The policy-gradient theorem with the critic's q in place of Q^π:  ψ_t = q(s_t, a_t).
 
     Args:
-        value: [...] q(s_t, a_t).
-        target: [...] r_t + γ q(s_{t+1}, a').
+        value: [...] action values q(s_t, a_t).
+        target: [...] targets r_t + γ q(s_{t+1}, a').
+
+    Returns:
+        [...] weights ψ_t of the score function.
 
     Source: Sutton et al. 2000, Policy Gradient Methods, theorem 1.
     """
@@ -26,16 +29,19 @@ def weight_by_q(value: jax.Array, target: jax.Array) -> jax.Array:
 
 
 def weight_by_td_error(value: jax.Array, target: jax.Array) -> jax.Array:
-    """How much better it went than the critic thought:  ψ_t = −δ_t.
+    """The TD error of the Q-function as advantage:  ψ_t = −δ_t.
 
-    Its mean over what follows (s, a) is 0 once q = Q^π: this actor learns from the errors of its
-    critic alone, and only for as long as there are any.
+    Given (s, a), its expectation vanishes once q = Q^π. The actor then receives no further signal:
+    it only learns while the critic has errors.
 
     Args:
-        value: [...] q(s_t, a_t).
-        target: [...] r_t + γ q(s_{t+1}, a').
+        value: [...] action values q(s_t, a_t).
+        target: [...] targets r_t + γ q(s_{t+1}, a').
 
-    Source: Sutton & Barto 2018, section 13.5, with q in the place of V.
+    Returns:
+        [...] weights ψ_t of the score function.
+
+    Source: Sutton & Barto 2018, section 13.5, with q in place of V.
     """
     return target - value
 
@@ -53,11 +59,11 @@ def make_loss(policy: Any, config: Config) -> LossFn:
     L(θ, w) = E[ −log π_θ(a_t|s_t) ψ_t + c_v ½ δ_t² − c_e H[π_θ] ]
 
     Args:
-        policy: its `apply(params, StateAction)` gives (distribution, q).
-        config: c_v, c_e.
+        policy: policy whose `apply(params, StateAction)` returns (distribution, q).
+        config: Config with the coefficients c_v and c_e.
 
     Returns:
-        (params, Batch [M] whose advantage is ψ) -> ([], metrics)
+        Function (params, Batch with leaves [M, ...] and advantage ψ) -> (loss [], metrics).
 
     Source: Sutton & Barto 2018, sections 10.1 (the critic: semi-gradient Sarsa) and 13.5.
     """
@@ -72,18 +78,18 @@ def make_loss(policy: Any, config: Config) -> LossFn:
 def make(
     policy: Any, config: Config, optimizer: optax.GradientTransformation | None = None
 ) -> Algorithm:
-    """The Q actor-critic as three functions: one gradient step on each rollout.
+    """The actor-critic with a Q-function as three functions: one gradient step on each rollout.
 
     Args:
-        policy: a Policy whose critic is "q".
-        config: Config.
-        optimizer: another optax transformation than the one the config describes.
+        policy: policy whose critic is "q".
+        config: hyperparameters, a Config.
+        optimizer: optax transformation that replaces the configured optimiser.
 
     Source: Sutton et al. 2000; Konda & Tsitsiklis 2000, Actor-Critic Algorithms.
     """
     if policy.critic != "q":
         raise ValueError(
-            f"actor_critic needs a critic 'q'; that of this policy is {policy.critic!r}"
+            f"actor_critic requires critic 'q', but the critic of the policy is {policy.critic!r}"
         )
     optimizer, begin, end = sgd.from_config(config, optimizer)
 
@@ -91,7 +97,7 @@ def make(
         return sgd.init(policy.init(key, obs), optimizer)
 
     def estimate(trajectory: Trajectory) -> Batch:
-        # At λ = 0 the target is r + γ q(s', a'), and no further look ahead.
+        # With λ = 0 the target is the one-step target r + γ q(s', a').
         batch = estimate_gae(trajectory, gamma=config.gamma, lambda_=0.0)
         weights = ACTOR_WEIGHTS[config.actor_weight](batch.value, batch.target)
         return dataclasses.replace(batch, advantage=weights)

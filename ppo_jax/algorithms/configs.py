@@ -16,67 +16,67 @@ from ppo_jax.config.schedules import Scheduled
 BASELINES = ("none", "batch_mean", "leave_one_out", "value")
 ACTOR_WEIGHTS = ("q", "td_error")
 SHARED_TORSO = (
-    "trpo takes its natural step on the actor alone, which must not share a torso with the critic; "
-    "use shared_torso=False"
+    "the natural-gradient step of trpo changes the actor alone, so that the actor must not share a "
+    "torso with the critic; use shared_torso=False"
 )
 
 
 def _gamma() -> Any:
-    """The option of the discount factor."""
+    """The option for the discount factor."""
     return option(0.99, "discount factor gamma per environment step", low=0, high=1)
 
 
 def _gae_lambda() -> Any:
-    """The option of the parameter of generalised advantage estimation."""
+    """The option for the parameter of generalised advantage estimation."""
     return option(0.95, "lambda of generalised advantage estimation (GAE)", low=0, high=1)
 
 
 def _entropy_coef() -> Any:
-    """The option of the entropy coefficient."""
-    return option(0.0, "coefficient of the entropy bonus", low=0)
+    """The option for the entropy coefficient."""
+    return option(0.0, "coefficient of the entropy bonus in the loss", low=0)
 
 
-def _value_coef(doc: str = "coefficient of the value loss") -> Any:
-    """The option of the coefficient of the critic's loss."""
+def _value_coef(doc: str = "coefficient of the value loss in the total loss") -> Any:
+    """The option for the coefficient of the critic's loss."""
     return option(0.5, doc, low=0)
 
 
 def check_normalizable(rows: int, minibatches: int = 1) -> None:
-    """Refuse minibatches of a single sample, whose advantages cannot be normalised.
+    """Reject minibatches of a single sample, whose advantages cannot be normalised.
 
     Args:
         rows: number of samples of a rollout.
-        minibatches: number of parts, each normalised on its own.
+        minibatches: number of minibatches, each of which is normalised separately.
 
     Raises:
-        ValueError: each part is a single sample.
+        ValueError: if each minibatch has one sample.
     """
     if rows == minibatches:
         raise ValueError(
-            "minibatches of a single row have no standard deviation to normalise advantages by; "
+            "minibatches of a single sample have no standard deviation to normalise advantages; "
             "use longer rollouts, fewer minibatches or normalize_advantage=False"
         )
 
 
 def check_length(num_steps: int, time_limit: int | None) -> int:
-    """The time limit of REINFORCE, after refusing rollouts that are shorter than an episode.
+    """The time limit of REINFORCE, after rejecting rollouts that are shorter than it.
 
     Args:
         num_steps: number of steps of each environment per rollout.
-        time_limit: number of steps of the longest possible episode; None: not known.
+        time_limit: number of steps of the longest possible episode, or None if it is unknown.
 
     Raises:
-        ValueError: no time limit is known, or rollouts are shorter.
+        ValueError: if the time limit is unknown, or rollouts are shorter than it.
     """
     if time_limit is None:
         raise ValueError(
-            "reinforce learns from whole episodes, and nothing says how long one can be; set "
-            "time_limit to the steps of the longest"
+            "reinforce learns from whole episodes, but their maximum length is unknown; set "
+            "time_limit to the number of steps of the longest possible episode"
         )
     if num_steps < time_limit:
         raise ValueError(
-            f"reinforce learns from whole episodes, which here take up to {time_limit} steps; "
-            f"num_steps is {num_steps}; it must be at least {time_limit}"
+            f"reinforce learns from whole episodes, which take up to {time_limit} steps here, but "
+            f"num_steps is {num_steps}; num_steps must be at least {time_limit}"
         )
     return time_limit
 
@@ -86,8 +86,8 @@ class Reinforce:
     """Hyperparameters of REINFORCE. Floats may be tracers: one program serves a whole sweep."""
 
     promises: ClassVar[dict[str, str]] = {
-        "unfinished_episodes": "episodes were longer than the time_limit that was given, and "
-        "counted as if they had ended: set --time-limit to the steps of the longest"
+        "unfinished_episodes": "episodes were longer than the given time_limit, and were counted "
+        "as if they had ended: set --time-limit to the number of steps of the longest episode"
     }
 
     learning_rate: Scheduled = standard.learning_rate(3e-3)
@@ -96,7 +96,7 @@ class Reinforce:
     baseline: str = option("none", "baseline subtracted from the returns", choices=BASELINES)
     time_limit: int | None = option(
         None,
-        "number of steps of the longest possible episode; None: the environment's time limit",
+        "number of steps of the longest possible episode; None for the environment's time limit",
         low=1,
     )
     entropy_coef: Scheduled = _entropy_coef()
@@ -106,14 +106,14 @@ class Reinforce:
 
     @property
     def critic(self) -> str:
-        """The kind of critic: only a learned baseline needs one."""
+        """The type of critic: only a learned baseline needs one."""
         return "v" if self.baseline == "value" else "none"
 
     def collector(self, collect: Any) -> Any:
-        """Rollouts in which every environment starts with a new episode, as `estimate` needs them.
+        """Collect rollouts that start new episodes in every environment, as `estimate` requires.
 
         Args:
-            collect: the run's `rollout.Collector`.
+            collect: rollout.Collector of the run.
         """
         return collect.whole_episodes(self.time_limit)
 
@@ -121,7 +121,7 @@ class Reinforce:
         """The Config with the environment's time limit, if it has one, where none was given.
 
         Args:
-            env: the environment, whose time_limit is read.
+            env: environment with the attribute time_limit.
         """
         limit = env.time_limit
         if self.time_limit is not None or limit is None or math.isinf(limit):
@@ -129,20 +129,20 @@ class Reinforce:
         return dataclasses.replace(self, time_limit=int(limit))
 
     def check(self, run: Any, env: Any) -> None:
-        """Refuse rollouts in which an episode might not end.
+        """Reject rollouts in which an episode might not end.
 
         Args:
-            run: the configuration, whose num_steps is read.
-            env: the environment, whose time_limit is read; None: not known yet.
+            run: TrainConfig with num_steps.
+            env: environment with the attribute time_limit, or None while it is unknown.
 
         Raises:
-            ValueError: what to do instead.
+            ValueError: if the run does not fit; the message states the correction.
         """
         limit = None if env is None else env.time_limit
         if self.time_limit is not None and limit is not None and self.time_limit < limit < math.inf:
             raise ValueError(
-                f"time_limit is {self.time_limit}, but an episode may take {limit:g} steps here; "
-                f"it must be at least {limit:g}"
+                f"time_limit is {self.time_limit}, but an episode of this environment may take "
+                f"{limit:g} steps; time_limit must be at least {limit:g}"
             )
         if env is not None or self.time_limit is not None:
             check_length(run.num_steps, self.time_limit)
@@ -175,19 +175,19 @@ class ActorCritic:
     adam_eps: float = standard.adam_eps()
 
     def check(self, run: Any, env: Any) -> None:
-        """Refuse a shared torso, a recurrent network, and rollouts of a single sample.
+        """Reject a shared torso, a recurrent network, and rollouts of a single sample.
 
         Args:
-            run: the configuration: its shared_torso, memory, num_envs and num_steps are read.
-            env: not used.
+            run: TrainConfig with shared_torso, memory, num_envs and num_steps.
+            env: environment, not used.
 
         Raises:
-            ValueError: what to do instead.
+            ValueError: if the run does not fit; the message states the correction.
         """
         if run.shared_torso:
             raise ValueError(
-                "the critic of actor_critic is a Q-function, which shares no torso with the actor; "
-                "use shared_torso=False"
+                "the critic of actor_critic is a Q-function, which cannot share a torso with the "
+                "actor; use shared_torso=False"
             )
         if run.memory != "none":
             raise ValueError(
@@ -208,19 +208,21 @@ class A2C:
     gae_lambda: float = _gae_lambda()
     entropy_coef: Scheduled = _entropy_coef()
     value_coef: float = _value_coef()
-    normalize_advantage: bool = option(False, "normalise advantages over each rollout")
+    normalize_advantage: bool = option(
+        False, "normalise the advantages of each rollout to mean 0 and standard deviation 1"
+    )
     max_grad_norm: float = standard.max_grad_norm(0.5)
     adam_eps: float = standard.adam_eps()
 
     def check(self, run: Any, env: Any) -> None:
-        """Refuse rollouts of a single sample, whose advantages cannot be normalised.
+        """Reject rollouts of a single sample, whose advantages cannot be normalised.
 
         Args:
-            run: the configuration, whose num_envs and num_steps are read.
-            env: not used.
+            run: TrainConfig with num_envs and num_steps.
+            env: environment, not used.
 
         Raises:
-            ValueError: what to do instead.
+            ValueError: if the run does not fit; the message states the correction.
         """
         if self.normalize_advantage:
             check_normalizable(run.num_envs * run.num_steps)
@@ -231,17 +233,21 @@ class TRPO:
     """Hyperparameters of TRPO. Floats may be tracers, so one program serves a whole sweep."""
 
     max_kl: float = option(
-        0.01, "delta, the largest mean KL divergence of an update", low=0, open_low=True
+        0.01, "maximum mean KL divergence delta per update", low=0, open_low=True
     )
     cg_iterations: int = option(10, "number of conjugate-gradient iterations", low=1)
     cg_damping: float = option(0.1, "damping added to the diagonal of the Fisher matrix", low=0)
     backtrack_factor: float = option(
-        0.8, "factor by which each trial of the line search shortens the step", low=0, high=1
+        0.8, "factor of the step length between trials of the line search", low=0, high=1
     )
-    backtrack_trials: int = option(10, "largest number of trials of the line search", low=1)
+    backtrack_trials: int = option(
+        10, "maximum number of step lengths tried by the line search", low=1
+    )
     gamma: float = _gamma()
     gae_lambda: float = _gae_lambda()
-    normalize_advantage: bool = option(True, "normalise advantages over each rollout")
+    normalize_advantage: bool = option(
+        True, "normalise the advantages of each rollout to mean 0 and standard deviation 1"
+    )
     learning_rate: Scheduled = standard.learning_rate(1e-3)
     anneal_timesteps: float | None = standard.anneal_timesteps()
     critic_epochs: int = option(10, "number of epochs of the critic on each rollout", low=1)
@@ -256,14 +262,14 @@ class TRPO:
         return {"critic_minibatches": self.critic_minibatches}
 
     def check(self, run: Any, env: Any) -> None:
-        """Refuse a shared torso, and rollouts of a single sample.
+        """Reject a shared torso, and rollouts of a single sample.
 
         Args:
-            run: the configuration: its shared_torso, num_envs and num_steps are read.
-            env: not used.
+            run: TrainConfig with shared_torso, num_envs and num_steps.
+            env: environment, not used.
 
         Raises:
-            ValueError: what to do instead.
+            ValueError: if the run does not fit; the message states the correction.
         """
         if run.shared_torso:
             raise ValueError(SHARED_TORSO)
@@ -282,17 +288,19 @@ class PPOKL:
     gamma: float = _gamma()
     gae_lambda: float = _gae_lambda()
     kl_coef: float = option(
-        1.0, "coefficient of the KL penalty; the initial one if it adapts", low=0
+        1.0, "coefficient of the KL penalty, or its initial value if it is adaptive", low=0
     )
     kl_target: float | None = option(
         0.01,
-        "KL divergence per update that the coefficient adapts to; None: a fixed coefficient",
+        "target KL divergence per update for the adaptive coefficient; None for a fixed one",
         low=0,
         open_low=True,
     )
     entropy_coef: Scheduled = _entropy_coef()
     value_coef: float = _value_coef()
-    normalize_advantage: bool = option(True, "normalise advantages over each minibatch")
+    normalize_advantage: bool = option(
+        True, "normalise the advantages of each minibatch to mean 0 and standard deviation 1"
+    )
     max_grad_norm: float = standard.max_grad_norm(0.5)
     adam_eps: float = standard.adam_eps()
 
@@ -301,19 +309,19 @@ class PPOKL:
         return {"minibatches": self.minibatches}
 
     def check(self, run: Any, env: Any) -> None:
-        """Refuse a coefficient that cannot adapt, and minibatches of a single sample.
+        """Reject a coefficient that cannot adapt, and minibatches of a single sample.
 
         Args:
-            run: the configuration, whose num_envs and num_steps are read.
-            env: not used.
+            run: TrainConfig with num_envs and num_steps.
+            env: environment, not used.
 
         Raises:
-            ValueError: what to do instead.
+            ValueError: if the run does not fit; the message states the correction.
         """
         if isinstance(self.kl_coef, int | float) and self.kl_coef == 0 and self.kl_target:
             raise ValueError(
-                "kl_coef is 0, which doubled stays 0; with a kl_target it must be > 0, without "
-                "penalty kl_target must be None"
+                "kl_coef is 0 and cannot adapt, because doubling 0 gives 0; with a kl_target it "
+                "must be > 0, and without a penalty kl_target must be None"
             )
         if self.normalize_advantage:
             check_normalizable(run.num_envs * run.num_steps, self.minibatches)
@@ -337,20 +345,21 @@ class PPO:
     )
     value_clip_eps: float | None = option(
         None,
-        "range around the old value to which new values are clipped; None: no clipping",
+        "clip range of the value function around its previous value; None for no clipping",
         low=0,
         open_low=True,
     )
     entropy_coef: Scheduled = _entropy_coef()
     value_coef: float = _value_coef()
     normalize_advantage: bool = option(
-        True, "normalise advantages over each minibatch, or over each micro-batch"
+        True, "normalise the advantages of each minibatch, or micro-batch, to mean 0"
     )
     max_grad_norm: float = standard.max_grad_norm(0.5)
     adam_eps: float = standard.adam_eps()
     target_kl: float | None = option(
         None,
-        "end an update early once approx_kl of a minibatch exceeds 1.5 times this; None: never",
+        "threshold for early stopping: an update ends once approx_kl of a minibatch exceeds 1.5 "
+        "times this value; None for no early stopping",
         low=0,
         open_low=True,
     )
@@ -362,14 +371,14 @@ class PPO:
         return {"minibatches": self.minibatches, **more}
 
     def check(self, run: Any, env: Any) -> None:
-        """Refuse minibatches of a single sample, whose advantages cannot be normalised.
+        """Reject minibatches of a single sample, whose advantages cannot be normalised.
 
         Args:
-            run: the configuration, whose num_envs and num_steps are read.
-            env: not used.
+            run: TrainConfig with num_envs and num_steps.
+            env: environment, not used.
 
         Raises:
-            ValueError: what to do instead.
+            ValueError: if the run does not fit; the message states the correction.
         """
         if self.normalize_advantage:
             parts = self.minibatches * self.micro_batches

@@ -1,27 +1,28 @@
-"""What a run asks an algorithm's Config beyond its fields: the hooks, all of them optional.
+"""Hooks: optional attributes of an algorithm's Config that change what a run does.
 
-An algorithm is any module or object with a dataclass `Config` and a function `make`. Its Config may
-also have the attributes below; this module is the only place that looks for them and knows their
-defaults. A Config without any of them works.
+An algorithm is a module or object with a dataclass `Config` and a function `make`. Its Config may
+also have the attributes below. Only this module accesses them and defines their defaults. A Config
+without any of them is valid.
 
     critic: str
-        What the critic estimates: "v" (state values, the default), "q" (action values) or "none".
+        Function that the critic estimates: "v" (state values, the default), "q" (action values, a
+        Q-function) or "none".
     collector(collect) -> collect
-        Another way to collect experience. `collect` is a `rollout.Collector`: a function
-        (key, params, RolloutState) -> (RolloutState, Trajectory [T, N]), with `whole_episodes` and
-        the arguments it was made with. The default is `collect` itself.
+        Alternative collection of experience. `collect` is a `rollout.Collector`: a function
+        (key, params, RolloutState) -> (RolloutState, Trajectory [T, N]), with the method
+        `whole_episodes` and its arguments as attributes. The default is `collect` itself.
     resolve(env) -> Config
-        The Config with options that are None filled in from the environment.
+        The Config, in which options that are None are filled in from the environment.
     divisors() -> {name: number}
-        Numbers that must divide the rows of a rollout, by the name of the option that sets them.
+        Numbers that must divide the number of samples of a rollout, by the name of the option.
     check(run, env) -> None
-        Raises ValueError where the run's configuration (a TrainConfig) or the environment does not
-        suit the algorithm; `env` is None while the environment is not known yet.
+        Raises ValueError if the configuration of the run (a TrainConfig) or the environment does
+        not fit the algorithm. `env` is None while the environment is unknown.
     promises: {metric: meaning}
-        Metrics that are 0 while what the algorithm assumes is true, and what it means if one is
-        not; the meaning is shown once, as a warning.
+        Metrics that are 0 while the algorithm's assumptions hold, and what another value means.
+        The meaning is shown once, as a warning.
 
-Values may be tracers where a Config has floats, so a hook that compares floats skips those.
+Floats of a Config may be tracers, so a hook that compares floats must skip tracers.
 """
 
 from collections.abc import Callable
@@ -31,7 +32,7 @@ Collect = Callable[..., Any]
 
 
 def critic(config: Any) -> str:
-    """What the critic estimates: "v", "q" or "none"."""
+    """The function that the critic estimates: "v", "q" or "none"."""
     return str(getattr(config, "critic", "v"))
 
 
@@ -39,40 +40,40 @@ def collector(config: Any, collect: Collect) -> Collect:
     """The function (key, params, RolloutState) -> (RolloutState, Trajectory) of a run.
 
     Args:
-        config: an algorithm's Config.
-        collect: the function to use unless the Config has another.
+        config: Config of an algorithm.
+        collect: default function, used unless the Config defines another one.
     """
     hook = getattr(config, "collector", None)
     return collect if hook is None else hook(collect)
 
 
 def resolve(config: Any, env: Any) -> Any:
-    """The Config with what it leaves to the environment filled in.
+    """The Config with missing options filled in from the environment.
 
     Args:
-        config: an algorithm's Config.
-        env: an Env.
+        config: Config of an algorithm.
+        env: environment, an Env.
     """
     hook = getattr(config, "resolve", None)
     return config if hook is None else hook(env)
 
 
 def divisors(config: Any) -> dict[str, int]:
-    """Numbers that must divide the rows of a rollout, by name."""
+    """Numbers that must divide the number of samples of a rollout, by name."""
     hook = getattr(config, "divisors", None)
     return {} if hook is None else hook()
 
 
 def check(config: Any, run: Any, env: Any) -> None:
-    """Refuse what does not suit the algorithm.
+    """Reject a run that does not fit the algorithm.
 
     Args:
-        config: an algorithm's Config.
-        run: the TrainConfig it belongs to.
-        env: an Env, or None while it is not known.
+        config: Config of an algorithm.
+        run: TrainConfig that contains the Config.
+        env: environment, an Env, or None while it is unknown.
 
     Raises:
-        ValueError: what was given, and what to do instead.
+        ValueError: if the run or the environment does not fit.
     """
     hook = getattr(config, "check", None)
     if hook is not None:
@@ -80,5 +81,5 @@ def check(config: Any, run: Any, env: Any) -> None:
 
 
 def promises(config: Any) -> dict[str, str]:
-    """Metrics that must stay 0, each with the meaning of another value."""
+    """Metrics that must stay 0, with the meaning of another value for each."""
     return dict(getattr(config, "promises", {}))

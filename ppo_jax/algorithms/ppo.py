@@ -22,7 +22,7 @@ from ppo_jax.types import (
     Trajectory,
 )
 
-# (what the policy makes of the rows, the rows) -> ([] added to the loss, metrics).
+# Function (Prediction of the samples, samples) -> (term added to the loss [], metrics).
 Penalty = Callable[[losses.Prediction, Batch], tuple[jax.Array, Metrics]]
 
 
@@ -32,12 +32,12 @@ def make_loss(policy: Any, config: Config, penalty: Penalty | None = None) -> Lo
     L(θ) = E[ −min(ρ Â, clip(ρ, 1−ε, 1+ε) Â) + c_v ½ (V_θ − V_target)² − c_e H[π_θ] ] + penalty
 
     Args:
-        policy: its `apply(params, obs)` gives (distribution, value).
-        config: ε, c_v, c_e and the switches.
-        penalty: (Prediction, rows) -> ([], metrics), a further term; None: there is none.
+        policy: policy whose `apply(params, obs)` returns (distribution, value).
+        config: Config with ε, c_v, c_e, the value clip range and the normalisation of advantages.
+        penalty: function (Prediction, samples) -> ([], metrics) of a further term, or None.
 
     Returns:
-        (params, Batch [M]) -> ([], metrics)
+        Function (params, Batch with leaves [M, ...]) -> (loss [], metrics).
 
     Source: Schulman et al. 2017, eq. 9.
     """
@@ -55,15 +55,15 @@ def make_loss(policy: Any, config: Config, penalty: Penalty | None = None) -> Lo
 
 
 def _objective(new: losses.Prediction, rows: Batch, config: Config) -> tuple[jax.Array, Metrics]:
-    """The loss of `make_loss`, given what the policy makes of the rows.
+    """The loss of `make_loss` without the penalty, from the prediction of the policy.
 
     Args:
-        new: [M] of `losses.predict`.
-        rows: Batch [M] that went through `losses.mask`.
-        config: ε, c_v, c_e and the switches.
+        new: prediction for M samples, from `losses.predict`.
+        rows: Batch with leaves [M, ...], prepared by `losses.mask`.
+        config: Config as for `make_loss`.
 
     Returns:
-        ([], metrics)
+        (loss [], metrics).
     """
 
     advantage = rows.advantage
@@ -103,14 +103,14 @@ def make(
     penalty: Penalty | None = None,
     schedule: tuple[Begin, End] | None = None,
 ) -> Algorithm:
-    """PPO-clip as three functions.
+    """PPO with the clipped surrogate as three functions.
 
     Args:
-        policy: a Policy.
-        config: Config.
-        optimizer: another optax transformation than the one the config describes.
-        penalty: a further term of the loss, as for `make_loss`.
-        schedule: (begin, end) of an update in place of those of `sgd.from_config`.
+        policy: policy, a Policy.
+        config: hyperparameters, a Config.
+        optimizer: optax transformation that replaces the configured optimiser.
+        penalty: function of a further term of the loss, as for `make_loss`.
+        schedule: functions (begin, end) of an update that replace those of `sgd.from_config`.
 
     Source: Schulman et al. 2017, algorithm 1.
     """

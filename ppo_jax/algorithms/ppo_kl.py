@@ -21,23 +21,23 @@ from ppo_jax.types import (
     Trajectory,
 )
 
-# β stays within this factor of where it began: halved for long enough, as under a learning rate
-# that has fallen to 0, it would be 0 for ever.
+# β stays within this factor of its initial value. Otherwise it would be halved to 0, for example
+# once the learning rate has decayed to 0, and could never grow again.
 MAX_CHANGE = 2.0**10
 
 
 def adapt_coefficient(coef: jax.Array, kl: jax.Array, target: jax.Array | float) -> jax.Array:
-    """The weight of the penalty for the next update.
+    """Adapt the coefficient of the KL penalty for the next update.
 
-    β ← 2 β where d > 1.5 d_target,   β ← β / 2 where d < d_target / 1.5
+    β ← 2 β if d > 1.5 d_target,   β ← β / 2 if d < d_target / 1.5
 
     Args:
-        coef: [...] β.
-        kl: [...] d = E[KL[π_old, π_θ]] after the update, in nats.
-        target: d_target.
+        coef: [...] coefficient β.
+        kl: [...] divergence d = E[KL[π_old, π_θ]] after the update, in nats.
+        target: target d_target, in nats.
 
     Returns:
-        [...] β.
+        [...] coefficient β of the next update.
 
     Source: Schulman et al. 2017, section 4.
     """
@@ -53,22 +53,22 @@ def proportional_coefficient(
     horizon: jax.Array | float,
     samples: jax.Array | float,
 ) -> jax.Array:
-    """Another rule for the same end: a proportional controller in log space.
+    """Adapt the coefficient of a KL penalty with a proportional controller in log space.
 
     β ← β (1 + clip(d / d_target − 1, −0.2, 0.2) n / h)
 
     Args:
-        coef: [...] β.
-        kl: [...] d, in nats.
-        target: d_target.
-        horizon: h, in samples.
-        samples: n, taken since the last change.
+        coef: [...] coefficient β.
+        kl: [...] divergence d, in nats.
+        target: target d_target, in nats.
+        horizon: horizon h of the controller, in samples.
+        samples: number n of samples since the last adaptation.
 
     Returns:
-        [...] β.
+        [...] coefficient β of the next update.
 
     Source: Ziegler et al. 2019, Fine-Tuning Language Models from Human Preferences, section 2.2,
-    with n / h in the place of their constant gain, as in their code.
+    with n / h in place of their constant gain, as in their code.
     """
     error = jnp.clip(kl / target - 1.0, -0.2, 0.2)
     return coef * (1.0 + error * samples / horizon)
@@ -80,12 +80,12 @@ def make_loss(policy: Any, config: Config, coef: jax.Array | float) -> LossFn:
     L(θ) = E[ −ρ Â + β KL[π_old, π_θ] + c_v ½ (V_θ − V_target)² − c_e H[π_θ] ]
 
     Args:
-        policy: its `apply(params, obs)` gives (distribution, value).
-        config: c_v, c_e.
-        coef: [] β.
+        policy: policy whose `apply(params, obs)` returns (distribution, value).
+        config: Config with the coefficients c_v and c_e.
+        coef: [] coefficient β of the KL penalty.
 
     Returns:
-        (params, Batch [M] whose extra is π_old) -> ([], metrics)
+        Function (params, Batch with leaves [M, ...] and extra π_old) -> (loss [], metrics).
 
     Source: Schulman et al. 2017, eq. 8.
     """
@@ -119,12 +119,12 @@ def make_loss(policy: Any, config: Config, coef: jax.Array | float) -> LossFn:
 def make(
     policy: Any, config: Config, optimizer: optax.GradientTransformation | None = None
 ) -> Algorithm:
-    """PPO-KL as three functions; β is the `extra` of its LearnerState.
+    """PPO with a KL penalty as three functions; `extra` of its LearnerState holds β.
 
     Args:
-        policy: a Policy.
-        config: Config.
-        optimizer: another optax transformation than the one the config describes.
+        policy: policy, a Policy.
+        config: hyperparameters, a Config.
+        optimizer: optax transformation that replaces the configured optimiser.
 
     Source: Schulman et al. 2017, section 4.
     """
@@ -140,7 +140,7 @@ def make(
     def update(key: jax.Array, learner: LearnerState, batch: Batch) -> tuple[LearnerState, Metrics]:
         coef = learner.extra
         learner, now = begin(learner, batch.weight.size)
-        # Not stored by the rollout: the parameters it acted by are still those of the learner.
+        # π_old is computed rather than stored: the learner still has the behaviour parameters.
         old = policy.apply(learner.params, losses.mask(batch).obs)[0]
         learner, metrics = sgd.sgd_epochs(
             learner,

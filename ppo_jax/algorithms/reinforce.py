@@ -15,13 +15,13 @@ from ppo_jax.types import Algorithm, Batch, LearnerState, LossFn, Metrics, PyTre
 
 
 class Episodes(NamedTuple):
-    """What is known of the episode each step belongs to.
+    """The episode that each step belongs to.
 
     Attributes:
-        start: [T, N] the step it started at.
-        first: [T, N] 1 on the first step of an episode that counts.
-        last: [T, N] 1 on the last step of an episode that counts.
-        counted: [T, N] 1 on every step of an episode that counts.
+        start: [T, N] index of the episode's first step.
+        first: [T, N] 1 at the first step of a counted episode, else 0.
+        last: [T, N] 1 at the last step of a counted episode, else 0.
+        counted: [T, N] 1 at every step of a counted episode, else 0.
     """
 
     start: jax.Array
@@ -31,20 +31,21 @@ class Episodes(NamedTuple):
 
 
 def whole_episodes(done: jax.Array, weight: jax.Array, time_limit: int) -> Episodes:
-    """The episodes that were sure to end within the rollout.
+    """The episodes that are certain to end within the rollout.
 
-    An episode that starts at t counts if t + limit <= T, wherever it then goes. To count those
-    that happened to end would favour the short ones.
+    An episode that starts at step t is counted if t + limit <= T, whatever its actual length.
+    Counting all episodes that ended would bias the estimate towards short episodes.
 
     Args:
-        done: [T, N] bool: the next step starts an episode, as the first one does.
-        weight: [T, N] 0 for steps that did not happen; they belong to no episode.
-        time_limit: steps of the longest possible episode.
+        done: [T, N] bool, whether the episode ended, so that the next step starts an episode. The
+            first step starts one as well.
+        weight: [T, N] weights; steps of weight 0 were not executed and belong to no episode.
+        time_limit: number of steps of the longest possible episode.
     """
     num_steps, done = done.shape[0], done.astype(bool)
     time, real = jnp.arange(num_steps)[:, None], weight > 0
     latest = jax.lax.cummax(jnp.where(real, time, -1), axis=0)
-    before = jnp.roll(latest, 1, axis=0).at[0].set(-1)  # the last step that did happen
+    before = jnp.roll(latest, 1, axis=0).at[0].set(-1)  # the last step that was executed
     after_end = jnp.take_along_axis(done, jnp.maximum(before, 0), axis=0)
     starts = real & ((before < 0) | after_end)
     start = jax.lax.cummax(jnp.where(starts, time, 0), axis=0)
@@ -54,15 +55,15 @@ def whole_episodes(done: jax.Array, weight: jax.Array, time_limit: int) -> Episo
 
 
 def no_baseline(returns: jax.Array, value: jax.Array, episodes: Episodes) -> jax.Array:
-    """b = 0."""
+    """No baseline: b = 0."""
     return jnp.zeros_like(returns)
 
 
 def batch_mean(returns: jax.Array, value: jax.Array, episodes: Episodes) -> jax.Array:
-    """b = the mean of u over all steps that count.
+    """The mean return over all counted steps: b = E[u].
 
-    Each return is part of its own baseline, which shortens the gradient by about one part in the
-    number of episodes.
+    Each return is a part of its own baseline, which shrinks the gradient by a relative amount of
+    about one over the number of episodes.
     """
     return jnp.broadcast_to(losses.mean(returns, episodes.counted), returns.shape)
 
@@ -70,8 +71,8 @@ def batch_mean(returns: jax.Array, value: jax.Array, episodes: Episodes) -> jax.
 def leave_one_out(returns: jax.Array, value: jax.Array, episodes: Episodes) -> jax.Array:
     """b_e = 1/(E−1) Σ_{e' ≠ e} R_{e'}, the mean return of the other episodes; 0 if there is none.
 
-    R = u at the episode's first step. It knows nothing of the actions of episode e, so where the
-    number of episodes is fixed the gradient stays unbiased.
+    R is u at the first step of an episode. The baseline is independent of the actions of episode
+    e, so that the gradient is unbiased if the number of episodes is fixed.
 
     Source: Kool et al. 2019, Buy 4 REINFORCE Samples, Get a Baseline for Free.
     """
@@ -82,7 +83,7 @@ def leave_one_out(returns: jax.Array, value: jax.Array, episodes: Episodes) -> j
 
 
 def learned_value(returns: jax.Array, value: jax.Array, episodes: Episodes) -> jax.Array:
-    """b_t = V(s_t), fitted to u_t.
+    """A learned baseline b_t = V(s_t), which is fitted to u_t.
 
     Source: Sutton & Barto 2018, section 13.4.
     """
@@ -98,22 +99,23 @@ BASELINES: dict[str, Callable[[jax.Array, jax.Array, Episodes], jax.Array]] = {
 
 
 def make_loss(policy: Any, config: Config) -> LossFn:
-    """The loss of one rollout of E episodes with M steps in all.
+    """The loss of one rollout with E episodes and a total of M steps.
 
     L(θ) = 1/E Σ_e Σ_t −log π_θ(a_t|s_t) (u_t − b) + 1/M Σ (c_v ½ (V_θ − u_t)² − c_e H[π_θ])
     u_t = Σ_{i>=t} γ^{i−t} r_i
 
-    The first term is a sum over the steps of an episode, the others are means over steps. Its
-    gradient is −∇J, unbiased for γ = 1 and any baseline that does not look at the actions it
-    judges; at γ < 1 it is the usual one, which leaves out a factor γ^t. Where a rollout is longer
-    than the time limit E is random too, and a ratio of two means is off by the order of 1/E.
+    The first term is summed over the steps of an episode and averaged over episodes; the others are
+    means over steps. The gradient of the first term is −∇J. It is unbiased for γ = 1 and any
+    baseline that does not depend on the actions it is subtracted for. For γ < 1 it is the usual
+    gradient, which omits a factor γ^t. If a rollout is longer than the time limit, E is random as
+    well, and the ratio of two means has a bias of the order of 1/E.
 
     Args:
-        policy: its `apply(params, obs)` gives (distribution, value).
-        config: c_v, c_e.
+        policy: policy whose `apply(params, obs)` returns (distribution, value).
+        config: Config with the coefficients c_v and c_e.
 
     Returns:
-        (params, Batch [M] whose extra is Episodes) -> ([], metrics)
+        Function (params, Batch with leaves [M, ...] and extra Episodes) -> (loss [], metrics).
 
     Source: Williams 1992, Simple Statistical Gradient-Following Algorithms, section 5; Sutton &
     Barto 2018, section 13.3.
@@ -131,19 +133,19 @@ def make(
 ) -> Algorithm:
     """REINFORCE as three functions: one gradient step on the whole episodes of each rollout.
 
-    Args:
-        policy: a Policy whose critic is `config.critic`.
-        config: Config with a time_limit.
-        optimizer: another optax transformation than the one the config describes.
+    `estimate` requires rollouts whose first step starts an episode in every environment, as those
+    of `Config.collector` do.
 
-    `estimate` takes rollouts whose first step starts an episode in every environment, as those of
-    `Config.collector` do.
+    Args:
+        policy: policy whose critic is `config.critic`.
+        config: hyperparameters, a Config with a time_limit.
+        optimizer: optax transformation that replaces the configured optimiser.
 
     Source: Williams 1992.
     """
     if config.critic == "v" and policy.critic != "v":
         raise ValueError(
-            f"a learned baseline needs a critic 'v'; this policy's is {policy.critic!r}"
+            f"a learned baseline requires critic 'v', but the policy has critic {policy.critic!r}"
         )
     optimizer, begin, end = sgd.from_config(config, optimizer)
 

@@ -1,4 +1,4 @@
-"""Trust region policy optimisation: the natural gradient, constrained (Schulman et al. 2015)."""
+"""Trust region policy optimisation: a constrained natural-gradient step (Schulman et al. 2015)."""
 
 import dataclasses
 from collections.abc import Callable
@@ -28,17 +28,18 @@ def conjugate_gradient(
 
     α = r·r / p·Ap,   x ← x + α p,   r ← r − α Ap,   p ← r + (r'·r' / r·r) p
 
-    Nothing depends on when it converges, so it may be vmapped; once it has, it stands still.
+    The number of iterations does not depend on the data, so that the function can be vmapped. After
+    convergence x stays constant.
 
     Args:
-        matvec: v [P] -> A v [P].
-        b: [P].
-        iterations: how many products with A, and one more if x0 is given.
-        x0: [P] where to start; None: at 0.
-        tolerance: of ‖r‖², below which x is left as it is.
+        matvec: function v [P] -> A v [P].
+        b: [P] right-hand side.
+        iterations: number of products with A; one more is computed if x0 is given.
+        x0: [P] initial solution, or None for 0.
+        tolerance: threshold of ‖r‖² below which x is not changed further.
 
     Returns:
-        [P] x.
+        [P] solution x.
 
     Source: Nocedal & Wright 2006, Numerical Optimization, algorithm 5.2.
     """
@@ -61,14 +62,14 @@ def conjugate_gradient(
 
 
 class Trial(NamedTuple):
-    """A point of the line search.
+    """A trial of the line search.
 
     Attributes:
         theta: [P] parameters.
-        objective: [] E[ρ Â].
-        kl: [] E[KL(π_old ‖ π_θ)].
-        accepted: [] bool.
-        trials: [] lengths tried so far.
+        objective: [] surrogate objective E[ρ Â].
+        kl: [] mean KL divergence E[KL(π_old ‖ π_θ)], in nats.
+        accepted: [] bool, whether the parameters were accepted.
+        trials: [] number of step lengths tried so far.
     """
 
     theta: jax.Array
@@ -89,18 +90,18 @@ def line_search(
 ) -> Trial:
     """The longest of the steps s, c s, c² s, ... that improves the objective within the constraint.
 
-    θ' = θ + c^i s,   L(θ') > L(θ) and KL(θ') <= δ;   θ' = θ if none does
+    θ' = θ + c^i s,   L(θ') > L(θ) and KL(θ') <= δ;   θ' = θ if no step satisfies both
 
     Args:
-        evaluate: θ [P] -> (objective [], mean KL []).
-        theta: [P] θ.
-        step: [P] s, the full step.
-        max_kl: [] δ.
-        factor: [] c.
-        trials: lengths at most.
+        evaluate: function θ [P] -> (objective [], mean KL divergence []).
+        theta: [P] current parameters θ.
+        step: [P] full step s.
+        max_kl: [] maximum mean KL divergence δ.
+        factor: [] factor c between step lengths.
+        trials: maximum number of step lengths.
 
     Returns:
-        Trial: the point accepted, or θ itself.
+        Trial with the accepted parameters, or with θ itself.
 
     Source: Schulman et al. 2015, appendix C.
     """
@@ -125,16 +126,16 @@ def line_search(
 
 
 class Problem(NamedTuple):
-    """What an update knows of its policy, as functions of the actor's parameters in one vector.
+    """The constrained optimisation problem of an update, as functions of the actor's parameters.
 
     maximise L(θ) = E[ρ Â] subject to E[KL(π_old ‖ π_θ)] <= δ
 
     Attributes:
-        theta: [P] θ_old.
-        gradient: [P] g = ∇ L at θ_old.
-        fisher: v [P] -> (∇² E[KL] + c I) v [P], at θ_old.
-        evaluate: θ [P] -> (L(θ), E[KL(π_old ‖ π_θ)]).
-        unravel: θ [P] -> the parameters as a tree.
+        theta: [P] parameters θ_old of the actor in one vector.
+        gradient: [P] gradient g = ∇ L at θ_old.
+        fisher: function v [P] -> (∇² E[KL] + c I) v [P], at θ_old.
+        evaluate: function θ [P] -> (L(θ), E[KL(π_old ‖ π_θ)]).
+        unravel: function θ [P] -> parameters as a pytree.
     """
 
     theta: jax.Array
@@ -145,13 +146,13 @@ class Problem(NamedTuple):
 
 
 def pose(policy: Any, config: Config, params: Params, rows: Batch) -> Problem:
-    """The constrained problem of one rollout.
+    """The constrained optimisation problem of one rollout.
 
     Args:
-        policy: a Policy without a shared torso.
-        config: c, the damping, and whether advantages are normalised.
-        params: θ_old, those the rows were collected by; the old distribution is computed anew.
-        rows: Batch [M].
+        policy: policy without a shared torso.
+        config: Config with the damping c and the normalisation of advantages.
+        params: behaviour parameters θ_old, from which the old distribution is computed.
+        rows: Batch with leaves [M, ...].
 
     Source: Schulman et al. 2015, eq. 14 and appendix C.
     """
@@ -181,17 +182,17 @@ def pose(policy: Any, config: Config, params: Params, rows: Batch) -> Problem:
 def kl_hessian(
     dist_of: Callable[[jax.Array], Any], theta: jax.Array, weight: jax.Array
 ) -> Callable[[jax.Array], jax.Array]:
-    """Products with the Hessian of E[KL(π_old ‖ π_θ)] at θ_old: the Fisher matrix.
+    """Products with the Hessian of E[KL(π_old ‖ π_θ)] at θ_old, which is the Fisher matrix.
 
     v ↦ Jᵀ M J v,   J = ∂(outputs)/∂θ,   M = ∂² KL/∂(outputs)²
 
-    The jvp of the gradient of the KL. Of its two terms only this one is there at θ_old, where
-    the gradient in the outputs is 0; J is linearised once for all products.
+    This is the jvp of the gradient of the KL divergence. Its second term is 0 at θ_old, because
+    the gradient with respect to the outputs is 0 there. J is linearised once for all products.
 
     Args:
-        dist_of: θ [P] -> distributions [M].
-        theta: [P] θ_old.
-        weight: [M] of the rows.
+        dist_of: function θ [P] -> distributions with batch shape [M].
+        theta: [P] parameters θ_old.
+        weight: [M] weights of the samples.
 
     Source: Schulman et al. 2015, appendix C.1.
     """
@@ -202,17 +203,17 @@ def kl_hessian(
 
 
 def full_step(problem: Problem, max_kl: jax.Array | float, direction: jax.Array) -> jax.Array:
-    """The direction, as long as the quadratic model of the KL allows.
+    """Scale the direction to the length that the quadratic model of the KL divergence allows.
 
     s = x √(2δ / xᵀHx)
 
     Args:
-        problem: for H.
-        max_kl: [] δ.
-        direction: [P] x, where H x = g.
+        problem: optimisation problem, for products with H.
+        max_kl: [] maximum mean KL divergence δ.
+        direction: [P] direction x with H x = g.
 
     Returns:
-        [P] s; 0 where there is no gradient and so no direction.
+        [P] full step s; 0 if the gradient is 0.
 
     Source: Schulman et al. 2015, appendix C.
     """
@@ -224,19 +225,22 @@ def full_step(problem: Problem, max_kl: jax.Array | float, direction: jax.Array)
 def natural_step(
     policy: Any, config: Config, params: Params, rows: Batch
 ) -> tuple[Params, Metrics]:
-    """The parameters after one constrained step of the actor, and what it did.
+    """One constrained natural-gradient step of the actor.
 
     Args:
-        policy: a Policy without a shared torso.
-        config: δ, the damping, and how far to search.
-        params: those the rows were collected by.
-        rows: Batch [M].
+        policy: policy without a shared torso.
+        config: Config with δ, the damping and the options of the line search.
+        params: behaviour parameters of the rollout.
+        rows: Batch with leaves [M, ...].
+
+    Returns:
+        (parameters after the step, metrics).
 
     Source: Schulman et al. 2015, section 6 and appendix C.
     """
     problem = pose(policy, config, params, rows)
-    # The peers' absolute tolerance, unless the gradient itself is that small: nothing else here
-    # depends on the scale of rewards.
+    # The absolute tolerance that other implementations use, reduced for very small gradients, so
+    # that the result does not depend on the scale of the rewards.
     tolerance = 1e-10 * jnp.minimum(1.0, 1e4 * (problem.gradient @ problem.gradient))
     direction = conjugate_gradient(
         problem.fisher, problem.gradient, config.cg_iterations, tolerance=tolerance
@@ -270,15 +274,18 @@ def fit_critic(
     order: jax.Array,
     minibatches: int,
 ) -> tuple[LearnerState, Metrics]:
-    """Regress V on its targets: ½ (V(s) − V_target)², the actor left alone.
+    """Fit the critic to its targets, ½ (V(s) − V_target)²; the actor is not changed.
 
     Args:
-        policy: a Policy without a shared torso.
-        learner: its opt_state is that of the critic's parameters.
-        rows: Batch [M].
-        optimizer: for the critic.
-        order: [K, M], as for `sgd_epochs`.
-        minibatches: gradient steps per pass.
+        policy: policy without a shared torso.
+        learner: learner whose opt_state belongs to the critic's parameters.
+        rows: Batch with leaves [M, ...].
+        optimizer: optimiser of the critic.
+        order: [K, M] order of the samples in each epoch, as for `sgd_epochs`.
+        minibatches: number of minibatches per epoch.
+
+    Returns:
+        (LearnerState with the fitted critic, metrics).
 
     Source: Schulman et al. 2016, section 5 (by gradient descent in place of a trust region).
     """
@@ -303,9 +310,9 @@ def make(
     """TRPO as three functions.
 
     Args:
-        policy: a Policy without a shared torso.
-        config: Config.
-        optimizer: of the critic, another than the one the config describes.
+        policy: policy without a shared torso.
+        config: hyperparameters, a Config.
+        optimizer: optax transformation that replaces the configured optimiser of the critic.
 
     Source: Schulman et al. 2015, section 6; with GAE and a fitted V as in Schulman et al. 2016.
     """

@@ -226,9 +226,9 @@ def check_moving(config: Any, horizon: Any) -> None:
         if moves(value):
             name = value if isinstance(value, Schedule) else "a function of the progress"
             raise ConfigError(
-                f"{field.name} is {name}, which moves over anneal_timesteps, and those are "
-                "infinite or not known; set anneal_timesteps to a number of environment steps, and "
-                "keep a learning rate constant by constant(...)"
+                f"{field.name} is {name}, which varies over anneal_timesteps, but anneal_timesteps "
+                "is infinite or unknown; set anneal_timesteps to a number of environment steps, or "
+                "use constant(...) for a constant learning rate"
             )
 
 

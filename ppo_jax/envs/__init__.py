@@ -1,4 +1,4 @@
-"""Environments: their protocols, one registry, one vectoriser."""
+"""Environments: protocols, registry, vectorisation and checks."""
 
 from ppo_jax.envs.check import Report, check_env, find_problems
 from ppo_jax.envs.host import HostEnv, HostVectorEnv, refuse_sweep

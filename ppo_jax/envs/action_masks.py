@@ -1,7 +1,7 @@
-"""Masks of legal actions that a Gymnasium environment has beside its observation, or in parts.
+"""Action masks of Gymnasium environments that are separate from the observation, or in parts.
 
-A copy of such an environment is wrapped: its observation is a dictionary with an entry
-`action_mask` in the layout that policies take, and from there on it is one like any other.
+A copy of such an environment is wrapped. Its observation is then a dictionary with an entry
+`action_mask` in the layout that policies use.
 """
 
 import functools
@@ -18,17 +18,17 @@ from ppo_jax.envs.mask_layouts import MaskLayout, arrays_of, layout_of
 from ppo_jax.envs.protocol import InvalidEnvironment
 from ppo_jax.envs.spaces import ACTION_MASK
 
-# Where a mask comes from, in the words of its user's code.
+# Sources of a mask, written as in the user's code.
 INFO, METHOD = 'info["action_mask"]', "env.get_wrapper_attr('action_masks')()"
 CHOICES = theirs.Discrete | theirs.MultiDiscrete | theirs.MultiBinary
 
 
 class Masks(NamedTuple):
-    """How an environment says which actions are legal.
+    """The action masks of an environment.
 
     Attributes:
         source: INFO, METHOD, or "" for an entry of the observation.
-        layout: of the mask.
+        layout: layout of the mask.
     """
 
     source: str
@@ -36,21 +36,21 @@ class Masks(NamedTuple):
 
 
 def find(env: Any, name: str) -> Masks | None:
-    """The masks of an environment that have to be brought into its observation.
+    """The masks of an environment that must be added to its observation.
 
-    An entry `action_mask` of the observation is the mask. Without one, it is what a method
-    `action_masks()` of the environment or of a wrapper returns, or the `action_mask` in the info of
-    reset and step. The environment is reset once, and never stepped.
+    An entry `action_mask` of the observation is the mask. Without one, the mask is the result of a
+    method `action_masks()` of the environment or of a wrapper, or the entry `action_mask` in the
+    info of reset and step. The environment is reset once and not stepped.
 
     Args:
-        env: a Gymnasium environment.
-        name: of it, for messages.
+        env: Gymnasium environment.
+        name: name of the environment, for messages.
 
     Returns:
-        None: there is no mask, or it is a plain entry of the observation.
+        Masks, or None if there is no mask or it is a plain entry of the observation.
 
     Raises:
-        InvalidEnvironment: a mask that does not fit the actions.
+        InvalidEnvironment: if a mask does not fit the actions.
     """
     if not isinstance(env.action_space, CHOICES):
         return None
@@ -62,7 +62,7 @@ def find(env: Any, name: str) -> Masks | None:
         return None
     try:
         _, info = env.reset(seed=0)
-    except Exception:  # whoever starts the environments says so, with its name
+    except Exception:  # the error is reported when the environments are started
         return None
     if has_method(env):
         source, mask = METHOD, _called(env, name)
@@ -75,17 +75,17 @@ def find(env: Any, name: str) -> Masks | None:
 
 
 def _called(env: Any, name: str) -> Any:
-    """What `action_masks()` returns.
+    """The result of `action_masks()`.
 
     Raises:
-        InvalidEnvironment: it failed, and how.
+        InvalidEnvironment: if the method raised an error.
     """
     try:
         return env.get_wrapper_attr("action_masks")()
     except Exception as error:
         raise InvalidEnvironment(
             f"action_masks() of {name} failed after the first reset: {type(error).__name__}: "
-            f"{error}; it must return which actions are legal after every reset and step"
+            f"{error}; it must return the legal actions after every reset and step"
         ) from error
 
 
@@ -101,9 +101,9 @@ def wrapped(make_one: Callable[[], Any], masks: Masks | None, name: str) -> Call
     """A function that makes an environment with the mask in its observation.
 
     Args:
-        make_one: makes an environment as it is.
-        masks: of `find`; None: nothing is changed.
-        name: of the environment, for messages.
+        make_one: function that makes the original environment.
+        masks: result of `find`; with None nothing is changed.
+        name: name of the environment, for messages.
     """
     return make_one if masks is None else functools.partial(_wrap, make_one, masks, name)
 
@@ -116,15 +116,15 @@ def masked_spaces(space: Any, actions: Any, masks: Masks | None) -> tuple[Any, A
     """The spaces of a wrapped environment.
 
     Args:
-        space, actions: of the environment as it is.
-        masks: of `find`; None: nothing is changed.
+        space, actions: spaces of the original environment.
+        masks: result of `find`; with None nothing is changed.
     """
     if masks is None:
         return space, actions
     parts = dict(space.spaces) if isinstance(space, theirs.Dict) else {OBSERVATION: space}
     mask = theirs.MultiBinary(list(masks.layout.shape))
     if isinstance(actions, theirs.MultiBinary):
-        # Bits with a mask are choices of two.
+        # With a mask, each bit is a choice between two options.
         actions = theirs.MultiDiscrete(list(masks.layout.sizes))
     return theirs.Dict({**parts, ACTION_MASK: mask}), actions
 
@@ -133,9 +133,9 @@ class MaskedEnv(gymnasium.Wrapper):
     """An environment with the mask as an entry of its observation.
 
     Args:
-        env: as it is.
-        masks: of `find`.
-        name: of the environment, for messages.
+        env: original environment.
+        masks: result of `find`.
+        name: name of the environment, for messages.
     """
 
     def __init__(self, env: Any, masks: Masks, name: str) -> None:
@@ -152,7 +152,7 @@ class MaskedEnv(gymnasium.Wrapper):
         return self._observed(obs, info), info
 
     def step(self, action: Any) -> Any:
-        """As the environment's, with the mask in the observation."""
+        """The result of the environment's step, with the mask in the observation."""
         if isinstance(self.env.action_space, theirs.MultiBinary):
             action = np.asarray(action).reshape(self.env.action_space.shape).astype(np.int8)
         obs, reward, terminated, truncated, info = self.env.step(action)
@@ -166,7 +166,7 @@ class MaskedEnv(gymnasium.Wrapper):
             if ACTION_MASK not in info:
                 raise ValueError(
                     f"{self._name}: info has no {ACTION_MASK} here, although that of the first "
-                    "reset has one; give it in the info of every reset and step"
+                    "reset has one; add it to the info of every reset and step"
                 )
             mask = info[ACTION_MASK]
         else:

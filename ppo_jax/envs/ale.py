@@ -1,10 +1,10 @@
-"""Suite `ale`: Atari games, the cartridges themselves in the emulator of ale-py.
+"""Suite `ale`: the original Atari games, in the emulator of ale-py.
 
-ale-py is licensed under GPL-2.0, ppo_jax is not: it is an extra, imported here alone, and only
-when it is asked for.
+ale-py has the licence GPL-2.0. It is an optional dependency that only this module imports, and only
+when an environment of this suite is made.
 
-The preprocessing, frames to observations, is the emulator's own, in C++: no-op starts, fire on
-reset, 4 frames per action, the maximum of the last two, 84x84 in grey, 4 of them as channels.
+The emulator itself does the preprocessing, in C++: random no-op actions, fire on reset, 4 frames
+per action, the maximum of the last two frames, 84x84 greyscale, 4 stacked frames as channels.
 
 Sources: Mnih et al. 2015, Human-level control through deep reinforcement learning (Methods);
 Machado et al. 2018, Revisiting the Arcade Learning Environment.
@@ -21,29 +21,31 @@ from ppo_jax.config.options import did_you_mean
 from ppo_jax.envs.host import HostEnv
 from ppo_jax.envs.protocol import InvalidEnvironment
 
-# Cartridges for two players: the emulator has no game for one in them.
+# Cartridges for two players, without a game for one player.
 TWO_PLAYERS = {"combat", "joust", "maze_craze", "warlords"}
-# Half an hour of play at 60 frames per second.
+# Time limit of half an hour at 60 frames per second.
 MAX_FRAMES = 108_000
 SCREEN = (210, 160)
 
 
 @dataclasses.dataclass(frozen=True)
 class Options:
-    """How a game is played and seen.
+    """The options of a game.
 
     Attributes:
-        frames: stacked as channels, newest last; those before the episode are 0.
-        size: [size, size] of the image.
-        frame_skip: frames per action, whose rewards are added up.
-        sticky: probability that the emulator repeats the last action instead.
-        clip_reward: learn from rewards clipped to [-1, 1]; returns are reported as they are.
-        end_on_life_loss: a lost life ends the episode for the learner; the game goes on.
-        noop_max: at most so many actions without effect before an episode begins.
-        fire_reset: press fire to begin, in games that wait for it.
-        all_actions: the joystick's 18 instead of those that the game uses.
-        max_frames: an episode is truncated here.
-        threads: of all emulators together; 0: as many as there are cores.
+        frames: number of frames stacked as channels, the newest last; frames before the episode
+            are 0.
+        size: height and width of the image in pixels.
+        frame_skip: number of frames per action, whose rewards are summed.
+        sticky: probability that the emulator repeats the previous action.
+        clip_reward: whether rewards are clipped to [-1, 1] for training; returns are not clipped.
+        end_on_life_loss: whether the loss of a life ends the episode for the learner, while the
+            game continues.
+        noop_max: maximum number of no-op actions before an episode begins.
+        fire_reset: whether fire is pressed to start games that require it.
+        all_actions: whether all 18 joystick actions are used, rather than those of the game.
+        max_frames: number of frames after which an episode is truncated.
+        threads: number of threads of all emulators together; 0 for the number of cores.
     """
 
     frames: int = 4
@@ -59,8 +61,8 @@ class Options:
     threads: int = 0
 
 
-# What an id means. v5: with the random repeats of Machado et al. and whole games;
-# NoFrameskip-v4: the older protocol of Mnih et al., deterministic, where a life is an episode.
+# Options implied by an id. v5 repeats actions randomly, as in Machado et al., with whole games as
+# episodes. NoFrameskip-v4 is the deterministic protocol of Mnih et al., with lives as episodes.
 RECIPES: dict[str, dict[str, Any]] = {
     "v5": {"sticky": 0.25},
     "v4": {"end_on_life_loss": True},
@@ -68,27 +70,27 @@ RECIPES: dict[str, dict[str, Any]] = {
 
 
 def names() -> list[str]:
-    """Ids of the suite: two of each game."""
+    """Ids of the suite, two for each game."""
     return [i for game in _games() for i in (f"ALE/{game}-v5", f"{game}NoFrameskip-v4")]
 
 
 def has(env_id: str) -> bool:
-    """Whether there is such a game; its name alone is that of v5."""
+    """Whether there is such a game; the name of a game without a version stands for v5."""
     return env_id in names() or env_id in _games()
 
 
 def make(env_id: str, **options: Any) -> HostEnv:
-    """A game with the standard preprocessing, uint8 [84, 84, 4].
+    """Make a game with the standard preprocessing, with observations [84, 84, 4] uint8.
 
-    Its evaluation is by whole games and rewards as they are; it is drawn in colour by an emulator
-    beside it that plays the same actions from the same seed.
+    Evaluation uses whole games and unclipped rewards. Rendering uses a second emulator in colour,
+    which executes the same actions from the same seed.
 
     Args:
-        env_id: "ALE/Pong-v5", "PongNoFrameskip-v4", or "Pong".
-        **options: fields of Options, over what the id means.
+        env_id: id, "ALE/Pong-v5", "PongNoFrameskip-v4", or "Pong".
+        **options: fields of Options, which override those implied by the id.
 
     Raises:
-        InvalidEnvironment: no such option, with the nearest.
+        InvalidEnvironment: if there is no such option; the message suggests similar names.
     """
     fields = [f.name for f in dataclasses.fields(Options)]
     for name in options:
@@ -120,7 +122,7 @@ def _game(env_id: str, game: str, options: Options, start: Callable[..., Any]) -
 
 
 def _emulators(rom: str, options: Options, num_envs: int, **overrides: Any) -> Any:
-    """N emulators of one game behind Gymnasium's vector API."""
+    """N emulators of one game with Gymnasium's vector API."""
     from ale_py.vector_env import AtariVectorEnv
 
     arguments = {
@@ -130,10 +132,10 @@ def _emulators(rom: str, options: Options, num_envs: int, **overrides: Any) -> A
         "img_width": options.size,
         "frameskip": options.frame_skip,
         "repeat_action_probability": options.sticky,
-        # Clipped on our side, where the game's own score is still known.
+        # Clipping is done in HostVectorEnv, which also reports the unclipped score.
         "reward_clipping": False,
-        # The emulator's `episodic_life` restarts the game, so that nothing after the first life
-        # would ever be seen; this one only reports the end.
+        # The emulator's `episodic_life` restarts the game, so that the agent would never play its
+        # later lives. This option only reports the loss of a life.
         "life_loss_info": options.end_on_life_loss,
         "noop_max": options.noop_max,
         "use_fire_reset": options.fire_reset,
@@ -145,9 +147,9 @@ def _emulators(rom: str, options: Options, num_envs: int, **overrides: Any) -> A
 
 
 class _InColour:
-    """Emulators that are acted in, and as many beside them that are looked at.
+    """Emulators that are acted in, and an equal number of emulators that are rendered.
 
-    Both get the same seed and the same actions, and therefore play the same game.
+    Both receive the same seed and the same actions, so that their games are identical.
     """
 
     def __init__(self, played: Any, shown: Any) -> None:
@@ -183,7 +185,7 @@ def _clip(reward: np.ndarray) -> np.ndarray:
 
 @functools.cache
 def _games() -> dict[str, str]:
-    """Name of a game -> its cartridge: "SpaceInvaders" -> "space_invaders"."""
+    """Name of a game -> name of its cartridge: "SpaceInvaders" -> "space_invaders"."""
     import ale_py
     from ale_py.registration import rom_id_to_name
 

@@ -1,8 +1,8 @@
-"""Suite `brax`: rigid bodies, every environment of brax 0.14 without its wrappers.
+"""Suite `brax`: rigid-body control, all environments of brax 0.14 without their wrappers.
 
-brax's AutoResetWrapper replays one fixed first state and overwrites the last observation, and the
-`time_out` that InvertedPendulum reports is its termination; so the bare physics is used, and the
-time limit is counted here.
+AutoResetWrapper of brax always resets to the same initial state and overwrites the final
+observation, and InvertedPendulum reports its termination as `time_out`. Therefore the environments
+are used without wrappers, and this package counts the time limit.
 """
 
 import functools
@@ -18,7 +18,7 @@ from ppo_jax.envs.physics import PhysicsEnv
 from ppo_jax.envs.protocol import InvalidEnvironment
 
 BACKENDS = ("spring", "positional", "generalized", "mjx")
-# Nothing but the time limit ends these.
+# Environments whose episodes only end at the time limit.
 ENDLESS = ("fast", "halfcheetah", "humanoidstandup", "pusher", "reacher", "swimmer")
 
 
@@ -37,19 +37,19 @@ def names() -> list[str]:
 def make(
     env_id: str, *, backend: str | None = None, episode_length: int = 1000, **kwargs: Any
 ) -> PhysicsEnv:
-    """The environment brax registers under this id.
+    """Make the environment that brax registers under this id.
 
     Args:
-        env_id: e.g. "ant".
-        backend: one of BACKENDS. None: spring, three to four times as fast as generalized and mjx
-            on a CPU; generalized for swimmer, which has no other. Returns of different backends
-            do not compare.
-        episode_length: steps after which an episode is truncated.
-        **kwargs: of brax's constructor, e.g. terminate_when_unhealthy.
+        env_id: id, e.g. "ant".
+        backend: name in BACKENDS. None stands for spring, which is faster than generalized and mjx
+            on a CPU, and for generalized for swimmer, which supports no other. Returns of different
+            backends are not comparable.
+        episode_length: number of steps after which an episode is truncated.
+        **kwargs: arguments of brax's constructor, e.g. terminate_when_unhealthy.
 
     Raises:
-        InvalidEnvironment: arguments that brax refuses, and what it says; swimmer, which calls a
-            jnp.clip that jax 0.10 no longer has.
+        InvalidEnvironment: if brax rejects the arguments, or for swimmer, which uses an argument
+            of jnp.clip that jax 0.10 has removed.
     """
     if backend is None:
         backend = "generalized" if env_id == "swimmer" else "spring"
@@ -61,7 +61,7 @@ def make(
     except (TypeError, ValueError) as error:
         raise InvalidEnvironment(f"brax:{env_id} cannot be made: {error}") from error
     if not hasattr(obs, "shape"):
-        raise InvalidEnvironment(f"brax:{env_id} has no vector of observations but {obs}")
+        raise InvalidEnvironment(f"brax:{env_id} must observe one vector, but observes {obs}")
     return PhysicsEnv(
         env,
         env_id,

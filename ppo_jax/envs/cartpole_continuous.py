@@ -1,4 +1,4 @@
-"""CartPole pushed by a force of any size: the smallest task for a Gaussian actor."""
+"""CartPole with a continuous force: the smallest task for a Gaussian policy."""
 
 import dataclasses
 from typing import Any
@@ -16,8 +16,8 @@ from ppo_jax.types import PyTree
 class CartPoleContinuous:
     """gymnax's CartPole-v1 with force = force_mag · a, a ∈ [−1, 1].
 
-    a = ±1 are the two actions of the discrete task; reward, termination and the limit of 500
-    steps are its own, so 500 solves it.
+    a = ±1 are the two actions of the discrete task. Reward, termination and the time limit of 500
+    steps are those of CartPole-v1, so that the maximum return is 500.
     """
 
     cartpole: gymnax.GymnaxEnv
@@ -43,19 +43,19 @@ class CartPoleContinuous:
         return self.cartpole.shortest_episode
 
     def reset(self, key: jax.Array, params: PyTree) -> tuple[PyTree, PyTree]:
-        """(obs, state) of a new episode."""
+        """Start a new episode: (obs, state)."""
         return self.cartpole.reset(key, params)
 
     def step(self, key: jax.Array, state: PyTree, action: jax.Array, params: PyTree) -> StepResult:
-        """One transition; the physics interpolates between its two pushes, u = (a + 1) / 2."""
+        """Take one step; the dynamics interpolates between the two forces, u = (a + 1) / 2."""
         push = (jnp.clip(action.reshape(()), -1.0, 1.0) + 1.0) / 2.0
         return self.cartpole.step(key, state, push, params)
 
     def render(self, state: PyTree) -> np.ndarray:
-        """[H, W, 3] uint8."""
+        """An image [H, W, 3] uint8."""
         return self.cartpole.render(state)
 
 
 def make(**kwargs: Any) -> CartPoleContinuous:
-    """CartPoleContinuous-v1 with CartPole-v1's parameters, which may be given."""
+    """Make CartPoleContinuous-v1; the arguments are parameters of CartPole-v1."""
     return CartPoleContinuous(gymnax.make("CartPole-v1", **kwargs))

@@ -1,4 +1,4 @@
-"""CartPole that shows where things are and not how fast they move: a task for memory."""
+"""CartPole without velocities in the observation: a task for recurrent policies."""
 
 import dataclasses
 from typing import Any
@@ -10,16 +10,16 @@ from ppo_jax.envs import gymnax, spaces
 from ppo_jax.envs.protocol import StepResult
 from ppo_jax.types import PyTree
 
-# Of (x, ẋ, θ, θ̇) the two positions.
+# The two positions among (x, ẋ, θ, θ̇).
 POSITIONS = np.array([0, 2])
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class CartPolePositions:
-    """gymnax's CartPole-v1 observed through (x, θ) alone.
+    """gymnax's CartPole-v1 with the observation (x, θ).
 
-    Reward, termination and the limit of 500 steps are its own, so 500 solves it; without its past
-    a policy cannot tell a pole that falls from one that rises.
+    Reward, termination and the time limit of 500 steps are those of CartPole-v1, so that the
+    maximum return is 500. A single observation does not show whether the pole is falling or rising.
 
     Source: Barto, Sutton & Anderson 1983 for the task; partially observed as in Wierstra et al.
     2007, Solving Deep Memory POMDPs with Recurrent Policy Gradients, section 4.
@@ -50,20 +50,20 @@ class CartPolePositions:
         return self.cartpole.shortest_episode
 
     def reset(self, key: jax.Array, params: PyTree) -> tuple[PyTree, PyTree]:
-        """(obs, state) of a new episode."""
+        """Start a new episode: (obs, state)."""
         obs, state = self.cartpole.reset(key, params)
         return obs[POSITIONS], state
 
     def step(self, key: jax.Array, state: PyTree, action: jax.Array, params: PyTree) -> StepResult:
-        """One transition."""
+        """Take one step."""
         obs, *others = self.cartpole.step(key, state, action, params)
         return obs[POSITIONS], *others
 
     def render(self, state: PyTree) -> np.ndarray:
-        """[H, W, 3] uint8."""
+        """An image [H, W, 3] uint8."""
         return self.cartpole.render(state)
 
 
 def make(**kwargs: Any) -> CartPolePositions:
-    """CartPolePositions-v1 with CartPole-v1's parameters, which may be given."""
+    """Make CartPolePositions-v1; the arguments are parameters of CartPole-v1."""
     return CartPolePositions(gymnax.make("CartPole-v1", **kwargs))

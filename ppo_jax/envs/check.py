@@ -1,8 +1,8 @@
-"""`check_env`: everything that can be found wrong with an environment before it is trained on.
+"""`check_env`: find the problems of an environment before training.
 
-One environment at a time, in JAX (`ppo_jax.envs.check_jax`) or of Gymnasium
-(`ppo_jax.envs.check_gymnasium`). Every fault is a sentence with its cure, and all of them are
-listed. What an environment merely could do better is a note.
+It checks a single environment, in JAX (`ppo_jax.envs.check_jax`) or of Gymnasium
+(`ppo_jax.envs.check_gymnasium`). All problems are listed, each in one sentence with its correction.
+Possible improvements are notes.
 """
 
 import dataclasses
@@ -21,15 +21,15 @@ STEPS = 1000
 
 @dataclasses.dataclass
 class Report:
-    """What was looked at, and what was found.
+    """The result of a check.
 
     Attributes:
-        name: of the environment.
+        name: name of the environment.
         kind: "JAX environment", "Gymnasium environment" or "vector environment".
-        facts: its spaces and time limit, in words.
-        checked: what was looked at, each in a few words.
-        problems: what has to be corrected, each one sentence with the cure.
-        notes: what may be intended, or could be better.
+        facts: description of its spaces and time limit.
+        checked: short descriptions of the completed checks.
+        problems: problems to correct, each one sentence with the correction.
+        notes: behaviour that may be intended, and possible improvements.
     """
 
     name: str
@@ -40,36 +40,36 @@ class Report:
     notes: list[str] = dataclasses.field(default_factory=list)
 
     def problem(self, text: str) -> None:
-        """One more; said once."""
+        """Add a problem, unless it is already listed."""
         if text not in self.problems:
             self.problems.append(text)
 
     def note(self, text: str) -> None:
-        """One more; said once."""
+        """Add a note, unless it is already listed."""
         if text not in self.notes:
             self.notes.append(text)
 
 
 def check_env(env: Any, *, steps: int = STEPS, seed: int = 0, **kwargs: Any) -> Report:
-    """Look for everything that is wrong with an environment.
+    """Check an environment and raise an error that lists all of its problems.
 
-    It is reset, stepped with every kind of action, vectorised and compiled; `find_problems` does
-    the same without raising.
+    The environment is reset, stepped with every kind of action, vectorised and compiled.
+    `find_problems` does the same without raising an error for problems.
 
     Args:
-        env: a name ("CartPole-v1", "gymnasium:LunarLander-v3", "my_module:MyEnv"); an Env; a
-            gymnax or Gymnasium environment; or a class or function that makes one of these.
-        steps: number of steps to take with random actions.
-        seed: of actions and resets.
+        env: name ("CartPole-v1", "gymnasium:LunarLander-v3", "my_module:MyEnv"), Env, gymnax or
+            Gymnasium environment, or class or function that makes one of these.
+        steps: number of steps with random actions.
+        seed: seed of actions and resets.
         **kwargs: arguments of an environment that is made by name, or by a class or function.
 
     Returns:
-        Report, without problems.
+        Report without problems.
 
     Raises:
-        InvalidEnvironment: it cannot be made, or something is wrong with it; the message lists
-            everything that was found, each in a line with its cure.
-        UnknownEnvironment, ConfigError: there is no such environment.
+        InvalidEnvironment: if the environment cannot be made or has problems. The message lists
+            each problem in one line with its correction.
+        UnknownEnvironment, ConfigError: if there is no such environment.
     """
     report = find_problems(env, steps=steps, seed=seed, **kwargs)
     if report.problems:
@@ -82,16 +82,16 @@ def check_env(env: Any, *, steps: int = STEPS, seed: int = 0, **kwargs: Any) -> 
 
 
 def find_problems(env: Any, *, steps: int = STEPS, seed: int = 0, **kwargs: Any) -> Report:
-    """`check_env` that returns what it found.
+    """Check an environment and return all of its problems.
 
     Args:
-        as for `check_env`.
+        env, steps, seed, **kwargs: the same as for `check_env`.
 
     Raises:
-        InvalidEnvironment, UnknownEnvironment, ConfigError: it cannot be made.
+        InvalidEnvironment, UnknownEnvironment, ConfigError: if the environment cannot be made.
     """
     kind, made, name = _subject(env, kwargs)
-    # Each is imported when it is needed: Gymnasium is optional.
+    # Modules are imported when they are needed, because Gymnasium is optional.
     return _checker(kind)(made, name, steps=steps, seed=seed)
 
 
@@ -101,7 +101,7 @@ def _checker(kind: str) -> Callable[..., Report]:
 
 
 def _subject(env: Any, kwargs: dict[str, Any]) -> tuple[str, Any, str]:
-    """("jax" | "gymnasium" | "vector", the environment or what makes one of Gymnasium's, name)."""
+    """("jax" | "gymnasium" | "vector", environment or function that makes it, name)."""
     name = env if isinstance(env, str) else ""
     if isinstance(env, str):
         full = registry.canonical(env)
@@ -127,8 +127,7 @@ def _of_object(env: Any, kwargs: dict[str, Any], name: str) -> tuple[str, Any, s
         made = _made(maker, name)
     elif kwargs:
         raise InvalidEnvironment(
-            f"{type(env).__name__} is made already and takes no arguments; leave out "
-            f"{', '.join(kwargs)}"
+            f"{type(env).__name__} already exists and takes no arguments; omit {', '.join(kwargs)}"
         )
     name = name or str(getattr(made, "name", type(made).__name__))
     if hasattr(made, "single_observation_space"):
@@ -150,8 +149,8 @@ def _made(maker: Callable[[], Any], name: str) -> Any:
 
 
 def _is_gymnasium(env: Any) -> bool:
-    """Whether an environment follows Gymnasium's API, or that of Gym before it: by its classes, or
-    by a reset that takes neither key nor params."""
+    """Whether an environment follows the API of Gymnasium or of Gym: by its classes, or by a reset
+    that takes neither key nor params."""
     classes = type(env).__mro__
     if any(c.__module__.split(".")[0] in ("gymnasium", "gym") for c in classes):
         return True
@@ -172,8 +171,8 @@ def _gymnasium_make(env_id: str, **kwargs: Any) -> Any:
     import gymnasium
 
     try:
-        # Its own checker is switched off: it stops at the first fault. Neither is the order of
-        # reset and step enforced, which hides the environment's signatures.
+        # Gymnasium's own checker stops at the first problem, so it is disabled. Its wrapper that
+        # enforces the order of reset and step is disabled as well: it hides signatures.
         return gymnasium.make(env_id, disable_env_checker=True, **kwargs)
     except Exception as error:
         raise InvalidEnvironment(
@@ -182,7 +181,7 @@ def _gymnasium_make(env_id: str, **kwargs: Any) -> Any:
 
 
 def describe(observations: Any, actions: Any, limit: Any) -> str:
-    """Spaces and time limit in words."""
+    """A description of spaces and time limit."""
     limit = "unknown" if limit is None else "none" if limit == float("inf") else f"{limit:g} steps"
     return (
         f"observations {spaces.describe(observations)}, actions {spaces.describe(actions)}, time "

@@ -1,4 +1,4 @@
-"""What `check_env` does with an environment of Gymnasium, which lives on the host."""
+"""The checks of `check_env` for a Gymnasium environment, which runs on the host."""
 
 import contextlib
 import copy
@@ -21,28 +21,28 @@ from ppo_jax.envs.mask_layouts import NOTHING_LEGAL, arrays_of, layout_of, witho
 from ppo_jax.envs.protocol import InvalidEnvironment
 from ppo_jax.envs.supervision import answers
 
-# Steps of the second episode with the same seed and actions.
+# Number of steps of the second episode with the same seed and actions.
 REPEATED = 50
-# A simulator may be slow: random actions end after so many seconds.
+# Time limit in seconds for steps with random actions, because a simulator may be slow.
 SECONDS = 20.0
 FIVE = "obs, reward, terminated, truncated, info"
 
 
 class _Stop(Exception):
-    """The environment cannot go on; what stopped it is in the report."""
+    """The environment cannot continue; the report contains the reason."""
 
 
 def check(make: Callable[[], Any], name: str, *, steps: int, seed: int) -> Report:
-    """The report on a Gymnasium environment.
+    """Check a Gymnasium environment.
 
     Args:
-        make: () -> the environment.
-        name: for the report.
+        make: function that makes the environment.
+        name: name for the report.
         steps: number of steps with random actions.
-        seed: of actions and resets.
+        seed: seed of actions and resets.
 
     Raises:
-        InvalidEnvironment: it cannot be made.
+        InvalidEnvironment: if the environment cannot be made.
     """
     report = Report(name, "Gymnasium environment")
     try:
@@ -63,14 +63,14 @@ def check(make: Callable[[], Any], name: str, *, steps: int, seed: int) -> Repor
 
 
 def _look_at_class(report: Report, env: Any) -> None:
-    """Its base class, and the signature of reset."""
+    """Check the base class, and the signature of reset."""
     import gymnasium
 
     name = report.name
     if not isinstance(env, gymnasium.Env):
         report.problem(
-            f"{name} is a {type(env).__module__}.{type(env).__name__}; an environment inherits "
-            "from gymnasium.Env (gym, its predecessor, is not served)"
+            f"{name} is a {type(env).__module__}.{type(env).__name__}; an environment must inherit "
+            "from gymnasium.Env (its predecessor gym is not supported)"
         )
     raw = getattr(env, "unwrapped", env)
     missing = [m for m in ("reset", "step") if not callable(getattr(raw, m, None))]
@@ -84,13 +84,13 @@ def _look_at_class(report: Report, env: Any) -> None:
         )
     if "seed" in parameters and parameters["seed"].default is not None:
         report.note(
-            f"the default of seed in reset is {parameters['seed'].default!r}; with another than "
-            "None, every episode is the same"
+            f"the default of seed in reset is {parameters['seed'].default!r}; with a default other "
+            "than None, every episode is the same"
         )
     if callable(getattr(raw, "seed", None)):
-        report.note("the method seed is never called; seeds come as reset(seed=...)")
+        report.note("the method seed is never called; seeds are passed as reset(seed=...)")
     if "return_info" in parameters:
-        report.note("return_info of reset is never given; reset always returns obs and info")
+        report.note("return_info of reset is never passed; reset always returns obs and info")
     report.checked.append("base class and signatures")
 
 
@@ -103,7 +103,7 @@ def _is_discrete(env: Any) -> bool:
 
 
 def _words_of(reset: Callable[..., Any]) -> set[str]:
-    """Which of the two arguments of Gymnasium's reset this one takes."""
+    """The arguments of Gymnasium's reset that this reset takes."""
     parameters = inspect.signature(reset).parameters
     if any(p.kind is inspect.Parameter.VAR_KEYWORD for p in parameters.values()):
         return {"seed", "options"}
@@ -111,7 +111,7 @@ def _words_of(reset: Callable[..., Any]) -> set[str]:
 
 
 def _look_at_spaces(report: Report, env: Any) -> bool:
-    """Whether both are there and are of kinds that can be served."""
+    """Check both spaces; return whether they exist and have supported types."""
     from gymnasium import Space
     from gymnasium.spaces import Discrete
 
@@ -142,22 +142,22 @@ def _look_at_spaces(report: Report, env: Any) -> bool:
 
 
 def _look_at_bounds(report: Report, actions: Any) -> None:
-    """A policy begins around 0, with a standard deviation of 1."""
+    """Check the action space against the initial policy, with mean 0 and standard deviation 1."""
     if not hasattr(actions, "low"):
         return
     if not actions.is_bounded():
         report.note(
-            "the actions have no bounds; if the environment clips them, say so in action_space"
+            "the actions have no bounds; if the environment clips them, set bounds in action_space"
         )
     elif ((actions.low >= 1) | (actions.high <= -1)).any():
         report.note(
-            f"the actions lie in [{actions.low.min():g}, {actions.high.max():g}], away from 0, "
-            "around which a policy begins; train with --squash, or scale the actions to [-1, 1]"
+            f"the actions are in [{actions.low.min():g}, {actions.high.max():g}], away from 0, "
+            "where a policy starts; train with --squash, or scale the actions to [-1, 1]"
         )
 
 
 def _nothing(num_envs: int) -> Any:
-    """Of an environment that is never started: only its spaces are asked for."""
+    """Stand in for a function that makes environments, where only the spaces are needed."""
 
 
 def _wrong_bounds(space: Any, path: str) -> Iterator[str]:
@@ -167,7 +167,7 @@ def _wrong_bounds(space: Any, path: str) -> Iterator[str]:
         if np.isnan(space.low).any() or np.isnan(space.high).any():
             yield f"{path} has a bound that is NaN; correct it"
         elif (space.low > space.high).any():
-            yield f"{path} has a low above its high; exchange them"
+            yield f"{path} has a lower bound above its upper bound; exchange them"
 
 
 def _parts(space: Any) -> list[tuple[Any, Any]]:
@@ -177,12 +177,12 @@ def _parts(space: Any) -> list[tuple[Any, Any]]:
 
 
 class _Checker:
-    """The calls of an environment, each looked at.
+    """The calls of an environment, each of which is checked.
 
     Attributes:
-        report: what is found goes there.
-        env: the environment.
-        seed: of resets and actions.
+        report: report to which problems are added.
+        env: environment to check.
+        seed: seed of resets and actions.
     """
 
     def __init__(self, report: Report, env: Any, seed: int) -> None:
@@ -194,14 +194,14 @@ class _Checker:
         self.kept: list[tuple[Any, Any]] = []  # observations as they were returned, and copies
         self.told: set[str] = set()
         self.start = int(getattr(env.action_space, "start", 0) if _is_discrete(env) else 0)
-        self.mask: Any = None  # of the last observation
+        self.mask: Any = None  # action mask of the last observation
         self.words = _words_of(getattr(env, "unwrapped", env).reset)
         env.action_space.seed(seed)
 
-    # One call each.
+    # Methods for single calls of the environment.
 
     def reset(self, seed: int | None = None, **options: Any) -> Any:
-        """The observation of a reset that was looked at."""
+        """The observation of a checked reset."""
         words = {n: x for n, x in {"seed": seed, **options}.items() if n in self.words}
         result = self.call("reset", lambda: self.env.reset(**words))
         info: Any = {}
@@ -209,13 +209,13 @@ class _Checker:
             obs, info = result
         elif isinstance(result, tuple):
             self.report.problem(
-                f"{self.name}.reset returned {len(result)} values; return two: obs, info"
+                f"{self.name}.reset returned {len(result)} values; return two values: obs, info"
             )
             obs = result[0] if result else None
         else:
             self.report.problem(
-                f"{self.name}.reset returned one value, {a_type(result)}; return two: "
-                "obs, info ({} where there is nothing to say)"
+                f"{self.name}.reset returned one value, {a_type(result)}; return two values: "
+                "obs, info ({} if there is no information)"
             )
             obs = result
         self.info("reset", info)
@@ -224,13 +224,13 @@ class _Checker:
         return obs
 
     def step(self, action: Any) -> tuple[Any, float, bool, bool]:
-        """(obs, reward, terminated, truncated) of a step that was looked at."""
+        """(obs, reward, terminated, truncated) of a checked step."""
         given = copy.deepcopy(action)
         shown = np.array2string(np.asarray(given), precision=4)
         result = self.call(f"step({shown})", lambda: self.env.step(action))
         if not _same(action, given):
             self.report.problem(
-                f"{self.name}.step changes the action that it is given; work on a copy: "
+                f"{self.name}.step changes its argument action; work on a copy: "
                 "action = np.array(action)"
             )
         self.aliases()
@@ -247,7 +247,7 @@ class _Checker:
         return obs, self.reward(reward, shown), *flags
 
     def call(self, what: str, function: Callable[[], Any]) -> Any:
-        """What it returns; a fault that has the same message was said already."""
+        """Call a function of the environment; report an error once for each message."""
         try:
             with answers(self.name, f"in {what}"):
                 return function()
@@ -255,45 +255,45 @@ class _Checker:
             inside = ", an action of its action_space," if what.startswith("step") else ""
             told = raised(error)
             if not any(f"raised {told}" in problem for problem in self.report.problems):
-                self.report.problem(f"{self.name}.{what}{inside} raised {told}; correct it")
+                self.report.problem(f"{self.name}.{what}{inside} raised {told}; correct the error")
             raise _Stop from error
 
     def wrong_step(self, result: Any) -> str:
         if not isinstance(result, tuple):
             return f"{a_type(result)}; return five values: {FIVE}"
-        cure = f"return five: {FIVE}"
+        cure = f"return five values: {FIVE}"
         if len(result) == 4:
             cure += (
-                "; four are those of Gym before 0.26, whose done is terminated (the end of the "
-                "task) or truncated (its time limit)"
+                "; four values are those of Gym before 0.26, whose done is terminated (the end of "
+                "the task) or truncated (the time limit)"
             )
         if len(result) == 6:
-            cure += "; six are those of gymnax, for an environment in JAX: leave out the state"
+            cure += "; six values are those of gymnax, for an environment in JAX: omit the state"
         return f"{len(result)} values; {cure}"
 
-    # Parts of what they return.
+    # Checks of single results.
 
     def info(self, what: str, info: Any) -> None:
         if not isinstance(info, dict):
             self.report.problem(
                 f"{self.name}.{what} returned an info that is {a_type(info)}; return a "
-                "dict, {} where there is nothing to say"
+                "dict, {} if there is no information"
             )
 
     def look(self, what: str, obs: Any) -> None:
-        """An observation belongs to its space, and its arrays stay as they are."""
+        """Check that an observation is in its space, and keep a copy of it for `aliases`."""
         for problem in _not_in(self.env.observation_space, obs, ""):
-            kind = re.sub(r"[\d.,()\[\]-]+", "", problem)  # the same with other numbers
+            kind = re.sub(r"[\d.,()\[\]-]+", "", problem)  # equal problems with other numbers
             if kind not in self.told:
                 self.told.add(kind)
                 self.report.problem(f"{self.name}.{what} returned an observation{problem}")
         self.kept = [*self.kept[-2:], (obs, copy.deepcopy(obs))]
 
     def aliases(self) -> None:
-        """What was returned before has not changed since."""
+        """Check that earlier observations have not changed."""
         if any(not _same(obs, before) for obs, before in self.kept):
             self.report.problem(
-                f"{self.name}.step writes into an observation that was returned before; return a "
+                f"{self.name}.step writes into an observation that was returned earlier; return a "
                 "copy: obs.copy()"
             )
             self.kept = []
@@ -316,8 +316,8 @@ class _Checker:
             return 0.0
         if not np.isfinite(value):
             self.report.problem(
-                f"{self.name}.step returned a reward of {value}; rewards are finite: look for a "
-                "division by 0, log or sqrt, and clip"
+                f"{self.name}.step returned a reward of {value}; rewards must be finite: look for "
+                "a division by 0, log or sqrt, and clip"
             )
         return value
 
@@ -333,10 +333,10 @@ class _Checker:
             return bool(values[0]), bool(values[1])
         raise _Stop
 
-    # Actions, of which some may be illegal.
+    # Actions, some of which may be illegal.
 
     def legal(self, what: str, obs: Any, info: Any, *, over: bool = False) -> Any:
-        """The action mask of a Discrete space, wherever the environment says it; None: all."""
+        """The action mask of a Discrete space, however it is reported; None if all are legal."""
         raw = getattr(self.env, "unwrapped", self.env)
         found = next((x["action_mask"] for x in (obs, info) if _has_mask(x)), None)
         if found is None and callable(getattr(raw, "action_masks", None)):
@@ -348,40 +348,40 @@ class _Checker:
         return mask if mask is not None and mask.shape == (size,) and mask.any() else None
 
     def choice(self, what: str, mask: Any) -> None:
-        """Something is legal while an episode goes on."""
+        """Check that some action is legal while an episode continues."""
         if not isinstance(self.env.action_space, CHOICES):
             return
         try:
             layout = layout_of(arrays_of(mask), self.env.action_space, self.name)
             wrong = without_choice(layout.one(mask, self.name), layout.sizes)
         except (InvalidEnvironment, ValueError):
-            return  # of another layout, which training refuses with all there are
+            return  # training rejects the layout and lists the supported ones
         if wrong.any():
             self.report.problem(
                 f"{self.name}.{what} returned {NOTHING_LEGAL}; terminate the episode there, or "
-                "allow one"
+                "allow an action"
             )
 
     def sample(self) -> Any:
-        """A random action that is legal."""
+        """A random legal action."""
         space = self.env.action_space
         return space.sample() if self.mask is None else space.sample(mask=self.mask)
 
-    # What is looked at with them.
+    # Checks that use these calls.
 
     def resets(self) -> None:
-        """reset with a seed, without, with options, and again in the middle of an episode."""
+        """Check reset with a seed, without one, with options, and in the middle of an episode."""
         self.reset(self.seed)
         self.reset()
         self.reset(options={})
         self.step(self.sample())
         self.reset()
-        self.report.checked.append("what reset and step return")
+        self.report.checked.append("results of reset and step")
 
     def seeds(self) -> None:
-        """The same seed and actions give the same episode."""
+        """Check that the same seed and actions give the same episode."""
         if self.random:
-            self.report.note("its spec says nondeterministic: seeds were not compared")
+            self.report.note("its spec is nondeterministic: seeds were not compared")
             return
         actions = [self.env.action_space.sample() for _ in range(REPEATED)]
         first, again = self.episode(self.seed + 1, actions), self.episode(self.seed + 1, actions)
@@ -390,18 +390,18 @@ class _Checker:
                 where = "reset" if t == 0 else f"step {t}"
                 self.report.problem(
                     f"{self.name}: the same seed and actions give another episode, from {where} "
-                    "on; call super().reset(seed=seed) in reset and draw with self.np_random, and "
-                    "set everything else in reset"
+                    "on; call super().reset(seed=seed) in reset, draw random numbers with "
+                    "self.np_random, and initialise everything else in reset"
                 )
                 return
         self.generator()
         others = [self.reset(self.seed + k) for k in range(2, 6)]
         if all(_same(first[0][0], obs) for obs in others):
-            self.report.note("resets with five seeds begin alike; right if that is meant")
+            self.report.note("resets with five seeds start equally; ignore this if it is intended")
         self.report.checked.append("the same seed gives the same episode")
 
     def generator(self) -> None:
-        """super().reset(seed=seed) was called: np_random follows the seed."""
+        """Check that super().reset(seed=seed) is called, so that np_random depends on the seed."""
         raw = getattr(self.env, "unwrapped", self.env)
         if not hasattr(raw, "_np_random"):
             return
@@ -428,7 +428,7 @@ class _Checker:
         return rows
 
     def actions(self) -> None:
-        """Every action of a small space, the edges of a large one."""
+        """Check every action of a small space, or the edges of a large one."""
         self.reset(self.seed)
         edges = list(_edges(self.env.action_space))
         if self.mask is not None:
@@ -444,7 +444,7 @@ class _Checker:
         self.report.checked.append(f"{len(edges)} actions at the edges of their space")
 
     def play(self, steps: int) -> None:
-        """Random actions, for a number of steps or of seconds."""
+        """Take random actions for a number of steps or of seconds."""
         until, length, taken = time.monotonic() + SECONDS, 0, 0
         ends: list[tuple[int, bool, bool]] = []
         self.reset(self.seed)
@@ -458,7 +458,7 @@ class _Checker:
                 self.reset()
             elif self.limit is not None and length >= self.limit:
                 self.report.problem(
-                    f"{self.name}: an episode goes on after step {self.limit}, the "
+                    f"{self.name}: an episode continues after step {self.limit}, the "
                     "max_episode_steps of its spec; make it with gymnasium.make, or wrap it in "
                     "gymnasium.wrappers.TimeLimit"
                 )
@@ -466,7 +466,7 @@ class _Checker:
         self.ends(ends, taken)
 
     def ends(self, ends: list[tuple[int, bool, bool]], taken: int) -> None:
-        """How episodes ended."""
+        """Check how episodes ended."""
         both = [t and u for _, t, u in ends]
         terminated = sum(t for _, t, _ in ends)
         self.report.checked.append(
@@ -476,13 +476,13 @@ class _Checker:
         at_limit = all(n == self.limit for n, _, _ in ends)
         if ends and all(both) and not at_limit:
             self.report.problem(
-                f"{self.name}: terminated and truncated are the same in every step; terminated is "
-                "the end of the task, after which nothing is earned, and truncated its time limit "
-                "alone"
+                f"{self.name}: terminated and truncated are equal in every step; terminated must "
+                "mean the end of the task, after which no reward follows, and truncated only the "
+                "time limit"
             )
         if any(n == 1 and u and not t for n, t, u in ends):
             self.report.note(
-                "an episode was truncated after its first step; right if that is meant"
+                "an episode was truncated after its first step; ignore this if it is intended"
             )
         if not ends:
             self.report.note(
@@ -492,19 +492,19 @@ class _Checker:
 
 
 def _look_at_close(report: Report, env: Any) -> None:
-    for _ in range(2):  # it may be called again
+    for _ in range(2):  # close may be called more than once
         try:
             getattr(env, "close", lambda: None)()
         except Exception as error:
             report.problem(
-                f"{report.name}.close raised {raised(error)}; it may be called at any time, also "
-                "twice"
+                f"{report.name}.close raised {raised(error)}; close must be possible at any time, "
+                "and twice"
             )
             return
 
 
 def _edges(space: Any) -> Iterator[Any]:
-    """Actions at the edges of one of Gymnasium's spaces, as its step takes them."""
+    """Actions at the edges of a Gymnasium space, in the form that step takes."""
     from gymnasium import spaces as theirs
 
     if isinstance(space, theirs.Discrete):
@@ -526,7 +526,7 @@ def _edges(space: Any) -> Iterator[Any]:
 
 
 def _not_in(space: Any, x: Any, path: str) -> Iterator[str]:
-    """Why an observation is no element of its space, as the rest of a sentence."""
+    """Reasons why an observation is not in its space, each the second part of a sentence."""
     from gymnasium import spaces as theirs
 
     parts = _parts(space)
@@ -569,7 +569,7 @@ def _not_in_leaf(space: Any, x: Any) -> Iterator[str]:
     wrong = (x < low) | (x > high)
     if x.dtype.kind in "biuf" and wrong.any():
         yield (
-            f"that holds {x[wrong].flat[0]}, outside of its space {space}; correct the bounds, or "
+            f"that holds {x[wrong].flat[0]}, outside its space {space}; correct the bounds, or "
             "the observation"
         )
 
@@ -581,13 +581,11 @@ def _not_in_discrete(space: Any, x: Any) -> Iterator[str]:
         return
     low, high = int(space.start), int(space.start + space.n) - 1
     if not low <= int(x) <= high:
-        yield (
-            f"{int(x)}, outside of its space {space}; return {low} to {high}, or correct the space"
-        )
+        yield (f"{int(x)}, outside its space {space}; return {low} to {high}, or correct the space")
 
 
 def _same(a: Any, b: Any, tolerance: float = 0.0) -> bool:
-    """Whether two of what an environment returns are equal, NaN to NaN."""
+    """Whether two results of an environment are equal; NaN is equal to NaN."""
     if isinstance(a, dict) and isinstance(b, dict):
         return a.keys() == b.keys() and all(_same(a[k], b[k], tolerance) for k in a)
     if isinstance(a, tuple | list) and isinstance(b, tuple | list):

@@ -1,4 +1,4 @@
-"""What `check_env` does with an environment in JAX."""
+"""The checks of `check_env` for an environment in JAX."""
 
 import math
 import time
@@ -15,19 +15,19 @@ from ppo_jax.envs.check_values import corners, outside, sampler
 from ppo_jax.envs.protocol import static_problems, untraceable
 from ppo_jax.types import PyTree
 
-# Copies that play side by side; half of them repeat one action for ever.
+# Number of copies that run in parallel; half of them repeat a single action.
 COPIES = 8
-# A reset that costs more than so many steps is dear.
+# A reset that takes longer than this number of steps is reported as expensive.
 DEAR = 10
 
 
 class Steps(NamedTuple):
-    """T steps of COPIES environments, each restarted where an episode ended.
+    """T steps of COPIES environments, each of which is reset at the end of an episode.
 
     Attributes:
-        obs, reward, terminated, truncated: [T, COPIES, ...] after each step.
-        length: [T, COPIES] steps of the episode so far.
-        counters: [T, COPIES, C] integers of the state that are single numbers.
+        obs, reward, terminated, truncated: [T, COPIES, ...] results of each step.
+        length: [T, COPIES] number of steps of the episode so far.
+        counters: [T, COPIES, C] scalar integers of the state.
     """
 
     obs: PyTree
@@ -39,13 +39,13 @@ class Steps(NamedTuple):
 
 
 def check(env: Any, name: str, *, steps: int, seed: int) -> Report:
-    """The report on a JAX environment.
+    """Check a JAX environment.
 
     Args:
-        env: any object that should be an Env.
-        name: for the report.
+        env: object that should be an Env.
+        name: name for the report.
         steps: number of steps with random actions.
-        seed: of actions and resets.
+        seed: seed of actions and resets.
     """
     report = Report(name, "JAX environment")
     before = _attributes(env)
@@ -70,8 +70,8 @@ def check(env: Any, name: str, *, steps: int, seed: int) -> Report:
 
 
 class _Tolerant:
-    """An environment whose small mistakes, which are in the report, are mended: so that what is
-    wrong besides them is found in the same run."""
+    """An environment with its small mistakes, which the report lists, corrected, so that the same
+    check can find further problems."""
 
     def __init__(self, env: Any) -> None:
         self.env: Any = env
@@ -89,14 +89,14 @@ class _Tolerant:
     def step(self, key: jax.Array, state: PyTree, action: jax.Array, params: PyTree) -> Any:
         result = self.env.step(key, state, action, params)
         if len(result) != 6:
-            raise TypeError("these cannot be told apart")
+            raise TypeError("step must return six values")
         obs, state, reward, terminated, truncated, _ = result
         flags = (jnp.asarray(x).astype(bool).reshape(()) for x in (terminated, truncated))
         return obs, state, jnp.asarray(reward, jnp.float32).reshape(()), *flags, {}
 
 
 def _runs(env: _Tolerant) -> bool:
-    """Whether the environment can be stepped in a loop, in spite of what was found."""
+    """Whether the environment can be stepped in a loop despite its problems."""
     try:
         jax.eval_shape(_player(env, 2), jax.random.key(0))
     except Exception:
@@ -105,19 +105,20 @@ def _runs(env: _Tolerant) -> bool:
 
 
 def _look_at_attributes(report: Report, env: Any, before: dict[str, Any]) -> None:
-    """Nothing of the object itself changes while it is traced."""
+    """Check that no attribute of the object changes while it is traced."""
     after = _attributes(env)
     changed = [n for n in after if n not in before or not _unchanged(before[n], after[n])]
     if changed:
         report.problem(
-            f"{report.name}: reset or step writes to self.{changed[0]}, which happens once, when "
-            "they are traced, and not in every step; keep what changes in the state that they "
-            "return"
+            f"{report.name}: reset or step writes to self.{changed[0]}, which happens only once, "
+            "while they are traced, and not in every step; keep everything that changes in the "
+            "state that they return"
         )
 
 
 def _unchanged(old: Any, new: Any) -> bool:
-    """Objects that are made once and kept are no side effect; numbers, arrays and lengths are."""
+    """Whether an attribute is unchanged. An object that is created once and kept is no change; a
+    new number, array or length is one."""
     if _has_tracer(new[0]):
         return False
     if new[0] is old[0]:
@@ -126,8 +127,8 @@ def _unchanged(old: Any, new: Any) -> bool:
 
 
 def _attributes(env: Any) -> dict[str, Any]:
-    """Name -> (value, length) of what an object has of its own."""
-    # Properties that are computed once and kept are no side effect.
+    """Name -> (value, length) of each instance attribute of an object."""
+    # A property that is computed once and kept is not a side effect.
     cached = {n for c in type(env).__mro__ for n, v in vars(c).items() if _is_cached(v)}
     own = getattr(env, "__dict__", {}).items()
     return {n: (x, _length(x)) for n, x in own if n not in cached}
@@ -146,7 +147,7 @@ def _has_tracer(x: Any) -> bool:
 
 
 def _look_at_types(report: Report, env: Any) -> None:
-    """Python numbers and weak types: they are served here, but not by every loop."""
+    """Note Python numbers and weak types, which training accepts but some other loops do not."""
     kinds: dict[str, set[str]] = {"reset": set(), "step": set()}
 
     def trace(key: jax.Array) -> None:
@@ -159,9 +160,9 @@ def _look_at_types(report: Report, env: Any) -> None:
     differ = sorted(kinds["reset"] ^ kinds["step"])
     if differ:
         report.note(
-            f"{', '.join(differ[:3])} is a Python number or of a weak type in only one of reset "
-            "and step; training here is not affected, but a loop of your own may be traced twice "
-            "or refused: write jnp.int32(0) in place of 0, jnp.float32(0) in place of 0.0"
+            f"{', '.join(differ[:3])} is a Python number or has a weak type in only one of reset "
+            "and step; training is not affected, but a loop of your own may be traced twice or "
+            "fail: write jnp.int32(0) in place of 0, jnp.float32(0) in place of 0.0"
         )
 
 
@@ -173,22 +174,22 @@ def _weak(found: set[str], obs: PyTree, state: PyTree) -> None:
 
 
 def _look_at_bounds(report: Report, space: spaces.Space) -> None:
-    """A policy begins around 0, with a standard deviation of 1."""
+    """Check the action space against the initial policy, with mean 0 and standard deviation 1."""
     if not isinstance(space, spaces.Box):
         return
     if not space.bounded:
         report.note(
-            "the actions have no bounds; if the environment clips them, say so in action_space"
+            "the actions have no bounds; if the environment clips them, set bounds in action_space"
         )
     elif ((space.low >= 1) | (space.high <= -1)).any():
         report.note(
-            f"the actions lie in [{space.low.min():g}, {space.high.max():g}], away from 0, around "
-            "which a policy begins; train with --squash, or scale the actions to [-1, 1]"
+            f"the actions are in [{space.low.min():g}, {space.high.max():g}], away from 0, where "
+            "a policy starts; train with --squash, or scale the actions to [-1, 1]"
         )
 
 
 def _look_at_purity(report: Report, env: Any, key: jax.Array) -> bool:
-    """The same key gives the same result, compiled or not; whether that can be built on."""
+    """Check that the same key gives the same result, compiled or not; return whether it does."""
     report.checked.append("the same key gives the same result, compiled and not")
     draw = sampler(env.observation_space, env.action_space)
 
@@ -201,13 +202,13 @@ def _look_at_purity(report: Report, env: Any, key: jax.Array) -> bool:
     try:
         plain, again = one(key), one(key)
     except Exception as error:
-        report.problem(untraceable(report.name, "reset or step outside of jit", error))
+        report.problem(untraceable(report.name, "reset or step outside jit", error))
         return False
     if (leaf := _differ(plain, again, 0.0)) is not None:
         report.problem(
-            f"{report.name}: called twice with the same key, {leaf} differs; draw everything "
-            "random with jax.random and the key that is given; the random modules of NumPy and "
-            "Python, and clocks, are read once, when the program is compiled"
+            f"{report.name}: called twice with the same key, {leaf} differs; draw all random "
+            "numbers with jax.random and the given key; the random modules of NumPy and Python, "
+            "and clocks, are read only once, when the program is compiled"
         )
         return False
     if (leaf := _differ(plain, jax.jit(one)(key), 1e-3)) is not None:
@@ -225,14 +226,14 @@ def _look_at_keys(report: Report, env: Any, key: jax.Array) -> None:
     resets = jax.jit(jax.vmap(lambda k: env.reset(k, env.params)[1]))(jax.random.split(key, 16))
     leaves = [np.asarray(x) for x in jax.tree.leaves(resets) if not _is_key(x)]
     if all((x == x[:1]).all() for x in leaves):
-        report.note("every reset gives the same state whatever the key; right if that is meant")
+        report.note("every reset gives the same state for any key; ignore this if it is intended")
 
 
 NAMES = ("reset's observation", "observation", "state", "reward", "terminated", "truncated")
 
 
 def _differ(a: Any, b: Any, tolerance: float) -> str | None:
-    """The first leaf of (obs, step's results) in which two of them differ."""
+    """The first leaf of (obs, results of step) that differs between two calls."""
     for name, x, y in zip(NAMES, (a[0], *a[1]), (b[0], *b[1]), strict=True):
         pairs = zip(jax.tree_util.tree_leaves_with_path(x), jax.tree.leaves(y), strict=True)
         for (path, left), right in pairs:
@@ -255,7 +256,7 @@ def _is_key(x: Any) -> bool:
 
 
 def _look_at_actions(report: Report, env: Any, key: jax.Array) -> None:
-    """Every action of the space, many environments at once, and one of them alone."""
+    """Check every action of the space, in many environments at once and in one alone."""
     actions = corners(env.action_space)
     masked = spaces.action_mask(env.observation_space) is not None
     report.checked.append(f"jax.vmap, {len(actions)} actions at the edges of their space")
@@ -278,8 +279,8 @@ def _look_at_actions(report: Report, env: Any, key: jax.Array) -> None:
         if leaf is not None:
             report.problem(
                 f"{report.name}: {leaf} differs between one environment alone and the same one of "
-                "many under jax.vmap; let nothing depend on the number of dimensions, and draw "
-                "random numbers from the given key alone"
+                "many under jax.vmap; do not let results depend on the number of dimensions, and "
+                "draw random numbers from the given key only"
             )
     if masked:  # the edges may be illegal
         return
@@ -297,7 +298,7 @@ def _row(tree: PyTree, i: int) -> PyTree:
 
 
 def _look_at_values(report: Report, env: Any, obs: PyTree, what: str) -> None:
-    """Finite, and inside the space; said once for each leaf."""
+    """Check that values are finite and inside the space; report each leaf once."""
     said = [p for p in report.problems if "observation" in p]
     for path, problem in outside(env.observation_space, obs):
         if not any(f"observation{path} " in p for p in said):
@@ -305,7 +306,7 @@ def _look_at_values(report: Report, env: Any, obs: PyTree, what: str) -> None:
 
 
 def _play(report: Report, env: Any, key: jax.Array, steps: int) -> Steps | None:
-    """Random and constant actions in COPIES environments."""
+    """Take steps with random and constant actions in COPIES environments."""
     limit = env.time_limit
     enough = steps if limit is None or limit > steps else max(steps // 2, int(limit) + 1)
     report.checked.append(f"{enough} steps of {COPIES} copies: values, ends of episodes")
@@ -325,16 +326,16 @@ def _play(report: Report, env: Any, key: jax.Array, steps: int) -> Steps | None:
 
 
 def _reward(report: Report, reward: Any, when: str) -> None:
-    """One that is not finite; said once."""
+    """Report a reward that is not finite, once."""
     if not any(": the reward is " in problem for problem in report.problems):
         report.problem(
-            f"{report.name}: the reward is {reward} {when}; rewards are finite: look for a "
+            f"{report.name}: the reward is {reward} {when}; rewards must be finite: look for a "
             "division by 0, log or sqrt, and clip"
         )
 
 
 def _look_at_masks(report: Report, env: Any, found: Steps) -> None:
-    """Something is legal while an episode goes on."""
+    """Check that some action is legal while an episode continues."""
     mask = spaces.action_mask(found.obs)
     if mask is None:
         return
@@ -346,8 +347,8 @@ def _look_at_masks(report: Report, env: Any, found: Steps) -> None:
         legal = mask.reshape(*found.reward.shape, -1).any(-1)
     if not (legal | found.terminated | found.truncated).all():
         report.problem(
-            f"{report.name}: no action is legal by the action_mask while the episode goes on; "
-            "terminate the episode there, or allow one"
+            f"{report.name}: no action is legal in the action_mask while the episode continues; "
+            "terminate the episode there, or allow an action"
         )
 
 
@@ -394,7 +395,7 @@ def _player(env: Any, steps: int) -> Callable[[jax.Array], Steps]:
 
 
 def _counters(state: PyTree) -> jax.Array:
-    """[COPIES, C] integers of a state [COPIES, ...] that are single numbers."""
+    """[COPIES, C] scalar integers of a state [COPIES, ...]."""
     found = [
         x.astype(jnp.int32)
         for x in jax.tree.leaves(state)
@@ -404,7 +405,7 @@ def _counters(state: PyTree) -> jax.Array:
 
 
 def _look_at_episodes(report: Report, env: Any, found: Steps) -> None:
-    """How and when episodes end."""
+    """Check how and when episodes end."""
     name, limit = report.name, env.time_limit
     terminated, truncated, length = found.terminated, found.truncated, found.length
     done = terminated | truncated
@@ -412,8 +413,8 @@ def _look_at_episodes(report: Report, env: Any, found: Steps) -> None:
     report.checked.append(f"{done.sum()} ends of episodes ({ends})")
     if done.any() and (terminated == truncated).all() and (length[done] != limit).any():
         report.problem(
-            f"{name}: terminated and truncated are the same in every step; terminated is the "
-            "end of the task, after which nothing is earned, and truncated its time limit alone"
+            f"{name}: terminated and truncated are equal in every step; terminated must mean the "
+            "end of the task, after which no reward follows, and truncated only the time limit"
         )
         return
     early = length[truncated & ~terminated]
@@ -426,7 +427,7 @@ def _look_at_episodes(report: Report, env: Any, found: Steps) -> None:
     late = length[~done]
     if limit is not None and late.size and late.max() >= limit:
         report.problem(
-            f"{name}: an episode goes on after step {limit}, its time_limit, without being "
+            f"{name}: an episode continues after step {limit}, its time_limit, without being "
             f"truncated; return truncated = time >= {limit}, with the time in the state, or set "
             "time_limit to None"
         )
@@ -434,7 +435,7 @@ def _look_at_episodes(report: Report, env: Any, found: Steps) -> None:
     if done.any() and length[done].min() < shortest:
         report.problem(
             f"{name}: an episode ended after {length[done].min()} steps, but shortest_episode is "
-            f"{shortest}; lower it, or leave it out"
+            f"{shortest}; lower it, or remove the attribute"
         )
     _look_at_own_resets(report, found, done)
     if not done.any():
@@ -445,7 +446,7 @@ def _look_at_episodes(report: Report, env: Any, found: Steps) -> None:
 
 
 def _look_at_own_resets(report: Report, found: Steps, done: np.ndarray) -> None:
-    """A counter that equals the number of steps, but not at the end of an episode."""
+    """Report a step that resets the environment, by a step counter of the state."""
     for counter in np.moveaxis(found.counters, -1, 0):
         counts = (counter - found.length)[~done]
         at_end = (counter - found.length)[done]
@@ -456,15 +457,15 @@ def _look_at_own_resets(report: Report, found: Steps, done: np.ndarray) -> None:
             and (at_end < counts[0]).all()
         ):
             report.problem(
-                f"{report.name}: step restarts the episode by itself: the state it returns at the "
-                "end counts no steps; return the true last observation and state, vectorize "
-                "restarts episodes"
+                f"{report.name}: step resets the environment by itself: at the end of an episode "
+                "the step counter of the returned state is smaller; return the true last "
+                "observation and state, vectorize resets environments"
             )
             return
 
 
 def _look_at_costs(report: Report, env: Any, key: jax.Array) -> None:
-    """The cost of a reset in steps."""
+    """Measure the time of a reset relative to that of a step."""
     count = 64
     keys = jax.random.split(key, count)
     actions = jnp.zeros((count, *env.action_space.shape), env.action_space.dtype)
@@ -472,13 +473,13 @@ def _look_at_costs(report: Report, env: Any, key: jax.Array) -> None:
     state = reset(keys)[1]
     step = jax.jit(jax.vmap(lambda k, s, a: env.step(k, s, a, env.params)[:5]))
     ratio = _seconds(reset, keys) / _seconds(step, keys, state, actions)
-    report.checked.append(f"a reset costs as much as {max(ratio, 0.1):.1f} steps")
+    report.checked.append(f"time of a reset: {max(ratio, 0.1):.1f} steps")
     shortest = getattr(env, "shortest_episode", 1)
     if ratio > DEAR and 1 < shortest < ratio:
         report.note(
-            f"a reset costs as much as {math.ceil(ratio)} steps, and the pool of resets is drawn "
-            f"for episodes of shortest_episode = {shortest} steps; leave shortest_episode out, and "
-            "only as many are drawn as are used, or give the number with --reset-pool"
+            f"a reset takes as long as {math.ceil(ratio)} steps, and the pool of initial states is "
+            f"drawn for episodes of shortest_episode = {shortest} steps; remove shortest_episode, "
+            "so that only used initial states are redrawn, or set their number with --reset-pool"
         )
 
 

@@ -1,4 +1,4 @@
-"""Values of spaces: the edges of an action space, random actions, and what lies outside."""
+"""Values of spaces: actions at the edges, random actions, and values outside a space."""
 
 import itertools
 from collections.abc import Callable, Iterator
@@ -11,9 +11,9 @@ import numpy as np
 from ppo_jax.envs import spaces
 from ppo_jax.types import PyTree
 
-# Up to so many actions, all of them are tried; of more, the edges.
+# A discrete space with at most this number of actions is tried completely, a larger one in part.
 ALL = 64
-# Bounds of what has none, for a random action.
+# Bounds that replace infinite ones, for a random action.
 WIDE = 3.0
 
 
@@ -21,7 +21,7 @@ def corners(space: spaces.Space) -> np.ndarray:
     """[K, *shape] actions at the edges of a space: all of a small Discrete, the corners of a Box.
 
     Args:
-        space: one of ours.
+        space: space from `ppo_jax.envs.spaces`.
     """
     if isinstance(space, spaces.Discrete):
         values = range(space.n) if space.n <= ALL else (*range(ALL // 2), space.n - 1)
@@ -37,7 +37,7 @@ def corners(space: spaces.Space) -> np.ndarray:
 
 
 def _combinations(pairs: list[tuple[Any, Any]]) -> list[tuple[Any, ...]]:
-    """All choices of one of each pair; of many pairs, all first, all last, and each alone."""
+    """All choices of one element from each pair; for many pairs only some of them."""
     if 2 ** len(pairs) <= ALL:
         return list(dict.fromkeys(itertools.product(*pairs)))
     lows, highs = (tuple(p[i] for p in pairs) for i in (0, 1))
@@ -46,7 +46,7 @@ def _combinations(pairs: list[tuple[Any, Any]]) -> list[tuple[Any, ...]]:
 
 
 def finite_bounds(space: spaces.Box) -> tuple[np.ndarray, np.ndarray]:
-    """(low, high) of a Box, ±3 where there is no bound, or 6 away from the other."""
+    """(low, high) of a Box; an infinite bound is replaced by ±3, or 6 away from the other one."""
     low, high = np.asarray(space.low, np.float64), np.asarray(space.high, np.float64)
     bottom = np.where(np.isfinite(high), np.minimum(high - 2 * WIDE, -WIDE), -WIDE)
     low = np.where(np.isfinite(low), low, bottom)
@@ -56,11 +56,11 @@ def finite_bounds(space: spaces.Box) -> tuple[np.ndarray, np.ndarray]:
 def sampler(
     observation_space: PyTree, action_space: spaces.Space
 ) -> Callable[[jax.Array, PyTree], jax.Array]:
-    """(key, obs) -> a random action; a legal one, where the observation has a mask.
+    """A function (key, obs) -> random action, which is legal if the observation has a mask.
 
     Args:
-        observation_space: with or without an action mask.
-        action_space: one of ours.
+        observation_space: observation space, with or without an action mask.
+        action_space: space from `ppo_jax.envs.spaces`.
     """
     masked = spaces.action_mask(observation_space) is not None
     dtype = action_space.dtype
@@ -90,20 +90,20 @@ def sampler(
 
 
 def outside(space: PyTree, obs: PyTree) -> Iterator[tuple[str, str]]:
-    """What is wrong with values of an observation space.
+    """Problems of the values of an observation.
 
     Args:
-        space: tree of spaces.
-        obs: [B..., ...] of the same structure.
+        space: pytree of spaces.
+        obs: [B..., ...] observations of the same structure.
 
     Yields:
-        (path of the leaf, the rest of a sentence).
+        (path of the leaf, second part of a sentence).
     """
     found = jax.tree_util.tree_leaves_with_path(obs)
     for (path, x), leaf in zip(found, jax.tree.leaves(space), strict=False):
         rank = len(leaf.shape)
         if np.ndim(x) < rank or np.shape(x)[np.ndim(x) - rank :] != leaf.shape:
-            continue  # of another shape, which the check of shapes says
+            continue  # the check of shapes reports this
         problem = _outside(leaf, np.asarray(x))
         if problem:
             yield jax.tree_util.keystr(path), problem
@@ -112,9 +112,7 @@ def outside(space: PyTree, obs: PyTree) -> Iterator[tuple[str, str]]:
 def _outside(space: spaces.Space, x: np.ndarray) -> str | None:
     if x.dtype.kind == "f" and not np.isfinite(x).all():
         bad = x[~np.isfinite(x)][0]
-        return (
-            f"holds {bad}; look for a division by 0, log or sqrt, and for what grows without bound"
-        )
+        return f"holds {bad}; look for a division by 0, log or sqrt, and for unbounded growth"
     if isinstance(space, spaces.Box):
         low, high = (np.asarray(b, np.float64) for b in (space.low, space.high))
     else:
@@ -132,8 +130,8 @@ def _outside(space: spaces.Space, x: np.ndarray) -> str | None:
     least, most = (np.broadcast_to(b, x.shape)[wrong].flat[0] for b in (low, high))
     value = x[wrong].flat[0]
     return (
-        f"holds {value:.6g}, outside of its space, [{least:.6g}, {most:.6g}] there; correct the "
-        "bounds of observation_space, or the observation"
+        f"holds {value:.6g}, outside its space, which is [{least:.6g}, {most:.6g}] there; correct "
+        "the bounds of observation_space, or the observation"
     )
 
 

@@ -1,4 +1,4 @@
-"""What `check_env` does with an environment of which there are only vectors."""
+"""The checks of `check_env` for an environment that only exists as a vector environment."""
 
 from typing import Any
 
@@ -11,18 +11,18 @@ from ppo_jax.envs.check import Report, describe
 from ppo_jax.envs.check_values import outside, sampler
 from ppo_jax.envs.protocol import InvalidEnvironment, static_problems
 
-# Its steps are slow, one by one.
+# The number of steps is limited, because single steps are slow.
 MOST = 200
 
 
 def check(env: Any, name: str, *, steps: int, seed: int) -> Report:
-    """The report on a VectorMaker: what its vectors return, with random actions.
+    """Check the vector environments of a VectorMaker with random actions.
 
     Args:
-        env: a VectorMaker.
-        name: for the report.
-        steps: number of steps, of which 200 at most are taken.
-        seed: of actions and resets.
+        env: environment, a VectorMaker.
+        name: name for the report.
+        steps: number of steps, of which at most 200 are taken.
+        seed: seed of actions and resets.
     """
     report = Report(name, "vector environment")
     for problem in static_problems(env):
@@ -47,7 +47,7 @@ def check(env: Any, name: str, *, steps: int, seed: int) -> Report:
     except InvalidEnvironment as error:
         report.problem(str(error))
     except Exception as error:
-        report.problem(f"{name} raised {raised(error)}; correct it")
+        report.problem(f"{name} raised {raised(error)}; correct the error")
     report.checked.append(f"spaces, {min(steps, MOST)} steps of {count} rows")
     return report
 

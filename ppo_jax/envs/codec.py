@@ -1,8 +1,8 @@
-"""An environment's own language and ours: observations in, actions out, described once.
+"""Conversion of observations and actions between an environment's form and the policy's form.
 
-A policy is trained on arrays in our layout: integers from 0, images [H, W, C], 32 bits. What an
-environment returns and takes may differ. A Codec holds both directions as pure functions of a
-module of arrays: numpy where an agent acts on the host, jax.numpy inside an exported program.
+A policy is trained on arrays in our layout: integers from 0, images [H, W, C], 32 bits. The
+environment's form may differ. A Codec contains both directions as pure functions of an array
+module: numpy where an agent acts on the host, jax.numpy inside an exported program.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -15,21 +15,21 @@ from ppo_jax.envs import spaces
 from ppo_jax.envs.spaces import ACTION_MASK
 from ppo_jax.types import PyTree
 
-# The entry of our observation that holds the environment's whole one, where it is no dictionary
-# and a mask that comes separately joins it.
+# The entry of our observation for the environment's whole observation, where the latter is not a
+# dictionary and a separate mask is added to it.
 OBSERVATION = "observation"
 INT32 = np.iinfo(np.int32)
 
 
 class Port(NamedTuple):
-    """One array as the environment has it, without the batch dimension.
+    """One array in the environment's form, without the batch dimension.
 
     Attributes:
-        name: "obs", "obs.speed", "action_mask", "action".
-        shape: of one observation or action.
-        dtype: the environment's own.
-        low, high: the least and the greatest value, where every other one is an error.
-        wide: integers beyond 32 bits, which the network gets as float32.
+        name: name, such as "obs", "obs.speed", "action_mask" or "action".
+        shape: shape of one observation or action.
+        dtype: type that the environment uses.
+        low, high: smallest and largest valid value, or None if all values are valid.
+        wide: whether the values are integers beyond 32 bits, which the network receives as float32.
     """
 
     name: str
@@ -41,31 +41,30 @@ class Port(NamedTuple):
 
     @property
     def program_dtype(self) -> np.dtype:
-        """The type inside a JAX program without 64 bits: that of the same values in 32 bits."""
+        """The type inside a JAX program with 64-bit types disabled."""
         if self.wide:
             return np.dtype(np.float32)
-        # By hand: `jax.dtypes.canonicalize_dtype` depends on the process.
+        # `jax.dtypes.canonicalize_dtype` would depend on settings of the process.
         narrow = {"int64": "int32", "uint64": "uint32", "float64": "float32"}
         return np.dtype(narrow.get(self.dtype.name, self.dtype))
 
     @property
     def fits(self) -> bool:
-        """Whether the values of a choice have such a type: a start beyond 2³¹ has none."""
+        """Whether all valid values can be represented in 32 bits."""
         if self.low is None or self.dtype.itemsize < 8:
             return True
         return bool(np.min(self.low) >= INT32.min and np.max(self.high) <= INT32.max)
 
 
 class Leaf(NamedTuple):
-    """One array of our observation, and the arrays of the environment's it is made of.
+    """One array of our observation, and the arrays of the environment from which it is made.
 
     Attributes:
-        paths: for each of its arrays, keys and indices that lead to it in the environment's
-            observation.
-        space: one of ours.
-        ports: the environment's arrays; one, but for masks that come in parts.
-        decode: (arrays [B, ...], module of arrays) -> [B, *space.shape] of space.dtype.
-        encode: the inverse, for one module alone: [B, *space.shape] numpy -> arrays.
+        paths: keys and indices that lead to each array in the environment's observation.
+        space: space from `ppo_jax.envs.spaces`.
+        ports: descriptions of the environment's arrays; only masks can have several.
+        decode: function (arrays [B, ...], array module) -> [B, *space.shape] of space.dtype.
+        encode: inverse function, in NumPy only: [B, *space.shape] -> arrays.
     """
 
     paths: tuple[tuple[Any, ...], ...]
@@ -76,30 +75,30 @@ class Leaf(NamedTuple):
 
     @property
     def path(self) -> tuple[Any, ...]:
-        """What leads to its array; of several, to the first."""
+        """The path of its array, or of the first one."""
         return self.paths[0]
 
     def of(self, value: Any) -> Any:
-        """The environment's array of this leaf, of a whole observation."""
+        """The environment's array of this leaf, from a whole observation."""
         return follow(value, self.path)
 
     def read(self, x: Any) -> np.ndarray:
-        """[B, ...] as the environment has it -> [B, *space.shape] of space.dtype, in numpy.
+        """Convert [B, ...] in the environment's form to [B, *space.shape] of space.dtype, in NumPy.
 
         Raises:
-            ValueError: a number that the type does not hold, with the name of the leaf.
+            ValueError: if the type cannot represent a number; the message names the leaf.
         """
         return self.decode((np.asarray(x),), np)
 
 
 class Action(NamedTuple):
-    """Actions in both languages.
+    """The description of actions in both forms.
 
     Attributes:
-        space: one of ours.
-        port: the environment's array.
-        encode: ([B, *space.shape], module of arrays) -> [B, *port.shape] of the environment's type,
-            in jax.numpy of `port.program_dtype`.
+        space: space from `ppo_jax.envs.spaces`.
+        port: description of the environment's array.
+        encode: function ([B, *space.shape], array module) -> [B, *port.shape], of the environment's
+            type in NumPy and of `port.program_dtype` in jax.numpy.
     """
 
     space: spaces.Space
@@ -108,16 +107,17 @@ class Action(NamedTuple):
 
 
 class Codec(NamedTuple):
-    """The two languages of an environment.
+    """The conversion between an environment's form and the policy's form.
 
     Attributes:
-        leaves: of our observations, in jax.tree's order.
-        structure: of our observations.
-        flatten: environment's observation -> its arrays, in the order of `ports`.
-        action: of actions.
-        mask_source: where a mask that is no entry of the observation comes from, for messages;
-            "" if there is none.
-        alone: whether the environment's observation is one entry of ours, beside the mask.
+        leaves: leaves of our observations, in the order of jax.tree.
+        structure: structure of our observations.
+        flatten: function that returns the arrays of an environment's observation, in the order of
+            `ports`.
+        action: description of the actions.
+        mask_source: source of a mask that is not an entry of the observation, for messages; "" if
+            there is none.
+        alone: whether the environment's whole observation is one entry of ours, next to the mask.
     """
 
     leaves: tuple[Leaf, ...]
@@ -133,14 +133,14 @@ class Codec(NamedTuple):
         return [port for leaf in self.leaves for port in leaf.ports]
 
     def arrays(self, obs: PyTree, action_mask: Any = None) -> list[Any]:
-        """The environment's arrays of an observation, as they were given.
+        """The environment's arrays of an observation, not yet converted.
 
         Args:
-            obs: in the environment's structure.
-            action_mask: the mask, where it is no entry of the observation.
+            obs: observation in the environment's structure.
+            action_mask: mask, if it is not an entry of the observation.
 
         Raises:
-            ValueError: an entry is missing, or the mask is, with where it comes from.
+            ValueError: if an entry or the mask is missing; the message names the mask's source.
         """
         whole = self._whole(obs, action_mask)
         try:
@@ -152,11 +152,11 @@ class Codec(NamedTuple):
             ) from error
 
     def read(self, arrays: Sequence[Any], xp: Any = np) -> PyTree:
-        """The environment's arrays [B, ...] as our observation [B, ...].
+        """Convert the environment's arrays [B, ...] to our observation [B, ...].
 
         Args:
-            arrays: in the order of `ports`.
-            xp: numpy or jax.numpy.
+            arrays: arrays in the order of `ports`.
+            xp: array module, numpy or jax.numpy.
         """
         rest, found = list(arrays), []
         for leaf in self.leaves:
@@ -166,26 +166,27 @@ class Codec(NamedTuple):
         return jax.tree.unflatten(self.structure, found)
 
     def unread(self, obs: PyTree) -> list[np.ndarray]:
-        """The inverse of `read`: our observation [B, ...] as the environment's arrays."""
+        """The inverse of `read`: convert our observation [B, ...] to the environment's arrays."""
         leaves = jax.tree.leaves(obs)
         pairs = zip(self.leaves, leaves, strict=True)
         return [array for leaf, x in pairs for array in leaf.encode(np.asarray(x))]
 
     def _whole(self, obs: PyTree, action_mask: Any) -> PyTree:
-        """The observation with the mask as its entry."""
+        """The observation with the mask as an entry."""
         if self.alone and not (isinstance(obs, Mapping) and OBSERVATION in obs):
             obs = {OBSERVATION: obs}
         entries = obs if isinstance(obs, Mapping) else {}
         if action_mask is not None:
             if not self._masked or not isinstance(obs, Mapping):
                 raise ValueError(
-                    "action_mask is given, but this agent takes no mask beside its observation"
+                    "action_mask is given, but this agent takes no mask separate from its "
+                    "observation"
                 )
             return {**obs, ACTION_MASK: action_mask}
         if self.mask_source and ACTION_MASK not in entries:
             raise ValueError(
-                f"the mask of legal actions is missing: agent(obs, action_mask=mask), where mask "
-                f"is {self.mask_source}"
+                f"the mask of legal actions is missing: call agent(obs, action_mask=mask), where "
+                f"mask is {self.mask_source}"
             )
         return obs
 
@@ -196,12 +197,12 @@ class Codec(NamedTuple):
 
 
 def plain(obs: PyTree, action_space: spaces.Space, observation_space: PyTree) -> Codec:
-    """The codec of an environment that speaks our language: nothing is changed.
+    """The codec of an environment in JAX, which converts nothing.
 
     Args:
-        obs: example [N, ...]: the structure, shapes and types of observations.
-        action_space: of the environment.
-        observation_space: of the environment.
+        obs: example with leaves [N, ...] of the structure, shapes and types of observations.
+        action_space: action space of the environment.
+        observation_space: observation space of the environment.
     """
     found = jax.tree_util.tree_leaves_with_path(obs)
     structure: Any = jax.tree.structure(obs)
@@ -220,7 +221,7 @@ def plain(obs: PyTree, action_space: spaces.Space, observation_space: PyTree) ->
 
 
 def choices(space: spaces.Space) -> tuple[Any, Any]:
-    """(least, greatest) value of a choice; (None, None) of what is none."""
+    """(smallest, largest) value of a discrete space; (None, None) for other spaces."""
     if isinstance(space, spaces.Discrete):
         return 0, space.n - 1
     if isinstance(space, spaces.MultiDiscrete):
@@ -229,7 +230,7 @@ def choices(space: spaces.Space) -> tuple[Any, Any]:
 
 
 def follow(value: Any, path: Sequence[Any]) -> Any:
-    """What keys and indices lead to."""
+    """The value that keys and indices lead to."""
     for key in path:
         value = value[key]
     return value
@@ -239,12 +240,12 @@ def narrowed(x: np.ndarray, dtype: Any, name: str) -> np.ndarray:
     """The same numbers in another type.
 
     Args:
-        x: array.
-        dtype: wanted.
-        name: of the leaf, for the message.
+        x: array to convert.
+        dtype: type of the result.
+        name: name of the leaf, for the message.
 
     Raises:
-        ValueError: a number that the type does not hold.
+        ValueError: if the type cannot represent a number.
     """
     x, dtype = np.asarray(x), np.dtype(dtype)
     if np.can_cast(x.dtype, dtype):
@@ -265,12 +266,12 @@ def narrowed(x: np.ndarray, dtype: Any, name: str) -> np.ndarray:
 
 
 def int_or_nan(x: Any) -> Any:
-    """A number that Python compares exactly: int64 beside uint64 would become floats."""
+    """A number that Python compares exactly; int64 and uint64 would be compared as floats."""
     return int(x) if np.asarray(x).dtype.kind in "iub" else float(x)
 
 
 def _too_large(name: str, value: Any, dtype: np.dtype) -> str:
     return (
-        f"{name} has the value {value}, which {dtype} does not hold; give the observation space "
-        "bounds that include its values (docs/spaces.md)"
+        f"{name} has the value {value}, which {dtype} cannot represent; set bounds in the "
+        "observation space that include its values (docs/spaces.md)"
     )

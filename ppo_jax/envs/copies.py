@@ -1,7 +1,7 @@
-"""N copies of a Gymnasium environment, in this process or in a process each.
+"""N copies of a Gymnasium environment, in this process or in one process each.
 
-In place of Gymnasium's own vectors: those hold the final observation by reference, merge the infos
-of all copies, which need not fit together, and end with the first copy that fails.
+These replace Gymnasium's own vector environments, which keep the final observation by reference,
+merge the infos of all copies, which need not have equal types, and end at the first failure.
 """
 
 import contextlib
@@ -22,30 +22,31 @@ from ppo_jax.envs import worker
 from ppo_jax.envs.host_rows import Rows
 from ppo_jax.envs.supervision import MAKING, SimulatorFailed, Supervision
 
-# Entries of info that are read; no other is sent by a worker process.
+# Entries of info that are read. A worker process sends no others.
 INFOS = ("action_mask",)
-# What a worker process runs first. Ctrl-C in a terminal and the signals of a scheduler reach all
-# processes of a group; the workers are ended by this one, after the last update.
+# The first program of a worker process. Ctrl-C in a terminal and the signals of a scheduler reach
+# all processes of a group. Workers ignore them; this process ends them after the last update.
 BOOT = (
     "import signal, sys\n"
     "for s in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP): signal.signal(s, signal.SIG_IGN)\n"
     "import runpy\n"
     "runpy.run_path(sys.argv.pop(1), run_name='__main__')\n"
 )
-# Seconds between two looks at whether a signal came while a worker process is waited for.
+# Interval in seconds between checks for signals and timeouts while waiting for a worker process.
 LOOK = 0.25
 
 
 class VectorStep(NamedTuple):
-    """What a step of all copies brought.
+    """The result of a step of all copies.
 
     Attributes:
-        obs: leaves [N, ...] of the observations to act on next.
-        reward: [N] float32.
-        terminated, truncated: [N] bool.
-        valid: [N] bool, False where the step did not happen.
-        abandoned: [N] bool, True where it did not because the copy failed and was replaced.
-        final: leaves [N, ...] of the true successors; None where a valid step's is `obs`.
+        obs: observations for the next action, as leaves [N, ...].
+        reward: [N] float32 rewards.
+        terminated, truncated: [N] bool flags.
+        valid: [N] bool, False if the step was not executed.
+        abandoned: [N] bool, True if it was not executed because the copy failed and was replaced.
+        final: true successor observations as leaves [N, ...]; None if they equal `obs` for every
+            valid step.
     """
 
     obs: tuple[np.ndarray, ...]
@@ -58,15 +59,15 @@ class VectorStep(NamedTuple):
 
 
 class CopyFailed(Exception):
-    """One copy failed; the text is what it did: "raised ...", "returned ..."."""
+    """A failure of one copy; the text describes it: "raised ...", "returned ..."."""
 
 
 class Copies:
-    """N copies of an environment, restarted in the step that ends their episode (SAME_STEP).
+    """N copies of an environment, reset in the step that ends their episode (SAME_STEP).
 
     Args:
-        makers: N functions () -> gymnasium.Env.
-        processes: whether each copy has a process of its own.
+        makers: N functions that make a gymnasium.Env.
+        processes: whether each copy runs in its own process.
     """
 
     same_step = True
@@ -79,12 +80,12 @@ class Copies:
         """Make the copies.
 
         Args:
-            name: for messages.
-            rows: how observations are read.
-            supervision: of the run.
+            name: name for messages.
+            rows: reader of observations.
+            supervision: supervision of the run.
 
         Raises:
-            SimulatorFailed: one cannot be made; which, and why.
+            SimulatorFailed: if a copy cannot be made; the message states its index and the reason.
         """
         self.name, self.rows, self.supervision = name, rows, supervision
         self.seed, self.steps = 0, 0
@@ -100,7 +101,7 @@ class Copies:
                 raise self._failed(i, f"cannot be made: it {error}", when="") from error
 
     def reset(self, seed: int) -> tuple[np.ndarray, ...]:
-        """The first observations, leaves [N, ...]; copy i is seeded with seed + i."""
+        """Start N episodes; observations as leaves [N, ...]. Copy i gets seed + i as seed."""
         self.seed, self.steps, supervision = seed, 0, self.supervision
         supervision.calls_one_of(self.name, self.num_envs, "reset")
         arrays = self.rows.empty(self.num_envs)
@@ -115,7 +116,7 @@ class Copies:
         return self.rows.ours(arrays)
 
     def step(self, actions: Any) -> VectorStep:
-        """One step of each copy, and a reset where it ended an episode."""
+        """Take one step in each copy, and reset those whose episode ended."""
         self.steps += 1
         count, rows, supervision = self.num_envs, self.rows, self.supervision
         supervision.calls_one_of(self.name, count, f"step {self.steps}")
@@ -143,7 +144,7 @@ class Copies:
         return VectorStep(ours, reward, terminated, truncated, ~abandoned, abandoned, ends)
 
     def render(self) -> tuple[Any, ...]:
-        """The picture of the first copy."""
+        """The image of the first copy."""
         self.copies[0].send("render")
         try:
             return (self.copies[0].wait(self.supervision),)
@@ -151,7 +152,7 @@ class Copies:
             raise self._failed(0, str(error), when="render") from error
 
     def close(self) -> None:
-        """End the copies and their processes."""
+        """Close the copies and end their processes."""
         for one in self.copies:
             one.end()
         for one in self.copies:
@@ -159,10 +160,10 @@ class Copies:
         self.copies = []
 
     def _replace(self, i: int, error: Exception, arrays: Any, *, when: str) -> None:
-        """Another copy in the place of one that failed, at the start of an episode.
+        """Replace a failed copy by a new one at the start of an episode.
 
         Raises:
-            SimulatorFailed: no copy may be replaced any more.
+            SimulatorFailed: if no more copies may be replaced.
         """
         supervision = self.supervision
         doing = supervision.doing
@@ -174,7 +175,7 @@ class Copies:
                 supervision.doing = MAKING
                 self.copies[i].wait(supervision)
                 supervision.doing = doing
-                # Another seed than the first copy's, which would fail in the same place.
+                # Another seed than that of the failed copy, which might fail again.
                 seed = (self.seed + i + 7919 * supervision.replaced) % 2**30
                 self.copies[i].send("reset", seed)
                 return self.rows.write(arrays, i, *self.copies[i].wait(supervision))
@@ -189,7 +190,7 @@ class Copies:
 
 
 class InProcess:
-    """A copy in this process, with the functions of Process."""
+    """A copy in this process, with the methods of Process."""
 
     def __init__(self, make: Callable[[], Any]) -> None:
         self.copy: Any = None
@@ -197,35 +198,35 @@ class InProcess:
         self.arguments: tuple[Any, ...] = (make,)
 
     def send(self, name: str, *arguments: Any) -> None:
-        """Ask for what `wait` is to do."""
+        """Store the call that `wait` executes."""
         self.call, self.arguments = getattr(self.copy, name), arguments
 
     def wait(self, supervision: Supervision) -> Any:
-        """Do it: the result.
+        """Execute the call and return its result.
 
         Raises:
-            CopyFailed: it raised.
+            CopyFailed: if the call raised an error.
         """
         supervision.call = time.monotonic()
         try:
             return self.call(*self.arguments)
         except (Exception, SystemExit, KeyboardInterrupt) as error:
-            # A run handles signals itself: a KeyboardInterrupt is of the environment's own handler.
+            # A run handles signals itself, so a KeyboardInterrupt comes from the environment.
             raise CopyFailed(worker.raised(error)) from error
         finally:
             supervision.call = None
 
     def end(self) -> None:
-        """Nothing ends by itself here."""
+        """Do nothing, because there is no process to end."""
 
     def close(self) -> None:
-        """Close the environment; what that raises is nobody's concern any more."""
+        """Close the environment and ignore errors."""
         with contextlib.suppress(Exception):
             if self.copy is not None:
                 self.copy.close()
 
     def discard(self, supervision: Supervision) -> None:
-        """Close an environment that failed, and may fail again."""
+        """Close an environment that failed, and ignore further errors."""
         supervision.call = time.monotonic()
         self.close()
         supervision.call = None
@@ -235,11 +236,11 @@ class InProcess:
 
 
 class Process:
-    """A copy in a process of its own.
+    """A copy in its own process.
 
-    The process is a program of its own and no fork of this one, whose threads (JAX has some) would
-    not survive it. It is in a process group of its own, out of the reach of the terminal, and ends
-    with this process, however that ends.
+    The process is a new program rather than a fork of this one, because a fork would not keep the
+    threads of JAX. It has its own process group, so that it receives no signals from the terminal,
+    and exits when this process exits for any reason.
     """
 
     def __init__(self, make: Callable[[], Any]) -> None:
@@ -265,15 +266,15 @@ class Process:
         self.making = True
 
     def send(self, name: str, *arguments: Any) -> None:
-        """Ask for something; `wait` has the answer."""
+        """Send a request, whose answer `wait` returns."""
         self.began, self.making = time.monotonic(), False
         self._write((name, *arguments))
 
     def wait(self, supervision: Supervision) -> Any:
-        """The answer to what was asked for.
+        """The answer to the last request.
 
         Raises:
-            CopyFailed: it raised, its process ended, or it takes too long.
+            CopyFailed: if the call raised an error, the process exited, or the time limit passed.
         """
         while not self.poll.poll(1000 * LOOK):
             if time.monotonic() > supervision.deadline(self.began, self.making):
@@ -283,17 +284,17 @@ class Process:
         except (EOFError, OSError):
             raise CopyFailed(self._how_it_ended()) from None
         except Exception as error:
-            raise CopyFailed(f"returned what cannot be read here: {error}") from error
+            raise CopyFailed(f"returned a value that cannot be unpickled: {error}") from error
         if not succeeded:
             raise CopyFailed(result)
         return result
 
     def end(self) -> None:
-        """Let the process end."""
+        """Request the process to exit."""
         self._write(("close",))
 
     def close(self) -> None:
-        """Wait for its end, and end it if it does not come."""
+        """Wait for the process to exit, and kill it after a timeout."""
         try:
             self.process.wait(2)
         except subprocess.TimeoutExpired:
@@ -301,7 +302,7 @@ class Process:
         self._forget()
 
     def discard(self, supervision: Supervision) -> None:
-        """End the process at once."""
+        """Kill the process immediately."""
         self.process.kill()
         self._forget()
 
@@ -312,7 +313,7 @@ class Process:
             os.close(self._lifeline)
 
     def _write(self, message: Any) -> None:
-        """A process that is gone is noticed when its answer is waited for."""
+        """Send a message. A process that has exited is detected when its answer is read."""
         with contextlib.suppress(OSError):
             self.connection.send_bytes(pickle.dumps(message, protocol=5))
 

@@ -1,7 +1,7 @@
-"""Suite `craftax`: Craftax and Craftax-Classic, as symbols or as pixels.
+"""Suite `craftax`: Craftax and Craftax-Classic, with symbolic or pixel observations.
 
-A reset generates a world, which costs far more than a step: `reset_pool` of the configuration
-says how many are drawn per rollout.
+A reset generates a world, which takes much longer than a step. The option `reset_pool` sets the
+number of initial states drawn per rollout.
 """
 
 import dataclasses
@@ -26,14 +26,14 @@ IDS = (
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class CraftaxEnv:
-    """A craftax environment of those that do not reset themselves.
+    """A craftax environment without automatic reset.
 
     Attributes:
-        env: craftax's environment.
-        params: its EnvParams, which may be traced.
-        name: id.
-        observation_space: Box, [F] float32 or [H, W, 3] uint8.
-        action_space: Discrete(17) in Classic, Discrete(43) in full.
+        env: environment of craftax.
+        params: EnvParams of the environment, which may be traced.
+        name: id of the environment.
+        observation_space: Box of [F] float32 or [H, W, 3] uint8.
+        action_space: Discrete(17) in Craftax-Classic, Discrete(43) in Craftax.
     """
 
     env: Any
@@ -44,18 +44,18 @@ class CraftaxEnv:
 
     @property
     def time_limit(self) -> int | None:
-        """craftax's max_timesteps; None where it is traced."""
+        """max_timesteps of craftax; None if it is traced."""
         limit = self.params.max_timesteps
         return None if isinstance(limit, jax.core.Tracer) else int(limit)
 
     def reset(self, key: jax.Array, params: PyTree) -> tuple[PyTree, PyTree]:
-        """(obs, state) of a new world."""
+        """Start an episode in a new world: (obs, state)."""
         obs, state = self.env.reset_env(key, params)
         return self._observation(obs), state
 
     def step(self, key: jax.Array, state: PyTree, action: jax.Array, params: PyTree) -> StepResult:
-        """One transition. craftax's `done` does not tell a death from the limit: with a limit
-        one step later it is a death."""
+        """Take one step. `done` of craftax does not distinguish a death from the time limit. The
+        limit is raised by one step, so that `done` means a death."""
         later = params.replace(max_timesteps=params.max_timesteps + 1)
         obs, state, reward, terminated, _ = self.env.step_env(key, state, action, later)
         truncated = state.timestep >= params.max_timesteps
@@ -63,7 +63,7 @@ class CraftaxEnv:
         return self._observation(obs), state, reward, terminated, truncated, {}
 
     def _observation(self, obs: jax.Array) -> jax.Array:
-        """Pixels in [0, 1] as bytes."""
+        """Convert pixels in [0, 1] to bytes."""
         if self.observation_space.dtype == np.uint8:
             return jnp.round(jnp.clip(obs, 0.0, 1.0) * 255.0).astype(jnp.uint8)
         return obs
@@ -75,14 +75,14 @@ def names() -> list[str]:
 
 
 def make(env_id: str, **kwargs: Any) -> CraftaxEnv:
-    """The environment craftax has under this id.
+    """Make the environment that craftax has under this id.
 
     Args:
-        env_id: one of IDS.
-        **kwargs: fields of craftax's EnvParams; max_timesteps is the time limit.
+        env_id: id, one of IDS.
+        **kwargs: fields of EnvParams of craftax; max_timesteps is the time limit.
 
     Raises:
-        InvalidEnvironment: no such parameter, with the nearest names.
+        InvalidEnvironment: if there is no such parameter; the message suggests similar names.
     """
     from craftax.craftax_env import make_craftax_env_from_name
 

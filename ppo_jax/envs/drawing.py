@@ -1,4 +1,4 @@
-"""Pictures of environment states, drawn on the host with Pillow."""
+"""Images of environment states, drawn on the host with Pillow."""
 
 from collections.abc import Callable
 from typing import Any
@@ -11,7 +11,7 @@ BLUE, ORANGE, GREEN = (58, 96, 164), (221, 132, 60), (70, 140, 80)
 
 
 def _canvas(draw_on: Callable[[Any], None]) -> np.ndarray:
-    # Drawn at twice the size and reduced, which smooths the edges.
+    # Drawn at twice the size and reduced, for anti-aliasing.
     from PIL import Image, ImageDraw
 
     image = Image.new("RGB", (2 * SIZE, 2 * SIZE), WHITE)
@@ -27,7 +27,7 @@ def _disc(
 
 
 def cartpole(state: Any, params: Any) -> np.ndarray:
-    """Cart on a rail with its pole; the edges are the position limits."""
+    """Draw the cart on a rail with its pole; the edges of the image are the position limits."""
 
     def paint(draw: Any) -> None:
         unit = SIZE / float(params.x_threshold)
@@ -43,7 +43,7 @@ def cartpole(state: Any, params: Any) -> np.ndarray:
 
 
 def pendulum(state: Any, params: Any) -> np.ndarray:
-    """A rod on an axle; angle 0 is upright."""
+    """Draw a rod on an axle; at angle 0 it is upright."""
 
     def paint(draw: Any) -> None:
         angle = float(state.theta)
@@ -56,7 +56,7 @@ def pendulum(state: Any, params: Any) -> np.ndarray:
 
 
 def acrobot(state: Any, params: Any) -> np.ndarray:
-    """Two links hanging from an axle; the line is the height to reach."""
+    """Draw two links that hang from an axle; the line is the height to reach."""
 
     def paint(draw: Any) -> None:
         unit = 0.42 * SIZE
@@ -74,7 +74,7 @@ def acrobot(state: Any, params: Any) -> np.ndarray:
 
 
 def mountain_car(state: Any, params: Any) -> np.ndarray:
-    """A car in a valley with a flag on the right hill."""
+    """Draw a car in a valley with a flag on the right hill."""
 
     def paint(draw: Any) -> None:
         low, high = float(params.min_position), float(params.max_position)
@@ -104,13 +104,13 @@ PAINTERS: dict[str, Callable[[Any, Any], np.ndarray]] = {
 
 
 def grid(obs: np.ndarray) -> np.ndarray:
-    """A grid of channels (MinAtar and its like), one colour per channel.
+    """Draw a grid of channels, as in MinAtar, with one colour per channel.
 
     Args:
-        obs: [H, W] or [H, W, C] where a cell that is not 0 is lit.
+        obs: [H, W] or [H, W, C] observation; cells that are not 0 are coloured.
 
     Returns:
-        [~SIZE, ~SIZE, 3] uint8.
+        An image of about [SIZE, SIZE, 3] uint8.
     """
     cells = obs[..., None] if obs.ndim == 2 else obs
     palette = np.array(
@@ -125,7 +125,7 @@ def grid(obs: np.ndarray) -> np.ndarray:
 
 
 def figure(drawn: Any) -> np.ndarray:
-    """A matplotlib figure as pixels; the figure is closed."""
+    """Convert a matplotlib figure to pixels and close the figure."""
     import matplotlib.pyplot as plt
     from matplotlib.backends.backend_agg import FigureCanvasAgg
 

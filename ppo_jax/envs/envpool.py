@@ -1,4 +1,4 @@
-"""Suite `envpool`: vector environments in C++, all restarting one step later."""
+"""Suite `envpool`: vector environments in C++, which reset one step after the end of an episode."""
 
 import functools
 from typing import Any
@@ -17,18 +17,17 @@ def names() -> list[str]:
 
 
 def make(env_id: str, **options: Any) -> HostEnv:
-    """An environment of envpool.
+    """Make an environment of envpool.
 
-    Of Atari's the signs of rewards are learned from unless reward_clip=False, and their scores
-    reported; they are evaluated over whole games. For what else there is, see envpool's own
-    documentation.
+    For Atari games, training uses the signs of rewards unless reward_clip=False. Scores are
+    reported, and evaluation uses whole games. The documentation of envpool lists all options.
 
     Args:
-        env_id: e.g. "Pong-v5".
-        **options: of the environment, e.g. episodic_life=True.
+        env_id: id, e.g. "Pong-v5".
+        **options: options of the environment, e.g. episodic_life=True.
 
     Raises:
-        InvalidEnvironment: envpool's own complaint.
+        InvalidEnvironment: if envpool cannot make the environment.
     """
     import envpool
 
@@ -50,7 +49,7 @@ def make(env_id: str, **options: Any) -> HostEnv:
 
 
 class _Pool:
-    """A pool that is made anew by each reset: envpool takes its seed when it is made."""
+    """A pool that every reset makes anew, because envpool takes its seed only at construction."""
 
     def __init__(self, env_id: str, num_envs: int, options: dict[str, Any]) -> None:
         self.env_id, self.num_envs, self.options = env_id, num_envs, options

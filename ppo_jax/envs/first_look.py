@@ -1,7 +1,7 @@
-"""A look at the first environment of a kind, before anything is compiled.
+"""A first check of a Gymnasium environment, before anything is compiled.
 
-It is reset and stepped a few times. What Gymnasium's own checker says of what it returns is passed
-on as warnings; what no training can work with is refused.
+The environment is reset and stepped a few times. Messages of Gymnasium's own checker are passed on
+as warnings. Results that training cannot use are errors.
 """
 
 import contextlib
@@ -22,22 +22,22 @@ from ppo_jax.envs.protocol import InvalidEnvironment
 
 STEPS = 5
 CURES = {
-    "step": "; return terminated, True where the episode has an end of its own, and truncated, "
-    "True where a time limit cuts it, in place of done",
+    "step": "; return terminated, True at the end of the task, and truncated, True at the time "
+    "limit, in place of done",
     "reset": "; return the observation and a dictionary, which may be empty",
 }
 
 
 def look(env: Any, name: str) -> None:
-    """Play a few steps with sampled actions.
+    """Take a few steps with sampled actions.
 
     Args:
-        env: a Gymnasium environment, which is not used for anything else.
-        name: for messages.
+        env: Gymnasium environment, which is used for this check only.
+        name: name for messages.
 
     Raises:
-        InvalidEnvironment: it raised, returned another number of values, observations that are not
-            of its space, or rewards that are not finite: each in a sentence.
+        InvalidEnvironment: if it raised an error or returned a wrong number of values, observations
+            outside its space, or non-finite rewards. The message has a sentence for each problem.
     """
     tree = observation_leaves(env.observation_space, name)
     leaves = jax.tree.leaves(tree, is_leaf=lambda x: isinstance(x, Leaf))
@@ -50,7 +50,7 @@ def look(env: Any, name: str) -> None:
 
 @contextlib.contextmanager
 def named_warnings(name: str) -> Iterator[None]:
-    """Pass on what is warned of in a block, each text once, with the name of the environment."""
+    """Collect the warnings of a block and repeat each once, with the name of the environment."""
     caught: list[warnings.WarningMessage] = []
     try:
         with warnings.catch_warnings(record=True) as caught:
@@ -62,7 +62,7 @@ def named_warnings(name: str) -> Iterator[None]:
 
 
 def _problems(env: Any, rows: Rows) -> list[str]:
-    """What is wrong."""
+    """The problems of the first steps, one sentence for each."""
     found: list[str] = []
     doing = "reset"
     try:
@@ -89,7 +89,7 @@ def _problems(env: Any, rows: Rows) -> list[str]:
 
 
 def _checked(env: Any) -> Any:
-    """With Gymnasium's checker around it, if it has none."""
+    """The environment inside Gymnasium's checker, unless it already is."""
     from gymnasium.wrappers import PassiveEnvChecker
 
     inner = env
@@ -101,11 +101,11 @@ def _checked(env: Any) -> Any:
 
 
 def _of_error(error: BaseException, env: Any, doing: str) -> str:
-    """What an exception in the first steps says."""
+    """A sentence for an exception in the first steps."""
     if isinstance(error, TypeError) and "expected obs" in str(error):
         return f"{error}{CURES[doing] if 'value' in str(error) else ''}"
     if isinstance(error, ValueError) and "values to unpack" in str(error):
-        # A wrapper took fewer or more values apart than there are.
+        # A wrapper unpacked a different number of values than it received.
         try:
             action = copy.deepcopy(env.action_space).sample()
             result = env.unwrapped.step(action) if doing == "step" else env.unwrapped.reset()
@@ -123,7 +123,7 @@ def _of_error(error: BaseException, env: Any, doing: str) -> str:
 def _of_observation(
     rows: Rows, obs: Any, info: Any, *, doing: str, final: bool = False
 ) -> list[str]:
-    """What no network can be given."""
+    """Problems of an observation that a network cannot process."""
     if not isinstance(info, dict):
         return [f"{doing} returned {worker.short(info)} as info, expected a dictionary"]
     arrays = rows.empty(1)
@@ -135,7 +135,7 @@ def _of_observation(
 
 
 def _sampled(space: Any, obs: Any) -> Any:
-    """An action that is legal, where the observation says which are; None: there is no telling."""
+    """A legal action, if the observation has a mask that can be read; else None."""
     mask = np.asarray(obs.get("action_mask")) if isinstance(obs, dict) else np.asarray(None)
     action = space.sample()
     if mask.dtype == object:
@@ -150,12 +150,12 @@ def _sampled(space: Any, obs: Any) -> Any:
 
 
 def plain(text: str) -> str:
-    """One line, without Gymnasium's colours and its own word for a warning."""
+    """The text in one line, without Gymnasium's colours and its prefix for a warning."""
     text = re.sub(r"\x1b\[[0-9;]*m", "", text)
     return " ".join(text.split()).removeprefix("WARN: ").removeprefix("ERROR: ")
 
 
 def _private(warning: warnings.WarningMessage) -> bool:
-    """What is said to an environment's authors by the libraries it uses, not about it."""
+    """Whether a warning of a library is addressed to the environment's authors."""
     theirs = str(warning.message).startswith(("\x1b", "WARN"))
     return issubclass(warning.category, DeprecationWarning) and not theirs

@@ -1,4 +1,4 @@
-"""The last frames of an image environment as one observation."""
+"""Frame stacking: the last frames of an image environment as one observation."""
 
 import dataclasses
 from typing import Any
@@ -15,11 +15,11 @@ from ppo_jax.types import PyTree
 
 @struct.dataclass
 class StackState:
-    """An environment's state and what it showed.
+    """The state of an environment and its last frames.
 
     Attributes:
-        env_state: of the environment inside.
-        frames: [H, W, k C], newest last, 0 before the episode began.
+        env_state: state of the wrapped environment.
+        frames: [H, W, k C] frames, the newest last; frames before the episode are 0.
     """
 
     env_state: PyTree
@@ -28,14 +28,14 @@ class StackState:
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class FrameStack:
-    """Any image environment with the last k frames side by side in the channels, newest last.
+    """An image environment whose observation has the last k frames as channels, the newest last.
 
-    The history belongs to the state, so each reset starts without one, and a final observation
-    keeps that of its own episode, whoever restarts the environment.
+    The frames are part of the state. Therefore each reset starts without earlier frames, and a
+    final observation contains the frames of its own episode, however the environment is reset.
 
     Attributes:
-        env: observes [H, W, C].
-        frames: k.
+        env: environment with observations [H, W, C].
+        frames: number k of frames.
     """
 
     env: Env
@@ -45,7 +45,7 @@ class FrameStack:
         space = self.env.observation_space
         if not isinstance(space, spaces.Box) or len(space.shape) != 3:
             raise InvalidEnvironment(
-                f"frames are images [H, W, C]; observations of {self.name} are {space}"
+                f"frames must be images [H, W, C], but the observations of {self.name} are {space}"
             )
         if self.frames < 1:
             raise InvalidEnvironment(f"frames is {self.frames}; it must be >= 1")
@@ -77,14 +77,14 @@ class FrameStack:
         return getattr(self.env, "shortest_episode", 1)
 
     def reset(self, key: jax.Array, params: PyTree) -> tuple[jax.Array, StackState]:
-        """(frames [H, W, k C] with the first frame alone, state) of a new episode."""
+        """Start a new episode: (frames [H, W, k C] with only the first frame, state)."""
         frame, state = self.env.reset(key, params)
         empty = jnp.zeros((*frame.shape[:-1], self.frames * frame.shape[-1]), frame.dtype)
         frames = push(empty, frame)
         return frames, StackState(state, frames)
 
     def step(self, key: jax.Array, state: Any, action: jax.Array, params: PyTree) -> StepResult:
-        """One transition; the oldest frame gives way to the new one."""
+        """Take one step; the new frame replaces the oldest one."""
         frame, inner, reward, terminated, truncated, info = self.env.step(
             key, state.env_state, action, params
         )
@@ -92,15 +92,15 @@ class FrameStack:
         return frames, StackState(inner, frames), reward, terminated, truncated, info
 
     def render(self, state: StackState) -> np.ndarray:
-        """[H, W, 3] uint8, drawn by the environment inside."""
+        """An image [H, W, 3] uint8, drawn by the wrapped environment."""
         return render(self.env, state.env_state)
 
 
 def push(frames: jax.Array, frame: jax.Array) -> jax.Array:
-    """[H, W, k C] with its last C channels replaced by a new frame, after moving all to the front.
+    """[H, W, k C] shifted by C channels, with a new frame as the last C channels.
 
-    By roll and set and not by concatenation, into which XLA on CPUs fuses what draws the frame,
-    the game included, once per pixel: 60 times slower.
+    The function uses roll and set rather than concatenate, because XLA on CPUs fuses the
+    computation of the frame into a concatenation and repeats it for every pixel.
     """
     channels = frame.shape[-1]
     return jnp.roll(frames, -channels, axis=-1).at[..., -channels:].set(frame)

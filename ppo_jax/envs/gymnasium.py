@@ -1,4 +1,4 @@
-"""Suite `gymnasium`: what is registered with Gymnasium, and objects that follow its API."""
+"""Suite `gymnasium`: registered Gymnasium environments, and objects that follow its API."""
 
 import functools
 import warnings
@@ -15,23 +15,23 @@ from ppo_jax.envs.protocol import InvalidEnvironment
 from ppo_jax.envs.supervision import answers
 
 BACKENDS = ("sync", "async", "vector_entry_point")
-# What to do about an environment that is slower than the limit.
-SLOW = "; look for what it waits for, or give it longer with --env-timeout"
+# Advice for an environment that exceeds the time limit.
+SLOW = "; check what it waits for, or raise the limit with --env-timeout"
 
 
 def names() -> list[str]:
-    """Ids that are registered; those of a package are once it is imported."""
+    """Registered ids. A package registers its ids when it is imported."""
     import gymnasium
 
     return sorted(gymnasium.registry)
 
 
 def has(env_id: str) -> bool:
-    """Whether Gymnasium can make it. Of "module:id", the module, which registers the id, is
-    imported.
+    """Whether Gymnasium can make an environment. For "module:id", the module is imported, because
+    it registers the id.
 
     Raises:
-        ConfigError: it cannot be imported.
+        ConfigError: if the module cannot be imported.
     """
     import gymnasium
 
@@ -45,21 +45,22 @@ def has(env_id: str) -> bool:
 
 
 def make(env_id: str, backend: str = "sync", channels: str = "auto", **kwargs: Any) -> HostEnv:
-    """A registered environment.
+    """Make a registered environment.
 
     Args:
-        env_id: e.g. "LunarLander-v3".
-        backend: how N of them run. sync: one after the other, in this process. async: in a process
-            each, which pays where a step is slow; the processes are started afresh and inherit
-            nothing of JAX, whose threads do not survive a fork. vector_entry_point: the vectorised
-            form that some ids have, with NEXT_STEP restarts; a mask that is no plain entry of the
-            observation is not read there.
-        channels: where images have their channels, "first" or "last"; auto: as their shape says.
+        env_id: id, e.g. "LunarLander-v3".
+        backend: execution of N environments. sync: one after the other, in this process. async: in
+            one process each, which is faster if a step is slow; the processes are new programs and
+            not forks, which JAX does not support. vector_entry_point: the vectorised implementation
+            that some ids have, with NEXT_STEP resets; it reads action masks only as plain entries
+            of the observation.
+        channels: order of the channels of images, "first" or "last"; auto derives it from the
+            shape.
         **kwargs: arguments of the environment; max_episode_steps is the time limit.
 
     Raises:
-        InvalidEnvironment: an unknown backend; or Gymnasium's own complaint, a package that the
-            environment needs and that is not installed among them.
+        InvalidEnvironment: if the backend is unknown, or Gymnasium cannot make the environment, for
+            example because a package is not installed.
     """
     import gymnasium
 
@@ -80,7 +81,7 @@ def make(env_id: str, backend: str = "sync", channels: str = "auto", **kwargs: A
             return functools.partial(
                 gymnasium.make_vec, env_id, num_envs, vectorization_mode=mode, **kwargs
             )
-        # The checks of the environment's returns were made on the first one.
+        # The results of the environment were already checked with the first one.
         unmasked = functools.partial(one, disable_env_checker=True, **options)
         copy = action_masks.wrapped(unmasked, masks, name)
         return functools.partial(_copies, [copy] * num_envs, backend)
@@ -98,22 +99,22 @@ def make(env_id: str, backend: str = "sync", channels: str = "auto", **kwargs: A
         start=start,
         time_limit=limit,
         **spoken,
-        # Its own copies, so that an evaluation disturbs no training.
+        # Separate copies, so that an evaluation does not disturb training.
         evaluated_as=variant,
         drawn_as=drawn,
     )
 
 
 def _refuse_undrawn(first: Any, one: Callable[..., Any], name: str) -> None:
-    """Say that an environment has no pictures.
+    """Reject rendering of an environment that has no images.
 
     Args:
-        first: one of the kind; whose metadata may forget a mode that it has.
-        one: makes another, with arguments.
-        name: of it, for the message.
+        first: environment, whose metadata may omit a mode that it supports.
+        one: function that makes another environment, with arguments.
+        name: name of the environment, for the message.
 
     Raises:
-        InvalidEnvironment: it has none.
+        InvalidEnvironment: if it has no images.
     """
     modes = (getattr(first, "metadata", None) or {}).get("render_modes") or ()
     if "rgb_array" in modes:
@@ -124,13 +125,13 @@ def _refuse_undrawn(first: Any, one: Callable[..., Any], name: str) -> None:
             one(render_mode="rgb_array", disable_env_checker=True).close()
     except Exception as error:
         raise InvalidEnvironment(
-            f'environment {name} cannot be drawn: it has no render_mode "rgb_array"; its metadata '
-            f"lists {', '.join(map(repr, modes)) or 'none'}"
+            f'environment {name} cannot be rendered: it has no render_mode "rgb_array"; its '
+            f"metadata lists {', '.join(map(repr, modes)) or 'none'}"
         ) from error
 
 
 def recognizes(env: Any) -> bool:
-    """Whether an object is of Gymnasium's kind, or makes one: known without importing it."""
+    """Whether an object is a Gymnasium environment or makes one, without importing Gymnasium."""
     if hasattr(env, "single_observation_space"):
         return True
     classes = (env if isinstance(env, type) else type(env)).__mro__
@@ -139,21 +140,21 @@ def recognizes(env: Any) -> bool:
 
 
 def adapt(env: Any, first: Any = None) -> HostEnv:
-    """A function that makes environments, or a Gymnasium vector environment, as it is.
+    """A HostEnv of a function that makes environments, or of a Gymnasium vector environment.
 
     Args:
-        env: () -> gymnasium.Env, called N times; or a vector environment of num_envs.
-        first: what the function has made already; None: nothing.
+        env: function that makes a gymnasium.Env and is called N times, or a vector environment of
+            num_envs environments.
+        first: environment that the function has already made, or None.
 
     Raises:
-        InvalidEnvironment: a single environment, of which there is only one; or a function that
-            makes something else.
+        InvalidEnvironment: if env is a single environment, or the function makes something else.
     """
     if hasattr(env, "single_observation_space"):
         return _adapt_vector(env)
     if not callable(env):
         raise InvalidEnvironment(
-            f"{env} is one Gymnasium environment, and training steps num_envs of them; give the "
+            f"{env} is a single Gymnasium environment, but training steps num_envs of them; pass a "
             "function that makes one, env=lambda: ..., or a vector environment"
         )
     if first is None:
@@ -162,8 +163,8 @@ def adapt(env: Any, first: Any = None) -> HostEnv:
         return _adapt_vector(first)
     if not all(hasattr(first, a) for a in ("observation_space", "action_space", "unwrapped")):
         raise InvalidEnvironment(
-            f"{env} makes a {type(first).__name__}, not a Gymnasium environment (observation_space "
-            "and action_space)"
+            f"{env} makes a {type(first).__name__}, which is not a Gymnasium environment "
+            "(observation_space and action_space)"
         )
     spec = getattr(first, "spec", None)
     name = spec.id if spec is not None else type(first.unwrapped).__name__
@@ -185,13 +186,13 @@ def adapt(env: Any, first: Any = None) -> HostEnv:
 def _languages(
     first: Any, name: str, channels: str = "auto", *, masks: bool = True
 ) -> tuple[Any, dict[str, Any]]:
-    """(masks that copies bring into their observations, what a HostEnv knows of its spaces).
+    """(masks to add to the observations, arguments of HostEnv about the spaces).
 
     Args:
-        first: a Gymnasium environment, of which a few steps are looked at.
-        name: of it, for messages.
-        channels: of images.
-        masks: whether to look for masks beside the observation.
+        first: Gymnasium environment, which is reset and stepped a few times.
+        name: name of the environment, for messages.
+        channels: order of the channels of images.
+        masks: whether to search for masks separate from the observation.
     """
     from ppo_jax.envs import action_masks
 
@@ -199,28 +200,28 @@ def _languages(
         raise InvalidEnvironment(
             f"unknown channels {channels!r}; {did_you_mean(channels, host_spaces.CHANNELS)}"
         )
-    with answers(name, "while its first reset was looked at", SLOW), named_warnings(name):
+    with answers(name, "while its first reset was checked", SLOW), named_warnings(name):
         found = action_masks.find(first, name) if masks else None
     theirs = (first.observation_space, first.action_space)
     codec = host_spaces.codec(*theirs, name, channels=channels, mask=found)
     spaces = action_masks.masked_spaces(*theirs, found)
-    with answers(name, "while its first steps were looked at", SLOW):
+    with answers(name, "while its first steps were checked", SLOW):
         look(action_masks.wrapped(lambda: first, found, name)(), name)
     return found, {"spaces": spaces, "channels": channels, "own_codec": codec}
 
 
 def _adapt_vector(venv: Any) -> HostEnv:
-    """The vector environment itself, for training and for evaluation alike."""
+    """A HostEnv that uses the same vector environment for training and for evaluation."""
     name = venv.spec.id if getattr(venv, "spec", None) else type(venv.unwrapped).__name__
     spaces = (venv.single_observation_space, venv.single_action_space)
     return HostEnv(name, spaces, lambda num_envs: lambda: venv, evaluation_envs=venv.num_envs)
 
 
 def first_of(make_one: Callable[[], Any], name: str) -> Any:
-    """What a function makes; of a kind of environments the first, whose spaces are those of all.
+    """Call a function that makes environments, for the first one, whose spaces all others share.
 
     Raises:
-        InvalidEnvironment: the function failed, and how.
+        InvalidEnvironment: if the function raised an error.
     """
     try:
         with answers(name, "while it was made", SLOW):

@@ -17,8 +17,8 @@ from ppo_jax.envs import drawing, spaces
 from ppo_jax.envs.protocol import InvalidEnvironment, StepResult
 from ppo_jax.types import PyTree
 
-# True lower bounds on episode length with default parameters. Where none is listed an episode may
-# be one step long.
+# Lower bounds of the episode length with default parameters. For environments that are not listed,
+# an episode may have a single step.
 SHORTEST_EPISODE = {
     "CartPole-v1": 8,
     "Acrobot-v1": 32,
@@ -35,7 +35,7 @@ SHORTEST_EPISODE = {
 
 
 def _placeholder(name: str, **attributes: Any) -> ModuleType:
-    """A module that imports the real one when something of it is asked for (PEP 562)."""
+    """A module that imports the real one when an attribute is accessed (PEP 562)."""
     module = ModuleType(name)
     vars(module).update(attributes)
 
@@ -50,9 +50,9 @@ def _placeholder(name: str, **attributes: Any) -> ModuleType:
 
 @functools.cache
 def _gymnax() -> ModuleType:
-    """gymnax, without the plotting libraries it imports at the top.
+    """gymnax without the plotting libraries that it imports.
 
-    They are most of its import time, and seaborn and pandas need not be installed.
+    They take most of its import time, and seaborn and pandas need not be installed.
     """
     pyplot, colors = (_placeholder(f"matplotlib.{m}") for m in ("pyplot", "colors"))
     matplotlib = _placeholder("matplotlib", pyplot=pyplot, colors=colors)
@@ -70,14 +70,14 @@ def _gymnax() -> ModuleType:
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class GymnaxEnv:
-    """A gymnax environment without its auto-reset.
+    """A gymnax environment without automatic reset.
 
     Attributes:
-        env: the gymnax Environment.
-        params: its parameters.
-        name: id, for messages and pictures.
-        observation_space, action_space: for the parameters it was made with.
-        registered: made by its id alone, without arguments of its constructor.
+        env: gymnax Environment.
+        params: parameters of the environment.
+        name: id, for messages and images.
+        observation_space, action_space: spaces for the parameters at construction.
+        registered: whether it was made by its id alone, without arguments of its constructor.
     """
 
     env: Any
@@ -89,13 +89,13 @@ class GymnaxEnv:
 
     @property
     def time_limit(self) -> int | None:
-        """max_steps_in_episode; None where it is traced."""
+        """max_steps_in_episode; None if it is traced."""
         limit = getattr(self.params, "max_steps_in_episode", None)
         return None if limit is None or isinstance(limit, jax.core.Tracer) else int(limit)
 
     @property
     def shortest_episode(self) -> int:
-        """What is known for the environment as it is registered, else 1."""
+        """The known lower bound for a registered environment with default parameters, else 1."""
         if not self.registered:
             return 1
         if any(isinstance(x, jax.core.Tracer) for x in jax.tree.leaves(self.params)):
@@ -107,11 +107,11 @@ class GymnaxEnv:
         return SHORTEST_EPISODE.get(self.name, 1) if unchanged else 1
 
     def reset(self, key: jax.Array, params: PyTree) -> tuple[PyTree, PyTree]:
-        """(obs, state) of a new episode."""
+        """Start a new episode: (obs, state)."""
         return self.env.reset_env(key, params)
 
     def step(self, key: jax.Array, state: PyTree, action: jax.Array, params: PyTree) -> StepResult:
-        """One transition; gymnax's own info is dropped."""
+        """Take one step; the info of gymnax is dropped."""
         if self.registered and self.name in CORRECTED:
             obs, state, reward, terminated = CORRECTED[self.name](self.env, state, action, params)
         else:
@@ -121,7 +121,7 @@ class GymnaxEnv:
         return obs, state, reward, jnp.asarray(terminated, bool), jnp.asarray(truncated, bool), {}
 
     def render(self, state: PyTree) -> np.ndarray:
-        """[H, W, 3] uint8."""
+        """An image [H, W, 3] uint8."""
         if self.name in drawing.PAINTERS:
             return drawing.PAINTERS[self.name](state, self.params)
         obs = np.asarray(self.env.observe(jax.random.key(0), state, None, self.params))
@@ -129,15 +129,15 @@ class GymnaxEnv:
             return drawing.grid(obs)
         if hasattr(self.env, "render"):
             return drawing.figure(self.env.render(state, self.params)[0])
-        raise InvalidEnvironment(f"environment {self.name} has no picture")
+        raise InvalidEnvironment(f"environment {self.name} cannot be rendered")
 
 
 def _mountain_car_continuous(env: Any, state: Any, action: jax.Array, params: Any) -> Any:
-    """MountainCarContinuous as Gymnasium has it: (obs, state, reward, terminated).
+    """MountainCarContinuous with the dynamics of Gymnasium: (obs, state, reward, terminated).
 
-    The left wall stops the car. In gymnax 1.0.1 it goes on at up to -0.056 per step, because the
-    velocity is set to 0 at the goal in place of the wall; the other four tasks of classic control
-    make the same steps as Gymnasium's.
+    The left wall stops the car. In gymnax 1.0.1 the car keeps its velocity there, because gymnax
+    sets the velocity to 0 at the goal rather than at the wall. The other four classic control
+    tasks have the same dynamics as in Gymnasium.
     """
     force = jnp.clip(action, params.min_action, params.max_action).squeeze()
     velocity = state.velocity + force * params.power - jnp.cos(3 * state.position) * params.gravity
@@ -150,7 +150,7 @@ def _mountain_car_continuous(env: Any, state: Any, action: jax.Array, params: An
     return env.get_obs(state), state, reward, terminated
 
 
-# Environments whose steps are not Gymnasium's in gymnax, as they are registered under the same id.
+# Registered environments whose dynamics differ between gymnax and Gymnasium under the same id.
 CORRECTED = {"MountainCarContinuous-v0": _mountain_car_continuous}
 
 
@@ -160,14 +160,14 @@ def names() -> list[str]:
 
 
 def make(env_id: str, **kwargs: Any) -> GymnaxEnv:
-    """The environment gymnax registers under this id.
+    """Make the environment that gymnax registers under this id.
 
     Args:
-        env_id: e.g. "CartPole-v1".
+        env_id: id, e.g. "CartPole-v1".
         **kwargs: fields of the environment's parameters, or arguments of its constructor.
 
     Raises:
-        InvalidEnvironment: neither of these, with the nearest names.
+        InvalidEnvironment: if a name is neither of these; the message suggests similar names.
     """
     _, params = _gymnax().make(env_id)
     fields = [f.name for f in dataclasses.fields(params)]
@@ -184,33 +184,33 @@ def make(env_id: str, **kwargs: Any) -> GymnaxEnv:
 
 
 def recognizes(env: Any) -> bool:
-    """Whether an object is a gymnax Environment (known without importing gymnax)."""
+    """Whether an object is a gymnax Environment, without importing gymnax."""
     return all(hasattr(env, a) for a in ("step_env", "reset_env", "default_params"))
 
 
 def adapt(env: Any, params: Any = None) -> GymnaxEnv:
-    """A gymnax Environment object as an Env.
+    """Convert a gymnax Environment object to an Env.
 
     Raises:
-        InvalidEnvironment: one of gymnax 0.x, which does not tell truncation from termination; or
-            a wrapper, whose step would be bypassed.
+        InvalidEnvironment: if it is of gymnax 0.x, which does not distinguish truncation from
+            termination, or a wrapper, whose step would be bypassed.
     """
     name = type(env).__name__
     if not hasattr(type(env), "step_env"):
         raise InvalidEnvironment(
-            f"{name} is a gymnax wrapper: it changes step, which resets by itself, and "
-            "not step_env; write what it does as a ppo_jax.envs.Env"
+            f"{name} is a gymnax wrapper: it changes step, which resets the environment, and not "
+            "step_env; write its behaviour as a ppo_jax.envs.Env"
         )
     if not hasattr(env, "is_truncated"):
         raise InvalidEnvironment(
-            f"{name} follows the API of gymnax 0.x (no is_truncated): a time limit "
-            "cannot be told from a natural end; port it to gymnax 1.x or to ppo_jax.envs.Env"
+            f"{name} follows the API of gymnax 0.x (no is_truncated), in which a time limit cannot "
+            "be distinguished from a termination; port it to gymnax 1.x or to ppo_jax.envs.Env"
         )
     return _wrap(env, env.default_params if params is None else params, env.name)
 
 
 def _wrap(env: Any, params: Any, name: str, registered: bool = False) -> GymnaxEnv:
-    # The spaces are descriptions: concrete even where a run is being traced.
+    # The spaces are static descriptions, concrete even inside a trace.
     with jax.ensure_compile_time_eval():
         observations = convert_space(env.observation_space(params))
         actions = convert_space(env.action_space(params))
@@ -218,7 +218,7 @@ def _wrap(env: Any, params: Any, name: str, registered: bool = False) -> GymnaxE
 
 
 def convert_space(space: Any) -> Any:
-    """A gymnax space as ours, Dict and Tuple as the trees they describe; a foreign one as it is."""
+    """Convert a gymnax space; Dict and Tuple become pytrees, an unknown space is returned as is."""
     if hasattr(space, "spaces"):
         parts = space.spaces
         if isinstance(parts, Mapping):
@@ -228,7 +228,7 @@ def convert_space(space: Any) -> Any:
         return spaces.Discrete(int(space.n))
     if hasattr(space, "low"):
         low, high = np.asarray(space.low), np.asarray(space.high)
-        # gymnax writes "unbounded" as the largest float32.
+        # gymnax represents an infinite bound by the largest float32.
         unbounded = np.finfo(np.float32).max
         low = np.where(low <= -unbounded, -np.inf, low)
         high = np.where(high >= unbounded, np.inf, high)

@@ -1,7 +1,7 @@
-"""Environments that live on the host: one ordered callback per step of N of them.
+"""Environments that run on the host, stepped with one ordered callback for N environments.
 
-Everything else of a run is a pure function; these are not. Their state is in their own memory, so
-that a run's state holds only a token, with which every step is checked to be the next one.
+Unlike all other parts of a run, these environments are not pure functions. Their state is in their
+own memory. The state of a run holds a token, by which every step is checked to follow the last one.
 """
 
 import dataclasses
@@ -24,33 +24,34 @@ from ppo_jax.envs.spaces import Space
 from ppo_jax.envs.supervision import MAKING, SimulatorFailed, Supervision
 from ppo_jax.types import PyTree
 
-# Environments that play side by side in an evaluation; the episodes after them take their turns.
+# Number of environments that run in parallel in an evaluation; further episodes follow in turn.
 EVALUATION_ENVS = 16
-# Seeds are below 2^30: Gymnasium counts on from them, environment by environment.
+# Seeds are below 2^30, because Gymnasium adds the index of the environment.
 SEEDS = 2**30
 
 
 class HostVectorEnv:
-    """N environments of the host, as a VectorEnv.
+    """N environments on the host, as a VectorEnv.
 
-    Started when its reset or step is first traced, not before: what is only looked at costs
-    nothing. Episodes that end are restarted on the host: `Copies` and `GymnasiumVector` say how.
+    The environments are started when reset or step is first traced, so that reading attributes
+    starts nothing. Episodes are reset on the host, by `Copies` or `GymnasiumVector`.
 
-    Where a run supervises it, a failure of an environment does not end the compiled program: it is
-    kept in `supervision`, and the steps after it did not happen.
+    If a run supervises the environments, a failure does not end the compiled program. It is stored
+    in `supervision`, and all later steps are invalid.
 
     Args:
-        name: for messages.
-        num_envs: N.
-        start: () -> Copies or a Gymnasium vector environment, of N.
-        spaces: of one environment, Gymnasium's observation and action space.
-        time_limit: the longest that an episode can be; it may be truncated sooner.
-        transform_reward: [N] -> [N], what is learned from; info then has raw_reward [N].
-        channels: of images, as for `host_spaces.observation_leaves`.
-        supervision: of the run.
+        name: name for messages.
+        num_envs: number N of environments.
+        start: function that makes Copies or a Gymnasium vector environment of N environments.
+        spaces: Gymnasium's observation space and action space of one environment.
+        time_limit: maximum length of an episode, which may be truncated earlier.
+        transform_reward: function [N] -> [N] that transforms rewards for training; info then
+            contains raw_reward [N].
+        channels: order of the channels of images, as for `host_spaces.observation_leaves`.
+        supervision: supervision of the run.
     """
 
-    # The critic is asked for every true final observation, however often episodes are truncated.
+    # All true final observations are evaluated, however often episodes are truncated.
     truncates_sooner = True
 
     def __init__(
@@ -75,11 +76,11 @@ class HostVectorEnv:
         self._start, self._transform_reward = start, transform_reward
         self._supervision = supervision or Supervision()
         self._venv: Any = None
-        # Of the running episodes: resets so far, steps since the last.
+        # Number of resets, and number of steps since the last reset.
         self._resets, self._steps = 0, 0
 
     def reset(self, key: jax.Array) -> tuple[PyTree, jax.Array]:
-        """(obs [N, ...], token) of new episodes, seeded from the key."""
+        """Start N new episodes, seeded from the key: (obs [N, ...], token)."""
         self.start()
         seed = _refuse_vmap(self.name, jax.random.randint(key, (), 0, SEEDS))
         shapes = (self._obs_shapes(), _token_shape())
@@ -87,21 +88,21 @@ class HostVectorEnv:
         return jax.tree.unflatten(self._structure, obs), token
 
     def step(self, key: jax.Array, state: jax.Array, action: jax.Array) -> StepResult:
-        """After auto-reset, with the true final observation and `valid` in info.
+        """Take a step with automatic reset; info contains final_observation and `valid`.
 
-        Where copies that fail are replaced, info has `abandoned` [N], too: the step did not
-        happen, and the episode it was to be of is over.
+        If failed copies are replaced, info also contains `abandoned` [N], True where the step was
+        not executed and its episode is over.
 
         Raises:
-            JaxRuntimeError, when it runs and nobody supervises it: whatever the environment
-            raised; or a state that is not the one the environments are in.
+            JaxRuntimeError: if an environment without supervision raised an error, or the state is
+                not the current state of the environments. It is raised when the step is executed.
         """
         self.start()
         action = action.reshape(self.num_envs, *self.action_space.shape)
         state, action = _refuse_vmap(self.name, (state, action))
         flags = jax.ShapeDtypeStruct((4, self.num_envs), jnp.bool_)
         rewards = jax.ShapeDtypeStruct((2, self.num_envs), jnp.float32)
-        # Where the final observation is the next one anyway, it need not travel twice.
+        # If the final observation equals the next observation, it is not transferred twice.
         final_shapes = self._obs_shapes() if self._venv.same_step else ()
         shapes = (self._obs_shapes(), _token_shape(), rewards, flags, final_shapes)
         result = io_callback(self._host_step, shapes, state, action, ordered=True)
@@ -115,7 +116,7 @@ class HostVectorEnv:
         return obs, state, reward, terminated, truncated, info
 
     def render(self, state: PyTree) -> np.ndarray:
-        """[H, W, 3] uint8 of the first environment as it now is."""
+        """An image [H, W, 3] uint8 of the first environment in its current state."""
         jax.block_until_ready(state)
         try:
             frames = self._venv.render() if self._venv is not None else None
@@ -123,17 +124,17 @@ class HostVectorEnv:
             raise InvalidEnvironment(str(error)) from error
         if frames is None or len(frames) == 0 or frames[0] is None:
             raise InvalidEnvironment(
-                f"environment {self.name} has no picture; one that is to be drawn is made with "
-                'render_mode="rgb_array"'
+                f"environment {self.name} returned no image; to be rendered, an environment must "
+                'be made with render_mode="rgb_array"'
             )
         return np.asarray(frames[0], np.uint8)
 
     def start(self) -> None:
-        """Make the environments, and with them their worker processes, if it was not done yet.
+        """Make the environments and their worker processes, unless they exist.
 
         Raises:
-            InvalidEnvironment: one cannot be made, they restart in no way that is known, or are
-                not as many as promised.
+            InvalidEnvironment: if an environment cannot be made, the mode of automatic reset is
+                unknown, or the number of environments is not num_envs.
         """
         if self._venv is not None:
             return
@@ -142,7 +143,7 @@ class HostVectorEnv:
         venv = made if isinstance(made, Copies) else GymnasiumVector(made)
         if venv.num_envs != self.num_envs:
             raise InvalidEnvironment(
-                f"vector environment {self.name} has {venv.num_envs} environments; "
+                f"vector environment {self.name} has {venv.num_envs} environments, but "
                 f"num_envs is {self.num_envs}"
             )
         try:
@@ -152,12 +153,12 @@ class HostVectorEnv:
         self._venv = venv
 
     def close(self) -> None:
-        """End the environments and their processes; the next reset starts them again."""
+        """Close the environments and end their processes; the next reset starts them again."""
         venv, self._venv = self._venv, None
         if venv is not None:
             venv.close()
 
-    # On the host, in a callback: numpy alone from here on.
+    # The following methods run on the host, in a callback, and use NumPy only.
 
     def _host_reset(self, seed: Any) -> tuple[Any, ...]:
         def reset() -> tuple[Any, ...]:
@@ -183,9 +184,8 @@ class HostVectorEnv:
         return self._guarded(step, self._nothing)
 
     def _guarded(self, work: Callable[[], Any], otherwise: Callable[[], Any]) -> Any:
-        """What the work returns. Where a run supervises it, what fails is kept for the run, and
-        this and all later work is left out: raised within the compiled program, it would be lost
-        among JAX's own lines."""
+        """Call a function. In a supervised run, store an error and skip this and all later calls:
+        an error raised inside the compiled program would be hidden among messages of JAX."""
         supervision = self._supervision
         if supervision.failure is not None:
             return otherwise()
@@ -198,9 +198,9 @@ class HostVectorEnv:
         return otherwise()
 
     def _nothing(self) -> tuple[Any, ...]:
-        """A step that did not happen, after which nothing more is to be played."""
+        """The results of a step that was not executed, after a failure."""
         flags = np.zeros((4, self.num_envs), bool)
-        flags[0] = True  # terminated: an evaluation waits for the end of every episode
+        flags[0] = True  # terminated, because an evaluation waits for the end of every episode
         rewards, zeros = np.zeros((2, self.num_envs), np.float32), self._zeros()
         same_step = self._venv is None or self._venv.same_step
         return zeros, self._token(), rewards, flags, zeros if same_step else ()
@@ -212,10 +212,10 @@ class HostVectorEnv:
         given, here = tuple(state.tolist()), tuple(self._token().tolist())
         if given != here:
             raise RuntimeError(
-                f"environment {self.name} runs on the host and cannot go back: this step goes on "
-                f"from reset {given[0]}, step {given[1]}, but the environment is at reset "
-                f"{here[0]}, step {here[1]}. A state that was saved or has been used before goes "
-                "on with new episodes: ppo_jax.rollout.restart"
+                f"environment {self.name} runs on the host and cannot return to an earlier state: "
+                f"this step continues from reset {given[0]}, step {given[1]}, but the environment "
+                f"is at reset {here[0]}, step {here[1]}. Use ppo_jax.rollout.restart to start new "
+                "episodes from a state that was saved or already used"
             )
 
     def _token(self) -> np.ndarray:
@@ -228,21 +228,21 @@ class HostVectorEnv:
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class HostEnv:
-    """An environment of which there are only vectors: what `make` returns for the host's suites.
+    """An environment that only exists as a vector environment, such as those of host suites.
 
     Attributes:
-        name: in full.
-        spaces: Gymnasium's observation and action space.
-        start: num_envs -> () -> Copies or a Gymnasium vector environment, of so many.
-        time_limit: as a HostVectorEnv's.
-        transform_reward: as HostVectorEnv's.
-        evaluated_as: () -> the HostEnv whose returns are reported; None: this one.
-        drawn_as: () -> the HostEnv that is drawn; None: the evaluated one.
-        evaluation_envs: how many play side by side in an evaluation; None: as many as there are
-            episodes, up to EVALUATION_ENVS.
-        channels: of images, as for `host_spaces.observation_leaves`.
-        own_codec: of the environment as its users have it, where its vectors have other spaces.
-        supervision: of all its environments, those that are evaluated or drawn among them.
+        name: full name.
+        spaces: Gymnasium's observation space and action space.
+        start: function num_envs -> function that makes Copies or a Gymnasium vector environment.
+        time_limit: maximum length of an episode, as for HostVectorEnv.
+        transform_reward: transformation of rewards, as for HostVectorEnv.
+        evaluated_as: function that makes the HostEnv for evaluation; None for this HostEnv.
+        drawn_as: function that makes the HostEnv for rendering; None for that of evaluation.
+        evaluation_envs: number of environments that run in parallel in an evaluation; None for the
+            number of episodes, at most EVALUATION_ENVS.
+        channels: order of the channels of images, as for `host_spaces.observation_leaves`.
+        own_codec: codec of the original environment, if its vector environments have other spaces.
+        supervision: supervision of all environments, including those for evaluation and rendering.
     """
 
     name: str
@@ -260,7 +260,7 @@ class HostEnv:
 
     @property
     def codec(self) -> Codec:
-        """The environment's language and ours."""
+        """Conversion between the environment's form and the policy's form."""
         if self.own_codec is not None:
             return self.own_codec
         return host_spaces.codec(*self.spaces, self.name, channels=self.channels)
@@ -274,7 +274,7 @@ class HostEnv:
         return self.vector(1).action_space
 
     def vector(self, num_envs: int) -> HostVectorEnv:
-        """The N environments of this object: asked for again, they are the same ones."""
+        """The N environments of this object; a second call returns the same object."""
 
         def make() -> HostVectorEnv:
             return HostVectorEnv(
@@ -291,24 +291,24 @@ class HostEnv:
         return self._keep(num_envs, make)
 
     def evaluation(self) -> "HostEnv":
-        """The environment as its returns are reported."""
+        """The environment for evaluation."""
         if self.evaluated_as is None and self.evaluation_envs is not None:
-            return self  # the vector environment that was given, the only one there is
+            return self  # a given vector environment is the only one
         same = lambda: dataclasses.replace(self, _kept={})
         return self._keep("evaluation", self._supervised(self.evaluated_as or same))
 
     def side_by_side(self, episodes: int) -> int:
-        """How many environments play so many episodes."""
+        """The number of environments that run in parallel to evaluate this number of episodes."""
         return self.evaluation_envs or min(episodes, EVALUATION_ENVS)
 
     def picture(self) -> "HostEnv":
-        """The environment as it is drawn."""
+        """The environment for rendering."""
         if self.drawn_as is None:
             return self.evaluation()
         return self._keep("picture", self._supervised(self.drawn_as))
 
     def close(self) -> None:
-        """End all environments of this object and their processes."""
+        """Close all environments of this object and end their processes."""
         for kept in self._kept.values():
             kept.close()
 
@@ -322,10 +322,10 @@ class HostEnv:
 
 
 def refuse_sweep(env: Any) -> None:
-    """Host environments cannot be vmapped; said before anything compiles.
+    """Reject host environments, which cannot be vmapped, before anything is compiled.
 
     Raises:
-        InvalidEnvironment: it is one, with the reason and what to do instead.
+        InvalidEnvironment: if the environment runs on the host.
     """
     if isinstance(env, HostEnv):
         raise InvalidEnvironment(_why_not_vmapped(env.name))
@@ -333,15 +333,15 @@ def refuse_sweep(env: Any) -> None:
 
 def _why_not_vmapped(name: str) -> str:
     return (
-        f"environment {name} runs on the host, where it has a state of its own that JAX cannot "
-        "copy: it cannot be vmapped over agents (a sweep, run_seeds, jax.vmap(make_train(...))). "
-        "Train the seeds one after the other, python -m ppo_jax.train --seed S for each, and raise "
-        "num_envs for more environments at once"
+        f"environment {name} runs on the host and has a state that JAX cannot copy: it cannot be "
+        "vmapped over agents (a sweep, run_seeds, jax.vmap(make_train(...))). Train the seeds one "
+        "after the other, with python -m ppo_jax.train --seed S for each, and raise num_envs to "
+        "run more environments in parallel"
     )
 
 
 def _refuse_vmap(name: str, tree: PyTree) -> PyTree:
-    """The tree itself; under vmap an error that says why, before JAX's own."""
+    """Return the tree unchanged; under vmap, raise an error that explains the reason."""
 
     @jax.custom_batching.custom_vmap
     def guard(tree: PyTree) -> PyTree:
@@ -355,5 +355,5 @@ def _refuse_vmap(name: str, tree: PyTree) -> PyTree:
 
 
 def _token_shape() -> jax.ShapeDtypeStruct:
-    """[resets so far, steps since the last]."""
+    """Shape of the token [number of resets, number of steps since the last reset]."""
     return jax.ShapeDtypeStruct((2,), jnp.uint32)

@@ -1,7 +1,7 @@
-"""The observations of N copies as arrays [N, ...]: each is copied as soon as it is there.
+"""The observations of N copies of an environment as arrays [N, ...].
 
-An environment may write every observation into the same array, or change the dictionary that it
-returned: what was not copied before its next step or reset is lost.
+Each observation is copied immediately. An environment may write every observation into the same
+array, or change the dictionary that it returned, at its next step or reset.
 """
 
 from collections.abc import Sequence
@@ -16,18 +16,18 @@ from ppo_jax.envs.worker import short
 
 
 class Rows:
-    """How the observations of one kind of environment are read.
+    """Reading and copying the observations of one kind of environment.
 
     Args:
         space: Gymnasium's observation space.
-        leaves: of it.
-        actions: Gymnasium's action space, of which an entry `action_mask` is the mask.
+        leaves: leaves of the observation space.
+        actions: Gymnasium's action space, to which an entry `action_mask` refers.
     """
 
     def __init__(self, space: Any, leaves: Sequence[Leaf], actions: Any) -> None:
         self.leaves = tuple(leaves)
         theirs = [_below(space, leaf.path) for leaf in leaves]
-        self.fast = {np.ndarray, np.int64}  # what most environments return is looked at quickest
+        self.fast = {np.ndarray, np.int64}  # the most frequent types take the fastest path
         self.whole = len(leaves) == 1 and not leaves[0].path
         self.kinds = [(tuple(s.shape), np.dtype(s.dtype)) for s in theirs]
         self.choices = [_choices(s) for s in theirs]
@@ -42,14 +42,14 @@ class Rows:
         return [np.empty((count, *shape), dtype) for shape, dtype in self.kinds]
 
     def read(self, obs: Any, info: Any) -> tuple[Any, ...]:
-        """The leaves of what one copy returned.
+        """The leaves of an observation.
 
         Args:
-            obs: its observation.
-            info: its info; of a worker process only the entries that are named in INFOS.
+            obs: observation of one copy.
+            info: info of one copy; from a worker process, only the entries named in INFOS.
 
         Raises:
-            ValueError: a part of it is missing.
+            ValueError: if an entry is missing.
         """
         if self.whole:
             return (obs,)
@@ -58,18 +58,18 @@ class Rows:
     def write(
         self, arrays: list[np.ndarray], i: int, obs: Any, info: Any, *, final: bool = False
     ) -> None:
-        """Copy what copy i returned into row i.
+        """Copy the observation of copy i into row i.
 
         Args:
-            arrays: of `empty`.
+            arrays: arrays from `empty`.
             i: index of the copy.
-            obs, info: as for `read`.
-            final: whether no action follows, so that none need be legal.
+            obs, info: observation and info of the copy, as for `read`.
+            final: whether the episode has ended, so that no action needs to be legal.
 
         Raises:
-            ValueError: another structure, shape or type than the observation space has; or a choice
-                that is none of those it has, which a network would be given as all zeros; or a
-                mask by which nothing is legal.
+            ValueError: if the structure, shape or type differs from the observation space, a
+                discrete value is outside its space (a network would receive all zeros), or the mask
+                allows no action.
         """
         try:
             values = self.read(obs, info)
@@ -94,7 +94,7 @@ class Rows:
             arrays[k][i] = x
 
     def without_choice(self, ours: Sequence[np.ndarray]) -> np.ndarray:
-        """[N] whether nothing is legal by the masks of leaves [N, ...] in our layout."""
+        """[N] bool, whether the masks of leaves [N, ...] in our layout allow no action."""
         if self.mask is None:
             return np.zeros(len(ours[0]), bool)
         return without_choice(ours[self.mask], self.sizes)
@@ -107,12 +107,12 @@ class Rows:
     def finals(
         self, obs: tuple[np.ndarray, ...], arrays: list[np.ndarray], done: np.ndarray
     ) -> tuple[np.ndarray, ...]:
-        """The true successors: rows of `arrays` where an episode ended, else those of `obs`.
+        """The true successors: rows of `arrays` where an episode ended, otherwise rows of `obs`.
 
         Args:
             obs: leaves [N, ...] in our layout.
-            arrays: of `empty`, filled where `done`.
-            done: [N] bool.
+            arrays: arrays from `empty`, filled where `done`.
+            done: [N] bool, whether the episode ended.
         """
         final = tuple(x.copy() for x in obs)
         for leaf, x, theirs in zip(self.leaves, final, arrays, strict=True):
@@ -125,13 +125,13 @@ class Rows:
 
 
 def _number(actions: Any) -> int | None:
-    """How many choices a Discrete space has."""
+    """The number of options of a Discrete space, or None."""
     return int(actions.n) if type(actions).__name__ == "Discrete" else None
 
 
 def _choices(space: Any) -> tuple[Any, Any] | None:
-    """(the first choice, the one after the last) of a space of choices, else None. Numbers beyond
-    the bounds of a Box are no reason to stop: a network takes them."""
+    """(first value, value after the last) of a discrete space, else None. Values outside the bounds
+    of a Box are accepted, because a network can use them."""
     start = getattr(space, "start", 0)
     if hasattr(space, "nvec"):
         return start, start + space.nvec
@@ -149,10 +149,10 @@ def _below(space: Any, path: tuple[Any, ...]) -> Any:
 
 
 def _fitted(x: Any, shape: tuple[int, ...], dtype: np.dtype, leaf: Leaf) -> np.ndarray:
-    """A value in the type of its space, where nothing is lost by that.
+    """A value converted to the type of its space, if no information is lost.
 
     Raises:
-        ValueError: it has another shape, or is nothing of this type.
+        ValueError: if the value has another shape, or cannot be converted to the type.
     """
     where = "".join(f"[{key!r}]" for key in leaf.path)
     given = np.asarray(x)
@@ -166,14 +166,14 @@ def _fitted(x: Any, shape: tuple[int, ...], dtype: np.dtype, leaf: Leaf) -> np.n
             f"returned an observation{where} of shape {given.shape}; its observation_space has "
             f"{shape}"
         )
-    # From float64 digits are lost and no more; from int64 the number would be another.
+    # Rounding of float64 is accepted; an integer must keep its value.
     if np.can_cast(given.dtype, dtype, "same_kind" if dtype.kind == "f" else "safe"):
         return given
     with np.errstate(invalid="ignore"):
         cast = given.astype(dtype)
     if not np.array_equal(cast, given):
         raise ValueError(
-            f"returned an observation{where} of type {given.dtype} whose values {dtype}, the type "
-            "of its observation_space, cannot hold"
+            f"returned an observation{where} of type {given.dtype} with values that {dtype}, the "
+            "type of its observation_space, cannot represent"
         )
     return cast

@@ -1,7 +1,7 @@
-"""Gymnasium's spaces as ours, and the arrays that travel between the two.
+"""Conversion of Gymnasium's spaces, observations and actions.
 
-What is read and written in numpy touches no JAX: it runs inside a host callback, where using it can
-deadlock. The same descriptions serve exported programs, which compute in jax.numpy.
+The NumPy functions do not use JAX, because they run inside a host callback, where JAX can deadlock.
+The same descriptions are used by exported programs, which compute with jax.numpy.
 """
 
 import functools
@@ -19,7 +19,7 @@ from ppo_jax.envs.protocol import InvalidEnvironment
 from ppo_jax.envs.spaces import ACTION_MASK
 from ppo_jax.types import PyTree
 
-# A frame with so many planes in front is [C, H, W]; a longer first axis is a height.
+# A first axis with at most this size is the channels of an image [C, H, W].
 MOST_CHANNELS = 4
 CHANNELS = ("auto", "first", "last")
 
@@ -27,24 +27,26 @@ CHANNELS = ("auto", "first", "last")
 def observation_leaves(
     space: Any, name: str, path: tuple[Any, ...] = (), *, channels: str = "auto"
 ) -> PyTree:
-    """The leaves of an observation space, in its own structure.
+    """The leaves of an observation space, in the structure of the space.
 
-    float64 becomes float32, integers but bytes int32 or, where their bounds exceed it, float32;
-    images [C, H, W] become [H, W, C], a Discrete that starts elsewhere starts at 0, and an entry
-    `action_mask` at the top is bool.
+    float64 is converted to float32. Integers except bytes are converted to int32, or to float32 if
+    their bounds exceed it. Images [C, H, W] are converted to [H, W, C]. The values of a Discrete
+    space are shifted to start at 0. An entry `action_mask` at the top level is converted to bool.
 
     Args:
-        space: Gymnasium's, of one environment.
-        name: of the environment, for messages.
-        path: that led here.
-        channels: where those of images are: name in CHANNELS; auto: as the shape says.
+        space: Gymnasium's observation space of one environment.
+        name: name of the environment, for messages.
+        path: keys and indices that lead to this space.
+        channels: order of the channels of images, a name in CHANNELS; auto derives it from the
+            shape.
 
     Returns:
-        Leaf; or a dict or tuple of what is below, for Dict and Tuple.
+        A Leaf, or for Dict and Tuple a dict or tuple of the results for their entries.
 
     Raises:
-        InvalidEnvironment: a space whose values have no fixed shape (Text, Graph, Sequence, OneOf)
-            and that is not one entry among others, or a choice among more than 2³¹.
+        InvalidEnvironment: if the values of the space have no fixed shape (Text, Graph, Sequence,
+            OneOf), unless it is one of several entries, or a discrete space has more than 2³¹
+            values.
     """
     from gymnasium import spaces as theirs
 
@@ -71,15 +73,15 @@ def observation_leaves(
     if isinstance(space, theirs.Box):
         return _box(path, space, where, channels)
     raise InvalidEnvironment(
-        f"{where} are {space}, whose values have no fixed shape; there are "
-        "networks for Box, Discrete, MultiDiscrete, MultiBinary, and Dict and Tuple of them: wrap "
-        "the environment in one that returns these"
+        f"{where} are {space}, whose values have no fixed shape; supported are Box, Discrete, "
+        "MultiDiscrete, MultiBinary, and Dict and Tuple of them: wrap the environment to return "
+        "one of these"
     )
 
 
 def _with_shape(items: Any, name: str, path: tuple[Any, ...]) -> list[tuple[Any, Any]]:
-    """The entries of a Dict or Tuple that a network can be given: a text beside them, as the
-    mission of MiniGrid, is left out, and a warning says so."""
+    """The entries of a Dict or Tuple that a network can use. Another entry, such as the text
+    `mission` of MiniGrid, is left out with a warning."""
     from gymnasium import spaces as theirs
 
     known = theirs.Box | theirs.Discrete | theirs.MultiDiscrete | theirs.MultiBinary
@@ -90,36 +92,36 @@ def _with_shape(items: Any, name: str, path: tuple[Any, ...]) -> list[tuple[Any,
             where = "".join(f"[{part!r}]" for part in (*path, key))
             _warn_once(
                 f"observations{where} of {name} are {type(space).__name__}, whose values have no "
-                "fixed shape: the network does not see them"
+                "fixed shape: the network does not receive them"
             )
     return kept or entries
 
 
 @functools.lru_cache(maxsize=256)
 def _warn_once(text: str) -> None:
-    """The spaces of one environment are read several times."""
+    """Warn once for each text, because the spaces of an environment are read several times."""
     warnings.warn(text, stacklevel=2)
 
 
 def action_space(space: Any, name: str) -> tuple[spaces.Space, Callable[[np.ndarray], np.ndarray]]:
-    """(our space, actions [N, *its shape] -> actions as Gymnasium takes them), in numpy.
+    """(our space, NumPy function that converts actions [N, *its shape] to Gymnasium's form).
 
     Raises:
-        InvalidEnvironment: a space that no distribution of ours covers.
+        InvalidEnvironment: if no distribution supports the space.
     """
     found = action(space, name)
     return found.space, lambda a: found.encode(a, np)
 
 
 def action(space: Any, name: str) -> Action:
-    """Actions in both languages.
+    """The description of actions in both forms.
 
     Args:
-        space: Gymnasium's.
-        name: of the environment, for messages.
+        space: Gymnasium's action space.
+        name: name of the environment, for messages.
 
     Raises:
-        InvalidEnvironment: a space that no distribution of ours covers.
+        InvalidEnvironment: if no distribution supports the space.
     """
     from gymnasium import spaces as theirs
 
@@ -138,8 +140,8 @@ def action(space: Any, name: str) -> Action:
         low, high = _bounds(space)
         return Action(spaces.Box(low, high, port.shape), port, _clipped(port, space))
     raise InvalidEnvironment(
-        f"the actions of {name} are {space}; there are distributions for Discrete, MultiDiscrete, "
-        "MultiBinary and Box of floats: wrap the environment in one that takes these"
+        f"the actions of {name} are {space}; supported are Discrete, MultiDiscrete, MultiBinary "
+        "and Box of floats: wrap the environment to take one of these"
     )
 
 
@@ -151,14 +153,14 @@ def codec(
     channels: str = "auto",
     mask: tuple[str, MaskLayout] | None = None,
 ) -> Codec:
-    """Both languages of an environment, as an agent speaks them.
+    """The conversion of observations and actions between Gymnasium's form and the policy's form.
 
     Args:
-        space, actions: Gymnasium's, of one environment.
-        name: of the environment, for messages.
-        channels: as for `observation_leaves`.
-        mask: (where it comes from, its layout), for a mask that is not a plain entry of the
-            observation; where it comes from is "" for an entry in parts.
+        space, actions: Gymnasium's observation space and action space of one environment.
+        name: name of the environment, for messages.
+        channels: order of the channels of images, as for `observation_leaves`.
+        mask: (source, layout) of an action mask that is not a plain entry of the observation. The
+            source is "" for an entry that consists of several parts.
     """
     from gymnasium import spaces as theirs
 
@@ -183,8 +185,8 @@ def codec(
 
 
 def _named(leaf: Leaf, apart: bool) -> tuple[Port, ...]:
-    """Its ports with names of what leads to them, "obs.wind.speed"; a mask that comes apart from
-    the observation is "action_mask"."""
+    """The ports of a leaf with dotted names, such as "obs.wind.speed"; a mask that is separate
+    from the observation is named "action_mask"."""
     ports = []
     for path, port in zip(leaf.paths, leaf.ports, strict=True):
         mask = apart and path[:1] == (ACTION_MASK,)
@@ -195,12 +197,12 @@ def _named(leaf: Leaf, apart: bool) -> tuple[Port, ...]:
 
 
 def _choices(path: tuple[Any, ...], space: Any, ours: Any, where: str) -> Leaf:
-    """Integers from a start on -> from 0 on, [B, *ours.shape] int32."""
+    """A leaf of integers, shifted to start at 0, [B, *ours.shape] int32."""
     start, count = _start_and_count(space)
     if int(np.max(count)) > INT32.max:
         raise InvalidEnvironment(
-            f"{where} are {space}: a network sees a choice as one number for each value, and there "
-            f"are too many; give a Box of the numbers instead"
+            f"{where} are {space}: a network encodes a discrete value with one input for each "
+            "option, and there are too many; use a Box of numbers instead"
         )
     shape, theirs, dtype = ours.shape, tuple(space.shape or ()), space.dtype
     port = Port("obs", theirs, np.dtype(dtype), start, start + count - 1)
@@ -260,13 +262,14 @@ def _box(path: tuple[Any, ...], space: Any, where: str, channels: str) -> Leaf:
 
 
 def image_order(shape: tuple[int, ...]) -> str:
-    """Where the channels of an image are: "first", "last", or "" where its shape does not say.
+    """The order of the channels of an image: "first", "last", or "" if its shape is ambiguous.
 
-    Two sides of one length are height and width. Otherwise an end with at most four entries, fewer
-    than both other axes, is the channels, if the other end has more than four.
+    Two axes of equal size are height and width. Otherwise, the first or last axis is the channels
+    if it has at most four entries and fewer than the other two, and the opposite axis has more than
+    four entries.
 
     Args:
-        shape: of a Box; "last" for one that is not three-dimensional.
+        shape: shape of a Box; the result is "last" if it does not have three axes.
     """
     if len(shape) != 3:
         return "last"
@@ -281,7 +284,7 @@ def image_order(shape: tuple[int, ...]) -> str:
 
 
 def _mask(space: Any, path: tuple[Any, ...]) -> Leaf:
-    """Which actions are legal, whatever numbers the environment says it in."""
+    """The leaf of an action mask of any numeric type."""
     shape = tuple(space.shape or ())
     layout = MaskLayout(((),), (shape,), (np.dtype(space.dtype).name,), (), shape, rows=True)
     return _laid_out(layout)._replace(paths=(path,))
@@ -296,18 +299,18 @@ def _laid_out(layout: MaskLayout) -> Leaf:
 
 
 def structured_mask(space: Any, actions: Any, name: str) -> MaskLayout | None:
-    """The layout of an entry `action_mask` that is not what a policy takes as it is.
+    """The layout of an entry `action_mask` that a policy cannot use without conversion.
 
     Args:
-        space: Gymnasium's, of one environment's observations.
-        actions: Gymnasium's.
-        name: of the environment, for messages.
+        space: Gymnasium's observation space of one environment.
+        actions: Gymnasium's action space.
+        name: name of the environment, for messages.
 
     Returns:
-        None: there is no such entry, or it needs no more than a comparison with 0.
+        MaskLayout, or None if there is no such entry or a comparison with 0 is sufficient.
 
     Raises:
-        InvalidEnvironment: an entry that fits none of the layouts.
+        InvalidEnvironment: if the entry does not have any of the supported layouts.
     """
     from gymnasium import spaces as theirs
 
@@ -321,7 +324,7 @@ def structured_mask(space: Any, actions: Any, name: str) -> MaskLayout | None:
 
 
 def _start_and_count(space: Any) -> tuple[Any, Any]:
-    """(first value, number of values) of a choice, in 64 bits."""
+    """(first value, number of values) of a discrete space, in 64 bits."""
     start, count = getattr(space, "start", 0), getattr(space, "n", None)
     if count is not None:
         return np.int64(start), np.int64(count)
@@ -329,7 +332,7 @@ def _start_and_count(space: Any) -> tuple[Any, Any]:
 
 
 def _from_zero(port: Port, start: Any) -> Callable[[Any, Any], Any]:
-    """Our integers from 0 on as the environment's, from `start` on."""
+    """A function that shifts integers from 0 to the values of the environment, from `start`."""
 
     def encode(a: Any, xp: Any) -> Any:
         a = a.reshape(-1, *port.shape)
@@ -342,8 +345,8 @@ def _from_zero(port: Port, start: Any) -> Callable[[Any, Any], Any]:
 
 
 def _clipped(port: Port, space: Any) -> Callable[[Any, Any], Any]:
-    """Numbers within the bounds, in the environment's type."""
-    # The bounds that float32 has inside of the environment's own.
+    """A function that clips numbers to the bounds and converts them to the environment's type."""
+    # The bounds in float32, rounded towards the inside.
     limits = np.finfo(np.float32)
     narrow = np.float32 if port.dtype.itemsize > 4 else port.dtype
     low = np.clip(space.low, limits.min, limits.max).astype(narrow)
@@ -361,7 +364,7 @@ def _clipped(port: Port, space: Any) -> Callable[[Any, Any], Any]:
 
 
 def _bounds(space: Any) -> tuple[np.ndarray, np.ndarray]:
-    """Bounds in the type that JAX holds the values in; what is beyond it is unbounded."""
+    """Bounds in the type that JAX uses for the values; a bound outside its range is infinite."""
     low, high, dtype = space.low, space.high, _dtype(space)
     if dtype == np.float32:
         largest = np.finfo(np.float32).max
@@ -371,12 +374,12 @@ def _bounds(space: Any) -> tuple[np.ndarray, np.ndarray]:
 
 
 def _dtype(space: Any) -> np.dtype:
-    """What JAX, without 64 bits, holds the values of a Box in."""
+    """The type that JAX, with 64-bit types disabled, uses for the values of a Box."""
     dtype = np.dtype(space.dtype)
     if dtype.kind == "f":
         return np.dtype(np.float32)
     if dtype in (np.uint8, np.bool_):
         return dtype
-    # Python's integers: int64 beside uint64 would be compared as floats.
+    # Python integers are compared exactly; int64 and uint64 would be compared as floats.
     fits = int(space.low.min()) >= INT32.min and int(space.high.max()) <= INT32.max
     return np.dtype(np.int32 if fits else np.float32)

@@ -1,4 +1,4 @@
-"""A Gymnasium vector environment as somebody else wrote it, read the way `Copies` are."""
+"""Any Gymnasium vector environment, with the interface of `Copies`."""
 
 import copy
 import functools
@@ -15,44 +15,45 @@ from ppo_jax.envs.supervision import SimulatorFailed, Supervision
 
 
 class GymnasiumVector:
-    """A vector environment that restarts its episodes in either of Gymnasium's two ways.
+    """A vector environment with either of Gymnasium's two modes of automatic reset.
 
-    SAME_STEP: the step that ends an episode returns the next one's first observation, and the true
-    final one in its info. NEXT_STEP: it returns the true final one, and the step after it ignores
-    its action and returns the first: a dummy, `valid` False.
+    SAME_STEP: the step that ends an episode returns the first observation of the next episode, and
+    its info contains the true final observation. NEXT_STEP: that step returns the true final
+    observation. The step after it ignores the action and returns the first observation; it is a
+    dummy step with `valid` False.
 
     Args:
-        venv: the environment.
+        venv: vector environment.
     """
 
     def __init__(self, venv: Any) -> None:
         self.venv, self.num_envs = venv, venv.num_envs
 
     def open(self, name: str, rows: Rows, supervision: Supervision) -> None:
-        """Find out how it restarts.
+        """Read the mode of automatic reset.
 
         Raises:
-            InvalidEnvironment: in no way that is known.
+            InvalidEnvironment: if the mode is not supported.
         """
         self.name, self.rows, self.supervision = name, rows, supervision
         self.steps, self.restarting = 0, np.zeros(self.num_envs, bool)
         venv = self.venv
-        # Its own attribute first: environments of one class share the dict `metadata`, in which
-        # the vector that was made last has the last word.
+        # The attribute takes precedence, because environments of one class share the dictionary
+        # `metadata`, which the most recently created one has written.
         mode = getattr(getattr(venv, "unwrapped", venv), "autoreset_mode", None)
         mode = (venv.metadata or {}).get("autoreset_mode") if mode is None else mode
         mode = getattr(mode, "value", mode)
         if mode not in ("SameStep", "NextStep"):
             raise InvalidEnvironment(
-                f"vector environment {name} has autoreset_mode {mode}; it must restart its "
-                "environments itself: SAME_STEP, or NEXT_STEP with a dummy step in between"
+                f"vector environment {name} has autoreset_mode {mode}; it must reset its "
+                "environments automatically: SAME_STEP, or NEXT_STEP with a dummy step in between"
             )
         self.same_step = mode == "SameStep"
         if self.same_step:
             _copy_observations(venv)
 
     def reset(self, seed: int) -> tuple[np.ndarray, ...]:
-        """The first observations, leaves [N, ...]."""
+        """Start N new episodes; the first observations as leaves [N, ...]."""
         self.steps, self.restarting = 0, np.zeros(self.num_envs, bool)
         obs, _ = self._call("reset", functools.partial(self.venv.reset, seed=seed))
         ours = self._read(obs, "reset")
@@ -60,7 +61,7 @@ class GymnasiumVector:
         return ours
 
     def step(self, actions: Any) -> VectorStep:
-        """One step of all environments."""
+        """Take one step in all environments."""
         self.steps += 1
         when = f"step {self.steps}"
         result = self._call(when, functools.partial(self.venv.step, actions))
@@ -69,10 +70,10 @@ class GymnasiumVector:
                 f"returned {worker.described(result)}, expected {worker.EXPECTED}", when
             )
         obs, reward, terminated, truncated, info = result
-        # Copies: an environment may write its next step into the same arrays.
+        # Copies, because an environment may write its next step into the same arrays.
         terminated, truncated = np.array(terminated, bool), np.array(truncated, bool)
         valid, done, ours = ~self.restarting, terminated | truncated, self._read(obs, when)
-        # Without a restart in the same step, no action follows on the end of an episode.
+        # With NEXT_STEP, no action follows the end of an episode.
         self._check_masks(ours, np.ones_like(done) if self.same_step else ~done, when)
         final = None
         if not self.same_step:
@@ -84,21 +85,21 @@ class GymnasiumVector:
         return VectorStep(ours, reward, terminated, truncated, valid, nobody, final)
 
     def render(self) -> Any:
-        """The pictures of all environments."""
+        """The images of all environments."""
         return self.venv.render()
 
     def close(self) -> None:
-        """End the environments and their processes."""
+        """Close the environments and end their processes."""
         self.venv.close()
 
     def _final(self, obs: tuple[np.ndarray, ...], info: Any, done: np.ndarray) -> tuple[Any, ...]:
         """obs, with the true final observation where an episode ended."""
         if "final_obs" not in info:
             raise RuntimeError(
-                f"{self.name} restarts in the same step but its info has no final_obs"
+                f"{self.name} resets in the same step, but its info has no final_obs"
             )
         theirs, final = info["final_obs"], tuple(x.copy() for x in obs)
-        batched = isinstance(theirs, dict | tuple)  # the leaves are [N, ...], not the whole
+        batched = isinstance(theirs, dict | tuple)  # each leaf is an array [N, ...]
         for leaf, array in zip(self.rows.leaves, final, strict=True):
             for i in np.flatnonzero(done):
                 one = leaf.of(theirs)[i] if batched else leaf.of(theirs[i])
@@ -112,7 +113,7 @@ class GymnasiumVector:
             raise self._failed(f"returned observations of another kind: {error}", when) from error
 
     def _check_masks(self, ours: tuple[np.ndarray, ...], acted: np.ndarray, when: str) -> None:
-        """Something is legal where an action follows, [N] bool."""
+        """Reject masks that allow no action where an action follows, [N] bool."""
         wrong = np.flatnonzero(self.rows.without_choice(ours) & acted)
         if len(wrong):
             raise self._failed(
@@ -131,8 +132,8 @@ class GymnasiumVector:
 
 
 def _copy_observations(venv: Any) -> None:
-    """Let the environments of a SyncVectorEnv return copies: in the same step it resets them, and
-    would keep a final observation that the reset overwrites."""
+    """Make the environments of a SyncVectorEnv return copies. It resets them in the same step, and
+    the reset may overwrite the final observation."""
     inner = getattr(venv, "unwrapped", venv)
     if type(inner).__name__ != "SyncVectorEnv":
         return

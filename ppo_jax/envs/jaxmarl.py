@@ -1,7 +1,8 @@
-"""Suite `jaxmarl`: games of several agents who share one policy.
+"""Suite `jaxmarl`: games of several agents that share one policy.
 
-Each agent is a row of the vector environment: N rows are N / A games of A agents, the agents of a
-game side by side. An agent that is out before its game ends leaves steps that did not happen.
+Each agent is a row of the vector environment: N rows are N / A games of A agents, with the agents
+of a game in successive rows. For an agent that leaves a game before its end, the remaining steps
+are invalid.
 """
 
 import dataclasses
@@ -19,18 +20,18 @@ from ppo_jax.envs.protocol import InvalidEnvironment, StepResult
 from ppo_jax.envs.vectorize import VectorizedEnv
 from ppo_jax.types import PyTree
 
-# Resets drawn per rollout for each game; should more episodes end, some are used twice, which the
-# metric reused_resets counts.
+# Number of initial states drawn per rollout for each game. If more episodes end, some are used
+# twice, and the metric reused_resets counts them.
 RESETS = 16
 
 
 class AgentStep(NamedTuple):
-    """What a step brings each agent of a game.
+    """The result of a step for each agent of a game.
 
     Attributes:
-        reward: [A].
-        terminated: [A] bool, the agent is out, or the game is over.
-        valid: [A] bool, False for those that were out before.
+        reward: [A] rewards.
+        terminated: [A] bool, whether the agent has left the game, or the game is over.
+        valid: [A] bool, False for an agent that had left the game earlier.
     """
 
     reward: jax.Array
@@ -40,15 +41,15 @@ class AgentStep(NamedTuple):
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Game:
-    """One game as an Env whose observations and actions are [A, ...] and whose reward is an
-    AgentStep; its state is (jaxmarl's state, steps taken, who is still in [A]).
+    """One game as an Env with observations and actions [A, ...] and an AgentStep as reward; its
+    state is (state of jaxmarl, number of steps, whether each agent is still active [A]).
 
     Attributes:
-        env: jaxmarl's MultiAgentEnv, whose own limit lies beyond `time_limit`.
-        masked: it knows which actions are legal.
-        observation_space, action_space: of all agents, leading axis A.
-        time_limit: steps after which a game is truncated.
-        params: ().
+        env: MultiAgentEnv of jaxmarl, whose own time limit is later than `time_limit`.
+        masked: whether the game has action masks.
+        observation_space, action_space: spaces of all agents, with leading axis A.
+        time_limit: number of steps after which a game is truncated.
+        params: () (no parameters).
     """
 
     env: Any
@@ -59,13 +60,13 @@ class Game:
     params: tuple[()] = ()
 
     def reset(self, key: jax.Array, params: PyTree) -> tuple[PyTree, PyTree]:
-        """(obs [A, ...], state) of a new game."""
+        """Start a new game: (obs [A, ...], state)."""
         obs, state = self.env.reset(key)
         alive = jnp.ones(self.env.num_agents, bool)
         return self._observation(obs, state), (state, jnp.zeros((), jnp.int32), alive)
 
     def step(self, key: jax.Array, state: PyTree, action: jax.Array, params: PyTree) -> StepResult:
-        """One transition of all agents; terminated and truncated are the game's."""
+        """Take one step of all agents; terminated and truncated refer to the game."""
         inner, time, alive = state
         agents = self.env.agents
         actions = {agent: action[i] for i, agent in enumerate(agents)}
@@ -88,11 +89,11 @@ class Game:
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class AgentRows:
-    """A vector of games as a vector of agents.
+    """A vector environment of games as a vector environment of agents.
 
     Attributes:
-        games: restarted from their pool.
-        observation_space, action_space: of one agent.
+        games: vector environment of games, reset from its pool.
+        observation_space, action_space: spaces of one agent.
     """
 
     games: VectorizedEnv
@@ -112,16 +113,16 @@ class AgentRows:
         return int(self.games.action_space.shape[0])
 
     def reset(self, key: jax.Array) -> tuple[PyTree, PyTree]:
-        """(obs [N, ...], state) with every game at its start."""
+        """Start every game anew: (obs [N, ...], state)."""
         obs, state = self.games.reset(key)
         return _rows(obs), state
 
     def refresh(self, key: jax.Array, state: PyTree) -> tuple[PyTree, dict[str, jax.Array]]:
-        """New resets for the games."""
+        """Draw new initial states for the games."""
         return self.games.refresh(key, state)
 
     def step(self, key: jax.Array, state: PyTree, action: jax.Array) -> StepResult:
-        """One step of every agent; a game's limit truncates those that are still in."""
+        """Take one step of every agent; the time limit of a game truncates its active agents."""
         obs, state, rows, _, cut, info = self.games.step(key, state, action)
         reward, terminated, valid = _rows(rows)
         truncated = jnp.repeat(cut, self._agents) & valid
@@ -131,13 +132,13 @@ class AgentRows:
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class JaxMarlEnv:
-    """A game of which only vectors are made: `vector(num_envs)`.
+    """A game that only exists as a vector environment: `vector(num_envs)`.
 
     Attributes:
-        game: one of it.
-        name: id.
-        observation_space, action_space: of one agent.
-        resets: drawn per rollout and game.
+        game: a single game.
+        name: id of the game.
+        observation_space, action_space: spaces of one agent.
+        resets: number of initial states drawn per rollout and game.
     """
 
     game: Game
@@ -148,48 +149,48 @@ class JaxMarlEnv:
 
     @property
     def time_limit(self) -> float:
-        """Of a game."""
+        """Time limit of a game."""
         return self.game.time_limit
 
     @property
     def num_agents(self) -> int:
-        """A."""
+        """Number A of agents per game."""
         return int(self.game.env.num_agents)
 
     def vector(self, num_envs: int) -> AgentRows:
-        """N rows.
+        """A vector environment of N agents.
 
         Args:
-            num_envs: N, counted in agents.
+            num_envs: number N of agents.
 
         Raises:
-            InvalidEnvironment: N is not a multiple of A.
+            InvalidEnvironment: if N is not a multiple of A.
         """
         games, rest = divmod(num_envs, self.num_agents)
         if rest or not games:
             raise InvalidEnvironment(
-                f"num_envs is {num_envs}; each of the {self.num_agents} agents of {self.name} is "
-                f"one of them: use a multiple of {self.num_agents}"
+                f"num_envs is {num_envs}; it counts agents, and each game of {self.name} has "
+                f"{self.num_agents} of them: use a multiple of {self.num_agents}"
             )
         vector = VectorizedEnv(self.game, games, games * self.resets)
         return AgentRows(vector, self.observation_space, self.action_space)
 
-    # What evaluation asks of an environment that has only vectors.
+    # Methods of VectorMaker for evaluation and rendering.
     def evaluation(self) -> "JaxMarlEnv":
-        """What is evaluated: the same game."""
+        """The environment for evaluation: the same game."""
         return self
 
     def side_by_side(self, episodes: int) -> int:
-        """Rows to be played at once for so many episodes of agents: whole games."""
+        """The number of agents that run in parallel to evaluate this number: whole games."""
         return self.num_agents * -(-episodes // self.num_agents)
 
     def picture(self) -> Any:
-        """What is drawn.
+        """Reject rendering.
 
         Raises:
             InvalidEnvironment: always.
         """
-        raise InvalidEnvironment(f"environment {self.name} has no picture")
+        raise InvalidEnvironment(f"environment {self.name} cannot be rendered")
 
 
 @functools.cache
@@ -200,39 +201,44 @@ def _jaxmarl() -> ModuleType:
 
 
 def names() -> list[str]:
-    """Ids of the suite, also of games whose agents differ, which cannot be made."""
+    """Ids of the suite, including games with unequal agents, which are not supported."""
     from jaxmarl.registration import registered_envs
 
     return list(registered_envs)
 
 
 def make(env_id: str, *, resets: int = RESETS, **kwargs: Any) -> JaxMarlEnv:
-    """The game jaxmarl registers under this id.
+    """Make the game that jaxmarl registers under this id.
 
     Args:
-        env_id: e.g. "MPE_simple_spread_v3".
-        resets: drawn per rollout and game.
-        **kwargs: of jaxmarl.make; max_steps is the time limit, kept by a clock of our own, because
-            jaxmarl's `done` does not tell it from an end (and MPE's comes one step late). Where a
-            game has none, every end counts as one.
+        env_id: id, e.g. "MPE_simple_spread_v3".
+        resets: number of initial states drawn per rollout and game.
+        **kwargs: arguments of jaxmarl.make; max_steps is the time limit. It is counted by this
+            package, because `done` of jaxmarl does not distinguish it from a termination (and is
+            one step late in MPE). If a game has no time limit, every end is a termination.
 
     Raises:
-        InvalidEnvironment: agents that observe or act differently; arguments that jaxmarl refuses.
+        InvalidEnvironment: if agents have different observations or actions, or jaxmarl rejects the
+            arguments.
     """
     env, limit = _unlimited(env_id, kwargs)
     seen = jax.eval_shape(env.reset, jax.random.key(0))[0]
     if {*seen} < {*env.agents} or not isinstance(seen, dict):
-        raise InvalidEnvironment(f"jaxmarl:{env_id} does not observe by agent, but {[*seen]}")
+        raise InvalidEnvironment(
+            f"jaxmarl:{env_id} must observe a dictionary by agent, but has {[*seen]}"
+        )
     kinds = {a: _kind(seen[a], env.action_space(a)) for a in env.agents}
     if len({*kinds.values()}) > 1:
         raise InvalidEnvironment(
-            f"the agents of jaxmarl:{env_id} cannot share a policy, they differ in observation "
-            "shape or actions: " + "; ".join(f"{a}: {k}" for a, k in kinds.items())
+            f"the agents of jaxmarl:{env_id} cannot share a policy, because they differ in "
+            "observation shape or actions: " + "; ".join(f"{a}: {k}" for a, k in kinds.items())
         )
     actions = convert_space(env.action_space(env.agents[0]))
     if not isinstance(actions, spaces.Discrete | spaces.Box):
-        raise InvalidEnvironment(f"jaxmarl:{env_id} has actions {actions}; Discrete and Box work")
-    # Bounds are left out: what some games declare is not what they return.
+        raise InvalidEnvironment(
+            f"jaxmarl:{env_id} has actions {actions}; only Discrete and Box are supported"
+        )
+    # Bounds are left out, because observations of some games violate their declared bounds.
     obs = jax.tree.map(spaces.box_of, seen[env.agents[0]])
     masked = False
     if isinstance(actions, spaces.Discrete) and _knows_legal(env):
@@ -251,22 +257,22 @@ def _made(env_id: str, kwargs: dict[str, Any]) -> Any:
 
 
 def _unlimited(env_id: str, kwargs: dict[str, Any]) -> tuple[Any, float]:
-    """(a game whose own limit comes one step later, the limit).
+    """(game whose own time limit is one step later, time limit).
 
     Raises:
-        InvalidEnvironment: one that resets itself inside its step.
+        InvalidEnvironment: if the game resets itself inside its step.
     """
     env = _made(env_id, kwargs)
     if hasattr(env, "episode_length"):
         raise InvalidEnvironment(
-            f"jaxmarl:{env_id} resets itself and hides the last observation; there is suite brax"
+            f"jaxmarl:{env_id} resets itself and hides the final observation; use suite brax"
         )
     limit = getattr(env, "max_steps", None)
     if limit is None:
         return env, jnp.inf
     try:
         return _jaxmarl().make(env_id, **{**kwargs, "max_steps": int(limit) + 1}), int(limit)
-    except TypeError:  # known to the game, but no argument of its constructor
+    except TypeError:  # an attribute of the game, but not an argument of its constructor
         env.max_steps = int(limit) + 1
         return env, int(limit)
 
@@ -277,7 +283,7 @@ def _kind(seen: PyTree, actions: Any) -> str:
 
 
 def _knows_legal(env: Any) -> bool:
-    """Whether get_avail_actions says anything."""
+    """Whether get_avail_actions is implemented."""
     state = jax.eval_shape(env.reset, jax.random.key(0))[1]
     try:
         jax.eval_shape(env.get_avail_actions, state)

@@ -1,8 +1,8 @@
-"""Suite `jumanji`: combinatorial problems, most of them with masks of legal actions.
+"""Suite `jumanji`: combinatorial problems, most of them with action masks.
 
-Most of its environments report their time limit as termination. They are made here with a limit
-one step later than asked for, and cut by a clock of our own: what jumanji ends is then a true end,
-what the clock ends is a truncation, both exactly.
+Most environments of jumanji report their time limit as termination. They are made here with a limit
+one step later than requested, and this package counts the requested limit. Terminations and
+truncations are then distinguished exactly.
 """
 
 import dataclasses
@@ -18,23 +18,24 @@ from ppo_jax.envs import spaces
 from ppo_jax.envs.protocol import InvalidEnvironment, StepResult
 from ppo_jax.types import PyTree
 
-# Where a mask's shape would not tell: one of all combinations, or one of each component.
+# Environments whose mask covers combinations of choices rather than each choice separately, where
+# the shape of the mask alone is ambiguous.
 JOINT = ("BinPack", "FlatPack", "Minesweeper", "Sudoku", "Tetris")
-# The parts of an observation that are the time.
+# Entries of an observation that are the number of steps.
 CLOCKS = ("step_count", "step")
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class JumanjiEnv:
-    """A jumanji environment and a clock; its state is (jumanji's state, steps taken).
+    """A jumanji environment with a step counter; its state is (state of jumanji, number of steps).
 
     Attributes:
-        env: jumanji.env.Environment, whose own limit lies beyond `time_limit`.
-        name: id.
-        observation_space: jumanji's NamedTuple, of spaces.
-        action_space: Discrete, MultiDiscrete (joint where the mask is of combinations), Box.
-        time_limit: steps after which an episode is truncated; infinity if jumanji has no limit.
-        params: ().
+        env: jumanji.env.Environment, whose own time limit is later than `time_limit`.
+        name: id of the environment.
+        observation_space: spaces in the NamedTuple of jumanji.
+        action_space: Discrete, MultiDiscrete (joint if the mask covers combinations) or Box.
+        time_limit: number of steps after which an episode is truncated; infinity without a limit.
+        params: () (no parameters).
     """
 
     env: Any
@@ -45,13 +46,13 @@ class JumanjiEnv:
     params: tuple[()] = ()
 
     def reset(self, key: jax.Array, params: PyTree) -> tuple[PyTree, PyTree]:
-        """(obs, state) of a new episode."""
+        """Start a new episode: (obs, state)."""
         state, timestep = self.env.reset(key)
         obs = _scaled(timestep.observation, self.time_limit)
         return obs, (state, jnp.zeros((), jnp.int32))
 
     def step(self, key: jax.Array, state: PyTree, action: jax.Array, params: PyTree) -> StepResult:
-        """One transition; the reward of several agents is their sum."""
+        """Take one step; the rewards of several agents are summed."""
         inner, time = state
         inner, timestep = self.env.step(inner, action.astype(self.action_space.dtype))
         reward = jnp.sum(timestep.reward, dtype=jnp.float32)
@@ -73,21 +74,21 @@ def names() -> list[str]:
 
 
 def make(env_id: str, *, time_limit: int | None = None, **kwargs: Any) -> JumanjiEnv:
-    """The environment jumanji registers under this id.
+    """Make the environment that jumanji registers under this id.
 
     Args:
-        env_id: e.g. "Snake-v1".
-        time_limit: steps after which an episode is truncated; None: jumanji's own.
-        **kwargs: of the environment's constructor, e.g. a generator.
+        env_id: id, e.g. "Snake-v1".
+        time_limit: number of steps after which an episode is truncated, or None for jumanji's own.
+        **kwargs: arguments of the environment's constructor, e.g. a generator.
 
     Raises:
-        InvalidEnvironment: arguments that jumanji refuses, levels that it cannot download, or
-            a mask of actions of an unknown kind.
+        InvalidEnvironment: if jumanji rejects the arguments or cannot download levels, or the
+            action mask has an unknown shape.
     """
     env = _made(env_id, kwargs)
     limit = getattr(env, "time_limit", None) if time_limit is None else time_limit
     if limit is not None:
-        # SearchAndRescue alone reads its limit otherwise: where it scales rewards by the time left.
+        # Only SearchAndRescue uses its limit for anything else: it scales rewards by the time left.
         env = _made(env_id, {**kwargs, "time_limit": limit + 1})
     ends = jnp.inf if limit is None else limit
     obs = jax.eval_shape(
@@ -108,12 +109,12 @@ def _made(env_id: str, kwargs: dict[str, Any]) -> Any:
         return _jumanji().make(env_id, **kwargs)
     except (TypeError, ValueError) as error:
         raise InvalidEnvironment(f"jumanji:{env_id} cannot be made: {error}") from error
-    except (IndexError, OSError) as error:  # Sokoban without its levels
+    except (IndexError, OSError) as error:  # Sokoban downloads its levels
         raise InvalidEnvironment(f"jumanji:{env_id} could not download its levels") from error
 
 
 def _scaled(obs: PyTree, limit: float) -> PyTree:
-    """An observed clock as the fraction of the time that is over: [] float32 in [0, 1]."""
+    """Replace an observed step count by the elapsed fraction of the limit: [] float32 in [0, 1]."""
     if limit == jnp.inf:
         return obs
     clocks = {c: getattr(obs, c) / jnp.float32(limit) for c in CLOCKS if hasattr(obs, c)}
@@ -121,7 +122,7 @@ def _scaled(obs: PyTree, limit: float) -> PyTree:
 
 
 def _observation_space(spec: Any, obs: PyTree) -> Any:
-    """The spaces of an observation: shapes and types as they are, bounds as jumanji states them."""
+    """The spaces of an observation, with actual shapes and types, and bounds from jumanji."""
 
     def space(path: tuple[Any, ...], leaf: Any) -> spaces.Space:
         part = spec
@@ -143,15 +144,15 @@ def _observation_space(spec: Any, obs: PyTree) -> Any:
 
 
 def _last(dtype: np.dtype) -> int:
-    """The end of an observed clock: 1 as a fraction, else any number."""
+    """The upper bound of an observed step count: 1 for a fraction, else that of the type."""
     return 1 if dtype.kind == "f" else int(np.iinfo(dtype).max)
 
 
 def _action_space(name: str, spec: Any, mask: Any) -> Any:
-    """The space of actions; whether a mask is of combinations is read off its shape.
+    """The space of actions; it is joint if the mask covers combinations of choices.
 
     Raises:
-        InvalidEnvironment: a mask that is neither.
+        InvalidEnvironment: if the mask has neither supported shape.
     """
     dtype = np.dtype(spec.dtype)
     if dtype.kind == "f":
@@ -166,6 +167,7 @@ def _action_space(name: str, spec: Any, mask: Any) -> Any:
     expected = sizes if joint else (len(sizes), max(sizes))
     if mask is not None and mask.shape != expected:
         raise InvalidEnvironment(
-            f"jumanji:{name} masks actions {sizes} by an array {mask.shape}; expected {expected}"
+            f"the action mask of jumanji:{name} for actions {sizes} has shape {mask.shape}; "
+            f"expected {expected}"
         )
     return spaces.MultiDiscrete(sizes, dtype, joint)

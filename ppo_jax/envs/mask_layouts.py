@@ -1,4 +1,4 @@
-"""The layouts in which environments say which actions are legal, as the one that policies take."""
+"""Layouts of action masks in environments, and their conversion to the layout of policies."""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -9,20 +9,20 @@ import numpy as np
 from ppo_jax.envs.protocol import InvalidEnvironment
 
 Path = tuple[Any, ...]
-# Of an environment whose mask forbids everything while its episode goes on.
-NOTHING_LEGAL = "a mask by which no action is legal while the episode goes on"
+# Description of a mask that allows no action while the episode continues.
+NOTHING_LEGAL = "a mask in which no action is legal while the episode continues"
 
 
 class MaskLayout(NamedTuple):
-    """Arrays of a mask, and where its entries go.
+    """The arrays of a mask, and the positions of their entries.
 
     Attributes:
-        paths: keys and indices that lead to each array, within the mask.
-        shapes: of each array.
-        dtypes: names of their types.
-        sizes: (A_1, ..., A_D), the numbers of choices; () for Discrete.
-        shape: of the mask that a policy takes: [n], or [D, max A_i].
-        rows: whether the array has this shape already, whatever its dimensions.
+        paths: keys and indices that lead to each array within the mask.
+        shapes: shapes of the arrays.
+        dtypes: names of the arrays' types.
+        sizes: numbers of options (A_1, ..., A_D); () for Discrete.
+        shape: shape of the mask for a policy: [n], or [D, max A_i].
+        rows: whether the array already has this shape, except for leading dimensions.
     """
 
     paths: tuple[Path, ...]
@@ -43,7 +43,7 @@ class MaskLayout(NamedTuple):
         return found
 
     def decode(self, arrays: Sequence[Any], xp: Any) -> Any:
-        """The arrays [B, ...] as a mask [B, *shape] of bool; True is legal."""
+        """Convert the arrays [B, ...] to a mask [B, *shape] of bool; True is legal."""
         count = arrays[0].shape[0]
         if self.rows:
             return arrays[0].reshape(count, *self.shape) != 0
@@ -58,7 +58,7 @@ class MaskLayout(NamedTuple):
         return xp.concatenate(padded, axis=-1).reshape(count, *self.shape)
 
     def encode(self, mask: np.ndarray) -> list[np.ndarray]:
-        """The inverse of `decode`, in numpy."""
+        """The inverse of `decode`, in NumPy."""
         count = mask.shape[0]
         if self.rows:
             return [mask.reshape(count, *self.shapes[0]).astype(self.dtypes[0])]
@@ -74,7 +74,7 @@ class MaskLayout(NamedTuple):
         """The mask of one environment, [*shape] bool.
 
         Raises:
-            ValueError: it has another layout than this one.
+            ValueError: if the mask has another layout than this one.
         """
         try:
             arrays = [np.asarray(x)[None] for x in self.of(mask)]
@@ -85,21 +85,22 @@ class MaskLayout(NamedTuple):
         for x, shape in zip(arrays, self.shapes, strict=True):
             if x.shape[1:] != shape:
                 raise ValueError(
-                    f"{name}: the mask of legal actions has shape {x.shape[1:]}; before it had "
-                    f"{shape}"
+                    f"{name}: the mask of legal actions has shape {x.shape[1:]}; earlier it had "
+                    f"shape {shape}"
                 )
         return self.decode(arrays, np)[0]
 
 
 def without_choice(mask: Any, sizes: Any = ()) -> np.ndarray:
-    """Where nothing is legal, of one component of an action at least.
+    """Whether no option is legal in at least one component of an action.
 
     Args:
-        mask: [..., n]; or [..., D, max A_i] of D components.
-        sizes: (A_1, ..., A_D), beyond which a row says nothing; () for [..., n].
+        mask: [..., n] mask, or [..., D, max A_i] mask of D components.
+        sizes: numbers of options (A_1, ..., A_D), beyond which elements are ignored; () for
+            [..., n].
 
     Returns:
-        [...] bool.
+        [...] bool, whether a component has no legal option.
     """
     legal = np.asarray(mask) != 0
     if not len(sizes):
@@ -109,16 +110,16 @@ def without_choice(mask: Any, sizes: Any = ()) -> np.ndarray:
 
 
 def layout_of(arrays: Any, actions: Any, name: str) -> MaskLayout:
-    """How a mask is to be read.
+    """The layout of a mask.
 
     Args:
-        arrays: (shape, type) of a mask, or a dict or list of such, one for the mask of each
-            component, in the order of the components: what `arrays_of` returns.
+        arrays: (shape, type) of a mask, or a dict or list of them, one for each component in
+            order, as `arrays_of` returns.
         actions: Gymnasium's Discrete, MultiDiscrete or MultiBinary.
-        name: of the mask and its environment, for messages.
+        name: name of the mask and its environment, for messages.
 
     Raises:
-        InvalidEnvironment: it fits none of the layouts, with all of them.
+        InvalidEnvironment: if the mask has none of the supported layouts; the message lists them.
     """
     found = _leaves(arrays)
     paths = tuple(path for path, _ in found)
@@ -135,8 +136,8 @@ def layout_of(arrays: Any, actions: Any, name: str) -> MaskLayout:
     if rows or parts or shapes == ((sum(sizes),),):
         return MaskLayout(paths, shapes, dtypes, sizes, shape, rows)
     wanted = (
-        f"({sum(sizes)},), all components side by side; {shape}, a row for each; or a tuple or "
-        f"dictionary of {len(sizes)} masks with {', '.join(map(str, sizes))} entries"
+        f"({sum(sizes)},), all components concatenated; {shape}, a row for each component; or a "
+        f"tuple or dictionary of {len(sizes)} masks with {', '.join(map(str, sizes))} entries"
     )
     raise _no_layout(name, shapes, actions, wanted)
 
@@ -152,12 +153,14 @@ def _sizes_and_axes(actions: Any) -> tuple[tuple[int, ...], tuple[int, ...]]:
 
 def _no_layout(name: str, shapes: Any, actions: Any, wanted: str) -> InvalidEnvironment:
     given = ", ".join(map(str, shapes))
-    return InvalidEnvironment(f"{name} has shape {given}; for the actions {actions} it is {wanted}")
+    return InvalidEnvironment(
+        f"{name} has shape {given}; for the actions {actions} it must be {wanted}"
+    )
 
 
 def arrays_of(mask: Any) -> Any:
-    """(shape, type) of a mask that an environment gave, or of Gymnasium's space of it; a dict or a
-    list of them for a mask in parts."""
+    """(shape, type) of a mask, or of Gymnasium's space of a mask; a dict or list of them for a mask
+    in parts."""
     mask = getattr(mask, "spaces", mask)
     if isinstance(mask, Mapping):
         return {key: arrays_of(value) for key, value in mask.items()}

@@ -1,4 +1,4 @@
-"""Suite `ppo_jax`: environments of our own."""
+"""Suite `ppo_jax`: environments of this package."""
 
 import importlib
 from typing import Any
@@ -16,5 +16,5 @@ def names() -> list[str]:
 
 
 def make(env_id: str, **kwargs: Any) -> Any:
-    """The environment of this id, its module imported now."""
+    """Make the environment with this id; its module is imported now."""
     return importlib.import_module(MODULES[env_id]).make(**kwargs)

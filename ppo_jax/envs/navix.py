@@ -1,6 +1,6 @@
-"""Suite `navix`: MiniGrid's rooms, from above or through the agent's eyes.
+"""Suite `navix`: MiniGrid environments, observed from above or from the agent's position.
 
-navix resets in the step after the last one; `_step` is its transition without that.
+`step` of navix resets an environment in the step after the end of an episode; `_step` does not.
 """
 
 import dataclasses
@@ -17,8 +17,8 @@ from ppo_jax.envs import spaces
 from ppo_jax.envs.protocol import InvalidEnvironment, StepResult
 from ppo_jax.types import PyTree
 
-# Name of an observation -> (largest value, dtype). Cells are (entity, colour, state), numbers
-# below 128: int8, so that no network takes them for the brightness of pixels.
+# Name of an observation -> (largest value, dtype). Cells are (entity, colour, state), numbers below
+# 128. They are int8, so that no network scales them as pixels.
 OBSERVATIONS = {
     "symbolic": (127, np.int8),
     "symbolic_first_person": (127, np.int8),
@@ -31,15 +31,15 @@ OBSERVATIONS = {
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class NavixEnv:
-    """A navix environment; its state is navix's Timestep.
+    """A navix environment; its state is a Timestep of navix.
 
     Attributes:
         env: navix.environments.Environment.
-        name: id.
-        observation_space: Box [H, W] or [H, W, C].
-        action_space: Discrete(7), MiniGrid's actions.
-        shortest_episode: the straight way to the goal in an empty room, else 1.
-        params: ().
+        name: id of the environment.
+        observation_space: Box of [H, W] or [H, W, C].
+        action_space: Discrete(7), the actions of MiniGrid.
+        shortest_episode: number of steps to the goal in an empty room, else 1.
+        params: () (no parameters).
     """
 
     env: Any
@@ -51,23 +51,23 @@ class NavixEnv:
 
     @property
     def time_limit(self) -> int:
-        """navix's max_steps."""
+        """max_steps of navix."""
         return int(self.env.max_steps)
 
     def reset(self, key: jax.Array, params: PyTree) -> tuple[PyTree, PyTree]:
-        """(obs, state) of a new episode."""
+        """Start a new episode: (obs, state)."""
         timestep = self.env.reset(key, None if self._draws else _no_cache())
         return self._observation(timestep), timestep
 
     def step(self, key: jax.Array, state: PyTree, action: jax.Array, params: PyTree) -> StepResult:
-        """One transition; where both end at once, navix calls it termination."""
+        """Take one step; if an episode terminates at the time limit, it is a termination."""
         timestep = self.env._step(state, action)
         reward = timestep.reward.astype(jnp.float32)
         ends = timestep.is_termination(), timestep.is_truncation()
         return self._observation(timestep), timestep, reward, *ends, {}
 
     def render(self, state: PyTree) -> np.ndarray:
-        """[H, W, 3] uint8: the whole room."""
+        """An image [H, W, 3] uint8 of the whole room."""
         from navix import observations
         from navix.rendering.cache import RenderingCache
 
@@ -92,7 +92,7 @@ def _navix() -> ModuleType:
 
 
 def _no_cache() -> Any:
-    """Instead of the picture of the room in every state, 12 kB for 8 × 8 cells."""
+    """An empty cache, which avoids storing an image of the room in every state."""
     from navix.rendering.cache import RenderingCache
 
     return RenderingCache(patches=jnp.zeros(0, jnp.uint8))
@@ -104,16 +104,16 @@ def names() -> list[str]:
 
 
 def make(env_id: str, *, observation: str = "symbolic", **kwargs: Any) -> NavixEnv:
-    """The environment navix registers under this id.
+    """Make the environment that navix registers under this id.
 
     Args:
-        env_id: e.g. "Navix-DoorKey-6x6-v0".
-        observation: one of OBSERVATIONS: symbolic or categorical cells, or rgb pixels, of the whole
-            room or as the agent sees it.
-        **kwargs: of navix.make; max_steps (100) is the time limit.
+        env_id: id, e.g. "Navix-DoorKey-6x6-v0".
+        observation: name in OBSERVATIONS: symbolic or categorical cells, or rgb pixels, of the
+            whole room or of the part that the agent observes.
+        **kwargs: arguments of navix.make; max_steps (100) is the time limit.
 
     Raises:
-        InvalidEnvironment: an unknown observation, or arguments that navix refuses.
+        InvalidEnvironment: if the observation is unknown, or navix rejects the arguments.
     """
     if observation not in OBSERVATIONS:
         raise InvalidEnvironment(
@@ -132,5 +132,5 @@ def make(env_id: str, *, observation: str = "symbolic", **kwargs: Any) -> NavixE
 
 
 def _shortest(env: Any) -> int:
-    """From corner to corner there are H + W − 6 steps and one turn; from anywhere else, one."""
+    """The minimum episode length: H + W − 6 moves and one turn from corner to corner, else 1."""
     return 1 if env.random_start else env.height + env.width - 5

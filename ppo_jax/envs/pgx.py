@@ -1,7 +1,7 @@
-"""Suite `pgx`: board and card games, 2048 and MinAtar, with masks of legal actions.
+"""Suite `pgx`: board and card games, 2048 and MinAtar, with action masks.
 
-With several players the agent is one of them and a fixed opponent all the others: their moves, as
-many as there are until it is the agent's turn again, belong to the environment.
+In games of several players the agent is one of them and a fixed opponent plays all others. Their
+moves until the agent's next turn are part of the environment.
 """
 
 import dataclasses
@@ -24,19 +24,20 @@ SIDES = ("random", "first", "last")
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class PgxEnv:
-    """A pgx game; its state is (pgx's State, the agent's player id, the agent's moves so far).
+    """A pgx game; its state is (State of pgx, player id of the agent, number of agent moves).
 
-    An observation is {"obs": pgx's own, "action_mask": [A] bool}. That of a finished game may be
-    another player's view; nothing follows it.
+    An observation is {"obs": observation of pgx, "action_mask": [A] bool}. The observation of a
+    finished game may be that of another player, but no action follows it.
 
     Attributes:
         env: pgx.Env.
-        name: id.
-        observation_space, action_space: Discrete(A).
-        time_limit: moves of the agent after which a game is truncated; infinity: never.
-        opponent: (key, pgx State) -> action, of all other players.
-        side: when the agent moves; one of SIDES.
-        params: ().
+        name: id of the game.
+        observation_space: spaces of the observation.
+        action_space: Discrete(A).
+        time_limit: number of agent moves after which a game is truncated; infinity for no limit.
+        opponent: function (key, State of pgx) -> action, for all other players.
+        side: position of the agent among the players, one of SIDES.
+        params: () (no parameters).
     """
 
     env: Any
@@ -49,7 +50,7 @@ class PgxEnv:
     params: tuple[()] = ()
 
     def reset(self, key: jax.Array, params: PyTree) -> tuple[PyTree, PyTree]:
-        """(obs, state) at the agent's first move, after those that others make before it."""
+        """Start a game and play it to the agent's first move: (obs, state)."""
         init_key, side_key, others_key = jax.random.split(key, 3)
         state = self.env.init(init_key)
         players = self.env.num_players
@@ -60,7 +61,7 @@ class PgxEnv:
         return _observation(state), (state, agent, jnp.zeros((), jnp.int32))
 
     def step(self, key: jax.Array, state: PyTree, action: jax.Array, params: PyTree) -> StepResult:
-        """The agent's move and all until its next; its rewards of all of these are summed."""
+        """Take one move and play to the agent's next one; the agent's rewards are summed."""
         move_key, others_key = jax.random.split(key)
         game, agent, moves = state
         game = self.env.step(game, action, move_key)
@@ -73,7 +74,7 @@ class PgxEnv:
     def _others(
         self, key: jax.Array, state: Any, agent: jax.Array, reward: jax.Array
     ) -> tuple[Any, jax.Array]:
-        """Moves of the others until it is the agent's turn or the game is over."""
+        """Play the moves of the others until the agent's turn or the end of the game."""
         if self.env.num_players == 1:
             return state, reward
 
@@ -92,7 +93,7 @@ class PgxEnv:
 
 
 def uniformly_legal(key: jax.Array, state: Any) -> jax.Array:
-    """The opponent "random": every legal action with the same probability."""
+    """The opponent "random", which takes every legal action with the same probability."""
     return jax.random.categorical(key, jnp.where(state.legal_action_mask, 0.0, -jnp.inf))
 
 
@@ -115,16 +116,16 @@ def make(
     side: str = "random",
     time_limit: int | None = None,
 ) -> PgxEnv:
-    """The game pgx has under this id.
+    """Make the game that pgx has under this id.
 
     Args:
-        env_id: e.g. "connect_four".
-        opponent: "random", or a policy (key, pgx State) -> action, where there are other players.
-        side: the agent moves "first" or "last" of all players; "random": drawn for each game.
-        time_limit: moves of the agent after which a game is truncated; pgx itself has no limit.
+        env_id: id, e.g. "connect_four".
+        opponent: "random", or a policy (key, State of pgx) -> action, for the other players.
+        side: whether the agent moves "first" or "last"; "random" draws its position for each game.
+        time_limit: number of agent moves after which a game is truncated; None for no limit.
 
     Raises:
-        InvalidEnvironment: an opponent or a side that there is not.
+        InvalidEnvironment: if the opponent or the side is unknown.
     """
     if side not in SIDES:
         raise InvalidEnvironment(f"unknown side {side!r}; {did_you_mean(side, SIDES)}")

@@ -1,4 +1,4 @@
-"""Bodies with a State of their own and no clock, as brax and MuJoCo Playground have them."""
+"""Physics environments without a time limit of their own, as in brax and MuJoCo Playground."""
 
 import dataclasses
 from typing import Any
@@ -13,15 +13,16 @@ from ppo_jax.types import PyTree
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class PhysicsEnv:
-    """Simulated bodies and a clock; the state is (the suite's State, steps taken).
+    """A physics environment with a step counter; its state is (State of the suite, step count).
 
     Attributes:
-        env: `reset(key) -> State`, `step(State, action) -> State`, with obs, reward and done.
-        name: id.
-        observation_space: Box.
+        env: object with `reset(key) -> State` and `step(State, action) -> State`, where State has
+            obs, reward and done.
+        name: id of the environment.
+        observation_space: Box of observations.
         action_space: Box(−1, 1); actions are clipped to it.
-        time_limit: steps after which an episode is truncated.
-        shortest_episode: resets are drawn for episodes of at least so many steps.
+        time_limit: number of steps after which an episode is truncated.
+        shortest_episode: lower bound of the episode length, for the size of the reset pool.
         params: () (the bodies are constants of the program).
     """
 
@@ -34,12 +35,12 @@ class PhysicsEnv:
     params: tuple[()] = ()
 
     def reset(self, key: jax.Array, params: PyTree) -> tuple[PyTree, PyTree]:
-        """(obs, state) of a new episode."""
+        """Start a new episode: (obs, state)."""
         state = self.env.reset(key)
         return state.obs, (state, jnp.zeros((), jnp.int32))
 
     def step(self, key: jax.Array, state: PyTree, action: jax.Array, params: PyTree) -> StepResult:
-        """One transition; `done` of the suite is termination, the clock truncation."""
+        """Take one step; `done` of the suite is a termination, the time limit a truncation."""
         state, time = state
         state = self.env.step(state, jnp.clip(action, -1.0, 1.0))
         terminated, truncated = state.done > 0, time + 1 >= self.time_limit

@@ -1,8 +1,8 @@
 """Suite `playground`: the DeepMind Control Suite of MuJoCo Playground, on MJX.
 
-Its other two parts, locomotion and manipulation, download their robots and are left out. The
-physics is `impl="jax"`: Playground's default, Warp, takes minutes to compile without a GPU and then
-does not run.
+The other two parts of Playground, locomotion and manipulation, download robot models and are left
+out. The physics implementation is `impl="jax"`, because Playground's default, Warp, compiles for
+minutes without a GPU and then fails.
 """
 
 import functools
@@ -30,16 +30,16 @@ def names() -> list[str]:
 
 
 def make(env_id: str, *, episode_length: int | None = None, **kwargs: Any) -> PhysicsEnv:
-    """The environment of dm_control with this id.
+    """Make the environment of dm_control with this id.
 
     Args:
-        env_id: e.g. "CartpoleBalance".
-        episode_length: steps after which an episode is truncated; None: Playground's own, 1000.
+        env_id: id, e.g. "CartpoleBalance".
+        episode_length: number of steps after which an episode is truncated, or None for the 1000
+            steps of Playground.
         **kwargs: fields of the environment's config, e.g. ctrl_dt.
 
     Raises:
-        InvalidEnvironment: a field that Playground does not know; observations that are not one
-            vector.
+        InvalidEnvironment: if a field is unknown to Playground, or observations are not one vector.
     """
     suite = _suite()
     try:
@@ -48,10 +48,12 @@ def make(env_id: str, *, episode_length: int | None = None, **kwargs: Any) -> Ph
         raise InvalidEnvironment(f"playground:{env_id} cannot be made: {error}") from error
     obs = jax.eval_shape(env.reset, jax.random.key(0)).obs
     if not hasattr(obs, "shape"):
-        raise InvalidEnvironment(f"playground:{env_id} observes {obs}; only vectors are served")
+        raise InvalidEnvironment(
+            f"playground:{env_id} observes {obs}; only vector observations are supported"
+        )
     limit = episode_length or suite.get_default_config(env_id).episode_length
-    # Tasks end sooner only where the physics diverges; should many do so in one rollout, a reset is
-    # used twice, which the metric reused_resets counts.
+    # Episodes only end earlier if the physics diverges. If many do so in one rollout, some initial
+    # states are used twice, and the metric reused_resets counts them.
     return PhysicsEnv(
         env,
         env_id,

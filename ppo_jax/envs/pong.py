@@ -1,7 +1,7 @@
-"""Pong from pixels: two paddles, 21 points, as pure functions.
+"""Pong with pixel observations, to 21 points, as pure functions.
 
-The court is 160 × 160 pixels as on the Atari 2600, and an action lasts four of its frames. The
-agent is the right paddle. Coordinates are of centres, y grows downwards, speeds are per frame.
+The court is 160 × 160 pixels as on the Atari 2600, and an action lasts four frames. The agent is
+the right paddle. Coordinates refer to centres, y points downwards, speeds are in pixels per frame.
 """
 
 import dataclasses
@@ -22,31 +22,31 @@ from ppo_jax.types import PyTree
 COURT = 160.0
 FRAMES_PER_STEP = 4
 POINTS_TO_WIN = 21
-# Half widths and half heights.
+# Half widths and half heights in pixels.
 BALL = 2.0
 PADDLE_WIDTH, PADDLE_HEIGHT = 2.0, 8.0
 OPPONENT_X, AGENT_X = 18.0, 142.0
 
-BALL_SPEED = 2.0  # across the court, of a serve
-SERVE_SPREAD = 0.5  # vertical speed of a serve, at most
-SPIN = 3.0  # vertical speed after a hit with the very end of a paddle
-DRIVE = 0.5  # by how much such a hit is faster, as a part of BALL_SPEED
-PADDLE_SPEED = 2.5  # of the agent
-REST = 0.125  # probability that the opponent stands still for a step
-AIM = 4.0  # how far from its middle the opponent means to meet the ball, at most
+BALL_SPEED = 2.0  # horizontal speed of a serve
+SERVE_SPREAD = 0.5  # maximum vertical speed of a serve
+SPIN = 3.0  # vertical speed after a hit with the end of a paddle
+DRIVE = 0.5  # increase of the horizontal speed by such a hit, as a fraction of BALL_SPEED
+PADDLE_SPEED = 2.5  # speed of the agent
+REST = 0.125  # probability that the opponent does not move in a step
+AIM = 4.0  # maximum distance from its middle at which the opponent tries to hit the ball
 DIFFICULTIES = {"easy": 1.5, "hard": 2.0}
-# What an action may be credited with: all later points of the game, or the one being played.
+# Rewards credited to an action: all later points of the game, or only the current point.
 CREDITS = ("game", "point")
-# Of the actions stay, up, down.
+# Vertical directions of the actions stay, up and down.
 DIRECTIONS = (0.0, -1.0, 1.0)
 
 
 @struct.dataclass
 class Params:
-    """What a sweep may vary.
+    """The parameters that a sweep may vary.
 
     Attributes:
-        opponent_speed: [] pixels per frame, at most; the agent's is 2.5.
+        opponent_speed: [] maximum speed of the opponent in pixels per frame; the agent's is 2.5.
     """
 
     opponent_speed: Any = DIFFICULTIES["easy"]
@@ -54,15 +54,15 @@ class Params:
 
 @struct.dataclass
 class State:
-    """Everything there is to know of a game.
+    """The state of a game.
 
     Attributes:
-        ball: [2] x, y.
-        velocity: [2] of the ball.
-        agent, opponent: [] heights of the paddles.
-        aim: [] where the opponent wants the ball on its paddle, from its middle.
+        ball: [2] position x, y of the ball.
+        velocity: [2] velocity of the ball.
+        agent, opponent: [] vertical positions of the paddles.
+        aim: [] distance from the middle of its paddle at which the opponent tries to hit the ball.
         score: [2] int32 points of agent and opponent.
-        time: [] int32 steps since the game began.
+        time: [] int32 number of steps since the start of the game.
     """
 
     ball: jax.Array
@@ -76,21 +76,21 @@ class State:
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Pong:
-    """A game to 21 points; +1 for a point of the agent, −1 for one of the opponent.
+    """A game to 21 points with reward +1 for a point of the agent and −1 for one of the opponent.
 
     Each serve starts in the middle with random height, angle and direction. The opponent follows
-    the ball no faster than its speed, rests in a random eighth of all steps, and means to meet the
-    ball at a random place of its paddle. Angle and speed of a hit depend on that place alone:
-    from the end of a paddle the ball flies steep and fast, and outruns it.
+    the ball with limited speed, does not move in a random eighth of all steps, and tries to hit the
+    ball at a random position of its paddle. Angle and speed of a hit depend only on that position:
+    the end of a paddle returns the ball at a steep angle and too fast for the opponent.
 
     Attributes:
-        height, width: of a frame in pixels.
-        time_limit: steps after which a game is truncated.
-        credit: "point" ends the credit of actions with the point they were played for, and tells
-            learners so by `settled`. With "game" discounting pays for haste: a risky shot that
-            loses this point all the same brings the next one nearer.
-        params: the opponent's speed, which may be traced.
-        name: for messages.
+        height, width: size of a frame in pixels.
+        time_limit: number of steps after which a game is truncated.
+        credit: "point" ends credit assignment at each point, which `settled` reports to the
+            learner. With "game", discounting favours risky shots: losing the current point also
+            brings the next one nearer.
+        params: parameters with the opponent's speed, which may be traced.
+        name: name for messages.
     """
 
     height: int = 84
@@ -110,12 +110,12 @@ class Pong:
 
     @property
     def shortest_episode(self) -> int:
-        """21 serves that nobody returns."""
+        """The number of steps of 21 serves without a return."""
         serve = int(COURT / 2 / (BALL_SPEED * FRAMES_PER_STEP))
         return min(POINTS_TO_WIN * serve, self.time_limit)
 
     def reset(self, key: jax.Array, params: PyTree) -> tuple[jax.Array, State]:
-        """(frame [H, W, 1], state) of a new game."""
+        """Start a new game: (frame [H, W, 1], state)."""
         ball, velocity = _serve(jax.random.uniform(key, (3,)))
         middle = jnp.asarray(COURT / 2)
         points, time = jnp.zeros(2, jnp.int32), jnp.zeros((), jnp.int32)
@@ -123,10 +123,10 @@ class Pong:
         return self.draw(state), state
 
     def step(self, key: jax.Array, state: State, action: jax.Array, params: PyTree) -> StepResult:
-        """Four frames under one action: 0 stay, 1 up, 2 down."""
+        """Take one step of four frames with one action: 0 stay, 1 up, 2 down."""
         chance = jax.random.uniform(key, (5,))
         speed = jnp.where(chance[3] < REST, 0.0, params.opponent_speed)
-        # While the ball flies away the opponent makes up its mind about the next hit.
+        # The opponent chooses its next target while the ball moves away from it.
         away = state.velocity[0] > 0
         state = dataclasses.replace(
             state, aim=jnp.where(away, AIM * (2 * chance[4] - 1), state.aim)
@@ -134,7 +134,7 @@ class Pong:
         for _ in range(FRAMES_PER_STEP):
             state = _advance(state, jnp.asarray(DIRECTIONS)[action], speed)
 
-        # A serve takes ten steps to leave the court: at most one point is made in a step.
+        # A serve takes ten steps to leave the court, so that a step has at most one point.
         won, lost = state.ball[0] <= 0, state.ball[0] >= COURT
         ball, velocity = _serve(chance[:3])
         state = dataclasses.replace(
@@ -151,12 +151,12 @@ class Pong:
         return self.draw(state), state, reward, terminated, truncated, info
 
     def draw(self, state: State) -> jax.Array:
-        """The frame: how much of each pixel the three rectangles cover.
+        """Draw a frame: the fraction of each pixel that the three rectangles cover.
 
-        frame = 255 min(1, Yᵀ X),   Y_ij, X_ij = the part of row or column j that rectangle i covers
+        frame = 255 min(1, Yᵀ X),   Y_ij, X_ij = fraction of row or column j that rectangle i covers
 
         Returns:
-            [H, W, 1] uint8.
+            [H, W, 1] uint8 frame.
         """
         x = jnp.stack([jnp.asarray(OPPONENT_X), jnp.asarray(AGENT_X), state.ball[0]])
         y = jnp.stack([state.opponent, state.agent, state.ball[1]])
@@ -166,10 +166,10 @@ class Pong:
         return jnp.round(255.0 * covered).astype(jnp.uint8)[..., None]
 
     def render(self, state: State) -> np.ndarray:
-        """The court in colour under a strip of the points made.
+        """Draw the court in colour, below a strip that shows the points.
 
         Returns:
-            [172, 160, 3] uint8 of five colours.
+            [172, 160, 3] uint8 image with five colours.
         """
         picture = np.full((172, 160, 3), (24, 28, 36), np.uint8)
         court, green, orange = picture[12:], (110, 190, 110), (221, 132, 60)
@@ -187,15 +187,16 @@ class Pong:
 
 
 def coverage(centre: jax.Array, half: jax.Array, pixels: int) -> jax.Array:
-    """How much of each of `pixels` equal parts of the court intervals cover.
+    """The fraction that intervals cover of each of `pixels` equal parts of the court.
 
     Args:
-        centre: [...] middles of the intervals.
-        half: [...] half their lengths.
-        pixels: how many parts.
+        centre: [...] centres of the intervals.
+        half: [...] half lengths of the intervals.
+        pixels: number of parts.
 
     Returns:
-        [..., pixels] between 0 and 1; times the size of a part they sum to an interval's length.
+        [..., pixels] fractions between 0 and 1. Their sum times the size of a part is the length of
+        the interval.
     """
     edge = jnp.linspace(0.0, COURT, pixels + 1)
     low, high = (centre - half)[..., None], (centre + half)[..., None]
@@ -215,20 +216,20 @@ def make(
     credit: str = "game",
     **unknown: Any,
 ) -> FrameStack:
-    """Pong that shows its last frames.
+    """Make Pong with stacked frames.
 
     Args:
-        size: side of a frame in pixels.
-        height, width: of frames that are not square.
-        frames: how many are shown, the newest last.
-        difficulty: easy or hard, the opponent's speed of 1.5 or 2 pixels per frame.
-        opponent_speed: another one.
-        time_limit: steps of a game at most.
-        credit: game or point, how far actions are credited.
-        **unknown: refused.
+        size: height and width of a frame in pixels.
+        height, width: size of frames that are not square.
+        frames: number of stacked frames, the newest last.
+        difficulty: easy or hard, for an opponent with a speed of 1.5 or 2 pixels per frame.
+        opponent_speed: speed of the opponent that overrides the difficulty.
+        time_limit: maximum number of steps of a game.
+        credit: game or point, the range of credit assignment.
+        **unknown: unknown arguments, which are rejected.
 
     Raises:
-        InvalidEnvironment: an unknown argument or a value out of its range.
+        InvalidEnvironment: if an argument is unknown or outside its range.
     """
     known = [n for n in inspect.signature(make).parameters if n != "unknown"]
     for name in unknown:
@@ -258,7 +259,7 @@ def _serve(chance: jax.Array) -> tuple[jax.Array, jax.Array]:
 
 
 def _advance(state: State, direction: jax.Array, opponent_speed: jax.Array) -> State:
-    """One frame: the paddles move, then the ball, which walls and paddles send back."""
+    """Advance one frame: the paddles move, then the ball, which walls and paddles reflect."""
     low, high = PADDLE_HEIGHT, COURT - PADDLE_HEIGHT
     agent = jnp.clip(state.agent + direction * PADDLE_SPEED, low, high)
     wish = state.ball[1] - state.aim - state.opponent
@@ -270,7 +271,7 @@ def _advance(state: State, direction: jax.Array, opponent_speed: jax.Array) -> S
     y = jnp.where(y < BALL, 2 * BALL - y, y)
     y = jnp.where(y > COURT - BALL, 2 * (COURT - BALL) - y, y)
 
-    # The ball is met in the frame in which it passes a paddle's face.
+    # The ball is hit in the frame in which it passes the face of a paddle.
     faces = (OPPONENT_X + PADDLE_WIDTH + BALL, AGENT_X - PADDLE_WIDTH - BALL)
     left = (x <= faces[0]) & (state.ball[0] > faces[0])
     right = (x >= faces[1]) & (state.ball[0] < faces[1])
@@ -290,7 +291,7 @@ def _fill(
     half: tuple[float, float],
     colour: tuple[int, int, int],
 ) -> None:
-    """Paint a rectangle, to the nearest pixel; what is outside is not seen."""
+    """Fill a rectangle, rounded to whole pixels and clipped to the image."""
     left, top = (max(0, round(c - h)) for c, h in zip(centre, half, strict=True))
     right, bottom = (max(0, round(c + h)) for c, h in zip(centre, half, strict=True))
     picture[top:bottom, left:right] = colour

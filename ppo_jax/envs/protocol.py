@@ -1,11 +1,11 @@
-"""What an environment is: an Env that steps, a VectorEnv that also resets, a VectorMaker.
+"""The protocols of environments: Env, VectorEnv and VectorMaker.
 
-An Env is one environment as pure functions, of which `vectorize` makes a VectorEnv, what a rollout
-steps. Both return the six values of gymnax 1.0, in its order. Where there is no single environment
-that could be copied by `jax.vmap` (simulators of the host, which step many at a time and restart
-them themselves; games whose agents are the rows), the environment is a VectorMaker: it has no reset
-and no step, and makes its VectorEnv itself. Everything that takes an environment takes an Env or a
-VectorMaker, and asks `makes_vectors` which it is.
+An Env is a single environment as pure functions. `vectorize` makes a VectorEnv of it, which a
+rollout steps. Both return the six values of gymnax 1.0, in the same order. Some environments cannot
+be copied by `jax.vmap`: simulators on the host, which step and reset many environments at a time,
+and games with several agents, each of which is one row of the batch. Such an environment is a
+VectorMaker. It has no reset and step, and makes its VectorEnv itself. Every function that takes an
+environment takes an Env or a VectorMaker and distinguishes them with `makes_vectors`.
 """
 
 from collections.abc import Callable, Iterator, Mapping
@@ -25,18 +25,19 @@ StepResult = tuple[PyTree, PyTree, jax.Array, jax.Array, jax.Array, dict[str, An
 
 
 class Env(Protocol):
-    """One environment as pure functions; it steps and never resets itself.
+    """A single environment as pure functions, without automatic reset.
 
     Attributes:
-        params: pytree of numbers that may be traced, so that a sweep can vary them.
-        observation_space, action_space: from `ppo_jax.envs.spaces`; that of observations which
-            are a pytree is a pytree of spaces, of the same structure.
-        time_limit: an episode that has not ended by then is truncated after so many steps, and
-            none sooner; None if there is no telling, infinity if none ever is. With None the final
-            observation of every step is kept.
+        params: pytree of numbers, which may be traced, so that a sweep can vary them.
+        observation_space, action_space: spaces from `ppo_jax.envs.spaces`. For observations that
+            are a pytree, observation_space is a pytree of spaces with the same structure.
+        time_limit: number of steps after which an episode is truncated, never earlier; None if the
+            number is unknown, infinity if episodes are never truncated. With None the final
+            observation of every step is stored.
 
-    Optional attributes: `name`; `shortest_episode`, a true lower bound on the length of an episode,
-    which sizes the pool of resets; `render(state)`, an RGB picture [H, W, 3] uint8.
+    Optional attributes: `name`; `shortest_episode`, a lower bound of the length of episodes, which
+    determines the size of the pool of initial states; `render(state)`, an RGB image of shape
+    [H, W, 3] and type uint8.
     """
 
     @property
@@ -49,24 +50,25 @@ class Env(Protocol):
     def time_limit(self) -> float | None: ...
 
     def reset(self, key: jax.Array, params: PyTree) -> tuple[PyTree, PyTree]:
-        """(obs, state) of a new episode."""
+        """Start a new episode: (obs, state)."""
         ...
 
     def step(self, key: jax.Array, state: PyTree, action: jax.Array, params: PyTree) -> StepResult:
-        """(obs, state, reward [], terminated [], truncated [], info); obs is the true successor.
+        """Take one step: (obs, state, reward [], terminated [], truncated [], info).
 
-        info may hold settled [], True where all that was done so far has had its consequences and
-        only the episode goes on (a point of a game): credit ends there as at the end of one.
+        obs is the true successor observation. info may contain settled [], True where all actions
+        so far have had their full effect although the episode continues (such as at a point of a
+        game). Credit assignment ends there as at the end of an episode.
         """
         ...
 
 
 class VectorEnv(Protocol):
-    """N environments stepped together, each restarted as soon as its episode ends.
+    """N environments that are stepped together and reset automatically at the end of an episode.
 
-    Optional: `begin(state) -> state` and `refresh(key, state) -> (state, metrics)`, called before
-    and after each rollout, outside its loop; `restart(key, state) -> (obs, state)`, a reset that
-    may keep what the state has ready; `time_limit`, as an Env's.
+    Optional attributes: `begin(state) -> state` and `refresh(key, state) -> (state, metrics)`,
+    called before and after each rollout, outside its loop; `restart(key, state) -> (obs, state)`, a
+    reset that may reuse parts of the state; `time_limit`, as for an Env.
     """
 
     @property
@@ -77,30 +79,32 @@ class VectorEnv(Protocol):
     def action_space(self) -> Space: ...
 
     def reset(self, key: jax.Array) -> tuple[PyTree, PyTree]:
-        """(obs [N, ...], state)."""
+        """Start N new episodes: (obs [N, ...], state)."""
         ...
 
     def step(self, key: jax.Array, state: PyTree, action: jax.Array) -> StepResult:
-        """After auto-reset: obs [N, ...] is a new episode's first where the old one ended.
+        """Take one step in each environment, with automatic reset.
 
-        info holds final_observation [N, ...], the true successor, and valid [N], False on steps
-        that did not happen (the dummy step of a host environment that resets one step later).
-        Where that never occurs, `valid` may be an array of NumPy, a constant.
-        It may hold raw_reward [N], what returns are reported in where rewards were transformed,
-        and settled [N], as an Env's.
+        Where an episode ended, obs [N, ...] is the first observation of the next episode.
+
+        info contains final_observation [N, ...], the true successor observation, and valid [N],
+        False for a step that was not executed (the dummy step of a host environment that resets
+        one step later). If all steps are valid, `valid` may be a constant NumPy array. info may
+        contain raw_reward [N], rewards before any transformation, from which returns are reported,
+        and settled [N], as for an Env.
         """
         ...
 
 
 class VectorMaker(Protocol):
-    """An environment that makes its own vectors.
+    """An environment that makes its own vector environments.
 
     Attributes:
-        name: for messages.
-        observation_space, action_space, time_limit: as an Env's, of one row.
+        name: name for messages.
+        observation_space, action_space, time_limit: attributes of one row, as for an Env.
 
-    Optional: `num_agents`, the number of successive rows that play one game together, whose returns
-    are not independent.
+    Optional attribute: `num_agents`, the number of successive rows that belong to one game, and
+    whose returns are therefore not independent.
     """
 
     @property
@@ -113,62 +117,62 @@ class VectorMaker(Protocol):
     def time_limit(self) -> float | None: ...
 
     def vector(self, num_envs: int) -> VectorEnv:
-        """N rows, which restart themselves; asked for again, they may be the same ones."""
+        """N rows with automatic reset; a second call may return the same object."""
         ...
 
     def evaluation(self) -> "VectorMaker":
-        """The environment as its returns are reported: without rewards transformed for learning."""
+        """The environment for evaluation, without transformations of the rewards."""
         ...
 
     def side_by_side(self, episodes: int) -> int:
-        """The number of rows that play at once when so many episodes are evaluated."""
+        """The number of rows that run in parallel to evaluate this number of episodes."""
         ...
 
     def picture(self) -> "VectorMaker":
-        """The environment as it is drawn; its vectors have `render(state)`.
+        """The environment for rendering, whose vector environments have `render(state)`.
 
         Raises:
-            InvalidEnvironment: it cannot be.
+            InvalidEnvironment: if the environment cannot be rendered.
         """
         ...
 
 
 def makes_vectors(env: Any) -> TypeGuard[VectorMaker]:
-    """Whether an environment is a VectorMaker, and not an Env."""
+    """Whether an environment is a VectorMaker rather than an Env."""
     return hasattr(env, "vector")
 
 
 def check_protocol(env: Any) -> None:
-    """Refuse an object that does not follow the Env protocol, before anything is compiled.
+    """Reject an object that does not follow the Env protocol, before anything is compiled.
 
-    Traces reset and step once, computing nothing; `ppo_jax.envs.check_env` also runs them. A
-    VectorMaker is looked at from outside: its environments are not started.
+    The functions reset and step are traced once without computing anything;
+    `ppo_jax.envs.check_env` also executes them. The environments of a VectorMaker are not started.
 
     Raises:
-        InvalidEnvironment: a missing attribute, a foreign space, a function that cannot be traced,
-            a wrong number of results, or an observation, mask, state, reward or flag of the wrong
-            structure, shape or type; the message names it.
+        InvalidEnvironment: if an attribute is missing, a space has an unknown type, a function
+            cannot be traced or returns a wrong number of values, or an observation, mask, state,
+            reward or flag has a wrong structure, shape or type. The message names it.
     """
     for problem in static_problems(env):
         raise InvalidEnvironment(problem)
 
 
 def static_problems(env: Any) -> Iterator[str]:
-    """Everything that `check_protocol` finds, each in one sentence."""
+    """All problems that `check_protocol` detects, one sentence for each."""
     name = getattr(env, "name", type(env).__name__)
     functions = ["name"] if makes_vectors(env) else ["reset", "step", "params"]
     required = [*functions, "observation_space", "action_space", "time_limit"]
     missing = [attribute for attribute in required if not hasattr(env, attribute)]
     if missing:
         yield (
-            f"environment {name} lacks {', '.join(missing)}; an environment has "
+            f"environment {name} lacks {', '.join(missing)}; an environment has the attributes "
             f"{', '.join(required)} (ppo_jax.envs.Env)"
         )
     limit = getattr(env, "time_limit", None)
     if limit is not None and not (_is_number(limit) and limit >= 1):
         yield (
-            f"{name}.time_limit is {limit!r}; it must be >= 1 or None (infinity: no episode is "
-            "ever truncated)"
+            f"{name}.time_limit is {limit!r}; it must be >= 1 or None (infinity if episodes are "
+            "never truncated)"
         )
     if {*missing} - {"name", "time_limit"}:
         return
@@ -182,7 +186,7 @@ def _is_number(x: Any) -> bool:
 
 
 def _step_problems(name: str, env: Any) -> Iterator[str]:
-    """Trace one episode's beginning."""
+    """Trace the first steps of an episode."""
     key, action = jax.random.key(0), jnp.zeros(env.action_space.shape, env.action_space.dtype)
     yield from (foreign := list(_foreign_leaves(f"{name}.params", env.params)))
     if foreign:
@@ -190,7 +194,7 @@ def _step_problems(name: str, env: Any) -> Iterator[str]:
     what, results = "reset", []
 
     def traced(function: Callable[..., Any], *args: Any) -> Any:
-        """The shapes of what a function returns, where they are arrays; the rest is looked at."""
+        """The shapes of a function's results, if they are arrays; other results are stored."""
 
         def call(*args: Any) -> Any:
             result = function(*args)
@@ -219,7 +223,7 @@ def _step_problems(name: str, env: Any) -> Iterator[str]:
 
 
 def _foreign(tree: Any) -> list[tuple[str, Any]]:
-    """(path, leaf) of what is neither an array nor a number."""
+    """(path, leaf) of every leaf that is neither an array nor a number."""
     found = jax.tree_util.tree_leaves_with_path(tree)
     return [(jax.tree_util.keystr(p), x) for p, x in found if not hasattr(x, "dtype") and not (
         isinstance(x, bool | int | float | complex)
@@ -229,18 +233,18 @@ def _foreign(tree: Any) -> list[tuple[str, Any]]:
 def _foreign_leaves(what: str, tree: Any) -> Iterator[str]:
     for path, x in _foreign(tree):
         yield (
-            f"{what}{path} is a {type(x).__name__}; keep numbers and arrays alone in observations, "
-            "state and params, and everything else in self"
+            f"{what}{path} is a {type(x).__name__}; observations, state and params may only "
+            "contain numbers and arrays; keep everything else in self"
         )
 
 
 def _reset_problems(name: str, env: Any, result: Any) -> Iterator[str]:
-    """reset returns (obs, state), both made of arrays."""
+    """Problems of the result of reset, which is (obs, state), both made of arrays."""
     pair = isinstance(result, tuple | list) and len(result) == 2
     if not pair or _fits(env.observation_space, result):
         yield (
-            f"{name}.reset returned {_counted(result)}; return two, obs and state, where the state "
-            "is all that step needs to go on"
+            f"{name}.reset returned {_counted(result)}; return two values, obs and state, where "
+            "state contains everything that step needs"
         )
     elif _fits(env.observation_space, result[1]) and not _fits(env.observation_space, result[0]):
         yield f"{name}.reset returned state and obs; return them in the order obs, state"
@@ -253,12 +257,12 @@ def _counted(result: Any) -> str:
     if isinstance(result, tuple | list):
         return f"{len(result)} values"
     if hasattr(result, "dtype"):
-        return "an array alone"
+        return "a single array"
     return f"a {type(result).__name__}"
 
 
 def _fits(space: PyTree, obs: PyTree) -> bool:
-    """Whether a tree has the structure and the shapes of observations."""
+    """Whether a pytree has the structure and the shapes of observations."""
     if _structure(space) != _structure(obs):
         return False
     pairs = zip(jax.tree.leaves(space), jax.tree.leaves(obs), strict=True)
@@ -266,24 +270,24 @@ def _fits(space: PyTree, obs: PyTree) -> bool:
 
 
 def _count_problems(name: str, result: Any, state: PyTree) -> Iterator[str]:
-    """step returns the six values of gymnax 1.0."""
+    """Problems of the result of step, which has the six values of gymnax 1.0."""
     expected = "the six of gymnax 1.0: obs, state, reward, terminated, truncated, info"
     if not isinstance(result, tuple | list):
         yield f"{name}.step returned {_counted(result)}; expected a tuple of {expected}"
     elif len(result) != 6:
-        cure = "return all of them, in this order"
+        cure = "return all six values, in this order"
         if len(result) == 4:
             cure = (
-                "these are those of Gym before 0.26, without a state and with one done: return "
-                "the state second, and done as terminated (the end of the task) and truncated (its "
-                "limit)"
+                "these are the values of Gym before 0.26, which have no state and one done flag: "
+                "return the state as second value, and terminated (the end of the task) and "
+                "truncated (the time limit) in place of done"
             )
         if len(result) == 5:
-            cure = "these are in Gymnasium's order, without a state: return the state second"
+            cure = "these are Gymnasium's values, without a state: return the state as second value"
             if _structure(result[1]) == _structure(state) != _structure(0):
                 cure = (
-                    "these are those of gymnax 0.x, with one done: return terminated (the end of "
-                    "the task) and truncated (its limit) in its place"
+                    "these are the values of gymnax 0.x, with one done flag: return terminated "
+                    "(the end of the task) and truncated (the time limit) in its place"
                 )
         yield f"{name}.step returned {len(result)} values; expected {expected}; {cure}"
     elif not isinstance(result[5], Mapping) and any(isinstance(x, dict) for x in result[2:5]):
@@ -295,7 +299,7 @@ def _count_problems(name: str, result: Any, state: PyTree) -> Iterator[str]:
         if not isinstance(result[5], Mapping):
             yield (
                 f"{name}.step returned an info that is a {type(result[5]).__name__}; return a "
-                "dict, {} where there is nothing to say"
+                "dict, {} if there is no information"
             )
 
 
@@ -311,42 +315,42 @@ _NEEDS_A_VALUE = (
 
 
 def untraceable(name: str, what: str, error: BaseException) -> str:
-    """Why JAX cannot trace a function of an environment, in a sentence with what to do."""
+    """The reason why JAX cannot trace a function of an environment, and how to correct it."""
     if isinstance(error, jax.errors.TracerBoolConversionError):
-        problem = "decides something in Python (if, while, and, or, not, assert) by a traced value"
-        cure = (
-            "use jnp.where, jax.lax.cond or jax.lax.while_loop, and &, |, ~ in place of the words"
-        )
+        problem = "uses a traced value in Python control flow (if, while, and, or, not, assert)"
+        cure = "use jnp.where, jax.lax.cond or jax.lax.while_loop, and the operators &, | and ~"
     elif isinstance(error, jax.errors.TracerArrayConversionError):
-        problem = "gives a traced value to NumPy, or to other code outside of JAX"
-        cure = "use the same functions of jax.numpy"
+        problem = "passes a traced value to NumPy, or to other code outside JAX"
+        cure = "use the functions of jax.numpy"
     elif isinstance(error, jax.errors.UnexpectedTracerError):
-        problem = "uses a traced value of an earlier call, which was kept outside of the state"
-        cure = "keep what changes in the state that reset and step return, not in self or a global"
+        problem = "uses a traced value of an earlier call, which was stored outside the state"
+        cure = "keep everything that changes in the state that reset and step return, not in self"
     elif isinstance(error, _NEEDS_A_VALUE):
-        problem = "needs the value of a traced array while it is traced"
-        cure = "make no int(), float(), range() or shape of it; use jnp.where or jax.lax.fori_loop"
+        problem = "needs the value of a traced array"
+        cure = (
+            "do not use it in int(), float(), range() or a shape; use jnp.where or a jax.lax loop"
+        )
     else:
         return (
             f"{name}.{what} raised {raised(error)} when it was called with a key"
-            f"{', a state, an action' if what == 'step' else ''} and params; correct it"
+            f"{', a state, an action' if what == 'step' else ''} and params; correct the error"
         )
     return f"{name}.{what} {problem} ({place(error)}), which jax.jit does not allow; {cure}"
 
 
 def check_spaces(env: Any) -> None:
-    """Refuse spaces that no policy here can serve; looks at descriptions alone.
+    """Reject spaces that no policy supports, without starting the environment.
 
     Raises:
-        InvalidEnvironment: a foreign space, nothing to observe, or an action mask that does not
-            fit the actions.
+        InvalidEnvironment: if a space has an unknown type, there is nothing to observe, or the
+            action mask does not fit the actions.
     """
     for problem in space_problems(env):
         raise InvalidEnvironment(problem)
 
 
 def space_problems(env: Any) -> Iterator[str]:
-    """Everything that `check_spaces` finds, each in one sentence."""
+    """All problems that `check_spaces` detects, one sentence for each."""
     name = getattr(env, "name", type(env).__name__)
     observations, actions = env.observation_space, env.action_space
     kinds = ", ".join(k.__name__ for k in ACTION_SPACES)
@@ -356,16 +360,16 @@ def space_problems(env: Any) -> Iterator[str]:
             if not isinstance(space, ACTION_SPACES):
                 foreign = True
                 yield (
-                    f"the {what} space of {name}, {spaces.describe(space)}, cannot be served; "
-                    f"there are, in ppo_jax.envs.spaces: {kinds}"
+                    f"the {what} space of {name}, {spaces.describe(space)}, is not supported; "
+                    f"supported are the spaces of ppo_jax.envs.spaces: {kinds}"
                     + (" (and any pytree of them)" if what == "observation" else "")
                 )
     if foreign:
         return
     if not spaces.leaves(observations):
         yield (
-            f"there is nothing to observe in {name}: its observation_space has no entry"
-            f"{' but ' + ACTION_MASK if spaces.action_mask(observations) is not None else ''}"
+            f"{name} has nothing to observe: its observation_space has no entry"
+            f"{' except ' + ACTION_MASK if spaces.action_mask(observations) is not None else ''}"
         )
     mask = spaces.action_mask(observations)
     if mask is not None:
@@ -376,48 +380,48 @@ def _mask_problems(name: str, mask: Any, actions: Space) -> Iterator[str]:
     shape = spaces.mask_shape(actions)
     if shape is None:
         yield (
-            f"{name} has an {ACTION_MASK} for {spaces.describe(actions)}; there are masks for "
-            "Discrete and MultiDiscrete (bits are MultiDiscrete((2, 2, ...)))"
+            f"{name} has an {ACTION_MASK} for {spaces.describe(actions)}; masks are supported for "
+            "Discrete and MultiDiscrete (for bits use MultiDiscrete((2, 2, ...)))"
         )
     elif not isinstance(mask, Box) or mask.shape != shape or mask.dtype != np.dtype(bool):
         yield (
             f"{name}: the {ACTION_MASK} in its observation_space is {spaces.describe(mask)}; for "
-            f"{spaces.describe(actions)} it is Box(0, 1, {shape}, bool)"
+            f"{spaces.describe(actions)} it must be Box(0, 1, {shape}, bool)"
         )
 
 
 def _observation_problems(name: str, space: PyTree, obs: PyTree) -> Iterator[str]:
-    """Observations have their space's structure, shapes and, where it matters, types.
+    """Problems of the structure, shapes and types of observations.
 
-    It does for masks (bool), for choices (integers) and for bytes, which are scaled; among other
-    numbers suites are careless and no harm is done.
+    Types matter for masks (bool), discrete values (integers) and bytes, which are scaled. Among
+    other numeric types, many suites deviate from their spaces, which does no harm.
     """
     if not all(isinstance(leaf, ACTION_SPACES) for leaf in jax.tree.leaves(space)):
-        return  # said already
+        return  # this is already reported
     structures: list[Any] = [jax.tree.structure(x) for x in (space, obs)]
     if structures[0] != structures[1]:
         shapes = jax.tree.map(lambda x: f"{x.dtype}{list(x.shape)}", obs)
         yield (
-            f"{name}: observations have another structure than its observation_space; "
-            f"they are {shapes}, it is {spaces.describe(space)}; correct one of the two"
+            f"{name}: observations have another structure than its observation_space: observations "
+            f"are {shapes}, observation_space is {spaces.describe(space)}; correct one of the two"
         )
         return
     paths = [jax.tree_util.keystr(p) for p, _ in jax.tree_util.tree_leaves_with_path(obs)]
     for path, leaf, x in zip(paths, jax.tree.leaves(space), jax.tree.leaves(obs), strict=True):
         if x.shape != leaf.shape:
             yield (
-                f"{name}: observations{path} have shape {x.shape}, its observation_space "
-                f"{leaf.shape}; correct one of the two"
+                f"{name}: observations{path} have shape {x.shape}, but its observation_space has "
+                f"shape {leaf.shape}; correct one of the two"
             )
         elif not _serves(leaf, x.dtype):
             yield (
-                f"{name}: observations{path} are {x.dtype}, its observation_space "
+                f"{name}: observations{path} are {x.dtype}, but its observation_space is "
                 f"{spaces.describe(leaf)}; correct one of the two"
             )
 
 
 def _serves(space: Space, dtype: Any) -> bool:
-    """Whether numbers of this type can stand for elements of the space."""
+    """Whether numbers of this type can represent elements of the space."""
     if isinstance(space, Box):
         promised = np.dtype(space.dtype)
         return dtype == promised or not ({dtype, promised} & {np.dtype(np.uint8), np.dtype(bool)})
@@ -430,7 +434,7 @@ def _scalar_problems(name: str, reward: Any, terminated: Any, truncated: Any) ->
     for label, value in values.items():
         kind = jnp.floating if label == "reward" else jnp.bool_
         if not hasattr(value, "dtype"):
-            yield f"{name}.step returned a {label} that is no array; return one number"
+            yield f"{name}.step returned a {label} that is not an array; return one number"
         elif value.shape != () or not jnp.issubdtype(value.dtype, kind):
             cure = "jnp.float32(...)" if label == "reward" else "a comparison, or .astype(bool)"
             cure += "" if value.shape == () else ", of one number: x[0], or x.squeeze()"
@@ -455,16 +459,16 @@ def _same_problems(name: str, what: str, before: PyTree, after: PyTree) -> Itera
             leaf = what + jax.tree_util.keystr(path)
             yield (
                 f"{name}: {leaf} is {x.dtype}{list(x.shape)} from reset but {y.dtype}"
-                f"{list(y.shape)} from step; give both one shape and one type (jnp.zeros(shape, "
-                "dtype), .astype)"
+                f"{list(y.shape)} from step; return the same shape and type from both "
+                "(jnp.zeros(shape, dtype), .astype)"
             )
 
 
 def render(env: Any, state: PyTree) -> np.ndarray:
-    """A picture of one state.
+    """Render an image of one state.
 
     Raises:
-        InvalidEnvironment: the environment cannot draw itself.
+        InvalidEnvironment: if the environment cannot be rendered.
     """
     if not hasattr(env, "render"):
         raise InvalidEnvironment(

@@ -1,11 +1,11 @@
-"""`make("suite:id")`: environments by name, and from the objects of other libraries.
+"""The registry of environments: `make("suite:id")`, and objects of other libraries.
 
-The names are those of `ppo_jax.suites`; everything else with a colon, `my_module:MyEnv`, is an
-environment of the user's own and imported by that name.
+Names are resolved by `ppo_jax.suites`. Any other name with a colon, `my_module:MyEnv`, refers to an
+environment of the user and is imported by that name.
 
-Modules are imported on demand: a suite that is not used costs nothing and need not be installed. A
-module has `names()`, `make(env_id, **kwargs)`, and `has(env_id)` if it takes more IDs than it
-lists.
+Modules of suites are imported when they are needed, so that other suites need not be installed. The
+module of a suite has `names()`, `make(env_id, **kwargs)`, and `has(env_id)` if it accepts more ids
+than it lists.
 """
 
 import functools
@@ -27,25 +27,26 @@ from ppo_jax.suites import names_code as names_code
 from ppo_jax.suites import same_env as same_env
 from ppo_jax.suites import suites as suites
 
-# Suites whose modules also take an environment object of their library: `recognizes(env)` tells,
-# without importing that library, whether it is one, and `adapt(env)` makes an Env of it.
+# Suites whose modules also accept an environment object of their library: `recognizes(env)`
+# detects one without importing the library, and `adapt(env)` converts it to an Env.
 ADAPTING = ("gymnax", "gymnasium")
-# What an object that is already an environment has, and a function or a class that makes them not.
+# Attributes of environment objects that a function or class that makes environments does not have.
 ENVIRONMENTS = ("reset", "step_env", "vector", "single_observation_space")
 
 
 def make(name: str, **kwargs: Any) -> Env:
-    """An environment by name.
+    """Make an environment by name.
 
     Args:
-        name: "suite:id", or an id alone. What follows the first colon is the id, whatever is in it.
-            Or "module:Name", of a module that is not a suite's.
+        name: "suite:id", where the id is everything after the first colon, an id without a suite,
+            or "module:Name" for a module that is not a suite.
         **kwargs: parameters of the environment.
 
     Raises:
-        UnknownEnvironment: with the nearest names there are, or with what to install.
-        ConfigError: a module that cannot be imported, and why.
-        InvalidEnvironment: what it has under that name is no environment.
+        UnknownEnvironment: if there is no such environment, or its suite is not installed. The
+            message suggests similar names, or the package to install.
+        ConfigError: if the module cannot be imported.
+        InvalidEnvironment: if the object with that name is not an environment.
     """
     suite, env_id = locate(name)
     if not suite:
@@ -54,15 +55,15 @@ def make(name: str, **kwargs: Any) -> Env:
 
 
 def as_env(env: Any, **kwargs: Any) -> Env:
-    """An environment from a name, an Env, a gymnax Environment object, a Gymnasium vector
-    environment, or a class or function that makes one of these or a Gymnasium environment.
+    """Convert an object to an environment: a name, an Env, a gymnax Environment, a Gymnasium
+    vector environment, or a class or function that makes one of these or a Gymnasium environment.
 
     Args:
-        env: any of these.
-        **kwargs: parameters of one that is made by name, or by a class or function.
+        env: object to convert.
+        **kwargs: parameters of an environment that is made by name, or by a class or function.
 
     Raises:
-        InvalidEnvironment: an object that is none of these; the message says what it lacks.
+        InvalidEnvironment: if the object is none of these; the message states what is missing.
     """
     if isinstance(env, str):
         return make(env, **kwargs)
@@ -70,18 +71,18 @@ def as_env(env: Any, **kwargs: Any) -> Env:
         return _made(env, kwargs)
     if kwargs:
         raise InvalidEnvironment(
-            f"{getattr(env, 'name', type(env).__name__)} is made already and takes no arguments; "
-            f"leave out {', '.join(kwargs)}, or name the class or function that makes it"
+            f"{getattr(env, 'name', type(env).__name__)} already exists and takes no arguments; "
+            f"omit {', '.join(kwargs)}, or pass the class or function that makes the environment"
         )
     return _adapted(env)
 
 
 def _made(maker: Any, kwargs: dict[str, Any]) -> Env:
-    """The environment that a class or a function makes."""
-    gymnasium = importlib.import_module(SUITES["gymnasium"])  # which need not be installed
+    """The environment that a class or function makes."""
+    gymnasium = importlib.import_module(SUITES["gymnasium"])  # Gymnasium need not be installed
     name = getattr(maker, "__name__", repr(maker))
     call = functools.partial(maker, **kwargs) if kwargs else maker
-    # Its arrays are constants, also where a run is being traced.
+    # The arrays of the environment are constants, even inside a trace.
     with jax.ensure_compile_time_eval():
         first = gymnasium.first_of(call, name)
     own = hasattr(first, "reset") and not hasattr(first, "unwrapped")

@@ -1,7 +1,7 @@
-"""What observations and actions look like: static descriptions, no arrays inside jit.
+"""Spaces: static descriptions of observations and actions, without arrays inside jit.
 
-An observation may be any pytree of arrays; its space is then a pytree of the same structure whose
-leaves are the spaces below. An entry `action_mask` at its top level says what is legal.
+An observation may be any pytree of arrays. Its space is then a pytree of the same structure, whose
+leaves are the spaces below. An entry `action_mask` at the top level holds the legal actions.
 """
 
 import dataclasses
@@ -14,7 +14,7 @@ import numpy as np
 
 from ppo_jax.types import PyTree
 
-# The entry of an observation that holds what may be done: bool, True is legal.
+# The entry of an observation that holds the legal actions: bool, True for a legal action.
 ACTION_MASK = "action_mask"
 
 
@@ -29,14 +29,14 @@ class Discrete:
 
 @dataclasses.dataclass(frozen=True)
 class MultiDiscrete:
-    """Several integers, component i in {0, ..., sizes[i] − 1}.
+    """Several integers; component i is in {0, ..., sizes[i] − 1}.
 
     Attributes:
-        sizes: (A_1, ..., A_D).
-        dtype: of the integers.
-        joint: as actions, one distribution over all ΠA_i combinations in place of D independent
-            ones; what is legal may then depend on all components at once. The environment is
-            given the same [D] integers either way.
+        sizes: numbers of options (A_1, ..., A_D).
+        dtype: type of the integers.
+        joint: whether a policy for such actions has one distribution over all ΠA_i combinations
+            rather than D independent ones, so that legality may depend on all components at once.
+            The environment receives the same [D] integers in both cases.
     """
 
     sizes: tuple[int, ...]
@@ -46,7 +46,7 @@ class MultiDiscrete:
     def __post_init__(self) -> None:
         sizes = tuple(int(n) for n in self.sizes)
         if not sizes or min(sizes) < 1:
-            raise ValueError(f"sizes of a MultiDiscrete are {sizes}; each must be at least 1")
+            raise ValueError(f"the sizes of a MultiDiscrete are {sizes}; each must be at least 1")
         object.__setattr__(self, "sizes", sizes)
 
     @property
@@ -56,7 +56,7 @@ class MultiDiscrete:
 
 @dataclasses.dataclass(frozen=True)
 class MultiBinary:
-    """n bits."""
+    """A vector of n bits."""
 
     n: int
     dtype: Any = np.int32
@@ -68,13 +68,13 @@ class MultiBinary:
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Box:
-    """An array with bounds per element, possibly infinite; a scalar bound holds for all.
+    """An array with bounds for each element, which may be infinite; a scalar bound holds for all.
 
     Attributes:
-        low, high: bounds.
-        shape: of the array.
-        dtype: of its numbers.
-        unordered: three axes of which nobody knows whether they are [H, W, C] or [C, H, W].
+        low, high: lower and upper bounds.
+        shape: shape of the array.
+        dtype: type of the elements.
+        unordered: whether the order of the three axes, [H, W, C] or [C, H, W], is unknown.
     """
 
     low: Any
@@ -96,10 +96,10 @@ class Box:
 
 
 def box_of(leaf: Any) -> Box:
-    """The space of arrays of which only shape and type are known: whatever the type can hold.
+    """The largest space of arrays with a given shape and type.
 
     Args:
-        leaf: an array or its description.
+        leaf: array, or its shape and type.
     """
     dtype = np.dtype(leaf.dtype)
     if dtype.kind == "f":
@@ -113,13 +113,14 @@ ACTION_SPACES = (Discrete, MultiDiscrete, MultiBinary, Box)
 
 
 def leaves(tree: PyTree) -> list[tuple[str, Any]]:
-    """(path, leaf) of everything in an observation, or in its space, but the action mask.
+    """(path, leaf) of every leaf of an observation, or of its space, except the action mask.
 
     Args:
-        tree: an observation or its space; both give the same paths in the same order.
+        tree: observation or its space; both have the same paths in the same order.
 
     Returns:
-        The path is what follows the observation in code: "['agent'].speed", "" for a lone leaf.
+        List of (path, leaf). A path is written as in code after the name of the observation:
+        "['agent'].speed", or "" for a single leaf.
     """
     found = jax.tree_util.tree_leaves_with_path(tree)
     return [(jax.tree_util.keystr(p), x) for p, x in found if _entry(p[:1]) != ACTION_MASK]
@@ -133,10 +134,10 @@ def action_mask(tree: PyTree) -> Any:
 
 
 def mask_shape(actions: Space) -> tuple[int, ...] | None:
-    """The shape of a mask for these actions; None where there is no such thing.
+    """The shape of an action mask for these actions; None if masks are not supported.
 
-    Discrete(n): [n]. MultiDiscrete(sizes): [D, max A_i], a row per component, what is beyond its
-    A_i ignored. MultiDiscrete(sizes, joint=True): [A_1, ..., A_D].
+    Discrete(n): [n]. MultiDiscrete(sizes): [D, max A_i], one row for each component, in which
+    elements beyond its A_i are ignored. MultiDiscrete(sizes, joint=True): [A_1, ..., A_D].
     """
     if isinstance(actions, Discrete):
         return (actions.n,)
@@ -146,21 +147,22 @@ def mask_shape(actions: Space) -> tuple[int, ...] | None:
 
 
 def drawn(actions: Space) -> Space:
-    """The space of actions as a policy draws and stores them: joint choices as one index."""
+    """The space of actions as a policy draws and stores them, with joint choices as one index."""
     if isinstance(actions, MultiDiscrete) and actions.joint:
         return Discrete(math.prod(actions.sizes))
     return actions
 
 
 def action_frame(actions: Box) -> tuple[np.ndarray, np.ndarray] | None:
-    """Where a Gaussian around 0 should lie, if not there: (shift, scale) of its actions.
+    """The affine map of a Gaussian around 0 to the action space: (shift, scale), or None.
 
-    shift + scale u is the action of a number u. Between two finite bounds of whose middle half 0 is
-    no element, [−1, 1] is mapped to the bounds; beside a single one that 0 is beyond, or less than
-    half a unit away from, 0 is mapped one unit inside. Elsewhere nothing is changed: 0 and 1.
+    The action for a number u is shift + scale · u. If an element has two finite bounds and 0 is
+    outside the middle half between them, [−1, 1] is mapped to the bounds. If it has one finite
+    bound and 0 is beyond it, or less than half a unit inside it, 0 is mapped one unit inside. All
+    other elements are unchanged: shift 0 and scale 1.
 
     Returns:
-        [*actions.shape] each; None where no element is changed.
+        Two arrays [*actions.shape], or None if no element is changed.
     """
     low, high = np.asarray(actions.low, np.float64), np.asarray(actions.high, np.float64)
     below, above = np.isfinite(low), np.isfinite(high)
@@ -175,7 +177,7 @@ def action_frame(actions: Box) -> tuple[np.ndarray, np.ndarray] | None:
 
 
 def is_image(space: Any) -> bool:
-    """Whether a leaf is a picture [H, W, C]."""
+    """Whether a leaf is an image [H, W, C]."""
     return isinstance(space, Box) and len(space.shape) == 3
 
 
@@ -183,22 +185,22 @@ def image(tree: PyTree) -> tuple[str, Box]:
     """(path, space) of the only image among the observations.
 
     Raises:
-        ValueError: there is none, or more than one.
+        ValueError: if the number of images is not one.
     """
     found = [(path, leaf) for path, leaf in leaves(tree) if is_image(leaf)]
     if len(found) != 1:
         count = f"{len(found)} of them" if found else "none"
         raise ValueError(
-            f"convolutions take one image [H, W, C]; among the observations, {describe(tree)}, "
-            f"there are {count}"
+            f"a convolutional network requires one image [H, W, C], but among the observations, "
+            f"{describe(tree)}, there are {count}"
         )
     return found[0]
 
 
 def describe(tree: PyTree) -> str:
-    """A space in a few words: "['map'] Box(7, 7, 2) uint8, ['facing'] Discrete(4)".
+    """A short description of a space: "['map'] Box(7, 7, 2) uint8, ['facing'] Discrete(4)".
 
-    Bounds are left out; what is no space is named with its module.
+    Bounds are left out. An object that is not a space is shown with its module.
     """
     found = jax.tree_util.tree_leaves_with_path(tree)
     return ", ".join(f"{jax.tree_util.keystr(p)} {_describe(x)}".strip() for p, x in found)

@@ -1,4 +1,4 @@
-"""What is known of a run's simulators while they work: the call under way, and what failed."""
+"""Supervision of the simulators of a run: the current call, its time limit, and failures."""
 
 import contextlib
 import contextvars
@@ -10,40 +10,41 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 
-# Seconds that a call may go on after a signal asked the run to end.
+# Seconds that a call may continue after a signal requested the end of the run.
 GRACE = 10.0
-# A step or a reset that takes longer than this many seconds is taken for one that hangs. Long
-# enough for a simulator that loads a scene or compiles its shaders when it is first reset.
+# Time limit in seconds of a reset or step. It is long enough for a simulator that loads a scene or
+# compiles shaders at its first reset.
 TIMEOUT = 600.0
 MAKING = "while it is made"
-# Seconds between two looks at whether a call hangs.
+# Seconds between two checks whether a call has exceeded its time limit.
 LOOK = 0.1
-# Seconds that the first environment may take to be made or looked at; None: for ever. Such a call
-# cannot be ended without the process, so that only commands and `--env-timeout` set a limit.
+# Time limit in seconds for making and checking the first environment; None for no limit. Only
+# commands and `--env-timeout` set it, because stopping such a call ends the process.
 _limit: contextvars.ContextVar[float | None] = contextvars.ContextVar("limit", default=None)
 
 
 class SimulatorFailed(RuntimeError):
-    """An environment of the host raised, ended, hung or returned what it must not: one line."""
+    """A host environment raised an error, exited, hung or returned an invalid value."""
 
 
 @dataclasses.dataclass
 class Supervision:
-    """Of all environments of a run together, those of its evaluations among them.
+    """The supervision of all environments of a run, including those for evaluation.
 
     Attributes:
-        active: whether a failure is kept here for the run's loop, instead of being raised within
-            the compiled program.
-        timeout: seconds that a step or a reset of one copy may take; making one may take TIMEOUT.
+        active: whether a failure is stored for the loop of the run, rather than raised inside the
+            compiled program.
+        timeout: time limit in seconds for a reset or step of one copy; the limit for making a copy
+            is at least TIMEOUT.
         restarts: number of copies that may be replaced.
-        replaced: number of copies that were.
-        failure: what failed, in one line.
-        call: when the call under way in this process began; None between calls.
-        index: of the copy that is called; None: all at once.
-        count: number of copies of which it is one.
-        doing: "step 12", for messages.
-        name: of the environment that is called.
-        hurry: when a signal asked the run to end; None: not yet.
+        replaced: number of copies that have been replaced.
+        failure: description of the failure in one line, or None.
+        call: start time of the current call in this process; None between calls.
+        index: index of the copy that is called; None if all are called at once.
+        count: number of copies.
+        doing: description of the current call for messages, such as "step 12".
+        name: name of the environment that is called.
+        hurry: time at which a signal requested the end of the run, or None.
     """
 
     active: bool = False
@@ -59,22 +60,22 @@ class Supervision:
     hurry: float | None = None
 
     def begin(self, timeout: float | None = None, restarts: int = 0) -> None:
-        """Supervise a run.
+        """Start to supervise a run.
 
         Args:
-            timeout: seconds; None: TIMEOUT.
-            restarts: as above.
+            timeout: time limit in seconds, or None for TIMEOUT.
+            restarts: number of copies that may be replaced.
         """
         self.active, self.timeout, self.restarts = True, timeout or TIMEOUT, restarts
         self.replaced, self.failure, self.call, self.hurry = 0, None, None, None
 
     def end(self) -> None:
-        """Failures are raised from here on."""
+        """Stop supervision; later failures are raised."""
         self.active, self.timeout, self.restarts, self.failure = False, math.inf, 0, None
 
     @contextlib.contextmanager
     def calls(self, name: str, doing: str) -> Iterator[None]:
-        """A call of all environments at once in this process is under way during the block."""
+        """Register a call of all environments in this process for the duration of the block."""
         self.name, self.index, self.doing = name, None, doing
         self.call = time.monotonic()
         try:
@@ -83,17 +84,17 @@ class Supervision:
             self.call = None
 
     def calls_one_of(self, name: str, count: int, doing: str) -> None:
-        """The calls that follow are of copies, one of which `index` names."""
+        """Register calls of single copies, whose number `index` holds."""
         self.name, self.count, self.doing = name, count, doing
 
     def stuck(self) -> str | None:
-        """What is said of a call under way in this process that hangs; None: none does."""
+        """A message if the current call in this process exceeds its time limit, else None."""
         began = self.call
         if began is None or time.monotonic() < self.deadline(began, self.doing == MAKING):
             return None
         place = "" if self.index is None else f", index {self.index} of {self.count}"
         alone = (
-            "; it runs in this process and cannot be replaced, as with --env-args backend=async"
+            "; it runs in this process and cannot be replaced; use --env-args backend=async"
             if self.restarts
             else ""
         )
@@ -101,12 +102,12 @@ class Supervision:
         return f"environment {self.name}{place}, {self.doing}: {said}{alone}"
 
     def deadline(self, began: float, making: bool = False) -> float:
-        """When a call that began then is taken for one that hangs."""
+        """The time at which a call with this start time exceeds its limit."""
         end = began + (max(self.timeout, TIMEOUT) if making else self.timeout)
         return end if self.hurry is None else min(end, max(began, self.hurry) + GRACE)
 
     def hung(self, began: float, making: bool = False) -> str:
-        """What is said of a call that began then and passed its deadline."""
+        """The message for a call that exceeded its limit."""
         if self.hurry is not None and time.monotonic() - began < self.timeout:
             return f"does not answer, {GRACE:g} s after the signal"
         limit = max(self.timeout, TIMEOUT) if making else self.timeout
@@ -115,10 +116,10 @@ class Supervision:
 
 @contextlib.contextmanager
 def limited(seconds: float | None) -> Iterator[None]:
-    """Limit each `answers` within a block.
+    """Set the time limit of each `answers` within a block.
 
     Args:
-        seconds: None: as before.
+        seconds: time limit, or None to leave it unchanged.
     """
     if seconds is None:
         yield
@@ -132,13 +133,13 @@ def limited(seconds: float | None) -> Iterator[None]:
 
 @contextlib.contextmanager
 def answers(name: str, doing: str, cure: str = "") -> Iterator[None]:
-    """End the process with exit code 2 if a block, a call of an environment before any run, takes
-    longer than the limit; without one, there is no watch.
+    """End the process with exit code 2 if a block, which calls an environment before a run, takes
+    longer than the limit. Without a limit, nothing is checked.
 
     Args:
-        name: of the environment, for the message.
-        doing: "while it was made", for the message.
-        cure: what to do, for the message.
+        name: name of the environment, for the message.
+        doing: description of the call, such as "while it was made", for the message.
+        cure: advice for the message.
     """
     limit = _limit.get()
     if limit is None:
@@ -152,10 +153,10 @@ def answers(name: str, doing: str, cure: str = "") -> Iterator[None]:
 
 @contextlib.contextmanager
 def ended_if(stuck: Callable[[], str | None]) -> Iterator[None]:
-    """End the process with exit code 2 and one line as soon as a block hangs.
+    """End the process with exit code 2 and an error message as soon as a block hangs.
 
     Args:
-        stuck: () -> the line; None: it does not hang.
+        stuck: function that returns the message, or None while the block does not hang.
     """
 
     def look() -> None:
@@ -172,10 +173,10 @@ def ended_if(stuck: Callable[[], str | None]) -> Iterator[None]:
 
 @contextlib.contextmanager
 def repeated(look: Callable[[], None]) -> Iterator[None]:
-    """Call a function again and again, in a thread, while a block runs.
+    """Call a function repeatedly in a thread while a block runs.
 
     Args:
-        look: () -> None.
+        look: function without arguments.
     """
     over = threading.Event()
 

@@ -1,4 +1,4 @@
-"""Many copies of one environment, restarted from a pool of fresh resets."""
+"""Vectorisation of an environment: N copies that are reset from a pool of initial states."""
 
 import dataclasses
 import math
@@ -14,25 +14,25 @@ from ppo_jax.envs.protocol import Env, InvalidEnvironment, StepResult, VectorEnv
 from ppo_jax.envs.spaces import Space
 from ppo_jax.types import PyTree
 
-# Of an environment's info, what learning heeds; the rest is dropped.
+# Entries of an environment's info that training uses; the others are dropped.
 PASSED_ON = ("settled",)
-# A pool that is refilled is redrawn in so many parts, of this many resets at least.
+# Number of parts in which a refilled pool is redrawn, and the minimum size of a part.
 PARTS, SMALLEST_PART = 64, 8
-# It holds a reset for every step of a rollout unless those are more bytes than this.
+# The pool holds an initial state for every step of a rollout, but not more than these bytes.
 LARGEST_POOL = 2**28
 
 
 @struct.dataclass
 class VectorState:
-    """States of N environments and the resets they will be restarted from.
+    """The states of N environments, and the initial states for their next episodes.
 
     Attributes:
-        env_state: [N, ...].
-        pool: (obs, state), each [R, ...], drawn independently from the environment's reset.
-        taken: [] number of resets used since the last `refresh`; [N] during a rollout in which each
-            environment has a share of the pool of its own, by environment.
-        first: [] where in the pool the next unused reset was at that time; () for a pool that is
-            drawn as a whole, which always begins at 0.
+        env_state: [N, ...] states of the environments.
+        pool: (obs, state), each [R, ...], drawn independently by the environment's reset.
+        taken: [] number of initial states used since the last `refresh`; [N] numbers, one for each
+            environment, during a rollout in which each environment has its own part of the pool.
+        first: [] index of the next unused initial state at the last `refresh`; () for a pool that
+            is redrawn as a whole, which always begins at 0.
     """
 
     env_state: PyTree
@@ -43,24 +43,25 @@ class VectorState:
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class VectorizedEnv:
-    """`vectorize`'s VectorEnv.
+    """The VectorEnv of `vectorize`.
 
-    A reset inside every step costs two to nine times the step itself. Here R resets are kept ready
-    and handed out in order by a running counter, so that each is used once: fresh episodes stay
-    independent and have reset's own distribution.
+    A reset inside every step would take longer than the step itself. Instead, R initial states
+    are drawn in advance and used in order by a running counter, each of them once. New episodes are
+    therefore independent and start from the environment's own distribution of initial states.
 
-    The counter is one for all environments, or, from `begin` on, one for each: then the pool is k
-    rows of N resets, and an environment's j-th new episode begins with row j of its column.
-    `refresh` makes both into the same state, which a checkpoint holds, whatever the backend.
+    There is one counter for all environments, or, after `begin`, one for each. In the second case,
+    the pool consists of k rows of N initial states, and the j-th new episode of an environment
+    starts from row j of its column. `refresh` reduces both cases to the same state, so that a
+    checkpoint does not depend on the backend.
 
     Attributes:
-        env: the environment.
-        num_envs: N.
-        pool_size: R.
-        part: None: `refresh` draws the whole pool anew. A number that divides R: it redraws what
-            was used, in parts of so many resets, and the others stay for later rollouts.
-        shared: whether an environment may need more than R / N resets in a rollout, so that they
-            cannot be shared out.
+        env: environment that is copied.
+        num_envs: number N of environments.
+        pool_size: number R of initial states.
+        part: None if `refresh` redraws the whole pool. Otherwise a divisor of R: `refresh` redraws
+            the used initial states in parts of this size and keeps the others for later rollouts.
+        shared: whether an environment may need more than R / N initial states in a rollout, so that
+            the pool cannot be divided between the environments.
     """
 
     env: Env
@@ -82,8 +83,8 @@ class VectorizedEnv:
         return self.env.time_limit
 
     def reset(self, key: jax.Array) -> tuple[PyTree, VectorState]:
-        """(obs [N, ...], state) with every environment at the start of an episode."""
-        # One draw for both: a second one is 0.3 s more to compile.
+        """Start an episode in every environment: (obs [N, ...], state)."""
+        # One draw for both, because a second one increases the compilation time.
         drawn = self._draw_parts(key, self.num_envs + self.pool_size)
         obs, env_state = jax.tree.map(lambda x: x[: self.num_envs], drawn)
         pool = jax.tree.map(lambda x: x[-self.pool_size :], drawn)
@@ -91,14 +92,14 @@ class VectorizedEnv:
         return obs, VectorState(env_state, pool, zero, () if self.part is None else zero)
 
     def restart(self, key: jax.Array, state: VectorState) -> tuple[PyTree, VectorState]:
-        """`reset`, of environments whose pool is still there: what was not used of it stays."""
+        """Reset environments that already have a pool; its unused initial states are kept."""
         if self.part is None:
             return self.reset(key)
         obs, env_state = self._draw(key, self.num_envs)
         return obs, dataclasses.replace(state, env_state=env_state)
 
     def begin(self, state: VectorState) -> VectorState:
-        """Before a rollout: a counter for each environment, where that is faster."""
+        """Switch to one counter for each environment before a rollout, where that is faster."""
         if self.shared or not backend.launch_bound():
             return state
         taken = jnp.broadcast_to(state.taken, self.num_envs)
@@ -107,7 +108,7 @@ class VectorizedEnv:
     def refresh(
         self, key: jax.Array, state: VectorState
     ) -> tuple[VectorState, dict[str, jax.Array]]:
-        """Fill the pool again. Reports resets that had to be used twice because it ran out."""
+        """Refill the pool. The metric counts initial states that were used more than once."""
         counters = max(1, state.taken.size)
         twice = jnp.maximum(state.taken - self.pool_size // counters, 0)
         metrics = {"reused_resets": jnp.sum(twice)}
@@ -129,7 +130,7 @@ class VectorizedEnv:
         return VectorState(state.env_state, pool, zero, first), metrics
 
     def step(self, key: jax.Array, state: VectorState, action: jax.Array) -> StepResult:
-        """Step all, then replace those whose episode ended by the next resets of the pool."""
+        """Step all environments and reset those whose episode ended from the pool."""
         action = action.reshape(self.num_envs, *self.action_space.shape)
         keys = jax.random.split(key, self.num_envs)
 
@@ -146,7 +147,7 @@ class VectorizedEnv:
             return jnp.where(_align(done, old), fresh[index], old)
 
         next_obs, env_state = jax.tree.map(restart, state.pool, (obs, env_state))
-        # As a constant it tells whoever traces this that every step counts.
+        # The constant shows a function that traces this one that all steps are valid.
         always = np.broadcast_to(True, done.shape)
         valid = always if backend.launch_bound() else jnp.ones_like(done)
         info = {"final_observation": obs, "valid": valid, **told}
@@ -154,7 +155,7 @@ class VectorizedEnv:
         return next_obs, state, reward, terminated, truncated, info
 
     def _next(self, state: VectorState, done: jax.Array) -> tuple[jax.Array, jax.Array]:
-        """[N] which reset of the pool is next for each environment, and `taken` after that."""
+        """[N] index in the pool of the next initial state of each environment, and new `taken`."""
         if state.taken.ndim:
             row = state.taken % (self.pool_size // self.num_envs)
             return row * self.num_envs + jnp.arange(self.num_envs), state.taken + done
@@ -163,7 +164,7 @@ class VectorizedEnv:
         return index, state.taken + jnp.sum(done, dtype=jnp.int32)
 
     def _draw_parts(self, key: jax.Array, count: int) -> tuple[PyTree, PyTree]:
-        """At least `count` resets; where a pool is redrawn in parts, with the memory of one."""
+        """Draw at least `count` initial states, in parts if the pool is redrawn in parts."""
         if self.part is None:
             return self._draw(key, count)
         keys, part = jax.random.split(key, math.ceil(count / self.part)), self.part
@@ -178,30 +179,31 @@ class VectorizedEnv:
 def vectorize(
     env: Any, num_envs: int, num_steps: int = 1024, *, pool_size: int | None = None
 ) -> VectorEnv:
-    """N copies of an environment that restart themselves.
+    """Make N copies of an environment with automatic reset.
 
     Args:
-        env: an Env or a VectorMaker.
-        num_envs: N.
-        num_steps: T, steps between two calls of `refresh`.
-        pool_size: R, resets drawn per rollout. By default as many as episodes can end in T steps,
-            N (1 + (T − 1) // env.shortest_episode), so that none is used twice. Where nothing is
-            known of an episode's length that is one for every step: the pool is then drawn once,
-            and each `refresh` redraws what was used of it; it is at most 256 MiB large (but has N
-            resets at least). A pool that runs out, or is never refreshed, is used again in turn
-            (the metric reused_resets counts it).
+        env: environment, an Env or a VectorMaker.
+        num_envs: number N of environments.
+        num_steps: number T of steps between two calls of `refresh`.
+        pool_size: number R of initial states drawn for each rollout. The default is the maximum
+            number of episodes that can end in T steps, N (1 + (T − 1) // env.shortest_episode), so
+            that no initial state is used twice. If the minimum length of episodes is unknown, the
+            pool has one initial state for every step, but at most 256 MiB and at least N initial
+            states. It is then drawn once, and each `refresh` redraws the used ones. Initial states
+            are reused in order if the pool is exhausted or never refreshed; the metric
+            reused_resets counts them.
 
     Returns:
-        VectorEnv.
+        VectorEnv of N environments.
 
     Raises:
-        InvalidEnvironment: a pool is asked for where the environment resets its own vectors.
+        InvalidEnvironment: if pool_size is given for an environment that resets itself.
     """
     if makes_vectors(env):
         if pool_size is not None:
             raise InvalidEnvironment(
-                f"reset_pool is {pool_size}, but {env.name} makes vectors of its own and resets "
-                "them itself; leave reset_pool out"
+                f"reset_pool is {pool_size}, but {env.name} makes its own vector environments and "
+                "resets them itself; omit reset_pool"
             )
         return env.vector(num_envs)
     shortest = getattr(env, "shortest_episode", 1)
@@ -215,7 +217,7 @@ def vectorize(
 
 
 def _parts(env: Env, num_envs: int, num_steps: int) -> tuple[int, int]:
-    """(resets in a part, resets in all) of a pool that is refilled."""
+    """(initial states in a part, initial states in all) for a pool that is redrawn in parts."""
     reset = jax.eval_shape(env.reset, jax.random.key(0), env.params)
     size = sum(math.prod(x.shape) * x.dtype.itemsize for x in jax.tree.leaves(reset))
     wanted = num_envs * num_steps
@@ -225,10 +227,10 @@ def _parts(env: Env, num_envs: int, num_steps: int) -> tuple[int, int]:
 
 
 def _align(flag: jax.Array, like: jax.Array) -> jax.Array:
-    """[N] as [N, 1, ...] to select among rows of `like`."""
+    """Reshape [N] to [N, 1, ...], to select among the rows of `like`."""
     return flag.reshape(flag.shape + (1,) * (like.ndim - flag.ndim))
 
 
 def _strong(tree: Any) -> Any:
-    """Without weak types: those of reset and step differ, which would trace every loop twice."""
+    """Remove weak types, which differ between reset and step, so that loops are traced once."""
     return jax.tree.map(lambda x: jax.lax.convert_element_type(x, jnp.asarray(x).dtype), tree)

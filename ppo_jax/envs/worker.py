@@ -1,7 +1,7 @@
-"""One copy of a Gymnasium environment, which restarts itself.
+"""One copy of a Gymnasium environment with automatic reset, in this process or in a worker process.
 
-Stepped in this process, or in one of its own, whose program this file is, too: it is read there by
-its path and imports nothing of the package, so that a worker process never loads JAX.
+A worker process executes this file by its path. The file imports nothing from the package, so that
+a worker process never loads JAX.
 """
 
 import copy
@@ -18,31 +18,31 @@ from typing import Any
 EXPECTED = "obs, reward, terminated, truncated, info"
 
 
-# What a step of one copy brought: obs, the true successor, as the environment has it; reward;
-# terminated; truncated; info; and (obs, info) of the next episode's reset, if the step ended one,
-# else None.
+# The result of a step of one copy: obs, the true successor observation as the environment returned
+# it; reward; terminated; truncated; info; and (obs, info) of the reset if the episode ended, else
+# None.
 Stepped = tuple[Any, float, bool, bool, Any, tuple[Any, Any] | None]
 
 
 class Copy:
-    """An environment, reset as soon as its episode ends.
+    """An environment that is reset as soon as its episode ends.
 
-    What it returns may be the environment's own arrays, which its next step may write into: the
-    caller copies at once. Only the final observation, after which the environment was reset, is
-    copied here.
+    The returned arrays may belong to the environment, whose next step may write into them, so the
+    caller must copy them immediately. Only the final observation is copied here, because the
+    environment is reset after it.
 
     Args:
-        make: () -> gymnasium.Env.
+        make: function that makes a gymnasium.Env.
     """
 
     def __init__(self, make: Callable[[], Any]) -> None:
         self.env = make()
 
     def reset(self, seed: int | None = None) -> tuple[Any, dict[str, Any]]:
-        """(obs, info) of a new episode.
+        """Start a new episode: (obs, info).
 
         Raises:
-            TypeError: the environment returned something else.
+            TypeError: if the environment returned something else.
         """
         result = self.env.reset(seed=seed)
         if not isinstance(result, tuple) or len(result) != 2:
@@ -50,11 +50,10 @@ class Copy:
         return result
 
     def step(self, action: Any) -> Stepped:
-        """One step, and the reset after it where it ended the episode.
+        """Take one step, and reset the environment if the episode ended.
 
         Raises:
-            TypeError, ValueError: the environment returned something else than the five values of
-                Gymnasium.
+            TypeError, ValueError: if the environment did not return the five values of Gymnasium.
         """
         result = self.env.step(action)
         if not isinstance(result, tuple) or len(result) != 5:
@@ -72,7 +71,7 @@ class Copy:
         return obs, reward, terminated, truncated, info, self.reset()
 
     def render(self) -> Any:
-        """The environment's picture."""
+        """An image from the environment."""
         return self.env.render()
 
     def close(self) -> None:
@@ -81,10 +80,10 @@ class Copy:
 
 
 def flag(name: str, value: Any) -> bool:
-    """A flag of a step as a bool; one in an array counts, too.
+    """A flag of a step as a bool; an array with one element is accepted.
 
     Raises:
-        TypeError: it is none.
+        TypeError: if the value is not a flag.
     """
     if getattr(value, "size", 0) == 1 and getattr(value.dtype, "kind", "") in "biu":
         return bool(value.item())
@@ -97,7 +96,7 @@ def number(value: Any) -> float:
     """A reward as a float.
 
     Raises:
-        TypeError: it is no single number.
+        TypeError: if the value is not a single number.
     """
     try:
         return float(value.item() if getattr(value, "size", 0) == 1 else value)
@@ -106,33 +105,34 @@ def number(value: Any) -> float:
 
 
 def described(result: Any) -> str:
-    """What a function returned, for messages: the number of values, or its type."""
+    """A description of a result for messages: the number of values, or the type."""
     if isinstance(result, tuple | list):
         return f"{len(result)} value{'' if len(result) == 1 else 's'}"
     return f"one {type(result).__name__}"
 
 
 def short(value: Any) -> str:
-    """A value in few letters."""
+    """The text of a value, shortened to 60 characters."""
     text = " ".join(repr(value).split())
     return text if len(text) <= 60 else f"{text[:57]}..."
 
 
 def raised(error: BaseException) -> str:
-    """An exception in one line: its type, its message, and where it was raised."""
+    """An exception in one line: its type, its message, and the line that raised it."""
     message = " ".join(str(error).split())
     text = f"raised {type(error).__name__}{': ' if message else ''}{message}"
     frames = [f for f in traceback.extract_tb(error.__traceback__) if f.filename != __file__]
     if not frames:
-        return message or text  # of this file: the message says it all
+        return message or text  # raised by this file, so the line number is of no use
     return f"{text} ({Path(frames[-1].filename).name}, line {frames[-1].lineno})"
 
 
 def serve(connection: Connection) -> None:
-    """Do what the other end of a connection asks for, until it closes.
+    """Answer the requests of a connection until it is closed.
 
-    Each request is (name of a method of Copy, arguments), the first ("make", the pickled function,
-    entries of info to send). Each answer is (True, result) or (False, what went wrong).
+    A request is (name of a method of Copy, arguments). The first one is ("make", the pickled
+    function, entries of info to send). An answer is (True, result) or (False, description of the
+    error).
     """
     one, infos = None, ()
     while True:
@@ -149,7 +149,7 @@ def serve(connection: Connection) -> None:
             else:
                 result = _selected(getattr(one, name)(*arguments), infos)
             answer = pickle.dumps((True, result), protocol=5)
-        except BaseException as error:  # SystemExit of an environment's own, too
+        except BaseException as error:  # includes SystemExit raised by an environment
             answer = pickle.dumps((False, raised(error)))
         try:
             connection.send_bytes(answer)
@@ -160,7 +160,7 @@ def serve(connection: Connection) -> None:
 
 
 def _selected(result: Any, infos: tuple[str, ...]) -> Any:
-    """A result with only those entries of info that somebody reads: the others may be anything."""
+    """A result with only the requested entries of info, because others may not be picklable."""
 
     def select(info: Any) -> dict[str, Any]:
         return {k: info[k] for k in infos if k in info} if isinstance(info, dict) else {}
@@ -174,14 +174,14 @@ def _selected(result: Any, infos: tuple[str, ...]) -> Any:
 
 
 def _end_with_parent(lifeline: int) -> None:
-    """Wait for the end of a pipe that the parent process alone holds open: it is gone, however it
-    ended, and so is the reason for this process, whatever its environment is doing."""
+    """Wait until the parent process has exited, then exit. The parent alone holds the other end of
+    a pipe, so the pipe is closed however the parent ended."""
     os.read(lifeline, 1)
     os._exit(0)
 
 
 def main(arguments: list[str]) -> None:
-    """A worker process.
+    """Run a worker process.
 
     Args:
         arguments: file descriptors of the connection and of the pipe.
@@ -190,7 +190,7 @@ def main(arguments: list[str]) -> None:
     threading.Thread(target=_end_with_parent, args=(lifeline,), daemon=True).start()
     sys.path[:] = pickle.loads(connection.recv_bytes())
     serve(connection)
-    os._exit(0)  # threads of the environment do not keep the process
+    os._exit(0)  # even if threads of the environment are still running
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""Suite `xminigrid`: MiniGrid's tasks and XLand's rules, seen through a window of cells."""
+"""Suite `xminigrid`: MiniGrid tasks and XLand rules, with partial observations of the grid."""
 
 import dataclasses
 import functools
@@ -17,13 +17,13 @@ from ppo_jax.types import PyTree
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class XMiniGridEnv:
-    """An xminigrid environment; its state is xminigrid's TimeStep.
+    """An xminigrid environment; its state is a TimeStep of xminigrid.
 
     Attributes:
-        env: xminigrid.environment.Environment, perhaps wrapped.
-        params: its parameters; sizes are static, an XLand ruleset may be traced.
-        name: id.
-        observation_space: Box [V, V, 2] of (tile, colour), int8, or a dict of it and others.
+        env: xminigrid.environment.Environment, possibly wrapped.
+        params: parameters of the environment; sizes are static, an XLand ruleset may be traced.
+        name: id of the environment.
+        observation_space: Box of [V, V, 2] int8 with (tile, colour), or a dict with more entries.
         action_space: Discrete(6).
     """
 
@@ -35,23 +35,23 @@ class XMiniGridEnv:
 
     @property
     def shortest_episode(self) -> int:
-        """From corner to corner there are H + W − 6 steps and one turn."""
+        """The minimum episode length: H + W − 6 moves and one turn in an empty room, else 1."""
         empty = re.fullmatch(r"MiniGrid-Empty-\d+x\d+", self.name)
         way = self.params.height + self.params.width - 5 if empty else 1
         return min(way, self.time_limit)
 
     @property
     def time_limit(self) -> int:
-        """xminigrid's max_steps."""
+        """max_steps of xminigrid."""
         return int(self.params.max_steps)
 
     def reset(self, key: jax.Array, params: PyTree) -> tuple[PyTree, PyTree]:
-        """(obs, state) of a new episode."""
+        """Start a new episode: (obs, state)."""
         timestep = self.env.reset(params, key)
         return _cells(timestep.observation), timestep
 
     def step(self, key: jax.Array, state: PyTree, action: jax.Array, params: PyTree) -> StepResult:
-        """One transition; the last one has discount 0 if it is terminal, 1 if time is up."""
+        """Take one step; the last one has discount 0 for a termination, 1 for the time limit."""
         timestep = self.env.step(params, state, action)
         last, alive = timestep.last(), timestep.discount > 0
         reward = jnp.asarray(timestep.reward, jnp.float32)
@@ -59,7 +59,7 @@ class XMiniGridEnv:
         return obs, timestep, reward, last & ~alive, last & alive, {}
 
     def render(self, state: PyTree) -> np.ndarray:
-        """[H, W, 3] uint8: the whole grid, what the agent sees in light."""
+        """An image [H, W, 3] uint8 of the grid, with the observed part highlighted."""
         return np.asarray(self.env.render(self.params, state), np.uint8)
 
 
@@ -78,16 +78,17 @@ def names() -> list[str]:
 def make(
     env_id: str, *, direction: bool = False, rules: bool = False, **kwargs: Any
 ) -> XMiniGridEnv:
-    """The environment xminigrid registers under this id.
+    """Make the environment that xminigrid registers under this id.
 
     Args:
-        env_id: e.g. "MiniGrid-DoorKey-8x8" or "XLand-MiniGrid-R1-9x9".
-        direction: observe a dict of "img" and "direction" [4], where the agent looks, one-hot.
-        rules: observe a dict of "img", "goal_encoding" and "rule_encoding", for XLand.
-        **kwargs: fields of the parameters: view_size, max_steps, ruleset, ...
+        env_id: id, e.g. "MiniGrid-DoorKey-8x8" or "XLand-MiniGrid-R1-9x9".
+        direction: whether to observe a dict of "img" and "direction" [4], the one-hot direction of
+            the agent.
+        rules: whether to observe a dict of "img", "goal_encoding" and "rule_encoding", for XLand.
+        **kwargs: fields of the parameters, such as view_size, max_steps or ruleset.
 
     Raises:
-        InvalidEnvironment: no such parameter.
+        InvalidEnvironment: if there is no such parameter.
     """
     from xminigrid import wrappers
 
@@ -108,8 +109,8 @@ def make(
 
 
 def _cells(obs: PyTree) -> PyTree:
-    """Tiles, colours and rules are numbers below 128: int8, so that no network takes them for the
-    brightness of pixels."""
+    """Convert tiles, colours and rules, numbers below 128, to int8, so that no network scales them
+    as pixels."""
     return jax.tree.map(lambda x: x.astype(jnp.int8) if x.dtype == jnp.uint8 else x, obs)
 
 

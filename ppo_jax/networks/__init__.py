@@ -1,4 +1,4 @@
-"""Networks, and the Policy that hides them: observation -> (distribution, value)."""
+"""Networks, and the Policy that wraps them: observation -> (action distribution, value)."""
 
 from ppo_jax.networks.features import FRAME_MIXES, Features, batch_shape, mix_frames, preprocess
 from ppo_jax.networks.heads import Actor, Critic, QCritic, encode

@@ -1,4 +1,4 @@
-"""Observations of any space as the numbers a network takes."""
+"""Conversion of observations of any space to the inputs of a network."""
 
 from collections.abc import Sequence
 
@@ -10,8 +10,8 @@ from flax import struct
 from ppo_jax.envs import spaces
 from ppo_jax.types import PyTree
 
-# Rows are what the network sees of the last frames I_{t-2}, I_{t-1}, I_t. "differences" are
-# acceleration, velocity and position.
+# Rows are linear combinations of the last frames I_{t-2}, I_{t-1}, I_t. The rows of "differences"
+# are acceleration, velocity and position.
 FRAME_MIXES: dict[str, tuple[tuple[int, ...], ...]] = {
     "none": (),
     "differences": ((1, -2, 1), (0, -1, 1), (0, 0, 1)),
@@ -20,11 +20,11 @@ FRAME_MIXES: dict[str, tuple[tuple[int, ...], ...]] = {
 
 @struct.dataclass
 class Features:
-    """A picture for convolutions, and the numbers that join behind them.
+    """An image for convolutions, and further features that are appended to their output.
 
     Attributes:
-        image: [..., H, W, C].
-        rest: [..., F].
+        image: [..., H, W, C] image.
+        rest: [..., F] further features.
     """
 
     image: jax.Array
@@ -34,21 +34,21 @@ class Features:
 def preprocess(
     space: PyTree, obs: PyTree, image: bool, frame_mix: str = "none"
 ) -> jax.Array | Features:
-    """An observation as the float features a network takes.
+    """Convert an observation to the float features that a network takes.
 
-    Integers with a known range become one-hot, a vector per component; bits and numbers are
-    themselves; bytes are divided by the upper bound of their space, which is 255 for pixels. What
-    is not an image is flattened, and the leaves of a tree are laid side by side in jax.tree's
-    order. The action mask is left out.
+    Integers with a known range are converted to one-hot vectors, one for each component. Bits and
+    numbers are used as they are. Bytes are divided by the upper bound of their space, which is 255
+    for pixels. Everything except images is flattened, and the leaves of a pytree are concatenated
+    in the order of jax.tree. The action mask is left out.
 
     Args:
-        space: observation space, or the pytree of them.
-        obs: [..., *space.shape], or a pytree of such.
-        image: keep the only leaf with a shape [H, W, C] for a CNN.
-        frame_mix: what is made of the frames of an image, as in `mix_frames`.
+        space: observation space, or a pytree of spaces.
+        obs: [..., *space.shape] observations, or a pytree of them.
+        image: whether the only leaf of shape [H, W, C] is kept as an image for a CNN.
+        frame_mix: linear combination of the frames of an image, as for `mix_frames`.
 
     Returns:
-        [..., F] or [..., H, W, C] float32; Features where the image has company.
+        [..., F] or [..., H, W, C] float32; Features if there are an image and other leaves.
     """
     pairs = zip(spaces.leaves(space), spaces.leaves(obs), strict=True)
     images, rest = [], []
@@ -64,19 +64,20 @@ def preprocess(
 
 
 def mix_frames(x: jax.Array, mix: str) -> jax.Array:
-    """Frames as their differences, before the first layer of a network.
+    """Replace stacked frames by their differences, before the first layer of a network.
 
     I_t − 2 I_{t−1} + I_{t−2},   I_t − I_{t−1},   I_t
 
-    A fixed and invertible change of basis (it is its own inverse): what it changes is where a
-    network starts. Here and not in the environment, the history is kept as bytes.
+    This is a fixed and invertible change of basis (its own inverse), which only changes the initial
+    function of a network. It is applied in the network rather than in the environment, so that
+    frames are stored as bytes.
 
     Args:
-        x: [..., 3], the newest frame last.
+        x: [..., 3] frames, the newest last.
         mix: name in FRAME_MIXES.
 
     Returns:
-        x's shape.
+        Mixed frames, of the shape of x.
 
     Source: schinger/PPO-simplest, FramePreStacking.
     """
@@ -89,18 +90,18 @@ def mix_frames(x: jax.Array, mix: str) -> jax.Array:
 
 
 def batch_shape(space: PyTree, obs: PyTree) -> tuple[int, ...]:
-    """The leading dimensions of an observation, those that its space does not know of."""
+    """The leading dimensions of an observation, in front of the shape of its space."""
     (_, leaf), (_, x) = spaces.leaves(space)[0], spaces.leaves(obs)[0]
     return x.shape[: x.ndim - len(leaf.shape)]
 
 
 def one_hots(sizes: Sequence[int], x: jax.Array) -> jax.Array:
-    """Integers [..., D], component i below sizes[i], as [..., Σ sizes] one-hot vectors."""
+    """Convert integers [..., D], component i below sizes[i], to one-hot vectors [..., Σ sizes]."""
     return _beside([jax.nn.one_hot(x[..., i], n) for i, n in enumerate(sizes)])
 
 
 def _flat(space: spaces.Space, x: jax.Array) -> jax.Array:
-    """[..., *space.shape] -> [..., F]."""
+    """Flatten [..., *space.shape] to [..., F]."""
     if isinstance(space, spaces.Discrete):
         return jax.nn.one_hot(x, space.n)
     if isinstance(space, spaces.MultiDiscrete):
@@ -110,10 +111,10 @@ def _flat(space: spaces.Space, x: jax.Array) -> jax.Array:
 
 
 def _numbers(space: spaces.Space, x: jax.Array) -> jax.Array:
-    """Floats of the same shape, bytes scaled to [0, 1]."""
+    """Floats of the same shape, with bytes scaled to [0, 1]."""
     scale = 1.0
     if isinstance(space, spaces.Box) and x.dtype == jnp.uint8:
-        # The bound is one number: pixels keep their proportions.
+        # One bound for all pixels preserves their relative brightness.
         scale = max(float(np.max(space.high)), 1.0)
     return x.astype(jnp.promote_types(x.dtype, jnp.float32)) / scale
 

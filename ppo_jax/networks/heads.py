@@ -1,4 +1,4 @@
-"""What stands on top of a network: a distribution over actions, V(s), q(s, a)."""
+"""Output heads of networks: an action distribution, V(s), or q(s, a)."""
 
 import math
 
@@ -22,14 +22,14 @@ from ppo_jax.networks.layers import head
 
 
 class Actor(nn.Module):
-    """Body and policy head; a Gaussian's log_std is a parameter and does not see the state.
+    """Hidden layers and policy head; log_std of a Gaussian is a parameter independent of the state.
 
     Attributes:
-        body: observation features, or None after a shared torso.
-        action_space: decides the distribution.
-        squash: TanhGaussian instead of a clipped DiagGaussian.
-        log_std_init: log σ at the start.
-        map_actions: a Gaussian that is not squashed is moved to where `spaces.action_frame` says.
+        body: layers applied to the observation features, or None after a shared torso.
+        action_space: action space, which determines the distribution.
+        squash: whether the distribution is a TanhGaussian rather than a clipped DiagGaussian.
+        log_std_init: initial logarithm of the standard deviation, log σ.
+        map_actions: whether a Gaussian without squashing is moved by `spaces.action_frame`.
     """
 
     body: nn.Module | None
@@ -61,7 +61,7 @@ class Actor(nn.Module):
 
 
 class Critic(nn.Module):
-    """Body and a scalar head: V(s)."""
+    """Hidden layers and a scalar head: V(s)."""
 
     body: nn.Module | None
 
@@ -72,12 +72,12 @@ class Critic(nn.Module):
 
 
 class QCritic(nn.Module):
-    """q(s, a): an output per action where they can be counted, else the action is an input.
+    """q(s, a), with one output per action if actions are discrete, else with the action as input.
 
     Attributes:
-        convolutions: of images, before the action joins; or None.
+        convolutions: convolutions over images, applied before the action is appended, or None.
         body: fully connected layers.
-        action_space: of the actions as the policy draws them.
+        action_space: space of actions as the policy draws them.
     """
 
     convolutions: nn.Module | None
@@ -95,7 +95,7 @@ class QCritic(nn.Module):
 
 
 def encode(space: spaces.Space, action: jax.Array) -> jax.Array:
-    """Actions [..., *space.shape] of several choices or of numbers as features [..., F]."""
+    """Convert actions [..., *space.shape] of several choices or of numbers to features [..., F]."""
     if isinstance(space, spaces.MultiDiscrete):
         return one_hots(space.sizes, action)
     return action

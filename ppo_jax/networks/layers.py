@@ -1,4 +1,4 @@
-"""The layers that networks are made of."""
+"""Layers of the networks."""
 
 import math
 from collections.abc import Callable, Sequence
@@ -16,7 +16,7 @@ ACTIVATIONS: dict[str, Callable[[jax.Array], jax.Array]] = {
     "silu": jax.nn.silu,
     "gelu": jax.nn.gelu,
 }
-# Of activations between layers. Parameters, gradients and what the layers return stay float32.
+# Types of activations between layers. Parameters, gradients and outputs of networks are float32.
 DTYPES = ("float32", "bfloat16")
 HIDDEN_GAIN = math.sqrt(2.0)
 
@@ -30,15 +30,16 @@ CONVOLUTIONS: dict[str, tuple[tuple[int, int, int], ...]] = {
 
 
 def orthogonal(gain: float) -> nn.initializers.Initializer:
-    """Orthogonal initialisation that is safe to vmap.
+    """Orthogonal initialisation that is safe under vmap.
 
-    W = gain · Q, the columns (or rows) of Q orthonormal.
+    W = gain · Q, where the columns (or rows) of Q are orthonormal.
 
-    On CPUs one matrix is factorised at a time even under vmap: batched QR of jaxlib 0.10 can
-    deadlock on machines with few cores. Elsewhere a loop over thousands of agents would be slow.
+    On CPUs the matrices are factorised one at a time even under vmap, because the batched QR
+    decomposition of jaxlib 0.10 can deadlock on machines with few cores. On other devices a loop
+    over thousands of agents would be slow.
 
     Args:
-        gain: all singular values of the matrix [fan_in..., fan_out].
+        gain: value of all singular values of the matrix [fan_in..., fan_out].
 
     Source: Saxe et al. 2014, Exact Solutions to the Nonlinear Dynamics of Learning.
     """
@@ -53,7 +54,7 @@ def orthogonal(gain: float) -> nn.initializers.Initializer:
 
 
 def computed_in(dtype: str) -> Any:
-    """The type that layers compute in, for a name in DTYPES; None: that of what they are given."""
+    """The type in which layers compute, for a name in DTYPES; None for the type of the input."""
     return None if dtype == "float32" else jnp.dtype(dtype)
 
 
@@ -61,7 +62,7 @@ class MLP(nn.Module):
     """Fully connected layers, each followed by the activation.
 
     Attributes:
-        features: width of each layer.
+        features: widths of the layers.
         activation: name in ACTIVATIONS.
         dtype: name in DTYPES.
     """
@@ -82,17 +83,17 @@ class MLP(nn.Module):
 
 
 class Conv(nn.Module):
-    """A convolution without padding, as patches and one matrix product where that is faster.
+    """A convolution without padding, computed as one matrix product where that is faster.
 
-    On CPU the gradient of XLA's convolution inside a loop is 9 to 18 times slower than outside
-    (jax-ml/jax#12868), and PPO's epochs are a loop; there the image is cut into patches: the
-    stride moves into channels, the kernel becomes shifted slices. Parameters and results are
-    those of `nn.Conv(padding="VALID")`.
+    On CPUs the gradient of XLA's convolution is much slower inside a loop than outside
+    (jax-ml/jax#12868), and the epochs of PPO are a loop. There, the image is split into patches:
+    the stride is moved into channels, and the kernel becomes a set of shifted slices. Parameters
+    and results are those of `nn.Conv(padding="VALID")`.
 
     Attributes:
-        features: output channels.
-        kernel: side of the square kernel.
-        stride: must divide the kernel in the patch form.
+        features: number of output channels.
+        kernel: side length of the square kernel.
+        stride: stride, which must divide the kernel size in the patch form.
     """
 
     features: int
@@ -112,7 +113,7 @@ class Conv(nn.Module):
 
 
 def conv_by_xla(x: jax.Array, kernel: jax.Array, stride: int) -> jax.Array:
-    """[B, H, W, C] * [k, k, C, F] -> [B, H', W', F], XLA's own convolution."""
+    """XLA's own convolution, [B, H, W, C] * [k, k, C, F] -> [B, H', W', F]."""
     dimensions = ("NHWC", "HWIO", "NHWC")
     return jax.lax.conv_general_dilated(
         x, kernel, (stride, stride), "VALID", dimension_numbers=dimensions
@@ -120,10 +121,10 @@ def conv_by_xla(x: jax.Array, kernel: jax.Array, stride: int) -> jax.Array:
 
 
 def conv_by_patches(x: jax.Array, kernel: jax.Array, stride: int) -> jax.Array:
-    """The same as one matrix product over patches, gathered by slicing alone.
+    """The same convolution as one matrix product over patches, which are gathered by slicing.
 
-    With stride s each s×s block of pixels becomes one pixel of s²C channels, on which the kernel
-    has side k/s and stride 1.
+    For stride s, each s×s block of pixels becomes one pixel with s²C channels, on which the kernel
+    has side length k/s and stride 1.
     """
     batch, height, width, channels = x.shape
     side, features = kernel.shape[0] // stride, kernel.shape[-1]
@@ -142,7 +143,7 @@ def conv_by_patches(x: jax.Array, kernel: jax.Array, stride: int) -> jax.Array:
 class CNN(nn.Module):
     """Convolutions over an image [..., H, W, C], flattened to [..., F].
 
-    What came with the image (`features.Features`) is appended to that.
+    Other features of the observation (`features.Features`) are appended to the result.
 
     Attributes:
         layers: (features, kernel, stride) of each convolution.
@@ -166,7 +167,7 @@ class CNN(nn.Module):
 
 
 def head(features: int, gain: float) -> nn.Dense:
-    """A linear layer whose gain sets how far from uniform, or from zero, it starts."""
+    """A linear output layer; the gain determines the scale of its initial outputs."""
     return nn.Dense(
         features, kernel_init=orthogonal(gain), name="head", dot_general=_dot_of_few_outputs
     )
@@ -177,10 +178,10 @@ def _dot_of_few_outputs(
 ) -> jax.Array:
     """[..., F] @ [F, A] for small A, as a product with the transposed kernel.
 
-    `dimensions` are always nn.Dense's: the last of x with the first of the kernel.
+    `dimensions` are always those of nn.Dense: the last of x and the first of the kernel.
 
-    Its gradient then is gᵀ x [A, F] and not xᵀ g, in which a CPU first rearranges all of x: five
-    times faster on 2,048 rows, and a whole update 9 %. The barrier keeps XLA from undoing it.
+    The gradient is then gᵀ x [A, F] rather than xᵀ g, for which a CPU first transposes x. The
+    barrier prevents XLA from undoing this.
     """
     transposed = jax.lax.optimization_barrier(kernel.T)
     return jax.lax.dot_general(x, transposed, (((x.ndim - 1,), (1,)), ((), ())), **options)

@@ -1,4 +1,4 @@
-"""Memory: gated recurrent cells over the steps of an episode."""
+"""Gated recurrent cells over the steps of an episode."""
 
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
@@ -12,13 +12,13 @@ from ppo_jax.types import PyTree
 
 
 class Cell(NamedTuple):
-    """A recurrent cell, apart from the part that does not recur.
+    """A recurrent cell without the product of its input.
 
     Attributes:
-        gates: G, how many blocks of H numbers it computes from input and state.
-        zeros: shape [..., H] -> its state at the start of an episode.
-        step: (core, gates x [..., GH], U [H, GH], c [H]) -> core
-        output: core -> [..., H]
+        gates: number G of blocks of H numbers that are computed from input and state.
+        zeros: function shape [..., H] -> state at the start of an episode.
+        step: function (core, gates x [..., GH], U [H, GH], c [H]) -> core.
+        output: function core -> output [..., H].
     """
 
     gates: int
@@ -34,13 +34,13 @@ def gru_step(core: jax.Array, gates: jax.Array, recurrent: jax.Array, bias: jax.
     h ← (1 − z) ⊙ n + z ⊙ h
 
     Args:
-        core: [..., H] h.
+        core: [..., H] state h.
         gates: [..., 3H] W x + b, in the order r, z, n.
-        recurrent: [H, 3H] U.
-        bias: [H] c.
+        recurrent: [H, 3H] recurrent weights U.
+        bias: [H] bias c.
 
     Returns:
-        [..., H] h.
+        [..., H] new state h.
 
     Source: Cho et al. 2014, Learning Phrase Representations; r inside the candidate as in cuDNN.
     """
@@ -62,13 +62,13 @@ def lstm_step(
     Args:
         core: (c, h), [..., H] each.
         gates: [..., 4H] W x + b, in the order i, f, g, o.
-        recurrent: [H, 4H] U.
-        bias: [H] added to the forget gate.
+        recurrent: [H, 4H] recurrent weights U.
+        bias: [H] bias that is added to the forget gate.
 
     Returns:
-        (c, h).
+        (c, h), the new state.
 
-    Source: Hochreiter & Schmidhuber 1997; the forget gate is Gers et al. 2000.
+    Source: Hochreiter & Schmidhuber 1997; the forget gate is from Gers et al. 2000.
     """
     cell, hidden = core
     i, f, g, o = jnp.split(gates + hidden @ recurrent, 4, axis=-1)
@@ -86,13 +86,13 @@ MEMORIES = ("none", *CELLS)
 
 
 class Memory(nn.Module):
-    """A cell run over the steps of a sequence; it starts anew wherever an episode does.
+    """A recurrent cell over the steps of a sequence, reset at the start of each episode.
 
-    What x contributes to the gates is one wide product for all steps; only U h is in the loop.
+    The contribution of x to the gates is one product for all steps; only U h is inside the loop.
 
     Attributes:
         cell: name in CELLS.
-        features: H.
+        features: number H of units.
     """
 
     cell: str
@@ -103,9 +103,10 @@ class Memory(nn.Module):
         """(core after the last step, outputs [M, T, H]).
 
         Args:
-            core: of each row before its first step, [M, H].
-            x: [M, T, F].
-            start: [M, T] bool, the step is the first of an episode and remembers nothing.
+            core: [M, H] state of each sequence before its first step.
+            x: [M, T, F] inputs.
+            start: [M, T] bool, whether the step is the first one of an episode, at which the state
+                is reset.
         """
         cell, size = CELLS[self.cell], self.features
         shape = (size, cell.gates * size)
@@ -118,7 +119,7 @@ class Memory(nn.Module):
             core = cell.step(forget(core, start), gates, recurrent, bias)
             return core, cell.output(core)
 
-        if x.shape[1] == 1:  # acting: a loop of one step would be a loop all the same
+        if x.shape[1] == 1:  # a single step while acting needs no loop
             core, y = step(core, (gates[:, 0], start[:, 0]))
             return core, y[:, None]
         over_time = (jnp.swapaxes(gates, 0, 1), start.T)
@@ -127,19 +128,19 @@ class Memory(nn.Module):
 
 
 def forget(core: PyTree, start: jax.Array) -> PyTree:
-    """Zeros where an episode starts, before its first step.
+    """Reset the state to 0 where an episode starts, before its first step.
 
     Args:
-        core: [M, H] leaves.
-        start: [M] bool.
+        core: state with leaves [M, H].
+        start: [M] bool, whether an episode starts.
     """
     return jax.tree.map(lambda x: jnp.where(start[:, None], 0.0, x), core)
 
 
 def orthogonal_blocks(gates: int) -> nn.initializers.Initializer:
-    """[H, GH] as G orthogonal matrices side by side, one per gate.
+    """Initialise [H, GH] as G orthogonal matrices, one for each gate.
 
-    Source: Saxe et al. 2014; as recurrent kernels of flax and Keras start.
+    Source: Saxe et al. 2014; the initialisation of recurrent kernels in flax and Keras.
     """
 
     def init(key: jax.Array, shape: Sequence[int], dtype: Any = jnp.float32) -> jax.Array:

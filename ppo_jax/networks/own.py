@@ -1,4 +1,4 @@
-"""A network of the user's own: made, and looked at before anything is compiled."""
+"""Custom networks: they are made, and checked before anything is compiled."""
 
 import inspect
 from typing import Any
@@ -12,24 +12,24 @@ from ppo_jax.envs import spaces
 from ppo_jax.networks.policy import Policy, SequenceInputs, StateAction
 from ppo_jax.types import PyTree
 
-# Of the example that a policy is tried with: N observations, stretches of T.
+# Sizes of the example with which a policy is traced: N observations, sequences of T steps.
 N, T = 3, 2
-# What a rollout and the losses call.
+# Methods of a distribution that a rollout and the losses call.
 DISTRIBUTION = ("noise", "sample_from", "sample", "log_prob", "entropy", "mode", "to_env")
 
 
 def own_policy(name: str, observation_space: PyTree, action_space: Any, config: Any) -> Policy:
-    """The policy that a name stands for, checked.
+    """The policy that a name refers to, after a check.
 
     Args:
-        name: a reference to a Policy, or to a function
+        name: reference to a Policy, or to a function
             (observation_space, action_space, config) -> Policy; or a name that an installed package
             registers (entry-point group `ppo_jax.policies`).
-        observation_space, action_space: of the environment.
-        config: the TrainConfig.
+        observation_space, action_space: spaces of the environment.
+        config: TrainConfig of the run.
 
     Raises:
-        ConfigError: what is wrong with the function or with what it returned.
+        ConfigError: if the function or its result is not valid.
     """
     found = references.resolve(name, "policy")
     if isinstance(found, Policy):
@@ -44,7 +44,7 @@ def own_policy(name: str, observation_space: PyTree, action_space: Any, config: 
     except TypeError as error:
         raise ConfigError(f"policy {name} cannot be called: {error}; it must be {what}") from error
     except ValueError:
-        pass  # a builtin without a signature
+        pass  # a builtin function has no signature
     try:
         policy = found(*arguments)
     except ConfigError:
@@ -52,19 +52,21 @@ def own_policy(name: str, observation_space: PyTree, action_space: Any, config: 
     except Exception as error:
         raise ConfigError(f"policy {name} raised {references.raised(error)}") from error
     if not isinstance(policy, Policy):
-        raise ConfigError(f"policy {name} returned a {type(policy).__name__}; it must be {what}")
+        raise ConfigError(
+            f"policy {name} returned an object of type {type(policy).__name__}; it must be {what}"
+        )
     return _checked(name, policy, observation_space, action_space, config=config)
 
 
 def has_memory(policy: Policy) -> bool:
-    """Whether an action depends on earlier observations: its core has arrays."""
+    """Whether a policy is recurrent: its core contains arrays."""
     return bool(jax.tree.leaves(jax.eval_shape(lambda: policy.init_core(1))))
 
 
 def _checked(
     name: str, policy: Policy, observation_space: PyTree, action_space: Any, *, config: Any
 ) -> Policy:
-    """The policy, after its functions were traced with N observations, computing nothing."""
+    """The policy, after its functions were traced with N observations without computing."""
     doing = ["init(key, obs)"]
 
     def example(space: Any, *lead: int) -> jax.Array:
@@ -113,7 +115,7 @@ def _checked(
 
 
 class _Unfit(Exception):
-    """What was returned, and what is to be."""
+    """A description of the result, and of the expected one."""
 
 
 def _expect(holds: bool, wanted: str, found: Any) -> None:
@@ -128,7 +130,7 @@ def _same(before: PyTree, after: PyTree) -> None:
         jax.tree.map(lambda x: (jnp.shape(x), jnp.result_type(x)), t) for t in (before, after)
     ]
     if shapes[0] != shapes[1]:
-        raise _Unfit(f"returned a core of {shapes[1]}; that of init_core is {shapes[0]}")
+        raise _Unfit(f"returned a core of {shapes[1]}, but init_core returns {shapes[0]}")
 
 
 def _check_value(value: Any, shape: tuple[int, ...]) -> None:
@@ -136,21 +138,21 @@ def _check_value(value: Any, shape: tuple[int, ...]) -> None:
     if found != shape or not jnp.issubdtype(value.dtype, jnp.floating):
         raise _Unfit(
             f"returned a value of shape {found}{f' {value.dtype}' if found == shape else ''}; it "
-            f"must be float32 of shape {shape}, one number for each"
+            f"must be float32 of shape {shape}, one number for each observation"
         )
 
 
 def _check_distribution(dist: Any, key: jax.Array, shape: tuple[int, ...], actions: Any) -> Any:
-    """A sample of it, after its functions were traced."""
+    """A sample of a distribution, after its methods were traced."""
     missing = [method for method in DISTRIBUTION if not hasattr(dist, method)]
     if missing:
         raise _Unfit(
-            f"is a {type(dist).__name__} and lacks {', '.join(missing)}; use those of "
+            f"is a {type(dist).__name__} without {', '.join(missing)}; use a distribution of "
             "ppo_jax.distributions"
         )
     leaves = jax.tree.leaves(dist)
     if not leaves or any(not hasattr(x, "shape") for x in leaves):
-        raise _Unfit(f"is a {type(dist).__name__}, which is no pytree of arrays")
+        raise _Unfit(f"is a {type(dist).__name__}, which is not a pytree of arrays")
     action = dist.sample(key)
     for method, found in (("log_prob", dist.log_prob(action)), ("entropy", dist.entropy())):
         if found.shape != shape:

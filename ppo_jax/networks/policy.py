@@ -1,4 +1,4 @@
-"""Policy, the one face of every network: observation -> (distribution, value)."""
+"""Policy, the interface of every network: observation -> (action distribution, value)."""
 
 import functools
 from collections.abc import Callable, Sequence
@@ -19,11 +19,11 @@ from ppo_jax.types import Params, PyTree
 
 @struct.dataclass
 class StateAction:
-    """The inputs of a policy whose critic judges actions.
+    """The inputs of a policy with a Q-function as critic.
 
     Attributes:
-        obs: [..., *observation shape].
-        action: [..., *action shape].
+        obs: [..., *observation shape] observations.
+        action: [..., *action shape] actions.
     """
 
     obs: PyTree
@@ -32,14 +32,14 @@ class StateAction:
 
 @struct.dataclass
 class SequenceInputs:
-    """The inputs of a policy with memory: M stretches of T successive steps.
+    """The inputs of a recurrent policy: M sequences of T successive steps.
 
-    In a Trajectory the first two axes of all leaves are the other way round, [T, M] and [1, M].
+    In a Trajectory the first two axes of all leaves are exchanged, [T, M] and [1, M].
 
     Attributes:
-        obs: [M, T, ...].
-        start: [M, T] bool, the step is the first of an episode.
-        core: [M, 1, ...] the memory before the first of the steps.
+        obs: [M, T, ...] observations.
+        start: [M, T] bool, whether the step is the first one of an episode.
+        core: [M, 1, ...] recurrent state before the first step.
     """
 
     obs: PyTree
@@ -50,16 +50,17 @@ class SequenceInputs:
 class Policy(NamedTuple):
     """A policy and its critic as pure functions.
 
-    init(key, obs) -> params with top-level keys actor, critic (and torso when shared)
-    init_core(num_envs) -> core, the memory between steps; () without one
-    act(params, core, obs [N, ...], start [N]) -> (core, dist [N], value [N]), one step
-    apply(params, inputs) -> (dist, value), any leading shape: what the losses call. The inputs of
-        a policy with memory are SequenceInputs, and the rows it learns from whole sequences
+    init(key, obs) -> params with top-level keys actor, critic (and torso if it is shared)
+    init_core(num_envs) -> core, the recurrent state between steps; () for a feed-forward policy
+    act(params, core, obs [N, ...], start [N]) -> (core, dist [N], value [N]) for one step
+    apply(params, inputs) -> (dist, value) for any leading shape, as the losses call it. The inputs
+        of a recurrent policy are SequenceInputs, and its samples are whole sequences
         (`rollout.sequences`).
-    value(params, inputs) -> value, any leading shape; None unless it needs neither memory nor
-        what `act` computes anyway. Where it is there, a rollout values its states all at once.
-    critic: "v": V(s). "q": q(s, a), whose inputs are a StateAction, and of which `act`, not
-        knowing the action, knows 0. "none": 0, without parameters.
+    value(params, inputs) -> value for any leading shape; None if it needs a recurrent state or the
+        intermediate results of `act`. If it is given, a rollout evaluates all states at once.
+    critic: "v" for V(s); "q" for q(s, a), whose inputs are a StateAction, and for which `act`
+        returns the value 0, because the action is unknown; "none" for the value 0 without
+        parameters.
     """
 
     init: Callable[[jax.Array, PyTree], Params]
@@ -85,33 +86,35 @@ def make_policy(
     map_actions: bool = False,
     dtype: str = "float32",
 ) -> Policy:
-    """The feed-forward actor-critic for a pair of spaces.
+    """The feed-forward actor-critic for an observation space and an action space.
 
     Args:
         observation_space: Discrete, MultiDiscrete, MultiBinary, Box, or a pytree of them. An entry
-            `action_mask` at its top level restricts the actions and is not seen by the networks.
-        action_space: Discrete, MultiDiscrete, MultiBinary, Box.
+            `action_mask` at the top level restricts the actions and is not an input of the network.
+        action_space: Discrete, MultiDiscrete, MultiBinary or Box.
         hidden: widths of the fully connected layers.
         activation: name in ACTIVATIONS.
         cnn: (features, kernel, stride) of convolutions before the first hidden layer, or empty.
-            They see the one leaf with a shape [H, W, C]; the others join behind them.
-        shared_torso: one body under both heads instead of one each.
-        squash: tanh-squashed Gaussian for Box actions.
-        log_std_init: log σ of a Gaussian at the start.
+            Their input is the only leaf of shape [H, W, C]; other leaves are appended to their
+            output.
+        shared_torso: whether actor and critic share their hidden layers.
+        squash: whether the policy for Box actions is a tanh-squashed Gaussian.
+        log_std_init: initial logarithm of the standard deviation of a Gaussian, log σ.
         critic: "v", "q" or "none", as in Policy.
-        frame_mix: name in FRAME_MIXES, of images of as many frames.
-        map_actions: move a Gaussian that would start outside the bounds (`spaces.action_frame`).
-        dtype: name in DTYPES, which the layers below the heads compute in.
+        frame_mix: name in FRAME_MIXES, for images with that number of frames.
+        map_actions: whether a Gaussian that would start outside the bounds is moved
+            (`spaces.action_frame`).
+        dtype: name in DTYPES, the type in which the hidden layers compute.
 
     Returns:
-        Policy without memory: its core is ().
+        Feed-forward Policy, whose core is ().
 
     Raises:
-        ValueError: a critic of actions on a torso shared with the actor, who does not know them; or
-            convolutions where there is not exactly one image.
+        ValueError: if the critic is "q" and the torso is shared, or there are convolutions but not
+            exactly one image.
     """
     if critic == "q" and shared_torso:
-        raise ValueError("a critic q(s, a) shares no torso with the actor; use shared_torso=False")
+        raise ValueError("a Q-function cannot share a torso with the actor; use shared_torso=False")
     if image := bool(cnn):
         spaces.image(observation_space)
 
@@ -165,19 +168,19 @@ def _q_critic(
     activation: str,
     dtype: str,
 ) -> QCritic:
-    """A critic of actions, with convolutions if there are any."""
+    """A Q-function as critic, with convolutions if there are any."""
     front = CNN(tuple(cnn), activation, dtype) if cnn else None
     return QCritic(front, MLP(tuple(hidden), activation, dtype), spaces.drawn(action_space))
 
 
 def _init(key: jax.Array, x: Any, modules: dict[str, nn.Module], of_actions: bool) -> Params:
-    """Fresh parameters of every module.
+    """Initialise the parameters of every module.
 
     Args:
-        key: consumed.
+        key: PRNG key.
         x: features of observations.
-        modules: actor, and torso and critic where there are such.
-        of_actions: whether the critic takes an action, too.
+        modules: actor and, if they exist, torso and critic.
+        of_actions: whether the critic also takes an action.
     """
     torso_key, actor_key, critic_key = jax.random.split(key, 3)
     params: dict[str, Any] = {}
@@ -199,17 +202,17 @@ def layers_of(
     *,
     dtype: str = "float32",
 ) -> nn.Module:
-    """Convolutions, if there are any, and fully connected layers."""
+    """Fully connected layers, after convolutions if there are any."""
     layers = MLP(hidden, activation, dtype)
     return nn.Sequential([CNN(cnn, activation, dtype), layers]) if cnn else layers
 
 
 def masked(dist: Any, obs: PyTree) -> Any:
-    """The distribution, given that the action is among those which the observation calls legal.
+    """The distribution restricted to the legal actions.
 
     Args:
-        dist: of the actions, whatever is legal.
-        obs: whose entry `action_mask`, if there is one, says what is.
+        dist: distribution over all actions.
+        obs: observation, whose entry `action_mask`, if there is one, holds the legal actions.
     """
     legal = spaces.action_mask(obs)
     return dist if legal is None else dist.masked(legal)

@@ -1,4 +1,4 @@
-"""The actor-critic with memory, for environments that do not show everything at every step."""
+"""Recurrent actor-critic networks, for partially observable environments."""
 
 import functools
 from collections.abc import Sequence
@@ -18,12 +18,12 @@ from ppo_jax.types import Params, PyTree
 
 
 class Remembering(nn.Module):
-    """Layers, then memory, then a head: (core, features, start) -> (core, what the head says).
+    """Layers, a recurrent cell and a head: (core, features, start) -> (core, output of the head).
 
     Attributes:
-        body: of each step alone.
-        memory: over the steps.
-        head: Actor, Critic, or None for the features themselves.
+        body: layers applied to each step separately.
+        memory: recurrent cell applied over the steps.
+        head: Actor or Critic, or None to return the features.
     """
 
     body: nn.Module
@@ -55,24 +55,27 @@ def make_recurrent_policy(
 ) -> Policy:
     """`make_policy` with a recurrent cell between the layers and the heads.
 
-    Actor and critic remember separately, unless they share a torso; the core is a dict of both.
-    Every episode starts with an empty memory, inside the loop over steps, so that a rollout which
-    cuts across episodes is learned from exactly as it was acted.
+    Actor and critic have separate recurrent states, unless they share a torso; the core is a dict
+    of them. The recurrent state is reset at the start of every episode, inside the loop over steps.
+    Therefore the losses recompute the recurrent states of the rollout, even if it contains several
+    episodes.
 
     Args:
+        observation_space, action_space, hidden, activation, cnn, shared_torso, squash,
+            log_std_init, frame_mix, map_actions, dtype: the same as for `make_policy`.
         memory: name in CELLS.
-        memory_size: H.
-        others: as for `make_policy`; critic is "v" or "none".
+        memory_size: number H of units of the recurrent cell.
+        critic: "v" or "none".
 
     Returns:
-        Policy whose `apply` takes SequenceInputs [M, T] and whose `value` is None: what the critic
-        says needs its memory, and `act` has it.
+        Policy whose `apply` takes SequenceInputs [M, T]. Its `value` is None, because the critic
+        needs its recurrent state, which `act` has.
 
     Raises:
-        ValueError: a critic of actions, or convolutions where there is not exactly one image.
+        ValueError: if the critic is "q", or there are convolutions but not exactly one image.
     """
     if critic == "q":
-        raise ValueError("a critic q(s, a) has no memory; use memory='none'")
+        raise ValueError("a Q-function cannot be recurrent; use memory='none'")
     if cnn:
         spaces.image(observation_space)
     see = functools.partial(preprocess, observation_space, image=bool(cnn), frame_mix=frame_mix)
@@ -87,7 +90,7 @@ def make_recurrent_policy(
     remembers = {k: remembering(head) for k, head in heads.items()}
 
     def unroll(params: Params, core: PyTree, obs: PyTree, start: jax.Array) -> Any:
-        """(core, dist, value), all [M, T]."""
+        """(core, dist, value) with batch shape [M, T]."""
         x = see(obs)
         results = {k: run(m, params[k], core[k], x, start) for k, m in remembers.items()}
         core = {k: c for k, (c, _) in results.items()}
@@ -124,13 +127,13 @@ def _init(
     remembers: dict[str, Remembering],
     heads: dict[str, nn.Module],
 ) -> Params:
-    """Fresh parameters of every module.
+    """Initialise the parameters of every module.
 
     Args:
-        key: consumed.
+        key: PRNG key.
         inputs: (core, features, start) of one step.
-        remembers: by name.
-        heads: by name, on what "torso" remembers.
+        remembers: recurrent modules by name.
+        heads: modules by name that take the output of "torso".
     """
     torso_key, actor_key, critic_key = jax.random.split(key, 3)
     keys = {"torso": torso_key, "actor": actor_key, "critic": critic_key}
