@@ -97,8 +97,8 @@ def check(job: Job) -> None:
         return
     listed = ", ".join(f"{what} {text(size)}" for what, size in parts.items())
     raise ConfigError(
-            f"out of memory: {job.name} needs at least {text(needed)} ({listed}), and "
-            f"{text(there)} are available; {ADVICE}"
+        f"out of memory: {job.name} needs at least {text(needed)} ({listed}), and "
+        f"{text(there)} are available; {ADVICE}"
     )
 
 

@@ -78,8 +78,7 @@ def found(place: Place) -> Place:
     except Exception as error:
         line = str(error).strip().partition("\n")[0]
         raise ConfigError(
-            f"--distributed found a scheduler, but not the other processes ({line}); give "
-            f"{BY_HAND}"
+            f"--distributed found a scheduler, but not the other processes ({line}); give {BY_HAND}"
         ) from error
     address, size, rank, devices = said
     if address is None or size is None or rank is None:
