@@ -83,7 +83,7 @@ def test_any_flipped_bit_is_found(tmp_path, state):
         damaged[place] ^= 1 << rng.randrange(8)
         path.write_bytes(damaged)
         with pytest.warns(
-            UserWarning, match="checkpoint 2: 1 of .* damaged .*; trying the one before"
+            UserWarning, match="checkpoint 2: 1 of .* damaged .*; trying the previous one"
         ):
             step, restored = checkpoints.restore(state)
         assert step == 1

@@ -177,7 +177,7 @@ def test_a_frozen_process_ends_the_other(tmp_path, rank):
 @pytest.mark.parametrize(
     "file, said",
     [
-        ("hang-1", "process 1 has been in a function of Python that its program calls"),
+        ("hang-1", "process 1 has been in a Python function that its program calls"),
         ("callback", "process 0 has been in a callback"),
     ],
 )

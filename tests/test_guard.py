@@ -427,7 +427,7 @@ def test_a_message_names_what_came_first_and_counts_the_rest(names, metrics, say
     text = wrong(*names, **metrics)
     assert text.startswith(says)
     more = len(names) + sum(not np.isfinite(x) for n, x in metrics.items() if n != "may") - 1
-    assert (f", and {more} more after that; that update" in text) == (more > 0)
+    assert (f", followed by {more} more; that update" in text) == (more > 0)
 
 
 @pytest.mark.parametrize(
@@ -443,5 +443,5 @@ def test_a_message_says_how_to_see_the_origin(saved, pure, path, says):
     """Environments on the host live outside of the state, so their updates cannot be replayed."""
     record = types.SimpleNamespace(resume="train", path=path, saved=saved)
     job = types.SimpleNamespace(pure=pure)
-    expected = says and f"To see its origin: {says}"
+    expected = says and f"To find its origin: {says}"
     assert divergence.how_to_see(job, record) == expected

@@ -95,7 +95,7 @@ def test_parts_of_an_evaluation_have_their_name():
     [
         ({"evaluate": None}, {"eval_every": 2}, "counting has no evaluation"),
         ({"score": (None, None)}, {"stop_at": 2.0}, "has no score to compare with it$"),
-        ({"score": (None, "judged")}, {"stop_at": 2.0}, "give --eval-every, too"),
+        ({"score": (None, "judged")}, {"stop_at": 2.0}, "also give --eval-every"),
     ],
 )
 def test_options_that_a_job_cannot_follow_are_refused(changes, options, says):
@@ -350,7 +350,7 @@ def test_a_result_that_cannot_be_written_says_what_is_saved(tmp_path):
     def full(state, path):
         raise OSError(28, "No space left on device")
 
-    with pytest.raises(RunFailed, match="result could not be written in .*No space.*: the state"):
+    with pytest.raises(RunFailed, match="result could not be written to .*No space.*: the state"):
         loop.run(JOB._replace(result=full), recorded(tmp_path), signals=Signals())
     assert json.loads((tmp_path / "summary.json").read_text())["status"] == "failed"
 
@@ -456,9 +456,10 @@ def test_a_function_in_python_that_fails_is_one_line(tmp_path, one_by_one, capfd
     with pytest.raises(RunFailed) as failed:
         loop.run(job, record, signals=Signals())
     text = str(failed.value)
-    assert "in Python raised ValueError: the scene is gone (test_loop.py, line " in text
+    assert "a Python function called by the program raised ValueError: the scene is gone" in text
+    assert "(test_loop.py, line " in text
     assert text.endswith(
-        f"saved in {tmp_path}: the state after 50 sequences. Go on with: again --resume {tmp_path}"
+        f"saved in {tmp_path}: the state after 50 sequences. To continue: again --resume {tmp_path}"
     )
     assert "\n" not in text and "Traceback" not in capfd.readouterr().err
     summary = json.loads((tmp_path / "summary.json").read_text())

@@ -45,7 +45,7 @@ def test_what_cannot_fit_is_refused_before_anything_is_written(
     common = ["--preset", "none", "--run-dir", tmp_path / "a"]
     line = refusal(capsys, train_command.main, *words, *common)
     assert "out of memory: ppo on CartPole-v1, seed 0 needs at least " in line and says in line
-    assert "are there; halve --num-envs or --num-steps" in line
+    assert "are available; halve --num-envs or --num-steps" in line
     assert not (tmp_path / "a").exists()
 
 
@@ -104,7 +104,7 @@ def test_an_exhausted_device_is_one_line(capsys):
     assert stop.value.code == 1
     err = capsys.readouterr().err
     assert (
-        err.startswith("error: out of memory while 4.0 MB were asked for") and err.count("\n") == 1
+        err.startswith("error: out of memory while 4.0 MB were requested") and err.count("\n") == 1
     )
 
 

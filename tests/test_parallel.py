@@ -326,9 +326,9 @@ def test_devices_that_are_not_there():
 
 def test_devices_share_parts_evenly():
     assert devices.share(4, 8) == 4 and devices.share(1, 8) == 1 and devices.share(8, 8) == 8
-    with pytest.warns(UserWarning, match=r"in 8 parts, .* 3 devices: 2 of these devices"):
+    with pytest.warns(UserWarning, match=r"into 8 parts, .* 3 devices: 2 of the devices"):
         assert devices.share(3, 8) == 2
-    with pytest.warns(UserWarning, match=r"in 1 part, .*: 1 of these devices"):
+    with pytest.warns(UserWarning, match=r"into 1 part, .*: 1 of the devices"):
         assert devices.share(4, 1) == 1
 
 
@@ -338,7 +338,7 @@ def test_one_device_has_no_layout():
 
 # --- eight devices --------------------------------------------------------------------------------
 
-# Of parameters after 20 updates of Adam. Sums in another order round differently, and Adam divides a
+# Parameters after 20 updates of Adam. Sums in another order round differently, and Adam divides a
 # gradient near zero by its own size: up to 1.0e-5 was seen (REINFORCE, 500 steps), 1e-6 mostly, and
 # a parameter moves by some 1e-2. The gradients themselves are held to 1e-6, below.
 PARAMS_TOLERANCE = 1e-4

@@ -571,7 +571,7 @@ def test_sweeps_take_objects(mine):
     config = configs.make(algorithm=method, **SMALL)
     _, varied = run_sweep(config, {"boost": [1.0, 2.0]}, 2, algorithm=method)
     assert varied["loss"].shape == (2, 2, 2)
-    with pytest.raises(ConfigError, match="policy= is given, so that it cannot vary"):
+    with pytest.raises(ConfigError, match="policy= is given and also varies"):
         run_sweep(config, {"policy": [small]}, 2, policy=small)
 
 
@@ -723,7 +723,7 @@ def test_a_run_of_somebody_else_imports_nothing(made, mine, part, capsys):
         assert "names code to import, my_world:" in message and "--trust" in message
         assert f"--env {content['config']['env']}" in message
     for function in (ppo_jax.load, load, read_config):
-        with pytest.raises(ConfigError, match=r"not signed as a run of your own; .*trust=True"):
+        with pytest.raises(ConfigError, match=r"not signed with your key; .*trust=True"):
             function(made)
     assert not (mine / "imported").exists() and "my_world" not in sys.modules
 
@@ -754,11 +754,9 @@ def test_a_run_of_somebody_else_is_loaded_when_it_is_trusted_or_its_code_named_a
 
 
 def test_names_that_are_given_with_a_run_are_those_of_the_run(made, mine):
-    with pytest.raises(
-        ConfigError, match="env is my_world:make, but that of the run is my_world:C"
-    ):
+    with pytest.raises(ConfigError, match="env is my_world:make, but the run has my_world:C"):
         load(made, env="my_world:make")
-    with pytest.raises(ConfigError, match="algorithm is ppo, but that of the run is my_method"):
+    with pytest.raises(ConfigError, match="algorithm is ppo, but the run has my_method"):
         load(made, algorithm="ppo")
     world = references.load("my_world", "environment")
     assert load(made, env=world.Corridor())[1].env.length == 5
@@ -808,7 +806,7 @@ def test_the_key_is_the_users_alone(made):
     assert [p.name for p in path.parent.iterdir()] == ["key"]
     assert trust.check({"config": {"env": "x:y"}}, {"x:y"}, False, Path()) is None
     path.chmod(0o644)
-    with pytest.raises(ConfigError, match=r"the key .*/ppo_jax/key has mode 644, so that others"):
+    with pytest.raises(ConfigError, match=r"the key .*/ppo_jax/key has mode 644, so that other"):
         load(made)
     path.chmod(0o600)
     path.write_bytes(b"short")

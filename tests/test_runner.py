@@ -166,7 +166,7 @@ def test_overwrite_replaces_it(tmp_path):
 
 def test_nothing_but_runs_is_ever_deleted(tmp_path):
     (tmp_path / "thesis.txt").write_text("chapter 1")
-    with pytest.raises(ConfigError, match=r"is not a run and not empty \(it has thesis.txt\)"):
+    with pytest.raises(ConfigError, match=r"is not a run and not empty \(it contains thesis.txt\)"):
         run(small(), RunOptions(run_dir=tmp_path, overwrite=True))
     assert [p.name for p in tmp_path.iterdir()] == ["thesis.txt"]
     path = tmp_path / "run"
@@ -226,11 +226,11 @@ def test_a_run_whose_checkpoints_are_gone_does_not_begin_again(tmp_path, monkeyp
     before = rows(path)
     for file in path.glob("checkpoints/*.json"):
         file.unlink()
-    with pytest.raises(CheckpointError, match="are gone, though 640 environment steps were saved"):
+    with pytest.raises(CheckpointError, match="are missing, though 640 environment steps"):
         run(small(), RunOptions(resume=path))
     # The arrays of several checkpoints say as much where the summary is gone, too.
     (path / "summary.json").unlink()
-    with pytest.raises(CheckpointError, match="the checkpoints of .* are gone[.]"):
+    with pytest.raises(CheckpointError, match="the checkpoints of .* are missing[.]"):
         run(small(), RunOptions(resume=path))
     assert rows(path) == before
 
@@ -455,7 +455,7 @@ def test_a_full_disk_does_not_stop_training(tmp_path, monkeypatch):
 
     monkeypatch.setattr(Checkpoints, "save", full)
     with (
-        pytest.warns(UserWarning, match=r"not saved \(.*No space left.*\); going on"),
+        pytest.warns(UserWarning, match=r"not saved \(.*No space left.*\); continuing"),
         pytest.raises(RunFailed, match="final state could not be saved.*--resume"),
     ):
         run(small(), RunOptions(run_dir=tmp_path / "a", checkpoint_seconds=0))

@@ -260,7 +260,7 @@ def test_parentheses_protect_the_commas_of_a_list():
         "learning_rate": [1e-3, linear(3e-4, 0), cosine(1e-3, 1e-4, warmup=0.1)],
     }
     assert label({"learning_rate": linear(3e-4, 0)}) == "learning_rate=linear(0.0003, 0.0)"
-    with pytest.raises(ConfigError, match="gives a value twice"):
+    with pytest.raises(ConfigError, match="repeats a value"):
         parse_vary(["learning_rate=linear(3e-4, 0),linear(0.0003,0)"], FIELDS)
 
 

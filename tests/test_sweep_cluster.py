@@ -132,7 +132,7 @@ def test_what_fails_too_often_leaves_a_sweep_that_can_be_resumed(local, tmp_path
     """And so does a signal; it may go on without the cluster."""
     launcher = inline(lambda order, before: Failed("killed") if order.number == 1 else None)
     path = tmp_path / "a"
-    says = "2 agents could not be trained: 1 round failed 2 times .last: killed.; what is finished"
+    says = "2 agents could not be trained: 1 round failed 2 times .last: killed.; finished agents"
     with pytest.raises(RunFailed, match=says):
         sweep(path, "--retries", "1")
     assert launcher.before[1] == 2 and launcher.cancelled
@@ -220,7 +220,7 @@ def test_a_worker_says_what_it_cannot_do(monkeypatch):
     other = order.place._replace(versions=order.place.versions | {"jax": "0.1"})
     assert "has jax" in worker.work(order._replace(place=other)).reason
     many = order._replace(place=order.place._replace(devices=7))
-    assert "1 devices in place of 7; see --cpus-per-worker" in worker.work(many).reason
+    assert "1 devices instead of 7; see --cpus-per-worker" in worker.work(many).reason
     gpus = order._replace(place=order.place._replace(gpus=1, devices=1))
     assert "finds no GPU" in worker.work(gpus).reason
     assert worker.work(order._replace(chunks=())) == Failed("IndexError: tuple index out of range")
@@ -253,10 +253,10 @@ def test_numbers_of_a_plan_are_never_given_again():
 @pytest.mark.parametrize(
     ("more", "says"),
     [
-        (["--workers", "2"], "--workers goes with --cluster ray or slurm"),
-        (["--slurm", "mem=8G", "--cluster", "ray"], "--slurm goes with --cluster slurm"),
-        (["--cluster", "slurm", "--ray-address", "auto"], "--ray-address goes with --cluster ray"),
-        (["--slurm-local"], "--slurm-local goes with --cluster slurm"),
+        (["--workers", "2"], "--workers requires --cluster ray or slurm"),
+        (["--slurm", "mem=8G", "--cluster", "ray"], "--slurm requires --cluster slurm"),
+        (["--cluster", "slurm", "--ray-address", "auto"], "--ray-address requires --cluster ray"),
+        (["--slurm-local"], "--slurm-local requires --cluster slurm"),
         (["--cluster", "ray", "--retries", "-1"], "retries is -1"),
         (["--cluster", "ray"], "needs Ray; pip install 'ppo_jax.ray.'"),
         (["--cluster", "slurm"], "needs submitit; pip install 'ppo_jax.slurm.'"),
@@ -315,7 +315,7 @@ def test_options_of_sbatch(words, found):
         (("mem=",), "write name=value"),
         (("mem=8G\nrm",), "write name=value"),
         (("a b=c",), "write name=value"),
-        (("time=soon",), "write minutes, H:MM:SS or D-HH:MM:SS"),
+        (("time=soon",), "give minutes, H:MM:SS or D-HH:MM:SS"),
         (("time=0",), "write minutes"),
         (("array=0-5",), "the sweep sets array itself; give --workers"),
         (("cpus_per_task=4",), "give --cpus-per-worker"),

@@ -257,14 +257,14 @@ def lost_spec(path):
 @pytest.mark.parametrize(
     ("damage", "says"),
     [
-        (damaged_arrays, "00001.npz is damaged.*delete .*to have it made again"),
+        (damaged_arrays, "00001.npz is damaged.*delete .*to train the chunk again"),
         (damaged_manifest, "00001.json is damaged"),
-        (foreign_chunk, "is of another sweep"),
-        (lost_plan, "plan.json is gone"),
+        (foreign_chunk, "belongs to another sweep"),
+        (lost_plan, "plan.json is missing"),
         (damaged_plan, "plan.json is damaged"),
         (damaged_spec, "sweep.json is damaged"),
         (no_sessions, "its sessions are"),
-        (changed_spec, "sweep.json is damaged: manifest.json there has its digest"),
+        (changed_spec, "sweep.json is damaged: it does not match its digest in manifest.json"),
         (other_options, "sweep.json is damaged"),
         (lost_spec, "is not a sweep: it has no sweep.json"),
     ],
@@ -404,7 +404,7 @@ def test_a_finished_sweep_is_not_overwritten_by_accident(finished):
         (["--batch-size", "3"], "--batch-size 2, given 3; another width"),
         (["--keep", "all"], "--keep best, given all; agents that were not kept"),
         (["--confirm", "3"], "other seeds or values; move it away to confirm with 3"),
-        (["--overwrite"], "no --run-dir, no --overwrite"),
+        (["--overwrite"], "omit --run-dir and --overwrite"),
     ],
 )
 def test_a_resumed_sweep_is_the_same_sweep(finished, more, says):

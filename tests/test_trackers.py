@@ -83,7 +83,7 @@ def test_a_tracker_that_breaks_down_is_left_behind(tmp_path, fake):
         raise ConnectionError("no route")
 
     recorder.log = broken
-    with pytest.warns(UserWarning, match=r"wandb fails \(no route\); going on without"):
+    with pytest.warns(UserWarning, match=r"wandb fails \(no route\); continuing without it"):
         tracker.log(ROWS[1])
     tracker.log(ROWS[1])  # silent
     tracker.close()

@@ -178,12 +178,12 @@ def entry_of(path: Path) -> Entry:
 
 
 def wrong(folder: Path, entries: dict[str, Entry], name: str) -> str:
-    """The state of a listed file: "gone", "damaged", or "" if it is valid."""
+    """The state of a listed file: "missing", "damaged", or "" if it is valid."""
     entry, path = entries.get(name), folder / name
     if entry is None:
         return ""
     if not os.path.lexists(path):
-        return "" if None in entry.get("or", ()) else "gone"
+        return "" if None in entry.get("or", ()) else "missing"
     whole = any(_matches(path, e, entry) for e in (entry, *entry.get("or", ())) if e)
     return "" if whole else "damaged"
 
@@ -215,7 +215,7 @@ def look(folder: Path, mark: str = "config.json") -> dict[str, str]:
         mark: name of the identifying file; if that file contains a format, a manifest must exist.
 
     Returns:
-        Name -> "gone" or "damaged".
+        Name -> "missing" or "damaged".
     """
     try:
         entries = read(folder)
@@ -229,7 +229,7 @@ def look(folder: Path, mark: str = "config.json") -> dict[str, str]:
     found = {name: wrong(folder, entries, name) for name in entries}
     found = {name: what for name, what in found.items() if what and not _may_be(name, what, folder)}
     for name, what in found.items():
-        differs = "" if what == "gone" else f": it differs from its digest in {NAME}"
+        differs = "" if what == "missing" else f": it differs from its digest in {NAME}"
         warnings.warn(f"{folder / name} is {what}{differs}", stacklevel=2)
     return found
 
@@ -247,7 +247,7 @@ def _may_be(name: str, what: str, folder: Path) -> bool:
     """Whether no warning is needed: for a figure, or a checkpoint, which has its own warning."""
     if name.startswith("checkpoints/"):
         return what == "damaged" or (folder / name).with_suffix("").is_dir()
-    return what == "gone" and (name.endswith(FIGURES) or name.startswith("policy."))
+    return what == "missing" and (name.endswith(FIGURES) or name.startswith("policy."))
 
 
 def _before(path: Path, entry: Entry, listed: Entry | None) -> dict[str, Any]:

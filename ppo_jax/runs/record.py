@@ -129,7 +129,7 @@ class RunRecord:
                 with files.opened(self.path / name) as file, files.replacing(kept) as copy:
                     copy.writelines(file)
                 warnings.warn(f"{self.path / name} is kept as {kept.name}", stacklevel=2)
-        if self.damaged.get("metrics.jsonl") == "gone":
+        if self.damaged.get("metrics.jsonl") == "missing":
             warnings.warn(
                 f"the rows of {self.path / 'metrics.jsonl'} before this session are lost; copy the "
                 "file back from a backup before you resume, if you have one",
