@@ -184,7 +184,7 @@ class Many(Good):
 
 
 class Limit(Good):
-    """The reward is not a number, and there is no action space."""
+    """time_limit is not a number, and action_space is not a space."""
 
     time_limit = "20"
     action_space = "two buttons"

@@ -13,7 +13,8 @@ from gymnasium import spaces
 
 
 class Plain(gymnasium.Env):
-    """Observes (number of earlier copies, step), and terminates after `length` steps."""
+    """Observes (steps since creation, steps in the episode), and terminates after `length`
+    steps."""
 
     observation_space: spaces.Space = spaces.Box(-np.inf, np.inf, (2,))
     action_space: spaces.Space = spaces.Discrete(2)

@@ -1,4 +1,4 @@
-"""The command line: precedence, integers, help, and refusals in one line with exit code 2."""
+"""The command line: precedence, integers, help, and errors in one line with exit code 2."""
 
 import json
 import subprocess

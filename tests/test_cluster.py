@@ -1,4 +1,4 @@
-"""Several processes, without any: what they are told, what they tell each other, who is lost."""
+"""The group of processes, tested within one process: options, messages and lost processes."""
 
 import json
 import math
@@ -29,7 +29,7 @@ HERE = {"coordinator": "127.0.0.1:12321", "num_processes": 2, "process_id": 1}
 
 
 class Texts:
-    """The board of processes that are threads."""
+    """A board for processes that are simulated by threads."""
 
     def __init__(self):
         self.texts, self.answers = {}, True
@@ -54,7 +54,7 @@ class Texts:
 
 
 def groups_of(size, heartbeat=10.0):
-    """Processes that share a board, none of them watched."""
+    """Groups that share a board, without supervision."""
     board = Texts()
     return [Group(r, size, heartbeat, Watch(board, r, size, heartbeat)) for r in range(size)]
 
@@ -253,7 +253,7 @@ def test_different_first_states_are_refused():
     other.same_state(4, state)
     lead.same_state(4, state)
     other.same_state(4, {**state, "key": jax.random.key(1)})
-    with pytest.raises(ConfigError, match="different first states: state is"):
+    with pytest.raises(ConfigError, match="different initial states: state is"):
         lead.same_state(4, state)
     other.same_state(3, state)
     with pytest.raises(ConfigError, match="update is 4 in process 0 and 3 in process 1"):
@@ -261,7 +261,7 @@ def test_different_first_states_are_refused():
 
 
 def test_the_first_update_waits_until_all_have_compiled():
-    """Else those who are ready first would take the others for ones that hang."""
+    """Otherwise processes that are ready early would consider the others to be hanging."""
     lead, other = groups_of(2)
     done = []
     thread = threading.Thread(target=lambda: (lead.ready(), done.append(time.monotonic())))
@@ -408,7 +408,7 @@ def test_signals_of_the_others_reach_process_0():
 
 @pytest.mark.parametrize("kind", [ValueError, jax.errors.JaxRuntimeError])
 def test_whatever_a_lost_process_fails_with_waits_for_its_name(monkeypatch, kind):
-    """JAX raises one or the other; the watch, which knows who is gone, ends the process."""
+    """JAX raises one of two errors; the watch, which detects the lost process, ends this one."""
     waited = []
     monkeypatch.setattr(groups.time, "sleep", waited.append)
     group = groups_of(2)[0]

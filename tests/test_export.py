@@ -1,4 +1,4 @@
-"""A trained agent as a function, and as files that act without it."""
+"""Exported policies: as Python functions and as files, with the same actions as the agent."""
 
 import json
 import re
@@ -30,7 +30,7 @@ SMALL = {"num_envs": 4, "num_steps": 16, "hidden": (8,)}
 
 @pytest.fixture(scope="module")
 def cartpole(tmp_path_factory):
-    """A run directory of a few updates, observations normalised."""
+    """The folder of a short run with normalised observations."""
     path = tmp_path_factory.mktemp("home") / "runs" / "cartpole"
     config = configs.make(preset="none", total_timesteps=2048, normalize_obs=True, **SMALL)
     assert train(config, RunOptions(run_dir=path, eval_episodes=0)).exit_code == 0
@@ -38,7 +38,7 @@ def cartpole(tmp_path_factory):
 
 
 def untrained(**options):
-    """Parts with weights far enough from zero for actions to differ."""
+    """Parts of an agent whose weights are far enough from 0 to produce different actions."""
     config = configs.make(preset="none", **SMALL | options)
     program = build(config)
     parts = agent.parts_of(config, program, jax.jit(program.init)(KEY))

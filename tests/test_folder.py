@@ -1,4 +1,4 @@
-"""The folder of a run: digests, links out of it, crashes between writes, and what is deleted."""
+"""The folder of a run: digests, links, interrupted writes, and which files are deleted."""
 
 import dataclasses
 import json
@@ -37,14 +37,14 @@ JOB = Job(
 
 @dataclasses.dataclass(frozen=True)
 class Options(KeepOptions):
-    """With samples, as the stages of language models have them."""
+    """A job with samples, as the stages of language models have them."""
 
     samples: int = 1
     sample_seconds: float = 0.0
 
 
 class Sampled(RunDirectory):
-    """The folder of such a run."""
+    """The folder of a run of this job."""
 
     contents = (*CONTENTS, "samples.jsonl")
 
@@ -55,7 +55,7 @@ def one_update_per_chunk(monkeypatch):
 
 
 def session(path, updates=4, **options):
-    """A run of a few updates, as commands have it."""
+    """A run of a few updates, started as by a command."""
     kept = Options(**({"run_dir": path} if "resume" not in options else {}) | options)
 
     def describe(path):
@@ -115,7 +115,7 @@ NAMES = [
 
 @pytest.mark.parametrize("name", NAMES)
 def test_checkpoints_of_a_directory_of_any_name_are_read_again(tmp_path, name, monkeypatch):
-    """Orbax takes brackets for a pattern: what it wrote there it could not read."""
+    """Orbax treats brackets as a pattern and cannot read a path with them."""
     monkeypatch.chdir(tmp_path)
     assert int(session(Path(name), 2).state) == 2
     assert int(resume(Path(name), 3).state) == 3
@@ -275,11 +275,11 @@ def test_a_log_that_is_deleted_while_it_is_written_is_said(tmp_path):
 
 
 class Killed(BaseException):
-    """As kill -9: nothing after it is run by the program."""
+    """Raised in place of kill -9: the program does nothing after it."""
 
 
 def killed_at(monkeypatch, number: int) -> None:
-    """Die just before the so-manyth time that a file takes its place, or anything is deleted."""
+    """End the process just before the n-th time that a file is replaced or deleted."""
     count = 0
 
     def counted(function):
@@ -302,7 +302,7 @@ CRASHES = [pytest.param(n, marks=() if n % 4 == 1 else pytest.mark.slow) for n i
 
 @pytest.mark.parametrize("number", CRASHES)
 def test_a_crash_at_any_write_is_no_damage(run, monkeypatch, number):
-    """A digest and its file are two writes; so are those of a checkpoint."""
+    """A file and its digest are written in two steps, and so is a checkpoint."""
     with monkeypatch.context() as patched:
         killed_at(patched, number)
         with pytest.raises(Killed):
@@ -338,7 +338,7 @@ FILES = [
 
 
 def place(kind: str, inside: Path, outside: Path) -> None:
-    """Put a link in the place of something, with the same content outside."""
+    """Replace a file by a link to a file with the same content outside the folder."""
     if inside.is_dir() or inside.exists():
         shutil.move(inside, outside)
     elif kind == "folder":
@@ -369,7 +369,7 @@ QUICK = [
     [pytest.param(*x, marks=() if x in QUICK else pytest.mark.slow) for x in ALL],
 )
 def test_nothing_outside_the_folder_is_touched(run, tmp_path, name, kind):
-    """Whether a session refuses the folder or goes on with it: what lies elsewhere stays."""
+    """Whether a session refuses or resumes the folder; files outside it must not change."""
     outside = tmp_path / "outside"
     outside.mkdir()
     if kind == "hard" and (run / name).is_dir():
@@ -493,7 +493,7 @@ def test_a_damaged_checkpoint_is_kept_beside_the_others(run):
 
 @pytest.mark.parametrize("name", ["manifest.json", "summary.json", "metrics.jsonl"])
 def test_a_full_disk_leaves_the_earlier_file(run, monkeypatch, name):
-    """The write of one file fails half way, and all that come after it."""
+    """Writing one file fails half way, and all later writes fail, too."""
     replacing, full = files.replacing, False
 
     def refusing(path, before=None):

@@ -81,7 +81,7 @@ def restored(
         command: command of process 0, with its folder and the update that it restored.
     """
     update = command["update"]
-    with group.at("making its first state", LONG_WORK):
+    with group.at("creating its initial state", LONG_WORK):
         if update:
             state = checkpoints_of(Path(command["path"])).restore(job.shapes, update)[1]
         else:

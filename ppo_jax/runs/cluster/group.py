@@ -214,7 +214,7 @@ class Group:
         Raises:
             ConfigError: a process has a different state; the message names it.
         """
-        self.agree("first states", {"update": update, "state": digest(state)})
+        self.agree("initial states", {"update": update, "state": digest(state)})
 
     def broken(self, error: Exception) -> RunFailed:
         """The error for a program that failed, possibly because another process was lost.
