@@ -1,4 +1,4 @@
-"""From --vary to configurations."""
+"""Parsing of --vary, and the resulting configurations."""
 
 import math
 
@@ -146,7 +146,7 @@ def test_a_point_that_cannot_work_is_named():
 
 
 def test_an_option_that_is_younger_than_a_sweep_changes_nothing_in_it():
-    """The digest of an earlier version: an option that is added belongs into store.YOUNGER."""
+    """The digest of an earlier version: new options must be added to store.YOUNGER."""
     config = configs.make(preset="none", num_envs=8, num_steps=8, total_timesteps=640)
     known = "ed887afb222fc2f04bed9550ae72ac02b839739559343fd5f4bd08ceafe0b4d4"
     assert Spec((), (config,), (0, 1), 4, 10).digest == known

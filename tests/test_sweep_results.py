@@ -1,4 +1,4 @@
-"""What is made of the agents' numbers: curves, scores, ranks, the table, the figures."""
+"""Results of sweeps: curves, scores, ranking, tables and figures."""
 
 import math
 
@@ -14,7 +14,7 @@ RNG = np.random.default_rng(0)
 
 
 def point(scores, env="CartPole-v1", curve=None, diverged=None, **values):
-    """A point with given scores; its curve rises to them in ten steps of 100."""
+    """A configuration with given scores; its curve rises to them in ten steps of 100."""
     scores = np.asarray(scores, float)
     curve = scores[:, None] * np.linspace(0.1, 1, 10) if curve is None else np.asarray(curve)
     config = configs.make(preset="none", env=env, total_timesteps=1000, num_envs=4, num_steps=25)
@@ -68,7 +68,7 @@ def test_without_evaluation_the_end_of_training_counts():
 
 
 def test_a_diverged_agent_counts_with_the_worst_of_its_environment():
-    """Where the others are perfect, that is what training began with."""
+    """If all other agents are perfect, the worst return is from the beginning of training."""
     found = penalise(
         [
             point([500, 400], diverged=[True, False], curve=[[20.0, 500], [22, 500]]),

@@ -1,4 +1,4 @@
-"""What trackers are told, under which name, and that a run outlives them."""
+"""Trackers: logged rows, names of runs, and runs that continue after a tracker fails."""
 
 import json
 import sys
@@ -16,7 +16,7 @@ ROWS = [
 
 
 class Recorder:
-    """A module like wandb's and trackio's: init gives a run with log and finish."""
+    """A module with the interface of wandb and trackio: init returns a run with log and finish."""
 
     def __init__(self):
         self.started, self.logged, self.finished = [], [], 0
