@@ -95,7 +95,7 @@ class TimeLimit(Probe):
         return jnp.zeros(1), time, jnp.float32(1), jnp.array(False), time >= 5, {}
 
 
-# They look alike: one number is shown, two actions are to be had, five steps are the longest.
+# They have a common form: one number is observed, there are two actions, and at most five steps.
 ALIKE = (
     ConstantReward(),
     RewardIsObservation(),
@@ -208,7 +208,7 @@ class Counter(Probe):
         return jnp.stack([2.0 * state[0] / self.IDS - 1.0, state[1] / self.STEPS])
 
 
-# Below every return that legal actions can earn: one illegal action shows in the worst episode.
+# Lower than every return of legal actions, so that an illegal action is visible in the minimum.
 ILLEGAL = -100.0
 
 

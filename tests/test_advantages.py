@@ -22,7 +22,7 @@ GOLDEN = Golden("01_gae")
 estimate = jax.jit(estimate_gae)
 TOLERANCE = {"rtol": 2e-5, "atol": 2e-5}
 PEERS = ("sb3", "cleanrl", "baselines_ppo1", "rlax", "torchrl", "spinup")
-# Where peers differ on what "done" at index t means, the inputs have it as we do: ended by step t.
+# Where peers define "done" at index t differently, the inputs use our convention: ended by step t.
 ROLLOUTS = [
     (case, peer)
     for peer in PEERS
@@ -218,7 +218,7 @@ def test_steps_of_weight_zero_are_not_there(seed, count, data):
         return out
 
     value = insert(whole.value, np.nan)
-    # What collect would write: the next row's value, be it a dummy's.
+    # As collect would write it: the value of the next row, even of a dummy row.
     shifted = np.concatenate([value[1:], np.asarray(whole.next_value)[-1:]])
     done = insert(whole.done, True)
     next_value = np.where(done & real[:, None], insert(whole.next_value, np.nan), shifted)

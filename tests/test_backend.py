@@ -84,7 +84,7 @@ def test_a_loop_keeps_packed_rows():
             )
 
 
-# --- a share of the pool for each environment -----------------------------------------------------
+# --- a part of the pool for each environment ------------------------------------------------------
 
 
 class Ticket(Probe):
@@ -305,7 +305,7 @@ def test_kernels_are_counted_as_often_as_they_run():
 
 
 def test_the_operations_of_a_compiled_program_are_found():
-    """The text of this version of XLA."""
+    """The number of operations in a program, for the text format of this XLA version."""
     chunk, _ = chunk_of(True)
     total, loops = kernels.count(chunk.as_text())
     assert total > 100 and {loop.trips for loop in loops} >= {1, 2, 16}

@@ -12,7 +12,7 @@ from ppo_jax.envs import check_jax
 from ppo_jax.envs.check_values import corners, outside
 from ppo_jax.envs.spaces import Box, Discrete, MultiBinary, MultiDiscrete
 
-# Found by looking at a trace, before anything runs.
+# Faults that are found in a trace, before anything runs.
 STATIC = {
     "Lacks": "lacks reset, step, params, observation_space, action_space, time_limit",
     "Limit": "time_limit is '20'; it must be >= 1 or None",
@@ -34,7 +34,7 @@ STATIC = {
     "IntReward": r"reward of int32\[\]; expected float32\[\]: jnp.float32",
     "NumberDone": r"terminated of float32\[\]; expected bool\[\]: a comparison",
 }
-# Found by running it.
+# Faults that are found when the environment runs.
 RUNNING = {
     "Remembers": "writes to self.time, which happens once.*keep what changes in the state",
     "Appends": "writes to self.seen, which happens once",

@@ -165,7 +165,7 @@ def test_slurm_says_who_is_who(monkeypatch):
     assert found == Place("node003:61517", 8, 5, 100, 125)
     monkeypatch.setattr(start.socket, "getaddrinfo", lambda *_: [(0, 0, 0, "", ("10.1.0.3", 0))])
     assert start.bind_address(found) == "node003:61517"
-    # /etc/hosts of many machines: others cannot reach it there.
+    # A common entry of /etc/hosts, at which other machines cannot reach this one.
     monkeypatch.setattr(start.socket, "getaddrinfo", lambda *_: [(0, 0, 0, "", ("127.0.1.1", 0))])
     assert start.bind_address(found) is None
 
@@ -213,7 +213,7 @@ def test_several_processes_take_all_their_devices():
         devices.of_processes("all", 2)  # of which only this one is there
 
 
-# --- process 0 says what comes next ---------------------------------------------------------------
+# --- commands of process 0 ------------------------------------------------------------------------
 
 
 def test_the_others_hear_of_every_program_in_order():
@@ -325,7 +325,7 @@ def test_a_program_that_failed_for_another_process(text, lost):
     assert global_arrays.lost_peer(RuntimeError(text)) == lost
 
 
-# --- who is lost ----------------------------------------------------------------------------------
+# --- lost processes -------------------------------------------------------------------------------
 
 
 def watched(rank, size=3, heartbeat=10.0):

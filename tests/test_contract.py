@@ -22,11 +22,11 @@ from ppo_jax.types import Algorithm, LearnerState, TrainState
 ENVIRONMENTS = ["CartPole-v1", "Pendulum-v1"]
 CASES = [(name, env) for name in ALGORITHMS for env in ENVIRONMENTS]
 contract = pytest.mark.parametrize(("algorithm", "env"), CASES)
-# What takes many compilations, and does not depend on the kind of action.
+# Tests that compile many programs and do not depend on the kind of action.
 on_one = pytest.mark.parametrize(
     ("algorithm", "env"), [(name, "CartPole-v1") for name in ALGORITHMS]
 )
-# Compiled as runs are, which takes half a minute for each.
+# Tests that compile as runs do, which takes half a minute each.
 long_for_each = pytest.mark.parametrize(
     ("algorithm", "env"),
     [
@@ -35,7 +35,7 @@ long_for_each = pytest.mark.parametrize(
     ],
 )
 UPDATES = 6
-# As runs are compiled; the quick way of conftest.py may round a sum differently in two programs.
+# Compiled as runs are; the options of conftest.py may round a sum differently in two programs.
 AS_RUN = {"xla_backend_optimization_level": 1, "xla_cpu_use_fusion_emitters": True}
 
 

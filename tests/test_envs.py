@@ -103,7 +103,7 @@ def test_a_finished_episode_is_followed_by_a_fresh_one():
     _, _, (before, after, terminated, truncated, final) = run_counter(pool_size=200)
     done = terminated | truncated
     assert done.any() and terminated.any() and truncated.any()
-    # The true successor is kept: same episode, one step on.
+    # The true successor is in the same episode, one step later.
     np.testing.assert_array_equal(final, Counter().successor(before))
     np.testing.assert_array_equal(after[~done], final[~done])
     # A new episode starts at step 0 under a new id.
@@ -188,7 +188,7 @@ def at_random(env):
     return lambda key, obs: jax.random.randint(key, (), 0, env.action_space.n)
 
 
-# Where chance alone never reaches the goal, policies that pump energy into the swing.
+# Environments that random actions never solve, with policies that pump energy into the swing.
 IN_A_HURRY = {
     "MountainCar-v0": lambda key, obs: jnp.where(obs[1] >= 0, 2, 0),
     "MountainCarContinuous-v0": lambda key, obs: jnp.sign(obs[1:]),
@@ -200,7 +200,7 @@ IN_A_HURRY = {
 def test_declared_shortest_episodes_are_not_undercut(name):
     env = envs.make(name)
     if env.shortest_episode == env.time_limit:
-        # Nothing but the limit ends them.
+        # Only the time limit ends these episodes.
         assert name in ("Pendulum-v1", "Freeway-MinAtar", "DeepSea-bsuite")
         return
     vector = envs.vectorize(env, 256, pool_size=4096)

@@ -372,7 +372,7 @@ def test_a_run_resumes_with_new_episodes(tmp_path):
     assert [r["update"] for r in rows] == [1, 2, 3, 4, 5, 6]
     summary = json.loads((tmp_path / "run" / "summary.json").read_text())
     assert summary["env_steps"] == 96 and summary["eval_episodes"] == 3
-    # Update 4 begins with new episodes: none that ends in it is longer than its 8 steps.
+    # Update 4 starts new episodes: those that end in it have at most its 8 steps.
     assert rows[3]["episode_length"] is None or rows[3]["episode_length"] <= 8
 
 

@@ -308,7 +308,7 @@ def test_the_episode_of_a_copy_that_failed_counts_nowhere(tmp_path):
     broken = rows.weight == 0
     assert broken.sum() == 1 and broken[13].any()
     n = int(np.flatnonzero(broken[13])[0])
-    # Steps 0 to 9 are an episode; 10 to 12 the beginning of one that is abandoned.
+    # Steps 0 to 9 are one episode; 10 to 12 start one that is abandoned.
     assert np.flatnonzero(rows.done[:14, n]).tolist() == [9, 12]
     assert not rows.terminated[12, n] and rows.obs[13, n].tolist() == [13, 3]
     value = policy.apply(params, jnp.asarray(rows.obs))[1]

@@ -81,7 +81,7 @@ def test_the_loss_of_one_step_methods_is_the_sum_of_its_parts():
 def test_squared_errors_by_hand():
     np.testing.assert_allclose(losses.squared_error(jnp.array(3.0), 1.0), 2.0)
     clipped = losses.clipped_squared_error
-    # Moved from 0 to 3 towards 4: no credit beyond 0 + 1. Moved away from 0: paid in full.
+    # From 0 to 3 towards 4: no credit beyond 0 + 1. Away from 0: the full error.
     np.testing.assert_allclose(clipped(jnp.array(3.0), 0.0, 4.0, 1.0), 0.5 * 9)
     np.testing.assert_allclose(clipped(jnp.array(-3.0), 0.0, 4.0, 1.0), 0.5 * 49)
 

@@ -196,7 +196,7 @@ print("done")
 
 @pytest.mark.parametrize(("platform", "loops"), [("cpu", True), ("cuda", False)])
 def test_many_initialisers_are_factorised_one_by_one_on_cpus_alone(platform, loops):
-    """Batched factorisation deadlocks there; elsewhere a loop over many agents would be slow."""
+    """Batched factorisation deadlocks on CPUs; on GPUs, a loop over many agents would be slow."""
     draw = jax.vmap(lambda key: orthogonal(1.0)(key, (8, 8)))
     keys = jax.random.split(jax.random.key(0), 4)
     text = jax.export.export(jax.jit(draw), platforms=[platform])(keys).mlir_module()

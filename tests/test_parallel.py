@@ -35,7 +35,7 @@ def numbers(*shape, seed=0):
     return jax.random.normal(jax.random.key(seed), shape)
 
 
-# Parts of unequal weight, one of them without any.
+# Parts of unequal weight, one of them with weight 0.
 WEIGHT = jnp.concatenate([jnp.ones(8), jnp.zeros(8), jnp.arange(8) % 2, jnp.ones(8)])
 
 
@@ -194,7 +194,7 @@ def test_the_natural_gradient_is_that_of_the_whole_batch():
 
 def test_micro_batches_count_by_the_weight_of_all_parts():
     policy, config, params, batch = policy_and_batch("ppo")
-    # Each part has another share of its weight in its first half.
+    # The first half of each part has a different fraction of its weight.
     weight = (jnp.arange(32) % 8 < jnp.repeat(jnp.array([1, 6, 3, 8]), 8)).astype(jnp.float32)
     batch = dataclasses.replace(batch, weight=weight)
     loss_fn = ppo.make_loss(policy, dataclasses.replace(config, normalize_advantage=False))
@@ -338,9 +338,10 @@ def test_one_device_has_no_layout():
 
 # --- eight devices --------------------------------------------------------------------------------
 
-# Parameters after 20 updates of Adam. Sums in another order round differently, and Adam divides a
-# gradient near zero by its own size: up to 1.0e-5 was seen (REINFORCE, 500 steps), 1e-6 mostly, and
-# a parameter moves by some 1e-2. The gradients themselves are held to 1e-6, below.
+# Parameters after 20 updates of Adam. A different order of summation rounds differently, and Adam
+# divides a gradient near zero by its own size: differences are mostly 1e-6, at most 1.0e-5
+# (REINFORCE, 500 steps), where parameters change by about 1e-2. Gradients are compared within 1e-6
+# below.
 PARAMS_TOLERANCE = 1e-4
 
 

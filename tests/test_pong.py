@@ -15,7 +15,7 @@ from ppo_jax.train import build, make_train
 
 KEY = jax.random.key(0)
 STAY, UP, DOWN = 0, 1, 2
-# Frames of one pixel: for what does not depend on them.
+# Frames of one pixel, for tests that do not depend on frames.
 EASY = pong.Pong(1, 1)
 step = jax.jit(EASY.step)
 
@@ -48,7 +48,7 @@ def look_ahead(off, key, state):
     (x, y), (across, down) = state.ball, state.velocity
     face = pong.AGENT_X - pong.PADDLE_WIDTH - pong.BALL
     frames = jnp.ceil((face - x) / jnp.where(across > 0, across, 1.0))
-    # The way between the walls, unfolded.
+    # The path between the walls, without reflections.
     span = pong.COURT - 2 * pong.BALL
     way = jnp.mod(y + down * frames - pong.BALL, 2 * span)
     height = pong.BALL + jnp.where(way > span, 2 * span - way, way)
@@ -147,7 +147,7 @@ def test_serves_are_random_and_no_point_is_made_sooner_than_promised():
 
 def test_where_the_ball_meets_the_paddle_decides_angle_and_speed():
     def after_hit(offset):
-        # Two frames before the face at x = 138.
+        # Two frames before the paddle's face at x = 138.
         state = game(ball=(134.0, 80.0), velocity=(2.0, 0.0), agent=80.0 - offset)
         return step(KEY, state, STAY, EASY.params)[1]
 

@@ -126,7 +126,7 @@ def test_clocks_and_figures_are_short():
     ]  # fmt: skip
 
 
-# --- the end of a run, on terminals and streams of every kind ---------------------------------
+# --- the end of a run, on terminals and other streams -----------------------------------------
 
 SUMMARY = {
     "status": "finished", "eval_return_mean": 1.0, "eval_return_std": 0.5, "eval_episodes": 4,
@@ -206,7 +206,7 @@ TRAIN = [
     sys.executable, "-m", "ppo_jax.train", "--preset", "none", "--num-envs", "2", "--num-steps",
     "8", "--total-timesteps", "64", "--hidden", "4", "--eval-episodes", "2", "--run-dir", "[/a]",
 ]  # fmt: skip
-# How the command is started, and what its environment has besides.
+# How the command is started, and additional environment variables.
 STARTS = {
     "stdout closed": ('exec "$@" >&-', {}),
     "stderr closed": ('exec "$@" 2>&-', {}),

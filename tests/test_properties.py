@@ -160,7 +160,7 @@ TEXTS = st.one_of(
     st.text(max_size=12),
     st.sampled_from(["", "inf", "nan", "none", "true", "linear(", "linear(3e-4, 0)", "a:b", "x=1"]),
 )
-# Of JSON and TOML, and of Python.
+# Values of JSON, TOML and Python.
 PLAIN = st.recursive(
     st.one_of(st.none(), st.booleans(), NUMBERS, TEXTS),
     lambda inner: st.one_of(

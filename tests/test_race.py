@@ -27,7 +27,7 @@ def test_a_ratio_is_that_of_neighbouring_rounds():
     """A machine that becomes ten times slower does so for both contestants."""
     drift = np.geomspace(1000, 100, 11)
     assert paired(drift * 1.5, drift) == pytest.approx((1.5, 1.5, 1.5))
-    # Of the medians of the rates, in another order, nothing would be left.
+    # With medians of rates, the result would depend on the order.
     assert np.median(drift * 1.5) / np.median(drift[::-1]) == pytest.approx(1.5)
     ratios = np.array([1.1, 1.2, 1.3, 1.4, 1.5, 1.6, 1.7])
     found = paired(ratios * 7, np.full(7, 7.0))
@@ -51,7 +51,7 @@ def test_ratios_need_pairs_and_enough_of_them():
         (Ratio(0.8, 0.7, 0.9), 80, 100, "slower", "0.80x [0.70, 0.90]"),
         (Ratio(1.106, 0.94, 1.24), 101, 108, "tie", "tie [0.94, 1.24]"),
         (Ratio(0.95, 0.9, 1.0), 95, 100, "tie", "tie [0.90, 1.00]"),
-        # The pairs say one thing and the medians another: nobody has won.
+        # The pairs and the medians disagree: there is no winner.
         (Ratio(1.1, 1.05, 1.2), 99, 100, "tie", "tie [1.05, 1.20]"),
         (Ratio(0.9, 0.8, 0.95), 101, 100, "tie", "tie [0.80, 0.95]"),
         (Ratio(1063.0, 12.34, 2000.0), 9999, 9, "faster", "1,063x [12.3, 2,000]"),

@@ -143,8 +143,8 @@ FLAGS += ["--hidden", "4", "--minibatches", "2", "--epochs", "1"]
 
 @pytest.fixture
 def mine(tmp_path, monkeypatch):
-    """A folder with modules of the user's own as the current directory; the modules' names are
-    this test's alone, for a process imports a module once."""
+    """The current directory, with user-defined modules; the names of the modules are unique to each
+    test, because a process imports a module once."""
     monkeypatch.setenv("XDG_CONFIG_HOME", str(tmp_path / "configuration"))
     folder = tmp_path / "work"
     folder.mkdir()

@@ -14,10 +14,10 @@ from ppo_jax import envs, rollout
 from ppo_jax.episodes import no_episodes
 from probe_envs import Probe
 
-# Of the function of the same name, which hides it.
+# The module, which a function of the same name hides.
 MODULE = sys.modules["ppo_jax.envs.vectorize"]
 ENVS, STEPS, ROLLOUTS = 5, 12, 30
-# Some states hold an array without elements: the entities that a map does not have.
+# Some states contain arrays without elements, for entities that a map does not have.
 NOTHING = np.zeros((0, 3), np.uint8)
 
 
@@ -70,7 +70,7 @@ def test_every_reset_is_used_once_over_many_rollouts():
     assert len(started) > 4 * vector.pool_size
     assert len(np.unique(started)) == len(started)
     assert (reused == 0).all()
-    # What was used is drawn again, up to whole parts, and nothing else.
+    # Used resets are drawn again, rounded up to whole parts, and no others.
     parts = -(-np.asarray(used) // vector.part) * vector.part
     np.testing.assert_array_equal(redrawn, parts)
     assert redrawn.max() < vector.pool_size

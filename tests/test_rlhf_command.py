@@ -26,7 +26,7 @@ from ppo_jax.runs.folder import RunDirectory
 from ppo_jax.runs.job import Result
 
 WORDS = ("able", "about", "area", "code", "data", "eval", "idea", "none", "object", "value")
-# ppo at the smallest size that is still all of it.
+# ppo at the smallest size that includes all parts.
 SMALL = ["--num-prompts", "8", "--max-new-tokens", "4"]
 SMALL += ["--epochs", "2", "--minibatches", "2", "--samples", "2"]
 

@@ -18,7 +18,7 @@ from ppo_jax.rlhf.scoring import Reward
 from ppo_jax.rollout import sequences
 
 VOCABULARY, LENGTH = 4, 3
-# One more token begins every text and is never sampled.
+# An additional token begins every text and is never sampled.
 BOS = VOCABULARY
 DECODER = Decoder(
     small(VOCABULARY + 1, hidden_size=32, num_layers=1, num_heads=2, num_kv_heads=1, init_std=0.3)
@@ -235,7 +235,7 @@ def test_prompts_come_in_passes():
     passes = np.reshape(taken, (6, 5))
     assert (np.sort(passes) == np.arange(5)).all()
     assert len({tuple(p) for p in passes.tolist()}) > 1
-    # More prompts at once than there are: whole passes all the same.
+    # More prompts per update than there are: still whole passes over the data.
     many = rollout.next_rows(rollout.init(jax.random.key(0), rollout.Settings(1)), 5, 15)
     np.testing.assert_array_equal(many, taken[:15])
 

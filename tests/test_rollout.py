@@ -35,7 +35,7 @@ def setup(env, num_envs=ENVS, **options):
     vector = envs.vectorize(env, num_envs, pool_size=num_envs * STEPS)
     policy = make_policy(env.observation_space, env.action_space, hidden=(8,))
     state, params = started(policy, vector, **options)
-    # A value function with large, distinct values, so that a wrong successor shows.
+    # A value function with large, distinct values, so that a wrong successor is detected.
     params["critic"]["head"]["kernel"] *= 100.0
     collect = collecting(env=vector, policy=policy, num_steps=STEPS, gamma=0.9)
     return policy, params, state, collect
@@ -55,7 +55,7 @@ def test_next_value_is_that_of_the_true_successor(time_limit):
         final, after = env.successor(t.obs), jnp.concatenate([t.obs[1:], state.obs[None]])
         truncated = np.asarray(t.done & ~t.terminated)
         assert truncated.sum() > 5 and t.terminated.sum() > 5
-        # What might be taken for the value of the successor is something else.
+        # Values that could be mistaken for the successor's value are different.
         here, there, wrong = value_of(t.obs), value_of(final), value_of(after)
         assert np.abs(there - here).min() > 0.01
         assert np.abs(there - wrong)[truncated].min() > 0.01
@@ -156,11 +156,11 @@ def test_observations_are_normalised_by_frozen_moments():
         np.testing.assert_allclose(state.moments.obs.mean, reference.mean, rtol=1e-3, atol=1e-4)
         np.testing.assert_allclose(state.moments.obs.var, reference.var, rtol=1e-3)
         assert state.moments.obs.count == pytest.approx((i + 1) * STEPS * ENVS, rel=1e-3)
-        # The policy that learns sees what the policy that acted saw.
+        # The updated policy gets the same inputs as the acting policy.
         dist, value = apply(params, t.obs)
         np.testing.assert_allclose(t.log_prob, dist.log_prob(t.action), rtol=1e-4, atol=1e-5)
         np.testing.assert_allclose(t.value, value, rtol=1e-3, atol=1e-3)
-        # And so does the critic that judges what came of it.
+        # And so does the critic.
         truncated = np.asarray(t.done & ~t.terminated)[..., None]
         after = jnp.concatenate([raw[1:], state.obs[None]])
         successor = jnp.where(truncated, env.successor(raw), after)
@@ -292,7 +292,7 @@ def test_dummy_steps_are_not_among_the_statistics():
     state, params = started(policy, vector, normalize_obs=True, normalize_reward=True)
     options = {"env": vector, "policy": policy, "num_steps": 12, "gamma": 0.9}
     moments = collecting(**options)(KEY, params, state)[0].moments
-    # The time and the environment's number, but for the reset's zeros.
+    # The time and the number of the environment, except for the zeros of the reset.
     shown = np.array([[t, n * (t > 0)] for t in range(12) if t % 4 != 3 for n in range(2)])
     np.testing.assert_allclose(moments.obs.count, 18, rtol=1e-4)
     np.testing.assert_allclose(moments.obs.mean, shown.mean(0), rtol=1e-4)

@@ -231,7 +231,7 @@ np.savez(sys.argv[1], **metrics)
 
 @pytest.mark.slow
 def test_a_later_call_has_the_bits_of_a_fresh_process(tmp_path):
-    """Which compiles everything itself."""
+    """The new process compiles all programs itself."""
     run_sweep(small(), {"learning_rate": [1e-3, 2e-3]}, 4, episodes=2)
     points = [{"learning_rate": 3e-3, "clip_eps": 0.1}]
     _, found = run_sweep(small(), points, [5, 6, 7, 8], episodes=2)

@@ -92,7 +92,7 @@ def test_the_others_of_the_family_keep_to_the_mask(algorithm, env, options):
     config = small(algorithm=algorithm, total_timesteps=8192, **options)
     state, metrics = jax.jit(make_train(config, env))(KEY)
     for name, value in metrics.items():
-        # Once every return is 1 there is no variance to explain.
+        # Once every return is 1, there is no variance to explain.
         assert np.isfinite(value).all() or name == "explained_variance", name
     assert metrics["episode_return_min"].min() >= 0
     assert all(np.isfinite(x).all() for x in jax.tree.leaves(state.learner.params))

@@ -291,7 +291,8 @@ np.savez(sys.argv[2], devices=len(jax.devices()), **metrics)
 
 @pytest.mark.slow
 def test_eight_devices_give_the_numbers_of_one(tmp_path):
-    """Of two bit for bit, at the same width on each; of one alike to rounding, so at first."""
+    """Two devices agree bit for bit at equal width; one device agrees up to rounding in first
+    updates."""
     found = {}
     for devices in (8, 2):
         file = tmp_path / f"{devices}.npz"

@@ -35,14 +35,14 @@ from ppo_jax.sweep.plan import Plan
 from ppo_jax.sweep.store import Spec, read_sessions
 from ppo_jax.sweep.worker import Arrays, Failed, Narrower, Refused, Trained
 
-# The program of tests/test_sweep_session.py, which is compiled once for both.
+# The program of tests/test_sweep_session.py, so that it is compiled once for both files.
 FLAGS = [
     "--preset", "none", "--num-envs", "4", "--num-steps", "32", "--total-timesteps", "640",
     "--hidden", "16", "16", "--vary", "learning_rate=1e-3,1e-2", "--seeds", "2",
     "--batch-size", "2", "--eval-episodes", "4",
 ]  # fmt: skip
 TABLES = ("results.csv", "agents.csv", "table.csv", "table.md", "plan.json")
-# Of the tests that start processes, on two devices: two rounds of two chunks.
+# For tests that start processes, on two devices: two rounds of two chunks.
 LONGER = [*FLAGS, "--seeds", "4"]
 SECONDS = 240
 
@@ -495,7 +495,7 @@ def test_a_rehearsed_job_that_is_killed_changes_nothing(reference, tmp_path):
         assert run.wait() == 0, run.log.read_text()
     assert "ended without a result (killed)" in run.log.read_text()
     assert tables(path) == tables(reference)
-    # What failed has left its log; a new session needs none of it.
+    # The failed job's log is kept; a new session does not need it.
     (folder,) = (path / "slurm").iterdir()
     assert folder.stat().st_mode & 0o777 == 0o700 and [*folder.glob("*_log.err")]
     shutil.rmtree(path / "chunks")

@@ -99,7 +99,7 @@ def test_the_best_agent_of_each_point_is_kept_and_plays(finished):
     assert saved["eval_return_mean"] == pytest.approx(
         max(float(a["score"]) for a in agents if a["point"] == "0")
     )
-    # Evaluated by a key that training never uses, the one of a run with that seed.
+    # Evaluated with a key that training does not use: the one of a run with that seed.
     played = evaluate(
         jax.random.fold_in(jax.random.key(config.seed), EVALUATION),
         state.learner.params,
@@ -144,7 +144,7 @@ command.run_command(sys.argv[1:])
 def test_kill_minus_nine_in_the_middle_leaves_the_table_of_an_uninterrupted_sweep(
     finished, tmp_path
 ):
-    """Killed while it writes the second of three chunks, its rows half there."""
+    """Killed while it writes the second of three chunks, after half of its rows."""
     path = tmp_path / "killed"
     environment = os.environ | {"JAX_COMPILATION_CACHE_DIR": os.environ["PPO_JAX_TEST_CACHE"]}
     killed = subprocess.run(
