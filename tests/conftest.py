@@ -22,7 +22,7 @@ os.environ.setdefault("PPO_JAX_TEST_QUICK", "0" if LONG & {*marked.split()} else
 os.environ.setdefault("PPO_JAX_TEST_USER_XLA_FLAGS", os.environ.get("XLA_FLAGS", ""))
 if os.environ["PPO_JAX_TEST_QUICK"] == "1":
     QUICK = "--xla_backend_optimization_level=0"
-    if importlib.metadata.version("jaxlib").startswith("0.10."):  # later ones do not know it
+    if importlib.metadata.version("jaxlib").startswith("0.10."):  # later versions lack these flags
         QUICK += " --xla_cpu_use_fusion_emitters=false"
     os.environ["XLA_FLAGS"] = f"{QUICK} {os.environ.get('XLA_FLAGS', '')}"
 

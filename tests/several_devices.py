@@ -31,7 +31,7 @@ from ppo_jax.train import OF_PARTS, build  # noqa: E402
 # Rounding differences eventually change an action, first with the natural gradient.
 UPDATES = {"trpo": 5, "large": 2}
 VALUES = {
-    "large": {"algorithm": "ppo", "num_steps": 256},  # many rows beside few parameters
+    "large": {"algorithm": "ppo", "num_steps": 256},  # many samples and few parameters
     "gru": {
         "algorithm": "ppo", "memory": "gru", "minibatches": 2, "normalize_obs": True,
         "normalize_reward": True, "target_kl": 0.003, "num_steps": 32,

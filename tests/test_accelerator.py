@@ -184,7 +184,7 @@ for line in sys.stdin:
 @pytest.fixture
 def fake(monkeypatch, tmp_path):
     """Make a session whose worker is FAKE, with tasks of the given names."""
-    session.order()  # kept from now on, with the tasks that there really are
+    session.order()  # keep the original tasks
     start = subprocess.Popen
 
     def make(*names: str, code: str = FAKE) -> session.Session:
@@ -316,7 +316,7 @@ def test_a_worker_ends_with_its_parent():
             time.sleep(0.1)
         assert time.monotonic() < until
     finally:
-        os.killpg(parent.pid, signal.SIGKILL)  # the sleeper
+        os.killpg(parent.pid, signal.SIGKILL)  # ends the sleeping process
 
 
 def test_a_signal_ends_the_run_with_its_table_and_its_number(tmp_path):
@@ -402,7 +402,7 @@ def test_the_work_of_a_recurrent_step_counts_the_cell():
     )
     plain = configs.make(preset="none", num_envs=16, num_steps=8, total_timesteps=1024)
     more = roofline.work_of(config).flops - roofline.work_of(plain).flops
-    assert more >= 2 * 2 * 3 * (64 * 64 + 64 * 64) * 13  # two cells of three gates
+    assert more >= 2 * 2 * 3 * (64 * 64 + 64 * 64) * 13  # two cells with three gates
 
 
 def test_shares_are_rates_over_ceilings():
@@ -577,7 +577,7 @@ def test_a_learning_row_is_of_the_seeds_asked_for(monkeypatch):
     ceilings = {"default": 1e-3, "copy": 1.0}
     row = learning.measure("cartpole_100k", Context(True, 50.0, ceilings))
     assert row["value"] == 474.5 and row["seeds"] == 2 and row["share_reaching"] == 0.5
-    assert untils[0] == pytest.approx(40.0, abs=5.0)  # a part is left for the evaluation
+    assert untils[0] == pytest.approx(40.0, abs=5.0)  # some time remains for evaluation
     config = configs.make(preset="cartpole", total_timesteps=2**14, hidden=(8, 8))
     flops = roofline.work_of(config).flops * row["env_steps"] * 3 / 2.0
     assert row["tflops_per_second"] == pytest.approx(flops / 1e12, rel=0.01)
@@ -745,7 +745,7 @@ def test_rows_stand_in_the_order_of_the_run(tmp_path):
     rows = [(r["task"], r["value"]) for r in read(tmp_path / report.FILE)]
     assert rows[:2] == [("ceilings: a", "2.0"), ("ceilings: b", "3.0")]
     assert rows[2:4] == [("breakout: b", "1.0"), ("breakout: a", "2.0")]
-    assert [task for task, _ in rows[4:]] == ["other: b", "other: a"]  # not known any more
+    assert [task for task, _ in rows[4:]] == ["other: b", "other: a"]  # no longer known
 
 
 def test_a_peer_that_is_missing_says_what_to_give():

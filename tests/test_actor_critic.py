@@ -36,7 +36,7 @@ def test_q_depends_on_state_and_action(space):
     actions = [dist.sample(jax.random.key(i)) for i in (2, 3)]
     dists, values = zip(*(policy.apply(params, StateAction(obs, a)) for a in actions), strict=True)
     assert values[0].shape == (5, 7) and not jnp.allclose(values[0], values[1])
-    assert_close(dists[0], dists[1], rtol=0, atol=0)  # the actor does not see the action
+    assert_close(dists[0], dists[1], rtol=0, atol=0)  # the actor ignores the action
     assert_close(dists[0], dist, rtol=0, atol=0)
     elsewhere = policy.apply(params, StateAction(obs + 1.0, actions[0]))[1]
     assert not jnp.allclose(values[0], elsewhere)

@@ -55,7 +55,7 @@ def test_gae_equals_the_peer(case, peer):
     expected = GOLDEN(case)
     advantage = gae(**inputs)
     np.testing.assert_allclose(advantage, expected["advantages"], **TOLERANCE)
-    if peer == "spinup":  # alone in learning values from reward-to-go instead of the λ-return
+    if peer == "spinup":  # it uses the reward-to-go, not the λ-return, as target
         returns = discounted_returns(inputs["reward"], inputs["discount"], last_value)
         np.testing.assert_allclose(returns, expected["rewards_to_go"], **TOLERANCE)
     elif "returns" in expected:

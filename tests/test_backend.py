@@ -130,7 +130,7 @@ def test_every_reset_is_used_once_whoever_counts(either):
     columns = np.asarray(pools).reshape(-1, 3, ENVS)
     own = [np.isin(after[r, :, n][ended[r, :, n]], columns[r, :, n]).all()
            for r in range(len(after)) for n in range(ENVS)]  # fmt: skip
-    assert all(own) == either  # one counter for all gives everybody what is next
+    assert all(own) == either  # a shared counter gives each the next reset
 
 
 def test_a_share_that_runs_out_goes_round_and_says_so(accelerator):
@@ -150,7 +150,7 @@ def test_a_share_that_runs_out_goes_round_and_says_so(accelerator):
 def test_a_pool_is_shared_out_where_nobody_may_need_more_than_a_share(given, shared):
     vector = envs.vectorize(Ticket(shortest_episode=3), ENVS, STEPS, pool_size=given)
     assert vector.shared == shared
-    assert envs.vectorize(Ticket(), ENVS, STEPS).shared  # nothing is known of their length
+    assert envs.vectorize(Ticket(), ENVS, STEPS).shared  # the episode length is unknown
 
 
 def test_the_state_that_is_saved_is_the_same_on_every_backend(monkeypatch):

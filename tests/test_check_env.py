@@ -116,7 +116,7 @@ NO, LAST = [[0, 0]] * 4, [[0, 0]] * 3 + [[1, 1]]
     [
         (steps_of(NO, LAST), {"time_limit": 4}, ""),
         (steps_of(LAST, NO), {"time_limit": 4}, ""),
-        (steps_of(LAST, LAST), {"time_limit": 4}, ""),  # both, at the limit
+        (steps_of(LAST, LAST), {"time_limit": 4}, ""),  # both at the time limit
         (steps_of(LAST, LAST), {"time_limit": None}, "are the same in every step"),
         (steps_of(NO, LAST), {"time_limit": 5}, "truncated after 4 steps, but time_limit is 5"),
         (steps_of(NO, LAST), {"time_limit": np.inf}, "but time_limit is inf"),

@@ -39,7 +39,7 @@ def test_flags_are_the_fields_of_the_dataclasses():
 
 def test_arguments_of_the_environment_reach_it(capsys):
     config, _ = parse("--env", "Pong", "--env-args", "size=20", "frames=3", "difficulty=hard")
-    assert config.env_args == ("size=20", "frames=3", "difficulty=hard")  # in place of the preset's
+    assert config.env_args == ("size=20", "frames=3", "difficulty=hard")  # not the preset's
     env = build(config).env
     assert env.observation_space.shape == (20, 20, 3) and env.params.opponent_speed == 2.0
     for words, message in (

@@ -132,7 +132,7 @@ def test_process_0_listens_only_where_it_can(unused_port):
         busy.bind(("127.0.0.1", unused_port))
         busy.listen()
         threading.Timer(0.3, busy.close).start()
-        check_address(here)  # waits until it is free
+        check_address(here)  # waits until the port is free
     check_address(here._replace(coordinator=f"192.0.2.1:{unused_port}", rank=1))
 
 
@@ -210,7 +210,7 @@ def test_several_processes_take_all_their_devices():
     with pytest.raises(ConfigError, match="all of them are used"):
         devices.of_processes("many", 1)
     with pytest.raises(ConfigError, match="each process must have the same number"):
-        devices.of_processes("all", 2)  # of which only this one is there
+        devices.of_processes("all", 2)  # only this process exists
 
 
 # --- commands of process 0 ------------------------------------------------------------------------
@@ -354,7 +354,7 @@ def test_the_others_notice_that_process_0_is_lost():
     other._exchange("1")
     assert other.wrong(now + 9) == ""
     assert "process 0 has not responded for 11 s" in other.wrong(other._answered + 11)
-    other._answered = now + 20  # its service answers, and its number stands still
+    other._answered = now + 20  # the service responds, but the counter does not change
     assert other.wrong(now + 11).startswith("process 0 has shown no sign of life")
     assert "process 1" not in other.board.all("lead")
 
@@ -403,7 +403,7 @@ def test_signals_of_the_others_reach_process_0():
     lead._exchange("1")
     assert lead.signals.exit_code == 143
     lead.signals.note(signal.SIGINT)
-    assert lead.signals.exit_code == 143  # the first counts
+    assert lead.signals.exit_code == 143  # the first signal determines the code
 
 
 @pytest.mark.parametrize("kind", [ValueError, jax.errors.JaxRuntimeError])

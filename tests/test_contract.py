@@ -125,7 +125,7 @@ def test_modules_export_config_and_make(algorithm, env):
 
 @contract
 def test_a_run_is_finite_and_changes_everything(algorithm, env):
-    if env == "CartPole-v1":  # whose step other tests need as well
+    if env == "CartPole-v1":  # other tests need its step as well
         state, metrics = stepped(algorithm, env)
         start = stepping(algorithm, env)[1](jax.random.key(3))
     else:
@@ -142,7 +142,7 @@ def test_a_run_is_finite_and_changes_everything(algorithm, env):
         if not name.startswith("episode_"):
             assert np.isfinite(value).all(), name
     assert metrics["reused_resets"].sum() == 0
-    left = 1 - np.arange(UPDATES) / UPDATES  # of the learning rate, over the whole run
+    left = 1 - np.arange(UPDATES) / UPDATES  # learning-rate factor over the whole run
     rate = small(algorithm, env).hyper.learning_rate
     np.testing.assert_allclose(metrics["learning_rate"], rate * left, rtol=1e-5)
 
@@ -219,7 +219,7 @@ def test_chunks_are_the_whole(algorithm, env):
 
     def train(floats, key):
         state, metrics = make_train(configs.merge(static, floats))(key)
-        return state, {k: x for k, x in metrics.items() if k != "env_step"}  # the log adds its own
+        return state, {k: x for k, x in metrics.items() if k != "env_step"}  # added by the log
 
     in_one_piece = jax.jit(train, compiler_options=AS_RUN)
     assert_equal(whole, in_one_piece(floats, jax.random.key(3)))

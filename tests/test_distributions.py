@@ -83,7 +83,7 @@ def test_diag_gaussian(peer):
         "grad_kl_mean2": jax.grad(lambda m: p.kl(q.replace(mean=m)).sum())(q.mean),
         "grad_kl_log_std2": jax.grad(lambda s: p.kl(q.replace(log_std=s)).sum())(q.log_std),
     }
-    if peer == "sb3":  # its KL is left per dimension
+    if peer == "sb3":  # its KL is not summed over dimensions
         y["kl_pq"] = y["kl_pq"].sum(-1)
     compared = answers.keys() & y.keys()
     assert y.keys() == compared
@@ -152,7 +152,7 @@ def test_multicategorical():
 def test_bernoulli(peer):
     x, y = GOLDEN("bernoulli/inputs"), GOLDEN(f"bernoulli/{peer}")
     p, q = Bernoulli(jnp.asarray(x["logits"])), Bernoulli(jnp.asarray(x["logits2"]))
-    total = (lambda a: a) if peer == "sb3" else (lambda a: a.sum(-1))  # the others: per coin
+    total = (lambda a: a) if peer == "sb3" else (lambda a: a.sum(-1))  # others: elementwise
     close(p.log_prob(jnp.asarray(x["actions"])), total(y["log_prob"]))
     close(p.entropy(), total(y["entropy"]), atol=5e-6)
     if "kl_pq" in y:
@@ -283,7 +283,7 @@ def test_gradients_stop_at_the_mask(kind):
     """Log-probability, entropy and KL under jit and vmap: finite, and 0 for illegal actions."""
     make, legal, possible = MASKED[kind]
     actions = make(LOGITS).masked(legal).mode()
-    wrong = jnp.ones_like(actions)  # is illegal in the first row of each
+    wrong = jnp.ones_like(actions)  # illegal in the first row of each
     other = jax.random.normal(KEY, LOGITS.shape)
 
     def parts(logits, other, legal, action, wrong):

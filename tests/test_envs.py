@@ -31,7 +31,7 @@ def test_adapter_is_gymnax_without_the_reset(name):
         def step(state, i):
             key = jax.random.key(i)
             action = gymnax.action_space(params).sample(jax.random.key(100 + i))
-            step_key = jax.random.split(key)[0]  # what gymnax's step hands on to step_env
+            step_key = jax.random.split(key)[0]  # the key that gymnax's step passes to step_env
             ours = env.step(step_key, state, action, env.params)
             theirs = gymnax.step(key, state, action, params)
             final = theirs[5]["final_observation"]

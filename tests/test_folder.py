@@ -286,7 +286,7 @@ def killed_at(monkeypatch, number: int) -> None:
         def wrapped(*arguments, **more):
             nonlocal count
             count += 1
-            if count >= number:  # nor does anything happen after it
+            if count >= number:  # and nothing happens afterwards
                 raise Killed
             return function(*arguments, **more)
 

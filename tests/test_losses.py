@@ -20,9 +20,9 @@ GOLDEN = Golden("02_ppo_loss")
     [
         (1.0, 2.0, -2.0, True),  # inside the interval
         (1.0, -2.0, 2.0, True),
-        (0.5, 2.0, -1.0, True),  # below, A > 0: to be made likelier again
-        (0.5, -2.0, 1.6, False),  # below, A < 0: far enough
-        (1.5, 2.0, -2.4, False),  # above, A > 0: far enough
+        (0.5, 2.0, -1.0, True),  # below, A > 0: to be made more likely again
+        (0.5, -2.0, 1.6, False),  # below, A < 0: no further change
+        (1.5, 2.0, -2.4, False),  # above, A > 0: no further change
         (1.5, -2.0, 3.0, True),  # above, A < 0: to be made less likely again
     ],
 )
@@ -156,7 +156,7 @@ def test_masked_rows_become_the_first_that_counts():
     masked = losses.mask(batch)
     np.testing.assert_array_equal(masked.action, [3, 3, 3, 4])
     np.testing.assert_array_equal(masked.obs[1][:, 0], [3, 3, 3, 4])
-    np.testing.assert_array_equal(masked.extra, core)  # not a row per weight
+    np.testing.assert_array_equal(masked.extra, core)  # not one row per weight
     np.testing.assert_array_equal(masked.weight, weight)
     nothing = losses.mask(batch.replace(weight=jnp.zeros(4)))
     np.testing.assert_array_equal(nothing.action, jnp.zeros(4))

@@ -151,7 +151,7 @@ def test_learning_sees_what_acting_saw(cell, shared):
 
     state, params = start()
     head = params["actor"]["head"] if shared else params["actor"]["head"]["head"]
-    head["kernel"] *= 100.0  # far from uniform, so that memory matters
+    head["kernel"] *= 100.0  # far from uniform, so that the recurrent state matters
     collect = jax.jit(
         functools.partial(rollout.collect, env=vector, policy=policy, num_steps=64, gamma=0.9)
     )

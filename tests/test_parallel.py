@@ -268,7 +268,7 @@ def test_an_algorithm_whose_parts_would_learn_apart_is_refused(tmp_path):
 
             def update(key, learner, batch):
                 learner, metrics = made.update(key, learner, batch)
-                extra = jnp.mean(batch.advantage)  # of this part alone
+                extra = jnp.mean(batch.advantage)  # mean over this part only
                 return dataclasses.replace(learner, extra=extra), metrics
 
             def init(key, obs):
@@ -318,7 +318,7 @@ def test_a_number_of_devices_is_a_number(asked):
 
 
 def test_devices_that_are_not_there():
-    jax.devices()  # from now on there are as many as there are
+    jax.devices()  # initialises the devices
     with pytest.raises(ConfigError, match=r"devices is 4096, but there"):
         devices.chosen("4096")
     assert devices.chosen("1") == 1 and devices.chosen("all") == jax.device_count()
@@ -388,7 +388,7 @@ def test_several_devices_learn_what_one_learns(name):
         assert collectives["all-reduce"] > 0
         if name == "ppo":  # 5 in a gradient step and 11 in a rollout, as benchmarks.cost_model has
             assert collectives["all-reduce"] == 16
-        if name == "large":  # of the others, what all devices have is too large a part
+        if name == "large":  # for the others, replicated arrays dominate
             assert several["bytes"] == pytest.approx(one["bytes"] / int(number), rel=0.1)
 
 

@@ -120,7 +120,7 @@ def test_a_point_belongs_to_who_sent_the_ball_out(x, across, reward, score):
     assert earned == reward and tuple(after.score) == score and not (terminated or truncated)
     assert (
         after.ball[0] == 80 and after.agent == state.agent
-    )  # served again, paddles where they are
+    )  # served again, with the paddles unchanged
 
 
 def test_the_game_ends_at_21():
@@ -235,7 +235,7 @@ def test_credit_may_end_with_the_point():
     for name in ("obs", "action", "reward", "value", "next_value", "weight"):
         np.testing.assert_array_equal(getattr(point, name), getattr(game, name), err_msg=name)
     assert {k: float(v) for k, v in metrics.items()} == {k: float(v) for k, v in others.items()}
-    assert metrics["episodes"] == 16  # games, as before
+    assert metrics["episodes"] == 16  # games, as before, not points
     advantage = advantages.estimate_gae(point, gamma=0.9, lambda_=0.95).advantage
     np.testing.assert_allclose(advantage[made], (point.reward - point.value)[made], atol=1e-6)
 
@@ -318,7 +318,7 @@ def test_differences_need_three_frames():
 
 
 def test_the_preset_is_of_pong():
-    config = configs.make(env="Pong")  # its own preset
+    config = configs.make(env="Pong")  # selects its own preset
     assert config == configs.make(preset="pong")
     assert configs.from_json(configs.to_json(config)) == config
     program = build(config)

@@ -58,7 +58,7 @@ CASES = {
     "header of model.safetensors": (60, 1000),
     "bytes of tokenizer.json": (60, 1000),
 }
-SECONDS = 30  # for one case; more is a hang
+SECONDS = 30  # per case; more is a hang
 REFUSED = (
     ConfigError, InvalidEnvironment, UnknownEnvironment, CheckpointError, ModelError,
     TokenizerError, DataError,
@@ -249,7 +249,7 @@ def check_words(folder: Path, field: dataclasses.Field, word: str) -> None:
     """An argument of the command line or of --vary; its displayed form has the same meaning."""
     try:
         value = options.parse(field, word)
-    except (ValueError, OverflowError):  # what the command line catches
+    except (ValueError, OverflowError):  # errors that the command line catches
         return
     options.check(field, value)
     assert same(options.parse(field, options.show(value)), value)

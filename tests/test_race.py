@@ -99,7 +99,7 @@ def test_a_commit_is_known_and_so_are_changes_after_it(checkout, tmp_path_factor
 
 def test_commits_are_not_mixed(tmp_path):
     path = tmp_path / "t.csv"
-    commit.refuse([path], "abc", committed=True, fresh=False)  # there is nothing yet
+    commit.refuse([path], "abc", committed=True, fresh=False)  # no file exists yet
     for wrong in ("abc" + commit.CHANGED, commit.UNKNOWN):
         commit.refuse([path], wrong, committed=False, fresh=False)
         with pytest.raises(SystemExit, match="--out FOLDER"):
@@ -109,7 +109,7 @@ def test_commits_are_not_mixed(tmp_path):
     with pytest.raises(SystemExit, match="of commit abc, this is def: give --fresh"):
         commit.refuse([path], "def", committed=True, fresh=False)
     commit.refuse([path], "def", committed=True, fresh=True)
-    path.write_text("a\n1\n")  # older than the column
+    path.write_text("a\n1\n")  # written before the column existed
     with pytest.raises(SystemExit, match="no recorded commit"):
         commit.refuse([path], "abc", committed=False, fresh=False)
 
@@ -129,7 +129,7 @@ def test_devices_are_equal(monkeypatch):
     assert devices_of(many, "one") == devices_of(TINY, "one") == 1
     with pytest.raises(Unsupported, match="one agent on one device"):
         devices_of(TINY, "all")
-    assert jax.device_count() == 1  # of the tests
+    assert jax.device_count() == 1  # of the test process
     for refused in (lambda: ours.prepare(TINY, Namespace(devices="all")),
                     lambda: ours.prepare(many, Namespace(devices="all")),
                     lambda: devices_of(many, "all")):  # fmt: skip

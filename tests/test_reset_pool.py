@@ -86,7 +86,7 @@ def test_many_agents_side_by_side_draw_what_each_would_alone():
 
 
 def test_a_pool_that_would_be_too_large_is_smaller_and_says_when_it_runs_out(monkeypatch):
-    size = 3 * 4  # obs and number and time, four bytes each
+    size = 3 * 4  # obs, number and time, four bytes each
     monkeypatch.setattr(MODULE, "LARGEST_POOL", 16 * size)
     vector = envs.vectorize(Ticket(), ENVS, 64)
     assert vector.pool_size == 16
@@ -94,7 +94,7 @@ def test_a_pool_that_would_be_too_large_is_smaller_and_says_when_it_runs_out(mon
     ends = np.asarray(ended).reshape(3, -1).sum(-1)
     np.testing.assert_array_equal(reused, ends - 16)
     monkeypatch.setattr(MODULE, "LARGEST_POOL", 1)
-    assert envs.vectorize(Ticket(), ENVS, 64).pool_size == ENVS  # all may end in one step
+    assert envs.vectorize(Ticket(), ENVS, 64).pool_size == ENVS  # all may end in the same step
 
 
 @pytest.mark.parametrize(("num_envs", "steps"), [(1, 1), (1, 7), (4, 128), (64, 64), (3, 100)])

@@ -83,7 +83,7 @@ def test_any_flipped_bit_of_a_model_of_our_own_is_named(tmp_path):
                 load_model(tmp_path)
         file.write_bytes(whole)
     (tmp_path / WEIGHTS).write_bytes(flipped)
-    (tmp_path / manifest.NAME).unlink()  # a folder of another program has none
+    (tmp_path / manifest.NAME).unlink()  # folders of other programs have none
     (tmp_path / WEIGHTS).unlink()
     with pytest.raises(ModelError, match="has neither"):
         load_model(tmp_path)

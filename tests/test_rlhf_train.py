@@ -168,7 +168,7 @@ def test_masks_come_from_the_sampler(first):
         assert kept.sum() == length
         assert kept[:length].all()
     lengths = weight.sum(axis=1)
-    assert {1.0, float(LENGTH)} <= set(lengths.tolist())  # the end first, and none at all
+    assert {1.0, float(LENGTH)} <= set(lengths.tolist())  # at once, or without an end
     terminated = np.asarray(trajectory.terminated.T)
     np.testing.assert_array_equal(terminated.argmax(axis=1), lengths - 1)
     np.testing.assert_array_equal(terminated.sum(axis=1), 1)
@@ -386,7 +386,7 @@ def test_rewards_from_python_and_several_of_them():
     inputs = TokenInputs(inputs.tokens, inputs.mask.at[0, 0, -1].set(0))
     score = jax.jit(lambda frozen: both.score(frozen, inputs, LENGTH))(both.frozen)
     assert seen["prompts"][0] == "_"
-    assert seen["responses"][:2] == ["aa", "aab"]  # what is masked is not shown
+    assert seen["responses"][:2] == ["aa", "aab"]  # masked tokens are not shown
     expected = 2 * (np.array([r.count("a") for r in seen["responses"]]) + 0.5)
     np.testing.assert_allclose(score, expected - np.asarray(table(0)).reshape(-1), rtol=1e-6)
 

@@ -326,7 +326,7 @@ def test_divergence_stops_the_run_and_keeps_what_was_good(tmp_path, monkeypatch)
     summary = json.loads((path / "summary.json").read_text())
     assert summary["status"] == "diverged" and summary["env_steps"] >= 640
     assert rows(path)[:10] == logged
-    assert all(r["loss"] is not None for r in rows(path))  # of good updates alone
+    assert all(r["loss"] is not None for r in rows(path))  # valid updates only
     assert len(rows(path)) == summary["updates"]
     _, _, state = load(path, "10")
     key = jax.random.key_data(state.key)

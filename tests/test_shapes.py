@@ -10,7 +10,7 @@ from ppo_jax.distributions import Bernoulli, Categorical, DiagGaussian, MultiCat
 from ppo_jax.rlhf import optimum, rewards
 from ppo_jax.types import Batch, Trajectory
 
-T = N = M = L = 4  # equal, so that the wrong axes fit
+T = N = M = L = 4  # equal sizes, so that wrong axes fit
 
 
 def ones(*shape):

@@ -294,8 +294,8 @@ def lowest(key, state):
 @pytest.mark.parametrize(
     ("moves", "reward", "stones"),
     [
-        ([4, 8, 2, 6], 1.0, 7),  # wins, and the opponent moves no more
-        ([3, 4, 8], -1.0, 6),  # loses by the opponent's third move, within its own
+        ([4, 8, 2, 6], 1.0, 7),  # wins; the opponent makes no further move
+        ([3, 4, 8], -1.0, 6),  # loses by the opponent's third move, in the same step
         ([4, 4], -1.0, None),  # an illegal move loses
     ],
 )

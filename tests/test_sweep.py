@@ -86,7 +86,7 @@ def test_an_agent_at_the_same_width_is_the_same_bits():
 @pytest.mark.slow
 def test_other_widths_round_differently_and_begin_alike():
     _, wide = run_seeds(small(), 5, batch_size=4)
-    _, narrow = run_seeds(small(), 5, batch_size=3)  # both with a last chunk that is padded
+    _, narrow = run_seeds(small(), 5, batch_size=3)  # the last chunk of both is padded
     for name, x in wide.items():
         np.testing.assert_allclose(x[:, :2], narrow[name][:, :2], rtol=1e-4, atol=1e-5)
 

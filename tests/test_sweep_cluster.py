@@ -78,7 +78,7 @@ class Inline:
     def ended(self):
         if not self.waiting:
             return []
-        order = self.waiting.pop()  # the last comes back first
+        order = self.waiting.pop()  # in reverse order
         before = self.before.setdefault(order.number, 0)
         self.before[order.number] += 1
         outcome = self.instead(order, before)
@@ -98,7 +98,7 @@ def inline(monkeypatch):
         opened = lambda options, place: contextlib.nullcontext(launcher)
         monkeypatch.setattr(on_ray, "check", lambda options: None)
         monkeypatch.setattr(on_ray, "opened", opened)
-        monkeypatch.setattr(figures, "draw", lambda *_: {})  # seconds, and the same as ever
+        monkeypatch.setattr(figures, "draw", lambda *_: {})  # saves seconds; not tested here
         return launcher
 
     return reach
@@ -409,7 +409,7 @@ class Started:
 
     def __exit__(self, *_: object) -> None:
         signal.alarm(0)
-        for _ in range(50):  # what has just been asked to end
+        for _ in range(50):  # processes that were just asked to end
             if self.process.poll() is not None and not self.all():
                 break
             time.sleep(0.1)

@@ -83,7 +83,7 @@ def test_rows_hold_medians_and_paired_ratios(field, tmp_path):
     results.keep_race(tmp_path, racers[:3], dataclasses.replace(WHERE, devices="all"))
     kept = [*csv.DictReader((tmp_path / results.RACE).open())]
     assert [r["devices"] for r in kept] == ["one"] * 4 + ["all"] * 3
-    results.keep_race(tmp_path, racers[:2], WHERE)  # all four of before go
+    results.keep_race(tmp_path, racers[:2], WHERE)  # all four earlier rows are removed
     kept = [*csv.DictReader((tmp_path / results.RACE).open())]
     assert [r["implementation"] for r in kept[:2]] == ["ppo_jax", "Rejax"] and len(kept) == 5
     rounds = [*csv.DictReader((tmp_path / results.ROUNDS).open())]

@@ -229,7 +229,7 @@ def test_every_stage_equals_sb3_contrib(kind, name, double):
             assert np.allclose(expected, 0) or relative(product / size, case.flat(expected)) < exact
         tolerance = FLOAT64_CG.get((kind, name), 1e-8) if double else FLOAT32_CG.get(name)
         if tolerance is None:
-            return  # float32 cannot tell: the peer's twins differ by more than a percent
+            return  # beyond float32: the peer's own versions differ by more than a percent
         assert relative(x * size, solution) < tolerance
         assert relative(step, expected_step) < tolerance
         np.testing.assert_allclose(trials[1], y["ls_kl_old_new_sum"], rtol=1e-7 if double else 1e-3)
@@ -279,7 +279,7 @@ def test_the_step_equals_sb3_contrib(kind, name, double, width):
         step = natural_step(kind, double, case.config.normalize_advantage, width)
         if width is None:
             params, metrics = step(case.numbers, case.params, case.rows)
-        else:  # the other converges, backtracks and fails in its own time
+        else:  # the other problem converges, backtracks and fails independently
             both = jax.tree.map(lambda a: jnp.stack([a, a]), (case.params, case.rows))
             advantage = both[1].advantage.at[1].multiply(-1.0)
             both = step(case.numbers, both[0], both[1].replace(advantage=advantage))
@@ -454,7 +454,7 @@ def test_the_constraint_holds_in_every_update(env, max_kl):
     _, metrics = jax.jit(jax.vmap(make_train(config)))(jax.random.split(jax.random.key(0), 4))
     assert (metrics["kl"] <= max_kl).all()
     assert metrics["accepted"].mean() > 0.9
-    assert metrics["kl"].mean() > 0.4 * max_kl  # and uses what it is allowed
+    assert metrics["kl"].mean() > 0.4 * max_kl  # most of the allowed KL is used
 
 
 def test_a_shared_torso_is_refused():
