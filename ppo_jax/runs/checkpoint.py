@@ -49,7 +49,7 @@ UNVERIFIED = re.compile(r"\d+\.unverified\d*(\.json)?")
 
 
 class CheckpointError(RuntimeError):
-    """No checkpoint can be restored; the message gives the folder, the reason and a remedy."""
+    """Nothing can be restored: where, why, and what to do."""
 
 
 class Checkpoints:

@@ -15,7 +15,7 @@ from ppo_jax.types import PyTree
 UNITS = {
     "env_steps": "environment steps",
     "sequences": "sequences",
-    "agent_updates": "agent updates",
+    "agent_updates": "updates of agents",
 }
 
 
@@ -145,7 +145,7 @@ class Result(NamedTuple):
 
 
 class RunFailed(RuntimeError):
-    """A run failed after it had started; the message gives the reason and what has been saved."""
+    """A run failed while it ran: why, and what is saved."""
 
 
 class Diverged(RunFailed):
