@@ -12,7 +12,7 @@ from ppo_jax.envs import check_jax
 from ppo_jax.envs.check_values import corners, outside
 from ppo_jax.envs.spaces import Box, Discrete, MultiBinary, MultiDiscrete
 
-# Faults that are found in a trace, before anything runs.
+# Found by looking at a trace, before anything runs.
 STATIC = {
     "Lacks": "lacks reset, step, params, observation_space, action_space, time_limit",
     "Limit": "time_limit is '20'; it must be >= 1 or None",
@@ -34,7 +34,7 @@ STATIC = {
     "IntReward": r"reward of int32\[\]; expected float32\[\]: jnp.float32",
     "NumberDone": r"terminated of float32\[\]; expected bool\[\]: a comparison",
 }
-# Faults that are found when the environment runs.
+# Found by running it.
 RUNNING = {
     "Remembers": "writes to self.time, which happens once.*keep what changes in the state",
     "Appends": "writes to self.seen, which happens once",
@@ -116,7 +116,7 @@ NO, LAST = [[0, 0]] * 4, [[0, 0]] * 3 + [[1, 1]]
     [
         (steps_of(NO, LAST), {"time_limit": 4}, ""),
         (steps_of(LAST, NO), {"time_limit": 4}, ""),
-        (steps_of(LAST, LAST), {"time_limit": 4}, ""),  # both at the time limit
+        (steps_of(LAST, LAST), {"time_limit": 4}, ""),  # both, at the limit
         (steps_of(LAST, LAST), {"time_limit": None}, "are the same in every step"),
         (steps_of(NO, LAST), {"time_limit": 5}, "truncated after 4 steps, but time_limit is 5"),
         (steps_of(NO, LAST), {"time_limit": np.inf}, "but time_limit is inf"),
