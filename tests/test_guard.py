@@ -415,7 +415,7 @@ def wrong(*names, job=None, **metrics):
 @pytest.mark.parametrize(
     ("names", "metrics", "says"),
     [
-        (["rewards"], {}, "rewards are not finite or beyond 1e+18 in size at update 3 ("),
+        (["rewards"], {}, "rewards are not finite or beyond 1e+18 in absolute value at"),
         (["optimiser[0]", "parameters['w']", "values"], {}, "values are not finite at update 3 ("),
         (["parameters['w']"], {"grad_norm": np.nan}, "gradients are not finite (grad_norm nan) at"),
         (["observations['a']", "rewards"], {}, "observations['a'] is not finite at update 3 ("),

@@ -83,7 +83,7 @@ def message(job: Job, what: Bad, update: int, *, saved: str, hint: str) -> str:
     # Names such as "rewards" or "values of the next state" are plurals; a name with a path refers
     # to one array.
     verb = "are" if what.name.split()[0] in KINDS else "is"
-    size = f" or beyond {guard.LIMIT:g} in size" if kind(what.name) in LIMITED else ""
+    size = f" or beyond {guard.LIMIT:g} in absolute value" if kind(what.name) in LIMITED else ""
     value = f" ({what.value})" if what.value else ""
     more = f", followed by {what.more} more" if what.more else ""
     name = what.name.replace("metrics: ", "the metric ")

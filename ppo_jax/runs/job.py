@@ -86,7 +86,7 @@ class Job(NamedTuple):
     layout: Layout | None = None
     devices: int | None = None
     outside: Outside | None = None
-    cause: str = "a learning rate too high"
+    cause: str = "a learning rate that is too high"
     source: str = "the environment"
     needs: dict[str, int] = {}  # noqa: RUF012
     pure: bool = True
