@@ -77,7 +77,7 @@ def message(job: Job, what: Bad, update: int, *, saved: str, hint: str) -> str:
         what: the result of `culprits`.
         update: number of updates before the invalid one.
         saved: a phrase that describes what has been saved.
-        hint: a sentence that describes how to find the origin; "" for none.
+        hint: a sentence that describes how to find the origin, or "".
     """
     step = (update + 1) * job.units_per_update
     # Names such as "rewards" or "values of the next state" are plurals; a name with a path refers

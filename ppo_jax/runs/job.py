@@ -53,7 +53,7 @@ class Job(NamedTuple):
         place: function state -> state that copies the state to several devices.
         layout: partition of the state over several devices, if the step is a function of one
             device's part; None for one device, or if the compiler partitions the program.
-        devices: number of devices in use; None for all.
+        devices: number of devices in use; None for all devices.
         outside: activities outside the compiled programs, which can fail on their own.
         cause: the most frequent cause of numbers that are not finite, for the error message.
         source: the origin of observations and rewards, for the error message.
