@@ -124,7 +124,7 @@ def test_every_reset_of_the_pool_is_used_at_most_once():
     ("shortest", "steps", "each"), [(2, 7, 4), (5, 5, 1), (5, 6, 2), (5, 11, 3), (3, 40, 14)]
 )
 def test_a_pool_holds_as_many_resets_as_episodes_can_end(shortest, steps, each):
-    """The first episode may have started long before."""
+    """The first episode may have started long before the rollout."""
     env = altered(shortest_episode=shortest)
     assert envs.vectorize(env, 4, steps).pool_size == 4 * each
 

@@ -251,7 +251,7 @@ def test_environments_in_parts_begin_anew():
 
 
 def test_a_run_keeps_its_parts_when_it_is_resumed(tmp_path):
-    """A run keeps its configuration if the caller leaves the number of parts to --devices."""
+    """The number of parts of the run applies, although the resuming caller does not give it."""
     ppo_jax.run(small(parts=2), tmp_path / "a", eval_episodes=0)
     longer = dataclasses.replace(small(), total_timesteps=704)
     result = ppo_jax.run(longer, resume=tmp_path / "a", eval_episodes=0)

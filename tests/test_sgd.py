@@ -108,7 +108,7 @@ def test_minibatches_are_the_rows_bit_for_bit():
 
 
 def test_minibatches_have_a_gradient_by_the_rows():
-    """For derivatives with respect to the learning rate: packed leaves and others alike."""
+    """Gradients with respect to the samples of a batch exist for all kinds of leaves."""
     rows = {"narrow": jnp.arange(1.0, 5.0), "wide": jnp.ones((4, 40)), "action": jnp.arange(4)}
     index = jnp.array([3, 1])
 
