@@ -16,6 +16,14 @@ CALLBACK = "error calling callback"
 FRAME = re.compile(r'^ +File "(?P<file>.*)", line (?P<line>\d+)')
 
 
+class CheckpointError(RuntimeError):
+    """Nothing can be restored: where, why, and what to do."""
+
+
+class RunFailed(RuntimeError):
+    """A run failed while it ran: why, and what is saved."""
+
+
 def is_callback(error: BaseException) -> bool:
     """Whether the error was raised by a Python function that a compiled program called."""
     return CALLBACK in str(error)
