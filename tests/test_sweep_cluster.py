@@ -254,10 +254,10 @@ def test_numbers_of_a_plan_are_never_given_again():
 @pytest.mark.parametrize(
     ("more", "says"),
     [
-        (["--workers", "2"], "--workers goes with --cluster ray or slurm"),
-        (["--slurm", "mem=8G", "--cluster", "ray"], "--slurm goes with --cluster slurm"),
-        (["--cluster", "slurm", "--ray-address", "auto"], "--ray-address goes with --cluster ray"),
-        (["--slurm-local"], "--slurm-local goes with --cluster slurm"),
+        (["--workers", "2"], "--workers requires --cluster ray or slurm"),
+        (["--slurm", "mem=8G", "--cluster", "ray"], "--slurm requires --cluster slurm"),
+        (["--cluster", "slurm", "--ray-address", "auto"], "--ray-address requires --cluster ray"),
+        (["--slurm-local"], "--slurm-local requires --cluster slurm"),
         (["--cluster", "ray", "--retries", "-1"], "retries is -1"),
         (["--cluster", "ray"], "needs Ray; pip install 'ppo_jax.ray.'"),
         (["--cluster", "slurm"], "needs submitit; pip install 'ppo_jax.slurm.'"),

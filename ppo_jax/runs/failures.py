@@ -17,11 +17,11 @@ FRAME = re.compile(r'^ +File "(?P<file>.*)", line (?P<line>\d+)')
 
 
 class CheckpointError(RuntimeError):
-    """Nothing can be restored: where, why, and what to do."""
+    """No checkpoint can be restored; the message gives the folder, the reason and a remedy."""
 
 
 class RunFailed(RuntimeError):
-    """A run failed while it ran: why, and what is saved."""
+    """A run failed after it had started; the message gives the reason and what has been saved."""
 
 
 def is_callback(error: BaseException) -> bool:

@@ -24,11 +24,11 @@ SHOWN = (
     {"episode_return": "return", "episode_length": "length"},
     {"entropy": "entropy", "approx_kl": "approx kl", "explained_variance": "explained variance"},
 )
-# What the updates of a run count: a name in summary.json -> the words for it.
+# Units in which runs count their progress: name in summary.json -> words.
 UNITS = {
     "env_steps": "environment steps",
     "sequences": "sequences",
-    "agent_updates": "updates of agents",
+    "agent_updates": "agent updates",
 }
 BLOCKS = "▁▂▃▄▅▆▇█"
 SPARKS = 24

@@ -85,7 +85,7 @@ def _next_steps(spec: Spec, options: SweepOptions, path: Path, best: int) -> dic
 
     Args:
         spec: what the sweep computed.
-        options: how it was trained and kept.
+        options: options of the sweep.
         path: folder of the sweep.
         best: number of the best configuration.
     """
@@ -288,7 +288,7 @@ class Best:
     """The best agent so far, for the display.
 
     Args:
-        spec: what the sweep computes.
+        spec: specification of the sweep.
         scores: agent -> score of the agents that are finished; NaN for one that diverged.
     """
 
@@ -300,8 +300,8 @@ class Best:
         """Take finished agents into account.
 
         Args:
-            agents: their numbers in the sweep.
-            scores: [agents] their scores; NaN for an agent that diverged.
+            agents: numbers of the agents in the sweep.
+            scores: [agents] scores of these agents; NaN for an agent that diverged.
         """
         for agent, score in zip(agents, scores, strict=True):
             if score > self.score:
