@@ -1,4 +1,5 @@
-"""Configurations: flat and nested, split and merged, and refused with a sentence that helps."""
+"""Configurations: flat and nested forms, static and traced parts, and messages for invalid
+values."""
 
 import dataclasses
 import json
@@ -63,7 +64,8 @@ def test_the_annealing_horizon_is_settled_by_the_length():
 
 
 def test_the_time_limit_is_settled_by_the_environment():
-    """For the algorithm that asks for one, unless it is given; the file keeps it open."""
+    """For algorithms that need a time limit, the environment provides it unless it is given; the
+    file stores None."""
     config = configs.make(preset="none", algorithm="reinforce", num_steps=500)
     assert config.hyper.time_limit is None and configs.to_json(config)["time_limit"] is None
     assert configs.resolve(config).hyper.time_limit is None
@@ -78,7 +80,7 @@ def test_split_takes_the_floats_and_leaves_the_rest():
     config = configs.make(preset="none", learning_rate=1e-3, target_kl=0.02)
     static, floats = configs.split(config)
     assert floats["learning_rate"] == 1e-3 and floats["target_kl"] == 0.02
-    assert "value_clip_eps" not in floats  # None: another program
+    assert "value_clip_eps" not in floats  # None selects another program
     assert configs.merge(static, floats) == configs.resolve(config)
     assert static.num_envs == config.num_envs
     other = configs.split(configs.make(preset="none", learning_rate=5e-3, target_kl=0.1))[0]

@@ -1,4 +1,4 @@
-"""The adapter equals gymnax step by step; resets stay independent; bad environments are refused."""
+"""Agreement of the gymnax adapter, independence of resets, and refusal of invalid environments."""
 
 import dataclasses
 import functools
@@ -26,12 +26,12 @@ def test_adapter_is_gymnax_without_the_reset(name):
 
     @jax.jit
     def both(state):
-        """Twelve steps from a state; the next state is ours."""
+        """Twelve steps, each from the state that our own step returned."""
 
         def step(state, i):
             key = jax.random.key(i)
             action = gymnax.action_space(params).sample(jax.random.key(100 + i))
-            step_key = jax.random.split(key)[0]  # what gymnax's step hands on to step_env
+            step_key = jax.random.split(key)[0]  # the key that gymnax's step passes to step_env
             ours = env.step(step_key, state, action, env.params)
             theirs = gymnax.step(key, state, action, params)
             final = theirs[5]["final_observation"]
@@ -103,7 +103,7 @@ def test_a_finished_episode_is_followed_by_a_fresh_one():
     _, _, (before, after, terminated, truncated, final) = run_counter(pool_size=200)
     done = terminated | truncated
     assert done.any() and terminated.any() and truncated.any()
-    # The true successor is kept: same episode, one step on.
+    # The true successor is in the same episode, one step later.
     np.testing.assert_array_equal(final, Counter().successor(before))
     np.testing.assert_array_equal(after[~done], final[~done])
     # A new episode starts at step 0 under a new id.
@@ -124,7 +124,7 @@ def test_every_reset_of_the_pool_is_used_at_most_once():
     ("shortest", "steps", "each"), [(2, 7, 4), (5, 5, 1), (5, 6, 2), (5, 11, 3), (3, 40, 14)]
 )
 def test_a_pool_holds_as_many_resets_as_episodes_can_end(shortest, steps, each):
-    """The first of them may have begun long before."""
+    """The first episode may have started long before the rollout."""
     env = altered(shortest_episode=shortest)
     assert envs.vectorize(env, 4, steps).pool_size == 4 * each
 
@@ -138,8 +138,8 @@ def test_an_exhausted_pool_goes_round_and_says_so():
 
 
 def test_pooled_starts_are_distributed_as_resets_and_independent():
-    """CartPole starts uniform in ±0.05: moments, quantiles, and no correlation in time or between
-    environments."""
+    """CartPole's initial states are uniform in ±0.05: mean, variance, quantiles, and no correlation
+    over time or between environments."""
     vector = envs.vectorize(envs.make("CartPole-v1"), 64, pool_size=64 * 16)
 
     @jax.jit
@@ -188,7 +188,7 @@ def at_random(env):
     return lambda key, obs: jax.random.randint(key, (), 0, env.action_space.n)
 
 
-# Where chance alone never reaches the goal, policies that pump energy into the swing.
+# Environments that random actions never solve, with policies that pump energy into the swing.
 IN_A_HURRY = {
     "MountainCar-v0": lambda key, obs: jnp.where(obs[1] >= 0, 2, 0),
     "MountainCarContinuous-v0": lambda key, obs: jnp.sign(obs[1:]),
@@ -200,7 +200,7 @@ IN_A_HURRY = {
 def test_declared_shortest_episodes_are_not_undercut(name):
     env = envs.make(name)
     if env.shortest_episode == env.time_limit:
-        # Nothing but the limit ends them.
+        # Only the time limit ends these episodes.
         assert name in ("Pendulum-v1", "Freeway-MinAtar", "DeepSea-bsuite")
         return
     vector = envs.vectorize(env, 256, pool_size=4096)
@@ -296,14 +296,14 @@ def test_unknown_parameters_get_a_hint():
 
 
 def altered(**changes):
-    """RewardIsObservation with other attributes."""
+    """RewardIsObservation with changed attributes."""
     env = RewardIsObservation()
     env.__dict__.update(changes)
     return env
 
 
 def broken(**changes):
-    """RewardIsObservation with a step whose results are altered by name."""
+    """RewardIsObservation with a step whose results are changed by name."""
     names = ("obs", "state", "reward", "terminated", "truncated", "info")
 
     class Broken(RewardIsObservation):

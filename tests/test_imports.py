@@ -1,4 +1,4 @@
-"""The architecture: who may import whom, and what importing must not cost."""
+"""The architecture: allowed imports between modules, and the cost of importing the package."""
 
 import ast
 import subprocess
@@ -10,7 +10,7 @@ import ppo_jax
 from ppo_jax.envs.registry import SUITES
 
 ROOT = Path(ppo_jax.__file__).parent
-# Data flow from left to right; a module imports only from its own layer's left.
+# Data flows from left to right; a module imports only from layers to the left of its own.
 LAYERS = [
     {
         "backend",
@@ -47,11 +47,11 @@ LAYERS = [
     {"export", "sweep", "rlhf"},
     {"cli"},
 ]
-# Of `config`: what "config.options" stands for.
+# Modules of `config` that other modules may import, such as "config.options".
 FOUNDATION = {"errors", "foreign", "options", "schedules", "standard", "traced"}
-# What hands out public names, or starts a command.
+# Modules that define public names or start a command.
 OUTSIDE = {"__init__", "__main__", "plot"}
-# Modules of one name build on each other; in the first layers some build on a neighbour.
+# Modules with the same name may import each other; in the first layers, some import a neighbour.
 NEIGHBOURS = {
     "evaluate": {"experiment"},  # when it is called as `ppo_jax.evaluate`
     "config.references": {"config.options"},
@@ -79,8 +79,8 @@ ALGORITHM_IMPORTS = {
 
 
 def imports_of(path: Path) -> set[str]:
-    """First-level ppo_jax modules imported at a file's top level or in functions; the lines under
-    `if __name__ == "__main__"` start a program and are not a dependency."""
+    """First-level ppo_jax modules imported by a file, at its top level or in functions; lines under
+    `if __name__ == "__main__"` start a program and do not count."""
     tree = ast.parse(path.read_text())
     tree.body = [
         n for n in tree.body if not (isinstance(n, ast.If) and "__main__" in ast.unparse(n.test))
@@ -89,7 +89,7 @@ def imports_of(path: Path) -> set[str]:
     for node in ast.walk(tree):
         if isinstance(node, ast.ImportFrom) and (node.module or "").split(".")[0] == "ppo_jax":
             parts = node.module.split(".")[1:]
-            # `from ppo_jax.config import schedules` is about the module `config.schedules`.
+            # `from ppo_jax.config import schedules` refers to the module `config.schedules`.
             names = [[*parts, alias.name] for alias in node.names]
             found |= {layer_of(name) for name in names}
         elif isinstance(node, ast.Import):
@@ -99,8 +99,8 @@ def imports_of(path: Path) -> set[str]:
 
 
 def layer_of(parts: Sequence[str]) -> str:
-    """A module's name in LAYERS: its first part, but for the options that everything describes
-    itself with, what they are made of, and the references by which everything is named."""
+    """The name of a module in LAYERS: the first part of its path, except for the options with which
+    all modules describe themselves, and the references."""
     if tuple(parts[:2]) == ("config", "references"):
         return "config.references"
     foundation = parts[0] == "config" and parts[1:2] and parts[1] in FOUNDATION
@@ -129,8 +129,8 @@ def test_an_algorithm_knows_only_the_mathematics():
 
 
 def test_only_the_registry_names_a_suite():
-    """Core modules find a suite by the registry's table, so that a new one changes none of them;
-    what is in envs and not of the core are suites and single environments."""
+    """Core modules find suites through the registry's table, so that a new suite does not change
+    them; the other modules in envs are suites and single environments."""
     suites = {name.removeprefix("ppo_jax.") for name in SUITES.values()}
     core = {"__init__", "protocol", "registry", "spaces", "vectorize", "host", "host_spaces"}
     for path in ROOT.rglob("*.py"):
@@ -139,7 +139,7 @@ def test_only_the_registry_names_a_suite():
 
 
 def full_imports_of(path: Path) -> set[str]:
-    """Modules of the package that a file imports, wherever in it, by their names below ppo_jax."""
+    """Modules of the package that a file imports, anywhere in it, by their names below ppo_jax."""
     found = set()
     for node in ast.walk(ast.parse(path.read_text())):
         if isinstance(node, ast.ImportFrom) and node.module:
@@ -180,7 +180,8 @@ def test_the_library_does_not_import_the_command_line():
 
 
 def test_deferred_plotting_still_works():
-    """gymnax draws FourRooms with the matplotlib it did not import at first."""
+    """gymnax draws FourRooms with matplotlib, which it does not import when the package is
+    imported."""
     modules_after(
         "import jax, ppo_jax.envs as e; env = e.make('FourRooms-misc'); "
         "e.render(env, env.reset(jax.random.key(0), env.params)[1]); "
@@ -197,7 +198,7 @@ def test_public_definitions_have_docstrings():
                 assert ast.get_docstring(node), f"{path.name}: {node.name}"
 
 
-# Formulas whose arguments are the symbols of their papers; their signatures are public and stay.
+# Formulas whose arguments are the symbols of their papers; their signatures are public and fixed.
 FORMULAS = {"gae", "k_step_advantages", "adaptive_kl"}
 
 

@@ -1,4 +1,4 @@
-"""Element-wise losses and the reductions: literal numbers, identities, padding that bites."""
+"""Element-wise losses and reductions: literal values, identities, and independence of padding."""
 
 from types import SimpleNamespace
 
@@ -20,9 +20,9 @@ GOLDEN = Golden("02_ppo_loss")
     [
         (1.0, 2.0, -2.0, True),  # inside the interval
         (1.0, -2.0, 2.0, True),
-        (0.5, 2.0, -1.0, True),  # below, A > 0: to be made likelier again
-        (0.5, -2.0, 1.6, False),  # below, A < 0: far enough
-        (1.5, 2.0, -2.4, False),  # above, A > 0: far enough
+        (0.5, 2.0, -1.0, True),  # below, A > 0: to be made more likely again
+        (0.5, -2.0, 1.6, False),  # below, A < 0: no further change
+        (1.5, 2.0, -2.4, False),  # above, A > 0: no further change
         (1.5, -2.0, 3.0, True),  # above, A < 0: to be made less likely again
     ],
 )
@@ -46,7 +46,7 @@ def test_gradients_agree_where_the_policies_are_equal():
 
 
 def test_the_loss_of_one_step_methods_is_the_sum_of_its_parts():
-    """−log π Â over steps or over episodes, ½ (V − target)², and the entropy taken off."""
+    """−log π Â over steps or over episodes, ½ (V − target)², minus the entropy term."""
     dist = Categorical(jnp.array([[0.0, 1.0], [0.5, -0.5], [9.0, 9.0]]))
     policy = SimpleNamespace(apply=lambda params, obs: (dist, params * obs))
     rows = Batch(
@@ -81,7 +81,7 @@ def test_the_loss_of_one_step_methods_is_the_sum_of_its_parts():
 def test_squared_errors_by_hand():
     np.testing.assert_allclose(losses.squared_error(jnp.array(3.0), 1.0), 2.0)
     clipped = losses.clipped_squared_error
-    # Moved from 0 to 3 towards 4: no credit beyond 0 + 1. Moved away from 0: paid in full.
+    # From 0 to 3 towards 4: no credit beyond 0 + 1. Away from 0: the full error.
     np.testing.assert_allclose(clipped(jnp.array(3.0), 0.0, 4.0, 1.0), 0.5 * 9)
     np.testing.assert_allclose(clipped(jnp.array(-3.0), 0.0, 4.0, 1.0), 0.5 * 49)
 
@@ -143,7 +143,7 @@ def test_one_row_alone_is_left_as_it_is():
 
 @pytest.mark.parametrize("constant", [0.1, -3e7, 1e-20])
 def test_constants_have_nothing_to_normalise_or_explain(constant):
-    """Rounding in the mean must not be blown up to unit variance."""
+    """Rounding errors of the mean must not be scaled to unit variance."""
     x = jnp.full(100, constant)
     np.testing.assert_allclose(losses.normalize(x), 0.0, atol=1e-3)
     assert np.isnan(losses.explained_variance(jnp.arange(100.0), x))
@@ -156,7 +156,7 @@ def test_masked_rows_become_the_first_that_counts():
     masked = losses.mask(batch)
     np.testing.assert_array_equal(masked.action, [3, 3, 3, 4])
     np.testing.assert_array_equal(masked.obs[1][:, 0], [3, 3, 3, 4])
-    np.testing.assert_array_equal(masked.extra, core)  # not a row per weight
+    np.testing.assert_array_equal(masked.extra, core)  # not one row per weight
     np.testing.assert_array_equal(masked.weight, weight)
     nothing = losses.mask(batch.replace(weight=jnp.zeros(4)))
     np.testing.assert_array_equal(nothing.action, jnp.zeros(4))

@@ -1,4 +1,4 @@
-"""Runs compared: what is one curve, what it is called, and where its points are."""
+"""Comparison of runs: grouping into curves, labels, and positions of points."""
 
 import json
 
@@ -13,7 +13,7 @@ from ppo_jax.runs.folder import write_config
 
 
 def make_run(folder, rows, **options):
-    """A run directory with these rows (episodes, episode_return) of 100 steps each."""
+    """A run folder with these rows (episodes, episode_return), one per 100 steps."""
     folder.mkdir(parents=True)
     write_config(configs.make(preset="none", **options), {}, folder)
     with (folder / "metrics.jsonl").open("w") as file:

@@ -1,4 +1,4 @@
-"""Pong: its physics, its frames, what simple players earn, and that PPO runs on it."""
+"""Pong: physics, frames, returns of simple players, and a run of PPO."""
 
 import dataclasses
 import functools
@@ -15,13 +15,13 @@ from ppo_jax.train import build, make_train
 
 KEY = jax.random.key(0)
 STAY, UP, DOWN = 0, 1, 2
-# Frames of one pixel: for what does not depend on them.
+# Frames of one pixel, for tests that do not depend on frames.
 EASY = pong.Pong(1, 1)
 step = jax.jit(EASY.step)
 
 
 def game(**fields):
-    """A game in which the ball flies through the middle, and what differs."""
+    """A state in which the ball flies through the middle, with given changes."""
     start = {"ball": (80.0, 80.0), "velocity": (2.0, 0.0), "agent": 80.0, "opponent": 80.0}
     start |= {"aim": 0.0} | fields
     arrays = {name: jnp.asarray(value, jnp.float32) for name, value in start.items()}
@@ -37,18 +37,18 @@ def guess(key, state):
 
 
 def follow(key, state):
-    """Keep the paddle's middle within five pixels of the ball."""
+    """A player that keeps the paddle's middle within five pixels of the ball."""
     off = state.ball[1] - state.agent
     return jnp.where(jnp.abs(off) < 5, STAY, jnp.where(off < 0, UP, DOWN))
 
 
 def look_ahead(off, key, state):
-    """Stand where the ball will come, `off` from the paddle's middle, to send it away from the
-    opponent; wait in the middle of the court."""
+    """A player that moves to where the ball will arrive, `off` from the paddle's middle, to send it
+    away from the opponent, and otherwise waits in the middle of the court."""
     (x, y), (across, down) = state.ball, state.velocity
     face = pong.AGENT_X - pong.PADDLE_WIDTH - pong.BALL
     frames = jnp.ceil((face - x) / jnp.where(across > 0, across, 1.0))
-    # The way between the walls, unfolded.
+    # The path between the walls, without reflections.
     span = pong.COURT - 2 * pong.BALL
     way = jnp.mod(y + down * frames - pong.BALL, 2 * span)
     height = pong.BALL + jnp.where(way > span, 2 * span - way, way)
@@ -103,8 +103,8 @@ def play(player, params):
     ],
 )
 def test_what_simple_players_earn(difficulty, player, low, high):
-    """docs/pong.md has the figures: standing still and chance lose, following the ball wins, and
-    meeting it half way to the paddle's end wins every point."""
+    """The results of docs/pong.md: standing still and random actions lose, following the ball wins,
+    and hitting it half way to the paddle's end wins every point."""
     params = pong.Params(jnp.float32(pong.DIFFICULTIES[difficulty]))
     returns, lengths = play(PLAYERS.index(player), params)
     assert low < returns.mean() <= high and (returns.std() > 1 or player is safe)
@@ -120,7 +120,7 @@ def test_a_point_belongs_to_who_sent_the_ball_out(x, across, reward, score):
     assert earned == reward and tuple(after.score) == score and not (terminated or truncated)
     assert (
         after.ball[0] == 80 and after.agent == state.agent
-    )  # served again, paddles where they are
+    )  # served again, with the paddles unchanged
 
 
 def test_the_game_ends_at_21():
@@ -147,7 +147,7 @@ def test_serves_are_random_and_no_point_is_made_sooner_than_promised():
 
 def test_where_the_ball_meets_the_paddle_decides_angle_and_speed():
     def after_hit(offset):
-        # Two frames before the face at x = 138.
+        # Two frames before the paddle's face at x = 138.
         state = game(ball=(134.0, 80.0), velocity=(2.0, 0.0), agent=80.0 - offset)
         return step(KEY, state, STAY, EASY.params)[1]
 
@@ -196,7 +196,7 @@ def test_a_time_limit_truncates_exactly():
 
 
 def test_a_frame_is_the_area_that_is_covered():
-    """Any size shows the same areas, at places finer than a pixel."""
+    """Frames of all sizes show the same areas, with positions finer than a pixel."""
     total = 2 * (4 * 16) + 4 * 4
     state = game(ball=(61.3, 90.7), agent=33.1, opponent=150.0)
     for size in ((160, 160), (84, 84), (42, 42), (20, 80)):
@@ -214,7 +214,7 @@ def test_a_frame_is_the_area_that_is_covered():
 
 
 def test_credit_may_end_with_the_point():
-    """The same games; but where a point is made, nothing that comes later is owed to it."""
+    """The games are the same; but where a point ends, later rewards are not credited to it."""
 
     def played(credit):
         env = envs.make("Pong", size=4, frames=1, time_limit=100, credit=credit)
@@ -235,7 +235,7 @@ def test_credit_may_end_with_the_point():
     for name in ("obs", "action", "reward", "value", "next_value", "weight"):
         np.testing.assert_array_equal(getattr(point, name), getattr(game, name), err_msg=name)
     assert {k: float(v) for k, v in metrics.items()} == {k: float(v) for k, v in others.items()}
-    assert metrics["episodes"] == 16  # games, as before
+    assert metrics["episodes"] == 16  # games, as before, not points
     advantage = advantages.estimate_gae(point, gamma=0.9, lambda_=0.95).advantage
     np.testing.assert_allclose(advantage[made], (point.reward - point.value)[made], atol=1e-6)
 
@@ -291,7 +291,7 @@ def test_frame_differences_are_one_matrix_and_its_own_inverse():
 
 
 def test_a_policy_sees_the_differences():
-    """A network on differences is the one on frames whose first kernel is mixed instead."""
+    """A network on differences equals one on frames whose first kernel is transformed."""
     env = envs.make("Pong", size=42, frames=3)
     make = functools.partial(
         networks.make_policy, env.observation_space, env.action_space, hidden=(8,),
@@ -318,7 +318,7 @@ def test_differences_need_three_frames():
 
 
 def test_the_preset_is_of_pong():
-    config = configs.make(env="Pong")  # its own preset
+    config = configs.make(env="Pong")  # selects its own preset
     assert config == configs.make(preset="pong")
     assert configs.from_json(configs.to_json(config)) == config
     program = build(config)

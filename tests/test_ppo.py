@@ -1,4 +1,4 @@
-"""PPO's loss and whole updates, weight by weight, against the peers that were run for it."""
+"""PPO: agreement of its loss and whole updates with peers, weight by weight."""
 
 import contextlib
 import functools
@@ -35,11 +35,11 @@ from reference import (
 LOSS, UPDATE = Golden("02_ppo_loss"), Golden("09_full_update")
 
 
-# --- 02: one loss and its gradients, where the policy is a table of its own outputs ---------
+# --- 02: one loss and its gradients; the policy is a table of its own outputs ---------------
 
 
 def check_loss(kind: str, case: str, config: ppo.Config, renamed: dict[str, str]) -> None:
-    """Compare metrics under the peer's names for them, and every gradient it recorded."""
+    """Compare metrics under the peer's names, and all gradients that were recorded."""
     expected = LOSS(f"{kind}/{case}")
     params, rows = table_inputs(kind)
     loss_fn = ppo.make_loss(table_policy(kind), config)
@@ -59,7 +59,7 @@ KINDS = pytest.mark.parametrize("kind", ["categorical", "gaussian"])
 
 @KINDS
 def test_loss_equals_sb3(kind):
-    """SB3's value loss has no ½, so its coefficient is half of ours."""
+    """SB3's value loss has no factor ½, so its coefficient is half of ours."""
     expected = LOSS(f"{kind}/sb3_ppo_A")
     config = ppo.Config(
         clip_eps=float(expected["hp/clip_range"]),
@@ -74,7 +74,7 @@ def test_loss_equals_sb3(kind):
 @KINDS
 @pytest.mark.parametrize("case", ["sb3_ppo_A", "sb3_ppo_B", "sb3_ppo_C"])
 def test_settings_of_the_sb3_cases_are_as_stated(kind, case):
-    """B and C clip the value in place of taking the larger error: composed here, not ours."""
+    """B and C clip the value instead of taking the larger error: composed here from parts."""
     expected = LOSS(f"{kind}/{case}")
     params, rows = table_inputs(kind)
     dist, value = table_policy(kind).apply(params, None)
@@ -158,7 +158,7 @@ def test_entropy_and_policy_gradient_equal_rlax():
 @KINDS
 @pytest.mark.parametrize("case", ["torchrl_clip_A", "torchrl_clip_B"])
 def test_objective_equals_torchrl(kind, case):
-    """Its value clip is ours without the ½."""
+    """Its clipped value loss is ours without the factor ½."""
     expected = LOSS(f"{kind}/{case}")
     hp = {k[3:]: v.item() for k, v in expected.items() if k.startswith("hp/")}
     config = ppo.Config(
@@ -184,7 +184,7 @@ def test_padding_full_of_infinities_changes_nothing(kind):
         rows,
     )
     poison = poison.replace(weight=real.astype(jnp.float32))
-    # A network, not a table: infinite observations must not reach its weights either.
+    # A network instead of a table: infinite observations must not reach its weights either.
     policy = make_policy(
         spaces.Box(-np.inf, np.inf, (1,)),
         spaces.Discrete(params["logits"].shape[-1])
@@ -217,13 +217,13 @@ SB3_CASES = [
     }.items()
     for case in names
 ]
-# The twins in float64 tell more; in float32 one of each kind, and of each way an update differs.
+# The float64 cases are more precise; in float32, one of each kind and of each kind of update.
 SB3_SINGLE = [("categorical", "basic"), ("gaussian", "early_stop"), ("multidiscrete", "vfclip_ent")]
 SB3_RUNS = [(*case, "float64") for case in SB3_CASES] + [(*c, "float32") for c in SB3_SINGLE]
 
 
 def replacing_value_loss(policy: Policy, config: ppo.Config, eps: float):
-    """SB3's clipped value loss: the clipped error in place of the plain one, never the larger."""
+    """SB3's clipped value loss: the clipped error instead of the plain one, never the larger."""
     plain = ppo.make_loss(policy, config)
 
     def loss_fn(params, rows):
@@ -239,7 +239,7 @@ def replacing_value_loss(policy: Policy, config: ppo.Config, eps: float):
 
 @functools.cache
 def sb3_rollout(kind, double, gamma, gae_lambda):
-    """(policy, inputs, their trajectory, its batch), by one program for all cases of a kind."""
+    """(policy, inputs, trajectory, batch), from one program for all cases of a kind."""
     x = UPDATE(f"{kind}/inputs")
     if double:
         x = {k: v.astype("float64") if v.dtype.kind == "f" else v for k, v in x.items()}
@@ -300,7 +300,8 @@ def test_update_equals_sb3_weight_by_weight(kind, case, dtype):
         def run(params, rows):
             """The whole update, and the weights after each step of its first epoch."""
             learner = LearnerState(params, optimizer.init(params), jnp.zeros((), jnp.int32))
-            # float32 optimiser state would limit the twin: the rate is a float32 constant of ours.
+            # A float32 optimiser state would limit the precision: our learning rate is a float32
+            # constant.
             if double:
                 state = learner.opt_state._replace(learning_rate=jnp.float64(hp["learning_rate"]))
                 learner = learner.replace(opt_state=state)
@@ -335,7 +336,7 @@ def test_update_equals_sb3_weight_by_weight(kind, case, dtype):
             np.testing.assert_allclose(
                 metrics[ours], expected, rtol=1e-7 if double else 1e-4, atol=1e-6, err_msg=ours
             )
-        # And step by step, as far as the epochs' shuffling goes.
+        # And step by step, as far as the shuffled order is known.
         steps = jax.device_get(steps)
         for k in range(min(taken, minibatches)):
             weights = {n: v[k + 1] for n, v in history.items()}
@@ -392,7 +393,7 @@ def test_update_equals_cleanrl_weight_by_weight(kind):
         entropy_coef=hp["ent_coef"],
         value_coef=hp["vf_coef"],
     )
-    # CleanRL's dones[t] says that s_t starts an episode; ours that step t ended one.
+    # CleanRL's dones[t] means that s_t starts an episode; ours means that step t ended one.
     done = np.concatenate([y["dones"][1:], y["next_done"][None]]).astype(bool)
     trajectory = Trajectory(
         obs=jnp.asarray(y["obs"]),
@@ -435,7 +436,8 @@ def test_update_equals_cleanrl_weight_by_weight(kind):
 
 @pytest.mark.parametrize("kind", ["categorical", "gaussian"])
 def test_update_equals_spinningup(kind):
-    """Full batches, separate optimisers for actor and critic, a stop on the k1 estimate."""
+    """Full batches, separate optimisers for actor and critic, and a stop based on the k1
+    estimate."""
     y = UPDATE(f"spinup_{kind}/ppo_update")
     hp = {k[3:]: v.item() for k, v in y.items() if k.startswith("hp/")}
     (policy, params_of), rows = spinup_policy(kind, y), spinup_rows(y)
@@ -523,7 +525,7 @@ def test_target_kl_stops_the_epochs():
     stopped, metrics = bound(0.002)
     assert 0 < int(stopped.step) < 40
     assert metrics["approx_kl"] <= 0.003
-    # What was done before the stop is what the free run did.
+    # Before the stop, the update equals the one without a stop.
     policy = make_policy(spaces.Box(-9.0, 9.0, (3,)), spaces.Discrete(2), hidden=(8,))
     loss_fn, optimizer = ppo.make_loss(policy, ppo.Config()), sgd.make_optimizer(learning_rate=0.05)
 
@@ -538,7 +540,7 @@ def test_target_kl_stops_the_epochs():
     assert int(stopped.step) == first
     before = jax.tree.map(lambda x: x[first], by_hand)
     assert_close(stopped.params, before, rtol=1e-5, atol=1e-6)
-    # A KL between the target and one and a half times it is no reason to stop.
+    # A KL between the target and 1.5 times the target does not stop the update.
     target = kls[first] / 1.4
     later = np.argmax(kls > 1.5 * target)
     assert first < later

@@ -1,4 +1,4 @@
-"""Progress: text where there is no terminal, a few lines where there is one."""
+"""The progress display: text without a terminal, a few updated lines with one."""
 
 import io
 import json
@@ -29,7 +29,7 @@ def drawn(shown: Display, width=80) -> str:
 
 @pytest.fixture
 def on_terminal(monkeypatch):
-    """Progress believes in a terminal, and nothing is written to it."""
+    """A display that behaves as on a terminal, without writing to it."""
     monkeypatch.setattr(sys.stderr, "isatty", lambda: True)
 
 
@@ -62,7 +62,7 @@ def test_a_terminal_shows_what_the_algorithm_has(on_terminal, monkeypatch):
     lines = drawn(shown).splitlines()
     assert lines[0].startswith("ppo on CartPole-v1, seed 0") and lines[0].endswith("1:05")
     assert lines[1].rstrip() == "return 1,234.5  ▁█   length 20"
-    assert lines[2].rstrip() == "entropy 0.5   approx kl 0.004"  # explained variance: none
+    assert lines[2].rstrip() == "entropy 0.5   approx kl 0.004"  # no explained variance
     assert lines[3].endswith("5,000 / 500,000 steps   1,000 steps/s   8:15 left")
     assert len(lines) == 4
 
@@ -75,7 +75,7 @@ def test_a_terminal_shows_words_where_there_are_no_rows(on_terminal):
 
 
 def test_nothing_is_drawn_by_show(on_terminal, monkeypatch):
-    """Training does not wait for the terminal: a thread draws."""
+    """Training does not wait for the terminal, because a thread draws."""
     shown = Display(100, 0)
     monkeypatch.setattr(shown, "_render", lambda: pytest.fail("drawn"))
     for step in range(100):
@@ -108,7 +108,7 @@ def test_a_notebook_has_one_output_that_is_replaced(monkeypatch):
     monkeypatch.setitem(sys.modules, "IPython.display", SimpleNamespace(display=display))
     progress = Display(1000, 0, "ppo", quiet=True)
     with progress:
-        for step in (100, 500, 1000):  # the second comes too soon after the first
+        for step in (100, 500, 1000):  # the second is too soon after the first
             progress.show(step, 50.0, "", [{"episode_return": 3.0}])
     assert len(shown) == 2 and "1,000 / 1,000 steps" in shown[-1] and "return 3" in shown[-1]
 
@@ -126,7 +126,7 @@ def test_clocks_and_figures_are_short():
     ]  # fmt: skip
 
 
-# --- the end of a run, on terminals and streams of every kind ---------------------------------
+# --- the end of a run, on terminals and other streams -----------------------------------------
 
 SUMMARY = {
     "status": "finished", "eval_return_mean": 1.0, "eval_return_std": 0.5, "eval_episodes": 4,
@@ -139,7 +139,7 @@ NAMES = ["[/", "[bold]x[/bold]", "a[/red]", "[link=x]", ":smile:", "ü ± ∞", 
 @pytest.mark.parametrize("name", NAMES)
 @pytest.mark.parametrize("encoding", ["utf-8", "ascii", "latin-1", "cp1252"])
 def test_names_are_shown_as_they_are(monkeypatch, name, encoding):
-    """No markup, no emoji; what an encoding does not have is replaced."""
+    """Text is neither markup nor emoji; characters that an encoding lacks are replaced."""
     stream = io.TextIOWrapper(io.BytesIO(), encoding)
     monkeypatch.setattr(sys, "stdout", stream)
     terminal.print_summary(name, SUMMARY, Path("runs") / name)
@@ -150,7 +150,7 @@ def test_names_are_shown_as_they_are(monkeypatch, name, encoding):
 
 
 class Broken(io.TextIOWrapper):
-    """A pipe whose reader went away, or a disk that is full."""
+    """A pipe whose reader has closed it, or a full disk."""
 
     def __init__(self):
         super().__init__(io.BytesIO(), "utf-8")
@@ -178,7 +178,7 @@ def test_streams_that_take_nothing_are_no_obstacle(monkeypatch, make, name):
     terminal.show_cursor()
     with terminal.status("compiling"):
         pass
-    if isinstance(stream, Broken):  # what follows goes nowhere, and fails no more
+    if isinstance(stream, Broken):  # further output is discarded without errors
         getattr(sys, name).write("x")
         assert getattr(sys, name) is not stream
         monkeypatch.setattr(Broken, "flush", io.TextIOWrapper.flush)
@@ -206,7 +206,7 @@ TRAIN = [
     sys.executable, "-m", "ppo_jax.train", "--preset", "none", "--num-envs", "2", "--num-steps",
     "8", "--total-timesteps", "64", "--hidden", "4", "--eval-episodes", "2", "--run-dir", "[/a]",
 ]  # fmt: skip
-# How the command is started, and what its environment has besides.
+# How the command is started, and additional environment variables.
 STARTS = {
     "stdout closed": ('exec "$@" >&-', {}),
     "stderr closed": ('exec "$@" 2>&-', {}),
@@ -222,7 +222,7 @@ STARTS = {
 @pytest.mark.slow
 @pytest.mark.parametrize("how", STARTS)
 def test_a_finished_run_ends_with_0(tmp_path, how):
-    """Whatever is wrong with the terminal, and in a folder whose name is half of rich's markup."""
+    """Several problems with the terminal, in a folder whose name contains part of rich's markup."""
     script, more = STARTS[how]
     environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[1]), **more}
     found = subprocess.run(

@@ -1,5 +1,5 @@
-"""Where nothing is known of an episode's length, resets are drawn as they are used: each is used
-once, whatever the number, and a pool that is too small says so."""
+"""Environments of unknown episode length: the pool of resets grows with their use, each reset is
+used once, and an exhausted pool is reported."""
 
 import dataclasses
 import sys
@@ -14,15 +14,15 @@ from ppo_jax import envs, rollout
 from ppo_jax.episodes import no_episodes
 from probe_envs import Probe
 
-# Of the function of the same name, which hides it.
+# The module, which a function of the same name hides.
 MODULE = sys.modules["ppo_jax.envs.vectorize"]
 ENVS, STEPS, ROLLOUTS = 5, 12, 30
-# Some states hold an array without elements: the entities that a map does not have.
+# Some states contain arrays without elements, for entities that a map does not have.
 NOTHING = np.zeros((0, 3), np.uint8)
 
 
 class Ticket(Probe):
-    """Every reset draws a number that no other has; episodes last 1 to 8 steps, by the number."""
+    """Every reset draws a unique number; episodes last 1 to 8 steps, depending on the number."""
 
     def reset(self, key, params):
         number = jax.random.bits(key, (), jnp.uint32) >> 8
@@ -39,7 +39,8 @@ class Ticket(Probe):
 
 
 def play(vector, key, rollouts=ROLLOUTS, steps=STEPS):
-    """Obs before and after every step, ends, and what each refresh says: [rollouts, steps, N]."""
+    """Observations before and after every step, ends, and reports of refreshes: [rollouts, steps,
+    N]."""
     action = jnp.zeros(vector.num_envs, int)
 
     def step(carry, _):
@@ -59,7 +60,7 @@ def play(vector, key, rollouts=ROLLOUTS, steps=STEPS):
 
 
 def test_every_reset_is_used_once_over_many_rollouts():
-    """More episodes than the pool holds, so that it goes round several times."""
+    """More episodes than the pool holds, so that it is used several times around."""
     vector = envs.vectorize(Ticket(), ENVS, STEPS)
     assert vector.pool_size >= ENVS * STEPS
     first, (after, ended, used, redrawn, reused) = jax.jit(lambda k: play(vector, k))(
@@ -69,7 +70,7 @@ def test_every_reset_is_used_once_over_many_rollouts():
     assert len(started) > 4 * vector.pool_size
     assert len(np.unique(started)) == len(started)
     assert (reused == 0).all()
-    # What was used is drawn again, up to whole parts, and nothing else.
+    # Used resets are drawn again, rounded up to whole parts, and no others.
     parts = -(-np.asarray(used) // vector.part) * vector.part
     np.testing.assert_array_equal(redrawn, parts)
     assert redrawn.max() < vector.pool_size
@@ -85,7 +86,7 @@ def test_many_agents_side_by_side_draw_what_each_would_alone():
 
 
 def test_a_pool_that_would_be_too_large_is_smaller_and_says_when_it_runs_out(monkeypatch):
-    size = 3 * 4  # obs and number and time, four bytes each
+    size = 3 * 4  # obs, number and time, four bytes each
     monkeypatch.setattr(MODULE, "LARGEST_POOL", 16 * size)
     vector = envs.vectorize(Ticket(), ENVS, 64)
     assert vector.pool_size == 16
@@ -93,7 +94,7 @@ def test_a_pool_that_would_be_too_large_is_smaller_and_says_when_it_runs_out(mon
     ends = np.asarray(ended).reshape(3, -1).sum(-1)
     np.testing.assert_array_equal(reused, ends - 16)
     monkeypatch.setattr(MODULE, "LARGEST_POOL", 1)
-    assert envs.vectorize(Ticket(), ENVS, 64).pool_size == ENVS  # all may end in one step
+    assert envs.vectorize(Ticket(), ENVS, 64).pool_size == ENVS  # all may end in the same step
 
 
 @pytest.mark.parametrize(("num_envs", "steps"), [(1, 1), (1, 7), (4, 128), (64, 64), (3, 100)])
@@ -111,7 +112,7 @@ def test_a_known_length_or_a_given_size_draws_the_whole_pool():
 
 
 def test_whole_episodes_begin_anew_and_keep_the_pool():
-    """What methods that learn from whole episodes do before every rollout."""
+    """As for algorithms that use whole episodes, which restart them before every rollout."""
     vector = envs.vectorize(Ticket(), ENVS, STEPS)
     obs, state = jax.jit(vector.reset)(jax.random.key(0))
     used = dataclasses.replace(state, taken=jnp.int32(7))

@@ -1,4 +1,4 @@
-"""The benchmark of language models: what travels, what is written down, what is refused."""
+"""The benchmark of language models: messages between processes, result rows, and refusals."""
 
 import pytest
 
@@ -13,7 +13,7 @@ def test_a_size_survives_the_way_to_the_worker():
 
 
 def contestant(name, why="", seconds=(1.0, 2.0)):
-    """One that has run, without a process."""
+    """A finished contestant, without a process."""
     it = Contestant.__new__(Contestant)
     it.name, it.why, it.configuration = name, why, SIZES["small"]
     it.ready = {"compile_seconds": 3.0, "first_update_seconds": 4.0, "versions": {"a": "1"}}
@@ -29,7 +29,7 @@ def test_rows_hold_medians_and_paired_ratios(tmp_path):
     ours, trl = rows = rlhf.rows_of(field)
     assert (ours["episodes_per_second"], ours["cpu_seconds_per_update"]) == (768.0, 1.5)
     assert ours["tokens_per_second"] == 768 * 14
-    assert (ours["speedup"], trl["speedup"], trl["cpu_speedup"]) == (1.0, 6.0, 6.0)  # of 4 and 8
+    assert (ours["speedup"], trl["speedup"], trl["cpu_speedup"]) == (1.0, 6.0, 6.0)  # ratios 4, 8
     rlhf.replace(tmp_path / "rlhf.csv", rows, rlhf.KEY, rlhf.place)
     table = rlhf.markdown(tmp_path)
     assert "| small | ppo_jax | 768.0 | 10752.0 | 1.5 |  |  | 3.0 | 1 |" in table

@@ -1,4 +1,4 @@
-"""Datasets: every format gives the same records, every record its row, the rest is refused."""
+"""Datasets: equal records from all formats, tokenised rows, and refusal of invalid data."""
 
 import gzip
 import json
@@ -194,7 +194,7 @@ def test_preferences_share_a_width():
 @settings(max_examples=50, deadline=None)
 @given(st.lists(st.tuples(st.text("abc", max_size=5), st.text("abc", max_size=5)), min_size=1))
 def test_rows_hold_their_texts(texts):
-    """The weights are exactly the completion and its EOS; prompt and completion come back."""
+    """The weights cover exactly the completion and its EOS; prompt and completion are recovered."""
     examples = [Example(p, c) for p, c in texts]
     tokens, mask, weight = data.sft_arrays(examples, TOKENIZER, 20)
     prompts = data.prompt_arrays([Prompt(p) for p, _ in texts], TOKENIZER, 20)
@@ -205,7 +205,7 @@ def test_rows_hold_their_texts(texts):
 
 
 class NoPad(CharTokenizer):
-    """A tokenizer like GPT-2's: one special token for everything, and no prefix."""
+    """A tokenizer like GPT-2's: one special token for all purposes, and no prefix."""
 
     def __init__(self, eos_id=EOS):
         super().__init__("abc")
@@ -217,7 +217,7 @@ def test_padding_with_eos():
     tokens, mask, weight = data.sft_arrays([Example("", "ab"), Example("a", "")], NoPad(), 8)
     assert (tokens[1] == EOS).sum() == 2
     np.testing.assert_array_equal(mask, [[1, 1, 1], [1, 1, 0]])
-    # Without a prefix nothing predicts the first token.
+    # Without a prefix, no position predicts the first token.
     np.testing.assert_array_equal(weight, [[0, 1, 1], [0, 1, 0]])
     with pytest.raises(DataError, match="line 3: the prompt has no tokens"):
         data.prompt_arrays([Prompt("", "line 3")], NoPad(), 8)
@@ -229,7 +229,7 @@ def test_an_eos_that_is_written_out_is_not_doubled():
 
 
 def test_conversations():
-    """What follows the last EOS of a turn is the template's business, not the policy's."""
+    """Text after the last EOS of a turn belongs to the template, not to the policy."""
     prompt, answer = [user("a")], [assistant("b")]
     example, whole = Example(prompt, answer), Example([], prompt + answer)
     tokens, mask, weight = data.sft_arrays([example, whole], TOKENIZER, 40)
@@ -261,7 +261,8 @@ def test_texts_that_are_too_long():
     np.testing.assert_array_equal(tokens, [[BOS, *ids("def")]])
     with pytest.raises(DataError, match="line 4: the text has 8 tokens, at most 6 fit"):
         data.sft_arrays([example], TOKENIZER, 6)
-    # BOS a b c | d e f EOS: the prompt gives way down to half of the row, then the completion.
+    # BOS a b c | d e f EOS: the prompt is shortened to at least half of the row, then the
+    # completion.
     for most, kept, weight_sum in (
         (8, "abcdef", 4),
         (7, "bcdef", 4),

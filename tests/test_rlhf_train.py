@@ -1,4 +1,4 @@
-"""PPO on tokens: against enumeration, and what must hold at every update."""
+"""PPO on tokens: agreement with enumeration, and properties of every update."""
 
 import dataclasses
 import functools
@@ -18,7 +18,7 @@ from ppo_jax.rlhf.scoring import Reward
 from ppo_jax.rollout import sequences
 
 VOCABULARY, LENGTH = 4, 3
-# One more token begins every text and is never sampled.
+# An additional token begins every text and is never sampled.
 BOS = VOCABULARY
 DECODER = Decoder(
     small(VOCABULARY + 1, hidden_size=32, num_layers=1, num_heads=2, num_kv_heads=1, init_std=0.3)
@@ -29,7 +29,7 @@ TABLE = Reward((), lambda table, inputs, length: table[tuple(inputs.tokens[:, 0,
 
 @functools.cache
 def weights(seed):
-    """Fresh ones, by a program that is compiled once."""
+    """New parameters, from a program that is compiled once."""
     return _init(jax.random.key(seed))
 
 
@@ -72,7 +72,7 @@ def log_probs(params, inputs):
 
 @pytest.fixture(scope="module")
 def first():
-    """One rollout of a fresh policy at temperature 0.7, where token 0 ends a response."""
+    """One rollout of a new policy at temperature 0.7, where token 0 ends a response."""
     program = build({"temperature": 0.7, "num_prompts": 256}, eos_id=0)
     state = jax.jit(program.init)(jax.random.key(0))
     collect = jax.jit(
@@ -93,7 +93,7 @@ def first():
 
 @pytest.mark.slow
 def test_reaches_the_enumerated_optimum():
-    """4 tokens, 3 steps, beta = 1: all 64 responses and the best policy over them are known."""
+    """4 tokens, 3 steps, beta = 1: all 64 responses and the optimal policy are known."""
     seeds = jnp.arange(3)
     program = build({"updates": 120, "num_prompts": 512}, {"learning_rate": 1e-3})
     reference = jax.vmap(lambda s: DECODER.init(jax.random.key(s)))(seeds)
@@ -159,7 +159,7 @@ def _as_batch(trajectory):
 
 
 def test_masks_come_from_the_sampler(first):
-    """A response ends with its first token 0, which is also what rows are filled up with."""
+    """A response ends with its first token 0, which is also the padding."""
     *_, trajectory = first
     tokens, weight = np.asarray(trajectory.action.T), np.asarray(trajectory.weight.T)
     for row, kept in zip(tokens, weight, strict=True):
@@ -168,7 +168,7 @@ def test_masks_come_from_the_sampler(first):
         assert kept.sum() == length
         assert kept[:length].all()
     lengths = weight.sum(axis=1)
-    assert {1.0, float(LENGTH)} <= set(lengths.tolist())  # the end first, and none at all
+    assert {1.0, float(LENGTH)} <= set(lengths.tolist())  # at once, or without an end
     terminated = np.asarray(trajectory.terminated.T)
     np.testing.assert_array_equal(terminated.argmax(axis=1), lengths - 1)
     np.testing.assert_array_equal(terminated.sum(axis=1), 1)
@@ -205,7 +205,7 @@ def test_what_did_not_end_is_worth_less():
 
 
 def test_scores_are_scaled_by_the_moments_they_are_given():
-    """Those of training; what is judged afterwards does not move them."""
+    """The statistics of training; scores computed later do not change them."""
     moments = normalization.update(normalization.init(()), jnp.array([-4.0, 0.0, 4.0]))
     said = rollout.Responses(
         *[None] * 3, jnp.ones(2, bool), *[None] * 4, jnp.array([1.0, 9.0]), None
@@ -235,7 +235,7 @@ def test_prompts_come_in_passes():
     passes = np.reshape(taken, (6, 5))
     assert (np.sort(passes) == np.arange(5)).all()
     assert len({tuple(p) for p in passes.tolist()}) > 1
-    # More prompts at once than there are: whole passes all the same.
+    # More prompts per update than there are: still whole passes over the data.
     many = rollout.next_rows(rollout.init(jax.random.key(0), rollout.Settings(1)), 5, 15)
     np.testing.assert_array_equal(many, taken[:15])
 
@@ -307,7 +307,7 @@ def test_adapters_start_as_the_reference_and_leave_it_alone():
 
 
 def test_the_options_of_an_update_stay():
-    """Flags, presets and the config.json of earlier runs have these names; resumed runs rely on
+    """Flags, presets and the config.json of earlier runs use these names; resumed runs depend on
     the defaults."""
     options = {f.name: f.default for f in dataclasses.fields(algorithms.Config)}
     assert options == {
@@ -319,7 +319,7 @@ def test_the_options_of_an_update_stay():
 
 
 def test_the_kl_is_a_term_of_the_loss(first):
-    """PPO's loss and beta times the estimate, over the tokens that were written."""
+    """PPO's loss plus beta times the estimate, over the sampled tokens."""
     program, state, _, _, trajectory = first
     batch = losses.mask(_as_batch(sequences(trajectory)))
     batch = dataclasses.replace(
@@ -367,7 +367,7 @@ def test_the_optimum_of_a_known_distribution():
 
 
 class _Letters:
-    """A tokenizer of four letters."""
+    """A tokenizer with four letters."""
 
     def decode(self, ids):
         return "".join("abcd_"[i] for i in ids)
@@ -386,7 +386,7 @@ def test_rewards_from_python_and_several_of_them():
     inputs = TokenInputs(inputs.tokens, inputs.mask.at[0, 0, -1].set(0))
     score = jax.jit(lambda frozen: both.score(frozen, inputs, LENGTH))(both.frozen)
     assert seen["prompts"][0] == "_"
-    assert seen["responses"][:2] == ["aa", "aab"]  # what is masked is not shown
+    assert seen["responses"][:2] == ["aa", "aab"]  # masked tokens are not shown
     expected = 2 * (np.array([r.count("a") for r in seen["responses"]]) + 0.5)
     np.testing.assert_allclose(score, expected - np.asarray(table(0)).reshape(-1), rtol=1e-6)
 

@@ -1,4 +1,4 @@
-"""What collect returns: the right rows, values of true successors, exact metrics and moments."""
+"""collect: rows, values of true successors, exact metrics and running statistics."""
 
 import functools
 
@@ -27,7 +27,7 @@ def started(policy, vector, **options):
 
 
 def collecting(collect=rollout.collect, **options):
-    """(key, params, state) -> what it returns, as one program."""
+    """The rollout (key, params, state) -> results, as one compiled program."""
     return jax.jit(functools.partial(collect, **options))
 
 
@@ -35,7 +35,7 @@ def setup(env, num_envs=ENVS, **options):
     vector = envs.vectorize(env, num_envs, pool_size=num_envs * STEPS)
     policy = make_policy(env.observation_space, env.action_space, hidden=(8,))
     state, params = started(policy, vector, **options)
-    # A value function with large, distinct values, so that a wrong successor shows.
+    # A value function with large, distinct values, so that a wrong successor is detected.
     params["critic"]["head"]["kernel"] *= 100.0
     collect = collecting(env=vector, policy=policy, num_steps=STEPS, gamma=0.9)
     return policy, params, state, collect
@@ -55,13 +55,13 @@ def test_next_value_is_that_of_the_true_successor(time_limit):
         final, after = env.successor(t.obs), jnp.concatenate([t.obs[1:], state.obs[None]])
         truncated = np.asarray(t.done & ~t.terminated)
         assert truncated.sum() > 5 and t.terminated.sum() > 5
-        # What might be taken for the value of the successor is something else.
+        # Values that could be mistaken for the successor's value are different.
         here, there, wrong = value_of(t.obs), value_of(final), value_of(after)
         assert np.abs(there - here).min() > 0.01
         assert np.abs(there - wrong)[truncated].min() > 0.01
         assert np.diff(np.sort(there[truncated])).min() > 1e-3
         expected = np.where(truncated, there, wrong)
-        alive = ~t.terminated  # where terminated, nothing reads it
+        alive = ~t.terminated  # not used after a termination
         np.testing.assert_allclose(t.next_value[alive], expected[alive], rtol=1e-4, atol=1e-4)
         assert state.metrics["reused_resets"] == 0
 
@@ -80,7 +80,7 @@ def test_values_and_log_probs_are_those_of_the_policy(shared):
 
 
 def test_no_two_steps_draw_alike():
-    """Every environment has a key of its own in every step of every rollout."""
+    """Every environment uses a different key in every step of every rollout."""
     _, params, state, collect = setup(Dice())
     seen = []
     for i in range(2):
@@ -90,7 +90,7 @@ def test_no_two_steps_draw_alike():
 
 
 def test_rows_are_what_the_environment_did():
-    """Replay the actions by hand, one environment at a time."""
+    """Repeat the actions with one environment at a time."""
     _, params, state, collect = setup(envs.make("CartPole-v1"))
     env = envs.make("CartPole-v1")
     step = jax.jit(env.step)
@@ -111,7 +111,7 @@ def test_rows_are_what_the_environment_did():
 
 
 def test_metrics_are_those_of_the_finished_episodes():
-    """Counter's returns and lengths follow from the ids alone; episodes span rollouts."""
+    """Counter's returns and lengths follow from the ids; episodes span rollouts."""
     _, params, state, collect = setup(Counter())
     lengths_so_far, returns_so_far = np.zeros(ENVS), np.zeros(ENVS)
     for i in range(4):
@@ -150,17 +150,17 @@ def test_observations_are_normalised_by_frozen_moments():
     for i in range(3):
         moments = state.moments.obs
         state, t = collect(jax.random.key(i), params, state)
-        assert np.abs(t.obs).max() < 9.99  # not clipped: can be undone
+        assert np.abs(t.obs).max() < 9.99  # not clipped, hence invertible
         raw = np.asarray(t.obs) * np.sqrt(np.asarray(moments.var) + 1e-8) + np.asarray(moments.mean)
         reference = normalization.update(reference, jnp.asarray(raw))
         np.testing.assert_allclose(state.moments.obs.mean, reference.mean, rtol=1e-3, atol=1e-4)
         np.testing.assert_allclose(state.moments.obs.var, reference.var, rtol=1e-3)
         assert state.moments.obs.count == pytest.approx((i + 1) * STEPS * ENVS, rel=1e-3)
-        # The policy that learns sees what the policy that acted saw.
+        # The updated policy gets the same inputs as the acting policy.
         dist, value = apply(params, t.obs)
         np.testing.assert_allclose(t.log_prob, dist.log_prob(t.action), rtol=1e-4, atol=1e-5)
         np.testing.assert_allclose(t.value, value, rtol=1e-3, atol=1e-3)
-        # And so does the critic that judges what came of it.
+        # And so does the critic.
         truncated = np.asarray(t.done & ~t.terminated)[..., None]
         after = jnp.concatenate([raw[1:], state.obs[None]])
         successor = jnp.where(truncated, env.successor(raw), after)
@@ -192,7 +192,7 @@ def test_a_time_limit_shorter_than_the_rollout_fills_several_slots():
     policy, params, state, collect = setup(TimeLimit())
     state, t = collect(KEY, params, state)
     assert (t.done.sum(0) == STEPS // 5).all() and not t.terminated.any()
-    np.testing.assert_allclose(t.next_value, t.value[0, 0], rtol=1e-5)  # all states look alike
+    np.testing.assert_allclose(t.next_value, t.value[0, 0], rtol=1e-5)  # all states are alike
 
 
 def test_flatten_steps_keeps_rows_together():
@@ -205,7 +205,7 @@ def test_flatten_steps_keeps_rows_together():
 
 
 class DummySteps:
-    """A vector environment that, like a host's NEXT_STEP one, wastes the step after an end."""
+    """A vector environment that wastes the step after an end, like NEXT_STEP in Gymnasium."""
 
     num_envs, time_limit = 2, None
 
@@ -227,7 +227,7 @@ class DummySteps:
 
 
 def test_the_step_after_a_dummy_starts_the_episode():
-    """A memory must be cleared once per episode, at its first real step."""
+    """The recurrent state must be reset once per episode, at its first real step."""
     vector = DummySteps()
     plain = make_policy(vector.observation_space, vector.action_space, hidden=(4,))
     starts = []
@@ -246,7 +246,7 @@ def test_the_step_after_a_dummy_starts_the_episode():
 
 
 def test_truncations_before_the_time_limit_are_counted():
-    """TimeLimit cuts every 5 steps; here it promises not to before 30."""
+    """TimeLimit truncates every 5 steps; here it declares at least 30."""
     env = TimeLimit()
     env.__dict__["time_limit"] = 30
     policy, params, state, collect = setup(env)
@@ -268,7 +268,7 @@ def test_dummy_steps_have_no_weight_and_no_reward():
 
 
 class Points(TimeLimit):
-    """Games of five steps; a point is made, and all before it settled, with every second step."""
+    """Games of five steps; every second step settles a point, at which credit ends."""
 
     def step(self, key, state, action, params):
         *result, _ = super().step(key, state, action, params)
@@ -278,7 +278,7 @@ class Points(TimeLimit):
 def test_what_is_settled_is_over_for_learning_and_goes_on_for_the_environment():
     _, params, state, collect = setup(Points())
     state, t = collect(KEY, params, state)
-    step = np.arange(1, STEPS + 1) % 5  # of its game, 0 the last
+    step = np.arange(1, STEPS + 1) % 5  # step of the game, 0 for the last
     settled = (step % 2 == 0) & (step > 0)
     np.testing.assert_array_equal(t.terminated, np.tile(settled[:, None], ENVS))
     np.testing.assert_array_equal(t.done, np.tile((settled | (step == 0))[:, None], ENVS))
@@ -286,13 +286,13 @@ def test_what_is_settled_is_over_for_learning_and_goes_on_for_the_environment():
 
 
 def test_dummy_steps_are_not_among_the_statistics():
-    """Of twelve steps nine happened: what they showed, and what they returned at γ = 0.9."""
+    """Nine of twelve steps took place: their observations, and their returns at γ = 0.9."""
     vector = DummySteps()
     policy = make_policy(vector.observation_space, vector.action_space, hidden=(4,))
     state, params = started(policy, vector, normalize_obs=True, normalize_reward=True)
     options = {"env": vector, "policy": policy, "num_steps": 12, "gamma": 0.9}
     moments = collecting(**options)(KEY, params, state)[0].moments
-    # The time and the environment's number, but for the reset's zeros.
+    # The time and the number of the environment, except for the zeros of the reset.
     shown = np.array([[t, n * (t > 0)] for t in range(12) if t % 4 != 3 for n in range(2)])
     np.testing.assert_allclose(moments.obs.count, 18, rtol=1e-4)
     np.testing.assert_allclose(moments.obs.mean, shown.mean(0), rtol=1e-4)
@@ -303,7 +303,7 @@ def test_dummy_steps_are_not_among_the_statistics():
 
 
 def test_collect_episodes_starts_anew_everywhere():
-    """Row 0 of every rollout starts an episode; those that were under way are gone."""
+    """Row 0 of every rollout starts an episode; unfinished episodes are abandoned."""
     policy, params, _, _ = setup(Counter())
     env = envs.vectorize(Counter(), ENVS, STEPS)
     options = {"env": env, "policy": policy, "num_steps": STEPS, "gamma": 0.9, "longest": 6}
@@ -316,15 +316,15 @@ def test_collect_episodes_starts_anew_everywhere():
         names.append(Counter().name_of(t.obs[0]))
         assert state.metrics["reused_resets"] == 0
     assert len(np.unique(names)) == 3 * ENVS
-    assert state.moments.reward.count > 2 * ENVS * STEPS  # statistics go on
+    assert state.moments.reward.count > 2 * ENVS * STEPS  # statistics are continued
 
 
 def test_metrics_of_whole_episodes_do_not_favour_the_short():
-    """Lengths 1 and 10 in equal numbers, in 12 steps: of those that start late only the short
-    end in time. Counted are those that start up to step 2, and their mean length is 5.5."""
+    """Lengths 1 and 10 in equal numbers, in 12 steps: of episodes that start late, only short ones
+    end in time. Episodes that start up to step 2 are counted, with mean length 5.5."""
 
     class ShortOrLong(TimeLimit):
-        """An episode of one step or of ten, by the toss of a coin."""
+        """An episode of one step or of ten, with equal probability."""
 
         def __init__(self):
             super().__init__()

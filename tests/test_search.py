@@ -1,4 +1,4 @@
-"""An ask/tell loop around `run_sweep` compiles once, and gives the numbers of a fresh process."""
+"""An ask/tell loop around `run_sweep` compiles once, with the results of a new process."""
 
 import dataclasses
 import os
@@ -27,7 +27,7 @@ def small(**changes):
 
 @pytest.fixture
 def compiled():
-    """The names of the functions that were compiled, or read from the cache on disk."""
+    """The names of functions that were compiled, or read from the cache on disk."""
     names = []
 
     def listen(event, seconds, **more):
@@ -47,7 +47,7 @@ def assert_same(found, expected):
 
 
 class Sampler:
-    """A tiny sampler in Optuna's form: random at first, then near the best value so far."""
+    """A small sampler with Optuna's interface: random at first, then near the best value so far."""
 
     def __init__(self, direction):
         assert direction == "maximize"
@@ -79,7 +79,7 @@ class Sampler:
 
 
 def test_the_loop_of_the_sweeps_page_compiles_once(compiled, monkeypatch, capsys):
-    """As it is written, with a sampler of ours in place of Optuna's and shorter training."""
+    """The documented example, with our sampler instead of Optuna's and shorter training."""
     counts = []
 
     def create_study(direction):
@@ -95,12 +95,12 @@ def test_the_loop_of_the_sweeps_page_compiles_once(compiled, monkeypatch, capsys
     monkeypatch.setitem(sys.modules, "optuna", types.SimpleNamespace(create_study=create_study))
     exec(compile(code, "sweeps.md", "exec"), {})
     assert sorted(n for n in compiled if n in PROGRAMS) == sorted(PROGRAMS)
-    assert len(counts) == 10 and {*counts} == {len(compiled)}  # nothing at all after the first ask
+    assert len(counts) == 10 and {*counts} == {len(compiled)}  # no compilation after the first ask
     assert re.fullmatch(r"[\d.]+ \{'learning_rate': [\d.]+\}\n", capsys.readouterr().out)
 
 
 def test_batches_of_trials_share_a_width_and_the_bits_are_those_of_a_first_call(compiled):
-    """One, three, five and seven trials of four seeds, each time others."""
+    """One, three, five and seven trials of four seeds, with different values each time."""
 
     def ask(trials, first):
         rates = [1e-3 * (k + first) for k in range(trials)]
@@ -125,7 +125,7 @@ def test_numbers_of_agents_lead_to_few_widths_on_cpus():
 
 @pytest.mark.slow
 def test_what_decides_a_program_compiles_again(compiled):
-    """A static value, a setting of JAX, and back: results are never those of another program."""
+    """A static value, a JAX setting, and back: results never come from another program."""
 
     def asks():
         first = run_seeds(small(), 2)[1]
@@ -143,7 +143,7 @@ def test_what_decides_a_program_compiles_again(compiled):
 
 
 class Paid(probe_envs.ConstantReward):
-    """Pays what is written on it, which may change, and cannot be hashed."""
+    """The reward is an attribute, which may change, and the object cannot be hashed."""
 
     __hash__ = None
     amount = 1.0
@@ -155,7 +155,7 @@ class Paid(probe_envs.ConstantReward):
 
 @dataclasses.dataclass(frozen=True)
 class PaidValue:
-    """The same as a value: equal where all fields are."""
+    """The same as a value type: equal if all fields are equal."""
 
     amount: float = 1.0
 
@@ -206,7 +206,7 @@ def test_few_programs_are_kept_and_jax_frees_them(compiled):
     client = jax.devices()[0].client
     before = len(client.live_executables())
     run_seeds(small(), 2)
-    run_seeds(small(), 2, env=Paid())  # nothing is kept of what cannot be found again
+    run_seeds(small(), 2, env=Paid())  # objects without a value are not cached
     assert program._functions.cache_info().currsize == 1
     assert len(client.live_executables()) > before
     jax.clear_caches()
@@ -231,7 +231,7 @@ np.savez(sys.argv[1], **metrics)
 
 @pytest.mark.slow
 def test_a_later_call_has_the_bits_of_a_fresh_process(tmp_path):
-    """Which compiles everything itself."""
+    """The new process compiles all programs itself."""
     run_sweep(small(), {"learning_rate": [1e-3, 2e-3]}, 4, episodes=2)
     points = [{"learning_rate": 3e-3, "clip_eps": 0.1}]
     _, found = run_sweep(small(), points, [5, 6, 7, 8], episodes=2)

@@ -1,4 +1,4 @@
-"""What is made of the agents' numbers: curves, scores, ranks, the table, the figures."""
+"""Results of sweeps: curves, scores, ranking, tables and figures."""
 
 import math
 
@@ -14,7 +14,7 @@ RNG = np.random.default_rng(0)
 
 
 def point(scores, env="CartPole-v1", curve=None, diverged=None, **values):
-    """A point with given scores; its curve rises to them in ten steps of 100."""
+    """A configuration with given scores; its curve rises to them in ten steps of 100."""
     scores = np.asarray(scores, float)
     curve = scores[:, None] * np.linspace(0.1, 1, 10) if curve is None else np.asarray(curve)
     config = configs.make(preset="none", env=env, total_timesteps=1000, num_envs=4, num_steps=25)
@@ -43,7 +43,7 @@ def test_parts_of_a_run_are_means_over_their_episodes():
     np.testing.assert_allclose(parts["episode_return"], [[17.5, np.nan, 2.0]])
     np.testing.assert_allclose(parts["loss"], [[1.5, 4, 8]])
     np.testing.assert_allclose(parts["lost_cuts"], [[1, 2, 0]])
-    assert binned(metrics, 100)["loss"].shape == (1, 6)  # there are no more parts than updates
+    assert binned(metrics, 100)["loss"].shape == (1, 6)  # at most one bin per update
 
 
 def test_a_gap_repeats_what_was_before():
@@ -68,7 +68,7 @@ def test_without_evaluation_the_end_of_training_counts():
 
 
 def test_a_diverged_agent_counts_with_the_worst_of_its_environment():
-    """Where the others are perfect, that is what training began with."""
+    """If all other agents are perfect, the worst return is from the beginning of training."""
     found = penalise(
         [
             point([500, 400], diverged=[True, False], curve=[[20.0, 500], [22, 500]]),
@@ -96,7 +96,7 @@ def test_points_are_ranked_by_score_and_among_equals_by_area():
         ]
     )
     assert [s.name for s in order] == ["gamma=0.99", "gamma=0.9", "gamma=0.95"]
-    assert order[0].strata[0].tolist() == [500] * 3  # one environment: in its own units
+    assert order[0].strata[0].tolist() == [500] * 3  # one environment: not scaled
 
 
 def test_over_environments_scores_are_shares_of_their_range():
@@ -109,7 +109,7 @@ def test_over_environments_scores_are_shares_of_their_range():
     ]
     for r in found:
         r.point["env"] = r.env
-    best, other = settings(found)  # gamma=0.8 was not tried everywhere
+    best, other = settings(found)  # gamma=0.8 was not tried in all environments
     assert (best.name, other.name) == ("gamma=0.99", "gamma=0.9")
     np.testing.assert_allclose(best.strata[0], [1, 0.5])
     np.testing.assert_allclose(best.strata[1], [400 / 410, 1])
@@ -222,6 +222,6 @@ def test_the_report_is_one_file_and_escapes_what_it_shows(tmp_path):
     text = page.page("t", [page.table(rows), page.picture("x", drawn["Learning curves"])])
     assert "<script>" not in text and "&lt;script&gt;" in text
     assert "12,345" in text and "64x64" in text and "<td>0.3</td>" in text
-    assert "<th>b</th>" not in text  # empty throughout
+    assert "<th>b</th>" not in text  # a column without values
     assert "http" not in text and 'src="data:image/png;base64,' in text
     assert page.markdown(rows).splitlines()[2] == "| <script> | 12,345 | 64x64 | 0.3 |"

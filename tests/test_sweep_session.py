@@ -1,5 +1,5 @@
-"""Sweeps on disk (store, keep, session, publish, command): what they leave; stopped, killed and
-resumed; refused."""
+"""Sweeps with folders (store, keep, session, publish, command): files, interruption, resumption and
+refusals."""
 
 import csv
 import json
@@ -99,7 +99,7 @@ def test_the_best_agent_of_each_point_is_kept_and_plays(finished):
     assert saved["eval_return_mean"] == pytest.approx(
         max(float(a["score"]) for a in agents if a["point"] == "0")
     )
-    # Evaluated by a key that training never uses, the one of a run with that seed.
+    # Evaluated with a key that training does not use: the one of a run with that seed.
     played = evaluate(
         jax.random.fold_in(jax.random.key(config.seed), EVALUATION),
         state.learner.params,
@@ -144,7 +144,7 @@ command.run_command(sys.argv[1:])
 def test_kill_minus_nine_in_the_middle_leaves_the_table_of_an_uninterrupted_sweep(
     finished, tmp_path
 ):
-    """Killed while it writes the second of three chunks, its rows half there."""
+    """Killed while it writes the second of three chunks, after half of its rows."""
     path = tmp_path / "killed"
     environment = os.environ | {"JAX_COMPILATION_CACHE_DIR": os.environ["PPO_JAX_TEST_CACHE"]}
     killed = subprocess.run(
@@ -159,7 +159,7 @@ def test_kill_minus_nine_in_the_middle_leaves_the_table_of_an_uninterrupted_swee
     assert command.run_command(["--resume", str(path)]) == 0
     assert table(path) == table(finished)
     assert (path / "table.csv").read_bytes() == (finished / "table.csv").read_bytes()
-    assert (path / "chunks/00000.npz").stat().st_mtime_ns == first  # not made again
+    assert (path / "chunks/00000.npz").stat().st_mtime_ns == first  # not trained again
     assert sorted(p.name for p in (path / "agents").iterdir()) == sorted(
         p.name for p in (finished / "agents").iterdir()
     )
@@ -200,7 +200,7 @@ def test_resuming_what_is_finished_only_reports_again(finished, tmp_path):
     assert command.run_command(["--resume", str(path), "--threshold", "20"]) == 0
     assert (path / "report.html").exists()
     assert (path / "results.csv").read_bytes() == (finished / "results.csv").read_bytes()
-    assert read_sessions(path) == sessions  # nothing was trained here
+    assert read_sessions(path) == sessions  # no training took place
     with (path / "table.csv").open() as file:
         assert next(csv.DictReader(file))["threshold"] == "20.0"
 
@@ -257,14 +257,14 @@ def lost_spec(path):
 @pytest.mark.parametrize(
     ("damage", "says"),
     [
-        (damaged_arrays, "00001.npz is damaged.*delete .*to have it made again"),
+        (damaged_arrays, "00001.npz is damaged.*delete .*to train the chunk again"),
         (damaged_manifest, "00001.json is damaged"),
-        (foreign_chunk, "is of another sweep"),
-        (lost_plan, "plan.json is gone"),
+        (foreign_chunk, "belongs to another sweep"),
+        (lost_plan, "plan.json is missing"),
         (damaged_plan, "plan.json is damaged"),
         (damaged_spec, "sweep.json is damaged"),
         (no_sessions, "its sessions are"),
-        (changed_spec, "sweep.json is damaged: manifest.json there has its digest"),
+        (changed_spec, "sweep.json is damaged: it does not match its digest in manifest.json"),
         (other_options, "sweep.json is damaged"),
         (lost_spec, "is not a sweep: it has no sweep.json"),
     ],
@@ -296,7 +296,7 @@ def test_a_confirmation_that_is_not_whole_is_mended(finished, tmp_path):
 
 def test_only_what_a_sweep_left_itself_is_deleted(finished, tmp_path):
     path = copy(finished, tmp_path / "mine")
-    (path / "chunks/00007.npz").write_text("")  # of a chunk that was not finished
+    (path / "chunks/00007.npz").write_text("")  # of an unfinished chunk
     (path / "chunks/.00007.npz.tmp").write_text("")
     (path / "chunks/mine").mkdir()
     (path / "chunks/copy.npz").write_text("")
@@ -331,7 +331,7 @@ def test_only_a_sweep_is_overwritten_and_only_what_is_its_own(finished, tmp_path
     for name in theirs:
         (path / name).parent.mkdir(exist_ok=True, parents=True)
         (path / name).write_text("mine")
-    (path / "slurm/0123456789abcdef").mkdir()  # of the jobs of a session
+    (path / "slurm/0123456789abcdef").mkdir()  # files of a session's jobs
     (path / "slurm/0123456789abcdef/1_0_log.err").write_text("")
     with SweepDirectory(path) as directory:
         directory.clear()
@@ -351,7 +351,7 @@ def test_a_sweep_that_died_before_its_first_chunk_begins_again(finished, tmp_pat
 
 @pytest.mark.slow
 def test_environments_and_what_diverges_on_disk(tmp_path):
-    """Two programs; on Pendulum the actions of an agent without finite weights return NaN."""
+    """Two programs; on Pendulum, an agent with invalid weights returns NaN actions."""
     words = [
         "--preset", "none", "--num-envs", "2", "--num-steps", "256", "--total-timesteps", "1024",
         "--hidden", "8", "--vary", "env=CartPole-v1,Pendulum-v1",
@@ -404,7 +404,7 @@ def test_a_finished_sweep_is_not_overwritten_by_accident(finished):
         (["--batch-size", "3"], "--batch-size 2, given 3; another width"),
         (["--keep", "all"], "--keep best, given all; agents that were not kept"),
         (["--confirm", "3"], "other seeds or values; move it away to confirm with 3"),
-        (["--overwrite"], "no --run-dir, no --overwrite"),
+        (["--overwrite"], "omit --run-dir and --overwrite"),
     ],
 )
 def test_a_resumed_sweep_is_the_same_sweep(finished, more, says):
@@ -431,7 +431,7 @@ def test_bad_input_is_refused_before_anything_is_written(tmp_path, more, says):
 
 @pytest.mark.parametrize(("flag", "value"), [("--batch-size", "3"), ("--keep", "all")])
 def test_what_the_first_session_settled_stays(finished, flag, value):
-    """Also where no other flag is given."""
+    """Also if no other flag is given."""
     with pytest.raises(
         ConfigError, match=f"the sweep has {flag} .*, given {value}; .* so it stays"
     ):
@@ -439,7 +439,7 @@ def test_what_the_first_session_settled_stays(finished, flag, value):
 
 
 def test_fresh_seeds_have_no_say_in_the_ranking(finished, tmp_path, monkeypatch):
-    """A confirmation that returned worse than anything before leaves the table as it was."""
+    """A confirmation with worse returns than before does not change the table."""
     path = copy(finished, tmp_path / "worse")
     found = Store(path, read_spec(path)[0]).results()
     diverging = found[0]._replace(diverged=np.array([True, False, False]))
@@ -472,7 +472,7 @@ def test_two_sweeps_are_compared(finished, tmp_path, capsys):
 
 
 def test_the_algorithm_and_the_environment_may_vary():
-    """Each starts from its own preset; flags hold for all."""
+    """Each starts from its own preset; flags apply to all."""
     words = [
         "--vary",
         "algorithm=ppo,a2c",
@@ -495,7 +495,7 @@ def test_the_algorithm_and_the_environment_may_vary():
 
 
 def test_the_command_gives_each_core_a_device(tmp_path):
-    """Where nothing else was asked for."""
+    """If no other option is given."""
     code = (
         "import jax; from ppo_jax.cli.sweep import one_device_per_core as f; f(); "
         "print(len(jax.devices()))"
@@ -513,7 +513,7 @@ def test_the_command_gives_each_core_a_device(tmp_path):
     devices = jax.devices()
     os.environ.pop("JAX_NUM_CPU_DEVICES")
     try:
-        command.one_device_per_core()  # too late for this process, and no error
+        command.one_device_per_core()  # too late for this process, without an error
     finally:
         os.environ["JAX_NUM_CPU_DEVICES"] = "1"
     assert jax.devices() == devices

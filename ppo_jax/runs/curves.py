@@ -1,4 +1,4 @@
-"""The curves of one run, from its metrics.jsonl."""
+"""The learning curve of one run, drawn from its metrics.jsonl."""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -12,11 +12,11 @@ from ppo_jax.runs.metrics_log import read_metrics
 
 
 def plot_run(path: Path, job: Job) -> None:
-    """Draw learning_curve.png: the metrics of `job.curves`, a panel each.
+    """Draw learning_curve.png: one panel for each metric in `job.curves`.
 
     Args:
         path: folder of the run.
-        job: what was run.
+        job: the job that was run.
     """
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
@@ -27,7 +27,7 @@ def plot_run(path: Path, job: Job) -> None:
     shown = [n for n in job.curves if np.isfinite(table[n]).any()] or list(job.curves[:1])
     figure = Figure(figsize=(4 * len(shown) + 3, 4), layout="constrained")
     FigureCanvasAgg(figure)
-    figure.suptitle(job.name, parse_math=False)  # a "$" in a name is no formula
+    figure.suptitle(job.name, parse_math=False)  # a "$" in a name does not start a formula
     for k, name in enumerate(shown):
         label = name.replace("_", " ")
         axes = figure.add_subplot(1, len(shown), k + 1, xlabel=UNITS[job.unit], ylabel=label)
@@ -43,7 +43,7 @@ def plot_run(path: Path, job: Job) -> None:
 
 
 def _draw(axes: Any, step: np.ndarray, value: np.ndarray, episodes: np.ndarray) -> None:
-    """A metric and its moving average, which counts every episode alike where there are any."""
+    """Draw a metric and its moving average, weighted by the number of episodes if there are any."""
     weight = np.where(np.isfinite(episodes), episodes, 1.0)
     kept = np.isfinite(value) & (weight > 0)
     step, value, weight = step[kept], value[kept], weight[kept]
@@ -60,8 +60,10 @@ def _draw(axes: Any, step: np.ndarray, value: np.ndarray, episodes: np.ndarray) 
 
 
 def _columns(metrics: Path, names: tuple[str, ...]) -> dict[str, np.ndarray]:
-    """Columns of a metrics.jsonl, NaN where a row has none; a long run's log is larger than its
-    agent, so that only these numbers of each row are kept."""
+    """Read columns of a metrics.jsonl, with NaN for missing values.
+
+    Only these columns are kept, because the log of a long run can be larger than its agent.
+    """
 
     def values() -> Iterator[list[float]]:
         for row in read_metrics(metrics):

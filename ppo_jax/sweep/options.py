@@ -67,7 +67,7 @@ class SweepOptions:
         """The batch size as a number; None for auto.
 
         Raises:
-            ConfigError: it is neither.
+            ConfigError: the value is neither.
         """
         if self.batch_size == "auto":
             return None
@@ -104,10 +104,10 @@ class WorkerOptions:
     slurm_local: bool = option(False, "rehearse the jobs of SLURM as processes on this machine")
 
     def check(self) -> None:
-        """Refuse options that do not go together.
+        """Refuse options that contradict each other.
 
         Raises:
-            ConfigError: the option, and what it goes with.
+            ConfigError: the option, and the value of --cluster that it requires.
         """
         belongs = {"ray_address": ("ray",), "slurm": ("slurm",), "slurm_local": ("slurm",)}
         for field in dataclasses.fields(self):
@@ -116,4 +116,4 @@ class WorkerOptions:
                 continue
             if getattr(self, field.name) != field.default:
                 name = field.name.replace("_", "-")
-                raise ConfigError(f"--{name} goes with --cluster {' or '.join(goes_with)}")
+                raise ConfigError(f"--{name} requires --cluster {' or '.join(goes_with)}")
