@@ -14,7 +14,7 @@ There are three kinds of rules:
   excludes that sense ("standard deviation", "second moments", "question mark").
 * Entries of `Args:`, `Attributes:`, `Returns:` and `Yields:` and help texts of options do not begin
   with a bare preposition or relative pronoun (OPENERS). A shape or dtype before it does not count.
-* An entry has at least two words besides shape and dtype, and none of its sentences consists of
+* An entry has at least two words, or a shape and a noun, and none of its sentences consists of
   FUNCTION_WORDS only: "as many", "of it" and "how" have neither a noun nor a main verb.
 
 No rule decides whether a sentence is understood. The rules only keep known faults away.
@@ -235,7 +235,8 @@ def _entry(text: str, line: int) -> Iterator[Fault]:
     plain = SHAPE.sub("", text.strip())
     words = re.findall(r"[^\s.,:;()]+", plain)
     start = " ".join(text.split())[:60]
-    if len(words) < 2:
+    noun_alone = plain != text.strip() and re.fullmatch(r"[a-z][a-z-]{2,}", "".join(words))
+    if len(words) < 2 and (not noun_alone or words[0] in FUNCTION_WORDS):
         yield line, "describe it in a whole phrase", start
     elif words[0].lower() in OPENERS and plain[:1] not in "(":
         yield line, f"begin with a noun phrase, not with '{words[0]}'", start

@@ -73,11 +73,11 @@ def entry(text: str, section: str = "Args") -> list[str]:
 def test_entries_are_whole_phrases(section):
     for text in ("of the policy.", "how many.", "[B] int32, of the token to come.", "whose it is."):
         assert any("noun phrase" in rule for rule in entry(text, section)), text
-    for text in ("itself.", "[T, N].", "[B] float32", "config."):
+    for text in ("itself.", "[T, N].", "[B] float32", "[P] θ.", "config."):
         assert entry(text, section) == ["describe it in a whole phrase"], text
     for text in ("all of them.", "seconds to wait; so many.", "the one, or none."):
         assert any("main verb" in rule for rule in entry(text, section)), text
-    for text in ("[T, N] rewards of the steps.", "whether it ended.", "number of episodes."):
+    for text in ("[T, N] float32 rewards.", "whether it ended.", "number of episodes."):
         assert not entry(text, section), text
 
 

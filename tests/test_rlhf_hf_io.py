@@ -283,11 +283,14 @@ def test_folders_that_are_no_model_are_refused(tmp_path):
         ({"num_key_value_heads": 3}, "num_kv_heads is 3, which must divide num_heads 4"),
         (
             {"intermediate_size": 99},
-            r"layers.0.mlp.gate_proj.weight has shape \[176, 64\]; by config.json it must be "
+            r"layers.0.mlp.gate_proj.weight has shape \[176, 64\]; according to config.json it "
             r"\[99, 64\]",
         ),
         ({"num_hidden_layers": 3}, "no tensor layers.2.input_layernorm.weight, .* and 6 more"),
-        ({"num_hidden_layers": 1}, "tensor layers.1.input_layernorm.weight, .* is in no llama"),
+        (
+            {"num_hidden_layers": 1},
+            "tensor layers.1.input_layernorm.weight, .* is not part of a llama",
+        ),
     ],
 )
 def test_what_does_not_fit_is_named(tmp_path, change, message):
@@ -307,7 +310,7 @@ def test_tensors_that_do_not_fit_are_named(tmp_path):
     other["model.norm.wieght"] = other.pop("model.norm.weight")
     with pytest.raises(ModelError, match="no tensor norm.weight; the nearest is norm.wieght"):
         load_model(rewritten(tmp_path / "a", tensors=other))
-    with pytest.raises(ModelError, match="tensor v_head.weight is in no llama of this config"):
+    with pytest.raises(ModelError, match="tensor v_head.weight is not part of a llama model"):
         load_model(rewritten(tmp_path / "b", tensors=tensors | {"v_head.weight": np.ones(3)}))
     integers = tensors | {"model.norm.weight": np.ones(64, np.int32)}
     with pytest.raises(ModelError, match="norm.weight is int32; weights must be floating"):
@@ -320,7 +323,7 @@ def test_damaged_files_are_refused(tmp_path):
     whole = (folder / WEIGHTS).read_bytes()
     for size in (0, 5, 200, len(whole) // 2, len(whole) - 1):
         (folder / WEIGHTS).write_bytes(whole[:size])
-        with pytest.raises(ModelError, match="damaged or no safetensors file"):
+        with pytest.raises(ModelError, match="damaged or not a safetensors file"):
             load_model(folder)
     (folder / WEIGHTS).unlink()
     index = {"weight_map": {"model.norm.weight": "model-00001-of-00001.safetensors"}}
