@@ -118,7 +118,7 @@ BAD = [
     ("sft", {"txt": "a"}, "the keys are txt; expected"),
     ("sft", {}, "the keys are none"),
     ("sft", {"text": 3}, "text must be a string or a list"),
-    ("sft", {"text": [user("a")]}, "a conversation's key is messages"),
+    ("sft", {"text": [user("a")]}, "use messages for a conversation"),
     ("sft", {"messages": []}, "messages must be a string or a list"),
     ("sft", {"messages": [{"role": "user"}]}, "messages must be"),
     ("sft", {"prompt": "a", "completion": [assistant("b")]}, "all strings or all conversations"),

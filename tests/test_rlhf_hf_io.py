@@ -255,7 +255,7 @@ def test_folders_that_are_no_model_are_refused(tmp_path):
     with pytest.raises(ModelError, match="nowhere is not a folder"):
         load_model(tmp_path / "nowhere")
     (tmp_path / "notes.txt").write_text("")
-    with pytest.raises(ModelError, match=r"no config.json in it \(there is: notes.txt\)"):
+    with pytest.raises(ModelError, match=r"no config.json in it \(it contains: notes.txt\)"):
         load_model(tmp_path)
     (tmp_path / "config.json").write_text("{")
     with pytest.raises(ModelError, match="config.json is not JSON"):
@@ -267,7 +267,7 @@ def test_folders_that_are_no_model_are_refused(tmp_path):
     with pytest.raises(ModelError, match="has neither model.safetensors nor"):
         load_model(tmp_path)
     (tmp_path / "pytorch_model.bin").write_text("")
-    with pytest.raises(ModelError, match="pytorch_model.bin is a pickle, save the model as"):
+    with pytest.raises(ModelError, match="pytorch_model.bin is a pickle: save the model as"):
         load_model(tmp_path)
 
 
@@ -284,7 +284,7 @@ def test_folders_that_are_no_model_are_refused(tmp_path):
         (
             {"intermediate_size": 99},
             r"layers.0.mlp.gate_proj.weight has shape \[176, 64\]; according to config.json it "
-            r"\[99, 64\]",
+            r"must be \[99, 64\]",
         ),
         ({"num_hidden_layers": 3}, "no tensor layers.2.input_layernorm.weight, .* and 6 more"),
         (
