@@ -328,5 +328,5 @@ def test_damaged_files_are_refused(tmp_path):
     (folder / WEIGHTS).unlink()
     index = {"weight_map": {"model.norm.weight": "model-00001-of-00001.safetensors"}}
     (folder / "model.safetensors.index.json").write_text(json.dumps(index))
-    with pytest.raises(ModelError, match="names model-00001-of-00001.safetensors, which is not"):
+    with pytest.raises(ModelError, match="names model-00001-of-00001.safetensors, which does not"):
         load_model(folder)
