@@ -85,7 +85,7 @@ def work_of(config: TrainConfig) -> Work:
 
 
 def array_bytes(shape: Any) -> int:
-    """The size of an array, from its shape."""
+    """The size of an array in bytes."""
     return shape.size * shape.dtype.itemsize
 
 
