@@ -1,4 +1,4 @@
-"""The contestant ppo_jax: updates of `ppo_jax.rlhf.train`, compiled as one loop like its command."""
+"""The contestant ppo_jax: updates of `ppo_jax.rlhf.train`, compiled as one loop."""
 
 import functools
 from argparse import Namespace
