@@ -222,7 +222,7 @@ def plot(rows: list[dict[str, Any]], seeds: list[dict[str, Any]], path: Path) ->
 
 def markdown(rows: list[dict[str, Any]]) -> str:
     """The table of the README."""
-    head = ("environment", "steps", "seeds", "mean return [95 %]", "at threshold", "published")
+    head = ("environment", "steps", "seeds", "mean return [95 %]", "at the mark", "others report")
     lines = ["| " + " | ".join(head) + " |", "|" + "---|" * len(head)]
     for r in rows:
         interval = f" [{r['ci95_low']}, {r['ci95_high']}]" if int(r["seeds"]) > 1 else ""
