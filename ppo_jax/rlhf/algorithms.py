@@ -26,42 +26,29 @@ ADAMS: dict[str, Callable[..., optax.GradientTransformation]] = {
 
 @dataclasses.dataclass(frozen=True)
 class Config(ppo.Config):
-    """Hyperparameters of an update: those of PPO, with some other defaults, and a few more."""
+    """Hyperparameters of an update: PPO's, some with other defaults, and those of tokens."""
 
-    # Three options of PPO do not exist here: the schedule is counted in updates, advantages are
+    # Three of PPO's options are none here: the horizon is counted in updates, advantages are
     # normalised once per rollout, and no update stops early.
     anneal_timesteps: ClassVar[None] = None  # type: ignore[misc]
     normalize_advantage: ClassVar[bool] = False  # type: ignore[misc]
     target_kl: ClassVar[None] = None  # type: ignore[misc]
 
-    minibatches: int = option(2, "number of minibatches per epoch, one gradient step each", low=1)
-    gamma: float = option(1.0, "discount factor gamma per token", low=0, high=1)
+    minibatches: int = option(2, "gradient steps per pass", low=1)
+    gamma: float = option(1.0, "discount per token", low=0, high=1)
     value_clip_eps: float | None = option(
-        0.2,
-        "clip range of new values around old values; None turns value clipping off",
-        low=0,
-        open_low=True,
+        0.2, "values are clipped to the old ± this; None: not", low=0, open_low=True
     )
     max_grad_norm: float = sgd.max_grad_norm(1.0)
-    critic_rate: float = option(
-        1.0, "learning rate of the critic, as a multiple of the actor's", low=0
-    )
+    critic_rate: float = option(1.0, "learning rate of the critic, as a multiple", low=0)
     anneal: bool = option(
-        True, "decay the learning rate linearly to 0 over the run, unless it is a schedule"
+        True, "lower the learning rate linearly to 0 over the run, unless it is a schedule"
     )
     whiten_advantages: bool | None = option(
-        None,
-        "normalise advantages over all tokens of a rollout; None: on for ppo and reinforce, "
-        "off for rloo and grpo",
+        None, "over all tokens of a rollout; None: where advantages are not those of groups"
     )
-    whiten_rewards: bool = option(
-        False, "scale token rewards to standard deviation 1 and keep their mean"
-    )
-    adam: str = option(
-        "optax",
-        "variant of Adam: optax adds epsilon after bias correction, tensorflow before it",
-        choices=tuple(ADAMS),
-    )
+    whiten_rewards: bool = option(False, "scale token rewards to deviation 1, keeping their mean")
+    adam: str = option("optax", "where Adam's epsilon stands", choices=tuple(ADAMS))
 
 
 class Method(NamedTuple):

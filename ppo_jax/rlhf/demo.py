@@ -46,26 +46,18 @@ PREFERENCES = 0x9F3E
 
 @dataclasses.dataclass(frozen=True)
 class DemoConfig:
-    """Sizes and hyperparameters of the demo, whose defaults are meant for two CPU cores."""
+    """How much of everything; the defaults take less than five minutes on two CPU cores."""
 
-    data: Path | None = option(
-        None, "text file with one training example per line; None: words of Python's documentation"
-    )
-    seed: int = option(0, "random seed of all stages", low=0, high=2**32 - 1)
-    sft_updates: int = option(500, "number of fine-tuning steps", low=1)
-    reward_updates: int = option(300, "number of reward-model steps", low=1)
-    updates: int = option(60, "number of PPO updates", low=1)
-    responses: int = option(512, "number of responses per PPO update", low=2)
-    preferences: int = option(6000, "number of preference pairs", low=16)
-    kl_coef: float = option(
-        0.5, "coefficient beta of the KL divergence from the reference", low=0.01
-    )
-    learning_rate: float = option(
-        5e-4, "initial learning rate of PPO, which decays linearly to 0", low=0, open_low=True
-    )
-    reference_samples: int = option(
-        2048, "number of reference samples per first letter for estimating the optimum", low=16
-    )
+    data: Path | None = option(None, "text to imitate, one example a line; None: Python's own")
+    seed: int = option(0, "of everything random", low=0, high=2**32 - 1)
+    sft_updates: int = option(500, "steps of fine-tuning", low=1)
+    reward_updates: int = option(300, "steps of the reward model", low=1)
+    updates: int = option(60, "updates of PPO", low=1)
+    responses: int = option(512, "responses per update", low=2)
+    preferences: int = option(6000, "pairs that are judged", low=16)
+    kl_coef: float = option(0.5, "beta, the price of a nat away from the reference", low=0.01)
+    learning_rate: float = option(5e-4, "of PPO, falling to 0", low=0, open_low=True)
+    reference_samples: int = option(2048, "per first letter, that the optimum is known by", low=16)
     matmul_precision: str = precision.matmul_precision()
 
 
@@ -122,7 +114,7 @@ def demo(config: DemoConfig, options: RunOptions) -> int:
             found = precision.apply(config.matmul_precision, _tell)(story)
         except _Stopped as stopped:
             path = shlex.quote(str(directory.path))
-            terminal.say(f"stopped; resume with: python -m ppo_jax.rlhf demo --resume {path}")
+            terminal.say(f"stopped; continue with: python -m ppo_jax.rlhf demo --resume {path}")
             return int(stopped.args[0])
         found |= {
             "seconds": round(time.perf_counter() - started, 1),

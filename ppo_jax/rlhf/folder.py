@@ -86,12 +86,12 @@ def _clear_model(folder: Path) -> None:
 
 @dataclasses.dataclass(frozen=True)
 class RunOptions(KeepOptions):
-    """Options of a stage besides training; none of them changes the result of an update."""
+    """What a stage has besides training; none of it changes what an update computes."""
 
     checkpoint_seconds: float = option(60.0, "seconds between checkpoints", low=0)
-    sample_seconds: float = option(20.0, "seconds between printed sample responses", low=0)
-    samples: int = option(4, "number of sample responses that are printed", low=0)
-    trust: bool = option(False, "import code that the resumed folder names")
+    sample_seconds: float = option(20.0, "seconds between samples that are shown", low=0)
+    samples: int = option(4, "number of responses that are shown", low=0)
+    trust: bool = option(False, "let the folder that is resumed name code to import")
 
 
 def run(

@@ -22,19 +22,15 @@ from ppo_jax.types import Batch, LossFn, Metrics, Params, PyTree, TrainState
 
 @dataclasses.dataclass(frozen=True)
 class Config:
-    """Hyperparameters of supervised training."""
+    """Hyperparameters of supervised steps."""
 
     learning_rate: Scheduled = sgd.learning_rate(1e-3)
-    batch_size: int = option(64, "number of examples per gradient step", low=1)
-    updates: int = option(500, "number of gradient steps of the whole run", low=1)
-    micro_batches: int = option(
-        1, "number of parts of a batch whose gradients are accumulated", low=1
-    )
+    batch_size: int = option(64, "rows per step", low=1)
+    updates: int = option(500, "steps", low=1)
+    micro_batches: int = option(1, "parts of a batch whose gradients are accumulated", low=1)
     max_grad_norm: float = sgd.max_grad_norm(1.0)
     adam_eps: float = sgd.adam_eps()
-    validation_fraction: float = option(
-        0.05, "fraction of the examples used for validation instead of training", low=0, high=0.5
-    )
+    validation_fraction: float = option(0.05, "of the rows, never learned from", low=0, high=0.5)
 
 
 @struct.dataclass

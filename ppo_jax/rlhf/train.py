@@ -28,59 +28,35 @@ from ppo_jax.types import Algorithm, Params, PyTree, TrainState
 
 @dataclasses.dataclass(frozen=True)
 class Config:
-    """Options of sampling, rewards and adapters."""
+    """What is written, and what it is worth."""
 
-    algorithm: str = option(
-        "ppo", "algorithm, which determines the advantages of tokens", choices=tuple(ALGORITHMS)
-    )
-    updates: int = option(100, "number of updates of the whole run, one after each rollout", low=1)
-    num_prompts: int = option(256, "number of prompts per rollout", low=1)
-    group_size: int = option(
-        1, "number of responses to each prompt; rloo and grpo need at least 2", low=1
-    )
-    max_new_tokens: int = option(32, "maximum number of tokens of a response", low=1)
+    algorithm: str = option("ppo", "how tokens are judged", choices=tuple(ALGORITHMS))
+    updates: int = option(100, "rollouts of the whole run, each followed by an update", low=1)
+    num_prompts: int = option(256, "prompts per rollout", low=1)
+    group_size: int = option(1, "responses to each; rloo and grpo compare them", low=1)
+    max_new_tokens: int = option(32, "tokens of the longest response", low=1)
     temperature: float = option(
-        1.0,
-        "temperature of policy and reference, during sampling and in the losses",
-        low=0,
-        open_low=True,
+        1.0, "divides the logits, of all models, when sampling and afterwards", low=0, open_low=True
     )
-    kl_coef: float = option(0.05, "coefficient beta of the KL divergence from the reference", low=0)
-    kl_kind: str = option(
-        "k1", "estimator of the KL divergence per token", choices=tuple(KL_ESTIMATORS)
-    )
-    kl_in: str = option(
-        "reward", "place of the KL penalty: the rewards or the loss", choices=("reward", "loss")
-    )
+    kl_coef: float = option(0.05, "beta, the price of a nat away from the reference", low=0)
+    kl_kind: str = option("k1", "estimator of the KL of a token", choices=tuple(KL_ESTIMATORS))
+    kl_in: str = option("reward", "where the price is paid", choices=("reward", "loss"))
     kl_target: float | None = option(
-        None,
-        "KL per response, in nats, that beta is adapted to; None keeps beta constant",
-        low=0,
-        open_low=True,
+        None, "nats per response that beta is adapted to; None: beta stays", low=0, open_low=True
     )
-    kl_horizon: float = option(
-        10_000.0, "time constant of the adaptation of beta, as a number of responses", low=1
-    )
+    kl_horizon: float = option(10_000.0, "responses over which beta adapts", low=1)
     reward_clip: float = option(
-        float("inf"),
-        "clip range of scores around 0; infinity turns clipping off",
-        low=0,
-        high=float("inf"),
-        open_low=True,
+        float("inf"), "scores are clipped to ± this", low=0, high=float("inf"), open_low=True
     )
-    scale_scores: bool = option(False, "divide scores by their running standard deviation")
+    scale_scores: bool = option(False, "divide scores by their running deviation")
     missing_eos_penalty: float = option(
-        0.0, "penalty subtracted from the score of a response without an end-of-text token", low=0
+        0.0, "subtracted from the score of a response that did not end", low=0
     )
     missing_eos_score: float | None = option(
-        None, "score of every response without an end-of-text token; None keeps its own score"
+        None, "the score of a response that did not end, whatever it says; None: its own"
     )
-    lora_rank: int = option(
-        0, "rank of the LoRA adapters that are trained; 0 trains all weights", low=0
-    )
-    lora_alpha: float = option(
-        16.0, "LoRA alpha: adapters are scaled by alpha / rank", low=0, open_low=True
-    )
+    lora_rank: int = option(0, "train adapters of this rank instead of the weights; 0: not", low=0)
+    lora_alpha: float = option(16.0, "adapters are scaled by this / rank", low=0, open_low=True)
 
 
 class Models(NamedTuple):
