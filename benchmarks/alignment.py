@@ -84,8 +84,8 @@ def row_of(text: str, updates: int, seed: int, found: dict[str, Any]) -> dict[st
 def markdown() -> str:
     """The table of docs/rlhf.md."""
     lines = [
-        "| text | updates | seed | J / J* | J | J* | gold rule | EOS rate "
-        "| reward model: noisy, gold | seconds |",
+        "| text | updates | seed | J / J* | J | J* | gold rule | ends | reward model: noisy, gold "
+        "| seconds |",
         "|" + "---|" * 10,
     ]
     for r in read(RESULTS / "alignment.csv"):

@@ -28,7 +28,7 @@ def objective(ratio: jax.Array, advantage: float) -> tuple[jax.Array, jax.Array]
 
 
 def main() -> None:
-    """Draw and save the figure."""
+    """Draw it."""
     import matplotlib
 
     matplotlib.use("Agg")

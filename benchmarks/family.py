@@ -123,7 +123,7 @@ def curve_rows(method: str, env: str, steps: int, curve: np.ndarray) -> list[dic
 
 
 def plot() -> None:
-    """Plot the learning curves in the file, with a panel per environment and a line per method."""
+    """Learning curves from the committed file: a panel per environment, a line per method."""
     import matplotlib
 
     matplotlib.use("Agg")

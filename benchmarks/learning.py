@@ -190,7 +190,7 @@ def row_of(name: str, task: Task, returns: np.ndarray, seconds: float) -> dict[s
 
 
 def plot(rows: list[dict[str, Any]], seeds: list[dict[str, Any]], path: Path) -> None:
-    """Plot the tasks with several seeds: each seed, the mean with its interval, the threshold."""
+    """Every seed as a dot, the mean with its interval, and the mark; tasks of several seeds."""
     import matplotlib
 
     matplotlib.use("Agg")

@@ -81,7 +81,7 @@ def measure(options: Options) -> dict[str, Any]:
 
 
 def plot(run: Path) -> None:
-    """Plot the return over environment steps."""
+    """Return against environment steps."""
     import matplotlib
 
     matplotlib.use("Agg")

@@ -129,12 +129,8 @@ TITLES = {
 
 
 def plot(folder: Path, path: Path) -> None:
-    """Plot environment steps per second of each task, with published results of other projects.
-
-    Args:
-        folder: folder of accelerator.csv.
-        path: file of the figure; nothing is written if there are no results.
-    """
+    """Environment steps per second of each task, and what others publish; no file where nothing
+    was measured."""
     from matplotlib.figure import Figure
 
     every = folder.resolve() != RESULTS.resolve()

@@ -41,7 +41,7 @@ MODEL_FILES = {
     "generation_config.json", "reward.json",
 }  # fmt: skip
 COMMAND = "python -m ppo_jax.rlhf"
-# Options that did not exist when older runs were made, and the values that those runs used.
+# Options that older runs do not have, and what they did without.
 YOUNGER = {"matmul_precision": "default"}
 
 
