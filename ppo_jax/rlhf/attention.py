@@ -13,7 +13,7 @@ from ppo_jax.rlhf.linear import Dense
 
 # The number that is added to the attention scores of masked keys. It is finite, so that a query
 # without any unmasked key averages over all keys instead of dividing 0 by 0 (no loss reads such a
-# position), and half of the smallest float32, so that it stays finite when a score is added.
+# position), and half of the most negative float32, so that it stays finite when a score is added.
 FORBIDDEN = float(np.finfo(np.float32).min) / 2
 
 
