@@ -13,6 +13,7 @@ ROOT = Path(ppo_jax.__file__).parent
 # Data flow from left to right; a module imports only from its own layer's left.
 LAYERS = [
     {
+        "analysis.style",
         "backend",
         "config.options",
         "config.references",
@@ -98,9 +99,10 @@ def imports_of(path: Path) -> set[str]:
 
 def layer_of(parts: Sequence[str]) -> str:
     """A module's name in LAYERS: its first part, but for the options that everything describes
-    itself with, what they are made of, and the references by which everything is named."""
-    if tuple(parts[:2]) == ("config", "references"):
-        return "config.references"
+    itself with, what they are made of, the references by which everything is named, and the style
+    of figures, which imports nothing of the package."""
+    if tuple(parts[:2]) in {("config", "references"), ("analysis", "style")}:
+        return ".".join(parts[:2])
     foundation = parts[0] == "config" and parts[1:2] and parts[1] in FOUNDATION
     return "config.options" if foundation else parts[0]
 

@@ -23,7 +23,7 @@ from ppo_jax.runs import files
 NAME = "manifest.json"
 FORMAT = "ppo_jax manifest"
 # What may be deleted without a word: it is made of the rest.
-FIGURES = (".png", ".html", ".csv", ".md")
+FIGURES = (".png", ".pdf", ".svg", ".html", ".csv", ".md", ".tex")
 
 DAMAGED = (
     "{} is damaged, so that the files beside it cannot be verified; copy it back from a backup, or "
