@@ -42,7 +42,7 @@ def main() -> None:
             shown = np.where(part, value, np.nan)
             axes.plot(ratio, shown, color=style.colour(rank), linewidth=2.5, label=label)
         points, at = np.array(RATIOS), objective(jnp.array(RATIOS), advantage)[0]
-        axes.plot(points, at, "o", color=style.INK, label="rows of the table")
+        axes.plot(points, at, "o", color=style.INK, label="ratios 0.6, 1.0 and 1.4")
         for edge in (1 - CLIP_EPS, 1 + CLIP_EPS):
             style.threshold(axes, edge, vertical=True)
         x, y = "probability ratio ρ = π(a|s) / π_old(a|s)", "objective min(ρA, clip(ρ)A)"

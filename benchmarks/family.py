@@ -11,6 +11,7 @@ behind it to family_seeds.csv, the learning curves to family_curves.csv, the fig
 
 import dataclasses
 import time
+from pathlib import Path
 from typing import Any
 
 import jax
@@ -123,12 +124,12 @@ def curve_rows(method: str, env: str, steps: int, curve: np.ndarray) -> list[dic
 
 
 @style.styled
-def plot() -> None:
+def plot(path: Path = RESULTS / "family.png") -> None:
     """Learning curves from the committed file: a panel per environment, a line per method."""
     rows = read(RESULTS / "family_curves.csv")
     figure, grid = style.figure(2, 2, size=(10, 7.4))
     for axes, env in zip(grid, ENVS, strict=True):
-        for i, method in enumerate(METHODS):
+        for i, method in enumerate(reversed(METHODS)):  # PPO is the first line of the legend
             mine = [r for r in rows if r["env"] == env and r["method"] == method]
             x, y, low, high = (
                 np.array([float(r[c]) for r in mine])
@@ -138,7 +139,7 @@ def plot() -> None:
         style.label(axes, title=env, x="environment steps", y="episode return, IQM")
         axes.xaxis.set_major_formatter(style.short)
     style.legend(figure)
-    style.write(figure, RESULTS / "family.png")
+    style.write(figure, path)
 
 
 def markdown() -> str:

@@ -210,6 +210,7 @@ def plot(rows: list[dict[str, Any]], seeds: list[dict[str, Any]], path: Path) ->
         axes.plot(float(row["mean"]), 0, "D-", color=mean, markersize=6, linewidth=3, label=name)
         style.threshold(axes, float(row["mark"]), vertical=True, name="threshold")
         axes.set(ylim=(-0.6, 0.6), yticks=[])
+        axes.spines.left.set_visible(False)
         axes.margins(x=0.08)
         axes.locator_params(axis="x", nbins=5)
         style.label(axes, title=f"{row['task']}, {row['seeds']} seeds", x="mean return")

@@ -150,8 +150,7 @@ def plot(folder: Path, path: Path) -> None:
         label = f"{system}, as published; device: {devices}"
         _points(ax, names, found, "steps_per_second", marker=marker, color=style.INK, label=label)
     ax.set_yticks(range(len(names)), names)
-    ax.set_xscale("log")
-    ax.xaxis.set_major_formatter(style.short)
+    style.log_axis(ax, "x")
     style.label(ax, x="environment steps per second, training included")
     style.legend(figure, width=70)
     style.write(figure, path)

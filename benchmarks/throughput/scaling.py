@@ -20,6 +20,7 @@ VARIED: dict[str, tuple[Configuration, tuple[int, ...]]] = {
     "num_steps": (BASE, (8, 32, 128, 512, 2048)),
     "agents": (SMALL, (1, 2, 4, 8, 16, 64)),
 }
+NAMES = {"num_envs": "environments", "num_steps": "steps per rollout", "agents": "agents"}
 
 
 def scaling(settings: Settings, jax: str) -> list[Row]:
@@ -61,5 +62,5 @@ def plot(rows: list[Row], jax: str, path: Path) -> None:
         style.scale_axis(ax, x)
         ax.set_ylim(bottom=0)
         y = "time per environment step (µs)" if ax is panels[0] else ""
-        style.label(ax, x=name.replace("_", " "), y=y)
+        style.label(ax, x=NAMES[name], y=y)
     style.write(figure, path)

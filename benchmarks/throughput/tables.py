@@ -2,8 +2,7 @@
 
 from collections.abc import Iterable
 from pathlib import Path
-
-import numpy as np
+from typing import Any
 
 from benchmarks import commit
 from benchmarks.table import Row, read
@@ -197,30 +196,30 @@ def compile_markdown(folder: Path, device: str = "cpu") -> str:
 
 @style.styled
 def plot(folder: Path, device: str = "cpu") -> None:
-    """Bars of steps per second, logarithmic: a group for each race."""
+    """Bars of steps per second on a logarithmic axis: a group for each race."""
     tables = by_jax([r for r in of(folder, device) if not r["why"]])
-    figure, panels = style.figure(len(tables), size=(10, 3.6 * len(tables) + 0.5))
+    figure, panels = style.figure(len(tables), size=(11, 3.8 * len(tables) + 0.5))
     ranks = {name: k for k, name in enumerate(dict.fromkeys(n for t in tables for n in t.names))}
     for ax, cells in zip(panels, tables, strict=True):
         width = 0.8 / len(cells.names)
-        for k, name in enumerate(cells.names):
-            shift = (k - (len(cells.names) - 1) / 2) * width
-            rows = [(i + shift, cells.row(race, name)) for i, race in enumerate(cells.races)]
-            here = [(x, r) for x, r in rows if r is not None]
-            middle = np.array([float(r["steps_per_second"]) for _, r in here])
-            spread = np.array([[float(r["slowest"]), float(r["fastest"])] for _, r in here]).T
-            error = np.abs(spread - middle)
-            bars = {"color": style.colour(ranks[name]), "ecolor": style.INK, "capsize": 2}
-            ax.bar([x for x, _ in here], middle, width, label=name, yerr=error, **bars)
-        labels = [
-            cells.label(race).replace("-", "\n", 1).replace(", ", "\n") for race in cells.races
-        ]
+        for place, race in enumerate(cells.races):
+            here = [(n, r) for n in cells.names if (r := cells.row(race, n)) is not None]
+            for k, (name, row) in enumerate(here):
+                x = place + (k - (len(here) - 1) / 2) * width
+                _bar(ax, x, row, width=width, color=style.colour(ranks[name]), label=name)
+        labels = [cells.label(race).replace("-", "\n").replace(", ", "\n") for race in cells.races]
         ax.set_xticks(range(len(labels)), labels)
-        ax.set_yscale("log")
-        ax.yaxis.set_major_formatter(style.short)
+        style.log_axis(ax, "y")
         ax.grid(axis="x", visible=False)
         cores = next(iter(cells.found.values()))["cores"]
         title = f"jax {cells.jax}, {cores} cores" if device == "cpu" else device
         style.label(ax, title=title, y="environment steps per second")
     style.legend(figure)
     style.write(figure, folder / "throughput.png")
+
+
+def _bar(ax: Any, x: float, row: Row, **kind: Any) -> None:
+    """A bar from a row of the table, with the range from the slowest to the fastest round."""
+    rate, slowest, fastest = (float(row[n]) for n in ("steps_per_second", "slowest", "fastest"))
+    error = [[max(rate - slowest, 0.0)], [max(fastest - rate, 0.0)]]
+    ax.bar(x, rate, yerr=error, ecolor=style.INK, capsize=2, **kind)

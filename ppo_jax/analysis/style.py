@@ -7,6 +7,7 @@ data give the same bytes, because no file contains a time stamp or a random iden
 """
 
 import functools
+import math
 import textwrap
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -65,6 +66,8 @@ RC = {
     "axes.labelsize": 10,
     "xtick.labelsize": 9,
     "ytick.labelsize": 9,
+    "figure.constrained_layout.w_pad": 0.1,
+    "figure.constrained_layout.h_pad": 0.1,
     "legend.fontsize": 9,
     "legend.frameon": False,
     "lines.linewidth": 1.8,
@@ -134,6 +137,7 @@ def short(value: float, _: Any = None) -> str:
     return f"{value:g}"
 
 
+@styled
 def line(
     axes: Any,
     x: np.ndarray,
@@ -202,12 +206,13 @@ def legend(target: Any, *, others: int = 0, width: int = 52) -> None:
     if not names:
         return
     longest = max(len(part) for name in names for part in name.split("\n"))
-    columns = int(target.get_figwidth() * 13 // (longest + 7))
+    columns = max(1, min(int(target.get_figwidth() * 13 // (longest + 7)), len(names)))
+    columns = math.ceil(len(names) / math.ceil(len(names) / columns))
     drawn = target.legend(
         [*found.values()],
         names,
         loc="outside lower center",
-        ncols=max(1, min(columns, len(names))),
+        ncols=columns,
     )
     for text in drawn.get_texts():
         text.set_parse_math(False)
@@ -244,6 +249,23 @@ def _unevenness(x: np.ndarray) -> float:
 
 
 @styled
+def log_axis(axes: Any, which: str) -> None:
+    """Make an axis logarithmic, with labels at 1, 2 and 5 times a power of ten.
+
+    Args:
+        axes: the panel.
+        which: "x" or "y".
+    """
+    from matplotlib.ticker import LogLocator, NullFormatter
+
+    axes.set(**{f"{which}scale": "log"})
+    axis = axes.xaxis if which == "x" else axes.yaxis
+    axis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0)))
+    axis.set_major_formatter(short)
+    axis.set_minor_formatter(NullFormatter())
+
+
+@styled
 def scale_axis(axes: Any, values: Sequence[float], scale: str | None = None) -> None:
     """Choose the scale and the ticks of a horizontal axis for the values of a hyperparameter.
 
@@ -255,20 +277,22 @@ def scale_axis(axes: Any, values: Sequence[float], scale: str | None = None) -> 
         values: the values that were tried.
         scale: "log" or "lin" where the scale is known; None if the values decide.
     """
-    from matplotlib.ticker import FixedLocator, FuncFormatter, NullLocator
+    from matplotlib.ticker import FixedLocator, FuncFormatter, LogLocator, NullLocator
 
     x = np.unique(np.asarray(values, float))
     positive = x[x > 0]
-    log = scale == "log" or (scale is None and log_spaced(positive) and x[0] >= 0)
+    wanted = log_spaced(positive) if scale is None else scale == "log"
+    log = wanted and len(positive) > 0 and bool(x[0] >= 0)
     if log and x[0] > 0:
         axes.set_xscale("log")
+        axes.xaxis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0)))
     elif log:
         axes.set_xscale("symlog", linthresh=float(positive[0]), linscale=0.5)
-    if log or len(x) <= NAMED:
-        axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
-        axes.xaxis.set_minor_locator(NullLocator())
-    if len(x) <= NAMED:
+    gaps = np.diff(x) / (x[-1] - x[0]) if len(x) > 1 else np.ones(1)
+    if len(x) <= NAMED and (log or gaps.min() >= 0.08):
         axes.xaxis.set_major_locator(FixedLocator([*x]))
+    axes.xaxis.set_minor_locator(NullLocator())
+    axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
 
 
 @styled

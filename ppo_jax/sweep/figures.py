@@ -167,7 +167,7 @@ def _scores(axes: Any, found: Sequence[Setting], x: np.ndarray, middle: np.ndarr
         if _enough(setting):
             low, high = statistics.interval(setting.strata)
             around = [[max(centre - low, 0.0)], [max(high - centre, 0.0)]]
-            axes.errorbar([place], [centre], around, color=style.colour(0), alpha=0.6, lw=1.2)
+            axes.errorbar([place], [centre], around, fmt="none", ecolor=style.colour(0), alpha=0.6)
         else:
             scores = np.concatenate(setting.strata)
             axes.plot([place] * len(scores), scores, ".", color=style.colour(0), alpha=0.35)

@@ -50,7 +50,7 @@ def page(title: str, parts: Sequence[str]) -> str:
         parts: its content, HTML.
     """
     head = (
-        '<meta charset="utf-8"><meta name="viewport" content="width=device-width">'
+        '<meta charset="utf-8"><meta name="viewport" content="width=device-width, initial-scale=1">'
         f"<title>{html.escape(title)}</title><style>{STYLE}</style>"
     )
     body = "\n".join(parts)
