@@ -50,7 +50,7 @@ def draw(found: Sequence[Curve], metric: str, x: str) -> Any:
     figure, grid = style.figure(rows, columns, size=size)
     for axes, (env, here) in zip(grid, panels.items(), strict=False):
         for curve in here:
-            _draw_curve(axes, curve, ranks[_name(curve)])
+            _draw_curve(axes, curve, ranks[curve.label])
         unit = f" ({UNITS[metric]})" if metric in UNITS else ""
         words = metric.replace("_", " ") + unit
         style.label(axes, title=_title(env, found), x=AXES[x], y=words)
@@ -64,13 +64,13 @@ def draw(found: Sequence[Curve], metric: str, x: str) -> Any:
 
 
 def _ranks(panels: Sequence[Sequence[Curve]]) -> dict[str, int]:
-    """The rank of each name; the best curves of all panels come first, and have colours."""
-    names: dict[str, int] = {}
+    """The rank of each label; the best curves of all panels come first, and have colours."""
+    labels: dict[str, int] = {}
     for place in range(max(map(len, panels))):
         for here in panels:
             if place < len(here):
-                names.setdefault(_name(here[place]), len(names))
-    return names
+                labels.setdefault(here[place].label, len(labels))
+    return labels
 
 
 def _name(curve: Curve) -> str:

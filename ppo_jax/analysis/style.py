@@ -186,7 +186,7 @@ def threshold(axes: Any, value: float, *, vertical: bool = False, name: str = ""
 
 
 @styled
-def legend(target: Any, *, others: int = 0, width: int = 52) -> None:
+def legend(target: Any, *, others: int = 0, width: int = 46) -> None:
     """Name the lines of all panels, once each, below the panels.
 
     Args:
@@ -205,14 +205,17 @@ def legend(target: Any, *, others: int = 0, width: int = 52) -> None:
     names = [wrapped(name, width) for name in found]
     if not names:
         return
+    lines = [name.count("\n") + 1 for name in names]
     longest = max(len(part) for name in names for part in name.split("\n"))
-    columns = max(1, min(int(target.get_figwidth() * 13 // (longest + 7)), len(names)))
-    columns = math.ceil(len(names) / math.ceil(len(names) / columns))
+    columns = max(1, min(int(target.get_figwidth() * 14 // (longest + 7)), len(names)))
+    rows = math.ceil(len(names) / columns)
+    # A long legend makes the figure higher, and not the panels lower.
+    target.set_figheight(target.get_figheight() + rows * (0.15 * max(lines) + 0.065) - 0.2)
     drawn = target.legend(
         [*found.values()],
         names,
         loc="outside lower center",
-        ncols=columns,
+        ncols=math.ceil(len(names) / rows),
     )
     for text in drawn.get_texts():
         text.set_parse_math(False)
