@@ -1,8 +1,8 @@
-"""A process that trains every method as `python -m ppo_jax.train` compiles it; see conftest.py.
+"""A process that trains every method as compiled by `python -m ppo_jax.train`; see conftest.py.
 
     python tests/as_users_compile.py
 
-prints, as JSON, the probability of the right action under each, before and after.
+prints the probability of the right action for each method, before and after training, as JSON.
 """
 
 import json
@@ -22,7 +22,7 @@ UPDATES = 100
 
 
 def confidence(policy, state) -> float:
-    """The probability that a sign is answered by its action, the worse of the two."""
+    """The probability of the right action for an observed sign, the smaller of both signs."""
 
     @jax.jit
     def worse(params):
@@ -34,7 +34,7 @@ def confidence(policy, state) -> float:
 
 
 def train(algorithm: str) -> list[float]:
-    """[before, after] a run by the program of the command, whatever its options are."""
+    """[before, after] for a run with the compiler options of the command."""
     options = options_of(algorithm)
     steps = UPDATES * options["num_envs"] * options["num_steps"]
     config = configs.make(

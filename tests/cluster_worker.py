@@ -1,10 +1,10 @@
-"""A job that compiles in a moment, run by several processes as the command `train` runs its own.
+"""A job that compiles quickly, run by several processes in the same way as the command `train`.
 
     python tests/cluster_worker.py FOLDER UPDATES --coordinator HOST:PORT --num-processes P ...
 
-A file `hang-I` in the folder makes process I hang in a function of Python that its program calls,
-`regex-I` in one that lets no other thread run; `callback` makes a callback of process 0 hang, and
-`slow` makes it take its time, `raise` makes it fail.
+Files in the folder cause faults: with `hang-I`, a Python function called by process I's program
+hangs; with `regex-I`, one that blocks all other threads hangs. `callback` makes a callback of
+process 0 hang, `slow` makes it slow, and `raise` makes it raise an exception.
 """
 
 import contextlib
@@ -35,7 +35,7 @@ IDENTITY = {"job": "counting"}
 
 
 def job_of(folder: Path, updates: int, parts: int) -> Job:
-    """Each part adds numbers of its own; all together keep the mean, and its random numbers."""
+    """Each part draws its own random numbers; all parts share the mean."""
     rank = cluster.current().rank
 
     def look(x):
@@ -72,7 +72,7 @@ def job_of(folder: Path, updates: int, parts: int) -> Job:
 
 
 def hang(folder: Path):
-    """A callback that says how far the run is, and hangs when it is asked to."""
+    """A callback that reports the progress of the run, and hangs or fails if a file requests it."""
 
     def callback(progress, state):
         (folder / "at").write_text(str(progress.update))
@@ -86,7 +86,7 @@ def hang(folder: Path):
 
 
 def work(folder: Path, updates: int) -> int:
-    """The command."""
+    """The entry point of the command."""
     group = cluster.current()
     job = job_of(folder, updates, jax.device_count())
     run = folder / "run"

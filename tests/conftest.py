@@ -1,4 +1,4 @@
-"""Tests run on the CPU, where their tolerances were set, whatever else the machine has."""
+"""Settings for all tests: they run on the CPU, for which their tolerances were chosen."""
 
 import importlib.metadata
 import itertools
@@ -36,14 +36,14 @@ os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0.3"
 
 
 def pytest_unconfigure(config):
-    """The first process to start is the last to go, and cleans up."""
+    """The first process to start ends last, and deletes the temporary files."""
     if "PYTEST_XDIST_WORKER" not in os.environ:
         shutil.rmtree(CACHE, ignore_errors=True)
 
 
 @pytest.fixture(autouse=True, scope="module")
 def _forget_compiled_programs():
-    """Hundreds of compiled programs are gigabytes, and slow everything that comes after."""
+    """Free compiled programs, which would otherwise use gigabytes and slow down later tests."""
     yield
     import jax
 

@@ -1,4 +1,4 @@
-"""Damage to the folders of runs, as a failing disk leaves it."""
+"""Damage to the folders of runs, as caused by a failing disk."""
 
 import json
 from pathlib import Path
@@ -9,7 +9,7 @@ from ppo_jax.runs.checkpoint import Checkpoints
 
 
 def add_damaged_checkpoints(run_dir: Path, updates: list[int]) -> Checkpoints:
-    """Checkpoints later than the only one there is, all scored higher, none whole."""
+    """Add damaged checkpoints with higher scores after the only valid one."""
     folder = run_dir / "checkpoints"
     (whole,) = folder.glob("*.json")
     checkpoints = Checkpoints(folder, json.loads(whole.read_text())["identity"], keep=100)

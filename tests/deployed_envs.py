@@ -1,4 +1,5 @@
-"""Gymnasium environments with any spaces, and small ones whose actions or bounds lie off 0."""
+"""Gymnasium environments with arbitrary spaces, and small ones with offsets in actions or
+bounds."""
 
 import copy
 
@@ -10,11 +11,13 @@ LENGTH = 4
 
 
 class Spoken(gymnasium.Env):
-    """Any spaces; the reward is a sum of the action's numbers. Masks are random, if there are any.
+    """An environment with arbitrary spaces; the reward is the sum of the action's numbers.
+
+    Masks, if any, are random.
 
     Args:
-        observation_space, action_space: its own.
-        mask: (where it is said, the function of rows of legal choices that says it); None: nowhere.
+        observation_space, action_space: spaces of the environment.
+        mask: (place of the mask, function that encodes rows of legal choices); None for no mask.
     """
 
     seeds = []  # noqa: RUF012  # of the resets of all of them
@@ -64,14 +67,14 @@ class Spoken(gymnasium.Env):
 
 
 def counts(space):
-    """Numbers of choices of each component."""
+    """The number of choices of each component."""
     if isinstance(space, g.MultiBinary):
         return np.full(space.shape, 2)
     return space.nvec if isinstance(space, g.MultiDiscrete) else np.array([space.n])
 
 
 class Start(gymnasium.Env):
-    """Name the number that is shown; both spaces start at -1. Ten of ten is optimal."""
+    """The action must equal the displayed number; both spaces start at -1. Maximum return: 10."""
 
     action_space = g.Discrete(3, start=-1)
     observation_space = g.Discrete(3, start=-1)
@@ -92,7 +95,7 @@ class Start(gymnasium.Env):
 
 
 class Distance(gymnasium.Env):
-    """The nearer an action to the best one, the better; ten steps.
+    """The reward is larger the nearer the action is to the best one; an episode has ten steps.
 
     Args:
         low, high: bounds of the action.

@@ -1,4 +1,4 @@
-"""The documents as tests see them: their commands, their Python, their links."""
+"""Access to the documentation for tests: its commands, its Python code and its links."""
 
 import json
 import re
@@ -11,18 +11,18 @@ PROGRAMS = re.compile(
 
 
 def documents() -> list[Path]:
-    """Every text that a reader may follow; what is generated repeats them."""
+    """All documents for readers; generated pages are omitted because they repeat these."""
     pages = [p for p in ROOT.glob("docs/**/*.md") if "generated" not in p.parts]
     return [*sorted(ROOT.glob("*.md")), *sorted(pages), *sorted(ROOT.glob("notebooks/*.ipynb"))]
 
 
 def name(document: Path) -> str:
-    """A document by its path in the repository."""
+    """The text of a document, given its path in the repository."""
     return str(document.relative_to(ROOT))
 
 
 def text(document: Path) -> str:
-    """Markdown; of a notebook that of its cells."""
+    """The Markdown text of a document; for a notebook, that of its cells."""
     if document.suffix == ".md":
         return document.read_text()
     cells = json.loads(document.read_text())["cells"]
@@ -30,7 +30,8 @@ def text(document: Path) -> str:
 
 
 def commands(document: Path) -> list[str]:
-    """The commands of indented and fenced blocks, continuations joined and comments cut off."""
+    """Commands in indented and fenced blocks, with joined continuation lines and without
+    comments."""
     body = re.sub(r"```(?:python|toml|json|text|\{).*?```", "", text(document), flags=re.S)
     lines = re.sub(r"\\\n\s*", "", body).splitlines()
     inside, found = False, []
@@ -43,25 +44,25 @@ def commands(document: Path) -> list[str]:
 
 
 def inline_commands(document: Path) -> list[str]:
-    """Commands in the running text, in backticks."""
+    """Commands in the running text, between backticks."""
     body = re.sub(r"```.*?```", "", text(document), flags=re.S).replace("\n", " ")
     return [" ".join(c.split()) for c in re.findall(r"`(python3? [^`]+)`", body)]
 
 
 def python_blocks(document: Path) -> list[str]:
-    """What is fenced as Python."""
+    """Blocks that are fenced as Python."""
     return re.findall(r"```python\n(.*?)```", text(document), re.S)
 
 
 def files(document: Path) -> dict[str, str]:
-    """The files that a page has its reader write: blocks of Python that begin with their name."""
+    """Files that a page asks the reader to write: Python blocks that begin with a file name."""
     found = (re.match(r"# (\w+\.py)\n", block) for block in python_blocks(document))
     blocks = zip(found, python_blocks(document), strict=True)
     return {name[1]: block for name, block in blocks if name}
 
 
 def run_python(document: Path) -> list[str]:
-    """Run the blocks one after the other, as a reader would; returns what they say they print."""
+    """Run blocks in order and return the output that their comments state."""
     space: dict[str, object] = {}
     for block in python_blocks(document):
         exec(compile(block, name(document), "exec"), space)
@@ -70,7 +71,7 @@ def run_python(document: Path) -> list[str]:
 
 
 def links(document: Path) -> list[str]:
-    """Targets of links and pictures."""
+    """Targets of links and images."""
     body = re.sub(r"```.*?```|`[^`\n]*`", "", text(document), flags=re.S)
     body = re.sub(r"\$\$.*?\$\$|\$[^$\n]*\$", "", body, flags=re.S)
     pairs = re.findall(r"\]\(([^)\s]+)\)|src=\"([^\"]+)\"|<(https?://[^>]+)>", body)
@@ -78,7 +79,7 @@ def links(document: Path) -> list[str]:
 
 
 def anchors(document: Path) -> set[str]:
-    """The headings of a document as the ends of links."""
+    """The headings of a document as link fragments."""
     headings = re.findall(r"^#+ (.+)$", text(document), re.M)
     plain = (re.sub(r"[^\w\s-]", "", h.lower()).strip() for h in headings)
     return {re.sub(r"\s", "-", h) for h in plain}

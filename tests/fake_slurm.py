@@ -1,7 +1,7 @@
-"""SLURM's commands on one machine, as far as submitit uses them: put into a folder on the PATH.
+"""SLURM's commands on one machine, as far as submitit uses them, for a folder on the PATH.
 
-`install` writes sbatch, srun, sacct and scancel, each of which runs this file. Jobs are processes;
-what is known of them lies in $FAKE_SLURM.
+`install` writes sbatch, srun, sacct and scancel, each of which runs this file. Jobs are processes,
+whose state is stored in $FAKE_SLURM.
 """
 
 import json
@@ -17,7 +17,7 @@ COMMANDS = ("sbatch", "srun", "sacct", "scancel")
 
 
 def install(folder: Path) -> dict[str, str]:
-    """The environment in which there is a SLURM, kept in a folder."""
+    """Environment variables for processes that find this SLURM in a folder."""
     (folder / "bin").mkdir(parents=True)
     (folder / "jobs").mkdir()
     for name in COMMANDS:
@@ -53,7 +53,7 @@ def sbatch(script: str) -> None:
 
 
 def controller(number: str, parallel: str, indices: str) -> None:
-    """Run the jobs of an array, so many at a time."""
+    """Run the jobs of an array, with a limit on how many run at the same time."""
     waiting, running = json.loads(indices), {}
     while waiting or running:
         while waiting and len(running) < int(parallel):
@@ -82,7 +82,7 @@ def controller(number: str, parallel: str, indices: str) -> None:
 
 
 def srun(*words: str) -> None:
-    """The command after the options, its output where they say."""
+    """Run the command after the options, with its output redirected as the options specify."""
     left, options = [*words], {}
     while left[0].startswith("--"):
         word = left.pop(0)
@@ -96,7 +96,7 @@ def srun(*words: str) -> None:
 
 
 def sacct(*words: str) -> None:
-    """The state of each job."""
+    """Print the state of each job."""
     print("JobID|State|NodeList")
     for file in sorted(jobs().glob("*.json")):
         known = json.loads(file.read_text())

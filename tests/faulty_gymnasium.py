@@ -1,4 +1,4 @@
-"""Environments of Gymnasium with one fault each, for tests/test_check_env.py."""
+"""Gymnasium environments with one fault each, for tests/test_check_env.py."""
 
 import gymnasium as gym
 import numpy as np
@@ -8,7 +8,7 @@ NAMES = ("obs", "reward", "terminated", "truncated", "info")
 
 
 class Good(gym.Env):
-    """Random observations, ten steps."""
+    """An environment without faults: random observations, ten steps."""
 
     observation_space = spaces.Box(-1, 1, (2,))
     action_space = spaces.Discrete(3)
@@ -27,7 +27,7 @@ class Good(gym.Env):
 
 
 def altered(**changes):
-    """Good with a step whose results are altered by name."""
+    """Good with a step whose results are changed by name."""
 
     class Altered(Good):
         def step(self, action):
@@ -52,7 +52,7 @@ NanObs = altered(obs=lambda x: x * np.float32(np.nan))
 
 
 class Both(Good):
-    """Says terminated and truncated together."""
+    """Both terminated and truncated are set."""
 
     def step(self, action):
         obs, reward, terminated, _, info = super().step(action)
@@ -67,7 +67,7 @@ class ObsOnly(Good):
 
 
 class Old(Good):
-    """step of Gym before 0.26."""
+    """step has the interface of Gym before 0.26."""
 
     def step(self, action):
         obs, reward, terminated, _, info = super().step(action)
@@ -75,7 +75,7 @@ class Old(Good):
 
 
 class Six(Good):
-    """step as in JAX."""
+    """step has the interface of environments in JAX."""
 
     def step(self, action):
         obs, *rest = super().step(action)
@@ -83,7 +83,7 @@ class Six(Good):
 
 
 class Order(Good):
-    """Reward and end exchanged."""
+    """Reward and terminated are exchanged."""
 
     def step(self, action):
         obs, reward, terminated, *rest = super().step(action)
@@ -91,7 +91,7 @@ class Order(Good):
 
 
 class NoSeed(Good):
-    """Draws from NumPy's global generator."""
+    """Random numbers come from NumPy's global generator."""
 
     def reset(self, *, seed=None, options=None):
         super().reset(seed=seed)
@@ -103,7 +103,7 @@ class NoSeed(Good):
 
 
 class OwnGenerator(Good):
-    """Leaves self.np_random as it was."""
+    """reset does not seed self.np_random."""
 
     def reset(self, *, seed=None, options=None):
         self.time, self.generator = 0, np.random.default_rng(seed)
@@ -114,7 +114,7 @@ class OwnGenerator(Good):
 
 
 class ChangesAction(Good):
-    """Scales the action where it is."""
+    """step changes the action array in place."""
 
     action_space = spaces.Box(-1, 1, (2,))
 
@@ -124,7 +124,7 @@ class ChangesAction(Good):
 
 
 class Refuses(Good):
-    """Does not take the last of its actions."""
+    """The last action is not accepted."""
 
     def step(self, action):
         assert action != 2, "no such action"
@@ -132,7 +132,7 @@ class Refuses(Good):
 
 
 class Reuses(Good):
-    """Writes every observation into one array."""
+    """Every observation is written into the same array."""
 
     array = np.zeros(2, np.float32)
 
@@ -142,19 +142,19 @@ class Reuses(Good):
 
 
 class NoSpace(Good):
-    """No action space."""
+    """There is no action space."""
 
     action_space = None
 
 
 class Words(Good):
-    """Observations without a shape."""
+    """Observations have no shape."""
 
     observation_space = spaces.Text(5)
 
 
 class OneOfTwo(Good):
-    """A Dict without one of its entries."""
+    """A dictionary observation lacks an entry."""
 
     observation_space = spaces.Dict(a=spaces.Box(-1, 1, (2,)), b=spaces.Discrete(2))
 
@@ -163,21 +163,21 @@ class OneOfTwo(Good):
 
 
 class TooLarge(OneOfTwo):
-    """An entry outside of its space."""
+    """An entry is outside its space."""
 
     def observe(self):
         return {**super().observe(), "b": 5}
 
 
 class CannotClose(Good):
-    """close raises."""
+    """close raises an exception."""
 
     def close(self):
         raise RuntimeError("still open")
 
 
 class Plain:
-    """Not of Gymnasium, with four results and no info."""
+    """Not a Gymnasium environment: step returns four results, and reset no info."""
 
     observation_space = Good.observation_space
     action_space = Good.action_space
@@ -190,13 +190,13 @@ class Plain:
 
 
 class OffCentre(Good):
-    """Actions that no policy begins with."""
+    """The action space does not start at 0."""
 
     action_space = spaces.Box(10, 20, (1,))
 
 
 class Masked(Good):
-    """Refuses what its mask says is illegal."""
+    """Actions that the mask forbids raise an exception."""
 
     action_space = spaces.Discrete(3, start=-1)
 

@@ -12,7 +12,8 @@ NAMES = ("obs", "state", "reward", "terminated", "truncated", "info")
 
 
 class Good:
-    """A walk between -1 and 1 that ends near 0, or after 20 steps."""
+    """An environment without faults: a walk between -1 and 1 that ends near 0, or after 20
+    steps."""
 
     params = ()
     observation_space = spaces.Box(-1.0, 1.0, (2,))
@@ -31,7 +32,7 @@ class Good:
 
 
 def altered(**changes):
-    """Good with a step whose results are altered by name; None leaves one out."""
+    """Good with a step whose results are changed by name; None removes a result."""
 
     class Altered(Good):
         def step(self, *arguments):
@@ -59,7 +60,7 @@ Text = altered(state=lambda x: {"place": x, "name": "x"})
 
 
 class Decides(Good):
-    """A Python if."""
+    """A Python `if` depends on a traced value."""
 
     def step(self, key, state, action, params):
         result = super().step(key, state, action, params)
@@ -69,7 +70,7 @@ class Decides(Good):
 
 
 class Counts(Good):
-    """A Python range."""
+    """A Python `range` depends on a traced value."""
 
     def step(self, key, state, action, params):
         for _ in range(action):
@@ -78,7 +79,7 @@ class Counts(Good):
 
 
 class Remembers(Good):
-    """The time is kept in the object."""
+    """The time is stored in the object."""
 
     time = 0
 
@@ -89,7 +90,7 @@ class Remembers(Good):
 
 
 class Appends(Good):
-    """A list of the object grows."""
+    """A list in the object grows."""
 
     def __init__(self):
         self.seen = []
@@ -100,7 +101,7 @@ class Appends(Good):
 
 
 class NumPyRandom(Good):
-    """Random numbers from elsewhere than the key."""
+    """Random numbers do not come from the key."""
 
     def reset(self, key, params):
         place = jnp.asarray(np.random.uniform(-1, 1, 2), jnp.float32)  # noqa: NPY002
@@ -108,7 +109,7 @@ class NumPyRandom(Good):
 
 
 class Order(Good):
-    """The state comes last."""
+    """step returns the state last."""
 
     def step(self, *arguments):
         obs, state, *rest = super().step(*arguments)
@@ -123,27 +124,27 @@ class ObsOnly(Good):
 
 
 class StateFirst(Good):
-    """reset returns state, obs."""
+    """reset returns (state, obs)."""
 
     def reset(self, key, params):
         return super().reset(key, params)[::-1]
 
 
 class TextParams(Good):
-    """params that are no numbers."""
+    """params contains values that are not numbers."""
 
     params = ("x",)
 
 
 class Raises(Good):
-    """step has a mistake."""
+    """step raises an exception."""
 
     def step(self, key, state, action, params):
         return state["place"]
 
 
 class Both(Good):
-    """Says terminated and truncated together."""
+    """Both terminated and truncated are set."""
 
     def step(self, *arguments):
         obs, state, reward, terminated, truncated, info = super().step(*arguments)
@@ -151,19 +152,19 @@ class Both(Good):
 
 
 class Late(Good):
-    """Goes on after its limit."""
+    """The episode continues after its time limit."""
 
     time_limit = 10
 
 
 class Early(Good):
-    """Is truncated before its limit."""
+    """The episode is truncated before its time limit."""
 
     time_limit = 50
 
 
 class Divides(Good):
-    """One corner of the actions is a division by 0."""
+    """One corner of the action space leads to a division by 0."""
 
     action_space = spaces.Box(-1, 1, (2,))
 
@@ -173,7 +174,7 @@ class Divides(Good):
 
 
 class Many(Good):
-    """Five faults at once."""
+    """Five faults together."""
 
     time_limit = 50
 
@@ -183,11 +184,11 @@ class Many(Good):
 
 
 class Limit(Good):
-    """No number, and no space."""
+    """time_limit is not a number, and action_space is not a space."""
 
     time_limit = "20"
     action_space = "two buttons"
 
 
 class Lacks:
-    """Nothing at all."""
+    """None of the required attributes exists."""

@@ -1,4 +1,4 @@
-"""Gymnasium environments that misbehave, each in one way. `gymnasium:odd_host_envs:Start-v0`."""
+"""Gymnasium environments with one fault each, for example `gymnasium:odd_host_envs:Start-v0`."""
 
 import os
 import signal
@@ -13,7 +13,8 @@ from gymnasium import spaces
 
 
 class Plain(gymnasium.Env):
-    """Observes (copies made before it, step), terminates after `length` steps."""
+    """Observes (steps since creation, steps in the episode), and terminates after `length`
+    steps."""
 
     observation_space: spaces.Space = spaces.Box(-np.inf, np.inf, (2,))
     action_space: spaces.Space = spaces.Discrete(2)
@@ -37,7 +38,7 @@ class Plain(gymnasium.Env):
         return np.array([self.count, self.t], np.float32)
 
     def first(self) -> bool:
-        """Whether this is the first copy to come here, of those that share a flag."""
+        """Whether this is the first copy to reach this point among those that share a flag."""
         if not self.flag:
             return True
         try:
@@ -47,7 +48,7 @@ class Plain(gymnasium.Env):
         return True
 
     def fail(self) -> None:
-        """What the environment does then."""
+        """The fault of the environment."""
 
 
 class Raises(Plain):
@@ -71,7 +72,7 @@ class Hangs(Plain):
 
 
 class HangsAtOnce(Plain):
-    """Waits for ever while it is made; 2: in its first reset; 3: in its first step."""
+    """Hangs while it is created (1), in its first reset (2) or in its first step (3)."""
 
     over = threading.Event()
 
@@ -94,7 +95,7 @@ class HangsAtOnce(Plain):
 
 
 class Deaf(Plain):
-    """Hangs, and goes on hanging when it is interrupted."""
+    """Hangs, and continues to hang after an interrupt."""
 
     def fail(self):
         while True:
@@ -105,14 +106,14 @@ class Deaf(Plain):
 
 
 class Grows(Plain):
-    """Returns another shape."""
+    """Returns an observation of another shape."""
 
     def obs(self):
         return np.zeros(3 if self.count >= self.after else 2, np.float32)
 
 
 class Text(Plain):
-    """Returns another type."""
+    """Returns an observation of another type."""
 
     def obs(self):
         return "lost" if self.count >= self.after else np.zeros(2, np.float32)
@@ -126,7 +127,7 @@ class RaisesInReset(Plain):
 
 
 class FewCopies(Plain):
-    """Of one process there can be two."""
+    """Allows at most two copies in one process."""
 
     made = 0
 
@@ -138,7 +139,7 @@ class FewCopies(Plain):
 
 
 class Start(Plain):
-    """Spaces that start at -1; ten of ten for naming the number that is shown."""
+    """Both spaces start at -1; the action must equal the displayed number. Maximum return: 10."""
 
     observation_space = spaces.Discrete(3, start=-1)
     action_space = spaces.Discrete(3, start=-1)
@@ -154,7 +155,7 @@ class Start(Plain):
 
 
 class Reuses(Plain):
-    """Every observation, reset included, is the same array; truncated at 5."""
+    """All observations, including that of reset, are the same array; truncated at 5."""
 
     observation_space = spaces.Box(-10, 10, (1,))
 
@@ -172,7 +173,7 @@ class Reuses(Plain):
 
 
 class ReusesDict(Reuses):
-    """The same dictionary, changed in place."""
+    """All observations are the same dictionary, changed in place."""
 
     observation_space = spaces.Dict(
         {"a": spaces.Box(-10, 10, (1,)), "b": spaces.Tuple((spaces.Discrete(9),))}
@@ -189,7 +190,7 @@ class ReusesDict(Reuses):
 
 
 class Sooner(Plain):
-    """Registered with 100 steps at most, truncates itself after 3, 4 or 7."""
+    """Registered with at most 100 steps, but truncates itself after 3, 4 or 7."""
 
     lengths: ClassVar = (3, 7, 4)
 
@@ -211,7 +212,7 @@ class Sooner(Plain):
 
 
 class Ragged(Plain):
-    """info holds what cannot be put into one array."""
+    """info contains values that cannot be combined into one array."""
 
     def step(self, action):
         things = (None, "x", np.zeros(self.t), object(), {"deep": [self]})
@@ -239,7 +240,7 @@ class Liar(Plain):
 
 
 class Careless(Plain):
-    """Beyond its bounds, in another type: Gymnasium warns, and training works."""
+    """Observations exceed their bounds and have another type; Gymnasium only warns."""
 
     observation_space = spaces.Box(-1, 1, (2,))
 

@@ -1,4 +1,4 @@
-"""Environments whose values and best policies are known, and one that shows how it was handled."""
+"""Environments with known values and optimal policies, and one that exposes how it was handled."""
 
 import dataclasses
 from typing import Any, NamedTuple
@@ -12,7 +12,7 @@ from ppo_jax.envs import spaces
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Probe:
-    """Common attributes; each probe says what a step does.
+    """Common attributes of the probes; each probe defines one step.
 
     Attributes:
         observation_space, action_space, time_limit, params: as in ppo_jax.envs.Env.
@@ -47,7 +47,7 @@ class RewardIsObservation(Probe):
 
 
 class DelayedReward(Probe):
-    """Two steps, reward 1 at the end. V(s_0) = γ, V(s_1) = 1; s_0 is seen as −1, s_1 as 1."""
+    """Two steps, reward 1 at the end. V(s_0) = γ, V(s_1) = 1; s_0 is observed as −1, s_1 as 1."""
 
     def reset(self, key, params):
         return jnp.array([-1.0]), jnp.int32(0)
@@ -69,7 +69,7 @@ class RewardIsAction(Probe):
 
 
 class MatchObservation(Probe):
-    """One step, observation ±1, reward 1 if the action says its sign, else −1. V -> 1."""
+    """One step, observation ±1, reward 1 if the action encodes its sign, else −1. V -> 1."""
 
     def reset(self, key, params):
         sign = jnp.where(jax.random.bernoulli(key), 1.0, -1.0)
@@ -81,7 +81,8 @@ class MatchObservation(Probe):
 
 
 class TimeLimit(Probe):
-    """Reward 1 for ever, cut every 5 steps. V = 1 / (1 − γ), though no return exceeds 5."""
+    """Reward 1 in every step, truncated every 5 steps. V = 1 / (1 − γ), though no return exceeds
+    5."""
 
     def __init__(self):
         super().__init__(time_limit=5, shortest_episode=5)
@@ -106,7 +107,7 @@ ALIKE = (
 
 
 class OneOfAlike(Probe):
-    """The probe whose place among them is the parameter: a program made for one serves all."""
+    """A probe selected by the parameter, so that one compiled program serves all probes."""
 
     def __init__(self, place):
         super().__init__(time_limit=5, params=place)
@@ -147,7 +148,7 @@ class Target(Probe):
 
 
 class Dice(Probe):
-    """What is shown is drawn anew by every reset and every step; no two look alike."""
+    """Every reset and every step draws a new random observation; all observations differ."""
 
     def reset(self, key, params):
         return jax.random.uniform(key, (1,)), jnp.int32(0)
@@ -158,13 +159,14 @@ class Dice(Probe):
 
 
 class Counter(Probe):
-    """Shows its own history: obs = (the episode's random id, steps in it), both made small.
+    """Observes its own history: obs = (random id of the episode, number of steps), scaled down.
 
     An episode with id i ends after 3 + i % 4 steps, by termination if i is even, else by
     truncation; its reward is its id plus the step. Nothing depends on the action.
 
-    Small, so that no tanh is saturated: a network gives every state a value of its own, and a
-    value that is taken from the wrong state shows. Ids remain distinct as float32.
+    The observations are small, so that no tanh is saturated: a network has different values in
+    different states, and a value that was computed in a wrong state is detected. Ids remain
+    distinct as float32.
     """
 
     IDS, STEPS = 1_000_000, 4
@@ -195,11 +197,11 @@ class Counter(Probe):
         )
 
     def name_of(self, obs):
-        """The id that an observation shows."""
+        """The id in an observation."""
         return np.rint((np.asarray(obs)[..., 0] + 1) * self.IDS / 2).astype(int)
 
     def successor(self, obs):
-        """What is shown after `obs`, also where the episode ends there."""
+        """The observation that follows `obs`, even if the episode ends there."""
         return obs + jnp.array([0.0, 1.0 / self.STEPS])
 
     def _observe(self, state):
@@ -211,7 +213,7 @@ ILLEGAL = -100.0
 
 
 class OneStep(Probe):
-    """One step; `draw(key)` -> (obs, state), `judge(state, action)` -> reward."""
+    """A task of one step; `draw(key)` -> (obs, state), `judge(state, action)` -> reward."""
 
     def reset(self, key, params):
         return self.draw(key)
@@ -223,7 +225,7 @@ class OneStep(Probe):
 
 
 class MatchBits(OneStep):
-    """Three bits are shown; the reward is the share of them that the action repeats. At best 1."""
+    """Three bits are observed; the reward is the fraction that the action repeats. Maximum: 1."""
 
     def __init__(self):
         super().__init__(spaces.MultiBinary(3), spaces.MultiBinary(3))
@@ -237,14 +239,14 @@ class MatchBits(OneStep):
 
 
 class Hand(NamedTuple):
-    """What BestCard shows."""
+    """Observation of BestCard."""
 
     value: Any
     action_mask: Any
 
 
 class BestCard(OneStep):
-    """Four cards, not all of them legal; 1 for the best that is, else 0. At best 1."""
+    """Four cards, some of them illegal; reward 1 for the best legal card, else 0. Maximum: 1."""
 
     def __init__(self):
         shown = Hand(spaces.Box(-1.0, 1.0, (4,)), spaces.Box(0, 1, (4,), bool))
@@ -263,7 +265,7 @@ class BestCard(OneStep):
 
 
 class Choices(OneStep):
-    """Two choices, each with its own legal ones; the share of them that are as shown. At best 1."""
+    """Two choices with one mask each; the reward is the fraction that is correct. Maximum: 1."""
 
     def __init__(self):
         actions = spaces.MultiDiscrete((3, 2))
@@ -284,9 +286,9 @@ class Choices(OneStep):
 
 
 class Cells(OneStep):
-    """A cell of a board 3 x 2 in the row that is shown; only one of its two is free. At best 1.
+    """A cell of a 3 x 2 board in the displayed row; one of its two cells is free. Maximum: 1.
 
-    Which cells are free is known of both coordinates together alone.
+    Which cells are free depends on both coordinates together.
     """
 
     def __init__(self):
@@ -306,7 +308,8 @@ class Cells(OneStep):
 
 
 class Corridor(Probe):
-    """Five cells, a step costs 1, the way ends at the right. Four steps at least: at best −4."""
+    """Five cells in a row, reward −1 per step, goal at the right. At least four steps: maximum
+    −4."""
 
     def __init__(self):
         super().__init__(spaces.Discrete(5), time_limit=12, shortest_episode=4)
@@ -320,7 +323,7 @@ class Corridor(Probe):
 
 
 class Signals(Probe):
-    """Four steps, cut by a time limit; 1 for an action that is the sum of two lights. At best 4."""
+    """Four steps until truncation; reward 1 if the action is the sum of two lights. Maximum: 4."""
 
     def __init__(self):
         shown = {
@@ -344,7 +347,8 @@ class Signals(Probe):
 
 
 class ImageAndCue(OneStep):
-    """A pixel shines left or right beside a number: 1 for the sum of side and number. At best 1."""
+    """A pixel at the left or right and a number: reward 1 for the sum of side and number. Maximum:
+    1."""
 
     def __init__(self):
         shown = {"cue": spaces.Discrete(2), "image": spaces.Box(0, 255, (4, 4, 1), np.uint8)}

@@ -1,7 +1,7 @@
-"""Access to the golden arrays, and to weights in torch's layout.
+"""Access to the golden arrays, and conversion of weights in torch's layout.
 
-The environment variable PPO_JAX_GOLDEN names a folder of other arrays in the same format, of
-whatever sizes; files that it lacks are the repository's.
+The environment variable PPO_JAX_GOLDEN names a folder with other arrays in the same format and of
+any sizes; files that are missing there are read from the repository.
 """
 
 import os
@@ -26,7 +26,7 @@ SB3_CRITIC = ["mlp_extractor.value_net.0", "mlp_extractor.value_net.2", "value_n
 
 
 def golden_file(name: str) -> Path:
-    """Where a file of golden arrays is; a folder that has none of them is a mistake."""
+    """The path of a file of golden arrays; a folder without any such file is an error."""
     if not OTHER:
         return FOLDER / name
     if not any(Path(OTHER).glob("*.npz")):
@@ -36,7 +36,7 @@ def golden_file(name: str) -> Path:
 
 
 class Golden:
-    """One npz file: `golden(case)` is the dict of that case's arrays."""
+    """Reads one npz file: `golden(case)` is a dictionary of that case's arrays."""
 
     def __init__(self, name: str) -> None:
         with np.load(golden_file(f"{name}.npz")) as file:
@@ -47,13 +47,13 @@ class Golden:
         return {k[len(prefix) :]: v for k, v in self.arrays.items() if k.startswith(prefix)}
 
     def cases(self, suffix: str) -> list[str]:
-        """Every case whose path ends so."""
+        """All cases whose path ends with a given text."""
         found = {k[: k.index(suffix) + len(suffix)] for k in self.arrays if suffix + "/" in k}
         return sorted(c for c in found if c.endswith(suffix))
 
 
 def dense(weights: dict[str, np.ndarray], name: str) -> dict[str, jax.Array]:
-    """A torch Linear's (out, in) weight and bias as a flax Dense's kernel and bias."""
+    """Convert weight (out, in) and bias of torch's Linear to kernel and bias of flax's Dense."""
     return {
         "kernel": jnp.asarray(weights[f"{name}.weight"].T),
         "bias": jnp.asarray(weights[f"{name}.bias"]),
@@ -63,7 +63,7 @@ def dense(weights: dict[str, np.ndarray], name: str) -> dict[str, jax.Array]:
 def actor_critic(
     weights: dict[str, np.ndarray], actor: list[str], critic: list[str], log_std: str | None
 ) -> dict:
-    """Parameters of a Policy with two hidden layers from the names of a torch model's layers."""
+    """Parameters of a Policy with two hidden layers, from the names of a torch model's layers."""
     params = {
         role: {
             "body": {f"Dense_{i}": dense(weights, n) for i, n in enumerate(names[:-1])},
@@ -87,7 +87,7 @@ def sb3_policy(kind: str, x: dict) -> Policy:
 
 
 def spinup_policy(kind: str, y: dict) -> tuple[Policy, Callable[[str], dict]]:
-    """Spinning Up's network, and its parameters by the prefix of their names."""
+    """Spinning Up's network, with its parameters selected by the prefix of their names."""
     net, log_std = ("logits_net", None) if kind == "categorical" else ("mu_net", "pi.log_std")
     actor, critic = ([f"{name}.{i}" for i in (0, 2, 4)] for name in (f"pi.{net}", "v.v_net"))
     *hidden, outputs = (y[f"w0/{name}.bias"].size for name in actor)
@@ -100,7 +100,7 @@ def spinup_policy(kind: str, y: dict) -> tuple[Policy, Callable[[str], dict]]:
 
 
 def spinup_rows(y: dict) -> Batch:
-    """What its update is given, advantages normalised by the deviation of the population."""
+    """A batch for an update; advantages are normalised by the population standard deviation."""
     advantage = losses.normalize(jnp.asarray(y["adv_raw"]), ddof=0)
     np.testing.assert_allclose(advantage, y["adv"], rtol=1e-5, atol=1e-6)
     return Batch(
@@ -123,7 +123,7 @@ def under(prefix: str, arrays: dict) -> dict:
 
 
 def sb3_trajectory(policy: Policy, params, x: dict) -> Trajectory:
-    """What collect would have returned, values and log-probabilities by our own forward pass."""
+    """A trajectory as from collect, with values and log-probabilities from our own forward pass."""
     obs, action = jnp.asarray(x["obs"]), jnp.asarray(x["actions"])
     dist, value = policy.apply(params, obs)
     last = policy.apply(params, jnp.asarray(x["last_obs"]))[1]
@@ -168,7 +168,7 @@ def table_inputs(kind: str) -> tuple[dict, Batch]:
 
 
 def assert_close(actual, expected, rtol: float, atol: float) -> None:
-    """Every leaf of two trees, compared as float64."""
+    """Compare all leaves of two trees as float64."""
     assert jax.tree.structure(actual) == jax.tree.structure(expected)
     for (path, a), e in zip(
         jax.tree_util.tree_leaves_with_path(actual), jax.tree.leaves(expected), strict=True

@@ -1,6 +1,8 @@
-"""Eight devices of the CPU share one agent; what they make of it, as JSON. A program of its own,
-because the number of devices is decided before JAX is used: python several_devices.py ALGORITHM, or
-gradients, or resumed FOLDER
+"""Train one agent on eight CPU devices, and print the results as JSON.
+
+This is a separate program, because the number of devices must be set before JAX is initialised:
+
+    python several_devices.py ALGORITHM | gradients | resumed FOLDER
 """
 
 import json
@@ -39,7 +41,7 @@ VALUES = {
 
 
 def resumed(folder: str) -> None:
-    """A run that is begun on 4 devices and goes on on others, and one that is not interrupted."""
+    """A run that starts on 4 devices and continues on others, and an uninterrupted run."""
     config = configs.make(preset="none", num_envs=16, num_steps=16, total_timesteps=256 * 20)
     options = {"eval_episodes": 4, "eval_every": 4}
     path = Path(folder) / "run"
@@ -65,7 +67,7 @@ def _numbers(tree: Any) -> list[list[float]]:
 
 
 def gradients() -> None:
-    """Largest differences of what 8 devices and one compute from a batch, before any optimiser."""
+    """Largest differences between 8 devices and one device, computed before any optimiser step."""
     import test_parallel as tests
 
     found = {}
@@ -87,7 +89,8 @@ def gradients() -> None:
 
 
 def main(name: str) -> None:
-    """Updates of 8 parts on one device and on several, and what the compiler says of these."""
+    """Updates with 8 parts on one device and on several devices, and their collective
+    operations."""
     updates = UPDATES.get(name, 20)
     values = VALUES.get(name, {"algorithm": name, "num_steps": 32})
     config = configs.make(

@@ -1,4 +1,4 @@
-"""A2C and the vanilla policy gradient: losses, gradients and whole updates of its peers."""
+"""A2C and the vanilla policy gradient: agreement of losses, gradients and updates with peers."""
 
 import jax
 import jax.numpy as jnp
@@ -28,7 +28,7 @@ KINDS = pytest.mark.parametrize("kind", ["categorical", "gaussian"])
 
 
 def config_of(hp: dict) -> a2c.Config:
-    """SB3's value loss has no ½."""
+    """SB3's value loss has no factor ½."""
     return a2c.Config(
         value_coef=2 * hp["vf_coef"],
         entropy_coef=hp["ent_coef"],
@@ -78,7 +78,7 @@ def test_loss_equals_spinningup(kind):
 @KINDS
 @pytest.mark.parametrize("optimizer", ["adam", "rmsprop"])
 def test_update_equals_sb3_weight_by_weight(kind, optimizer):
-    """The algorithm's own estimate and update; torch's RMSprop has its epsilon outside the root."""
+    """Our estimate and update, with torch's RMSprop, whose epsilon is outside the root."""
     x, y = UPDATE(f"{kind}/inputs"), UPDATE(f"{kind}/sb3_a2c_{optimizer}")
     hp, policy = hyper(y), sb3_policy(kind, x)
     theirs = None
@@ -101,7 +101,7 @@ def test_update_equals_sb3_weight_by_weight(kind, optimizer):
 
 
 def test_the_estimate_is_gae_at_the_configured_discounts():
-    """The cases of SB3 are all at λ = 1."""
+    """All cases of SB3 have λ = 1."""
     x = UPDATE("categorical/inputs")
     policy = sb3_policy("categorical", x)
     trajectory = sb3_trajectory(policy, sb3_params("categorical", under("w0/", x)), x)
@@ -113,7 +113,7 @@ def test_the_estimate_is_gae_at_the_configured_discounts():
 
 @KINDS
 def test_update_equals_spinningup(kind):
-    """One step of the policy on its own, then the value function on its own."""
+    """One step of the policy, then one step of the value function, each with its own optimiser."""
     y = UPDATE(f"spinup_{kind}/vpg_update")
     hp = hyper(y)
     (policy, params_of), rows = spinup_policy(kind, y), spinup_rows(y)

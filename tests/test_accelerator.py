@@ -1,4 +1,4 @@
-"""The command that measures an accelerator: tried on the CPU, and its programs lowered for CUDA."""
+"""The benchmark command for accelerators: run on the CPU, and its programs lowered for CUDA."""
 
 import csv
 import importlib.metadata
@@ -62,7 +62,7 @@ QUICK = ("cartpole-resumed", "ceilings", "cartpole-2048x32", "cartpole-8192x32-h
 
 @pytest.fixture(scope="module", params=[QUICK, pytest.param((), marks=pytest.mark.slow)])
 def smoke(request, tmp_path_factory):
-    """(what a smoke run on the CPU printed, its rows by section and task, the tasks asked for)."""
+    """(output of a smoke run on the CPU, its rows by section and task, the requested tasks)."""
     out = tmp_path_factory.mktemp("smoke")
     # Enough minutes for a machine that is busy with other tests.
     words = ("--smoke", "--minutes", "20", "--out", str(out))
@@ -218,7 +218,7 @@ def test_a_task_that_fails_costs_only_itself(fake, tmp_path, name, why):
 
 
 def test_after_an_error_the_process_is_another(fake, tmp_path):
-    """A device's runtime that has failed once fails for ever."""
+    """After the runtime of a device has failed once, all later calls fail."""
     code = FAKE.replace('"unit": "x"', '"unit": str(__import__("os").getpid())')
     fake("first", "second", "fails", "last", code=code).run()
     units = {r["task"]: r["unit"] for r in read(tmp_path / report.FILE)}
@@ -384,7 +384,7 @@ def test_products_are_counted_wherever_they_are():
 
 
 def test_the_parent_leaves_the_device_to_the_workers():
-    """Whoever touches a GPU first takes most of its memory."""
+    """The first process that uses a GPU reserves most of its memory."""
     code = (
         "from benchmarks.accelerator import session; session.order()\n"
         "from jax._src import xla_bridge; print(xla_bridge.backends_are_initialized())"
@@ -413,7 +413,8 @@ def test_shares_are_rates_over_ceilings():
 
 
 def test_ceilings_are_work_over_time(monkeypatch):
-    """Of a product 2 n³ operations, of a copy each number read and written; the median of three."""
+    """2 n³ operations for a product, one read and one write per number for a copy; median of
+    three."""
     taken = iter([9.0, 1e-3, 2e-3] * 4)
     monkeypatch.setattr(roofline, "timer", lambda body, carry, seconds: lambda: next(taken))
     found = roofline.ceilings(smoke=True)
@@ -509,7 +510,7 @@ def test_a_model_that_does_not_fit_is_not_run(monkeypatch):
 
 
 def test_the_first_update_is_compared_across_devices_in_float32(monkeypatch):
-    """What runs where, and with what precision: the accelerator is stood in for."""
+    """Where each part runs and with what precision; the accelerator is replaced by a stand-in."""
     seen = []
 
     class Device:
@@ -560,7 +561,7 @@ def test_the_interval_over_seeds_is_students():
 
 
 def test_a_learning_row_is_of_the_seeds_asked_for(monkeypatch):
-    """Agents that fill up a device count for the rate, and not for the result."""
+    """Agents added to fill a device count for the throughput, but not for the result."""
     returns = jnp.array([[474.0, 474.0], [475.0, 475.0], [0.0, 0.0]])
     program = type("P", (), {"agents": 3, "bytes_needed": 2**20})
     program.evaluate = lambda *_: (returns, None)
@@ -597,7 +598,7 @@ def test_learning_stops_when_the_time_is_up():
 
 
 def lowered(function, *arguments) -> str:
-    """A function's text as it would be compiled for a GPU."""
+    """The program of a function as compiled for a GPU, as text."""
     return jax.export.export(jax.jit(function), platforms=["cuda"])(*arguments).mlir_module()
 
 
@@ -644,7 +645,7 @@ def test_a_program_that_leaves_the_device_is_found():
 
 
 def needs(package: str, found: set[str]) -> set[str]:
-    """A package and all that it needs, by the installed metadata."""
+    """A package and all its dependencies, from the installed metadata."""
     name = re.sub(r"[-_.]+", "-", package).lower()
     if name in found:
         return found
@@ -727,7 +728,7 @@ def test_each_section_shows_its_own_columns(tmp_path):
 
 
 def keep(folder: Path, device: str) -> None:
-    """One row, as a session writes it."""
+    """One row in the format that a session writes."""
     made = session.Session(folder, True, 60.0, None, None, "")
     made.common = {"device": device}
     row = {"value": 2e7, "unit": "environment steps/s", "of_matmul": 0.125}

@@ -1,4 +1,4 @@
-"""The critic of actions: what it is given, what it learns, and what moves its actor."""
+"""The Q actor-critic: inputs, targets and gradients of the Q-function and the actor."""
 
 import functools
 
@@ -87,8 +87,8 @@ def test_images():
 
 
 def test_the_rollout_says_q_of_what_was_done_and_of_what_might_be():
-    """value = q(s_t, a_t); next_value = q(s_{t+1}, a') with an a' of the policy's, and where a
-    time limit cut the episode s_{t+1} is the true final state."""
+    """value = q(s_t, a_t); next_value = q(s_{t+1}, a') with a' drawn from the policy; if a time
+    limit truncated the episode, s_{t+1} is the true final observation."""
     counter = probe_envs.Counter()
     env = vectorize(counter, 4, 32)
     policy = make_policy(env.observation_space, spaces.Discrete(2), hidden=(8,), critic="q")
@@ -119,7 +119,7 @@ def test_the_rollout_says_q_of_what_was_done_and_of_what_might_be():
 
 
 def test_a_prime_follows_the_policy():
-    """In one state with p(1) = 0.8, q(s', a') is q(1) in four of five steps."""
+    """With one state and p(1) = 0.8, q(s', a') equals q(1) in four of five steps."""
     env = vectorize(probe_envs.TimeLimit(), 64, 64)
     policy = make_policy(env.observation_space, spaces.Discrete(2), hidden=(8,), critic="q")
     state = rollout.init(jax.random.key(0), policy, env)
@@ -140,7 +140,7 @@ def test_a_prime_follows_the_policy():
 
 
 def test_delta_and_the_two_weights():
-    """δ = q − (r + γ q'), no future after a termination, one after a time limit."""
+    """δ = q − (r + γ q'), with bootstrapping after a truncation but not after a termination."""
     critic = make_policy(BOX, spaces.Discrete(2), critic="q")
     ones = jnp.ones((3, 1))
     done = jnp.array([[False], [True], [True]])
@@ -199,7 +199,8 @@ def test_the_actor_takes_a_share_of_the_step():
 
 
 def test_the_gradients_are_those_of_the_formulas():
-    """∇θ −log π ψ for the actor, δ ∇w q for the critic; the target is no function of w."""
+    """The gradients are ∇θ −log π ψ for the actor and δ ∇w q for the critic; the target is
+    constant."""
     policy, learner, rows, _ = update_of()
     config = actor_critic.Config(normalize_advantage=False, value_coef=1.0)
     loss_fn = actor_critic.make_loss(policy, config)
@@ -221,7 +222,7 @@ def test_the_gradients_are_those_of_the_formulas():
 
 
 def test_q_learns_the_worth_of_each_action():
-    """Reward 1 for action 1, −1 for action 0: q tells them apart, whatever the actor prefers."""
+    """Reward 1 for action 1 and −1 for action 0: q distinguishes them for any actor."""
     config = configs.make(
         preset="none",
         algorithm="actor_critic",

@@ -1,4 +1,4 @@
-"""GAE and returns against five implementations, their limits, and the two kinds of ending."""
+"""GAE and returns: agreement with five implementations, limits, termination and truncation."""
 
 import jax
 import jax.numpy as jnp
@@ -150,7 +150,7 @@ def arguments(t: Trajectory, gamma: float) -> tuple:
 
 @pytest.mark.parametrize("steps", [1, 2, 5, 20])
 def test_k_step_advantages_literally(steps):
-    """r_t + γ r_{t+1} + ... + γ^k V(s_{t+k}) − V(s_t), cut where the episode or the rollout is."""
+    """r_t + γ r_{t+1} + ... + γ^k V(s_{t+k}) − V(s_t), up to the end of the episode or rollout."""
     t, gamma = random_trajectory(3), 0.9
     found = k_step_advantages(*arguments(t, gamma), steps)[-1]
     length, envs = t.reward.shape
@@ -178,7 +178,7 @@ def test_the_exponential_average_of_k_step_advantages_is_gae(lambda_):
 
 
 def test_fewer_steps_than_the_rollout_is_long_are_an_approximation():
-    """What the K-th stands for is then not looked at: off by at most λ^K of the differences."""
+    """Sums are truncated after K terms, with an error of at most λ^K times the differences."""
     t = random_trajectory(5)
     exact = gae(*arguments(t, 0.9), 0.5)
     errors = [
@@ -189,7 +189,8 @@ def test_fewer_steps_than_the_rollout_is_long_are_an_approximation():
 
 
 def test_a_time_limit_is_not_a_termination():
-    """Two steps, the second cut: terminated is worth its reward, truncated also γ V(s_2)."""
+    """Two steps, the second one last: its value is its reward if terminated, plus γ V(s_2) if
+    truncated."""
     reward, value, after = jnp.array([1.0, 1.0]), jnp.array([5.0, 6.0]), jnp.array([6.0, 7.0])
     cont = jnp.array([1.0, 0.0])
     terminated = gae(reward, 0.9 * jnp.array([1.0, 0.0]), value, after, cont, 1.0)
@@ -201,9 +202,9 @@ def test_a_time_limit_is_not_a_termination():
 @settings(max_examples=30, deadline=None)
 @given(seed=st.integers(0, 10_000), count=st.sampled_from([1, 4, 12]), data=st.data())
 def test_steps_of_weight_zero_are_not_there(seed, count, data):
-    """Dummy steps full of NaN, inserted anywhere but last, change nothing for the others.
+    """Dummy steps full of NaN, inserted anywhere except at the end, do not change the others.
 
-    As many as one of three numbers, so that few shapes are compiled; several may follow another.
+    The number of dummy steps is one of three, so that few shapes are compiled.
     """
     whole = random_trajectory(seed, steps=12, envs=1)
     rng = np.random.default_rng(seed)
@@ -260,7 +261,7 @@ def test_narrow_inputs_are_summed_in_float32(dtype):
 
 
 def test_what_follows_a_termination_is_not_read():
-    """The critic may say anything of a state that is never lived in."""
+    """The value of a terminal state does not matter."""
     row = jnp.ones((3, 1))
     t = trajectory(row, row, row.at[1].set(jnp.inf), row.at[0].set(0) > 0, row.at[0].set(0) > 0)
     assert np.isfinite(estimate_gae(t, gamma=0.9, lambda_=0.5).advantage).all()

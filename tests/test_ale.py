@@ -1,4 +1,4 @@
-"""Atari: the cartridges, what is seen of them, and whose score is reported."""
+"""Atari environments: observations, episode ends, and the reported score."""
 
 import dataclasses
 
@@ -19,7 +19,7 @@ KEY = jax.random.key(0)
 
 
 def play(env, steps, num_envs=2, action=None):
-    """Random actions, or one: rows [steps, num_envs, ...] of what came back."""
+    """Rows [steps, num_envs, ...] of an environment with random actions, or with a fixed action."""
     venv = env.vector(num_envs)
     obs, state = venv.reset(KEY)
     step = jax.jit(venv.step)
@@ -62,7 +62,7 @@ def test_the_standard_preprocessing():
 
 
 def test_the_two_protocols_differ_as_they_should():
-    """NoFrameskip-v4 ends at a lost life and does what it is told; v5 plays on, and repeats."""
+    """NoFrameskip-v4 can end an episode at a lost life; v5 continues, and repeats actions."""
     v4, v5 = envs.make("BreakoutNoFrameskip-v4"), envs.make("ALE/Breakout-v5")
     lives, games = (play(env, 110)[2].sum() for env in (v4, v5))
     assert lives >= 4 > games
@@ -72,7 +72,8 @@ def test_the_two_protocols_differ_as_they_should():
 
 
 def test_a_lost_life_ends_an_episode_and_not_the_game():
-    """The emulator's own episodic_life restarts the game; here the bricks stay as they are."""
+    """The emulator's own episodic_life restarts the game; our version keeps the state of the
+    game."""
     env = envs.make("BreakoutNoFrameskip-v4")
     obs, _, terminated, _, _ = play(env, 120, num_envs=1)
     game, _, over, _, _ = play(env.evaluation(), 120, num_envs=1)

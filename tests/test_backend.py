@@ -1,5 +1,5 @@
-"""What is computed another way on accelerators gives the same numbers, and a compiled chunk of
-updates neither copies its state nor talks to the host."""
+"""Computations that differ on accelerators have the same results as on CPUs, and a compiled chunk
+neither copies its state nor communicates with the host."""
 
 import functools
 
@@ -64,7 +64,7 @@ def test_packed_arrays_come_back_bit_for_bit():
 
 
 def test_a_loop_keeps_packed_rows():
-    """Its axis in front, and one more for agents side by side."""
+    """With the axis in front, and with an additional axis for parallel agents."""
 
     def run(tree):
         def body(k, _):
@@ -88,7 +88,7 @@ def test_a_loop_keeps_packed_rows():
 
 
 class Ticket(Probe):
-    """Every reset draws a number that no other has; episodes last 3 to 6 steps, by the number."""
+    """Every reset draws a unique number; episodes last 3 to 6 steps, depending on the number."""
 
     def reset(self, key, params):
         number = jax.random.bits(key, (), jnp.uint32) >> 8
@@ -102,7 +102,7 @@ class Ticket(Probe):
 
 
 def play(vector, key, rollouts=12):
-    """First obs; obs after each step, ends, and resets used twice, [rollouts, ...]; the pools."""
+    """Observations of reset and steps, episode ends and used resets, [rollouts, ...]; the pools."""
 
     def step(carry, _):
         obs, state, _, ended, _, _ = vector.step(key, carry[1], jnp.zeros(ENVS, int))
@@ -134,7 +134,7 @@ def test_every_reset_is_used_once_whoever_counts(either):
 
 
 def test_a_share_that_runs_out_goes_round_and_says_so(accelerator):
-    """The environment says that its episodes are longer than they are."""
+    """The environment reports longer episodes than it has."""
     vector = envs.vectorize(Ticket(shortest_episode=9), ENVS, STEPS)
     assert vector.pool_size == ENVS
     _, (_, ended, reused, _) = jax.jit(lambda k: play(vector, k))(jax.random.key(0))
@@ -187,7 +187,7 @@ def test_means_together_are_the_means_alone(either):
 
 @pytest.mark.parametrize("weights", [[1.0] * 8, [2.0] * 8, [1, 1, 0, 1, 2, 1, 1, 0.5]])
 def test_minibatches_have_their_weights(accelerator, weights):
-    """Also where they are a constant that is not 1 everywhere."""
+    """Also if the weights are a constant that is not 1 everywhere."""
     rows = jnp.arange(8.0)
     order = jnp.array([[3, 1, 2, 0, 7, 6, 5, 4]])
 
@@ -205,7 +205,7 @@ VALUES = {"env": "CartPole-v1", "num_envs": 4, "num_steps": 8, "hidden": (8,), "
 
 @functools.cache
 def chunk_of(launch_bound):
-    """(compiled chunk, its state), of updates that take resets from a pool for all."""
+    """(compiled chunk, its state), for updates whose environments share a pool of resets."""
     config = configs.make(preset="none", total_timesteps=10**5, **VALUES)
     program = build(config)
     state = jax.jit(program.init)(jax.random.key(0))
@@ -235,7 +235,7 @@ def test_a_chunk_never_talks_to_the_host(launch_bound):
 
 
 def test_a_chunk_that_calls_the_host_is_found():
-    """What the test above looks for."""
+    """The check of the previous test detects a call of the host."""
     step = lambda state, *_: (jax.pure_callback(np.sin, state, state), {"x": state})
     text = compile_chunk(step, jnp.float32(0), (), rows=2).as_text()
     assert "callback" in text
@@ -243,7 +243,7 @@ def test_a_chunk_that_calls_the_host_is_found():
 
 @pytest.mark.parametrize("launch_bound", [False, True])
 def test_a_chunk_writes_into_the_state_it_was_given(launch_bound):
-    """All of its arrays, so that nothing is in memory twice."""
+    """All arrays of the state are donated, so that none is in memory twice."""
     chunk, state = chunk_of(launch_bound)
     header = chunk.as_text().split("\n", 1)[0]
     aliased = header.split("input_output_alias={", 1)[1].split("entry_computation_layout", 1)[0]
@@ -251,7 +251,7 @@ def test_a_chunk_writes_into_the_state_it_was_given(launch_bound):
 
 
 def test_the_guard_finds_the_same_arrays(either):
-    """Small ones together, large ones and those with weights alone."""
+    """Small arrays are combined; large ones and those with weights are separate."""
     bad = {"a": jnp.ones(3), "b": jnp.ones((2, 2)).at[1, 0].set(jnp.nan), "c": jnp.zeros(70_000)}
     weight = jnp.array([[1.0, 0.0], [1.0, 1.0]])
     rows = jnp.array([[1.0, jnp.nan], [0.0, 2.0]])

@@ -1,4 +1,4 @@
-"""Compiled programs are found again by the next process, and the folder does not grow for ever."""
+"""The compilation cache: programs are reused by later processes, and its size is limited."""
 
 import os
 import subprocess

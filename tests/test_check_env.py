@@ -1,4 +1,4 @@
-"""`check_env` finds what is wrong with an environment, all of it, and says what to do."""
+"""`check_env` finds all faults of an environment in JAX, and describes how to correct them."""
 
 import dataclasses
 
@@ -88,7 +88,7 @@ def test_good_environments_pass(name):
 
 
 def steps_of(terminated, truncated, counters=None):
-    """Two copies whose episodes end where is said: [T, 2]."""
+    """Two copies whose episodes end at given steps: [T, 2]."""
     terminated, truncated = np.array(terminated, bool), np.array(truncated, bool)
     length, lengths = np.zeros(2, int), []
     for done in terminated | truncated:

@@ -1,4 +1,4 @@
-"""`check_env` of Gymnasium's environments: at least what Gymnasium's and SB3's checkers find."""
+"""`check_env` for Gymnasium environments finds at least the faults found by Gymnasium and SB3."""
 
 import sys
 import threading

@@ -1,4 +1,4 @@
-"""Checkpoints come back bit for bit, or not at all: damage, strangers and half-written steps."""
+"""Checkpoints are restored bit for bit or refused: damage, foreign files and interrupted writes."""
 
 import json
 import logging
@@ -71,7 +71,7 @@ def save_two(folder, state):
 
 
 def test_any_flipped_bit_is_found(tmp_path, state):
-    """Without digests three quarters of these would be restored as wrong numbers."""
+    """Without digests, three quarters of these flipped bits would be restored as wrong numbers."""
     checkpoints = save_two(tmp_path, state)
     files = [p for p in (tmp_path / "2").rglob("*") if p.is_file() and p.stat().st_size]
     assert len(files) > 3
@@ -83,7 +83,7 @@ def test_any_flipped_bit_is_found(tmp_path, state):
         damaged[place] ^= 1 << rng.randrange(8)
         path.write_bytes(damaged)
         with pytest.warns(
-            UserWarning, match="checkpoint 2: 1 of .* damaged .*; trying the one before"
+            UserWarning, match="checkpoint 2: 1 of .* damaged .*; trying the previous one"
         ):
             step, restored = checkpoints.restore(state)
         assert step == 1
@@ -111,7 +111,7 @@ def test_truncated_and_missing_files_are_found(tmp_path, state):
 
 
 def test_a_step_without_its_manifest_does_not_count(tmp_path, state):
-    """What kill -9 between Orbax's commit and ours leaves."""
+    """The files that remain after kill -9 between Orbax's commit and the manifest."""
     checkpoints = save_two(tmp_path, state)
     (tmp_path / "2.json").unlink()
     assert checkpoints.steps() == [1]
@@ -130,7 +130,7 @@ def test_a_damaged_manifest_is_damage(tmp_path, state):
 
 
 def test_a_full_disk_is_an_os_error_and_leaves_nothing_half_done(tmp_path, state, monkeypatch):
-    """Orbax says ValueError('RESOURCE_EXHAUSTED: ...')."""
+    """Orbax raises ValueError('RESOURCE_EXHAUSTED: ...')."""
     checkpoints = save_two(tmp_path, state)
     before = {p.name for p in tmp_path.iterdir()}
 
@@ -145,7 +145,7 @@ def test_a_full_disk_is_an_os_error_and_leaves_nothing_half_done(tmp_path, state
 
 
 def test_writes_that_end_after_a_failed_save_are_not_told_of(tmp_path, state, monkeypatch):
-    """TensorStore's threads find the event loop closed; what is wrong otherwise is told as ever."""
+    """TensorStore's threads find a closed event loop; all other errors are still reported."""
     told = []
     monkeypatch.setattr(sys, "unraisablehook", lambda about: told.append(about.exc_value))
 
@@ -182,7 +182,7 @@ def test_leftovers_of_a_killed_save_are_harmless(tmp_path, state):
 
 
 def test_a_checkpoint_half_deleted_does_not_look_whole(tmp_path, state, monkeypatch):
-    """Killed between its manifest and its arrays."""
+    """A process that was killed between writing the manifest and the arrays."""
     checkpoints = save_two(tmp_path, state)
     delete = checkpoint.delete
 

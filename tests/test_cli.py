@@ -1,4 +1,4 @@
-"""The command line: precedence, integers, help, and refusals in one line with exit code 2."""
+"""The command line: precedence, integers, help, and errors in one line with exit code 2."""
 
 import json
 import subprocess
@@ -221,7 +221,7 @@ def fails(capsys, entry, *arguments) -> str:
 
 def test_evaluate_refuses_what_is_not_there(trained, tmp_path, capsys):
     assert "is not a run directory" in fails(capsys, evaluate, tmp_path)
-    assert "there are: latest, best, 10" in fails(capsys, evaluate, trained, "--checkpoint", "99")
+    assert "available: latest, best, 10" in fails(capsys, evaluate, trained, "--checkpoint", "99")
     assert "no directory" in fails(capsys, evaluate, trained, "--gif", "/nowhere/a.gif")
     assert "must end in .gif" in fails(capsys, evaluate, trained, "--gif", "a.foo")
     assert "--seed is -1" in fails(capsys, evaluate, trained, "--seed", -1)

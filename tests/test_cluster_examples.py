@@ -1,6 +1,6 @@
-"""The files for SLURM and Kubernetes: they parse, their flags exist, and they start what they say.
+"""The example files for SLURM and Kubernetes: they parse, their flags exist, and they run.
 
-No SLURM and no Kubernetes is at hand here.
+SLURM and Kubernetes themselves are replaced by stand-ins.
 """
 
 import os
@@ -23,7 +23,7 @@ STAND_IN = '#!/bin/bash\nprintf "%s\\n" "$(basename "$0") $*" >> "$STARTED"\nexi
 
 
 def started(script, folder, *, code=0, **environment):
-    """(exit code, lines that the stand-ins of `srun`, `python` and `scontrol` were called with)."""
+    """(exit code, calls of the stand-ins for `srun`, `python` and `scontrol`)."""
     for name in ("srun", "python", "scontrol"):
         path = folder / name
         path.write_text(STAND_IN.format(code=0 if name == "scontrol" else code))
@@ -36,7 +36,7 @@ def started(script, folder, *, code=0, **environment):
 
 
 def checked(line):
-    """The words of `python -m ppo_jax.train` in a line, as the command would take them."""
+    """The arguments of `python -m ppo_jax.train` in a line of a script."""
     words = shlex.split(line.partition("-m ppo_jax.train ")[2])
     config, options = command._parse(words, flags.base_config(words), {})
     check(config)

@@ -1,6 +1,6 @@
-"""Two processes on this machine that train together, and what ends them.
+"""Two processes on this machine that train together, and errors that end both.
 
-Each has a hard limit of time; whatever happens, none is left behind.
+Each test has a time limit, after which all processes are killed.
 """
 
 import json
@@ -33,11 +33,11 @@ def free_port():
 
 
 class Processes:
-    """Processes of one run; ended by SIGKILL at the latest when the block ends.
+    """Start the processes of one run, and kill those that remain when the block ends.
 
     Args:
-        command: of each, without the flags that say who is who.
-        ranks: those that are started, of two.
+        command: command of each process, without the flags that define the group.
+        ranks: numbers of the processes to start, out of two.
     """
 
     def __init__(self, command, folder, ranks=(0, 1)):
@@ -73,7 +73,8 @@ class Processes:
             time.sleep(0.05)
 
     def ended(self, within, *, but=()):
-        """rank -> exit code of all processes but some, which have to end in so many seconds."""
+        """rank -> exit code of all processes except the excluded ones, which must end within a time
+        limit."""
         until = time.monotonic() + within
         left = {r: p for r, p in self.all.items() if r not in but}
         while any(p.poll() is None for p in left.values()):
@@ -82,18 +83,18 @@ class Processes:
         return {rank: process.returncode for rank, process in left.items()}
 
     def said(self, rank=None):
-        """What a process wrote to stderr, or all."""
+        """The standard error of one process, or of all."""
         texts = {r: Path(file.name).read_text() for r, file in self.errors.items()}
         return texts if rank is None else texts[rank]
 
 
 def workers(folder, updates=10**7, ranks=(0, 1)):
-    """The tiny job of `cluster_worker.py`."""
+    """The command of the small job in `cluster_worker.py`."""
     return Processes([WORKER, folder, updates], folder, ranks)
 
 
 def last_line(text):
-    """The line that a process ended with; it is one alone."""
+    """The last line of a process's standard error, which must be its only line."""
     lines = [line for line in text.splitlines() if line.startswith("error:")]
     assert len(lines) == 1, text
     assert text.rstrip().endswith(lines[0]), text
@@ -101,7 +102,7 @@ def last_line(text):
 
 
 def test_two_processes_train_as_one_process_with_two_devices(tmp_path):
-    """Bit by bit; and what they saved is an agent for any other number of devices."""
+    """Runs agree bit for bit, and their checkpoints can be used with any number of devices."""
     flags = "--env CartPole-v1 --num-envs 4 --num-steps 16 --total-timesteps 384 --hidden 8"
     flags += " --epochs 2 --eval-episodes 4 --eval-every 3 --checkpoint-seconds 0"
     command = ["-m", "ppo_jax.train", *flags.split(), "--run-dir"]
@@ -132,7 +133,7 @@ def test_two_processes_train_as_one_process_with_two_devices(tmp_path):
 
 @pytest.fixture(scope="module")
 def whole(tmp_path_factory):
-    """The folder of a run that nothing interrupts."""
+    """The folder of an uninterrupted run."""
     folder = tmp_path_factory.mktemp("whole")
     with workers(folder, updates=400) as both:
         assert both.ended(LIMIT) == {0: 0, 1: 0}, both.said()
@@ -158,7 +159,7 @@ def test_a_process_that_is_killed_ends_all_and_the_run_goes_on_exactly(tmp_path,
 
 
 def last_digest(folder):
-    """Of the last state of a run of the tiny job."""
+    """The last state of a run of the small job."""
     path = folder / "run" / "checkpoints"
     shapes = {"mean": np.zeros((), "f4"), "part": np.zeros((2, 4), "f4"), "key": jax.random.key(0)}
     step, state = Checkpoints(path, {"job": "counting"}).restore(shapes)
@@ -177,7 +178,7 @@ def test_a_frozen_process_ends_the_other(tmp_path, rank):
 @pytest.mark.parametrize(
     "file, said",
     [
-        ("hang-1", "process 1 has been in a function of Python that its program calls"),
+        ("hang-1", "process 1 has been in a Python function that its program calls"),
         ("callback", "process 0 has been in a callback"),
     ],
 )
@@ -228,7 +229,7 @@ def test_a_signal_to_one_ends_all_with_one_state_saved(tmp_path, rank, number):
 
 
 def test_what_the_processes_were_given_must_agree(tmp_path):
-    """Before anything is written, with the process, the option and both values."""
+    """Processes with different options are refused before anything is written, with both values."""
     flags = "-m ppo_jax.train --env CartPole-v1 --num-envs 4 --num-steps 16 --total-timesteps 384"
     command = [*flags.split(), "--run-dir", tmp_path / "run"]
     first = Processes([*command, "--seed", "1"], tmp_path, ranks=[0])

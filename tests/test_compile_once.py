@@ -1,4 +1,4 @@
-"""Programs that run a single time are compiled quickly, and compute the same numbers."""
+"""Programs that run once are compiled with few optimisations, and compute the same numbers."""
 
 import os
 import subprocess
@@ -13,7 +13,7 @@ from ppo_jax.runs.chunk import compiler_options
 
 
 class Lowered:
-    """A program that remembers how it was compiled."""
+    """A program that records its compiler options."""
 
     def __init__(self, refused=""):
         self.refused, self.tried = refused, []
@@ -46,7 +46,7 @@ def test_what_xla_flags_say_is_not_said_again(monkeypatch):
 
 @pytest.mark.slow
 def test_first_states_are_the_same_to_the_bit():
-    """In a process that compiles as users do; see conftest.py."""
+    """In a process that compiles as for users; see conftest.py."""
     code = """
 import jax, numpy as np
 from ppo_jax import config as configs

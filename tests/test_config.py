@@ -1,4 +1,5 @@
-"""Configurations: flat and nested, split and merged, and refused with a sentence that helps."""
+"""Configurations: flat and nested forms, static and traced parts, and messages for invalid
+values."""
 
 import dataclasses
 import json
@@ -63,7 +64,8 @@ def test_the_annealing_horizon_is_settled_by_the_length():
 
 
 def test_the_time_limit_is_settled_by_the_environment():
-    """For the algorithm that asks for one, unless it is given; the file keeps it open."""
+    """For algorithms that need a time limit, the environment provides it unless it is given; the
+    file stores None."""
     config = configs.make(preset="none", algorithm="reinforce", num_steps=500)
     assert config.hyper.time_limit is None and configs.to_json(config)["time_limit"] is None
     assert configs.resolve(config).hyper.time_limit is None

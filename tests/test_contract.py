@@ -1,4 +1,4 @@
-"""What holds for every algorithm of the registry, each on a discrete and a continuous task."""
+"""Properties of every registered algorithm, each on a discrete and a continuous task."""
 
 import dataclasses
 import functools
@@ -40,7 +40,7 @@ AS_RUN = {"xla_backend_optimization_level": 1, "xla_cpu_use_fusion_emitters": Tr
 
 
 def steps_of(algorithm: str, env: str) -> int:
-    """A short rollout, or one that whole episodes fit into."""
+    """A short rollout, or for REINFORCE one that includes whole episodes."""
     return make(env).time_limit if "time_limit" in configs.fields(algorithm) else 32
 
 
@@ -61,7 +61,7 @@ def small(algorithm: str, env: str, updates: int = UPDATES, **changes):
 
 
 def raw(tree):
-    """Typed keys as their integers, so that trees compare by value."""
+    """Replace typed PRNG keys by integers, so that trees can be compared by value."""
     return jax.tree.map(
         lambda x: jax.random.key_data(x) if jnp.issubdtype(x.dtype, jax.dtypes.prng_key) else x,
         tree,
@@ -74,16 +74,16 @@ def assert_equal(a, b):
 
 @functools.cache
 def trained(algorithm: str, env: str):
-    """A run in one piece: (state, metrics)."""
+    """A whole run in one call: (state, metrics)."""
     return jax.jit(make_train(small(algorithm, env)))(jax.random.key(3))
 
 
 @functools.cache
 def stepping(algorithm: str, env: str):
-    """(program, init, step), compiled once for all tests; step refuses to be traced twice.
+    """(program, init, step), compiled once for all tests; step must not be traced twice.
 
-    The first state is bound to its device, as a restored one is: for others it would be compiled
-    anew.
+    The first state is committed to its device, as a restored one is; otherwise the step would be
+    compiled again.
     """
     program = build(small(algorithm, env))
     here = jax.sharding.SingleDeviceSharding(jax.devices()[0])
@@ -92,7 +92,7 @@ def stepping(algorithm: str, env: str):
 
 
 def traced_once(function):
-    """chex.assert_max_traces counts all steps as one function: they are made in the same line."""
+    """chex.assert_max_traces counts all steps as one function, because they share a source line."""
     traces = []
 
     def counted(*args):
@@ -105,7 +105,7 @@ def traced_once(function):
 
 @functools.cache
 def stepped(algorithm: str, env: str):
-    """The same as `trained`, update by update."""
+    """The same result as `trained`, computed update by update."""
     _, init, step = stepping(algorithm, env)
     state, rows = init(jax.random.key(3)), []
     for _ in range(UPDATES):
@@ -165,9 +165,9 @@ def test_the_same_key_gives_the_same_run(algorithm, env):
 @on_one
 @pytest.mark.slow
 def test_vmap_map_and_traced_floats_are_the_loop(algorithm, env):
-    """Over keys and learning rates, in one trace, which gives what the constants give.
+    """Vectorised over keys and learning rates in one trace, with the results of constant values.
 
-    Widths compile to different programs, so to rounding and for the first updates.
+    Each width is a different program, so that results agree up to rounding in the first updates.
     """
     config = small(algorithm, env, updates=2)
     chex.clear_trace_counter()
@@ -194,9 +194,9 @@ def test_vmap_map_and_traced_floats_are_the_loop(algorithm, env):
 
 @long_for_each
 def test_chunks_are_the_whole(algorithm, env):
-    """Bit for bit, however the host cuts the run, and equal to `make_train` in one piece.
+    """The results do not depend on the chunks of a run, and equal those of `make_train`.
 
-    Where the floats are constants instead of arguments XLA folds them, which may move last bits.
+    If the floats are constants instead of arguments, XLA folds them, which may change last bits.
     """
     config = configs.resolve(small(algorithm, env))
     static, floats = configs.split(config)
@@ -241,9 +241,9 @@ def test_every_float_is_traced_and_every_value_shares_a_program(algorithm, env):
 
 @on_one
 def test_one_trace_per_function(algorithm, env):
-    """Stepping from the outside never traces twice: init and step agree in every type.
+    """Repeated steps are traced once, because init and step agree in all types.
 
-    Nor does it in any other test here: they share one step, which checks that.
+    The same holds for all other tests of this file, which share one step.
     """
     _, init, step = stepping(algorithm, env)
     state = init(jax.random.key(0))
@@ -253,7 +253,7 @@ def test_one_trace_per_function(algorithm, env):
 
 @on_one
 def test_the_ratio_is_one_on_the_first_minibatch(algorithm, env):
-    """What the policy makes of the stored inputs is what it acted by, normalised or not."""
+    """The policy's outputs for the stored inputs are those with which it acted."""
     program, init, step = stepping(algorithm, env)
     state = init(jax.random.key(0))
     collect = functools.partial(
@@ -270,7 +270,7 @@ def test_the_ratio_is_one_on_the_first_minibatch(algorithm, env):
 
 @on_one
 def test_a_checkpoint_holds_all_of_it(algorithm, env, tmp_path):
-    """Saved and restored, the state goes on exactly as the one that stayed in memory."""
+    """A state that is saved and restored continues exactly like the one in memory."""
     program, init, step = stepping(algorithm, env)
     state, _ = step(init(jax.random.key(3)))
     checkpoints = Checkpoints(tmp_path / "checkpoints", {"algorithm": algorithm})
@@ -282,7 +282,7 @@ def test_a_checkpoint_holds_all_of_it(algorithm, env, tmp_path):
 
 @on_one
 def test_rows_of_weight_zero_are_not_read(algorithm, env):
-    """Whatever stands in them, the update is the same."""
+    """The update does not depend on the values in rows of weight 0."""
     program, init, _ = stepping(algorithm, env)
     state = init(jax.random.key(3))
     steps = steps_of(algorithm, env)

@@ -1,8 +1,9 @@
-"""A deployed agent speaks the environment's own language: one conformance test for every space.
+"""Conformance of deployed agents with environments, for every kind of space.
 
-Each environment below refuses actions that are not of its action space, and pays for the numbers in
-them. The agent, loaded or exported, steps it as its user does: what `reset` and `step` return goes
-in, what comes out goes to `step`; and the returns are those of `ppo_jax.evaluate`.
+Each environment below refuses actions outside its action space, and its reward depends on the
+numbers in the actions. The loaded or exported agent is used as by a user: it receives what `reset`
+and `step` return, and its actions are passed to `step`. The returns must equal those of
+`ppo_jax.evaluate`.
 """
 
 import copy
@@ -115,7 +116,7 @@ def maker_of(actions, observations=EVERYTHING, mask=None, space=None):
 
 
 def parts_of(maker, **options):
-    """An agent with weights far enough from 0 for its actions to differ."""
+    """An agent whose weights are far enough from 0 to produce different actions."""
     config = configs.make(preset="none", num_envs=2, num_steps=4, hidden=(4,), **options)
     program = build(config, maker)
     parts = agent.parts_of(program_config(config), program, jax.jit(program.init)(KEY))
@@ -128,7 +129,7 @@ def program_config(config):
 
 
 def call(act, maker, obs, info, env, **more):
-    """The action of what reset or step has just returned."""
+    """The action for the values that reset or step has just returned."""
     source = act.parts.codec.mask_source
     if source == action_masks.INFO:
         more["action_mask"] = info["action_mask"]
@@ -138,7 +139,7 @@ def call(act, maker, obs, info, env, **more):
 
 
 def returns(choose, maker, seeds):
-    """The return of an episode for each seed, stepped as a user does."""
+    """The return of one episode for each seed, stepped as by a user."""
     found = []
     for seed in seeds:
         env, total, done = maker(), 0.0, False
@@ -166,7 +167,7 @@ def evaluated(parts, maker):
 
 
 def loaded(act, maker):
-    """An agent as a chooser of actions."""
+    """An agent as a function from observations to actions."""
 
     def choose(obs, info, env, first):
         if first:
@@ -204,7 +205,7 @@ def test_a_loaded_agent_earns_what_it_is_evaluated_with(kind):
     ],
 )
 def test_a_masked_agent_earns_what_it_is_evaluated_with(layout, where):
-    """Every action is legal: the environment looks."""
+    """Every action is legal, which the environment checks."""
     actions, say, space = MASKED[layout]
     small = g.Dict({"x": g.Box(-1, 1, (3,)), "y": g.Discrete(2, start=1)})
     maker = maker_of(actions, small, (where, say), space)
@@ -212,7 +213,7 @@ def test_a_masked_agent_earns_what_it_is_evaluated_with(layout, where):
 
 
 def entry(obs, mask, name):
-    """What the name of an input stands for, as docs/export.md explains it."""
+    """The value for a named input, following the description in docs/export.md."""
     first, *keys = name.split(".")
     value = mask if first == "action_mask" else obs
     for key in keys:
@@ -221,7 +222,7 @@ def entry(obs, mask, name):
 
 
 def exported(run, header, source, dtype):
-    """A file as a chooser of actions; of the agent, only its header is known."""
+    """An exported file as a function from observations to actions; only its header is used."""
 
     def choose(obs, info, env, first):
         mask = info.get("action_mask")
@@ -283,7 +284,7 @@ def test_an_exported_program_earns_what_is_evaluated(tmp_path, kind):
 @pytest.mark.slow
 @pytest.mark.parametrize("format", ["stablehlo", "onnx"])
 def test_a_fresh_process_acts_as_the_agent(tmp_path, format):
-    """On observations of every kind, also such as no network has seen."""
+    """For observations of every kind, including some that did not occur in training."""
     pytest.importorskip("flatbuffers" if format == "stablehlo" else "jax2onnx")
     actions, say, _ = MASKED["parts"]
     parts = parts_of(maker_of(actions, EVERYTHING, ("info", say)))
@@ -320,7 +321,7 @@ def test_an_onnx_graph_keeps_to_the_mask(tmp_path, layout):
 
 
 def batch_of(space, count=6):
-    """Samples as the environment returns them, side by side in its own types."""
+    """Samples in the environment's types, stacked along a new axis."""
     space = copy.deepcopy(space)
     space.seed(3)
     return gymnasium.vector.utils.concatenate(
@@ -332,7 +333,7 @@ def batch_of(space, count=6):
 
 @pytest.mark.parametrize("kind", [k for k in OBSERVATIONS if k != "Discrete huge"])
 def test_the_host_and_a_program_read_alike(kind):
-    """And what is read can be turned back: nothing is lost but the digits of wide integers."""
+    """Reading can be inverted, except for the lowest digits of wide integers."""
     space = OBSERVATIONS[kind]
     spoken = host_spaces.codec(space, g.Discrete(2), "here")
     obs = batch_of(space)
@@ -355,7 +356,7 @@ def test_the_host_and_a_program_read_alike(kind):
 
 
 def test_start_offsets_go_in_and_come_out():
-    """Both spaces from -1 on: the numbers that a user sees, for one and for many."""
+    """Both spaces start at -1: the numbers of the user's space, for one and for many."""
     act = agent.Agent(parts_of(Start))
     assert {int(act(i)) for i in (-1, 0, 1)} <= {-1, 0, 1}
     assert act(np.int64(-1)).dtype == np.int64 and Start.action_space.contains(act(-1))
@@ -367,7 +368,7 @@ def test_start_offsets_go_in_and_come_out():
 
 
 def test_images_come_in_the_environment_s_order():
-    """[C, H, W] as reset returns it; not the order in which the network has it."""
+    """[C, H, W] as returned by reset, not in the network's order."""
     maker = functools.partial(Spoken, PIXELS, g.Discrete(2))
     act = agent.Agent(parts_of(maker))
     assert act.observation_space.shape == (5, 7, 3)
@@ -434,7 +435,8 @@ INTEGERS = [
 
 @pytest.mark.parametrize(("space", "value", "dtype"), INTEGERS)
 def test_numbers_never_wrap(space, value, dtype):
-    """What the type does not hold is an error with the leaf's name, in training as well."""
+    """Values that the type cannot represent are errors with the name of the leaf, also in
+    training."""
     tree = host_spaces.observation_leaves(g.Dict({"x": g.Tuple((space,))}), "Here")
     (leaf,) = tree["x"]
     assert leaf.space.dtype == dtype
@@ -454,7 +456,7 @@ def test_integers_beyond_32_bits_are_numbers():
 
 
 def test_a_choice_that_starts_far_away():
-    """Read exactly on the host; a program of 32 bits cannot hold it, and says so."""
+    """The host reads it exactly; a program with 32-bit integers cannot, and is refused."""
     space = OBSERVATIONS["Discrete huge"]
     leaf = host_spaces.observation_leaves(space, "here")
     np.testing.assert_array_equal(leaf.read(np.arange(2**40, 2**40 + 4)), [0, 1, 2, 3])
@@ -561,7 +563,7 @@ FRAMES = [
 
 @pytest.mark.parametrize(("bounds", "frame"), FRAMES)
 def test_where_a_gaussian_is_moved(bounds, frame):
-    """Per element; beside it one that stays as it is."""
+    """Scaled per element; the other entry is not scaled."""
     box = spaces.Box(np.array([bounds[0], -1.0]), np.array([bounds[1], 1.0]), (2,))
     found = spaces.action_frame(box)
     assert (found is None) == (frame is None)
@@ -573,7 +575,7 @@ def test_where_a_gaussian_is_moved(bounds, frame):
 
 
 def test_the_first_actions_are_spread_over_the_bounds():
-    """And an environment of the usual bounds has the policy that it always had."""
+    """An environment with the usual bounds has the same policy as before."""
     space = spaces.Box(np.array([10.0, -1.0]), np.array([20.0, 1.0]), (2,))
     obs = jnp.zeros((1, 3))
     moved = networks.make_policy(spaces.Box(-1, 1, (3,)), space, map_actions=True)
@@ -603,7 +605,7 @@ def test_a_spread_out_of_all_proportion_is_said(low, high, log_std, said):
 
 
 def test_a_run_from_before_there_was_the_option_clips():
-    """An old config.json means what it meant; its checkpoints belong to it."""
+    """An old config.json keeps its meaning, and its checkpoints remain valid."""
     from ppo_jax.runs.folder import identity_of
 
     assert configs.make(preset="none").map_actions
@@ -618,7 +620,7 @@ def test_a_run_from_before_there_was_the_option_clips():
 
 @pytest.mark.slow
 def test_a_run_is_loaded_evaluated_and_exported(tmp_path, monkeypatch):
-    """From training to files, by a name alone; ten of ten, wherever the agent acts."""
+    """Training, loading and exporting by name alone; the return is ten of ten in each case."""
     pytest.importorskip("flatbuffers")
     monkeypatch.setenv("PYTHONPATH", str(Path(__file__).parent))
     config = configs.make(preset="none", env="deployed_envs:Start", total_timesteps=20_480)
@@ -630,7 +632,8 @@ def test_a_run_is_loaded_evaluated_and_exported(tmp_path, monkeypatch):
     program = jax.export.deserialize(bytearray((tmp_path / "run/policy.stablehlo").read_bytes()))
 
     def straight(obs, info, env, first):
-        """What reset returned, in its own type: JAX makes 32 bits of it."""
+        """The value that reset returned, in its own type, because JAX would convert it to 32
+        bits."""
         assert obs.dtype == np.int64
         return np.asarray(program.call(obs[None]))[0]
 

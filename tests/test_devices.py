@@ -1,4 +1,4 @@
-"""Devices that are not there: one line, before anything is compiled or written."""
+"""Requested devices that do not exist: one line, before anything is compiled or written."""
 
 import os
 import subprocess
@@ -65,7 +65,7 @@ def test_every_command_refuses_a_platform_that_is_not_there(tmp_path, platforms,
 
 @pytest.mark.skipif(devices._nvidia_driver(), reason="this machine has an NVIDIA driver")
 def test_cuda_packages_without_a_driver_are_one_warning(tmp_path):
-    """A plugin that fails as JAX's for CUDA does, beside one with an error of its own."""
+    """A plugin that fails as JAX's CUDA plugin does, and another with its own error."""
     for name, error in (("xla_cuda99", "Unable to load cuPTI."), ("xla_other", "Boom")):
         plugin = tmp_path / "packages" / "jax_plugins" / name
         plugin.mkdir(parents=True)

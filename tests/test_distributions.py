@@ -1,4 +1,4 @@
-"""Distributions against torch, SB3, distrax and rlax; samples against probabilities; edge cases."""
+"""Distributions: agreement with torch, SB3, distrax and rlax; sampling frequencies; edge cases."""
 
 import jax
 import jax.numpy as jnp
@@ -26,7 +26,7 @@ def close(actual, expected, atol=2e-6):
 
 
 def test_log_prob_and_entropy_are_the_two_methods_unless_a_type_has_its_own_function():
-    """A distribution of the user's own needs no third method."""
+    """A user-defined distribution needs only two methods."""
 
     class Plain:
         log_prob = staticmethod(lambda action: 2.0 * action)
@@ -108,7 +108,7 @@ def test_tanh_gaussian_log_prob(peer):
 
 
 def test_tanh_gaussian_against_sb3_where_its_formula_holds():
-    """SB3 adds 1e-6 inside the logarithm, which matters once |u| > 3."""
+    """SB3 adds 1e-6 inside the logarithm, which is visible for |u| > 3."""
     dist, u, _ = squashed()
     y = GOLDEN("squashed/sb3")
     inside = np.abs(u).max(-1) < 3
@@ -245,7 +245,7 @@ masked = pytest.mark.parametrize("kind", MASKED)
 
 
 def events(dist):
-    """Every action there is, [actions, ...], and whether it is legal for each row."""
+    """All actions [actions, ...], and whether each is legal in each row."""
     if isinstance(dist, MultiCategorical):
         return jnp.stack(jnp.meshgrid(jnp.arange(4), jnp.arange(2), indexing="ij"), -1).reshape(
             8, 2
@@ -280,7 +280,7 @@ def test_illegal_actions_have_probability_zero(kind):
 
 @masked
 def test_gradients_stop_at_the_mask(kind):
-    """Of everything a loss is made of, under jit and vmap: finite, and 0 where it is illegal."""
+    """Log-probability, entropy and KL under jit and vmap: finite, and 0 for illegal actions."""
     make, legal, possible = MASKED[kind]
     actions = make(LOGITS).masked(legal).mode()
     wrong = jnp.ones_like(actions)  # is illegal in the first row of each

@@ -1,4 +1,4 @@
-"""Importance weights and KL estimators against their definitions, computed by summation."""
+"""Importance weights and KL estimators: agreement with their definitions, computed by summation."""
 
 import jax
 import jax.numpy as jnp
@@ -28,7 +28,8 @@ def test_the_ratio_stays_finite():
 
 
 def test_importance_weighted_mean_and_its_variance():
-    """20,000 estimates from 50 samples each: their mean, their spread, and the spread foretold."""
+    """20,000 estimates from 50 samples each: mean, standard deviation and predicted standard
+    error."""
     actions = jax.vmap(Q.sample)(jax.random.split(jax.random.key(0), 50 * 20_000))
     actions = actions.reshape(50, 20_000)
     mean, variance = divergences.importance_weighted_mean(
@@ -51,7 +52,7 @@ def test_without_a_change_of_distribution_it_is_the_plain_mean():
 
 
 def test_the_further_apart_the_larger_the_variance():
-    """Samples of N(0, 1) about N(μ, 1): Var of the weights alone is exp(μ²) − 1."""
+    """Samples of N(0, 1) for N(μ, 1): the variance of the weights is exp(μ²) − 1."""
     x = jax.random.normal(jax.random.key(0), (400_000, 1))
     standard = DiagGaussian(jnp.zeros((400_000, 1)), jnp.zeros(1))
     for shift in (0.25, 0.5, 1.0):
@@ -64,7 +65,7 @@ def test_the_further_apart_the_larger_the_variance():
 
 @pytest.mark.parametrize(("name", "unbiased"), [("k1", True), ("k2", False), ("k3", True)])
 def test_kl_estimators_by_summation(name, unbiased):
-    """The mean under q, without any sampling: k1 and k3 are KL(q ‖ p), k2 nearly."""
+    """The exact mean under q: that of k1 and k3 is KL(q ‖ p), and that of k2 is close to it."""
     kl = float(Q.kl(P))
     estimate = getattr(divergences, name)(LOG_P, LOG_Q)
     found = np.sum(q * estimate)
@@ -92,7 +93,7 @@ def test_k3_has_the_least_variance_of_the_unbiased():
 
 
 def test_near_equality_all_are_half_the_chi_square():
-    """KL is ½ Σ (p − q)² / q to second order, and so is the mean of each."""
+    """To second order, KL is ½ Σ (p − q)² / q, and so is the mean of each estimator."""
     near = Categorical(Q.logits + 1e-2 * jnp.array([1.0, -1.0, 0.5]))
     log_p = near.log_prob(ACTIONS)
     half_chi_square = 0.5 * np.sum((np.exp(log_p) - q) ** 2 / q)
@@ -106,7 +107,7 @@ def test_approx_kl_is_k3_of_the_old_policy():
 
 @pytest.mark.parametrize("size", [1, 3])
 def test_full_distribution_kl_agrees_with_its_estimate(size):
-    """dist.kl integrates what k3 samples."""
+    """dist.kl is the expectation that k3 estimates."""
     keys = jax.random.split(jax.random.key(0), 3)
     old = DiagGaussian(jax.random.normal(keys[0], (size,)), jnp.full(size, -0.3))
     new = DiagGaussian(old.mean + 0.2, jnp.full(size, -0.1))

@@ -1,4 +1,4 @@
-"""What the documents say exists, exists."""
+"""Statements of the documentation about tests, tables and examples are true."""
 
 import ast
 import re

@@ -1,5 +1,5 @@
-"""Every command of README, docs and notebooks is parsed here, and run with -m documents; every link
-leads somewhere; the Python of the pages runs and prints what they say."""
+"""Commands in README, docs and notebooks are parsed here, and run with -m documents; links have
+existing targets, and Python code of the pages prints the stated output."""
 
 import argparse
 import dataclasses
@@ -50,12 +50,12 @@ REPLACED = {"python3 run.py train": "python -m ppo_jax.train"}
 
 
 def reason(line: str) -> str | None:
-    """Why a command is not run."""
+    """The reason why a command is not run."""
     return next((why for pattern, why in NOT_RUN.items() if re.search(pattern, line)), None)
 
 
 def words(line: str) -> tuple[str, list[str]]:
-    """(module, its arguments) of a command of Python."""
+    """(module, arguments) of a Python command."""
     for written, run in REPLACED.items():
         line = line.replace(written, run)
     first, flag, module, *arguments = shlex.split(line)
@@ -64,7 +64,7 @@ def words(line: str) -> tuple[str, list[str]]:
 
 
 def python_commands() -> list[tuple[str, str]]:
-    """(document, command) of everything that starts a module of ours."""
+    """(document, command) for all commands that start a module of this repository."""
     found = [(n, c) for n, d in ALL.items() for c in documents.commands(d)]
     return [(n, c) for n, c in found if c.startswith("python") and "run.py test" not in c]
 
@@ -84,7 +84,7 @@ def test_every_reason_is_one_for_something():
     "module", ["ppo_jax.train", "ppo_jax.sweep", "ppo_jax.evaluate", "ppo_jax.rlhf"]
 )
 def test_every_flag_of_the_documents_exists(module, monkeypatch, tmp_path):
-    """Every command becomes a configuration, checked; none is run here."""
+    """Every command results in a valid configuration; none is run here."""
     monkeypatch.chdir(ROOT)
     write_files(tmp_path, monkeypatch)
     lines = [c for _, c in python_commands() if words(c)[0] == module]
@@ -100,7 +100,7 @@ def test_every_flag_of_the_documents_exists(module, monkeypatch, tmp_path):
 
 
 def write_files(folder, monkeypatch) -> None:
-    """The modules that pages have their readers write, as modules of this process."""
+    """The modules that pages ask their readers to write, imported into this process."""
     monkeypatch.syspath_prepend(folder)
     for document in ALL.values():
         for name, text in documents.files(document).items():
@@ -159,7 +159,7 @@ RUNNABLE = [n for n, d in ALL.items() if any(reason(c) is None for c in document
 @pytest.mark.documents
 @pytest.mark.parametrize("document", RUNNABLE)
 def test_the_commands_of_a_document_run_as_written(document, tmp_path, monkeypatch):
-    """One after the other in one folder, as a reader would."""
+    """The commands of a page, run in order in one folder, as by a reader."""
     (tmp_path / "examples").symlink_to(ROOT / "examples")
     for name, text in documents.files(ALL[document]).items():
         (tmp_path / name).write_text(text)
@@ -185,7 +185,7 @@ def test_the_python_of_a_page_prints_what_it_says(page, capsys):
 
 @pytest.mark.parametrize("document", ALL)
 def test_links_lead_somewhere(document):
-    """Files and headings are looked up; of what is elsewhere the form alone is."""
+    """Files and headings must exist; for other targets, only the form is checked."""
     path = ALL[document]
     for link in documents.links(path):
         target = urlsplit(link)

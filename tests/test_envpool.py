@@ -1,4 +1,4 @@
-"""envpool's environments restart one step later; their rows say so."""
+"""EnvPool's environments reset one step late, which their rows must show."""
 
 import jax
 import jax.numpy as jnp

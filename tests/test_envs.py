@@ -1,4 +1,4 @@
-"""The adapter equals gymnax step by step; resets stay independent; bad environments are refused."""
+"""Agreement of the gymnax adapter, independence of resets, and refusal of invalid environments."""
 
 import dataclasses
 import functools
@@ -26,7 +26,7 @@ def test_adapter_is_gymnax_without_the_reset(name):
 
     @jax.jit
     def both(state):
-        """Twelve steps from a state; the next state is ours."""
+        """Twelve steps, each from the state that our own step returned."""
 
         def step(state, i):
             key = jax.random.key(i)
@@ -124,7 +124,7 @@ def test_every_reset_of_the_pool_is_used_at_most_once():
     ("shortest", "steps", "each"), [(2, 7, 4), (5, 5, 1), (5, 6, 2), (5, 11, 3), (3, 40, 14)]
 )
 def test_a_pool_holds_as_many_resets_as_episodes_can_end(shortest, steps, each):
-    """The first of them may have begun long before."""
+    """The first episode may have started long before."""
     env = altered(shortest_episode=shortest)
     assert envs.vectorize(env, 4, steps).pool_size == 4 * each
 
@@ -138,8 +138,8 @@ def test_an_exhausted_pool_goes_round_and_says_so():
 
 
 def test_pooled_starts_are_distributed_as_resets_and_independent():
-    """CartPole starts uniform in ±0.05: moments, quantiles, and no correlation in time or between
-    environments."""
+    """CartPole's initial states are uniform in ±0.05: mean, variance, quantiles, and no correlation
+    over time or between environments."""
     vector = envs.vectorize(envs.make("CartPole-v1"), 64, pool_size=64 * 16)
 
     @jax.jit
@@ -296,14 +296,14 @@ def test_unknown_parameters_get_a_hint():
 
 
 def altered(**changes):
-    """RewardIsObservation with other attributes."""
+    """RewardIsObservation with changed attributes."""
     env = RewardIsObservation()
     env.__dict__.update(changes)
     return env
 
 
 def broken(**changes):
-    """RewardIsObservation with a step whose results are altered by name."""
+    """RewardIsObservation with a step whose results are changed by name."""
     names = ("obs", "state", "reward", "terminated", "truncated", "info")
 
     class Broken(RewardIsObservation):

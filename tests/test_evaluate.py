@@ -1,4 +1,4 @@
-"""Evaluation plays whole episodes, by the policy that was trained, and draws them."""
+"""Evaluation: complete episodes with the trained policy, and recordings."""
 
 import gc
 import json
@@ -32,7 +32,7 @@ def agent(env, **options):
 
 
 def test_returns_and_lengths_are_those_of_whole_episodes():
-    """Counter's length is 3 + id % 4, and its return follows."""
+    """Counter's episode length is 3 + id % 4, which determines its return."""
     env = Counter()
     policy, params = agent(env)
     result = evaluate.evaluate(KEY, params, NOTHING, env=env, policy=policy, episodes=64)
@@ -124,7 +124,7 @@ def test_an_environment_without_pictures_says_so():
 
 
 class OneStep:
-    """Ends at once with the reward that it is given for its key."""
+    """Ends after one step with a reward that depends on the key."""
 
     observation_space = spaces.Box(-1, 1, (1,))
     action_space = spaces.Discrete(2)
@@ -140,7 +140,7 @@ class OneStep:
 
 
 class Endless(OneStep):
-    """Never ends before it is cut."""
+    """Does not terminate before its time limit."""
 
     time_limit = None
 
@@ -151,7 +151,7 @@ class Endless(OneStep):
 @pytest.mark.parametrize("games", [2, 4, 10])
 @pytest.mark.parametrize("agents", [1, 3])
 def test_the_interval_covers_the_mean_of_a_few_games(games, agents):
-    """Agents of one game share its luck: counted one by one they would look far more certain."""
+    """The returns of agents in one game are correlated: the interval must be over games."""
     rng, hits = np.random.default_rng(games), 0
     for _ in range(2000):
         luck = rng.normal(0.0, 1.0, (games, 1))
@@ -176,7 +176,7 @@ def test_a_single_game_has_no_interval():
 
 
 def test_large_returns_have_a_deviation():
-    """In float32 its square is infinite."""
+    """The square of this return is infinite in float32."""
     x = np.array([1e30, 3e30], np.float32)
     found = evaluate.summary_of(x, np.ones(2, bool))
     assert found["eval_return_std"] == pytest.approx(1e30) and np.isfinite(
@@ -185,7 +185,8 @@ def test_large_returns_have_a_deviation():
 
 
 def test_a_run_says_how_many_episodes_were_cut(tmp_path, monkeypatch, capsys):
-    """In the summary, in the rows of evaluations while training, and in the command."""
+    """In the summary, in the metrics of evaluations during training, and in the command's
+    output."""
     monkeypatch.setattr(evaluate, "DEFAULT_MAX_STEPS", 7)
     config = configs.make(env=Endless, num_envs=4, num_steps=4, total_timesteps=32, hidden=(4,))
     options = {"eval_episodes": 3, "eval_every": 1}
@@ -214,7 +215,7 @@ def test_returns_that_are_not_finite_have_no_statistics(value):
 
 
 def test_an_evaluation_that_is_not_finite_is_a_warning(tmp_path, monkeypatch):
-    """The run has ended well: its summary says null, and the command ends with 0."""
+    """The run itself has succeeded: its summary contains null, and the exit code is 0."""
     config = configs.make(env=OneStep, num_envs=4, num_steps=4, total_timesteps=32, hidden=(4,))
 
     def played(*_, episodes, **__):
@@ -233,7 +234,7 @@ def test_an_evaluation_that_is_not_finite_is_a_warning(tmp_path, monkeypatch):
 
 
 def test_a_program_is_compiled_once(tmp_path):
-    """For one environment and policy, whatever the parameters; another number of episodes is
+    """One program per environment and policy for all parameters; another number of episodes is
     another program."""
     env = OneStep()
     policy, params = agent(env)
@@ -250,14 +251,15 @@ def test_a_program_is_compiled_once(tmp_path):
 
 @pytest.fixture
 def traced(monkeypatch):
-    """Grows whenever an evaluation is traced."""
+    """A counter of the traces of an evaluation."""
     calls, play = [], evaluate._play
     monkeypatch.setattr(evaluate, "_play", lambda *a, **k: (calls.append(1), play(*a, **k))[1])
     return calls
 
 
 def test_evaluations_of_a_run_compile_once(tmp_path, traced):
-    """Four while it trains and one at the end; of a single episode, which has no interval."""
+    """Four evaluations during training and one at the end, of one episode, so without an
+    interval."""
     config = configs.make(env=OneStep, num_envs=4, num_steps=4, total_timesteps=64, hidden=(4,))
     result = ppo_jax.run(config, tmp_path / "a", env=OneStep, eval_episodes=1, eval_every=1)
     assert len(traced) == 1
@@ -266,7 +268,8 @@ def test_evaluations_of_a_run_compile_once(tmp_path, traced):
 
 
 def test_two_evaluations_of_a_run_compile_once(tmp_path, traced):
-    """`ppo_jax.evaluate` reads the folder anew, and finds the program of the same configuration."""
+    """`ppo_jax.evaluate` reads the folder again, and reuses the program of an equal
+    configuration."""
     config = configs.make(num_envs=4, num_steps=4, total_timesteps=16, hidden=(4,))
     ppo_jax.run(config, tmp_path / "a", eval_episodes=0)
     first = ppo_jax.evaluate(tmp_path / "a", 3)
@@ -276,7 +279,7 @@ def test_two_evaluations_of_a_run_compile_once(tmp_path, traced):
 
 
 def test_a_program_goes_with_its_environment():
-    """Nothing here keeps an environment, its policy or what was compiled for them."""
+    """No reference to an environment, its policy or its compiled programs is kept."""
     env = OneStep()
     policy, params = agent(env)
     before = len(evaluate._programs)
@@ -298,7 +301,7 @@ def test_so_many_programs_stay():
 
 
 def test_inside_another_program_nothing_is_kept():
-    """What is traced for many agents at once has tracers that must not outlive the trace."""
+    """A vectorised evaluation contains tracers, which must not be cached."""
     env = OneStep()
     policy, params = agent(env)
     many = jax.tree.map(lambda x: jnp.stack([x, x]), params)

@@ -1,4 +1,4 @@
-"""A trained agent as a function, and as files that act without it."""
+"""Exported policies: as Python functions and as files, with the same actions as the agent."""
 
 import json
 import re
@@ -30,7 +30,7 @@ SMALL = {"num_envs": 4, "num_steps": 16, "hidden": (8,)}
 
 @pytest.fixture(scope="module")
 def cartpole(tmp_path_factory):
-    """A run directory of a few updates, observations normalised."""
+    """The folder of a short run with normalised observations."""
     path = tmp_path_factory.mktemp("home") / "runs" / "cartpole"
     config = configs.make(preset="none", total_timesteps=2048, normalize_obs=True, **SMALL)
     assert train(config, RunOptions(run_dir=path, eval_episodes=0)).exit_code == 0
@@ -38,7 +38,7 @@ def cartpole(tmp_path_factory):
 
 
 def untrained(**options):
-    """Parts with weights far enough from zero for actions to differ."""
+    """Parts of an agent whose weights are far enough from 0 to produce different actions."""
     config = configs.make(preset="none", **SMALL | options)
     program = build(config)
     parts = agent.parts_of(config, program, jax.jit(program.init)(KEY))
@@ -168,7 +168,7 @@ def test_weights_have_names_and_their_configuration(cartpole, capsys):
 
 def test_files_that_are_no_policies_are_refused(tmp_path):
     save_file({"x": np.zeros(2)}, tmp_path / "other.safetensors")
-    with pytest.raises(ConfigError, match="holds no policy of ppo_jax"):
+    with pytest.raises(ConfigError, match="does not contain a ppo_jax policy"):
         ppo_jax.load(tmp_path / "other.safetensors")
     (tmp_path / "cut.safetensors").write_bytes(b"12")
     with pytest.raises(ConfigError, match="cannot read"):
@@ -185,7 +185,7 @@ def test_files_that_are_no_policies_are_refused(tmp_path):
 def test_a_file_that_acts_otherwise_is_found_out(tmp_path, pendulum):
     other = pendulum._replace(params=jax.tree.map(lambda x: x + 0.01, pendulum.params))
     safetensors.write(other, tmp_path / "a.safetensors")
-    with pytest.raises(verify.NotTheSame, match="does not act as the run does"):
+    with pytest.raises(verify.NotTheSame, match="differ from those of the run"):
         verify.compare(pendulum, "safetensors", tmp_path / "a.safetensors")
     (tmp_path / "b.safetensors").write_bytes(b"")
     with pytest.raises(verify.NotTheSame, match="cannot be reloaded in a fresh process"):
@@ -274,7 +274,7 @@ def test_every_entry_of_an_observation_is_an_input(pendulum):
 @pytest.mark.parametrize("format", ["stablehlo", "onnx"])
 def test_memory_is_refused_where_it_cannot_be_kept(format):
     writer = export.FORMATS[format]
-    with pytest.raises(ConfigError, match=r"memory \(gru\).*use --format safetensors"):
+    with pytest.raises(ConfigError, match=r"recurrent \(gru\).*use --format safetensors"):
         writer.check(untrained(memory="gru", memory_size=8))
 
 
@@ -284,7 +284,7 @@ def test_what_is_missing_is_said_before_anything_is_read(tmp_path, monkeypatch):
         export.export(tmp_path, "onnx")
     with pytest.raises(ConfigError, match=r"needs flatbuffers.*ppo_jax\[stablehlo\]"):
         export.export(tmp_path, "stablehlo")
-    with pytest.raises(ConfigError, match=r"no format 'onxx'; did you mean onnx"):
+    with pytest.raises(ConfigError, match=r"unknown format 'onxx'; did you mean onnx"):
         export.export(tmp_path, "onxx")
 
 

@@ -1,4 +1,4 @@
-"""The folder of a run: digests, links out of it, crashes between writes, and what is deleted."""
+"""The folder of a run: digests, links, interrupted writes, and which files are deleted."""
 
 import dataclasses
 import json
@@ -37,14 +37,14 @@ JOB = Job(
 
 @dataclasses.dataclass(frozen=True)
 class Options(KeepOptions):
-    """With samples, as the stages of language models have them."""
+    """A job with samples, as the stages of language models have them."""
 
     samples: int = 1
     sample_seconds: float = 0.0
 
 
 class Sampled(RunDirectory):
-    """The folder of such a run."""
+    """The folder of a run of this job."""
 
     contents = (*CONTENTS, "samples.jsonl")
 
@@ -55,7 +55,7 @@ def one_update_per_chunk(monkeypatch):
 
 
 def session(path, updates=4, **options):
-    """A run of a few updates, as commands have it."""
+    """A run of a few updates, started as by a command."""
     kept = Options(**({"run_dir": path} if "resume" not in options else {}) | options)
 
     def describe(path):
@@ -115,7 +115,7 @@ NAMES = [
 
 @pytest.mark.parametrize("name", NAMES)
 def test_checkpoints_of_a_directory_of_any_name_are_read_again(tmp_path, name, monkeypatch):
-    """Orbax takes brackets for a pattern: what it wrote there it could not read."""
+    """Orbax treats brackets as a pattern and cannot read a path with them."""
     monkeypatch.chdir(tmp_path)
     assert int(session(Path(name), 2).state) == 2
     assert int(resume(Path(name), 3).state) == 3
@@ -137,7 +137,7 @@ def test_a_directory_that_cannot_be_is_refused_before_training(tmp_path, name):
 
 def test_what_cannot_be_read_again_is_refused_before_training(tmp_path, monkeypatch):
     monkeypatch.setattr(Checkpoints, "_read", lambda *_: {"x": jnp.ones(1)})
-    with pytest.raises(ConfigError, match="checkpoints cannot be kept in .*came back otherwise"):
+    with pytest.raises(ConfigError, match="checkpoints cannot be stored in .*when read back"):
         session(tmp_path / "[x]")
     assert not (tmp_path / "[x]" / "config.json").exists()
 
@@ -145,7 +145,7 @@ def test_what_cannot_be_read_again_is_refused_before_training(tmp_path, monkeypa
 def test_a_checkpoint_that_comes_back_otherwise_does_not_count(tmp_path, monkeypatch):
     read = Checkpoints._read
     monkeypatch.setattr(Checkpoints, "_read", lambda *a: read(*a) + 1)
-    with pytest.raises(RunFailed, match="came back otherwise than it was written"):
+    with pytest.raises(RunFailed, match="differs from the saved state when read back"):
         session(tmp_path / "run")
     assert not list((tmp_path / "run/checkpoints").iterdir())
 
@@ -194,11 +194,11 @@ def test_a_flipped_bit_is_named_and_nothing_is_lost(run, name):
 def test_a_digit_of_a_configuration_is_found(run):
     text = (run / "config.json").read_text()
     (run / "config.json").write_text(text.replace('"updates": 4', '"updates": 6'))
-    with pytest.raises(ConfigError, match=r"config.json is damaged: .* Copy it back .*delete"):
+    with pytest.raises(ConfigError, match=r"config.json is damaged: .* Copy the file back .*del"):
         manifest.require(run, "config.json")
     (run / "manifest.json").unlink()
     manifest.require(run, "config.json")
-    with pytest.warns(UserWarning, match="manifest.json is gone"):
+    with pytest.warns(UserWarning, match="manifest.json is missing"):
         resume(run)
 
 
@@ -213,9 +213,9 @@ def test_rows_after_the_last_checkpoint_are_not_damage(run):
 @pytest.mark.parametrize(
     ("damage", "says", "left"),
     [
-        (lambda p: (p / "metrics.jsonl").unlink(), "metrics.jsonl is gone", [5, 6, 7, 8]),
+        (lambda p: (p / "metrics.jsonl").unlink(), "metrics.jsonl is missing", [5, 6, 7, 8]),
         (lambda p: os.truncate(p / "metrics.jsonl", 200), "metrics.jsonl is damaged", None),
-        (lambda p: (p / "summary.json").unlink(), "summary.json is gone", list(range(1, 9))),
+        (lambda p: (p / "summary.json").unlink(), "summary.json is missing", list(range(1, 9))),
     ],
 )
 def test_a_file_that_is_gone_is_named(run, damage, says, left):
@@ -228,7 +228,7 @@ def test_a_file_that_is_gone_is_named(run, damage, says, left):
 def test_a_run_without_its_mark_or_its_checkpoints_is_refused(run):
     shutil.move(run / "checkpoints", run / "kept")
     with (
-        pytest.warns(UserWarning, match="4.json is gone"),
+        pytest.warns(UserWarning, match="4.json is missing"),
         pytest.raises(CheckpointError, match="though 40 .* were saved"),
     ):
         resume(run)
@@ -275,11 +275,11 @@ def test_a_log_that_is_deleted_while_it_is_written_is_said(tmp_path):
 
 
 class Killed(BaseException):
-    """As kill -9: nothing after it is run by the program."""
+    """Raised in place of kill -9: the program does nothing after it."""
 
 
 def killed_at(monkeypatch, number: int) -> None:
-    """Die just before the so-manyth time that a file takes its place, or anything is deleted."""
+    """End the process just before the n-th time that a file is replaced or deleted."""
     count = 0
 
     def counted(function):
@@ -302,7 +302,7 @@ CRASHES = [pytest.param(n, marks=() if n % 4 == 1 else pytest.mark.slow) for n i
 
 @pytest.mark.parametrize("number", CRASHES)
 def test_a_crash_at_any_write_is_no_damage(run, monkeypatch, number):
-    """A digest and its file are two writes; so are those of a checkpoint."""
+    """A file and its digest are written in two steps, and so is a checkpoint."""
     with monkeypatch.context() as patched:
         killed_at(patched, number)
         with pytest.raises(Killed):
@@ -338,7 +338,7 @@ FILES = [
 
 
 def place(kind: str, inside: Path, outside: Path) -> None:
-    """Put a link in the place of something, with the same content outside."""
+    """Replace a file by a link to a file with the same content outside the folder."""
     if inside.is_dir() or inside.exists():
         shutil.move(inside, outside)
     elif kind == "folder":
@@ -369,7 +369,7 @@ QUICK = [
     [pytest.param(*x, marks=() if x in QUICK else pytest.mark.slow) for x in ALL],
 )
 def test_nothing_outside_the_folder_is_touched(run, tmp_path, name, kind):
-    """Whether a session refuses the folder or goes on with it: what lies elsewhere stays."""
+    """Whether a session refuses or resumes the folder; files outside it must not change."""
     outside = tmp_path / "outside"
     outside.mkdir()
     if kind == "hard" and (run / name).is_dir():
@@ -463,7 +463,7 @@ def test_only_what_is_ours_is_deleted(run):
         (run / name).parent.mkdir(parents=True, exist_ok=True)
         (run / name).write_text(name)
     (run / "checkpoints/7.orbax-checkpoint-tmp").mkdir()
-    with pytest.warns(UserWarning, match="checkpoints/6 is in the way .* kept as 6.unverified"):
+    with pytest.warns(UserWarning, match="checkpoints/6 occupies the .* kept as 6.unverified"):
         session(run, 8, resume=run, checkpoint_seconds=0)
     assert (run / "checkpoints/6.unverified/thesis.txt").exists()
     session(run, 2, overwrite=True)
@@ -475,7 +475,7 @@ def test_only_what_is_ours_is_deleted(run):
 def test_a_checkpoint_without_its_manifest_is_named_and_kept(run):
     whole = tree(run / "checkpoints/4")
     (run / "checkpoints/4.json").unlink()
-    with pytest.warns(UserWarning, match="4.json is gone, so that checkpoint 4 cannot be verified"):
+    with pytest.warns(UserWarning, match="4.json is missing, so that checkpoint 4 cannot be"):
         assert int(resume(run, 6).state) == 6
     found = [run / "checkpoints/4", run / "checkpoints/4.unverified"]
     assert any(p.is_dir() and tree(p) == whole for p in found)
@@ -493,7 +493,7 @@ def test_a_damaged_checkpoint_is_kept_beside_the_others(run):
 
 @pytest.mark.parametrize("name", ["manifest.json", "summary.json", "metrics.jsonl"])
 def test_a_full_disk_leaves_the_earlier_file(run, monkeypatch, name):
-    """The write of one file fails half way, and all that come after it."""
+    """Writing one file fails half way, and all later writes fail, too."""
     replacing, full = files.replacing, False
 
     def refusing(path, before=None):
@@ -529,7 +529,7 @@ def test_a_folder_that_is_removed_while_the_run_goes_on_is_said(tmp_path):
 
         with (
             warnings.catch_warnings(action="ignore"),
-            pytest.raises(RunFailed, match="the folder .* is gone"),
+            pytest.raises(RunFailed, match="the folder .* does not exist any more"),
         ):
             loop.run(JOB, record, signals=Signals(), callbacks=[remove])
     assert not (tmp_path / "run").exists()

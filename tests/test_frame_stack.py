@@ -1,4 +1,4 @@
-"""The last frames of an episode, and never another one's."""
+"""Frame stacks contain frames of one episode only."""
 
 import jax
 import jax.numpy as jnp
@@ -20,7 +20,7 @@ class Clock:
 
 
 class Film:
-    """Frame [2, 1, C]: a random id of the episode above its time, which is 1 at the reset."""
+    """Frames [2, 1, C]: a random id of the episode above its time, which is 1 at the reset."""
 
     name, params, time_limit, action_space = "Film", (), 5, spaces.Discrete(2)
 
@@ -68,8 +68,8 @@ def test_channels_of_a_frame_stay_together():
 
 
 def test_a_stack_ends_with_its_episode():
-    """After an end the stack holds the new episode's frame alone; the final observation keeps
-    the old ones, for an end by itself and for one by the time limit."""
+    """After an episode end, the stack contains only the first frame of the new episode; the final
+    observation keeps the old frames, for a termination and for a truncation."""
     env = FrameStack(Film(), 3)
     vector = envs.vectorize(env, 4, 16)
     obs, state = vector.reset(KEY)

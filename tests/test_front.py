@@ -1,4 +1,4 @@
-"""`ppo-jax COMMAND` finds the command, and says so where there is none."""
+"""`ppo-jax COMMAND` runs the command, and reports an unknown one."""
 
 import importlib
 import tomllib
@@ -13,7 +13,7 @@ ROOT = Path(__file__).parent.parent
 
 
 def ends(capsys, *words):
-    """(exit code, what was printed, what was said as an error)"""
+    """(exit code, standard output, standard error)."""
     with pytest.raises(SystemExit) as end:
         front.main([*words])
     return end.value.code, *capsys.readouterr()

@@ -1,4 +1,4 @@
-"""The numerical guard: the first bad number stops a run, which keeps the state before it."""
+"""The numerical guard: the first invalid number ends a run, which keeps the previous state."""
 
 import dataclasses
 import json
@@ -34,7 +34,7 @@ BAD = {"nan": jnp.nan, "inf": jnp.inf, "huge": 1e30}
 
 
 class Turns(Probe):
-    """Shows how far it is. One of four of its copies goes bad in its 37th step."""
+    """Observes its own time. One of its four copies fails in its 37th step."""
 
     def __init__(self, what="reward", value=jnp.nan, **options):
         super().__init__(**options)
@@ -65,7 +65,7 @@ def train(path, env=None, *, options=None, **changes):
 
 
 def first_bad(env, **changes):
-    """The first of the copies that goes bad, in a run with seed 0."""
+    """The index of the first copy that fails, in a run with seed 0."""
     config = small(env, **changes)
     chosen = first_state(config, build(config, env)).rollout.env_state
     leaves = [x for x in jax.tree.leaves(chosen) if x.dtype == bool and x.size == 8]
@@ -88,7 +88,7 @@ def rows(path):
 def test_a_bad_number_of_an_environment_stops_the_run_at_the_state_before(
     tmp_path, what, value, says
 ):
-    """Step 37 is in the third rollout of 16; two are logged and saved."""
+    """Step 37 is in the third rollout of 16 steps; two rollouts are logged and saved."""
     with pytest.raises(Diverged, match=says) as failure:
         train(tmp_path / "a", Turns(what, BAD[value]), total_timesteps=8 * 16 * 5)
     text = str(failure.value)
@@ -155,7 +155,7 @@ def test_debug_nans_on_resume_replays_from_the_last_good_state(tmp_path):
 
 @pytest.mark.slow
 def test_debug_nans_names_the_network(tmp_path):
-    """A weight that is large but good, and an output beyond float32: not the environment's."""
+    """A large but valid weight, whose output exceeds float32: not an error of the environment."""
     config = small("Pendulum-v1", num_envs=4, total_timesteps=4 * 16 * 2)
     program = build(config)
     state = first_state(config, program)
@@ -301,7 +301,7 @@ def test_an_evaluation_says_that_the_network_does_not_act(damaged):
 @pytest.mark.slow
 @pytest.mark.parametrize("env", ["Pendulum-v1", "CartPole-v1"])
 def test_an_agent_says_so_too(damaged, env):
-    """Also one that chooses: of NaN logits the first would be the largest."""
+    """Discrete policies are checked, too: with NaN logits, argmax would select the first action."""
     config, program, state = damaged
     if env != config.env:
         config = small(env)
@@ -318,7 +318,7 @@ def test_an_agent_says_so_too(damaged, env):
 
 @pytest.mark.slow
 def test_one_agent_of_a_sweep_that_goes_bad_counts_as_diverged():
-    """Although its parameters are finite: at 3e38 nothing is NaN after one minibatch."""
+    """The parameters are finite, but at 3e38, although no number is NaN after one minibatch."""
     config = small(epochs=1, minibatches=1, total_timesteps=8 * 16 * 2)
     points = [dataclasses.replace(config.hyper, learning_rate=x) for x in (1e-3, 3e38)]
     configured = tuple(dataclasses.replace(config, hyper=hyper) for hyper in points)
@@ -339,7 +339,7 @@ def test_jax_debug_nans_finds_nothing_in_a_run_that_is_well(tmp_path):
 
 
 class TimeLess(Turns):
-    """Nothing goes bad, and no episode ends."""
+    """All numbers are valid, and no episode ends."""
 
     def __init__(self):
         super().__init__("nothing")
@@ -427,7 +427,7 @@ def test_a_message_names_what_came_first_and_counts_the_rest(names, metrics, say
     text = wrong(*names, **metrics)
     assert text.startswith(says)
     more = len(names) + sum(not np.isfinite(x) for n, x in metrics.items() if n != "may") - 1
-    assert (f", and {more} more after that; that update" in text) == (more > 0)
+    assert (f", followed by {more} more; that update" in text) == (more > 0)
 
 
 @pytest.mark.parametrize(
@@ -440,8 +440,8 @@ def test_a_message_names_what_came_first_and_counts_the_rest(names, metrics, say
     ],
 )
 def test_a_message_says_how_to_see_the_origin(saved, pure, path, says):
-    """Environments on the host live outside of the state, so their updates cannot be replayed."""
+    """Gymnasium environments are not part of the state, so their updates cannot be repeated."""
     record = types.SimpleNamespace(resume="train", path=path, saved=saved)
     job = types.SimpleNamespace(pure=pure)
-    expected = says and f"To see its origin: {says}"
+    expected = says and f"To find its origin: {says}"
     assert divergence.how_to_see(job, record) == expected

@@ -1,4 +1,4 @@
-"""The tasks of classic control make the steps that Gymnasium's make."""
+"""The classic control tasks: agreement of each step with Gymnasium."""
 
 import jax
 import jax.numpy as jnp
@@ -20,7 +20,7 @@ COUNT = 200
 
 
 def states_of(env, values):
-    """Our states [COUNT] with these values, at time 0."""
+    """States [COUNT] with these values, at time 0."""
     _, state = env.reset(jax.random.key(0), env.params)
     names = [n for n in state.__dataclass_fields__ if n not in ("time", "last_u")]
     state = jax.tree.map(lambda x: jnp.broadcast_to(jnp.asarray(x), (COUNT,)), state)
@@ -62,7 +62,7 @@ def test_steps_are_gymnasiums(name):
 
 
 def test_the_left_wall_stops_the_car():
-    """gymnax 1.0.1 lets it go on at -0.056 for ever: v <- -0.0555 + 0.0015 a - 0.0025 cos(3 x)."""
+    """With gymnax 1.0.1 it stays at -0.056 for ever: v <- -0.0555 + 0.0015 a - 0.0025 cos(3 x)."""
     env = envs.make("MountainCarContinuous-v0")
     state = env.reset(jax.random.key(0), env.params)[1]
     state = state.replace(position=jnp.float32(-1.2), velocity=jnp.float32(-0.056))

@@ -1,4 +1,4 @@
-"""What an algorithm's Config may have beyond its fields, and that none of it is needed."""
+"""Optional hooks of an algorithm's Config, and algorithms without any of them."""
 
 import dataclasses
 import types
@@ -28,7 +28,7 @@ SMALL: dict[str, Any] = {
 
 @dataclasses.dataclass(frozen=True)
 class Plain:
-    """A Config with one option and no hook."""
+    """A Config with one option and without hooks."""
 
     step_size: float = option(0.1, "step size", low=0)
 
@@ -53,7 +53,7 @@ def descent(policy, config, optimizer=None):
 
 @pytest.fixture
 def algorithm(monkeypatch):
-    """Registers an algorithm of the user's own, given its Config, in the place of one."""
+    """Register a user-defined algorithm with a given Config under a name."""
 
     def register(config):
         own = types.SimpleNamespace(Config=config, make=descent)
@@ -64,7 +64,7 @@ def algorithm(monkeypatch):
 
 
 def test_a_config_without_hooks_trains(algorithm):
-    """It has no gamma, no anneal_timesteps and no minibatches either."""
+    """This Config has no gamma, anneal_timesteps or minibatches."""
     config = configs.make(**algorithm(Plain), normalize_reward=True)
     state, metrics = jax.jit(make_train(config, RewardIsAction()))(jax.random.key(0))
     assert state.learner.step == 2 and np.isfinite(metrics["loss"]).all()
@@ -131,7 +131,7 @@ def test_another_collector_is_what_the_step_calls(algorithm):
 
 
 def test_reinforce_collects_whole_episodes():
-    """Of episodes of one step, those that could have lasted five steps are counted: 4 x 12."""
+    """Episodes of one step are counted if they could have lasted five steps: 4 x 12."""
     config = configs.make(**SMALL, algorithm="reinforce", time_limit=5)
     program = build(config, RewardIsAction())
     state = program.init(jax.random.key(0))
@@ -201,7 +201,7 @@ def test_gradients_of_micro_batches_are_those_of_the_minibatch():
 
 
 def test_runs_that_are_older_than_an_option_of_their_algorithm_go_on(tmp_path):
-    """config.json and checkpoints of before `micro_batches`."""
+    """A config.json and checkpoints from before the option `micro_batches`."""
     config = configs.make(**SMALL)
     values = configs.to_json(config)
     del values["micro_batches"]

@@ -1,4 +1,4 @@
-"""Environments on the host: their rows, their restarts, their spaces, and what they cannot do."""
+"""Gymnasium environments: transitions, resets, spaces, and unsupported features."""
 
 import functools
 import json
@@ -30,7 +30,7 @@ STEPS, ENVS, GAMMA = 23, 3, 0.9
 
 
 class Counting(gymnasium.Env):
-    """Shows its own history: obs = (the episode's random id, steps in it), in float64.
+    """Observes its own history: obs = (random id of the episode, number of steps), in float64.
 
     An episode with id i has 3 + i % 4 steps and ends by termination if i is even, else by
     truncation; the reward is i % 10 plus the step.
@@ -69,7 +69,7 @@ def vector(mode=SAME_STEP, num_envs=ENVS):
 
 
 def collect(env, num_envs=ENVS, rollouts=2, **options):
-    """(policy, params, states before each rollout and after the last, trajectories)."""
+    """(policy, params, states before each rollout and after the last one, trajectories)."""
     venv = envs.vectorize(env, num_envs)
     policy = make_policy(env.observation_space, env.action_space, hidden=(8,))
     state = rollout.init(KEY, policy, venv, **options)
@@ -92,7 +92,7 @@ def collected():
 
 
 def test_rows_are_what_the_environment_did(collected):
-    """Replayed by hand: gymnasium seeds environment n with seed + n, and never again."""
+    """Repeated without the adapter: gymnasium seeds environment n with seed + n once."""
     _, _, states, trajectories = collected
     rows = jax.tree.map(lambda *x: np.concatenate(x), *trajectories)
     for n in range(ENVS):
@@ -128,7 +128,7 @@ def test_a_time_limit_bootstraps_the_true_final_observation(collected):
 
 
 def advantages(trajectory):
-    """(id, step) -> advantage, target; of the rows whose episodes ended within the rollout."""
+    """(id, step) -> (advantage, target), for rows whose episodes ended within the rollout."""
     batch = estimate_gae(trajectory, gamma=GAMMA, lambda_=0.95)
     table = {}
     for n in range(trajectory.done.shape[1]):
@@ -141,7 +141,7 @@ def advantages(trajectory):
 
 
 def test_dummy_steps_change_nothing(collected):
-    """The same episodes, restarted in the same step or with a dummy in between."""
+    """The same episodes, reset in the same step, or with a dummy step in between."""
     same, state = collected[3][0], collected[2][1]
     _, _, (_, next_state), (dummies,) = collect(envs.as_env(vector(NEXT_STEP)), rollouts=1)
     assert 0 < (dummies.weight == 0).sum() == dummies.done[:-1].sum()
@@ -162,7 +162,7 @@ def test_the_same_key_gives_the_same_rows(collected):
 
 
 class Spaced(gymnasium.Env):
-    """Any spaces; it refuses actions that are not of its own."""
+    """An environment with arbitrary spaces, which refuses actions outside its action space."""
 
     def __init__(self, observation_space, action_space=None):
         self.observation_space = observation_space
@@ -223,7 +223,7 @@ def same_space(ours, expected):
 @pytest.mark.parametrize("mode", [SAME_STEP, NEXT_STEP], ids=["same step", "next step"])
 @pytest.mark.parametrize("kind", OBSERVATIONS)
 def test_observation_spaces(kind, mode):
-    """Converted, and so is every observation, the final ones too."""
+    """Observations are converted, including final ones."""
     theirs, expected = OBSERVATIONS[kind]
     venv = gymnasium.vector.SyncVectorEnv([lambda: Spaced(theirs)] * 3, autoreset_mode=mode)
     env = envs.as_env(venv)
@@ -271,7 +271,7 @@ def test_actions_arrive_in_the_environment_s_own_space(theirs, ours):
 
 
 def test_a_text_beside_other_entries_is_left_out():
-    """As the mission of MiniGrid; an agent that is loaded takes the whole observation."""
+    """As MiniGrid's mission; a loaded agent accepts the complete observation."""
     space = g.Dict({"image": g.Box(0, 9, (2,)), "mission": g.Text(20), "facing": g.Discrete(4)})
     with pytest.warns(UserWarning, match=r"\['mission'\] .* the network does not see them"):
         env = envs.as_env(lambda: Spaced(space))
@@ -378,7 +378,7 @@ def test_a_run_resumes_with_new_episodes(tmp_path):
 
 @pytest.mark.parametrize("mode", [SAME_STEP, NEXT_STEP], ids=["same step", "next step"])
 def test_evaluation_counts_each_environment_s_first_episode(mode):
-    """In turns of as many as there are; every return is that of a whole episode."""
+    """Episodes run in groups of the number of copies; every return is that of a whole episode."""
     env = envs.as_env(vector(mode, 2))
     policy = make_policy(env.observation_space, env.action_space, hidden=(8,))
     params = policy.init(KEY, jnp.zeros((2, 2)))
@@ -390,7 +390,7 @@ def test_evaluation_counts_each_environment_s_first_episode(mode):
 
 
 def test_an_environment_that_makes_its_own_vectors_has_the_protocol():
-    """In full: what asks `makes_vectors` goes on to call any of it."""
+    """All methods are checked, because they are called if `makes_vectors` exists."""
     env = envs.as_env(Counting)
     assert envs.makes_vectors(env) and not envs.makes_vectors(envs.make("CartPole-v1"))
     members = ("name", "observation_space", "action_space", "time_limit", "vector", "evaluation",
@@ -487,7 +487,7 @@ def steps_of(env, count=30):
 
 
 def test_processes_are_started_afresh_whenever_that_is():
-    """JAX has threads by now, which a fork would break: Python would warn of it."""
+    """JAX has started threads, which a fork would break, with a warning by Python."""
     expected = steps_of(envs.make("gymnasium:CartPole-v1"))
     env = envs.make("gymnasium:CartPole-v1", backend="async")
     with warnings.catch_warnings():

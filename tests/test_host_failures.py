@@ -1,4 +1,4 @@
-"""Environments of the host that misbehave: what is read of them, and what happens when they do."""
+"""Gymnasium environments that fail: reported values, and how runs end."""
 
 import dataclasses
 import functools
@@ -48,13 +48,13 @@ def copies_of(make, count=2, *, processes=False, **supervision):
 
 
 def played(copies, steps):
-    """The VectorSteps of some steps."""
+    """The VectorSteps of several steps."""
     copies.reset(0)
     return [copies.step(np.zeros(copies.num_envs, np.int64)) for _ in range(steps)]
 
 
 class Beyond(odd.Plain):
-    """Observes a choice that its space does not have, at the third step."""
+    """Observes a value outside its space at the third step."""
 
     observation_space = gymnasium.spaces.Dict({"a": gymnasium.spaces.Discrete(3, start=2)})
     steps = 0
@@ -69,7 +69,7 @@ class Beyond(odd.Plain):
 
 
 class Interrupted(odd.Plain):
-    """Has a handler of Ctrl-C of its own, which raises."""
+    """Installs its own handler for Ctrl-C, which raises an exception."""
 
     def step(self, action):
         raise KeyboardInterrupt
@@ -95,7 +95,7 @@ def test_what_no_run_can_go_on_with_is_named(cls, said):
 
 
 class Stuck(odd.Plain):
-    """Forbids everything at the third step, and where an episode has ended."""
+    """The mask forbids all actions at the third step, and after the end of an episode."""
 
     observation_space = gymnasium.spaces.Dict(
         {"x": gymnasium.spaces.Box(-1, 1, (1,)), "action_mask": gymnasium.spaces.MultiBinary(2)}
@@ -108,7 +108,7 @@ class Stuck(odd.Plain):
 
 
 class StuckInRows(Stuck):
-    """Of its two components, the second has nothing legal; what is beyond it counts for nothing."""
+    """The mask forbids all choices of the second component; masks beyond the sizes are ignored."""
 
     action_space = gymnasium.spaces.MultiDiscrete([3, 2])
     observation_space = gymnasium.spaces.Dict(
@@ -196,7 +196,8 @@ def collected(env, num_envs=2, num_steps=32):
 
 
 def test_a_time_limit_is_the_longest_that_an_episode_can_be():
-    """Of 100 steps, with episodes of 3, 7 and 4: each truncation has the value of its own end."""
+    """100 steps with episodes of 3, 7 and 4: each truncation has the value of its final
+    observation."""
     env = envs.make("gymnasium:odd_host_envs:odd/Sooner-v0")
     assert env.time_limit == 100
     policy, params, rows, state = collected(env)
@@ -342,7 +343,7 @@ def test_options_for_the_host_are_refused_elsewhere(tmp_path):
 
 @pytest.mark.slow
 def test_a_run_whose_environment_fails_keeps_what_is_finished(tmp_path, monkeypatch):
-    """And goes on from there; an evaluation that fails is no traceback, either."""
+    """The run continues from the saved state; a failing evaluation does not print a traceback."""
     monkeypatch.setattr("ppo_jax.runs.chunk.CHUNK_SECONDS", 0.0)  # one update at a time
     path = tmp_path / "run"
     config = settings("gymnasium:odd_host_envs:Raises-v0", env_args=("after=35",))
@@ -359,7 +360,7 @@ def test_a_run_whose_environment_fails_keeps_what_is_finished(tmp_path, monkeypa
 
 @pytest.fixture
 def exits(monkeypatch):
-    """Exit codes of what ends the process; what hangs goes on then."""
+    """Exit codes with which the process ends; the hanging call is released then."""
     codes = []
 
     def exit_(code):
@@ -441,7 +442,7 @@ def workers_of(process):
 
 
 def running(pids):
-    """Those that are not gone, nor waiting for their parent to read that they are."""
+    """Processes that still exist and are not waiting to be reaped by their parent."""
     states = [Path(f"/proc/{pid}/stat") for pid in pids]
     return [p for p in states if p.exists() and p.read_text().rpartition(") ")[2][0] != "Z"]
 
@@ -449,7 +450,8 @@ def running(pids):
 @pytest.mark.slow
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
 def test_a_signal_to_all_processes_ends_a_run_in_order(tmp_path, number):
-    """As a terminal sends it; the workers are in a group of their own, and ignore it anyway."""
+    """As sent by a terminal; workers are in their own process group, and ignore the signal
+    anyway."""
     path = tmp_path / "run"
     options = ("--env", "gymnasium:odd_host_envs:Start-v0", "--env-args", "backend=async")
     process = command(path, *options)

@@ -1,4 +1,4 @@
-"""The architecture: who may import whom, and what importing must not cost."""
+"""The architecture: allowed imports between modules, and the cost of importing the package."""
 
 import ast
 import subprocess
@@ -78,8 +78,8 @@ ALGORITHM_IMPORTS = {
 
 
 def imports_of(path: Path) -> set[str]:
-    """First-level ppo_jax modules imported at a file's top level or in functions; the lines under
-    `if __name__ == "__main__"` start a program and are not a dependency."""
+    """First-level ppo_jax modules imported by a file, at its top level or in functions; lines under
+    `if __name__ == "__main__"` start a program and do not count."""
     tree = ast.parse(path.read_text())
     tree.body = [
         n for n in tree.body if not (isinstance(n, ast.If) and "__main__" in ast.unparse(n.test))
@@ -98,9 +98,9 @@ def imports_of(path: Path) -> set[str]:
 
 
 def layer_of(parts: Sequence[str]) -> str:
-    """A module's name in LAYERS: its first part, but for the options that everything describes
-    itself with, what they are made of, the references by which everything is named, and the style
-    of figures, which imports nothing of the package."""
+    """The name of a module in LAYERS: the first part of its path, except for the options with which
+    all modules describe themselves, the references, and the style of figures, which imports no
+    other module of the package."""
     if tuple(parts[:2]) in {("config", "references"), ("analysis", "style")}:
         return ".".join(parts[:2])
     foundation = parts[0] == "config" and parts[1:2] and parts[1] in FOUNDATION
@@ -129,8 +129,8 @@ def test_an_algorithm_knows_only_the_mathematics():
 
 
 def test_only_the_registry_names_a_suite():
-    """Core modules find a suite by the registry's table, so that a new one changes none of them;
-    what is in envs and not of the core are suites and single environments."""
+    """Core modules find suites through the registry's table, so that a new suite does not change
+    them; the other modules in envs are suites and single environments."""
     suites = {name.removeprefix("ppo_jax.") for name in SUITES.values()}
     core = {"__init__", "protocol", "registry", "spaces", "vectorize", "host", "host_spaces"}
     for path in ROOT.rglob("*.py"):
@@ -139,7 +139,7 @@ def test_only_the_registry_names_a_suite():
 
 
 def full_imports_of(path: Path) -> set[str]:
-    """Modules of the package that a file imports, wherever in it, by their names below ppo_jax."""
+    """Modules of the package that a file imports, anywhere in it, by their names below ppo_jax."""
     found = set()
     for node in ast.walk(ast.parse(path.read_text())):
         if isinstance(node, ast.ImportFrom) and node.module:
@@ -180,7 +180,8 @@ def test_the_library_does_not_import_the_command_line():
 
 
 def test_deferred_plotting_still_works():
-    """gymnax draws FourRooms with the matplotlib it did not import at first."""
+    """gymnax draws FourRooms with matplotlib, which it does not import when the package is
+    imported."""
     modules_after(
         "import jax, ppo_jax.envs as e; env = e.make('FourRooms-misc'); "
         "e.render(env, env.reset(jax.random.key(0), env.params)[1]); "

@@ -1,4 +1,4 @@
-"""Presets reach their marks; the full tables are made by benchmarks/learning.py."""
+"""Presets reach their thresholds; benchmarks/learning.py creates the full tables."""
 
 import numpy as np
 import pytest
@@ -12,7 +12,7 @@ SEEDS = 8
 @pytest.mark.learning
 @pytest.mark.parametrize("name", [n for n, task in TASKS.items() if not task.long])
 def test_the_preset_reaches_its_mark(name):
-    """Eight seeds of the published benchmark's own function."""
+    """Eight seeds, trained by the function of the published benchmark."""
     task = TASKS[name]
     row = row_of(name, task, swept_returns(task, SEEDS), 0.0)
     if task.goal == "95 %":  # of 64; of 8 none may miss
@@ -24,7 +24,7 @@ def test_the_preset_reaches_its_mark(name):
 @pytest.mark.learning
 @pytest.mark.parametrize("method", [m for m in family.METHODS if m != "ppo"])
 def test_the_family_balances_the_pole(method):
-    """Eight of the seeds of benchmarks/family.py, by its own function."""
+    """Eight of the seeds of benchmarks/family.py, trained by its function."""
     env = "CartPole-v1"
     returns, _ = family.measure(family.config_of(method, env, family.STEPS[env]), 8)
     if method == "actor_critic":  # some seeds collapse onto one action
@@ -36,6 +36,6 @@ def test_the_family_balances_the_pole(method):
 @pytest.mark.learning
 @pytest.mark.parametrize("task", recall.TASKS)
 def test_what_is_hidden_is_remembered(task):
-    """Two of the seeds of benchmarks/recall.py, with memory and without."""
+    """Two of the seeds of benchmarks/recall.py, with a recurrent network and without."""
     assert (recall.measure(task, "gru", 2) >= recall.TASKS[task]).all()
     assert (recall.measure(task, "none", 2) < recall.TASKS[task]).all()

@@ -33,7 +33,7 @@ UPDATES = 12
 
 
 def count_up(state, frozen, floats):
-    """A state that is a number, and one metric that follows it."""
+    """A job whose state is a number, with one metric that depends on it."""
     return state + 1, {"height": state.astype(jnp.float32) + 1}
 
 
@@ -95,7 +95,7 @@ def test_parts_of_an_evaluation_have_their_name():
     [
         ({"evaluate": None}, {"eval_every": 2}, "counting has no evaluation"),
         ({"score": (None, None)}, {"stop_at": 2.0}, "has no score to compare with it$"),
-        ({"score": (None, "judged")}, {"stop_at": 2.0}, "give --eval-every, too"),
+        ({"score": (None, "judged")}, {"stop_at": 2.0}, "also give --eval-every"),
     ],
 )
 def test_options_that_a_job_cannot_follow_are_refused(changes, options, says):
@@ -219,7 +219,7 @@ def test_what_run_does_not_know_is_refused(tmp_path):
 
 
 def test_a_run_starts_from_another(tmp_path):
-    """Other hyperparameters, another number of environments; the optimiser starts anew."""
+    """Other hyperparameters and another number of environments; the optimiser state is new."""
     first = ppo_jax.run(small(normalize_obs=True), tmp_path / "a", eval_episodes=0)
     config = small(normalize_obs=True, num_envs=2, learning_rate=1e-30, seed=7)
     second = ppo_jax.run(config, tmp_path / "b", init_from=tmp_path / "a", eval_episodes=0)
@@ -260,7 +260,7 @@ def test_a_run_killed_before_its_first_checkpoint_starts_from_the_other_again(tm
 
 
 def test_a_run_that_was_started_from_another_goes_on_without_it(tmp_path, monkeypatch):
-    """The other run may be gone, and the folder be named from elsewhere."""
+    """The other run may have been deleted, and its path may be relative to another folder."""
     monkeypatch.chdir(tmp_path)
     ppo_jax.run(small(), "a", eval_episodes=0)
     ppo_jax.run(small(), "b", init_from="a", eval_episodes=0)
@@ -333,7 +333,7 @@ def test_whatever_a_figure_fails_with_is_a_warning(tmp_path, monkeypatch, error)
 
 @pytest.mark.parametrize("name", ["learning_curve.png", "summary.json"])
 def test_a_file_that_is_a_directory_is_a_warning(tmp_path, name):
-    """Also a name of the job with signs of formulas in it is drawn as it is."""
+    """A job name that contains signs of mathematical formulas is drawn unchanged."""
     (tmp_path / name / "inside").mkdir(parents=True)
     job = JOB._replace(name="$x on a:_$b^")
     with pytest.warns(UserWarning, match=f"{name} not written"):
@@ -350,7 +350,7 @@ def test_a_result_that_cannot_be_written_says_what_is_saved(tmp_path):
     def full(state, path):
         raise OSError(28, "No space left on device")
 
-    with pytest.raises(RunFailed, match="result could not be written in .*No space.*: the state"):
+    with pytest.raises(RunFailed, match="result could not be written to .*No space.*: the state"):
         loop.run(JOB._replace(result=full), recorded(tmp_path), signals=Signals())
     assert json.loads((tmp_path / "summary.json").read_text())["status"] == "failed"
 
@@ -410,7 +410,7 @@ def test_the_only_vector_environment_is_not_evaluated_in_during_training(tmp_pat
 
 
 def test_a_signal_that_comes_while_the_summary_is_written_counts(tmp_path, monkeypatch):
-    """The training is complete, and says so; the exit code is the signal's all the same."""
+    """The training is complete, and the summary says so; the exit code is that of the signal."""
     written = RunRecord.finish
 
     def interrupted(*arguments):
@@ -440,7 +440,7 @@ def test_nohup_is_respected(monkeypatch):
 
 
 def test_a_function_in_python_that_fails_is_one_line(tmp_path, one_by_one, capfd):
-    """The state that went in is used up; the last checkpoint stays."""
+    """The chunk has consumed its input state; the last checkpoint is still valid."""
 
     def look(state):
         if state == 5:
@@ -456,9 +456,10 @@ def test_a_function_in_python_that_fails_is_one_line(tmp_path, one_by_one, capfd
     with pytest.raises(RunFailed) as failed:
         loop.run(job, record, signals=Signals())
     text = str(failed.value)
-    assert "in Python raised ValueError: the scene is gone (test_loop.py, line " in text
+    assert "a Python function called by the program raised ValueError: the scene is gone" in text
+    assert "(test_loop.py, line " in text
     assert text.endswith(
-        f"saved in {tmp_path}: the state after 50 sequences. Go on with: again --resume {tmp_path}"
+        f"saved in {tmp_path}: the state after 50 sequences. To continue: again --resume {tmp_path}"
     )
     assert "\n" not in text and "Traceback" not in capfd.readouterr().err
     summary = json.loads((tmp_path / "summary.json").read_text())
@@ -485,7 +486,7 @@ def test_what_a_program_fails_with_is_one_line():
 
 @pytest.mark.parametrize("ends", ["finished", "diverged", "failed"])
 def test_a_summary_counts_what_was_replaced_however_a_run_ends(tmp_path, one_by_one, ends):
-    """Also while it runs: a process that is killed writes none after that."""
+    """Also while the run is in progress: a killed process writes no summary at its end."""
     outside = Outside(lambda: None, lambda: {"env_restarts": 2}, lambda since: None, lambda: None)
     summary = lambda: json.loads((tmp_path / "summary.json").read_text())
     seen = []

@@ -1,4 +1,4 @@
-"""Element-wise losses and the reductions: literal numbers, identities, padding that bites."""
+"""Element-wise losses and reductions: literal values, identities, and independence of padding."""
 
 from types import SimpleNamespace
 
@@ -46,7 +46,7 @@ def test_gradients_agree_where_the_policies_are_equal():
 
 
 def test_the_loss_of_one_step_methods_is_the_sum_of_its_parts():
-    """−log π Â over steps or over episodes, ½ (V − target)², and the entropy taken off."""
+    """−log π Â over steps or over episodes, ½ (V − target)², minus the entropy term."""
     dist = Categorical(jnp.array([[0.0, 1.0], [0.5, -0.5], [9.0, 9.0]]))
     policy = SimpleNamespace(apply=lambda params, obs: (dist, params * obs))
     rows = Batch(
@@ -143,7 +143,7 @@ def test_one_row_alone_is_left_as_it_is():
 
 @pytest.mark.parametrize("constant", [0.1, -3e7, 1e-20])
 def test_constants_have_nothing_to_normalise_or_explain(constant):
-    """Rounding in the mean must not be blown up to unit variance."""
+    """Rounding errors of the mean must not be scaled to unit variance."""
     x = jnp.full(100, constant)
     np.testing.assert_allclose(losses.normalize(x), 0.0, atol=1e-3)
     assert np.isnan(losses.explained_variance(jnp.arange(100.0), x))

@@ -1,4 +1,4 @@
-"""Policies with memory: the cells, what they forget, and that learning replays what acting did."""
+"""Recurrent policies: the cells, their resets, and agreement of training with acting."""
 
 import dataclasses
 import functools
@@ -28,7 +28,7 @@ def randomly(shape, seed=0):
 
 
 def memory(cell, x, start, size=5):
-    """(module, params, core of random numbers)."""
+    """(module, params, random recurrent state)."""
     module = Memory(cell, size)
     core = jax.tree.map(lambda c: randomly(c.shape, 1), CELLS[cell].zeros((x.shape[0], size)))
     params = module.init(KEY, core, x, start)["params"]
@@ -37,7 +37,7 @@ def memory(cell, x, start, size=5):
 
 
 def flax_params(cell, params):
-    """Our parameters as flax's cells name them, one small kernel per gate."""
+    """Our parameters in the format of flax's cells, which have one small kernel per gate."""
     names = {"gru": "rzn", "lstm": "ifgo"}[cell]
     inputs = jnp.split(params["input"]["kernel"], len(names), axis=1)
     biases = jnp.split(params["input"]["bias"], len(names))
@@ -96,7 +96,7 @@ def test_a_sequence_is_its_steps_one_by_one_and_forgets_where_an_episode_starts(
 
 @pytest.mark.parametrize("cell", CELLS)
 def test_a_core_is_of_arrays_of_its_own(cell):
-    """One array twice could not be donated."""
+    """Two references to the same array could not be donated."""
     leaves = jax.tree.leaves(CELLS[cell].zeros((2, 3)))
     assert len({id(x) for x in leaves}) == len(leaves) == {"gru": 1, "lstm": 2}[cell]
 
@@ -130,14 +130,14 @@ def setup(env, cell="gru", steps=STEPS, **options):
 
 @functools.cache
 def counting():
-    """setup(Counter(3)), made once for all tests that change nothing of it."""
+    """setup(Counter(3)), created once for all tests that do not change it."""
     return setup(Counter(3))
 
 
 @pytest.mark.parametrize("cell", CELLS)
 @pytest.mark.parametrize("shared", [False, True], ids=["apart", "shared torso"])
 def test_learning_sees_what_acting_saw(cell, shared):
-    """ρ = 1 and V = V_old on the first minibatch, across episodes that end inside the rollout."""
+    """ρ = 1 and V = V_old on the first minibatch, with episodes that end inside the rollout."""
     env = envs.make("CartPolePositions-v1")
     vector = envs.vectorize(env, ENVS, 64)
     policy = make_recurrent_policy(
@@ -193,7 +193,7 @@ def test_the_flag_of_a_start_is_carried_from_one_rollout_to_the_next():
 
 @pytest.mark.parametrize("cell", CELLS)
 def test_a_time_limit_is_bootstrapped_through_the_memory(cell):
-    """V of the true final observation, by a critic that remembers the episode it ends."""
+    """V of the true final observation, with the recurrent state of the episode that ends."""
     env = Counter(3)
     policy, params, state, collect = setup(env, cell)
     act = jax.jit(policy.act)
@@ -233,7 +233,7 @@ def test_rows_are_environments_with_their_steps_in_order():
 
 
 def test_a_dummy_step_leaves_no_trace():
-    """A host environment that resets one step late: what it shows meanwhile is not learned from."""
+    """A Gymnasium environment that resets one step late: its dummy steps are not learned from."""
     policy, params, state, collect = counting()
     _, trajectory = collect(KEY, params, state)
     batch = rollout.sequences(ppo.make(None, ppo.Config()).estimate(trajectory))
@@ -300,7 +300,7 @@ def test_agents_side_by_side_are_those_one_by_one():
 
 
 def test_an_evaluation_remembers():
-    """A policy that says at the end what it saw at the start is right in every episode."""
+    """At the end of each episode, the action must equal the observation of the first step."""
 
     def act(params, core, obs, start):
         core = jnp.where(start, obs[:, 2], core)

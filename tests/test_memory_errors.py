@@ -1,4 +1,4 @@
-"""Too little memory, sizes beyond all arrays, numbers beyond float32: one line each."""
+"""Too little memory, too large arrays, and numbers beyond float32: an error in one line each."""
 
 import dataclasses
 import math
@@ -45,7 +45,7 @@ def test_what_cannot_fit_is_refused_before_anything_is_written(
     common = ["--preset", "none", "--run-dir", tmp_path / "a"]
     line = refusal(capsys, train_command.main, *words, *common)
     assert "out of memory: ppo on CartPole-v1, seed 0 needs at least " in line and says in line
-    assert "are there; halve --num-envs or --num-steps" in line
+    assert "are available; halve --num-envs or --num-steps" in line
     assert not (tmp_path / "a").exists()
 
 
@@ -104,7 +104,7 @@ def test_an_exhausted_device_is_one_line(capsys):
     assert stop.value.code == 1
     err = capsys.readouterr().err
     assert (
-        err.startswith("error: out of memory while 4.0 MB were asked for") and err.count("\n") == 1
+        err.startswith("error: out of memory while 4.0 MB were requested") and err.count("\n") == 1
     )
 
 
@@ -112,7 +112,7 @@ def test_an_exhausted_device_is_one_line(capsys):
 
 
 def label(value):
-    """The name of a case, which is the same in every process: a function has an address."""
+    """The name of a case, which must be the same in all processes; a function's repr is not."""
     return "a function" if callable(value) and not isinstance(value, Schedule) else str(value)
 
 
@@ -142,7 +142,7 @@ def test_a_learning_rate_may_fall_to_0_and_rise_from_it(rate):
 
 
 def test_every_option_is_bounded_by_its_type():
-    """Floats by float32, sizes by int32: of all algorithms."""
+    """Floats are limited by float32 and sizes by int32, for all algorithms."""
     for algorithm in ("ppo", "ppo_kl", "a2c", "trpo", "reinforce", "actor_critic"):
         for name, field in configs.fields(algorithm).items():
             kind = options.kind(field)

@@ -1,4 +1,4 @@
-"""The list of mutations stays true of the package: `python -m benchmarks.mutations` tries them."""
+"""The list of mutations matches the source code; `python -m benchmarks.mutations` applies them."""
 
 import csv
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""Networks that compute in bfloat16: float32 parameters and outputs, and nearly the same loss."""
+"""Networks that compute in bfloat16: float32 parameters and outputs, and a similar loss."""
 
 import dataclasses
 

@@ -1,4 +1,4 @@
-"""Initialisation as the peers measured theirs, convolutions that agree, spaces that fit."""
+"""Initialisation as measured for peers, equivalent convolutions, and networks for all spaces."""
 
 import subprocess
 import sys
@@ -28,7 +28,7 @@ VECTOR = spaces.Box(-np.inf, np.inf, (4,))
 
 
 def gains(params) -> dict[str, tuple[float, float]]:
-    """Smallest and largest singular value of every kernel, by path."""
+    """The smallest and the largest singular value of every kernel, by path."""
     found = {}
     for path, leaf in jax.tree_util.tree_leaves_with_path(params):
         if leaf.ndim >= 2:
@@ -83,7 +83,7 @@ def test_cnn_gains_equal_sb3():
 
 
 def set_of_four(peer: dict[str, float]) -> list[float]:
-    """SB3 lists its one shared extractor under three names; count each layer once."""
+    """SB3 lists its shared feature extractor under three names; each layer is counted once."""
     return [v for k, v in peer.items() if not k.startswith(("pi_", "vf_"))]
 
 
@@ -91,7 +91,7 @@ def set_of_four(peer: dict[str, float]) -> list[float]:
     ("kernel", "stride", "size"), [(3, 1, 10), (4, 2, 20), (8, 4, 36), (8, 4, 39)]
 )
 def test_patches_are_the_convolution(kernel, stride, size):
-    """Values and gradients, against XLA's and against flax's own layer."""
+    """Values and gradients, compared with XLA's convolution and with flax's layer."""
     x = jax.random.normal(KEY, (2, size, size, 3))
     weights = jax.random.normal(jax.random.key(1), (kernel, kernel, 3, 5))
     by_patches = networks.conv_by_patches(x, weights, stride)
@@ -153,7 +153,7 @@ def test_observations_become_float_features(space, obs, width):
 
 
 def test_a_head_is_a_dense_layer():
-    """It differs in the order of its gradient's product alone, forwards and backwards."""
+    """Only the order of the products in its gradient differs, in both derivatives."""
     x = jax.random.normal(jax.random.key(0), (5, 7, 16))
     ours, plain = networks.head(3, 1.0), nn.Dense(3)
     params = ours.init(jax.random.key(1), x)
@@ -204,7 +204,7 @@ def test_many_initialisers_are_factorised_one_by_one_on_cpus_alone(platform, loo
 
 
 def test_sixteen_vmapped_initialisers_do_not_deadlock():
-    """Batched QR in jaxlib 0.10 stops for ever on two cores, mostly within 50 calls."""
+    """Batched QR in jaxlib 0.10 deadlocks on two cores, mostly within 50 calls."""
     result = subprocess.run(
         [sys.executable, "-c", HANG], capture_output=True, text=True, timeout=120, check=False
     )

@@ -1,4 +1,4 @@
-"""Running moments against SB3, gymnasium and baselines, and as the merge of batches they are."""
+"""Running statistics: agreement with SB3, gymnasium and baselines, and with merged batches."""
 
 import jax.numpy as jnp
 import numpy as np
@@ -82,7 +82,7 @@ def test_weightless_elements_are_not_counted():
 
 
 def test_a_long_run_does_not_lose_precision():
-    """A mean of 1000 with deviation 0.1, in float32, over a million elements."""
+    """Mean 1000 and standard deviation 0.1, in float32, over a million elements."""
     rng, moments = np.random.default_rng(0), normalization.init(())
     for _ in range(100):
         batch = (1000 + 0.1 * rng.normal(size=10_000)).astype(np.float32)

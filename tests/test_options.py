@@ -1,4 +1,4 @@
-"""Options know what they may be set to, and say so."""
+"""Options: their allowed values, parsing, and messages."""
 
 import dataclasses
 import json
@@ -58,7 +58,7 @@ def test_hints_name_the_nearest_or_all():
 
 @dataclasses.dataclass(frozen=True)
 class Every:
-    """An option of every type that there is in the package."""
+    """One option of every type that the package uses."""
 
     flag: bool = option(False, "a truth value")
     name: str = option("a", "a name", choices=("a", "b"))

@@ -1,4 +1,4 @@
-"""A batch in parts is the batch: reductions, gradients, whole updates, and runs on four devices."""
+"""A batch in parts equals the batch: reductions, gradients, updates, and runs on four devices."""
 
 import dataclasses
 import json
@@ -26,7 +26,7 @@ PARTS = 4
 
 
 def in_parts(function, *batches, out=None):
-    """A function of batches [M, ...], each split into parts."""
+    """A function of batches [M, ...], each divided into parts."""
     split = [jax.tree.map(lambda x: x.reshape(PARTS, -1, *x.shape[1:]), b) for b in batches]
     return jax.vmap(function, 0, out, axis_name=parallel.PARTS)(*split)
 
@@ -86,7 +86,7 @@ def test_the_guard_sees_a_bad_number_of_any_part():
 
 
 def test_a_function_that_was_compiled_elsewhere_reduces_over_the_parts():
-    """JAX keeps what it traced; with and without parts are two programs."""
+    """JAX caches traces; with and without parts must be two programs."""
     mean = jax.jit(losses.mean)
     x = numbers(32)
     before = mean(x)
@@ -121,7 +121,7 @@ def policy_and_batch(algorithm="ppo", **values):
 
 
 def gradient(loss_fn):
-    """Of one step of `sgd`, before clipping and Adam, which hide a factor."""
+    """Gradients of one `sgd` step, before clipping and Adam, which would hide a constant factor."""
     from ppo_jax.sgd import _gradient
 
     return lambda params, rows: _gradient(params, rows, loss_fn)
@@ -157,7 +157,7 @@ def test_the_gradient_is_that_of_the_whole_batch(name, where):
 
 
 def mapped(where, function, params, batch):
-    """A function of (params, rows) of a batch in parts: on one device, or as on several."""
+    """A function of (params, rows) for a batch in parts: on one device, or as on several."""
     rows = jax.tree.map(lambda x: x.reshape(PARTS, -1, *x.shape[1:]), batch)
     on_parts = jax.vmap(function, (None, 0), None, axis_name=parallel.PARTS)
     if where == "vmap":
@@ -171,7 +171,7 @@ def mapped(where, function, params, batch):
 
 
 def natural_gradient(policy, config, params, batch):
-    """What TRPO computes from a batch, as a function of it."""
+    """All quantities that TRPO computes from a batch, as a function of it."""
     theta = trpo.pose(policy, config, params, batch).theta
     vector = numbers(theta.size, seed=7)
 
@@ -229,7 +229,7 @@ def small(**values):
 
 
 def test_a_run_in_parts():
-    """Its first updates: the horizon of the learning rate, the counts, the statistics."""
+    """The first updates of a run: horizon of the learning rate, counters and running statistics."""
     whole, parts = small(normalize_obs=True), small(normalize_obs=True, parts=4)
     (a, metrics), (b, theirs) = (jax.jit(make_train(c))(jax.random.key(0)) for c in (whole, parts))
     assert jax.tree.structure(metrics) == jax.tree.structure(theirs)
@@ -251,7 +251,7 @@ def test_environments_in_parts_begin_anew():
 
 
 def test_a_run_keeps_its_parts_when_it_is_resumed(tmp_path):
-    """The configuration that it was begun with, by a caller who left the parts to --devices."""
+    """A run keeps its configuration if the caller leaves the number of parts to --devices."""
     ppo_jax.run(small(parts=2), tmp_path / "a", eval_episodes=0)
     longer = dataclasses.replace(small(), total_timesteps=704)
     result = ppo_jax.run(longer, resume=tmp_path / "a", eval_episodes=0)
@@ -326,9 +326,9 @@ def test_devices_that_are_not_there():
 
 def test_devices_share_parts_evenly():
     assert devices.share(4, 8) == 4 and devices.share(1, 8) == 1 and devices.share(8, 8) == 8
-    with pytest.warns(UserWarning, match=r"in 8 parts, .* 3 devices: 2 of these devices"):
+    with pytest.warns(UserWarning, match=r"into 8 parts, .* 3 devices: 2 of the devices"):
         assert devices.share(3, 8) == 2
-    with pytest.warns(UserWarning, match=r"in 1 part, .*: 1 of these devices"):
+    with pytest.warns(UserWarning, match=r"into 1 part, .*: 1 of the devices"):
         assert devices.share(4, 1) == 1
 
 
@@ -338,7 +338,7 @@ def test_one_device_has_no_layout():
 
 # --- eight devices --------------------------------------------------------------------------------
 
-# Of parameters after 20 updates of Adam. Sums in another order round differently, and Adam divides a
+# Parameters after 20 updates of Adam. Sums in another order round differently, and Adam divides a
 # gradient near zero by its own size: up to 1.0e-5 was seen (REINFORCE, 500 steps), 1e-6 mostly, and
 # a parameter moves by some 1e-2. The gradients themselves are held to 1e-6, below.
 PARAMS_TOLERANCE = 1e-4
@@ -372,7 +372,7 @@ def test_eight_devices_compute_the_gradient_of_one():
 @pytest.mark.slow
 @pytest.mark.parametrize("name", [*ALGORITHMS, "gru", "large"])
 def test_several_devices_learn_what_one_learns(name):
-    """And each does its share of the work: numbers alone would be right if each did all of it."""
+    """Each device computes its share: results would also be right if each computed everything."""
     found = on_eight_devices(name)
     one = found.pop("1")
     for number, several in found.items():

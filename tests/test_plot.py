@@ -1,4 +1,4 @@
-"""Runs compared: what is read, what is one curve, what it is called, and where its points are."""
+"""Comparison of runs: what is read, grouping into curves, labels, and positions of points."""
 
 import csv
 import json
@@ -19,7 +19,7 @@ from ppo_jax.sweep.store import COLUMNS, Spec, Store
 
 
 def make_run(folder, rows, **options):
-    """A run directory with these rows (episodes, episode_return) of 100 steps each."""
+    """A run folder with these rows (episodes, episode_return), one per 100 steps."""
     folder.mkdir(parents=True)
     write_config(configs.make(preset="none", **options), {}, folder)
     with (folder / "metrics.jsonl").open("w") as file:

@@ -1,4 +1,4 @@
-"""Pong: its physics, its frames, what simple players earn, and that PPO runs on it."""
+"""Pong: physics, frames, returns of simple players, and a run of PPO."""
 
 import dataclasses
 import functools
@@ -21,7 +21,7 @@ step = jax.jit(EASY.step)
 
 
 def game(**fields):
-    """A game in which the ball flies through the middle, and what differs."""
+    """A state in which the ball flies through the middle, with given changes."""
     start = {"ball": (80.0, 80.0), "velocity": (2.0, 0.0), "agent": 80.0, "opponent": 80.0}
     start |= {"aim": 0.0} | fields
     arrays = {name: jnp.asarray(value, jnp.float32) for name, value in start.items()}
@@ -37,14 +37,14 @@ def guess(key, state):
 
 
 def follow(key, state):
-    """Keep the paddle's middle within five pixels of the ball."""
+    """A player that keeps the paddle's middle within five pixels of the ball."""
     off = state.ball[1] - state.agent
     return jnp.where(jnp.abs(off) < 5, STAY, jnp.where(off < 0, UP, DOWN))
 
 
 def look_ahead(off, key, state):
-    """Stand where the ball will come, `off` from the paddle's middle, to send it away from the
-    opponent; wait in the middle of the court."""
+    """A player that moves to where the ball will arrive, `off` from the paddle's middle, to send it
+    away from the opponent, and otherwise waits in the middle of the court."""
     (x, y), (across, down) = state.ball, state.velocity
     face = pong.AGENT_X - pong.PADDLE_WIDTH - pong.BALL
     frames = jnp.ceil((face - x) / jnp.where(across > 0, across, 1.0))
@@ -103,8 +103,8 @@ def play(player, params):
     ],
 )
 def test_what_simple_players_earn(difficulty, player, low, high):
-    """docs/pong.md has the figures: standing still and chance lose, following the ball wins, and
-    meeting it half way to the paddle's end wins every point."""
+    """The results of docs/pong.md: standing still and random actions lose, following the ball wins,
+    and hitting it half way to the paddle's end wins every point."""
     params = pong.Params(jnp.float32(pong.DIFFICULTIES[difficulty]))
     returns, lengths = play(PLAYERS.index(player), params)
     assert low < returns.mean() <= high and (returns.std() > 1 or player is safe)
@@ -196,7 +196,7 @@ def test_a_time_limit_truncates_exactly():
 
 
 def test_a_frame_is_the_area_that_is_covered():
-    """Any size shows the same areas, at places finer than a pixel."""
+    """Frames of all sizes show the same areas, with positions finer than a pixel."""
     total = 2 * (4 * 16) + 4 * 4
     state = game(ball=(61.3, 90.7), agent=33.1, opponent=150.0)
     for size in ((160, 160), (84, 84), (42, 42), (20, 80)):
@@ -214,7 +214,7 @@ def test_a_frame_is_the_area_that_is_covered():
 
 
 def test_credit_may_end_with_the_point():
-    """The same games; but where a point is made, nothing that comes later is owed to it."""
+    """The games are the same; but where a point ends, later rewards are not credited to it."""
 
     def played(credit):
         env = envs.make("Pong", size=4, frames=1, time_limit=100, credit=credit)
@@ -291,7 +291,7 @@ def test_frame_differences_are_one_matrix_and_its_own_inverse():
 
 
 def test_a_policy_sees_the_differences():
-    """A network on differences is the one on frames whose first kernel is mixed instead."""
+    """A network on differences equals one on frames whose first kernel is transformed."""
     env = envs.make("Pong", size=42, frames=3)
     make = functools.partial(
         networks.make_policy, env.observation_space, env.action_space, hidden=(8,),

@@ -1,4 +1,4 @@
-"""PPO's loss and whole updates, weight by weight, against the peers that were run for it."""
+"""PPO: agreement of its loss and whole updates with peers, weight by weight."""
 
 import contextlib
 import functools
@@ -39,7 +39,7 @@ LOSS, UPDATE = Golden("02_ppo_loss"), Golden("09_full_update")
 
 
 def check_loss(kind: str, case: str, config: ppo.Config, renamed: dict[str, str]) -> None:
-    """Compare metrics under the peer's names for them, and every gradient it recorded."""
+    """Compare metrics under the peer's names, and all gradients that were recorded."""
     expected = LOSS(f"{kind}/{case}")
     params, rows = table_inputs(kind)
     loss_fn = ppo.make_loss(table_policy(kind), config)
@@ -59,7 +59,7 @@ KINDS = pytest.mark.parametrize("kind", ["categorical", "gaussian"])
 
 @KINDS
 def test_loss_equals_sb3(kind):
-    """SB3's value loss has no ½, so its coefficient is half of ours."""
+    """SB3's value loss has no factor ½, so its coefficient is half of ours."""
     expected = LOSS(f"{kind}/sb3_ppo_A")
     config = ppo.Config(
         clip_eps=float(expected["hp/clip_range"]),
@@ -74,7 +74,7 @@ def test_loss_equals_sb3(kind):
 @KINDS
 @pytest.mark.parametrize("case", ["sb3_ppo_A", "sb3_ppo_B", "sb3_ppo_C"])
 def test_settings_of_the_sb3_cases_are_as_stated(kind, case):
-    """B and C clip the value in place of taking the larger error: composed here, not ours."""
+    """B and C clip the value instead of taking the larger error: composed here from parts."""
     expected = LOSS(f"{kind}/{case}")
     params, rows = table_inputs(kind)
     dist, value = table_policy(kind).apply(params, None)
@@ -158,7 +158,7 @@ def test_entropy_and_policy_gradient_equal_rlax():
 @KINDS
 @pytest.mark.parametrize("case", ["torchrl_clip_A", "torchrl_clip_B"])
 def test_objective_equals_torchrl(kind, case):
-    """Its value clip is ours without the ½."""
+    """Its clipped value loss is ours without the factor ½."""
     expected = LOSS(f"{kind}/{case}")
     hp = {k[3:]: v.item() for k, v in expected.items() if k.startswith("hp/")}
     config = ppo.Config(
@@ -223,7 +223,7 @@ SB3_RUNS = [(*case, "float64") for case in SB3_CASES] + [(*c, "float32") for c i
 
 
 def replacing_value_loss(policy: Policy, config: ppo.Config, eps: float):
-    """SB3's clipped value loss: the clipped error in place of the plain one, never the larger."""
+    """SB3's clipped value loss: the clipped error instead of the plain one, never the larger."""
     plain = ppo.make_loss(policy, config)
 
     def loss_fn(params, rows):
@@ -239,7 +239,7 @@ def replacing_value_loss(policy: Policy, config: ppo.Config, eps: float):
 
 @functools.cache
 def sb3_rollout(kind, double, gamma, gae_lambda):
-    """(policy, inputs, their trajectory, its batch), by one program for all cases of a kind."""
+    """(policy, inputs, trajectory, batch), from one program for all cases of a kind."""
     x = UPDATE(f"{kind}/inputs")
     if double:
         x = {k: v.astype("float64") if v.dtype.kind == "f" else v for k, v in x.items()}
@@ -435,7 +435,8 @@ def test_update_equals_cleanrl_weight_by_weight(kind):
 
 @pytest.mark.parametrize("kind", ["categorical", "gaussian"])
 def test_update_equals_spinningup(kind):
-    """Full batches, separate optimisers for actor and critic, a stop on the k1 estimate."""
+    """Full batches, separate optimisers for actor and critic, and a stop based on the k1
+    estimate."""
     y = UPDATE(f"spinup_{kind}/ppo_update")
     hp = {k[3:]: v.item() for k, v in y.items() if k.startswith("hp/")}
     (policy, params_of), rows = spinup_policy(kind, y), spinup_rows(y)

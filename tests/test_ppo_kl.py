@@ -1,4 +1,4 @@
-"""PPO with a KL penalty: its loss and gradients, and the rule its coefficient follows."""
+"""PPO with a KL penalty: its loss and gradients, and the adaptation of its coefficient."""
 
 import jax
 import jax.numpy as jnp
@@ -31,8 +31,9 @@ def old_distribution(kind):
 @KINDS
 @pytest.mark.parametrize("case", ["A", "B", "C", "noadapt"])
 def test_loss_equals_torchrl(kind, case):
-    """Its value loss has no ½. Its gradients are those of the coefficient it adapted to before the
-    backward pass (a defect of that release), the loss value that of the one before."""
+    """Its value loss has no factor ½. Its gradients use the coefficient after adaptation, which
+    happens before the backward pass (a defect of that release), and its loss value the previous
+    one."""
     expected = LOSS(f"{kind}/torchrl_klpen_{case}")
     hp = {k[3:]: v.item() for k, v in expected.items() if k.startswith("hp/")}
     params, rows = table_inputs(kind)
@@ -91,7 +92,7 @@ def test_the_proportional_rule_equals_its_peers(peer, case):
 
 
 def test_the_rule_of_the_paper():
-    """×2 above 1.5 d, ÷2 below d / 1.5, and nothing on the thresholds themselves."""
+    """×2 above 1.5 d, ÷2 below d / 1.5, and no change at the thresholds themselves."""
     kl = jnp.array([0.016, 0.015, 0.01, 0.01 / 1.5, 0.0066, 0.0, -1.0])
     found = ppo_kl.adapt_coefficient(jnp.float32(3.0), kl, 0.01)
     np.testing.assert_array_equal(found, [6.0, 3.0, 3.0, 3.0, 1.5, 1.5, 1.5])
@@ -112,7 +113,7 @@ def small_update(**options):
 
 
 def test_the_update_is_the_epochs_and_then_the_rule():
-    """Composed by hand from the parts; the measured KL is that of the whole batch, at the end."""
+    """Composed from the parts; the measured KL is that of the whole batch, at the end."""
     policy, algorithm, learner, rows = small_update(kl_target=0.01, kl_coef=2.0)
     key = jax.random.key(1)
     moved, metrics = algorithm.update(key, learner, rows)
@@ -143,7 +144,7 @@ def test_a_larger_coefficient_keeps_the_policy_closer():
 
 
 def test_the_coefficient_does_not_run_away():
-    """A learning rate of 0 moves nothing, and would halve it for ever."""
+    """With learning rate 0, the KL is always 0 and would halve the coefficient for ever."""
     _, algorithm, learner, rows = small_update(learning_rate=0.0, kl_coef=1.0)
 
     def again(learner, key):

@@ -1,4 +1,4 @@
-"""The precision of matrix products: every one of them has it, and the files of a run say which."""
+"""The precision of matrix products: it applies to all of them, and is stored with a run."""
 
 import dataclasses
 import hashlib
@@ -38,7 +38,7 @@ KEY = jax.random.key(0)
 
 
 class Rotation:
-    """An environment that is itself a product."""
+    """An environment that computes a matrix product."""
 
     observation_space = spaces.Box(-1.0, 1.0, (2,))
     action_space = spaces.Discrete(2)

@@ -1,4 +1,4 @@
-"""Learning where the answer is known: a wrong sign, a lost mask, a shifted row would show."""
+"""Learning on problems with known solutions, which exposes wrong signs, masks or rows."""
 
 import functools
 
@@ -29,7 +29,7 @@ learners = pytest.mark.parametrize("algorithm", list(ALGORITHMS))
 
 
 def options_of(algorithm):
-    """With which it learns on all of the probes."""
+    """Hyperparameters with which the algorithm learns on all probes."""
     options = {
         "num_envs": 8,
         "num_steps": 32,
@@ -46,14 +46,14 @@ def configured(algorithm, **changes):
 
 @functools.cache
 def trained_on_one_of_alike(algorithm):
-    """(configuration, state, metrics), the last two of all of them side by side."""
+    """(configuration, state, metrics), the last two stacked over all probes."""
     config = configured(algorithm, total_timesteps=100_000)
     train = lambda place: make_train(config, OneOfAlike(place))(jax.random.key(0))
     return config, *jax.jit(jax.vmap(train))(jnp.arange(len(ALIKE)))
 
 
 def learn(env, algorithm, **changes):
-    """Train, and return obs -> (distribution, value of its mode)."""
+    """Train, and return a function obs -> (distribution, value of its mode)."""
     places = [i for i, probe in enumerate(ALIKE) if type(probe) is type(env)]
     if places and not changes:
         config, *trained = trained_on_one_of_alike(algorithm)
@@ -107,9 +107,9 @@ def test_the_action_depends_on_the_observation(algorithm):
 
 @learners
 def test_a_time_limit_does_not_end_the_future(algorithm):
-    """Rewards of 1 for ever: V = 1 / (1 − 0.9) = 10, though every episode is cut after 5 steps.
+    """Reward 1 in every step: V = 1 / (1 − 0.9) = 10, though episodes are truncated after 5 steps.
 
-    Except for REINFORCE, whose subject is the episode: the mean of its five rewards-to-go.
+    REINFORCE is an exception, because it uses whole episodes: the mean of five rewards-to-go.
     """
     policy = learn(probe_envs.TimeLimit(), algorithm)
     to_go = np.cumsum(0.9 ** np.arange(5))

@@ -1,4 +1,4 @@
-"""Progress: text where there is no terminal, a few lines where there is one."""
+"""The progress display: text without a terminal, a few updated lines with one."""
 
 import io
 import json
@@ -29,7 +29,7 @@ def drawn(shown: Display, width=80) -> str:
 
 @pytest.fixture
 def on_terminal(monkeypatch):
-    """Progress believes in a terminal, and nothing is written to it."""
+    """A display that behaves as on a terminal, without writing to it."""
     monkeypatch.setattr(sys.stderr, "isatty", lambda: True)
 
 
@@ -75,7 +75,7 @@ def test_a_terminal_shows_words_where_there_are_no_rows(on_terminal):
 
 
 def test_nothing_is_drawn_by_show(on_terminal, monkeypatch):
-    """Training does not wait for the terminal: a thread draws."""
+    """Training does not wait for the terminal, because a thread draws."""
     shown = Display(100, 0)
     monkeypatch.setattr(shown, "_render", lambda: pytest.fail("drawn"))
     for step in range(100):
@@ -139,7 +139,7 @@ NAMES = ["[/", "[bold]x[/bold]", "a[/red]", "[link=x]", ":smile:", "ü ± ∞", 
 @pytest.mark.parametrize("name", NAMES)
 @pytest.mark.parametrize("encoding", ["utf-8", "ascii", "latin-1", "cp1252"])
 def test_names_are_shown_as_they_are(monkeypatch, name, encoding):
-    """No markup, no emoji; what an encoding does not have is replaced."""
+    """Text is neither markup nor emoji; characters that an encoding lacks are replaced."""
     stream = io.TextIOWrapper(io.BytesIO(), encoding)
     monkeypatch.setattr(sys, "stdout", stream)
     terminal.print_summary(name, SUMMARY, Path("runs") / name)
@@ -150,7 +150,7 @@ def test_names_are_shown_as_they_are(monkeypatch, name, encoding):
 
 
 class Broken(io.TextIOWrapper):
-    """A pipe whose reader went away, or a disk that is full."""
+    """A pipe whose reader has closed it, or a full disk."""
 
     def __init__(self):
         super().__init__(io.BytesIO(), "utf-8")
@@ -222,7 +222,7 @@ STARTS = {
 @pytest.mark.slow
 @pytest.mark.parametrize("how", STARTS)
 def test_a_finished_run_ends_with_0(tmp_path, how):
-    """Whatever is wrong with the terminal, and in a folder whose name is half of rich's markup."""
+    """Several problems with the terminal, in a folder whose name contains part of rich's markup."""
     script, more = STARTS[how]
     environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[1]), **more}
     found = subprocess.run(

@@ -1,7 +1,7 @@
-"""Anything at all as input: a documented error of one line, or what was meant; never a traceback,
-never a hang, never other numbers.
+"""Arbitrary input leads to a documented one-line error or to its intended meaning.
 
-The number of cases of each property is in the table CASES, and asserted.
+It never leads to a traceback, a hang, or other numbers. The number of cases of each property is in
+the table CASES, and is asserted.
 """
 
 import contextlib
@@ -66,12 +66,12 @@ REFUSED = (
 
 
 class Property(NamedTuple):
-    """What has to hold.
+    """A property of the code.
 
     Attributes:
-        strategies: of the arguments of `check`, but for the first.
-        check: (folder, *arguments); the folder is that of `prepare`.
-        prepare: fills the folder once.
+        strategies: strategies for the arguments of `check` after the first.
+        check: function (folder, *arguments), with the folder filled by `prepare`.
+        prepare: function that fills the folder once.
     """
 
     strategies: tuple[st.SearchStrategy, ...]
@@ -100,7 +100,7 @@ def late(*_: Any) -> None:
 
 @contextlib.contextmanager
 def refused_or_right() -> Iterator[None]:
-    """An error that is documented, in time; anything else is a failure of the test."""
+    """A documented error within a time limit; all other errors fail the test."""
     before = signal.signal(signal.SIGALRM, late)
     signal.alarm(SECONDS)
     try:
@@ -114,7 +114,7 @@ def refused_or_right() -> Iterator[None]:
 
 
 def tried(name: str, count: int, folder: Path) -> int:
-    """The number of cases in which a property held."""
+    """The number of cases in which a property was satisfied."""
     found, ran = PROPERTIES[name], []
     found.prepare(folder)
 
@@ -177,7 +177,7 @@ ODD = st.one_of(
 
 
 def fitting(field: dataclasses.Field) -> st.SearchStrategy:
-    """Mostly values that an option takes, small enough to be built."""
+    """Mostly valid values of an option, small enough for building a program."""
     kind, bounds = options.kind(field), field.metadata["bounds"]
     if bounds.choices is not None:
         value: st.SearchStrategy = st.sampled_from(bounds.choices)
@@ -208,7 +208,7 @@ def chosen(make: Callable[[dataclasses.Field], st.SearchStrategy], most: int) ->
 
 
 def same(a: Any, b: Any) -> bool:
-    """Whether two values are one; 1 and 1.0 are, True and 1 are not."""
+    """Whether two values are equal; 1 and 1.0 are, True and 1 are not."""
     if isinstance(a, list | tuple) and isinstance(b, list | tuple):
         return len(a) == len(b) and all(map(same, a, b))
     if isinstance(a, bool) or isinstance(b, bool):
@@ -221,7 +221,7 @@ def same(a: Any, b: Any) -> bool:
 
 @holds("values of options", chosen(lambda field: st.one_of(ODD, fitting(field)), 3))
 def check_values(folder: Path, values: dict[str, Any]) -> None:
-    """A configuration holds the values that were given, and survives its file."""
+    """A configuration contains the given values, also after it is saved and read."""
     config = configs.make(preset="none", **values)
     flat = configs.to_flat(config)
     for name, value in values.items():
@@ -233,7 +233,7 @@ def check_values(folder: Path, values: dict[str, Any]) -> None:
 
 @holds("configurations that are built", chosen(fitting, 6))
 def check_build(folder: Path, values: dict[str, Any]) -> None:
-    """What is accepted can be traced: the first state, and an update."""
+    """An accepted configuration can be traced: the first state, and an update."""
     small_run = {"num_envs": 4, "num_steps": 8, "hidden": (8,), "total_timesteps": 64}
     program = build(configs.make(preset="none", **{**small_run, **values}))
     state = jax.eval_shape(program.init, jax.random.key(0))
@@ -246,7 +246,7 @@ ANY_FIELD = st.sampled_from([f for known in FIELDS.values() for f in known.value
 
 @holds("words for options", ANY_FIELD, st.one_of(TEXTS, st.from_regex(r"[0-9x+.e\-]{1,8}")))
 def check_words(folder: Path, field: dataclasses.Field, word: str) -> None:
-    """A word of a command line or of --vary; what is taken is shown as a word for the same."""
+    """An argument of the command line or of --vary; its displayed form has the same meaning."""
     try:
         value = options.parse(field, word)
     except (ValueError, OverflowError):  # what the command line catches
@@ -266,7 +266,7 @@ def check_words(folder: Path, field: dataclasses.Field, word: str) -> None:
     ),
 )
 def check_schedules(folder: Path, text: str) -> None:
-    """A text is refused, or is a schedule whose own text is the same schedule."""
+    """A text is refused, or it is a schedule whose text is the same schedule."""
     try:
         found = schedules.parse(text)
     except ValueError as error:
@@ -287,7 +287,7 @@ def check_schedules(folder: Path, text: str) -> None:
     ),
 )
 def check_names(folder: Path, option: str, name: str) -> None:
-    """Nothing of that name exists: one line says so."""
+    """Nothing has that name, which is reported in one line."""
     assume(not references.is_text(name) and name not in ALGORITHMS)
     assume(":" in name or not name.isidentifier())  # a module of that name may exist
     config = configs.make(preset="none", hidden=(4,), **{option: name})
@@ -315,12 +315,12 @@ def config_of(text: str | bytes, folder: Path) -> configs.TrainConfig:
     ),
 )
 def check_toml(folder: Path, text: str | bytes) -> None:
-    """Any bytes."""
+    """Arbitrary bytes."""
     config_of(text, folder)
 
 
 def toml(value: Any) -> str | None:
-    """A value in TOML; None for one that it does not have."""
+    """A value in TOML; None for a value that TOML does not have."""
     if isinstance(value, bool):
         return str(value).lower()
     if isinstance(value, int | float):
@@ -335,7 +335,7 @@ def toml(value: Any) -> str | None:
 
 @holds("TOML of options", chosen(lambda field: st.one_of(PLAIN, fitting(field)), 3))
 def check_toml_values(folder: Path, values: dict[str, Any]) -> None:
-    """A file with a value of the right or of the wrong kind."""
+    """A file with a value of a valid or an invalid type."""
     written = {name: text for name, x in values.items() if (text := toml(x)) is not None}
     lines = [f"{name} = {text}" for name, text in written.items()]
     flat = configs.to_flat(config_of('preset = "none"\n' + "\n".join(lines), folder))
@@ -353,7 +353,7 @@ JUNK = st.one_of(
 
 @holds("lines of metrics.jsonl", ROWS, st.lists(st.tuples(st.integers(0, 5), JUNK), max_size=3))
 def check_metrics(folder: Path, rows: list[dict], junk: list[tuple[int, bytes]]) -> None:
-    """Lines that are no rows, between and after rows: none is made up, none is changed."""
+    """Lines that are not rows, between rows: no row is added, and none is changed."""
     rows = [{"update": k + 1, "env_step": 10 * (k + 1), **row} for k, row in enumerate(rows)]
     lines = [json.dumps(row).encode() for row in rows]
     for place, line in junk:
@@ -379,7 +379,7 @@ def read_run(folder: Path) -> dict[str, Any]:
        "algorithm", "hidden", "learning_rate", "env_args", "policy", "signature"]),
        PLAIN, st.booleans(), prepare=write_run)  # fmt: skip
 def check_config_content(folder: Path, name: str, value: Any, delete: bool) -> None:
-    """Another value, of any kind, in its place: refused, or in the configuration."""
+    """A value of any type in place of another: refused, or part of the configuration."""
     content = json.loads((folder / "whole.json").read_text())
     place = content if name in content else content["config"]
     if delete:
@@ -407,7 +407,7 @@ def write_sweep(folder: Path) -> None:
        "options", "sweep", "sessions", "config", "env", "seed", "hidden"]),
        PLAIN, st.booleans(), prepare=write_sweep)  # fmt: skip
 def check_sweep_content(folder: Path, name: str, value: Any, delete: bool) -> None:
-    """Another value in its place: refused, or read."""
+    """A value of any type in place of another: refused, or read."""
     content = json.loads((folder / "whole.json").read_text())
     inner = content["sweep"]
     place = next((p for p in (content, inner) if name in p), inner["configs"][0])
@@ -441,7 +441,7 @@ def damaged(content: bytes, damage: tuple[str, int, int]) -> bytes:
 
 @holds("bytes of config.json", DAMAGES, prepare=write_run)
 def check_config_bytes(folder: Path, damage: tuple[str, int, int]) -> None:
-    """Any damage: it is refused, or a configuration that is in range."""
+    """Arbitrary damage: refused, or read as a configuration with valid values."""
     whole = (folder / "whole.json").read_bytes()
     (folder / "config.json").write_bytes(damaged(whole, damage))
     read_run(folder)
@@ -457,7 +457,7 @@ def write_checkpoints(folder: Path) -> None:
 
 @holds("bytes of a checkpoint", st.integers(0, 10**6), DAMAGES, prepare=write_checkpoints)
 def check_checkpoint(folder: Path, which: int, damage: tuple[str, int, int]) -> None:
-    """Damage in any file of it: refused, or the same numbers."""
+    """Damage in any file of a folder: refused, or the same results."""
     path = folder / "damaged"
     shutil.rmtree(path, ignore_errors=True)
     shutil.copytree(folder / "whole", path)
@@ -518,7 +518,7 @@ LITTLE = st.recursive(
 
 @holds("config.json of a model", st.sampled_from(MODEL_KEYS), LITTLE, prepare=write_model)
 def check_model_config(folder: Path, name: str, value: Any) -> None:
-    """Any value of any kind: a model that fits its tensors, or one line."""
+    """A value of any type: a model that fits its tensors, or an error in one line."""
     content = json.loads((folder / "whole" / "config.json").read_text())
     (folder / "model" / "config.json").write_text(json.dumps(content | {name: value}))
     decoder, params = load_model(folder / "model")
@@ -530,7 +530,7 @@ def check_model_config(folder: Path, name: str, value: Any) -> None:
 
 @holds("header of model.safetensors", DAMAGES, prepare=write_model)
 def check_safetensors(folder: Path, damage: tuple[str, int, int]) -> None:
-    """Damage before the data, where names, shapes and places of tensors are."""
+    """Damage in the header, which has names, shapes and positions of tensors."""
     whole = (folder / "whole" / "model.safetensors").read_bytes()
     length = 8 + int.from_bytes(whole[:8], "little")
     header, data = whole[:length], whole[length:]
@@ -540,7 +540,7 @@ def check_safetensors(folder: Path, damage: tuple[str, int, int]) -> None:
 
 @holds("bytes of tokenizer.json", DAMAGES, prepare=write_model)
 def check_tokenizer(folder: Path, damage: tuple[str, int, int]) -> None:
-    """Any damage: refused, or something that makes tokens of texts."""
+    """Arbitrary damage: refused, or a tokenizer that encodes texts."""
     whole = (folder / "whole" / "tokenizer.json").read_bytes()
     (folder / "model" / "tokenizer.json").write_bytes(damaged(whole, damage))
     tokenizer = load_tokenizer(folder / "model")

@@ -1,4 +1,4 @@
-"""What makes the race fair: paired ratios, one commit to a table, equal devices, one referee."""
+"""The fairness of the race: paired ratios, one commit per table, equal devices, one evaluation."""
 
 import importlib
 import shutil
@@ -24,7 +24,7 @@ TINY = Configuration("tiny", 4, 8, hidden=(8,))
 
 
 def test_a_ratio_is_that_of_neighbouring_rounds():
-    """A machine that becomes ten times slower meets both."""
+    """A machine that becomes ten times slower does so for both contestants."""
     drift = np.geomspace(1000, 100, 11)
     assert paired(drift * 1.5, drift) == pytest.approx((1.5, 1.5, 1.5))
     # Of the medians of the rates, in another order, nothing would be left.
@@ -75,7 +75,7 @@ def test_equals_tie_on_a_machine_that_others_use():
 
 @pytest.fixture
 def checkout(tmp_path):
-    """A checkout with one commit."""
+    """A repository with one commit."""
     if shutil.which("git") is None:
         pytest.skip("no git")
     for name in ("ppo_jax", "benchmarks/results"):
@@ -139,7 +139,7 @@ def test_devices_are_equal(monkeypatch):
 
 @pytest.fixture
 def rltools(monkeypatch, tmp_path):
-    """The contestant, with a stand-in for the package that it imports."""
+    """A contestant, with a stand-in for the package that it imports."""
     stand_in = types.ModuleType("rltools")
 
     class State:
@@ -231,7 +231,7 @@ def test_the_referee_swings_like_gymnax():
 
 def test_the_mark_is_between_doing_nothing_and_swinging_up():
     def swing_up(obs):
-        """Pump energy, and hold where it is upright."""
+        """Swing up by pumping energy, and balance near the top."""
         cos, sin, speed = obs.T
         held = -10.0 * np.arctan2(sin, cos) - 2.0 * speed
         pumped = np.sign(speed) * (1.0 - (0.5 * speed**2 + 15.0 * (cos - 1.0)) / 15.0 > 1.0) * 2.0
@@ -257,7 +257,7 @@ def test_the_clock_stops_while_the_referee_plays(monkeypatch):
 
 @pytest.mark.slow
 def test_agents_are_spread_over_devices():
-    """The way of PureJaxRL and Rejax, in a process that has two."""
+    """The parallelisation used by PureJaxRL and Rejax, in a process with two devices."""
     code = """
 import os
 os.environ.pop("JAX_NUM_CPU_DEVICES", None)

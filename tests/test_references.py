@@ -1,5 +1,5 @@
-"""What a user brings: environments, networks and algorithms by reference, from Python, and who may
-make a process import them."""
+"""User-defined environments, networks and algorithms: by reference, from Python, and the rules for
+importing them."""
 
 import dataclasses
 import functools
@@ -53,7 +53,7 @@ Path("imported").touch()  # what importing does
 
 
 class Corridor:
-    """Walk to the right end; `info` is what gymnax 1.0 has."""
+    """Walk to the right end; `info` has the form of gymnax 1.0."""
 
     name, time_limit, params = "Corridor", 20, ()
 
@@ -166,7 +166,7 @@ def run(*words: str) -> int:
 
 
 def refused(capsys, command, *words: str) -> str:
-    """The one line of a refusal."""
+    """The single line of an error message."""
     capsys.readouterr()
     with pytest.raises(SystemExit) as stop:
         command([*words])
@@ -322,7 +322,7 @@ def test_a_network_is_a_function_or_a_policy(mine):
 
 
 def broken(**functions):
-    """A maker of the usual policy with some of its functions replaced."""
+    """A function that makes the usual policy with some of its functions replaced."""
 
     def make(observation_space, action_space, config):
         policy = make_policy(observation_space, action_space, hidden=(4,))
@@ -482,7 +482,7 @@ def test_what_is_no_algorithm_is_refused(mine, text, message):
 
 
 def test_an_option_of_runs_is_no_option_of_an_algorithm(tmp_path):
-    """Whether the algorithm is the user's or registered, and also from Python, where there are no
+    """For user-defined and registered algorithms, and also from Python, where there are no
     flags."""
     field = ("eval_every", int, 5)
     own = dataclasses.make_dataclass("Config", [field], bases=(ppo.Config,), frozen=True)
@@ -571,7 +571,7 @@ def test_sweeps_take_objects(mine):
     config = configs.make(algorithm=method, **SMALL)
     _, varied = run_sweep(config, {"boost": [1.0, 2.0]}, 2, algorithm=method)
     assert varied["loss"].shape == (2, 2, 2)
-    with pytest.raises(ConfigError, match="policy= is given, so that it cannot vary"):
+    with pytest.raises(ConfigError, match="policy= is given and also varies"):
         run_sweep(config, {"policy": [small]}, 2, policy=small)
 
 
@@ -593,7 +593,7 @@ def test_metrics_count_environment_steps(mine):
 
 @pytest.fixture
 def installed(mine, monkeypatch):
-    """A package that is installed, with entry points in all groups."""
+    """An installed package with entry points in all groups."""
     folder = mine.parent / "site"
     (folder / "my_package-1.0.dist-info").mkdir(parents=True)
     for name in ("net", "world", "method"):
@@ -648,14 +648,14 @@ def test_a_name_that_two_packages_register_is_refused(installed):
 
 @pytest.fixture
 def made(mine):
-    """A run of the user's own, all parts of which are."""
+    """A run of this user with user-defined parts."""
     words = ["--env", "my_world:Corridor", "--policy", "my_net:small", "--algorithm", "my_method"]
     assert run(*words, "--run-dir", "run", "--eval-episodes", "2") == 0
     return mine / "run"
 
 
 def foreign(run: Path, **names: str) -> None:
-    """As if somebody else had made the run, with these parts."""
+    """Change a run's files as if another user had created it, with these parts."""
     path = run / "config.json"
     content = json.loads(path.read_text())
     content["config"] |= names
@@ -663,7 +663,7 @@ def foreign(run: Path, **names: str) -> None:
 
 
 def forget(mine: Path) -> None:
-    """As in a new process: nothing is imported yet."""
+    """As in a new process: none of the modules has been imported."""
     for name in [n for n in sys.modules if n.startswith(("my_", "other"))]:
         del sys.modules[name]
     (mine / "imported").unlink(missing_ok=True)
@@ -723,7 +723,7 @@ def test_a_run_of_somebody_else_imports_nothing(made, mine, part, capsys):
         assert "names code to import, my_world:" in message and "--trust" in message
         assert f"--env {content['config']['env']}" in message
     for function in (ppo_jax.load, load, read_config):
-        with pytest.raises(ConfigError, match=r"not signed as a run of your own; .*trust=True"):
+        with pytest.raises(ConfigError, match=r"not signed with your key; .*trust=True"):
             function(made)
     assert not (mine / "imported").exists() and "my_world" not in sys.modules
 
@@ -754,11 +754,9 @@ def test_a_run_of_somebody_else_is_loaded_when_it_is_trusted_or_its_code_named_a
 
 
 def test_names_that_are_given_with_a_run_are_those_of_the_run(made, mine):
-    with pytest.raises(
-        ConfigError, match="env is my_world:make, but that of the run is my_world:C"
-    ):
+    with pytest.raises(ConfigError, match="env is my_world:make, but the run has my_world:C"):
         load(made, env="my_world:make")
-    with pytest.raises(ConfigError, match="algorithm is ppo, but that of the run is my_method"):
+    with pytest.raises(ConfigError, match="algorithm is ppo, but the run has my_method"):
         load(made, algorithm="ppo")
     world = references.load("my_world", "environment")
     assert load(made, env=world.Corridor())[1].env.length == 5
@@ -808,7 +806,7 @@ def test_the_key_is_the_users_alone(made):
     assert [p.name for p in path.parent.iterdir()] == ["key"]
     assert trust.check({"config": {"env": "x:y"}}, {"x:y"}, False, Path()) is None
     path.chmod(0o644)
-    with pytest.raises(ConfigError, match=r"the key .*/ppo_jax/key has mode 644, so that others"):
+    with pytest.raises(ConfigError, match=r"the key .*/ppo_jax/key has mode 644, so that other"):
         load(made)
     path.chmod(0o600)
     path.write_bytes(b"short")
@@ -871,7 +869,7 @@ STRANGE = ["my_net:f", ["my_net:0"], ["my_net:"], ["my_net :f"], ["my_net:f.g"],
 
 @pytest.mark.parametrize("reward", STRANGE)
 def test_whatever_imports_a_module_is_code(reward):
-    """A module is imported before the function in it is looked for."""
+    """A module is imported before the function is looked up in it."""
     content = {"stage": "ppo", "config": {"reward": reward}}
     with pytest.raises(ConfigError, match="names code to import, my_net"):
         trust.check(content, set(), False, Path("x"))
@@ -896,7 +894,7 @@ def test_whatever_imports_a_module_is_code(reward):
     ],
 )
 def test_values_of_a_strange_type_import_nothing(tmp_path, monkeypatch, section, name, value):
-    """In the config.json of somebody else, for all that reads it."""
+    """In the config.json of another user, for all functions that read it."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("XDG_CONFIG_HOME", str(tmp_path / "home"))
     (tmp_path / "evilmod.py").write_text("open('imported', 'w').close()\nf = None\n")

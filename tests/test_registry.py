@@ -1,4 +1,4 @@
-"""Names of environments: suites that are there, suites that are not, ids of any form."""
+"""Names of environments: installed and missing suites, and ids of all forms."""
 
 import importlib.util
 import subprocess
@@ -17,7 +17,7 @@ ROOT = Path(__file__).parent.parent
 
 @pytest.fixture
 def toy(monkeypatch):
-    """A suite whose ids hold colons and slashes, one of them unlisted."""
+    """A suite whose ids contain colons and slashes, one of them unlisted."""
     module = ModuleType("toy")
     module.names = lambda: ["Listed/A-v0"]
     module.has = lambda env_id: env_id in ("Listed/A-v0", "package:Hidden-v0")
@@ -27,7 +27,7 @@ def toy(monkeypatch):
 
 
 def without(monkeypatch, *packages):
-    """As if these packages were not installed."""
+    """Behave as if these packages were not installed."""
     find_spec = importlib.util.find_spec
     monkeypatch.setattr(
         importlib.util, "find_spec", lambda name: None if name in packages else find_spec(name)
@@ -103,7 +103,7 @@ def test_names_of_one_environment(name, other, same):
 
 
 def test_objects_of_other_libraries_are_recognised_by_their_suites(monkeypatch):
-    """A suite of the table is asked whether an object is its own, and adapts it."""
+    """A suite of the table recognises objects of its own, and adapts them."""
     module = ModuleType("toy")
     module.recognizes = lambda env: env == 5
     module.adapt = lambda env: envs.make("CartPole-v1")

@@ -1,4 +1,4 @@
-"""REINFORCE: returns and gradients of its peers, whole episodes, and an unbiased estimate."""
+"""REINFORCE: agreement with peers, episodes included in a batch, and unbiased gradients."""
 
 import functools
 
@@ -55,7 +55,7 @@ def trajectory(columns=slice(None), rows=slice(None), **changes) -> Trajectory:
 
 @pytest.mark.parametrize("case", [c.split("/")[0] for c in GOLDEN.cases("/rlax") if "returns" in c])
 def test_returns_equal_their_peers(case):
-    """Without a bootstrap (REINFORCE) and with one (A2C at λ = 1)."""
+    """Without bootstrapping (REINFORCE) and with it (A2C at λ = 1)."""
     gamma = float(GOLDEN(f"{case}/rlax")["hp/gamma"])
     discount = gamma * (1 - X["dones"])
     plain = discounted_returns(X["rewards"], discount, 0.0)
@@ -79,7 +79,7 @@ def test_returns_equal_their_peers(case):
 
 
 def check_gradient(case: str, rows, episodes: float, scale: float = 1.0) -> None:
-    """loss · episodes / scale is the peer's, which divides by steps (scale) or by nothing."""
+    """loss · episodes / scale is the peer's loss, which is a mean over steps (scale) or a sum."""
     expected = GOLDEN(case)
     first = jnp.zeros_like(rows.weight).at[0].set(episodes)
     rows = rows.replace(extra=rows.extra._replace(first=first))
@@ -96,7 +96,7 @@ def check_gradient(case: str, rows, episodes: float, scale: float = 1.0) -> None
 
 @pytest.mark.parametrize("baseline", ["none", "batch_mean"])
 def test_gradient_equals_rlax(baseline):
-    """Theirs is a mean over steps; ours over episodes."""
+    """Theirs is a mean over steps, ours over episodes."""
     case = "reinforce_all/rlax_" + {"none": "nobaseline", "batch_mean": "mean_baseline"}[baseline]
     gamma = float(GOLDEN(case)["hp/gamma"])
     config = reinforce.Config(gamma=gamma, time_limit=1, baseline=baseline)
@@ -127,7 +127,8 @@ def test_gradient_equals_spinningup(case):
 
 
 def test_gradient_equals_pytorch_examples():
-    """One episode, returns normalised, and a sum over its steps: one episode's worth of ours."""
+    """One episode with normalised returns and a sum over steps, which equals our loss of one
+    episode."""
     expected = GOLDEN("reinforce_env0/pytorch_examples")
     start, stop = expected["episode"]
     config = reinforce.Config(gamma=float(expected["hp/gamma"]), time_limit=int(stop - start))
@@ -143,7 +144,8 @@ def test_gradient_equals_pytorch_examples():
 
 
 def test_an_episode_counts_by_where_it_starts():
-    """Limit 4, T = 10: starts up to row 6. The last one ends in time and still does not count."""
+    """Limit 4, T = 10: episodes may start up to row 6. The last one ends in time and is not
+    counted."""
     done = np.zeros((10, 2), bool)
     done[[2, 3, 6, 8], 0] = True  # episodes 0-2, 3, 4-6, 7-8, 9-
     done[[3, 7], 1] = True  # 0-3, 4-7, 8-
@@ -157,7 +159,7 @@ def test_an_episode_counts_by_where_it_starts():
 
 
 def test_steps_that_did_not_happen_belong_to_no_episode():
-    """A dummy row after each end, as host environments have, full of rubbish."""
+    """A dummy row with arbitrary values after each end, as for Gymnasium environments."""
     done = jnp.array([[False], [True], [False], [False], [True], [False]])
     weight = jnp.array([[1.0], [1.0], [0.0], [1.0], [1.0], [0.0]])
     reward = jnp.where(weight > 0, 1.0, jnp.nan)
@@ -184,7 +186,7 @@ def test_steps_that_did_not_happen_belong_to_no_episode():
 
 
 def test_the_row_between_two_episodes_is_no_start():
-    """Limit 2 in 4 steps: the second episode starts at row 3, one too late."""
+    """Limit 2 in 4 steps: the second episode starts at row 3, one row too late."""
     done = jnp.array([[False], [True], [False], [False]])
     weight = jnp.array([[1.0], [1.0], [0.0], [1.0]])
     found = reinforce.whole_episodes(done, weight, time_limit=2)
@@ -193,7 +195,7 @@ def test_the_row_between_two_episodes_is_no_start():
 
 
 def test_an_episode_that_was_cut_is_over():
-    """Two episodes of two steps, the first cut by its time limit: the second is not its return."""
+    """Two episodes of two steps, the first truncated: its return does not include the second."""
     cut = trajectory(slice(0, 1), slice(0, 4), reward=jnp.array([[1.0], [2.0], [4.0], [8.0]]))
     done = jnp.array([[False], [True], [False], [True]])
     cut = cut.replace(done=done, terminated=jnp.zeros_like(done))
@@ -203,7 +205,7 @@ def test_an_episode_that_was_cut_is_over():
 
 
 def test_the_batch_mean_is_that_of_the_steps_that_count():
-    """Limit 2 in 3 steps: an episode that starts at the last step does not count."""
+    """Limit 2 in 3 steps: an episode that starts at the last step is not counted."""
     done = jnp.array([[False], [True], [False]])
     episodes = reinforce.whole_episodes(done, jnp.ones((3, 1)), time_limit=2)
     returns = jnp.array([[1.0], [3.0], [100.0]])
@@ -211,7 +213,7 @@ def test_the_batch_mean_is_that_of_the_steps_that_count():
 
 
 def test_leave_one_out_is_the_mean_return_of_the_others():
-    """Four episodes with returns 0 and 6 (one after the other), 1 and 2."""
+    """Four episodes with returns 0 and 6 (in sequence), 1 and 2."""
     done = jnp.zeros((4, 3), bool).at[1, 0].set(True).at[3].set(True)
     returns = jnp.arange(12.0).reshape(4, 3)
     episodes = reinforce.whole_episodes(done, jnp.ones((4, 3)), time_limit=2)
@@ -254,9 +256,9 @@ def test_rollouts_shorter_than_an_episode_are_refused():
 
 
 class Chain(Probe):
-    """Three states in a row. Action 1 goes on, action 0 ends the episode where it is; the last
-    state ends it too. Rewards 1, −2, 5 for stopping in state 0, 1, 2: J and its gradient are
-    sums of a few terms."""
+    """Three states in a row. Action 1 continues, action 0 ends the episode; the last state also
+    ends it. Rewards are 1, −2, 5 for stopping in state 0, 1, 2, so that J and its gradient are sums
+    of a few terms."""
 
     def __init__(self):
         super().__init__(time_limit=3)
@@ -272,7 +274,7 @@ class Chain(Probe):
 
 
 def table_policy(critic: str = "none") -> Policy:
-    """One logit per state for going on, and a fixed value per state."""
+    """One logit per state for continuing, and a fixed value per state."""
     values = jnp.array([0.5, 1.0, 4.0])
 
     def apply(params, obs):
@@ -290,7 +292,7 @@ THETA = jnp.array([0.4, -0.3, 0.2])
 
 
 def objective(theta, gamma=1.0):
-    """J = Σ over where the episode stops, γ^steps included for γ < 1."""
+    """J, summed over the states in which the episode may stop, with γ^steps for γ < 1."""
     go = jax.nn.sigmoid(theta)
     return (1 - go[0]) * 1.0 + gamma * go[0] * (
         (1 - go[1]) * -2.0 + gamma * go[1] * 5.0
@@ -298,7 +300,7 @@ def objective(theta, gamma=1.0):
 
 
 def estimates(baseline: str, num_steps: int, num_envs: int = 8, samples: int = 4000):
-    """[samples, 3] gradients of J from independent rollouts of the shipped functions."""
+    """[samples, 3] gradients of J from independent rollouts with the package's functions."""
     env = vectorize(Chain(), num_envs, num_steps)
     policy = table_policy("v")
     config = reinforce.Config(gamma=1.0, baseline=baseline, time_limit=3, value_coef=0.0)
@@ -324,7 +326,7 @@ def z_score(found: np.ndarray, expected) -> np.ndarray:
 
 @pytest.mark.parametrize("baseline", ["none", "leave_one_out", "value"])
 def test_the_gradient_is_unbiased(baseline):
-    """Against ∇J in closed form, within four standard errors of 4,000 estimates."""
+    """Agreement with ∇J in closed form, within four standard errors of 4,000 estimates."""
     found = estimates(baseline, num_steps=3)
     expected = jax.grad(objective)(THETA)
     assert np.abs(z_score(found, expected)).max() < 4
@@ -332,7 +334,7 @@ def test_the_gradient_is_unbiased(baseline):
 
 
 def test_longer_rollouts_count_more_episodes_and_stay_close():
-    """The number of episodes is then random, and a ratio of means off by the order of 1/E."""
+    """The number of episodes is random then, and a ratio of means has a bias of order 1/E."""
     expected = np.asarray(jax.grad(objective)(THETA))
     bias = {}
     for num_envs in (1, 16):
@@ -343,7 +345,7 @@ def test_longer_rollouts_count_more_episodes_and_stay_close():
 
 
 def test_counting_what_happens_to_end_would_be_biased():
-    """The rule matters: keep the episodes that ended within T = 2, and the gradient is wrong."""
+    """Control: if all episodes that end within T = 2 are counted, the gradient is wrong."""
     env, policy = vectorize(Chain(), 64, 2), table_policy()
     config = reinforce.Config(gamma=1.0, time_limit=1, value_coef=0.0)
     algorithm, loss_fn = reinforce.make(policy, config), reinforce.make_loss(policy, config)
@@ -372,7 +374,7 @@ def test_counting_what_happens_to_end_would_be_biased():
 
 
 def test_baselines_lower_the_variance():
-    """And the plain batch mean is biased towards 0 by about 1/E, where the others are not."""
+    """The plain batch mean is biased towards 0 by about 1/E, but the others are not."""
     expected = np.asarray(jax.grad(objective)(THETA))
     found = {b: estimates(b, num_steps=3) for b in reinforce.BASELINES}
     variance = {b: g.var(axis=0).sum() for b, g in found.items()}
@@ -383,7 +385,7 @@ def test_baselines_lower_the_variance():
 
 
 def test_the_discounted_return_weights_each_step_alone():
-    """At γ < 1: E[Σ_t ∇ log π u_t], every state counted once, without the factor γ^t."""
+    """For γ < 1: E[Σ_t ∇ log π u_t], every state counted once, without the factor γ^t."""
     go = np.asarray(jax.nn.sigmoid(THETA))
     gamma = 0.5
     worth = [None, -2.0 * (1 - go[1]) + gamma * go[1] * 5.0, 5.0]

@@ -1,4 +1,4 @@
-"""The tables of docs/reliability.md: every fault of the list is there, and a test holds it."""
+"""The tables of docs/reliability.md list all faults, each with a test."""
 
 import ast
 import functools
@@ -33,7 +33,7 @@ def functions(file: str) -> dict[str, ast.FunctionDef]:
 
 
 def asserts(file: str, name: str, seen: frozenset[str] = frozenset()) -> bool:
-    """Whether a function of a file asserts something, by itself or in one that it calls."""
+    """Whether a function of a file asserts something, itself or in a function that it calls."""
     source = ast.unparse(functions(file)[name])
     if re.search(r"\bassert |pytest\.(raises|warns)\(|\.assert_\w+\(", source):
         return True
@@ -48,7 +48,7 @@ def test_all_44_faults_are_listed():
 
 @pytest.mark.parametrize("row", TESTED, ids=[row[-3] if len(row) > 3 else row[0] for row in TESTED])
 def test_a_fault_has_what_happens_and_tests_that_assert_it(row):
-    """Tests that exist, are run somewhere in CI, and can fail."""
+    """The named tests exist, are run in CI, and can fail."""
     *_, happens, tests = row
     assert happens
     named = re.findall(r"`(test_\w+\.py)::(\w+)`", tests)

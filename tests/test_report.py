@@ -1,4 +1,4 @@
-"""Logs survive crashes, JSON has no NaN, figures are drawn whatever there is to draw."""
+"""Logs after crashes, JSON without NaN, and figures from incomplete data."""
 
 import json
 from types import SimpleNamespace

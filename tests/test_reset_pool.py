@@ -1,5 +1,5 @@
-"""Where nothing is known of an episode's length, resets are drawn as they are used: each is used
-once, whatever the number, and a pool that is too small says so."""
+"""Environments of unknown episode length: the pool of resets grows with their use, each reset is
+used once, and an exhausted pool is reported."""
 
 import dataclasses
 import sys
@@ -22,7 +22,7 @@ NOTHING = np.zeros((0, 3), np.uint8)
 
 
 class Ticket(Probe):
-    """Every reset draws a number that no other has; episodes last 1 to 8 steps, by the number."""
+    """Every reset draws a unique number; episodes last 1 to 8 steps, depending on the number."""
 
     def reset(self, key, params):
         number = jax.random.bits(key, (), jnp.uint32) >> 8
@@ -39,7 +39,8 @@ class Ticket(Probe):
 
 
 def play(vector, key, rollouts=ROLLOUTS, steps=STEPS):
-    """Obs before and after every step, ends, and what each refresh says: [rollouts, steps, N]."""
+    """Observations before and after every step, ends, and reports of refreshes: [rollouts, steps,
+    N]."""
     action = jnp.zeros(vector.num_envs, int)
 
     def step(carry, _):
@@ -59,7 +60,7 @@ def play(vector, key, rollouts=ROLLOUTS, steps=STEPS):
 
 
 def test_every_reset_is_used_once_over_many_rollouts():
-    """More episodes than the pool holds, so that it goes round several times."""
+    """More episodes than the pool holds, so that it is used several times around."""
     vector = envs.vectorize(Ticket(), ENVS, STEPS)
     assert vector.pool_size >= ENVS * STEPS
     first, (after, ended, used, redrawn, reused) = jax.jit(lambda k: play(vector, k))(
@@ -111,7 +112,7 @@ def test_a_known_length_or_a_given_size_draws_the_whole_pool():
 
 
 def test_whole_episodes_begin_anew_and_keep_the_pool():
-    """What methods that learn from whole episodes do before every rollout."""
+    """As for algorithms that use whole episodes, which restart them before every rollout."""
     vector = envs.vectorize(Ticket(), ENVS, STEPS)
     obs, state = jax.jit(vector.reset)(jax.random.key(0))
     used = dataclasses.replace(state, taken=jnp.int32(7))

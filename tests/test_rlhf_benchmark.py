@@ -1,4 +1,4 @@
-"""The benchmark of language models: what travels, what is written down, what is refused."""
+"""The benchmark of language models: messages between processes, result rows, and refusals."""
 
 import pytest
 
@@ -13,7 +13,7 @@ def test_a_size_survives_the_way_to_the_worker():
 
 
 def contestant(name, why="", seconds=(1.0, 2.0)):
-    """One that has run, without a process."""
+    """A finished contestant, without a process."""
     it = Contestant.__new__(Contestant)
     it.name, it.why, it.configuration = name, why, SIZES["small"]
     it.ready = {"compile_seconds": 3.0, "first_update_seconds": 4.0, "versions": {"a": "1"}}

@@ -1,4 +1,4 @@
-"""`python -m ppo_jax.rlhf`: stages from folders to folders, resumed to the same numbers."""
+"""`python -m ppo_jax.rlhf`: stages with run folders, and resumed stages with equal results."""
 
 import json
 import os
@@ -33,7 +33,7 @@ SMALL += ["--epochs", "2", "--minibatches", "2", "--samples", "2"]
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
-    """A model, texts, preferences, prompts and a reward function."""
+    """Files for a run: a model, texts, preferences, prompts and a reward function."""
     root = tmp_path_factory.mktemp("rlhf")
     tokenizer = CharTokenizer("".join(WORDS))
     decoder = Decoder(
@@ -82,7 +82,7 @@ def rows(run_dir):
 
 @pytest.fixture(scope="module")
 def reward(folder):
-    """A reward model by the command, from the model of another."""
+    """A reward model trained by the command from another model."""
     sft = folder / "sft"
     assert run("sft", "--model", folder / "model", "--data", folder / "texts.txt", "--run-dir", sft,
                "--updates", 150, "--batch-size", 8, "--learning-rate", 0.02,
@@ -140,7 +140,7 @@ def test_ppo_against_a_reward_model(folder, reward, capsys):
 
 @pytest.mark.slow
 def test_killed_and_resumed_to_the_same_numbers(folder, monkeypatch):
-    """Both optimisers, the coefficient of the KL, the key, the cursor, the moments of rewards."""
+    """Both optimiser states, the KL coefficient, the key, the data cursor and reward statistics."""
     monkeypatch.chdir(folder)
     options = ["--reward", "vowels:count", "--updates", "40", "--samples", "0"]
     options += ["--kl-target", "0.5", "--kl-horizon", "50", "--scale-scores"]
@@ -170,8 +170,8 @@ def test_killed_and_resumed_to_the_same_numbers(folder, monkeypatch):
 
 
 def test_damaged_checkpoints_do_not_outlive_the_resume(folder, monkeypatch):
-    """They are later than what the resumed run saves: counted among the last few, they would be
-    kept in its place and nothing would be left of it."""
+    """These checkpoints are later than those of the resumed run: if they counted among the most
+    recent, they would be kept instead of the new ones."""
     path = folder / "damaged"
     assert run("sft", "--model", folder / "model", "--data", folder / "texts.txt", "--run-dir",
                path, "--updates", 4, "--batch-size", 8) == 0  # fmt: skip
@@ -252,7 +252,7 @@ def test_a_run_is_not_overwritten_nor_changed(folder, reward):
 
 
 def stage_programs(monkeypatch):
-    """The text of the program of one update, of each stage that is trained from here on."""
+    """The program text of one update, for each stage that is trained afterwards."""
     texts, compile_chunk = [], jobs.compile_chunk
 
     def compile_and_keep(step, state, floats, frozen, **options):
@@ -420,7 +420,7 @@ def test_a_missing_tracker_deletes_no_earlier_stage(folder, tmp_path, monkeypatc
 
 
 def test_what_fails_while_a_stage_runs_is_no_refusal(folder, tmp_path, monkeypatch):
-    """A callback's own error comes through as it is, not as an error of the command line."""
+    """An exception of a callback is raised unchanged, not as an error of the command line."""
     (folder / "broken.py").write_text("def f(progress, state): raise ValueError('mine')\n")
     monkeypatch.syspath_prepend(str(folder))
     with pytest.raises(ValueError, match="^mine$") as raised:

@@ -1,4 +1,4 @@
-"""The default run's words, its rule by hand, and the noise of its judge."""
+"""The text corpus of the default run, its reward rule, and the noise of its annotator."""
 
 import sys
 import types
@@ -60,7 +60,7 @@ def test_the_judge_errs_as_bradley_and_terry_say():
 
 
 def test_preferences():
-    """Where the difference is large the judge is right; where there is none, every second time."""
+    """For a large difference, the annotator is right; for none, it is right every second time."""
     count = 400
     prompts = ["a"] * count
     good, bad, same = ["eiouaei"] * count, ["x" * 13] * count, ["eiouaie"] * count

@@ -1,4 +1,4 @@
-"""Datasets: every format gives the same records, every record its row, the rest is refused."""
+"""Datasets: equal records from all formats, tokenised rows, and refusal of invalid data."""
 
 import gzip
 import json
@@ -194,7 +194,7 @@ def test_preferences_share_a_width():
 @settings(max_examples=50, deadline=None)
 @given(st.lists(st.tuples(st.text("abc", max_size=5), st.text("abc", max_size=5)), min_size=1))
 def test_rows_hold_their_texts(texts):
-    """The weights are exactly the completion and its EOS; prompt and completion come back."""
+    """The weights cover exactly the completion and its EOS; prompt and completion are recovered."""
     examples = [Example(p, c) for p, c in texts]
     tokens, mask, weight = data.sft_arrays(examples, TOKENIZER, 20)
     prompts = data.prompt_arrays([Prompt(p) for p, _ in texts], TOKENIZER, 20)
@@ -205,7 +205,7 @@ def test_rows_hold_their_texts(texts):
 
 
 class NoPad(CharTokenizer):
-    """A tokenizer like GPT-2's: one special token for everything, and no prefix."""
+    """A tokenizer like GPT-2's: one special token for all purposes, and no prefix."""
 
     def __init__(self, eos_id=EOS):
         super().__init__("abc")
@@ -229,7 +229,7 @@ def test_an_eos_that_is_written_out_is_not_doubled():
 
 
 def test_conversations():
-    """What follows the last EOS of a turn is the template's business, not the policy's."""
+    """Text after the last EOS of a turn belongs to the template, not to the policy."""
     prompt, answer = [user("a")], [assistant("b")]
     example, whole = Example(prompt, answer), Example([], prompt + answer)
     tokens, mask, weight = data.sft_arrays([example, whole], TOKENIZER, 40)

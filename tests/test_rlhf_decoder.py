@@ -1,4 +1,4 @@
-"""Decoders: what transformers answers, padding, the cache, windows, precision."""
+"""Decoders: agreement with transformers, padding, the cache, windows and precision."""
 
 import dataclasses
 import functools
@@ -36,7 +36,7 @@ def padded(arrays, side):
 
 @pytest.mark.parametrize("family", FAMILIES)
 def test_logits_are_those_of_transformers(family):
-    """Without padding and with padding on either side."""
+    """Without padding, and with padding at either side."""
     _, params = model(family)
     for side in ("none", "left", "right"):
         tokens, mask, expected = padded(golden(family), side)
@@ -49,7 +49,7 @@ def test_logits_are_those_of_transformers(family):
 
 @pytest.mark.parametrize("family", FAMILIES)
 def test_log_probs_and_gradients_are_those_of_transformers(family):
-    """In blocks of positions, through the names and layouts of the folder."""
+    """In blocks of positions, with the names and layouts of the model folder."""
     decoder, params = model(family)
     arrays = golden(family)
     tokens = arrays["input_ids"]
@@ -95,7 +95,7 @@ def test_the_reward_model_is_that_of_transformers():
 
 
 def test_bfloat16_computes_in_bfloat16_and_answers_in_float32():
-    """Within a few of bfloat16's roundings of the float32 model, and not equal to it."""
+    """Within a few bfloat16 roundings of the float32 model, and not equal to it."""
     arrays = golden("llama")
     decoder, params = model("llama", "bfloat16")
     tokens, mask, expected = padded(arrays, "none")
@@ -108,7 +108,7 @@ def test_bfloat16_computes_in_bfloat16_and_answers_in_float32():
 
 @pytest.mark.parametrize("family", ["gpt2", "llama"])
 def test_the_cache_changes_nothing(family):
-    """A prompt padded on either side, then token by token: the hidden states of one pass."""
+    """A prompt padded at either side, then token by token: the hidden states of one pass."""
     decoder, params = model(family)
     arrays = golden(family)
     later = arrays["input_ids"][:, :4]
@@ -159,7 +159,7 @@ def test_rows_without_a_token_are_finite_in_value_and_gradient():
 
 
 def test_what_is_masked_cannot_be_seen():
-    """Other ids under the padding change no logit of a token."""
+    """Token ids under the padding do not change the logits of other tokens."""
     family = "gpt2"
     _, params = model(family)
     tokens, mask, _ = padded(golden(family), "left")
@@ -169,7 +169,7 @@ def test_what_is_masked_cannot_be_seen():
 
 
 def test_a_window_is_as_wide_as_it_says():
-    """With one layer and a window of 3, token 0 reaches columns 0, 1, 2; also through padding."""
+    """With one layer and a window of 3, token 0 affects columns 0, 1, 2; also with padding."""
     config = dataclasses.replace(TINY, family="mistral", sliding_window=3, init_std=0.5)
     # The same text twice, but for its first token.
     decoder, params = fresh(config)
@@ -261,7 +261,7 @@ def test_gpt2_has_no_position_beyond_its_table():
 @pytest.mark.parametrize("shape", [(6, 5), (2, 3, 5)])
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 def test_gradients_of_a_product_are_autodiffs(shape, dtype):
-    """The same sums, another layout."""
+    """The same sums in another layout."""
     keys = jax.random.split(jax.random.key(0), 3)
     x, kernel = (
         jax.random.normal(k, s, dtype) for k, s in zip(keys, (shape, (5, 4)), strict=False)
@@ -280,7 +280,7 @@ def test_gradients_of_a_product_are_autodiffs(shape, dtype):
 
 
 def test_scores_are_scaled_in_float32():
-    """With 128 numbers a head the scale is no power of two: bfloat16 would round it."""
+    """With 128 numbers per head, the scale is no power of two: bfloat16 would round it."""
     keys = jax.random.split(jax.random.key(0), 3)
     query = 3 * jax.random.normal(keys[0], (2, 8, 4, 128), jnp.bfloat16)
     kv = KeyValue(*(3 * jax.random.normal(k, (2, 2, 8, 128), jnp.bfloat16) for k in keys[1:]))

@@ -1,4 +1,4 @@
-"""Four devices do what one does."""
+"""Four devices compute the same results as one device."""
 
 import subprocess
 import sys

@@ -1,4 +1,4 @@
-"""Generation: greedy tokens of transformers, log-probabilities, masks, ends, noise."""
+"""Generation: greedy tokens as in transformers, log-probabilities, masks, ends and sampling."""
 
 import functools
 
@@ -44,7 +44,7 @@ def sampled(seed=0, temperature=1.0, eos_id=-1, pad_id=0):
 
 
 def ends(*ids):
-    """One or two ids in one shape, so that all tests share a program; −1 is never sampled."""
+    """One or two token ids in one shape, so that all tests share a program; −1 is never sampled."""
     return np.resize(np.array(ids, np.int32), 2)
 
 
@@ -59,7 +59,7 @@ def forward(tokens, mask, temperature):
 
 @pytest.mark.parametrize("family", FAMILIES)
 def test_greedy_tokens_are_those_of_transformers(family):
-    """16 of them, with and without left padding, and with an end of text."""
+    """16 greedy tokens, with and without left padding, and with an end of text."""
     decoder, params = model(family)
     arrays = golden(family)
 
@@ -88,7 +88,7 @@ def test_log_probs_are_those_of_a_forward_pass(temperature):
 
 
 def check_ends(out, eos_id, pad_id):
-    """The mask is 1 up to the first end of text, which it includes; then there is padding."""
+    """The mask is 1 up to and including the first end of text; then there is padding."""
     tokens, mask = np.asarray(out.tokens), np.asarray(out.mask)
     is_end = tokens == eos_id
     ended_before = np.cumsum(is_end & mask, axis=1) - (is_end & mask) > 0
@@ -98,7 +98,7 @@ def check_ends(out, eos_id, pad_id):
 
 @pytest.mark.parametrize("eos_id, pad_id", [(3, 0), (3, 3), (0, 5)])
 def test_masks_come_from_the_sampler(eos_id, pad_id):
-    """The pad id is sampled as any other, also where it is the end of text."""
+    """The pad id is sampled like any other, also if it is the end of text."""
     out = sampled(seed=3, eos_id=eos_id, pad_id=pad_id)
     check_ends(out, eos_id, pad_id)
     lengths = np.asarray(out.mask.sum(axis=1))
@@ -126,7 +126,7 @@ def test_several_tokens_may_end_a_text():
 
 
 class CountingDecoder(Decoder):
-    """Counts the cached steps that are run."""
+    """Counts the executed cached steps."""
 
     steps = 0
 
@@ -139,7 +139,7 @@ class CountingDecoder(Decoder):
 
 
 def test_generation_stops_once_every_row_has_ended():
-    """Both first tokens an end: the model is never stepped; no end: once less than N."""
+    """If both first tokens are an end, the model makes no step; without an end, N − 1 steps."""
     run = program(CountingDecoder(DECODER.config), 12)
     args = (jax.random.key(0), PARAMS, PROMPT[:2], MASK[:2], 0.0)
     endless = run(*args, ends(-1), 0)
@@ -161,7 +161,7 @@ def test_noise_differs_between_keys_rows_and_steps():
 
 
 def test_frequencies_are_the_models_probabilities():
-    """Of the first token, at temperature 0.7: within four standard errors."""
+    """Frequencies of the first token at temperature 0.7: within four standard errors."""
     prompt, mask = np.tile(PROMPT[:1], (B, 1)), np.ones_like(MASK)
     runs = [
         program()(jax.random.key(seed), PARAMS, prompt, mask, 0.7, ends(-1), 0)
@@ -182,7 +182,7 @@ def test_greedy_log_probs_are_at_temperature_one():
 
 
 def test_only_likely_tokens_are_drawn():
-    """Of the two most likely, the fewest that reach a millionth: the most likely."""
+    """With top-p of one millionth, only the most likely token is sampled."""
     run = program(top_k=2, top_p=1e-6)
     out = run(jax.random.key(0), PARAMS, PROMPT, MASK, 1.0, ends(-1), 0)
     greedy = sampled(temperature=0.0)

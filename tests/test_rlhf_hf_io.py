@@ -1,4 +1,4 @@
-"""Folders of models: what is read, what is written, what is refused."""
+"""Model folders: reading, writing and refusals."""
 
 import dataclasses
 import json
@@ -49,7 +49,7 @@ def rewritten(tmp_path, family="llama", tensors=None, **config):
 
 @pytest.mark.parametrize("family", [*FAMILIES, "llama_reward"])
 def test_what_was_read_is_written_bit_by_bit(tmp_path, family):
-    """The same tensors under the same names, and a config that says the same."""
+    """The same tensors under the same names, and a config with the same content."""
     decoder, params = model(family)
     save_model(tmp_path, decoder, params)
     written, original = tensors_of(tmp_path), tensors_of(model_folder(family))
@@ -68,7 +68,7 @@ def test_what_was_read_is_written_bit_by_bit(tmp_path, family):
 
 
 def test_any_flipped_bit_of_a_model_of_our_own_is_named(tmp_path):
-    """Weights have no digests of their own: every other number would be loaded as one."""
+    """Weights have no digests of their own: any changed number would be loaded."""
     decoder, params = model("gpt2")
     save_model(tmp_path, decoder, params, model_folder("gpt2"))
     entries = manifest.read(tmp_path)
@@ -112,7 +112,7 @@ def test_a_model_is_written_over_links_and_not_through_them(tmp_path):
 
 
 def test_links_of_a_folder_of_another_program_are_followed(tmp_path):
-    """As in the cache of the Hugging Face hub."""
+    """Links to files, as in the cache of the Hugging Face hub."""
     for file in model_folder("gpt2").iterdir():
         (tmp_path / file.name).symlink_to(file)
     equal(load_model(tmp_path)[1], model("gpt2")[1])
@@ -136,7 +136,7 @@ def test_both_styles_of_config_say_the_same(family):
 
 
 def test_shards_are_written_and_read(tmp_path):
-    """Ours, and those of transformers by its own index."""
+    """Shards written by us, and those of transformers with its own index."""
     decoder, params = model("llama")
     save_model(tmp_path / "ours", decoder, params, max_shard_bytes=100_000)
     files = sorted(p.name for p in (tmp_path / "ours").glob("*.safetensors"))
@@ -162,7 +162,8 @@ def test_shards_are_written_and_read(tmp_path):
 
 
 def test_bfloat16_weights_are_read_and_written(tmp_path):
-    """They become float32 without loss, or stay; the logits are those of transformers."""
+    """Weights are converted to float32 without loss, or kept; logits equal those of
+    transformers."""
     tensors = {
         k: v.astype(jnp.bfloat16) for k, v in load_file(model_folder("llama") / WEIGHTS).items()
     }
@@ -208,7 +209,7 @@ def test_a_critic_is_written_as_a_classifier(tmp_path):
 
 
 def test_configs_survive():
-    """Everything that config.json can say about a model comes back."""
+    """All properties of a model in config.json are preserved."""
     base = small(29, pad_id=3, eos_ids=(1, 2), bos_id=None)
     for config in (
         base,
@@ -315,7 +316,7 @@ def test_tensors_that_do_not_fit_are_named(tmp_path):
 
 
 def test_damaged_files_are_refused(tmp_path):
-    """Cut anywhere, a file is never taken for a model."""
+    """A truncated file is never accepted as a model."""
     folder = rewritten(tmp_path)
     whole = (folder / WEIGHTS).read_bytes()
     for size in (0, 5, 200, len(whole) // 2, len(whole) - 1):

@@ -1,4 +1,4 @@
-"""Adapters: the identity at first, the stated sum later."""
+"""LoRA adapters: the identity initially, the defined sum after training."""
 
 import jax
 import jax.numpy as jnp

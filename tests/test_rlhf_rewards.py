@@ -1,4 +1,4 @@
-"""Rewards of tokens against four implementations, and what must hold whatever is in the padding."""
+"""Token rewards: agreement with four implementations, and independence of padding."""
 
 import functools
 
@@ -25,7 +25,7 @@ near_gradient = functools.partial(np.testing.assert_allclose, rtol=1e-4, atol=1e
 
 
 def case(name: str) -> tuple[dict, dict]:
-    """(arrays, hyperparameters)."""
+    """(arrays, hyperparameters) of a case."""
     x = GOLDEN(name)
     hp = {k[3:]: v.item() for k, v in x.items() if k.startswith("hp/")}
     return {k: jnp.asarray(v) for k, v in x.items() if not k.startswith("hp/")}, hp
@@ -60,7 +60,7 @@ def token_mean(loss, mask):
 
 
 def response_mean(loss, mask):
-    """OpenRLHF's other reduction: every response counts the same, however long."""
+    """OpenRLHF's other reduction: all responses have equal weight, whatever their length."""
     return jnp.mean(jax.vmap(losses.mean)(loss, mask))
 
 
@@ -201,7 +201,7 @@ def test_openrlhf_returns(name):
 
 
 def test_openrlhf_whitening():
-    """By row, and with a floor under the variance instead of a term added to it."""
+    """Per row, and with a lower bound of the variance instead of a term added to it."""
     x, _ = case("openrlhf/masked_normalize")
     row = jax.vmap(lambda v, m: rewards.whiten(v[None], m[None])[0])
     near(row(INPUTS["values"], MASK), x["out"])
@@ -250,10 +250,10 @@ def test_openrlhf_value_loss(name):
 
 
 def one_slot_later(mask):
-    """[B, L] the mask with the slot after each response, where there is one.
+    """[B, L] the mask extended by the slot after each response, if there is one.
 
-    TRL's second PPOTrainer (0.12 to 1.12) and DeepSpeed-Chat pay the score one slot after the last
-    token they count, and bootstrap through the value there.
+    TRL's second PPOTrainer (0.12 to 1.12) and DeepSpeed-Chat assign the score to the slot after the
+    last counted token, and bootstrap with the value there.
     """
     later = jnp.pad(mask[:, :-1], ((0, 0), (1, 0)))
     return jnp.maximum(mask, later)
@@ -296,7 +296,7 @@ def test_new_trl_losses(name):
 
 
 def test_new_trl_ends():
-    """Their response ends with the first EOS; its id in our terms: the last token of the mask."""
+    """Their response ends with the first EOS; in our terms, that is the last token of the mask."""
     x, _ = case("trl_new/k1")
     mask = (~x["padding_mask"]).astype(jnp.float32)
     ended = rewards.has_eos(x["responses"], mask, eos_id=1)
@@ -336,11 +336,11 @@ def test_deepspeed_chat():
 
 
 def token_preference_loss(scores, tokens, masks):
-    """[M] the preference loss at every token [M, L], of which DeepSpeed-Chat takes the mean.
+    """[M] the preference loss at every token [M, L], averaged as in DeepSpeed-Chat.
 
     L = mean over t from the first difference to the longer end of −log σ(s_chosen,t − s_rejected,t)
 
-    Past the end of the shorter one it reads the scores of padding, as its source reward_model.py.
+    Beyond the end of the shorter response it uses the scores of padding, as in its reward_model.py.
     """
     real = [mask > 0 for mask in masks]
     anywhere = real[0] | real[1]
@@ -416,7 +416,7 @@ def test_preferences_of_extreme_scores():
 
 
 def test_the_score_falls_on_the_last_token():
-    """A full response, one of a single token, one of none, one cut by a gap."""
+    """A full response, one with a single token, one without tokens, and one with a gap."""
     mask = jnp.array([[1, 1, 1, 1], [1, 0, 0, 0], [0, 0, 0, 0], [1, 0, 1, 0]])
     score = jnp.array([1.7, -2.5, 9.0, 0.25])
     reward = rewards.token_rewards(jnp.ones((4, 4)), score, mask, 0.0)
@@ -433,7 +433,7 @@ def test_rewards_sum_to_the_penalised_score():
 
 
 def test_padding_is_never_read():
-    """Neither by the loss of a whole update nor by its gradients, with a response of no tokens."""
+    """Neither the loss of an update nor its gradients change, with a response without tokens."""
     mask = MASK.at[1].set(0.0)
 
     def loss(log_prob, ref, value, score, coef):
@@ -490,7 +490,7 @@ def test_whitened_moments():
 
 
 def test_ends_when_padding_is_eos():
-    """pad == eos = 2: cut off, ended, EOS first, nothing at all, EOS sampled in the middle."""
+    """pad == eos = 2: truncated, ended, EOS first, no token, and EOS sampled in the middle."""
     tokens = jnp.array([[5, 6, 7], [5, 2, 2], [2, 2, 2], [2, 2, 2], [5, 2, 6]])
     mask = jnp.array([[1, 1, 1], [1, 1, 0], [1, 0, 0], [0, 0, 0], [1, 1, 1]])
     ended = rewards.has_eos(tokens, mask, eos_id=2)
@@ -514,7 +514,7 @@ def test_advantages_within_groups():
 
 
 def test_running_moments_standardise_scores():
-    """Scores of reference samples set the scale; later ones are read on it and clipped."""
+    """Scores of reference samples define the scale; later scores are scaled by it and clipped."""
     sample = jnp.array([1.0, 2.0, 3.0, 6.0])
     moments = normalization.update(normalization.init(()), sample)
     score = normalization.normalize(moments, jnp.array([3.0, 100.0]), clip=5.0)

@@ -1,4 +1,4 @@
-"""Many devices: the same tokens, log-probabilities and gradients as one."""
+"""Several devices: the same tokens, log-probabilities and gradients as on one device."""
 
 import os
 import subprocess

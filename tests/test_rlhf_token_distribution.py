@@ -1,4 +1,4 @@
-"""Distributions over tokens in blocks: the same numbers as with all logits, in less memory."""
+"""Token distributions in vocabulary blocks: the same results as with all logits, in less memory."""
 
 import functools
 
@@ -107,7 +107,7 @@ def test_bfloat16_states_give_float32_sums():
 
 
 def test_no_array_of_all_logits_is_kept():
-    """Forward and backward need less than a quarter of [B, L, V] in float32."""
+    """Forward and backward passes need less than a quarter of [B, L, V] in float32."""
     hidden, head = jnp.ones((2, 256, 4)), jnp.ones((4, 1000))
     tokens = jnp.zeros((2, 256), int)
 
@@ -122,7 +122,7 @@ def test_no_array_of_all_logits_is_kept():
 
 
 def test_blocks_cut_the_last_leading_axis():
-    """A batch spread over devices is left alone: each block has all of it."""
+    """Blocks divide the positions and not the batch, which may be sharded over devices."""
     seen = []
 
     def function(x):
@@ -135,7 +135,7 @@ def test_blocks_cut_the_last_leading_axis():
 
 
 def test_losses_make_the_logits_of_a_block_once(monkeypatch):
-    """Log-probability and entropy come from the distribution's own function, not from two."""
+    """Log-probability and entropy come from the distribution's combined function, not from two."""
     dist = TokenDistribution(HIDDEN, HEAD, 0.7)
     for method in ("log_prob", "entropy"):
         monkeypatch.setattr(TokenDistribution, method, None)

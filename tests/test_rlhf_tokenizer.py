@@ -1,4 +1,4 @@
-"""Tokenizers: what is saved is read back by everybody, and what does not fit is refused."""
+"""Tokenizers: files that transformers can read, and refusal of unsupported ones."""
 
 import json
 import sys
@@ -32,7 +32,7 @@ def write(folder, **files):
 
 
 def byte_level(folder, special=("<|endoftext|>",)):
-    """A small tokenizer of GPT-2's kind, trained here."""
+    """A small tokenizer of GPT-2's type, trained here."""
     made = tokenizers.Tokenizer(tokenizers.models.BPE())
     made.pre_tokenizer = tokenizers.pre_tokenizers.ByteLevel(add_prefix_space=False)
     made.decoder = tokenizers.decoders.ByteLevel()
@@ -136,7 +136,7 @@ def test_a_post_processor_or_the_config_decides_on_the_prefix(tmp_path):
 
 
 def test_where_special_ids_come_from(tmp_path):
-    """tokenizer_config, then special_tokens_map, then generation_config, then config."""
+    """The order is tokenizer_config, special_tokens_map, generation_config, config."""
     byte_level(tmp_path, ("<a>", "<b>", "<c>"))
     write(tmp_path, config={"bos_token_id": 0, "eos_token_id": 0, "pad_token_id": None})
     assert load_tokenizer(tmp_path).eos_id == 0

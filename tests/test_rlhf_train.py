@@ -1,4 +1,4 @@
-"""PPO on tokens: against enumeration, and what must hold at every update."""
+"""PPO on tokens: agreement with enumeration, and properties of every update."""
 
 import dataclasses
 import functools
@@ -29,7 +29,7 @@ TABLE = Reward((), lambda table, inputs, length: table[tuple(inputs.tokens[:, 0,
 
 @functools.cache
 def weights(seed):
-    """Fresh ones, by a program that is compiled once."""
+    """New parameters, from a program that is compiled once."""
     return _init(jax.random.key(seed))
 
 
@@ -72,7 +72,7 @@ def log_probs(params, inputs):
 
 @pytest.fixture(scope="module")
 def first():
-    """One rollout of a fresh policy at temperature 0.7, where token 0 ends a response."""
+    """One rollout of a new policy at temperature 0.7, where token 0 ends a response."""
     program = build({"temperature": 0.7, "num_prompts": 256}, eos_id=0)
     state = jax.jit(program.init)(jax.random.key(0))
     collect = jax.jit(
@@ -93,7 +93,7 @@ def first():
 
 @pytest.mark.slow
 def test_reaches_the_enumerated_optimum():
-    """4 tokens, 3 steps, beta = 1: all 64 responses and the best policy over them are known."""
+    """4 tokens, 3 steps, beta = 1: all 64 responses and the optimal policy are known."""
     seeds = jnp.arange(3)
     program = build({"updates": 120, "num_prompts": 512}, {"learning_rate": 1e-3})
     reference = jax.vmap(lambda s: DECODER.init(jax.random.key(s)))(seeds)
@@ -159,7 +159,7 @@ def _as_batch(trajectory):
 
 
 def test_masks_come_from_the_sampler(first):
-    """A response ends with its first token 0, which is also what rows are filled up with."""
+    """A response ends with its first token 0, which is also the padding."""
     *_, trajectory = first
     tokens, weight = np.asarray(trajectory.action.T), np.asarray(trajectory.weight.T)
     for row, kept in zip(tokens, weight, strict=True):
@@ -205,7 +205,7 @@ def test_what_did_not_end_is_worth_less():
 
 
 def test_scores_are_scaled_by_the_moments_they_are_given():
-    """Those of training; what is judged afterwards does not move them."""
+    """The statistics of training; scores computed later do not change them."""
     moments = normalization.update(normalization.init(()), jnp.array([-4.0, 0.0, 4.0]))
     said = rollout.Responses(
         *[None] * 3, jnp.ones(2, bool), *[None] * 4, jnp.array([1.0, 9.0]), None
@@ -307,7 +307,7 @@ def test_adapters_start_as_the_reference_and_leave_it_alone():
 
 
 def test_the_options_of_an_update_stay():
-    """Flags, presets and the config.json of earlier runs have these names; resumed runs rely on
+    """Flags, presets and the config.json of earlier runs use these names; resumed runs depend on
     the defaults."""
     options = {f.name: f.default for f in dataclasses.fields(algorithms.Config)}
     assert options == {
@@ -319,7 +319,7 @@ def test_the_options_of_an_update_stay():
 
 
 def test_the_kl_is_a_term_of_the_loss(first):
-    """PPO's loss and beta times the estimate, over the tokens that were written."""
+    """PPO's loss plus beta times the estimate, over the sampled tokens."""
     program, state, _, _, trajectory = first
     batch = losses.mask(_as_batch(sequences(trajectory)))
     batch = dataclasses.replace(
@@ -367,7 +367,7 @@ def test_the_optimum_of_a_known_distribution():
 
 
 class _Letters:
-    """A tokenizer of four letters."""
+    """A tokenizer with four letters."""
 
     def decode(self, ids):
         return "".join("abcd_"[i] for i in ids)

@@ -1,4 +1,4 @@
-"""The other direction: transformers reads what is written here, and answers the same."""
+"""The reverse direction: transformers reads our model folders and computes the same results."""
 
 import dataclasses
 

@@ -1,4 +1,4 @@
-"""Bytes per role: counts that are known, and arrays that are really made."""
+"""Bytes per role: known parameter counts, and agreement with allocated arrays."""
 
 import dataclasses
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""What collect returns: the right rows, values of true successors, exact metrics and moments."""
+"""collect: rows, values of true successors, exact metrics and running statistics."""
 
 import functools
 
@@ -27,7 +27,7 @@ def started(policy, vector, **options):
 
 
 def collecting(collect=rollout.collect, **options):
-    """(key, params, state) -> what it returns, as one program."""
+    """The rollout (key, params, state) -> results, as one compiled program."""
     return jax.jit(functools.partial(collect, **options))
 
 
@@ -80,7 +80,7 @@ def test_values_and_log_probs_are_those_of_the_policy(shared):
 
 
 def test_no_two_steps_draw_alike():
-    """Every environment has a key of its own in every step of every rollout."""
+    """Every environment uses a different key in every step of every rollout."""
     _, params, state, collect = setup(Dice())
     seen = []
     for i in range(2):
@@ -90,7 +90,7 @@ def test_no_two_steps_draw_alike():
 
 
 def test_rows_are_what_the_environment_did():
-    """Replay the actions by hand, one environment at a time."""
+    """Repeat the actions with one environment at a time."""
     _, params, state, collect = setup(envs.make("CartPole-v1"))
     env = envs.make("CartPole-v1")
     step = jax.jit(env.step)
@@ -111,7 +111,7 @@ def test_rows_are_what_the_environment_did():
 
 
 def test_metrics_are_those_of_the_finished_episodes():
-    """Counter's returns and lengths follow from the ids alone; episodes span rollouts."""
+    """Counter's returns and lengths follow from the ids; episodes span rollouts."""
     _, params, state, collect = setup(Counter())
     lengths_so_far, returns_so_far = np.zeros(ENVS), np.zeros(ENVS)
     for i in range(4):
@@ -205,7 +205,7 @@ def test_flatten_steps_keeps_rows_together():
 
 
 class DummySteps:
-    """A vector environment that, like a host's NEXT_STEP one, wastes the step after an end."""
+    """A vector environment that wastes the step after an end, like NEXT_STEP in Gymnasium."""
 
     num_envs, time_limit = 2, None
 
@@ -227,7 +227,7 @@ class DummySteps:
 
 
 def test_the_step_after_a_dummy_starts_the_episode():
-    """A memory must be cleared once per episode, at its first real step."""
+    """The recurrent state must be reset once per episode, at its first real step."""
     vector = DummySteps()
     plain = make_policy(vector.observation_space, vector.action_space, hidden=(4,))
     starts = []
@@ -246,7 +246,7 @@ def test_the_step_after_a_dummy_starts_the_episode():
 
 
 def test_truncations_before_the_time_limit_are_counted():
-    """TimeLimit cuts every 5 steps; here it promises not to before 30."""
+    """TimeLimit truncates every 5 steps; here it declares at least 30."""
     env = TimeLimit()
     env.__dict__["time_limit"] = 30
     policy, params, state, collect = setup(env)
@@ -268,7 +268,7 @@ def test_dummy_steps_have_no_weight_and_no_reward():
 
 
 class Points(TimeLimit):
-    """Games of five steps; a point is made, and all before it settled, with every second step."""
+    """Games of five steps; every second step settles a point, at which credit ends."""
 
     def step(self, key, state, action, params):
         *result, _ = super().step(key, state, action, params)
@@ -286,7 +286,7 @@ def test_what_is_settled_is_over_for_learning_and_goes_on_for_the_environment():
 
 
 def test_dummy_steps_are_not_among_the_statistics():
-    """Of twelve steps nine happened: what they showed, and what they returned at γ = 0.9."""
+    """Nine of twelve steps took place: their observations, and their returns at γ = 0.9."""
     vector = DummySteps()
     policy = make_policy(vector.observation_space, vector.action_space, hidden=(4,))
     state, params = started(policy, vector, normalize_obs=True, normalize_reward=True)
@@ -303,7 +303,7 @@ def test_dummy_steps_are_not_among_the_statistics():
 
 
 def test_collect_episodes_starts_anew_everywhere():
-    """Row 0 of every rollout starts an episode; those that were under way are gone."""
+    """Row 0 of every rollout starts an episode; unfinished episodes are abandoned."""
     policy, params, _, _ = setup(Counter())
     env = envs.vectorize(Counter(), ENVS, STEPS)
     options = {"env": env, "policy": policy, "num_steps": STEPS, "gamma": 0.9, "longest": 6}
@@ -320,11 +320,11 @@ def test_collect_episodes_starts_anew_everywhere():
 
 
 def test_metrics_of_whole_episodes_do_not_favour_the_short():
-    """Lengths 1 and 10 in equal numbers, in 12 steps: of those that start late only the short
-    end in time. Counted are those that start up to step 2, and their mean length is 5.5."""
+    """Lengths 1 and 10 in equal numbers, in 12 steps: of episodes that start late, only short ones
+    end in time. Episodes that start up to step 2 are counted, with mean length 5.5."""
 
     class ShortOrLong(TimeLimit):
-        """An episode of one step or of ten, by the toss of a coin."""
+        """An episode of one step or of ten, with equal probability."""
 
         def __init__(self):
             super().__init__()

@@ -1,4 +1,4 @@
-"""Runs on disk: what they leave, stopped, killed and resumed."""
+"""Runs with folders: their files, and interrupted, killed and resumed runs."""
 
 import json
 import os
@@ -58,7 +58,7 @@ def finished(tmp_path_factory):
 
 
 def rows(path: Path) -> list[dict]:
-    """metrics.jsonl without the one column that is a measurement of time."""
+    """metrics.jsonl without the column that contains a measured time."""
     return [
         {k: v for k, v in r.items() if k != "steps_per_second"}
         for r in read_metrics(path / "metrics.jsonl")
@@ -166,7 +166,7 @@ def test_overwrite_replaces_it(tmp_path):
 
 def test_nothing_but_runs_is_ever_deleted(tmp_path):
     (tmp_path / "thesis.txt").write_text("chapter 1")
-    with pytest.raises(ConfigError, match=r"is not a run and not empty \(it has thesis.txt\)"):
+    with pytest.raises(ConfigError, match=r"is not a run and not empty \(it contains thesis.txt\)"):
         run(small(), RunOptions(run_dir=tmp_path, overwrite=True))
     assert [p.name for p in tmp_path.iterdir()] == ["thesis.txt"]
     path = tmp_path / "run"
@@ -195,7 +195,7 @@ def test_a_directory_that_cannot_be_is_refused(tmp_path):
 
 @pytest.mark.slow
 def test_a_crash_between_commit_and_manifest_is_no_obstacle(tmp_path, monkeypatch):
-    """Orbax's step is complete and ours is not: it must be made again, and saved again."""
+    """Orbax's step is complete but has no manifest: it must be made and saved again."""
     path, whole = tmp_path / "a", tmp_path / "whole"
     run(small(), RunOptions(run_dir=whole, eval_episodes=0))
     written = checkpoint.write_json
@@ -226,17 +226,17 @@ def test_a_run_whose_checkpoints_are_gone_does_not_begin_again(tmp_path, monkeyp
     before = rows(path)
     for file in path.glob("checkpoints/*.json"):
         file.unlink()
-    with pytest.raises(CheckpointError, match="are gone, though 640 environment steps were saved"):
+    with pytest.raises(CheckpointError, match="are missing, though 640 environment steps"):
         run(small(), RunOptions(resume=path))
     # The arrays of several checkpoints say as much where the summary is gone, too.
     (path / "summary.json").unlink()
-    with pytest.raises(CheckpointError, match="the checkpoints of .* are gone[.]"):
+    with pytest.raises(CheckpointError, match="the checkpoints of .* are missing[.]"):
         run(small(), RunOptions(resume=path))
     assert rows(path) == before
 
 
 def stop_after_saving(monkeypatch):
-    """SIGTERM as soon as there is a checkpoint."""
+    """Send SIGTERM as soon as there is a checkpoint."""
     save = Checkpoints.save
 
     def save_and_stop(self, *arguments):
@@ -247,8 +247,8 @@ def stop_after_saving(monkeypatch):
 
 
 def test_damaged_checkpoints_do_not_outlive_the_resume(tmp_path, monkeypatch):
-    """They are later than what the resumed run saves and may be scored higher: counted among the
-    last few and the best, they would be kept in its place and nothing would be left of it."""
+    """These checkpoints are later than those of the resumed run and may have higher scores: if they
+    counted among the most recent and the best, they would be kept instead of the new ones."""
     path = tmp_path / "a"
     run(small(total_timesteps=256), RunOptions(run_dir=path, eval_episodes=0))
     checkpoints = add_damaged_checkpoints(path, [8, 9, 10])
@@ -275,7 +275,8 @@ def test_a_checkpoint_is_scored_by_the_episodes_since_the_one_before(tmp_path, m
 
 
 def test_one_update_is_saved_and_sessions_add_up(tmp_path):
-    """What little it is ahead of the last checkpoint; the seconds, commands and length of both."""
+    """The last update is always saved; seconds, commands and length of both sessions are
+    combined."""
     path = tmp_path / "a"
     run(small(total_timesteps=64), RunOptions(run_dir=path, eval_episodes=0))
     summary = json.loads((path / "summary.json").read_text())
@@ -372,7 +373,7 @@ def resume(path: Path) -> None:
 
 @pytest.mark.slow
 def test_kill_minus_nine_at_any_moment_leaves_a_resumable_run(tmp_path, uninterrupted):
-    """Killed while it saves after every chunk; also before the first checkpoint."""
+    """Killed while it saves after every chunk, also before the first checkpoint."""
     path = tmp_path / "killed"
     for more in (0, 1, 3):
         arguments = (
@@ -425,7 +426,7 @@ def test_a_signal_while_evaluating_is_heard(tmp_path, monkeypatch):
 
 
 def test_a_reader_that_goes_away_does_not_end_the_run(tmp_path):
-    """python -m ppo_jax.train | head -1"""
+    """The command `python -m ppo_jax.train | head -1`."""
     path = tmp_path / "a"
     process = start(*LONG, "--run-dir", path, "--total-timesteps", "2e4")
     process.stdout.close()
@@ -434,7 +435,7 @@ def test_a_reader_that_goes_away_does_not_end_the_run(tmp_path):
 
 
 def test_a_second_interrupt_stops_at_once(tmp_path):
-    """The first arrives while the program compiles, which nothing can hurry."""
+    """The first signal arrives while the program compiles, which cannot be interrupted."""
     path = tmp_path / "stopped"
     process = start(*LONG, "--run-dir", path)
     wait_for((path / "config.json").exists, process)
@@ -448,14 +449,15 @@ def test_a_second_interrupt_stops_at_once(tmp_path):
 
 
 def test_a_full_disk_does_not_stop_training(tmp_path, monkeypatch):
-    """Checkpoints that cannot be written are reported; the last one is an error that says so."""
+    """Checkpoints that cannot be written are warnings, except for the last one, which is an
+    error."""
 
     def full(*_):
         raise OSError(28, os.strerror(28))
 
     monkeypatch.setattr(Checkpoints, "save", full)
     with (
-        pytest.warns(UserWarning, match=r"not saved \(.*No space left.*\); going on"),
+        pytest.warns(UserWarning, match=r"not saved \(.*No space left.*\); continuing"),
         pytest.raises(RunFailed, match="final state could not be saved.*--resume"),
     ):
         run(small(), RunOptions(run_dir=tmp_path / "a", checkpoint_seconds=0))

@@ -1,4 +1,4 @@
-"""Schedules: their values, their texts wherever options are read from, and what they do in runs."""
+"""Schedules: values, parsing from all sources, and effects in runs."""
 
 import dataclasses
 import functools
@@ -152,7 +152,7 @@ REFUSED = [
 
 @pytest.mark.parametrize(("name", "text", "message"), REFUSED)
 def test_what_cannot_be_followed_is_refused_in_one_line(name, text, message, capsys):
-    """From Python and JSON, from --vary, and on the command line with exit code 2."""
+    """From Python, JSON and --vary, and on the command line with exit code 2."""
     with pytest.raises(ConfigError, match=f"^{name} is .*{message}") as error:
         configs.make(preset="none", **{name: text})
     assert "\n" not in str(error.value)
@@ -260,7 +260,7 @@ def test_parentheses_protect_the_commas_of_a_list():
         "learning_rate": [1e-3, linear(3e-4, 0), cosine(1e-3, 1e-4, warmup=0.1)],
     }
     assert label({"learning_rate": linear(3e-4, 0)}) == "learning_rate=linear(0.0003, 0.0)"
-    with pytest.raises(ConfigError, match="gives a value twice"):
+    with pytest.raises(ConfigError, match="repeats a value"):
         parse_vary(["learning_rate=linear(3e-4, 0),linear(0.0003,0)"], FIELDS)
 
 
@@ -300,7 +300,7 @@ def case():
 
 
 def updated(updates, config, method=ppo):
-    """(LearnerState, metrics) of one update after so many others."""
+    """(LearnerState, metrics) of one update after a given number of updates."""
     algorithm, (params, rows) = method.make(POLICY, config), case()
     learner = algorithm.init(jax.random.key(0), rows.obs)
     state = learner.opt_state._replace(updates=jnp.int32(updates))
@@ -313,8 +313,8 @@ def assert_same(a, b):
 
 
 def test_a_scheduled_clip_range_is_that_of_the_update():
-    """Halfway of 8 updates of 64 steps, as the number that it then is; and another loss than at
-    the beginning."""
+    """After half of 8 updates of 64 steps, the loss uses the schedule's current value, which
+    differs from the initial one."""
     options = {"learning_rate": constant(0.05), "epochs": 8, "anneal_timesteps": 8 * 64.0}
     config = ppo.Config(clip_eps=linear(0.3, 0.1), **options)
     learner, metrics = updated(4, config)
@@ -366,7 +366,7 @@ def small(**changes):
 
 @functools.cache
 def middle_of(static):
-    """floats -> metrics of the update after half of a run of ten."""
+    """A function floats -> metrics of the update after half of a run of ten updates."""
 
     @jax.jit
     def middle(floats):
@@ -395,7 +395,7 @@ OF_EACH = {
 
 @pytest.mark.parametrize("algorithm", [*OF_EACH])
 def test_every_algorithm_follows_the_schedule_of_its_entropy(algorithm):
-    """The update in the middle of a run is the one with the number that the schedule then gives."""
+    """An update in the middle of a run equals the update with the schedule's current value."""
     make = functools.partial(small, algorithm=algorithm, **OF_EACH[algorithm])
     metrics = middle(make(entropy_coef=linear(0.5, 0.1)))
     same, other = middle(make(entropy_coef=0.3)), middle(make(entropy_coef=0.5))
@@ -410,7 +410,7 @@ def test_the_rate_of_trpos_critic_follows_its_schedule():
 
 
 def test_language_models_follow_schedules_over_their_updates():
-    """Whether or not a plain rate is annealed: the horizon is the number of updates."""
+    """The horizon is the number of updates, whether a constant rate is annealed or not."""
     from test_rlhf_train import build as build_language
 
     hyper = {"clip_eps": linear(0.3, 0.1), "learning_rate": 1e-3}
@@ -445,7 +445,7 @@ def program_of(static):
 
 
 def trained(**changes):
-    """With the floats as arguments of the program, as in runs and sweeps."""
+    """The floats are arguments of the program, as in runs and sweeps."""
     static, floats = configs.split(small(**changes))
     return program_of(static)(floats, jax.random.key(3))
 
@@ -466,8 +466,8 @@ def run(config, options):
 def test_a_number_is_a_schedule_too(schedule, horizon, train):
     """linear(x, 0) over the run, or constant(x) with an infinite horizon.
 
-    The rates are the same bits where they are computed from arguments, and so is all else in the
-    program of a run; XLA folds constants otherwise, and fuses another program otherwise.
+    Learning rates have the same bits if they are computed from arguments, and so do all results of
+    the program of a run; for constants, XLA folds and fuses operations differently.
     """
     state, metrics = train(learning_rate=3e-4, anneal_timesteps=horizon)
     scheduled, same = train(learning_rate=schedule)
@@ -566,7 +566,7 @@ def test_schedules_that_differ_in_numbers_share_a_program():
 
 
 def test_a_vmapped_sweep_is_its_runs():
-    """Traced once; each agent is the run of its own numbers."""
+    """The program is traced once; each agent equals a run with its own values."""
     traces = []
 
     def train(floats, key):
@@ -617,7 +617,7 @@ def test_a_sweep_on_disk_has_schedules(tmp_path):
 
 @pytest.mark.parametrize("rate", ["adaptive(1e-3, target_kl=0.005)", "cosine(0.01, 0.0)"])
 def test_a_run_is_resumed_where_its_rate_was(rate, tmp_path):
-    """Stopped after half of the updates, as a run of a shorter length with the same horizon."""
+    """Stopped after half of the updates, as a shorter run with the same horizon."""
     options = {"eval_episodes": 0, "checkpoint_seconds": 0.0}
     make = functools.partial(small, learning_rate=rate, anneal_timesteps=640.0)
     assert run(make(), RunOptions(run_dir=tmp_path / "whole", **options)) == 0
@@ -645,7 +645,7 @@ def test_other_numbers_are_another_run(tmp_path):
 
 
 def test_chunks_take_the_numbers_as_arguments():
-    """The program that a run compiles serves other numbers of the same schedule."""
+    """The compiled program of a run also serves other values of the same schedule."""
     config = small(learning_rate=linear(1e-2, 0))
     static, floats = configs.split(config)
     chunk, state = (

@@ -1,4 +1,4 @@
-"""An ask/tell loop around `run_sweep` compiles once, and gives the numbers of a fresh process."""
+"""An ask/tell loop around `run_sweep` compiles once, with the results of a new process."""
 
 import dataclasses
 import os
@@ -27,7 +27,7 @@ def small(**changes):
 
 @pytest.fixture
 def compiled():
-    """The names of the functions that were compiled, or read from the cache on disk."""
+    """The names of functions that were compiled, or read from the cache on disk."""
     names = []
 
     def listen(event, seconds, **more):
@@ -47,7 +47,7 @@ def assert_same(found, expected):
 
 
 class Sampler:
-    """A tiny sampler in Optuna's form: random at first, then near the best value so far."""
+    """A small sampler with Optuna's interface: random at first, then near the best value so far."""
 
     def __init__(self, direction):
         assert direction == "maximize"
@@ -79,7 +79,7 @@ class Sampler:
 
 
 def test_the_loop_of_the_sweeps_page_compiles_once(compiled, monkeypatch, capsys):
-    """As it is written, with a sampler of ours in place of Optuna's and shorter training."""
+    """The documented example, with our sampler instead of Optuna's and shorter training."""
     counts = []
 
     def create_study(direction):
@@ -100,7 +100,7 @@ def test_the_loop_of_the_sweeps_page_compiles_once(compiled, monkeypatch, capsys
 
 
 def test_batches_of_trials_share_a_width_and_the_bits_are_those_of_a_first_call(compiled):
-    """One, three, four and seven trials of four seeds, each time others."""
+    """One, three, four and seven trials of four seeds, with different values each time."""
 
     def ask(trials, first):
         rates = [1e-3 * (k + first) for k in range(trials)]
@@ -125,7 +125,7 @@ def test_numbers_of_agents_lead_to_few_widths_on_cpus():
 
 @pytest.mark.slow
 def test_what_decides_a_program_compiles_again(compiled):
-    """A static value, a setting of JAX, and back: results are never those of another program."""
+    """A static value, a JAX setting, and back: results never come from another program."""
 
     def asks():
         first = run_seeds(small(), 2)[1]
@@ -143,7 +143,7 @@ def test_what_decides_a_program_compiles_again(compiled):
 
 
 class Paid(probe_envs.ConstantReward):
-    """Pays what is written on it, which may change, and cannot be hashed."""
+    """The reward is an attribute, which may change, and the object cannot be hashed."""
 
     __hash__ = None
     amount = 1.0
@@ -155,7 +155,7 @@ class Paid(probe_envs.ConstantReward):
 
 @dataclasses.dataclass(frozen=True)
 class PaidValue:
-    """The same as a value: equal where all fields are."""
+    """The same as a value type: equal if all fields are equal."""
 
     amount: float = 1.0
 

@@ -1,4 +1,4 @@
-"""The optimiser against optax's, shuffles that are permutations, accumulation that is exact."""
+"""The optimiser: agreement with optax, valid permutations, and exact gradient accumulation."""
 
 import jax
 import jax.numpy as jnp
@@ -49,7 +49,7 @@ def test_shuffles_are_independent_permutations():
 
 
 def test_the_order_is_that_of_sorted_random_keys():
-    """Packed into one 64-bit operand for speed; ties keep their order either way."""
+    """Packed into one 64-bit operand for speed; the order of ties is unchanged."""
     key = jax.random.key(3)
     bits = jax.random.bits(key, (3, 777), jnp.uint32)
     index = jnp.broadcast_to(jnp.arange(777, dtype=jnp.int32), bits.shape)
@@ -84,7 +84,7 @@ def test_epochs_are_steps_in_the_given_order():
 
 
 def test_minibatches_are_the_rows_bit_for_bit():
-    """Narrow leaves are gathered in one matrix, the others by themselves; nobody sees it."""
+    """Narrow leaves are combined in one matrix, the others are separate; results do not change."""
     odd = np.array([0x7FC00123, 0x80000000, 1, 0xFF800000, 0x3F800000, 0x00800001], np.uint32)
     keys = jax.random.split(jax.random.key(0), 4)
     rows = {
@@ -108,7 +108,7 @@ def test_minibatches_are_the_rows_bit_for_bit():
 
 
 def test_minibatches_have_a_gradient_by_the_rows():
-    """For those who learn what to learn from: packed leaves and others alike."""
+    """For derivatives with respect to the learning rate: packed leaves and others alike."""
     rows = {"narrow": jnp.arange(1.0, 5.0), "wide": jnp.ones((4, 40)), "action": jnp.arange(4)}
     index = jnp.array([3, 1])
 
@@ -123,7 +123,7 @@ def test_minibatches_have_a_gradient_by_the_rows():
 
 @pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
 def test_one_vector_takes_the_steps_of_many_arrays(dtype):
-    """Inside an epoch all parameters are one vector, unless their types differ; nobody sees it."""
+    """Within an epoch, all parameters are one vector, unless their types differ; same results."""
     _, rows = problem()
     params = {"w": jnp.arange(3.0), "deep": {"b": jnp.ones((2, 2)), "c": jnp.ones((), dtype)}}
 
@@ -171,7 +171,7 @@ def test_a_stop_skips_all_that_follows_and_is_left_out_of_the_metrics():
 
 
 def test_a_stop_is_for_good():
-    """The third of six minibatches says stop, those after it would not."""
+    """The third of six minibatches requests a stop, later ones would not."""
     params, rows = problem()
     optimizer = sgd.make_optimizer(learning_rate=0.05)
     marked = rows.replace(extra=jnp.arange(24) // 4 == 2)

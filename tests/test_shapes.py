@@ -1,4 +1,4 @@
-"""Arrays that do not belong together are refused where they are handed over, not broadcast."""
+"""Arrays with incompatible shapes are refused by the functions that receive them."""
 
 import jax
 import jax.numpy as jnp
@@ -32,7 +32,7 @@ def epochs(order, rows=None, minibatches=2, **more):
 
 
 class OneColumn:
-    """A policy whose critic forgot to drop its last axis."""
+    """A policy whose critic does not remove its last axis."""
 
     def apply(self, params, obs):
         return self, ones(M, 1)
@@ -314,7 +314,7 @@ def test_samples_with_several_components_share_their_weight():
 
 
 def test_shapes_are_checked_inside_every_transformation():
-    """Under vmap a check sees the shape of one example; nothing of it is left in the program."""
+    """Under vmap, a check sees the shape of one example; the program contains no trace of it."""
     weight = lambda x: losses.mean(x, jnp.ones_like(x))
     assert jax.vmap(weight)(TN).shape == (4,)
     assert jax.grad(weight)(ROWS).shape == (4,)

@@ -1,4 +1,4 @@
-"""benchmarks/soak.py: its parts notice what they are there to notice, and a small one passes."""
+"""benchmarks/soak.py: its parts detect faults, and a short soak test passes."""
 
 import csv
 import os
@@ -111,7 +111,7 @@ def test_growth_is_that_of_the_second_half():
 
 
 def test_a_process_kills_itself_before_an_operation(tmp_path):
-    """The third change of the folder does not happen; what is outside is not counted."""
+    """The third change of the folder fails; changes elsewhere are not counted."""
     code = (
         "import os, pathlib; from benchmarks.soak.victim import kill_at\n"
         f"folder = pathlib.Path({str(tmp_path / 'run')!r}); folder.mkdir()\n"

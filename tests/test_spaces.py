@@ -1,4 +1,4 @@
-"""Every kind of space: described, checked, seen by the networks, masked, and learned in."""
+"""Every kind of space: description, checks, networks, masks, and learning."""
 
 import dataclasses
 import functools
@@ -61,7 +61,7 @@ def small(**changes):
     ids=lambda x: type(x).__name__ if isinstance(x, probe_envs.Probe) else "",
 )
 def test_the_best_policy_is_learned(env, best, options):
-    """And no illegal action is taken on the way: none in 16,384, nor greedily afterwards."""
+    """No illegal action is taken: none in 16,384 sampled actions, nor greedily after training."""
     config = small(**options)
     state, metrics = jax.jit(make_train(config, env))(KEY)
     assert metrics["reused_resets"].sum() == metrics["lost_cuts"].sum() == 0
@@ -88,7 +88,7 @@ def test_the_best_policy_is_learned(env, best, options):
     ids=["trpo", "ppo_kl", "actor_critic"],
 )
 def test_the_others_of_the_family_keep_to_the_mask(algorithm, env, options):
-    """Those that recompute distributions, or score actions, find them where they were."""
+    """Algorithms that recompute distributions or evaluate actions find the masks, too."""
     config = small(algorithm=algorithm, total_timesteps=8192, **options)
     state, metrics = jax.jit(make_train(config, env))(KEY)
     for name, value in metrics.items():
@@ -163,7 +163,7 @@ def test_gymnax_trees_of_spaces_are_ours():
 
 
 class Shows(probe_envs.Probe):
-    """One step that shows what it is told to."""
+    """One step with a given observation."""
 
     def __init__(self, observation_space, obs, action_space=probe_envs.Probe.action_space):
         super().__init__(observation_space, action_space)
@@ -269,7 +269,7 @@ def test_convolutions_need_one_image(shown, message):
 
 
 def test_leaves_are_laid_side_by_side():
-    """In jax.tree's order: dictionaries by key. Bytes are shares of their bound."""
+    """In jax.tree's order: dictionaries by key. Bytes are divided by their upper bound."""
     space = {
         "bits": spaces.MultiBinary(2),
         "bytes": spaces.Box(0, 4, (2,), np.uint8),
@@ -355,7 +355,7 @@ def test_statistics_are_kept_of_numbers_alone():
 
 
 def test_time_limits_are_bootstrapped_from_trees():
-    """V depends on the time alone, and a cut is valued at time 4, which no row ever shows."""
+    """V depends only on the time; a truncation uses the value at time 4, which no row contains."""
     env = probe_envs.Signals()
     vector = envs.vectorize(env, 2, 8)
     policy = networks.make_policy(env.observation_space, env.action_space, hidden=(4,))
@@ -377,7 +377,7 @@ def test_time_limits_are_bootstrapped_from_trees():
 
 
 def test_rows_of_weight_zero_may_hold_anything():
-    """Infinite numbers, no legal action, an action that is none."""
+    """Infinite numbers, no legal action, and an illegal action."""
     env = probe_envs.BestCard()
     policy = networks.make_policy(env.observation_space, env.action_space, hidden=(4,))
     obs = jax.jit(jax.vmap(lambda k: env.reset(k, ())[0]))(jax.random.split(KEY, 4))

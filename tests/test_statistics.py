@@ -1,4 +1,4 @@
-"""Statistics of runs, against rliable 1.2.0 and against closed forms."""
+"""Statistics of runs: agreement with rliable 1.2.0 and with closed forms."""
 
 import numpy as np
 import pytest
@@ -12,7 +12,7 @@ X, Y = ([*GOLDEN[name].T] for name in "xy")  # a stratum per task
 
 
 def assert_interval(found, expected):
-    """Both are bootstraps of thousands of resamples, with draws of their own."""
+    """Both are bootstraps of thousands of resamples with independent random numbers."""
     width = expected[1] - expected[0]
     np.testing.assert_allclose(found, expected, atol=0.03 * width + 1e-12)
 
@@ -53,7 +53,7 @@ def test_the_probability_of_improvement_is_that_of_rliable_and_scipy():
 
 
 def test_curves_are_resampled_by_seed():
-    """Points of a curve share their draws: a constant shift of all moves both ends as much."""
+    """Points of a curve share their resamples: a constant shift moves both ends equally."""
     curve = np.random.default_rng(0).normal(size=(20, 5))
     curve[:, 1] = curve[:, 0] + 3
     low, high = statistics.interval([curve])
@@ -74,7 +74,7 @@ def test_a_single_seed_has_no_interval():
 
 @pytest.mark.parametrize(("seeds", "share"), [(3, 0.75), (5, 0.89), (10, 0.93), (30, 0.94)])
 def test_an_interval_covers_as_often_as_the_report_says(seeds, share):
-    """Of the interquartile mean of normal scores, at 95 % nominal."""
+    """Coverage for the interquartile mean of normal scores, at a nominal 95 %."""
     rng, covered = np.random.default_rng(2), 0
     for k in range(400):
         low, high = statistics.interval([rng.normal(size=seeds)], resamples=400, seed=k)

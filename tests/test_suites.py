@@ -1,7 +1,7 @@
-"""Every optional suite that is installed, through one table.
+"""All optional suites that are installed, described by one table.
 
-The quick part steps and updates a few times; `python -m pytest -m suites tests/test_suites.py -n 0`
-trains on each.
+The default tests make a few steps and updates;
+`python -m pytest -m suites tests/test_suites.py -n 0` trains on each suite.
 """
 
 import functools
@@ -30,15 +30,15 @@ ENVS, STEPS = 4, 60
 
 
 class Case(NamedTuple):
-    """A line of the table.
+    """A row of the table.
 
     Attributes:
-        name: full.
-        kwargs: of make.
-        shapes: of an observation's leaves, in jax.tree's order.
-        actions: their space, as text.
-        time_limit: in steps.
-        terminates, truncates: whether episodes of random legal actions end so within STEPS.
+        name: full name of the environment.
+        kwargs: arguments of make.
+        shapes: shapes of an observation's leaves, in jax.tree's order.
+        actions: the action space as text.
+        time_limit: number of steps.
+        terminates, truncates: whether episodes of random legal actions end this way within STEPS.
     """
 
     name: str
@@ -115,7 +115,7 @@ IDS = [case.name for case in TABLE]
 
 
 def make(case):
-    """The environment of a case, or the test is skipped."""
+    """The environment of a case; the test is skipped if its suite is not installed."""
     package = registry.OPTIONAL[case.name.split(":")[0]][0]
     if importlib.util.find_spec(package) is None:
         pytest.skip(f"{package} is not installed")
@@ -123,7 +123,7 @@ def make(case):
 
 
 def as_text(space):
-    """An action space in a word."""
+    """The kind of an action space, as text."""
     if isinstance(space, spaces.MultiDiscrete):
         return f"{'Joint' if space.joint else 'Multi'}{space.sizes}"
     return f"Discrete {space.n}" if isinstance(space, spaces.Discrete) else f"Box{space.shape}"
@@ -155,7 +155,7 @@ def copies(env):
 
 
 def play(env):
-    """What STEPS random legal steps of a vector show, [STEPS, N, ...]."""
+    """The results of STEPS random legal steps of a vector environment, [STEPS, N, ...]."""
     vector, count = copies(env)
     space = env.action_space
 
@@ -189,7 +189,7 @@ def play(env):
 
 
 def lengths(done, valid):
-    """Length of the episode that each step belongs to, up to it."""
+    """For each step, the length of its episode so far."""
     length = np.zeros(done.shape, int)
     for t in range(len(done)):
         before = np.where(done[t - 1], 0, length[t - 1]) if t else 0
@@ -221,8 +221,9 @@ def test_spaces_and_limits_are_as_stated(case):
 
 @pytest.mark.parametrize("case", TABLE, ids=IDS)
 def test_episodes_end_as_they_should(case):
-    """Numbers are finite, the same key gives the same numbers, ends are told apart, and what the
-    bootstrap is given at an end is the last observation, not the next episode's first."""
+    """Numbers are finite, equal keys give equal numbers, terminations and truncations are
+    distinguished, and the final observation is the last of the episode, not the first of the
+    next."""
     env = make(case)
     rows, again, other = play(env)
     before, *_ = (r.pop("before") for r in (rows, again, other))
@@ -252,7 +253,7 @@ def test_episodes_end_as_they_should(case):
 
 
 def compare_with_step(env, before, rows, done):
-    """At the first end, and at the step before it, the final observation is that of `env.step`."""
+    """At the first end and at the step before it, the final observation is that of `env.step`."""
     step = jax.jit(env.step)
     end, n = (int(x[0]) for x in np.nonzero(done)) if done.any() else (STEPS - 1, 0)
     for t in {max(end - 1, 0), end}:
@@ -286,7 +287,7 @@ def test_ppo_takes_a_few_updates(case):
 
 
 def lowest(key, state):
-    """An opponent who takes the first cell that is free."""
+    """An opponent that takes the first free cell."""
     return jnp.argmax(state.legal_action_mask)
 
 
@@ -338,7 +339,7 @@ def test_the_straight_way_to_the_goal_is_the_shortest_episode(name, forward, tur
 
 
 def test_rows_of_agents():
-    """Three agents of a game lie side by side, and end together."""
+    """The three agents of a game are adjacent rows, and end together."""
     pytest.importorskip("jaxmarl")
     env = envs.make("jaxmarl:MPE_simple_spread_v3", max_steps=5)
     vector = env.vector(6)
@@ -354,7 +355,7 @@ def test_rows_of_agents():
 
 
 class Leaving:
-    """A game of jaxmarl's kind, of two: b is out after two steps, the game ends after four."""
+    """A game with jaxmarl's interface for two agents: b leaves after two steps, a after four."""
 
     agents, num_agents = ("a", "b"), 2
 
@@ -373,7 +374,7 @@ class Leaving:
 
 
 def test_agents_that_are_out_leave_steps_that_do_not_count():
-    """Valid until one is out, and again in the next game; needs no suite."""
+    """Valid until an agent leaves, and again in the next game; requires no suite."""
     actions = spaces.Box(-np.inf, np.inf, (2,))
     game = jaxmarl.Game(Leaving(), False, spaces.Box(-9, 9, (2,)), actions, 10)
     env = jaxmarl.JaxMarlEnv(game, "Leaving", spaces.Box(-9, 9, (2,)), spaces.Discrete(3))
@@ -405,7 +406,7 @@ def test_agents_that_are_out_leave_steps_that_do_not_count():
 
 
 def test_agents_are_evaluated():
-    """Four episodes of agents are two games of three, of which four rows count."""
+    """Four episodes of agents are two games of three agents, of which four rows count."""
     pytest.importorskip("jaxmarl")
     env = envs.make("jaxmarl:MPE_simple_spread_v3", max_steps=5)
     program = build(configs.make(preset="none", num_envs=6, hidden=(8,)), env)
@@ -441,7 +442,7 @@ def test_what_cannot_be_made_says_why(name, kwargs, message):
 @pytest.mark.suites
 @pytest.mark.parametrize("suite", suites.EXAMPLES)
 def test_the_example_of_a_suite_trains(suite):
-    """The benchmark's own function over fewer steps."""
+    """The benchmark's function with fewer steps."""
     if not envs.suites()[suite]:
         pytest.skip(f"{suite} is not installed")
     row = suites.measure(suite, 4_000)
@@ -455,7 +456,7 @@ SOLVED = {"navix_empty": 0.99, "inverted_pendulum": 1000.0}
 @pytest.mark.learning
 @pytest.mark.parametrize("preset", SOLVED)
 def test_the_preset_of_a_suite_solves_it(preset):
-    """Four seeds, by the function of benchmarks/learning.py."""
+    """Four seeds, trained by the function of benchmarks/learning.py."""
     config = configs.make(preset=preset)
     if not envs.suites()[config.env.split(":")[0]]:
         pytest.skip(f"the suite of {config.env} is not installed")

@@ -1,4 +1,4 @@
-"""Many agents in one program: the same agents as alone, whatever the devices and the memory."""
+"""Many agents in one program: the same results as alone, for any devices and memory."""
 
 import dataclasses
 import logging
@@ -20,7 +20,7 @@ from ppo_jax.train import build
 
 
 def small(**changes):
-    """One size for all, so that few programs have to be compiled."""
+    """One size for all tests, so that few programs are compiled."""
     values = {"num_envs": 4, "num_steps": 32, "total_timesteps": 640, "hidden": (16, 16)}
     return configs.make(preset="none", **values | changes)
 
@@ -48,7 +48,7 @@ def assert_close(found, expected, at, tolerance=1e-5):
 
 @pytest.mark.slow
 def test_eight_learning_rates_of_sixteen_seeds_are_one_program(caplog):
-    """Compiled once, and four of its agents are what they are alone."""
+    """Compiled once; four of its agents equal agents that are trained alone."""
     rates = [*np.geomspace(1e-4, 1e-2, 8)]
     config = small()
     with jax.log_compiles(), caplog.at_level(logging.WARNING, "jax"):
@@ -74,7 +74,7 @@ def test_a_seed_is_that_of_train():
 
 
 def test_an_agent_at_the_same_width_is_the_same_bits():
-    """A chunk again, and among other chunks: width 3 of 3 seeds, and of 6."""
+    """The same chunk again, and among other chunks: width 3 of 3 seeds, and of 6."""
     first, metrics = run_seeds(small(), 3, batch_size=3)
     again, repeated = run_seeds(small(), [0, 1, 2, 9, 10, 11], batch_size=3)
     for name, x in metrics.items():
@@ -162,7 +162,7 @@ def test_chunks_are_equal_and_hardly_padded():
 
 
 def test_memory_decides_the_width(monkeypatch):
-    """By the compiler's account of the program, before it runs."""
+    """The compiler's memory estimate of the program is used before it runs."""
     compiled = []
 
     def compile_at(width):
@@ -193,7 +193,7 @@ def test_the_compilers_account_grows_with_the_width():
 
 @pytest.mark.slow
 def test_running_out_of_memory_halves_the_chunks_and_goes_on(monkeypatch):
-    """The round that failed is done again, narrower; nothing that was finished is."""
+    """The failed round is repeated with a smaller width; finished rounds are not."""
     config = small()
     job_of, widths = schedules.job_of, []
 
@@ -220,7 +220,7 @@ def test_running_out_of_memory_halves_the_chunks_and_goes_on(monkeypatch):
 
 
 def test_the_last_chunk_may_run_out_of_memory_too(monkeypatch):
-    """Three agents in a program of four: halved, padded, and compiled as wide as it is said."""
+    """Three agents in a program of width four: halved, padded, and compiled at the given width."""
     job_of, widths = schedules.job_of, []
 
     def out_of_memory_at_four(program, seeds, *rest):
@@ -253,7 +253,7 @@ def test_running_out_of_memory_while_compiling_is_the_same(monkeypatch):
 
 
 def test_no_device_is_left_to_repeat_another(monkeypatch):
-    """A batch size above a device's share would leave the others with padding alone."""
+    """A batch size above a device's share would leave only padding for the other devices."""
     made = []
 
     def compile_program(static, env, width, devices, episodes):

@@ -1,8 +1,9 @@
-"""Sweeps on clusters (cluster, worker, on_ray, on_slurm): the table of the local sweep, whatever
-happens to the workers; refusals.
+"""Sweeps on clusters (cluster, worker, on_ray, on_slurm).
 
-Tests that start processes have a limit, after which all of them are killed, and see that none is
-left."""
+The results equal those of a local sweep, whatever happens to the workers; invalid options are
+refused. Tests that start processes have a time limit, after which all of them are killed, and check
+that none is left.
+"""
 
 import contextlib
 import importlib.util
@@ -60,10 +61,10 @@ def local(tmp_path_factory):
 
 
 class Inline:
-    """Workers in this process; `instead` of some outcomes others come back.
+    """Workers in this process; some outcomes are replaced.
 
     Args:
-        instead: (order, number of its outcomes before) -> Outcome, or None to train it.
+        instead: function (order, number of its earlier outcomes) -> Outcome, or None to train it.
     """
 
     name = "workers in a test"
@@ -90,7 +91,7 @@ class Inline:
 
 @pytest.fixture
 def inline(monkeypatch):
-    """Let --cluster ray reach workers in this process."""
+    """Make --cluster ray use workers in this process."""
 
     def reach(instead=lambda order, before: None):
         launcher = Inline(instead)
@@ -108,8 +109,8 @@ def sweep(path: Path, *more: str) -> int:
 
 
 def test_the_table_of_a_cluster_is_the_local_one(local, tmp_path, inline, capsys):
-    """Although its rounds come back in another order, and a worker died twice; so are the agents
-    that are kept."""
+    """The rounds are returned in a different order, and a worker is lost twice; the stored agents
+    are the same as well."""
     died = lambda order, before: Failed("killed") if order.number == 1 and before < 2 else None
     launcher, path = inline(died), tmp_path / "a"
     assert sweep(path) == 0
@@ -129,10 +130,10 @@ def test_the_table_of_a_cluster_is_the_local_one(local, tmp_path, inline, capsys
 
 
 def test_what_fails_too_often_leaves_a_sweep_that_can_be_resumed(local, tmp_path, inline):
-    """And so does a signal; it may go on without the cluster."""
+    """A signal has the same effect; the sweep may continue without the cluster."""
     launcher = inline(lambda order, before: Failed("killed") if order.number == 1 else None)
     path = tmp_path / "a"
-    says = "2 agents could not be trained: 1 round failed 2 times .last: killed.; what is finished"
+    says = "2 agents could not be trained: 1 round failed 2 times .last: killed.; finished agents"
     with pytest.raises(RunFailed, match=says):
         sweep(path, "--retries", "1")
     assert launcher.before[1] == 2 and launcher.cancelled
@@ -150,7 +151,7 @@ def test_what_fails_too_often_leaves_a_sweep_that_can_be_resumed(local, tmp_path
 
 
 def dispatch(instead, width=2, **options):
-    """A Dispatch of four agents whose rounds are not trained, and the plans it wrote."""
+    """A Dispatch of four agents whose rounds are not trained, and the plans that it wrote."""
     plans, spec = [], Spec((), (configs.make(env="CartPole-v1"),), (0, 1, 2, 3), 0, 1)
     options = WorkerOptions(cluster="ray", **options)
     place = cluster.place_of(options)
@@ -172,7 +173,7 @@ def dispatch(instead, width=2, **options):
 
 
 def test_workers_without_memory_get_narrower_chunks():
-    """The agents of the round that did not fit, and no others."""
+    """Only the agents of the round that did not fit are divided again."""
     narrow = lambda order, before: (
         Narrower(1, "no room") if order.chunks[0].agents == (0, 1) else None
     )
@@ -185,7 +186,7 @@ def test_workers_without_memory_get_narrower_chunks():
 
 
 def test_the_width_is_that_of_the_local_sweep(monkeypatch):
-    """On GPUs, where all agents are trained side by side, each worker has its share."""
+    """On GPUs, where all agents are trained at the same time, each worker gets an equal share."""
     monkeypatch.setenv("JAX_NUM_CPU_DEVICES", "2")
     none = lambda order, before: None
     widths = lambda *given, **options: dispatch(none, *given, **options)[0]._width(10)
@@ -196,7 +197,7 @@ def test_the_width_is_that_of_the_local_sweep(monkeypatch):
 
 
 def test_a_worker_says_what_it_cannot_do(monkeypatch):
-    """By the compiler's account, or once the device runs out; one agent alone is refused."""
+    """By the compiler's estimate, or when the device runs out; a single agent is refused."""
     orders = []
     made, _ = dispatch(lambda order, before: orders.append(order) or Refused("enough"))
     with pytest.raises(ConfigError, match="enough"):
@@ -220,7 +221,7 @@ def test_a_worker_says_what_it_cannot_do(monkeypatch):
     other = order.place._replace(versions=order.place.versions | {"jax": "0.1"})
     assert "has jax" in worker.work(order._replace(place=other)).reason
     many = order._replace(place=order.place._replace(devices=7))
-    assert "1 devices in place of 7; see --cpus-per-worker" in worker.work(many).reason
+    assert "1 devices instead of 7; see --cpus-per-worker" in worker.work(many).reason
     gpus = order._replace(place=order.place._replace(gpus=1, devices=1))
     assert "finds no GPU" in worker.work(gpus).reason
     assert worker.work(order._replace(chunks=())) == Failed("IndexError: tuple index out of range")
@@ -253,10 +254,10 @@ def test_numbers_of_a_plan_are_never_given_again():
 @pytest.mark.parametrize(
     ("more", "says"),
     [
-        (["--workers", "2"], "--workers goes with --cluster ray or slurm"),
-        (["--slurm", "mem=8G", "--cluster", "ray"], "--slurm goes with --cluster slurm"),
-        (["--cluster", "slurm", "--ray-address", "auto"], "--ray-address goes with --cluster ray"),
-        (["--slurm-local"], "--slurm-local goes with --cluster slurm"),
+        (["--workers", "2"], "--workers requires --cluster ray or slurm"),
+        (["--slurm", "mem=8G", "--cluster", "ray"], "--slurm requires --cluster slurm"),
+        (["--cluster", "slurm", "--ray-address", "auto"], "--ray-address requires --cluster ray"),
+        (["--slurm-local"], "--slurm-local requires --cluster slurm"),
         (["--cluster", "ray", "--retries", "-1"], "retries is -1"),
         (["--cluster", "ray"], "needs Ray; pip install 'ppo_jax.ray.'"),
         (["--cluster", "slurm"], "needs submitit; pip install 'ppo_jax.slurm.'"),
@@ -315,7 +316,7 @@ def test_options_of_sbatch(words, found):
         (("mem=",), "write name=value"),
         (("mem=8G\nrm",), "write name=value"),
         (("a b=c",), "write name=value"),
-        (("time=soon",), "write minutes, H:MM:SS or D-HH:MM:SS"),
+        (("time=soon",), "give minutes, H:MM:SS or D-HH:MM:SS"),
         (("time=0",), "write minutes"),
         (("array=0-5",), "the sweep sets array itself; give --workers"),
         (("cpus_per_task=4",), "give --cpus-per-worker"),
@@ -329,7 +330,7 @@ def test_what_sbatch_does_not_take_is_refused(words, says):
 
 
 def test_a_worker_has_the_devices_that_this_machine_has(monkeypatch):
-    """Two of one core where there are several: one device alone is another program."""
+    """Two devices for one core if this machine has several: one device is another program."""
     monkeypatch.delenv("JAX_NUM_CPU_DEVICES")
     monkeypatch.setenv("XLA_FLAGS", "")
     found = {}
@@ -363,7 +364,7 @@ needs_ray, needs_submitit = (
 
 
 class Started:
-    """The command in processes of its own, found by a mark in their environment."""
+    """The command in separate processes, which are identified by an environment variable."""
 
     def __init__(self, *words: str, log: Path, **environment: str) -> None:
         self.mark, self.log = f"PPO_JAX_TEST_MARK={uuid.uuid4().hex}", log
@@ -377,7 +378,7 @@ class Started:
         )  # fmt: skip
 
     def all(self) -> dict[int, str]:
-        """Process -> its command, of all that this one has started."""
+        """Process -> command, for all processes started by this one."""
         found = {}
         for folder in Path("/proc").glob("[0-9]*"):
             with contextlib.suppress(OSError):
@@ -387,7 +388,7 @@ class Started:
         return found
 
     def find(self, text: str, beside: str = "\n") -> int:
-        """A process whose command contains a text, once there is one."""
+        """Wait for a process whose command contains a text."""
         while self.process.poll() is None:
             for pid, words in self.all().items():
                 if text in words and beside not in words:
@@ -429,7 +430,7 @@ def reference(tmp_path_factory):
 
 
 def addresses() -> set[str]:
-    """Where something listens on this machine: IPv4 and IPv6, in the kernel's own notation."""
+    """Listening sockets of this machine: IPv4 and IPv6, in the kernel's notation."""
     lines = [
         line.split()
         for name in ("tcp", "tcp6")
@@ -506,7 +507,7 @@ def test_a_rehearsed_job_that_is_killed_changes_nothing(reference, tmp_path):
 @pytest.mark.slow
 @needs_submitit
 def test_jobs_of_slurm(reference, tmp_path):
-    """An array of two jobs; one is killed, and it is seen in what SLURM says of it."""
+    """An array of two jobs; one is killed, which SLURM reports as its state."""
     path, there = tmp_path / "a", fake_slurm.install(tmp_path / "slurm")
     words = [*LONGER, "--run-dir", str(path), "--cluster", "slurm", "--slurm", "partition=cpu"]
     with Started(*words, log=tmp_path / "log", **there) as run:

@@ -1,4 +1,4 @@
-"""From --vary to configurations."""
+"""Parsing of --vary, and the resulting configurations."""
 
 import math
 
@@ -65,19 +65,19 @@ def test_a_value_reads_as_it_is_written():
 @pytest.mark.parametrize(
     ("word", "says"),
     [
-        ("learning_rate", "write name=a,b,c"),
+        ("learning_rate", "give name=a,b,c"),
         ("learning_rat=1", "did you mean learning_rate"),
         ("seed=1,2", "--seeds"),
         ("learning_rate=fast", "'fast' is not of type float"),
         ("num_envs=1.5", "'1.5' is not of type int"),
         ("num_envs=log:1:8", "only real numbers have a range"),
         ("normalize_obs=maybe", "'maybe' is not of type bool"),
-        ("learning_rate=log:0:1", "starts above 0"),
+        ("learning_rate=log:0:1", "must be above 0"),
         ("learning_rate=log:1e-2:1e-4", "low must be less than high"),
         ("learning_rate=log:1e-4", "a range is log:low:high"),
         ("learning_rate=log:1e-4:1e-2:1", "at least two values"),
-        ("learning_rate=1e-3,0.001", "gives a value twice"),
-        ("gamma=lin:0.99999991:0.99999994:4", "agree to six digits"),
+        ("learning_rate=1e-3,0.001", "repeats a value"),
+        ("gamma=lin:0.99999991:0.99999994:4", "are equal to six digits"),
     ],
 )
 def test_what_cannot_vary_is_refused(word, says):
@@ -99,7 +99,7 @@ def test_a_range_is_cut_or_sampled():
     assert [p["gamma"] for p in grid(vary("gamma=lin:0.9:1:3"))] == [0.9, 0.95, 1.0]
     with pytest.raises(ConfigError, match="--sample"):
         grid(vary("learning_rate=log:1e-4:1e-2"))
-    with pytest.raises(ConfigError, match="says how many values"):
+    with pytest.raises(ConfigError, match="gives a number of values"):
         sample(vary("learning_rate=log:1e-4:1e-2:3"), 2)
     (ends,) = vary("gamma=lin:0.9:0.9999999").values()
     assert ends.at(1.0) == 0.9999999  # rounding does not leave the range
@@ -134,19 +134,19 @@ def test_points_are_distinct():
     assert len({str(p) for p in points}) == 4
     with pytest.raises(ConfigError, match="only 4 combinations"):
         sample(varied, 5)
-    with pytest.raises(ConfigError, match="something to draw"):
+    with pytest.raises(ConfigError, match="values to draw from"):
         sample({}, 5)
 
 
 def test_a_point_that_cannot_work_is_named():
     base = configs.make(preset="none")
-    with pytest.raises(ConfigError, match="point num_envs=3 minibatches=5: .*does not divide"):
+    with pytest.raises(ConfigError, match="configuration num_envs=3 minibatches=5: .* divide"):
         configure(base, {"num_envs": 3, "minibatches": 5})
     assert configure(base, {"clip_eps": 0.3}).hyper.clip_eps == 0.3
 
 
 def test_an_option_that_is_younger_than_a_sweep_changes_nothing_in_it():
-    """The digest of an earlier version: an option that is added belongs into store.YOUNGER."""
+    """The digest of an earlier version: new options must be added to store.YOUNGER."""
     config = configs.make(preset="none", num_envs=8, num_steps=8, total_timesteps=640)
     known = "ed887afb222fc2f04bed9550ae72ac02b839739559343fd5f4bd08ceafe0b4d4"
     assert Spec((), (config,), (0, 1), 4, 10).digest == known

@@ -1,4 +1,4 @@
-"""What is made of the agents' numbers: curves, scores, ranks, the table, the figures."""
+"""Results of sweeps: curves, scores, ranking, tables and figures."""
 
 import math
 import xml.etree.ElementTree as ElementTree
@@ -16,7 +16,7 @@ RNG = np.random.default_rng(0)
 
 
 def check_file(content: bytes, format: str) -> None:
-    """That a file can be read."""
+    """Check that a file can be read."""
     if format == "svg":
         assert ElementTree.fromstring(content).tag == "{http://www.w3.org/2000/svg}svg"
     elif format == "pdf":
@@ -26,7 +26,7 @@ def check_file(content: bytes, format: str) -> None:
 
 
 def point(scores, env="CartPole-v1", curve=None, diverged=None, **values):
-    """A point with given scores; its curve rises to them in ten steps of 100."""
+    """A configuration with given scores; its curve rises to them in ten steps of 100."""
     scores = np.asarray(scores, float)
     curve = scores[:, None] * np.linspace(0.1, 1, 10) if curve is None else np.asarray(curve)
     config = configs.make(preset="none", env=env, total_timesteps=1000, num_envs=4, num_steps=25)
@@ -80,7 +80,7 @@ def test_without_evaluation_the_end_of_training_counts():
 
 
 def test_a_diverged_agent_counts_with_the_worst_of_its_environment():
-    """Where the others are perfect, that is what training began with."""
+    """If all other agents are perfect, the worst return is from the beginning of training."""
     found = penalise(
         [
             point([500, 400], diverged=[True, False], curve=[[20.0, 500], [22, 500]]),

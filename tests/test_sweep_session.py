@@ -1,5 +1,5 @@
-"""Sweeps on disk (store, keep, session, publish, command): what they leave; stopped, killed and
-resumed; refused."""
+"""Sweeps with folders (store, keep, session, publish, command): files, interruption, resumption and
+refusals."""
 
 import csv
 import html
@@ -263,14 +263,14 @@ def lost_spec(path):
 @pytest.mark.parametrize(
     ("damage", "says"),
     [
-        (damaged_arrays, "00001.npz is damaged.*delete .*to have it made again"),
+        (damaged_arrays, "00001.npz is damaged.*delete .*to train the chunk again"),
         (damaged_manifest, "00001.json is damaged"),
-        (foreign_chunk, "is of another sweep"),
-        (lost_plan, "plan.json is gone"),
+        (foreign_chunk, "belongs to another sweep"),
+        (lost_plan, "plan.json is missing"),
         (damaged_plan, "plan.json is damaged"),
         (damaged_spec, "sweep.json is damaged"),
         (no_sessions, "its sessions are"),
-        (changed_spec, "sweep.json is damaged: manifest.json there has its digest"),
+        (changed_spec, "sweep.json is damaged: it does not match its digest in manifest.json"),
         (other_options, "sweep.json is damaged"),
         (lost_spec, "is not a sweep: it has no sweep.json"),
     ],
@@ -357,7 +357,7 @@ def test_a_sweep_that_died_before_its_first_chunk_begins_again(finished, tmp_pat
 
 @pytest.mark.slow
 def test_environments_and_what_diverges_on_disk(tmp_path):
-    """Two programs; on Pendulum the actions of an agent without finite weights return NaN."""
+    """Two programs; on Pendulum, an agent with invalid weights returns NaN actions."""
     words = [
         "--preset", "none", "--num-envs", "2", "--num-steps", "256", "--total-timesteps", "1024",
         "--hidden", "8", "--vary", "env=CartPole-v1,Pendulum-v1",
@@ -410,7 +410,7 @@ def test_a_finished_sweep_is_not_overwritten_by_accident(finished):
         (["--batch-size", "3"], "--batch-size 2, given 3; another width"),
         (["--keep", "all"], "--keep best, given all; agents that were not kept"),
         (["--confirm", "3"], "other seeds or values; move it away to confirm with 3"),
-        (["--overwrite"], "no --run-dir, no --overwrite"),
+        (["--overwrite"], "omit --run-dir and --overwrite"),
     ],
 )
 def test_a_resumed_sweep_is_the_same_sweep(finished, more, says):
@@ -437,7 +437,7 @@ def test_bad_input_is_refused_before_anything_is_written(tmp_path, more, says):
 
 @pytest.mark.parametrize(("flag", "value"), [("--batch-size", "3"), ("--keep", "all")])
 def test_what_the_first_session_settled_stays(finished, flag, value):
-    """Also where no other flag is given."""
+    """Also if no other flag is given."""
     with pytest.raises(
         ConfigError, match=f"the sweep has {flag} .*, given {value}; .* so it stays"
     ):
@@ -445,7 +445,7 @@ def test_what_the_first_session_settled_stays(finished, flag, value):
 
 
 def test_fresh_seeds_have_no_say_in_the_ranking(finished, tmp_path, monkeypatch):
-    """A confirmation that returned worse than anything before leaves the table as it was."""
+    """A confirmation with worse returns than before does not change the table."""
     path = copy(finished, tmp_path / "worse")
     found = Store(path, read_spec(path)[0]).results()
     diverging = found[0]._replace(diverged=np.array([True, False, False]))
@@ -478,7 +478,7 @@ def test_two_sweeps_are_compared(finished, tmp_path, capsys):
 
 
 def test_the_algorithm_and_the_environment_may_vary():
-    """Each starts from its own preset; flags hold for all."""
+    """Each starts from its own preset; flags apply to all."""
     words = [
         "--vary",
         "algorithm=ppo,a2c",
@@ -501,7 +501,7 @@ def test_the_algorithm_and_the_environment_may_vary():
 
 
 def test_the_command_gives_each_core_a_device(tmp_path):
-    """Where nothing else was asked for."""
+    """If no other option is given."""
     code = (
         "import jax; from ppo_jax.cli.sweep import one_device_per_core as f; f(); "
         "print(len(jax.devices()))"

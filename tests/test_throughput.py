@@ -1,4 +1,4 @@
-"""The referee: who takes part, what is written down, and that nobody can hang it."""
+"""The throughput benchmark: contestants, result files, and protection against hangs."""
 
 import csv
 import dataclasses
@@ -26,7 +26,7 @@ def test_a_configuration_survives_the_way_to_the_worker():
 
 @pytest.fixture(scope="module")
 def field():
-    """Ours on a tiny problem, and PureJaxRL where it is not installed."""
+    """Our contestant on a small problem, and PureJaxRL if it is not installed."""
     return race(TINY, ("ours", "purejaxrl"), SETTINGS, say=lambda line: None)
 
 
@@ -42,7 +42,8 @@ def test_a_race_counts_steps_and_seconds(field):
 
 
 def made_up(field, rates):
-    """Contestants with rounds of these rates, each with two thirds of its wall-clock on a CPU."""
+    """Contestants with rounds of these rates, each with two thirds of its wall-clock time on a
+    CPU."""
     found = []
     for name, mine in rates.items():
         contestant = Contestant.__new__(Contestant)
@@ -152,7 +153,7 @@ def test_where_nobody_can_take_part_there_is_no_row(field, tmp_path):
 
 
 def test_one_that_does_not_answer_is_given_up(monkeypatch):
-    """PureJaxRL's sixteen agents wait for ever on some machines."""
+    """PureJaxRL with sixteen agents hangs on some machines."""
     sleeper = [sys.executable, "-c", "import time; time.sleep(600)"]
     start = subprocess.Popen
     monkeypatch.setattr(subprocess, "Popen", lambda words, **options: start(sleeper, **options))

@@ -1,4 +1,4 @@
-"""What trackers are told, under which name, and that a run outlives them."""
+"""Trackers: logged rows, names of runs, and runs that continue after a tracker fails."""
 
 import json
 import sys
@@ -16,7 +16,7 @@ ROWS = [
 
 
 class Recorder:
-    """A module like wandb's and trackio's: init gives a run with log and finish."""
+    """A module with the interface of wandb and trackio: init returns a run with log and finish."""
 
     def __init__(self):
         self.started, self.logged, self.finished = [], [], 0
@@ -83,7 +83,7 @@ def test_a_tracker_that_breaks_down_is_left_behind(tmp_path, fake):
         raise ConnectionError("no route")
 
     recorder.log = broken
-    with pytest.warns(UserWarning, match=r"wandb fails \(no route\); going on without"):
+    with pytest.warns(UserWarning, match=r"wandb fails \(no route\); continuing without it"):
         tracker.log(ROWS[1])
     tracker.log(ROWS[1])  # silent
     tracker.close()

@@ -1,4 +1,4 @@
-"""The training step as a loop of parts, whole runs, and what a user may hand in."""
+"""The training step as a loop of parts, whole runs, and user-defined parts."""
 
 import dataclasses
 import functools
@@ -95,7 +95,7 @@ def test_networks_and_spaces(changes):
 
 
 class Several(Probe):
-    """One step; reward is the number of right components of a composite action."""
+    """One step; the reward is the number of correct components of a composite action."""
 
     def __init__(self, action_space):
         super().__init__(action_space=action_space)
@@ -122,7 +122,7 @@ def test_composite_actions_are_learned(space):
 
 
 class Odd(Probe):
-    """An action space no policy here can serve."""
+    """An action space that no policy of the package supports."""
 
     def __init__(self, action_space):
         super().__init__(action_space=action_space)
@@ -167,7 +167,7 @@ def test_what_cannot_work_is_refused_before_compiling(changes, env, error, messa
 
 
 def test_sixteen_and_more_seeds_in_one_program():
-    """On jaxlib 0.10 with two cores this is where others stop for ever."""
+    """With jaxlib 0.10 on two cores, other implementations deadlock here."""
     train = jax.jit(jax.vmap(make_train(SMALL)))
     for width in (16, 128):
         state, metrics = train(jax.random.split(jax.random.key(0), width))
@@ -188,7 +188,7 @@ def test_environment_parameters_may_vary_in_one_program():
 
 
 def test_everything_is_in_the_train_state():
-    """A state that went through host memory, and a program built anew, go on bit for bit."""
+    """A state that was copied to host memory, with a rebuilt program, continues bit for bit."""
     program = build(SMALL)
     step = jax.jit(program.step)
     halfway = step(jax.jit(program.init)(jax.random.key(0)))[0]

@@ -1,4 +1,4 @@
-"""TRPO: every stage of its step against sb3-contrib, and the constraint over a whole run."""
+"""TRPO: agreement of every stage with sb3-contrib, and the constraint over a whole run."""
 
 import contextlib
 import functools
@@ -71,7 +71,7 @@ def inputs(kind: str, double: bool) -> dict[str, np.ndarray]:
 
 @functools.cache
 def rows_of(kind: str, double: bool, gamma: float, gae_lambda: float):
-    """(advantages [T, N], the rows as SB3 flattens them, environment by environment)."""
+    """(advantages [T, N], rows as SB3 flattens them, environment by environment)."""
     x = inputs(kind, double)
     policy = sb3_policy(kind, x)
 
@@ -85,9 +85,9 @@ def rows_of(kind: str, double: bool, gamma: float, gae_lambda: float):
 
 
 class Case:
-    """One of sb3-contrib's updates: our configuration of it, the rows, its answers.
+    """One update of sb3-contrib: the same configuration here, its rows and its results.
 
-    Its Gaussian KL is a mean over action dimensions, ours the textbook's sum: the same step at
+    Its Gaussian KL is a mean over action dimensions, ours the usual sum: the same step results with
     D times its damping and target (x at 1/D).
     """
 
@@ -124,11 +124,11 @@ class Case:
 
     @property
     def numbers(self) -> dict[str, float]:
-        """Of the configuration, what may differ between two runs of a program."""
+        """The part of the configuration that may differ between two runs of a program."""
         return {name: getattr(self.config, name) for name in NUMBERS}
 
     def flat(self, vector) -> jax.Array:
-        """A vector in torch's order of parameters in ours."""
+        """Convert a vector from torch's order of parameters to ours."""
         parts, at = {**self.weights}, 0
         for name in self.y["flat_param_names"]:
             size = self.weights[name].size
@@ -142,7 +142,7 @@ NUMBERS = ("max_kl", "cg_iterations", "cg_damping", "backtrack_factor", "backtra
 
 @functools.cache
 def stages(kind: str, double: bool, normalize: bool):
-    """All stages of an update as one program for every case of a kind."""
+    """All stages of an update in one program for every case of a kind."""
     policy = sb3_policy(kind, inputs(kind, double))
 
     @jax.jit
@@ -168,7 +168,7 @@ def stages(kind: str, double: bool, normalize: bool):
 
 @functools.cache
 def natural_step(kind: str, double: bool, normalize: bool, width: int | None = None):
-    """The step as one program for every case of a kind, alone or `width` side by side."""
+    """The step in one program for every case of a kind, alone or `width` in parallel."""
     policy = sb3_policy(kind, inputs(kind, double))
 
     def step(numbers, params, rows):
@@ -179,7 +179,7 @@ def natural_step(kind: str, double: bool, normalize: bool, width: int | None = N
 
 
 def padded(array, length: int):
-    """With zeros up to a length, so that a program serves cases of any number."""
+    """Padded with zeros, so that one program serves cases of any size."""
     array = jnp.asarray(array)
     return jnp.pad(array, [(0, length - len(array))] + [(0, 0)] * (array.ndim - 1))
 
@@ -200,7 +200,7 @@ PRECISIONS = pytest.mark.parametrize("double", [True, False], ids=["float64", "f
 @PRECISIONS
 @pytest.mark.parametrize(("kind", "name"), CASES)
 def test_every_stage_equals_sb3_contrib(kind, name, double):
-    """Gradient, Fisher-vector products, CG, full step, every trial, the weights."""
+    """Gradient, Fisher-vector products, CG, full step, all line-search steps, and the weights."""
     with precision(double):
         case = Case(kind, name, double)
         y, size, config = case.y, case.size, case.config
@@ -250,8 +250,8 @@ def test_every_stage_equals_sb3_contrib(kind, name, double):
 
 @pytest.mark.parametrize(("kind", "name"), CASES)
 def test_conjugate_gradient_given_the_same_products_is_the_same(kind, name):
-    """Where rounding alone turns the solution, the arithmetic is held: each direction gets the
-    product that the peer's own direction got."""
+    """Rounding alone changes the solution here, so the arithmetic is tested: each direction gets
+    the product that the peer computed for its own direction."""
     with precision(True):
         case = Case(kind, name, True)
         y = case.y
@@ -271,7 +271,7 @@ def test_conjugate_gradient_given_the_same_products_is_the_same(kind, name):
 @pytest.mark.parametrize("width", [None, 2], ids=["single", "vmap"])
 @pytest.mark.parametrize(("kind", "name", "double"), STEPS)
 def test_the_step_equals_sb3_contrib(kind, name, double, width):
-    """The whole step of the actor, alone and batched beside another problem."""
+    """The whole step of the actor, alone and batched with another problem."""
     with precision(double):
         case = Case(kind, name, double)
 
@@ -310,7 +310,7 @@ def test_the_update_is_the_step_and_the_fit(kind):
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("name", ["std_x0zero", "fail"])
 def test_the_fit_of_the_critic_equals_sb3_contrib(kind, name, double):
-    """Its loss has no ½; Adam with twice the gradient is Adam with half the epsilon."""
+    """Its loss has no factor ½; Adam with twice the gradient equals Adam with half the epsilon."""
     with precision(double):
         case = Case(kind, name, double)
         optimizer = sgd.make_optimizer(np.inf, 0.5 * 1e-5, learning_rate=case.config.learning_rate)
@@ -344,9 +344,9 @@ def test_the_fit_of_the_critic_equals_sb3_contrib(kind, name, double):
     ],
 )
 def test_conjugate_gradient_equals_its_peers(peer, iterations):
-    """60 iterations on 20 unknowns: what has converged stands still.
+    """60 iterations on 20 unknowns: a converged solution does not change.
 
-    Spinning Up adds 1e-8 to p·Ap, which moves its answers by 1e-6.
+    Spinning Up adds 1e-8 to p·Ap, which changes its results by 1e-6.
     """
     case, x = TRPO(f"cg/{peer}_iters{iterations}"), TRPO("cg/inputs")
     with jax.enable_x64(True):
@@ -365,7 +365,8 @@ def test_conjugate_gradient_equals_its_peers(peer, iterations):
 
 
 def test_line_search_backtracks_until_both_conditions_hold():
-    """Objective −(θ − 1)², KL θ² <= 0.5: 2 improves nothing, 1 breaks the constraint, 0.5 does."""
+    """Objective −(θ − 1)², KL θ² <= 0.5: 2 is no improvement, 1 violates the constraint, 0.5
+    passes."""
     found = trpo.line_search(
         lambda theta: (-jnp.sum((theta - 1) ** 2), jnp.sum(theta**2)),
         jnp.zeros(1),
@@ -391,7 +392,7 @@ def test_a_step_that_is_never_good_is_not_taken(bad):
 
 
 def test_the_scale_of_rewards_does_not_matter():
-    """Advantages of 1e-6, not normalised: the same step as of 1."""
+    """Advantages of 1e-6 without normalisation: the same step as for 1."""
     case = Case("categorical", "few_cg", False)
     step = natural_step("categorical", False, case.config.normalize_advantage)
     steps = [
@@ -438,7 +439,7 @@ def test_padding_full_of_infinities_changes_nothing():
 
 @pytest.mark.parametrize(("env", "max_kl"), [("CartPole-v1", 0.01), ("Pendulum-v1", 0.05)])
 def test_the_constraint_holds_in_every_update(env, max_kl):
-    """Four seeds, every update of a run; most of them do move."""
+    """Four seeds, every update of a run; most updates change the parameters."""
     config = configs.make(
         preset="none",
         env=env,

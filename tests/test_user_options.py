@@ -1,4 +1,4 @@
-"""Every method learns when it is compiled as users compile it, which the other tests do not."""
+"""All methods learn when they are compiled as for users, unlike in the other tests."""
 
 import json
 import os
@@ -13,8 +13,8 @@ from ppo_jax.algorithms import ALGORITHMS
 
 @pytest.mark.slow
 def test_every_method_learns_as_the_command_compiles_it():
-    """With the optimisations and kernels that conftest.py switches off; in a process of its own,
-    for XLA reads its flags once."""
+    """With the optimisations and kernels that conftest.py disables; in a separate process, because
+    XLA reads its flags once."""
     script = Path(__file__).parent / "as_users_compile.py"
     flags = os.environ["PPO_JAX_TEST_USER_XLA_FLAGS"]
     assert "backend_optimization_level" not in flags and "fusion_emitters" not in flags

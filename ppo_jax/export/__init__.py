@@ -1,6 +1,6 @@
-"""Policies leave the building: a run as StableHLO, ONNX or safetensors, verified where it lands.
+"""Export of trained policies to StableHLO, ONNX or safetensors, with a check of the written file.
 
-`python -m ppo_jax.export RUN --format FORMAT` is `export` here.
+`python -m ppo_jax.export RUN --format FORMAT` calls `export`.
 """
 
 from pathlib import Path
@@ -18,12 +18,12 @@ FORMATS: dict[str, Any] = {"stablehlo": stablehlo, "onnx": onnx, "safetensors": 
 
 
 class Exported(NamedTuple):
-    """What was written, and how it was verified.
+    """The written files and the result of their check.
 
     Attributes:
-        files: the file of the policy first.
-        observations: that it was compared on.
-        max_difference: largest difference of an action between the file and the run.
+        files: paths of the written files, the policy first.
+        observations: number of observations on which actions were compared.
+        max_difference: largest difference between an action of the file and of the run.
     """
 
     files: list[Path]
@@ -42,25 +42,25 @@ def export(
     policy: Any = None,
     algorithm: Any = None,
 ) -> Exported:
-    """Write the greedy policy of a run to a file, and compare its actions in a fresh process.
+    """Write the greedy policy of a run to a file, and compare its actions in a new process.
 
     Args:
-        run: run directory.
-        format: name in FORMATS.
-        out: the file; None: policy.FORMAT in the run directory.
+        run: folder of the run.
+        format: name of the format, a key of FORMATS.
+        out: path of the file; None for policy.FORMAT in the folder of the run.
         checkpoint: "latest", "best", or the number of an update.
         trust, env, policy, algorithm: as for `ppo_jax.load`.
 
     Returns:
-        Exported: the files, and what the comparison found.
+        The written files and the result of the comparison, as Exported.
 
     Raises:
-        ConfigError, CheckpointError: not a run, a policy that the format cannot hold, or a file
-            that cannot be written.
-        NotTheSame: the file acts otherwise than the run.
+        ConfigError, CheckpointError: the folder is not a run, the format does not support the
+            policy, or the file cannot be written.
+        NotTheSame: actions of the file differ from those of the run.
     """
     if format not in FORMATS:
-        raise ConfigError(f"no format {format!r}; {did_you_mean(format, FORMATS)}")
+        raise ConfigError(f"unknown format {format!r}; {did_you_mean(format, FORMATS)}")
     writer = FORMATS[format]
     interface.require(format, *writer.PACKAGES)
     path = Path(run) / f"policy.{format}" if out is None else Path(out)
@@ -71,7 +71,7 @@ def export(
     parts = read_parts(Path(run), checkpoint, Given(env, policy, algorithm, trust))
     writer.check(parts)
     listed = path.parent.resolve() == Path(run).resolve() and manifest.has_one(path.parent)
-    if listed:  # a crash must not leave another file than is listed
+    if listed:  # after a crash, the manifest must not list a file that has been replaced
         manifest.note(path.parent, drop=[path.name, f"{path.name}.json"])
     files = writer.write(parts, path)
     if listed:

@@ -1,4 +1,4 @@
-"""The exported function: observations in, one array per entry, the environment's actions out."""
+"""The exported function: observations as arrays, one per entry, to actions of the environment."""
 
 import importlib.util
 from collections.abc import Callable
@@ -16,20 +16,20 @@ from ppo_jax.runs import provenance, trust
 
 
 def inputs(parts: Parts) -> list[Port]:
-    """What the function takes, as the environment returns it: `obs`, or `obs.NAME` for each entry
-    of an observation, and `action_mask` where the mask is no entry."""
+    """The function's inputs, with the names of the environment: `obs`, or `obs.NAME` for each entry
+    of an observation, and `action_mask` unless the mask is an entry of the observation."""
     return parts.codec.ports
 
 
 def output(parts: Parts) -> Port:
-    """What comes out, as the environment takes it."""
+    """The function's output, an action in the environment's format."""
     return parts.codec.action.port
 
 
 def function(parts: Parts) -> Callable[..., jax.Array]:
-    """(obs [N, ...], ...) -> action [N, ...]: greedy, in the order of `inputs`, in 32 bits.
+    """The greedy policy (obs [N, ...], ...) -> action [N, ...], with arguments as in `inputs`.
 
-    Of a policy with memory, the first action of an episode.
+    All arrays have 32-bit types. For a recurrent policy, this is the first action of an episode.
     """
     act, codec = make_act(parts), parts.codec
 
@@ -45,17 +45,17 @@ def function(parts: Parts) -> Callable[..., jax.Array]:
 
 
 def shapes(parts: Parts, batch: Any) -> list[jax.ShapeDtypeStruct]:
-    """Descriptions of what the function takes.
+    """Shapes and types of the function's arguments.
 
     Args:
-        parts: of the agent.
-        batch: N, a number or a symbol.
+        parts: parts of the agent.
+        batch: batch size N, a number or a symbolic dimension.
     """
     return [jax.ShapeDtypeStruct((batch, *p.shape), p.program_dtype) for p in inputs(parts)]
 
 
 def describe(parts: Parts) -> dict[str, Any]:
-    """All that a user of the file has to know, as JSON."""
+    """A JSON description of the exported function for its users."""
     config = configs.to_json(parts.config)
     return {
         "env": parts.config.env,
@@ -80,44 +80,44 @@ def _described(port: Port) -> dict[str, Any]:
 
 
 def refuse_64_bits(parts: Parts, format: str) -> None:
-    """Programs count in 32 bits, which not every choice of an environment does.
+    """Refuse observations or actions with integers that do not fit in 32 bits.
 
     Raises:
-        ConfigError: one starts beyond them.
+        ConfigError: the name and the range of the values, and a remedy.
     """
     for port in (*inputs(parts), output(parts)):
         if not port.fits:
             raise ConfigError(
                 f"{port.name} has values from {int(np.min(port.low))} to {int(np.max(port.high))}, "
-                f"and a file of format {format} counts in 32 bits; use --format safetensors, and "
+                f"but a file of format {format} uses 32-bit integers; use --format safetensors and "
                 "ppo_jax.load(FILE)"
             )
 
 
 def refuse_memory(parts: Parts, format: str) -> None:
-    """A policy with memory is no function of one observation.
+    """Refuse a recurrent policy, whose action depends on more than one observation.
 
     Raises:
-        ConfigError: it is one.
+        ConfigError: the policy is recurrent; the message gives a remedy.
     """
     if parts.has_memory:
         kind = "" if parts.config.memory == "none" else f" ({parts.config.memory})"
         raise ConfigError(
-            f"this policy has a memory{kind}, and a file of format {format} is a "
-            "function of one observation; use --format safetensors, and ppo_jax.load(FILE), which "
-            "remembers"
+            f"this policy is recurrent{kind}, but a file of format {format} is a function of one "
+            "observation; use --format safetensors and ppo_jax.load(FILE), which keeps the "
+            "recurrent state"
         )
 
 
 def require(format: str, *packages: str) -> None:
-    """Refuse before anything is read or compiled.
+    """Refuse a format whose packages are missing, before anything is read or compiled.
 
     Args:
-        format: of the file, and name of the extra that brings the packages.
-        packages: that it needs.
+        format: name of the format, which is also the name of the extra with its packages.
+        packages: names of the required packages.
 
     Raises:
-        ConfigError: one is missing, with what to do.
+        ConfigError: a package is missing; the message gives the command that installs it.
     """
     for package in packages:
         if not importlib.util.find_spec(package):

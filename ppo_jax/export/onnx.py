@@ -1,4 +1,4 @@
-"""ONNX, through jax2onnx: a graph for onnxruntime and what else reads it, without jax."""
+"""Export to ONNX with jax2onnx: a graph for onnxruntime and other tools, without JAX."""
 
 import contextlib
 import io
@@ -14,35 +14,35 @@ from ppo_jax.config import ConfigError
 from ppo_jax.export import interface
 from ppo_jax.runs import files
 
-# Of 2024: what runs ONNX today knows it.
+# Operator set version from 2024, which current runtimes support.
 OPSET = 21
 PACKAGES = ("jax2onnx", "onnxruntime")
 
 
 def check(parts: Parts) -> None:
-    """Refuse what is no function of one observation in 32 bits."""
+    """Refuse recurrent policies and integers that do not fit in 32 bits."""
     interface.refuse_memory(parts, "onnx")
     interface.refuse_64_bits(parts, "onnx")
 
 
 def write(parts: Parts, path: Path) -> list[Path]:
-    """The graph, its inputs and output by name, its batch dimension N free.
+    """Write the graph with named inputs and output and a free batch dimension N.
+
+    Inputs and output have the types of the environment, including int64 and float64.
 
     Args:
-        parts: of the agent.
-        path: of the file.
-
-    Inputs and output have the environment's types: int64 and float64 where it has those.
+        parts: parts of the agent.
+        path: path of the file.
 
     Returns:
-        The file.
+        A list with the path of the file.
 
     Raises:
-        ConfigError: jax2onnx has no counterpart for something in the network.
+        ConfigError: jax2onnx cannot convert an operation of the network.
     """
     try:
         model = _convert(parts)
-    except Exception as error:  # whatever a converter meets
+    except Exception as error:  # the converter may raise any exception
         text = str(error).strip() or type(error).__name__
         raise ConfigError(
             f"jax2onnx cannot convert this policy: {text.splitlines()[0]}; use --format stablehlo "
@@ -57,8 +57,8 @@ def write(parts: Parts, path: Path) -> list[Path]:
 
 
 def _convert(parts: Parts) -> Any:
-    # jax2onnx talks while it is imported and while it works: tracebacks of plugins that no policy
-    # needs.
+    # jax2onnx prints text while it is imported and while it works, such as tracebacks of plugins
+    # that are not needed.
     logging.disable(logging.WARNING)
     try:
         import jax2onnx
@@ -78,7 +78,7 @@ def _convert(parts: Parts) -> Any:
 
 
 def _in_the_types_of_the_environment(graph: Any, parts: Parts) -> None:
-    """Put a cast before each input and behind the output whose type is another one in 32 bits."""
+    """Insert casts at inputs and at the output where the environment uses 64-bit types."""
     from onnx import helper
 
     for value, port in zip(graph.input, interface.inputs(parts), strict=True):

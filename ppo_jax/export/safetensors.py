@@ -1,4 +1,4 @@
-"""safetensors: the weights and the statistics by name; the header has the configuration."""
+"""Export to safetensors: named weights and running statistics; the configuration as header."""
 
 from pathlib import Path
 
@@ -11,29 +11,29 @@ PACKAGES: tuple[str, ...] = ()
 
 
 def check(parts: Parts) -> None:
-    """Every policy is its weights, if what they belong to can be made again by name.
+    """Refuse a policy that cannot be rebuilt from names in its configuration.
 
     Raises:
-        ConfigError: it cannot: an object that was given from Python has no name.
+        ConfigError: the run uses an object that was given from Python and has no import path.
     """
     names = [str(getattr(parts.config, name)) for name in CODE]
     objects = [name for name in names if references.is_text(name)]
     if objects:
         raise ConfigError(
-            f"a file of format safetensors names what its weights belong to, and {objects[0]} has "
-            "no name to import it by; put it into a module, or use --format stablehlo"
+            f"a file of format safetensors refers to code by name, and {objects[0]} cannot be "
+            "imported by name; put it into a module, or use --format stablehlo"
         )
 
 
 def write(parts: Parts, path: Path) -> list[Path]:
-    """Weights as `params.actor.body.Dense_0.kernel`, statistics as `obs.mean`.
+    """Write weights, such as `params.actor.body.Dense_0.kernel`, and statistics, as `obs.mean`.
 
     Args:
-        parts: of the agent.
-        path: of the file, which `ppo_jax.load` reads if it ends in .safetensors.
+        parts: parts of the agent.
+        path: path of the file; `ppo_jax.load` can read it if it ends in .safetensors.
 
     Returns:
-        The file.
+        A list with the path of the file.
     """
     weights.write(path, saved_arrays(parts), interface.describe(parts))
     return [path]

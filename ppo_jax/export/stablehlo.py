@@ -1,4 +1,4 @@
-"""StableHLO: a program for any number of observations, on CPU and CUDA, that needs jax alone."""
+"""Export to StableHLO: a program for any batch size, on CPU and CUDA, that requires only JAX."""
 
 from pathlib import Path
 
@@ -9,24 +9,24 @@ from ppo_jax.export import interface
 from ppo_jax.runs import files
 
 PLATFORMS = ("cpu", "cuda")
-PACKAGES = ("flatbuffers",)  # which jax.export writes with
+PACKAGES = ("flatbuffers",)  # required by jax.export
 
 
 def check(parts: Parts) -> None:
-    """Refuse what is no function of one observation in 32 bits."""
+    """Refuse recurrent policies and integers that do not fit in 32 bits."""
     interface.refuse_memory(parts, "stablehlo")
     interface.refuse_64_bits(parts, "stablehlo")
 
 
 def write(parts: Parts, path: Path) -> list[Path]:
-    """The program, as `jax.export` serialises it, and beside it PATH.json, which describes it.
+    """Write the program, serialised by `jax.export`, and its description PATH.json.
 
     Args:
-        parts: of the agent.
-        path: of the file.
+        parts: parts of the agent.
+        path: path of the file.
 
     Returns:
-        The files.
+        The paths of both files.
     """
     (batch,) = jax.export.symbolic_shape("N")
     policy = jax.jit(interface.function(parts))

@@ -1,8 +1,8 @@
-"""An exported file, reloaded in a fresh process by what its users have, acts as the run does.
+"""Verification of exported files: actions are compared in a new process that reads only the file.
+
+The new process runs
 
     python -m ppo_jax.export.verify FORMAT FILE OBSERVATIONS.npz ACTIONS.npz
-
-is the fresh process: it reads no run, only the file.
 """
 
 import os
@@ -21,31 +21,31 @@ from ppo_jax.envs import spaces
 from ppo_jax.types import PyTree
 
 OBSERVATIONS = 256
-# Programs may sum in another order; actions that are numbers then differ in their last digits.
+# Programs may sum in a different order, so that real-valued actions differ in their last digits.
 TOLERANCE = 1e-4
 
 
 class NotTheSame(RuntimeError):
-    """The file acts otherwise than the run."""
+    """Actions of the exported file differ from those of the run."""
 
 
 def compare(parts: Parts, format: str, path: Path) -> tuple[int, float]:
-    """Reload a file in a fresh process and compare what it does with what the agent does.
+    """Reload a file in a new process and compare its actions with those of the agent.
 
     Args:
-        parts: of the agent.
-        format: of the file.
-        path: of the file.
+        parts: parts of the agent.
+        format: name of the format.
+        path: path of the file.
 
     Returns:
         (number of observations, largest difference of an action)
 
     Raises:
-        NotTheSame: the file cannot be reloaded, or an action differs: integers at all, numbers by
-            more than 1e-4 of the largest.
+        NotTheSame: the file cannot be reloaded, an integer action differs, or a real-valued action
+            differs by more than 1e-4 of the largest action.
     """
     obs = parts.codec.unread(observations(parts.observation_space, parts.obs, OBSERVATIONS))
-    # Accelerators round products by default, and the fresh process is on the CPU.
+    # Accelerators round matrix products by default, and the new process runs on the CPU.
     exact = parts._replace(policy=precision.apply("highest", parts.policy))
     agent = Agent(exact)
     expected = agent.act_on(obs)
@@ -55,8 +55,8 @@ def compare(parts: Parts, format: str, path: Path) -> tuple[int, float]:
     types = (expected.dtype, parts.codec.action.port.program_dtype)
     if found.shape != expected.shape or found.dtype not in types:
         raise NotTheSame(
-            f"{path} gives actions {found.shape} {found.dtype}, the run {expected.shape} "
-            f"{expected.dtype}"
+            f"{path} returns actions {found.shape} {found.dtype}, but the run "
+            f"{expected.shape} {expected.dtype}"
         )
     pairs = ((found, expected), (found_alone, alone))
     difference = max(float(np.max(np.abs(a.astype(float) - b), initial=0)) for a, b in pairs)
@@ -64,39 +64,39 @@ def compare(parts: Parts, format: str, path: Path) -> tuple[int, float]:
     allowed = 0.0 if whole else TOLERANCE * max(1.0, float(np.max(np.abs(expected))))
     if not difference <= allowed:
         raise NotTheSame(
-            f"{path} does not act as the run does: of {len(expected)} observations, the largest "
-            f"difference of an action is {difference:.3g}; the file is not to be used"
+            f"the actions of {path} differ from those of the run: for {len(expected)} "
+            f"observations, the largest difference is {difference:.3g}; do not use the file"
         )
     return len(expected), difference
 
 
 def _in_a_fresh_process(format: str, path: Path, obs: list[Any]) -> tuple[np.ndarray, np.ndarray]:
-    """The actions for all observations at once, and for the first alone."""
+    """The actions of the file for all observations together, and for the first one alone."""
     with tempfile.TemporaryDirectory() as name:
         inputs, actions = Path(name, "observations.npz"), Path(name, "actions.npz")
         np.savez(inputs, *obs)
         command = [sys.executable, "-m", __name__, format, str(path), str(inputs), str(actions)]
-        # The CPU: an accelerator is this process's own.
+        # The new process uses the CPU, because this process may hold the accelerator.
         environment = {**os.environ, "JAX_PLATFORMS": "cpu"}
         result = subprocess.run(command, env=environment, capture_output=True, text=True)
         if result.returncode:
             last = (result.stderr.strip() or "no message").splitlines()[-1]
-            raise NotTheSame(f"{path} cannot be reloaded in a fresh process: {last}")
+            raise NotTheSame(f"{path} cannot be reloaded in a new process: {last}")
         with np.load(actions) as file:
             return file["all"], file["first"]
 
 
 def observations(space: PyTree, seen: PyTree, count: int, seed: int = 0) -> PyTree:
-    """Observations to compare on: those the run saw last, and others of the same space around them.
+    """Observations for the comparison: those of the run, and random ones around them.
 
     Args:
-        space: of observations.
-        seen: [N, ...] real ones, which come first.
-        count: how many are wanted.
-        seed: of the others.
+        space: observation space.
+        seen: [N, ...] observations of the run, which come first.
+        count: number of observations.
+        seed: seed of the random observations.
 
     Returns:
-        [count, ...] of the same structure and types.
+        Observations [count, ...] with the structure and the types of `seen`.
     """
     rng = np.random.default_rng(seed)
 
@@ -109,7 +109,7 @@ def observations(space: PyTree, seen: PyTree, count: int, seed: int = 0) -> PyTr
 
 
 def _varied(rng: np.random.Generator, space: spaces.Space, x: np.ndarray) -> np.ndarray:
-    """Numbers with noise as large as they are; anything else drawn anew from its space."""
+    """Add noise of the data's scale to real numbers; draw integers from their space."""
     if np.issubdtype(x.dtype, np.floating):
         scale = np.std(x, axis=0) + 0.1 if len(x) else 1.0
         return (x + scale * rng.standard_normal(x.shape)).astype(x.dtype)
@@ -141,7 +141,7 @@ def _onnx(path: Path, obs: list[np.ndarray]) -> np.ndarray:
 def _safetensors(path: Path, obs: list[np.ndarray]) -> np.ndarray:
     from ppo_jax.runs.trust import Given
 
-    parts = read_weights(path, Given(trust=True))  # written a moment ago, by a run that was loaded
+    parts = read_weights(path, Given(trust=True))  # written by this process, from a loaded run
     return Agent(parts).act_on(obs)
 
 
@@ -149,7 +149,7 @@ RELOAD = {"stablehlo": _stablehlo, "onnx": _onnx, "safetensors": _safetensors}
 
 
 def main(format: str, path: str, inputs: str, actions: str) -> None:
-    """What the fresh process does."""
+    """Run the exported policy on the observations; called in the new process."""
     with np.load(inputs) as file:
         obs = [file[f"arr_{k}"] for k in range(len(file.files))]
     act = RELOAD[format]

@@ -1,1 +1,1 @@
-"""What touches a folder, a signal or a terminal while something is trained."""
+"""Running a job on this machine: run folders, checkpoints, signals and the terminal display."""

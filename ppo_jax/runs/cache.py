@@ -1,4 +1,4 @@
-"""Compiled programs that outlive the process: the second start of a command compiles nothing."""
+"""A persistent compilation cache, so that the second start of a command compiles nothing."""
 
 import contextlib
 import hashlib
@@ -8,22 +8,23 @@ from pathlib import Path
 
 import jax
 
-# Programs that compile faster than this are not worth a file.
+# Programs that compile in less time than this are not stored.
 MIN_COMPILE_SECONDS = 0.3
 MAX_BYTES = 2**30
 
 
 def use() -> None:
-    """Let JAX keep what it compiles in the user's cache folder, and look there first.
+    """Make JAX store compiled programs in the user's cache folder and reuse them from there.
 
-    $XDG_CACHE_HOME/ppo_jax or ~/.cache/ppo_jax. What the user has set stays:
-    JAX_COMPILATION_CACHE_DIR names another folder, JAX_ENABLE_COMPILATION_CACHE=false switches it
-    off. Where nothing can be written everything works as before, only slower. An entry that a kill
-    left incomplete costs a warning and a compilation until the folder is deleted.
+    The folder is $XDG_CACHE_HOME/ppo_jax, or ~/.cache/ppo_jax. Settings of the user take
+    precedence: JAX_COMPILATION_CACHE_DIR names another folder, and
+    JAX_ENABLE_COMPILATION_CACHE=false disables the cache. If the folder is not writable, programs
+    are compiled anew in each process. If a killed process left an incomplete entry, JAX prints a
+    warning and compiles that program anew until the folder is deleted.
     """
     if jax.config.jax_compilation_cache_dir is not None:  # type: ignore[attr-defined]
         return
-    # RuntimeError: a user without a home.
+    # Path.home() raises RuntimeError if the user has no home directory.
     with contextlib.suppress(OSError, RuntimeError, ValueError):
         home = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
         folder = Path(home) / "ppo_jax" / f"compiled-{_processor()}"
@@ -37,7 +38,7 @@ def use() -> None:
 
 
 def _processor() -> str:
-    """Names the kind of CPU: a home folder may be shared by machines whose code differs."""
+    """A digest of the CPU type, because machines that share a home folder may need other code."""
     info = Path("/proc/cpuinfo")
     lines = info.read_text().splitlines() if info.exists() else []
     features = next((line for line in lines if line.startswith(("flags", "Features"))), "")
@@ -45,14 +46,15 @@ def _processor() -> str:
 
 
 def _trim(folder: Path) -> None:
-    """Delete the files that were written first until the rest is at most MAX_BYTES.
+    """Delete the oldest files until the folder holds at most MAX_BYTES.
 
-    JAX's own limit, jax_compilation_cache_max_size, needs the package filelock, without which
-    nothing is cached, and JAX 0.10 stores nothing in a folder that has entries from before.
+    JAX's own limit, jax_compilation_cache_max_size, is not used: it requires the package filelock,
+    without which nothing is cached, and with it JAX 0.10 stores nothing in a folder that already
+    has entries.
     """
     files = []
     for path in folder.iterdir():
-        with contextlib.suppress(OSError):  # another process trims too
+        with contextlib.suppress(OSError):  # another process may delete files at the same time
             files.append((path.stat().st_mtime, path.stat().st_size, path))
     total = sum(size for _, size, _ in files)
     for _, size, path in sorted(files):

@@ -1,13 +1,14 @@
-"""Saving and restoring one TrainState, bit for bit (Orbax, with digests of our own).
+"""Saving and restoring a TrainState bit for bit (Orbax, with additional digests).
 
-Orbax writes a step atomically but keeps no digests: most single flipped bits would come back as
-wrong numbers. Each step therefore has a manifest of SHA-256 sums beside it, its own included,
-written last, after the step was read back from the disk; a step without one, or which differs from
-it, counts as damaged and the one before it is used.
+Orbax writes a step atomically but stores no digests, so that most single flipped bits would be read
+back as wrong numbers. Each step therefore has a manifest STEP.json beside it with the SHA-256
+digests of its files and of the manifest itself. The manifest is written last, after the step has
+been read back from the disk. A step without a manifest, or with files that differ from it, is
+damaged, and the previous step is used instead.
 
-While a step is written or deleted a file `.STEP.saving` says so. Without it, a step that has no
-manifest is not what a crash left: somebody deleted the manifest, or the folder is somebody else's.
-Such a step is never deleted.
+The file `.STEP.saving` exists while a step is being written or deleted. If a step has neither this
+file nor a manifest, it was not left by a crash: the manifest was deleted later, or another program
+wrote the folder. Such a step is never deleted.
 """
 
 import contextlib
@@ -33,36 +34,36 @@ from ppo_jax.runs import files, manifest
 from ppo_jax.runs.files import delete, write_json
 from ppo_jax.types import PyTree
 
-# Orbax logs what it then raises, too.
+# Orbax also logs the errors that it raises.
 logging.getLogger("absl").setLevel(logging.CRITICAL)
-# States up to this size are compared with what is read back; of larger ones, which would need their
-# memory twice, the structure and the digests are.
+# States up to this size are compared with what is read back. For larger states, which would need
+# twice their memory, only the structure and the digests are checked.
 COMPARED_BYTES = 2**26
-# Orbax takes some characters of a path for a pattern and cannot read what it wrote there.
+# Orbax interprets some characters in a path as a pattern and then cannot read the path again.
 PLAIN_PATH = re.compile(r"[\w./=,@:+~ -]+", re.ASCII)
 LONGEST_PATH = 1000
-# What else is ours among the checkpoints, besides STEP/ and STEP.json.
+# Other files that this module writes among the checkpoints, besides STEP/ and STEP.json.
 SAVING = re.compile(r"\.(\d+)\.saving")
 LEFTOVER = re.compile(r"\d+\.orbax-checkpoint-tmp(-\d+)?|\.\d+\.json\.tmp")
 UNVERIFIED = re.compile(r"\d+\.unverified\d*(\.json)?")
 
 
 class CheckpointError(RuntimeError):
-    """Nothing can be restored: where, why, and what to do."""
+    """No checkpoint can be restored; the message gives the folder, the reason and a remedy."""
 
 
 class Checkpoints:
-    """The checkpoints of one run: the last few and the best.
+    """The checkpoints of one run: the most recent ones and the best one.
 
     Args:
-        directory: absolute; created when something is saved.
-        identity: JSON that a checkpoint must share with the run that restores it (environment,
-            algorithm, network), so that one from elsewhere is refused by name.
-        keep: how many of the latest to keep, beside the best.
-        defaults: what a checkpoint was made with that says nothing of it, because the option is
-            younger than the checkpoint.
-        older: names of an identity that checkpoints have no longer, and that do not count.
-        folder: whose manifest lists the checkpoints; None: none does.
+        directory: folder of the checkpoints, an absolute path; created by the first save.
+        identity: JSON value that a checkpoint must share with the run that restores it
+            (environment, algorithm, network); other checkpoints are refused with a message.
+        keep: number of most recent checkpoints to keep, in addition to the best.
+        defaults: values for parts of the identity that older checkpoints lack, because the option
+            did not exist when they were written.
+        older: names of parts of the identity that only older checkpoints have, and are ignored.
+        folder: folder whose manifest lists the checkpoints; None if there is no such manifest.
     """
 
     def __init__(
@@ -81,34 +82,34 @@ class Checkpoints:
         self.keep, self.older, self.folder = keep, older, folder
 
     def steps(self) -> list[int]:
-        """Complete checkpoints, oldest first."""
+        """Numbers of the complete checkpoints, oldest first."""
         return sorted(int(p.stem) for p in self.directory.glob("*.json") if _is_step(p.stem))
 
     def best(self) -> int | None:
-        """The step with the highest score, the later of equals."""
+        """The step with the highest score (the latest of equal scores); None without scores."""
         scores = {step: self._manifest(step).get("score") for step in self.steps()}
         known = [(score, step) for step, score in scores.items() if score is not None]
         return max(known)[1] if known else None
 
     def save(self, step: int, state: PyTree, score: float | None = None, notes: Any = None) -> None:
-        """Write a checkpoint, read it back, then delete those no longer needed.
+        """Write a checkpoint, verify it, then delete those that are no longer needed.
 
         Args:
             step: number of updates made.
-            state: a TrainState.
-            score: what "best" goes by; None if there is nothing to judge by.
-            notes: JSON to keep with it.
+            state: the state to save, a TrainState.
+            score: number by which the best checkpoint is chosen; None if there is no score.
+            notes: JSON value to store in the manifest.
 
         Raises:
-            OSError: the disk refused, or gave back something else; earlier checkpoints are
-                untouched.
+            OSError: the checkpoint cannot be written or differs when read back; earlier checkpoints
+                are unchanged.
         """
         if not self.directory.parent.is_dir():
-            raise OSError(f"the folder {self.directory.parent} is gone")
+            raise OSError(f"the folder {self.directory.parent} does not exist any more")
         self._make_room(step)
         try:
             self._write(step, state, {"score": score} | ({"notes": notes} if notes else {}))
-        except Exception as error:  # a full disk is a ValueError to Orbax
+        except Exception as error:  # Orbax raises ValueError if the disk is full
             _ignore_late_writes()
             self.discard(step)
             self.clean()
@@ -119,11 +120,11 @@ class Checkpoints:
             self.discard(old)
 
     def _make_room(self, step: int) -> None:
-        """Nothing is left of an earlier checkpoint of this step; what is not ours is moved."""
+        """Delete an earlier checkpoint of this step; rename files that this run did not write."""
         if self._is_foreign(step):
             kept = files.aside(self.directory / str(step))
             warnings.warn(
-                f"{self.directory / str(step)} is in the way of checkpoint {step} and has no "
+                f"{self.directory / str(step)} occupies the place of checkpoint {step} and has no "
                 f"manifest; it is kept as {kept.name}",
                 stacklevel=3,
             )
@@ -131,7 +132,7 @@ class Checkpoints:
         self.discard(step)
 
     def _is_foreign(self, step: int) -> bool:
-        """Whether something has the name of a step that is neither a checkpoint nor half of one."""
+        """Whether a path has the name of a step but was not written by this class."""
         there = os.path.lexists(self.directory / str(step))
         return there and step not in self.steps() and not self._saving(step).exists()
 
@@ -155,10 +156,10 @@ class Checkpoints:
         delete(self._saving(step))
 
     def _read_back(self, step: int, state: PyTree, manager: ocp.CheckpointManager) -> None:
-        """Refuse a checkpoint that does not come back as it was.
+        """Verify that a checkpoint can be read back unchanged.
 
         Raises:
-            OSError: what differs.
+            OSError: the first array that differs.
         """
         wanted, wrong = _flatten(state), list[str]()
         if sum(x.size * x.dtype.itemsize for x in wanted.values()) <= COMPARED_BYTES:
@@ -173,13 +174,13 @@ class Checkpoints:
                 found = orbax.metadata(path / str(step) / "state").item_metadata.tree
             wrong = [n for n, x in wanted.items() if n not in found or found[n].shape != x.shape]
         if wrong:
-            raise OSError(f"the checkpoint came back otherwise than it was written: {wrong[0]}")
+            raise OSError(f"the checkpoint differs from the saved state when read back: {wrong[0]}")
 
     def rehearse(self) -> None:
-        """Save and read something small where the path is unusual, before anything is trained.
+        """Save and read a small test checkpoint before training, if the path is unusual.
 
         Raises:
-            OSError: nothing can be saved there.
+            OSError: checkpoints cannot be saved in this folder.
         """
         path = str(self.directory.absolute())
         if not PLAIN_PATH.fullmatch(path) or len(os.fsencode(path)) > LONGEST_PATH:
@@ -193,9 +194,10 @@ class Checkpoints:
                 self.directory.rmdir()
 
     def discard(self, step: int) -> None:
-        """Delete a checkpoint, its manifest first so that it never looks complete.
+        """Delete a checkpoint, its manifest first, so that a partial deletion is never valid.
 
-        What was not left by a crash and has no whole manifest is set aside: it need not be ours.
+        A step that was not left by a crash and has no valid manifest is renamed instead, because
+        another program may have written it.
         """
         saving = self._saving(step)
         if not os.path.lexists(saving) and not self._manifest(step):
@@ -209,29 +211,31 @@ class Checkpoints:
         return None
 
     def orphans(self) -> list[int]:
-        """Checkpoints whose manifest is gone, oldest first; not those of a crash while saving."""
+        """Checkpoints without a manifest, oldest first, except those of a crash while saving."""
         found = {int(p.name) for p in self.directory.glob("*") if _is_step(p.name)}
         whole = {s for s in found if self._is_orbax(s)}
         saving = {s for s in whole if os.path.lexists(self._saving(s))}
         return sorted(whole - saving - set(self.steps()))
 
     def clean(self, after: int | None = None) -> None:
-        """Delete what a crash while saving left behind; move aside what is later than `after`,
-        which is damaged. Nothing else is touched."""
+        """Delete the remains of a crash while saving; rename checkpoints later than `after`.
+
+        Later checkpoints are damaged. No other file is changed.
+        """
         for step in [s for s in self.steps() if after is not None and s > after]:
             self._set_aside(step)
         there = [*self.directory.glob("*"), *self.directory.glob(".*")]
         for path in there:
             unfinished = SAVING.fullmatch(path.name)
             if unfinished and int(unfinished[1]) in self.steps():
-                delete(path)  # killed between the manifest and this
+                delete(path)  # the process ended after writing the manifest
             elif unfinished:
                 self.discard(int(unfinished[1]))
             elif LEFTOVER.fullmatch(path.name) or files.TEMPORARY.fullmatch(path.name):
                 delete(path)
 
     def clear(self) -> None:
-        """Delete all checkpoints of the run; what is not ours stays."""
+        """Delete all checkpoints of the run and no other files."""
         self.clean()
         for step in self.steps():
             if self._manifest(step) or self._is_orbax(step):
@@ -245,24 +249,24 @@ class Checkpoints:
         files.remove_empty(self.directory)
 
     def _set_aside(self, step: int) -> None:
-        """Take a damaged checkpoint out of the count, and keep it."""
+        """Rename a damaged checkpoint, so that it is kept but not used."""
         self._drop(step)
         for path in (self.directory / f"{step}.json", self.directory / str(step)):
             if os.path.lexists(path):
                 path.rename(files.aside(path))
 
     def _drop(self, step: int) -> None:
-        """The folder's manifest lists a checkpoint no more."""
+        """Remove a checkpoint from the manifest of the folder."""
         if self.folder is not None:
             with contextlib.suppress(OSError):  # a full disk
                 manifest.note(self.folder, drop=[self._listed(step)])
 
     def _is_orbax(self, step: int) -> bool:
-        """Whether Orbax wrote what has the name of a step."""
+        """Whether the folder with the name of a step was written by Orbax."""
         return (self.directory / str(step) / "_CHECKPOINT_METADATA").is_file()
 
     def _announce(self, step: int) -> None:
-        """Say that a step without a manifest is our doing, until that file is deleted."""
+        """Create the file that identifies a step as being written or deleted."""
         with contextlib.suppress(FileExistsError):
             os.close(os.open(self._saving(step), os.O_WRONLY | os.O_CREAT | os.O_EXCL))
 
@@ -270,29 +274,32 @@ class Checkpoints:
         return self.directory / f".{step}.saving"
 
     def _listed(self, step: int) -> str:
-        """The name of a checkpoint in the manifest of its folder."""
+        """The name under which the folder's manifest lists a checkpoint."""
         return f"{self.directory.name}/{step}.json"
 
     def notes(self, step: int) -> Any:
-        """What was kept with a checkpoint; None if nothing was."""
+        """The notes stored with a checkpoint; None if there are none."""
         return self._manifest(step).get("notes")
 
     def restore(self, example: PyTree, step: int | None = None) -> tuple[int, PyTree]:
-        """The latest checkpoint that is whole, or a given one.
+        """Restore the latest valid checkpoint, or a given one.
 
         Args:
             example: a TrainState of the same configuration, or its shapes (`jax.eval_shape`).
-            step: a particular step; damage is then an error.
+            step: number of the checkpoint, which must be valid; None for the latest valid one.
 
         Returns:
             (step, state)
 
         Raises:
-            CheckpointError: there is none, all are damaged, or they are another run's.
+            CheckpointError: there is no checkpoint, all are damaged, or they belong to a different
+                configuration.
         """
         candidates = self.steps()[::-1] if step is None else [step]
         if files.leads_out(self.directory, self.directory.parent):
-            raise CheckpointError(f"{self.directory} is a link out of its folder: not followed")
+            raise CheckpointError(
+                f"{self.directory} is a link that leads out of its folder, and is not followed"
+            )
         if step is None:
             self._warn_of_orphans(candidates)
         if not candidates:
@@ -305,26 +312,26 @@ class Checkpoints:
                 return candidate, self._read(candidate, example)
             problems.append(f"checkpoint {candidate}: {damage}")
             if step is None:
-                warnings.warn(f"{problems[-1]}; trying the one before", stacklevel=2)
+                warnings.warn(f"{problems[-1]}; trying the previous one", stacklevel=2)
         raise CheckpointError(
-            f"nothing to restore in {self.directory}: {'; '.join(problems)}. "
+            f"no checkpoint in {self.directory} can be restored: {'; '.join(problems)}. "
             "Copy the directory back from a backup, or start again with --overwrite"
         )
 
     def _warn_of_orphans(self, steps: list[int]) -> None:
-        """Say that a later checkpoint cannot be used."""
+        """Warn of later checkpoints that cannot be used because their manifest is missing."""
         for orphan in (s for s in self.orphans() if s > max(steps, default=0)):
             older = f"checkpoint {steps[0]} is used" if steps else "there is no other"
             warnings.warn(
-                f"{self.directory / f'{orphan}.json'} is gone, so that checkpoint {orphan} cannot "
-                f"be verified: {older}. Copy that file back from a backup to use the later one, "
-                "which is not deleted",
+                f"{self.directory / f'{orphan}.json'} is missing, so that checkpoint {orphan} "
+                f"cannot be verified: {older}. To use the later checkpoint, which is not deleted, "
+                "copy that file back from a backup",
                 stacklevel=3,
             )
 
     @contextlib.contextmanager
     def _manager(self) -> Iterator[ocp.CheckpointManager]:
-        """Orbax's manager of the directory, by a path that it can read."""
+        """Orbax's checkpoint manager for the directory, with a path that Orbax can read."""
         settings = ocp.CheckpointManagerOptions(enable_async_checkpointing=False, create=True)
         with (
             _alone(),
@@ -334,7 +341,7 @@ class Checkpoints:
             yield manager
 
     def _manifest(self, step: int) -> dict[str, Any]:
-        """What was written about a step; {} if that is damaged itself."""
+        """The manifest of a step; {} if it is missing or damaged."""
         try:
             content = json.loads(files.read_text(self.directory / f"{step}.json"))
             whole = content.pop("sha256") == _digest_of(content)
@@ -343,7 +350,7 @@ class Checkpoints:
         return content if whole else {}
 
     def _damage(self, step: int) -> str | None:
-        """What is wrong with a step's files, or None."""
+        """A description of the damage to a step's files; None if there is no damage."""
         expected = self._manifest(step).get("files")
         if expected is None:
             return "its manifest is damaged"
@@ -363,7 +370,7 @@ class Checkpoints:
                 f"{k} ({theirs.get(k)!r} there, {ours.get(k)!r} here)" for k in differing
             )
             raise CheckpointError(
-                f"checkpoint {step} in {self.directory} is of another configuration: {listed}"
+                f"checkpoint {step} in {self.directory} is from a different configuration: {listed}"
             )
         stored, wanted = about["leaves"], _describe(_flatten(example))
         differing = [k for k in sorted({*stored, *wanted}) if stored.get(k) != wanted.get(k)]
@@ -397,11 +404,11 @@ class Checkpoints:
 
 @contextlib.contextmanager
 def _alone() -> Iterator[None]:
-    """Orbax takes this process for the only one during a block.
+    """Make Orbax treat this process as the only one within the block.
 
-    Of several processes one saves, with the whole state on a device of its own. Orbax has all of
-    them take part, with arrays that each has a part of: the others would have to wait for the disk,
-    and a checkpoint would look different.
+    If there are several processes, one of them saves the whole state from a single device. Orbax
+    would instead use all processes, each with its part of the arrays: the others would have to wait
+    for the disk, and checkpoints would have a different format.
     """
     if jax.process_count() == 1:
         yield
@@ -416,8 +423,7 @@ def _alone() -> Iterator[None]:
 
 @contextlib.contextmanager
 def _plain_path(path: Path) -> Iterator[Path]:
-    """A path without the characters that Orbax takes for a pattern: where it has some, a link that
-    leads to it from a temporary folder."""
+    """A path that Orbax can read: the path itself, or a link to it from a temporary folder."""
     if PLAIN_PATH.fullmatch(str(path)):
         yield path
         return
@@ -429,14 +435,14 @@ def _plain_path(path: Path) -> Iterator[Path]:
 
 
 def _ignore_late_writes() -> None:
-    """Nothing more is printed of a save that failed.
+    """Suppress messages about the remaining writes of a failed save.
 
-    Writes that end after Orbax has closed its event loop have nobody to tell, and Python prints a
-    traceback of each, by either of two ways.
+    Writes that end after Orbax has closed its event loop cannot report their error, and Python
+    prints a traceback for each, through the unraisable hook or the asyncio log.
     """
     if getattr(sys.unraisablehook, "func", None) is not _tell:
         sys.unraisablehook = functools.partial(_tell, sys.unraisablehook)
-    logging.getLogger("asyncio").addFilter(_is_no_late_write)  # added twice it is there once
+    logging.getLogger("asyncio").addFilter(_is_no_late_write)  # adding it again has no effect
 
 
 def _tell(hook: Callable[[Any], Any], about: Any) -> None:
@@ -453,7 +459,7 @@ def _is_closed_loop(error: BaseException | None) -> bool:
 
 
 def _is_step(name: str) -> bool:
-    """Whether a name is a number as we write it."""
+    """Whether a name is a step number as this module writes it."""
     return name.isascii() and name.isdecimal()
 
 
@@ -462,7 +468,7 @@ def _digest_of(content: dict[str, Any]) -> str:
 
 
 def _flatten(tree: PyTree) -> dict[str, Any]:
-    """Leaves by their path, in the tree's order: readable names in the file, no empty nodes."""
+    """Leaves by their path, in the tree's order, so that arrays have readable names in the file."""
     leaves = jax.tree_util.tree_leaves_with_path(tree)
     return {jax.tree_util.keystr(path): leaf for path, leaf in leaves}
 
@@ -479,7 +485,7 @@ def _same(a: Any, b: Any) -> bool:
 
 
 def _digests(directory: Path, sync: bool = False) -> dict[str, str]:
-    """SHA-256 of each regular file in a directory; with `sync` they are on the disk before."""
+    """SHA-256 digests of all regular files in a directory; `sync` first writes them to the disk."""
     found: dict[str, str] = {}
     if directory.is_symlink():
         return found

@@ -1,8 +1,8 @@
 """Up to a thousand updates as one compiled program.
 
-Nothing inside it knows of progress, logs, checkpoints or signals: the host loops over chunks of at
-most a few seconds, and all of that happens in between. What happens inside is the guard: an update
-that leaves a number which is not finite is taken back.
+The program contains no progress display, logging, checkpoints or signal handling: the host runs
+chunks of at most a few seconds and does all of that between them. The program does contain the
+guard, which undoes an update that leaves a number that is not finite.
 """
 
 import dataclasses
@@ -29,10 +29,10 @@ class Outcome(NamedTuple):
     """How a chunk ended.
 
     Attributes:
-        made: [] int32, the number of updates that are in the state.
-        bad: [] bool: the update after them left a number that is not good, and was taken back. Its
-            metrics are in the row after theirs.
-        found: by the guard in the last update that was tried.
+        made: [] int32, number of updates included in the returned state.
+        bad: [] bool, whether the next update left an invalid number and was undone. Its metrics
+            follow those of the updates in the state.
+        found: the guard's result for the last update that was tried.
     """
 
     made: jax.Array
@@ -43,25 +43,25 @@ class Outcome(NamedTuple):
 def make_chunk(
     step: Step, rows: int = MAX_CHUNK, *, may_be_nan: tuple[str, ...] = (), stop: bool = True
 ) -> Chunk:
-    """Up to `rows` updates as one program; their number is an argument, so it compiles once.
+    """Run up to `rows` updates in one program; their number is an argument: one compilation.
 
     Args:
-        step: (state, frozen, floats) -> (state, Metrics), and a guard.Found if it looks at its
-            numbers itself; one update. Its metrics are always looked at.
-        rows: number of updates whose metrics there is room for.
-        may_be_nan: beginnings of the names of metrics that may be NaN.
-        stop: whether a bad update ends the chunk. If not, as where one of many agents is bad, the
-            state stays as it was before it, and the metrics from it on have no value.
+        step: one update, (state, frozen, floats) -> (state, Metrics), or with a guard.Found as a
+            third result if the step checks its own numbers. Its metrics are always checked.
+        rows: largest number of updates, and length of the metrics' arrays.
+        may_be_nan: prefixes of the names of metrics that may be NaN.
+        stop: whether an invalid update ends the chunk. If False, as for one of many agents, the
+            state before that update is kept and all later metrics are marked as absent.
 
     Returns:
-        (state, floats, count, frozen=()) -> (state, Metrics with leaves [rows], of which the first
-        `Outcome.made` are new and NaN is hidden, Outcome)
+        (state, floats, count, frozen=()) -> (state, Metrics with leaves [rows], Outcome). The first
+        `Outcome.made` rows of the metrics are new, and NaN in them is encoded by `guard.hide`.
     """
 
     few = backend.launch_bound()
 
     def chunk(state: Any, floats: PyTree, count: jax.Array, frozen: PyTree = ()) -> Any:
-        # Jitted, it is traced once and not again in the loop.
+        # With jit, the update is traced once and not again inside the loop.
         update = jax.jit(lambda state: _guarded(step(state, frozen, floats), may_be_nan))
         shapes = jax.eval_shape(update, state)
         row = jax.eval_shape(packed.pack, shapes[1]) if few else shapes[1]
@@ -92,7 +92,7 @@ def make_chunk(
 
 
 def _guarded(result: Any, may_be_nan: tuple[str, ...]) -> tuple[Any, Metrics, guard.Found]:
-    """What a step returns, with what the guard says of its metrics and of the rest."""
+    """The result of a step, with the guard's check extended to its metrics."""
     state, metrics, *found = result
     known: guard.Found = found[0] if found else guard.check([])
     real = [
@@ -119,17 +119,17 @@ def compile_chunk(
     donate: bool = True,
     layout: Layout | None = None,
 ) -> Chunk:
-    """The compiled program of `make_chunk`; the state that goes in is used up.
+    """Compile the program of `make_chunk`.
 
     Args:
-        step: as for `make_chunk`.
-        state: arrays, or their shapes.
-        floats, frozen: what the step takes; `frozen` is an argument of the program if it has
-            arrays.
+        step: one update, as for `make_chunk`.
+        state: example arrays of the state, or their shapes.
+        floats, frozen: further arguments of the step; `frozen` is an argument of the program if it
+            has arrays.
         rows, may_be_nan: as for `make_chunk`.
-        donate: whether the state that goes in is used up. Kept, it is what a chunk that fails half
-            way leaves.
-        layout: how several devices share the state; all else they have in common.
+        donate: whether the memory of the input state is reused. If False, the input state is still
+            available after a chunk fails.
+        layout: the partition of the state over several devices; all other arguments are replicated.
     """
     count = jax.ShapeDtypeStruct((), jnp.int32)
     more = (frozen,) if jax.tree.leaves(frozen) else ()
@@ -141,10 +141,10 @@ def compile_chunk(
 
 
 def _on_each_device(chunk: Chunk, layout: Layout, frozen: int) -> Chunk:
-    """A chunk whose program every device runs on its own share of the state.
+    """A chunk that every device runs on its own part of the state.
 
-    The check of values that vary over devices is off: it would add up gradients by itself, and
-    `ppo_jax.parallel` has done so.
+    JAX's check of values that vary over devices (`check_vma`) is off: with it, JAX would sum
+    gradients over the devices, which `ppo_jax.parallel` has already done.
     """
     whole = PartitionSpec()
     return jax.shard_map(
@@ -157,11 +157,10 @@ def _on_each_device(chunk: Chunk, layout: Layout, frozen: int) -> Chunk:
 
 
 def compiler_options() -> dict[str, str | bool]:
-    """XLA's options for the training programs of runs and of sweeps.
+    """XLA options for the training programs of runs and sweeps.
 
-    On CPUs LLVM's first level of optimisation: what it makes is as fast as at the third (within 2 %
-    on CartPole, Pendulum, Breakout and sixteen agents), and compiling takes 5 to 20 % less, the
-    first state half.
+    On CPUs, LLVM's optimisation level 1 is used: the programs run as fast as at level 3 and compile
+    in less time.
     """
     level = "xla_backend_optimization_level"
     if jax.default_backend() != "cpu" or level in os.environ.get("XLA_FLAGS", ""):
@@ -170,5 +169,5 @@ def compiler_options() -> dict[str, str | bool]:
 
 
 def next_count(count: int, seconds: float, limit: int = MAX_CHUNK) -> int:
-    """The number of updates for CHUNK_SECONDS of work, after `count` of them took `seconds`."""
+    """The number of updates that take CHUNK_SECONDS, if `count` updates took `seconds`."""
     return min(limit, max(1, int(CHUNK_SECONDS * count / seconds)))

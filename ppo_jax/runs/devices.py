@@ -1,4 +1,4 @@
-"""The devices of a run: whether JAX has those that were asked for, and how they share a state."""
+"""The devices of a run: checks that JAX has the requested ones, and how they share a state."""
 
 import contextlib
 import importlib.util
@@ -17,30 +17,30 @@ from ppo_jax.config import ConfigError
 from ppo_jax.runs import global_arrays
 from ppo_jax.types import PyTree
 
-# Any of them is there if a driver is: on Linux, in containers, and on Windows' Linux.
+# At least one of these exists if a driver is installed: Linux, containers, Windows' WSL.
 NVIDIA_DRIVER = ("/proc/driver/nvidia/version", "/dev/nvidiactl", "/dev/nvidia0", "/dev/dxg")
 CUDA = ("cuda", "gpu")
 WITHOUT_A_GPU = (
-    "to use an NVIDIA GPU, install its driver and the CUDA packages (pip install 'jax[cuda13]', or "
-    "PPO_JAX_DEVICE=cuda python3 run.py train, which makes an environment with them)"
+    "to use an NVIDIA GPU, install its driver and JAX's CUDA packages (pip install 'jax[cuda13]', "
+    "or PPO_JAX_DEVICE=cuda python3 run.py train, which creates a virtual environment with them)"
 )
 ON_THE_CPU = "to run on the CPU, unset JAX_PLATFORMS or set JAX_PLATFORMS=cpu"
 
 
 def check() -> None:
-    """Refuse platforms that JAX does not have; warn where a GPU was prepared for and is not there.
+    """Refuse platforms that JAX cannot use; warn if CUDA is installed but there is no driver.
 
-    Only where JAX_PLATFORMS names something other than the CPU are the devices started here: a
-    sweep still has to choose the number of its CPU devices.
+    Devices are initialised here only if JAX_PLATFORMS names a platform other than the CPU, because
+    a sweep chooses its number of CPU devices later.
 
     Raises:
-        ConfigError: what was asked for, why there is none, and what to do.
+        ConfigError: a requested platform is missing; the message gives the reason and a remedy.
     """
     platforms = jax.config.jax_platforms or ""  # type: ignore[attr-defined]
     names = [name.strip() for name in platforms.split(",") if name.strip()]
     stranded = (not names or bool({*names} & {*CUDA})) and _cuda_packages() and not _nvidia_driver()
     if stranded:
-        # What JAX logs is a traceback about the first of NVIDIA's libraries that does not start.
+        # JAX would log a traceback about the first NVIDIA library that cannot be loaded.
         logging.getLogger("jax._src.xla_bridge").addFilter(_about_something_else)
     if names and names != ["cpu"]:
         _start(platforms, names)
@@ -52,18 +52,18 @@ def check() -> None:
 
 
 class Layout(NamedTuple):
-    """A state on several devices.
+    """The placement of a state on several devices.
 
     Attributes:
         mesh: the devices, along the axis `parallel.DEVICES`.
-        specs: of the state, a tree of PartitionSpec that may end above its leaves.
+        specs: partition of the state, a tree of PartitionSpec; one entry may stand for a subtree.
     """
 
     mesh: Mesh
     specs: PyTree
 
     def place(self, state: PyTree) -> PyTree:
-        """The state where it is worked on."""
+        """Copy a state to the devices."""
         placed = jax.tree.map(
             lambda spec, tree: jax.tree.map(lambda x: self._put(x, spec), tree),
             self.specs,
@@ -77,12 +77,12 @@ class Layout(NamedTuple):
 
 
 def layout(number: int, axes: PyTree) -> Layout | None:
-    """How so many devices share a state; None where there is one.
+    """The layout of a state on several devices; None for one device.
 
     Args:
-        number: of devices, which divides the number of parts.
-        axes: of the state, a tree that may end above its leaves: 0 where each part has leaves of
-            its own, [D, ...], and None for what all have in common.
+        number: number of devices, a divisor of the number of parts.
+        axes: a tree whose entries may stand for subtrees of the state: 0 for leaves [D, ...] that
+            are split over the devices, None for leaves that all devices share.
     """
     if number == 1:
         return None
@@ -92,92 +92,92 @@ def layout(number: int, axes: PyTree) -> Layout | None:
 
 
 def chosen(asked: str) -> int:
-    """The number of devices that `--devices` asks for.
+    """The number of devices for a value of `--devices`.
 
-    A machine without accelerators has as many as are asked for: its CPU is divided among them.
+    On a machine without accelerators, any number is available: the CPU is divided among them.
 
     Args:
-        asked: "all", or a number.
+        asked: "all", or a number as text.
 
     Raises:
-        ConfigError: neither, or there are not so many.
+        ConfigError: the value is neither, or exceeds the number of devices.
     """
     if asked != "all" and not (asked.isascii() and asked.isdecimal() and int(asked) > 0):
         raise ConfigError(f"devices is {asked!r}; it must be a number >= 1, or all")
     if asked != "all" and int(asked) > 1:
-        with contextlib.suppress(RuntimeError):  # JAX has been used in this process before
+        with contextlib.suppress(RuntimeError):  # JAX is already initialised in this process
             jax.config.update("jax_num_cpu_devices", int(asked))
     there = 1 if asked == "1" else jax.device_count()
     if asked != "all" and int(asked) > there:
         raise ConfigError(
-            f"devices is {asked}, but there are {there} ({jax.devices()[0].platform}); give a "
-            "number up to that, or all. (A process that has used JAX before cannot divide the CPU "
-            "among more devices)"
+            f"devices is {asked}, but this process has {there} ({jax.devices()[0].platform}); give "
+            "a number up to that, or all. (A process that has already used JAX cannot divide the "
+            "CPU among more devices)"
         )
     return there if asked == "all" else int(asked)
 
 
 def of_processes(asked: str, processes: int) -> int:
-    """The number of devices of several processes: all that they have.
+    """The number of devices of several processes; all devices are always used.
 
     Args:
-        asked: "all", "1" as where nothing is asked for, or their number.
+        asked: "all", the total number of devices as text, or "1", which is the default.
         processes: number of processes.
 
     Raises:
-        ConfigError: there are more, or fewer, or the processes would have different numbers.
+        ConfigError: the number is not the total, or the processes have unequal numbers.
     """
     if asked.isdecimal() and int(asked) > 1:
         if int(asked) % processes:
             raise ConfigError(
-                f"devices is {asked}, which do not divide over {processes} processes; leave it "
-                "out: all devices of all processes are used"
+                f"devices is {asked}, which is not divisible by {processes} processes; omit the "
+                "option: all devices of all processes are used"
             )
         with contextlib.suppress(RuntimeError):
             jax.config.update("jax_num_cpu_devices", int(asked) // processes)
     there, own = jax.device_count(), jax.local_device_count()
     if asked not in ("1", "all", str(there)):
         raise ConfigError(
-            f"devices is {asked!r}, but {processes} processes have {there} together, and all of "
-            "them are used; give --devices all"
+            f"devices is {asked!r}, but {processes} processes have {there} devices in total, and "
+            "all of them are used; give --devices all"
         )
     if there != own * processes:
         raise ConfigError(
-            f"this process has {own} devices, and all {processes} together have {there}; each must "
-            "have equally many"
+            f"this process has {own} devices, and all {processes} processes have {there} in total; "
+            "each process must have the same number"
         )
     return there
 
 
 def share(number: int, parts: int) -> int:
-    """How many of the devices can have equally many parts; those that cannot are told of.
+    """The largest usable number of devices that divides the number of parts; warns if smaller.
 
     Args:
-        number: of devices.
-        parts: of the environments.
+        number: number of devices.
+        parts: number of equal parts into which the environments are divided.
     """
     most = max(n for n in range(1, min(number, parts) + 1) if parts % n == 0)
     if most < number:
         warnings.warn(
-            f"the environments of this run are in {parts} part{'s' * (parts > 1)}, which do not "
-            f"divide over {number} devices: {most} of these devices are used; the number of parts "
-            "is chosen when a run begins (--parts)",
+            f"the environments of this run are divided into {parts} part{'s' * (parts > 1)}, which "
+            f"cannot be distributed evenly over {number} devices: {most} of the devices are used. "
+            "The number of parts is fixed when a run starts (--parts)",
             stacklevel=1,
         )
     return most
 
 
 def on_one(tree: PyTree) -> PyTree:
-    """What all devices have in common, on the first of them."""
+    """Copies of the leaves that all devices share, from the first device."""
     return jax.tree.map(lambda x: x.addressable_data(0), tree)
 
 
 def _start(platforms: str, names: list[str]) -> None:
-    """Start the devices that were asked for."""
+    """Initialise the requested devices."""
     try:
         jax.devices()
     except (RuntimeError, AssertionError) as error:
-        # JAX passes over CUDA where it sees no GPU, and then asserts that something is left.
+        # JAX skips CUDA if it finds no GPU, and then fails an assertion if no platform is left.
         said = str(error).strip().partition("\n")[0].partition(" (set JAX_PLATFORMS")[0]
         reason = f" ({said})" if said else ""
         todo = f"{WITHOUT_A_GPU}; {ON_THE_CPU}" if {*names} & {*CUDA} else ON_THE_CPU
@@ -191,7 +191,7 @@ def _about_something_else(record: logging.LogRecord) -> bool:
 
 
 def _cuda_packages() -> bool:
-    """Whether JAX has its plugin for CUDA."""
+    """Whether JAX's CUDA plugin is installed."""
     plugins = importlib.util.find_spec("jax_plugins")
     folders = plugins.submodule_search_locations if plugins is not None else None
     return any(m.name.startswith("xla_cuda") for m in pkgutil.iter_modules(folders or []))

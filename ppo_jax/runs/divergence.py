@@ -1,4 +1,4 @@
-"""A run whose numbers went bad: what is said of it."""
+"""Error messages for a run in which a number became NaN or infinite."""
 
 import math
 import re
@@ -11,7 +11,7 @@ from ppo_jax import guard
 from ppo_jax.runs import replay
 from ppo_jax.runs.job import UNITS, Job
 
-# In the order in which one leads to the next.
+# Kinds of arrays, in the order of computation: an invalid number spreads from one to the next.
 KINDS = (
     "observations",
     "actions",
@@ -23,18 +23,19 @@ KINDS = (
     "parameters",
     "optimiser",
 )
-# What has a largest size, too.
+# The kinds whose numbers must also be below `guard.LIMIT` in absolute value.
 LIMITED = ("actions", "rewards", "parameters")
 GRADIENTS = ("grad_norm", "gradient")
 
 
 class Bad(NamedTuple):
-    """What went bad in an update.
+    """The arrays and metrics of an update that contain an invalid number.
 
     Attributes:
-        name: of the array that comes first in it: the others follow from it.
-        value: of a metric, as text; "" for an array.
-        more: number of other arrays and metrics.
+        name: name of the first such array or metric in the order of computation; it is the likely
+            origin of the others.
+        value: name and value of a metric as text; "" for an array.
+        more: number of further arrays and metrics with invalid numbers.
     """
 
     name: str
@@ -43,12 +44,12 @@ class Bad(NamedTuple):
 
 
 def culprits(job: Job, found: guard.Found, metrics: dict[str, Any]) -> Bad:
-    """The array or metric with a bad number that comes first in an update.
+    """Find the arrays and metrics with invalid numbers, ordered by computation.
 
     Args:
-        job: whose metrics may be NaN.
-        found: by the guard.
-        metrics: name -> number, of the update.
+        job: the job that was run; it lists the metrics that may be NaN.
+        found: the result of the guard for this update.
+        metrics: the metrics of this update, name -> number.
     """
     flags = np.asarray(found.flags)
     names = [(n, "") for n, bad in zip(found.names, flags, strict=True) if bad]
@@ -63,61 +64,64 @@ def culprits(job: Job, found: guard.Found, metrics: dict[str, Any]) -> Bad:
 
 
 def kind(name: str) -> str:
-    """Of which kind an array or metric is, by its name."""
+    """The kind of an array or metric (one of KINDS), taken from its name."""
     found = re.match(r"\w+", name)
     return found.group() if found else name
 
 
 def message(job: Job, what: Bad, update: int, *, saved: str, hint: str) -> str:
-    """One line for a person.
+    """Compose the error message, one line.
 
     Args:
-        job: that was run.
-        what: of `culprits`.
-        update: number of updates before the bad one.
-        saved: what is saved, in words.
-        hint: how to see the origin; "" for none.
+        job: the job that was run.
+        what: the result of `culprits`.
+        update: number of updates before the invalid one.
+        saved: a phrase that describes what has been saved.
+        hint: a sentence that describes how to find the origin; "" for none.
     """
     step = (update + 1) * job.units_per_update
-    # "rewards", "values of the next state"; what has a path is one of several arrays.
+    # Names such as "rewards" or "values of the next state" are plurals; a name with a path refers
+    # to one array.
     verb = "are" if what.name.split()[0] in KINDS else "is"
     size = f" or beyond {guard.LIMIT:g} in size" if kind(what.name) in LIMITED else ""
     value = f" ({what.value})" if what.value else ""
-    more = f", and {what.more} more after that" if what.more else ""
+    more = f", followed by {what.more} more" if what.more else ""
     name = what.name.replace("metrics: ", "the metric ")
     return (
         f"{name} {verb} not finite{size}{value} at update {update + 1} ({UNITS[job.unit]}: "
-        f"{step:,}){more}; that update was taken back, {saved}. Usual cause: {job.cause}"
+        f"{step:,}){more}; that update was undone, {saved}. Usual cause: {job.cause}"
         + (f". {hint}" if hint else "")
     )
 
 
 def origin(job: Job, state: Any, update: int, recorder: replay.Recorder | None) -> str:
-    """Where the number came from; the update is made again where it can be.
+    """Describe where the invalid number arose, by repeating the update where this is possible.
 
     Args:
-        job: that was run.
-        state: before the bad update.
-        update: number of updates in it.
-        recorder: what was seen while the update was made, of a job whose updates cannot be.
+        job: the job that was run.
+        state: the state before the invalid update.
+        update: number of updates in that state.
+        recorder: the recorded intermediate values, for a job whose updates cannot be repeated;
+            None for other jobs.
     """
     try:
         seen = replay.replay(job, state) if recorder is None else recorder
-    except Exception as error:  # the run has failed already; this is not to hide how
+    except Exception as error:  # must not hide the original failure of the run
         line = str(error).strip().partition("\n")[0]
-        return f"the update could not be made again ({type(error).__name__}: {line})"
+        return f"the update could not be repeated ({type(error).__name__}: {line})"
     return replay.origin(job, seen, update)
 
 
 def how_to_see(job: Job, record: Any) -> str:
-    """How to see the origin of a bad number, in a sentence; "" for a run that is in memory.
+    """A sentence that describes how to find the origin of an invalid number.
 
-    From the last good state, where there is one and its updates can be made again; the environments
-    of the host are not in it.
+    It is "" for a run that is only in memory. The command resumes from the last saved state if
+    there is one and the updates can be repeated. Gymnasium environments are not part of the saved
+    state, so that such a run has to start again.
     """
     command, path = getattr(record, "resume", ""), record.path
     if path is None:
         return ""
     if not command or not record.saved or not job.pure:
-        return "To see its origin: start again with --debug-nans"
-    return f"To see its origin: {command} --resume {shlex.quote(str(path))} --debug-nans"
+        return "To find its origin, start again with --debug-nans"
+    return f"To find its origin: {command} --resume {shlex.quote(str(path))} --debug-nans"

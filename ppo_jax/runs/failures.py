@@ -1,7 +1,8 @@
-"""What a compiled program failed with, in one line.
+"""One-line descriptions of errors raised by compiled programs.
 
-An environment or a reward in JAX may call Python (`jax.pure_callback`, `jax.io_callback`). What
-that raises comes back as the text of a traceback, which has dozens of lines of JAX's own.
+An environment or a reward function in JAX may call Python (`jax.pure_callback`,
+`jax.io_callback`). JAX reports an exception of such a function as the text of a traceback, with
+dozens of lines from JAX itself.
 """
 
 import contextlib
@@ -10,39 +11,39 @@ import re
 from collections.abc import Iterator
 from pathlib import Path
 
-# How the error of a program begins whose Python function raised.
+# Text in the error of a program whose Python callback raised an exception.
 CALLBACK = "error calling callback"
 FRAME = re.compile(r'^ +File "(?P<file>.*)", line (?P<line>\d+)')
 
 
 def is_callback(error: BaseException) -> bool:
-    """Whether a function in Python, called by a compiled program, raised it."""
+    """Whether the error was raised by a Python function that a compiled program called."""
     return CALLBACK in str(error)
 
 
 def one_line(error: BaseException) -> str:
-    """What failed; of a function in Python, what it raised and where.
+    """Describe the error; for a Python callback, the exception and the line that raised it.
 
     Args:
-        error: JaxRuntimeError.
+        error: an error of a compiled program (JaxRuntimeError).
     """
     lines = str(error).strip().splitlines() or [type(error).__name__]
     if not is_callback(error):
         return f"the program failed: {lines[0].strip()}"
     frames = [match for line in lines if (match := FRAME.match(line))]
     last = max((k for k, line in enumerate(lines) if FRAME.match(line)), default=0)
-    # The line of the source may follow, indented.
+    # The traceback may also quote the source line, indented.
     rest = [line.strip() for line in lines[last + 1 :] if not line.startswith("    ")]
     raised = " ".join(line for line in rest if line).rstrip(":") or "an error"
     where = ""
     if frames:
         where = f" ({Path(frames[-1]['file']).name}, line {frames[-1]['line']})"
-    return f"a function that the program calls in Python raised {raised}{where}"
+    return f"a Python function called by the program raised {raised}{where}"
 
 
 @contextlib.contextmanager
 def quiet() -> Iterator[None]:
-    """JAX prints no traceback of a function that fails while a block runs: `one_line` says it."""
+    """Suppress JAX's log of callback tracebacks within the block; see `one_line` instead."""
     logger = logging.getLogger("jax._src.callback")
     logger.addFilter(_dropped)
     try:

@@ -1,4 +1,4 @@
-"""The folder of a run: its lock, its config.json, its checkpoints, and what of it is deleted."""
+"""The folder of a run: its lock, its config.json, its checkpoints, and how it is deleted."""
 
 import contextlib
 import fcntl
@@ -21,7 +21,7 @@ from ppo_jax.runs import files, manifest, provenance, trust
 from ppo_jax.runs.checkpoint import Checkpoints
 from ppo_jax.runs.trust import NOTHING, Given
 
-# All that a run writes; nothing else is ever deleted, and of folders only what is ours in them.
+# All files that a run writes. No other file is deleted; in a folder, only files that the run wrote.
 CONTENTS = (
     "config.json",
     "metrics.jsonl",
@@ -37,7 +37,7 @@ CONTENTS = (
     "policy.safetensors",
     manifest.NAME,
 )
-# What a run calls itself in its config.json.
+# Value of "format" in the config.json of a run.
 FORMAT = "ppo_jax run"
 STAGE_FORMAT = "ppo_jax stage"
 UNVERIFIED = re.compile(r"(metrics|samples|summary)\.unverified\d*\.jsonl?")
@@ -48,37 +48,37 @@ class RunDirectory:
     """The folder of one run, locked while it is in use.
 
     Args:
-        path: created if it does not exist.
+        path: path of the folder; created if it does not exist.
 
     Raises:
-        ConfigError: it holds something else than a run, it cannot be written to, or another
-            process is using it.
+        ConfigError: the folder contains other files than a run, is not writable, or is in use by
+            another process.
     """
 
     contents: tuple[str, ...] = CONTENTS
-    mark = "config.json"  # the file that makes a folder one of these
-    format = FORMAT  # and what it has to say
+    mark = "config.json"  # the file that identifies a folder of this kind
+    format = FORMAT  # the value of "format" in that file
     kind = "run"
-    parent = "runs"  # where a new one is made
+    parent = "runs"  # folder in which new ones are created
 
     def __init__(self, path: Path) -> None:
         self.path = path
         try:
             str(path).encode()
             path.mkdir(parents=True, exist_ok=True)
-            # A config.json alone makes no run: a Hugging Face model has one, too.
+            # A config.json alone does not identify a run: Hugging Face models have one, too.
             foreign = sorted(p.name for p in path.iterdir() if not self._is_leftover(p.name))
             if foreign and not self.is_one(path):
                 raise ConfigError(
-                    f"directory {path.absolute()} is not a {self.kind} and not empty (it has "
+                    f"directory {path.absolute()} is not a {self.kind} and not empty (it contains "
                     f"{foreign[0]}); choose another --run-dir"
                 )
             files.refuse_links(path, [".lock", *self.contents])
             self._lock = _open_lock(path / ".lock")
         except OSError as error:
             raise ConfigError(
-                f"cannot write to {self.kind} directory {path} ({error.strerror}); it has to be a "
-                "directory that you may write to"
+                f"cannot write to {self.kind} directory {path} ({error.strerror}); choose a "
+                "directory for which you have write permission"
             ) from error
         except (UnicodeEncodeError, ValueError) as error:
             if isinstance(error, ConfigError):
@@ -95,14 +95,14 @@ class RunDirectory:
                 files.delete(leftover)
 
     def _is_leftover(self, name: str) -> bool:
-        """Whether a crash before the first file can have left it."""
+        """Whether a file may have been left by a crash before the first complete file."""
         older = {f".{n}.tmp" for n in self.contents}
         return name in {".lock", manifest.NAME, *older} or bool(files.TEMPORARY.fullmatch(name))
 
     @classmethod
     def is_one(cls, path: Path) -> bool:
-        """Whether a folder is one of these: its mark says so, or, where that is damaged, the
-        manifest that lists it."""
+        """Whether a folder is one of this kind, by its identifying file, or, if that file is
+        damaged, by the manifest that lists it."""
         try:
             content = json.loads(files.read_text(path / cls.mark))
         except FileNotFoundError:
@@ -122,7 +122,7 @@ class RunDirectory:
 
     @classmethod
     def is_older(cls, content: dict[str, Any]) -> bool:
-        """Whether a mark is that of an earlier version, which did not say what it is."""
+        """Whether the content is that of an earlier version, which did not write "format"."""
         config = content.get("config")
         known = isinstance(config, dict) and {"env", "algorithm"} <= config.keys()
         kept = isinstance(content.get("run"), dict) or isinstance(content.get("sessions"), list)
@@ -130,20 +130,20 @@ class RunDirectory:
 
     @classmethod
     def opened(cls, options: Any, name: str, describe: Callable[[Path], None]) -> Self:
-        """The folder that a run's options name, locked, and described unless it is resumed.
+        """Lock the folder that the options name, and write its description unless it is resumed.
 
         Args:
-            options: with run_dir, resume and overwrite.
-            name: of a new folder in runs/.
-            describe: writes the file that makes a folder one of these.
+            options: options with the fields run_dir, resume and overwrite.
+            name: prefix of the name of a new folder in runs/.
+            describe: function that writes the identifying file into a folder.
 
         Raises:
-            ConfigError: it holds a run already, or something else, or cannot be written to.
+            ConfigError: the folder already contains a run or other files, or is not writable.
         """
         if options.resume is not None:
             if options.run_dir is not None or options.overwrite:
                 raise ConfigError(
-                    "--resume goes on in its own folder: no --run-dir, no --overwrite"
+                    "--resume continues in the same folder: omit --run-dir and --overwrite"
                 )
             if not os.path.lexists(options.resume / cls.mark):
                 gone = ", which its manifest lists" if manifest.has_one(options.resume) else ""
@@ -152,7 +152,7 @@ class RunDirectory:
                 )
             if not cls.is_one(options.resume):
                 raise ConfigError(
-                    f"{options.resume} is not a {cls.kind}: its {cls.mark} is not that of one"
+                    f"{options.resume} is not a {cls.kind}: its {cls.mark} has another format"
                 )
             return cls(options.resume)
         directory = cls(options.run_dir or new_directory(cls.parent, name))
@@ -164,27 +164,27 @@ class RunDirectory:
             )
         directory.rehearse()
         directory.clear()
-        # Before compiling: a run killed there can be resumed.
+        # Written before compiling, so that a run that is killed while compiling can be resumed.
         describe(directory.path)
         return directory
 
     def rehearse(self) -> None:
-        """Refuse a folder in which checkpoints could not be written or read again.
+        """Refuse a folder in which checkpoints cannot be written and read back.
 
         Raises:
-            ConfigError: what the disk, or the library that writes them, said.
+            ConfigError: the error of the file system or of Orbax.
         """
         try:
             Checkpoints(self.path.absolute() / "checkpoints", {}).rehearse()
         except OSError as error:
             raise ConfigError(
-                f"checkpoints cannot be kept in {str(self.path)!r} ({error}); choose a --run-dir "
-                "with a shorter name, of letters and digits"
+                f"checkpoints cannot be stored in {str(self.path)!r} ({error}); choose a --run-dir "
+                "with a shorter name that consists of letters and digits"
             ) from error
 
     @property
     def used(self) -> bool:
-        """Whether there is a run in it."""
+        """Whether the folder contains a run."""
         return self.is_one(self.path)
 
     def __enter__(self) -> Self:
@@ -194,12 +194,12 @@ class RunDirectory:
         self._lock.close()
 
     def clear(self) -> None:
-        """Delete the run in it; its mark last, so that it stays a run until it is gone."""
+        """Delete the run; the identifying file last, so that a partial deletion can be repeated."""
         clear(self.path, self.contents, self.mark)
 
 
 def _open_lock(path: Path) -> Any:
-    """The file of the lock, whatever lies there; nothing is written into it."""
+    """Open the lock file, which must be a regular file; nothing is written to it."""
     flags = os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
     file = os.fdopen(os.open(path, flags, 0o666), "r+b", buffering=0)
     if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
@@ -209,12 +209,13 @@ def _open_lock(path: Path) -> Any:
 
 
 def clear(path: Path, contents: Sequence[str], mark: str) -> None:
-    """Delete what a run left in a folder, and nothing else.
+    """Delete the files of a run in a folder, and no others.
 
     Args:
-        path: the folder, whose mark says that it is a run.
-        contents: names of its files, and of folders in which what is ours is deleted.
-        mark: goes last, and the manifest first: nothing of it is missing then.
+        path: a folder that is known to contain a run.
+        contents: names of its files, and of folders in which the run's files are deleted.
+        mark: name of the identifying file, which is deleted last. The manifest is deleted first, so
+            that no file is reported as missing after an interruption.
     """
     order = {manifest.NAME: 0, mark: 2}
     for name in sorted(contents, key=lambda name: order.get(name, 1)):
@@ -228,7 +229,7 @@ def clear(path: Path, contents: Sequence[str], mark: str) -> None:
 
 
 def _clear_folder(path: Path, name: str) -> None:
-    """Delete what is ours in a folder of a run, and the folder if it is empty then."""
+    """Delete a run's files in one of its folders, and the folder itself if it is then empty."""
     folder = path / name
     if name == "checkpoints":
         return Checkpoints(folder, {}).clear()
@@ -244,7 +245,7 @@ def _clear_folder(path: Path, name: str) -> None:
 
 
 def _of_wandb(path: Path) -> list[Path]:
-    """What Weights & Biases wrote for this run: its folders by the name of the run, and links."""
+    """Files that Weights & Biases wrote for this run: folders with the run's name, and links."""
     try:
         name = json.loads(files.read_text(path / "trackers.json"))["wandb"]
     except (OSError, ValueError, KeyError, TypeError, RecursionError):
@@ -255,7 +256,7 @@ def _of_wandb(path: Path) -> list[Path]:
 
 
 def new_directory(parent: str, name: str) -> Path:
-    """A folder that is not there yet: what it is, and when."""
+    """A path that does not exist yet, from a name and the current time."""
     name = re.sub(r"[:<>, ]+", "_", name).strip("_")
     name = f"{name}_{time.strftime('%Y%m%d-%H%M%S')}"
     names = [name, *(f"{name}_{k}" for k in range(2, 1000))]
@@ -266,12 +267,13 @@ def read_config(run_dir: Path, given: Given = NOTHING) -> TrainConfig:
     """The configuration of a run.
 
     Args:
-        run_dir: run directory.
-        given: names and objects that stand beside those of the run, and whether it is trusted.
+        run_dir: folder of the run.
+        given: names and objects that the user gave in addition to the folder, and whether the
+            folder is trusted.
 
     Raises:
-        ConfigError: the directory is not a run, its config.json is damaged, or it names code to
-            import and is not the user's own.
+        ConfigError: the folder is not a run, its config.json is damaged, or it names code to import
+            and was not signed by this user.
     """
     if not os.path.lexists(run_dir / "config.json"):
         gone = ", which its manifest lists" if manifest.has_one(run_dir) else ""
@@ -280,7 +282,7 @@ def read_config(run_dir: Path, given: Given = NOTHING) -> TrainConfig:
 
 
 def read_config_file(path: Path, given: Given = NOTHING) -> TrainConfig:
-    """The configuration in a config.json, wherever it is; as for `read_config`."""
+    """The configuration in a config.json at any path; otherwise like `read_config`."""
     values = _section(path, "config")
     content = json.loads(files.read_text(path)) | {"config": values}
     trust.check(content, given.named, given.trust, path)
@@ -289,15 +291,15 @@ def read_config_file(path: Path, given: Given = NOTHING) -> TrainConfig:
 
 
 def check_digest(path: Path, content: dict[str, Any], given: Given) -> None:
-    """Refuse a file that differs from its digest; warn where the person vouched for it.
+    """Refuse a file that differs from its digest; only warn if the user trusts it.
 
     Args:
-        path: of the file that makes a folder a run.
-        content: of the file; what it names was looked at by `trust.check`.
-        given: as for `read_config`.
+        path: path of the file that identifies a run folder.
+        content: content of the file; `trust.check` has accepted the names in it.
+        given: names and objects that the user gave, as for `read_config`.
 
     Raises:
-        ConfigError: it is damaged.
+        ConfigError: the file is damaged.
     """
     try:
         manifest.require(path.parent, path.name)
@@ -308,15 +310,16 @@ def check_digest(path: Path, content: dict[str, Any], given: Given) -> None:
 
 
 def trusted_config(content: dict[str, Any], given: Given, path: Path) -> TrainConfig:
-    """The configuration in the content of a file, if all that it names may be imported.
+    """The configuration in the content of a file, if all code that it names may be imported.
 
     Args:
-        content: with "config", and "signature" if it has one.
-        given: as for `read_config`.
-        path: of the file, for messages.
+        content: content with the key "config", and "signature" if the file is signed.
+        given: names and objects that the user gave, as for `read_config`.
+        path: path of the file, for messages.
 
     Raises:
-        ConfigError: it names code and is not the user's own, or a value is out of its range.
+        ConfigError: the file names code and was not signed by this user, or a value is out of its
+            range.
     """
     trust.check(content, given.named, given.trust, path)
     for name in configs.CODE:
@@ -327,15 +330,15 @@ def trusted_config(content: dict[str, Any], given: Given, path: Path) -> TrainCo
 
 
 def read_values(run_dir: Path) -> dict[str, Any]:
-    """The flat values in the config.json of a run, as they are written; nothing is imported."""
+    """The flat values in the config.json of a run, unparsed; no code is imported."""
     return _section(run_dir / "config.json", "config")
 
 
 def check_callbacks(run_dir: Path, given: Given, names: Sequence[str]) -> None:
-    """Refuse the callbacks of somebody else's run, unless they are named again or trusted.
+    """Refuse the callbacks of a run from another user, unless they are named again or trusted.
 
     Raises:
-        ConfigError: the names, and the two ways on.
+        ConfigError: the names of the callbacks, and how to allow them.
     """
     path = run_dir / "config.json"
     content = json.loads(files.read_text(path))
@@ -344,15 +347,15 @@ def check_callbacks(run_dir: Path, given: Given, names: Sequence[str]) -> None:
 
 
 def read_run_options(run_dir: Path) -> dict[str, Any]:
-    """The run options that the run was started with; they hold until others are given."""
+    """The run options that a run was started with, which apply unless others are given."""
     return plain(_section(run_dir / "config.json", "run"), run_dir / "config.json")
 
 
 def plain(options: dict[str, Any], path: Path) -> dict[str, Any]:
-    """Options of a run as they were read: values and lists of values.
+    """Check options that were read from a run: each must be a value or a list of values.
 
     Raises:
-        ConfigError: one is something else, which no run wrote.
+        ConfigError: an option has a value that no run writes.
     """
     for name, value in options.items():
         items = value if isinstance(value, list) else [value]
@@ -362,15 +365,16 @@ def plain(options: dict[str, Any], path: Path) -> dict[str, Any]:
 
 
 def write_config(config: TrainConfig, run_options: dict[str, Any], run_dir: Path) -> None:
-    """config.json: everything needed to repeat the run."""
+    """Write config.json, which contains everything needed to repeat the run."""
     content = {"config": configs.to_json(config), "run": shown(run_options)}
     write_description(run_dir, content, config.matmul_precision)
 
 
 def write_description(path: Path, content: dict[str, Any], precision: str | None) -> None:
-    """config.json: what is run, and each session that ran it.
+    """Write config.json: the configuration, and one entry for each session of the run.
 
-    Versions and device are those it began with; each session that went on with it has its own.
+    The versions and the device at the top level are those of the first session; every entry also
+    has its own.
     """
     session = {"command": sys.argv, **provenance.record(precision or "default")}
     earlier: list[dict[str, Any]] = []
@@ -386,7 +390,7 @@ def write_description(path: Path, content: dict[str, Any], precision: str | None
 
 
 def shown(options: dict[str, Any]) -> dict[str, Any]:
-    """Options in JSON's types."""
+    """Convert options to JSON types."""
     return {name: json_value(value) for name, value in options.items()}
 
 
@@ -403,7 +407,7 @@ def _section(path: Path, name: str) -> dict[str, Any]:
 
 
 def identity_of(config: TrainConfig) -> dict[str, Any]:
-    """What the checkpoints of a run share, whatever its length: `identity`, and its `defaults`."""
+    """The arguments `identity` and `defaults` of `Checkpoints`, which exclude the run's length."""
     found = {
         "identity": configs.to_json(config),
         "defaults": configs.to_json(TrainConfig(algorithm=config.algorithm)) | configs.BEFORE,
@@ -415,6 +419,6 @@ def identity_of(config: TrainConfig) -> dict[str, Any]:
 
 
 def checkpoints_of(run_dir: Path, config: TrainConfig) -> Checkpoints:
-    """The checkpoints of a run; they belong to its configuration, whatever its length."""
+    """The checkpoints of a run; they are valid for its configuration with any length."""
     run_dir = run_dir.absolute()
     return Checkpoints(run_dir / "checkpoints", **identity_of(config), folder=run_dir)

@@ -1,4 +1,4 @@
-"""Global arrays, of which each process has a part: gathering them, and looking at the own part."""
+"""Global arrays, which are divided among processes: distributing, gathering and reading them."""
 
 import functools
 import re
@@ -12,7 +12,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec, Sharding
 
 from ppo_jax.types import PyTree
 
-# What the libraries say whose sum over the processes failed because one of them is gone.
+# Words in the error messages of a collective operation that failed because a process has ended.
 _LOST = re.compile(
     "gloo|nccl|mpi|connection|socket|broken pipe|peer|unavailable|heartbeat|timed out|deadline",
     re.IGNORECASE,
@@ -20,16 +20,16 @@ _LOST = re.compile(
 
 
 def is_global(x: Any) -> bool:
-    """Whether other processes have a part of an array."""
+    """Whether other processes hold parts of an array."""
     return isinstance(x, jax.Array) and not x.is_fully_addressable
 
 
 def spread(x: Any, sharding: Sharding) -> jax.Array:
-    """An array that every process has, as a global one, without a word between them.
+    """Create a global array from an array that every process has, without communication.
 
     Args:
-        x: [...] of this process, the same in all.
-        sharding: over the devices of all.
+        x: [...], an array with the same content in all processes.
+        sharding: sharding over the devices of all processes.
     """
     if sharding.is_fully_addressable:
         return jax.device_put(x, sharding)
@@ -44,10 +44,10 @@ def spread(x: Any, sharding: Sharding) -> jax.Array:
 
 
 def gather(tree: PyTree) -> PyTree:
-    """All of a tree, on the first device of each process; all processes take part.
+    """Gather a tree on the first device of each process; all processes must call this.
 
     Args:
-        tree: of arrays; global ones over one mesh.
+        tree: pytree of arrays; global arrays must have the same mesh.
     """
     leaves, structure = jax.tree.flatten(tree)
     parted = [k for k, x in enumerate(leaves) if is_global(x) and not x.is_fully_replicated]
@@ -60,15 +60,15 @@ def gather(tree: PyTree) -> PyTree:
 
 @functools.lru_cache(maxsize=4)
 def _whole(mesh: Mesh) -> Callable[[list[jax.Array]], list[jax.Array]]:
-    """What copies parted arrays to all devices; kept, so that JAX compiles it once."""
+    """A function that copies divided arrays to all devices; cached, so that it compiles once."""
     return jax.jit(lambda xs: xs, out_shardings=NamedSharding(mesh, PartitionSpec()))
 
 
 def own(tree: PyTree) -> PyTree:
-    """What this process has of a tree: replicated arrays whole, of the others its own part.
+    """The part of a tree that this process holds; replicated arrays are complete.
 
     Args:
-        tree: of arrays; global ones are parted along their first axis.
+        tree: pytree of arrays; global arrays are divided along their first axis.
     """
     return jax.tree.map(_own, tree)
 
@@ -84,5 +84,5 @@ def _own(x: Any) -> Any:
 
 
 def lost_peer(error: BaseException) -> bool:
-    """Whether a program failed because another process is gone."""
+    """Whether a program failed because another process has ended."""
     return bool(_LOST.search(str(error)))

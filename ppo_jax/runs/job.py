@@ -1,6 +1,6 @@
-"""What a run is: the one description that the loop takes.
+"""The description of a run that the training loop takes.
 
-A training run of an agent, a stage of a language model and a round of a sweep are each one Job.
+The training of an agent, a stage of a language model and a round of a sweep are each one Job.
 """
 
 from collections.abc import Callable
@@ -15,7 +15,7 @@ from ppo_jax.types import PyTree
 UNITS = {
     "env_steps": "environment steps",
     "sequences": "sequences",
-    "agent_updates": "updates of agents",
+    "agent_updates": "agent updates",
 }
 
 
@@ -24,44 +24,43 @@ def _in_place(state: Any) -> Any:
 
 
 class Job(NamedTuple):
-    """What is run.
+    """The description of a run.
 
     Attributes:
-        name: for people: the title of the progress display and of the figure.
-        init: () -> state, the first one.
-        shapes: of the state, as `jax.eval_shape` gives them.
-        step: (state, frozen, floats) -> (state, Metrics), and guard.Found if the step looks at its
-            own numbers; one update.
+        name: title of the progress display and of the figure.
+        init: function () -> initial state.
+        shapes: shapes of the state, as returned by `jax.eval_shape`.
+        step: one update, (state, frozen, floats) -> (state, Metrics), or with a guard.Found as a
+            third result if the step checks its own numbers.
         updates: number of updates of the whole run.
-        unit: what an update consists of: a name in UNITS, which is also that of a field of
-            summary.json.
-        units_per_update: number of them.
-        headline: the metric that is shown.
-        frozen: arrays that the step takes and nothing changes.
-        floats: numbers that the step takes.
-        rows: number of updates in a chunk at most.
-        curves: metrics that the run's figure shows.
-        may_be_nan: beginnings of the names of metrics that may be NaN: there may be no finished
-            episode, nothing to explain.
-        promises: metric -> what it means, to be warned of, once it is not 0.
-        score: (metric of a row, number of an evaluation) by which the best checkpoint is chosen;
-            the second where there are evaluations during training.
-        evaluate: (state, update) -> numbers; None for a job without an evaluation.
-        result: (state, folder) -> what summary.json says of the trained state, which may be written
-            into the folder; None to write the numbers of `evaluate`.
-        samples: (state, count) -> samples to be looked at, each a dictionary.
-        restart: state -> state, for a restored state whose environments are gone.
-        place: state -> state, where it is worked on if there are several devices.
-        layout: how several devices share the state, whose step is then a function of each device's
-            share; None where there is one, or where the compiler divides the work.
-        devices: how many of them it works on; None: all.
-        outside: what it does outside of its programs, where things fail that are no part of them.
-        cause: what usually makes a number infinite, for the message.
-        source: where observations and rewards come from, for the message.
-        needs: what else has to be in memory at the same time as the state -> bytes of it.
-        pure: whether an update is a function of its state alone. Where it is not, for environments
-            live on the host, no update can be made again, and a chunk leaves the state that went in
-            as it is: that is what is left if it fails.
+        unit: unit of progress, a key of UNITS, which is also the name of a field of summary.json.
+        units_per_update: number of units per update.
+        headline: name of the metric that the progress display shows.
+        frozen: constant arrays that are an argument of the step.
+        floats: traced numbers that are an argument of the step.
+        rows: largest number of updates per chunk.
+        curves: names of the metrics that the figure of the run shows.
+        may_be_nan: prefixes of the names of metrics that may be NaN, for example because no episode
+            has finished.
+        promises: metric -> meaning, the text of a warning that is issued when the metric is not 0.
+        score: (name of a metric, name of a number of the evaluation), by which the best checkpoint
+            is chosen; the second applies if there are evaluations during training.
+        evaluate: function (state, update) -> numbers; None for a job without an evaluation.
+        result: function (state, folder) -> content of summary.json about the trained state; it may
+            write files into the folder. If it is None, the numbers of `evaluate` are used.
+        samples: function (state, count) -> samples to display, each a dictionary.
+        restart: function state -> state for a restored state, which restarts its environments.
+        place: function state -> state that copies the state to several devices.
+        layout: partition of the state over several devices, if the step is a function of one
+            device's part; None for one device, or if the compiler partitions the program.
+        devices: number of devices in use; None for all.
+        outside: activities outside the compiled programs, which can fail on their own.
+        cause: the most frequent cause of numbers that are not finite, for the error message.
+        source: the origin of observations and rewards, for the error message.
+        needs: description -> bytes, for arrays that are in memory at the same time as the state.
+        pure: whether an update is a function of its state alone. It is not if environments run in
+            Python: then no update can be repeated, and a chunk does not reuse the memory of its
+            input state, which is what remains if the chunk fails.
     """
 
     name: str
@@ -93,14 +92,14 @@ class Job(NamedTuple):
     pure: bool = True
 
     def placed(self, state: Any) -> Any:
-        """A state where it is worked on."""
+        """Copy a state to the devices of this job."""
         return self.place(state) if self.layout is None else self.layout.place(state)
 
     def compiled(self, state: Any) -> Chunk:
-        """The program of up to `rows` updates.
+        """Compile the program of up to `rows` updates.
 
         Args:
-            state: placed, or its shapes.
+            state: the state on its devices, or its shapes.
         """
         return compile_chunk(
             self.step, state, self.floats, self.frozen, rows=self.rows,
@@ -109,14 +108,14 @@ class Job(NamedTuple):
 
 
 class Progress(NamedTuple):
-    """What a callback sees between two chunks.
+    """The progress of a run, passed to callbacks between two chunks.
 
     Attributes:
         update: number of updates made.
-        updates: of the whole run.
-        step: number of units made: environment steps, sequences.
-        rows: the rows of metrics.jsonl since the last call.
-        path: the run's folder; None for a run that is kept in memory.
+        updates: number of updates of the whole run.
+        step: number of units made, such as environment steps or sequences.
+        rows: rows of metrics since the last call, as in metrics.jsonl.
+        path: folder of the run; None for a run that is kept in memory.
     """
 
     update: int
@@ -130,13 +129,13 @@ Callback = Callable[[Progress, Any], Any]
 
 
 class Result(NamedTuple):
-    """What came of a run.
+    """The result of a run.
 
     Attributes:
-        state: the last one.
-        summary: as in summary.json.
-        path: the run's folder; None for a run that is kept in memory.
-        exit_code: 0, or 128 + the number of the signal that ended it.
+        state: the last state.
+        summary: content of summary.json.
+        path: folder of the run; None for a run that is kept in memory.
+        exit_code: 0, or 128 + the number of the signal that ended the run.
     """
 
     state: Any
@@ -146,8 +145,8 @@ class Result(NamedTuple):
 
 
 class RunFailed(RuntimeError):
-    """A run failed while it ran: why, and what is saved."""
+    """A run failed after it had started; the message gives the reason and what has been saved."""
 
 
 class Diverged(RunFailed):
-    """A number is not finite: which, and when."""
+    """A number is not finite; the message names the number and the update."""

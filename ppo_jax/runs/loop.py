@@ -1,7 +1,7 @@
-"""The only host loop: chunks of compiled updates, and everything that happens between them.
+"""The host loop of every run: chunks of compiled updates, and all that happens between them.
 
-A training run, a stage of a language model and a round of a sweep are each a `Job`; where it is
-kept is a `RunRecord`, or `InMemory`.
+The training of an agent, a stage of a language model and a round of a sweep are each a `Job`. A run
+is stored in a folder by `RunRecord`, or kept in memory by `InMemory`.
 """
 
 import contextlib
@@ -43,78 +43,78 @@ def run(
     signals: Signals,
     chunk: Chunk | None = None,
 ) -> Result:
-    """Compile, train, log, evaluate, save, summarise; a signal ends it between two chunks.
+    """Compile, train, log, evaluate, save and summarise; a signal ends the run between two chunks.
 
     Args:
-        job: what is run.
-        record: where it is kept.
-        callbacks: called between chunks with (Progress, state); one that returns true ends the
-            run. The arrays of the state are used up by the next chunk: copy what you keep.
-        signals: of the command, which may run several jobs.
-        chunk: the compiled program of a caller that has one.
+        job: description of the run.
+        record: where the run is stored.
+        callbacks: functions called between chunks with (Progress, state); a true result ends the
+            run. The next chunk reuses the memory of the state: copy arrays that you keep.
+        signals: signal handlers of the command, which may run several jobs.
+        chunk: compiled program of the job, if the caller already has one.
 
     Returns:
         Result(state, summary, path, exit_code).
 
     Raises:
-        ConfigError, CheckpointError: it cannot begin; nothing of earlier sessions is lost.
-        RunFailed: it failed on its way; the message says what is saved.
+        ConfigError, CheckpointError: the run cannot start; files of earlier sessions are unchanged.
+        RunFailed: the run failed after it had started; the message describes what has been saved.
     """
     return _Loop(job, record, callbacks, signals, chunk=chunk).run()
 
 
 def check(job: Job, options: KeepOptions) -> None:
-    """Refuse options that a job cannot follow, before anything is written.
+    """Refuse options that do not apply to a job, before anything is written.
 
     Args:
-        job: what is to be run.
-        options: how it is to be kept.
+        job: description of the run.
+        options: options of the run.
 
     Raises:
-        ConfigError: what was given, and what to do.
+        ConfigError: the value of the option, and a remedy.
     """
     memory.check(job)
     _check_group(job, options)
     if options.eval_every is not None and job.evaluate is None:
         raise ConfigError(
-            f"--eval-every is {options.eval_every}, but {job.name} has no evaluation: there are no "
-            "episodes or rows to evaluate with"
+            f"--eval-every is {options.eval_every}, but {job.name} has no evaluation: it has no "
+            "episodes or data to evaluate with"
         )
     during, evaluated = job.score
     if options.stop_at is None or (evaluated if options.eval_every is not None else during):
         return
-    more = "; give --eval-every, too" if evaluated else ""
+    more = "; also give --eval-every" if evaluated else ""
     raise ConfigError(
         f"--stop-at is {options.stop_at:g}, but {job.name} has no score to compare with it{more}"
     )
 
 
 def _check_group(job: Job, options: KeepOptions) -> None:
-    """Refuse what several processes cannot do together."""
+    """Refuse jobs and options that several processes do not support."""
     group = cluster.current()
     if group.size == 1:
         if jax.process_count() > 1:
             raise ConfigError(
-                f"JAX works in {jax.process_count()} processes, which were not joined by "
-                "ppo_jax.runs.cluster; use --distributed, or `with cluster.joined():` in the place "
-                "of jax.distributed.initialize()"
+                f"JAX runs in {jax.process_count()} processes that were not started by "
+                "ppo_jax.runs.cluster; use --distributed, or `with cluster.joined():` instead of "
+                "jax.distributed.initialize()"
             )
         return
     if not job.pure:
         raise ConfigError(
-            f"{job.name} has environments on the host, which cannot be split over {group.size} "
-            "processes; train in one process, without --distributed or --coordinator"
+            f"{job.name} uses Gymnasium (Python) environments, which cannot be distributed over "
+            f"{group.size} processes; train in one process, without --distributed or --coordinator"
         )
     if options.debug_nans or jax.config.jax_debug_nans:  # type: ignore[attr-defined]
         raise ConfigError(
-            "--debug-nans (or JAX_DEBUG_NANS) makes an update again in one process, and there are "
-            f"{group.size}; resume the run without --distributed and --coordinator to see the "
-            "origin"
+            "--debug-nans (or JAX_DEBUG_NANS) repeats an update in one process, but this run has "
+            f"{group.size} processes; to find the origin, resume the run without --distributed and "
+            "--coordinator"
         )
 
 
 def flattened(found: dict[str, Any]) -> dict[str, Any]:
-    """The real numbers of an evaluation, those of a part of it by "part_name"."""
+    """The numbers of an evaluation; those of a nested part are named "part_name"."""
     numbers = {name: x for name, x in found.items() if isinstance(x, float | int | None)}
     for part, inner in found.items():
         if isinstance(inner, dict):
@@ -123,23 +123,23 @@ def flattened(found: dict[str, Any]) -> dict[str, Any]:
 
 
 def finite(found: Any) -> Any:
-    """Numbers as JSON has them: None for one that is not finite."""
+    """Replace numbers that are not finite by None, because JSON does not have them."""
     if isinstance(found, dict):
         return {name: finite(x) for name, x in found.items()}
     return None if isinstance(found, float) and not math.isfinite(found) else found
 
 
 def reached(goal: float) -> str:
-    """Why a run ended that reached its threshold, in its summary."""
+    """The summary's reason for the end of a run that reached its threshold."""
     return f"reached {goal:g}"
 
 
 class _GivenUp(Exception):
-    """Something outside of the programs failed after a signal: the run ends with its last state."""
+    """A failure outside the programs after a signal: the run ends with its last valid state."""
 
 
 class _Loop:
-    """One session of a run, from the first or a restored state to its summary."""
+    """One session of a run, from the initial or restored state to its summary."""
 
     def __init__(
         self,
@@ -155,15 +155,15 @@ class _Loop:
         self.update, self.ended = 0, ""
         self.warned: set[str] = set()
         self.state: Any = None
-        # What went bad in the update that was taken back, and what `--debug-nans` saw of it.
+        # The invalid numbers of the update that was undone, and what `--debug-nans` recorded.
         self.bad: Bad | None = None
         self.debug = self.options.debug_nans or jax.config.jax_debug_nans  # type: ignore[attr-defined]
         self.recorder: Recorder | None = None
-        # The processes that train together, if there are several; this one leads them.
+        # The processes that train together, if there are several; this process is their leader.
         self.group = cluster.current() if job.layout is not None else cluster.Alone()
 
     def run(self) -> Result:
-        """From restoring to the summary."""
+        """Restore or start the run, train and summarise."""
         self.group.attend(self.signals, self._advice)
         result = self._run()
         self.group.tell("end", code=result.exit_code)
@@ -189,15 +189,15 @@ class _Loop:
             return self._finish()
 
     def _ended_before(self) -> str:
-        """Why an earlier session ended early, if that still holds: the threshold is the same, and
-        no more updates are asked for."""
+        """The reason why an earlier session ended early, if it still applies: the threshold and the
+        number of updates are unchanged."""
         earlier, goal = self.record.earlier, self.options.stop_at
         if goal is None or earlier.get("updates_asked") != self.job.updates:
             return ""
         return reached(goal) if earlier.get("ended_early") == reached(goal) else ""
 
     def _begin(self, state: Any) -> None:
-        """The state that training begins with, and its program."""
+        """Prepare the first state and the compiled program."""
         started, job, group = time.perf_counter(), self.job, self.group
         folder = self.record.path
         group.tell("begin", update=self.update, path=folder and str(folder.absolute()))
@@ -214,14 +214,14 @@ class _Loop:
         self.record.compile_seconds += time.perf_counter() - started
 
     def _watching(self) -> contextlib.AbstractContextManager[None]:
-        """Where an update cannot be made again, `--debug-nans` looks on while it is made."""
+        """With `--debug-nans`, record intermediate values if an update cannot be repeated."""
         if not self.debug or self.job.pure:
             return contextlib.nullcontext()
         self.recorder = Recorder()
         return watch.recording(self.recorder)
 
     def _train(self) -> None:
-        """Chunk after chunk, until the last update, a signal, or somebody's wish."""
+        """Run chunks until the last update, a signal, or a reason to end early."""
         count, saved_at, shown_at = 1, time.perf_counter(), -float("inf")
         while self.update < self.job.updates and not self.signals.received and not self.ended:
             if time.perf_counter() - shown_at >= self._sample_seconds:
@@ -246,13 +246,12 @@ class _Loop:
         self._show_samples()
 
     def _until_next_look(self) -> int:
-        """Updates until the next evaluation, or the end."""
+        """Number of updates until the next evaluation or the end."""
         left, every = self.job.updates - self.update, self.options.eval_every
         return left if every is None else min(left, every - self.update % every)
 
     def _advance(self, count: int) -> tuple[list[dict[str, Any]], float]:
-        """Make `count` updates, or those before the first bad one, and log them: (their rows,
-        seconds)."""
+        """Make `count` updates, or fewer if one is invalid, and log them: (rows, seconds)."""
         job, before = self.job, self.update
         started = time.perf_counter()
         metrics, made = self._made(count)
@@ -264,7 +263,7 @@ class _Loop:
             return [], seconds
         try:
             found = self._evaluation()
-        except Exception:  # the rows and the state of the chunk stay
+        except Exception:  # the rows and the state of the chunk are kept
             self.record.log(job, before, arrays, seconds=seconds, evaluation={})
             self._failed()
             raise
@@ -274,16 +273,16 @@ class _Loop:
         return rows, seconds
 
     def _made(self, count: int) -> tuple[dict[str, np.ndarray], int]:
-        """Run the program: (metrics [..., rows], number of updates that are in the state)."""
+        """Run the program: (metrics [..., rows], number of updates included in the state)."""
         job = self.job
         more = (job.frozen,) if jax.tree.leaves(job.frozen) else ()
         state, hidden, outcome = self.chunk(  # type: ignore[misc]
             self.state, job.floats, jnp.int32(count), *more
         )
-        metrics = guard.show(hidden)  # waits for it
-        self._check_outside()  # what failed leaves the state as it was before
+        metrics = guard.show(hidden)  # blocks until the program has finished
+        self._check_outside()  # after a failure, the previous state is kept
         self.state = state
-        if np.ndim(outcome.bad):  # one of many agents, which the others go on without
+        if np.ndim(outcome.bad):  # many agents: the others continue if one is invalid
             return metrics, count
         made = int(outcome.made)
         if outcome.bad:
@@ -292,13 +291,13 @@ class _Loop:
         return metrics, made
 
     def _diverged(self, bad: Bad) -> None:
-        """Stop at the first bad number, with the state before it.
+        """End the run at the first invalid number, with the state before it.
 
         Args:
-            bad: what went bad.
+            bad: arrays and metrics with invalid numbers.
 
         Raises:
-            Diverged: naming the arrays and the update.
+            Diverged: the message names the arrays and the update.
         """
         job, record = self.job, self.record
         if self.update > record.saved:
@@ -313,16 +312,16 @@ class _Loop:
 
     @contextlib.contextmanager
     def _watched(self) -> Iterator[None]:
-        """What the job does outside of its programs is watched; what its programs fail with is one
-        line."""
+        """Watch the job's activities outside its programs within the block, and report errors of
+        its programs in one line."""
         try:
             with watched(self.job.outside, self.signals, self._give_up), failures.quiet():
                 yield
         except jax.errors.JaxRuntimeError as error:
-            if self.record.path is None:  # a caller may try again with less
+            if self.record.path is None:  # the caller may retry with smaller sizes
                 raise
             if self.group.size > 1 and not memory.is_exhausted(error):
-                raise self.group.broken(error) from error  # no state can be gathered any more
+                raise self.group.broken(error) from error  # the state cannot be gathered any more
             if not memory.is_exhausted(error):
                 raise RunFailed(self._saved_after(failures.one_line(error))) from error
             self.record.write_summary(self.job, "failed")
@@ -330,10 +329,10 @@ class _Loop:
             raise RunFailed(f"{memory.exhausted(error)}; {saved}") from error
 
     def _check_outside(self) -> None:
-        """End the run where something outside of its programs failed.
+        """End the run if an activity outside its programs has failed.
 
         Raises:
-            RunFailed: what failed, what is saved, and how to go on.
+            RunFailed: the reason, what has been saved, and how to continue.
             _GivenUp: a signal ends the run anyway.
         """
         outside = self.job.outside
@@ -346,7 +345,7 @@ class _Loop:
         raise RunFailed(self._saved_after(reason))
 
     def _saved_after(self, reason: str) -> str:
-        """Save the last good state after a failure: the line that says so."""
+        """Save the last valid state after a failure, and return the error message."""
         job, record = self.job, self.record
         if self.update > record.saved and self._is_there():
             self._save(last=True)
@@ -357,12 +356,12 @@ class _Loop:
         return f"{text}. {record.how_to_go_on()}" if record.saved else text
 
     def _is_there(self) -> bool:
-        """Whether the state can be saved: a program that failed has used up what went in."""
+        """Whether the state can be saved: a failed program may have consumed its input state."""
         arrays = [x for x in jax.tree.leaves(self.state) if isinstance(x, jax.Array)]
         return self.state is not None and not any(x.is_deleted() for x in arrays)
 
     def _give_up(self, reason: str) -> None:
-        """End the process, whose main thread is held up; in another thread."""
+        """End the process from another thread, because the main thread is blocked."""
         try:
             text = self._saved_after(reason)
         except Exception as error:
@@ -374,28 +373,28 @@ class _Loop:
         os._exit(self.signals.exit_code or 1)
 
     def _save(self, *, last: bool = False) -> None:
-        """Save the state, as `RunRecord.save`; of several processes all take part."""
+        """Save the state with `RunRecord.save`; if there are several processes, all take part."""
         state = self.group.gathered(self.state)
         with self.group.at("saving"):
             self.record.save(self.job, self.update, state, last=last)
 
     def _advice(self) -> str:
-        """What is saved and how to go on, for the line with which several processes end."""
+        """What has been saved and how to continue, for the last message of several processes."""
         saved, path = self.record.what_is_saved(self.job), self.record.path
         again = f"start all processes again with --resume {shlex.quote(str(path))}"
         return f"{saved}; {again}" if self.record.saved else saved
 
     def _numbers(self) -> dict[str, int]:
-        """For the log."""
+        """Counters of the activities outside the programs, for the log."""
         return self.job.outside.numbers() if self.job.outside is not None else {}
 
     def _failed(self) -> None:
-        """Save what was trained before an evaluation or a callback failed."""
+        """Save the trained state after an evaluation or a callback has failed."""
         self._save(last=True)
         self.record.write_summary(self.job, "failed")
 
     def _evaluation(self) -> dict[str, Any]:
-        """The numbers of an evaluation, if one is due after this update."""
+        """The numbers of an evaluation, if one is due after this update; {} otherwise."""
         every, evaluate = self.options.eval_every, self.job.evaluate
         if every is None or evaluate is None or self.update % every:
             return {}
@@ -403,7 +402,7 @@ class _Loop:
             return flattened(evaluate(self.group.own(self.state), self.update))
 
     def _ask(self, rows: list[dict[str, Any]]) -> None:
-        """The threshold and the callbacks: is it enough?"""
+        """Check the threshold and call the callbacks, which may end the run."""
         goal = self.options.stop_at
         scores = scores_of(self.job, rows, self.options.eval_every is not None)
         if goal is not None and scores and np.mean(scores) >= goal:
@@ -421,14 +420,14 @@ class _Loop:
                 self.ended = f"ended by {getattr(callback, '__name__', callback)}"
 
     def _finish(self) -> Result:
-        """Evaluate what is finished, write the summary and the figure."""
+        """Evaluate the trained state; write the summary and the figure."""
         job, found = self.job, dict[str, Any]()
         trained = self.update >= job.updates or bool(self.ended)
         if trained and (not self.signals.received or self.record.path is None):
             try:
                 with self.group.at("in an evaluation", LONG_WORK):
                     found = finite(self._result())
-            except FloatingPointError:  # the network's actions; what was trained is saved
+            except FloatingPointError:  # invalid actions of the network; the state has been saved
                 self.record.write_summary(job, "failed")
                 raise
             with contextlib.suppress(_GivenUp):
@@ -442,11 +441,11 @@ class _Loop:
         if self.ended and self.update < job.updates:
             found["ended_early"] = self.ended
         summary = self.record.finish(job, status, found)
-        # A signal may have come while the summary was written, too.
+        # A signal may also have arrived while the summary was written.
         return Result(self.state, summary, self.record.path, self.signals.exit_code)
 
     def _result(self) -> dict[str, Any]:
-        """What summary.json says of the trained state."""
+        """The results that summary.json reports for the trained state."""
         job, path, state = self.job, self.record.path, self.group.own(self.state)
         if job.result is not None and path is not None:
             try:
@@ -454,8 +453,8 @@ class _Loop:
             except OSError as error:
                 self.record.write_summary(job, "failed")
                 raise RunFailed(
-                    f"the result could not be written in {path}: {error}; "
-                    f"{self.record.what_is_saved(job)}. Free some space and --resume"
+                    f"the result could not be written to {path}: {error}; "
+                    f"{self.record.what_is_saved(job)}. Free some disk space and --resume"
                 ) from error
         return job.evaluate(state, self.update) if job.evaluate is not None else {}
 
@@ -471,17 +470,17 @@ class _Loop:
         self.record.show_samples(self.job, self.update, samples)
 
     def _warn(self, arrays: dict[str, np.ndarray]) -> None:
-        """Say once what an environment or an algorithm promised and did not keep."""
+        """Warn once if a promise of the environment or the algorithm was broken."""
         for metric, meaning in self.job.promises.items():
             if metric not in self.warned and np.any(arrays.get(metric, 0)):
                 self.warned.add(metric)
                 warnings.warn(meaning, stacklevel=1)
 
     def _refuse_nan(self, rows: list[dict[str, Any]]) -> None:
-        """Stop at an evaluation with a number that is not finite and should be.
+        """End the run if an evaluation has a number that is not finite.
 
         Raises:
-            Diverged: naming the number and the update.
+            Diverged: the message names the number and the update.
         """
         job = self.job
         for row in rows:

@@ -1,10 +1,11 @@
-"""manifest.json: the digest of each file in a folder, so that damage is found and named.
+"""manifest.json: the digest of each file in a folder, so that damaged files are found and named.
 
-A file and its digest are two writes, and the process may die between them. The digest goes first:
-for that moment the manifest holds the file's new and its earlier content (or that there was none),
-and either is whole. The next write of the manifest drops the earlier one.
+A file and its digest are two writes, and the process may be killed between them. The digest is
+written first: until the second write, the manifest lists both the new content of the file and the
+previous one (or that there was no file), and either is valid. The next write of the manifest drops
+the previous content.
 
-A file that grows is known by a part of it: so many bytes from its beginning.
+For a file that grows, the manifest lists the length and the digest of its first bytes.
 """
 
 import contextlib
@@ -22,7 +23,7 @@ from ppo_jax.runs import files
 
 NAME = "manifest.json"
 FORMAT = "ppo_jax manifest"
-# What may be deleted without a word: it is made of the rest.
+# Files that may be deleted without a warning, because they are derived from other files.
 FIGURES = (".png", ".pdf", ".svg", ".html", ".csv", ".md", ".tex")
 
 DAMAGED = (
@@ -30,16 +31,16 @@ DAMAGED = (
     "delete it to use them as they are"
 )
 
-# {"bytes": length, "sha256": digest of these bytes}; with "grows" more may follow.
+# {"bytes": length, "sha256": digest of these bytes}; with "grows", more bytes may follow.
 Entry = dict[str, Any]
 
 
 class Damaged(ConfigError):
-    """A file differs from its digest: which, and what to do."""
+    """A file differs from its digest; the message names the file and a remedy."""
 
 
 def read(folder: Path) -> dict[str, Entry]:
-    """Name -> entry; nothing where there is no manifest of this program.
+    """The entries of a manifest, name -> entry; {} if there is no manifest of this program.
 
     Raises:
         Damaged: the manifest itself is damaged.
@@ -54,7 +55,7 @@ def read(folder: Path) -> dict[str, Entry]:
     except (ValueError, RecursionError):
         content = None
     if isinstance(content, dict) and {"format", "files", "sha256"} - content.keys():
-        return {}  # somebody else's
+        return {}  # written by another program
     if not isinstance(content, dict) or content.pop("sha256") != _digest_of(content):
         raise Damaged(DAMAGED.format(path))
     entries = content["files"]
@@ -64,7 +65,7 @@ def read(folder: Path) -> dict[str, Entry]:
 
 
 def has_one(folder: Path) -> bool:
-    """Whether there is a manifest of this program, damaged or not."""
+    """Whether the folder has a manifest of this program, valid or damaged."""
     try:
         return bool(read(folder))
     except Damaged:
@@ -80,14 +81,14 @@ def replacing(
     grown: dict[str, Entry] | None = None,
     of: str | None = None,
 ) -> Iterator[BinaryIO]:
-    """As `files.replacing`, with the digest in the folder's manifest.
+    """Replace a file as `files.replacing` does, and add its digest to the folder's manifest.
 
     Args:
-        folder: with the manifest.
-        name: of the file, with the folders that lead to it.
-        grows: whether more will be added to it.
-        grown: entries of other files, as for `note`.
-        of: as for `write_json`.
+        folder: folder that contains the manifest.
+        name: path of the file relative to the folder.
+        grows: whether more content will be appended to the file.
+        grown: entries of other files that have grown, as for `note`.
+        of: format of the folder that the file identifies, as for `write_json`.
     """
 
     def announce(finished: Path) -> None:
@@ -100,7 +101,7 @@ def replacing(
 
 
 def write(folder: Path, name: str, content: bytes) -> None:
-    """A file and its digest."""
+    """Write a file and its digest."""
     with replacing(folder, name) as file:
         file.write(content)
 
@@ -113,14 +114,15 @@ def write_json(
     grown: dict[str, Entry] | None = None,
     of: str | None = None,
 ) -> None:
-    """A file of JSON and its digest.
+    """Write a JSON file and its digest.
 
     Args:
-        folder: with the manifest.
-        name: of the file.
-        content: of it.
-        grown: as for `note`.
-        of: what the file makes of the folder, so that it is known even where the file is damaged.
+        folder: folder that contains the manifest.
+        name: name of the file.
+        content: JSON value to write.
+        grown: entries of other files that have grown, as for `note`.
+        of: format of the folder that this file identifies; with it, the folder is recognised even
+            if the file is damaged.
     """
     text = files.json_bytes(content)
     with replacing(folder, name, grown=grown, of=of) as file:
@@ -134,22 +136,22 @@ def note(
     grown: dict[str, Entry] | None = None,
     drop: Collection[str] = (),
 ) -> None:
-    """Write the manifest: files that will be written, have grown, or will go.
+    """Write the manifest for files that are about to be written, have grown or will be deleted.
 
     Args:
-        folder: with the manifest.
-        new: name -> entry of what will take the place of what is there.
-        grown: name -> entry of what is there already.
-        drop: names that are to be listed no more.
+        folder: folder that contains the manifest.
+        new: name -> entry of content that is about to replace a file.
+        grown: name -> entry of content that has already been written.
+        drop: names to remove from the manifest.
 
     Raises:
-        OSError: the disk refused; the manifest is as before.
+        OSError: the manifest cannot be written and is unchanged.
     """
     with _locked(folder):
         try:
             earlier = read(folder)
         except Damaged:
-            earlier = {}  # said by whoever read the folder
+            earlier = {}  # the function that read the folder has already reported this
         entries = {n: _settled(folder / n, e) for n, e in earlier.items() if n not in drop}
         for name, entry in (new or {}).items():
             entries[name] = entry | _before(folder / name, entry, earlier.get(name))
@@ -160,60 +162,60 @@ def note(
 
 
 def settle(folder: Path) -> None:
-    """Drop what a finished write has replaced; a folder that cannot be written stays as it is."""
+    """Drop the entries of replaced content; a folder that is not writable is left unchanged."""
     with contextlib.suppress(OSError):
         if has_one(folder):
             note(folder)
 
 
 def entry_of(path: Path) -> Entry:
-    """The entry of a file that is there.
+    """The entry of an existing file.
 
     Raises:
-        OSError: it cannot be read.
+        OSError: the file cannot be read.
     """
     return {"bytes": path.stat().st_size, "sha256": files.digest(path)}
 
 
 def wrong(folder: Path, entries: dict[str, Entry], name: str) -> str:
-    """What is wrong with a file that is listed: "gone", "damaged", or "" if it is whole."""
+    """The state of a listed file: "missing", "damaged", or "" if it is valid."""
     entry, path = entries.get(name), folder / name
     if entry is None:
         return ""
     if not os.path.lexists(path):
-        return "" if None in entry.get("or", ()) else "gone"
+        return "" if None in entry.get("or", ()) else "missing"
     whole = any(_matches(path, e, entry) for e in (entry, *entry.get("or", ())) if e)
     return "" if whole else "damaged"
 
 
 def require(folder: Path, *names: str) -> None:
-    """Refuse a folder in which a file that is needed differs from its digest.
+    """Refuse a folder in which a required file differs from its digest.
 
     Raises:
-        Damaged: which, and what to do.
+        Damaged: the name of the file, and a remedy.
     """
     try:
         entries = read(folder)
     except Damaged:
-        return  # said by `look`
+        return  # reported by `look`
     for name in names:
         if what := wrong(folder, entries, name):
             raise Damaged(
-                f"{folder / name} is {what}: {NAME} there has its digest. Copy it back from a "
-                f"backup; or delete {folder / NAME} to use the folder as it is, if you changed "
-                "the file yourself"
+                f"{folder / name} is {what}: it does not match its digest in {NAME}. Copy the file "
+                f"back from a backup; or, if you changed it yourself, delete {folder / NAME} to "
+                "use the folder as it is"
             )
 
 
 def look(folder: Path, mark: str = "config.json") -> dict[str, str]:
-    """Warn of all files of a folder that are gone or damaged; those of checkpoints warn themselves.
+    """Warn of all missing or damaged files in a folder; checkpoints have warnings of their own.
 
     Args:
-        folder: of a run or a sweep.
-        mark: the file that makes it one; where it says its format, there has to be a manifest.
+        folder: folder of a run or a sweep.
+        mark: name of the identifying file; if that file contains a format, a manifest must exist.
 
     Returns:
-        Name -> "gone" or "damaged".
+        Name -> "missing" or "damaged".
     """
     try:
         entries = read(folder)
@@ -222,18 +224,18 @@ def look(folder: Path, mark: str = "config.json") -> dict[str, str]:
         return {}
     if not entries and _is_expected(folder / mark):
         warnings.warn(
-            f"{folder / NAME} is gone: the files beside it cannot be verified", stacklevel=2
+            f"{folder / NAME} is missing: the files beside it cannot be verified", stacklevel=2
         )
     found = {name: wrong(folder, entries, name) for name in entries}
     found = {name: what for name, what in found.items() if what and not _may_be(name, what, folder)}
     for name, what in found.items():
-        differs = "" if what == "gone" else f": it differs from its digest in {NAME}"
+        differs = "" if what == "missing" else f": it differs from its digest in {NAME}"
         warnings.warn(f"{folder / name} is {what}{differs}", stacklevel=2)
     return found
 
 
 def _is_expected(mark: Path) -> bool:
-    """Whether a folder is of a version that writes a manifest."""
+    """Whether a folder was written by a version that writes manifests."""
     try:
         content = json.loads(files.read_text(mark))
     except (OSError, ValueError, RecursionError):
@@ -242,14 +244,14 @@ def _is_expected(mark: Path) -> bool:
 
 
 def _may_be(name: str, what: str, folder: Path) -> bool:
-    """Whether nothing has to be said: it is a figure, or the checkpoints say so themselves."""
+    """Whether no warning is needed: for a figure, or a checkpoint, which has its own warning."""
     if name.startswith("checkpoints/"):
         return what == "damaged" or (folder / name).with_suffix("").is_dir()
-    return what == "gone" and (name.endswith(FIGURES) or name.startswith("policy."))
+    return what == "missing" and (name.endswith(FIGURES) or name.startswith("policy."))
 
 
 def _before(path: Path, entry: Entry, listed: Entry | None) -> dict[str, Any]:
-    """What else a file may be while it is replaced: {} or {"or": [...]}."""
+    """Alternative entries of a file while it is being replaced: {} or {"or": [...]}."""
     if not os.path.lexists(path):
         return {"or": [None]}
     if _matches(path, entry, entry):
@@ -259,12 +261,12 @@ def _before(path: Path, entry: Entry, listed: Entry | None) -> dict[str, Any]:
     if listed is None:
         with contextlib.suppress(OSError):
             there = [entry_of(path)]
-    # Of a damaged file neither: it stays damaged until it is replaced.
+    # If the current content is damaged, it matches no entry and stays damaged until it is replaced.
     return {"or": there or known}
 
 
 def _is_entry(entry: Any) -> bool:
-    """Whether a part of a file has the form of an entry."""
+    """Whether a value has the form of an entry."""
     if not isinstance(entry, dict) or not isinstance(entry.get("or", []), list):
         return False
     several = [entry, *(e for e in entry.get("or", []) if e is not None)]
@@ -275,7 +277,7 @@ def _is_entry(entry: Any) -> bool:
 
 
 def _settled(path: Path, entry: Entry) -> Entry:
-    """An entry without what came before, once the file is in its place."""
+    """An entry without the previous content, once the file has been replaced."""
     return _plain(entry) if "or" in entry and _matches(path, entry, entry) else entry
 
 
@@ -284,7 +286,7 @@ def _plain(entry: Entry) -> Entry:
 
 
 def _matches(path: Path, entry: Entry, kind: Entry | None) -> bool:
-    """Whether a file has these bytes; one that grows may have more after them."""
+    """Whether a file has the listed bytes; a growing file may have more bytes after them."""
     grows = entry.get("grows", False) or bool(kind and kind.get("grows"))
     try:
         with files.opened(path) as file:
@@ -310,7 +312,7 @@ def _digest_of(content: dict[str, Any]) -> str:
 
 @contextlib.contextmanager
 def _locked(folder: Path) -> Iterator[None]:
-    """One writer at a time: `export` may write into a run that is being trained."""
+    """Allow one writer at a time: `export` may write into a run that is being trained."""
     descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     try:
         with contextlib.suppress(OSError):  # some network file systems have no locks

@@ -1,7 +1,8 @@
-"""Memory: whether a run can fit, said before it is compiled where that can be known.
+"""Checks that a run fits in memory, before compilation where this is possible.
 
-What is counted is what a run cannot do without, so that nothing that fits is ever refused; what the
-compiler needs on top is known once it has compiled, and the rest when the devices say so.
+The first check counts only arrays that a run always needs, so that a run that fits is never
+refused. The compiler's additional memory is known after compilation; other failures are reported
+when a device runs out of memory.
 """
 
 import math
@@ -17,8 +18,8 @@ from ppo_jax.runs.job import Job, RunFailed
 from ppo_jax.types import PyTree
 
 MEMINFO = Path("/proc/meminfo")
-# Limits of a container, of the two versions of control groups: (limit, usage, part of the usage
-# that the kernel takes back when somebody needs it).
+# Memory limits of containers for both versions of control groups: (limit, usage, statistics with
+# the part of the usage that the kernel can reclaim).
 CGROUPS = (
     ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory.current", "/sys/fs/cgroup/memory.stat"),
     (
@@ -31,18 +32,18 @@ ADVICE = "halve --num-envs or --num-steps, or make the network smaller (--hidden
 
 
 def bytes_of(tree: PyTree) -> int:
-    """Bytes of arrays, or of their shapes."""
+    """Number of bytes of arrays, or of their shapes."""
     found = [x for x in jax.tree.leaves(tree) if hasattr(x, "shape") and hasattr(x, "dtype")]
-    # PRNG keys are a few bytes.
+    # PRNG keys take only a few bytes.
     plain = [x for x in found if not jax.dtypes.issubdtype(x.dtype, jax.dtypes.prng_key)]
     return sum(math.prod(x.shape) * np.dtype(x.dtype).itemsize for x in plain)
 
 
 def available(device: Any = None) -> int | None:
-    """Bytes that are free on a device, as far as they are known; None where they are not.
+    """Free bytes on a device; None if unknown.
 
     Args:
-        device: of JAX; None: the first.
+        device: a JAX device; None for the first one.
     """
     device = jax.local_devices()[0] if device is None else device
     if device.platform != "cpu":
@@ -56,7 +57,7 @@ def available(device: Any = None) -> int | None:
 
 
 def _meminfo() -> int | None:
-    """MemAvailable and free swap."""
+    """Available memory plus free swap; None if unknown."""
     try:
         text = MEMINFO.read_text()
     except OSError:
@@ -68,7 +69,7 @@ def _meminfo() -> int | None:
 
 
 def _cgroup(limit: str, usage: str, stat: str) -> int | None:
-    """What a control group leaves; None where it has no limit."""
+    """Memory that a control group can still use; None if it has no limit."""
     try:
         most = int(Path(limit).read_text())
         used = int(Path(usage).read_text())
@@ -81,10 +82,10 @@ def _cgroup(limit: str, usage: str, stat: str) -> int | None:
 
 
 def check(job: Job) -> None:
-    """Refuse a job that cannot fit, before it is compiled: its state, and what it needs beside it.
+    """Refuse a job whose state and other required arrays do not fit in memory.
 
     Raises:
-        ConfigError: bytes needed, bytes there, what to do.
+        ConfigError: the required bytes, the available bytes, and a remedy.
     """
     if job.shapes is None:
         return
@@ -96,16 +97,16 @@ def check(job: Job) -> None:
         return
     listed = ", ".join(f"{what} {text(size)}" for what, size in parts.items())
     raise ConfigError(
-        f"out of memory: {job.name} needs at least {text(needed)} ({listed}), {text(there)} are "
-        f"there; {ADVICE}"
+        f"out of memory: {job.name} needs at least {text(needed)} ({listed}), and "
+        f"{text(there)} are available; {ADVICE}"
     )
 
 
 def check_program(name: str, compiled: Any) -> None:
-    """Refuse a compiled program that cannot fit beside what is there already.
+    """Refuse a compiled program that does not fit in the free memory.
 
     Raises:
-        RunFailed: bytes needed, bytes there, what to do.
+        RunFailed: the required bytes, the available bytes, and a remedy.
     """
     analysis = getattr(compiled, "memory_analysis", lambda: None)()
     there = available()
@@ -115,27 +116,27 @@ def check_program(name: str, compiled: Any) -> None:
     more -= analysis.alias_size_in_bytes
     if more > there:
         raise RunFailed(
-            f"out of memory: {name} needs {text(more)} beside what is there already, and "
+            f"out of memory: {name} needs {text(more)} in addition to the memory in use, and "
             f"{text(there)} are free; {ADVICE}; nothing was computed"
         )
 
 
 def is_exhausted(error: BaseException) -> bool:
-    """Whether a runtime error says that a device has no room."""
+    """Whether a runtime error reports that a device is out of memory."""
     return "RESOURCE_EXHAUSTED" in str(error) or "out of memory" in str(error).lower()
 
 
 def exhausted(error: BaseException) -> str:
-    """The same in one line, with the bytes that were asked for if the error names them."""
+    """A one-line message for such an error, with the requested bytes if the error names them."""
     found = re.search(r"allocat\w* (?:of )?(\d+)", str(error))
-    asked = f" while {text(int(found.group(1)))} were asked for" if found else ""
+    asked = f" while {text(int(found.group(1)))} were requested" if found else ""
     there = available()
     left = "" if there is None else f" and {text(there)} are free now"
     return f"out of memory{asked}{left}: {ADVICE}"
 
 
 def text(size: int) -> str:
-    """Bytes for people."""
+    """A number of bytes as text with a unit."""
     for unit, factor in (("TB", 1e12), ("GB", 1e9), ("MB", 1e6)):
         if size >= factor:
             return f"{size / factor:,.1f} {unit}"

@@ -15,21 +15,21 @@ import numpy as np
 
 from ppo_jax.runs import files, manifest
 
-# Statistics of the episodes that ended: over all of them, not over the updates they ended in.
+# Statistics of the finished episodes: averages over episodes, not over updates.
 BY_EPISODE = ("episode_return", "episode_length")
 SPREAD = "episode_return_std"
-# Of a row that stands for several: how many had each number, and the first of them.
+# Of a merged row: the number of updates in which each metric had a value, and the first update.
 KNOWN, FIRST = "_known", "_first"
 MOST = 256
 
 
 class GrowingFile:
-    """A file of lines that is only added to, and its digest.
+    """A text file that is only appended to, with its digest.
 
     Args:
-        folder: with a manifest.
-        name: of the file.
-        lines: that it begins with, each with its end.
+        folder: folder that contains a manifest.
+        name: name of the file.
+        lines: initial content, lines with their newline characters.
     """
 
     def __init__(self, folder: Path, name: str, lines: Iterable[str]) -> None:
@@ -46,10 +46,10 @@ class GrowingFile:
         self._missed, self._last = False, dict[str, Any]()
 
     def append(self, lines: Iterable[str]) -> None:
-        """Hand lines to the operating system, all of them or none.
+        """Write lines to the operating system; after an error, none of them are in the file.
 
         Raises:
-            OSError: the disk refused.
+            OSError: the lines cannot be written.
         """
         data = "".join(lines).encode()
         try:
@@ -64,10 +64,10 @@ class GrowingFile:
         self.length += len(data)
 
     def synced(self) -> manifest.Entry:
-        """Bring what was added to the disk: its entry for the manifest.
+        """Write the appended lines to the disk, and return the entry for the manifest.
 
         Raises:
-            OSError: the disk refused.
+            OSError: the file cannot be written to the disk.
         """
         if self._file.closed:
             return self._last
@@ -75,7 +75,7 @@ class GrowingFile:
         if not self._missed and not self._is_there():
             self._missed = True
             warnings.warn(
-                f"{self.path} was deleted or replaced while the run wrote it: what is added is "
+                f"{self.path} was deleted or replaced while the run was writing it: new lines are "
                 "lost until the run is resumed",
                 stacklevel=2,
             )
@@ -88,19 +88,20 @@ class GrowingFile:
         return False
 
     def close(self) -> None:
-        """Nothing more is added."""
+        """Close the file."""
         with suppress(OSError):
             self.synced()
             self._file.close()
 
 
 class MetricsLog:
-    """metrics.jsonl: one line per logged update, numbers or null.
+    """metrics.jsonl: one line per logged update; values are numbers or null.
 
     Args:
-        path: of the file.
-        resume_at: lines of later updates are dropped, for they will be made again; 0 starts anew.
-        trackers: with log(row) and close(), told the same rows (`trackers.start`).
+        path: path of the file.
+        resume_at: number of the last update to keep; later lines are dropped, because these updates
+            will be repeated. 0 starts a new file.
+        trackers: trackers (`trackers.start`), which receive the same rows.
     """
 
     def __init__(self, path: Path, resume_at: int, trackers: Sequence[Any] = ()) -> None:
@@ -109,7 +110,7 @@ class MetricsLog:
         self._trackers = trackers
 
     def write(self, rows: list[dict[str, Any]]) -> None:
-        """Append rows and hand them to the operating system; a full disk is no reason to stop."""
+        """Append rows to the file and the trackers; if the disk is full, only warn."""
         try:
             self.file.append(json.dumps(row, allow_nan=False) + "\n" for row in rows)
         except OSError as error:
@@ -128,17 +129,17 @@ class MetricsLog:
 
 
 class Averaged:
-    """Every so many rows as one: what lies between two lines of the log is not lost.
+    """Averages every `every` rows into one, so that the log covers all updates.
 
-    Each metric is the mean over the rows since the line before it; null where none has a number.
-    Counts are sums; what ends in _min or _max is the least or the greatest; returns and lengths are
-    means over the episodes, and their standard deviation is that of all episodes together. `update`
-    and `env_step` are those of the last row.
+    Each metric is the mean over the rows since the previous line; it is null if no row has a value.
+    Counts are summed; metrics whose names end in _min or _max are the minimum or maximum; returns
+    and lengths are means over episodes, and their standard deviation is over all episodes.
+    `update` and `env_step` are those of the last row.
 
     Args:
-        every: number of updates per line; lines fall on its multiples.
-        counts: metrics that are summed.
-        begun: of `left`, where an earlier session stopped between two lines.
+        every: number of updates per line; lines end at multiples of this number.
+        counts: names of the metrics that are summed.
+        begun: value of `left` at the end of an earlier session that stopped between two lines.
     """
 
     def __init__(
@@ -148,11 +149,11 @@ class Averaged:
         self.left = [*begun] if begun else []
 
     def add(self, rows: list[dict[str, Any]], now: bool = False) -> list[dict[str, Any]]:
-        """The lines that these rows complete; with `now` also one that is not complete."""
+        """The lines completed by these rows; with `now`, also an incomplete last line."""
         lines = []
         for row in rows:
             self.left.append(row)
-            if len(self.left) > MOST:  # a line of a million updates is no million rows in memory
+            if len(self.left) > MOST:  # bounds the memory if a line covers many updates
                 self.left = [self._merged(self.left)]
             if row["update"] % self.every == 0 or (now and row is rows[-1]):
                 lines += self.rest()
@@ -160,13 +161,13 @@ class Averaged:
         return lines
 
     def rest(self) -> list[dict[str, Any]]:
-        """The rows since the last line as one; none if there are none. They stay in `left`."""
+        """The rows since the last line, merged into at most one row. They stay in `left`."""
         one = self.left if len(self.left) < 2 else [self._merged(self.left)]
         return [{n: x for n, x in row.items() if n not in (KNOWN, FIRST)} for row in one]
 
     @property
     def before(self) -> int:
-        """The update of the last line."""
+        """The update of the previous line."""
         return self.left[0].get(FIRST, self.left[0]["update"]) - 1 if self.left else 0
 
     def _merged(self, rows: list[dict[str, Any]]) -> dict[str, Any]:
@@ -196,7 +197,7 @@ class Averaged:
 
 
 def _known(row: dict[str, Any], name: str) -> int:
-    """The number of updates that a value is the mean of."""
+    """The number of updates over which a value of a row was averaged."""
     return row.get(KNOWN, {}).get(name, 1) if row.get(name) is not None else 0
 
 
@@ -206,7 +207,7 @@ def _mean(values: Sequence[float], weights: Sequence[float]) -> float | None:
 
 
 def _spread(rows: list[dict[str, Any]]) -> float | None:
-    """The standard deviation of returns over the episodes of several rows."""
+    """The standard deviation of the returns of all episodes in several rows."""
     rows = [row for row in rows if row.get("episode_return") is not None and row.get("episodes")]
     counts = [row["episodes"] for row in rows]
     mean = _mean([row["episode_return"] for row in rows], counts)
@@ -217,7 +218,7 @@ def _spread(rows: list[dict[str, Any]]) -> float | None:
 
 
 def read_metrics(path: Path) -> Iterator[dict[str, Any]]:
-    """The rows of a metrics.jsonl; lines that a crash cut off are passed over."""
+    """The rows of a metrics.jsonl; incomplete lines left by a crash are skipped."""
     try:
         file = files.opened(path)
     except FileNotFoundError:
@@ -235,13 +236,13 @@ def read_metrics(path: Path) -> Iterator[dict[str, Any]]:
 def rows_of(
     metrics: dict[str, np.ndarray], first_update: int, steps_per_update: int, rate: float
 ) -> list[dict[str, Any]]:
-    """Arrays of a chunk of updates as rows of metrics.jsonl.
+    """Convert the metrics of a chunk to rows of metrics.jsonl.
 
     Args:
-        metrics: name -> [K].
-        first_update: number of the first of them, counted from 1.
-        steps_per_update: environment steps of one rollout.
-        rate: environment steps per second while they ran.
+        metrics: name -> [K], the metrics of K updates.
+        first_update: number of the first update, counted from 1.
+        steps_per_update: number of environment steps per update.
+        rate: environment steps per second during the chunk.
     """
     count = len(next(iter(metrics.values())))
     return [
@@ -256,7 +257,7 @@ def rows_of(
 
 
 def _number(x: np.ndarray) -> int | float | None:
-    """A JSON number; NaN, which JSON does not have, is null."""
+    """A JSON number; NaN, which JSON does not have, becomes null."""
     if np.issubdtype(x.dtype, np.integer):
         return int(x)
     return float(x) if math.isfinite(x) else None

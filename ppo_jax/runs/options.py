@@ -1,4 +1,4 @@
-"""How a run is kept, and when it ends. None of it changes what an update computes."""
+"""Options for storing a run and for ending it; none of them changes what an update computes."""
 
 import dataclasses
 from collections.abc import Callable
@@ -12,7 +12,7 @@ from ppo_jax.runs.trackers import TRACKERS
 
 @dataclasses.dataclass(frozen=True)
 class KeepOptions:
-    """What every run has besides training."""
+    """Options that every run has in addition to those of training."""
 
     run_dir: Path | None = option(None, "folder of the run; None: a new folder in runs/")
     resume: Path | None = option(None, "folder of a run to continue")
@@ -42,14 +42,14 @@ class KeepOptions:
 
     @property
     def trackers(self) -> list[str]:
-        """The trackers that are asked for."""
+        """The names of the selected trackers."""
         return [name for name in TRACKERS if getattr(self, name)]
 
     def callbacks(self) -> list[Callable[..., Any]]:
-        """The functions that `callback` names.
+        """The functions named by `callback`.
 
         Raises:
-            ConfigError: one cannot be imported, or is no function.
+            ConfigError: a function cannot be imported, or is not callable.
         """
         if not self.callback:
             return []
@@ -65,6 +65,6 @@ class KeepOptions:
         return found
 
     def kept(self) -> dict[str, Any]:
-        """Those that a resumed run goes on with unless it is given others."""
+        """The options that a resumed run keeps unless new values are given."""
         where = ("run_dir", "resume", "overwrite")
         return {k: v for k, v in dataclasses.asdict(self).items() if k not in where}

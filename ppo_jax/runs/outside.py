@@ -1,6 +1,7 @@
-"""What a job does outside of its compiled programs, and a watch over it.
+"""Activities of a job outside its compiled programs, and their supervision.
 
-Simulators of the host raise, end and hang; none of that is an error of the program that steps them.
+Simulators in Python can raise errors, end or hang; none of that is an error of the compiled program
+that calls them.
 """
 
 import contextlib
@@ -14,14 +15,14 @@ if TYPE_CHECKING:
 
 
 class Outside(NamedTuple):
-    """What a job does outside of its programs.
+    """The activities of a job outside its compiled programs.
 
     Attributes:
-        failure: () -> what failed, in one line; None: nothing did. What the programs return after a
-            failure is worth nothing.
-        numbers: () -> name -> number, for the log and the summary.
-        hurry: (when a signal came) -> None: no call is to take long any more.
-        stuck: () -> what is said of a call that hangs; None: none does.
+        failure: function () -> description of a failure in one line, or None. After a failure, the
+            results of the programs are invalid.
+        numbers: function () -> counters, name -> number, for the log and the summary.
+        hurry: function (time of a signal) -> None, which limits the duration of all further calls.
+        stuck: function () -> description of a call that hangs, or None.
     """
 
     failure: Callable[[], str | None]
@@ -34,14 +35,14 @@ class Outside(NamedTuple):
 def watched(
     outside: Outside | None, signals: "Signals", give_up: Callable[[str], None]
 ) -> Iterator[None]:
-    """Watch over the calls of a job, in a thread, while a block runs.
+    """Supervise the calls of a job from a thread within the block.
 
-    A call that hangs cannot be ended: it is given up, and with it the process.
+    A call that hangs cannot be interrupted, so that the whole process ends.
 
     Args:
-        outside: of the job; None: there is nothing to watch.
-        signals: of the command.
-        give_up: (reason) -> None, which does not return: saves what there is.
+        outside: activities of the job; None if there are none.
+        signals: signal handlers of the command.
+        give_up: function (reason) that saves the state and ends the process.
     """
     if outside is None:
         yield

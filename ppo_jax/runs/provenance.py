@@ -1,4 +1,4 @@
-"""What numbers were computed on: the device, the versions, the precision of matrix products."""
+"""Provenance of results: the device, the precision of matrix products, and the versions."""
 
 import importlib.metadata
 import platform
@@ -12,7 +12,7 @@ PACKAGES = ("ppo_jax", "jax", "jaxlib", "flax", "optax", "gymnax", "numpy", "orb
 
 
 def versions() -> dict[str, str]:
-    """Python's and each relevant package's version."""
+    """The versions of Python and of each relevant package."""
     found = {"python": platform.python_version()}
     for package in PACKAGES:
         try:
@@ -23,10 +23,10 @@ def versions() -> dict[str, str]:
 
 
 def device(number: int | None = None) -> str:
-    """What JAX runs on, e.g. "cpu" or "NVIDIA H200 x 8".
+    """The device that JAX uses, for example "cpu" or "NVIDIA H200 x 8".
 
     Args:
-        number: of devices that are used; None: all.
+        number: number of devices in use; None for all.
     """
     devices = jax.devices()
     kind, number = devices[0].device_kind, number or len(devices)
@@ -34,11 +34,11 @@ def device(number: int | None = None) -> str:
 
 
 def record(*configured: str, devices: int | None = None) -> dict[str, Any]:
-    """What numbers were computed on: the device, the precision of its products, the versions.
+    """The device, the precision of matrix products and the versions, for a summary.
 
     Args:
-        configured: the precision of the run's matrix products; of a sweep that of each point.
-        devices: number of those that are used; None: all.
+        configured: configured precision of matrix products; for a sweep, one for each trial.
+        devices: number of devices in use; None for all.
     """
     in_effect = ", ".join(dict.fromkeys(map(precision.in_effect, configured)))
     return {"device": device(devices), "matmul_precision": in_effect, "versions": versions()}

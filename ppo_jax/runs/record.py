@@ -1,4 +1,4 @@
-"""What a run leaves in its folder: checkpoints, metrics.jsonl, samples, summary.json, a figure."""
+"""The files of a run: checkpoints, metrics.jsonl, samples, summary.json and a figure."""
 
 import contextlib
 import json
@@ -21,19 +21,19 @@ from ppo_jax.runs.terminal import Display
 
 
 class RunRecord:
-    """The folder of one run while it runs.
+    """Writes the files of one run.
 
     Args:
-        path: the folder, locked by the caller.
-        options: how the run is kept.
-        identity: JSON that a checkpoint must share with the run that restores it.
-        defaults, older: of the identity, as for `Checkpoints`.
-        about: what summary.json says of the run besides numbers: algorithm, seed.
+        path: folder of the run, locked by the caller.
+        options: options for storing the run.
+        identity: JSON value that a checkpoint must share with the run that restores it.
+        defaults, older: arguments of `Checkpoints` about parts of the identity.
+        about: fields of summary.json that describe the run, such as algorithm and seed.
         config: flat configuration, for trackers.
         precision: configured precision of matrix products.
-        resume: the command that goes on with the run, without the folder; "" for none.
-        quiet: whether nothing is printed besides the progress display.
-        describe: writes config.json anew, once it is known that a run can be resumed.
+        resume: command that continues the run, without the folder; "" if there is none.
+        quiet: whether to print nothing besides the progress display.
+        describe: function that writes config.json again, once a run is known to be resumable.
     """
 
     def __init__(
@@ -74,10 +74,11 @@ class RunRecord:
         self.last: dict[str, Any] = self.earlier.get("last") or {}
 
     def restore(self, job: Job) -> tuple[int, Any]:
-        """(number of updates made, state); (0, None) at the start of a run.
+        """Restore the last state: (number of updates made, state); (0, None) for a new run.
 
         Raises:
-            CheckpointError, ConfigError: nothing whole to go on from, or more than is asked for.
+            CheckpointError, ConfigError: there is no valid checkpoint, or it has more updates than
+                are requested.
         """
         if self.options.resume is None:
             return 0, None
@@ -90,7 +91,7 @@ class RunRecord:
             done, asked = (n * job.units_per_update for n in (update, job.updates))
             raise ConfigError(
                 f"this run has already made {done:,} {UNITS[job.unit]} in {update:,} updates, more "
-                f"than the {asked:,} that are asked for"
+                f"than the {asked:,} that are requested"
             )
         self.checkpoints.clean(after=update)
         self.describe()
@@ -98,13 +99,13 @@ class RunRecord:
         return update, state
 
     def open(self, job: Job, update: int) -> contextlib.ExitStack:
-        """The log, the trackers and the display, until the stack is closed."""
+        """Open the log, the trackers and the display; closing the stack closes them."""
         per, stack = job.units_per_update, contextlib.ExitStack()
         wanted = self.options.trackers
         started = trackers.start(wanted, self.path, self.config, (update + 1) * per)
         self._keep_damaged()
         self.averaged = Averaged(self.options.log_every, job.promises, self.pending)
-        # A line that ended a session early is made again, with the rows that belong to it.
+        # An incomplete line that ended the last session is replaced by the complete one.
         whole = self.averaged.before if self.averaged.left else update
         self.metrics_log = MetricsLog(self.path / "metrics.jsonl", whole, started)
         self.display = Display(job.updates * per, update * per, job.name, quiet=self.quiet)
@@ -121,14 +122,14 @@ class RunRecord:
             self.samples.close()
 
     def _keep_damaged(self) -> None:
-        """What is written anew, but differs from its digest, stays beside it."""
+        """Keep a copy of files that differ from their digest and are about to be rewritten."""
         for name in ("metrics.jsonl", "samples.jsonl", "summary.json"):
             if self.damaged.get(name) == "damaged":
                 kept = files.aside(self.path / name)
                 with files.opened(self.path / name) as file, files.replacing(kept) as copy:
                     copy.writelines(file)
                 warnings.warn(f"{self.path / name} is kept as {kept.name}", stacklevel=2)
-        if self.damaged.get("metrics.jsonl") == "gone":
+        if self.damaged.get("metrics.jsonl") == "missing":
             warnings.warn(
                 f"the rows of {self.path / 'metrics.jsonl'} before this session are lost; copy the "
                 "file back from a backup before you resume, if you have one",
@@ -144,7 +145,7 @@ class RunRecord:
         seconds: float,
         evaluation: dict[str, Any],
     ) -> list[dict[str, Any]]:
-        """Write the rows of the updates after `update`; the last has the evaluation's numbers."""
+        """Write the rows of the updates after `update`; the last row includes the evaluation."""
         count = len(next(iter(arrays.values())))
         rate = count * job.units_per_update / seconds
         rows = rows_of(arrays, update + 1, job.units_per_update, rate)
@@ -158,17 +159,17 @@ class RunRecord:
         return rows
 
     def _headline(self, job: Job, rows: list[dict[str, Any]]) -> str:
-        """The metric that is shown: its mean over the latest rows that have one."""
+        """The displayed metric: its mean over the new rows, or the previous value."""
         values = [row[job.headline] for row in rows if row.get(job.headline) is not None]
         if values:
             self.shown = f"{np.mean(values):.4g}"
         return f"{job.headline.replace('_', ' ')} {self.shown:>8}"
 
     def save(self, job: Job, update: int, state: Any, *, last: bool = False) -> None:
-        """A checkpoint, scored by what came since the one before it.
+        """Write a checkpoint; its score is the mean score since the previous checkpoint.
 
         Raises:
-            RunFailed: the last one cannot be written; earlier ones are only warned of.
+            RunFailed: the last checkpoint cannot be written; for others there is only a warning.
         """
         score = float(np.mean(self.scores)) if self.scores else None
         try:
@@ -178,23 +179,23 @@ class RunRecord:
             if last:
                 raise RunFailed(
                     f"the final state could not be saved in {self.path}: {error}; "
-                    f"{self.what_is_saved(job)}. Free some space and --resume"
+                    f"{self.what_is_saved(job)}. Free some disk space and --resume"
                 ) from error
-            warnings.warn(f"checkpoint {update} not saved ({error}); going on", stacklevel=1)
+            warnings.warn(f"checkpoint {update} not saved ({error}); continuing", stacklevel=1)
             return
         self.saved, self.scores = update, []
         self.write_summary(job, "running")
 
     def what_is_saved(self, job: Job) -> str:
-        """For the message of a failure."""
+        """A phrase that describes what has been saved, for error messages."""
         done = f"{self.saved * job.units_per_update:,} {UNITS[job.unit]}"
         return f"saved in {self.path}: the state after {done}" if self.saved else "nothing is saved"
 
     def how_to_go_on(self) -> str:
-        """For the message of a failure that may not come again; "" where there is no command."""
+        """How to continue after a failure that may not recur, for error messages."""
         if not self.resume:
-            return "Mend it, and resume"
-        return f"Go on with: {self.resume} --resume {shlex.quote(str(self.path))}"
+            return "Fix the problem and resume the run"
+        return f"To continue: {self.resume} --resume {shlex.quote(str(self.path))}"
 
     def show_samples(self, job: Job, update: int, samples: list[dict[str, Any]]) -> None:
         """Append samples to samples.jsonl, and print the first of them."""
@@ -213,11 +214,11 @@ class RunRecord:
             terminal.say(f"    {sample['prompt']!r} -> {sample['response']!r}  {words}")
 
     def finish(self, job: Job, status: str, found: dict[str, Any]) -> dict[str, Any]:
-        """The summary, the figure, and the last words: summary.json's content."""
+        """Write the summary and the figure, print the result, and return summary.json's content."""
         summary = self.write_summary(job, status, found)
         try:
             curves.plot_run(self.path, job)
-        except Exception as error:  # a figure is no reason to call a finished run failed
+        except Exception as error:  # a missing figure does not make a finished run a failure
             warnings.warn(f"learning_curve.png not written: {error}", stacklevel=1)
         manifest.settle(self.path)
         if not self.quiet:
@@ -230,7 +231,7 @@ class RunRecord:
     def write_summary(
         self, job: Job, status: str, found: dict[str, Any] | None = None
     ) -> dict[str, Any]:
-        """summary.json as of the last checkpoint; seconds are those of all sessions together."""
+        """Write summary.json for the last checkpoint; seconds are the sum over all sessions."""
         units, seconds = self.saved * job.units_per_update, self.train_seconds
         rate = units / seconds if seconds else None
         summary = self.about | {
@@ -253,28 +254,28 @@ class RunRecord:
         return summary
 
     def _grown(self) -> dict[str, manifest.Entry]:
-        """The entries of the files that are added to, as far as they are on the disk now."""
+        """Manifest entries of the growing files, after writing them to the disk."""
         log = getattr(self, "metrics_log", None)
         growing = [f for f in (log and log.file, self.samples) if f is not None]
         return {file.path.name: file.synced() for file in growing}
 
     def _check_nothing_was_saved(self, job: Job) -> None:
-        """A run killed before its first checkpoint begins again; one whose checkpoints are gone
-        does not, for its log would go too."""
+        """Restart a run that was killed before its first checkpoint; refuse one whose checkpoints
+        are missing, because restarting it would delete its log."""
         saved = self.earlier.get(job.unit)
         if saved or len(self.checkpoints.orphans()) > 1:
             raise CheckpointError(
-                f"the checkpoints of {self.path} are gone"
+                f"the checkpoints of {self.path} are missing"
                 + (f", though {saved:,} {UNITS[job.unit]} were saved" if saved else "")
                 + ". Copy them back from a backup, or start again with --run-dir "
                 f"{shlex.quote(str(self.path))} --overwrite"
             )
         self.checkpoints.clean(after=0)
         if self.earlier and not self.quiet:
-            terminal.complain("no checkpoint was written yet: starting again from step 0")
+            terminal.complain("no checkpoint was saved yet: starting again from step 0")
 
     def _forget_samples(self, update: int) -> None:
-        """Those of updates that will be made again."""
+        """Drop the samples of updates that will be repeated."""
         path = self.path / "samples.jsonl"
         if not os.path.lexists(path):
             return
@@ -289,11 +290,11 @@ class RunRecord:
 
 
 class InMemory:
-    """A run that leaves nothing behind: its metrics and its last state, as arrays.
+    """A run without files: its metrics and its last state are kept as arrays.
 
     Attributes:
-        metrics: name -> [..., U] of all updates.
-        state: the last one, once the run is finished.
+        metrics: name -> [..., U], the metrics of all updates.
+        state: the last state, once the run has finished.
     """
 
     options = KeepOptions()
@@ -307,54 +308,54 @@ class InMemory:
 
     @property
     def metrics(self) -> dict[str, np.ndarray]:
-        """All updates in their order."""
+        """The metrics of all updates, in order."""
         return {
             name: np.concatenate([p[name] for p in self.parts], axis=-1) for name in self.parts[0]
         }
 
     def restore(self, job: Job) -> tuple[int, Any]:
-        """Always the start."""
+        """Return (0, None), because there is nothing to restore."""
         return 0, None
 
     def open(self, job: Job, update: int) -> contextlib.ExitStack:
-        """Nothing is opened."""
+        """Return an empty stack, because there are no files to open."""
         return contextlib.ExitStack()
 
     def log(self, job: Job, update: int, arrays: Any, **_: Any) -> list:
-        """Keep the arrays."""
+        """Keep the metrics of a chunk."""
         self.parts.append(arrays)
         return []
 
     def save(self, job: Job, update: int, state: Any, *, last: bool = False) -> None:
-        """Keep the last state; those before it will be used up."""
+        """Keep the last state; the memory of earlier states is reused."""
         if last:
             self.state, self.saved = state, update
 
     def what_is_saved(self, job: Job) -> str:
-        """Nothing is."""
+        """A phrase for error messages."""
         return "nothing is saved"
 
     def how_to_go_on(self) -> str:
-        """There is no way."""
+        """Return "", because a run in memory cannot be continued."""
         return ""
 
     def write_summary(self, job: Job, status: str, found: Any = None) -> dict[str, Any]:
-        """There is none."""
+        """Return {}, because there is no summary file."""
         return {}
 
     def finish(self, job: Job, status: str, found: dict[str, Any]) -> dict[str, Any]:
-        """What was found."""
+        """Return the results unchanged."""
         return found
 
 
 def scores_of(job: Job, rows: list[dict[str, Any]], evaluated: bool) -> list[float]:
-    """The numbers of some rows by which the best checkpoint is chosen."""
+    """The scores of the rows that have one, by which the best checkpoint is chosen."""
     name = job.score[1 if evaluated else 0]
     return [row[name] for row in rows if name and row.get(name) is not None]
 
 
 def read_summary(path: Path) -> dict[str, Any]:
-    """summary.json, or {} where there is none to be read."""
+    """The content of summary.json; {} if it is missing or damaged."""
     try:
         summary = json.loads(files.read_text(path / "summary.json"))
     except (OSError, ValueError, RecursionError):

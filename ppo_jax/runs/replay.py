@@ -1,7 +1,8 @@
-"""`--debug-nans`: the update that went bad is made again, and every number looked at as it comes.
+"""`--debug-nans`: repeats the update that became invalid, and checks every intermediate value.
 
-In their order: what the environment gave, what the network made of it, the action, the reward; then
-the advantages, the loss, its gradient, the parameters. The first that is not good is the origin.
+Values are checked in the order of computation: observations, the network's outputs, actions and
+rewards; then advantages, the loss, its gradient and the parameters. The first invalid number is
+reported as the origin.
 """
 
 import math
@@ -14,25 +15,25 @@ import numpy as np
 from ppo_jax import guard, watch
 from ppo_jax.runs.job import UNITS, Job
 
-# By the first part of its path: who made a number, in words.
+# Names of the part of the program that computed a number, in messages.
 NETWORK, LEARNING = "the network", "the update"
 
 
 class Recorder:
-    """Keeps the first number that is not good, and what went in before it."""
+    """Records the first invalid number and the values before it."""
 
     def __init__(self) -> None:
         self.begin()
 
     def begin(self) -> None:
-        """Forget: another update begins."""
+        """Clear the record at the beginning of an update."""
         self.step, self.gradients = 0, 0
         self.found: dict[str, Any] | None = None
         self.seen: dict[str, Any] = {}
         self.before: Any = ()
 
     def __call__(self, stage: str, trees: dict[str, Any]) -> None:
-        """As `watch.see` says it."""
+        """Check the values of one stage; this is the callback of `watch.recording`."""
         if stage == "rollout":
             self.begin()
         if self.found is not None:
@@ -52,7 +53,8 @@ class Recorder:
         self.seen |= trees
 
     def _excused(self, name: str, trees: dict[str, Any], at: tuple[int, ...]) -> bool:
-        """Whether nobody reads it: of a step that did not happen, after an episode's end."""
+        """Whether a number is never used: a final observation without an episode end, or the
+        reward of a step that did not take place."""
         valid = trees.get("valid")
         if name == "final":
             return not np.asarray(trees["done"])[at[0]]
@@ -60,14 +62,14 @@ class Recorder:
 
 
 def _first_bad(stage: str, name: str, x: np.ndarray) -> tuple[int, ...] | None:
-    """The index of the first number that is not good."""
+    """The index of the first invalid number; None if all are valid."""
     if not jax.numpy.issubdtype(x.dtype, jax.numpy.floating) or x.size == 0:
         return None
     x = x.astype(np.float64)
-    if name == "network":  # the logit of an impossible action is -inf by right
+    if name == "network":  # the logit of an impossible action is -inf by definition
         bad = np.isnan(x) | (x == math.inf)
     elif stage == "update" and name == "metrics":
-        return None  # some have no value by right; what is wrong was seen before
+        return None  # some metrics may be NaN; invalid numbers were found in earlier stages
     else:
         limit = guard.LIMIT if name in ("action", "parameters", "reward") else np.inf
         bad = ~(np.abs(x) <= limit) | np.isinf(x)
@@ -77,11 +79,11 @@ def _first_bad(stage: str, name: str, x: np.ndarray) -> tuple[int, ...] | None:
 
 
 def replay(job: Job, state: Any) -> Recorder:
-    """Make the update that follows a state again, as a program that tells what it sees."""
+    """Repeat the update that follows a state, with a program that records its values."""
     recorder = Recorder()
     with jax.debug_nans(False), watch.recording(recorder):
         step = jax.jit(lambda state, frozen, floats: job.step(state, frozen, floats))
-        if job.layout is not None:  # several devices would tell of their parts in no order
+        if job.layout is not None:  # several devices would report their values in any order
             state = jax.device_put(state, jax.local_devices()[0])
         jax.block_until_ready(step(state, job.frozen, job.floats))
         jax.effects_barrier()
@@ -89,18 +91,18 @@ def replay(job: Job, state: Any) -> Recorder:
 
 
 def origin(job: Job, recorder: Recorder, update: int) -> str:
-    """Where the first bad number came from, in one sentence.
+    """Describe where the first invalid number arose, in one sentence.
 
     Args:
-        job: that was replayed.
-        recorder: what it saw.
-        update: number of updates before the bad one.
+        job: the job that was repeated.
+        recorder: the recorded values.
+        update: number of updates before the invalid one.
     """
     found = recorder.found
     if found is None:
         return (
-            "made again, the update left only good numbers: its program rounds in another way, or "
-            "something outside of the program has changed"
+            "when repeated, the update had only finite numbers: the repeated program rounds "
+            "differently, or something outside the program has changed"
         )
     stage, leaf, value = found["stage"], found["leaf"], f"{found['value']:g}"
     if stage in ("act", "step"):
@@ -128,7 +130,7 @@ def origin(job: Job, recorder: Recorder, update: int) -> str:
 
 
 def _of_rollout(job: Job, recorder: Recorder, update: int) -> str:
-    """A number of the rollout: the environment's, or the network's."""
+    """Describe an invalid number of the rollout, from the environment or the network."""
     found = recorder.found
     assert found is not None
     env, leaf, value = found["at"][0], found["leaf"], f"{found['value']:g}"
@@ -161,7 +163,7 @@ def _of(obs: Any, env: int) -> str:
 
 
 def _shown(tree: Any, most: int = 200) -> str:
-    """An observation or an action as text, which may be long."""
+    """An observation or an action as text of limited length."""
     leaves = jax.tree_util.tree_leaves_with_path(tree)
     texts = []
     for path, x in leaves:

@@ -1,4 +1,4 @@
-"""The agent of a run directory."""
+"""Loading the agent of a run folder."""
 
 from pathlib import Path
 from typing import Any
@@ -23,19 +23,20 @@ def load(
     algorithm: Any = None,
     followed: frozenset[str] = frozenset(),
 ) -> tuple[TrainConfig, Program, TrainState]:
-    """The agent of a run.
+    """Load the agent of a run.
 
     Args:
-        run_dir: run directory.
+        run_dir: folder of the run.
         checkpoint: "latest", "best", or the number of an update.
-        trust: whether the run may name any code to import. One of the user's own may.
-        env, policy, algorithm: names of code that the run names, which may then be imported; or the
-            objects themselves, in place of what it names.
-        followed: more names of code that may be imported.
+        trust: whether to import any code that the run names; for runs of this user, that is always
+            allowed.
+        env, policy, algorithm: names of code in the run that may be imported, or objects that
+            replace what the run names.
+        followed: further names of code that may be imported.
 
     Raises:
-        ConfigError, CheckpointError: not a run, one that names code and is not the user's own, or
-            nothing whole to restore.
+        ConfigError, CheckpointError: the folder is not a run, it names code and was not signed by
+            this user, or it has no valid checkpoint.
     """
     given = Given(env, policy, algorithm, trust, followed)
     config = read_config(run_dir, given)
@@ -52,21 +53,21 @@ def load(
     else:
         known = ", ".join(map(str, checkpoints.steps())) or "none"
         raise ConfigError(
-            f"no checkpoint {checkpoint!r} in {run_dir}; there are: latest, best, {known}"
+            f"no checkpoint {checkpoint!r} in {run_dir}; available: latest, best, {known}"
         )
     return config, program, checkpoints.restore(shapes, step)[1]
 
 
 def build_again(config: TrainConfig, given: Given) -> Program:
-    """The program of a configuration that was read, with the objects that were given.
+    """Build the program of a stored configuration, with the objects that the user gave.
 
     Args:
-        config: of the run.
-        given: names must be those of the run. Objects take the place of an environment or a network
-            of the user's own; an algorithm is the run's.
+        config: configuration of the run.
+        given: names, which must be those in the run, and objects. Objects may replace the run's own
+            environment or network, but not its algorithm.
 
     Raises:
-        ConfigError: the run has another part than was given, or none of the user's own.
+        ConfigError: the run has a different part of that name, or only a built-in one.
     """
     objects = {}
     for name in CODE:
@@ -75,7 +76,7 @@ def build_again(config: TrainConfig, given: Given) -> Program:
             continue
         if isinstance(part, str) or name == "algorithm" or kept is None:
             raise ConfigError(
-                f"{name} is {references.name_of(part)}, but that of the run is {kept}; leave it out"
+                f"{name} is {references.name_of(part)}, but the run has {kept}; omit this argument"
             )
         objects[name] = part
     return build(config, **objects)

@@ -1,4 +1,4 @@
-"""SIGINT, SIGTERM and SIGHUP as a flag that the loop looks at between chunks."""
+"""SIGINT, SIGTERM and SIGHUP, recorded in a flag that the loop checks between chunks."""
 
 import contextlib
 import os
@@ -13,34 +13,34 @@ ENDING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 
 class Signals:
-    """The first signal asks for an orderly end; a second SIGINT ends the process at once.
+    """Signal handlers: the first signal ends the run cleanly, a second SIGINT at once.
 
     Attributes:
-        received: the number of the first signal; None: none came.
-        since: when it came, by the monotonic clock.
+        received: number of the first signal; None if there was none.
+        since: monotonic time at which it arrived.
     """
 
     def __init__(self) -> None:
         self.received: int | None = None
         self.since: float | None = None
-        # The pipe says of each signal what the handler says: both count for themselves.
+        # The pipe receives every signal that the handler receives; they are counted separately.
         self._handled, self._interrupts = False, 0
 
     @property
     def exit_code(self) -> int:
-        """128 + the number of the signal that came, whenever it came; else 0."""
+        """128 + the number of the first signal; 0 without a signal."""
         return 128 + self.received if self.received else 0
 
     def __enter__(self) -> "Signals":
-        # Python lets only the main thread handle signals: a run in another one is not asked to end.
+        # Python allows signal handlers in the main thread only: other threads ignore signals.
         self._previous, self._wakeup = {}, None
         if threading.current_thread() is not threading.main_thread():
             return self
         self._main = threading.get_ident()
-        # A process that was started by nohup outlives its terminal.
+        # A process that was started with nohup must survive the end of its terminal.
         numbers = [s for s in ENDING if s != signal.SIGHUP or signal.getsignal(s) != signal.SIG_IGN]
         self._previous = {s: signal.signal(s, self._handle) for s in numbers}
-        # Signals come through this pipe, too, while the main thread is held up outside of Python.
+        # The pipe also receives signals while the main thread is blocked outside Python.
         self._wakeup = os.pipe()
         for end in self._wakeup:
             os.set_blocking(end, False)
@@ -57,7 +57,7 @@ class Signals:
                 os.close(end)
 
     def look(self) -> None:
-        """Notice what came while the main thread was held up; for other threads."""
+        """Record signals that arrived while the main thread was blocked; for other threads."""
         with contextlib.suppress(OSError, TypeError):
             for number in os.read(self._wakeup[0], 64):  # type: ignore[index]
                 if number in self._previous:
@@ -67,7 +67,7 @@ class Signals:
             _end_at_once(signal.SIGINT)
 
     def note(self, number: int) -> None:
-        """Take a signal for received; for those that came to another process of the same run."""
+        """Record a signal, for example one that another process of the same run received."""
         if self.received is None:
             self.received, self.since = number, time.monotonic()
 

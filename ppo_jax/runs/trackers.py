@@ -1,7 +1,7 @@
-"""Programs that show runs while they run: TensorBoard, Weights & Biases, trackio.
+"""Experiment trackers: TensorBoard, Weights & Biases and trackio.
 
-Each is an extra, `pip install 'ppo_jax[NAME]'`; metrics.jsonl is written in any case, and a tracker
-that breaks down is left behind, not the run.
+Each is an optional dependency, `pip install 'ppo_jax[NAME]'`. metrics.jsonl is always written, and
+an error of a tracker disables the tracker without ending the run.
 """
 
 import importlib.util
@@ -17,31 +17,31 @@ from ppo_jax.config import ConfigError
 from ppo_jax.runs import files, manifest
 
 PROJECT = "ppo_jax"
-# How a run is called there: it goes on under the same name after --resume.
+# File with the run's names in the trackers, so that a resumed run continues under the same name.
 NAMES = "trackers.json"
 
 
 class Tracker(Protocol):
-    """What a run tells its numbers to."""
+    """A receiver of the metrics of a run."""
 
     def log(self, row: dict[str, Any]) -> None:
-        """A row of metrics.jsonl."""
+        """Log a row of metrics.jsonl."""
         ...
 
     def close(self) -> None:
-        """The last row was told."""
+        """End the tracked run, after the last row."""
         ...
 
 
 class TrackedRun(NamedTuple):
-    """What a tracker is told of a run.
+    """The description of a run that a tracker receives.
 
     Attributes:
-        path: run directory.
-        config: its flat configuration.
-        first_step: environment steps of the first row to come; later ones, of an interrupted
-            session, are made again.
-        name: what the run is called among those of all directories.
+        path: folder of the run.
+        config: flat configuration of the run.
+        first_step: environment steps of the first row to come; rows of an interrupted session with
+            later steps are replaced.
+        name: unique name of the run in the tracker.
     """
 
     path: Path
@@ -54,10 +54,10 @@ def require(names: Iterable[str]) -> None:
     """Refuse trackers that are not installed.
 
     Args:
-        names: in TRACKERS.
+        names: names of trackers, keys of TRACKERS.
 
     Raises:
-        ConfigError: one is missing, with what to do.
+        ConfigError: a package is missing; the message gives the command that installs it.
     """
     for name in names:
         if not importlib.util.find_spec(TRACKERS[name].package):
@@ -69,16 +69,16 @@ def require(names: Iterable[str]) -> None:
 def start(
     names: Iterable[str], path: Path, config: dict[str, Any], first_step: int
 ) -> list[Tracker]:
-    """The trackers of a run, new or resumed.
+    """Start the trackers of a new or resumed run.
 
     Args:
-        names: in TRACKERS.
-        path: run directory, which keeps what the run is called there.
-        config: flat, in JSON's types.
+        names: names of trackers, keys of TRACKERS.
+        path: folder of the run, which stores the run's names in the trackers.
+        config: flat configuration in JSON types.
         first_step: environment steps of the first row to come.
 
     Raises:
-        ConfigError: one cannot start: no login, no network.
+        ConfigError: a tracker cannot start, for example without a login or a network connection.
     """
     session = TrackedRun(path, config, first_step, "")
     started: list[Tracker] = []
@@ -86,7 +86,7 @@ def start(
         try:
             named = session._replace(name=_name(path, name))
             started.append(Careful(name, TRACKERS[name].open(named)))
-        except Exception as error:  # whatever a foreign program meets
+        except Exception as error:  # trackers may raise any exception
             for tracker in started:
                 tracker.close()
             hint = TRACKERS[name].hint
@@ -95,7 +95,7 @@ def start(
 
 
 def _name(path: Path, tracker: str) -> str:
-    """The name kept in the run directory; for a new run, one that nobody else has."""
+    """The run's name in a tracker, read from the run folder; a new unique name for a new run."""
     try:
         names = json.loads(files.read_text(path / NAMES))
     except (OSError, ValueError, RecursionError):
@@ -108,11 +108,11 @@ def _name(path: Path, tracker: str) -> str:
 
 
 class Careful:
-    """A tracker that is left behind when it breaks down.
+    """A tracker that is disabled after its first error.
 
     Args:
-        name: of it.
-        tracker: itself.
+        name: name of the tracker, for the warning.
+        tracker: the tracker to call.
     """
 
     def __init__(self, name: str, tracker: Tracker) -> None:
@@ -120,20 +120,20 @@ class Careful:
         self._works = True
 
     def log(self, row: dict[str, Any]) -> None:
-        """A row, unless it broke down before."""
+        """Log a row, unless the tracker is disabled."""
         if self._works:
             self._try(lambda: self._tracker.log(row))
 
     def close(self) -> None:
-        """The last row was told."""
+        """End the tracked run."""
         self._try(self._tracker.close)
 
     def _try(self, action: Callable[[], None]) -> None:
         try:
             action()
-        except Exception as error:  # whatever a foreign program meets
+        except Exception as error:  # trackers may raise any exception
             if self._works:
-                warnings.warn(f"{self._name} fails ({error}); going on without", stacklevel=1)
+                warnings.warn(f"{self._name} fails ({error}); continuing without it", stacklevel=1)
             self._works = False
 
 
@@ -141,7 +141,7 @@ class _TensorBoard:
     def __init__(self, session: TrackedRun) -> None:
         from tensorboardX import SummaryWriter
 
-        # Events from there on are of updates that will be made again.
+        # Events of an interrupted session from this step on are deleted; they will be repeated.
         folder = str(session.path / "tensorboard")
         self._writer = SummaryWriter(folder, purge_step=session.first_step)
 
@@ -193,7 +193,7 @@ class _Trackio:
 
 
 def _numbers(row: dict[str, Any]) -> dict[str, Any]:
-    """What has a value; null is none."""
+    """The values that are not null."""
     return {name: value for name, value in row.items() if value is not None}
 
 

@@ -1,9 +1,9 @@
-"""Who may make this process import a module: the person, and a run of their own.
+"""Which modules a run folder may make this process import: those the user names, or has signed.
 
-A folder from elsewhere may name any module that can be imported here, and importing one runs it.
-Names of code in a run's files are therefore followed only if the person names them too (on the
-command line or from Python), trusts the folder, or made the run: what they make is signed,
-HMAC-SHA256 with a key in their configuration folder.
+A folder from another source can name any importable module, and importing a module executes it.
+Code that a run's files name is therefore imported only if the user also names it (on the command
+line or from Python), trusts the folder, or created the run: the files of a run are signed with
+HMAC-SHA256 and a key in the user's configuration folder.
 """
 
 import contextlib
@@ -23,18 +23,18 @@ from ppo_jax.config.train import CODE
 from ppo_jax.envs import registry
 
 KEY_BYTES = 32
-# What decides which code is run: names, and what environments are called with.
+# Fields that decide which code is executed: names, and the arguments of environments.
 SIGNED = (*CODE, "env_args", "reward")
 
 
 class Given(NamedTuple):
-    """What a person gives beside the name of a folder.
+    """What the user gives in addition to the path of a folder.
 
     Attributes:
-        env, policy, algorithm: names, named again, or objects in place of those that the folder
-            names; None: neither.
+        env, policy, algorithm: names in the folder that the user repeats, or objects that replace
+            what the folder names; None for neither.
         trust: whether the folder may name any code.
-        followed: names that were followed before, in a folder around this one.
+        followed: names that were accepted for a folder which contains this one.
     """
 
     env: Any = None
@@ -45,7 +45,7 @@ class Given(NamedTuple):
 
     @property
     def named(self) -> set[str]:
-        """The names that may be followed."""
+        """The names of code that may be imported."""
         parts = (self.env, self.policy, self.algorithm)
         return {references.name_of(part) for part in parts if part is not None} | self.followed
 
@@ -54,16 +54,16 @@ NOTHING = Given()
 
 
 def sign(content: dict[str, Any]) -> str:
-    """The signature of what a file of the user's own says about code.
+    """Sign the parts of a file that name code.
 
     Args:
-        content: of config.json or sweep.json.
+        content: content of config.json or sweep.json.
 
     Returns:
-        Hexadecimal digits; "" where no code is named, or where there is no place for a key.
+        The signature in hexadecimal digits; "" if no code is named or no key can be stored.
 
     Raises:
-        ConfigError: the key can be read by others, or is damaged.
+        ConfigError: the key can be read by other users, or is damaged.
     """
     key = _key(make=True) if code(content) or callbacks_of(content) else None
     return "" if key is None else _digest(key, content)
@@ -72,17 +72,18 @@ def sign(content: dict[str, Any]) -> str:
 def check(
     content: dict[str, Any], named: set[str], trust: bool, path: Path, *, callbacks: bool = False
 ) -> None:
-    """Refuse a file that names code, unless it may.
+    """Refuse a file that names code, unless the code may be imported.
 
     Args:
-        content: of the file, JSON.
-        named: the names that the person gave, too.
-        trust: whether the person trusts it.
-        path: of the file, for the message.
-        callbacks: whether its callbacks will be called, and not only its agent looked at.
+        content: JSON content of the file.
+        named: names that the user repeated.
+        trust: whether the user trusts the file.
+        path: path of the file, for the message.
+        callbacks: whether the callbacks in the file will be called, so that they are checked too.
 
     Raises:
-        ConfigError: it names code, and is not the user's own; the names, and the two ways on.
+        ConfigError: the file names code and was not signed by this user; the message lists the
+            names and how to allow them.
     """
     found = code(content) + ([("callback", n) for n in callbacks_of(content)] if callbacks else [])
     unnamed = [(field, name) for field, name in found if name not in named]
@@ -95,18 +96,18 @@ def check(
     listed = ", ".join(dict.fromkeys(name for _, name in unnamed))
     again = " ".join(dict.fromkeys(f"--{f.replace('_', '-')} {n}" for f, n in unnamed))
     raise ConfigError(
-        f"{path} names code to import, {listed}, and is not signed as a run of your own; if you "
-        f"know that code, name it again ({again}), or trust the file (--trust, or trust=True)"
+        f"{path} names code to import, {listed}, and was not signed with your key; if you know "
+        f"that code, name it again ({again}), or trust the file (--trust, or trust=True)"
     )
 
 
 def vouched(content: dict[str, Any], named: set[str], trust: bool) -> bool:
-    """Whether the person stands for a file that names code: trusts it, or named the code, too."""
+    """Whether the user trusts a file that names code, or has repeated one of its names."""
     return trust or any(name in named for _, name in code(content))
 
 
 def code(content: dict[str, Any]) -> list[tuple[str, str]]:
-    """(option, name) of all that a file names which would be imported, in order."""
+    """All code that a file names for import, as (option, name), in order."""
     found: list[tuple[str, str]] = []
     for values in _configs(content):
         env, policy = values.get("env"), values.get("policy")
@@ -118,12 +119,12 @@ def code(content: dict[str, Any]) -> list[tuple[str, str]]:
         if isinstance(algorithm, str) and algorithms.names_code(algorithm):
             found.append(("algorithm", algorithm))
         for argument in arguments if isinstance(arguments, list | tuple) else [arguments]:
-            # Gymnasium's wrappers of other packages take names of code, too.
+            # Gymnasium wrappers of other packages may also take names of code.
             if isinstance(argument, str) and re.search(r"=[^\W\d][\w.]*:[^\W\d]", argument):
                 found.append(("env_args", argument))
-        rewards = values.get("reward")  # of language models: folders, or functions
+        rewards = values.get("reward")  # language models: folders or functions
         for reward in rewards if isinstance(rewards, list | tuple) else [rewards]:
-            # The module is imported before anybody looks for the function in it.
+            # The module is imported before the function is looked up in it.
             if isinstance(reward, str) and ":" in reward and not Path(reward).is_dir():
                 found.append(("reward", reward))
     return list(dict.fromkeys(found))
@@ -137,7 +138,7 @@ def callbacks_of(content: dict[str, Any]) -> list[str]:
 
 
 def following(content: dict[str, Any]) -> Given:
-    """What may be named inside a folder whose own file was followed: the same."""
+    """The names that a folder inside an accepted folder may use: those already accepted."""
     return Given(followed=frozenset(name for _, name in code(content)))
 
 
@@ -146,7 +147,7 @@ def _is_code(name: str, what: str) -> bool:
 
 
 def _configs(content: dict[str, Any]) -> list[dict[str, Any]]:
-    """The configurations in a file: one of a run, many of a sweep."""
+    """The configurations in a file: one for a run, many for a sweep."""
     many = _dict(content.get("sweep")).get("configs")
     return [_dict(c) for c in [content.get("config"), *(many if isinstance(many, list) else [])]]
 
@@ -156,7 +157,7 @@ def _dict(value: Any) -> dict[str, Any]:
 
 
 def _digest(key: bytes, content: dict[str, Any]) -> str:
-    """HMAC-SHA256 of everything in a file that decides which code is run."""
+    """HMAC-SHA256 of all parts of a file that decide which code is executed."""
     signed = [{name: values.get(name) for name in SIGNED} for values in _configs(content)]
     callbacks = _dict(content.get("run")).get("callback")
     text = json.dumps([signed, callbacks], sort_keys=True)
@@ -164,7 +165,7 @@ def _digest(key: bytes, content: dict[str, Any]) -> str:
 
 
 def key_path() -> Path | None:
-    """The file of the user's key; None without a home directory."""
+    """The path of the user's key; None without a home directory."""
     folder = Path(os.environ.get("XDG_CONFIG_HOME") or "")
     if not folder.is_absolute():
         try:
@@ -175,7 +176,7 @@ def key_path() -> Path | None:
 
 
 def _key(make: bool) -> bytes | None:
-    """The user's key; None if there is none, and it is not to be made or cannot be."""
+    """The user's key; None if it does not exist and is not, or cannot be, created."""
     path = key_path()
     if path is None:
         return None
@@ -189,19 +190,19 @@ def _key(make: bool) -> bytes | None:
     mode = stat.S_IMODE(status.st_mode)
     if mode != 0o600 or status.st_uid != os.geteuid():
         raise ConfigError(
-            f"the key {path} has mode {mode:o}, so that others may know it; delete it, and a new "
-            "one is made (runs of your own then ask for --trust once), or chmod 600 it"
+            f"the key {path} has mode {mode:o}, so that other users may read it; either delete it, "
+            "and a new key is created (your own runs then need --trust once), or chmod 600 it"
         )
     if len(key) != KEY_BYTES:
         raise ConfigError(
-            f"the key {path} is damaged: it must have {KEY_BYTES} bytes; delete it, and a new one "
-            "is made (runs of your own then ask for --trust once)"
+            f"the key {path} is damaged: it must have {KEY_BYTES} bytes; delete it, and a new key "
+            "is created (your own runs then need --trust once)"
         )
     return key
 
 
 def _make(path: Path) -> None:
-    """A new key, there whole or not at all; another process may be faster."""
+    """Create a key atomically; another process may create it at the same time."""
     path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
     temporary = path.with_name(f".key.{secrets.token_hex(8)}.tmp")
     descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)

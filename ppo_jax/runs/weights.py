@@ -1,4 +1,4 @@
-"""Arrays by name in a safetensors file, with a header of JSON that says what they belong to."""
+"""Named arrays in a safetensors file, with a JSON header that describes the policy."""
 
 import hashlib
 import json
@@ -12,23 +12,23 @@ from ppo_jax.config import ConfigError
 from ppo_jax.runs import files
 from ppo_jax.types import PyTree
 
-# The header's keys: strings, as safetensors has them.
+# Value of "format" in the header; safetensors headers contain only strings.
 FORMAT = "ppo_jax.policy"
 
 
 def named(tree: PyTree) -> dict[str, Any]:
-    """The leaves of a tree by what leads to them: "actor.body.Dense_0.kernel"."""
+    """The leaves of a tree by their path, for example "actor.body.Dense_0.kernel"."""
     found = jax.tree_util.tree_leaves_with_path(tree)
     return {jax.tree_util.keystr(p, simple=True, separator="."): x for p, x in found}
 
 
 def write(path: Path, tree: PyTree, header: dict[str, Any]) -> None:
-    """All arrays of a tree in a file.
+    """Write all arrays of a tree to a file.
 
     Args:
-        path: of the file.
-        tree: of arrays.
-        header: what to keep with them, as JSON.
+        path: path of the file.
+        tree: pytree of arrays.
+        header: JSON values to store with the arrays.
     """
     from safetensors.numpy import save as serialized
 
@@ -39,10 +39,10 @@ def write(path: Path, tree: PyTree, header: dict[str, Any]) -> None:
 
 
 def read(path: Path) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
-    """(arrays by name, header) of a file that `write` made.
+    """Read a file written by `write`: (arrays by name, header).
 
     Raises:
-        ConfigError: it is none, or it is damaged.
+        ConfigError: the file was not written by `write`, or it is damaged.
     """
     from safetensors import SafetensorError, safe_open
 
@@ -54,17 +54,19 @@ def read(path: Path) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
         raise ConfigError(f"cannot read {path}: {error}") from error
     found = metadata.pop("sha256", None)
     if found is not None and found != _digest(tensors, metadata):
-        raise ConfigError(f"{path} is damaged: its digest is another; export the run again")
+        raise ConfigError(
+            f"{path} is damaged: its content does not match its digest; export the run again"
+        )
     if metadata.pop("format", None) != FORMAT:
         raise ConfigError(
-            f"{path} holds no policy of ppo_jax: there is no header that says how to use its "
-            "weights; make one with python -m ppo_jax.export RUN --format safetensors"
+            f"{path} does not contain a ppo_jax policy: it has no header that describes how to use "
+            "its weights; create one with python -m ppo_jax.export RUN --format safetensors"
         )
     return tensors, {name: json.loads(text) for name, text in metadata.items()}
 
 
 def _digest(tensors: dict[str, np.ndarray], metadata: dict[str, str]) -> str:
-    """SHA-256 of all that a file holds."""
+    """SHA-256 digest of the whole content of a file."""
     found = hashlib.sha256(json.dumps(metadata, sort_keys=True).encode())
     for name in sorted(tensors):
         array = np.ascontiguousarray(tensors[name])
@@ -74,14 +76,14 @@ def _digest(tensors: dict[str, np.ndarray], metadata: dict[str, str]) -> str:
 
 
 def fill(shapes: PyTree, tensors: dict[str, np.ndarray]) -> PyTree:
-    """The tree of these descriptions with the arrays of that name in it.
+    """Replace the leaves of a tree by the arrays with the same names.
 
     Args:
-        shapes: tree of arrays or their descriptions.
+        shapes: pytree of arrays or their shapes.
         tensors: name -> array.
 
     Raises:
-        ConfigError: one is missing, or has another shape.
+        ConfigError: an array is missing or has another shape.
     """
     wanted = named(shapes)
     for name, shape in wanted.items():

@@ -1,4 +1,4 @@
-"""Seeds and hyperparameters in one program: `python -m ppo_jax.sweep`, `run_seeds`, `run_sweep`."""
+"""Sweeps over seeds and hyperparameters: `python -m ppo_jax.sweep`, `run_seeds`, `run_sweep`."""
 
 from ppo_jax.sweep.run import run_seeds, run_sweep
 

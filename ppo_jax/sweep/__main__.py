@@ -1,4 +1,4 @@
-"""`python -m ppo_jax.sweep`."""
+"""The command `python -m ppo_jax.sweep`."""
 
 if __name__ == "__main__":
     from ppo_jax.cli.sweep import main

@@ -1,7 +1,7 @@
-"""The rounds of a sweep on the workers of a cluster, in the place of the local schedule.
+"""Training the rounds of a sweep on the workers of a cluster instead of on local devices.
 
-The plan is the local one. A launcher carries orders to workers and outcomes back; what comes back
-is kept by this process alone, which is the only one that writes into the folder of the sweep.
+The plan is the same as for a local sweep. A launcher sends orders to workers and returns their
+outcomes. Only this process writes into the folder of the sweep.
 """
 
 import contextlib
@@ -45,7 +45,7 @@ Words = Annotated[tuple[str, ...], tyro.conf.UseAppendAction]
 
 @dataclasses.dataclass(frozen=True)
 class WorkerOptions:
-    """Where the rounds of a sweep are trained; a resumed sweep may go on elsewhere."""
+    """Where the rounds of a sweep are trained; a resumed sweep may use other workers."""
 
     cluster: str = option("none", "train on a cluster: Ray, or SLURM's jobs", choices=CLUSTERS)
     workers: int | None = option(
@@ -65,10 +65,10 @@ class WorkerOptions:
     slurm_local: bool = option(False, "rehearse SLURM's jobs as processes on this machine")
 
     def check(self) -> None:
-        """Refuse options that do not go together.
+        """Refuse options that contradict each other.
 
         Raises:
-            ConfigError: which, and what they go with.
+            ConfigError: the option, and the value of --cluster that it requires.
         """
         belongs = {"ray_address": ("ray",), "slurm": ("slurm",), "slurm_local": ("slurm",)}
         for field in dataclasses.fields(self):
@@ -77,35 +77,35 @@ class WorkerOptions:
                 continue
             if getattr(self, field.name) != field.default:
                 name = field.name.replace("_", "-")
-                raise ConfigError(f"--{name} goes with --cluster {' or '.join(goes_with)}")
+                raise ConfigError(f"--{name} requires --cluster {' or '.join(goes_with)}")
 
 
 class Launcher(Protocol):
-    """Carries orders to workers, and outcomes back.
+    """Sends orders to workers and returns their outcomes.
 
     Attributes:
-        name: of the cluster, for messages.
+        name: name of the cluster, for messages.
     """
 
     name: str
 
     def submit(self, orders: Sequence[Order], folder: Path) -> None:
-        """Have orders worked on, as there is room; the sweep is in `folder`."""
+        """Queue orders for the workers; `folder` is the folder of the sweep."""
 
     def ended(self) -> list[tuple[int, Outcome]]:
-        """(number of an order, its outcome), of those that ended; waits for a moment if none."""
+        """The finished orders, as (number, outcome); waits briefly if there are none."""
 
     def cancel(self) -> None:
-        """End all that is under way, and forget it."""
+        """End and discard all orders."""
 
 
 class Cluster(NamedTuple):
-    """Workers that are there for the rounds of a sweep.
+    """Workers that are available for the rounds of a sweep.
 
     Attributes:
-        options: as on the command line.
-        launcher: that reaches them.
-        place: what each of them is given.
+        options: options of the command line.
+        launcher: launcher that reaches the workers.
+        place: resources of each worker.
     """
 
     options: WorkerOptions
@@ -114,11 +114,11 @@ class Cluster(NamedTuple):
 
 
 def again(folder: Path, cluster: Cluster | None) -> str:
-    """The command that goes on with a sweep where it was trained.
+    """The command that continues a sweep on the same kind of workers.
 
     Args:
-        folder: of the sweep.
-        cluster: whose workers trained it; None: this process.
+        folder: folder of the sweep.
+        cluster: cluster whose workers trained it; None for this process.
     """
     words = ["python -m ppo_jax.sweep --resume", shlex.quote(str(folder))]
     options = WorkerOptions() if cluster is None else cluster.options
@@ -136,14 +136,14 @@ def again(folder: Path, cluster: Cluster | None) -> str:
 
 @contextlib.contextmanager
 def opened(options: WorkerOptions) -> Iterator[Cluster | None]:
-    """The cluster that was asked for, until the block ends; None for this process alone.
+    """The cluster that the options select, until the block ends; None for this process alone.
 
     Args:
-        options: as on the command line.
+        options: options of the command line.
 
     Raises:
-        ConfigError: options that do not go together, packages or programs that are not there, or a
-            cluster that cannot be reached.
+        ConfigError: options contradict each other, packages or programs are missing, or the cluster
+            cannot be reached.
     """
     options.check()
     if options.cluster == "none":
@@ -159,10 +159,11 @@ def opened(options: WorkerOptions) -> Iterator[Cluster | None]:
 
 
 def place_of(options: WorkerOptions) -> Place:
-    """What each worker is given: by default as many cores as this machine has.
+    """The resources of each worker: by default as many cores as this machine has.
 
-    One device alone is compiled by another path than several, so that a worker of one core makes
-    two devices of it where this machine has several: its numbers are then the same.
+    XLA compiles a program for one device differently from a program for several devices. A worker
+    with one core therefore divides it into two devices if this machine has several, so that its
+    results are the same.
     """
     affinity = getattr(os, "sched_getaffinity", None)
     here = len(affinity(0)) if affinity else os.cpu_count() or 1
@@ -178,10 +179,10 @@ def place_of(options: WorkerOptions) -> Place:
 
 
 def check_names(spec: Spec) -> None:
-    """Refuse parts of the user's own that cannot be sent by name.
+    """Refuse environments, networks and algorithms that workers cannot import by name.
 
     Raises:
-        ConfigError: which.
+        ConfigError: the object, and a remedy.
     """
     for config in spec.configs:
         for part in (config.env, config.policy, config.algorithm):
@@ -193,16 +194,16 @@ def check_names(spec: Spec) -> None:
 
 
 class Dispatch:
-    """The rounds of a sweep, trained on a cluster.
+    """Trains the rounds of a sweep on a cluster.
 
     Args:
-        spec: what the sweep computes.
-        cluster: whose workers train it.
-        width: agents per device; None: as the local sweep has it.
-        plan: of the sweep, with what is finished.
-        keep: which agents are kept.
-        folder: of the sweep.
-        signals: that end it.
+        spec: specification of the sweep.
+        cluster: cluster whose workers train the rounds.
+        width: agents per device; None for the width of a local sweep.
+        plan: chunks of the sweep, with those that are finished.
+        keep: which agents to keep.
+        folder: folder of the sweep.
+        signals: signal handlers; a signal ends the sweep.
     """
 
     def __init__(
@@ -231,16 +232,16 @@ class Dispatch:
         watch: Callable[[int, int], None] = lambda agents, update: None,
         on_layout: Any = None,
     ) -> Iterator[Finished]:
-        """Train all that is not done, chunk by chunk, as they come back.
+        """Train all unfinished chunks and yield them in the order in which workers return them.
 
         Args:
-            watch: called with (0, 0) while nothing comes back.
-            on_layout: not called: the layout is that of the workers.
+            watch: function called with (0, 0) while no results arrive.
+            on_layout: unused, because the layout depends on the workers.
 
         Raises:
-            ConfigError: what cannot work on any worker.
-            Stopped: a signal came.
-            RunFailed: rounds failed as often as they may.
+            ConfigError: an error that would recur on every worker.
+            Stopped: a signal arrived.
+            RunFailed: rounds have failed more often than `retries` allows.
         """
         for number, group in enumerate(self.groups):
             if not self.plan.has(number):
@@ -258,7 +259,7 @@ class Dispatch:
                 ended = launcher.ended()
                 for number, outcome in ended:
                     yield from self._take(number, outcome)
-                if not ended and self.worked_on:  # before, there is no rate to be shown
+                if not ended and self.worked_on:  # before the first result, the rate is unknown
                     watch(0, 0)
         finally:
             launcher.cancel()
@@ -266,16 +267,16 @@ class Dispatch:
             raise self._failure()
 
     def _width(self, agents: int) -> int:
-        """Agents per device, as the local sweep has them on as many devices."""
+        """Agents per device: the same as for a local sweep on that number of devices."""
         place, workers = self.cluster.place, self.cluster.options.workers or 1
         if self.width is not None:
             return min(self.width, -(-agents // place.devices))
-        # A GPU takes many agents as fast as few: they are shared out over all workers.
+        # A GPU trains many agents as fast as few: the agents are divided among all workers.
         fast = -(-agents // (place.devices * workers)) if place.gpus else CPU_WIDTH
         return even_width(agents, fast, place.devices)
 
     def _cut(self, chunks: Sequence[Chunk]) -> list[Order]:
-        """Orders of as many chunks as a worker has devices, of one width."""
+        """Orders with at most one chunk per device of a worker, all of one width."""
         found, left = [], [*chunks]
         while left:
             same = [c for c in left if c.width == left[0].width][: self.cluster.place.devices]
@@ -313,7 +314,7 @@ class Dispatch:
         )
 
     def _take(self, number: int, outcome: Outcome) -> Iterator[Finished]:
-        """What becomes of an order that ended."""
+        """Handle the outcome of an order."""
         order = self.orders.pop(number)
         match outcome:
             case Trained():
@@ -328,7 +329,7 @@ class Dispatch:
                 width = outcome.width
                 terminal.say(
                     f"out of memory with {order.chunks[0].width} agents per device "
-                    f"({outcome.reason}): going on with {width}"
+                    f"({outcome.reason}): continuing with {width}"
                 )
                 again = self._cut(self.plan.replace(order.chunks, width))
                 self.cluster.launcher.submit(again, self.folder)
@@ -338,12 +339,12 @@ class Dispatch:
                 self._again(order, outcome.reason)
 
     def _again(self, order: Order, reason: str) -> None:
-        """Try a round once more, or give it up."""
+        """Retry a round, or give it up after the last retry."""
         self.tries[order.number] += 1
         tries, allowed = self.tries[order.number], self.cluster.options.retries
         if tries > allowed:
             self.lost.append((order, reason))
-            terminal.say(f"{_agents(order)} failed ({reason}): given up")
+            terminal.say(f"{_agents(order)} failed ({reason}): no more retries")
             return
         terminal.say(f"{_agents(order)} failed ({reason}): retry {tries} of {allowed}")
         self.orders[order.number] = order
@@ -354,7 +355,7 @@ class Dispatch:
         return RunFailed(
             f"{_count(agents, 'agent')} could not be trained: {_count(len(self.lost), 'round')} "
             f"failed {_count(self.cluster.options.retries + 1, 'time')} (last: "
-            f"{self.lost[-1][1]}); what is finished is kept. Continue with: "
+            f"{self.lost[-1][1]}); finished agents are kept. Continue with: "
             f"{again(self.folder, self.cluster)}"
         )
 
@@ -365,7 +366,7 @@ class Dispatch:
         return Finished(arrays.chunk, state, arrays.metrics, arrays.returns, arrays.whole)
 
     def _shapes(self, chunk: Chunk) -> Any:
-        """Of the state of an agent of a group."""
+        """The shapes of the state of an agent in a group."""
         if chunk.group not in self.shapes:
             config = self.spec.configs[chunk.agents[0] // len(self.spec.seeds)]
             self.shapes[chunk.group] = jax.eval_shape(build(config).init, jax.random.key(0))

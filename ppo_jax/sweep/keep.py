@@ -1,4 +1,4 @@
-"""Trained agents of a sweep on disk, each a run directory that `ppo_jax.evaluate` plays."""
+"""Storing the trained agents of a sweep, each as a run folder for `ppo_jax.evaluate`."""
 
 import dataclasses
 from collections.abc import Sequence
@@ -22,16 +22,16 @@ KEEP = ("best", "all", "none")
 
 
 class Keeper:
-    """Keeps the best agent of each point, all of them, or none.
+    """Keeps the best agent of each configuration, all agents, or none.
 
-    A better agent is saved before its chunk counts as finished, the one it replaces deleted after,
-    so that a crash never leaves a point without.
+    A better agent is saved before its chunk counts as finished, and the agent that it replaces is
+    deleted afterwards, so that after a crash every configuration still has an agent.
 
     Args:
-        folder: of the agents.
-        spec: of the sweep.
+        folder: folder of the agents.
+        spec: specification of the sweep.
         which: "best", "all" or "none".
-        scores: agent -> score, of those that were finished before.
+        scores: agent -> score, for the agents that are already finished.
     """
 
     def __init__(self, folder: Path, spec: Spec, which: str, scores: dict[int, float]) -> None:
@@ -41,11 +41,11 @@ class Keeper:
             self._take_if_better(agent, scores[agent])
 
     def save(self, finished: Finished, scores: np.ndarray) -> None:
-        """Save what is to be kept of a chunk.
+        """Save the agents of a chunk that are to be kept.
 
         Args:
-            finished: the chunk.
-            scores: of its agents; NaN for one that diverged.
+            finished: the finished chunk.
+            scores: [agents], the score of each agent; NaN for an agent that diverged.
         """
         if self.which == "none":
             return
@@ -60,18 +60,18 @@ class Keeper:
             self._write(agent, finished, i)
 
     def clean(self) -> None:
-        """Delete what the best have replaced."""
+        """Delete agents that are no longer the best of their configuration."""
         if self.which != "best" or not self.folder.exists():
             return
         clear_agents(self.folder, {self.path(agent).name for _, agent in self.best.values()})
 
     def path(self, agent: int) -> Path:
-        """The run directory of an agent."""
+        """The run folder of an agent."""
         point, s = divmod(agent, len(self.spec.seeds))
         return self.folder / f"point{point:04d}_seed{self.spec.seeds[s]}"
 
     def _take_if_better(self, agent: int, score: float) -> bool:
-        """Note an agent if it is its point's best so far; the first of equals stays."""
+        """Record an agent if it is the best of its configuration so far; earlier ones win ties."""
         point = agent // len(self.spec.seeds)
         rank = (float(np.nan_to_num(score, nan=-np.inf)), -agent)
         held = self.best.get(point)
@@ -107,30 +107,30 @@ class Keeper:
 
 
 def candidates(points: Sequence[int], scores: np.ndarray, which: str) -> list[int]:
-    """Indices of the agents of a chunk that a Keeper may want.
+    """Indices of the agents of a chunk that a Keeper may keep.
 
     Args:
-        points: of each agent.
-        scores: of each; NaN for one that diverged.
+        points: index of the configuration of each agent.
+        scores: [agents], the score of each agent; NaN for an agent that diverged.
         which: "best", "all" or "none".
     """
     if which != "best":
         return [*range(len(points))] if which == "all" else []
     ranks = np.nan_to_num(scores, nan=-np.inf)
     best: dict[int, int] = {}
-    for i, point in enumerate(points):  # the first of equals, as in `Keeper`
+    for i, point in enumerate(points):  # the first of equal scores, as in `Keeper`
         if point not in best or ranks[i] > ranks[best[point]]:
             best[point] = i
     return [*best.values()]
 
 
 def _evaluation(config: TrainConfig, returns: np.ndarray, whole: np.ndarray) -> dict[str, Any]:
-    """What summary.json says of the episodes of an agent, as that of a run does."""
+    """The evaluation of an agent for summary.json, in the format of a run."""
     env = as_env(config.env, **env_kwargs(config))
     return finite(summary_of(returns, whole, agents_of(env)))
 
 
 def scores_of(finished: Finished) -> np.ndarray:
-    """[agents] what "best" goes by; NaN for an agent that diverged."""
+    """[agents], the score by which the best agent is chosen; NaN for an agent that diverged."""
     mean, _ = results.scores(finished.metrics, finished.returns)
     return np.where(results.diverged(finished.metrics), np.nan, mean)

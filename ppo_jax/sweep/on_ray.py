@@ -1,4 +1,4 @@
-"""Workers of Ray: tasks on a cluster that is there, or on this machine alone."""
+"""Ray workers: tasks on an existing Ray cluster, or on a private one on this machine."""
 
 import contextlib
 import importlib.util
@@ -20,26 +20,26 @@ from ppo_jax.runs.signals import ENDING
 from ppo_jax.sweep.cluster import WorkerOptions
 from ppo_jax.sweep.worker import Failed, Order, Outcome, Place, work
 
-# Seconds between two looks at signals.
+# Seconds between two checks for signals.
 LOOK = 0.3
-# Seconds that the head of a cluster may take to answer.
+# Seconds within which the head of a cluster must respond.
 CONNECT = 10.0
-# Sockets have names of at most 107 bytes, of which Ray takes most.
+# The path of a socket has at most 107 bytes, and Ray uses most of them.
 LONGEST = 18
-# Settings of JAX that decide numbers, and go with the orders to other machines.
+# Settings of JAX that affect numerical results are passed on to the workers.
 FORWARDED = ("JAX_", "XLA_FLAGS")
-# A Ray of our own: nothing listens beyond this machine, and nobody else on it may send tasks.
+# Setting of a private Ray cluster, so that it listens on the loopback interface only.
 LOOPBACK = "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"
 
 
 def check(options: WorkerOptions) -> None:
-    """Refuse where Ray is not installed.
+    """Refuse --cluster ray if Ray is not installed.
 
     Args:
-        options: as on the command line.
+        options: options of the command line.
 
     Raises:
-        ConfigError: what to install.
+        ConfigError: the command that installs Ray.
     """
     if importlib.util.find_spec("ray") is None:
         raise ConfigError("--cluster ray needs Ray; pip install 'ppo_jax[ray]'")
@@ -47,14 +47,14 @@ def check(options: WorkerOptions) -> None:
 
 @contextlib.contextmanager
 def opened(options: WorkerOptions, place: Place) -> Iterator["OnRay"]:
-    """Workers of Ray, until the block ends.
+    """Ray workers, until the block ends.
 
     Args:
-        options: as on the command line.
-        place: what each worker is given.
+        options: options of the command line.
+        place: resources of each worker.
 
     Raises:
-        ConfigError: there is no cluster at the address, or no room for a worker.
+        ConfigError: there is no cluster at the address, or no machine has enough resources.
     """
     address = options.ray_address or os.environ.get("RAY_ADDRESS")
     address = None if address == "local" else address
@@ -79,33 +79,33 @@ def opened(options: WorkerOptions, place: Place) -> Iterator["OnRay"]:
             raise ConfigError(
                 f"cannot use Ray {where}: {type(error).__name__}: {reason}"
             ) from error
-        for number, handler in handlers.items():  # Ray sets its own
+        for number, handler in handlers.items():  # Ray installs its own handlers
             signal.signal(number, handler)
         _check_room(ray, place, address)
         yield OnRay(ray, options, place)
 
 
 def _reach(address: str) -> None:
-    """Refuse an address where nobody answers; Ray would try for minutes.
+    """Refuse an address that does not respond, because Ray would retry for minutes.
 
     Raises:
-        ConfigError: the address, and what the system says.
+        ConfigError: the address, and the system's error.
     """
     match = re.fullmatch(r"(?:ray://)?\[?([^/]+?)\]?:(\d+)", address)
-    if match is None:  # "auto", or what Ray alone can say
+    if match is None:  # "auto", or another form that only Ray understands
         return
     try:
         socket.create_connection((match[1], int(match[2])), CONNECT).close()
     except (OSError, OverflowError) as error:
         raise ConfigError(
-            f"cannot use Ray at {address}: {error}; write HOST:PORT of its head, which `ray start` "
-            "prints, or auto"
+            f"cannot use Ray at {address}: {error}; give HOST:PORT of its head, as printed by "
+            "`ray start`, or auto"
         ) from error
 
 
 @contextlib.contextmanager
 def _alone(options: WorkerOptions, place: Place) -> Iterator[dict[str, Any]]:
-    """Arguments for a Ray of our own, which ends with the block and leaves nothing."""
+    """Arguments for a private Ray cluster, which ends with the block and leaves no files."""
     workers = options.workers or max(1, (os.cpu_count() or 1) // place.cores)
     short = len(tempfile.gettempdir()) <= LONGEST
     folder = tempfile.mkdtemp(prefix="ppo_jax-ray-", dir=None if short else "/tmp")
@@ -131,7 +131,7 @@ def _alone(options: WorkerOptions, place: Place) -> Iterator[dict[str, Any]]:
 
 
 def _check_room(ray: Any, place: Place, address: str | None) -> None:
-    """Say so where no machine has room for a worker."""
+    """Refuse, or warn, if no machine has the resources of a worker."""
     nodes = [n["Resources"] for n in ray.nodes() if n["Alive"]]
     if any(n.get("CPU", 0) >= place.cores and n.get("GPU", 0) >= place.gpus for n in nodes):
         return
@@ -139,27 +139,28 @@ def _check_room(ray: Any, place: Place, address: str | None) -> None:
     gpus = max((int(n.get("GPU", 0)) for n in nodes), default=0)
     text = (
         f"no machine of the Ray cluster has {place.cores} CPU cores and {place.gpus} GPUs for a "
-        f"worker (the most are {most} and {gpus}); give --cpus-per-worker or --gpus-per-worker"
+        f"worker (the largest numbers are {most} and {gpus}); give --cpus-per-worker or "
+        "--gpus-per-worker"
     )
     if address is None:
         raise ConfigError(text)
-    terminal.complain(f"warning: {text}, or add a machine: waiting for one")
+    terminal.complain(f"warning: {text}, or add a machine; waiting for one")
 
 
 class OnRay:
-    """Orders as tasks of Ray, which returns their outcomes.
+    """Sends orders as Ray tasks, whose results are the outcomes.
 
     Args:
-        ray: the module, connected.
-        options: as on the command line.
-        place: what each worker is given.
+        ray: the connected ray module.
+        options: options of the command line.
+        place: resources of each worker.
     """
 
     name = "Ray"
 
     def __init__(self, ray: Any, options: WorkerOptions, place: Place) -> None:
         self.ray, self.room = ray, options.workers
-        # Whether a task is tried again is decided, and said, in one place for all clusters.
+        # Ray does not retry tasks, because `Dispatch` does so for all kinds of clusters.
         self.task = ray.remote(work).options(
             num_cpus=place.cores, num_gpus=place.gpus, max_retries=0, name="ppo_jax.sweep"
         )
@@ -167,7 +168,7 @@ class OnRay:
         self.running: dict[Any, int] = {}
 
     def submit(self, orders: Sequence[Order], folder: Path) -> None:
-        """As `Launcher.submit`."""
+        """Queue orders; see `Launcher.submit`."""
         self.queue += orders
         self._start()
 
@@ -177,7 +178,7 @@ class OnRay:
             self.running[self.task.remote(order)] = order.number
 
     def ended(self) -> list[tuple[int, Outcome]]:
-        """As `Launcher.ended`."""
+        """Return finished orders; see `Launcher.ended`."""
         ready, _ = self.ray.wait([*self.running], num_returns=1, timeout=LOOK)
         found: list[tuple[int, Outcome]] = []
         for task in ready:
@@ -190,7 +191,7 @@ class OnRay:
         return found
 
     def cancel(self) -> None:
-        """As `Launcher.cancel`."""
+        """End all tasks; see `Launcher.cancel`."""
         self.queue.clear()
         for task in self.running:
             with contextlib.suppress(Exception):
@@ -199,7 +200,7 @@ class OnRay:
 
 
 def _in_short(error: BaseException) -> str:
-    """What Ray says of a task that returned nothing: of a traceback the last line."""
+    """Ray's error for a task without a result, in one line: the last line of a traceback."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()] or [""]
     line = lines[-1] if "Traceback" in str(error) else lines[0]
     return f"{type(error).__name__}: {line.partition('. ')[0]}"

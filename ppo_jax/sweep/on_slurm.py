@@ -1,8 +1,8 @@
-"""Workers of SLURM: job arrays that submitit starts, and whose results it brings back.
+"""SLURM workers: job arrays that submitit starts and whose results it collects.
 
-submitit keeps orders, results and logs as files in a new folder inside that of the sweep, which
-SLURM's machines must share. Results are pickles: the folder is made by each session for itself, for
-its user alone, so that nobody else's are ever read.
+submitit stores orders, results and logs as files in a new folder inside the folder of the sweep,
+which all machines of the cluster must share. Results are pickle files, which are not safe to read
+from an untrusted source: each session creates its folder itself, with access for its user only.
 """
 
 import contextlib
@@ -25,13 +25,13 @@ from ppo_jax.sweep.cluster import WorkerOptions
 from ppo_jax.sweep.store import JOBS, clear_jobs
 from ppo_jax.sweep.worker import Failed, Order, Outcome, Place, work
 
-# Seconds between two looks at signals, and between two questions to SLURM about jobs that left no
-# result; how long a result may take to be seen on a network file system.
+# LOOK: seconds between two checks for signals; ASK: seconds between two queries to SLURM about jobs
+# without a result; LATE: seconds until a result is visible on a network file system.
 LOOK, ASK, LATE = 0.5, 30.0, 30.0
-# Jobs of an array at most: SLURM's own limit is 1001 where nothing else is configured.
+# Largest number of jobs in an array: SLURM's default limit is 1001.
 ARRAY = 1000
 MINUTES = 60
-# What the sweep sets itself -> the flag for it.
+# Options of sbatch that the sweep sets itself -> its own flag for them.
 OWN = {
     "array": "--workers", "cpus-per-task": "--cpus-per-worker", "gpus": "--gpus-per-worker",
     "gpus-per-node": "--gpus-per-worker", "gpus-per-task": "--gpus-per-worker",
@@ -42,13 +42,13 @@ TIME = re.compile(r"(?:(?P<d>\d+)-)?(?P<a>\d+)(?::(?P<b>\d+))?(?::(?P<c>\d+))?")
 
 
 def check(options: WorkerOptions) -> None:
-    """Refuse where submitit or SLURM is not there, and what sbatch does not take.
+    """Refuse --cluster slurm if submitit or SLURM is missing, or if an option is invalid.
 
     Args:
-        options: as on the command line.
+        options: options of the command line.
 
     Raises:
-        ConfigError: what is missing or wrong.
+        ConfigError: the missing program or the invalid option.
     """
     if importlib.util.find_spec("submitit") is None:
         raise ConfigError("--cluster slurm needs submitit; pip install 'ppo_jax[slurm]'")
@@ -56,23 +56,23 @@ def check(options: WorkerOptions) -> None:
     if missing and not options.slurm_local:
         raise ConfigError(
             f"--cluster slurm: there is no {missing[0]} on the PATH; start the sweep on a login "
-            "machine of the SLURM cluster, or rehearse its jobs on this machine with --slurm-local"
+            "node of the SLURM cluster, or test its jobs on this machine with --slurm-local"
         )
     parse(options.slurm)
 
 
 def parse(words: Sequence[str]) -> tuple[dict[str, str], int]:
-    """(options of sbatch, minutes that a job may take), from name=value each.
+    """Parse options of sbatch, each as name=value: (options, time limit of a job in minutes).
 
     Raises:
-        ConfigError: a word that is none, a name given twice, or one that the sweep sets itself.
+        ConfigError: a text has another form, a name is repeated, or the sweep sets it itself.
     """
     found: dict[str, str] = {}
     for word in words:
         name, equals, value = word.partition("=")
         name = name.strip().removeprefix("--").replace("_", "-")
         if not equals or not re.fullmatch(r"[a-z][a-z0-9-]*", name) or "\n" in value or not value:
-            raise ConfigError(f"--slurm is {word!r}; write name=value, as partition=gpu or mem=8G")
+            raise ConfigError(f"--slurm is {word!r}; give name=value, as partition=gpu or mem=8G")
         if name in OWN:
             instead = f"; give {OWN[name]}" if OWN[name] else ""
             raise ConfigError(f"--slurm {word}: the sweep sets {name} itself{instead}")
@@ -82,12 +82,12 @@ def parse(words: Sequence[str]) -> tuple[dict[str, str], int]:
     text = found.pop("time", str(MINUTES))
     minutes = _minutes(text)
     if minutes is None:
-        raise ConfigError(f"--slurm time={text}: write minutes, H:MM:SS or D-HH:MM:SS")
+        raise ConfigError(f"--slurm time={text}: give minutes, H:MM:SS or D-HH:MM:SS")
     return found, minutes
 
 
 def _minutes(text: str) -> int | None:
-    """A time limit in one of sbatch's forms; None for what is none."""
+    """A time limit in one of sbatch's formats, in minutes; None for any other text."""
     match = TIME.fullmatch(text)
     if match is None:
         return None
@@ -103,11 +103,11 @@ def _minutes(text: str) -> int | None:
 
 @contextlib.contextmanager
 def opened(options: WorkerOptions, place: Place) -> Iterator["OnSlurm"]:
-    """Workers of SLURM, until the block ends.
+    """SLURM workers, until the block ends.
 
     Args:
-        options: as on the command line.
-        place: what each worker is given.
+        options: options of the command line.
+        place: resources of each worker.
     """
     launcher = OnSlurm(options, place)
     try:
@@ -117,11 +117,11 @@ def opened(options: WorkerOptions, place: Place) -> Iterator["OnSlurm"]:
 
 
 class OnSlurm:
-    """Orders as jobs of an array of SLURM, or as processes of this machine.
+    """Sends orders as jobs of a SLURM array, or as processes of this machine.
 
     Args:
-        options: as on the command line.
-        place: what each worker is given.
+        options: options of the command line.
+        place: resources of each worker.
     """
 
     def __init__(self, options: WorkerOptions, place: Place) -> None:
@@ -133,10 +133,10 @@ class OnSlurm:
         self.gone: dict[int, float] = {}
         self.executor: Any = None
         self.folder, self.asked = Path(), 0.0
-        self.failed: bool | None = None  # whether a job of this session did; None: it has none yet
+        self.failed: bool | None = None  # whether a job of this session failed; None: no job yet
 
     def submit(self, orders: Sequence[Order], folder: Path) -> None:
-        """As `Launcher.submit`."""
+        """Queue orders; see `Launcher.submit`."""
         if self.failed is None:
             clear_jobs(folder)
             self.folder, self.failed = folder.absolute() / JOBS / secrets.token_hex(8), False
@@ -161,7 +161,7 @@ class OnSlurm:
             time=minutes,
             cpus_per_task=cores,
             array_parallelism=self.options.workers or ARRAY,
-            # srun does not take over the cores of the job by itself.
+            # srun does not use all cores of the job by default.
             srun_args=[f"--cpus-per-task={cores}"],
             additional_parameters=more,
             **gpus,
@@ -169,7 +169,7 @@ class OnSlurm:
         return executor
 
     def _start(self) -> None:
-        """Hand over what there is room for: to SLURM all, here as many as there are workers."""
+        """Submit orders: all of them to SLURM, or one per worker on this machine."""
         room = (self.options.workers or 1) - len(self.running) if self.local else len(self.queue)
         while self.queue and room > 0:
             orders = [self.queue.popleft() for _ in range(min(room, ARRAY, len(self.queue)))]
@@ -179,13 +179,13 @@ class OnSlurm:
                     jobs = self.executor.map_array(work, orders)
             except (subprocess.CalledProcessError, RuntimeError, OSError) as error:
                 raise ConfigError(
-                    f"sbatch took no jobs: {_refusal(error)}; change what is wrong in --slurm, and "
-                    "--resume the sweep"
+                    f"sbatch rejected the jobs: {_refusal(error)}; correct the option of --slurm, "
+                    "and --resume the sweep"
                 ) from error
             self.running |= {o.number: job for o, job in zip(orders, jobs, strict=True)}
 
     def _apart(self) -> contextlib.AbstractContextManager[Any]:
-        """Jobs that are started in the block know nothing of the job that this process may be."""
+        """Hide the SLURM job in which this process may run from jobs started in the block."""
         if self.local:
             return _stderr_into(self.folder / "jobs.log")
         from submitit.helpers import clean_env
@@ -193,7 +193,7 @@ class OnSlurm:
         return clean_env()
 
     def ended(self) -> list[tuple[int, Outcome]]:
-        """As `Launcher.ended`."""
+        """Return finished orders; see `Launcher.ended`."""
         self._ask()
         found = []
         for number, job in [*self.running.items()]:
@@ -208,13 +208,13 @@ class OnSlurm:
         return found
 
     def _ask(self) -> None:
-        """Have submitit ask SLURM now and then, and not once in ten minutes, for all jobs."""
+        """Query SLURM for the state of all jobs more often than submitit does by default."""
         if not self.local and self.running and time.monotonic() - self.asked > ASK:
             self.asked = time.monotonic()
             next(iter(self.running.values())).done(force_check=True)
 
     def _outcome(self, number: int, job: Any) -> Outcome | None:
-        """What a job left; None while its result may still appear."""
+        """The outcome of a job; None while its result may still appear."""
         result = job.paths.result_pickle
         if not result.exists():
             since = self.gone.setdefault(number, time.monotonic())
@@ -241,7 +241,7 @@ class OnSlurm:
         return Failed(f"{reason}; its log is {job.paths.stderr}")
 
     def cancel(self) -> None:
-        """As `Launcher.cancel`; logs stay where something failed."""
+        """End all jobs; see `Launcher.cancel`. Logs are kept if a job failed."""
         self.queue.clear()
         jobs, self.running = [*self.running.values()], {}
         if self.local:
@@ -255,7 +255,7 @@ class OnSlurm:
         self.failed = None
 
     def _end(self, jobs: Sequence[Any]) -> None:
-        """End processes of this machine, and wait until they are gone."""
+        """End processes of this machine, and wait until they have ended."""
         for job in jobs:
             job.cancel(check=False)
         limit = time.monotonic() + 10
@@ -265,8 +265,8 @@ class OnSlurm:
 
 @contextlib.contextmanager
 def _stderr_into(file: Path) -> Iterator[None]:
-    """Processes that are started in the block complain into a file: submitit's controllers end on
-    a signal with a traceback."""
+    """Redirect stderr of processes started in the block to a file: submitit's controllers print a
+    traceback when a signal ends them."""
     sys.stderr.flush()
     kept = os.dup(2)
     with file.open("ab") as log:
@@ -279,7 +279,7 @@ def _stderr_into(file: Path) -> Iterator[None]:
 
 
 def _refusal(error: BaseException) -> str:
-    """What sbatch said, in one line."""
+    """The error message of sbatch, in one line."""
     said = getattr(error, "stderr", None) or getattr(error, "output", None) or str(error)
     text = said.decode(errors="replace") if isinstance(said, bytes) else str(said)
     return " ".join(text.split())

@@ -1,4 +1,4 @@
-"""Which agents share a program, and into which chunks they are cut."""
+"""The plan of a sweep: which agents share a program, and how they are divided into chunks."""
 
 from collections.abc import Callable, Iterable, Sequence
 from typing import NamedTuple
@@ -8,13 +8,13 @@ from ppo_jax.sweep.program import structure
 
 
 class Chunk(NamedTuple):
-    """Agents that one device trains side by side, and a unit of what is kept.
+    """Agents that one device trains at the same time; results are stored per chunk.
 
     Attributes:
-        number: its name; never given again.
-        group: of agents that share a compiled program.
-        agents: at most `width` of them; the last is repeated where there are fewer.
-        width: of the program. The same agents at another width round differently.
+        number: unique number of the chunk; never reused.
+        group: number of the group of agents that share a compiled program.
+        agents: numbers of at most `width` agents; the last agent is repeated to fill the program.
+        width: number of agents in the program. Another width rounds differently.
     """
 
     number: int
@@ -24,13 +24,13 @@ class Chunk(NamedTuple):
 
 
 class Group(NamedTuple):
-    """Agents that differ in seed and floats alone.
+    """Agents that differ only in their seeds and real-valued hyperparameters.
 
     Attributes:
-        static: what decides the program.
-        agents: their numbers in the sweep.
-        seeds: agent -> its seed.
-        floats: agent -> name -> value.
+        static: the part of the configuration that determines the program.
+        agents: numbers of the agents in the sweep.
+        seeds: agent -> seed.
+        floats: agent -> name -> value of a real-valued hyperparameter.
     """
 
     static: TrainConfig
@@ -40,7 +40,7 @@ class Group(NamedTuple):
 
 
 def group_agents(points: Sequence[TrainConfig], seeds: Sequence[int]) -> list[Group]:
-    """Agents by the program they need, in order; agent p * S + s is point p with seed s."""
+    """Group agents by their program; agent p * S + s has configuration p and the seed number s."""
     members: dict[TrainConfig, list[int]] = {}
     floats: dict[int, dict[str, float]] = {}
     for p, config in enumerate(points):
@@ -63,9 +63,9 @@ class Plan:
     """The chunks of a sweep, and which of them are finished.
 
     Args:
-        chunks: of an earlier session, with the widths they had.
-        done: the numbers of those that are finished.
-        on_change: called with all chunks before any new one runs.
+        chunks: chunks of an earlier session, with their widths.
+        done: numbers of the finished chunks.
+        on_change: function called with all chunks before a new chunk is trained.
     """
 
     def __init__(
@@ -78,15 +78,15 @@ class Plan:
         self.next_number = 1 + max((c.number for c in chunks), default=-1)
 
     def has(self, group: int) -> bool:
-        """Whether the agents of a group are cut into chunks already."""
+        """Whether the agents of a group have already been divided into chunks."""
         return any(c.group == group for c in self.chunks)
 
     def left(self, group: int) -> list[Chunk]:
-        """The chunks of a group that are not finished."""
+        """The unfinished chunks of a group."""
         return [c for c in self.chunks if c.group == group and c.number not in self.done]
 
     def add(self, group: int, agents: Sequence[int], width: int) -> list[Chunk]:
-        """Cut agents into chunks of one width."""
+        """Divide agents into chunks of one width."""
         first = self.next_number
         parts = [tuple(agents[i : i + width]) for i in range(0, len(agents), width)]
         new = [Chunk(first + i, group, part, width) for i, part in enumerate(parts)]
@@ -96,7 +96,7 @@ class Plan:
         return new
 
     def replace(self, old: Sequence[Chunk], width: int) -> list[Chunk]:
-        """Cut the agents of chunks of one group anew, under new numbers."""
+        """Divide the agents of chunks of one group into new chunks with new numbers."""
         gone = {c.number for c in old}
         self.chunks = [c for c in self.chunks if c.number not in gone]
         return self.add(old[0].group, [a for c in old for a in c.agents], width)

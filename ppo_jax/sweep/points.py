@@ -1,4 +1,7 @@
-"""The points of a sweep: from `learning_rate=1e-4,3e-4` to a configuration each."""
+"""The configurations of a sweep, from texts such as `learning_rate=1e-4,3e-4`.
+
+A point is the dictionary of the values in which a configuration differs from the base.
+"""
 
 import dataclasses
 import itertools
@@ -16,17 +19,17 @@ from ppo_jax.config.options import ConfigError, did_you_mean, is_float, kind, pa
 
 Point = dict[str, Any]
 SCALES = ("log", "lin")
-FIXED = ("seed",)  # what the sweep itself sets
+FIXED = ("seed",)  # set by the sweep itself
 
 
 @dataclasses.dataclass(frozen=True)
 class Range:
-    """From low to high: sampled from, or cut into equal steps.
+    """An interval of real values, for sampling or for a grid with equal steps.
 
     Attributes:
         scale: "log" or "lin".
-        low, high: both included.
-        count: of grid values; None where there are only samples.
+        low, high: bounds, both included.
+        count: number of grid values; None for sampling only.
     """
 
     scale: str
@@ -35,7 +38,7 @@ class Range:
     count: int | None = None
 
     def at(self, u: float) -> float:
-        """The value at a share u in [0, 1] of the way, to six digits, as a table prints it."""
+        """The value at fraction u in [0, 1] of the interval, rounded to six digits."""
         if self.scale == "log":
             value = self.low * (self.high / self.low) ** u
         else:
@@ -44,16 +47,16 @@ class Range:
 
 
 def parse_vary(words: Sequence[str], known: dict[str, Any]) -> dict[str, Range | list[Any]]:
-    """What varies, from the command line's words.
+    """Parse the values that vary, from the arguments of --vary.
 
     Args:
-        words: "name=a,b,c", or "name=log:low:high" and "name=lin:low:high" to sample from, with
+        words: texts "name=a,b,c", or "name=log:low:high" and "name=lin:low:high" for sampling, with
             ":count" for a grid; tuples as "64x64" or "size=42+frames=3", "none" for None; schedules
             as "linear(3e-4, 0)".
-        known: name -> field of every option there is.
+        known: name -> field, for all options.
 
     Raises:
-        ConfigError: a word that is none of these, an unknown name, a name given twice.
+        ConfigError: a text has another form, a name is unknown, or a name is repeated.
     """
     varied: dict[str, Range | list[Any]] = {}
     for word in words:
@@ -61,7 +64,7 @@ def parse_vary(words: Sequence[str], known: dict[str, Any]) -> dict[str, Range |
         name = name.strip().lstrip("-").replace("-", "_")
         if not equals or not text:
             raise ConfigError(
-                f"--vary is {word!r}; write name=a,b,c or name=log:low:high or name=lin:low:high"
+                f"--vary is {word!r}; give name=a,b,c or name=log:low:high or name=lin:low:high"
             )
         if name in FIXED:
             raise ConfigError(f"--vary {name}: seeds are set by --seeds and --seed")
@@ -74,23 +77,25 @@ def parse_vary(words: Sequence[str], known: dict[str, Any]) -> dict[str, Range |
 
 
 def grid(varied: dict[str, Range | list[Any]]) -> list[Point]:
-    """Every combination, the last name varying fastest; one empty point where nothing varies.
+    """All combinations of the values, the last name varying fastest; [{}] if nothing varies.
 
     Raises:
-        ConfigError: a range without a count.
+        ConfigError: a range has no count.
     """
     axes = []
     for name, values in varied.items():
         if isinstance(values, Range):
             if values.count is None:
                 raise ConfigError(
-                    f"--vary {name} is a range: draw from it with --sample, or say how many "
-                    f"values with {values.scale}:{values.low:g}:{values.high:g}:COUNT"
+                    f"--vary {name} is a range: sample from it with --sample, or give the number "
+                    f"of values with {values.scale}:{values.low:g}:{values.high:g}:COUNT"
                 )
             steps = max(values.count - 1, 1)
             cuts = [values.at(i / steps) for i in range(values.count)]
             if len({*cuts}) < len(cuts):
-                raise ConfigError(f"--vary {name}: its {len(cuts)} values agree to six digits")
+                raise ConfigError(
+                    f"--vary {name}: some of its {len(cuts)} values are equal to six digits"
+                )
             axes.append(cuts)
         else:
             axes.append(values)
@@ -100,23 +105,23 @@ def grid(varied: dict[str, Range | list[Any]]) -> list[Point]:
 def sample(
     varied: dict[str, Range | list[Any]], count: int, sampler: str = "sobol", seed: int = 0
 ) -> list[Point]:
-    """Random search: distinct points, uniform in each range's scale and over each list.
+    """Random search: distinct points, uniform in the scale of each range and over each list.
 
     Args:
-        varied: from `parse_vary`.
-        count: P.
-        sampler: "sobol", scrambled, which covers the space evenly, or "uniform".
-        seed: of the draws.
+        varied: values to draw from, as returned by `parse_vary`.
+        count: number of points P.
+        sampler: "sobol", a scrambled Sobol sequence that covers the space evenly, or "uniform".
+        seed: seed of the random numbers.
 
     Raises:
-        ConfigError: nothing to draw from, or fewer combinations than points.
+        ConfigError: nothing varies, or there are fewer combinations than points.
     """
     if not varied:
-        raise ConfigError("--sample needs something to draw: --vary name=log:low:high")
+        raise ConfigError("--sample needs values to draw from: --vary name=log:low:high")
     for name, values in varied.items():
         if isinstance(values, Range) and values.count is not None:
             raise ConfigError(
-                f"--vary {name} says how many values; with --sample it does not matter"
+                f"--vary {name} gives a number of values, which does not apply to --sample; omit it"
             )
     points: list[Point] = []
     for u in _draws(len(varied), 32 * count, sampler, seed):
@@ -130,26 +135,28 @@ def sample(
             return points
     raise ConfigError(
         f"--sample {count}, but there are only {len(points)} combinations of "
-        f"{', '.join(varied)}; leave --sample out to have them all"
+        f"{', '.join(varied)}; omit --sample to train all of them"
     )
 
 
 def configure(base: TrainConfig, point: Point) -> TrainConfig:
-    """A point's configuration: the base with the point's values.
+    """The configuration of a point: the base with the point's values.
 
     Raises:
-        ConfigError: a combination that cannot work, and which it is.
+        ConfigError: the combination is invalid; the message names the point.
     """
     try:
         config = configs.from_flat({**_values_for(base, point), **point})
         configs.check(config)
     except ConfigError as error:
-        raise ConfigError(f"point {label(point)}: {error}" if point else str(error)) from error
+        raise ConfigError(
+            f"configuration {label(point)}: {error}" if point else str(error)
+        ) from error
     return config
 
 
 def _values_for(base: TrainConfig, point: Point) -> dict[str, Any]:
-    """The base's values; another algorithm starts from its own defaults."""
+    """The values of the base; for another algorithm, its own fields keep their defaults."""
     values = configs.to_flat(base)
     if point.get("algorithm", base.algorithm) != base.algorithm:
         names = {f.name for f in dataclasses.fields(TrainConfig)}
@@ -158,19 +165,19 @@ def _values_for(base: TrainConfig, point: Point) -> dict[str, Any]:
 
 
 def label(point: Point) -> str:
-    """A point in words, "learning_rate=0.001 clip_eps=0.2"; "baseline" where nothing varies."""
+    """A point as text, "learning_rate=0.001 clip_eps=0.2"; "baseline" if nothing varies."""
     return " ".join(f"{name}={show(value)}" for name, value in point.items()) or "baseline"
 
 
 def _draws(dimensions: int, count: int, sampler: str, seed: int) -> np.ndarray:
-    """[count, dimensions] in [0, 1)."""
+    """[count, dimensions], random numbers in [0, 1)."""
     rng = np.random.default_rng(seed)
     if sampler == "uniform":
         return rng.random((count, dimensions))
     from scipy.stats import qmc
 
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore", UserWarning)  # balance at powers of two is not needed
+        warnings.simplefilter("ignore", UserWarning)  # balance at powers of two is not required
         return qmc.Sobol(dimensions, rng=rng).random(count)
 
 
@@ -178,12 +185,14 @@ def _values(name: str, text: str, field: Any) -> Range | list[Any]:
     scale, *ends = text.split(":")
     if scale in SCALES and ends:
         if not is_float(field):
-            raise ConfigError(f"--vary {name}={text}: only real numbers have a range; list values")
+            raise ConfigError(
+                f"--vary {name}={text}: only real numbers have a range; list the values"
+            )
         return _range(name, text, scale, ends)
-    words = re.split(r",(?![^()]*\))", text)  # not at the commas within parentheses
+    words = re.split(r",(?![^()]*\))", text)  # ignore commas within parentheses
     values = [_value(name, word.strip(), field) for word in words]
     if len({repr(v) for v in values}) < len(values):
-        raise ConfigError(f"--vary {name}={text} gives a value twice")
+        raise ConfigError(f"--vary {name}={text} repeats a value")
     return values
 
 
@@ -200,14 +209,14 @@ def _range(name: str, text: str, scale: str, ends: list[str]) -> Range:
     if not (math.isfinite(low) and math.isfinite(high) and low < high):
         raise ConfigError(f"--vary {name}={text}: low must be less than high, both finite")
     if scale == "log" and low <= 0:
-        raise ConfigError(f"--vary {name}={text}: a log range starts above 0")
+        raise ConfigError(f"--vary {name}={text}: the lower bound of a log range must be above 0")
     if count is not None and count < 2:
-        raise ConfigError(f"--vary {name}={text}: a grid has at least two values")
+        raise ConfigError(f"--vary {name}={text}: a grid must have at least two values")
     return Range(scale, low, high, count)
 
 
 def _value(name: str, word: str, field: Any) -> Any:
-    """A word as the option's type has it."""
+    """Parse a text as the type of the option."""
     try:
         return parse(field, word)
     except ConfigError as error:

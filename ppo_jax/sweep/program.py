@@ -1,9 +1,10 @@
-"""Many agents as one compiled program, spread over the devices.
+"""Training many agents in one compiled program, distributed over the devices.
 
-An agent is a seed and the values of its floats; whole numbers, switches and names decide the
-program. Each device trains `width` agents side by side by vmap, and devices do not talk to each
-other: at the same width, two of them give the same bits as eight. Another width, or one device
-alone, for which the compiler leaves its partitioner out, is another program and rounds differently.
+An agent is defined by its seed and its real-valued hyperparameters; integers, switches and names
+determine the program. Each device trains `width` agents at the same time with vmap, and devices do
+not communicate: at equal width, two devices compute the same bits as eight. Another width is
+another program and rounds differently, and so does a single device, for which XLA does not use its
+partitioner.
 """
 
 import dataclasses
@@ -30,32 +31,32 @@ from ppo_jax.runs.memory import is_exhausted
 from ppo_jax.train import build
 from ppo_jax.types import PyTree, TrainState
 
-# Updates between two looks at the clock, at most: so many rows of metrics are on the device.
+# Largest number of updates between two progress checks; the device stores as many metric rows.
 SLICE = 256
-# On CPUs 4 to 8 agents per device are equally fast and 16 or more are slower (benchmarks/sweep.py).
-# Of these 4, because numbers of agents then lead to few widths: every number above 9 leads to 4.
+# On CPUs, 4 to 8 agents per device are equally fast, and 16 or more are slower (see
+# benchmarks/sweep.py). 4 is used because the numbers of agents then lead to few different widths.
 CPU_WIDTH = 4
-# Of a device's memory.
+# Largest usable fraction of a device's memory.
 MEMORY_SHARE = 0.85
-# The number of programs, the last ones used, that stay compiled for later calls.
+# Number of most recently used programs that stay compiled for later calls.
 KEPT_PROGRAMS = 8
 Floats = dict[str, Any]
 
 
 class AgentsProgram(NamedTuple):
-    """Training `width` agents on each device, compiled; leaves are [devices * width, ...].
+    """A compiled program that trains `width` agents per device; leaves: [devices * width, ...].
 
     Attributes:
-        width: agents of one device.
-        devices: where they are.
-        init: (seeds, floats) -> TrainState
-        advance: (TrainState, floats, count) -> (TrainState, Metrics [..., min(SLICE, U)], Outcome),
-            of which `count` columns are new; the state that goes in is used up. An agent one of
-            whose numbers goes bad stays as it was before, and its metrics have no value from then
-            on.
-        evaluate: (seeds, TrainState, floats) -> (returns [..., E], finished [..., E]); None
-            for E = 0.
-        bytes_needed: of one device's memory, by the compiler's own account.
+        width: number of agents per device.
+        devices: the devices.
+        init: function (seeds, floats) -> TrainState.
+        advance: function (TrainState, floats, count) -> (TrainState, Metrics
+            [..., min(SLICE, U)], Outcome), of which the first `count` columns are new; it reuses
+            the memory of the input state. If an agent gets an invalid number, its state before that
+            update is kept, and its later metrics are absent.
+        evaluate: function (seeds, TrainState, floats) -> (returns [..., E], finished [..., E]);
+            None for E = 0.
+        bytes_needed: memory required on each device in bytes, as reported by the compiler.
     """
 
     width: int
@@ -67,17 +68,17 @@ class AgentsProgram(NamedTuple):
 
     @property
     def agents(self) -> int:
-        """Of all devices together."""
+        """The number of agents on all devices together."""
         return self.width * len(self.devices)
 
 
 def structure(config: TrainConfig) -> tuple[TrainConfig, Floats]:
-    """(what decides the program, the floats it takes); the seed is not part of either."""
+    """(the part of a configuration that determines the program, its floats), without the seed."""
     return configs.split(dataclasses.replace(config, seed=0))
 
 
 class _Functions(NamedTuple):
-    """The functions of an AgentsProgram before they are compiled: jitted, for all agents."""
+    """The jitted functions of an AgentsProgram for all agents, before compilation."""
 
     init: Any
     advance: Any
@@ -94,16 +95,17 @@ def _functions(
     episodes: int,
     own: tuple[Any, ...] = (),
 ) -> _Functions:
-    """The functions that `compile_program` compiles, kept for the calls that follow.
+    """The functions that `compile_program` compiles, cached for later calls.
 
-    JAX keeps what it compiled for a jitted function as long as the function exists, under a key
-    with everything else that decides a program (the precision of matrix products and JAX's other
-    settings, XLA's options), and `jax.clear_caches()` frees it. No state of an agent is kept.
+    JAX caches the compiled programs of a jitted function as long as the function exists, with all
+    settings that affect the program (precision of matrix products, other JAX settings, XLA options)
+    as the key; `jax.clear_caches()` frees them. No agent's state is cached.
 
     Args:
-        static, env, devices, episodes: as for `compile_program`.
-        width: one for each entry, so that the number of entries bounds the number of programs.
-        own: the code behind names in `static`: a module that is reloaded is another program.
+        static, env, devices, episodes: arguments of `compile_program`.
+        width: number of agents per device; each entry of the cache has one, so that the number of
+            entries bounds the number of programs.
+        own: user code to which the names in `static` refer; a reloaded module is another program.
     """
     mesh = Mesh(np.array(devices), ("agents",))
     rows, all_of_it = PartitionSpec("agents"), PartitionSpec()
@@ -124,7 +126,7 @@ def _functions(
         return result.episode_return, result.finished
 
     def spread(function: Callable, axes: tuple[int | None, ...], **options: Any) -> Any:
-        """One agent's function for all of them: vmapped on a device, no talk between devices."""
+        """Vectorise the function of one agent over all agents, without communication."""
         specs = tuple(all_of_it if axis is None else rows for axis in axes)
         sharded = jax.shard_map(
             jax.vmap(function, axes), mesh=mesh, in_specs=specs, out_specs=rows, check_vma=False
@@ -148,14 +150,14 @@ def compile_program(
     *,
     episodes: int,
 ) -> AgentsProgram:
-    """Compile for `width` agents on each device, or find what an earlier call has compiled.
+    """Compile a program for `width` agents on each device, or reuse one of an earlier call.
 
     Args:
-        static: from `structure`.
-        env: as for `build`.
-        width: agents of one device.
-        devices: all of one kind.
-        episodes: E of the final evaluation; 0 for none.
+        static: configuration without floats, from `structure`.
+        env: environment, as for `build`.
+        width: number of agents per device.
+        devices: devices of one kind.
+        episodes: number of evaluation episodes E at the end; 0 for none.
     """
     own = _own_code(static, env)
     keep = _has_value(env) and all(_is_code(part) or _has_value(part) for part in own)
@@ -177,10 +179,10 @@ def compile_program(
 
 
 def _has_value(env: Any) -> bool:
-    """Whether an environment equals another only if it behaves alike: a name, or a hashable value.
+    """Whether equal environments always behave alike: a name, or an object with its own hash.
 
-    An object with Python's own hash, that of its identity, may have changed since an earlier call.
-    It is traced again, and only the compilation cache on disk saves time then.
+    An object with Python's default hash, its identity, may have changed since an earlier call. It
+    is traced again, and only the compilation cache on disk then saves time.
     """
     if env is None:
         return True
@@ -194,7 +196,7 @@ def _has_value(env: Any) -> bool:
 
 
 def _own_code(static: TrainConfig, env: Any) -> tuple[Any, ...]:
-    """What the names of a configuration that are not the package's stand for."""
+    """The user's objects to which the names of a configuration refer."""
     found = []
     if static.algorithm not in ALGORITHMS:
         algorithm = get(static.algorithm)
@@ -207,17 +209,17 @@ def _own_code(static: TrainConfig, env: Any) -> tuple[Any, ...]:
 
 
 def _is_code(part: Any) -> bool:
-    """Whether something is a class or a function, which are what they are and do not change."""
+    """Whether an object is a class or a function, which do not change."""
     return inspect.isclass(part) or inspect.isfunction(part)
 
 
 def release() -> None:
-    """Free the programs that are kept for later calls."""
+    """Free the cached programs."""
     _functions.cache_clear()
 
 
 def bytes_of(compiled: Any) -> int:
-    """What a compiled program needs of each device: arguments, results and what lies between."""
+    """Memory that a compiled program needs per device: arguments, results and temporaries."""
     memory = compiled.memory_analysis()
     if memory is None:
         return 0
@@ -230,9 +232,10 @@ def bytes_of(compiled: Any) -> int:
 
 
 def memory_of(devices: Sequence[jax.Device]) -> int:
-    """Bytes that one device has; the CPUs' devices share the machine's.
+    """Memory of one device in bytes; CPU devices share the memory of the machine.
 
-    All of it and not what is free, so that a resumed sweep is cut into the same chunks.
+    This is the total and not the free memory, so that a resumed sweep is divided into the same
+    chunks.
     """
     stats = devices[0].memory_stats() if devices[0].platform != "cpu" else None
     if stats and "bytes_limit" in stats:
@@ -246,16 +249,16 @@ def fit(
     devices: Sequence[jax.Device],
     widest: int | None = None,
 ) -> AgentsProgram:
-    """The program of the widest chunks that memory has room for, in equal parts.
+    """Compile the program with the largest width that fits in memory.
 
     Args:
-        agents: of the sweep that share the program.
-        compile_at: width -> AgentsProgram
-        devices: to spread over.
-        widest: where to begin, and taken as it is if it fits; None: what is fast.
+        agents: number of agents of the sweep that share the program.
+        compile_at: function width -> AgentsProgram.
+        devices: devices over which the agents are distributed.
+        widest: first width to try, used if it fits; None for the fastest one.
 
     Raises:
-        JaxRuntimeError: a single agent does not even compile for want of memory.
+        JaxRuntimeError: even the program of a single agent cannot be compiled with this memory.
     """
     fast = CPU_WIDTH if devices[0].platform == "cpu" else agents
     width = widest or even_width(agents, fast, len(devices))
@@ -276,7 +279,7 @@ def fit(
 
 
 def even_width(agents: int, widest: int, devices: int) -> int:
-    """Agents per device so that every round over all devices has as many, and few are padding."""
+    """Agents per device with which all rounds have equal sizes and little padding."""
     per_device = -(-agents // devices)
     rounds = -(-per_device // max(1, widest))
     return -(-per_device // rounds)
@@ -285,13 +288,13 @@ def even_width(agents: int, widest: int, devices: int) -> int:
 def job_of(
     program: AgentsProgram, seeds: np.ndarray, floats: dict[str, np.ndarray], updates: int
 ) -> Job:
-    """A round of agents from their seeds to the end, as a Job.
+    """A round of agents from their initial states to the last update, as a Job.
 
     Args:
-        program: compiled for as many agents as there are seeds.
-        seeds: [W * devices] uint32
-        floats: name -> [W * devices]
-        updates: U
+        program: compiled program for this number of agents.
+        seeds: [W * devices] uint32, seeds of the agents.
+        floats: name -> [W * devices], real-valued hyperparameters.
+        updates: number of updates U.
     """
     arrays = {name: jnp.asarray(x, jnp.float32) for name, x in floats.items()}
 
@@ -303,7 +306,7 @@ def job_of(
     return Job(
         name="round of a sweep",
         init=lambda: program.init(jnp.asarray(seeds, jnp.uint32), arrays),
-        shapes=None,  # nothing is restored
+        shapes=None,  # rounds are not restored
         step=program.advance,
         updates=updates,
         unit="agent_updates",
@@ -316,5 +319,5 @@ def job_of(
 
 
 def take(tree: PyTree, indices: Any) -> PyTree:
-    """The agents at these indices of a tree whose leaves are [agents, ...]."""
+    """Select agents from a tree whose leaves are [agents, ...]."""
     return jax.tree.map(lambda x: x[indices], tree)

@@ -1,4 +1,4 @@
-"""What the agents of a sweep reached: curves in equal parts of the run, scores, the table."""
+"""Results of the agents of a sweep: binned learning curves, scores and the result table."""
 
 import itertools
 import math
@@ -15,13 +15,13 @@ from ppo_jax.experiment import MAY_BE_NAN
 from ppo_jax.rollout import PROMISES
 from ppo_jax.sweep.points import Point, label
 
-# Means over the episodes of a part of the run, not over its updates.
+# Metrics that are averaged over episodes, not over updates.
 BY_EPISODE = ("episode_return", "episode_length")
 COUNTS = ("episodes", *PROMISES)
-# Where evaluation is left out, the score is the return in this last share of the run.
+# Without an evaluation, the score is the mean return in this last fraction of training.
 LAST = 0.1
-# What counts as solved: Gymnasium's registry of environments, and -200 for Pendulum, which has
-# no mark there.
+# Returns at which environments count as solved: from Gymnasium's registry, and -200 for Pendulum,
+# which has no threshold there.
 THRESHOLDS = {
     "CartPole-v1": 475.0,
     "CartPoleContinuous-v1": 475.0,
@@ -33,18 +33,18 @@ THRESHOLDS = {
 
 
 class PointResult(NamedTuple):
-    """The agents of one point.
+    """The results of the agents of one configuration.
 
     Attributes:
-        point: its values.
-        config: the same as a whole configuration.
+        point: the values that vary, by name.
+        config: the whole configuration.
         seeds: the S seeds.
-        env_step: [B] environment steps at the end of each part of the run.
-        metrics: name -> [S, B], each the mean over a part of the run.
-        score: [S] mean return of the episodes that count; see `penalise` for those that diverged.
-        spread: [S] standard deviation of it over episodes.
-        diverged: [S] bool: a number that has to be finite was not.
-        cut: [S] episodes of the evaluation that did not end by themselves.
+        env_step: [B] environment steps at the end of each bin of the learning curve.
+        metrics: name -> [S, B], mean of a metric in each bin.
+        score: [S] mean return of the evaluation; `penalise` replaces that of diverged agents.
+        spread: [S] standard deviation of the return over episodes.
+        diverged: [S] bool, whether a number that must be finite was not.
+        cut: [S] number of evaluation episodes that did not end by themselves.
     """
 
     point: Point
@@ -59,44 +59,44 @@ class PointResult(NamedTuple):
 
     @property
     def curve(self) -> np.ndarray:
-        """[S, B] episode return; a part in which no episode ended repeats the one before."""
+        """[S, B] episode return; a bin without a finished episode repeats the previous value."""
         return filled(self.metrics["episode_return"])
 
     @property
     def area(self) -> np.ndarray:
-        """[S] area under the learning curve per environment step: the mean return in training;
-        NaN where no episode ended."""
+        """[S] area under the learning curve per environment step, which is the mean return during
+        training; NaN if no episode finished."""
         return self.curve.mean(axis=1)
 
     @property
     def env(self) -> str:
-        """Where it was trained."""
+        """The name of the environment."""
         return self.config.env
 
     def threshold(self, given: float | None = None) -> float | None:
-        """The return to be reached: the given one, or the environment's own if it has one."""
+        """The given threshold, or the environment's default if it has one."""
         return THRESHOLDS.get(self.env.partition(":")[2] or self.env) if given is None else given
 
     def steps_to(self, threshold: float) -> np.ndarray:
-        """[S] environment steps until the curve is there for the first time; infinite if never."""
+        """[S] environment steps until the curve first reaches a threshold; infinite if never."""
         reached = np.nan_to_num(self.metrics["episode_return"], nan=-np.inf) >= threshold
         first = self.env_step[reached.argmax(axis=1)].astype(float)
         return np.where(reached.any(axis=1), first, math.inf)
 
 
 class Setting(NamedTuple):
-    """Points that differ in the environment alone: one strategy on every task.
+    """The configurations that differ only in their environments: one strategy on all of them.
 
     Attributes:
-        number: of the first of its points.
-        name: its values in words.
+        number: index of the first of its configurations.
+        name: its values as text.
         short: name for figures: the values that differ between the settings, with as few digits as
-            tell them apart.
+            distinguish them.
         point: its values without the environment.
-        results: one per environment.
-        strata: the scores of each, [S]; where there are several environments, in units of the
-            range from the sweep's worst (0) to its best (1).
-        area: of the learning curves in the same units, mean over seeds and environments.
+        results: one result per environment.
+        strata: scores on each environment, [S]; with several environments, they are scaled to the
+            range from the worst agent of the sweep (0) to the best (1).
+        area: area under the learning curves in the same units, mean over seeds and environments.
     """
 
     number: int
@@ -109,23 +109,23 @@ class Setting(NamedTuple):
 
     @property
     def rank(self) -> tuple[float, float]:
-        """What the best is chosen by: the final score, and among equals the area."""
+        """The sort key: the final score, and for equal scores the area."""
         score = float(statistics.interquartile_mean(*self.strata))
         return round(score, 6), -math.inf if math.isnan(self.area) else self.area
 
 
 def edges(updates: int, parts: int) -> np.ndarray:
-    """[B + 1] where the parts of a run begin and end; an update each if there are fewer."""
+    """[B + 1] boundaries of the bins of a run; one update per bin if there are fewer updates."""
     return np.linspace(0, updates, min(parts, updates) + 1).round().astype(int)
 
 
 def binned(
     metrics: dict[str, np.ndarray], parts: int, counts: Collection[str] = COUNTS
 ) -> dict[str, np.ndarray]:
-    """Metrics [S, U] as means over equal parts of the run, [S, B].
+    """Average metrics [S, U] over equal bins of the run: [S, B].
 
-    Returns and lengths are means over the episodes of a part, metrics in `counts` are sums; NaN
-    where a part has nothing to show.
+    Returns and lengths are averaged over the episodes of a bin, and metrics in `counts` are summed;
+    a bin without values is NaN.
     """
     cuts = edges(next(iter(metrics.values())).shape[1], parts)
     episodes = metrics["episodes"].astype(float)
@@ -147,7 +147,7 @@ def _sums(x: np.ndarray, cuts: np.ndarray) -> np.ndarray:
 
 
 def filled(curve: np.ndarray) -> np.ndarray:
-    """[S, B] without gaps: the value before, or the first there is; gaps alone stay gaps."""
+    """[S, B] with gaps filled by the previous value, or by the first one at the start."""
     known = np.isfinite(curve)
     last = np.maximum.accumulate(np.where(known, np.arange(curve.shape[1]), -1), axis=1)
     source = np.where(last >= 0, last, known.argmax(axis=1)[:, None])
@@ -155,7 +155,7 @@ def filled(curve: np.ndarray) -> np.ndarray:
 
 
 def diverged(metrics: dict[str, np.ndarray]) -> np.ndarray:
-    """[S] whether a number that has to be finite is not, anywhere in the run."""
+    """[S] whether a metric that must be finite is not, in any update."""
     wrong = [
         ~np.isfinite(x).all(axis=1) for n, x in metrics.items() if not n.startswith(MAY_BE_NAN)
     ]
@@ -163,16 +163,16 @@ def diverged(metrics: dict[str, np.ndarray]) -> np.ndarray:
 
 
 def last_returns(metrics: dict[str, np.ndarray]) -> np.ndarray:
-    """[S] mean return of the episodes in the last tenth of training; NaN if none ended there."""
+    """[S] mean return of the episodes in the last tenth of training; NaN if none finished."""
     start = math.floor(metrics["episodes"].shape[1] * (1 - LAST))
     tail = {n: metrics[n][:, start:] for n in ("episodes", "episode_return")}
     return binned(tail, 1)["episode_return"][:, 0]
 
 
 def scores(metrics: dict[str, np.ndarray], returns: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """[S] mean and standard deviation of the greedy returns [S, E].
+    """[S] mean and standard deviation of the returns of greedy episodes [S, E].
 
-    Where E = 0, the mean return at the end of training, and NaN.
+    For E = 0, these are the mean return at the end of training, and NaN.
     """
     if returns.shape[1]:
         return returns.mean(axis=1), returns.std(axis=1)
@@ -181,15 +181,15 @@ def scores(metrics: dict[str, np.ndarray], returns: np.ndarray) -> tuple[np.ndar
 
 
 def penalise(results: Sequence[PointResult], seen: Sequence[PointResult] = ()) -> list[PointResult]:
-    """Diverged agents at the worst that anything in their environment ever returned.
+    """Give diverged agents the worst return that occurred in their environment.
 
-    They are counted, not dropped: leaving out failures flatters. So would the worst of those that
-    did not fail, where all of these are perfect; the worst is therefore looked for in training too,
-    at the beginning of which nobody can do anything.
+    They are included, because omitting failures would bias the results. Using the worst score of
+    the other agents would also bias them if all of these are good; returns during training, which
+    begin with an untrained policy, are therefore considered as well.
 
     Args:
-        results: to be penalised.
-        seen: further results to look for the worst in.
+        results: results to be penalised.
+        seen: further results in which to look for the worst return.
     """
     out = []
     for r in results:
@@ -207,7 +207,7 @@ def penalise(results: Sequence[PointResult], seen: Sequence[PointResult] = ()) -
 
 
 def settings(results: Sequence[PointResult]) -> list[Setting]:
-    """The points by what they have in common over environments, best first."""
+    """Group the results by their values without the environment, best first."""
     groups: dict[str, list[PointResult]] = {}
     for r in results:
         groups.setdefault(label(_without_env(r.point)), []).append(r)
@@ -262,23 +262,23 @@ def _without_env(point: Point) -> Point:
 
 
 def _range(results: Sequence[PointResult]) -> tuple[float, float]:
-    """(lowest score, distance to the highest)"""
+    """(lowest score, difference between the highest and the lowest score)"""
     scores = np.concatenate([r.score for r in results])
     return float(scores.min()), float(np.ptp(scores)) or 1.0
 
 
 def table(results: Sequence[PointResult], threshold: float | None = None) -> list[dict[str, Any]]:
-    """A row per point: what it is, and what people paste.
+    """The result table, one row per configuration.
 
     Args:
-        results: in any order.
-        threshold: the return to be reached; None: each environment's own.
+        results: results in any order.
+        threshold: return to be reached; None for the default of each environment.
     """
     return [{"point": i, **r.point, **row(r, threshold)} for i, r in enumerate(results)]
 
 
 def row(result: PointResult, threshold: float | None = None) -> dict[str, Any]:
-    """Mean, IQM with its interval, median, area, steps to the threshold and who reached it."""
+    """Mean, IQM with interval, median, area, steps to the threshold and fraction reaching it."""
     score = result.score
     low, high = statistics.interval([score])
     mark = result.threshold(threshold)
@@ -306,5 +306,5 @@ def row(result: PointResult, threshold: float | None = None) -> dict[str, Any]:
 
 
 def _round(x: Any) -> float | None:
-    """Five significant digits; None for what there is not."""
+    """A number with five significant digits; None if it is not finite."""
     return float(f"{float(x):.5g}") if math.isfinite(x) else None

@@ -1,4 +1,4 @@
-"""Sweeps from Python: arrays in memory, nothing on disk."""
+"""Sweeps from Python: results are arrays in memory, and no files are written."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -30,20 +30,21 @@ def run_seeds(
     batch_size: int | None = None,
     devices: Sequence[jax.Device] | None = None,
 ) -> tuple[TrainState, Arrays]:
-    """Train one configuration with many seeds, vmapped and spread over the devices.
+    """Train one configuration with many seeds, vectorised and distributed over the devices.
 
     Args:
-        config: what each agent learns; its own seed is the first where `seeds` is a number.
-        seeds: S, or the S seeds themselves.
+        config: configuration of all agents; if `seeds` is a number, its seed is the first one.
+        seeds: number of seeds S, or the S seeds.
         env, policy, algorithm: as for `make_train`.
-        batch_size: agents that one device trains at once; None: what fits and is fast.
-        devices: all there are if None.
+        batch_size: number of agents that one device trains at the same time; None for a fast number
+            that fits in memory.
+        devices: devices to use; None for all.
 
     Returns:
         (TrainState [S, ...], Metrics [S, U])
 
     Raises:
-        ConfigError, InvalidEnvironment: what cannot work, and why.
+        ConfigError, InvalidEnvironment: the configuration or the environment is invalid.
     """
     config = configs.with_own(config, policy=policy, algorithm=algorithm)
     refuse_sweep(build(config, env).env)
@@ -68,41 +69,44 @@ def run_sweep(
     episodes: int = 0,
     devices: Sequence[jax.Device] | None = None,
 ) -> tuple[list[Point], Arrays]:
-    """Train every point with every seed; what differs in floats alone shares one program.
+    """Train every configuration with every seed.
 
     run_sweep(config, {"learning_rate": [1e-4, 1e-3], "clip_eps": [0.1, 0.2]}, seeds=16)
 
-    Later calls find the program that was compiled, with other seeds and other values of floats, so
-    that a hyperparameter search can call this in a loop; `jax.clear_caches()` frees the programs.
+    Configurations that differ only in real-valued hyperparameters share one compiled program. Later
+    calls with other seeds and values reuse it, so that a hyperparameter search can call this
+    function in a loop; `jax.clear_caches()` frees the programs.
 
     Args:
-        config: what the points change.
-        points: name -> values, all combinations of which are the P points; or the points.
-        seeds: S, or the S seeds themselves.
+        config: base configuration.
+        points: name -> values, whose combinations are the P configurations; or a list of P
+            dictionaries of values.
+        seeds: number of seeds S, or the S seeds.
         env, policy, algorithm: as for `make_train`; a policy or an algorithm may also vary.
-        batch_size: agents that one device trains at once; None: what fits and is fast.
-        episodes: E greedy episodes of each agent at the end.
-        devices: all there are if None.
+        batch_size: number of agents that one device trains at the same time; None for a fast number
+            that fits in memory.
+        episodes: number of greedy evaluation episodes E per agent at the end.
+        devices: devices to use; None for all.
 
     Returns:
-        (the P points, Metrics [P, S, U]); with episodes also "eval_return" [P, S, E].
+        (list of the P points, Metrics [P, S, U]); with episodes, also "eval_return" [P, S, E].
 
     Raises:
-        ConfigError: a point that cannot work, or points of different lengths.
-        InvalidEnvironment: what does not fit the environment.
+        ConfigError: a configuration is invalid, or the configurations have different lengths.
+        InvalidEnvironment: a configuration does not fit its environment.
     """
     config = configs.with_own(config, policy=policy, algorithm=algorithm)
     points = _listed(points, config)
     parts = {"env": env, "policy": policy, "algorithm": algorithm}
     for name in (n for n, part in parts.items() if part is not None):
         if any(name in point for point in points):
-            raise ConfigError(f"{name}= is given, so that it cannot vary; name all in the points")
+            raise ConfigError(f"{name}= is given and also varies; put all values in the points")
     settings = [configure(config, point) for point in points]
     lengths = {c.num_updates for c in settings}
     if len(lengths) > 1:
         raise ConfigError(
-            f"the points make {' or '.join(map(str, sorted(lengths)))} updates, which do not fit "
-            "into one array; set total_timesteps so that all make as many"
+            f"the configurations make {' or '.join(map(str, sorted(lengths)))} updates, which do "
+            "not fit into one array; set total_timesteps so that the numbers are equal"
         )
     for setting in settings:
         refuse_sweep(build(setting, env).env)
@@ -123,10 +127,10 @@ def run_sweep(
 
 
 def seed_numbers(config: TrainConfig, seeds: int | Sequence[int]) -> list[int]:
-    """The S seeds: as many as asked for from the configuration's own, or those given.
+    """The S seeds: consecutive numbers from the configuration's seed, or those given.
 
     Raises:
-        ConfigError: none, one given twice, or one out of range.
+        ConfigError: there are no seeds, a seed is repeated, or a seed is out of range.
     """
     if isinstance(seeds, int | np.integer):
         if isinstance(seeds, bool) or seeds < 1:
@@ -134,7 +138,7 @@ def seed_numbers(config: TrainConfig, seeds: int | Sequence[int]) -> list[int]:
         seeds = range(config.seed, config.seed + int(seeds))
     numbers = [int(n) for n in seeds]
     if not numbers or len({*numbers}) < len(numbers):
-        raise ConfigError(f"seeds are {numbers}; there must be at least one, each of them once")
+        raise ConfigError(f"seeds are {numbers}; there must be at least one, without repetitions")
     wrong = [n for n in numbers if not 0 <= n < 2**32]
     if wrong:
         raise ConfigError(f"seed {wrong[0]} is out of range; seeds are >= 0 and < 2**32")
@@ -142,31 +146,31 @@ def seed_numbers(config: TrainConfig, seeds: int | Sequence[int]) -> list[int]:
 
 
 def _env_steps(config: TrainConfig) -> np.ndarray:
-    """[U] environment steps made after each update."""
+    """[U] number of environment steps after each update."""
     return np.arange(1, config.num_updates + 1) * (config.num_envs * config.num_steps)
 
 
 def _listed(points: Mapping | Sequence[Point], config: TrainConfig) -> list[Point]:
-    """The points, their names looked up and objects in them by name."""
+    """The points as a list of dictionaries, with checked names and with objects as references."""
     listed = grid({n: [*v] for n, v in points.items()}) if isinstance(points, Mapping) else points
     listed = [{n: configs.named(n, v) for n, v in point.items()} for point in listed]
     methods = {*ALGORITHMS, config.algorithm, *(p["algorithm"] for p in listed if "algorithm" in p)}
     known = {name for method in methods for name in configs.fields(method)}
     for name in {name for point in listed for name in point}:
         if name == "seed":
-            raise ConfigError("seeds are given as `seeds`, not as a point's value")
+            raise ConfigError("seeds are given with `seeds`, not as a value of a point")
         if name not in known:
             raise ConfigError(f"unknown option {name!r}; {did_you_mean(name, known)}")
     if not listed:
-        raise ConfigError("there are no points; give at least one value for each name")
+        raise ConfigError("there are no configurations; give at least one value for each name")
     return listed
 
 
 def _in_order(schedule: Schedule, states: bool = True) -> list[Finished]:
-    """All chunks; without states, the devices' memory is free again after each round.
+    """Train all chunks; without states, the device memory is freed after each round.
 
-    The compilation cache is JAX's setting for the whole process: it is set by the functions that
-    compile, not on import, and not by `make_train`, which leaves jax.jit to its caller.
+    The compilation cache is a JAX setting of the whole process. It is set by functions that
+    compile, not on import, and not by `make_train`, whose caller uses jax.jit.
     """
     cache.use()
     found = (f if states else f._replace(state=_dropped) for f in schedule.run())

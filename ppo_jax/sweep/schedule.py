@@ -1,4 +1,4 @@
-"""Which agents run when: chunks of one width, a round of them at a time on all devices."""
+"""Training the chunks of a sweep on local devices, in rounds of one chunk per device."""
 
 import functools
 import time
@@ -22,19 +22,19 @@ from ppo_jax.types import TrainState
 
 
 class Stopped(Exception):
-    """A signal came before a round was finished."""
+    """A signal arrived before a round was finished."""
 
 
 class Finished(NamedTuple):
-    """A chunk that was trained; leaves are [agents, ...], on the host but for the state.
+    """A trained chunk; leaves are [agents, ...], on the host except for the state.
 
     Attributes:
-        chunk: which.
-        state: (i=None) -> TrainState of agent i of the chunk, or of all of them, cut out of the
-            round's when it is asked for.
-        metrics: Metrics [agents, U]
-        returns: [agents, E] of the greedy episodes at the end.
-        whole: [agents, E] bool: that episode came to its end.
+        chunk: the chunk.
+        state: function (i=None) -> TrainState of agent i of the chunk, or of all its agents, which
+            is selected from the round's state when the function is called.
+        metrics: Metrics [agents, U].
+        returns: [agents, E] returns of the greedy episodes at the end.
+        whole: [agents, E] bool, whether the episode ended by itself.
     """
 
     chunk: Chunk
@@ -45,18 +45,18 @@ class Finished(NamedTuple):
 
 
 class Schedule:
-    """The chunks of a sweep: made when a group's turn comes, halved where memory runs out.
+    """Creates and trains the chunks of a sweep, and halves their width if memory runs out.
 
     Args:
-        groups: from `group_agents`.
-        devices: to spread over, all of one kind.
-        batch_size: agents per device; None: as many as memory has room for and are fast.
-        episodes: E of the final evaluation.
-        env: as for `build`.
-        chunks: of an earlier session, with the widths they had.
-        done: the numbers of those that are finished.
-        on_plan: called with all chunks before any of them runs.
-        signals: that end a round; None for none.
+        groups: groups of agents, from `group_agents`.
+        devices: devices of one kind, over which the agents are distributed.
+        batch_size: agents per device; None for a fast number that fits in memory.
+        episodes: number of evaluation episodes E at the end.
+        env: environment, as for `build`.
+        chunks: chunks of an earlier session, with their widths.
+        done: numbers of the finished chunks.
+        on_plan: function called with all chunks before any of them is trained.
+        signals: signal handlers; a signal ends the round. None for none.
     """
 
     def __init__(
@@ -83,15 +83,15 @@ class Schedule:
         watch: Callable[[int, int], None] = lambda agents, update: None,
         on_layout: Callable[[Group, AgentsProgram, int], None] = lambda *_: None,
     ) -> Iterator[Finished]:
-        """Train all that is not done, chunk by chunk.
+        """Train all unfinished chunks and yield them.
 
         Args:
-            watch: called between pieces of a round with (its agents, updates they made).
-            on_layout: called with a group, its program, and how many chunks are to be trained.
+            watch: function called during a round with (number of its agents, their updates).
+            on_layout: function called with a group, its program and the number of chunks to train.
 
         Raises:
-            ConfigError: a single agent does not fit into memory.
-            Stopped: a signal came.
+            ConfigError: a single agent does not fit in memory.
+            Stopped: a signal arrived.
         """
         for number, group in enumerate(self.groups):
             program = None
@@ -112,7 +112,7 @@ class Schedule:
                     if not memory.is_exhausted(error):
                         raise
                     reason = str(error).splitlines()[0]
-                program = None  # frees what it holds before the next is compiled
+                program = None  # frees its memory before the next one is compiled
                 release()
                 self._halve(number, group, width, reason)
 
@@ -127,21 +127,21 @@ class Schedule:
         return program
 
     def _first_program(self, group: Group) -> AgentsProgram:
-        """As wide as was asked for, or as fits."""
+        """The first program of a group, with the given or the largest fitting width."""
         agents = len(group.agents)
         share = -(-agents // len(self.devices))
         return self.fitting(group, agents, self.batch_size and min(self.batch_size, share))
 
     def fitting(self, group: Group, agents: int, widest: int | None) -> AgentsProgram:
-        """The program of a group, as wide as memory has room for.
+        """The program of a group with the largest width that fits in memory.
 
         Args:
-            group: of agents that share it.
-            agents: the number of them in the whole sweep.
-            widest: agents per device to begin with; None: what is fast.
+            group: agents that share the program.
+            agents: number of these agents in the whole sweep.
+            widest: first width to try; None for the fastest one.
 
         Raises:
-            ConfigError: a single agent does not fit into memory.
+            ConfigError: a single agent does not fit in memory.
         """
         try:
             program = fit(agents, functools.partial(self._compile, group), self.devices, widest)
@@ -152,21 +152,21 @@ class Schedule:
         there = memory.available(self.devices[0])
         needed = program.bytes_needed
         if program.width == 1 and there is not None and needed > there:
-            asked = f"{memory.text(needed)} are needed, {memory.text(there)} are there"
+            asked = f"{memory.text(needed)} are needed, {memory.text(there)} are available"
             raise too_large(group, asked)
         return program
 
     def _halve(self, number: int, group: Group, width: int, reason: str) -> None:
-        """Half the width for all that is left of a group."""
+        """Halve the width of all unfinished chunks of a group."""
         if width == 1:
             raise too_large(group, reason)
-        terminal.say(f"out of memory with {width} agents per device: going on with {width // 2}")
+        terminal.say(f"out of memory with {width} agents per device: continuing with {width // 2}")
         self.plan.replace(self.plan.left(number), width // 2)
 
     def round(
         self, program: AgentsProgram, group: Group, chunks: Sequence[Chunk], watch: Callable
     ) -> Iterator[Finished]:
-        """A chunk per device, side by side; the last is repeated where there are fewer."""
+        """Train one chunk per device; the last chunk is repeated on the remaining devices."""
         chunks = [*chunks]
         padded = chunks + [chunks[-1]] * (len(self.devices) - len(chunks))
         rows = [a for c in padded for a in _padded(c)]
@@ -194,17 +194,17 @@ class Schedule:
 
 
 def _cut(state: TrainState, at: slice, i: int | None = None) -> TrainState:
-    """The agents of a chunk out of a round, or one of them."""
+    """Select the agents of a chunk, or one of them, from the state of a round."""
     mine = take(state, at)
     return mine if i is None else take(mine, i)
 
 
 def too_large(group: Group, reason: str) -> ConfigError:
-    """The error of a group of which a single agent is too much."""
+    """The error for a group of which a single agent does not fit in memory."""
     rows = group.static.num_envs * group.static.num_steps
     return ConfigError(
-        f"one agent alone does not fit into the device's memory ({reason}); make its rollout of "
-        f"num_envs x num_steps = {rows} smaller, or the network"
+        f"one agent alone does not fit into the memory of the device ({reason}); reduce num_envs x "
+        f"num_steps = {rows}, or use a smaller network"
     )
 
 

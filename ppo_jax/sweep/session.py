@@ -1,4 +1,4 @@
-"""A sweep on disk: chunk after chunk, until all are finished or a signal comes."""
+"""A sweep with a folder: trains its chunks, stores them and writes the report."""
 
 import dataclasses
 import time
@@ -41,8 +41,8 @@ from ppo_jax.train import build
 
 @dataclasses.dataclass(frozen=True)
 class SweepOptions:
-    """What a sweep does beside training; none of it changes an agent but the batch size, which is
-    settled once."""
+    """Options for storing and dividing a sweep. Only the batch size affects results, by rounding;
+    a resumed sweep keeps it."""
 
     run_dir: Path | None = option(None, "folder of the sweep; None: a new folder in sweeps/")
     resume: Path | None = option(None, "folder of a sweep to continue")
@@ -54,10 +54,10 @@ class SweepOptions:
 
     @property
     def width(self) -> int | None:
-        """The batch size as a number; None for auto.
+        """The batch size as a number; None for "auto".
 
         Raises:
-            ConfigError: it is neither.
+            ConfigError: the value is neither.
         """
         if self.batch_size == "auto":
             return None
@@ -69,16 +69,16 @@ class SweepOptions:
 def run(
     spec: Spec, options: SweepOptions, directory: SweepDirectory, cluster: Cluster | None = None
 ) -> int:
-    """Train what is missing, publish, confirm.
+    """Train the missing chunks, write the report, and confirm the best configuration.
 
     Args:
-        spec: what to compute.
-        options: how; chunks of earlier sessions count where it resumes.
-        directory: ours, locked.
-        cluster: whose workers train; None: this process.
+        spec: specification of the sweep.
+        options: options of the sweep; a resumed sweep keeps its finished chunks.
+        directory: folder of the sweep, locked by the caller.
+        cluster: cluster whose workers train; None for this process.
 
     Returns:
-        Exit code: 0, or 128 + the signal that stopped it.
+        Exit code: 0, or 128 + the number of the signal that ended the sweep.
     """
     cache.use()
     path = directory.path
@@ -90,14 +90,14 @@ def run(
             if options.confirm:
                 fresh = confirmation(spec, order[0], options.confirm)
                 terminal.say(
-                    f"\nthe best point with {options.confirm} fresh seeds: {order[0].name}"
+                    f"\nthe best configuration with {options.confirm} fresh seeds: {order[0].name}"
                 )
                 once = dataclasses.replace(options, confirm=0)
                 _confirm(fresh, once, path / "confirm", signals, cluster=cluster)
                 publish(Store(path, spec), options.threshold, {})
         except Stopped:
             terminal.say(
-                f"stopped; what is finished is kept. Continue with: {again(path, cluster)}"
+                f"stopped; finished agents are kept. Continue with: {again(path, cluster)}"
             )
             return 128 + (signals.received or 0)
     terminal.say(f"report: {path / 'report.html'}")
@@ -107,25 +107,25 @@ def run(
 def _confirm(
     spec: Spec, options: SweepOptions, path: Path, signals: Signals, *, cluster: Cluster | None
 ) -> None:
-    """The sweep in a sweep, from the start or from where it was stopped."""
+    """Start or continue the sweep of the best configuration with fresh seeds."""
     with SweepDirectory(path) as directory:
         if directory.used and read_spec(path, spec.following)[0] != spec:
             raise ConfigError(
-                f"{path} holds the best point with other seeds or values; move it away to confirm "
-                f"with {len(spec.seeds)} seeds"
+                f"{path} contains the best configuration with other seeds or values; move it away "
+                f"to confirm with {len(spec.seeds)} seeds"
             )
         _Session(spec, options, path, directory.used, signals=signals, cluster=cluster).run()
 
 
 def confirmation(spec: Spec, best: Setting, count: int) -> Spec:
-    """The best point alone, with seeds that took no part in choosing it."""
+    """The specification of the best configuration with seeds that were not used to choose it."""
     first = max(spec.seeds) + 1
     configs = tuple(r.config for r in best.results)
     return dataclasses.replace(spec, configs=configs, seeds=tuple(range(first, first + count)))
 
 
 class _Session:
-    """One sweep from its first or its next chunk to its report."""
+    """One session of a sweep, from its next chunk to its report."""
 
     def __init__(
         self,
@@ -153,10 +153,10 @@ class _Session:
         sizes = [c.num_updates * c.num_envs * c.num_steps for c in spec.configs]
         self.sizes = [size for size in sizes for _ in spec.seeds]
         self.warned: set[str] = set()
-        self.device = ""  # of a cluster's workers
+        self.device = ""  # device of a cluster's workers
 
     def _schedule(self, chunks: list[Chunk], done: set[int]) -> Schedule | Dispatch:
-        """What trains the chunks: the devices of this process, or the workers of a cluster."""
+        """The object that trains the chunks: on local devices, or on the workers of a cluster."""
         if self.cluster is not None:
             return Dispatch(
                 self.spec,
@@ -179,12 +179,12 @@ class _Session:
         )
 
     def run(self) -> list[Setting]:
-        """Train all chunks; the settings, best first."""
+        """Train all chunks and return the settings, best first."""
         total = sum(self.sizes)
         started, before = time.perf_counter(), self._steps()
         self.progress = Display(total, before)
         self.before, self.rollout_steps = before, 0
-        self.since = started if self.cluster else 0.0  # here, compiling is not counted
+        self.since = started if self.cluster else 0.0  # locally, compiling does not count
         with self.progress:
             for finished in self.schedule.run(self._show, self._layout):
                 self._note_workers()
@@ -194,13 +194,13 @@ class _Session:
                 self.finished |= {*finished.chunk.agents}
                 self._warn(finished)
                 self._show(0, 0)
-                del finished  # with it goes the state of its round, before the next one trains
+                del finished  # frees the state of its round before the next one is trained
             self.keeper.clean()
-        if before or self.cluster:  # what was made again, or later, is where it would have been
+        if before or self.cluster:  # restores the order of an uninterrupted sweep
             self.store.rewrite_table(self.schedule.plan.chunks, self.schedule.plan.done)
         seconds = time.perf_counter() - started
         compiling = self.schedule.compile_seconds
-        # The workers of a cluster compile beside each other.
+        # The workers of a cluster compile in parallel.
         training = seconds if self.cluster else seconds - compiling
         rate = (total - before) / max(training, 1e-9)
         session = {
@@ -217,13 +217,13 @@ class _Session:
         return order
 
     def _workers(self) -> dict[str, Any]:
-        """What summary.json says of a session on a cluster."""
+        """The fields of summary.json about a session on a cluster."""
         if self.cluster is None:
             return {}
         return {"cluster": self.cluster.options.cluster, "device": self.device}
 
     def _note_workers(self) -> None:
-        """Keep what the workers of a cluster train on; warn where that is another device."""
+        """Record the device of a cluster's workers; warn if it differs from the first session."""
         device = ", ".join(getattr(self.schedule, "worked_on", ()))
         if device == self.device:
             return
@@ -232,8 +232,8 @@ class _Session:
         self.store.ran_on(device)
         if self.before and first != device:
             warnings.warn(
-                f"device was {first} and is {device}: agents trained from here on agree with those "
-                "of an uninterrupted sweep to rounding only",
+                f"device was {first} and is now {device}: agents trained from now on agree with "
+                "those of an uninterrupted sweep only up to rounding",
                 stacklevel=1,
             )
 
@@ -262,7 +262,7 @@ class _Session:
         self.progress.show(step, rate, detail)
 
     def _warn(self, finished: Finished) -> None:
-        """Say once what an environment promised and did not keep, or an evaluation cut off."""
+        """Warn once if an environment broke a promise, or if evaluation episodes were cut."""
         for metric, meaning in self.spec.promises.items():
             if metric not in self.warned and np.any(finished.metrics.get(metric, 0)):
                 self.warned.add(metric)
@@ -273,14 +273,14 @@ class _Session:
 
 
 def check(spec: Spec, elsewhere: bool = False) -> None:
-    """Everything that can be wrong with a point, before anything compiles or is written.
+    """Check every configuration before anything is compiled or written.
 
     Args:
-        spec: what is to be computed.
-        elsewhere: whether workers of a cluster compute it, whose memory is not known here.
+        spec: specification of the sweep.
+        elsewhere: whether workers of a cluster train it, whose memory is unknown here.
 
     Raises:
-        ConfigError, InvalidEnvironment: what is wrong.
+        ConfigError, InvalidEnvironment: a configuration or an environment is invalid.
     """
     if elsewhere:
         check_names(spec)

@@ -1,7 +1,7 @@
-"""The folder of a sweep: what was asked for, what is finished, and nothing of anybody else's.
+"""The folder of a sweep: its specification, its plan and its finished chunks.
 
-A chunk is kept as one file of arrays and a manifest with its digest, written last: without one it
-does not count and is made again.
+A chunk is stored as a file of arrays and a manifest with its digest. The manifest is written last;
+a chunk without one is not finished and is trained again. Other files in the folder are not touched.
 """
 
 import csv
@@ -40,13 +40,13 @@ AGENT = re.compile(r"point\d{4,}_seed\d+")
 FIGURE = re.compile(
     r"(learning_curves|performance_profile|improvement|sensitivity_.+)\.(png|pdf|svg)"
 )
-# Folder of what submitit writes for jobs of SLURM, a folder in it for each session.
+# Folder in which submitit writes files for SLURM jobs, with one subfolder for each session.
 JOBS = "slurm"
 JOBS_OF_A_SESSION = re.compile(r"[0-9a-f]{16}")
 CHUNK = re.compile(r"\d{5,}\.(npz|json)|\.\d{5,}\.(npz|json)\.tmp")
-# The options that a resumed sweep goes on with.
+# Options that a resumed sweep keeps.
 KEPT = ("batch_size", "keep", "confirm", "threshold")
-# Options that older sweeps do not have, and what they did without.
+# Options that did not exist for older sweeps, with the values that those sweeps correspond to.
 YOUNGER = {
     "matmul_precision": "default",
     "policy": None,
@@ -59,14 +59,14 @@ COLUMNS = ("point", "seed", "env_step", "metric", "value")
 
 @dataclasses.dataclass(frozen=True)
 class Spec:
-    """What a sweep computes; a resumed one computes the same.
+    """The specification of a sweep; a resumed sweep must have the same.
 
     Attributes:
-        varied: the names that differ between points.
-        configs: a configuration per point.
-        seeds: the S seeds of each.
-        episodes: E greedy episodes per agent at the end.
-        parts: rows of the table of results per agent and metric.
+        varied: names of the options that differ between configurations.
+        configs: the configurations.
+        seeds: the S seeds for each configuration.
+        episodes: number of greedy evaluation episodes E per agent at the end.
+        parts: number of bins of the learning curves in the result table.
     """
 
     varied: tuple[str, ...]
@@ -77,21 +77,21 @@ class Spec:
 
     @property
     def points(self) -> list[Point]:
-        """Each point's values by name."""
+        """The values that vary, by name, for each configuration."""
         return [{n: configs.to_flat(c)[n] for n in self.varied} for c in self.configs]
 
     @property
     def promises(self) -> dict[str, str]:
-        """`config.promises` of all points together."""
+        """The union of `config.promises` over all configurations."""
         return {k: v for c in self.configs for k, v in configs.promises(c).items()}
 
     @property
     def counts(self) -> tuple[str, ...]:
-        """Metrics whose parts are summed."""
+        """The metrics that are summed within a bin."""
         return (*results.COUNTS, *self.promises)
 
     def to_json(self) -> dict[str, Any]:
-        """In JSON's types."""
+        """The specification in JSON types."""
         return {
             "varied": [*self.varied],
             "configs": [configs.to_json(c) for c in self.configs],
@@ -102,10 +102,10 @@ class Spec:
 
     @staticmethod
     def from_json(content: dict[str, Any]) -> "Spec":
-        """The inverse.
+        """The inverse of `to_json`.
 
         Raises:
-            ValueError, KeyError, TypeError, AttributeError: something in it is of another kind.
+            ValueError, KeyError, TypeError, AttributeError: the content is invalid.
         """
         spec = Spec(
             tuple(content["varied"]),
@@ -118,22 +118,24 @@ class Spec:
             ("seeds", 0, spec.seeds), ("episodes", 0, [spec.episodes]), ("parts", 1, [spec.parts])
         ):  # fmt: skip
             if not values or not all(type(x) is int and x >= low for x in values):
-                raise ValueError(f"{name} is {content[name]!r}; it must be whole, >= {low}")
+                raise ValueError(f"{name} is {content[name]!r}; it must be an integer >= {low}")
         if not spec.configs or not all(len(p) == len(spec.varied) for p in spec.points):
-            raise ValueError(f"varied is {content['varied']!r}, of {len(spec.configs)} points")
+            raise ValueError(
+                f"varied is {content['varied']!r}, for {len(spec.configs)} configurations"
+            )
         return spec
 
     @property
     def following(self) -> Given:
-        """What a sweep inside this one may name: the same."""
+        """The names of code that a sweep inside this one may use: the same."""
         return trust.following({"sweep": self.to_json()})
 
     @property
     def digest(self) -> str:
-        """What its chunks are known by."""
+        """The digest by which chunks are assigned to their sweep."""
         content = self.to_json()
         for values in content["configs"]:
-            # Sweeps older than an option do not have it, and their chunks are to count.
+            # Options at their previous behaviour are omitted, so that older chunks stay valid.
             for name, default in YOUNGER.items():
                 if values.get(name, default) == default:
                     values.pop(name, None)
@@ -147,11 +149,11 @@ class SweepDirectory(RunDirectory):
 
     @classmethod
     def is_older(cls, content: dict[str, Any]) -> bool:
-        """Whether a mark is that of an earlier version, which did not say what it is."""
+        """Whether the content is that of an earlier version, which did not write "format"."""
         return all(isinstance(content.get(name), dict) for name in ("sweep", "options"))
 
     def clear(self) -> None:
-        """Delete the sweep in it; its mark last."""
+        """Delete the sweep; the identifying file last."""
         clear_agents(self.path / "agents")
         clear_jobs(self.path)
         if SweepDirectory.is_one(self.path / "confirm"):
@@ -168,7 +170,7 @@ class SweepDirectory(RunDirectory):
 
 
 def clear_jobs(path: Path) -> None:
-    """Delete what the jobs of earlier sessions left in the folder of a sweep: orders and logs."""
+    """Delete orders and logs of SLURM jobs of earlier sessions in the folder of a sweep."""
     for folder in (path / JOBS).glob("*"):
         if JOBS_OF_A_SESSION.fullmatch(folder.name):
             delete(folder)
@@ -176,11 +178,11 @@ def clear_jobs(path: Path) -> None:
 
 
 def clear_agents(folder: Path, keep: Collection[str] = ()) -> None:
-    """Delete the agents of a sweep, and nothing else that lies beside them.
+    """Delete the agents of a sweep, and no other files beside them.
 
     Args:
-        folder: of the agents.
-        keep: names of those that stay.
+        folder: folder of the agents.
+        keep: names of the agents to keep.
     """
     for path in folder.glob("point*_seed*"):
         if AGENT.fullmatch(path.name) and path.name not in keep and not path.is_symlink():
@@ -189,7 +191,7 @@ def clear_agents(folder: Path, keep: Collection[str] = ()) -> None:
 
 
 def clear_agent(path: Path) -> None:
-    """Delete an agent that a sweep kept, or half kept: its files, and the folder if it is empty."""
+    """Delete a complete or incomplete agent: its files, and its folder if it is then empty."""
     if path.is_dir():
         clear(path, RunDirectory.contents, RunDirectory.mark)
         delete(path / ".lock")
@@ -197,22 +199,22 @@ def clear_agent(path: Path) -> None:
 
 
 class Store:
-    """Plan, chunks and tables of a sweep.
+    """Reads and writes the plan, the chunks and the tables of a sweep.
 
     Args:
-        path: its folder.
-        spec: what it computes.
+        path: folder of the sweep.
+        spec: specification of the sweep.
     """
 
     def __init__(self, path: Path, spec: Spec) -> None:
         self.path, self.spec = path, spec
 
     def describe(self, options: dict[str, Any], cluster: str = "none") -> None:
-        """Write sweep.json: all that is needed to repeat the sweep, and each session that ran.
+        """Write sweep.json: everything needed to repeat the sweep, and an entry per session.
 
         Args:
-            options: that a resumed sweep goes on with.
-            cluster: where the session's rounds are trained.
+            options: options that a resumed sweep keeps.
+            cluster: kind of cluster on which this session trains.
         """
         path = self.path / MARK
         precisions = (c.matmul_precision for c in self.spec.configs)
@@ -228,17 +230,17 @@ class Store:
         manifest.write_json(self.path, MARK, content, of=FORMAT)
 
     def ran_on(self, device: str) -> None:
-        """Write into sweep.json what the workers of this session train on."""
+        """Write the device of this session's workers into sweep.json."""
         content = _read_mark(self.path)
         content["sessions"][-1]["device"] = device
         manifest.write_json(self.path, MARK, content, of=FORMAT)
 
     def save_plan(self, chunks: list[Chunk]) -> None:
-        """Before a chunk runs: its agents and its width, which it keeps."""
+        """Write the plan before a chunk is trained, which fixes its agents and its width."""
         manifest.write_json(self.path, "plan.json", [c._asdict() for c in chunks])
 
     def save_chunk(self, finished: Finished) -> None:
-        """A finished chunk: its arrays, its rows of the table, and last its manifest."""
+        """Write a finished chunk: its arrays, its rows of the table, and last its manifest."""
         path = self._arrays(finished.chunk.number)
         path.parent.mkdir(exist_ok=True)
         with files.replacing(path) as file:
@@ -249,10 +251,10 @@ class Store:
         files.write_json(path.with_suffix(".json"), about)
 
     def verified(self) -> tuple[list[Chunk], set[int]]:
-        """(the plan, the numbers of its finished chunks), all of them whole.
+        """Verify all chunks: (the plan, the numbers of the finished chunks).
 
         Raises:
-            ConfigError: something is damaged or of another sweep: what, and what to do.
+            ConfigError: a file is damaged or belongs to another sweep; the message gives a remedy.
         """
         chunks = read_plan(self.path)
         known = {c.number: c for c in chunks}
@@ -260,13 +262,13 @@ class Store:
         for file in sorted((self.path / "chunks").glob("*.json")):
             number = int(file.stem) if re.fullmatch(r"[0-9]{5,9}", file.stem) else -1
             if number not in known:
-                raise ConfigError(f"{file} is not of this sweep; move it away")
+                raise ConfigError(f"{file} does not belong to this sweep; move it away")
             self._verify(file, known[number])
             done.add(number)
         return chunks, done
 
     def clean(self, done: set[int]) -> None:
-        """Delete what chunks that were not finished have left; nothing else."""
+        """Delete the files of unfinished chunks, and no others."""
         for file in (self.path / "chunks").glob("*.npz"):
             if re.fullmatch(r"\d{5}", file.stem) and int(file.stem) not in done:
                 delete(file)
@@ -275,8 +277,8 @@ class Store:
                 delete(file)
 
     def rewrite_table(self, chunks: Sequence[Chunk], done: set[int]) -> None:
-        """results.csv anew from the chunks: a crash may have cut its last lines."""
-        manifest.note(self.path, drop=["results.csv"])  # it will grow
+        """Rebuild results.csv from the chunks, because a crash may have truncated it."""
+        manifest.note(self.path, drop=["results.csv"])  # the file will grow
         with files.replacing(self.path / "results.csv") as binary:
             file = io.TextIOWrapper(binary, newline="", write_through=True)
             csv.writer(file, lineterminator="\n").writerow(COLUMNS)
@@ -287,7 +289,7 @@ class Store:
             file.detach()
 
     def scores(self, chunks: Sequence[Chunk], done: set[int]) -> dict[int, float]:
-        """Agent -> score of those that are finished; NaN for one that diverged."""
+        """Agent -> score, for finished agents; NaN for an agent that diverged."""
         found: dict[int, float] = {}
         for chunk in chunks:
             if chunk.number in done:
@@ -298,10 +300,10 @@ class Store:
         return found
 
     def results(self) -> list[PointResult]:
-        """All points, once all their chunks are there; those that diverged are not penalised yet.
+        """The results of all configurations; diverged agents are not penalised yet.
 
         Raises:
-            ConfigError: the sweep is not finished, or damaged.
+            ConfigError: the sweep is not finished, or it is damaged.
         """
         count = len(self.spec.seeds)
         parts: dict[int, tuple] = {}
@@ -320,7 +322,7 @@ class Store:
         if missing:
             raise ConfigError(
                 f"{missing} of {len(self.spec.configs) * count} agents of {self.path} are not "
-                f"trained yet; go on with --resume {self.path}"
+                f"trained yet; continue with --resume {self.path}"
             )
         found = []
         for p, (point, config) in enumerate(zip(self.spec.points, self.spec.configs, strict=True)):
@@ -340,7 +342,7 @@ class Store:
         return self.path / "chunks" / f"{number:05d}.npz"
 
     def _verify(self, file: Path, planned: Chunk) -> None:
-        again = f"delete {file.parent / file.stem}.* to have it made again"
+        again = f"delete {file.parent / file.stem}.* to train the chunk again"
         try:
             content = json.loads(files.read_text(file))
             chunk = Chunk(**{f: content[f] for f in Chunk._fields})
@@ -350,12 +352,12 @@ class Store:
         except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
             raise ConfigError(f"{file} is damaged ({error!r}); {again}") from error
         if sweep != self.spec.digest:
-            raise ConfigError(f"{file} is of another sweep; move it away")
+            raise ConfigError(f"{file} belongs to another sweep; move it away")
         if chunk != planned:
             raise ConfigError(f"{file} does not agree with plan.json; {again}")
         if not whole:
             raise ConfigError(
-                f"{file.with_suffix('.npz')} is damaged: its digest is another; {again}"
+                f"{file.with_suffix('.npz')} is damaged: it does not match its digest; {again}"
             )
 
     def _read(self, chunk: Chunk) -> tuple[dict[str, np.ndarray], np.ndarray, np.ndarray]:
@@ -378,7 +380,7 @@ class Store:
         metrics: dict[str, np.ndarray],
         returns: np.ndarray,
     ) -> None:
-        """Tidy rows of a chunk: point, seed, env_step, metric, value."""
+        """Write rows of a chunk in long format: point, seed, env_step, metric, value."""
         curves = results.binned(metrics, self.spec.parts, self.spec.counts)
         for i, agent in enumerate(chunk.agents):
             point, s = divmod(agent, len(self.spec.seeds))
@@ -394,15 +396,15 @@ class Store:
 
 
 def read_spec(path: Path, given: Given = NOTHING) -> tuple[Spec, dict[str, Any]]:
-    """(what a sweep computes, its other options) from its folder.
+    """Read a sweep's folder: (specification, further options).
 
     Args:
         path: folder of the sweep.
-        given: names that stand beside those of the sweep, and whether it is trusted.
+        given: names that the user gave in addition to the folder, and whether it is trusted.
 
     Raises:
-        ConfigError: it is no sweep, its sweep.json is damaged, or it names code to import and is
-            not the user's own.
+        ConfigError: the folder is not a sweep, its sweep.json is damaged, or it names code to
+            import and was not signed by this user.
     """
     content = _read_mark(path)
     trust.check(content, given.named, given.trust, path / MARK)
@@ -415,10 +417,10 @@ def read_spec(path: Path, given: Given = NOTHING) -> tuple[Spec, dict[str, Any]]
 
 
 def read_sessions(path: Path) -> list[dict[str, Any]]:
-    """What a sweep ran on, one after the other: command, device, versions.
+    """The sessions of a sweep in order: command, device and versions of each.
 
     Raises:
-        ConfigError: it is no sweep, or its sweep.json is damaged.
+        ConfigError: the folder is not a sweep, or its sweep.json is damaged.
     """
     sessions = _read_mark(path).get("sessions")
     whole = isinstance(sessions, list) and all(
@@ -438,20 +440,23 @@ def _read_mark(path: Path) -> dict[str, Any]:
     except (OSError, ValueError, RecursionError) as error:
         raise ConfigError(f"{path / MARK} is damaged: {error}") from error
     if not isinstance(content, dict):
-        raise ConfigError(f"{path / MARK} is damaged: it holds {content!r}")
+        raise ConfigError(f"{path / MARK} is damaged: it contains {content!r}")
     return content
 
 
 def read_plan(path: Path) -> list[Chunk]:
-    """The chunks of a sweep; none before the first was planned.
+    """The chunks of a sweep; [] if none has been planned yet.
 
     Raises:
-        ConfigError: plan.json is damaged, or gone although there are chunks.
+        ConfigError: plan.json is damaged, or missing although there are chunks.
     """
     file = path / "plan.json"
     if not os.path.lexists(file):
         if any((path / "chunks").glob("*.json")):
-            raise ConfigError(f"{file} is gone, and with it the widths of the finished chunks")
+            raise ConfigError(
+                f"{file} is missing, which contains the widths of the finished chunks; copy it "
+                "back from a backup"
+            )
         return []
     manifest.require(path, file.name)
     try:

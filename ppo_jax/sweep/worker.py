@@ -1,8 +1,8 @@
-"""A round of a sweep in a process of its own, on a machine of a cluster.
+"""Training a round of a sweep in a separate process, on a machine of a cluster.
 
-An order goes there and an outcome comes back, both of plain values and arrays, so that whoever
-carries them needs to import nothing of the user's. What is trained is what the local sweep trains:
-the same program, by the same functions.
+An order is sent to the process, and an outcome is returned. Both consist of plain values and
+arrays, so that the launcher need not import the user's code. The process uses the same functions
+and the same program as a local sweep.
 """
 
 import os
@@ -28,20 +28,20 @@ from ppo_jax.sweep.program import structure
 from ppo_jax.sweep.schedule import Finished, Schedule, too_large
 from ppo_jax.types import TrainState
 
-# Packages of which another version computes other numbers.
+# Packages whose other versions compute different results.
 SAME_VERSIONS = ("ppo_jax", "jax", "jaxlib", "flax", "optax", "gymnax")
 
 
 class Place(NamedTuple):
-    """What a worker finds and uses.
+    """The resources of a worker.
 
     Attributes:
-        folder: the current directory, from which modules of the user's are imported.
-        path: where Python looks for modules.
-        cores: the CPU cores of the worker.
-        devices: the devices that JAX makes of them, or the GPUs.
-        gpus: the number of GPUs; 0 for a worker that computes on CPU cores.
-        versions: of packages, by name, which the worker must have too.
+        folder: current directory, from which the user's modules are imported.
+        path: search path for Python modules.
+        cores: number of CPU cores of the worker.
+        devices: number of JAX devices: parts of the CPU, or GPUs.
+        gpus: number of GPUs; 0 for a worker that computes on CPU cores.
+        versions: package -> version that the worker must have.
     """
 
     folder: str
@@ -53,18 +53,18 @@ class Place(NamedTuple):
 
 
 class Order(NamedTuple):
-    """A round to be trained: at most a chunk for each device of a worker.
+    """A round to be trained: at most one chunk for each device of a worker.
 
     Attributes:
-        number: its name.
-        chunks: all of one width.
-        configs: number of a point -> its configuration, as in sweep.json.
-        seeds: agent -> its seed.
-        points: agent -> number of its point.
-        share: the number of agents of the whole sweep that share the program.
-        episodes: E of the final evaluation.
-        keep: which agents' states are wanted: "best" of each point, "all" or "none".
-        place: of the worker.
+        number: unique number of the order.
+        chunks: chunks of one width.
+        configs: index of a configuration -> the configuration, as in sweep.json.
+        seeds: agent -> seed.
+        points: agent -> index of its configuration.
+        share: number of agents of the whole sweep that share the program.
+        episodes: number of evaluation episodes E at the end.
+        keep: agents whose states are returned: "best" of each configuration, "all" or "none".
+        place: resources of the worker.
     """
 
     number: int
@@ -79,11 +79,11 @@ class Order(NamedTuple):
 
 
 class Arrays(NamedTuple):
-    """A chunk that was trained, as `schedule.Finished`.
+    """A trained chunk; corresponds to `schedule.Finished`.
 
     Attributes:
-        chunk, metrics, returns, whole: as there.
-        states: index of an agent in the chunk -> the leaves of its state, PRNG keys as their data.
+        chunk, metrics, returns, whole: fields of `schedule.Finished`.
+        states: index of an agent in the chunk -> leaves of its state, with PRNG keys as raw data.
     """
 
     chunk: Chunk
@@ -94,13 +94,13 @@ class Arrays(NamedTuple):
 
 
 class Trained(NamedTuple):
-    """A round that was trained.
+    """A trained round.
 
     Attributes:
-        chunks: its chunks.
-        programs: the number of programs that were compiled for it.
-        compile_seconds: the time this took.
-        device: what it was trained on.
+        chunks: the trained chunks.
+        programs: number of programs that were compiled for the round.
+        compile_seconds: compilation time in seconds.
+        device: device on which the round was trained.
     """
 
     chunks: list[Arrays]
@@ -110,20 +110,20 @@ class Trained(NamedTuple):
 
 
 class Narrower(NamedTuple):
-    """The worker has no memory for chunks of this width; these would fit."""
+    """The chunks do not fit in the worker's memory; `width` is a width that fits."""
 
     width: int
     reason: str
 
 
 class Refused(NamedTuple):
-    """What cannot work on any worker, and why: trying again is of no use."""
+    """The round would fail on every worker and is not retried."""
 
     reason: str
 
 
 class Failed(NamedTuple):
-    """The round failed, or its worker was killed: it may be tried again."""
+    """The round failed, or its worker was killed; it may be retried."""
 
     reason: str
 
@@ -132,10 +132,10 @@ Outcome = Trained | Narrower | Refused | Failed
 
 
 def work(order: Order) -> Outcome:
-    """Train a round; every error is an outcome, too.
+    """Train a round; errors are returned as outcomes.
 
     Args:
-        order: what to train.
+        order: the round to train.
     """
     try:
         _prepare(order.place)
@@ -150,12 +150,12 @@ def work(order: Order) -> Outcome:
 
 
 def _train(order: Order) -> Outcome:
-    """The round on this process' devices, or the width that would fit."""
+    """Train the round on the devices of this process, or return a width that fits."""
     group, width = _group(order), order.chunks[0].width
     schedule = Schedule([group], jax.devices(), episodes=order.episodes)
     program = schedule.fitting(group, order.share, width)
     if program.width < width:
-        return Narrower(program.width, "by the compiler's account they do not fit into its memory")
+        return Narrower(program.width, "the compiler reports that they do not fit into its memory")
     try:
         finished = schedule.round(program, group, order.chunks, lambda *_: None)
         chunks = [_arrays(f, order) for f in finished]
@@ -170,27 +170,27 @@ def _train(order: Order) -> Outcome:
 
 
 def _prepare(place: Place) -> None:
-    """Settings of the process, before JAX starts its devices.
+    """Set up the process before JAX initialises its devices.
 
     Raises:
-        ConfigError: other versions than those of the sweep, or other devices than were asked for.
+        ConfigError: package versions or devices differ from those of the sweep.
     """
-    with suppress(OSError):  # another machine may not have it
+    with suppress(OSError):  # the directory may not exist on another machine
         os.chdir(place.folder)
     sys.path[:] = dict.fromkeys((*place.path, *sys.path))
     _check_versions(place.versions)
     if not place.gpus:
         jax.config.update("jax_platforms", "cpu")
         if devices_set() is None:
-            with suppress(RuntimeError):  # an earlier order in this process started them
+            with suppress(RuntimeError):  # an earlier order in this process initialised them
                 jax.config.update("jax_num_cpu_devices", place.devices)
-        os.environ.setdefault("PJRT_NPROC", str(place.cores))  # threads of XLA
+        os.environ.setdefault("PJRT_NPROC", str(place.cores))  # number of XLA threads
     cache.use()
     _check_devices(place)
 
 
 def devices_set() -> int | None:
-    """The number of devices that the environment makes of the CPU's cores; None: it says none."""
+    """The number of CPU devices that environment variables set; None if they set none."""
     flag = re.search(r"host_platform_device_count=(\d+)", os.environ.get("XLA_FLAGS", ""))
     text = os.environ.get("JAX_NUM_CPU_DEVICES", flag[1] if flag else "")
     return int(text) if text.isdigit() else None
@@ -201,7 +201,7 @@ def _check_versions(wanted: dict[str, str]) -> None:
     for name in SAME_VERSIONS:
         if found[name] != wanted[name]:
             raise ConfigError(
-                f"the worker on {platform.node()} has {name} {found[name]}, the sweep "
+                f"the worker on {platform.node()} has {name} {found[name]}, but the sweep has "
                 f"{wanted[name]}; install the same versions there"
             )
 
@@ -211,20 +211,20 @@ def _check_devices(place: Place) -> None:
     if place.gpus and devices[0].platform == "cpu":
         raise ConfigError(
             f"the worker on {platform.node()} was given --gpus-per-worker {place.gpus}, but JAX "
-            "finds no GPU there; install its CUDA packages (pip install 'jax[cuda13]') and driver"
+            "finds no GPU there; install the CUDA packages (pip install 'jax[cuda13]') and a driver"
         )
     if len(devices) != place.devices:
         raise ConfigError(
-            f"the worker on {platform.node()} has {provenance.device()}, {len(devices)} devices in "
-            f"place of {place.devices}; see --cpus-per-worker and --gpus-per-worker"
+            f"the worker on {platform.node()} has {provenance.device()}, {len(devices)} devices "
+            f"instead of {place.devices}; see --cpus-per-worker and --gpus-per-worker"
         )
 
 
 def _group(order: Order) -> Group:
-    """The agents of an order, with their seeds and floats."""
+    """The agents of an order, with their seeds and floats, as a Group."""
     split = {p: structure(configs.from_saved(values)) for p, values in order.configs.items()}
     statics = {static for static, _ in split.values()}
-    assert len(statics) == 1, "the points of a round share a program"
+    assert len(statics) == 1, "the configurations of a round must share a program"
     floats = {agent: split[point][1] for agent, point in order.points.items()}
     return Group(statics.pop(), tuple(order.points), order.seeds, floats)
 
@@ -238,13 +238,13 @@ def _arrays(finished: Finished, order: Order) -> Arrays:
 
 
 def leaves_of(state: TrainState) -> list[np.ndarray]:
-    """The leaves of a state on the host, PRNG keys as their data."""
+    """The leaves of a state on the host, with PRNG keys as raw data."""
     plain = [jax.random.key_data(x) if _is_key(x) else x for x in jax.tree.leaves(state)]
     return [np.asarray(x) for x in plain]
 
 
 def state_of(shapes: TrainState, leaves: Sequence[np.ndarray]) -> TrainState:
-    """The inverse, by the shapes of the state as `jax.eval_shape` gives them."""
+    """The inverse of `leaves_of`, given the shapes of the state from `jax.eval_shape`."""
     like, structure = jax.tree.flatten(shapes)
     found = [
         jax.random.wrap_key_data(jnp.asarray(x)) if _is_key(shape) else x

@@ -1,9 +1,9 @@
-"""Several processes that train one agent together, on one machine or many.
+"""Several processes that train one agent together, on one or more machines.
 
-group.py    who leads and who follows; what all do next
-watch.py    a process that is lost, or hangs, ends all
-start.py    joining the others
-board.py    the texts that the processes tell each other
+group.py    the group of processes: process 0 leads, the others follow its commands
+watch.py    supervision: if one process is lost or hangs, all processes end
+start.py    joining the other processes
+board.py    messages between the processes
 """
 
 from ppo_jax.runs.cluster.group import Alone, Group, current, join, joined, leave

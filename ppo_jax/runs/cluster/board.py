@@ -1,7 +1,7 @@
-"""The key-value store of JAX's coordination service: what the processes tell each other.
+"""Messages between processes, through the key-value store of JAX's coordination service.
 
-Texts of a few bytes, a few times a second; numbers of the training go through the devices. This is
-the only place that knows how JAX keeps its client.
+The messages are short texts, a few times per second; training data goes through the devices. This
+is the only module that depends on how JAX stores its client.
 """
 
 import contextlib
@@ -15,26 +15,26 @@ _LATE = re.compile("deadline|timed out|timeout", re.IGNORECASE)
 
 
 class Board:
-    """Names and texts that all processes see.
+    """A key-value store that all processes share.
 
     Args:
-        client: JAX's, of the coordination service.
+        client: JAX's client of the coordination service.
     """
 
     def __init__(self, client: Any) -> None:
         self._client = client
 
     def put(self, name: str, text: str) -> None:
-        """Write a text, in the place of an earlier one."""
+        """Write a text under a name, replacing an earlier one."""
         self._client.key_value_set(PREFIX + name, text, allow_overwrite=True)
 
     def all(self, folder: str) -> dict[str, str]:
-        """The texts whose names begin with "folder/", by the rest of the name."""
+        """All texts whose names begin with "folder/", keyed by the rest of the name."""
         found = self._client.key_value_dir_get(f"{PREFIX}{folder}/")
         return {name.rpartition("/")[2]: text for name, text in found}
 
     def wait(self, name: str, seconds: float) -> str | None:
-        """A text, once it is there; None if it is not after so many seconds."""
+        """Wait for the text with a name; None after `seconds` seconds."""
         try:
             return self._client.blocking_key_value_get(PREFIX + name, int(1000 * seconds))
         except jax.errors.JaxRuntimeError as error:
@@ -43,13 +43,13 @@ class Board:
             raise
 
     def forget(self, name: str) -> None:
-        """Delete a text, if it is there."""
+        """Delete the text with a name, if it exists."""
         with contextlib.suppress(jax.errors.JaxRuntimeError):
             self._client.key_value_delete(PREFIX + name)
 
 
 def connected() -> Board:
-    """The board of this process, which has joined others."""
+    """The board of this process, which must have joined the others."""
     from jax._src import distributed
 
     return Board(distributed.global_state.client)

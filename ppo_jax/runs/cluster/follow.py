@@ -1,4 +1,4 @@
-"""What a process does that does not lead: the programs that process 0 names, in their order."""
+"""The loop of processes other than process 0: they run the programs that process 0 announces."""
 
 import functools
 from collections.abc import Callable
@@ -20,20 +20,20 @@ from ppo_jax.runs.signals import Signals
 def follow(
     group: Group, job: Job, checkpoints_of: Callable[[Path], Checkpoints], *, signals: Signals
 ) -> Result:
-    """Work on a job until process 0 says that it is done.
+    """Take part in a job until process 0 ends it.
 
     Args:
-        group: of processes.
-        job: the same as that of process 0.
-        checkpoints_of: folder of a run -> its checkpoints.
-        signals: of the command; process 0 hears of them.
+        group: group of processes.
+        job: the same job as in process 0.
+        checkpoints_of: function, folder of a run -> its checkpoints.
+        signals: signal handlers of the command; signals are passed on to process 0.
 
     Returns:
         Result(the last state, {}, the run's folder, the exit code of process 0).
 
     Raises:
-        RunFailed: a program failed here.
-        CheckpointError: the checkpoint that process 0 restored cannot be read here.
+        RunFailed: a program failed in this process.
+        CheckpointError: the checkpoint that process 0 restored cannot be read by this process.
     """
     group.attend(signals, str)
     try:
@@ -72,16 +72,16 @@ def _follow(
 def restored(
     group: Group, job: Job, checkpoints_of: Callable[[Path], Checkpoints], command: dict[str, Any]
 ) -> Any:
-    """The state that process 0 begins with, made or read by this one, where it is worked on.
+    """Create or read the state with which process 0 starts, and copy it to the devices.
 
     Args:
-        group: of processes.
-        job: that begins.
-        checkpoints_of: as above.
-        command: with the update that process 0 restored, and the folder.
+        group: group of processes.
+        job: the job that starts.
+        checkpoints_of: function, folder of a run -> its checkpoints.
+        command: command of process 0, with its folder and the update that it restored.
     """
     update = command["update"]
-    with group.at("making its first state", LONG_WORK):
+    with group.at("creating its initial state", LONG_WORK):
         if update:
             state = checkpoints_of(Path(command["path"])).restore(job.shapes, update)[1]
         else:

@@ -1,9 +1,9 @@
-"""The processes that train one agent together.
+"""The group of processes that train one agent together.
 
-Process 0 leads: it alone runs the loop, with its clocks, its callbacks and its files, and before
-each program that all have to run together it writes down which one that is. The others read that
-and do the same (`follow`). So all of them run the same programs in the same order, whatever is
-decided and by what.
+Process 0 is the leader: it alone runs the loop, with its timing, callbacks and files. Before each
+program that all processes must run together, it publishes a command. The other processes read the
+commands and run the same programs (`follow`). All processes therefore run the same programs in the
+same order, whatever the leader's decisions depend on.
 """
 
 import contextlib
@@ -28,59 +28,59 @@ from ppo_jax.runs.job import RunFailed
 from ppo_jax.runs.signals import Signals
 from ppo_jax.types import PyTree
 
-# Commands that stay readable: nobody is further behind.
+# Number of commands that are kept; no process is further behind.
 KEPT_COMMANDS = 64
 
 
 class Alone:
-    """A process that works alone: what a Group does, which here is nothing."""
+    """A single process, with the interface of Group; most methods do nothing."""
 
     rank, size, leads = 0, 1, True
 
     def attend(self, signals: Signals, advice: Callable[[], str]) -> None:
-        """As `Group.attend`."""
+        """Do nothing; see `Group.attend`."""
 
     def tell(self, do: str, **more: Any) -> None:
-        """As `Group.tell`."""
+        """Do nothing; see `Group.tell`."""
 
     def agree(self, what: str, mine: dict[str, Any]) -> None:
-        """As `Group.agree`."""
+        """Do nothing; see `Group.agree`."""
 
     def same_state(self, update: int, state: PyTree) -> None:
-        """As `Group.same_state`."""
+        """Do nothing; see `Group.same_state`."""
 
     def ready(self) -> None:
-        """As `Group.ready`."""
+        """Do nothing; see `Group.ready`."""
 
     def at(self, what: str, limit: float | None = None) -> contextlib.AbstractContextManager[None]:
-        """As `Group.at`."""
+        """A context without supervision; see `Group.at`."""
         return contextlib.nullcontext()
 
     def leading(self, chunk: Callable[..., Any]) -> Callable[..., Any]:
-        """As `Group.leading`."""
+        """Return the program unchanged; see `Group.leading`."""
         return chunk
 
     def gathered(self, state: PyTree) -> PyTree:
-        """As `Group.gathered`."""
+        """Return the state unchanged; see `Group.gathered`."""
         return state
 
     def own(self, state: PyTree) -> PyTree:
-        """As `Group.own`."""
+        """Return the state unchanged; see `Group.own`."""
         return state
 
     def broken(self, error: Exception) -> RunFailed:
-        """As `Group.broken`."""
+        """The error of a failed program; see `Group.broken`."""
         return RunFailed(failures.one_line(error))
 
 
 class Group:
-    """This process among the others.
+    """This process as a member of a group.
 
     Args:
-        rank: of this process.
+        rank: number of this process.
         size: number of processes.
-        heartbeat: seconds.
-        watch: over all of them.
+        heartbeat: seconds without a sign of life after which a process is considered lost.
+        watch: supervision of all processes.
     """
 
     def __init__(self, rank: int, size: int, heartbeat: float, watch: Watch) -> None:
@@ -91,28 +91,28 @@ class Group:
 
     @property
     def leads(self) -> bool:
-        """Whether this is process 0, which decides and writes."""
+        """Whether this process is the leader (process 0)."""
         return self.rank == 0
 
     def attend(self, signals: Signals, advice: Callable[[], str]) -> None:
-        """Process 0 hears of the signals of all, and the last line says how to go on.
+        """Set the signal handlers and the advice for the last message of this process.
 
         Args:
-            signals: of the command.
-            advice: () -> what is saved and how to go on.
+            signals: signal handlers of the command; process 0 receives the signals of all.
+            advice: function () -> description of what has been saved and how to continue.
         """
         self.watch.signals, self.watch.advice = signals, advice
 
     def at(self, what: str, limit: float | None = None) -> contextlib.AbstractContextManager[None]:
-        """This process does something during a block, as `Watch.at`."""
+        """Describe the activity of this process within a block; see `Watch.at`."""
         return self.watch.at(what, limit)
 
     def tell(self, do: str, **more: Any) -> None:
-        """What all do next; by process 0.
+        """Publish the next command for all processes; called by process 0.
 
         Args:
-            do: "begin", "chunk", "gather" or "end".
-            **more: JSON that belongs to it.
+            do: name of the command: "begin", "chunk", "gather" or "end".
+            **more: JSON values that belong to the command.
         """
         self._commands += 1
         self._told_end = do == "end"
@@ -120,7 +120,7 @@ class Group:
         self.board.forget(f"command/{self._commands - KEPT_COMMANDS}")
 
     def next(self) -> dict[str, Any]:
-        """What process 0 wants next. Whether it is still there is the watch's business."""
+        """Wait for the next command of process 0; the watch ends the wait if it is lost."""
         self._commands += 1
         text = None
         with self.at("waiting for process 0", math.inf):
@@ -131,14 +131,14 @@ class Group:
         return command
 
     def agree(self, what: str, mine: dict[str, Any]) -> None:
-        """Refuse to go on where the processes differ.
+        """Compare values between the processes, and refuse differences.
 
         Args:
-            what: in words, of which there are different ones.
-            mine: name -> text, of this process.
+            what: plural noun for the values, for the message.
+            mine: name -> value in this process, JSON.
 
         Raises:
-            ConfigError: which process has what.
+            ConfigError: two processes differ; the message gives their values.
         """
         self._rounds += 1
         folder, mine = f"agree-{self._rounds}", json.loads(json.dumps(mine))
@@ -160,11 +160,11 @@ class Group:
         return None
 
     def ready(self) -> None:
-        """Process 0 waits until all have compiled: from then on nobody waits for long."""
+        """Wait until all processes have compiled; later waits are limited by the heartbeat."""
         self.agree("programs", {})
 
     def run(self, chunk: Callable[..., Any], *arguments: Any) -> Any:
-        """A program that all run together, until its numbers are there."""
+        """Run a program together with all other processes, and wait for its results."""
         started = time.monotonic()
         limit = self.heartbeat + self._longest
         with self.watch.at("in an update", limit, shared=True), self._all_there():
@@ -173,10 +173,10 @@ class Group:
         return found
 
     def leading(self, chunk: Callable[..., Any]) -> Callable[..., Any]:
-        """A program as process 0 runs it: the others are told of each call.
+        """Wrap a program for process 0, so that each call is announced to the others.
 
         Args:
-            chunk: (state, floats, count, frozen) -> what `make_chunk` returns.
+            chunk: program (state, floats, count, frozen) -> results, as from `make_chunk`.
         """
 
         def led(state: PyTree, floats: PyTree, count: Any, *more: Any) -> Any:
@@ -186,10 +186,10 @@ class Group:
         return led
 
     def gathered(self, state: PyTree) -> PyTree:
-        """All of a state, on the devices of this process; all processes take part.
+        """Gather the whole state on the devices of this process; all processes take part.
 
         Args:
-            state: of global global_arrays.
+            state: pytree of global arrays.
         """
         if self.leads:
             self.tell("gather")
@@ -197,38 +197,38 @@ class Group:
             return global_arrays.gather(state)
 
     def own(self, state: PyTree) -> PyTree:
-        """What this process can compute with alone: parameters whole, its part of the rollout.
+        """The part of a state that this process can use alone: parameters and its environments.
 
         Args:
-            state: of global global_arrays.
+            state: pytree of global arrays.
         """
         return global_arrays.own(state)
 
     def same_state(self, update: int, state: PyTree) -> None:
-        """Refuse to begin if the processes begin with different states.
+        """Refuse to start if the processes have different initial states.
 
         Args:
-            update: number of updates in it.
-            state: of arrays of this process.
+            update: number of updates in the state.
+            state: pytree of arrays of this process.
 
         Raises:
-            ConfigError: which process differs.
+            ConfigError: a process has a different state; the message names it.
         """
-        self.agree("first states", {"update": update, "state": digest(state)})
+        self.agree("initial states", {"update": update, "state": digest(state)})
 
     def broken(self, error: Exception) -> RunFailed:
-        """What is said of a program that failed; where another process is gone, which one.
+        """The error for a program that failed, possibly because another process was lost.
 
         Args:
-            error: of JAX.
+            error: error raised by JAX.
         """
         if global_arrays.lost_peer(error) and not failures.is_callback(error):
-            time.sleep(1.5 * self.heartbeat)  # the watch ends this process when it knows which
+            time.sleep(1.5 * self.heartbeat)  # the watch then ends this process with the reason
         return RunFailed(failures.one_line(error))
 
     @contextlib.contextmanager
     def _all_there(self) -> Iterator[None]:
-        """A program of all fails in one of several ways, of several types, if one is gone."""
+        """Convert the various errors of a collective program with a lost process to RunFailed."""
         try:
             yield
         except (jax.errors.JaxRuntimeError, ValueError) as error:
@@ -237,10 +237,10 @@ class Group:
             raise
 
     def leave(self, text: str, code: int) -> None:
-        """The command ends: all processes do, or wait for each other if all is well.
+        """End the command: end all processes after an error, otherwise wait for all to finish.
 
         Args:
-            text: why, in a line; "" if all is well or it was printed already.
+            text: reason in one line; "" if there was no error or it has been printed.
             code: exit code of the command.
         """
         if text or (code and not self._told_end):
@@ -258,28 +258,28 @@ _group: Group | None = None
 
 
 def current() -> Group | Alone:
-    """The processes that this one works with."""
+    """The group of this process; Alone if there is no other process."""
     return _alone if _group is None else _group
 
 
 def join(options: ClusterOptions) -> Group | None:
-    """Join the other processes that the options speak of, before JAX's devices are started.
+    """Join the other processes that the options describe, before JAX's devices are initialised.
 
     Args:
-        options: of the command.
+        options: options of the command.
 
     Returns:
-        The group; None where the options speak of none.
+        The group; None if the options describe a single process.
 
     Raises:
-        ConfigError: as `place_of` and `initialize`.
+        ConfigError: see `place_of` and `initialize`.
     """
     global _group
     place = place_of(options)
     if place is None:
         return None
     if _group is not None:
-        raise ConfigError("this process has joined the others already; join once")
+        raise ConfigError("this process has already joined the others; join only once")
     place = starting.initialize(place)
     rank, size, where = place.rank or 0, place.size or 1, split_address(place.coordinator or "")
     watch = Watch(board.connected(), rank, size, place.heartbeat, coordinator=where)
@@ -290,7 +290,7 @@ def join(options: ClusterOptions) -> Group | None:
 
 
 def leave(text: str, code: int) -> None:
-    """As `Group.leave`, where there is a group; it may end the process."""
+    """Call `Group.leave` if there is a group; this may end the process."""
     global _group
     group, _group = _group, None
     if group is not None:
@@ -299,13 +299,13 @@ def leave(text: str, code: int) -> None:
 
 @contextlib.contextmanager
 def joined(**options: Any) -> Iterator[Group]:
-    """Work with other processes during a block, from Python; `ppo_jax.run` in it is one run of all.
+    """Join other processes within a block, from Python; `ppo_jax.run` in it is one run of all.
 
     Args:
         **options: fields of ClusterOptions.
 
     Raises:
-        ConfigError: as `join`. What is raised in the block ends all processes.
+        ConfigError: see `join`. Any exception in the block ends all processes.
     """
     group = join(ClusterOptions(**{"distributed": True} | options))
     assert group is not None
@@ -326,10 +326,10 @@ def joined(**options: Any) -> Iterator[Group]:
 
 
 def digest(state: PyTree) -> str:
-    """SHA-256 of the bits of a state, in hexadecimal digits.
+    """SHA-256 digest of the bits of a state, in hexadecimal digits.
 
     Args:
-        state: of arrays of this process.
+        state: pytree of arrays of this process.
     """
     found = hashlib.sha256()
     for path, x in jax.tree_util.tree_leaves_with_path(state):

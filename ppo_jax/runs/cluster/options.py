@@ -1,4 +1,4 @@
-"""What several processes that train one agent together are told, and what of it is refused."""
+"""Options of several processes that train one agent together, and checks of these options."""
 
 import dataclasses
 import ipaddress
@@ -12,15 +12,15 @@ from ppo_jax.runs import terminal
 from ppo_jax.runs.job import RunFailed
 
 HEARTBEAT = 100.0
-# Of the heartbeat: how long the processes wait for each other at the start.
+# Time for which the processes wait for each other at the start, relative to the heartbeat.
 START = 1.25
-# Addresses that stand for every interface of a machine.
+# Addresses that refer to all interfaces of a machine.
 WILDCARDS = ("", "*", "0", "0.0.0.0", "::")
 
 
 @dataclasses.dataclass(frozen=True)
 class ClusterOptions:
-    """How this process finds the others. None of it is kept with a run: it may go on elsewhere."""
+    """How this process finds the others. These options are not stored with a run."""
 
     distributed: bool = option(
         False,
@@ -45,14 +45,14 @@ class ClusterOptions:
 
 
 class Place(NamedTuple):
-    """Where this process stands among the others.
+    """The position of this process in the group.
 
     Attributes:
-        coordinator: HOST:PORT of process 0; None: JAX finds out.
-        size: number of processes; None: JAX finds out.
-        rank: which of them this is; None: JAX finds out.
-        heartbeat: seconds.
-        start_timeout: seconds.
+        coordinator: HOST:PORT of process 0; None if JAX detects it.
+        size: number of processes; None if JAX detects it.
+        rank: number of this process; None if JAX detects it.
+        heartbeat: seconds without a sign of life after which a process is considered lost.
+        start_timeout: seconds for which the processes wait for each other at the start.
     """
 
     coordinator: str | None
@@ -63,16 +63,16 @@ class Place(NamedTuple):
 
 
 def place_of(options: ClusterOptions) -> Place | None:
-    """What the options say, if they belong together.
+    """Check the options and derive the position of this process.
 
     Args:
-        options: of the command.
+        options: options of the command.
 
     Returns:
-        None for a process that works alone.
+        The position; None for a single process.
 
     Raises:
-        ConfigError: they contradict each other; what was given, and what to do.
+        ConfigError: options contradict each other; the message gives their values and a remedy.
     """
     check_record(options)
     given = [
@@ -83,22 +83,22 @@ def place_of(options: ClusterOptions) -> Place | None:
     if not options.distributed and options.coordinator is None:
         if given:
             raise ConfigError(
-                f"{given[0]} is for several processes that train together; give --distributed, or "
-                "--coordinator HOST:PORT --num-processes P --process-id I, too"
+                f"{given[0]} is for several processes that train together; also give "
+                "--distributed, or --coordinator HOST:PORT --num-processes P --process-id I"
             )
         return None
     size, rank = options.num_processes, options.process_id
     if options.coordinator is None and (size is not None or rank is not None):
         raise ConfigError(
             f"{given[0]} needs --coordinator HOST:PORT, the address at which process 0 listens; "
-            "without these three, SLURM, Kubernetes, Cloud TPU or Open MPI say who is who"
+            "without these three options, SLURM, Kubernetes, Cloud TPU or Open MPI are detected"
         )
     if options.coordinator is not None:
         split_address(options.coordinator)
         missing = [n for n, x in (("num-processes", size), ("process-id", rank)) if x is None]
         if missing:
             raise ConfigError(
-                f"--coordinator {options.coordinator} needs --{missing[0]}, too: give each of the "
+                f"--coordinator {options.coordinator} also needs --{missing[0]}: give each of the "
                 "P processes --num-processes P and its own --process-id, from 0 to P - 1"
             )
     if size is not None and rank is not None and rank >= size:
@@ -111,10 +111,10 @@ def place_of(options: ClusterOptions) -> Place | None:
 
 
 def split_address(text: str) -> tuple[str, int]:
-    """HOST:PORT as (host, port); an IPv6 address is written in brackets.
+    """Split HOST:PORT into (host, port); an IPv6 address is written in brackets.
 
     Raises:
-        ConfigError: it is neither, or stands for every interface of a machine.
+        ConfigError: the text has another form, or the address refers to all interfaces.
     """
     host, colon, port = text.rpartition(":")
     bare = host.removeprefix("[").removesuffix("]") if host.startswith("[") else host
@@ -133,31 +133,31 @@ def split_address(text: str) -> tuple[str, int]:
 
 
 def every_address(text: str) -> str:
-    """Why an address is refused that stands for every interface of a machine."""
+    """The error message for an address that refers to all interfaces of a machine."""
     return (
-        f"--coordinator is {text!r}, which names no single address; give one of process 0's "
-        "machine that the others can reach: process 0 listens there and nowhere else"
+        f"--coordinator is {text!r}, which is not the address of one interface; give an address of "
+        "process 0's machine that the others can reach: process 0 listens there and nowhere else"
     )
 
 
 def _is_every_address(host: str) -> bool:
     try:
         address = ipaddress.ip_address(host.partition("%")[0])
-    except ValueError:  # a name
+    except ValueError:  # a host name
         return False
     mapped = getattr(address, "ipv4_mapped", None)
     return address.is_unspecified or (mapped is not None and mapped.is_unspecified)
 
 
 def check_address(place: Place) -> None:
-    """Refuse an address that has no machine, or at which process 0 cannot listen.
+    """Refuse an address that cannot be resolved, or at which process 0 cannot listen.
 
-    The names of machines that are started together may take a while to be known, and a machine that
-    is started again may be known by its last address, or have a port that is not free yet.
+    The names of machines that are started together may become known only after some time. A machine
+    that was restarted may still be known by its previous address, or its port may still be in use.
 
     Raises:
-        ConfigError: what the system says, and what to do.
-        RunFailed: process 0 cannot listen there, which may pass.
+        ConfigError: the system's error, and a remedy.
+        RunFailed: process 0 cannot listen there, which may be temporary.
     """
     if place.coordinator is None:
         return
@@ -180,10 +180,10 @@ def check_address(place: Place) -> None:
 
 
 def _cannot_listen(found: Any) -> str:
-    """What the system says against listening at an address; "" if it can be done.
+    """The system's error when listening at an address; "" if it is possible.
 
     Args:
-        found: of `socket.getaddrinfo`.
+        found: address as returned by `socket.getaddrinfo`.
     """
     family, kind, protocol, _, address = found
     try:
@@ -196,7 +196,7 @@ def _cannot_listen(found: Any) -> str:
 
 
 def _resolved(host: str, port: int, place: Place) -> Any:
-    """The first address of a host, once its name is known."""
+    """The first address of a host; waits until its name is known."""
     until, shown = time.monotonic() + place.start_timeout, False
     while True:
         try:
@@ -204,13 +204,13 @@ def _resolved(host: str, port: int, place: Place) -> Any:
         except (OSError, UnicodeError) as error:
             if time.monotonic() > until or isinstance(error, UnicodeError):
                 raise ConfigError(
-                    f"--coordinator is {place.coordinator!r}, but no machine has the name {host!r} "
-                    f"({error}); give the name or the address of process 0's machine"
+                    f"--coordinator is {place.coordinator!r}, but the host name {host!r} cannot be "
+                    f"resolved ({error}); give the name or the address of process 0's machine"
                 ) from error
             if not shown:
                 terminal.complain(
-                    f"no machine has the name {host!r} yet; waiting {place.start_timeout:g} s for "
-                    "it (--start-timeout)"
+                    f"the host name {host!r} cannot be resolved yet; waiting up to "
+                    f"{place.start_timeout:g} s (--start-timeout)"
                 )
             shown = True
             time.sleep(min(1.0, place.start_timeout / 4))

@@ -1,4 +1,4 @@
-"""Joining the other processes: before JAX's devices are started, and with an end to the waiting."""
+"""Joining the other processes before JAX's devices are initialised, with a time limit."""
 
 import contextlib
 import ctypes
@@ -23,33 +23,33 @@ BY_HAND = "--coordinator HOST:PORT --num-processes P --process-id I"
 
 
 def initialize(place: Place) -> Place:
-    """Let JAX join the other processes; its devices are not started yet.
+    """Make JAX join the other processes; its devices are not initialised yet.
 
     Returns:
-        The place with all that the scheduler says.
+        The position of this process, completed by the scheduler.
 
     Raises:
-        ConfigError: nobody says who the others are, an address is wrong, or JAX's devices were
-            started before.
-        RunFailed: the others cannot be joined now, which may pass.
+        ConfigError: the other processes are unknown, an address is invalid, or JAX's devices have
+            already been initialised.
+        RunFailed: the others cannot be joined, which may be temporary.
     """
     if _started():
         raise ConfigError(
-            "JAX has started its devices already, and can no longer join other processes; join "
-            "before anything is computed or jax.devices() is called"
+            "JAX has already initialised its devices, and can no longer join other processes; join "
+            "them before any computation and before jax.devices() is called"
         )
     stated = place.coordinator is not None
     place = found(place)
     check_address(place)
-    jax.config.update("jax_enable_preemption_service", False)  # it would swallow SIGTERM
+    jax.config.update("jax_enable_preemption_service", False)  # it would intercept SIGTERM
     with _waiting(place):
         try:
             jax.distributed.initialize(
                 place.coordinator,
                 place.size,
                 place.rank,
-                cluster_detection_method="deactivate",  # it is known by now
-                # These end later than what watches here, which says why.
+                cluster_detection_method="deactivate",  # the cluster has been detected above
+                # These limits are longer than those of our watch, which reports the reason.
                 initialization_timeout=math.ceil(place.start_timeout) + 30,
                 heartbeat_timeout_seconds=math.ceil(3 * place.heartbeat),
                 shutdown_timeout_seconds=math.ceil(place.heartbeat),
@@ -62,10 +62,10 @@ def initialize(place: Place) -> Place:
 
 
 def found(place: Place) -> Place:
-    """The place with what the scheduler says, if it was not given.
+    """Complete the position of this process from the scheduler, if it was not given.
 
     Raises:
-        ConfigError: there is no scheduler that JAX knows.
+        ConfigError: JAX detects no scheduler.
     """
     if place.coordinator is not None:
         return place
@@ -78,55 +78,54 @@ def found(place: Place) -> Place:
     except Exception as error:
         line = str(error).strip().partition("\n")[0]
         raise ConfigError(
-            f"--distributed found a scheduler, but not who the other processes are ({line}); give "
-            f"{BY_HAND}"
+            f"--distributed found a scheduler, but not the other processes ({line}); give {BY_HAND}"
         ) from error
     address, size, rank, devices = said
     if address is None or size is None or rank is None:
         raise ConfigError(
-            f"--distributed found none of {KNOWN}; start the processes with one of them, or give "
-            f"each {BY_HAND}"
+            f"--distributed did not find {KNOWN}; start the processes with one of them, or give "
+            f"each process {BY_HAND}"
         )
-    if devices:  # one GPU for each process of a machine, as JAX would choose
+    if devices:  # one GPU per process of a machine, as JAX would choose
         os.environ.setdefault("JAX_LOCAL_DEVICE_IDS", ",".join(map(str, devices)))
     return place._replace(coordinator=address, size=int(size), rank=int(rank))
 
 
 def bind_address(place: Place) -> str | None:
-    """Where process 0 listens if a scheduler named the address: there alone, if others reach it.
+    """The address at which process 0 listens if the scheduler gave it; None for all interfaces.
 
-    A machine may know its own name by an address that no other can reach (127.0.1.1 in /etc/hosts).
-    It then listens at all its interfaces, which JAX chooses for None.
+    A machine may resolve its own name to an address that no other machine can reach (127.0.1.1 in
+    /etc/hosts). It then listens at all its interfaces, which JAX chooses for None.
     """
     if place.coordinator is None or "JAX_COORDINATOR_BIND_ADDRESS" in os.environ:
         return None
     host, port = split_address(place.coordinator)
     addresses = {str(a[4][0]) for a in socket.getaddrinfo(host, port)}
     local = all(a.startswith("127.") or a == "::1" for a in addresses)
-    if not local or host == "localhost" or host in addresses:  # the others were told the same
+    if not local or host == "localhost" or host in addresses:  # the others use this address, too
         return place.coordinator
     if place.rank == 0:
         terminal.complain(
-            f"this machine knows its name {host!r} only by the address {min(addresses)}, which no "
-            f"other can reach: process 0 listens at port {port} of all its addresses, without a "
-            f"password; give {BY_HAND} to choose one"
+            f"this machine resolves its name {host!r} only to the address {min(addresses)}, which "
+            f"no other machine can reach: process 0 listens at port {port} of all its addresses, "
+            f"without a password; give {BY_HAND} to choose an address"
         )
     return None
 
 
 def _started() -> bool:
-    """Whether JAX's devices are there already, so that no other process can be joined."""
+    """Whether JAX's devices are initialised, so that no other process can be joined."""
     try:
         from jax._src import xla_bridge
 
         return bool(xla_bridge.backends_are_initialized())
-    except (ImportError, AttributeError):  # `jax.distributed.initialize` looks, too
+    except (ImportError, AttributeError):  # `jax.distributed.initialize` checks this, too
         return False
 
 
 @contextlib.contextmanager
 def _waiting(place: Place) -> Iterator[None]:
-    """End the process if the others do not come: JAX would abort it with a dump of its stack."""
+    """End the process if the others do not join in time; JAX would abort it with a stack dump."""
 
     def give_up() -> None:
         terminal.show_cursor()
@@ -141,7 +140,7 @@ def _waiting(place: Place) -> Iterator[None]:
         give_up()
 
     watch.abort_with(aborted)
-    # Waiting in C, Python would not hear of Ctrl-C.
+    # While JAX waits in C, Python's signal handler would not run.
     before = None
     if threading.current_thread() is threading.main_thread():
         before = signal.signal(signal.SIGINT, signal.SIG_DFL)
@@ -157,18 +156,18 @@ def _waiting(place: Place) -> Iterator[None]:
 
 
 def nobody(place: Place) -> str:
-    """Why nothing begins, in a line.
+    """A one-line message that describes which processes have not joined.
 
     Args:
-        place: of this process.
+        place: position of this process.
     """
     where = f"process {place.rank} of {place.size}"
     waited = f"{place.start_timeout:g} s"
     if place.rank == 0:
         return (
-            f"{where} waited {waited} at {place.coordinator}, and not all others came; start "
-            f"{(place.size or 2) - 1} more with the same --coordinator and --num-processes, or "
-            "give --start-timeout"
+            f"{where} waited {waited} at {place.coordinator}, and not all other processes joined; "
+            f"start {(place.size or 2) - 1} more with the same --coordinator and --num-processes, "
+            "or give a longer --start-timeout"
         )
     host, port = split_address(place.coordinator or "")
     try:
@@ -179,6 +178,6 @@ def nobody(place: Place) -> str:
             f"({error.strerror or error}); it was not started, has ended, or has another address"
         )
     return (
-        f"{where} waited {waited} together with process 0, and not all others came; start the "
-        "missing ones, or give --start-timeout"
+        f"{where} waited {waited} together with process 0, and not all other processes joined; "
+        "start the missing ones, or give a longer --start-timeout"
     )

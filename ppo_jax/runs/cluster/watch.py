@@ -1,11 +1,11 @@
-"""Two threads in each process that end it when another one is lost, or when it hangs itself.
+"""Two threads in each process, which end it if another process is lost or if it hangs itself.
 
-JAX's own service notices a process that died, but not one that hangs in Python, and what it does
-is to abort with a dump of its stack. Here every process writes down a growing number; process 0
-reads those of all, and the others read that of process 0. A number that stands still for longer
-than the heartbeat is a process that is dead or frozen. A process whose own work stands still says
-so itself. One thread talks with the service, and may be held up there; the other only looks at the
-clock.
+JAX's own service detects a process that has died, but not one that hangs in Python, and it aborts
+the other processes with a stack dump. Here every process publishes a counter; process 0 reads the
+counters of all processes, and the others read that of process 0. A counter that does not change for
+longer than the heartbeat belongs to a process that is dead or frozen. A process that does not
+complete its own work in time reports that itself. One thread communicates with the service and may
+block; the other only compares times.
 """
 
 import contextlib
@@ -26,25 +26,25 @@ from ppo_jax.runs import terminal
 from ppo_jax.runs.cluster.board import Board
 from ppo_jax.runs.signals import Signals
 
-# Compiling and evaluating take as long as they take; a process that dies meanwhile is noticed.
+# Compiling and evaluating have no short limit; a process that dies meanwhile is detected.
 LONG_WORK = 1800.0
-# Where all processes wait for each other, those that only wait may do so a little longer than the
-# one that holds them up, so that this one is the first to say so.
+# In a program of all processes, those that only wait are allowed a little more time than the one
+# that delays them, so that this one reports the problem first.
 PATIENCE = 1.2
-# Where JAX calls a function of Python from a compiled program.
+# Module in which JAX calls Python functions from a compiled program.
 CALLBACKS = str(Path("jax", "_src", "callback.py"))
-# Seconds that process 0 stays at the end, at most, so that the others can read why.
+# Longest time in seconds that process 0 stays at the end, so that the others can read the reason.
 LINGER = 3.0
 
 
 class Work(NamedTuple):
-    """What the main thread does.
+    """The current activity of the main thread.
 
     Attributes:
-        what: in words.
-        since: by the monotonic clock.
-        limit: seconds that it may take.
-        shared: whether it is a program that waits for all other processes.
+        what: description of the activity.
+        since: monotonic time at which it began.
+        limit: longest allowed time in seconds.
+        shared: whether it is a program in which all processes take part.
     """
 
     what: str
@@ -54,14 +54,14 @@ class Work(NamedTuple):
 
 
 class Watch:
-    """Looks after this process and the others.
+    """Supervises this process and the others.
 
     Args:
-        board: of all processes.
-        rank: of this process.
+        board: messages of all processes.
+        rank: number of this process.
         size: number of processes.
-        heartbeat: seconds.
-        coordinator: (host, port) where process 0 listens.
+        heartbeat: seconds without a sign of life after which a process is considered lost.
+        coordinator: (host, port) at which process 0 listens.
     """
 
     def __init__(
@@ -76,9 +76,9 @@ class Watch:
         self.coordinator = coordinator
         self.board, self.rank, self.size, self.heartbeat = board, rank, size, heartbeat
         self.signals: Signals | None = None
-        # What is saved and how to go on, for the line with which a process ends.
+        # What has been saved and how to continue, for the last message of a process.
         self.advice: Callable[[], str] = str
-        # Imports, environments and trackers take as long as they take, too.
+        # Imports, environments and trackers have no short limit either.
         self._work = Work("starting or ending", time.monotonic(), LONG_WORK)
         self._answered = time.monotonic()
         self._seen: dict[int, tuple[str, float]] = {}
@@ -87,7 +87,7 @@ class Watch:
         self._threads = [threading.Thread(target=f, daemon=True) for f in (self._talk, self._look)]
 
     def start(self) -> None:
-        """Begin to watch."""
+        """Start the threads."""
         _on_abort(self)
         now = time.monotonic()
         self._seen = dict.fromkeys(self._others, ("", now))
@@ -95,7 +95,7 @@ class Watch:
             thread.start()
 
     def stop(self) -> None:
-        """Watch no more; all is well."""
+        """Stop the threads, because the command ends without an error."""
         self._closing.set()
         abort_with(None)
         for thread in self._threads:
@@ -105,12 +105,12 @@ class Watch:
 
     @contextlib.contextmanager
     def at(self, what: str, limit: float | None = None, *, shared: bool = False) -> Iterator[None]:
-        """The main thread does something during a block.
+        """Describe the activity of the main thread within a block.
 
         Args:
-            what: in words, to follow "has been".
-            limit: seconds that it may take; None: the heartbeat.
-            shared: whether it is a program that waits for all other processes.
+            what: description that completes "process 1 has been ...".
+            limit: longest allowed time in seconds; None for the heartbeat.
+            shared: whether it is a program in which all processes take part.
         """
         before = self._work
         limit = self.heartbeat if limit is None else limit
@@ -124,17 +124,17 @@ class Watch:
         """End all processes, this one last.
 
         Args:
-            text: why, in a line.
-            code: exit code of all.
-            shown: whether the line is to be printed here.
+            text: reason in one line.
+            code: exit code of all processes.
+            shown: whether to print the reason in this process.
         """
-        with self._ending:  # whoever comes second waits here, and ends with the first
+        with self._ending:  # a second thread waits here until the process ends
             said = json.dumps({"text": text, "code": code, "rank": self.rank})
             self._say(f"end/{self.rank}", said)
             self._leave(text if shown else "", code)
 
     def _leave(self, text: str, code: int) -> NoReturn:
-        """End this process; process 0, which the others hear everything from, when they know."""
+        """End this process; process 0 first waits until the others have read the reason."""
         until = time.monotonic() + min(LINGER, self.heartbeat / 4)
         if self.rank:
             self._say(f"left/{self.rank}", "")
@@ -147,7 +147,7 @@ class Watch:
         os._exit(code)
 
     def _say(self, name: str, text: str) -> None:
-        """Put a text on the board, if that still answers."""
+        """Publish a text, if the service still responds."""
         if time.monotonic() - self._answered < self.heartbeat / 2:
             _briefly(lambda: self.board.put(name, text), 1.0)
 
@@ -166,17 +166,17 @@ class Watch:
 
     @property
     def _others(self) -> list[int]:
-        """Those whose numbers this process reads."""
+        """The processes whose counters this process reads."""
         return list(range(1, self.size)) if self.rank == 0 else [0]
 
     def _talk(self) -> None:
-        """The thread that talks with the service."""
+        """The thread that communicates with the service."""
         beats = 0
         while not self._closing.wait(self._tick):
             beats += 1
             try:
                 self._exchange(str(beats))
-            except Exception:  # the service is gone, or no longer answers: the clock will tell
+            except Exception:  # the service is gone or does not respond: `wrong` detects that
                 if self._closing.is_set():
                     return
                 continue
@@ -184,7 +184,7 @@ class Watch:
 
     def _exchange(self, beat: str) -> None:
         board, signals = self.board, self.signals
-        # The others need not read the numbers of all.
+        # Processes other than process 0 need not read the counters of all.
         written, read = ("lead", "alive") if self.rank == 0 else ("alive", "lead")
         board.put(f"{written}/{self.rank}", beat)
         if signals is not None and signals.received and self.rank:
@@ -206,9 +206,9 @@ class Watch:
                 signals.note(int(number))
 
     def _look(self) -> None:
-        """The thread that looks at the clock; it waits for nobody."""
+        """The thread that compares times; it never blocks."""
         while not self._closing.wait(self._tick):
-            # Ends the process if a call that hangs keeps even this thread from running.
+            # Ends the process if a hanging call prevents even this thread from running.
             faulthandler.dump_traceback_later(1.5 * self.heartbeat, exit=True, file=2)
             if self.signals is not None:
                 self.signals.look()
@@ -217,16 +217,16 @@ class Watch:
                 self.end(wrong, 1)
 
     def wrong(self, now: float) -> str:
-        """What is wrong at a time, in a line; "" for nothing.
+        """A description of the problem at a given time, in one line; "" if there is none.
 
         Args:
-            now: by the monotonic clock.
+            now: monotonic time.
         """
         limit, work = self.heartbeat, self._work
         silent = now - self._answered
         lost = {r: now - since for r, (_, since) in self._seen.items() if now - since > limit}
         if silent > limit and self.rank:
-            return f"process 0 has not answered for {silent:.0f} s: it is dead, frozen or cut off"
+            return f"process 0 has not responded for {silent:.0f} s: it is dead, frozen or cut off"
         if lost:
             names = ", ".join(map(str, sorted(lost)[:8]))
             plural = "es" if len(lost) > 1 else ""
@@ -239,26 +239,26 @@ class Watch:
         return self._slow(work, now - work.since)
 
     def aborted(self) -> str:
-        """Why JAX aborts this process, in a line."""
+        """The reason why JAX aborts this process, in one line."""
         if self.rank and self.coordinator is not None:
             try:
                 socket.create_connection(self.coordinator, timeout=1).close()
             except OSError:
-                return "process 0 is gone"
+                return "process 0 has ended"
         return (
-            f"process {self.rank} of {self.size} was ended by JAX: another is gone, or two have "
-            "the same number"
+            f"process {self.rank} of {self.size} was ended by JAX: another process has ended, or "
+            "two processes have the same number"
         )
 
     def _slow(self, work: Work, took: float) -> str:
-        """What is wrong with work that has taken so many seconds; "" for nothing."""
+        """A description of work that exceeds its time limit; "" if there is none."""
         if took <= work.limit:
             return ""
         allowed = f"{took:.0f} s, longer than the {work.limit:.0f} s allowed"
         where = function_called() if work.shared else ""
         if where:
             return (
-                f"process {self.rank} has been in a function of Python that its program calls "
+                f"process {self.rank} has been in a Python function that its program calls "
                 f"({where}) for {allowed}: it hangs, or --heartbeat is too short"
             )
         if not work.shared:
@@ -269,14 +269,14 @@ class Watch:
         if took <= PATIENCE * work.limit:
             return ""
         return (
-            f"process {self.rank} has waited for the others {work.what} for {allowed}: one of them "
-            "hangs, or --heartbeat is too short"
+            f"process {self.rank} has waited for the others {work.what} for {allowed}: one of "
+            "them hangs, or --heartbeat is too short"
         )
 
 
 def function_called() -> str:
-    """Where a function of Python is that a compiled program calls at this moment: "file, line 3";
-    "" if none is called."""
+    """The current line of a Python function that a compiled program is calling, as "file, line 3";
+    "" if there is none."""
     for inner in sys._current_frames().values():
         frame = inner
         while (outer := frame.f_back) is not None:
@@ -287,7 +287,7 @@ def function_called() -> str:
 
 
 def _briefly(call: Callable[[], Any], seconds: float = LINGER + 1) -> None:
-    """Call something that may hang or fail, and do not wait for long."""
+    """Make a call that may hang or fail, and wait for it for a limited time."""
 
     def quietly() -> None:
         with contextlib.suppress(Exception):
@@ -298,14 +298,14 @@ def _briefly(call: Callable[[], Any], seconds: float = LINGER + 1) -> None:
     thread.join(seconds)
 
 
-_kept: list[Any] = []  # functions that C calls must not be collected
+_kept: list[Any] = []  # functions called from C must not be garbage-collected
 
 
 def _on_abort(watch: Watch) -> None:
-    """End with a line and code 1 where JAX's service aborts the process.
+    """End the process with a message and exit code 1 if JAX's service aborts it.
 
-    Without process 0 there is no service, and its client aborts in the same moment (SIGABRT, which
-    is no exception and cannot be caught); only a handler in C is called then.
+    Without process 0 there is no service, and its client aborts the process immediately (SIGABRT,
+    which cannot be caught as an exception); only a signal handler in C is called.
     """
 
     @ctypes.CFUNCTYPE(None, ctypes.c_int)
@@ -317,10 +317,10 @@ def _on_abort(watch: Watch) -> None:
 
 
 def abort_with(handler: Any) -> None:
-    """Let a C function handle SIGABRT; where that cannot be, it stays as it is.
+    """Install a C function as the handler of SIGABRT, if possible.
 
     Args:
-        handler: (number) -> None, of ctypes; None: what the system does.
+        handler: ctypes function (number) -> None; None for the system's default.
     """
     with contextlib.suppress(OSError, AttributeError):
         libc = ctypes.CDLL(None)
