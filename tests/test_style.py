@@ -1,4 +1,4 @@
-"""The style of figures: colours that can be told apart, axes that fit the values, stable files."""
+"""The style of figures: distinguishable colours, axes that fit the values, deterministic files."""
 
 import io
 import itertools
@@ -53,7 +53,7 @@ def test_colours_can_be_told_apart(vision):
 
 
 def test_lines_and_words_stand_out_from_the_ground():
-    """The contrasts that WCAG 2.1 asks of graphics and of text."""
+    """The contrasts that WCAG 2.1 requires of graphics and of text."""
     for ground in (style.GROUND, "#FFFFFF"):
         assert min(contrast(c, ground) for c in style.PALETTE) >= 3
         assert contrast(style.INK, ground) >= 7

@@ -72,7 +72,7 @@ def folders(path: Path) -> list[Path]:
         raise ConfigError(f"{path} does not exist; name {KINDS}")
     if not path.is_dir():
         raise ConfigError(f"{path} is a file; name {KINDS}")
-    if any((path / mark).is_file() for mark in ("config.json", "sweep.json")):
+    if any((path / name).is_file() for name in ("config.json", "sweep.json")):
         return [path]
     try:
         found = [*_inside(path, DEPTH)]
@@ -199,17 +199,17 @@ def read_sweep(path: Path, metric: str, x: str, given: Given = NOTHING) -> list[
 
 def _configs(path: Path, given: Given) -> list[TrainConfig]:
     """The configuration of each point of a sweep."""
-    mark = path / "sweep.json"
-    content = _content(mark)
+    file = path / "sweep.json"
+    content = _content(file)
     try:
         values = content["sweep"]["configs"]
-        trust.check(content, given.named, given.trust, mark)
-        check_digest(mark, content, given)
+        trust.check(content, given.named, given.trust, file)
+        check_digest(file, content, given)
         return [configs.from_saved(c) for c in values]
     except ConfigError:
         raise
     except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise ConfigError(f"{mark} is damaged: {error!r}") from error
+        raise ConfigError(f"{file} is damaged: {error!r}") from error
 
 
 def _content(path: Path) -> dict[str, Any]:

@@ -1,7 +1,7 @@
 """The style that all figures of the package share.
 
 A figure has a light neutral ground of its own, so that it can be read on a light and on a dark
-page; a PDF file has a white one, for print. The colours can be told apart by readers with colour
+page; a PDF file has a white one, for print. The colours can be distinguished by readers with colour
 vision deficiencies (tests/test_style.py computes the distances). Files are deterministic: the same
 data give the same bytes, because no file contains a time stamp or a random identifier.
 """
@@ -38,7 +38,7 @@ METADATA: dict[str, dict[str, None]] = {
     "pdf": {"CreationDate": None, "Creator": None, "Producer": None},
     "svg": {"Date": None, "Creator": None},
 }
-RC = {
+RC: dict[Any, Any] = {
     "figure.facecolor": GROUND,
     "figure.dpi": DPI,
     "axes.facecolor": "none",

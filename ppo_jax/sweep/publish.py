@@ -32,7 +32,7 @@ WARNING = (
     "Use at least 10 seeds, better 30. Figures show no intervals for fewer than "
     f"{style.MIN_SEEDS} seeds."
 )
-# What a range is on the command line: `--vary learning_rate=log:1e-4:1e-2`.
+# Form of a range on the command line: `--vary learning_rate=log:1e-4:1e-2`.
 RANGE = re.compile(r"(?:--vary=)?-*([\w-]+)=(log|lin):")
 
 

@@ -21,7 +21,7 @@ HEADINGS = {
     "share_reached": "seeds reaching it",
 }
 INTERVAL = ("ci95_low", "ci95_high")
-# What identifies a point in the folder of a sweep, and is of no interest outside it.
+# Column that identifies a configuration inside the folder of the sweep, and nowhere else.
 NUMBER = "point"
 LATEX = {
     "\\": r"\textbackslash{}", "&": r"\&", "%": r"\%", "$": r"\$", "#": r"\#", "_": r"\_",
