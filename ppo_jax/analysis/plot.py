@@ -38,7 +38,7 @@ def draw(found: Sequence[Curve], metric: str, x: str) -> Any:
     Args:
         found: curves as `curves` returns them.
         metric: name of the metric.
-        x: "steps", "seconds" or "updates".
+        x: quantity on the horizontal axis: "steps", "seconds" or "updates".
     """
     panels: dict[str, list[Curve]] = {}
     for curve in found:

@@ -44,7 +44,8 @@ def read(paths: Sequence[Path], metric: str, x: str, given: Given = NOTHING) -> 
     Args:
         paths: run directories, sweeps, and folders that contain them.
         metric: name of a metric.
-        x: "steps", "seconds" (wall-clock time of training without compilation) or "updates".
+        x: quantity on the horizontal axis: "steps", "seconds" (wall-clock time of
+            training without compilation) or "updates".
         given: environment, network and algorithm that the user names again, and whether the
             folders are trusted.
 
@@ -98,8 +99,8 @@ def read_run(path: Path, metric: str, x: str, given: Given = NOTHING) -> Run:
     Args:
         path: run directory.
         metric: name of a column of metrics.jsonl.
-        x: "steps", "seconds" or "updates".
-        given: as in `read`.
+        x: quantity on the horizontal axis: "steps", "seconds" or "updates".
+        given: the same as in `read`.
 
     Raises:
         ConfigError: the folder is not a run, it names code and was not made by this user, nothing
@@ -157,9 +158,9 @@ def read_sweep(path: Path, metric: str, x: str, given: Given = NOTHING) -> list[
     Args:
         path: folder of the sweep.
         metric: name of a metric in results.csv.
-        x: "steps" or "updates"; the agents of a sweep share one program and have no time of their
-            own.
-        given: as in `read`.
+        x: quantity on the horizontal axis, "steps" or "updates"; the agents of a sweep
+            share one program and have no time of their own.
+        given: the same as in `read`.
 
     Raises:
         ConfigError: sweep.json is damaged, it names code and was not made by this user, no agent is

@@ -257,7 +257,7 @@ def log_axis(axes: Any, which: str) -> None:
 
     Args:
         axes: the panel.
-        which: "x" or "y".
+        which: name of the axis, "x" or "y".
     """
     from matplotlib.ticker import LogLocator, NullFormatter
 
@@ -278,7 +278,7 @@ def scale_axis(axes: Any, values: Sequence[float], scale: str | None = None) -> 
     Args:
         axes: the panel.
         values: the values that were tried.
-        scale: "log" or "lin" where the scale is known; None if the values decide.
+        scale: scale of the axis, "log" or "lin", if it is known; None if the values decide.
     """
     from matplotlib.ticker import FixedLocator, FuncFormatter, LogLocator, NullLocator
 
@@ -305,7 +305,7 @@ def save(drawn: Any, file: Any, format: str) -> None:
     Args:
         drawn: the figure.
         file: path, or a binary file that is open for writing.
-        format: "png", "pdf" or "svg".
+        format: file format: "png", "pdf" or "svg".
     """
     ground = "white" if format == "pdf" else GROUND
     drawn.savefig(file, format=format, dpi=DPI, facecolor=ground, metadata=METADATA[format])

@@ -32,7 +32,7 @@ def draw(
         found: configurations, the best first.
         threshold: the return to reach; None: the threshold of each environment.
         folder: folder of the files; the manifest is in the folder around it.
-        scales: hyperparameter -> "log" or "lin" where the scale is known.
+        scales: hyperparameter -> "log" or "lin", for the hyperparameters whose scale is known.
 
     Returns:
         Title -> PNG file; the other formats are beside it.
@@ -137,7 +137,7 @@ def sensitivity(found: Sequence[Setting], name: str, scale: str | None = None) -
     Args:
         found: configurations, the best first.
         name: name of the hyperparameter.
-        scale: "log" or "lin" where it is known; None if the values decide.
+        scale: scale of the axis, "log" or "lin", if it is known; None if the values decide.
     """
     figure, (axes,) = style.figure(size=(8.0, 4.5))
     values = [s.point[name] for s in found]
