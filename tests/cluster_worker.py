@@ -109,7 +109,7 @@ def work(folder: Path, updates: int) -> int:
 
 
 if __name__ == "__main__":
-    with contextlib.suppress(OSError, AttributeError):  # SIGKILL when whoever tests is gone
+    with contextlib.suppress(OSError, AttributeError):  # SIGKILL when the parent process ends
         ctypes.CDLL(None).prctl(1, signal.SIGKILL)
     words = sys.argv[3:]
     exit_with(lambda: work(Path(sys.argv[1]), int(sys.argv[2])), before=lambda: join(words))

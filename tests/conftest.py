@@ -11,23 +11,23 @@ import pytest
 
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 os.environ.setdefault("JAX_NUM_CPU_DEVICES", "1")
-# Tests compile hundreds of programs and run each for a moment: without LLVM's optimisations and
-# XLA's own fused kernels that takes a third of the CPU time. Those that train for minutes need
-# both. Workers inherit what the first process, which has the command line, decided. What users run
-# is compiled otherwise, so tests/test_user_options.py trains every method in a process of its own
-# that has neither of these flags (as_users_compile.py), but for the XLA_FLAGS the tests were given.
+# Tests compile hundreds of programs and run each briefly: without LLVM's optimisations and XLA's
+# fused kernels, this takes a third of the CPU time. Tests that train for minutes need both. Worker
+# processes inherit the choice of the first process, which has the command line. Users' programs are
+# compiled differently; tests/test_user_options.py therefore trains every method in a process
+# without these flags (as_users_compile.py), with the XLA_FLAGS that were given to the tests.
 LONG = {"learning", "documents", "suites"}
 marked = " ".join(value for flag, value in itertools.pairwise(sys.argv) if flag == "-m")
 os.environ.setdefault("PPO_JAX_TEST_QUICK", "0" if LONG & {*marked.split()} else "1")
 os.environ.setdefault("PPO_JAX_TEST_USER_XLA_FLAGS", os.environ.get("XLA_FLAGS", ""))
 if os.environ["PPO_JAX_TEST_QUICK"] == "1":
     QUICK = "--xla_backend_optimization_level=0"
-    if importlib.metadata.version("jaxlib").startswith("0.10."):  # later ones do not know it
+    if importlib.metadata.version("jaxlib").startswith("0.10."):  # later versions lack these flags
         QUICK += " --xla_cpu_use_fusion_emitters=false"
     os.environ["XLA_FLAGS"] = f"{QUICK} {os.environ.get('XLA_FLAGS', '')}"
 
 
-# Workers and the commands that tests start inherit it: the same small programs recur in many
+# Inherited by workers and by commands that tests start: the same small programs recur in many
 # tests, and each is compiled once.
 CACHE = os.environ.get("PPO_JAX_TEST_CACHE") or tempfile.mkdtemp(prefix="ppo_jax-tests-")
 os.environ["PPO_JAX_TEST_CACHE"] = CACHE

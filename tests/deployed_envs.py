@@ -23,7 +23,7 @@ class Spoken(gymnasium.Env):
     seeds = []  # noqa: RUF012  # of the resets of all of them
 
     def __init__(self, observation_space, action_space, mask=None):
-        # Spaces hold generators of their own: each environment has its.
+        # Spaces contain random generators: each environment has its own copy.
         self.observation_space = copy.deepcopy(observation_space)
         self.action_space = action_space
         self.where, self.say = mask or (None, None)

@@ -95,7 +95,7 @@ class TimeLimit(Probe):
         return jnp.zeros(1), time, jnp.float32(1), jnp.array(False), time >= 5, {}
 
 
-# They look alike: one number is shown, two actions are to be had, five steps are the longest.
+# They have a common form: one number is observed, there are two actions, and at most five steps.
 ALIKE = (
     ConstantReward(),
     RewardIsObservation(),
@@ -208,7 +208,7 @@ class Counter(Probe):
         return jnp.stack([2.0 * state[0] / self.IDS - 1.0, state[1] / self.STEPS])
 
 
-# Below every return that legal actions can earn: one illegal action shows in the worst episode.
+# Lower than every return of legal actions, so that an illegal action is visible in the minimum.
 ILLEGAL = -100.0
 
 
@@ -219,7 +219,7 @@ class OneStep(Probe):
         return self.draw(key)
 
     def step(self, key, state, action, params):
-        obs, _ = jax.tree.map(jnp.zeros_like, self.draw(key))  # the end: nothing is legal
+        obs, _ = jax.tree.map(jnp.zeros_like, self.draw(key))  # no legal action after the end
         reward = self.judge(state, action).astype(jnp.float32)
         return obs, state, reward, jnp.array(True), jnp.array(False), {}
 
@@ -276,7 +276,7 @@ class Choices(OneStep):
         wanted_key, legal_key = jax.random.split(key)
         wanted = jax.random.randint(wanted_key, (2,), 0, jnp.array([3, 2]))
         legal = jax.random.bernoulli(legal_key, 0.3, (2, 3))
-        legal = legal.at[jnp.arange(2), wanted].set(True).at[1, 2].set(True)  # padding: ignored
+        legal = legal.at[jnp.arange(2), wanted].set(True).at[1, 2].set(True)  # ignored padding
         obs = {"wanted": wanted, "action_mask": legal}
         return obs, obs
 

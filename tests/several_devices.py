@@ -28,10 +28,10 @@ from ppo_jax.runs import devices  # noqa: E402
 from ppo_jax.runs.chunk import compile_chunk  # noqa: E402
 from ppo_jax.train import OF_PARTS, build  # noqa: E402
 
-# A different rounding becomes another action in the end; the natural gradient gets there first.
+# Rounding differences eventually change an action, first with the natural gradient.
 UPDATES = {"trpo": 5, "large": 2}
 VALUES = {
-    "large": {"algorithm": "ppo", "num_steps": 256},  # many rows beside few parameters
+    "large": {"algorithm": "ppo", "num_steps": 256},  # many samples and few parameters
     "gru": {
         "algorithm": "ppo", "memory": "gru", "minibatches": 2, "normalize_obs": True,
         "normalize_reward": True, "target_kl": 0.003, "num_steps": 32,

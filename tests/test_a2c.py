@@ -117,7 +117,7 @@ def test_update_equals_spinningup(kind):
     y = UPDATE(f"spinup_{kind}/vpg_update")
     hp = hyper(y)
     (policy, params_of), rows = spinup_policy(kind, y), spinup_rows(y)
-    # Adam divides by the gradient's size, so the actor's step does not feel the critic's loss.
+    # Adam divides by the gradient's size, so the critic's loss does not affect the actor's step.
     config = a2c.Config(
         learning_rate=hp["pi_lr"], value_coef=0.0, max_grad_norm=np.inf, adam_eps=hp["adam_eps"]
     )
@@ -125,7 +125,7 @@ def test_update_equals_spinningup(kind):
     learner = algorithm.init(jax.random.key(0), rows.obs).replace(params=params_of("w0/"))
     learner, metrics = algorithm.update(jax.random.key(1), learner, rows)
     np.testing.assert_allclose(metrics["policy_loss"], y["log_LossPi"], rtol=1e-4, atol=1e-6)
-    # Its loss has no ½; Adam with twice the gradient is Adam with half the epsilon.
+    # Its loss has no factor ½; Adam with twice the gradient equals Adam with half the epsilon.
     adam = sgd.make_optimizer(np.inf, 0.5 * hp["adam_eps"], learning_rate=hp["vf_lr"])
     critic = sgd.init(learner.params["critic"], adam).replace(params=learner.params)
     order = jnp.tile(jnp.arange(rows.weight.size), (int(hp["train_v_iters"]), 1))

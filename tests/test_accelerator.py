@@ -55,7 +55,7 @@ def run(*words: str, **environment: str) -> subprocess.CompletedProcess:
     )
 
 
-# A task of each kind that takes seconds; what the others compute has tests of its own below, and
+# One task of each kind that takes seconds; the other computations have their own tests below, and
 # the whole run is a slow test.
 QUICK = ("cartpole-resumed", "ceilings", "cartpole-2048x32", "cartpole-8192x32-h256-highest")
 
@@ -64,7 +64,7 @@ QUICK = ("cartpole-resumed", "ceilings", "cartpole-2048x32", "cartpole-8192x32-h
 def smoke(request, tmp_path_factory):
     """(output of a smoke run on the CPU, its rows by section and task, the requested tasks)."""
     out = tmp_path_factory.mktemp("smoke")
-    # Enough minutes for a machine that is busy with other tests.
+    # Enough minutes for a machine that also runs other tests.
     words = ("--smoke", "--minutes", "20", "--out", str(out))
     done = run(*words, *(("--tasks", *request.param) if request.param else ()))
     assert done.returncode == 0, done.stderr[-3000:]
@@ -165,7 +165,7 @@ def test_bad_input_is_refused_in_one_line(words, says):
     assert done.stderr.startswith("error: ") and says in done.stderr
 
 
-# Workers that fail
+# --- workers that fail
 
 
 FAKE = """
@@ -183,8 +183,8 @@ for line in sys.stdin:
 
 @pytest.fixture
 def fake(monkeypatch, tmp_path):
-    """Makes a session whose worker is FAKE, with tasks of the names that are given."""
-    session.order()  # kept from now on, with the tasks that there really are
+    """Make a session whose worker is FAKE, with tasks of the given names."""
+    session.order()  # keep the original tasks
     start = subprocess.Popen
 
     def make(*names: str, code: str = FAKE) -> session.Session:
@@ -290,14 +290,15 @@ def test_the_sections_before_learning_leave_it_time(fake):
 
 
 def test_a_worker_ends_with_its_parent():
-    """A parent that is killed must not leave a process that holds the device's memory."""
+    """If the parent is killed, its worker must end, because it holds the device's memory."""
     words = [sys.executable, "-m", "benchmarks.accelerator.worker", "checks", "--smoke"]
     code = (
         "import subprocess, sys, os, signal\n"
         f"it = subprocess.Popen({words!r}, stdin=subprocess.PIPE, stdout=subprocess.PIPE)\n"
         "it.stdout.readline(); print(it.pid, flush=True)\n"
         "os.set_inheritable(it.stdin.fileno(), True)\n"
-        # Somebody still holds the other end of its input: it cannot see an end of that.
+        # Another process still holds the other end of its input, so that it receives no end of
+        # file.
         "subprocess.Popen(['sleep', '30'], close_fds=False, stdout=subprocess.DEVNULL)\n"
         "os.kill(os.getpid(), signal.SIGKILL)\n"
     )
@@ -315,7 +316,7 @@ def test_a_worker_ends_with_its_parent():
             time.sleep(0.1)
         assert time.monotonic() < until
     finally:
-        os.killpg(parent.pid, signal.SIGKILL)  # the sleeper
+        os.killpg(parent.pid, signal.SIGKILL)  # ends the sleeping process
 
 
 def test_a_signal_ends_the_run_with_its_table_and_its_number(tmp_path):
@@ -346,7 +347,7 @@ def test_workers_see_the_cpu_and_no_earlier_programs(monkeypatch):
     assert session.environment(False, "new")["JAX_PLATFORMS"] == ""
 
 
-# What is measured
+# --- measurements
 
 
 def mlp_products(*widths: int) -> int:
@@ -401,7 +402,7 @@ def test_the_work_of_a_recurrent_step_counts_the_cell():
     )
     plain = configs.make(preset="none", num_envs=16, num_steps=8, total_timesteps=1024)
     more = roofline.work_of(config).flops - roofline.work_of(plain).flops
-    assert more >= 2 * 2 * 3 * (64 * 64 + 64 * 64) * 13  # two cells of three gates
+    assert more >= 2 * 2 * 3 * (64 * 64 + 64 * 64) * 13  # two cells with three gates
 
 
 def test_shares_are_rates_over_ceilings():
@@ -576,7 +577,7 @@ def test_a_learning_row_is_of_the_seeds_asked_for(monkeypatch):
     ceilings = {"default": 1e-3, "copy": 1.0}
     row = learning.measure("cartpole_100k", Context(True, 50.0, ceilings))
     assert row["value"] == 474.5 and row["seeds"] == 2 and row["share_reaching"] == 0.5
-    assert untils[0] == pytest.approx(40.0, abs=5.0)  # a part is left for the evaluation
+    assert untils[0] == pytest.approx(40.0, abs=5.0)  # some time remains for evaluation
     config = configs.make(preset="cartpole", total_timesteps=2**14, hidden=(8, 8))
     flops = roofline.work_of(config).flops * row["env_steps"] * 3 / 2.0
     assert row["tflops_per_second"] == pytest.approx(flops / 1e12, rel=0.01)
@@ -594,7 +595,7 @@ def test_learning_stops_when_the_time_is_up():
     assert updates == 50 and state.update.tolist() == [50, 50]
 
 
-# Programs for CUDA, without a device
+# --- programs for CUDA, compiled without a device
 
 
 def lowered(function, *arguments) -> str:
@@ -641,7 +642,7 @@ def test_a_program_that_leaves_the_device_is_found():
     assert control.transfers_in("f32[8]{0:T(128)S(5)} copy(x)") == 1
 
 
-# What is carried, and what is published
+# --- transferred files and published results
 
 
 def needs(package: str, found: set[str]) -> set[str]:
@@ -696,7 +697,7 @@ def test_every_section_has_tasks_of_its_own_name():
     assert {*peers.CELLS} <= {*control.SHARED}
 
 
-# The page
+# --- the documentation page
 
 
 def test_until_there_is_a_row_the_page_says_so(tmp_path, monkeypatch):
@@ -744,7 +745,7 @@ def test_rows_stand_in_the_order_of_the_run(tmp_path):
     rows = [(r["task"], r["value"]) for r in read(tmp_path / report.FILE)]
     assert rows[:2] == [("ceilings: a", "2.0"), ("ceilings: b", "3.0")]
     assert rows[2:4] == [("breakout: b", "1.0"), ("breakout: a", "2.0")]
-    assert [task for task, _ in rows[4:]] == ["other: b", "other: a"]  # not known any more
+    assert [task for task, _ in rows[4:]] == ["other: b", "other: a"]  # no longer known
 
 
 def test_a_peer_that_is_missing_says_what_to_give():

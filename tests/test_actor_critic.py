@@ -36,7 +36,7 @@ def test_q_depends_on_state_and_action(space):
     actions = [dist.sample(jax.random.key(i)) for i in (2, 3)]
     dists, values = zip(*(policy.apply(params, StateAction(obs, a)) for a in actions), strict=True)
     assert values[0].shape == (5, 7) and not jnp.allclose(values[0], values[1])
-    assert_close(dists[0], dists[1], rtol=0, atol=0)  # the actor does not see the action
+    assert_close(dists[0], dists[1], rtol=0, atol=0)  # the actor ignores the action
     assert_close(dists[0], dist, rtol=0, atol=0)
     elsewhere = policy.apply(params, StateAction(obs + 1.0, actions[0]))[1]
     assert not jnp.allclose(values[0], elsewhere)
@@ -94,7 +94,7 @@ def test_the_rollout_says_q_of_what_was_done_and_of_what_might_be():
     policy = make_policy(env.observation_space, spaces.Discrete(2), hidden=(8,), critic="q")
     state = rollout.init(jax.random.key(0), policy, env)
     params = policy.init(jax.random.key(1), state.obs)
-    # Far from uniform, so that a' is not just any action; large enough to tell states apart.
+    # Far from uniform, so that a' is not arbitrary; large, so that states have different values.
     params["actor"]["head"]["kernel"] *= 100.0
     collect = functools.partial(rollout.collect, env=env, policy=policy, num_steps=32, gamma=0.9)
     end, trajectory = jax.jit(collect)(jax.random.key(2), params, state)
@@ -112,7 +112,7 @@ def test_the_rollout_says_q_of_what_was_done_and_of_what_might_be():
     gap = np.abs(options - np.asarray(trajectory.next_value)).min(axis=0)
     relevant = ~np.asarray(trajectory.terminated)
     assert truncated.any() and (gap[relevant] < 1e-3 * np.abs(options).max()).all()
-    # a' is drawn anew: where the episode went on, it is not always the action that came.
+    # a' is drawn independently: if the episode continues, it need not be the next action.
     went_on = ~np.asarray(trajectory.done)[:-1]
     differs = np.asarray(trajectory.next_value[:-1] != trajectory.value[1:])[went_on]
     assert 0.02 < differs.mean() < 0.98

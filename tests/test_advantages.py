@@ -22,7 +22,7 @@ GOLDEN = Golden("01_gae")
 estimate = jax.jit(estimate_gae)
 TOLERANCE = {"rtol": 2e-5, "atol": 2e-5}
 PEERS = ("sb3", "cleanrl", "baselines_ppo1", "rlax", "torchrl", "spinup")
-# Where peers differ on what "done" at index t means, the inputs have it as we do: ended by step t.
+# Where peers define "done" at index t differently, the inputs use our convention: ended by step t.
 ROLLOUTS = [
     (case, peer)
     for peer in PEERS
@@ -55,7 +55,7 @@ def test_gae_equals_the_peer(case, peer):
     expected = GOLDEN(case)
     advantage = gae(**inputs)
     np.testing.assert_allclose(advantage, expected["advantages"], **TOLERANCE)
-    if peer == "spinup":  # alone in learning values from reward-to-go instead of the λ-return
+    if peer == "spinup":  # it uses the reward-to-go, not the λ-return, as target
         returns = discounted_returns(inputs["reward"], inputs["discount"], last_value)
         np.testing.assert_allclose(returns, expected["rewards_to_go"], **TOLERANCE)
     elif "returns" in expected:
@@ -218,7 +218,7 @@ def test_steps_of_weight_zero_are_not_there(seed, count, data):
         return out
 
     value = insert(whole.value, np.nan)
-    # What collect would write: the next row's value, be it a dummy's.
+    # As collect would write it: the value of the next row, even of a dummy row.
     shifted = np.concatenate([value[1:], np.asarray(whole.next_value)[-1:]])
     done = insert(whole.done, True)
     next_value = np.where(done & real[:, None], insert(whole.next_value, np.nan), shifted)

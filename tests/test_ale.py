@@ -52,7 +52,7 @@ def test_the_standard_preprocessing():
     assert env.time_limit == 27_000  # half an hour at 60 frames per second, 4 frames a step
     obs, _ = env.vector(16).reset(KEY)
     assert obs.shape == (16, 84, 84, 4) and obs.dtype == jnp.uint8
-    assert not obs[..., :3].any() and obs[..., 3].any()  # the stack begins empty
+    assert not obs[..., :3].any() and obs[..., 3].any()  # the stack is empty at first
     frames = ale._emulators("pong", ale.Options(), 16).reset(seed=0)[1]["episode_frame_number"]
     assert 0 <= min(frames) < max(frames) <= 31 and len(set(frames)) > 4  # no-op starts
     seen = play(env, 6)[0]

@@ -84,7 +84,7 @@ def test_a_loop_keeps_packed_rows():
             )
 
 
-# --- a share of the pool for each environment -----------------------------------------------------
+# --- a part of the pool for each environment ------------------------------------------------------
 
 
 class Ticket(Probe):
@@ -130,7 +130,7 @@ def test_every_reset_is_used_once_whoever_counts(either):
     columns = np.asarray(pools).reshape(-1, 3, ENVS)
     own = [np.isin(after[r, :, n][ended[r, :, n]], columns[r, :, n]).all()
            for r in range(len(after)) for n in range(ENVS)]  # fmt: skip
-    assert all(own) == either  # one counter for all gives everybody what is next
+    assert all(own) == either  # a shared counter gives each the next reset
 
 
 def test_a_share_that_runs_out_goes_round_and_says_so(accelerator):
@@ -150,7 +150,7 @@ def test_a_share_that_runs_out_goes_round_and_says_so(accelerator):
 def test_a_pool_is_shared_out_where_nobody_may_need_more_than_a_share(given, shared):
     vector = envs.vectorize(Ticket(shortest_episode=3), ENVS, STEPS, pool_size=given)
     assert vector.shared == shared
-    assert envs.vectorize(Ticket(), ENVS, STEPS).shared  # nothing is known of their length
+    assert envs.vectorize(Ticket(), ENVS, STEPS).shared  # the episode length is unknown
 
 
 def test_the_state_that_is_saved_is_the_same_on_every_backend(monkeypatch):
@@ -305,7 +305,7 @@ def test_kernels_are_counted_as_often_as_they_run():
 
 
 def test_the_operations_of_a_compiled_program_are_found():
-    """The text of this version of XLA."""
+    """The number of operations in a program, for the text format of this XLA version."""
     chunk, _ = chunk_of(True)
     total, loops = kernels.count(chunk.as_text())
     assert total > 100 and {loop.trips for loop in loops} >= {1, 2, 16}

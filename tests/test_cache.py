@@ -26,7 +26,7 @@ MIN_SECONDS = "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"
 
 
 def start(folder, code=START, **more) -> list[str]:
-    """Folder in use and number of programs found, of a fresh process."""
+    """The cache folder and the number of programs found there, printed by a new process."""
     kept = {k: v for k, v in os.environ.items() if not k.startswith(("JAX_COMP", "JAX_PERS"))}
     environment = {**kept, "XDG_CACHE_HOME": str(folder), **more}
     result = subprocess.run(

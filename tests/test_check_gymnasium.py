@@ -116,7 +116,7 @@ def test_an_environment_that_hangs_ends_the_command(monkeypatch, capsys):
     def exit_(code):
         codes.append(code)
         over.set()
-        sys.exit()  # of the thread that watches
+        sys.exit()  # ends the watching thread
 
     monkeypatch.setattr(faulty_gymnasium, "Good", Hangs)
     monkeypatch.setattr("os._exit", exit_)

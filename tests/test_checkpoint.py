@@ -115,7 +115,7 @@ def test_a_step_without_its_manifest_does_not_count(tmp_path, state):
     checkpoints = save_two(tmp_path, state)
     (tmp_path / "2.json").unlink()
     assert checkpoints.steps() == [1]
-    checkpoints.save(2, state)  # and does not stand in the way
+    checkpoints.save(2, state)  # is not blocked by the remains
     assert checkpoints.restore(state)[0] == 2
 
 
@@ -153,7 +153,7 @@ def test_writes_that_end_after_a_failed_save_are_not_told_of(tmp_path, state, mo
         raise ValueError("RESOURCE_EXHAUSTED")
 
     monkeypatch.setattr("orbax.checkpoint.CheckpointManager.save", full)
-    for step in (3, 4):  # the second finds that nothing is left to be done
+    for step in (3, 4):  # the second finds nothing to do
         with pytest.raises(OSError, match="RESOURCE_EXHAUSTED"):
             Checkpoints(tmp_path, {}).save(step, state)
     for error in (RuntimeError("Event loop is closed"), RuntimeError("another"), None):

@@ -39,7 +39,7 @@ def test_flags_are_the_fields_of_the_dataclasses():
 
 def test_arguments_of_the_environment_reach_it(capsys):
     config, _ = parse("--env", "Pong", "--env-args", "size=20", "frames=3", "difficulty=hard")
-    assert config.env_args == ("size=20", "frames=3", "difficulty=hard")  # in place of the preset's
+    assert config.env_args == ("size=20", "frames=3", "difficulty=hard")  # not the preset's
     env = build(config).env
     assert env.observation_space.shape == (20, 20, 3) and env.params.opponent_speed == 2.0
     for words, message in (
@@ -251,7 +251,7 @@ def test_resume_to_a_larger_total_stretches_the_annealing(trained):
     assert saved["config"]["total_timesteps"] == 1280 and len(saved["sessions"]) == 2
     assert saved["config"]["anneal_timesteps"] is None and saved["run"]["eval_episodes"] == 0
     rates = [r["learning_rate"] for r in read_metrics(trained / "metrics.jsonl")]
-    # Ten updates on the way to 640 steps, then ten on the way to 1280.
+    # Ten updates of a run of 640 steps, then ten of a run of 1280.
     expected = [*np.linspace(1, 0, 11)[:10], *np.linspace(1, 0, 21)[10:20]]
     np.testing.assert_allclose(
         rates, saved["config"]["learning_rate"] * np.array(expected), rtol=1e-5

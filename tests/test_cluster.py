@@ -132,7 +132,7 @@ def test_process_0_listens_only_where_it_can(unused_port):
         busy.bind(("127.0.0.1", unused_port))
         busy.listen()
         threading.Timer(0.3, busy.close).start()
-        check_address(here)  # waits until it is free
+        check_address(here)  # waits until the port is free
     check_address(here._replace(coordinator=f"192.0.2.1:{unused_port}", rank=1))
 
 
@@ -165,7 +165,7 @@ def test_slurm_says_who_is_who(monkeypatch):
     assert found == Place("node003:61517", 8, 5, 100, 125)
     monkeypatch.setattr(start.socket, "getaddrinfo", lambda *_: [(0, 0, 0, "", ("10.1.0.3", 0))])
     assert start.bind_address(found) == "node003:61517"
-    # /etc/hosts of many machines: others cannot reach it there.
+    # A common entry of /etc/hosts, at which other machines cannot reach this one.
     monkeypatch.setattr(start.socket, "getaddrinfo", lambda *_: [(0, 0, 0, "", ("127.0.1.1", 0))])
     assert start.bind_address(found) is None
 
@@ -210,10 +210,10 @@ def test_several_processes_take_all_their_devices():
     with pytest.raises(ConfigError, match="all of them are used"):
         devices.of_processes("many", 1)
     with pytest.raises(ConfigError, match="each process must have the same number"):
-        devices.of_processes("all", 2)  # of which only this one is there
+        devices.of_processes("all", 2)  # only this process exists
 
 
-# --- process 0 says what comes next ---------------------------------------------------------------
+# --- commands of process 0 ------------------------------------------------------------------------
 
 
 def test_the_others_hear_of_every_program_in_order():
@@ -325,7 +325,7 @@ def test_a_program_that_failed_for_another_process(text, lost):
     assert global_arrays.lost_peer(RuntimeError(text)) == lost
 
 
-# --- who is lost ----------------------------------------------------------------------------------
+# --- lost processes -------------------------------------------------------------------------------
 
 
 def watched(rank, size=3, heartbeat=10.0):
@@ -354,7 +354,7 @@ def test_the_others_notice_that_process_0_is_lost():
     other._exchange("1")
     assert other.wrong(now + 9) == ""
     assert "process 0 has not responded for 11 s" in other.wrong(other._answered + 11)
-    other._answered = now + 20  # its service answers, and its number stands still
+    other._answered = now + 20  # the service responds, but the counter does not change
     assert other.wrong(now + 11).startswith("process 0 has shown no sign of life")
     assert "process 1" not in other.board.all("lead")
 
@@ -403,7 +403,7 @@ def test_signals_of_the_others_reach_process_0():
     lead._exchange("1")
     assert lead.signals.exit_code == 143
     lead.signals.note(signal.SIGINT)
-    assert lead.signals.exit_code == 143  # the first counts
+    assert lead.signals.exit_code == 143  # the first signal determines the code
 
 
 @pytest.mark.parametrize("kind", [ValueError, jax.errors.JaxRuntimeError])

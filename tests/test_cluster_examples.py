@@ -18,7 +18,7 @@ from ppo_jax.config import check
 from ppo_jax.runs.cluster import place_of
 
 EXAMPLES = Path(__file__).parent.parent / "examples" / "cluster"
-# What the scripts start, in the place of what they name: it writes its words down.
+# Stand-in for the programs that the scripts start: it records its arguments.
 STAND_IN = '#!/bin/bash\nprintf "%s\\n" "$(basename "$0") $*" >> "$STARTED"\nexit {code}\n'
 
 

@@ -128,7 +128,7 @@ def test_two_processes_train_as_one_process_with_two_devices(tmp_path):
     summaries = [json.loads((tmp_path / n / "summary.json").read_text()) for n in ("one", "two")]
     for name in ("status", "updates", "eval_return_mean", "device"):
         assert summaries[0][name] == summaries[1][name]
-    assert jax.device_count() == 1  # here, where both were restored
+    assert jax.device_count() == 1  # of this process, which restored both
 
 
 @pytest.fixture(scope="module")
@@ -213,7 +213,7 @@ def test_a_process_that_lets_no_thread_run_ends_all(tmp_path):
 @pytest.mark.parametrize("rank", [0, 1])
 def test_a_process_whose_other_never_starts_ends(tmp_path, rank):
     with workers(tmp_path, ranks=[rank]) as alone:
-        assert alone.ended(2 * HEARTBEAT + 3) == {rank: 1}  # and the time of importing JAX
+        assert alone.ended(2 * HEARTBEAT + 3) == {rank: 1}  # plus the time for importing JAX
         assert f"process {rank} of 2 waited 10 s" in last_line(alone.said(rank))
 
 

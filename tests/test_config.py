@@ -80,7 +80,7 @@ def test_split_takes_the_floats_and_leaves_the_rest():
     config = configs.make(preset="none", learning_rate=1e-3, target_kl=0.02)
     static, floats = configs.split(config)
     assert floats["learning_rate"] == 1e-3 and floats["target_kl"] == 0.02
-    assert "value_clip_eps" not in floats  # None: another program
+    assert "value_clip_eps" not in floats  # None selects another program
     assert configs.merge(static, floats) == configs.resolve(config)
     assert static.num_envs == config.num_envs
     other = configs.split(configs.make(preset="none", learning_rate=5e-3, target_kl=0.1))[0]

@@ -22,11 +22,11 @@ from ppo_jax.types import Algorithm, LearnerState, TrainState
 ENVIRONMENTS = ["CartPole-v1", "Pendulum-v1"]
 CASES = [(name, env) for name in ALGORITHMS for env in ENVIRONMENTS]
 contract = pytest.mark.parametrize(("algorithm", "env"), CASES)
-# What takes many compilations, and does not depend on the kind of action.
+# Tests that compile many programs and do not depend on the kind of action.
 on_one = pytest.mark.parametrize(
     ("algorithm", "env"), [(name, "CartPole-v1") for name in ALGORITHMS]
 )
-# Compiled as runs are, which takes half a minute for each.
+# Tests that compile as runs do, which takes half a minute each.
 long_for_each = pytest.mark.parametrize(
     ("algorithm", "env"),
     [
@@ -35,7 +35,7 @@ long_for_each = pytest.mark.parametrize(
     ],
 )
 UPDATES = 6
-# As runs are compiled; the quick way of conftest.py may round a sum differently in two programs.
+# Compiled as runs are; the options of conftest.py may round a sum differently in two programs.
 AS_RUN = {"xla_backend_optimization_level": 1, "xla_cpu_use_fusion_emitters": True}
 
 
@@ -125,7 +125,7 @@ def test_modules_export_config_and_make(algorithm, env):
 
 @contract
 def test_a_run_is_finite_and_changes_everything(algorithm, env):
-    if env == "CartPole-v1":  # whose step other tests need as well
+    if env == "CartPole-v1":  # other tests need its step as well
         state, metrics = stepped(algorithm, env)
         start = stepping(algorithm, env)[1](jax.random.key(3))
     else:
@@ -142,7 +142,7 @@ def test_a_run_is_finite_and_changes_everything(algorithm, env):
         if not name.startswith("episode_"):
             assert np.isfinite(value).all(), name
     assert metrics["reused_resets"].sum() == 0
-    left = 1 - np.arange(UPDATES) / UPDATES  # of the learning rate, over the whole run
+    left = 1 - np.arange(UPDATES) / UPDATES  # learning-rate factor over the whole run
     rate = small(algorithm, env).hyper.learning_rate
     np.testing.assert_allclose(metrics["learning_rate"], rate * left, rtol=1e-5)
 
@@ -219,7 +219,7 @@ def test_chunks_are_the_whole(algorithm, env):
 
     def train(floats, key):
         state, metrics = make_train(configs.merge(static, floats))(key)
-        return state, {k: x for k, x in metrics.items() if k != "env_step"}  # the log adds its own
+        return state, {k: x for k, x in metrics.items() if k != "env_step"}  # added by the log
 
     in_one_piece = jax.jit(train, compiler_options=AS_RUN)
     assert_equal(whole, in_one_piece(floats, jax.random.key(3)))

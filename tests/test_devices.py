@@ -35,7 +35,7 @@ exit_with(lambda: print(jax.devices()[0].platform) or 0)
 
 
 def python(code, folder, platforms, *more):
-    """A fresh process in a folder, with JAX_PLATFORMS or without (None)."""
+    """Run code in a new process in a folder, with JAX_PLATFORMS set, or unset for None."""
     environment = {k: v for k, v in os.environ.items() if k != "JAX_PLATFORMS"}
     environment |= {} if platforms is None else {"JAX_PLATFORMS": platforms}
     environment["PYTHONPATH"] = os.pathsep.join(map(str, (ROOT, *more)))

@@ -83,7 +83,7 @@ def test_diag_gaussian(peer):
         "grad_kl_mean2": jax.grad(lambda m: p.kl(q.replace(mean=m)).sum())(q.mean),
         "grad_kl_log_std2": jax.grad(lambda s: p.kl(q.replace(log_std=s)).sum())(q.log_std),
     }
-    if peer == "sb3":  # its KL is left per dimension
+    if peer == "sb3":  # its KL is not summed over dimensions
         y["kl_pq"] = y["kl_pq"].sum(-1)
     compared = answers.keys() & y.keys()
     assert y.keys() == compared
@@ -152,7 +152,7 @@ def test_multicategorical():
 def test_bernoulli(peer):
     x, y = GOLDEN("bernoulli/inputs"), GOLDEN(f"bernoulli/{peer}")
     p, q = Bernoulli(jnp.asarray(x["logits"])), Bernoulli(jnp.asarray(x["logits2"]))
-    total = (lambda a: a) if peer == "sb3" else (lambda a: a.sum(-1))  # the others: per coin
+    total = (lambda a: a) if peer == "sb3" else (lambda a: a.sum(-1))  # others: elementwise
     close(p.log_prob(jnp.asarray(x["actions"])), total(y["log_prob"]))
     close(p.entropy(), total(y["entropy"]), atol=5e-6)
     if "kl_pq" in y:
@@ -222,8 +222,8 @@ def test_an_impossible_action_is_never_taken_and_harms_nothing(masked):
 
 
 LOGITS = jax.random.normal(jax.random.key(7), (2, 6)) * 3
-# Distribution of logits, what is legal, and the same for each logit. The second row of each has
-# something without any legal choice, which then is not masked.
+# Distribution of logits, legal actions, and the same for each logit. The second row of each has a
+# part without any legal choice, which is then not masked.
 MASKED = {
     "Categorical": (
         Categorical,
@@ -267,7 +267,7 @@ def test_illegal_actions_have_probability_zero(kind):
     actions = events(dist)
     probability = jnp.exp(jax.vmap(lambda a: dist.log_prob(jnp.stack([a, a])))(actions))
     np.testing.assert_allclose(probability.sum(0), 1.0, rtol=1e-6)
-    # Exactly the impossible ones are exactly 0, and the others are in proportion.
+    # Impossible actions have probability exactly 0, and the others keep their proportions.
     free = jnp.exp(jax.vmap(lambda a: make(LOGITS).log_prob(jnp.stack([a, a])))(actions))
     allowed = probability > 0
     expected = jnp.where(allowed, free, 0.0) / jnp.sum(free * allowed, axis=0)
@@ -283,7 +283,7 @@ def test_gradients_stop_at_the_mask(kind):
     """Log-probability, entropy and KL under jit and vmap: finite, and 0 for illegal actions."""
     make, legal, possible = MASKED[kind]
     actions = make(LOGITS).masked(legal).mode()
-    wrong = jnp.ones_like(actions)  # is illegal in the first row of each
+    wrong = jnp.ones_like(actions)  # illegal in the first row of each
     other = jax.random.normal(KEY, LOGITS.shape)
 
     def parts(logits, other, legal, action, wrong):
@@ -306,7 +306,7 @@ def test_gradients_stop_at_the_mask(kind):
     for name, gradient in jax.jit(jax.vmap(jax.jacrev(parts)))(*rows).items():
         assert np.isfinite(gradient).all(), name
         assert (gradient[~np.array(possible, bool)] == 0).all(), name
-    # The products with the Hessian that TRPO takes.
+    # Products with the Hessian, as in TRPO.
     curve = jax.vmap(lambda z, legal: jax.hessian(lambda z: make(z).masked(legal).entropy())(z))
     assert np.isfinite(curve(LOGITS, legal)).all()
 

@@ -1,4 +1,4 @@
-"""Statements of the documentation about tests, tables and examples are true."""
+"""What the documents say exists, exists."""
 
 import ast
 import re

@@ -25,7 +25,7 @@ from ppo_jax.experiment import RunOptions
 ROOT = documents.ROOT
 ALL = {documents.name(d): d for d in documents.documents()}
 
-# What is not run as it stands, and why; a pattern that no command matches is an error.
+# Commands that cannot be run as written, and why; a pattern without a matching command is an error.
 NOT_RUN = {
     r"^(pip|uv|git) ": "the network",
     r"^\.ci/|^\.venv/|run\.py test": "is what runs this, or a part of it",
@@ -45,7 +45,7 @@ NOT_RUN = {
     r"--format onnx|--wandb|--trackio": "needs an extra; tests of its own",
     r"benchmarks\.learning( --tasks|$)": "half an hour and more",
 }
-# What only a reader's machine has: the same command, through what run.py starts.
+# Programs that only a reader's machine has, and the same command as started by run.py.
 REPLACED = {"python3 run.py train": "python -m ppo_jax.train"}
 
 
@@ -120,7 +120,7 @@ def train(arguments: list[str]) -> None:
     if arguments[:1] == ["--resume"]:
         arguments = arguments[2:]
         named = {w[2:].replace("-", "_") for w in arguments if w.startswith("--")}
-        # Those may change, too.
+        # These files may change, too.
         options = {f.name for f in dataclasses.fields(RunOptions)} | {*CLUSTER_OPTIONS}
         assert named <= {*train_command.FREE_ON_RESUME} | options, named
     config, _ = train_command._parse(arguments, flags.base_config(arguments), {})

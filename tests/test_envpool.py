@@ -24,7 +24,7 @@ def test_the_step_after_an_episode_is_a_dummy():
     done = terminated | truncated
     assert done.any() and valid[0].all()
     np.testing.assert_array_equal(~valid[1:], done[:-1])
-    assert (np.abs(seen[1:][~valid[1:]]) < 0.06).all()  # a new episode begins near the middle
+    assert (np.abs(seen[1:][~valid[1:]]) < 0.06).all()  # new episodes start near 0
 
 
 def test_images_and_names():

@@ -31,7 +31,7 @@ def test_adapter_is_gymnax_without_the_reset(name):
         def step(state, i):
             key = jax.random.key(i)
             action = gymnax.action_space(params).sample(jax.random.key(100 + i))
-            step_key = jax.random.split(key)[0]  # what gymnax's step hands on to step_env
+            step_key = jax.random.split(key)[0]  # the key that gymnax's step passes to step_env
             ours = env.step(step_key, state, action, env.params)
             theirs = gymnax.step(key, state, action, params)
             final = theirs[5]["final_observation"]
@@ -103,7 +103,7 @@ def test_a_finished_episode_is_followed_by_a_fresh_one():
     _, _, (before, after, terminated, truncated, final) = run_counter(pool_size=200)
     done = terminated | truncated
     assert done.any() and terminated.any() and truncated.any()
-    # The true successor is kept: same episode, one step on.
+    # The true successor is in the same episode, one step later.
     np.testing.assert_array_equal(final, Counter().successor(before))
     np.testing.assert_array_equal(after[~done], final[~done])
     # A new episode starts at step 0 under a new id.
@@ -124,7 +124,7 @@ def test_every_reset_of_the_pool_is_used_at_most_once():
     ("shortest", "steps", "each"), [(2, 7, 4), (5, 5, 1), (5, 6, 2), (5, 11, 3), (3, 40, 14)]
 )
 def test_a_pool_holds_as_many_resets_as_episodes_can_end(shortest, steps, each):
-    """The first episode may have started long before."""
+    """The first episode may have started long before the rollout."""
     env = altered(shortest_episode=shortest)
     assert envs.vectorize(env, 4, steps).pool_size == 4 * each
 
@@ -188,7 +188,7 @@ def at_random(env):
     return lambda key, obs: jax.random.randint(key, (), 0, env.action_space.n)
 
 
-# Where chance alone never reaches the goal, policies that pump energy into the swing.
+# Environments that random actions never solve, with policies that pump energy into the swing.
 IN_A_HURRY = {
     "MountainCar-v0": lambda key, obs: jnp.where(obs[1] >= 0, 2, 0),
     "MountainCarContinuous-v0": lambda key, obs: jnp.sign(obs[1:]),
@@ -200,7 +200,7 @@ IN_A_HURRY = {
 def test_declared_shortest_episodes_are_not_undercut(name):
     env = envs.make(name)
     if env.shortest_episode == env.time_limit:
-        # Nothing but the limit ends them.
+        # Only the time limit ends these episodes.
         assert name in ("Pendulum-v1", "Freeway-MinAtar", "DeepSea-bsuite")
         return
     vector = envs.vectorize(env, 256, pool_size=4096)

@@ -66,7 +66,7 @@ def test_environments_need_no_hash():
 def test_greedy_takes_the_mode_and_stochastic_samples():
     env = MatchObservation()
     policy, params = agent(env)
-    # Slightly better than chance: the mode is always right, a sample only mostly.
+    # Slightly better than random: the mode is always right, a sample only mostly.
     params["actor"]["head"]["kernel"] = jnp.zeros_like(params["actor"]["head"]["kernel"])
     params["actor"]["body"]["Dense_0"]["kernel"] = jnp.ones_like(
         params["actor"]["body"]["Dense_0"]["kernel"]
@@ -165,7 +165,7 @@ def test_the_interval_is_that_of_student():
     x = np.random.default_rng(1).normal(3.0, 2.0, 5)
     expected = stats.t.interval(0.95, 4, np.mean(x), stats.sem(x))
     np.testing.assert_allclose(evaluate.confidence_interval(x), expected)
-    # Two rows of each game, which are equal: as many games, the same interval.
+    # Two equal rows for each game: the number of games and the interval are unchanged.
     np.testing.assert_allclose(evaluate.confidence_interval(np.repeat(x, 2), 2), expected)
 
 

@@ -1,4 +1,4 @@
-"""examples/own_parts.py, run with the commands of examples/README.md."""
+"""examples/own_parts.py by the commands of examples/README.md, as they are written."""
 
 import csv
 import importlib.util
@@ -25,7 +25,7 @@ COMMANDS = re.findall(r"^      (python -m .*)$", (EXAMPLES / "README.md").read_t
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
-    """A copy of examples/, in which the commands write their files."""
+    """A copy of examples/, so that what the commands leave is beside it."""
     root = tmp_path_factory.mktemp("examples")
     shutil.copytree(EXAMPLES, root / "examples")
     return root / "examples"
@@ -64,7 +64,7 @@ def numbers(path):
 
 @pytest.mark.slow
 def test_the_commands_of_the_example_run_as_written(folder, monkeypatch):
-    """Training, kill and resume, evaluation, export, plot and sweep."""
+    """Trained, killed and resumed, evaluated, exported, plotted and swept."""
     train = command("--total-timesteps 40000")
     output = run(train, folder)
     assert "environment steps: 0." in output  # the callback
@@ -113,7 +113,7 @@ def test_the_example_leaves_for_onnx(folder):
 
 
 def test_the_example_trains_from_python(tmp_path, monkeypatch):
-    """Objects instead of names, two callbacks, and an early end."""
+    """Objects in place of names, two callbacks, an early end."""
     monkeypatch.syspath_prepend(str(EXAMPLES))
     import own_parts
 

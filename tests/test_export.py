@@ -133,7 +133,7 @@ def test_memory_is_kept_until_an_episode_begins(tmp_path):
         act(x)
         found.append(act._core)
     assert jax.tree.all(jax.tree.map(lambda a, b: np.allclose(a, b, atol=1e-6), found[-1], core))
-    act(obs[0], start=[True, False])  # the first begins anew, the second goes on
+    act(obs[0], start=[True, False])  # the first episode starts again, the second continues
     first, second = (jax.tree.map(lambda x, i=i: x[i], act._core) for i in (0, 1))
     fresh = jax.tree.map(lambda x: x[0], found[0])
     same = jax.tree.map(lambda a, b: np.allclose(a, b, atol=1e-6), first, fresh)

@@ -286,7 +286,7 @@ def killed_at(monkeypatch, number: int) -> None:
         def wrapped(*arguments, **more):
             nonlocal count
             count += 1
-            if count >= number:  # nor does anything happen after it
+            if count >= number:  # and nothing happens afterwards
                 raise Killed
             return function(*arguments, **more)
 
@@ -410,7 +410,7 @@ def test_what_is_read_is_a_regular_file_of_the_folder(tmp_path):
             files.read_text(tmp_path / "folder" / name)
 
 
-# --- whose is it -------------------------------------------------------------------------------
+# --- files of other programs -------------------------------------------------------------------
 
 
 def hugging_face(path):
@@ -488,7 +488,7 @@ def test_a_damaged_checkpoint_is_kept_beside_the_others(run):
     assert (run / "checkpoints/4.unverified.json").exists()
 
 
-# --- disks -------------------------------------------------------------------------------------
+# --- failing disks -----------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("name", ["manifest.json", "summary.json", "metrics.jsonl"])

@@ -118,7 +118,7 @@ def test_the_state_before_is_that_of_a_shorter_run(tmp_path):
 @pytest.mark.parametrize("epochs", [1, 4])
 def test_parameters_beyond_all_measure_are_bad_although_they_are_finite(tmp_path, epochs):
     options = {"learning_rate": 3e38, "epochs": epochs, "minibatches": 1}
-    # In one step the parameters go first; in four, the second gradient is that of such parameters.
+    # With one gradient step, the parameters are invalid first; with four, the second gradient.
     first = r"parameters\['actor'\]" if epochs == 1 else "gradients"
     with pytest.raises(Diverged, match=first + ".* at update 1 .*nothing is saved"):
         train(tmp_path / "a", "CartPole-v1", **options)
@@ -200,7 +200,7 @@ def failure_of(config, program, state, path):
     return str(failure.value)
 
 
-# --- what no environment is given -----------------------------------------------------------
+# --- actions passed to environments ---------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -214,7 +214,7 @@ def test_an_action_that_is_not_finite_is_replaced_by_a_legal_one(low, high, zero
     assert guard.finite_action(whole, spaces.MultiDiscrete((3, 3))) is whole
 
 
-# --- the parts ------------------------------------------------------------------------------
+# --- the parts of the guard -----------------------------------------------------------------
 
 
 def test_padding_may_hold_anything():
@@ -415,7 +415,7 @@ def wrong(*names, job=None, **metrics):
 @pytest.mark.parametrize(
     ("names", "metrics", "says"),
     [
-        (["rewards"], {}, "rewards are not finite or beyond 1e+18 in size at update 3 ("),
+        (["rewards"], {}, "rewards are not finite or beyond 1e+18 in absolute value at"),
         (["optimiser[0]", "parameters['w']", "values"], {}, "values are not finite at update 3 ("),
         (["parameters['w']"], {"grad_norm": np.nan}, "gradients are not finite (grad_norm nan) at"),
         (["observations['a']", "rewards"], {}, "observations['a'] is not finite at update 3 ("),

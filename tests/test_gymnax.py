@@ -8,7 +8,7 @@ import pytest
 from ppo_jax import envs
 from ppo_jax.envs.gymnax import _gymnax
 
-# Name -> the lowest and highest values of the state that Gymnasium's environment keeps.
+# Name -> lower and upper bounds of the state that Gymnasium's environment stores.
 STATES = {
     "CartPole-v1": ([-2.4, -3, -0.2, -3], [2.4, 3, 0.2, 3]),
     "Acrobot-v1": ([-np.pi, -np.pi, -12, -28], [np.pi, np.pi, 12, 28]),

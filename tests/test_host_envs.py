@@ -39,7 +39,7 @@ class Counting(gymnasium.Env):
     observation_space = gymnasium.spaces.Box(-np.inf, np.inf, (2,), np.float64)
     action_space = gymnasium.spaces.Discrete(2)
     metadata: ClassVar = {"render_modes": ["rgb_array"]}
-    steps = 0  # of all of them together
+    steps = 0  # shared by all copies
 
     def __init__(self, render_mode=None):
         self.render_mode = render_mode
@@ -74,7 +74,7 @@ def collect(env, num_envs=ENVS, rollouts=2, **options):
     policy = make_policy(env.observation_space, env.action_space, hidden=(8,))
     state = rollout.init(KEY, policy, venv, **options)
     params = policy.init(jax.random.key(1), state.obs)
-    params["critic"]["head"]["kernel"] *= 100.0  # so that a wrong successor shows
+    params["critic"]["head"]["kernel"] *= 100.0  # makes a wrong successor visible
     step = jax.jit(
         functools.partial(rollout.collect, env=venv, policy=policy, num_steps=STEPS, gamma=GAMMA)
     )
@@ -119,7 +119,7 @@ def test_a_time_limit_bootstraps_the_true_final_observation(collected):
         truncated = t.done & ~t.terminated
         assert truncated.sum() > 3 and t.terminated.sum() > 3
         following = jnp.concatenate([t.obs[1:], after.obs[None]])
-        final = t.obs + jnp.array([0.0, 1.0])  # the same id, one step on
+        final = t.obs + jnp.array([0.0, 1.0])  # the same id, one step later
         successor = jnp.where(truncated[..., None], final, following)
         expected = policy.apply(params, successor)[1]
         alive = ~t.terminated
@@ -176,7 +176,7 @@ class Spaced(gymnasium.Env):
     def obs(self):
         obs = self.observation_space.sample()
         if isinstance(obs, dict) and "action_mask" in obs:
-            obs["action_mask"][0] = 1  # one of the actions is legal
+            obs["action_mask"][0] = 1  # one action remains legal
         return obs
 
     def step(self, action):
@@ -340,7 +340,7 @@ def test_an_exception_in_the_environment_is_told_as_it_is():
 
         def step(self, action):
             self.count += 1
-            if self.count > 9:  # after the first look
+            if self.count > 9:  # after the first check
                 raise OSError("a wheel fell off")
             return super().step(action)
 
@@ -372,7 +372,7 @@ def test_a_run_resumes_with_new_episodes(tmp_path):
     assert [r["update"] for r in rows] == [1, 2, 3, 4, 5, 6]
     summary = json.loads((tmp_path / "run" / "summary.json").read_text())
     assert summary["env_steps"] == 96 and summary["eval_episodes"] == 3
-    # Update 4 begins with new episodes: none that ends in it is longer than its 8 steps.
+    # Update 4 starts new episodes: those that end in it have at most its 8 steps.
     assert rows[3]["episode_length"] is None or rows[3]["episode_length"] <= 8
 
 

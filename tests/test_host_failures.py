@@ -144,7 +144,7 @@ def test_a_mask_without_a_legal_action_is_named(monkeypatch, cls, way):
         play()
     assert "index 0 of 2" in str(failed.value)
     monkeypatch.setattr(cls, "stuck", -1)
-    assert play()[4].terminated.all()  # where nothing follows, nothing need be legal
+    assert play()[4].terminated.all()  # the last observation needs no legal action
     monkeypatch.setattr(cls, "stuck", 0)
     with pytest.raises(InvalidEnvironment, match="reset returned a mask by which no action"):
         envs.as_env(cls)
@@ -187,7 +187,7 @@ def collected(env, num_envs=2, num_steps=32):
     policy = make_policy(env.observation_space, env.action_space, hidden=(8,))
     state = rollout.init(KEY, policy, vector)
     params = policy.init(jax.random.key(1), state.obs)
-    params["critic"]["head"]["kernel"] *= 100.0  # so that a wrong successor shows
+    params["critic"]["head"]["kernel"] *= 100.0  # makes a wrong successor visible
     collect = functools.partial(
         rollout.collect, env=vector, policy=policy, num_steps=num_steps, gamma=0.9
     )
@@ -203,7 +203,7 @@ def test_a_time_limit_is_the_longest_that_an_episode_can_be():
     policy, params, rows, state = collected(env)
     cut = rows.done & ~rows.terminated
     assert np.flatnonzero(cut[:, 0]).tolist() == [2, 9, 13, 16, 23, 27, 30]
-    final = rows.obs + np.array([0.0, 1.0])  # the same episode, one step on
+    final = rows.obs + np.array([0.0, 1.0])  # the same episode, one step later
     expected = policy.apply(params, jnp.asarray(final))[1]
     np.testing.assert_allclose(rows.next_value[cut], expected[cut], rtol=1e-4)
     assert state.metrics["lost_cuts"] == 0
@@ -308,7 +308,7 @@ def test_the_episode_of_a_copy_that_failed_counts_nowhere(tmp_path):
     broken = rows.weight == 0
     assert broken.sum() == 1 and broken[13].any()
     n = int(np.flatnonzero(broken[13])[0])
-    # Steps 0 to 9 are an episode; 10 to 12 the beginning of one that is abandoned.
+    # Steps 0 to 9 are one episode; 10 to 12 start one that is abandoned.
     assert np.flatnonzero(rows.done[:14, n]).tolist() == [9, 12]
     assert not rows.terminated[12, n] and rows.obs[13, n].tolist() == [13, 3]
     value = policy.apply(params, jnp.asarray(rows.obs))[1]
@@ -366,7 +366,7 @@ def exits(monkeypatch):
     def exit_(code):
         codes.append(code)
         odd.HangsAtOnce.over.set()
-        sys.exit()  # of the thread that watches
+        sys.exit()  # ends the watching thread
 
     monkeypatch.setattr("os._exit", exit_)
     monkeypatch.setattr(odd.HangsAtOnce, "over", threading.Event())

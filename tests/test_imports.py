@@ -10,7 +10,7 @@ import ppo_jax
 from ppo_jax.envs.registry import SUITES
 
 ROOT = Path(ppo_jax.__file__).parent
-# Data flow from left to right; a module imports only from its own layer's left.
+# Data flows from left to right; a module imports only from layers to the left of its own.
 LAYERS = [
     {
         "analysis.style",
@@ -46,11 +46,11 @@ LAYERS = [
     {"export", "sweep", "rlhf"},
     {"cli"},
 ]
-# Of `config`: what "config.options" stands for.
+# Modules of `config` that other modules may import, such as "config.options".
 FOUNDATION = {"errors", "options", "schedules"}
-# What hands out public names, or starts a command.
+# Modules that define public names or start a command.
 OUTSIDE = {"__init__", "__main__", "plot"}
-# Modules of one name build on each other; in the first layers some build on a neighbour.
+# Modules with the same name may import each other; in the first layers, some import a neighbour.
 NEIGHBOURS = {
     "evaluate": {"experiment"},  # when it is called as `ppo_jax.evaluate`
     "config.references": {"config.options"},
@@ -88,7 +88,7 @@ def imports_of(path: Path) -> set[str]:
     for node in ast.walk(tree):
         if isinstance(node, ast.ImportFrom) and (node.module or "").split(".")[0] == "ppo_jax":
             parts = node.module.split(".")[1:]
-            # `from ppo_jax.config import schedules` is about the module `config.schedules`.
+            # `from ppo_jax.config import schedules` refers to the module `config.schedules`.
             names = [[*parts, alias.name] for alias in node.names]
             found |= {layer_of(name) for name in names}
         elif isinstance(node, ast.Import):
@@ -198,7 +198,7 @@ def test_public_definitions_have_docstrings():
                 assert ast.get_docstring(node), f"{path.name}: {node.name}"
 
 
-# Formulas whose arguments are the symbols of their papers; their signatures are public and stay.
+# Formulas whose arguments are the symbols of their papers; their signatures are public and fixed.
 FORMULAS = {"gae", "k_step_advantages", "adaptive_kl"}
 
 

@@ -20,9 +20,9 @@ GOLDEN = Golden("02_ppo_loss")
     [
         (1.0, 2.0, -2.0, True),  # inside the interval
         (1.0, -2.0, 2.0, True),
-        (0.5, 2.0, -1.0, True),  # below, A > 0: to be made likelier again
-        (0.5, -2.0, 1.6, False),  # below, A < 0: far enough
-        (1.5, 2.0, -2.4, False),  # above, A > 0: far enough
+        (0.5, 2.0, -1.0, True),  # below, A > 0: to be made more likely again
+        (0.5, -2.0, 1.6, False),  # below, A < 0: no further change
+        (1.5, 2.0, -2.4, False),  # above, A > 0: no further change
         (1.5, -2.0, 3.0, True),  # above, A < 0: to be made less likely again
     ],
 )
@@ -81,7 +81,7 @@ def test_the_loss_of_one_step_methods_is_the_sum_of_its_parts():
 def test_squared_errors_by_hand():
     np.testing.assert_allclose(losses.squared_error(jnp.array(3.0), 1.0), 2.0)
     clipped = losses.clipped_squared_error
-    # Moved from 0 to 3 towards 4: no credit beyond 0 + 1. Moved away from 0: paid in full.
+    # From 0 to 3 towards 4: no credit beyond 0 + 1. Away from 0: the full error.
     np.testing.assert_allclose(clipped(jnp.array(3.0), 0.0, 4.0, 1.0), 0.5 * 9)
     np.testing.assert_allclose(clipped(jnp.array(-3.0), 0.0, 4.0, 1.0), 0.5 * 49)
 
@@ -156,7 +156,7 @@ def test_masked_rows_become_the_first_that_counts():
     masked = losses.mask(batch)
     np.testing.assert_array_equal(masked.action, [3, 3, 3, 4])
     np.testing.assert_array_equal(masked.obs[1][:, 0], [3, 3, 3, 4])
-    np.testing.assert_array_equal(masked.extra, core)  # not a row per weight
+    np.testing.assert_array_equal(masked.extra, core)  # not one row per weight
     np.testing.assert_array_equal(masked.weight, weight)
     nothing = losses.mask(batch.replace(weight=jnp.zeros(4)))
     np.testing.assert_array_equal(nothing.action, jnp.zeros(4))

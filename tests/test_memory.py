@@ -86,7 +86,7 @@ def test_a_sequence_is_its_steps_one_by_one_and_forgets_where_an_episode_starts(
         np.testing.assert_allclose(out[:, 0], y[:, t], atol=1e-6)
     nothing = jax.tree.map(jnp.zeros_like, before)
     fresh = module.apply({"params": params}, nothing, x[:, 4:], jnp.zeros((3, 2), bool))[1]
-    # The first step of the new episode itself remembers nothing, and the one before it still does.
+    # The first step of the new episode has no memory of the previous one, but the step before has.
     np.testing.assert_allclose(y[1, 4:], fresh[1], atol=1e-6)
     assert np.abs(y[2, 4:] - fresh[2]).max() > 0.05
     other = module.apply({"params": params}, nothing, x, start)[1]
@@ -151,7 +151,7 @@ def test_learning_sees_what_acting_saw(cell, shared):
 
     state, params = start()
     head = params["actor"]["head"] if shared else params["actor"]["head"]["head"]
-    head["kernel"] *= 100.0  # far from uniform, so that memory matters
+    head["kernel"] *= 100.0  # far from uniform, so that the recurrent state matters
     collect = jax.jit(
         functools.partial(rollout.collect, env=vector, policy=policy, num_steps=64, gamma=0.9)
     )
@@ -173,7 +173,7 @@ def test_learning_sees_what_acting_saw(cell, shared):
         np.testing.assert_allclose(value, batch.value, atol=1e-5)
         _, metrics = loss_fn(params, batch)
         assert metrics["clip_fraction"] == 0 and abs(metrics["approx_kl"]) < 1e-6
-        # Without the flags, or with those of the step before, it is another policy.
+        # Without these flags, or with those of the previous step, the policy differs.
         for wrong in (jnp.zeros_like(batch.obs.start), jnp.roll(batch.obs.start, 1, axis=1)):
             other = dataclasses.replace(batch.obs, start=wrong)
             ratio, _ = judge(params, other, batch)

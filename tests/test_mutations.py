@@ -13,7 +13,7 @@ ALL = mutations.mutations()
 def test_each_mutation_is_of_one_place_and_names_a_test():
     assert len(ALL) >= 40
     with mutations.FILE.open(newline="") as file:
-        assert len(list(csv.DictReader(file))) == len(ALL)  # each has a name of its own
+        assert len(list(csv.DictReader(file))) == len(ALL)  # all names are different
     for mutation in ALL.values():
         text = (mutations.ROOT / mutation.file).read_text()
         assert text.count(mutation.old) == 1, mutation

@@ -58,7 +58,7 @@ def test_outputs_are_float32_and_nearly_the_same(name):
     apply = jax.jit(lambda *given: (exact.apply(*given), half.apply(*given)))
     (dist, value), (dist_half, value_half) = apply(params, inputs)
     pairs = ((value, value_half), (100 * dist.logits, 100 * dist_half.logits))
-    for x, y in pairs:  # policy heads begin near 0
+    for x, y in pairs:  # policy heads are initialised near 0
         assert x.dtype == y.dtype == jnp.float32
         difference = np.abs(np.asarray(x - y))
         assert 0 < difference.max() < 0.05 * max(1.0, float(jnp.abs(x).max())), name

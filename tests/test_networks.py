@@ -39,7 +39,7 @@ def gains(params) -> dict[str, tuple[float, float]]:
 
 def peer_gains(case: str) -> dict[str, float]:
     arrays = GOLDEN(case)
-    kernels = arrays["sv_max"] > 0  # neither vectors nor a log_std kept as a (1, D) matrix
+    kernels = arrays["sv_max"] > 0  # excludes vectors and log_std as a (1, D) matrix
     np.testing.assert_allclose(arrays["sv_min"][kernels], arrays["sv_max"][kernels], rtol=1e-5)
     return dict(zip(arrays["names"][kernels].tolist(), arrays["sv_max"][kernels], strict=True))
 
@@ -63,7 +63,7 @@ def test_gains_equal_the_peers(case, space):
     np.testing.assert_allclose(found["['actor']['head']['kernel']"], 0.01, rtol=1e-5)
     np.testing.assert_allclose(found["['critic']['head']['kernel']"], 1.0, rtol=1e-5)
     biases = [x for p, x in jax.tree_util.tree_leaves_with_path(params) if x.ndim == 1]
-    assert all((b == 0).all() for b in biases)  # log_std is among them
+    assert all((b == 0).all() for b in biases)  # log_std is included
 
 
 def test_cnn_gains_equal_sb3():
@@ -196,7 +196,7 @@ print("done")
 
 @pytest.mark.parametrize(("platform", "loops"), [("cpu", True), ("cuda", False)])
 def test_many_initialisers_are_factorised_one_by_one_on_cpus_alone(platform, loops):
-    """Batched factorisation deadlocks there; elsewhere a loop over many agents would be slow."""
+    """Batched factorisation deadlocks on CPUs; on GPUs, a loop over many agents would be slow."""
     draw = jax.vmap(lambda key: orthogonal(1.0)(key, (8, 8)))
     keys = jax.random.split(jax.random.key(0), 4)
     text = jax.export.export(jax.jit(draw), platforms=[platform])(keys).mlir_module()

@@ -35,7 +35,7 @@ def numbers(*shape, seed=0):
     return jax.random.normal(jax.random.key(seed), shape)
 
 
-# Parts of unequal weight, one of them without any.
+# Parts of unequal weight, one of them with weight 0.
 WEIGHT = jnp.concatenate([jnp.ones(8), jnp.zeros(8), jnp.arange(8) % 2, jnp.ones(8)])
 
 
@@ -194,7 +194,7 @@ def test_the_natural_gradient_is_that_of_the_whole_batch():
 
 def test_micro_batches_count_by_the_weight_of_all_parts():
     policy, config, params, batch = policy_and_batch("ppo")
-    # Each part has another share of its weight in its first half.
+    # The first half of each part has a different fraction of its weight.
     weight = (jnp.arange(32) % 8 < jnp.repeat(jnp.array([1, 6, 3, 8]), 8)).astype(jnp.float32)
     batch = dataclasses.replace(batch, weight=weight)
     loss_fn = ppo.make_loss(policy, dataclasses.replace(config, normalize_advantage=False))
@@ -251,7 +251,7 @@ def test_environments_in_parts_begin_anew():
 
 
 def test_a_run_keeps_its_parts_when_it_is_resumed(tmp_path):
-    """A run keeps its configuration if the caller leaves the number of parts to --devices."""
+    """The number of parts of the run applies, although the resuming caller does not give it."""
     ppo_jax.run(small(parts=2), tmp_path / "a", eval_episodes=0)
     longer = dataclasses.replace(small(), total_timesteps=704)
     result = ppo_jax.run(longer, resume=tmp_path / "a", eval_episodes=0)
@@ -268,7 +268,7 @@ def test_an_algorithm_whose_parts_would_learn_apart_is_refused(tmp_path):
 
             def update(key, learner, batch):
                 learner, metrics = made.update(key, learner, batch)
-                extra = jnp.mean(batch.advantage)  # of this part alone
+                extra = jnp.mean(batch.advantage)  # mean over this part only
                 return dataclasses.replace(learner, extra=extra), metrics
 
             def init(key, obs):
@@ -318,7 +318,7 @@ def test_a_number_of_devices_is_a_number(asked):
 
 
 def test_devices_that_are_not_there():
-    jax.devices()  # from now on there are as many as there are
+    jax.devices()  # initialises the devices
     with pytest.raises(ConfigError, match=r"devices is 4096, but there"):
         devices.chosen("4096")
     assert devices.chosen("1") == 1 and devices.chosen("all") == jax.device_count()
@@ -338,9 +338,9 @@ def test_one_device_has_no_layout():
 
 # --- eight devices --------------------------------------------------------------------------------
 
-# Parameters after 20 updates of Adam. Sums in another order round differently, and Adam divides a
-# gradient near zero by its own size: up to 1.0e-5 was seen (REINFORCE, 500 steps), 1e-6 mostly, and
-# a parameter moves by some 1e-2. The gradients themselves are held to 1e-6, below.
+# For parameters after 20 updates of Adam, which move each by some 1e-2. Sums in another order
+# round differently, and Adam divides a gradient near zero by its own size: the largest difference
+# seen is 1.0e-5 (REINFORCE, 500 steps). The gradients themselves must agree to 1e-6.
 PARAMS_TOLERANCE = 1e-4
 
 
@@ -387,7 +387,7 @@ def test_several_devices_learn_what_one_learns(name):
         assert collectives["all-reduce"] > 0
         if name == "ppo":  # 5 in a gradient step and 11 in a rollout, as benchmarks.cost_model has
             assert collectives["all-reduce"] == 16
-        if name == "large":  # of the others, what all devices have is too large a part
+        if name == "large":  # for the others, replicated arrays dominate
             assert several["bytes"] == pytest.approx(one["bytes"] / int(number), rel=0.1)
 
 

@@ -15,7 +15,7 @@ from ppo_jax.train import build, make_train
 
 KEY = jax.random.key(0)
 STAY, UP, DOWN = 0, 1, 2
-# Frames of one pixel: for what does not depend on them.
+# Frames of one pixel, for tests that do not depend on frames.
 EASY = pong.Pong(1, 1)
 step = jax.jit(EASY.step)
 
@@ -48,7 +48,7 @@ def look_ahead(off, key, state):
     (x, y), (across, down) = state.ball, state.velocity
     face = pong.AGENT_X - pong.PADDLE_WIDTH - pong.BALL
     frames = jnp.ceil((face - x) / jnp.where(across > 0, across, 1.0))
-    # The way between the walls, unfolded.
+    # The path between the walls, without reflections.
     span = pong.COURT - 2 * pong.BALL
     way = jnp.mod(y + down * frames - pong.BALL, 2 * span)
     height = pong.BALL + jnp.where(way > span, 2 * span - way, way)
@@ -120,7 +120,7 @@ def test_a_point_belongs_to_who_sent_the_ball_out(x, across, reward, score):
     assert earned == reward and tuple(after.score) == score and not (terminated or truncated)
     assert (
         after.ball[0] == 80 and after.agent == state.agent
-    )  # served again, paddles where they are
+    )  # served again, with the paddles unchanged
 
 
 def test_the_game_ends_at_21():
@@ -147,7 +147,7 @@ def test_serves_are_random_and_no_point_is_made_sooner_than_promised():
 
 def test_where_the_ball_meets_the_paddle_decides_angle_and_speed():
     def after_hit(offset):
-        # Two frames before the face at x = 138.
+        # Two frames before the paddle's face at x = 138.
         state = game(ball=(134.0, 80.0), velocity=(2.0, 0.0), agent=80.0 - offset)
         return step(KEY, state, STAY, EASY.params)[1]
 
@@ -235,7 +235,7 @@ def test_credit_may_end_with_the_point():
     for name in ("obs", "action", "reward", "value", "next_value", "weight"):
         np.testing.assert_array_equal(getattr(point, name), getattr(game, name), err_msg=name)
     assert {k: float(v) for k, v in metrics.items()} == {k: float(v) for k, v in others.items()}
-    assert metrics["episodes"] == 16  # games, as before
+    assert metrics["episodes"] == 16  # games, as before, not points
     advantage = advantages.estimate_gae(point, gamma=0.9, lambda_=0.95).advantage
     np.testing.assert_allclose(advantage[made], (point.reward - point.value)[made], atol=1e-6)
 
@@ -318,7 +318,7 @@ def test_differences_need_three_frames():
 
 
 def test_the_preset_is_of_pong():
-    config = configs.make(env="Pong")  # its own preset
+    config = configs.make(env="Pong")  # selects its own preset
     assert config == configs.make(preset="pong")
     assert configs.from_json(configs.to_json(config)) == config
     program = build(config)

@@ -35,7 +35,7 @@ from reference import (
 LOSS, UPDATE = Golden("02_ppo_loss"), Golden("09_full_update")
 
 
-# --- 02: one loss and its gradients, where the policy is a table of its own outputs ---------
+# --- 02: one loss and its gradients; the policy is a table of its own outputs ---------------
 
 
 def check_loss(kind: str, case: str, config: ppo.Config, renamed: dict[str, str]) -> None:
@@ -184,7 +184,7 @@ def test_padding_full_of_infinities_changes_nothing(kind):
         rows,
     )
     poison = poison.replace(weight=real.astype(jnp.float32))
-    # A network, not a table: infinite observations must not reach its weights either.
+    # A network instead of a table: infinite observations must not reach its weights either.
     policy = make_policy(
         spaces.Box(-np.inf, np.inf, (1,)),
         spaces.Discrete(params["logits"].shape[-1])
@@ -217,7 +217,7 @@ SB3_CASES = [
     }.items()
     for case in names
 ]
-# The twins in float64 tell more; in float32 one of each kind, and of each way an update differs.
+# The float64 cases are more precise; in float32, one of each kind and of each kind of update.
 SB3_SINGLE = [("categorical", "basic"), ("gaussian", "early_stop"), ("multidiscrete", "vfclip_ent")]
 SB3_RUNS = [(*case, "float64") for case in SB3_CASES] + [(*c, "float32") for c in SB3_SINGLE]
 
@@ -300,7 +300,8 @@ def test_update_equals_sb3_weight_by_weight(kind, case, dtype):
         def run(params, rows):
             """The whole update, and the weights after each step of its first epoch."""
             learner = LearnerState(params, optimizer.init(params), jnp.zeros((), jnp.int32))
-            # float32 optimiser state would limit the twin: the rate is a float32 constant of ours.
+            # A float32 optimiser state would limit the precision: our learning rate is a float32
+            # constant.
             if double:
                 state = learner.opt_state._replace(learning_rate=jnp.float64(hp["learning_rate"]))
                 learner = learner.replace(opt_state=state)
@@ -335,7 +336,7 @@ def test_update_equals_sb3_weight_by_weight(kind, case, dtype):
             np.testing.assert_allclose(
                 metrics[ours], expected, rtol=1e-7 if double else 1e-4, atol=1e-6, err_msg=ours
             )
-        # And step by step, as far as the epochs' shuffling goes.
+        # And step by step, as far as the shuffled order is known.
         steps = jax.device_get(steps)
         for k in range(min(taken, minibatches)):
             weights = {n: v[k + 1] for n, v in history.items()}
@@ -392,7 +393,7 @@ def test_update_equals_cleanrl_weight_by_weight(kind):
         entropy_coef=hp["ent_coef"],
         value_coef=hp["vf_coef"],
     )
-    # CleanRL's dones[t] says that s_t starts an episode; ours that step t ended one.
+    # CleanRL's dones[t] means that s_t starts an episode; ours means that step t ended one.
     done = np.concatenate([y["dones"][1:], y["next_done"][None]]).astype(bool)
     trajectory = Trajectory(
         obs=jnp.asarray(y["obs"]),
@@ -524,7 +525,7 @@ def test_target_kl_stops_the_epochs():
     stopped, metrics = bound(0.002)
     assert 0 < int(stopped.step) < 40
     assert metrics["approx_kl"] <= 0.003
-    # What was done before the stop is what the free run did.
+    # Before the stop, the update equals the one without a stop.
     policy = make_policy(spaces.Box(-9.0, 9.0, (3,)), spaces.Discrete(2), hidden=(8,))
     loss_fn, optimizer = ppo.make_loss(policy, ppo.Config()), sgd.make_optimizer(learning_rate=0.05)
 
@@ -539,7 +540,7 @@ def test_target_kl_stops_the_epochs():
     assert int(stopped.step) == first
     before = jax.tree.map(lambda x: x[first], by_hand)
     assert_close(stopped.params, before, rtol=1e-5, atol=1e-6)
-    # A KL between the target and one and a half times it is no reason to stop.
+    # A KL between the target and 1.5 times the target does not stop the update.
     target = kls[first] / 1.4
     later = np.argmax(kls > 1.5 * target)
     assert first < later

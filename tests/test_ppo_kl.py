@@ -138,7 +138,7 @@ def test_a_larger_coefficient_keeps_the_policy_closer():
     for coef in (0.0, 1.0, 100.0):
         _, algorithm, learner, rows = small_update(kl_coef=coef, kl_target=None, epochs=10)
         moved, metrics = algorithm.update(jax.random.key(1), learner, rows)
-        assert moved.extra == coef  # without a target it is fixed
+        assert moved.extra == coef  # constant without a target
         kls.append(float(metrics["kl"]))
     assert kls[0] > kls[1] > 10 * kls[2]
 

@@ -14,10 +14,10 @@ from ppo_jax.networks import StateAction
 from ppo_jax.train import build, make_train
 from probe_envs import ALIKE, OneOfAlike
 
-# REINFORCE has a value function only where that is its baseline, and must know how long an
-# episode can be. Those that take one step per rollout get more rollouts, and begin with a narrow
-# Gaussian: a wide one does best far beyond the target, where the clipped action does not vary, and
-# only many steps per rollout narrow it before that is found out.
+# REINFORCE has a value function only as its baseline, and needs the maximum episode length.
+# Algorithms with one step per rollout get more rollouts and start with a narrow Gaussian: a wide
+# one has its optimum far beyond the target, where the clipped action does not vary, and becomes
+# narrow only with many steps per rollout.
 NARROW = {"num_steps": 8, "log_std_init": -1.0}
 OPTIONS = {
     "reinforce": {"baseline": "value", "time_limit": 5, "learning_rate": 1e-2} | NARROW,
@@ -117,7 +117,7 @@ def test_a_time_limit_does_not_end_the_future(algorithm):
     np.testing.assert_allclose(policy([[0.0]])[1], [expected], atol=0.3)
 
 
-# How an action is squashed is the distribution's affair; trpo asks for its KL as well.
+# Squashing belongs to the distribution; trpo also needs its KL.
 SQUASHED = ("ppo", "trpo")
 
 

@@ -62,7 +62,7 @@ def test_a_terminal_shows_what_the_algorithm_has(on_terminal, monkeypatch):
     lines = drawn(shown).splitlines()
     assert lines[0].startswith("ppo on CartPole-v1, seed 0") and lines[0].endswith("1:05")
     assert lines[1].rstrip() == "return 1,234.5  ▁█   length 20"
-    assert lines[2].rstrip() == "entropy 0.5   approx kl 0.004"  # explained variance: none
+    assert lines[2].rstrip() == "entropy 0.5   approx kl 0.004"  # no explained variance
     assert lines[3].endswith("5,000 / 500,000 steps   1,000 steps/s   8:15 left")
     assert len(lines) == 4
 
@@ -108,7 +108,7 @@ def test_a_notebook_has_one_output_that_is_replaced(monkeypatch):
     monkeypatch.setitem(sys.modules, "IPython.display", SimpleNamespace(display=display))
     progress = Display(1000, 0, "ppo", quiet=True)
     with progress:
-        for step in (100, 500, 1000):  # the second comes too soon after the first
+        for step in (100, 500, 1000):  # the second is too soon after the first
             progress.show(step, 50.0, "", [{"episode_return": 3.0}])
     assert len(shown) == 2 and "1,000 / 1,000 steps" in shown[-1] and "return 3" in shown[-1]
 
@@ -126,7 +126,7 @@ def test_clocks_and_figures_are_short():
     ]  # fmt: skip
 
 
-# --- the end of a run, on terminals and streams of every kind ---------------------------------
+# --- the end of a run, on terminals and other streams -----------------------------------------
 
 SUMMARY = {
     "status": "finished", "eval_return_mean": 1.0, "eval_return_std": 0.5, "eval_episodes": 4,
@@ -178,7 +178,7 @@ def test_streams_that_take_nothing_are_no_obstacle(monkeypatch, make, name):
     terminal.show_cursor()
     with terminal.status("compiling"):
         pass
-    if isinstance(stream, Broken):  # what follows goes nowhere, and fails no more
+    if isinstance(stream, Broken):  # further output is discarded without errors
         getattr(sys, name).write("x")
         assert getattr(sys, name) is not stream
         monkeypatch.setattr(Broken, "flush", io.TextIOWrapper.flush)
@@ -206,7 +206,7 @@ TRAIN = [
     sys.executable, "-m", "ppo_jax.train", "--preset", "none", "--num-envs", "2", "--num-steps",
     "8", "--total-timesteps", "64", "--hidden", "4", "--eval-episodes", "2", "--run-dir", "[/a]",
 ]  # fmt: skip
-# How the command is started, and what its environment has besides.
+# How the command is started, and additional environment variables.
 STARTS = {
     "stdout closed": ('exec "$@" >&-', {}),
     "stderr closed": ('exec "$@" 2>&-', {}),

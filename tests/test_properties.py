@@ -58,7 +58,7 @@ CASES = {
     "header of model.safetensors": (60, 1000),
     "bytes of tokenizer.json": (60, 1000),
 }
-SECONDS = 30  # for one case; more is a hang
+SECONDS = 30  # per case; more is a hang
 REFUSED = (
     ConfigError, InvalidEnvironment, UnknownEnvironment, CheckpointError, ModelError,
     TokenizerError, DataError,
@@ -160,7 +160,7 @@ TEXTS = st.one_of(
     st.text(max_size=12),
     st.sampled_from(["", "inf", "nan", "none", "true", "linear(", "linear(3e-4, 0)", "a:b", "x=1"]),
 )
-# Of JSON and TOML, and of Python.
+# Values of JSON, TOML and Python.
 PLAIN = st.recursive(
     st.one_of(st.none(), st.booleans(), NUMBERS, TEXTS),
     lambda inner: st.one_of(
@@ -249,7 +249,7 @@ def check_words(folder: Path, field: dataclasses.Field, word: str) -> None:
     """An argument of the command line or of --vary; its displayed form has the same meaning."""
     try:
         value = options.parse(field, word)
-    except (ValueError, OverflowError):  # what the command line catches
+    except (ValueError, OverflowError):  # errors that the command line catches
         return
     options.check(field, value)
     assert same(options.parse(field, options.show(value)), value)

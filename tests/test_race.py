@@ -27,7 +27,7 @@ def test_a_ratio_is_that_of_neighbouring_rounds():
     """A machine that becomes ten times slower does so for both contestants."""
     drift = np.geomspace(1000, 100, 11)
     assert paired(drift * 1.5, drift) == pytest.approx((1.5, 1.5, 1.5))
-    # Of the medians of the rates, in another order, nothing would be left.
+    # With medians of rates, the result would depend on the order.
     assert np.median(drift * 1.5) / np.median(drift[::-1]) == pytest.approx(1.5)
     ratios = np.array([1.1, 1.2, 1.3, 1.4, 1.5, 1.6, 1.7])
     found = paired(ratios * 7, np.full(7, 7.0))
@@ -51,7 +51,7 @@ def test_ratios_need_pairs_and_enough_of_them():
         (Ratio(0.8, 0.7, 0.9), 80, 100, "slower", "0.80x [0.70, 0.90]"),
         (Ratio(1.106, 0.94, 1.24), 101, 108, "tie", "tie [0.94, 1.24]"),
         (Ratio(0.95, 0.9, 1.0), 95, 100, "tie", "tie [0.90, 1.00]"),
-        # The pairs say one thing and the medians another: nobody has won.
+        # The pairs and the medians disagree: there is no winner.
         (Ratio(1.1, 1.05, 1.2), 99, 100, "tie", "tie [1.05, 1.20]"),
         (Ratio(0.9, 0.8, 0.95), 101, 100, "tie", "tie [0.80, 0.95]"),
         (Ratio(1063.0, 12.34, 2000.0), 9999, 9, "faster", "1,063x [12.3, 2,000]"),
@@ -99,7 +99,7 @@ def test_a_commit_is_known_and_so_are_changes_after_it(checkout, tmp_path_factor
 
 def test_commits_are_not_mixed(tmp_path):
     path = tmp_path / "t.csv"
-    commit.refuse([path], "abc", committed=True, fresh=False)  # there is nothing yet
+    commit.refuse([path], "abc", committed=True, fresh=False)  # no file exists yet
     for wrong in ("abc" + commit.CHANGED, commit.UNKNOWN):
         commit.refuse([path], wrong, committed=False, fresh=False)
         with pytest.raises(SystemExit, match="--out FOLDER"):
@@ -109,7 +109,7 @@ def test_commits_are_not_mixed(tmp_path):
     with pytest.raises(SystemExit, match="of commit abc, this is def: give --fresh"):
         commit.refuse([path], "def", committed=True, fresh=False)
     commit.refuse([path], "def", committed=True, fresh=True)
-    path.write_text("a\n1\n")  # older than the column
+    path.write_text("a\n1\n")  # written before the column existed
     with pytest.raises(SystemExit, match="no recorded commit"):
         commit.refuse([path], "abc", committed=False, fresh=False)
 
@@ -129,7 +129,7 @@ def test_devices_are_equal(monkeypatch):
     assert devices_of(many, "one") == devices_of(TINY, "one") == 1
     with pytest.raises(Unsupported, match="one agent on one device"):
         devices_of(TINY, "all")
-    assert jax.device_count() == 1  # of the tests
+    assert jax.device_count() == 1  # of the test process
     for refused in (lambda: ours.prepare(TINY, Namespace(devices="all")),
                     lambda: ours.prepare(many, Namespace(devices="all")),
                     lambda: devices_of(many, "all")):  # fmt: skip

@@ -49,7 +49,7 @@ import gymnax
 import jax.numpy as jnp
 from ppo_jax.envs import spaces
 
-Path("imported").touch()  # what importing does
+Path("imported").touch()  # executed by the import
 
 
 class Corridor:
@@ -143,8 +143,8 @@ FLAGS += ["--hidden", "4", "--minibatches", "2", "--epochs", "1"]
 
 @pytest.fixture
 def mine(tmp_path, monkeypatch):
-    """A folder with modules of the user's own as the current directory; the modules' names are
-    this test's alone, for a process imports a module once."""
+    """The current directory, with user-defined modules; the names of the modules are unique to each
+    test, because a process imports a module once."""
     monkeypatch.setenv("XDG_CONFIG_HOME", str(tmp_path / "configuration"))
     folder = tmp_path / "work"
     folder.mkdir()
@@ -741,7 +741,7 @@ def test_a_run_of_somebody_else_is_loaded_when_it_is_trusted_or_its_code_named_a
             load(made)
     with pytest.raises(ConfigError, match="names code to import, my_net:small, and"):
         load(made, **named | {"policy": None})
-    foreign(made, env="my_world:Corridor")  # what its checkpoints are of
+    foreign(made, env="my_world:Corridor")  # the environment of its checkpoints
     for given in (named | {"env": "my_world:Corridor"}, {"trust": True}):
         forget(mine)
         load(made, **given)
@@ -750,7 +750,7 @@ def test_a_run_of_somebody_else_is_loaded_when_it_is_trusted_or_its_code_named_a
         assert refused_code([str(made), "--episodes", "2", *more], evaluate) == 0
         assert refused_code([str(made), "--out", "p", *more], export) == 0
     assert refused_code(["--resume", str(made), "--trust"], train) == 0
-    load(made)  # it has gone on here, and is the user's own
+    load(made)  # it was resumed here, and signed by this user
 
 
 def test_names_that_are_given_with_a_run_are_those_of_the_run(made, mine):
@@ -839,7 +839,7 @@ def test_a_run_without_code_of_ones_own_needs_no_key(mine):
     write_config(configs.make(**SMALL), {}, mine)
     content = json.loads((mine / "config.json").read_text())
     assert "signature" not in content and not trust.key_path().exists()
-    del content["config"]["policy"]  # as runs that are older than the option, and than digests
+    del content["config"]["policy"]  # as runs that predate the option and digests
     (mine / "manifest.json").unlink()
     (mine / "config.json").write_text(json.dumps(content))
     assert read_config(mine) == configs.make(**SMALL)
@@ -849,7 +849,7 @@ def test_callbacks_are_code_too(mine):
     content = {"config": {"env": "CartPole-v1"}, "run": {"callback": ["my_net:f"]}}
     with pytest.raises(ConfigError, match=r"names code to import, my_net:f.*--callback my_net:f"):
         trust.check(content, set(), False, Path("x"), callbacks=True)
-    trust.check(content, set(), False, Path("x"))  # who only looks at the agent imports none
+    trust.check(content, set(), False, Path("x"))  # loading the agent imports no callbacks
     signed = content | {"signature": trust.sign(content)}
     trust.check(signed, set(), False, Path("x"), callbacks=True)
     given = flags.given_of(["--resume", "x", "--callback", "my_net:f", "my_net:g"])
@@ -918,7 +918,7 @@ def test_a_run_with_an_object_asks_for_it_again(mine):
     config = configs.make(env=world.Corridor(7), algorithm=method, **SMALL)
     write_config(config, {}, mine)
     assert "signature" not in json.loads((mine / "config.json").read_text())
-    references._OBJECTS.clear()  # another process
+    references._OBJECTS.clear()  # as in another process
     with pytest.raises(ConfigError, match=r"algorithm <SimpleNamespace given .*again .*algorithm="):
         read_config(mine)
     found = read_config(mine, Given(algorithm=method))

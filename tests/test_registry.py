@@ -44,7 +44,7 @@ def test_a_wrong_id_is_held_against_its_own_suite(toy):
     with pytest.raises(envs.UnknownEnvironment, match="did you mean Listed/A-v0?"):
         envs.make("toy:Listed/B-v0")
     with pytest.raises(envs.UnknownEnvironment, match="'Listed/A-v0'; "):
-        envs.make("Listed/A-v0")  # a bare id is not looked for here
+        envs.make("Listed/A-v0")  # not searched by an id without a suite
 
 
 @pytest.mark.parametrize("suite", registry.OPTIONAL)

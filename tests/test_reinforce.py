@@ -69,7 +69,7 @@ def test_returns_equal_their_peers(case):
     np.testing.assert_allclose(
         estimate_returns(trajectory(), gamma=gamma).target, expected, **close
     )
-    # The algorithm's own: a limit of one step lets every step count.
+    # The algorithm's own loss: with a limit of one step, every step counts.
     algorithm = reinforce.make(linear_policy(), reinforce.Config(gamma=gamma, time_limit=1))
     np.testing.assert_allclose(
         algorithm.estimate(trajectory()).target,
@@ -140,7 +140,7 @@ def test_gradient_equals_pytorch_examples():
     check_gradient("reinforce_env0/pytorch_examples", rows.replace(advantage=advantage), 1.0)
 
 
-# --- which episodes count -----------------------------------------------------------------------
+# --- which episodes are counted -----------------------------------------------------------------
 
 
 def test_an_episode_counts_by_where_it_starts():
@@ -245,14 +245,14 @@ def test_rollouts_shorter_than_an_episode_are_refused():
         build(configs.make(preset="none", algorithm="reinforce"), ConstantReward())
     with pytest.raises(ConfigError, match="may take 500 steps here"):
         build(configs.make(preset="none", algorithm="reinforce", time_limit=100))
-    # and by the library itself
+    # and by the package's own function
     with pytest.raises(ValueError, match="set time_limit"):
         reinforce.make(linear_policy(), reinforce.Config()).estimate(trajectory())
     with pytest.raises(ValueError, match="critic 'v'"):
         reinforce.make(linear_policy(), reinforce.Config(baseline="value"))
 
 
-# --- the estimate -------------------------------------------------------------------------------
+# --- the gradient estimate ----------------------------------------------------------------------
 
 
 class Chain(Probe):

@@ -9,7 +9,7 @@ import pytest
 
 ROOT = Path(__file__).parent.parent
 PAGE = (ROOT / "docs" / "reliability.md").read_text()
-# A run is one process: nothing of ours can die beside it.
+# A run is one process, so that no other process of it can be lost.
 WITHOUT_A_TEST = {42}
 
 

@@ -14,10 +14,10 @@ from ppo_jax import envs, rollout
 from ppo_jax.episodes import no_episodes
 from probe_envs import Probe
 
-# Of the function of the same name, which hides it.
+# The module, which a function of the same name hides.
 MODULE = sys.modules["ppo_jax.envs.vectorize"]
 ENVS, STEPS, ROLLOUTS = 5, 12, 30
-# Some states hold an array without elements: the entities that a map does not have.
+# Some states contain arrays without elements, for entities that a map does not have.
 NOTHING = np.zeros((0, 3), np.uint8)
 
 
@@ -70,7 +70,7 @@ def test_every_reset_is_used_once_over_many_rollouts():
     assert len(started) > 4 * vector.pool_size
     assert len(np.unique(started)) == len(started)
     assert (reused == 0).all()
-    # What was used is drawn again, up to whole parts, and nothing else.
+    # Used resets are drawn again, rounded up to whole parts, and no others.
     parts = -(-np.asarray(used) // vector.part) * vector.part
     np.testing.assert_array_equal(redrawn, parts)
     assert redrawn.max() < vector.pool_size
@@ -86,7 +86,7 @@ def test_many_agents_side_by_side_draw_what_each_would_alone():
 
 
 def test_a_pool_that_would_be_too_large_is_smaller_and_says_when_it_runs_out(monkeypatch):
-    size = 3 * 4  # obs and number and time, four bytes each
+    size = 3 * 4  # obs, number and time, four bytes each
     monkeypatch.setattr(MODULE, "LARGEST_POOL", 16 * size)
     vector = envs.vectorize(Ticket(), ENVS, 64)
     assert vector.pool_size == 16
@@ -94,7 +94,7 @@ def test_a_pool_that_would_be_too_large_is_smaller_and_says_when_it_runs_out(mon
     ends = np.asarray(ended).reshape(3, -1).sum(-1)
     np.testing.assert_array_equal(reused, ends - 16)
     monkeypatch.setattr(MODULE, "LARGEST_POOL", 1)
-    assert envs.vectorize(Ticket(), ENVS, 64).pool_size == ENVS  # all may end in one step
+    assert envs.vectorize(Ticket(), ENVS, 64).pool_size == ENVS  # all may end in the same step
 
 
 @pytest.mark.parametrize(("num_envs", "steps"), [(1, 1), (1, 7), (4, 128), (64, 64), (3, 100)])

@@ -29,7 +29,7 @@ def test_rows_hold_medians_and_paired_ratios(tmp_path):
     ours, trl = rows = rlhf.rows_of(field)
     assert (ours["episodes_per_second"], ours["cpu_seconds_per_update"]) == (768.0, 1.5)
     assert ours["tokens_per_second"] == 768 * 14
-    assert (ours["speedup"], trl["speedup"], trl["cpu_speedup"]) == (1.0, 6.0, 6.0)  # of 4 and 8
+    assert (ours["speedup"], trl["speedup"], trl["cpu_speedup"]) == (1.0, 6.0, 6.0)  # ratios 4, 8
     rlhf.replace(tmp_path / "rlhf.csv", rows, rlhf.KEY, rlhf.place)
     table = rlhf.markdown(tmp_path)
     assert "| small | ppo_jax | 768.0 | 10752.0 | 1.5 |  |  | 3.0 | 1 |" in table

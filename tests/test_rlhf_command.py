@@ -26,7 +26,7 @@ from ppo_jax.runs.folder import RunDirectory
 from ppo_jax.runs.job import Result
 
 WORDS = ("able", "about", "area", "code", "data", "eval", "idea", "none", "object", "value")
-# ppo at the smallest size that is still all of it.
+# ppo at the smallest size that includes all parts.
 SMALL = ["--num-prompts", "8", "--max-new-tokens", "4"]
 SMALL += ["--epochs", "2", "--minibatches", "2", "--samples", "2"]
 
@@ -332,7 +332,7 @@ def test_stages_older_than_the_precision_go_on(folder, tmp_path):
     kept = json.loads((path / "config.json").read_text())
     del kept["config"]["matmul_precision"]
     (path / "config.json").write_text(json.dumps(kept))
-    (path / "manifest.json").unlink()  # which is younger still
+    (path / "manifest.json").unlink()  # older runs have none
     for file in (path / "checkpoints").glob("*.json"):
         manifest = json.loads(file.read_text())
         del manifest["identity"]["matmul_precision"], manifest["sha256"]
@@ -380,7 +380,7 @@ def test_a_reward_function_of_somebody_elses_run_is_not_imported(tmp_path, monke
         ):
             run(*words)
         for more in (["--trust"], ["--reward", reward if isinstance(reward, str) else reward[0]]):
-            with pytest.raises(command.ConfigError) as error:  # there is no model
+            with pytest.raises(command.ConfigError) as error:  # without a model
                 run(*words, *more)
             assert "names code" not in str(error.value)
     assert not (tmp_path / "imported").exists()

@@ -19,7 +19,7 @@ def test_every_python_has_enough_words():
     assert set("".join(words)) == set("abcdefghijklmnopqrstuvwxyz")
     assert {"python", "expression", "exception", "object"} <= set(words)
     score = corpus.gold_score(words)
-    # There is something to learn, and room above what the words have.
+    # Scores vary, and the best words score far above the mean.
     assert 1.5 < score.mean() < 2.2
     assert 1.2 < score.std() < 1.6
     assert score.max() >= 4

@@ -217,7 +217,7 @@ def test_padding_with_eos():
     tokens, mask, weight = data.sft_arrays([Example("", "ab"), Example("a", "")], NoPad(), 8)
     assert (tokens[1] == EOS).sum() == 2
     np.testing.assert_array_equal(mask, [[1, 1, 1], [1, 1, 0]])
-    # Without a prefix nothing predicts the first token.
+    # Without a prefix, no position predicts the first token.
     np.testing.assert_array_equal(weight, [[0, 1, 1], [0, 1, 0]])
     with pytest.raises(DataError, match="line 3: the prompt has no tokens"):
         data.prompt_arrays([Prompt("", "line 3")], NoPad(), 8)
@@ -261,7 +261,8 @@ def test_texts_that_are_too_long():
     np.testing.assert_array_equal(tokens, [[BOS, *ids("def")]])
     with pytest.raises(DataError, match="line 4: the text has 8 tokens, at most 6 fit"):
         data.sft_arrays([example], TOKENIZER, 6)
-    # BOS a b c | d e f EOS: the prompt gives way down to half of the row, then the completion.
+    # BOS a b c | d e f EOS: the prompt is shortened to at least half of the row, then the
+    # completion.
     for most, kept, weight_sum in (
         (8, "abcdef", 4),
         (7, "bcdef", 4),

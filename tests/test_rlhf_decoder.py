@@ -89,7 +89,7 @@ def test_the_reward_model_is_that_of_transformers():
     np.testing.assert_allclose(
         score(params, full, np.ones_like(full)), arrays["score_unpadded"], atol=1e-5
     )
-    # On the other side the last token is in the last column.
+    # With left padding, the last token is in the last column.
     left = score(params, inputs["left_input_ids"], inputs["left_attention_mask"])
     np.testing.assert_allclose(left[0], arrays["score_unpadded"][0], atol=1e-5)
 
@@ -171,7 +171,7 @@ def test_what_is_masked_cannot_be_seen():
 def test_a_window_is_as_wide_as_it_says():
     """With one layer and a window of 3, token 0 affects columns 0, 1, 2; also with padding."""
     config = dataclasses.replace(TINY, family="mistral", sliding_window=3, init_std=0.5)
-    # The same text twice, but for its first token.
+    # The same text twice, except for its first token.
     decoder, params = fresh(config)
     apply = jax.jit(decoder.apply)
     tokens = np.array([[1, 2, 3, 4, 5, 6, 7], [9, 2, 3, 4, 5, 6, 7]])

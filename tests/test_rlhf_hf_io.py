@@ -83,7 +83,7 @@ def test_any_flipped_bit_of_a_model_of_our_own_is_named(tmp_path):
                 load_model(tmp_path)
         file.write_bytes(whole)
     (tmp_path / WEIGHTS).write_bytes(flipped)
-    (tmp_path / manifest.NAME).unlink()  # a folder of another program has none
+    (tmp_path / manifest.NAME).unlink()  # folders of other programs have none
     (tmp_path / WEIGHTS).unlink()
     with pytest.raises(ModelError, match="has neither"):
         load_model(tmp_path)
@@ -155,7 +155,7 @@ def test_shards_are_written_and_read(tmp_path):
     shutil.copy(shards_of_llama(), theirs / "model.safetensors.index.json")
     for folder in (tmp_path / "ours", theirs):
         equal(load_model(folder)[1], params)
-    # Written over in one piece, nothing of the shards is left.
+    # After it is overwritten by one file, no shards are left.
     save_model(theirs, decoder, params)
     assert [p.name for p in theirs.glob("*.safetensors*")] == [WEIGHTS]
     equal(load_model(theirs)[1], params)
@@ -245,7 +245,7 @@ def test_tokenizers_are_copied_as_they_are(tmp_path):
     decoder, params = model("llama")
     save_model(tmp_path / "a", decoder, params, tokenizer=source)
     save_model(tmp_path / "b", decoder, params, tokenizer=b"[]")
-    # Onto itself, and from a folder without one.
+    # Into the same folder, and from a folder without one.
     save_model(tmp_path / "a", decoder, params, tokenizer=tmp_path / "a")
     assert (tmp_path / "a" / "tokenizer.json").read_bytes() == b'{"a": 1}'
     assert (tmp_path / "a" / "tokenizer_config.json").exists()

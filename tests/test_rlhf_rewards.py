@@ -79,7 +79,7 @@ def token_log_prob(logits, tokens):
     return Categorical(logits).log_prob(tokens)
 
 
-# Old TRL: the conventions are ours, but for the sample variance.
+# Old TRL: the same conventions as ours, except for the sample variance.
 
 
 def test_trl_log_probs_and_entropy():
@@ -99,7 +99,7 @@ def test_trl_masked_moments():
     near(whiten()[REAL], x["masked_whiten"][REAL])
     near(whiten(shift_mean=False)[REAL], x["masked_whiten_noshift"][REAL])
     near(rewards.whiten(value, jnp.ones_like(MASK), ddof=1), x["whiten"])
-    # Of our population variance: what it divides by is the biased one.
+    # With our population variance, the divisor is the biased one.
     ratio = rewards.whiten(value, MASK)[REAL] / x["masked_whiten"][REAL]
     near(ratio, jnp.sqrt(x["masked_var"] / x["masked_var_biased"]), rtol=1e-4)
     np.testing.assert_array_equal(rewards.whiten(value, MASK)[~REAL], 0.0)
@@ -130,7 +130,7 @@ def test_trl_advantages(name):
     reward = case("trl0.11.4/compute_rewards_kl")[0]["rewards"]
     value, mask = INPUTS["values"], MASK
     if hp["whiten_rewards"]:
-        # Theirs pays the padding too: what whitening makes of a reward of 0 is not 0.
+        # Theirs also rewards padding: whitening a reward of 0 does not give 0.
         mean, deviation = jnp.mean(reward[REAL]), jnp.std(reward[REAL], ddof=1)
         whitened = rewards.whiten(reward, MASK, shift_mean=False, ddof=1)
         reward = jnp.where(REAL, whitened, mean - mean / deviation)
@@ -169,7 +169,7 @@ def test_trl_loss_and_gradients(name):
     )
 
 
-# OpenRLHF: population variance and last token as we do; KL and log-ratios clamped.
+# OpenRLHF: population variance and last token as here; KL and log-ratios are clamped.
 
 
 @pytest.mark.parametrize("kind", ["k1", "k2", "k3"])
@@ -216,7 +216,7 @@ def test_openrlhf_policy_loss(name):
     def loss(log_prob):
         old = INPUTS["old_logprobs"]
         surrogate = functools.partial(losses.clipped_surrogate, log_prob, old, advantage)
-        # Which side is clipped depends on the advantage's sign alone.
+        # Which side is clipped depends only on the sign of the advantage.
         each = jnp.where(
             advantage < 0, surrogate(hp["clip_eps_low"]), surrogate(hp["clip_eps_high"])
         )
@@ -246,7 +246,7 @@ def test_openrlhf_value_loss(name):
     near_gradient(gradient, x["grad_vpreds"])
 
 
-# New TRL: the score one slot later, and the value there counts.
+# New TRL: the score is one slot later, and the value there is used.
 
 
 def one_slot_later(mask):
@@ -303,7 +303,7 @@ def test_new_trl_ends():
     np.testing.assert_array_equal(ended, x["contain_eos_token"])
 
 
-# DeepSpeed-Chat: one slot later than what it attends to, prompts in front, nothing whitened.
+# DeepSpeed-Chat: one slot later than its attention, prompts first, no whitening.
 
 
 def test_deepspeed_chat():
@@ -404,7 +404,7 @@ def test_adaptive_kl(peer):
         np.testing.assert_allclose(coef, expected, rtol=1e-5)
 
 
-# What no peer tests.
+# Cases that no peer covers.
 
 
 def test_preferences_of_extreme_scores():
@@ -437,7 +437,7 @@ def test_padding_is_never_read():
     mask = MASK.at[1].set(0.0)
 
     def loss(log_prob, ref, value, score, coef):
-        # One program for all of them: compiling is what takes the time here.
+        # One program for all cases, because compiling dominates the time.
         kl = sum(rewards.kl_estimate(log_prob, ref, kind, mask) for kind in rewards.KL_ESTIMATORS)
         reward = rewards.token_rewards(kl, score, mask, coef)
         advantage, target = gae(reward, value, mask, 1.0, 0.95)

@@ -74,11 +74,11 @@ def test_every_matrix_has_its_side():
         (("layer_1", "mlp_norm", "scale"), (32,), ()),
         (("head", "kernel"), (32, 28), (None, "model")),
         (("score", "kernel"), (32, 1), ()),
-        # Adapters follow their matrix, on the side that is split.
+        # Adapters are sharded like their matrix, on the side that is split.
         (("layer_0", "attention", "q", "b"), (2, 32), (None, "model")),
         (("layer_0", "attention", "q", "a"), (32, 2), ()),
         (("layer_0", "attention", "o", "a"), (32, 2), ("model", None)),
-        # 29 rows do not divide by two.
+        # 29 rows are not divisible by two.
         (("embedding",), (29, 32), ()),
     ):
         assert spec(path, shape, 2) == PartitionSpec(*want), path

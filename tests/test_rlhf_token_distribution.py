@@ -24,7 +24,7 @@ def direct(temperature=0.7):
     return Categorical(HIDDEN @ HEAD / temperature)
 
 
-# Blocks of one step (even of fewer elements than a row), of several with a remainder, and all.
+# Blocks of one step (even with fewer elements than a row), of several with a remainder, and one.
 @pytest.mark.parametrize("chunk", [1, 2 * B * V + 5, 10**6])
 def test_blocks_change_nothing(chunk):
     @jax.jit

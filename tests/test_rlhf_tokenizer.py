@@ -165,7 +165,7 @@ def test_chat():
 @pytest.mark.parametrize(
     ("template", "text"),
     [
-        # As transformers 5.24 renders them.
+        # As rendered by transformers 5.24.
         ("{% for m in messages %}{% generation %}{{ m.content }}{% endgeneration %}\n;{% endfor %}",
          "hi;yo;"),
         ("{%- for m in messages %}\n  {%- if loop.index0 > 0 %}{%- break %}{%- endif %}\n"

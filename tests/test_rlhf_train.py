@@ -18,7 +18,7 @@ from ppo_jax.rlhf.scoring import Reward
 from ppo_jax.rollout import sequences
 
 VOCABULARY, LENGTH = 4, 3
-# One more token begins every text and is never sampled.
+# An additional token begins every text and is never sampled.
 BOS = VOCABULARY
 DECODER = Decoder(
     small(VOCABULARY + 1, hidden_size=32, num_layers=1, num_heads=2, num_kv_heads=1, init_std=0.3)
@@ -168,7 +168,7 @@ def test_masks_come_from_the_sampler(first):
         assert kept.sum() == length
         assert kept[:length].all()
     lengths = weight.sum(axis=1)
-    assert {1.0, float(LENGTH)} <= set(lengths.tolist())  # the end first, and none at all
+    assert {1.0, float(LENGTH)} <= set(lengths.tolist())  # at once, or without an end
     terminated = np.asarray(trajectory.terminated.T)
     np.testing.assert_array_equal(terminated.argmax(axis=1), lengths - 1)
     np.testing.assert_array_equal(terminated.sum(axis=1), 1)
@@ -235,7 +235,7 @@ def test_prompts_come_in_passes():
     passes = np.reshape(taken, (6, 5))
     assert (np.sort(passes) == np.arange(5)).all()
     assert len({tuple(p) for p in passes.tolist()}) > 1
-    # More prompts at once than there are: whole passes all the same.
+    # More prompts per update than there are: still whole passes over the data.
     many = rollout.next_rows(rollout.init(jax.random.key(0), rollout.Settings(1)), 5, 15)
     np.testing.assert_array_equal(many, taken[:15])
 
@@ -386,7 +386,7 @@ def test_rewards_from_python_and_several_of_them():
     inputs = TokenInputs(inputs.tokens, inputs.mask.at[0, 0, -1].set(0))
     score = jax.jit(lambda frozen: both.score(frozen, inputs, LENGTH))(both.frozen)
     assert seen["prompts"][0] == "_"
-    assert seen["responses"][:2] == ["aa", "aab"]  # what is masked is not shown
+    assert seen["responses"][:2] == ["aa", "aab"]  # masked tokens are not shown
     expected = 2 * (np.array([r.count("a") for r in seen["responses"]]) + 0.5)
     np.testing.assert_allclose(score, expected - np.asarray(table(0)).reshape(-1), rtol=1e-6)
 

@@ -35,7 +35,7 @@ def setup(env, num_envs=ENVS, **options):
     vector = envs.vectorize(env, num_envs, pool_size=num_envs * STEPS)
     policy = make_policy(env.observation_space, env.action_space, hidden=(8,))
     state, params = started(policy, vector, **options)
-    # A value function with large, distinct values, so that a wrong successor shows.
+    # A value function with large, distinct values, so that a wrong successor is detected.
     params["critic"]["head"]["kernel"] *= 100.0
     collect = collecting(env=vector, policy=policy, num_steps=STEPS, gamma=0.9)
     return policy, params, state, collect
@@ -55,13 +55,13 @@ def test_next_value_is_that_of_the_true_successor(time_limit):
         final, after = env.successor(t.obs), jnp.concatenate([t.obs[1:], state.obs[None]])
         truncated = np.asarray(t.done & ~t.terminated)
         assert truncated.sum() > 5 and t.terminated.sum() > 5
-        # What might be taken for the value of the successor is something else.
+        # Values that could be mistaken for the successor's value are different.
         here, there, wrong = value_of(t.obs), value_of(final), value_of(after)
         assert np.abs(there - here).min() > 0.01
         assert np.abs(there - wrong)[truncated].min() > 0.01
         assert np.diff(np.sort(there[truncated])).min() > 1e-3
         expected = np.where(truncated, there, wrong)
-        alive = ~t.terminated  # where terminated, nothing reads it
+        alive = ~t.terminated  # not used after a termination
         np.testing.assert_allclose(t.next_value[alive], expected[alive], rtol=1e-4, atol=1e-4)
         assert state.metrics["reused_resets"] == 0
 
@@ -150,17 +150,17 @@ def test_observations_are_normalised_by_frozen_moments():
     for i in range(3):
         moments = state.moments.obs
         state, t = collect(jax.random.key(i), params, state)
-        assert np.abs(t.obs).max() < 9.99  # not clipped: can be undone
+        assert np.abs(t.obs).max() < 9.99  # not clipped, hence invertible
         raw = np.asarray(t.obs) * np.sqrt(np.asarray(moments.var) + 1e-8) + np.asarray(moments.mean)
         reference = normalization.update(reference, jnp.asarray(raw))
         np.testing.assert_allclose(state.moments.obs.mean, reference.mean, rtol=1e-3, atol=1e-4)
         np.testing.assert_allclose(state.moments.obs.var, reference.var, rtol=1e-3)
         assert state.moments.obs.count == pytest.approx((i + 1) * STEPS * ENVS, rel=1e-3)
-        # The policy that learns sees what the policy that acted saw.
+        # The updated policy gets the same inputs as the acting policy.
         dist, value = apply(params, t.obs)
         np.testing.assert_allclose(t.log_prob, dist.log_prob(t.action), rtol=1e-4, atol=1e-5)
         np.testing.assert_allclose(t.value, value, rtol=1e-3, atol=1e-3)
-        # And so does the critic that judges what came of it.
+        # And so does the critic.
         truncated = np.asarray(t.done & ~t.terminated)[..., None]
         after = jnp.concatenate([raw[1:], state.obs[None]])
         successor = jnp.where(truncated, env.successor(raw), after)
@@ -192,7 +192,7 @@ def test_a_time_limit_shorter_than_the_rollout_fills_several_slots():
     policy, params, state, collect = setup(TimeLimit())
     state, t = collect(KEY, params, state)
     assert (t.done.sum(0) == STEPS // 5).all() and not t.terminated.any()
-    np.testing.assert_allclose(t.next_value, t.value[0, 0], rtol=1e-5)  # all states look alike
+    np.testing.assert_allclose(t.next_value, t.value[0, 0], rtol=1e-5)  # all states are alike
 
 
 def test_flatten_steps_keeps_rows_together():
@@ -278,7 +278,7 @@ class Points(TimeLimit):
 def test_what_is_settled_is_over_for_learning_and_goes_on_for_the_environment():
     _, params, state, collect = setup(Points())
     state, t = collect(KEY, params, state)
-    step = np.arange(1, STEPS + 1) % 5  # of its game, 0 the last
+    step = np.arange(1, STEPS + 1) % 5  # step of the game, 0 for the last
     settled = (step % 2 == 0) & (step > 0)
     np.testing.assert_array_equal(t.terminated, np.tile(settled[:, None], ENVS))
     np.testing.assert_array_equal(t.done, np.tile((settled | (step == 0))[:, None], ENVS))
@@ -292,7 +292,7 @@ def test_dummy_steps_are_not_among_the_statistics():
     state, params = started(policy, vector, normalize_obs=True, normalize_reward=True)
     options = {"env": vector, "policy": policy, "num_steps": 12, "gamma": 0.9}
     moments = collecting(**options)(KEY, params, state)[0].moments
-    # The time and the environment's number, but for the reset's zeros.
+    # The time and the number of the environment, except for the zeros of the reset.
     shown = np.array([[t, n * (t > 0)] for t in range(12) if t % 4 != 3 for n in range(2)])
     np.testing.assert_allclose(moments.obs.count, 18, rtol=1e-4)
     np.testing.assert_allclose(moments.obs.mean, shown.mean(0), rtol=1e-4)
@@ -316,7 +316,7 @@ def test_collect_episodes_starts_anew_everywhere():
         names.append(Counter().name_of(t.obs[0]))
         assert state.metrics["reused_resets"] == 0
     assert len(np.unique(names)) == 3 * ENVS
-    assert state.moments.reward.count > 2 * ENVS * STEPS  # statistics go on
+    assert state.moments.reward.count > 2 * ENVS * STEPS  # statistics are continued
 
 
 def test_metrics_of_whole_episodes_do_not_favour_the_short():

@@ -228,7 +228,7 @@ def test_a_run_whose_checkpoints_are_gone_does_not_begin_again(tmp_path, monkeyp
         file.unlink()
     with pytest.raises(CheckpointError, match="are missing, though 640 environment steps"):
         run(small(), RunOptions(resume=path))
-    # The arrays of several checkpoints say as much where the summary is gone, too.
+    # Several checkpoints without manifests have the same effect if the summary is missing, too.
     (path / "summary.json").unlink()
     with pytest.raises(CheckpointError, match="the checkpoints of .* are missing[.]"):
         run(small(), RunOptions(resume=path))
@@ -309,7 +309,7 @@ def test_divergence_stops_the_run_and_keeps_what_was_good(tmp_path, monkeypatch)
     good, logged = final_state(path), rows(path)
     unchanged = configs.to_flat(small())
 
-    # The resumed program is made to diverge by parameters thrown beyond float32.
+    # The resumed program diverges because parameters are scaled beyond float32.
     def broken(static, env=None):
         step = step_of(static, env)
         return lambda state, frozen, floats: step(
@@ -326,7 +326,7 @@ def test_divergence_stops_the_run_and_keeps_what_was_good(tmp_path, monkeypatch)
     summary = json.loads((path / "summary.json").read_text())
     assert summary["status"] == "diverged" and summary["env_steps"] >= 640
     assert rows(path)[:10] == logged
-    assert all(r["loss"] is not None for r in rows(path))  # of good updates alone
+    assert all(r["loss"] is not None for r in rows(path))  # valid updates only
     assert len(rows(path)) == summary["updates"]
     _, _, state = load(path, "10")
     key = jax.random.key_data(state.key)

@@ -338,7 +338,7 @@ def test_a_function_of_the_progress_is_a_schedule():
     jax.tree.map(
         lambda a, b: np.testing.assert_allclose(a, b, atol=1e-6), learner.params, expected.params
     )
-    # What comes after the horizon is its end.
+    # After the horizon, the schedule keeps its final value.
     np.testing.assert_allclose(updated(9, function)[1]["entropy_coef"], 0.1, rtol=1e-6)
 
 

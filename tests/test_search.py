@@ -95,7 +95,7 @@ def test_the_loop_of_the_sweeps_page_compiles_once(compiled, monkeypatch, capsys
     monkeypatch.setitem(sys.modules, "optuna", types.SimpleNamespace(create_study=create_study))
     exec(compile(code, "sweeps.md", "exec"), {})
     assert sorted(n for n in compiled if n in PROGRAMS) == sorted(PROGRAMS)
-    assert len(counts) == 10 and {*counts} == {len(compiled)}  # nothing at all after the first ask
+    assert len(counts) == 10 and {*counts} == {len(compiled)}  # no compilation after the first ask
     assert re.fullmatch(r"[\d.]+ \{'learning_rate': [\d.]+\}\n", capsys.readouterr().out)
 
 
@@ -206,7 +206,7 @@ def test_few_programs_are_kept_and_jax_frees_them(compiled):
     client = jax.devices()[0].client
     before = len(client.live_executables())
     run_seeds(small(), 2)
-    run_seeds(small(), 2, env=Paid())  # nothing is kept of what cannot be found again
+    run_seeds(small(), 2, env=Paid())  # objects without a value are not cached
     assert program._functions.cache_info().currsize == 1
     assert len(client.live_executables()) > before
     jax.clear_caches()
@@ -231,7 +231,7 @@ np.savez(sys.argv[1], **metrics)
 
 @pytest.mark.slow
 def test_a_later_call_has_the_bits_of_a_fresh_process(tmp_path):
-    """Which compiles everything itself."""
+    """The new process compiles all programs itself."""
     run_sweep(small(), {"learning_rate": [1e-3, 2e-3]}, 4, episodes=2)
     points = [{"learning_rate": 3e-3, "clip_eps": 0.1}]
     _, found = run_sweep(small(), points, [5, 6, 7, 8], episodes=2)

@@ -88,7 +88,7 @@ def test_minibatches_are_the_rows_bit_for_bit():
     odd = np.array([0x7FC00123, 0x80000000, 1, 0xFF800000, 0x3F800000, 0x00800001], np.uint32)
     keys = jax.random.split(jax.random.key(0), 4)
     rows = {
-        "bits": odd.view(np.float32),  # a NaN with a message, -0, the smallest number, -inf
+        "bits": odd.view(np.float32),  # a NaN with payload, -0, the smallest number, -inf
         "scalar": jnp.arange(6.0)[:, None],
         "action": jnp.array([-1, 2, 2**31 - 1, 0, -(2**31), 5], jnp.int32),
         "mask": jax.random.bernoulli(keys[0], shape=(6, 3)),
@@ -108,7 +108,7 @@ def test_minibatches_are_the_rows_bit_for_bit():
 
 
 def test_minibatches_have_a_gradient_by_the_rows():
-    """For derivatives with respect to the learning rate: packed leaves and others alike."""
+    """Gradients with respect to the samples of a batch exist for all kinds of leaves."""
     rows = {"narrow": jnp.arange(1.0, 5.0), "wide": jnp.ones((4, 40)), "action": jnp.arange(4)}
     index = jnp.array([3, 1])
 
@@ -156,7 +156,7 @@ def test_a_stop_skips_all_that_follows_and_is_left_out_of_the_metrics():
     for _ in range(10):
         learner, metrics = sgd.sgd_step(learner, rows, quadratic, optimizer)
         errors.append(float(metrics["error"]))
-    limit = (errors[3] + errors[4]) / 2  # falls below it at the fifth step
+    limit = (errors[3] + errors[4]) / 2  # reached at the fifth step
     stopped, metrics = sgd.sgd_epochs(
         learner_for(params, optimizer),
         rows,

@@ -10,7 +10,7 @@ from ppo_jax.distributions import Bernoulli, Categorical, DiagGaussian, MultiCat
 from ppo_jax.rlhf import optimum, rewards
 from ppo_jax.types import Batch, Trajectory
 
-T = N = M = L = 4  # equal, so that the wrong axes fit
+T = N = M = L = 4  # equal sizes, so that wrong axes fit
 
 
 def ones(*shape):
@@ -56,7 +56,7 @@ def moments(*shape):
 TN, TIME, COLUMN, ROWS = ones(T, N), ones(T), ones(M, 1), ones(M)
 NUMBERS = jnp.arange(M)[None]
 
-# What was given by mistake, and the two shapes that the message names.
+# Wrong arguments, and the two shapes that the message names.
 REFUSED = {
     "gae: discount [T]": (lambda: advantages.gae(TN, TIME, TN, TN, TN, 0.9), "(4, 4)", "(4,)"),
     "gae: value [N]": (lambda: advantages.gae(TN, TN, TIME, TN, TN, 0.9), "(4, 4)", "(4,)"),
@@ -267,7 +267,7 @@ def test_arrays_that_do_not_belong_together_are_refused_with_both_shapes(name):
         assert all(text in str(refusal.value) for text in expected), refusal.value
 
 
-# The same with scalars and with arrays full of them: a function and which arguments may be scalars.
+# Scalars and constant arrays are equivalent: a function and its arguments that may be scalars.
 SCALARS = {
     "gae": (advantages.gae, (TN,) * 6, (1, 2, 3, 4, 5)),
     "k_step_advantages": (lambda *x: advantages.k_step_advantages(*x, 2), (TN,) * 5, (1, 2, 3, 4)),

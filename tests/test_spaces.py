@@ -92,7 +92,7 @@ def test_the_others_of_the_family_keep_to_the_mask(algorithm, env, options):
     config = small(algorithm=algorithm, total_timesteps=8192, **options)
     state, metrics = jax.jit(make_train(config, env))(KEY)
     for name, value in metrics.items():
-        # Once every return is 1 there is no variance to explain.
+        # Once every return is 1, there is no variance to explain.
         assert np.isfinite(value).all() or name == "explained_variance", name
     assert metrics["episode_return_min"].min() >= 0
     assert all(np.isfinite(x).all() for x in jax.tree.leaves(state.learner.params))
@@ -287,7 +287,7 @@ def test_leaves_are_laid_side_by_side():
         "action_mask": jnp.ones((1, 4), bool),
     }
     expected = [[1, 0, 0.25, 1, 0, 0, 1, 0, 1, 1, 0, 0, -7]]
-    for image in (False, True):  # there is none
+    for image in (False, True):  # no action mask
         features = networks.preprocess(space, obs, image)
         assert features.dtype == jnp.float32
         np.testing.assert_array_equal(features, expected)
@@ -330,7 +330,7 @@ def test_every_policy_applies_the_mask_and_does_not_see_it(critic, actions, expe
     _, dist, value = policy.act(params, (), obs, jnp.zeros(2, bool))
     assert isinstance(dist, expected) and value.shape == (2,)
     free = policy.act(params, (), obs.replace(action_mask=~legal & False), jnp.zeros(2, bool))
-    assert jnp.isfinite(free[1].logits).all()  # nothing legal: not masked
+    assert jnp.isfinite(free[1].logits).all()  # without a legal action, no mask
     np.testing.assert_array_equal(dist.logits, expected.masked(free[1], legal).logits)
     np.testing.assert_array_equal(value, free[2])
     action = dist.sample(KEY)

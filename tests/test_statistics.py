@@ -8,7 +8,7 @@ from ppo_jax.analysis import statistics
 from reference import golden_file
 
 GOLDEN = np.load(golden_file("rliable.npz"))
-X, Y = ([*GOLDEN[name].T] for name in "xy")  # a stratum per task
+X, Y = ([*GOLDEN[name].T] for name in "xy")  # one stratum per task
 
 
 def assert_interval(found, expected):
@@ -40,7 +40,7 @@ def test_the_performance_profile_is_that_of_rliable():
     np.testing.assert_allclose(statistics.performance_profile(X, marks), GOLDEN["profile"])
     above = [statistics.above(x, marks) for x in X]
     found = statistics.interval(above, statistics.mean, resamples=5000)
-    np.testing.assert_allclose(found, GOLDEN["profile_ci"], atol=1.01 / sum(map(len, X)))  # a run
+    np.testing.assert_allclose(found, GOLDEN["profile_ci"], atol=1.01 / sum(map(len, X)))  # one run
 
 
 def test_the_probability_of_improvement_is_that_of_rliable_and_scipy():

@@ -269,7 +269,7 @@ def compare_with_step(env, before, rows, done):
 @pytest.mark.parametrize("case", TABLE, ids=IDS)
 def test_ppo_takes_a_few_updates(case):
     env = make(case)
-    # Up to 16 environments two steps share an iteration, and the physics is compiled twice.
+    # Up to 16 environments, one loop iteration makes two steps, and the physics is compiled twice.
     count = 20 * getattr(env, "num_agents", 1)
     config = configs.make(
         preset="none",
@@ -294,8 +294,8 @@ def lowest(key, state):
 @pytest.mark.parametrize(
     ("moves", "reward", "stones"),
     [
-        ([4, 8, 2, 6], 1.0, 7),  # wins, and the opponent moves no more
-        ([3, 4, 8], -1.0, 6),  # loses by the opponent's third move, within its own
+        ([4, 8, 2, 6], 1.0, 7),  # wins; the opponent makes no further move
+        ([3, 4, 8], -1.0, 6),  # loses by the opponent's third move, in the same step
         ([4, 4], -1.0, None),  # an illegal move loses
     ],
 )
@@ -394,7 +394,7 @@ def test_agents_that_are_out_leave_steps_that_do_not_count():
     np.testing.assert_array_equal(shown.T, [[1, 2, 3, 0, 1, 2]] * 4)
     np.testing.assert_array_equal(reward.T[:2, :2], [[2, 2], [10, 20]])
     assert not truncated.any()
-    # And learning heeds it: weights, and episodes of an agent's own length.
+    # Training uses this: weights, and episodes with the length of each agent.
     config = configs.make(
         preset="none", num_envs=4, num_steps=8, total_timesteps=32, hidden=(8,), epochs=1,
         minibatches=1,
@@ -449,7 +449,7 @@ def test_the_example_of_a_suite_trains(suite):
     assert row["steps_per_second"] > 0 and row["compile_seconds"] > 0
 
 
-# Preset -> what a greedy episode earns at least.
+# Preset -> minimum return of a greedy episode.
 SOLVED = {"navix_empty": 0.99, "inverted_pendulum": 1000.0}
 
 

@@ -86,7 +86,7 @@ def test_an_agent_at_the_same_width_is_the_same_bits():
 @pytest.mark.slow
 def test_other_widths_round_differently_and_begin_alike():
     _, wide = run_seeds(small(), 5, batch_size=4)
-    _, narrow = run_seeds(small(), 5, batch_size=3)  # both with a last chunk that is padded
+    _, narrow = run_seeds(small(), 5, batch_size=3)  # the last chunk of both is padded
     for name, x in wide.items():
         np.testing.assert_allclose(x[:, :2], narrow[name][:, :2], rtol=1e-4, atol=1e-5)
 
@@ -291,7 +291,8 @@ np.savez(sys.argv[2], devices=len(jax.devices()), **metrics)
 
 @pytest.mark.slow
 def test_eight_devices_give_the_numbers_of_one(tmp_path):
-    """Of two bit for bit, at the same width on each; of one alike to rounding, so at first."""
+    """Two devices agree bit for bit at equal width; one device agrees up to rounding in first
+    updates."""
     found = {}
     for devices in (8, 2):
         file = tmp_path / f"{devices}.npz"

@@ -35,14 +35,14 @@ from ppo_jax.sweep.plan import Plan
 from ppo_jax.sweep.store import Spec, read_sessions
 from ppo_jax.sweep.worker import Arrays, Failed, Narrower, Refused, Trained
 
-# The program of tests/test_sweep_session.py, which is compiled once for both.
+# The program of tests/test_sweep_session.py, so that it is compiled once for both files.
 FLAGS = [
     "--preset", "none", "--num-envs", "4", "--num-steps", "32", "--total-timesteps", "640",
     "--hidden", "16", "16", "--vary", "learning_rate=1e-3,1e-2", "--seeds", "2",
     "--batch-size", "2", "--eval-episodes", "4",
 ]  # fmt: skip
 TABLES = ("results.csv", "agents.csv", "table.csv", "table.md", "plan.json")
-# Of the tests that start processes, on two devices: two rounds of two chunks.
+# For tests that start processes, on two devices: two rounds of two chunks.
 LONGER = [*FLAGS, "--seeds", "4"]
 SECONDS = 240
 
@@ -78,7 +78,7 @@ class Inline:
     def ended(self):
         if not self.waiting:
             return []
-        order = self.waiting.pop()  # the last comes back first
+        order = self.waiting.pop()  # in reverse order
         before = self.before.setdefault(order.number, 0)
         self.before[order.number] += 1
         outcome = self.instead(order, before)
@@ -98,7 +98,7 @@ def inline(monkeypatch):
         opened = lambda options, place: contextlib.nullcontext(launcher)
         monkeypatch.setattr(on_ray, "check", lambda options: None)
         monkeypatch.setattr(on_ray, "opened", opened)
-        monkeypatch.setattr(figures, "draw", lambda *_: {})  # seconds, and the same as ever
+        monkeypatch.setattr(figures, "draw", lambda *_: {})  # saves seconds; not tested here
         return launcher
 
     return reach
@@ -254,10 +254,10 @@ def test_numbers_of_a_plan_are_never_given_again():
 @pytest.mark.parametrize(
     ("more", "says"),
     [
-        (["--workers", "2"], "--workers requires --cluster ray or slurm"),
-        (["--slurm", "mem=8G", "--cluster", "ray"], "--slurm requires --cluster slurm"),
-        (["--cluster", "slurm", "--ray-address", "auto"], "--ray-address requires --cluster ray"),
-        (["--slurm-local"], "--slurm-local requires --cluster slurm"),
+        (["--workers", "2"], "--workers goes with --cluster ray or slurm"),
+        (["--slurm", "mem=8G", "--cluster", "ray"], "--slurm goes with --cluster slurm"),
+        (["--cluster", "slurm", "--ray-address", "auto"], "--ray-address goes with --cluster ray"),
+        (["--slurm-local"], "--slurm-local goes with --cluster slurm"),
         (["--cluster", "ray", "--retries", "-1"], "retries is -1"),
         (["--cluster", "ray"], "needs Ray; pip install 'ppo_jax.ray.'"),
         (["--cluster", "slurm"], "needs submitit; pip install 'ppo_jax.slurm.'"),
@@ -409,7 +409,7 @@ class Started:
 
     def __exit__(self, *_: object) -> None:
         signal.alarm(0)
-        for _ in range(50):  # what has just been asked to end
+        for _ in range(50):  # processes that were just asked to end
             if self.process.poll() is not None and not self.all():
                 break
             time.sleep(0.1)
@@ -495,7 +495,7 @@ def test_a_rehearsed_job_that_is_killed_changes_nothing(reference, tmp_path):
         assert run.wait() == 0, run.log.read_text()
     assert "ended without a result (killed)" in run.log.read_text()
     assert tables(path) == tables(reference)
-    # What failed has left its log; a new session needs none of it.
+    # The failed job's log is kept; a new session does not need it.
     (folder,) = (path / "slurm").iterdir()
     assert folder.stat().st_mode & 0o777 == 0o700 and [*folder.glob("*_log.err")]
     shutil.rmtree(path / "chunks")

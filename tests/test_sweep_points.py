@@ -109,7 +109,7 @@ def test_a_range_is_cut_or_sampled():
 def test_random_search_covers_its_space_evenly(sampler):
     varied = vary("learning_rate=log:1e-5:1e-1", "gamma=lin:0.9:1", "num_envs=4,8")
     points = sample(varied, 256, sampler)
-    assert points == sample(varied, 256, sampler)  # seeded
+    assert points == sample(varied, 256, sampler)  # determined by the seed
     assert points != sample(varied, 256, sampler, seed=1)
     decades = np.floor(np.log10([p["learning_rate"] for p in points]))
     shares = np.unique(decades, return_counts=True)[1] / 256

@@ -55,7 +55,7 @@ def test_parts_of_a_run_are_means_over_their_episodes():
     np.testing.assert_allclose(parts["episode_return"], [[17.5, np.nan, 2.0]])
     np.testing.assert_allclose(parts["loss"], [[1.5, 4, 8]])
     np.testing.assert_allclose(parts["lost_cuts"], [[1, 2, 0]])
-    assert binned(metrics, 100)["loss"].shape == (1, 6)  # there are no more parts than updates
+    assert binned(metrics, 100)["loss"].shape == (1, 6)  # at most one bin per update
 
 
 def test_a_gap_repeats_what_was_before():
@@ -108,7 +108,7 @@ def test_points_are_ranked_by_score_and_among_equals_by_area():
         ]
     )
     assert [s.name for s in order] == ["gamma=0.99", "gamma=0.9", "gamma=0.95"]
-    assert order[0].strata[0].tolist() == [500] * 3  # one environment: in its own units
+    assert order[0].strata[0].tolist() == [500] * 3  # one environment: not scaled
 
 
 def test_over_environments_scores_are_shares_of_their_range():
@@ -121,7 +121,7 @@ def test_over_environments_scores_are_shares_of_their_range():
     ]
     for r in found:
         r.point["env"] = r.env
-    best, other = settings(found)  # gamma=0.8 was not tried everywhere
+    best, other = settings(found)  # gamma=0.8 was not tried in all environments
     assert (best.name, other.name) == ("gamma=0.99", "gamma=0.9")
     np.testing.assert_allclose(best.strata[0], [1, 0.5])
     np.testing.assert_allclose(best.strata[1], [400 / 410, 1])
@@ -325,7 +325,7 @@ def test_the_report_is_one_file_and_escapes_what_it_shows(tmp_path):
     text = page.page("t", [*parts, page.copyable("Markdown", tables.markdown(rows))])
     assert "<script>" not in text and "&lt;script&gt;" in text
     assert "12,345" in text and "64x64" in text and "<td>0.3</td>" in text
-    assert "<th>b</th>" not in text  # empty throughout
+    assert "<th>b</th>" not in text  # a column without values
     assert "http" not in text and 'src="data:image/png;base64,' in text
     assert text.count("data:application/pdf") == text.count("data:image/svg+xml") == 1
     assert text.count('class="copy"') == 1

@@ -105,7 +105,7 @@ def test_the_best_agent_of_each_point_is_kept_and_plays(finished):
     assert saved["eval_return_mean"] == pytest.approx(
         max(float(a["score"]) for a in agents if a["point"] == "0")
     )
-    # Evaluated by a key that training never uses, the one of a run with that seed.
+    # Evaluated with a key that training does not use: the one of a run with that seed.
     played = evaluate(
         jax.random.fold_in(jax.random.key(config.seed), EVALUATION),
         state.learner.params,
@@ -150,7 +150,7 @@ command.run_command(sys.argv[1:])
 def test_kill_minus_nine_in_the_middle_leaves_the_table_of_an_uninterrupted_sweep(
     finished, tmp_path
 ):
-    """Killed while it writes the second of three chunks, its rows half there."""
+    """Killed while it writes the second of three chunks, after half of its rows."""
     path = tmp_path / "killed"
     environment = os.environ | {"JAX_COMPILATION_CACHE_DIR": os.environ["PPO_JAX_TEST_CACHE"]}
     killed = subprocess.run(
@@ -165,7 +165,7 @@ def test_kill_minus_nine_in_the_middle_leaves_the_table_of_an_uninterrupted_swee
     assert command.run_command(["--resume", str(path)]) == 0
     assert table(path) == table(finished)
     assert (path / "table.csv").read_bytes() == (finished / "table.csv").read_bytes()
-    assert (path / "chunks/00000.npz").stat().st_mtime_ns == first  # not made again
+    assert (path / "chunks/00000.npz").stat().st_mtime_ns == first  # not trained again
     assert sorted(p.name for p in (path / "agents").iterdir()) == sorted(
         p.name for p in (finished / "agents").iterdir()
     )
@@ -206,7 +206,7 @@ def test_resuming_what_is_finished_only_reports_again(finished, tmp_path):
     assert command.run_command(["--resume", str(path), "--threshold", "20"]) == 0
     assert (path / "report.html").exists()
     assert (path / "results.csv").read_bytes() == (finished / "results.csv").read_bytes()
-    assert read_sessions(path) == sessions  # nothing was trained here
+    assert read_sessions(path) == sessions  # no training took place
     with (path / "table.csv").open() as file:
         assert next(csv.DictReader(file))["threshold"] == "20.0"
 
@@ -302,7 +302,7 @@ def test_a_confirmation_that_is_not_whole_is_mended(finished, tmp_path):
 
 def test_only_what_a_sweep_left_itself_is_deleted(finished, tmp_path):
     path = copy(finished, tmp_path / "mine")
-    (path / "chunks/00007.npz").write_text("")  # of a chunk that was not finished
+    (path / "chunks/00007.npz").write_text("")  # of an unfinished chunk
     (path / "chunks/.00007.npz.tmp").write_text("")
     (path / "chunks/mine").mkdir()
     (path / "chunks/copy.npz").write_text("")
@@ -337,7 +337,7 @@ def test_only_a_sweep_is_overwritten_and_only_what_is_its_own(finished, tmp_path
     for name in theirs:
         (path / name).parent.mkdir(exist_ok=True, parents=True)
         (path / name).write_text("mine")
-    (path / "slurm/0123456789abcdef").mkdir()  # of the jobs of a session
+    (path / "slurm/0123456789abcdef").mkdir()  # files of a session's jobs
     (path / "slurm/0123456789abcdef/1_0_log.err").write_text("")
     with SweepDirectory(path) as directory:
         directory.clear()
@@ -519,7 +519,7 @@ def test_the_command_gives_each_core_a_device(tmp_path):
     devices = jax.devices()
     os.environ.pop("JAX_NUM_CPU_DEVICES")
     try:
-        command.one_device_per_core()  # too late for this process, and no error
+        command.one_device_per_core()  # too late for this process, without an error
     finally:
         os.environ["JAX_NUM_CPU_DEVICES"] = "1"
     assert jax.devices() == devices

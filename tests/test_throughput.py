@@ -62,8 +62,8 @@ WHERE = results.Where("9.9.9", "abc", load=0.5)
 
 def test_rows_hold_medians_and_paired_ratios(field, tmp_path):
     missing = field[1]
-    # Rejax is half as fast in each round of a machine that slows down; SBX won some and lost some,
-    # and its own median is higher.
+    # Rejax is half as fast in each round of a machine that slows down; SBX won some rounds, and its
+    # own median is higher.
     rates = {
         "ours": [300, 300, 200, 100, 100],
         "rejax": [150, 150, 100, 50, 50],
@@ -83,7 +83,7 @@ def test_rows_hold_medians_and_paired_ratios(field, tmp_path):
     results.keep_race(tmp_path, racers[:3], dataclasses.replace(WHERE, devices="all"))
     kept = [*csv.DictReader((tmp_path / results.RACE).open())]
     assert [r["devices"] for r in kept] == ["one"] * 4 + ["all"] * 3
-    results.keep_race(tmp_path, racers[:2], WHERE)  # all four of before go
+    results.keep_race(tmp_path, racers[:2], WHERE)  # all four earlier rows are removed
     kept = [*csv.DictReader((tmp_path / results.RACE).open())]
     assert [r["implementation"] for r in kept[:2]] == ["ppo_jax", "Rejax"] and len(kept) == 5
     rounds = [*csv.DictReader((tmp_path / results.ROUNDS).open())]
@@ -104,7 +104,7 @@ def test_a_table_calls_a_tie_a_tie(field, tmp_path):
     cells = [cell.strip() for cell in row.strip("|").split("|")]
     assert cells[1] == "0.2 k"
     assert cells[2] == "0.1 k, 2.00x [2.00, 2.00]"
-    # 1.03 is the median of the pairs, but Rejax's own median is the higher one.
+    # 1.03 is the median of the pairs, but Rejax's own median is higher.
     assert cells[3].startswith("0.25 k, tie [") and "x" not in cells[3]
     assert cells[4] == "0.4 k, 0.50x [0.50, 0.50]"
     seconds = f"{field[0].ready['compile_seconds']:.1f}"
@@ -222,5 +222,5 @@ def test_a_mark_is_reached_by_the_mean_over_the_last_updates():
     assert reached_at(returns, episodes, 5.0) == 20 + WINDOW // 2
     assert reached_at(returns, episodes, 11.0) is None
     assert reached_at(np.full(40, np.nan), np.zeros(40), -1.0) is None
-    # A long episode counts once, however many updates saw it run.
+    # A long episode counts once, however many updates it spans.
     assert reached_at(np.r_[np.full(39, np.nan), 10.0], np.r_[np.zeros(39), 1.0], 10.0) == 40

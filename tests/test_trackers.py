@@ -85,7 +85,7 @@ def test_a_tracker_that_breaks_down_is_left_behind(tmp_path, fake):
     recorder.log = broken
     with pytest.warns(UserWarning, match=r"wandb fails \(no route\); continuing without it"):
         tracker.log(ROWS[1])
-    tracker.log(ROWS[1])  # silent
+    tracker.log(ROWS[1])  # without a warning
     tracker.close()
     assert len(recorder.logged) == 1 and recorder.finished == 1
 

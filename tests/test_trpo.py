@@ -35,13 +35,13 @@ MOST_PRODUCTS, MOST_TRIALS = (
     max(len(TRPO(f"{kind}/sb3c_{name}")[array]) for kind, name in CASES)
     for array in ("hvp_in", "ls_coeff")
 )
-# Relative error of x in float32, as far as the peer itself is sure of it.
+# Relative error of x in float32, limited by the precision of the peer itself.
 FLOAT32_CG = {"std_x0rand": 1e-4, "std_x0zero": 1e-4, "few_cg": 1e-4, "big_kl": 5e-3}
-# "backtrack" converges slowly; the peer's own twins differ by so much.
+# "backtrack" converges slowly; the peer's own two versions differ this much.
 FLOAT32_CG["backtrack"] = 5e-3
 FLOAT32_WEIGHTS = {"big_kl": 2e-3, "backtrack": 2e-2}
-# With every product equal to 1e-15, rounding turns the solutions of these by so much: a dense
-# matrix in place of the products, or the peer's gradient in place of ours, moves them as far.
+# With every product accurate to 1e-15, rounding changes these solutions by this much: using a dense
+# matrix instead of products, or the peer's gradient, has effects of the same size.
 FLOAT64_CG = {
     ("categorical", "huge_kl"): 1e-5,
     ("categorical", "fail"): 2e-3,
@@ -49,9 +49,10 @@ FLOAT64_CG = {
     ("gaussian", "fail"): 5e-2,
 }
 
-# The peer's constraint is on KL(π_θ ‖ π_old): it accepts 5.0 of 6 where ours, the paper's, is 8.9.
+# The peer's constraint is on KL(π_θ ‖ π_old): it accepts 5.0 of 6, where ours, as in the paper, is
+# 8.9.
 KL_DIRECTION = ("gaussian", "huge_kl")
-# What float32 can tell: of the others the peer's own twins differ by more than a percent.
+# Precision of float32: in the other cases, the peer's own versions differ by more than a percent.
 STEPS = [
     (kind, name, double)
     for kind, name in CASES
@@ -207,7 +208,7 @@ def test_every_stage_equals_sb3_contrib(kind, name, double):
         x0 = case.flat(y["cg_x0"]) / size
         vectors = jnp.stack([case.flat(v) for v in y["hvp_in"]])
         solution = case.flat(y["cg_solution"])
-        # From the full step on with the peer's own: each stage is held to its own tolerance.
+        # Starting with the peer's full step, so that each stage is compared with its own tolerance.
         expected_step = float(y["max_step_size"]) * solution
 
         run = stages(kind, double, config.normalize_advantage)
@@ -228,7 +229,7 @@ def test_every_stage_equals_sb3_contrib(kind, name, double):
             assert np.allclose(expected, 0) or relative(product / size, case.flat(expected)) < exact
         tolerance = FLOAT64_CG.get((kind, name), 1e-8) if double else FLOAT32_CG.get(name)
         if tolerance is None:
-            return  # float32 cannot tell: the peer's twins differ by more than a percent
+            return  # beyond float32: the peer's own versions differ by more than a percent
         assert relative(x * size, solution) < tolerance
         assert relative(step, expected_step) < tolerance
         np.testing.assert_allclose(trials[1], y["ls_kl_old_new_sum"], rtol=1e-7 if double else 1e-3)
@@ -278,7 +279,7 @@ def test_the_step_equals_sb3_contrib(kind, name, double, width):
         step = natural_step(kind, double, case.config.normalize_advantage, width)
         if width is None:
             params, metrics = step(case.numbers, case.params, case.rows)
-        else:  # the other converges, backtracks and fails in its own time
+        else:  # the other problem converges, backtracks and fails independently
             both = jax.tree.map(lambda a: jnp.stack([a, a]), (case.params, case.rows))
             advantage = both[1].advantage.at[1].multiply(-1.0)
             both = step(case.numbers, both[0], both[1].replace(advantage=advantage))
@@ -453,7 +454,7 @@ def test_the_constraint_holds_in_every_update(env, max_kl):
     _, metrics = jax.jit(jax.vmap(make_train(config)))(jax.random.split(jax.random.key(0), 4))
     assert (metrics["kl"] <= max_kl).all()
     assert metrics["accepted"].mean() > 0.9
-    assert metrics["kl"].mean() > 0.4 * max_kl  # and uses what it is allowed
+    assert metrics["kl"].mean() > 0.4 * max_kl  # most of the allowed KL is used
 
 
 def test_a_shared_torso_is_refused():

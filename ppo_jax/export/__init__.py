@@ -90,22 +90,22 @@ def export_command(
     algorithm: str | None = None,
     trust: bool = False,
 ) -> int:
-    """Write the policy of a run to a file that acts without it, and verify the file.
+    """Export the policy of a run to a file that does not need the run, and verify the file.
 
     Args:
-        run: run directory.
-        format: stablehlo (jax alone, CPU and CUDA), onnx (pip install 'ppo_jax[onnx]'), or
-            safetensors (weights and configuration).
-        out: the file; default: policy.FORMAT in the run directory.
-        checkpoint: latest, best, or the number of an update.
-        env: environment of the run, named again as MODULE:NAME: a run of somebody else may not
-            make this process import it.
-        policy: network of the run, named again.
-        algorithm: algorithm of the run, named again.
-        trust: let the run name any code to import.
+        run: folder of the run.
+        format: file format: stablehlo (requires only JAX; CPU and CUDA), onnx (pip install
+            'ppo_jax[onnx]'), or safetensors (weights and configuration).
+        out: path of the file; default: policy.FORMAT in the folder of the run.
+        checkpoint: checkpoint to export: latest, best, or the number of an update.
+        env: environment of the run as MODULE:NAME; repeating it allows a run of another user to
+            import it.
+        policy: network of the run, repeated for the same reason.
+        algorithm: algorithm of the run, repeated for the same reason.
+        trust: whether the run may name any code to import.
 
     Returns:
-        Exit code: 0, or 1 for a file that acts otherwise than the run.
+        Exit code: 0, or 1 if actions of the file differ from those of the run.
     """
     try:
         named: dict[str, Any] = {"env": env, "policy": policy, "algorithm": algorithm}

@@ -19,8 +19,8 @@ def use() -> None:
     The folder is $XDG_CACHE_HOME/ppo_jax, or ~/.cache/ppo_jax. Settings of the user take
     precedence: JAX_COMPILATION_CACHE_DIR names another folder, and
     JAX_ENABLE_COMPILATION_CACHE=false disables the cache. If the folder is not writable, programs
-    are compiled anew in each process. If a killed process left an incomplete entry, JAX prints a
-    warning and compiles that program anew until the folder is deleted.
+    are compiled again in each process. If a killed process left an incomplete entry, JAX prints a
+    warning and compiles that program again until the folder is deleted.
     """
     if jax.config.jax_compilation_cache_dir is not None:  # type: ignore[attr-defined]
         return

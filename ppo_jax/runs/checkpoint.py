@@ -49,7 +49,7 @@ UNVERIFIED = re.compile(r"\d+\.unverified\d*(\.json)?")
 
 
 class CheckpointError(RuntimeError):
-    """No checkpoint can be restored; the message gives the folder, the reason and a remedy."""
+    """Nothing can be restored: where, why, and what to do."""
 
 
 class Checkpoints:
@@ -62,7 +62,7 @@ class Checkpoints:
         keep: number of most recent checkpoints to keep, in addition to the best.
         defaults: values for parts of the identity that older checkpoints lack, because the option
             did not exist when they were written.
-        older: names of parts of the identity that only older checkpoints have, and are ignored.
+        older: names of parts of the identity that only older checkpoints have, which are ignored.
         folder: folder whose manifest lists the checkpoints; None if there is no such manifest.
     """
 

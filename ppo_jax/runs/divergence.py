@@ -77,13 +77,13 @@ def message(job: Job, what: Bad, update: int, *, saved: str, hint: str) -> str:
         what: the result of `culprits`.
         update: number of updates before the invalid one.
         saved: a phrase that describes what has been saved.
-        hint: a sentence that describes how to find the origin; "" for none.
+        hint: a sentence that describes how to find the origin, or "".
     """
     step = (update + 1) * job.units_per_update
     # Names such as "rewards" or "values of the next state" are plurals; a name with a path refers
     # to one array.
     verb = "are" if what.name.split()[0] in KINDS else "is"
-    size = f" or beyond {guard.LIMIT:g} in size" if kind(what.name) in LIMITED else ""
+    size = f" or beyond {guard.LIMIT:g} in absolute value" if kind(what.name) in LIMITED else ""
     value = f" ({what.value})" if what.value else ""
     more = f", followed by {what.more} more" if what.more else ""
     name = what.name.replace("metrics: ", "the metric ")

@@ -15,7 +15,7 @@ from ppo_jax.types import PyTree
 UNITS = {
     "env_steps": "environment steps",
     "sequences": "sequences",
-    "agent_updates": "agent updates",
+    "agent_updates": "updates of agents",
 }
 
 
@@ -53,7 +53,7 @@ class Job(NamedTuple):
         place: function state -> state that copies the state to several devices.
         layout: partition of the state over several devices, if the step is a function of one
             device's part; None for one device, or if the compiler partitions the program.
-        devices: number of devices in use; None for all.
+        devices: number of devices in use; None for all devices.
         outside: activities outside the compiled programs, which can fail on their own.
         cause: the most frequent cause of numbers that are not finite, for the error message.
         source: the origin of observations and rewards, for the error message.
@@ -86,7 +86,7 @@ class Job(NamedTuple):
     layout: Layout | None = None
     devices: int | None = None
     outside: Outside | None = None
-    cause: str = "a learning rate too high"
+    cause: str = "a learning rate that is too high"
     source: str = "the environment"
     needs: dict[str, int] = {}  # noqa: RUF012
     pure: bool = True
@@ -145,7 +145,7 @@ class Result(NamedTuple):
 
 
 class RunFailed(RuntimeError):
-    """A run failed after it had started; the message gives the reason and what has been saved."""
+    """A run failed while it ran: why, and what is saved."""
 
 
 class Diverged(RunFailed):

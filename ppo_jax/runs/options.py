@@ -1,4 +1,4 @@
-"""Options for storing a run and for ending it; none of them changes what an update computes."""
+"""How a run is kept, and when it ends. None of it changes what an update computes."""
 
 import dataclasses
 from collections.abc import Callable
@@ -12,7 +12,7 @@ from ppo_jax.runs.trackers import TRACKERS
 
 @dataclasses.dataclass(frozen=True)
 class KeepOptions:
-    """Options that every run has in addition to those of training."""
+    """What every run has besides training."""
 
     run_dir: Path | None = option(None, "folder of the run; None: a new folder in runs/")
     resume: Path | None = option(None, "folder of a run to continue")
@@ -42,14 +42,14 @@ class KeepOptions:
 
     @property
     def trackers(self) -> list[str]:
-        """The names of the selected trackers."""
+        """The trackers that are asked for."""
         return [name for name in TRACKERS if getattr(self, name)]
 
     def callbacks(self) -> list[Callable[..., Any]]:
-        """The functions named by `callback`.
+        """The functions that `callback` names.
 
         Raises:
-            ConfigError: a function cannot be imported, or is not callable.
+            ConfigError: one cannot be imported, or is no function.
         """
         if not self.callback:
             return []
@@ -65,6 +65,6 @@ class KeepOptions:
         return found
 
     def kept(self) -> dict[str, Any]:
-        """The options that a resumed run keeps unless new values are given."""
+        """Those that a resumed run goes on with unless it is given others."""
         where = ("run_dir", "resume", "overwrite")
         return {k: v for k, v in dataclasses.asdict(self).items() if k not in where}

@@ -26,7 +26,7 @@ def device(number: int | None = None) -> str:
     """The device that JAX uses, for example "cpu" or "NVIDIA H200 x 8".
 
     Args:
-        number: number of devices in use; None for all.
+        number: number of devices in use; None for all devices.
     """
     devices = jax.devices()
     kind, number = devices[0].device_kind, number or len(devices)
@@ -38,7 +38,7 @@ def record(*configured: str, devices: int | None = None) -> dict[str, Any]:
 
     Args:
         configured: configured precision of matrix products; for a sweep, one for each trial.
-        devices: number of devices in use; None for all.
+        devices: number of devices in use; None for all devices.
     """
     in_effect = ", ".join(dict.fromkeys(map(precision.in_effect, configured)))
     return {"device": device(devices), "matmul_precision": in_effect, "versions": versions()}

@@ -154,7 +154,7 @@ class Display:
 
 
 class Notebook:
-    """One output of a cell that is replaced while a run goes on."""
+    """One output of a notebook cell, which is updated during a run."""
 
     def __init__(self) -> None:
         self._handle: Any = None
@@ -162,17 +162,17 @@ class Notebook:
 
     @staticmethod
     def found() -> "Notebook | None":
-        """A notebook's output, if this process is the kernel of one."""
+        """The output of a notebook cell; None if this process is not a notebook kernel."""
         ipython = sys.modules.get("IPython")
         shell = ipython.get_ipython() if ipython is not None else None
         return Notebook() if shell is not None and hasattr(shell, "kernel") else None
 
     def show(self, lines: RenderableType, *, last: bool = False) -> None:
-        """Replace what is shown, a few times a second at most.
+        """Update the output, at most a few times per second.
 
         Args:
-            lines: what to show.
-            last: whether nothing follows, so that this is shown in any case.
+            lines: content to show.
+            last: whether this is the last content, which is always shown.
         """
         now = time.monotonic()
         if not last and now - self._shown_at < 1 / REDRAWS_PER_SECOND:
@@ -190,11 +190,11 @@ class Notebook:
 
 
 def sparkline(values: Sequence[float], width: int = SPARKS) -> str:
-    """Numbers as blocks, the lowest and the highest of them at the ends of the scale.
+    """Draw numbers as a line of blocks, scaled to their minimum and maximum.
 
     Args:
-        values: finite, in their order; more than `width` are averaged in stretches.
-        width: blocks at most.
+        values: finite numbers in order; more than `width` of them are averaged in groups.
+        width: largest number of blocks.
     """
     count = min(width, len(values))
     cuts = [k * len(values) // count for k in range(count + 1)]
@@ -205,25 +205,25 @@ def sparkline(values: Sequence[float], width: int = SPARKS) -> str:
 
 
 def _mean(rows: Sequence[dict[str, Any]], name: str) -> float | None:
-    """Of the rows that have a value."""
+    """The mean of a metric over the rows that have a value; None if there are none."""
     values = [row[name] for row in rows if row.get(name) is not None]
     return sum(values) / len(values) if values else None
 
 
 def _figure(x: float) -> str:
-    """Four digits at most, or as many as the whole part has."""
+    """A number with three significant digits, or with one decimal place from 100 on."""
     return f"{x:,.1f}" if abs(x) >= 100 else f"{x:.3g}" if abs(x) >= 1e-3 or x == 0 else f"{x:.1e}"
 
 
 def _clock(seconds: float) -> str:
-    """3725 as 1:02:05."""
+    """A time in seconds as text, for example 3725 as 1:02:05."""
     minutes, rest = divmod(int(seconds), 60)
     hours, minutes = divmod(minutes, 60)
     return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"
 
 
 def print_summary(title: str, summary: dict[str, Any], run_dir: Path) -> None:
-    """The result of a run as one table."""
+    """Print the result of a run as a table."""
     table = Table(title=title, show_header=False)
     table.add_column(style="bold")
     table.add_column(overflow="fold")
@@ -250,7 +250,7 @@ def print_summary(title: str, summary: dict[str, Any], run_dir: Path) -> None:
 
 
 def _evaluated(summary: dict[str, Any]) -> str:
-    """The greedy episodes of a summary in words."""
+    """The result of the greedy evaluation episodes in a summary, as text."""
     mean, std = (summary.get(f"eval_return_{name}") for name in ("mean", "std"))
     low, high = (summary.get(f"eval_return_ci95_{name}") for name in ("low", "high"))
     shown = "not finite" if mean is None else f"{mean:.2f}"
@@ -263,24 +263,24 @@ def _evaluated(summary: dict[str, Any]) -> str:
 
 
 def _value(value: Any) -> str:
-    """A number of a summary; null stands for one that is not finite."""
+    """A number of a summary as text; null means that the number is not finite."""
     if value is None:
         return "not finite"
     return f"{value:.4g}" if isinstance(value, float) else f"{value:,}"
 
 
 def settle() -> None:
-    """Make stdout and stderr fit to be written to, whatever a command was started with.
+    """Make stdout and stderr safe to write to, however the command was started.
 
-    Where one is closed (`>&-`), its number would be given to the next file that is opened, and what
-    libraries write to it would land there; it becomes the null device. Characters that an encoding
-    does not have are replaced.
+    If one of them is closed (`>&-`), its file descriptor would be reused by the next opened file,
+    and output of libraries would be written into that file; it is replaced by the null device.
+    Characters that the encoding lacks are replaced.
     """
     for number, name in ((0, "stdin"), (1, "stdout"), (2, "stderr")):
         try:
             os.fstat(number)
         except OSError:
-            os.open(os.devnull, os.O_RDWR)  # takes the lowest number that is free
+            os.open(os.devnull, os.O_RDWR)  # uses the lowest free descriptor
         if getattr(sys, name) is None:
             setattr(sys, name, open(os.devnull, "r" if number == 0 else "w"))  # noqa: PTH123
     for stream in (sys.stdout, sys.stderr):
@@ -290,7 +290,7 @@ def settle() -> None:
 
 
 def on_terminal(stream: Any) -> bool:
-    """Whether there is a terminal behind a stream; none behind one that is closed or missing."""
+    """Whether a stream is a terminal; False if it is closed or missing."""
     try:
         return stream is not None and stream.isatty()
     except ValueError:
@@ -298,17 +298,17 @@ def on_terminal(stream: Any) -> bool:
 
 
 def say(what: Any) -> None:
-    """Print to stdout; a reader that went away (`| head`) or a full disk ends the talk alone.
+    """Print to stdout; a closed pipe (`| head`) or a full disk only ends the output.
 
     Args:
-        what: text, printed as it is, or a table of rich, whose texts are shown as they are, too: a
-            name with brackets in it is no markup.
+        what: text, printed unchanged, or a rich table, whose texts are also shown unchanged: names
+            that contain brackets are not interpreted as markup.
     """
     _print(what, sys.stdout, "stdout")
 
 
 def complain(text: str) -> None:
-    """Print a line to stderr, as `say` does to stdout."""
+    """Print a line to stderr; errors are handled as in `say`."""
     _print(text, sys.stderr, "stderr")
 
 
@@ -319,7 +319,7 @@ def _print(what: Any, stream: Any, name: str) -> None:
         if isinstance(what, str):
             print(what, file=stream, flush=True)
         else:
-            # A file or a pipe has no width of its own; the usual 80 would fold tables.
+            # Files and pipes have no width; rich's default of 80 columns would fold tables.
             width = None if on_terminal(stream) else 110
             Console(file=stream, width=width, markup=False, emoji=False).print(what)
             stream.flush()
@@ -330,7 +330,7 @@ def _print(what: Any, stream: Any, name: str) -> None:
 
 
 def _plain(what: Any, encoding: str) -> str:
-    """What is to be printed, with "?" for characters that an encoding does not have."""
+    """The text to be printed, with "?" in place of characters that an encoding lacks."""
     if not isinstance(what, str):
         console = Console(file=io.StringIO(), width=110, markup=False, emoji=False)
         console.print(what)
@@ -339,17 +339,17 @@ def _plain(what: Any, encoding: str) -> str:
 
 
 def _silence(name: str) -> None:
-    """Nobody reads stdout or stderr any more: what is left goes to the null device."""
+    """Redirect stdout or stderr to the null device after it can no longer be written to."""
     nothing = open(os.devnull, "w")  # noqa: PTH123
     try:
-        # Also what is still in the buffer, which would fail again when the process ends.
+        # This also covers buffered text, which would fail again when the process ends.
         os.dup2(nothing.fileno(), getattr(sys, name).fileno())
     except (OSError, ValueError, AttributeError):
         setattr(sys, name, nothing)
 
 
 def show_cursor() -> None:
-    """Undo what a live display did to the terminal, for an exit that skips everything else."""
+    """Restore the terminal after a live display, for exits that skip all cleanup."""
     if on_terminal(sys.stderr):
         with contextlib.suppress(OSError):
             sys.stderr.write("\x1b[?25h\n")
@@ -357,5 +357,5 @@ def show_cursor() -> None:
 
 
 def status(text: str) -> AbstractContextManager[Any]:
-    """A word about what is going on, on a terminal alone."""
+    """Show the current activity, on a terminal only."""
     return Console(stderr=True).status(text) if on_terminal(sys.stderr) else nullcontext()

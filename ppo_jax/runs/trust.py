@@ -32,7 +32,7 @@ class Given(NamedTuple):
 
     Attributes:
         env, policy, algorithm: names in the folder that the user repeats, or objects that replace
-            what the folder names; None for neither.
+            what the folder names; None if the user gives nothing.
         trust: whether the folder may name any code.
         followed: names that were accepted for a folder which contains this one.
     """

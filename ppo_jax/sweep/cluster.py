@@ -45,7 +45,7 @@ Words = Annotated[tuple[str, ...], tyro.conf.UseAppendAction]
 
 @dataclasses.dataclass(frozen=True)
 class WorkerOptions:
-    """Where the rounds of a sweep are trained; a resumed sweep may use other workers."""
+    """Where the rounds of a sweep are trained; a resumed sweep may go on elsewhere."""
 
     cluster: str = option("none", "train on a cluster: Ray, or SLURM's jobs", choices=CLUSTERS)
     workers: int | None = option(
@@ -65,10 +65,10 @@ class WorkerOptions:
     slurm_local: bool = option(False, "rehearse SLURM's jobs as processes on this machine")
 
     def check(self) -> None:
-        """Refuse options that contradict each other.
+        """Refuse options that do not go together.
 
         Raises:
-            ConfigError: the option, and the value of --cluster that it requires.
+            ConfigError: which, and what they go with.
         """
         belongs = {"ray_address": ("ray",), "slurm": ("slurm",), "slurm_local": ("slurm",)}
         for field in dataclasses.fields(self):
@@ -77,7 +77,7 @@ class WorkerOptions:
                 continue
             if getattr(self, field.name) != field.default:
                 name = field.name.replace("_", "-")
-                raise ConfigError(f"--{name} requires --cluster {' or '.join(goes_with)}")
+                raise ConfigError(f"--{name} goes with --cluster {' or '.join(goes_with)}")
 
 
 class Launcher(Protocol):

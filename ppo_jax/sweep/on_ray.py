@@ -26,7 +26,7 @@ LOOK = 0.3
 CONNECT = 10.0
 # The path of a socket has at most 107 bytes, and Ray uses most of them.
 LONGEST = 18
-# Settings of JAX that affect numerical results are passed on to the workers.
+# Prefixes of environment variables that affect numerical results and are passed on to workers.
 FORWARDED = ("JAX_", "XLA_FLAGS")
 # Setting of a private Ray cluster, so that it listens on the loopback interface only.
 LOOPBACK = "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"

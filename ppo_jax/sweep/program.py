@@ -157,7 +157,7 @@ def compile_program(
         env: environment, as for `build`.
         width: number of agents per device.
         devices: devices of one kind.
-        episodes: number of evaluation episodes E at the end; 0 for none.
+        episodes: number of evaluation episodes E at the end; 0 skips the evaluation.
     """
     own = _own_code(static, env)
     keep = _has_value(env) and all(_is_code(part) or _has_value(part) for part in own)

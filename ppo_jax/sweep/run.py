@@ -38,7 +38,7 @@ def run_seeds(
         env, policy, algorithm: as for `make_train`.
         batch_size: number of agents that one device trains at the same time; None for a fast number
             that fits in memory.
-        devices: devices to use; None for all.
+        devices: devices to use; None for all devices.
 
     Returns:
         (TrainState [S, ...], Metrics [S, U])
@@ -86,7 +86,7 @@ def run_sweep(
         batch_size: number of agents that one device trains at the same time; None for a fast number
             that fits in memory.
         episodes: number of greedy evaluation episodes E per agent at the end.
-        devices: devices to use; None for all.
+        devices: devices to use; None for all devices.
 
     Returns:
         (list of the P points, Metrics [P, S, U]); with episodes, also "eval_return" [P, S, E].

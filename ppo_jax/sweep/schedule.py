@@ -56,7 +56,7 @@ class Schedule:
         chunks: chunks of an earlier session, with their widths.
         done: numbers of the finished chunks.
         on_plan: function called with all chunks before any of them is trained.
-        signals: signal handlers; a signal ends the round. None for none.
+        signals: signal handlers; a signal ends the round. None ignores signals.
     """
 
     def __init__(

@@ -41,8 +41,8 @@ from ppo_jax.train import build
 
 @dataclasses.dataclass(frozen=True)
 class SweepOptions:
-    """Options for storing and dividing a sweep. Only the batch size affects results, by rounding;
-    a resumed sweep keeps it."""
+    """What a sweep does beside training; none of it changes an agent but the batch size, which is
+    settled once."""
 
     run_dir: Path | None = option(None, "folder of the sweep; None: a new folder in sweeps/")
     resume: Path | None = option(None, "folder of a sweep to continue")
@@ -54,10 +54,10 @@ class SweepOptions:
 
     @property
     def width(self) -> int | None:
-        """The batch size as a number; None for "auto".
+        """The batch size as a number; None for auto.
 
         Raises:
-            ConfigError: the value is neither.
+            ConfigError: it is neither.
         """
         if self.batch_size == "auto":
             return None

@@ -20,7 +20,7 @@ WILDCARDS = ("", "*", "0", "0.0.0.0", "::")
 
 @dataclasses.dataclass(frozen=True)
 class ClusterOptions:
-    """How this process finds the others. These options are not stored with a run."""
+    """How this process finds the others. None of it is kept with a run: it may go on elsewhere."""
 
     distributed: bool = option(
         False,
