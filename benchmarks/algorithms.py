@@ -3,10 +3,11 @@
 python -m benchmarks.algorithms
 python -m benchmarks.algorithms --table      print the committed results
 
-Rounds are interleaved, A B C A B C, and the fastest of each counts: a machine that slows down slows
-all of them down. `ratio` is the time per environment step against PPO's. The last lines train many
-seeds at once: how many single runs such a run costs, vmapped and spread over the host's cores.
-The table goes to benchmarks/results/algorithms.csv.
+Rounds are interleaved, A B C A B C, so that a change in the machine's speed affects all algorithms;
+the fastest round of each is reported. `ratio` is the time per environment step relative to PPO. The
+last rows train many seeds at once, vmapped on one core or on all cores; their `ratio` is the time
+of the whole run relative to a run with one seed. The table is written to
+benchmarks/results/algorithms.csv.
 """
 
 import dataclasses
@@ -28,22 +29,22 @@ from ppo_jax.algorithms import ALGORITHMS
 from ppo_jax.runs import provenance
 from ppo_jax.train import build
 
-# The same rollout for all that can use it; REINFORCE needs room for whole episodes.
+# All algorithms use the same rollout, except for REINFORCE, which needs whole episodes.
 NUM_ENVS, NUM_STEPS, LONGEST_EPISODE = 8, 128, 500
 
 
 @dataclasses.dataclass(frozen=True)
 class Options:
-    """Measure the algorithms.
+    """Measure the speed of the algorithms.
 
     Attributes:
-        algorithms: which, or all.
-        env: on what.
-        seconds: of each round.
-        rounds: how often each is measured.
-        seeds: of the runs of many seeds.
-        many: which algorithms are run with many seeds.
-        table: only print the committed results, as the documentation has them.
+        algorithms: names of the algorithms to measure; all by default.
+        env: name of the environment.
+        seconds: approximate duration of a round in seconds.
+        rounds: number of rounds.
+        seeds: number of seeds in a run with many seeds.
+        many: names of the algorithms that are also measured with many seeds.
+        table: only print the committed results, as in the documentation.
     """
 
     algorithms: tuple[str, ...] = tuple(ALGORITHMS)
@@ -56,7 +57,7 @@ class Options:
 
 
 class Contestant:
-    """A compiled program of a number of updates, and its state from round to round."""
+    """A compiled training program with its state."""
 
     def __init__(self, algorithm: str, env: str, how: str = "single", seeds: int = 1) -> None:
         whole = "time_limit" in configs.fields(algorithm)
@@ -83,18 +84,18 @@ class Contestant:
         self.updates, self.seconds_per_update = 1, [self.time(1)]
 
     def time(self, updates: int) -> float:
-        """Seconds per update over that many."""
+        """Train for a number of updates; returns seconds per update."""
         started = time.perf_counter()
         self.state = jax.block_until_ready(self.run(self.state, np.int32(updates)))
         return (time.perf_counter() - started) / updates
 
     def round(self, seconds: float) -> None:
-        """Measure for about so long."""
+        """Run one round of approximately the given number of seconds."""
         updates = max(1, int(seconds / min(self.seconds_per_update)))
         self.seconds_per_update.append(self.time(updates))
 
     def row(self) -> dict[str, Any]:
-        """A line of the table; the first round only warmed up."""
+        """A row of the table; the first measurement is left out as a warm-up."""
         measured = np.array(self.seconds_per_update[1:])
         steps = self.config.num_envs * self.config.num_steps * self.seeds
         return {
@@ -116,7 +117,7 @@ class Contestant:
 
 
 def _spread(run: Callable[..., Any], how: str) -> Callable[..., Any]:
-    """One run, many in one vmapped program, or that on each of the host's cores."""
+    """The program of one run, of many vmapped runs, or of many vmapped runs on each core."""
     if how == "single":
         return run
     many = jax.vmap(run, in_axes=(0, None))
@@ -147,7 +148,7 @@ def markdown() -> str:
 
 
 def main(options: Options) -> None:
-    """Compile all, measure in turns, write and print the table."""
+    """Compile all programs, measure them in interleaved rounds, write and print the table."""
     if options.table:
         print(markdown(), end="")
         return
@@ -166,7 +167,7 @@ def main(options: Options) -> None:
         if reference is None:
             continue
         share = row["microseconds_per_step"] / reference
-        # One run against PPO's; many runs in units of one: S times the cost per step.
+        # One seed: time per step relative to PPO. S seeds: time relative to a run of one seed.
         row["ratio"] = round(share if row["how"] == "single" else share * row["seeds"], 2)
     order = {"how": ["single", "vmap", "sharded"], "algorithm": [*ALGORITHMS]}
     merge(RESULTS / "algorithms.csv", rows, order)

@@ -1,10 +1,10 @@
-"""What PPO reaches on a language model, beside the known optimum.
+"""Objective of PPO on a language model, compared with the known optimum.
 
-python -m benchmarks.alignment                                   Python's own words, three seeds
-python -m benchmarks.alignment --names PATH --updates 60 150     and names, at two lengths
+python -m benchmarks.alignment                                   words of Python, three seeds
+python -m benchmarks.alignment --names PATH --updates 60 150     also names, with two run lengths
 
-Each run is `python -m ppo_jax.rlhf` in a folder of --runs, gone on with where it was stopped and
-not repeated once it is finished. The table goes to benchmarks/results/alignment.csv.
+Each run is `python -m ppo_jax.rlhf` in a folder inside --runs; an interrupted run is resumed, and a
+finished one is not repeated. The table is written to benchmarks/results/alignment.csv.
 """
 
 import dataclasses
@@ -25,13 +25,13 @@ KEY = ("text", "updates", "seed")
 
 @dataclasses.dataclass(frozen=True)
 class Options:
-    """Measure.
+    """Measure the objective of PPO on a language model.
 
     Attributes:
-        names: a file of names, one a line; none: Python's own words alone.
-        updates: of PPO.
-        seeds: of each.
-        runs: where the runs are kept.
+        names: file with one name per line; without it only words of Python are used.
+        updates: numbers of PPO updates, with one run for each.
+        seeds: random seeds, with one run for each.
+        runs: folder of the runs.
         table: only print the committed results.
     """
 
@@ -43,7 +43,7 @@ class Options:
 
 
 def run(text: str, data: Path | None, updates: int, seed: int, runs: Path) -> dict[str, Any]:
-    """One demo: what its summary says."""
+    """Run or resume one demo; returns the content of its summary.json."""
     folder = runs / f"{text}-{updates}-seed{seed}"
     if not (folder / "summary.json").exists():
         flags = ["--updates", str(updates), "--seed", str(seed)]
@@ -57,7 +57,7 @@ def run(text: str, data: Path | None, updates: int, seed: int, runs: Path) -> di
 
 
 def row_of(text: str, updates: int, seed: int, found: dict[str, Any]) -> dict[str, Any]:
-    """One line of the table."""
+    """A row of the table."""
     policy, reference, best = found["policy"], found["reference"], found["optimum"]
     return {
         "text": text,
@@ -98,7 +98,7 @@ def markdown() -> str:
 
 
 def main(options: Options) -> None:
-    """Run what is missing, merge the table, print it."""
+    """Run the missing runs, merge their rows into the table and print it."""
     texts = {} if options.table else {"python": None}
     if options.names is not None:
         texts["names"] = options.names

@@ -1,4 +1,4 @@
-"""The clipped surrogate as a picture, drawn from the function that is trained with.
+"""A figure of the clipped surrogate, drawn with the loss function of the package.
 
 python -m benchmarks.clip          writes docs/images/clipped_surrogate.png
 """
@@ -15,12 +15,12 @@ from ppo_jax.losses import clipped_surrogate, surrogate
 PICTURE = Path(__file__).parent.parent / "docs/images/clipped_surrogate.png"
 CLIP_EPS = 0.2
 ADVANTAGES = {"A > 0": 1.0, "A < 0": -1.0}
-# Below, inside and above the interval: the rows of the table, one for each sign of A.
+# Ratios below, inside and above the clip range, with a point for each sign of A.
 RATIOS = (0.6, 1.0, 1.4)
 
 
 def objective(ratio: jax.Array, advantage: float) -> tuple[jax.Array, jax.Array]:
-    """[R] what is maximised at each ratio, and its slope there: (−L, −dL/dρ)."""
+    """The maximised objective at each ratio, and its derivative: (−L [R], −dL/dρ [R])."""
 
     def negated(ratio: jax.Array) -> jax.Array:
         return -clipped_surrogate(jnp.log(ratio), 0.0, advantage, CLIP_EPS)

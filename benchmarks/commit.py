@@ -1,4 +1,4 @@
-"""Which code a table was measured with: one commit for all its rows, or no table."""
+"""The commit that a table was measured with, which must be the same for all of its rows."""
 
 import subprocess
 from collections.abc import Iterable
@@ -8,20 +8,20 @@ from benchmarks.table import Row, read
 
 CHANGED = "+changes"
 UNKNOWN = "unknown"
-# What is measured; results are written while it is.
+# Paths of the measured code; results change during a measurement.
 MEASURED = ("ppo_jax", "benchmarks", ":(exclude)benchmarks/results")
 LENGTH = 12
 
 
 def of(folder: Path) -> str:
-    """The commit of the code in a folder, as results record it.
+    """The commit of the code in a folder, as recorded in results.
 
     Args:
-        folder: of the checkout.
+        folder: folder of the checkout.
 
     Returns:
-        Its first LENGTH digits; CHANGED follows where code was changed after it; UNKNOWN where
-        there is no git or no checkout.
+        The first LENGTH digits of the commit, followed by CHANGED if code has uncommitted changes;
+        UNKNOWN without git or outside a checkout.
     """
     found = _git(folder, "rev-parse", "HEAD")
     if found is None:
@@ -41,53 +41,53 @@ def _git(folder: Path, *words: str) -> str | None:
 
 
 def refuse(paths: Iterable[Path], commit: str, *, committed: bool, fresh: bool) -> None:
-    """Refuse, before anything is measured, what would mix code of different commits in a table.
+    """Refuse to mix results of different commits in one table, before anything is measured.
 
     Args:
-        paths: of the CSVs to which rows are to be added.
-        commit: of the rows to come.
-        committed: whether these tables are those of the repository: then the code is to be a
-            commit that others can check out.
+        paths: paths of the CSV files that rows will be added to.
+        commit: commit of the new rows.
+        committed: whether the files are those of the repository, whose rows must come from a commit
+            that others can check out.
         fresh: whether rows of other commits are dropped.
 
     Raises:
-        SystemExit: which file, which commits, and what to do.
+        SystemExit: the message names the file, the commits and a remedy.
     """
     if committed and (commit == UNKNOWN or commit.endswith(CHANGED)):
-        what = "is no checkout of git" if commit == UNKNOWN else "has changes after its commit"
+        what = "is not a git checkout" if commit == UNKNOWN else "has uncommitted changes"
         raise SystemExit(
-            f"the code {what}, so nobody could measure it again: commit it, or keep the results "
-            "elsewhere with --out FOLDER"
+            f"the code {what}, so the measurement could not be repeated: commit the code, or write "
+            "the results to another folder with --out FOLDER"
         )
     for path in () if fresh else paths:
         others = [*dict.fromkeys(c for c in commits(read(path)) if c != commit)]
         if others:
             raise SystemExit(
-                f"{path} has rows of {_named(others)}, this is {commit}: give --fresh to drop "
-                "them, or keep the new ones elsewhere with --out FOLDER"
+                f"{path} has rows of {_named(others)}, but the code is {commit}: drop them with "
+                "--fresh, or write the new rows to another folder with --out FOLDER"
             )
 
 
 def commits(rows: Iterable[Row]) -> list[str]:
-    """Each row's commit; "" where none was recorded."""
+    """The commit of each row; "" for a row without a recorded commit."""
     return [row.get("commit") or "" for row in rows]
 
 
 def one(rows: Iterable[Row], name: str) -> str:
-    """The commit of all rows of a table; "" if none was recorded.
+    """The commit that all rows of a table share; "" if none was recorded.
 
     Args:
-        rows: of the table.
-        name: of it, for the message.
+        rows: rows of the table.
+        name: name of the table, for the message.
 
     Raises:
-        SystemExit: there are several.
+        SystemExit: the rows have different commits.
     """
     found = [*dict.fromkeys(commits(rows))]
     if len(found) > 1:
         raise SystemExit(
-            f"{name} has rows of {_named(found)}: they cannot stand in one table; measure them "
-            "again with --fresh"
+            f"{name} has rows of {_named(found)}, which must not be mixed in one table; measure "
+            "them again with --fresh"
         )
     return found[0] if found else ""
 

@@ -1,17 +1,17 @@
-"""What an update costs on D devices: a model on paper, fitted to one device, and its projection.
+"""A cost model of an update on D devices, fitted to measurements on one device.
 
 python -m benchmarks.cost_model
 
     t(N, D) = a + b N / D + r α ⌈log2 D⌉ + g 8 P (D - 1) / (D β)
 
-a: seconds of an update that do not depend on the number of environments: starting kernels.
-b: seconds for the steps of one environment, and for learning from them.
-r: sums over devices in an update (all-reduce). One in each of the g gradient steps is of the P
-   parameters, 4 bytes each, which go round twice; the others are of a few numbers.
-α, β: latency and bandwidth of the link. They are not measured here but taken as written below.
+a: seconds of an update that do not depend on the number N of environments: starting kernels.
+b: seconds of an update per environment.
+r: number of all-reduce operations in an update. One in each of the g gradient steps sums the P
+   parameters, 4 bytes each, which are sent twice; the others sum a few numbers.
+α, β: latency and bandwidth of the link, which are not measured but assumed as given below.
 
 a and b are fitted to the rows of benchmarks/results/accelerator.csv, by least squares of relative
-errors. Everything for more than one device is a projection, and says so in the column `kind`.
+errors. All rows for more than one device are projections, as the column `kind` states.
 """
 
 import csv
@@ -26,20 +26,20 @@ FILE = RESULTS / "cost_model.csv"
 DEVICE = "NVIDIA H200"
 TASK = re.compile(r"cartpole-(\d+)x(\d+)")
 STEPS = 32
-# PPO of two networks 4-64-64: 4 epochs of 4 minibatches.
+# PPO with two networks 4-64-64, and 4 epochs of 4 minibatches.
 GRADIENT_STEPS, PARAMETERS = 16, 9155
-# In the compiled program of four devices (tests/test_parallel.py). In a gradient step: two for the
-# moments of advantages, the means of the loss, the gradient, the metrics; in a rollout the
-# statistics of its episodes and what an update reports.
+# Counted in the compiled program of four devices (tests/test_parallel.py). In a gradient step: two
+# for mean and variance of advantages, one each for the means of the loss, the gradient and the
+# metrics. In a rollout: the statistics of its episodes and the metrics of the update.
 SUMS_PER_STEP, SUMS_PER_ROLLOUT = 5, 11
-# (seconds of a sum of a few numbers per doubling of the devices, bytes per second of a device).
+# (latency α: seconds of a small all-reduce per doubling of the devices, bandwidth β: bytes/s).
 LINKS = {"in one machine": (5e-6, 300e9), "between machines": (15e-6, 25e9)}
 MACHINE = 8
 PROJECTED = [(2**13, 1), (2**13, 8), (2**17, 8), (2**20, 1), (2**20, 8), (2**20, 64), (2**20, 1024)]
 
 
 def measured() -> dict[int, float]:
-    """Number of environments -> seconds of an update, on one device."""
+    """Measured seconds of an update on one device, by the number of environments."""
     found = {}
     with (RESULTS / "accelerator.csv").open() as file:
         for row in csv.DictReader(file):
@@ -53,7 +53,7 @@ def measured() -> dict[int, float]:
 
 
 def fitted(times: dict[int, float]) -> tuple[float, float]:
-    """(a, b), with the least squares of relative errors."""
+    """The pair (a, b) with the least squares of relative errors."""
     envs, seconds = np.array([*times]), np.array([*times.values()])
     design = np.stack([1 / seconds, envs / seconds], axis=1)
     a, b = np.linalg.lstsq(design, np.ones(len(envs)), rcond=None)[0]
@@ -61,7 +61,7 @@ def fitted(times: dict[int, float]) -> tuple[float, float]:
 
 
 def communication(devices: int) -> float:
-    """Seconds of all sums of an update."""
+    """Seconds of all communication in an update."""
     if devices == 1:
         return 0.0
     latency, bandwidth = LINKS["in one machine" if devices <= MACHINE else "between machines"]
@@ -71,7 +71,7 @@ def communication(devices: int) -> float:
 
 
 def rows() -> list[dict[str, object]]:
-    """The table: what was measured, what the model says of it, and what it projects."""
+    """The rows of the table: measurements with the times of the model, then projections."""
     times = measured()
     a, b = fitted(times)
     cases = [(n, 1, "measured") for n in sorted(times)]
@@ -92,7 +92,7 @@ def rows() -> list[dict[str, object]]:
 
 
 def main() -> None:
-    """Print the fit, write the table."""
+    """Print the fit, write and print the table."""
     a, b = fitted(measured())
     print(f"a = {1e3 * a:.2f} ms, b = {1e6 * b:.3f} us per environment")
     table = rows()

@@ -1,12 +1,12 @@
-"""The whole family on four environments: who learns what, and how fast.
+"""Returns and learning curves of all algorithms on four environments.
 
-python -m benchmarks.family                          everything, 32 seeds each
+python -m benchmarks.family                          all algorithms and environments, 32 seeds each
 python -m benchmarks.family --methods trpo ppo --envs CartPole-v1
 python -m benchmarks.family --table                  print the committed results
 
-Each method runs with its preset for the environment. Seeds are vmapped and spread over the host's
-cores. The table of greedy returns after training goes to benchmarks/results/family.csv, the seeds
-behind it to family_seeds.csv, the learning curves to family_curves.csv, the figure to family.png.
+Each method uses its preset for the environment. Seeds are vmapped and distributed over the cores.
+Greedy returns after training are written to benchmarks/results/family.csv, those of each seed to
+family_seeds.csv, the learning curves to family_curves.csv and family.png.
 """
 
 import dataclasses
@@ -42,7 +42,7 @@ STEPS = {
 }
 ENVS = tuple(STEPS)
 MARKS = {"CartPole-v1": 475, "CartPoleContinuous-v1": 475, "Acrobot-v1": -100, "Pendulum-v1": -200}
-# The registry, and REINFORCE once more with a learned baseline, and what that changes besides.
+# All algorithms, and REINFORCE also with a learned baseline, which changes these options as well.
 METHODS = tuple(m for a in ALGORITHMS for m in ((a, f"{a} + value") if a == "reinforce" else (a,)))
 WITH_BASELINE: dict[str, dict[str, Any]] = {
     "CartPole-v1": {},
@@ -54,14 +54,15 @@ WITH_BASELINE: dict[str, dict[str, Any]] = {
 
 @dataclasses.dataclass(frozen=True)
 class Options:
-    """Measure the family.
+    """Measure the returns of all algorithms.
 
     Attributes:
-        methods: which, or all.
-        envs: which, or all.
-        seeds: of each; with fewer than the published table has, nothing is written.
-        steps: environment steps of each run; None: the table's; otherwise nothing is written.
-        table: only print the committed results, as the documentation has them.
+        methods: names of the methods to measure; all by default.
+        envs: names of the environments; all by default.
+        seeds: number of seeds; with fewer than 32 no file is written.
+        steps: environment steps of each run; by default those of the published table, and with
+            another number no file is written.
+        table: only print the committed results, as in the documentation.
     """
 
     methods: tuple[str, ...] = METHODS
@@ -72,21 +73,21 @@ class Options:
 
 
 def config_of(method: str, env: str, steps: int) -> configs.TrainConfig:
-    """A method's preset for an environment."""
+    """The configuration of a method for an environment."""
     algorithm = method.removesuffix(" + value")
     changes = {"baseline": "value", **WITH_BASELINE[env]} if algorithm != method else {}
     return configs.make(env=env, algorithm=algorithm, total_timesteps=steps, **changes)
 
 
 def measure(config: configs.TrainConfig, seeds: int) -> tuple[np.ndarray, dict[str, np.ndarray]]:
-    """(greedy returns [S], metrics [S, U])."""
+    """Train all seeds; returns (greedy returns [S], metrics [S, U])."""
     _, metrics = run_sweep(config, [{}], seeds, episodes=EPISODES)
     metrics = {name: x[0] for name, x in metrics.items()}
     return metrics.pop("eval_return").mean(axis=-1), metrics
 
 
 def row_of(method: str, env: str, steps: int, returns: np.ndarray, seconds: float) -> dict:
-    """A line of the table."""
+    """A row of the table."""
     low, high = interval([returns])
     return {
         "env": env,
@@ -107,7 +108,7 @@ def row_of(method: str, env: str, steps: int, returns: np.ndarray, seconds: floa
 
 
 def curve_rows(method: str, env: str, steps: int, curve: np.ndarray) -> list[dict]:
-    """The learning curve as rows: steps, interquartile mean, interval."""
+    """A learning curve as rows with steps, interquartile mean and confidence interval."""
     low, high = interval([curve])
     middle = interquartile_mean(curve)
     return [
@@ -159,8 +160,9 @@ def markdown() -> str:
 
 
 def print_table() -> None:
-    """The committed table, for a terminal."""
-    table = Table("env", "method", "seeds", "mean", "IQM [95 %]", "min", "at mark", "seconds")
+    """Print the table in the file to the terminal."""
+    head = ("env", "method", "seeds", "mean", "IQM [95 %]", "min", "at threshold", "seconds")
+    table = Table(*head)
     for r in read(RESULTS / "family.csv"):
         spread = f"{r['iqm']} [{r['ci95_low']}, {r['ci95_high']}]"
         share = f"{float(r['share_at_mark']):.0%} ≥ {r['mark']}"
@@ -170,13 +172,13 @@ def print_table() -> None:
 
 
 def main(options: Options) -> None:
-    """Measure, merge with what was there, draw, print."""
+    """Measure, merge the new rows into the files, plot and print."""
     if options.table:
         print(markdown(), end="")
         return
     for names, known in ((options.methods, METHODS), (options.envs, ENVS)):
         for name in set(names) - set(known):
-            raise SystemExit(f"unknown {name!r}; {did_you_mean(name, known)}")
+            raise SystemExit(f"unknown name {name!r}; {did_you_mean(name, known)}")
     one_device_per_core()
     order = {"env": [*ENVS], "method": [*METHODS]}
     for env in options.envs:

@@ -1,11 +1,10 @@
-"""What the numerical guard costs: updates per second with and without it.
+"""The cost of the numerical guard: updates per second with and without it.
 
 python -m benchmarks.guard
 
-Both programs are compiled as runs compile theirs, and take turns in one process, so that whatever
-else the machine does befalls both alike. Time is that of the processors. Written to
-results/guard.csv: updates per second in the fastest tenth of the rounds of each program, and the
-cost by them.
+Both programs are compiled like the program of a run, and are measured in turns in one process, so
+that other processes affect both equally. Times are CPU times. The rates in results/guard.csv are
+the 0.9 quantiles over rounds in updates per CPU second, and the cost is computed from them.
 """
 
 import argparse
@@ -38,7 +37,7 @@ CASES = {
 
 
 def without(step: Any, rows: int = MAX_CHUNK) -> Any:
-    """A chunk of updates whose numbers nobody looks at."""
+    """A chunk of updates without the guard."""
 
     def chunk(state: Any, count: jax.Array) -> Any:
         update = jax.jit(step)
@@ -55,7 +54,7 @@ def without(step: Any, rows: int = MAX_CHUNK) -> Any:
 
 
 def measure(values: dict[str, Any], rounds: int, seconds: float) -> np.ndarray:
-    """[rounds, 2] updates per second, without and with the guard."""
+    """[rounds, 2] updates per CPU second, without and with the guard."""
     config = configs.make(preset="none", total_timesteps=10**8, **values)
     program = build(config)
     state, count = first_state(config, program), jax.ShapeDtypeStruct((), jnp.int32)
@@ -77,10 +76,12 @@ def measure(values: dict[str, Any], rounds: int, seconds: float) -> np.ndarray:
 
 
 def main() -> None:
-    """All cases, into the file."""
+    """Measure all cases and write the file."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--rounds", type=int, default=41)
-    parser.add_argument("--seconds", type=float, default=0.5, help="of a round of each program")
+    parser.add_argument("--rounds", type=int, default=41, help="number of rounds")
+    parser.add_argument(
+        "--seconds", type=float, default=0.5, help="CPU seconds of each program in a round"
+    )
     arguments = parser.parse_args()
     lines = []
     for name, values in CASES.items():

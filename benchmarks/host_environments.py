@@ -1,9 +1,10 @@
-"""Steps per second of a rollout in environments on the host.
+"""Steps per second of rollouts in Python environments.
 
 python -m benchmarks.host_environments       prints the table, writes host_environments.csv
 
-Acting alone, no learning: the network's step, the callback and the environment. Beside the
-wall clock's, steps per second of processor time, which another process on the machine changes less.
+A rollout is measured without training: the forward pass of the network, the callback and the
+environment. Rates are given per second of wall-clock time and per second of CPU time, which other
+processes on the machine affect less.
 """
 
 import functools
@@ -32,13 +33,16 @@ PATH = RESULTS / "host_environments.csv"
 
 
 def measure(name: str, options: dict[str, str], num_envs: int, network: str) -> Row:
-    """The fastest of a few rollouts.
+    """Measure a few rollouts and return the rates of the fastest.
 
     Args:
-        name: of the environment.
-        options: its arguments.
-        num_envs: N.
-        network: name in CONVOLUTIONS.
+        name: name of the environment.
+        options: arguments of the environment.
+        num_envs: N, the number of parallel environments.
+        network: name of the network, "mlp" or a key of CONVOLUTIONS.
+
+    Returns:
+        A row of the table.
     """
     env = envs.make(name, **options)
     vector = envs.vectorize(env, num_envs)
@@ -58,14 +62,14 @@ def measure(name: str, options: dict[str, str], num_envs: int, network: str) -> 
         processor.append(time.process_time() - before[1])
     vector.close()
     steps = STEPS * num_envs
-    own = steps / min(processor[1:])  # the first compiles
+    own = steps / min(processor[1:])  # the first rollout compiles
     return {
         "env": name,
         "backend": options.get("backend", "sync" if name.startswith("gym") else "C++"),
         "num_envs": num_envs,
         "network": network,
         "steps_per_second": round(steps / min(wall[1:])),
-        # That of the worker processes of `async` is not in it.
+        # Without the CPU time of worker processes the rate of `async` would be wrong.
         "steps_per_processor_second": "" if "async" in options.values() else round(own),
         "device": provenance.device(),
         "jax": jax.__version__,
@@ -73,7 +77,7 @@ def measure(name: str, options: dict[str, str], num_envs: int, network: str) -> 
 
 
 def _place(row: Row) -> int:
-    """Where a line stands in the table: in the order of CASES."""
+    """Sort key of a row: its index in CASES."""
     order = {(c[0], c[2], c[3]): i for i, c in enumerate(CASES)}
     return order.get((row["env"], int(row["num_envs"]), row["network"]), len(CASES))
 
@@ -95,7 +99,7 @@ def markdown() -> str:
 
 
 def main() -> None:
-    """Measure, print, write."""
+    """Measure all cases, write and print the table."""
     replace(PATH, [measure(*case) for case in CASES], COLUMNS, _place)
     print(markdown(), end="")
 

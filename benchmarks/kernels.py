@@ -1,13 +1,13 @@
-"""How many kernels an update is on a GPU, counted without one.
+"""The number of GPU kernels in an update, counted without a GPU.
 
 python -m benchmarks.kernels
 
-The chunk program of a run is compiled for an H100 that need not be there; JAX's CUDA packages have
-to be (`requirements-cuda.lock`), and JAX_SKIP_CUDA_CONSTRAINTS_CHECK=1 where there is no driver.
-Each operation of the compiled program that is not free is counted as often as its loop runs. Small
-networks and environments take about as long on a GPU as their kernels take to start, 1 to 2
-microseconds each. Written to results/kernels.csv: every task as CPUs compute it and as accelerators
-do (`ppo_jax.backend`).
+The chunk program of a run is compiled for an H100, which does not have to be installed. JAX's CUDA
+packages (`requirements-cuda.lock`) are required, and JAX_SKIP_CUDA_CONSTRAINTS_CHECK=1 on a machine
+without a driver. Each operation of the compiled program that is not free is counted once for every
+iteration of its loop. With small networks and environments, starting the kernels takes most of the
+time on a GPU. The table in results/kernels.csv has two rows for each task: the program as compiled
+for CPUs and as compiled for accelerators (`ppo_jax.backend`).
 """
 
 import argparse
@@ -34,7 +34,7 @@ TASKS = {
     "pendulum-2048x32": {"env": "Pendulum-v1", "num_envs": 2048, "num_steps": 32},
 }
 VERSIONS = {"as on CPUs": False, "as on accelerators": True}
-# What XLA's compiler has to know of the device.
+# Description of the device for the compiler of XLA.
 DEVICE = """
 platform_name: "CUDA"
 device_description_str: "NVIDIA H100 80GB HBM3"
@@ -50,7 +50,7 @@ gpu_device_info {
   memory_bandwidth: 3352320000000 l2_cache_size: 52428800 device_memory_size: 84978434048
 }
 """
-# Operations that only name a part of memory, or wait.
+# Operations that start no kernel: they only name memory or wait.
 FREE = {
     "after-all",
     "bitcast",
@@ -69,8 +69,8 @@ class Loop(NamedTuple):
     """A loop of a compiled program.
 
     Attributes:
-        trips: how often it runs; 1 where the program does not say.
-        kernels: of one iteration, with those of the loops in it.
+        trips: number of iterations; 1 if the program does not contain it.
+        kernels: number of kernels in one iteration, including those of inner loops.
     """
 
     trips: int
@@ -78,12 +78,15 @@ class Loop(NamedTuple):
 
 
 def count(text: str) -> tuple[int, list[Loop]]:
-    """(kernels of the whole program, its loops), of HLO after optimisation.
+    """Count the kernels of a compiled program.
 
-    Of a conditional the longest branch is counted.
+    For a conditional, the branch with the most kernels is counted.
 
     Args:
-        text: `compiled.as_text()`.
+        text: optimised HLO of the program, from `compiled.as_text()`.
+
+    Returns:
+        (number of kernels of the whole program, its loops)
     """
     computations: dict[str, list[str]] = {}
     entry, lines = "", []
@@ -123,7 +126,7 @@ def _operation(line: str) -> re.Match[str] | None:
 
 
 def measure(values: dict[str, Any], launch_bound: bool) -> dict[str, Any]:
-    """Kernels of one update, and of one iteration of its longest loops."""
+    """Numbers of kernels in one update, one environment step and one gradient step."""
     topology = topologies.get_topology_desc("", "cuda", target_config=DEVICE, topology="1x1x1")
     device = jax.sharding.SingleDeviceSharding(topology.devices[0])
     config = configs.make(preset="none", total_timesteps=10**8, **values)
@@ -137,7 +140,7 @@ def measure(values: dict[str, Any], launch_bound: bool) -> dict[str, Any]:
         traced = jitted.trace(state, jax.ShapeDtypeStruct((), jnp.int32))
         compiled = traced.lower(lowering_platforms=("cuda",)).compile()
     _, loops = count(compiled.as_text())
-    update = loops[-1]  # the loop of the chunk, which ends last
+    update = loops[-1]  # the outermost loop, over the updates of a chunk
     steps = config.hyper.epochs * config.hyper.minibatches
     gradient = max(loop.kernels for loop in loops if loop.trips == steps)
     acting = [x for x in loops[:-1] if x.trips != steps and x.trips * x.kernels > config.num_steps]
@@ -150,7 +153,7 @@ def measure(values: dict[str, Any], launch_bound: bool) -> dict[str, Any]:
 
 
 def main() -> None:
-    """All tasks, into the file."""
+    """Count the kernels of all tasks and write the file."""
     argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     ).parse_args()

@@ -1,12 +1,12 @@
-"""What the presets reach, over many seeds, against published marks.
+"""Returns of the presets over many seeds, compared with published results.
 
-python -m benchmarks.learning                      every short task, 64 seeds, swept
-python -m benchmarks.learning --tasks breakout     a long one, in resumable runs
-python -m benchmarks.learning --list
+python -m benchmarks.learning                      all short tasks, 64 seeds, as sweeps
+python -m benchmarks.learning --tasks breakout     a long task, as resumable runs
+python -m benchmarks.learning --list               list the tasks
 
-Each seed is trained on its own and then evaluated greedily over 128 episodes. The table goes to
-benchmarks/results/learning.csv, the seeds behind it to learning_seeds.csv, the figure to
-learning.png; rows of tasks that were not run now stay as they are.
+Each seed is trained independently and then evaluated greedily over 128 episodes. The table is
+written to benchmarks/results/learning.csv, the returns of each seed to learning_seeds.csv, and the
+figure to learning.png; rows of other tasks are kept.
 """
 
 import dataclasses
@@ -33,22 +33,23 @@ from ppo_jax.sweep import run_sweep
 
 RUNS = Path("runs/learning")
 EPISODES = 128
-# Seeds of the tables; the presets were chosen on seeds 1000 and up.
+# First seed of the tables; the presets were tuned with seeds from 1000 on.
 FIRST_SEED = 0
 
 
 @dataclasses.dataclass(frozen=True)
 class Task:
-    """One line of the table.
+    """One row of the table.
 
     Attributes:
-        preset: whose values are used.
-        steps: environment steps; the annealing horizon is this too.
-        mark: what a seed should reach.
-        goal: the claim that is checked, as share of seeds, mean or median at the mark.
-        published: what others report, and where.
-        seeds: how many, if not asked otherwise.
-        long: minutes per seed: a run directory each, resumable.
+        preset: name of the preset.
+        steps: environment steps of each run, which is also the horizon of learning-rate decay.
+        mark: threshold of the return.
+        goal: condition for success: the share of seeds, the mean or the median that must reach the
+            threshold.
+        published: published returns with their sources.
+        seeds: default number of seeds.
+        long: whether a seed takes minutes, so that each is a resumable run of its own.
     """
 
     preset: str
@@ -102,13 +103,13 @@ TASKS = {
 
 @dataclasses.dataclass(frozen=True)
 class Options:
-    """Measure what the presets learn.
+    """Measure the returns of the presets.
 
     Attributes:
-        tasks: names, or every short one.
-        seeds: per task; None: the task's own number.
-        list: only print the tasks.
-        table: only print the committed results, as the README has them.
+        tasks: names of the tasks to measure; all short tasks by default.
+        seeds: number of seeds of each task; by default the number defined by the task.
+        list: only list the tasks.
+        table: only print the committed results, as in the README.
     """
 
     tasks: tuple[str, ...] = tuple(n for n, t in TASKS.items() if not t.long)
@@ -118,15 +119,18 @@ class Options:
 
 
 def swept_returns(task: Task, seeds: int) -> np.ndarray:
-    """[seeds] greedy returns."""
+    """[seeds] greedy returns of one sweep."""
     config = configs.make(preset=task.preset, total_timesteps=task.steps, seed=FIRST_SEED)
     _, metrics = run_sweep(config, [{}], seeds, episodes=EPISODES)
     return metrics["eval_return"][0].mean(axis=-1)
 
 
 def resumable_returns(name: str, task: Task, seeds: int) -> tuple[np.ndarray, float]:
-    """([seeds] greedy returns, seconds of training), each seed from a run directory that is
-    continued if it is there."""
+    """Train each seed in a run directory, or resume it if the directory exists.
+
+    Returns:
+        ([seeds] greedy returns, seconds of training)
+    """
     summaries = []
     for seed in range(FIRST_SEED, FIRST_SEED + seeds):
         path = RUNS / name / f"seed{seed}"
@@ -139,14 +143,14 @@ def resumable_returns(name: str, task: Task, seeds: int) -> tuple[np.ndarray, fl
                 {"resume": path} if (path / "config.json").exists() else {"run_dir": path}
             )
             if train(config, RunOptions(**where, eval_episodes=EPISODES)).exit_code:
-                raise SystemExit("stopped; the same command goes on from here")
+                raise SystemExit("stopped; run the same command again to continue")
         summaries.append(json.loads((path / "summary.json").read_text()))
     returns = np.array([s["eval_return_mean"] for s in summaries])
     return returns, sum(s["compile_seconds"] + s["train_seconds"] for s in summaries)
 
 
 def interval(returns: np.ndarray) -> tuple[float, float]:
-    """Student's 95 % interval of the mean over seeds, those that failed included; NaN for one."""
+    """95 % confidence interval of the mean over all seeds by Student's t; NaN for one seed."""
     if len(returns) < 2:
         return np.nan, np.nan
     half = stats.t.ppf(0.975, len(returns) - 1) * returns.std(ddof=1) / np.sqrt(len(returns))
@@ -154,7 +158,7 @@ def interval(returns: np.ndarray) -> tuple[float, float]:
 
 
 def row_of(name: str, task: Task, returns: np.ndarray, seconds: float) -> dict[str, Any]:
-    """Statistics over seeds; the interval of the mean is Student's t."""
+    """A row of the table, with statistics over seeds."""
     mean, n = returns.mean(), len(returns)
     low, high = interval(returns)
     share = (returns >= task.mark).mean()
@@ -231,8 +235,9 @@ def markdown(rows: list[dict[str, Any]]) -> str:
 
 
 def print_rows(rows: list[dict[str, Any]]) -> None:
-    """The table people paste."""
-    table = Table("task", "steps", "seeds", "mean [95 %]", "median", "mark", "share", "published")
+    """Print rows as a table in the terminal."""
+    head = ("task", "steps", "seeds", "mean [95 %]", "median", "threshold", "share", "published")
+    table = Table(*head)
     for r in rows:
         table.add_row(
             r["task"],
@@ -248,7 +253,7 @@ def print_rows(rows: list[dict[str, Any]]) -> None:
 
 
 def main(options: Options) -> None:
-    """Run the tasks, merge the tables, print."""
+    """Run the tasks, merge their rows into the files, plot and print."""
     if options.list:
         for name, task in TASKS.items():
             print(f"{name:28} {task.steps:>12,} steps, {task.seeds} seeds")

@@ -1,8 +1,8 @@
-"""Peak memory of a run against its length: it must not grow.
+"""Peak memory of runs of different lengths, which should be the same.
 
-python -m benchmarks.memory            1 M and 10 M steps of CartPole, each in its own process
+python -m benchmarks.memory            1 M and 10 M steps of CartPole, each in a separate process
 
-The table goes to benchmarks/results/memory.csv.
+The table is written to benchmarks/results/memory.csv.
 """
 
 import csv
@@ -25,8 +25,8 @@ class Options:
     """Measure the peak memory of runs.
 
     Attributes:
-        steps: environment steps of each run.
-        env: environment.
+        steps: numbers of environment steps, with one run for each.
+        env: name of the environment.
     """
 
     steps: tuple[int, ...] = (1_000_000, 10_000_000)
@@ -34,7 +34,7 @@ class Options:
 
 
 def peak_megabytes(env: str, steps: int) -> float:
-    """Largest resident set of `python -m ppo_jax.train`, from start to summary."""
+    """Peak resident memory in MB of the whole process of `python -m ppo_jax.train`."""
     with tempfile.TemporaryDirectory() as folder:
         command = [
             sys.executable,
@@ -55,7 +55,7 @@ def peak_megabytes(env: str, steps: int) -> float:
 
 
 def main(options: Options) -> None:
-    """Measure, print, write the table."""
+    """Measure all runs, print and write the table."""
     rows = [
         {"env": options.env, "steps": n, "peak_mb": round(peak_megabytes(options.env, n), 1)}
         for n in options.steps

@@ -1,11 +1,12 @@
-"""One-line mutations of the package, and the test that notices each.
+"""One-line mutations of the package, each with a test that detects it.
 
-python -m benchmarks.mutations                     all of them; eight minutes
-python -m benchmarks.mutations --names R1 U4       some
-python -m benchmarks.mutations --list
+python -m benchmarks.mutations                     try all mutations
+python -m benchmarks.mutations --names R1 U4       try some mutations
+python -m benchmarks.mutations --list              list the mutations
 
-Each is applied to a copy of the tracked files, where its test is run: a mutation that passes has
-survived. `mutations.csv` holds them; `survives` says why a mutation changes no result.
+Each mutation is applied to a copy of the tracked files, in which its test is run; the mutation
+survives if the test passes. The mutations are in `mutations.csv`, whose column `survives` gives the
+reason if a mutation changes no result.
 """
 
 import csv
@@ -29,15 +30,15 @@ PASSED, FAILED = 0, 1
 
 @dataclasses.dataclass(frozen=True)
 class Mutation:
-    """A change of one place.
+    """A change of one place in the code.
 
     Attributes:
-        name: a short name.
-        file: path of the module, from the root.
-        old: text that occurs in it once.
-        new: text that takes its place.
-        test: id of the test that fails with it.
-        survives: why no test can fail; "" where one does.
+        name: short name of the mutation.
+        file: path of the module below the root of the repository.
+        old: text that occurs once in the module.
+        new: text that replaces it.
+        test: pytest id of the test that fails with the mutation.
+        survives: reason why no test can fail; "" if a test fails.
     """
 
     name: str
@@ -49,6 +50,9 @@ class Mutation:
 
     def apply(self, root: Path) -> None:
         """Write the mutated module.
+
+        Args:
+            root: root of the copied repository.
 
         Raises:
             ValueError: the old text does not occur exactly once.
@@ -63,13 +67,13 @@ class Mutation:
 
 
 def mutations() -> dict[str, Mutation]:
-    """All of them by name."""
+    """All mutations by name."""
     with FILE.open(newline="") as file:
         return {row["name"]: Mutation(**row) for row in csv.DictReader(file)}
 
 
 def copy_of_the_tree(folder: Path) -> Path:
-    """The tracked files, in a folder."""
+    """Copy the tracked files to a folder; returns the folder."""
     listed = subprocess.run(
         ["git", "ls-files", "-z"], cwd=ROOT, capture_output=True, text=True, check=True
     )
@@ -81,7 +85,7 @@ def copy_of_the_tree(folder: Path) -> Path:
 
 
 def notices(mutation: Mutation) -> int:
-    """The exit code of pytest on the mutated copy: FAILED if the test notices."""
+    """The exit code of pytest on the mutated copy: FAILED if the test detects the mutation."""
     with tempfile.TemporaryDirectory(prefix="ppo_jax-mutation-") as folder:
         root = copy_of_the_tree(Path(folder))
         mutation.apply(root)
@@ -98,11 +102,11 @@ def notices(mutation: Mutation) -> int:
 
 @dataclasses.dataclass(frozen=True)
 class Options:
-    """Check that tests notice one-line mutations.
+    """Check that tests detect one-line mutations.
 
     Attributes:
-        names: the mutations to try; all by default.
-        list: only print them.
+        names: names of the mutations to try; all by default.
+        list: only list the mutations.
     """
 
     names: tuple[str, ...] = ()
@@ -110,7 +114,7 @@ class Options:
 
 
 def main(options: Options) -> int:
-    """Try them: 0 if each is noticed, else 1."""
+    """Try the mutations; returns 0 if all are detected, otherwise 1."""
     known = mutations()
     for name in options.names:
         if name not in known:
@@ -121,8 +125,8 @@ def main(options: Options) -> int:
         verdict = mutation.survives and f"survives: {mutation.survives}"
         if not verdict and not options.list:
             code = notices(mutation)
-            words = {PASSED: "SURVIVES", FAILED: "noticed"}
-            verdict = words.get(code, f"pytest ended with code {code}")
+            words = {PASSED: "SURVIVES", FAILED: "detected"}
+            verdict = words.get(code, f"pytest ended with exit code {code}")
             unnoticed += code != FAILED
         print(f"{mutation.name:6} {mutation.file:34} {verdict or mutation.test}", flush=True)
     return 1 if unnoticed else 0

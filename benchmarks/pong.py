@@ -1,9 +1,9 @@
-"""What an agent of Pong reached: a hundred games of it, and how it came there.
+"""Evaluate a trained Pong agent over a hundred games, and plot its learning curve.
 
 python -m ppo_jax.train --preset pong --run-dir runs/pong
 python -m benchmarks.pong runs/pong
 
-The line goes to benchmarks/results/pong.csv, the curve to docs/images/pong_learning.png.
+The row is written to benchmarks/results/pong.csv, the curve to docs/images/pong_learning.png.
 """
 
 import dataclasses
@@ -21,17 +21,17 @@ from ppo_jax.evaluate import confidence_interval, evaluate
 from ppo_jax.runs import restore
 
 IMAGE = Path(__file__).parent.parent / "docs/images/pong_learning.png"
-# Rollouts whose games are averaged.
+# Number of rollouts that a point of the curve averages over.
 WINDOW = 20
 
 
 @dataclasses.dataclass(frozen=True)
 class Options:
-    """Play with the agent of a run.
+    """Evaluate the agent of a run.
 
     Attributes:
-        run: run directory.
-        games: how many, greedy.
+        run: run directory of the agent.
+        games: number of games, played greedily.
     """
 
     run: Annotated[Path, tyro.conf.Positional]
@@ -39,7 +39,7 @@ class Options:
 
 
 def curve(run: Path) -> tuple[np.ndarray, np.ndarray]:
-    """(environment steps, mean return over the last WINDOW rollouts in which a game ended)."""
+    """Environment steps, and the mean return over the last WINDOW rollouts with a finished game."""
     lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
     ended = [(r["env_step"], r["episode_return"]) for r in lines if r["episode_return"] is not None]
     steps, returns = (np.array(x, float) for x in zip(*ended, strict=True))
@@ -48,7 +48,7 @@ def curve(run: Path) -> tuple[np.ndarray, np.ndarray]:
 
 
 def measure(options: Options) -> dict[str, Any]:
-    """One line of the table."""
+    """A row of the table."""
     config, program, state = restore.load(options.run)
     result = evaluate(
         jax.random.key(1),
@@ -96,7 +96,14 @@ def plot(run: Path) -> None:
 
 def markdown() -> str:
     """The table of docs/pong.md."""
-    head = ("arguments", "γ", "steps", "return of 100 games [95 %]", "ahead after", "by the clock")
+    head = (
+        "arguments",
+        "γ",
+        "steps",
+        "return of 100 games [95 %]",
+        "ahead after",
+        "wall-clock time",
+    )
     lines = ["| " + " | ".join(head) + " |", "|" + "---|" * len(head)]
     for r in read(RESULTS / "pong.csv"):
         interval = f"{r['mean']} [{r['ci95_low']}, {r['ci95_high']}]"
@@ -109,7 +116,7 @@ def markdown() -> str:
 
 
 def main(options: Options) -> None:
-    """Measure, merge the table, draw, print."""
+    """Evaluate, merge the row into the table, plot and print."""
     row = measure(options)
     same = ("env_args", "gamma", "seed", "env_steps")
     replace(RESULTS / "pong.csv", [row], same, lambda r: [str(r[c]) for c in same])

@@ -1,10 +1,10 @@
-"""What memory is worth: two tasks that hide something, with a GRU, an LSTM and neither.
+"""Returns of GRU, LSTM and feed-forward policies on two partially observable tasks.
 
 python -m benchmarks.recall                        16 seeds of each
 python -m benchmarks.recall --tasks memory_chain --seeds 4
 
-Every agent is trained on its own by the task's preset, apart from its memory, and evaluated
-greedily over 128 episodes. The table goes to benchmarks/results/recall.csv.
+Every agent is trained with the preset of its task, in which only the recurrent cell is changed, and
+evaluated greedily over 128 episodes. The table is written to benchmarks/results/recall.csv.
 """
 
 import dataclasses
@@ -29,12 +29,12 @@ TASKS = {"cartpole_positions": 475.0, "memory_chain": 0.95}
 
 @dataclasses.dataclass(frozen=True)
 class Options:
-    """Measure what memory is worth.
+    """Measure the returns of recurrent and feed-forward policies.
 
     Attributes:
-        tasks: presets.
-        memories: gru, lstm, none.
-        seeds: of each.
+        tasks: presets of the tasks to measure.
+        memories: recurrent cells to measure: gru, lstm, none.
+        seeds: number of seeds for each task and cell.
     """
 
     tasks: tuple[str, ...] = tuple(TASKS)
@@ -43,14 +43,14 @@ class Options:
 
 
 def measure(task: str, memory: str, seeds: int) -> np.ndarray:
-    """[seeds] greedy returns."""
+    """[seeds] greedy returns of one task and cell."""
     config = configs.make(preset=task, memory=memory)
     _, metrics = run_sweep(config, [{}], seeds, episodes=EPISODES)
     return np.asarray(metrics["eval_return"][0].mean(axis=-1))
 
 
 def row_of(task: str, memory: str, returns: np.ndarray, seconds: float) -> dict[str, Any]:
-    """One line of the table."""
+    """A row of the table."""
     config = configs.make(preset=task, memory=memory)
     return {
         "task": task,
@@ -80,7 +80,7 @@ def markdown() -> str:
 
 
 def main(options: Options) -> None:
-    """Run, merge the table, print it."""
+    """Measure, merge the rows into the table and print it."""
     one_device_per_core()
     for task in options.tasks:
         for memory in options.memories:

@@ -1,17 +1,17 @@
-"""PPO on a language model: ppo_jax and TRL's PPOTrainer, the same shapes, in one run on CPU.
+"""Speed of PPO on a language model with ppo_jax and TRL's PPOTrainer, in one run on a CPU.
 
-python -m benchmarks.rlhf                               both sizes, then the breakdown of ours
+python -m benchmarks.rlhf                               both sizes, then the breakdown of ppo_jax
 python -m benchmarks.rlhf --sizes small --rounds 7
 python -m benchmarks.rlhf --parts breakdown             ppo_jax alone
 python -m benchmarks.rlhf --table                       print the committed results
 
-Actor, critic, reference and reward are four models of one shape with random weights; nothing is
-downloaded. TRL is installed by pip into an environment of its own at the first run, and gets the
-fastest settings it has (benchmarks/language/trl.py says which). Each contestant is a process;
-they take rounds in turns, A B A B, while the other waits. The first update, and compiling, are
-told apart. Of every round both the time and the CPU seconds of the process are kept: the latter
-do not depend on what else the machine does. Places of responses are counted as tokens, because
-both contestants fill them all, also behind an end of text.
+Actor, critic, reference and reward are four models of the same shape with random weights; no model
+is downloaded. TRL is installed by pip into a virtual environment of its own in the first run, and
+uses its fastest settings, which are listed in benchmarks/language/trl.py. Each contestant is a
+process, and the contestants run rounds in turns, A B A B. Compilation and the first update are
+reported separately. Each round records wall-clock time and the CPU seconds of the process, which
+other processes affect less. All generated tokens are counted, also those after an end of text,
+because both contestants generate the same number for every response.
 """
 
 import dataclasses
@@ -44,18 +44,19 @@ KEY = ("size",)
 
 @dataclasses.dataclass(frozen=True)
 class Options:
-    """Measure PPO on language models.
+    """Measure the speed of PPO on language models.
 
     Attributes:
-        sizes: small, gpt2.
-        contestants: ours, trl.
-        parts: race: both; breakdown: of one of our updates.
-        peer: virtual environment of TRL; made in the user's cache if not given.
-        rounds: how often each.
-        seconds: of a round, about; one has at least one update.
-        patience: seconds until one that does not answer is given up.
+        sizes: sizes to measure: small, gpt2.
+        contestants: contestants to measure: ours, trl.
+        parts: parts to run: race compares the contestants, breakdown measures the parts of an
+            update of ppo_jax.
+        peer: virtual environment of TRL; by default one in the user's cache, made if missing.
+        rounds: number of rounds of each contestant.
+        seconds: approximate duration of a round in seconds, with at least one update.
+        patience: seconds after which a contestant that does not answer is stopped.
         out: folder of the tables.
-        table: only print the committed results, as the documentation has them.
+        table: only print the committed results, as in the documentation.
     """
 
     sizes: tuple[str, ...] = tuple(SIZES)
@@ -70,10 +71,10 @@ class Options:
 
 
 def check(options: Options) -> None:
-    """Refuse unknown names before anything is installed.
+    """Refuse invalid options before anything is installed.
 
     Raises:
-        SystemExit: which, and what there is.
+        SystemExit: an option is invalid; the message names its value and the allowed ones.
     """
     for option, names in (("sizes", SIZES), ("contestants", NAMES), ("parts", PARTS)):
         for name in getattr(options, option):
@@ -85,7 +86,7 @@ def check(options: Options) -> None:
 
 
 def main(options: Options) -> None:
-    """Run the parts, keep what they find, print it."""
+    """Run the chosen parts, write their rows and print the tables."""
     check(options)
     if not options.table:
         for part in options.parts:
@@ -96,7 +97,7 @@ def main(options: Options) -> None:
 
 
 def measure(part: str, name: str, options: Options) -> None:
-    """One part on one size; what it finds is kept at once."""
+    """Run one part on one size, and write its rows."""
     if part == "breakdown":
         from benchmarks.language import breakdown
 
@@ -116,17 +117,17 @@ def measure(part: str, name: str, options: Options) -> None:
 
 
 def python(folder: Path | None) -> str:
-    """TRL's Python."""
+    """Path of the Python interpreter in TRL's virtual environment."""
     return peers.environment(f"trl-{platform.python_version()}", [*REQUIREMENTS], folder)
 
 
 def place(row: Row) -> int:
-    """Sizes in the order they are listed; rows of one stay as they were made."""
+    """Sort key of a row: the index of its size; rows of one size keep their order."""
     return list(SIZES).index(row["size"])
 
 
 def rows_of(field: list[Contestant]) -> list[Row]:
-    """A line for each contestant; `speedup` is ours over it, the median of the rounds in pairs."""
+    """A row for each contestant; `speedup` is the median over rounds of our rate by its rate."""
     ours = next((c for c in field if c.name == "ours"), None)
     return [_row(c, ours) for c in field]
 
@@ -165,15 +166,15 @@ def _row(c: Contestant, ours: Contestant | None) -> Row:
 
 
 def _rates(c: Contestant) -> tuple[np.ndarray, np.ndarray]:
-    """Episodes per second, and CPU seconds of an update, of every round."""
+    """Episodes per second and CPU seconds per update, for every round."""
     rate = [r["env_steps"] / r["seconds"] for r in c.rounds]
     return np.array(rate), np.array([r["cpu_seconds"] / r["updates"] for r in c.rounds])
 
 
 def markdown(folder: Path = RESULTS) -> str:
-    """Rates of both, and how many times faster ppo_jax is."""
+    """The table of rates, with the speed-up of ppo_jax."""
     lines = [
-        "| | | episodes/s | tokens/s | CPU s per update | ppo_jax is faster | by CPU time "
+        "| | | episodes/s | tokens/s | CPU s per update | speed-up | speed-up, CPU time "
         "| compile s | peak MB |",
         "|" + "---|" * 9,
     ]
@@ -191,7 +192,7 @@ def markdown(folder: Path = RESULTS) -> str:
 
 
 def breakdown_markdown(folder: Path = RESULTS) -> str:
-    """A table for each size."""
+    """A table of the parts of an update for each size."""
     rows, tables = read(folder / "rlhf_breakdown.csv"), []
     percent = lambda x: f"{100 * float(x):.0f} %" if x else ""
     for name in dict.fromkeys(r["size"] for r in rows):

@@ -1,14 +1,12 @@
-"""PPO on one environment of each suite: how fast, and how long it takes to compile.
+"""Speed and compilation time of PPO on one environment of each suite.
 
-python -m benchmarks.suites                     every suite that is installed, 20,000 steps each
+python -m benchmarks.suites                     all installed suites, 20,000 steps each
 python -m benchmarks.suites --suites brax pgx
 python -m benchmarks.suites --table             print the committed results
 
-On a machine that other work shares seconds on the wall say little: the table has those of the
-processor, of all the threads together.
-
-The table goes to benchmarks/results/suites.csv; rows of suites that were not run now stay as they
-are.
+The table in the documentation uses CPU seconds, summed over all threads, because other processes on
+the machine affect them less than wall-clock time. The table is written to
+benchmarks/results/suites.csv; rows of other suites are kept.
 """
 
 import dataclasses
@@ -35,12 +33,12 @@ STEPS = 20_000
 
 @dataclasses.dataclass(frozen=True)
 class Example:
-    """What stands for a suite.
+    """The environment of a suite that is measured.
 
     Attributes:
-        env: full name.
-        package: whose version is reported.
-        options: of the configuration, beyond those of all.
+        env: full name of the environment.
+        package: name of the package whose version is reported.
+        options: values of the configuration that differ from those of other suites.
     """
 
     env: str
@@ -48,8 +46,9 @@ class Example:
     options: dict[str, Any] = dataclasses.field(default_factory=dict)
 
 
-# Thirty-two environments; agents come in threes. Up to sixteen, two steps share an iteration of the
-# rollout, which compiles the physics twice.
+# All suites use 32 environments, except for JaxMARL, whose three agents must divide the number.
+# With up to 16 environments, two steps share an iteration of the rollout, which would compile the
+# physics twice.
 EXAMPLES = {
     "gymnax": Example("gymnax:CartPole-v1", "gymnax"),
     "brax": Example("brax:inverted_pendulum", "brax"),
@@ -68,10 +67,9 @@ class Options:
     """Measure the suites.
 
     Attributes:
-        suites: which; all that are installed if none is named.
-        steps: environment steps of each; with fewer than the published table has, nothing is
-            written.
-        table: only print the committed results, as the documentation has them.
+        suites: names of the suites to measure; all installed suites by default.
+        steps: environment steps for each suite; with fewer than 20,000 no file is written.
+        table: only print the committed results, as in the documentation.
     """
 
     suites: tuple[str, ...] = ()
@@ -80,20 +78,20 @@ class Options:
 
 
 class Seconds(NamedTuple):
-    """How long something took, on the wall and of the process's threads together."""
+    """A duration as seconds of wall-clock time and of CPU time, summed over threads."""
 
     wall: float
     cpu: float
 
 
 class Clock:
-    """Started when made."""
+    """A stopwatch, which starts when it is made."""
 
     def __init__(self) -> None:
         self._start = self._now()
 
     def read(self) -> Seconds:
-        """Since then."""
+        """The time since the start."""
         return Seconds(*(b - a for a, b in zip(self._start, self._now(), strict=True)))
 
     @staticmethod
@@ -102,7 +100,7 @@ class Clock:
 
 
 def measure(suite: str, steps: int) -> Row:
-    """A line of the table: one process, nothing cached, the first update not counted."""
+    """A row of the table, measured without compilation caches and without the first update."""
     example = EXAMPLES[suite]
     values = {"num_envs": 32, "num_steps": 64, "total_timesteps": steps, **example.options}
     config = configs.make(preset="none", env=example.env, **values)
@@ -154,7 +152,7 @@ def markdown(rows: list[Row]) -> str:
 
 
 def main(options: Options) -> None:
-    """Run the suites, merge the table, print."""
+    """Measure the suites, merge the rows into the table and print it."""
     if options.table:
         print(markdown(read(RESULTS / "suites.csv")), end="")
         return

@@ -1,14 +1,14 @@
-"""How wide a sweep should be on this machine, and how long 128 agents take.
+"""Speed of sweeps with different numbers of agents per device, and the time for 128 agents.
 
-python -m benchmarks.sweep                                  widths, then 128 agents
-python -m benchmarks.sweep --widths                         on one device, and on one per core
-python -m benchmarks.sweep --purejaxrl PATH --python EXE    128 agents beside PureJaxRL's, in turns
+python -m benchmarks.sweep                                  agents per device, then 128 agents
+python -m benchmarks.sweep --widths                         only the numbers of agents per device
+python -m benchmarks.sweep --purejaxrl PATH --python EXE    128 agents of ppo_jax and PureJaxRL
 python -m benchmarks.sweep --table                          print the committed results
 
-PATH is the folder of PureJaxRL's ppo.py, EXE a Python that can run it (gymnax<1, distrax). Both
-train CartPole-v1 for 500,000 steps with PureJaxRL's own configuration: 4 environments of 128 steps,
-4 epochs of 4 minibatches, two layers of 64, learning rate 2.5e-4 falling to 0. Tables go to
-benchmarks/results/sweep_width.csv and sweep_128.csv.
+PATH is the folder of PureJaxRL's ppo.py, and EXE a Python interpreter that can run it (gymnax<1,
+distrax). Both train CartPole-v1 for 500,000 steps with PureJaxRL's configuration: 4 environments,
+128 steps, 4 epochs of 4 minibatches, two layers of 64, and a learning rate that decays from 2.5e-4
+to 0. The tables are written to benchmarks/results/sweep_width.csv and sweep_128.csv.
 """
 
 import dataclasses
@@ -51,7 +51,7 @@ done, returns = metrics["returned_episode"][:, -40:], metrics["returned_episode_
 last = float((returns * done).sum() / done.sum())
 print(json.dumps([jax.__version__, middle - started, end - middle, last]))
 """
-# What differs from ppo_jax's plain defaults in PureJaxRL's configuration.
+# PureJaxRL's configuration, as values that differ from the defaults of ppo_jax.
 OURS = {
     "env": "CartPole-v1",
     "total_timesteps": 500_000,
@@ -67,15 +67,16 @@ OURS = {
 
 @dataclasses.dataclass(frozen=True)
 class Options:
-    """Measure sweeps.
+    """Measure the speed of sweeps.
 
     Attributes:
-        widths: only the widths.
+        widths: measure only the numbers of agents per device.
         purejaxrl: folder of PureJaxRL's ppo.py.
-        python: that runs it.
-        seeds: of the runs beside it; with others than 128 nothing is written.
-        rounds: how often each.
-        table: only print the committed results, as the documentation has them.
+        python: Python interpreter that runs PureJaxRL.
+        seeds: number of agents of each implementation; with another number than 128 no file is
+            written.
+        rounds: number of runs of each implementation.
+        table: only print the committed results, as in the documentation.
     """
 
     widths: bool = False
@@ -100,7 +101,16 @@ PEER_CONFIG = {
 
 
 def width_row(width: int, devices: list[jax.Device], seconds: float = 2.0) -> dict[str, Any]:
-    """Environment steps per second of all agents at a width, compilation apart."""
+    """Environment steps per second of all agents, without compilation.
+
+    Args:
+        width: number of agents per device.
+        devices: devices that the agents are distributed over.
+        seconds: approximate duration of a round in seconds.
+
+    Returns:
+        A row of the table.
+    """
     static, floats = program.structure(config())
     started = time.perf_counter()
     made = program.compile_program(static, None, width, devices, episodes=0)
@@ -125,7 +135,7 @@ def width_row(width: int, devices: list[jax.Device], seconds: float = 2.0) -> di
 
 
 def measure_widths() -> None:
-    """Every width on one device and on one per core."""
+    """Measure all numbers of agents on one device and on one device per core."""
     for devices in (jax.devices()[:1], jax.devices()):
         for width in WIDTHS:
             row = width_row(width, devices)
@@ -135,7 +145,11 @@ def measure_widths() -> None:
 
 
 def ours(seeds: int) -> list[Any]:
-    """[jax, seconds, last training returns] of the command: training, evaluation, report."""
+    """Run a sweep of ppo_jax, including its evaluation and report.
+
+    Returns:
+        A list: version of jax, seconds, mean return at the end of training.
+    """
     flags = [w for n, v in OURS.items() for w in (f"--{n.replace('_', '-')}", str(v))]
     words = ["-m", "ppo_jax.sweep", "--preset", "none", *flags, "--seeds", str(seeds)]
     with tempfile.TemporaryDirectory() as folder:
@@ -151,7 +165,7 @@ def ours(seeds: int) -> list[Any]:
 
 
 def theirs(options: Options) -> list[Any]:
-    """The same of PureJaxRL's function: compiling and training."""
+    """Run PureJaxRL, compilation and training; returns the same values as `ours`."""
     words = [str(options.purejaxrl), json.dumps(PEER_CONFIG), str(options.seeds)]
     out = _run([options.python, "-c", PEER, *words])
     version, compiling, running, last = json.loads(out.splitlines()[-1])
@@ -159,7 +173,7 @@ def theirs(options: Options) -> list[Any]:
 
 
 def measure_agents(options: Options) -> None:
-    """128 agents of ours and of PureJaxRL's, in turns, each in a process of its own."""
+    """Measure both implementations in turns, each in a separate process."""
     found: dict[str, list] = {"ppo_jax": [], "PureJaxRL": []}
     for _ in range(options.rounds):
         found["ppo_jax"].append(ours(options.seeds))
@@ -196,7 +210,7 @@ def _run(command: list[str]) -> str:
 
 
 def width_markdown() -> str:
-    """The documentation's table of widths."""
+    """The table of agents per device, as in the documentation."""
     widths = read(RESULTS / "sweep_width.csv")
     counts = [*dict.fromkeys(r["devices"] for r in widths)]
     rate = {(r["devices"], r["width"]): int(r["steps_per_second"]) for r in widths}
@@ -210,7 +224,7 @@ def width_markdown() -> str:
 
 
 def agents_markdown() -> str:
-    """The documentation's table of 128 agents."""
+    """The table of 128 agents, as in the documentation."""
     lines = [
         "| | seconds | steps/s | return at the end of training | jax |",
         "|---|---|---|---|---|",
@@ -223,7 +237,7 @@ def agents_markdown() -> str:
 
 
 def main(options: Options) -> None:
-    """Measure and print."""
+    """Run the chosen measurements and write their tables."""
     if options.table:
         print(width_markdown(), agents_markdown(), sep="\n", end="")
         return

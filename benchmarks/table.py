@@ -1,4 +1,4 @@
-"""CSV files that keep the rows of earlier runs."""
+"""Reading and writing of CSV files that keep rows of earlier runs."""
 
 import csv
 from collections.abc import Callable, Sequence
@@ -10,7 +10,7 @@ Row = dict[str, Any]
 
 
 def read(path: Path) -> list[Row]:
-    """Its rows as text; none if it is not there."""
+    """The rows of a CSV file as strings; [] if the file does not exist."""
     if not path.exists():
         return []
     with path.open() as file:
@@ -18,12 +18,16 @@ def read(path: Path) -> list[Row]:
 
 
 def merge(path: Path, rows: list[Row], order: dict[str, list[str]]) -> list[Row]:
-    """Replace what was measured anew, keep the rest, and write it all in order.
+    """Merge new rows into a CSV file and sort its rows.
 
     Args:
-        path: the file.
-        rows: of now; those there that agree with one of them in the columns of `order` go.
-        order: column -> its values in the order in which rows are to stand; others go too.
+        path: path of the file.
+        rows: new rows; an old row with the same values in the columns of `order` is replaced.
+        order: columns by which rows are sorted, each with its values in their order; old rows with
+            other values are dropped.
+
+    Returns:
+        All rows of the file.
     """
 
     def place(row: Row) -> list[int]:
@@ -42,20 +46,23 @@ def replace(
     place: Callable[[Row], Any],
     known: Callable[[Row], bool] = lambda row: True,
 ) -> list[Row]:
-    """Write rows in place of the old ones that agree with one of them in some columns.
+    """Merge new rows into a CSV file, and sort its rows by a key.
 
     Args:
-        path: the file.
-        rows: of now, all with the same columns.
-        same: the columns.
-        place: what rows are sorted by.
-        known: which of the old rows may stay at all.
+        path: path of the file.
+        rows: new rows, all with the same columns.
+        same: columns that identify a row; an old row with the same values is replaced.
+        place: sort key, a function of a row.
+        known: condition for keeping an old row.
+
+    Returns:
+        All rows of the file.
     """
     new = {tuple(str(row[column]) for column in same) for row in rows}
     kept = [r for r in read(path) if known(r) and tuple(r[c] for c in same) not in new]
     merged = sorted(kept + rows, key=place)
     path.parent.mkdir(parents=True, exist_ok=True)
-    # All or nothing: a run that is cut keeps what was there.
+    # The file is replaced as a whole, so that an interrupted run leaves the old one.
     temporary = path.with_name(f".{path.name}.tmp")
     with temporary.open("w", newline="") as file:
         writer = csv.DictWriter(file, fieldnames=list(rows[0]), lineterminator="\n")

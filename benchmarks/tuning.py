@@ -1,13 +1,13 @@
-"""Where PPO's presets for four environments come from: a random search, confirmed on fresh seeds.
+"""The hyperparameter search behind four presets of PPO, confirmed on new seeds.
 
-python -m benchmarks.tuning                     all four; a search that was cut short goes on
+python -m benchmarks.tuning                     all four searches; interrupted ones are resumed
 python -m benchmarks.tuning --names pendulum
 python -m benchmarks.tuning --table             print the committed results
 
-Each is a sweep by `ppo_jax.sweep` in sweeps/tuning: points by a Sobol sequence around what the
-preset was before, eight seeds each, the best with 64 seeds that did not choose it; and, with the
-same 64 seeds, the preset as it was before. Its report and table go to benchmarks/results/tuning, a
-line of each to tuning.csv.
+Each search is a sweep of `ppo_jax.sweep` in sweeps/tuning: trials from a Sobol sequence around the
+old preset, with eight seeds each. The best trial and the old preset are then trained with the same
+64 new seeds. The report and the table of each search are copied to benchmarks/results/tuning, and
+one row is written to tuning.csv.
 """
 
 import dataclasses
@@ -35,13 +35,13 @@ SWEEPS = Path("sweeps/tuning")
 
 @dataclasses.dataclass(frozen=True)
 class Search:
-    """One environment's search.
+    """The search for one preset.
 
     Attributes:
         steps: environment steps of each agent.
-        before: what the preset said of the names that vary.
-        vary: `--vary` of the sweep.
-        points: how many are drawn.
+        before: values of the old preset for the options that vary.
+        vary: values of `--vary` of the sweep.
+        points: number of trials.
     """
 
     steps: int
@@ -96,11 +96,11 @@ SEARCHES = {
 
 @dataclasses.dataclass(frozen=True)
 class Options:
-    """Search for presets.
+    """Search for hyperparameters of presets.
 
     Attributes:
-        names: which, or all.
-        table: only print the committed results, as the documentation has them.
+        names: names of the presets; all by default.
+        table: only print the committed results, as in the documentation.
     """
 
     names: tuple[str, ...] = tuple(SEARCHES)
@@ -108,7 +108,7 @@ class Options:
 
 
 def words_of(name: str) -> list[str]:
-    """The arguments of a search's sweep; the preset gives what does not vary."""
+    """The arguments of the sweep; options that do not vary keep the values of the preset."""
     search = SEARCHES[name]
     return [
         "--preset", name, "--total-timesteps", str(search.steps), "--seed", str(FIRST_SEED),
@@ -119,7 +119,7 @@ def words_of(name: str) -> list[str]:
 
 
 def before(name: str) -> np.ndarray:
-    """[CONFIRM] scores of the preset as it was, with the seeds that confirm the best."""
+    """[CONFIRM] scores of the old preset, with the seeds that confirm the best trial."""
     search = SEARCHES[name]
     config = configs.make(
         preset=name,
@@ -132,7 +132,7 @@ def before(name: str) -> np.ndarray:
 
 
 def row_of(name: str) -> dict[str, Any]:
-    """The line of a finished search."""
+    """The row of a finished search."""
     path = SWEEPS / name
     spec, _ = read_spec(path / "confirm")
     (best,) = penalise(Store(path / "confirm", spec).results())
@@ -158,7 +158,7 @@ def row_of(name: str) -> dict[str, Any]:
         "difference_low": round(numbers["ci95_low"], 2),
         "difference_high": round(numbers["ci95_high"], 2),
         "probability": round(numbers["probability_of_improvement"], 3),
-        # What is not clearly better on fresh seeds does not replace what many runs stand on.
+        # A preset is replaced only if the best trial is significantly better on new seeds.
         "adopted": bool(numbers["ci95_low"] > 0),
     }
 
@@ -177,7 +177,7 @@ def markdown() -> str:
 
 
 def main(options: Options) -> None:
-    """Search, confirm, keep the reports."""
+    """Run the searches, copy their reports and print the table."""
     if options.table:
         print(markdown(), end="")
         return
@@ -194,7 +194,7 @@ def main(options: Options) -> None:
             [*words, *(["--resume"] if (path / "sweep.json").exists() else [])]
         )
         if code:
-            raise SystemExit("stopped; the same command goes on from here")
+            raise SystemExit("stopped; run the same command again to continue")
         shutil.copy(path / "report.html", kept / f"{name}.html")
         shutil.copy(path / "table.csv", kept / f"{name}.csv")
         merge(RESULTS / "tuning.csv", [row_of(name)], {"preset": [*SEARCHES]})

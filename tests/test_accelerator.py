@@ -84,7 +84,7 @@ def test_a_smoke_run_measures_every_task_or_says_why_not(smoke):
             assert {"jax", "jaxlib", "python"} <= json.loads(row["versions"]).keys()
     unmeasured = {(r["section"], r["task"]): r["why"] for r in rows.values() if r["why"]}
     assert {section for section, _ in unmeasured} <= {"peers", "control"}
-    known = ("not installed", "there is one device")
+    known = ("not installed", "there is only one device")
     assert all(any(k in why for k in known) for why in unmeasured.values()), unmeasured
 
 
@@ -123,7 +123,7 @@ def test_a_smoke_run_prints_its_tables(smoke):
     printed, _, wanted = smoke
     assert "| cartpole-2048x32 |" in printed and "Checks, cpu:" in printed
     if not wanted:
-        assert "PufferLib 5.0" in printed and "What 64 seeds learn, cpu:" in printed
+        assert "PufferLib 5.0" in printed and "Returns of 64 seeds, cpu:" in printed
 
 
 def test_a_run_that_is_cut_keeps_its_rows(tmp_path):
@@ -153,8 +153,8 @@ def test_a_platform_that_is_not_there_is_one_line(tmp_path):
     ("words", "says"),
     [
         (["--minutes", "0"], "--minutes is 0.0"),
-        (["--sections", "controll"], "unknown 'controll'"),
-        (["--tasks", "cartpole-2048"], "unknown 'cartpole-2048'"),
+        (["--sections", "controll"], "unknown section 'controll'"),
+        (["--tasks", "cartpole-2048"], "unknown task 'cartpole-2048'"),
         (["--purejaxrl", "."], "no ppo.py"),
         (["--peers", "nowhere"], "not a folder"),
     ],
@@ -769,7 +769,7 @@ def test_a_peers_ratio_is_ours_over_theirs():
 
 def test_a_peer_on_another_device_does_not_count():
     row = peers.row_of(contestant("cpu", 10.0), "H100", 30.0)
-    assert "ran on cpu" in row["why"] and "ratio" not in row
+    assert "peer ran on cpu" in row["why"] and "ratio" not in row
 
 
 def test_a_peer_that_fails_is_a_failure_in_one_line():

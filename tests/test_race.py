@@ -106,7 +106,7 @@ def test_commits_are_not_mixed(tmp_path):
             commit.refuse([path], wrong, committed=True, fresh=True)
     path.write_text("a,commit\n1,abc\n2,abc\n")
     commit.refuse([path], "abc", committed=True, fresh=False)
-    with pytest.raises(SystemExit, match="of commit abc, this is def: give --fresh"):
+    with pytest.raises(SystemExit, match="of commit abc, but the code is def: .* --fresh"):
         commit.refuse([path], "def", committed=True, fresh=False)
     commit.refuse([path], "def", committed=True, fresh=True)
     path.write_text("a\n1\n")  # written before the column existed

@@ -114,11 +114,11 @@ def test_packed_files(tmp_path):
 
 BAD = [
     ("sft", '{"text": "a"', "not JSON"),
-    ("sft", "[1]\n", "a list; expected an object a line"),
+    ("sft", "[1]\n", "a list; expected an object per line"),
     ("sft", {"txt": "a"}, "the keys are txt; expected"),
     ("sft", {}, "the keys are none"),
     ("sft", {"text": 3}, "text must be a string or a list"),
-    ("sft", {"text": [user("a")]}, "a conversation's key is messages"),
+    ("sft", {"text": [user("a")]}, "use messages for a conversation"),
     ("sft", {"messages": []}, "messages must be a string or a list"),
     ("sft", {"messages": [{"role": "user"}]}, "messages must be"),
     ("sft", {"prompt": "a", "completion": [assistant("b")]}, "all strings or all conversations"),
@@ -126,7 +126,7 @@ BAD = [
     ("preference", {"chosen": "a", "rejected": "b", "margin": "1"}, "margin must be a finite"),
     ("preference", '{"chosen": "a", "rejected": "b", "margin": NaN}\n', "margin must be a finite"),
     ("preference", {"chosen": "a", "rejected": None}, "all strings or all conversations"),
-    ("prompt", {"text": "a"}, 'the keys are text; expected an object a line, {"prompt"'),
+    ("prompt", {"text": "a"}, 'the keys are text; expected an object per line, {"prompt"'),
 ]
 
 
@@ -142,7 +142,7 @@ def test_bad_lines_are_named(tmp_path, kind, line, message):
 def test_files_that_cannot_be_used(tmp_path):
     with pytest.raises(DataError, match=r"none\.jsonl cannot be read: No such file"):
         formats.read(tmp_path / "none.jsonl", "sft")
-    with pytest.raises(DataError, match="has no examples; expected an object a line"):
+    with pytest.raises(DataError, match="has no examples; expected an object per line"):
         formats.read(file_of(tmp_path, "\n"), "prompt")
     with pytest.raises(DataError, match="holds no preferences"):
         formats.read(file_of(tmp_path, "a", name="x.txt"), "preference")

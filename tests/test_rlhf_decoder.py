@@ -243,7 +243,7 @@ def test_fresh_models_have_the_shapes_of_loaded_ones():
 def test_configs_that_cannot_be_are_refused():
     with pytest.raises(ValueError, match="num_kv_heads is 3, which must divide num_heads 4"):
         small(29, num_kv_heads=3)
-    with pytest.raises(ValueError, match="family is 'bert'; there are: gpt2, llama"):
+    with pytest.raises(ValueError, match="family is 'bert'; it must be one of: gpt2, llama"):
         dataclasses.replace(TINY, family="bert")
     with pytest.raises(ValueError, match="head_dim is 5"):
         dataclasses.replace(TINY, head_dim=5)

@@ -256,7 +256,7 @@ def test_folders_that_are_no_model_are_refused(tmp_path):
     with pytest.raises(ModelError, match="nowhere is not a folder"):
         load_model(tmp_path / "nowhere")
     (tmp_path / "notes.txt").write_text("")
-    with pytest.raises(ModelError, match=r"no config.json in it \(there is: notes.txt\)"):
+    with pytest.raises(ModelError, match=r"no config.json in it \(it contains: notes.txt\)"):
         load_model(tmp_path)
     (tmp_path / "config.json").write_text("{")
     with pytest.raises(ModelError, match="config.json is not JSON"):
@@ -268,7 +268,7 @@ def test_folders_that_are_no_model_are_refused(tmp_path):
     with pytest.raises(ModelError, match="has neither model.safetensors nor"):
         load_model(tmp_path)
     (tmp_path / "pytorch_model.bin").write_text("")
-    with pytest.raises(ModelError, match="pytorch_model.bin is a pickle, save the model as"):
+    with pytest.raises(ModelError, match="pytorch_model.bin is a pickle: save the model as"):
         load_model(tmp_path)
 
 
@@ -284,11 +284,14 @@ def test_folders_that_are_no_model_are_refused(tmp_path):
         ({"num_key_value_heads": 3}, "num_kv_heads is 3, which must divide num_heads 4"),
         (
             {"intermediate_size": 99},
-            r"layers.0.mlp.gate_proj.weight has shape \[176, 64\]; by config.json it must be "
-            r"\[99, 64\]",
+            r"layers.0.mlp.gate_proj.weight has shape \[176, 64\]; according to config.json it "
+            r"must be \[99, 64\]",
         ),
         ({"num_hidden_layers": 3}, "no tensor layers.2.input_layernorm.weight, .* and 6 more"),
-        ({"num_hidden_layers": 1}, "tensor layers.1.input_layernorm.weight, .* is in no llama"),
+        (
+            {"num_hidden_layers": 1},
+            "tensor layers.1.input_layernorm.weight, .* is not part of a llama",
+        ),
     ],
 )
 def test_what_does_not_fit_is_named(tmp_path, change, message):
@@ -308,7 +311,7 @@ def test_tensors_that_do_not_fit_are_named(tmp_path):
     other["model.norm.wieght"] = other.pop("model.norm.weight")
     with pytest.raises(ModelError, match="no tensor norm.weight; the nearest is norm.wieght"):
         load_model(rewritten(tmp_path / "a", tensors=other))
-    with pytest.raises(ModelError, match="tensor v_head.weight is in no llama of this config"):
+    with pytest.raises(ModelError, match="tensor v_head.weight is not part of a llama model"):
         load_model(rewritten(tmp_path / "b", tensors=tensors | {"v_head.weight": np.ones(3)}))
     integers = tensors | {"model.norm.weight": np.ones(64, np.int32)}
     with pytest.raises(ModelError, match="norm.weight is int32; weights must be floating"):
@@ -321,10 +324,10 @@ def test_damaged_files_are_refused(tmp_path):
     whole = (folder / WEIGHTS).read_bytes()
     for size in (0, 5, 200, len(whole) // 2, len(whole) - 1):
         (folder / WEIGHTS).write_bytes(whole[:size])
-        with pytest.raises(ModelError, match="damaged or no safetensors file"):
+        with pytest.raises(ModelError, match="damaged or not a safetensors file"):
             load_model(folder)
     (folder / WEIGHTS).unlink()
     index = {"weight_map": {"model.norm.weight": "model-00001-of-00001.safetensors"}}
     (folder / "model.safetensors.index.json").write_text(json.dumps(index))
-    with pytest.raises(ModelError, match="names model-00001-of-00001.safetensors, which is not"):
+    with pytest.raises(ModelError, match="names model-00001-of-00001.safetensors, which does not"):
         load_model(folder)

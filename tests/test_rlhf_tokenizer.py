@@ -220,7 +220,7 @@ def test_folders_without_a_tokenizer(tmp_path):
         load_tokenizer(tmp_path)
     for text, message in (
         ("{", "not JSON"),
-        ("[1]", "holds no object"),
+        ("[1]", "must hold a JSON object"),
         ('{"model": {}}', "not a tokenizer of the tokenizers library"),
     ):
         (tmp_path / "tokenizer.json").write_text(text)

@@ -391,7 +391,7 @@ def test_rewards_from_python_and_several_of_them():
     np.testing.assert_allclose(score, expected - np.asarray(table(0)).reshape(-1), rtol=1e-6)
 
 
-@pytest.mark.parametrize(("bad", "message"), [([1.0], "64 responses gave 1"), (None, "nan")])
+@pytest.mark.parametrize(("bad", "message"), [([1.0], "1 scores for 64"), (None, "nan")])
 def test_rewards_from_python_are_checked(bad, message):
     function = lambda prompts, responses: bad or [float("nan")] * len(responses)
     reward = scoring.from_function(function, _Letters())
@@ -402,7 +402,7 @@ def test_rewards_from_python_are_checked(bad, message):
 @pytest.mark.parametrize(
     ("config", "hyper", "critic", "message"),
     [
-        ({"num_prompts": 5}, {}, "separate", "5 responses do not divide"),
+        ({"num_prompts": 5}, {}, "separate", "5 responses cannot be split"),
         ({"algorithm": "rloo"}, {}, "none", "group_size is 1"),
         ({"algorithm": "grpo", "group_size": 2}, {}, "shared", "has no critic"),
         ({}, {}, "none", "needs a critic"),

@@ -1,15 +1,16 @@
 """Measurements of ppo_jax on an accelerator, by one command: `python -m benchmarks.accelerator`.
 
-The measurements are tasks, in the order in which they are made; each leaves one or more rows.
+A measurement is a task, which adds one or more rows to a CSV file. The modules are:
 
-tasks      the record of a task, and all of them in order
-checks     training to a full return, resuming, agreement with the CPU
+tasks      the record of a task, and the columns of the CSV
+checks     training to the maximum return, resuming, agreement with the CPU
 control    peak rates of the device; environment steps per second
 language   PPO on decoders: tokens per second
 peers      PureJaxRL and Rejax on some of the same tasks
-learning   what 64 seeds learn, with intervals
+learning   returns of 64 seeds, with confidence intervals
 profile    the parts of one update
-roofline   peak rates, and the least work of a program
-worker     the process that measures; session: the one that keeps time and writes the rows
+roofline   peak rates of the device, and the minimum work of a program
+worker     the process that runs the tasks of one section
+session    the process that starts the workers, limits their time and writes the rows
 report     the table and the figure of docs/accelerators.md
 """

@@ -1,15 +1,15 @@
-"""Ten minutes of an accelerator: everything that this project claims of one, measured.
+"""Measure ppo_jax on an accelerator, in at most ten minutes.
 
 python -m benchmarks.accelerator --minutes 8              on a machine with a GPU
-python -m benchmarks.accelerator --smoke                  two minutes on two CPU cores, tiny sizes
-python -m benchmarks.accelerator --requirements           packages to carry to such a machine
+python -m benchmarks.accelerator --smoke                  a test with tiny sizes, also on a CPU
+python -m benchmarks.accelerator --requirements           packages to install on such a machine
 python -m benchmarks.accelerator --table                  print the committed results
 
-It runs from a checkout without installation. Each row is written to accelerator.csv as soon as it
-is measured, so that a run that is cut keeps what it has. Rows of other devices, and values that
-were not measured again, stay. In order: training, resuming and agreement with the CPU; the device's
-peak rates; environment steps per second; language models; PureJaxRL and Rejax, where they are
-installed; what 64 seeds learn; the parts of an update, if time is left.
+The command runs from a checkout without installation. Each row is written to accelerator.csv as
+soon as it is measured, so that an interrupted run keeps its results. Rows of other devices, and
+values that are not measured again, are kept. The order is: training, resuming and agreement with
+the CPU; peak rates of the device; environment steps per second; language models; PureJaxRL and
+Rejax, where they are installed; returns of 64 seeds; the parts of an update, if time is left.
 """
 
 import dataclasses
@@ -24,19 +24,20 @@ SMOKE = Path("runs/accelerator-smoke")
 
 @dataclasses.dataclass(frozen=True)
 class Options:
-    """Measure what this project does on an accelerator.
+    """Measure ppo_jax on an accelerator.
 
     Attributes:
-        minutes: wall-clock time of the whole run; what does not fit is left out and named.
+        minutes: wall-clock time of the whole run in minutes; tasks that do not fit are skipped and
+            reported.
         out: folder of accelerator.csv; by default benchmarks/results, or runs/accelerator-smoke
             with --smoke.
-        smoke: do all of it with tiny sizes, also on a CPU.
+        smoke: run all tasks with tiny sizes, also on a CPU.
         sections: the sections to measure: checks, control, language, peers, learning, profile.
-        tasks: the only tasks to measure, by the names in the CSV; they share the whole time.
+        tasks: the only tasks to measure, by their names in the CSV; they share the whole time.
         purejaxrl: folder of PureJaxRL's ppo.py.
         peers: folder into which the peers were installed by pip install --target.
-        requirements: only print the packages that are needed beyond the usual ones of JAX.
-        peer_requirements: only print the packages that the peers need.
+        requirements: only print the packages that are required besides the usual ones of JAX.
+        peer_requirements: only print the packages that the peers require.
         table: only print the committed results.
     """
 
@@ -53,15 +54,15 @@ class Options:
 
 
 def check(options: Options) -> None:
-    """Refuse what cannot work before anything is measured.
+    """Refuse invalid options before anything is measured.
 
     Raises:
-        SystemExit: what was given, and what is allowed.
+        SystemExit: an option is invalid; the message names its value and the allowed ones.
     """
     known = Options().sections
     for section in options.sections:
         if section not in known:
-            refuse(f"--sections: unknown {section!r}; there are: {', '.join(known)}")
+            refuse(f"--sections: unknown section {section!r}; choose from: {', '.join(known)}")
     if options.tasks:
         check_tasks(options.tasks)
     if not 0 < options.minutes < float("inf"):
@@ -76,14 +77,14 @@ def check_tasks(tasks: tuple[str, ...]) -> None:
     """Refuse names of tasks that do not exist.
 
     Raises:
-        SystemExit: what was given, and what is allowed.
+        SystemExit: a task is unknown; the message names it and the existing tasks.
     """
     from benchmarks.accelerator.session import order
 
     known = dict.fromkeys(name for _, name in order())
     for task in tasks:
         if task not in known:
-            refuse(f"--tasks: unknown {task!r}; there are: {', '.join(known)}")
+            refuse(f"--tasks: unknown task {task!r}; choose from: {', '.join(known)}")
 
 
 def refuse(message: str) -> NoReturn:
@@ -93,7 +94,7 @@ def refuse(message: str) -> NoReturn:
 
 
 def measure(options: Options) -> int:
-    """Run everything: 0, 1 where something failed, or 128 + the signal that ended it."""
+    """Run the tasks; returns 0, 1 if a task failed, or 128 + the number of the ending signal."""
     from benchmarks.accelerator import report
     from benchmarks.accelerator.session import Refused, Session
     from benchmarks.table import RESULTS
@@ -128,16 +129,16 @@ def measure(options: Options) -> int:
 
 
 class Terminated(Exception):
-    """SIGTERM arrived."""
+    """Raised when the process receives SIGTERM."""
 
 
 def stop(number: int, frame: object) -> None:
-    """End the run as Ctrl-C does, so that its rows are shown and no process is left."""
+    """End the run as Ctrl-C does, so that its rows are printed and all workers end."""
     raise Terminated
 
 
 def main() -> None:
-    """The command line. What is only printed needs the standard library alone."""
+    """Parse the command line and run the command; --requirements needs no installed package."""
     if "--requirements" in sys.argv[1:]:
         from benchmarks.accelerator.requirements import pinned
 
@@ -147,8 +148,8 @@ def main() -> None:
         import tyro
     except ImportError:
         refuse(
-            "tyro is not installed; `python -m benchmarks.accelerator --requirements` prints what "
-            "is needed beside the usual packages of JAX"
+            "tyro is not installed; `python -m benchmarks.accelerator --requirements` prints the "
+            "packages to install besides the usual ones of JAX"
         )
 
     options = tyro.cli(Options, prog="python -m benchmarks.accelerator", description=__doc__)

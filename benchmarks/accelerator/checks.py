@@ -1,4 +1,4 @@
-"""That training, resuming and the arithmetic are right on this device, before speed is measured."""
+"""Checks of training, resuming and arithmetic on a device, run before speed is measured."""
 
 import contextlib
 import io
@@ -25,12 +25,12 @@ from ppo_jax.train import build
 from ppo_jax.types import PyTree, TrainState
 
 SOLVED = 475.0
-# Relative difference that counts as agreement.
+# The largest relative difference that counts as agreement.
 TOLERANCE = 1e-3
 
 
 def tasks() -> list[Task]:
-    """A run that is trained, one that is resumed, and the first update beside the CPU's."""
+    """The checks: a training run, a resumed run, and the first update compared with the CPU."""
     return [
         Task("checks", "cartpole-trained", trained, patience=90.0),
         Task("checks", "cartpole-resumed", resumed, patience=90.0),
@@ -39,7 +39,7 @@ def tasks() -> list[Task]:
 
 
 def trained(context: Context) -> Measured:
-    """CartPole, trained and evaluated as the command does it."""
+    """Train and evaluate CartPole as `python -m ppo_jax.train` does."""
     steps, episodes = (4096, 4) if context.smoke else (100_000, 128)
     config = configs.make(preset="cartpole", total_timesteps=steps)
     with quiet_folder() as folder:
@@ -50,7 +50,7 @@ def trained(context: Context) -> Measured:
         "value": round(mean, 2),
         "unit": "mean greedy return",
         "threshold": SOLVED,
-        # The few steps of a smoke run do not reach it.
+        # A smoke run is too short to reach the threshold.
         "passed": summary["status"] == "finished" and (context.smoke or mean >= SOLVED),
         "env_steps": summary["env_steps"],
         "compile_seconds": summary["compile_seconds"],
@@ -59,8 +59,11 @@ def trained(context: Context) -> Measured:
 
 
 def resumed(context: Context) -> Measured:
-    """How far a run that was stopped and resumed ends from one that was not: 0 where the device
-    computes reproducibly. It is short, because learning amplifies rounding."""
+    """The relative difference between the parameters of a resumed and an uninterrupted run.
+
+    It is 0 on a device that computes reproducibly. The runs are short, because training amplifies
+    rounding errors.
+    """
     del context
     long = configs.make(preset="cartpole", total_timesteps=4096, anneal_timesteps=4096.0)
     short = configs.make(preset="cartpole", total_timesteps=2048, anneal_timesteps=4096.0)
@@ -82,7 +85,7 @@ def resumed(context: Context) -> Measured:
 
 @contextlib.contextmanager
 def quiet_folder() -> Iterator[Path]:
-    """A folder for runs that is deleted afterwards, and no output of theirs."""
+    """A temporary folder for runs, whose output is suppressed."""
     with tempfile.TemporaryDirectory() as folder, contextlib.redirect_stdout(io.StringIO()):
         yield Path(folder)
 
@@ -94,7 +97,7 @@ def final_parameters(path: Path, config: TrainConfig) -> PyTree:
 
 
 def first_update(context: Context) -> Measured:
-    """The first update of PPO, with products in float32, on the device and on the CPU."""
+    """Compare the first update of PPO on the device and on the CPU, with products in float32."""
     device, cpu = jax.devices()[0], cpu_device()
     size = 8 if context.smoke else 64
     config = configs.make(preset="cartpole", num_envs=size, num_steps=32, total_timesteps=10**6)
@@ -116,19 +119,19 @@ def first_update(context: Context) -> Measured:
 
 
 def cpu_device() -> Any:
-    """JAX's CPU, beside the accelerator.
+    """The CPU device of JAX.
 
     Raises:
-        NotAvailable: JAX_PLATFORMS names the accelerator alone.
+        NotAvailable: JAX_PLATFORMS names only the accelerator.
     """
     try:
         return jax.devices("cpu")[0]
     except RuntimeError as error:
-        raise NotAvailable("JAX sees no CPU; set JAX_PLATFORMS to cuda,cpu") from error
+        raise NotAvailable("JAX has no CPU device; set JAX_PLATFORMS to cuda,cpu") from error
 
 
 def change(config: TrainConfig, state: TrainState, device: Any) -> PyTree:
-    """What one update adds to the parameters, on a device."""
+    """The change of the parameters by one update on a device."""
     before = jax.device_put(state, device)
     with jax.default_device(device):
         after = jax.jit(build(config).step)(before)[0]
@@ -136,7 +139,7 @@ def change(config: TrainConfig, state: TrainState, device: Any) -> PyTree:
 
 
 def distance(a: PyTree, b: PyTree) -> float:
-    """‖a − b‖ / ‖b‖ over all leaves, in float64; infinite where a number is not finite."""
+    """‖a − b‖ / ‖b‖ over all leaves, in float64; infinity if a number is not finite."""
     x, y = (np.asarray(ravel_pytree(jax.device_get(t))[0], np.float64) for t in (a, b))
     found = float(np.linalg.norm(x - y) / np.linalg.norm(y))
     return found if math.isfinite(found) else math.inf

@@ -1,4 +1,4 @@
-"""Environment steps per second of trained agents, at the sizes that only an accelerator fills."""
+"""Environment steps per second, including training, at sizes that only an accelerator can use."""
 
 import dataclasses
 import importlib.util
@@ -20,10 +20,10 @@ from ppo_jax.precision import in_effect
 from ppo_jax.sweep.program import bytes_of
 
 UNIT = "environment steps/s"
-# A run that no measurement comes to the end of.
+# Updates of a run that is longer than any measurement.
 MANY_UPDATES = 2**30
 ROUNDS = 3
-# Named instances of benchmarks.throughput, which peers can run too.
+# Configurations of benchmarks.throughput, which the peers can run as well.
 SHARED = (
     "cartpole-2048x32",
     "cartpole-8192x32",
@@ -35,7 +35,7 @@ SHARED = (
     "breakout-2048x32",
     "breakout-64x128-a256",
 )
-# What no peer has in the same form: flat values of a TrainConfig.
+# Configurations that no peer can run in the same form: flat values of a TrainConfig.
 OWN: dict[str, dict[str, Any]] = {
     "cartpole-8192x32-h256-highest": {
         "env": "CartPole-v1",
@@ -75,12 +75,12 @@ OWN: dict[str, dict[str, Any]] = {
         "normalize_obs": True,
     },
 }
-# One agent on all devices there are, of the same batch as the task of this name without the end.
+# One agent on all devices, with the batch of the task whose name lacks "-all-devices".
 ON_ALL_DEVICES = "cartpole-8192x32-all-devices"
-# Suites that may be absent, and what they import.
+# Suites that may not be installed, and the modules that they import.
 PACKAGES = {"brax": "brax", "playground": "mujoco_playground"}
-# What must not stand in the text of a compiled program that never leaves the device.
-# S(5) is the host's memory in a layout.
+# Operations that communicate with the host, in the text of a compiled program; S(5) in a layout
+# is host memory.
 TRANSFER = re.compile(
     r"callback|infeed|outfeed|\bsend\(|\brecv\(|stablehlo\.(?:send|recv)|send-done|recv-done"
     r"|S\(5\)",
@@ -89,7 +89,7 @@ TRANSFER = re.compile(
 
 
 def tasks() -> list[Task]:
-    """The ceilings, then every configuration, small ones first."""
+    """The peak rates of the device, then all configurations, beginning with small ones."""
     found = [Task("control", "ceilings", measure_ceilings, patience=60.0)]
     found += [_task(name) for name in (*SHARED, *OWN, ON_ALL_DEVICES)]
     return found
@@ -100,7 +100,7 @@ def _task(name: str) -> Task:
 
 
 def measure_ceilings(context: Context) -> list[Measured]:
-    """A row for each of the device's own rates."""
+    """Measure the peak rates of the device; returns one row for each."""
     found = roofline.ceilings(context.smoke)
     rows = []
     for name, rate in found.items():
@@ -112,7 +112,7 @@ def measure_ceilings(context: Context) -> list[Measured]:
 
 
 def configuration(name: str, smoke: bool) -> tuple[TrainConfig, int]:
-    """(configuration, number of agents) of a task; `smoke` makes it tiny."""
+    """(configuration, number of agents) of a task; tiny sizes for a smoke run."""
     if name == ON_ALL_DEVICES:
         name = name.removesuffix("-all-devices")
     if name in OWN:
@@ -139,10 +139,10 @@ def tiny(config: TrainConfig) -> TrainConfig:
 
 
 def measure(name: str, context: Context) -> Measured:
-    """Train, and say how fast.
+    """Measure the training speed of one configuration.
 
     Raises:
-        NotAvailable: the environment's suite is not installed.
+        NotAvailable: the environment's suite is not installed, or there is only one device.
     """
     config, agents = configuration(name, context.smoke)
     suite = config.env.partition(":")[0]
@@ -150,7 +150,7 @@ def measure(name: str, context: Context) -> Measured:
         raise NotAvailable(f"{suite} is not installed; pip install 'ppo_jax[{suite}]'")
     devices = jax.device_count() if name == ON_ALL_DEVICES else 1
     if name == ON_ALL_DEVICES and devices == 1:
-        raise NotAvailable("there is one device, which the other rows are of")
+        raise NotAvailable("there is only one device, which the other rows measure")
     contestant: Any = OneAgent(config, devices) if agents == 1 else ManyAgents(config, agents)
     started = time.perf_counter()
     contestant.compile()
@@ -174,7 +174,7 @@ def measure(name: str, context: Context) -> Measured:
 
 
 def account(contestant: OneAgent | ManyAgents) -> Measured:
-    """Memory of the compiled program, and operations in it that leave the device."""
+    """Memory of the compiled program in MB, and the number of its operations with the host."""
     many = isinstance(contestant, ManyAgents)
     program = contestant.program.advance if many else contestant.compiled.chunk
     needed = contestant.program.bytes_needed if many else bytes_of(program)
@@ -182,14 +182,14 @@ def account(contestant: OneAgent | ManyAgents) -> Measured:
 
 
 def host_transfers(compiled: Any) -> int:
-    """Operations of a compiled program that leave the device."""
+    """The number of operations in a compiled program that communicate with the host."""
     return transfers_in(compiled.as_text() or "")
 
 
 def transfers_in(text: str) -> int:
-    """Operations that leave the device in the text of a program, as StableHLO or HLO.
+    """The number of operations with the host in the text of a program, StableHLO or HLO.
 
-    What the text says of its source is left out: a file may be called callback.py.
+    Source locations in the text are ignored, because a file may be called callback.py.
     """
     source = r"metadata=\{[^}]*\}|loc\([^)]*\)|^(?:FileNames|FunctionNames|StackFrames)\b.*?\n\n"
     return len(TRANSFER.findall(re.sub(source, "", text, flags=re.DOTALL | re.MULTILINE)))
@@ -199,9 +199,10 @@ def rates(run: Any, seconds: float, first: int = FIRST) -> list[float]:
     """Updates per second in each of ROUNDS rounds.
 
     Args:
-        run: trains for a number of updates, and returns how many there were.
+        run: function that trains for a number of updates and returns the number made.
         seconds: approximate duration of a round.
-        first: updates before the clock starts, and as many to guess the length of a round.
+        first: number of updates before the measurement; as many more estimate the number of
+            updates in a round.
     """
     run(first)
     started = time.perf_counter()

@@ -1,4 +1,4 @@
-"""PPO on decoders of known shapes with random weights: tokens per second."""
+"""Tokens per second of PPO on decoders of common shapes with random weights."""
 
 import dataclasses
 import statistics
@@ -17,9 +17,9 @@ from ppo_jax.rlhf.generate import generate
 from ppo_jax.runs.chunk import compiler_options
 from ppo_jax.sweep.program import bytes_of, memory_of
 
-# Frozen models, activations and products are bfloat16; what is trained is float32. The critic of
-# the large model is a head on its actor: with a second model of this size an update needs 95 GB by
-# the compiler's estimate.
+# Frozen models, activations and products are bfloat16; trained parameters are float32. The critic
+# of the large model is a head on its actor, because a second model of this size would not fit into
+# the memory of an 80 GB device.
 SHAPES = (
     dataclasses.replace(
         SIZES["gpt2"],
@@ -67,7 +67,7 @@ TINY = {
 
 
 def tasks() -> list[Task]:
-    """The small model first."""
+    """One task for each model, beginning with the small one."""
     return [_task(size) for size in SHAPES]
 
 
@@ -79,7 +79,7 @@ def _task(size: Size) -> Task:
 
 
 def measure(size: Size, context: Context) -> Measured:
-    """Train, generate, and say how fast."""
+    """Measure the speed of training and of generation."""
     program = ours.Program(size)
     started = time.perf_counter()
     program.compile()
@@ -112,7 +112,7 @@ def measure(size: Size, context: Context) -> Measured:
 
 
 def generation_seconds(program: ours.Program) -> float:
-    """Seconds in which the responses of one update are written."""
+    """Seconds for generating the responses of one update."""
     size, decoder = program.size, ours.decoder_of(program.size)
 
     def write(key: jax.Array, params: Any, prompts: Any, mask: Any) -> Any:

@@ -1,4 +1,4 @@
-"""What many seeds learn on this device, as a sweep trains them, until they or the time are done."""
+"""Returns of many seeds that are trained on the device as a sweep, within the time limit."""
 
 import dataclasses
 import time
@@ -17,14 +17,14 @@ from ppo_jax.runs.chunk import next_count
 from ppo_jax.sweep import program as sweep
 
 SEEDS = 64
-# Names in benchmarks.learning, which states their thresholds.
+# Names of tasks in benchmarks.learning, which defines their thresholds.
 CHECKED = ("cartpole_100k", "breakout")
-# Share of the time that is kept for the evaluation at the end.
+# Fraction of the time that is reserved for the evaluation at the end.
 EVALUATION_SHARE = 0.2
 
 
 def tasks() -> list[Task]:
-    """CartPole, then Breakout-MinAtar."""
+    """One task for CartPole and one for Breakout-MinAtar."""
     return [
         Task("learning", "cartpole_100k", lambda c: measure("cartpole_100k", c), patience=90.0),
         Task("learning", "breakout", lambda c: measure("breakout", c), patience=400.0, least=45.0),
@@ -32,10 +32,10 @@ def tasks() -> list[Task]:
 
 
 def measure(name: str, context: Context) -> Measured:
-    """Train all seeds side by side, evaluate each, and say what they reached.
+    """Train all seeds in parallel, evaluate each, and return statistics of their returns.
 
-    Where the time is up before the last update, the agents are evaluated as they then are, and
-    `env_steps` says how far they came.
+    If the time is up before the last update, the agents are evaluated as they are, and `env_steps`
+    is the number of steps until then.
     """
     task = TASKS[name]
     seeds, episodes, total = (2, 2, 2**14) if context.smoke else (SEEDS, EPISODES, task.steps)
@@ -54,7 +54,7 @@ def measure(name: str, context: Context) -> Measured:
     state, updates, seconds = train(
         program, numbers, values, updates=static.num_updates, until=until
     )
-    assert program.evaluate is not None, "there are episodes"
+    assert program.evaluate is not None, "the program has an evaluation, since episodes > 0"
     found = np.asarray(program.evaluate(numbers, state, values)[0])[:seeds].mean(axis=-1)
     low, high = interval(found)
     steps = updates * config.num_envs * config.num_steps
@@ -84,19 +84,19 @@ def train(
     updates: int,
     until: float,
 ) -> tuple[Any, int, float]:
-    """Train until the last update or the time, whichever comes first.
+    """Train until the last update or the end of the time, whichever comes first.
 
-    Unlike the loop of a sweep it has a state to evaluate when the time is up.
+    Unlike the loop of a sweep, this function returns a state to evaluate when the time is up.
 
     Args:
-        program: compiled for as many agents as there are seeds.
-        seeds: [S] uint32.
-        floats: name -> [S].
-        updates: number of the last update.
-        until: the time, as of time.perf_counter.
+        program: program compiled for S agents.
+        seeds: [S] uint32, random seeds of the agents.
+        floats: float hyperparameters of the agents, name -> [S].
+        updates: number of updates of the whole run.
+        until: value of time.perf_counter() at the end of the time.
 
     Returns:
-        (states [S, ...], updates made, seconds)
+        (states [S, ...], number of updates made, seconds of training)
     """
     state = jax.block_until_ready(program.init(seeds, floats))
     done, count, started = 0, 1, time.perf_counter()

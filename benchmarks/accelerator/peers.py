@@ -1,4 +1,4 @@
-"""PureJaxRL and Rejax on some of the same tasks, in the same run, each in a process of its own."""
+"""Measurements of PureJaxRL and Rejax on some of the tasks, each in a process of its own."""
 
 import importlib.util
 import json
@@ -13,28 +13,28 @@ from benchmarks.throughput.race import NAMES, ROOT, Contestant, Settings
 from ppo_jax.precision import in_effect
 
 PEERS = ("purejaxrl", "rejax")
-# The cells that say most first: there may not be time for all.
+# Configurations in the order of their importance, because there may not be time for all.
 CELLS = ("cartpole-2048x32", "breakout-2048x32", "cartpole-4x128-a256", "cartpole-4x128-a2048")
 ROUNDS = 3
-# Seconds for one peer on one configuration: those after which it is given up, and those below which
-# it is not begun.
+# Seconds for one peer on one configuration: the maximum, after which it is stopped, and the
+# minimum, below which it is not started.
 PATIENCE, LEAST = 75.0, 30.0
-# Share of the device's memory that each process may take, ours and theirs alike.
+# Fraction of the device's memory that each process may use, the same for ppo_jax and the peers.
 MEMORY = "0.92"
 
 
 def names() -> list[tuple[str, str]]:
-    """(cell, peer) in the order in which they are measured."""
+    """Pairs (configuration, peer) in the order in which they are measured."""
     return [(cell, peer) for cell in CELLS for peer in PEERS]
 
 
 def missing(peer: str, folder: Path | None, purejaxrl: Path | None) -> str:
-    """Why a peer cannot take part, and what to do; "" if it can."""
+    """The reason why a peer cannot be measured, with a remedy; "" if it can be measured."""
     place = "--peers FOLDER (pip install --target FOLDER, see --peer-requirements)"
     if folder is None and importlib.util.find_spec("rejax") is None:
         return f"not installed; {place}"
     if peer == "purejaxrl" and purejaxrl is None:
-        return "needs --purejaxrl PATH, the folder of its ppo.py"
+        return "requires --purejaxrl PATH, the folder of its ppo.py"
     return ""
 
 
@@ -49,17 +49,17 @@ def measure(
     ours: float | None,
     smoke: bool,
 ) -> Measured:
-    """One peer on one configuration.
+    """Measure one peer on one configuration.
 
     Args:
         cell: name of the configuration.
-        peer: name of the contestant.
-        device: what ppo_jax runs on; a peer on another one does not count.
-        folder: folder of the peers' packages; None: they are installed beside ours.
+        peer: name of the peer.
+        device: device that ppo_jax runs on; the result of a peer on another device is rejected.
+        folder: folder of the peers' packages; None if they are installed together with ours.
         purejaxrl: folder of PureJaxRL's ppo.py.
-        patience: seconds after which it is given up.
+        patience: seconds after which the peer is stopped.
         ours: steps per second of ppo_jax in the same run; None if they were not measured.
-        smoke: whether to run a tiny configuration.
+        smoke: whether a tiny configuration is measured instead.
     """
     why = missing(peer, folder, purejaxrl)
     if why:
@@ -80,7 +80,7 @@ def measure(
 
 
 def environment(folder: Path | None) -> dict[str, str]:
-    """The environment of a peer's process: its own packages before ours, and as much memory."""
+    """The environment variables of a peer's process, which finds its own packages before ours."""
     own = [] if folder is None else [str(folder.resolve())]
     ours = [part for part in os.environ.get("PYTHONPATH", "").split(os.pathsep) if part]
     return {
@@ -91,14 +91,14 @@ def environment(folder: Path | None) -> dict[str, str]:
 
 
 def row_of(contestant: Contestant, device: str, ours: float | None) -> Measured:
-    """Its rate, and how many times faster ppo_jax is."""
+    """The rate of a peer, and the speed of ppo_jax relative to it."""
     if contestant.why:
         return {"why": f"error: {' '.join(contestant.why.split())[:300]}"}
     ran_on = contestant.ready["device"]
     if not device.startswith(ran_on):
         return {
-            "why": f"error: it ran on {ran_on}, ppo_jax on {device}; leave jax and jaxlib out of "
-            "the folder of the peers"
+            "why": f"error: the peer ran on {ran_on}, but ppo_jax on {device}; remove jax and "
+            "jaxlib from the folder of the peers"
         }
     rates = sorted(r["env_steps"] / r["seconds"] for r in contestant.rounds)
     middle = rates[len(rates) // 2]

@@ -1,4 +1,4 @@
-"""The parts of one update: what to improve first."""
+"""Times of the parts of one update."""
 
 from benchmarks.accelerator.tasks import Context, Measured, Task
 from benchmarks.throughput import breakdown
@@ -8,12 +8,12 @@ NAME = "cartpole-8192x32"
 
 
 def tasks() -> list[Task]:
-    """One configuration, if there is time left."""
+    """The parts of an update of one configuration, measured if time is left."""
     return [Task("profile", NAME, measure, patience=150.0, least=60.0)]
 
 
 def measure(context: Context) -> list[Measured]:
-    """Each part of an update, compiled and measured by itself."""
+    """Measure each part of an update, compiled as a program of its own."""
     configuration = CONFIGURATIONS[NAME]
     rounds, seconds = (9, 0.3)
     if context.smoke:

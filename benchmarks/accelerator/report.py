@@ -1,4 +1,4 @@
-"""What was measured on accelerators, beside what others publish: a table and a figure."""
+"""A table and a figure of the results on accelerators, with published results of other projects."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -11,19 +11,19 @@ FILE = "accelerator.csv"
 Show = Callable[[Row], str]
 PUBLISHED = RESULTS / "accelerator_published.csv"
 NOTHING = (
-    "No accelerator has been measured yet: this project has had none at hand. Whoever has one can "
-    "fill this page with one command, `python -m benchmarks.accelerator`."
+    "No accelerator has been measured yet. The command `python -m benchmarks.accelerator` measures "
+    "one and fills this page."
 )
 
 
 def measured(folder: Path, every_device: bool = False) -> list[Row]:
-    """The rows that hold a value, of accelerators alone unless every device is asked for."""
+    """The rows with a value; those of CPUs only if every device is included."""
     rows = [row for row in read(folder / FILE) if row["value"]]
     return [row for row in rows if every_device or not row["device"].startswith("cpu")]
 
 
 def published() -> list[Row]:
-    """What others publish, each beside the nearest task of ours."""
+    """Published results of other projects, each with the most similar task."""
     return read(PUBLISHED)
 
 
@@ -40,7 +40,7 @@ def tables(rows: list[Row]) -> list[tuple[str, list[str], list[list[str]]]]:
 
 
 def markdown(folder: Path = RESULTS) -> str:
-    """All tables, or that there is none."""
+    """All tables as Markdown, or a sentence if there are no results."""
     every = folder.resolve() != RESULTS.resolve()
     parts = []
     for title, head, lines in tables(measured(folder, every_device=every)):
@@ -56,35 +56,35 @@ def number(text: str) -> str:
 
 
 def value(row: Row) -> str:
-    """The value, with the slowest and fastest round or the interval over seeds."""
+    """The value, with the range over rounds or the confidence interval over seeds."""
     spread = f" [{number(row['low'])}, {number(row['high'])}]" if row["low"] else ""
     return number(row["value"]) + spread
 
 
 def percent(column: str) -> Show:
-    """A column that holds a share, as a percentage."""
+    """A column with fractions, shown as percentages."""
     return lambda row: f"{100 * float(row[column]):.3g} %" if row[column] else ""
 
 
 def times(column: str) -> Show:
-    """A column that holds a ratio."""
+    """A column with ratios, shown as multiples."""
     return lambda row: f"{float(row[column]):.2f}x" if row[column] else ""
 
 
 def verdict(row: Row) -> str:
-    """Whether a check holds."""
+    """Whether a check passed."""
     return {"True": "yes", "False": "NO"}.get(row["passed"], "")
 
 
 def beside(row: Row) -> str:
-    """What others publish of the nearest task."""
+    """Published results for the task of a row."""
     found = [p for p in published() if p["task"] == row["task"]]
     shown = [f"{number(p['steps_per_second'])} ({p['system']}, {p['device']})" for p in found]
     return ", ".join(shown)
 
 
 def plain(column: str) -> Show:
-    """A column as it stands."""
+    """A column shown without changes."""
     return lambda row: row[column]
 
 
@@ -111,12 +111,12 @@ COLUMNS: dict[str, dict[str, Show]] = {
     | {"tokens/s": value, "generation": percent("generation_share"), "size": plain("note")}
     | SPEED,
     "peers": TASK
-    | {"environment steps/s": value, "ppo_jax is faster": times("ratio")}
+    | {"environment steps/s": value, "speed-up of ppo_jax": times("ratio")}
     | {"compile s": plain("compile_seconds"), "measured on": date},
     "learning": TASK
     | {"mean return [95 %]": value, "seeds": plain("seeds"), "steps": plain("env_steps")}
-    | {"threshold": plain("threshold"), "seeds that reach it": percent("share_reaching")}
-    | {"trained": plain("note"), "measured on": date},
+    | {"threshold": plain("threshold"), "seeds at threshold": percent("share_reaching")}
+    | {"training": plain("note"), "measured on": date},
     "profile": TASK | {"value": value, "unit": plain("unit"), "share": percent("share")},
 }
 TITLES = {
@@ -124,7 +124,7 @@ TITLES = {
     "control": "Environment steps per second, training included",
     "language": "PPO on language models",
     "peers": "Other projects in the same run",
-    "learning": "What 64 seeds learn",
+    "learning": "Returns of 64 seeds",
     "profile": "Parts of an update",
 }
 
@@ -157,6 +157,6 @@ def plot(folder: Path, path: Path) -> None:
 
 
 def _points(ax: Any, names: list[str], rows: list[Row], column: str, **style: Any) -> None:
-    """A point for each row, on the line of its task."""
+    """Draw a point for each row at the height of its task."""
     rates = [float(row[column]) for row in rows]
     ax.plot(rates, [names.index(row["task"]) for row in rows], linestyle="none", **style)

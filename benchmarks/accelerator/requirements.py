@@ -1,14 +1,14 @@
-"""What the command needs where only the usual packages of JAX are installed.
+"""Packages that the command requires on a machine with the usual packages of JAX.
 
-Assumed to be there: jax, flax, optax, chex, orbax-checkpoint, numpy, scipy, matplotlib, rich,
-safetensors, pillow, and what these need. The rest is few and small, and can be carried as wheels
-to a machine without a network.
+Assumed to be installed: jax, flax, optax, chex, orbax-checkpoint, numpy, scipy, matplotlib, rich,
+safetensors, pillow, and their dependencies. The other packages are few and small, and can be copied
+as wheels to a machine without a network.
 """
 
 from pathlib import Path
 
 LOCK = Path(__file__).parents[2] / "requirements.lock"
-# gymnax also asks for seaborn (and so for pandas), which draws; nothing here does.
+# gymnax also requires seaborn (and so pandas) for plotting, which is not used here.
 NEEDED = (
     "absl-py",
     "cloudpickle",
@@ -22,8 +22,8 @@ NEEDED = (
     "tyro",
 )
 
-# PureJaxRL and Rejax, which need an older gymnax; beside NEEDED, and installed without what these
-# name themselves (jax of another version would hide the machine's own).
+# Requirements of PureJaxRL and Rejax, which use an older gymnax. They are installed besides NEEDED
+# and without their own dependencies, because another version of jax would hide the machine's.
 PEERS = (
     "gymnax==0.0.9",
     "rejax==0.1.3",
@@ -40,7 +40,7 @@ PEERS = (
 
 
 def pinned() -> list[str]:
-    """NAME==VERSION of each, as in the lock."""
+    """NAME==VERSION of each package, as in requirements.lock."""
     versions = {}
     for line in LOCK.read_text().splitlines():
         name, equals, rest = line.partition("==")

@@ -1,8 +1,8 @@
-"""How near a program is to what its device can do.
+"""The fraction of a device's peak rates that a program uses.
 
-The work of a program is what its mathematics needs at least: the products of the networks, and
-every number of a batch, a parameter or an optimiser state moved once. The compiler's own count
-is of no use here: it counts the body of a loop once.
+The work of a program is the minimum that its mathematics requires: the products of the networks,
+and one memory access for each number of a batch, a parameter or an optimiser state. The compiler's
+own count cannot be used, because it counts the body of a loop only once.
 """
 
 import math
@@ -19,16 +19,18 @@ from ppo_jax.config import TrainConfig
 from ppo_jax.train import build
 from ppo_jax.types import PyTree
 
-# Reads gradient, parameters and two moments of Adam, writes the last three.
+# Memory accesses of Adam per parameter: it reads gradient, parameter, first and second moment, and
+# writes the last three.
 ADAM_PASSES = 7
 
 
 class Work(NamedTuple):
-    """The least work of one environment step, its share of the update included.
+    """The minimum work of one environment step, including its part of the update.
 
     Attributes:
-        flops: operations of the networks' products; an addition and a multiplication are two.
-        bytes: bytes that are moved to or from the device's memory.
+        flops: floating-point operations of the networks' products, where an addition and a
+            multiplication are two operations.
+        bytes: bytes read from and written to the device's memory.
     """
 
     flops: float
@@ -36,7 +38,7 @@ class Work(NamedTuple):
 
 
 def ceilings(smoke: bool) -> dict[str, float]:
-    """The device's own rates by the same compiler, see `tasks.Context`."""
+    """The peak rates of the device, measured with the same compiler; see `tasks.Context`."""
     size = 256 if smoke else 8192
     length = 2**18 if smoke else 2**28
     seconds = 0.05 if smoke else 0.5
@@ -45,8 +47,8 @@ def ceilings(smoke: bool) -> dict[str, float]:
         return work / statistics.median(measure() for _ in range(3))
 
     def product(dtype: Any, precision: str | None) -> float:
-        # Random numbers, because chips are faster on equal ones. The matrix's eigenvalues lie in
-        # the unit circle, so that products with it neither grow nor vanish.
+        # Random numbers, because chips multiply equal numbers faster. The eigenvalues of the matrix
+        # are inside the unit circle, so that repeated products neither grow nor vanish.
         matrix = jax.random.normal(jax.random.key(0), (size, size), dtype) / math.sqrt(size)
         multiply = lambda c: (jnp.matmul(c[0], c[1], precision=precision), c[1])
         return rate(2 * size**3 / 1e12, timer(multiply, (matrix, matrix), seconds))
@@ -61,10 +63,11 @@ def ceilings(smoke: bool) -> dict[str, float]:
 
 
 def work_of(config: TrainConfig) -> Work:
-    """The least work of one environment step of a control run with PPO.
+    """The minimum work of one environment step of a control run with PPO.
 
-    An action needs the network once, and each epoch three times more: forward, and twice as much
-    backward. Rows of the batch are written once and read in every epoch.
+    An action takes one forward pass of the network; each epoch takes three times as much work, one
+    forward pass and a backward pass of twice its work. Transitions are written to memory once and
+    read in every epoch.
     """
     program = build(config)
     state = jax.eval_shape(program.init, jax.random.key(0))
@@ -82,7 +85,7 @@ def work_of(config: TrainConfig) -> Work:
 
 
 def array_bytes(shape: Any) -> int:
-    """The size of an array, from its shape."""
+    """The size of an array in bytes."""
     return shape.size * shape.dtype.itemsize
 
 
@@ -119,13 +122,16 @@ def _products(jaxpr: Any) -> float:
 def shares(
     work: Work, rate: float, ceilings: dict[str, float], precision: str = "default"
 ) -> dict[str, float]:
-    """The columns of a row that say how much of the device is used.
+    """The achieved rates of a program, and their fractions of the device's peak rates.
 
     Args:
-        work: of one step.
+        work: minimum work of one step.
         rate: steps per second.
-        ceilings: rates of the device; a share without its ceiling is left out.
-        precision: name of the ceiling that the products are compared with.
+        ceilings: peak rates of the device by name; a fraction of a missing rate is left out.
+        precision: name of the peak rate that products are compared with.
+
+    Returns:
+        Columns of a row by name.
     """
     found = {
         "tflops_per_second": significant(work.flops * rate / 1e12),
@@ -139,5 +145,5 @@ def shares(
 
 
 def significant(x: float, digits: int = 3) -> float:
-    """Rounded to so many significant digits."""
+    """A number rounded to a number of significant digits."""
     return float(f"{x:.{digits}g}")

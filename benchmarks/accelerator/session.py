@@ -1,7 +1,7 @@
-"""One run of the command: asks the workers, keeps the time, writes each row as it comes.
+"""One run of the command: it sends tasks to workers, limits their time and writes the rows.
 
-The parent never touches the device. A task that hangs or ends its process is a row that says so,
-and the next task gets a new process.
+This process does not use the device. If a task hangs or ends its worker, its row contains the
+reason, and the next task gets a new worker.
 """
 
 import contextlib
@@ -25,7 +25,7 @@ from benchmarks.accelerator.worker import SECTIONS, tasks_of
 from benchmarks.table import Row, read, replace
 from benchmarks.throughput.race import ROOT
 
-# The sections in their order, and the share of the time that is over when each ends at the latest.
+# The sections in their order, and the fraction of the time after which each ends at the latest.
 UNTIL = {
     "checks": 0.45,
     "control": 0.45,
@@ -36,23 +36,23 @@ UNTIL = {
 }
 ORDER = tuple(UNTIL)
 SILENT = "error: no answer within"
-# Seconds for a worker to import its packages and find the device.
+# Maximum number of seconds until a worker has imported its packages and found the device.
 START = 90.0
 
 
 class Refused(Exception):
-    """The command cannot run here; the message is one line."""
+    """The command cannot run on this machine; the message is one line."""
 
 
 class Worker:
     """A process that measures the tasks of one section."""
 
     def __init__(self, section: str, smoke: bool, cache: str) -> None:
-        """Start it, and wait until it has found the device.
+        """Start the process and wait until it has found the device.
 
         Args:
-            section: whose tasks it measures.
-            smoke: tiny sizes.
+            section: name of the section whose tasks are measured.
+            smoke: whether sizes are tiny.
             cache: folder for compiled programs, new for this run.
 
         Raises:
@@ -71,7 +71,7 @@ class Worker:
         threading.Thread(target=self._read, daemon=True).start()
         try:
             self.hello = self.answer(START)
-        except BaseException:  # Ctrl-C: it must not stay
+        except BaseException:  # the process must also end on Ctrl-C
             self.end()
             raise
         if "device" not in self.hello:
@@ -79,15 +79,15 @@ class Worker:
             raise Refused(self.hello.get("refused") or self.hello["why"].removeprefix("error: "))
 
     def ask(self, task: str, seconds: float, ceilings: dict[str, float]) -> dict[str, Any]:
-        """Measure a task: its rows, or why there are none."""
+        """Measure a task; returns its rows, or the reason why there are none."""
         request = json.dumps({"task": task, "seconds": seconds, "ceilings": ceilings})
         assert self.process.stdin is not None
-        with contextlib.suppress(BrokenPipeError):  # the answer says what happened
+        with contextlib.suppress(BrokenPipeError):  # the answer contains the reason
             print(request, file=self.process.stdin, flush=True)
         return self.answer(seconds)
 
     def answer(self, patience: float) -> dict[str, Any]:
-        """The next line; one that does not come ends the process."""
+        """The next answer; the process is killed if there is none in time."""
         try:
             return json.loads(self.answers.get(timeout=max(patience, 0.0)))
         except queue.Empty:
@@ -96,11 +96,11 @@ class Worker:
 
     @property
     def alive(self) -> bool:
-        """Whether it can be asked again."""
+        """Whether the process is running."""
         return self.process.poll() is None
 
     def end(self) -> None:
-        """Let it go; one that hangs does not listen."""
+        """Kill the process, which may hang, and wait for its end."""
         self.process.kill()
         self.process.wait()
 
@@ -113,11 +113,15 @@ class Worker:
 
 
 def environment(smoke: bool, cache: str) -> dict[str, str]:
-    """The environment of a worker.
+    """The environment variables of a worker.
 
-    JAX sees the CPU beside the accelerator, may take most of the device's memory, and finds no
-    program of an earlier run. No two tasks of full size share a program, so that the cache shortens
-    only repeated runs inside a task, and a smoke run, whose sizes are alike.
+    JAX has a CPU device besides the accelerator, may use most of the device's memory, and finds no
+    compiled program of an earlier run. Tasks of full size do not share programs, so that the cache
+    shortens only repeated runs within a task, and smoke runs, whose tasks have the same sizes.
+
+    Args:
+        smoke: whether sizes are tiny.
+        cache: folder for compiled programs.
     """
     own = dict(os.environ) | {"PYTHONPATH": os.pathsep.join([str(ROOT), *_path()])}
     platforms = own.get("JAX_PLATFORMS", "")
@@ -133,8 +137,11 @@ def environment(smoke: bool, cache: str) -> dict[str, str]:
 
 
 def quick_flags() -> str:
-    """XLA's flags for a smoke run on a CPU, which runs each program for a moment: they need no
-    optimisation, and on jaxlib 0.10 no kernels of XLA's own (an unknown flag ends the process)."""
+    """Flags of XLA for a smoke run on a CPU, which runs each program only briefly.
+
+    They turn off optimisation and, on jaxlib 0.10, XLA's fusion emitters. The second flag is not
+    set for other versions, because an unknown flag ends the process.
+    """
     flags = "--xla_backend_optimization_level=0"
     older = importlib.metadata.version("jaxlib").startswith("0.10.")
     return flags + (" --xla_cpu_use_fusion_emitters=false" if older else "")
@@ -146,17 +153,17 @@ def _path() -> list[str]:
 
 @dataclasses.dataclass
 class Session:
-    """What a run of the command knows so far.
+    """The state of one run of the command.
 
     Attributes:
         out: folder of the CSV.
-        smoke: tiny sizes.
-        seconds: of the whole run.
+        smoke: whether sizes are tiny.
+        seconds: wall-clock time of the whole run in seconds.
         purejaxrl: folder of PureJaxRL's ppo.py.
         peers: folder of the peers' packages.
         cache: folder for compiled programs.
-        sections: those that are measured.
-        tasks: the only tasks that are measured, by name; empty: all of them.
+        sections: names of the sections that are measured.
+        tasks: names of the only tasks that are measured; an empty tuple for all tasks.
     """
 
     out: Path
@@ -169,7 +176,7 @@ class Session:
     tasks: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
-        """Start the clock."""
+        """Store the time at which the run starts."""
         self.begun, self.started = time.monotonic(), time.strftime("%Y-%m-%dT%H:%M:%S")
         self.ceilings: dict[str, float] = {}
         self.rates: dict[str, float] = {}
@@ -177,7 +184,7 @@ class Session:
         self.failed: list[str] = []
 
     def run(self) -> list[str]:
-        """Measure everything: the names of the tasks that failed.
+        """Measure all sections; returns the names of the tasks that failed.
 
         Raises:
             Refused: there is no accelerator, and this is not a smoke run.
@@ -190,12 +197,12 @@ class Session:
         return self.failed
 
     def left(self, section: str) -> float:
-        """Seconds that a section may still take; chosen tasks share the whole time."""
+        """The remaining seconds of a section; tasks chosen by name share the whole time."""
         share = 1.0 if self.tasks else UNTIL[section]
         return share * self.seconds - (time.monotonic() - self.begun)
 
     def wanted(self, task: str) -> bool:
-        """Whether a task is measured; one of a peer also by the name of its configuration."""
+        """Whether a task is measured; a peer's task may be chosen by its configuration's name."""
         return not self.tasks or task in self.tasks or task.partition(": ")[0] in self.tasks
 
     def _section(self, section: str) -> None:
@@ -217,10 +224,10 @@ class Session:
                 worker.end()
 
     def _start(self, section: str) -> Worker | None:
-        """A worker; None if it does not start, though an earlier one did.
+        """Start a worker; returns None if it does not start but an earlier one did.
 
         Raises:
-            Refused: it is the first, and there is no device.
+            Refused: the first worker finds no device.
         """
         try:
             worker = Worker(section, self.smoke, self.cache)
@@ -242,7 +249,7 @@ class Session:
         if why.startswith(SILENT) and seconds < task.patience:
             why = f"no time left: stopped after {seconds:.0f} s"
         if why.startswith("error"):
-            # After an error of the device's runtime nothing else works in the same process.
+            # After an error of the device's runtime the process cannot be used any more.
             worker.end()
         rows = answer.get("rows") or [{"why": why}]
         if task.name == "ceilings":
@@ -250,12 +257,12 @@ class Session:
         self.keep(task.section, task.name, rows)
 
     def _meet(self, hello: dict[str, Any]) -> None:
-        """What the first worker tells about the machine is written into every row."""
+        """Store the description of the machine, which is written into every row."""
         if hello["platform"] == "cpu" and not self.smoke:
             raise Refused(
-                "JAX runs on the CPU here, and these measurements are for an accelerator. On a "
-                "machine with an NVIDIA driver install jax[cuda13]; to try the command on a CPU "
-                "give --smoke"
+                "JAX runs on the CPU, but these measurements are for an accelerator. On a machine "
+                "with an NVIDIA driver, install jax[cuda13]; to test the command on a CPU, add "
+                "--smoke"
             )
         self.common = {
             "started": self.started,
@@ -281,14 +288,14 @@ class Session:
                     folder=self.peers,
                     purejaxrl=self.purejaxrl,
                     patience=seconds,
-                    # In a smoke run the peers have other sizes than the tasks of the same name.
+                    # In a smoke run the sizes of the peers differ from those of the task.
                     ours=None if self.smoke else self.rates.get(cell),
                     smoke=self.smoke,
                 )
             self.keep("peers", f"{cell}: {peer}", [row])
 
     def keep(self, section: str, task: str, rows: list[Measured]) -> None:
-        """Write the rows of a task and print them; one without a value replaces no value."""
+        """Write and print the rows of a task; a row without a value replaces none with a value."""
         for row in rows:
             name = f"{task}: {row['part']}" if "part" in row else task
             found = {k: v for k, v in row.items() if k in FIELDS}
@@ -304,26 +311,26 @@ class Session:
             sys.stdout.flush()
 
     def _measured(self, row: Row) -> bool:
-        """Whether an earlier run has a value where this row has none."""
+        """Whether the file has a value for the task of this row."""
         key = [row[column] for column in KEY]
         kept = read(self.out / report.FILE)
         return any([r[column] for column in KEY] == key and r["value"] for r in kept)
 
 
 def line(name: str, row: Row) -> str:
-    """A row for the terminal."""
+    """A row as a line of text for the terminal."""
     if row["why"]:
         return f"{name:38} {row['why']}"
     value = float(row["value"])
     shown = f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.4g}"
     more = [f"compiled in {row['compile_seconds']} s"] if row["compile_seconds"] != "" else []
-    more += [f"ppo_jax is {row['ratio']}x as fast"] if row["ratio"] != "" else []
+    more += [f"ppo_jax is {row['ratio']} times as fast"] if row["ratio"] != "" else []
     more += ["passed" if row["passed"] else "FAILED"] if row["passed"] != "" else []
     return f"{name:38} {shown:>12} {row['unit']}  {', '.join(more)}".rstrip()
 
 
 def place(row: Row) -> tuple[str, int]:
-    """Rows of a device in the order of the sections and tasks; parts stay as they came."""
+    """Sort key of a row: its device, then its task; parts of a task keep their order."""
     key = (row["section"], row["task"])
     found = (i for i, task in enumerate(order()) if key == task or is_part(key, task))
     return str(row["device"]), next(found, len(order()))
@@ -336,7 +343,7 @@ def is_part(key: tuple[str, str], task: tuple[str, str]) -> bool:
 
 @functools.cache
 def order() -> list[tuple[str, str]]:
-    """(section, task) of everything that can be measured."""
+    """Pairs (section, task) of all measurements, in order."""
     found = [(section, name) for section in SECTIONS for name in tasks_of(section)]
     found += [("peers", f"{cell}: {peer}") for cell, peer in peers.names()]
     return sorted(found, key=lambda task: ORDER.index(task[0]))

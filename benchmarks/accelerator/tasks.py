@@ -1,4 +1,4 @@
-"""What a measurement is, and the names of the columns that it fills."""
+"""The record of a measurement, and the columns of its rows."""
 
 import dataclasses
 from collections.abc import Callable
@@ -17,13 +17,13 @@ KEY = ("device", "section", "task")
 
 
 class Context(NamedTuple):
-    """What a task may use.
+    """The conditions of a measurement.
 
     Attributes:
-        smoke: whether sizes are tiny, to see that the command works.
-        seconds: wall-clock time that the task may take.
-        ceilings: the device's rates, measured in the same run: TFLOP/s of matrix products as
-            "default", "highest" and "bfloat16", GB/s of a copy as "copy". Empty before they are
+        smoke: whether sizes are tiny, for a test of the command.
+        seconds: maximum wall-clock time of the task in seconds.
+        ceilings: peak rates of the device, measured in the same run: TFLOP/s of matrix products as
+            "default", "highest" and "bfloat16", GB/s of a copy as "copy"; empty before they are
             measured.
     """
 
@@ -37,11 +37,11 @@ class Task:
     """One measurement.
 
     Attributes:
-        section: the module that holds it; tasks of one section share a process.
-        name: of the row; parts of one task are rows "NAME: PART".
-        measure: Context -> one row or several, with columns of FIELDS.
-        patience: seconds after which it is given up.
-        least: seconds below which it is not begun.
+        section: name of the module that defines the task; tasks of one section share a process.
+        name: name of the task in the CSV; parts of one task are rows "NAME: PART".
+        measure: function Context -> one row or a list of rows, with columns of FIELDS.
+        patience: seconds after which the task is stopped.
+        least: minimum number of remaining seconds for starting the task.
     """
 
     section: str
@@ -52,4 +52,4 @@ class Task:
 
 
 class NotAvailable(Exception):
-    """The task cannot be measured here; the message says why and what to do."""
+    """The task cannot be measured on this machine; the message names the reason and a remedy."""

@@ -2,9 +2,9 @@
 
 python -m benchmarks.accelerator.worker SECTION [--smoke]
 
-First answer: {"device", "platform", "versions"}, or {"refused": why}. Then, for each
-{"task", "seconds", "ceilings"}: {"rows": [...]}, or {"why": what kept it from being measured}.
-The process touches the device, the parent does not: if it dies, only its task is lost.
+The first answer is {"device", "platform", "versions"}, or {"refused": reason}. The answer to each
+request {"task", "seconds", "ceilings"} is {"rows": [...]}, or {"why": reason} without rows. Only
+this process uses the device, so that a crash affects only its task.
 """
 
 import argparse
@@ -25,13 +25,13 @@ PACKAGES = ("jax", "jaxlib", "flax", "optax", "gymnax", "numpy")
 
 
 def tasks_of(section: str) -> dict[str, Task]:
-    """The tasks of a section by name, in order; nothing touches the device yet."""
+    """The tasks of a section by name, in order; the device is not used."""
     module = importlib.import_module(f"benchmarks.accelerator.{section}")
     return {task.name: task for task in module.tasks()}
 
 
 def hello() -> dict[str, Any]:
-    """What this process runs on."""
+    """The device and the versions of packages, or the reason why the device cannot be used."""
     import jax
 
     from ppo_jax.config import ConfigError
@@ -52,7 +52,7 @@ def hello() -> dict[str, Any]:
 
 
 def answer(task: Task, context: Context) -> dict[str, Any]:
-    """Measure a task: its rows, or why there are none."""
+    """Measure a task; returns its rows, or the reason why there are none."""
     from ppo_jax.precision import in_effect
 
     try:
@@ -68,11 +68,11 @@ def answer(task: Task, context: Context) -> dict[str, Any]:
 
 
 def end_with(parent: int, every: float = 1.0) -> None:
-    """End this process when its parent is gone: it holds most of the device's memory.
+    """End this process after its parent has ended, because it holds most of the device's memory.
 
     Args:
-        parent: number of the parent's process.
-        every: seconds between two looks.
+        parent: process id of the parent.
+        every: seconds between two checks.
     """
     while os.getppid() == parent:
         time.sleep(every)
@@ -80,12 +80,12 @@ def end_with(parent: int, every: float = 1.0) -> None:
 
 
 def shortened(error: Exception, length: int = 300) -> str:
-    """An error on one line; those of compilers fill pages."""
+    """An error on one line, shortened, because errors of compilers are long."""
     return " ".join(f"{type(error).__name__}: {error}".split())[:length]
 
 
 def main(arguments: list[str] | None = None) -> None:
-    """Answer until stdin ends."""
+    """Answer requests until the end of stdin."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.accelerator.worker")
     parser.add_argument("section", choices=SECTIONS)
     parser.add_argument("--smoke", action="store_true")

@@ -1,1 +1,1 @@
-"""PPO on language models, ours and TRL's, on the same shapes: what `benchmarks.rlhf` runs."""
+"""PPO on language models with ppo_jax and TRL, on the same shapes, for `benchmarks.rlhf`."""

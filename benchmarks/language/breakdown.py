@@ -1,7 +1,8 @@
-"""Where one update goes: writing, being judged by three more models, learning, Adam.
+"""CPU time of the parts of one update: generation, forward passes, gradients and Adam.
 
-Each part is compiled alone and repeated in one loop. Measured are CPU seconds of the process,
-of the machine's best matrix product too: other processes leave them nearly alone.
+Each part is compiled as a program of its own and repeated in a loop. The CPU seconds of the process
+are measured, because other processes affect them far less than the wall-clock time. The peak rate
+of the machine is that of a large matrix product, measured in the same way.
 """
 
 import time
@@ -34,13 +35,13 @@ ROUNDS = 5
 
 
 class Part(NamedTuple):
-    """A piece of an update.
+    """A part of an update.
 
     Attributes:
-        name: of it.
-        body: (carry, constants) -> carry, once.
-        carry: to begin with.
-        flops: of the products with weights in it.
+        name: name of the part.
+        body: one execution of the part, (carry, constants) -> carry.
+        carry: initial carry.
+        flops: floating-point operations of the products with weights in the part.
     """
 
     name: str
@@ -52,12 +53,15 @@ class Part(NamedTuple):
 def timer(
     body: Callable[[PyTree, PyTree], PyTree], carry: PyTree, constants: PyTree, seconds: float
 ) -> Callable[[], float]:
-    """Something that measures the CPU time of one call of a body, repeated in a compiled loop.
+    """A function that measures the CPU time of one call of a body, repeated in a compiled loop.
 
     Args:
-        body: (carry, constants) -> carry.
-        carry, constants: its arguments.
-        seconds: that a measurement takes, about.
+        body: the function to be measured, (carry, constants) -> carry.
+        carry, constants: arguments of the body.
+        seconds: approximate CPU time of a measurement in seconds.
+
+    Returns:
+        A function without arguments that returns the CPU seconds of one call.
     """
 
     def repeat(carry: PyTree, constants: PyTree, times: jax.Array) -> PyTree:
@@ -76,14 +80,14 @@ def timer(
 
 
 class Update:
-    """One update in pieces, each (carry, constants) -> carry.
+    """The parts of one update as functions (carry, constants) -> carry.
 
-    The constants are every array that no piece changes, as one argument: closed over they would
-    be part of the programs.
+    The constants are the arrays that no part changes. They are an argument, because arrays that are
+    closed over would become constants of the compiled programs.
     """
 
     def __init__(self, size: Size) -> None:
-        """Collect once, so that every piece has what it works on."""
+        """Build the models and collect one rollout, which the parts use as input."""
         self.size, self.decoder = size, decoder_of(size)
         self.program, self.config, self.hyper = build(size)
         self.policy, self.settings = self.program.policy, self.program.settings
@@ -114,7 +118,7 @@ class Update:
         return said, rollout.sequences(self.algorithm.estimate(trajectory))
 
     def write(self, carry: PyTree, constants: PyTree) -> PyTree:
-        """Sampling."""
+        """Sample responses."""
         key, _ = carry
         key, now = jax.random.split(key)
         written = generate(
@@ -129,25 +133,25 @@ class Update:
         return key, written
 
     def judge(self, carry: PyTree, constants: PyTree) -> PyTree:
-        """Actor and critic on what was written."""
+        """Run the forward pass of actor and critic on the responses."""
         params = nudged(constants["params"], carry)
         dist, value = self.policy.apply(params, constants["inputs"])
         return (*dist.log_prob_and_entropy(constants["tokens"]), value)
 
     def refer(self, carry: PyTree, constants: PyTree) -> PyTree:
-        """The reference on what was written."""
+        """Run the forward pass of the reference on the responses."""
         params = nudged(constants["frozen"]["reference"], carry)
         length = self.size.response_length
         return log_prob_of(self.decoder, params, constants["inputs"], length)
 
     def score(self, carry: PyTree, constants: PyTree) -> PyTree:
-        """The reward model."""
+        """Run the forward pass of the reward model on the responses."""
         params = nudged(constants["frozen"]["reward"]["params"], carry)
         inputs = constants["inputs"]
         return self.decoder.score(params, inputs.tokens[:, 0], inputs.mask[:, 0])
 
     def differentiate(self, params: PyTree, constants: PyTree) -> PyTree:
-        """As many gradients as an update takes, without Adam."""
+        """Compute the gradients of one update, without steps of Adam."""
         loss_fn = algorithms.make_loss(self.policy, self.hyper, constants["frozen"], None)
         order = jnp.arange(self.size.episodes).reshape(self.size.minibatches, -1)
         order = jnp.tile(order, (self.size.epochs, 1))
@@ -160,7 +164,7 @@ class Update:
         return jax.lax.scan(once, params, order)[0]
 
     def optimise(self, learner: PyTree, constants: PyTree) -> PyTree:
-        """As many steps of clipping and Adam, of a gradient like the parameters."""
+        """Clip gradients and take the steps of Adam of one update, with artificial gradients."""
         optimizer = algorithms.make_optimizer(self.hyper)
 
         def once(learner: PyTree, _: None) -> tuple[PyTree, None]:
@@ -171,11 +175,11 @@ class Update:
         return back(jax.lax.scan(once, vector, None, length=self.steps)[0])
 
     def whole(self, state: PyTree, constants: PyTree) -> PyTree:
-        """All of it, as it is trained."""
+        """Run a whole update, as in training."""
         return self.program.step(state, constants["frozen"])[0]
 
     def parts(self) -> list[Part]:
-        """Every piece with the products there are in it."""
+        """All parts, with the operations of their products."""
         size = self.size
         actor, critic, learn = flops_of(size, self.constants["params"])
         zero = (
@@ -187,9 +191,9 @@ class Update:
         learner = self.state.learner
         return [
             Part("generation", self.write, (zero[0], empty(zero[1])), actor),
-            Part("actor and critic judge", self.judge, (line, line, line), actor + critic),
-            Part("reference judges", self.refer, line, actor),
-            Part("reward judges", self.score, jnp.zeros(size.episodes), critic),
+            Part("actor and critic forward", self.judge, (line, line, line), actor + critic),
+            Part("reference forward", self.refer, line, actor),
+            Part("reward forward", self.score, jnp.zeros(size.episodes), critic),
             Part("gradients", self.differentiate, learner.params, learn),
             Part("clip and Adam", self.optimise, learner),
             Part(
@@ -204,7 +208,7 @@ class Update:
 def flops_of(size: Size, params: PyTree) -> tuple[float, float, float]:
     """Operations of an update's products with weights: (actor forward, critic forward, gradients).
 
-    The critic is counted as its trunk, so that it costs nothing as a head on the actor.
+    Only the trunk of a critic is counted, so that a head on the actor counts as 0.
     """
     trunk, head = products(params["actor"], size)
     read = size.episodes * (size.prompt_length + size.response_length - 1)
@@ -214,15 +218,18 @@ def flops_of(size: Size, params: PyTree) -> tuple[float, float, float]:
 
 
 def flops_of_update(size: Size, params: PyTree) -> float:
-    """Operations of one update's products with weights: the actor writes, all models read, actor
-    and critic learn. Those inside attention are left out."""
+    """Operations of all products with weights in one update.
+
+    They belong to generation, to the forward passes of all models and to the gradients of actor and
+    critic. The products inside attention are not counted.
+    """
     actor, critic, learn = flops_of(size, params)
     reward = 2.0 * size.episodes * (size.prompt_length + size.response_length - 1)
     return 3 * actor + critic + reward * products(params["actor"], size)[0] + learn
 
 
 def products(params: PyTree, size: Size) -> tuple[int, int]:
-    """Multiplications of one token: of the trunk, and of the head."""
+    """Multiplications per token in the trunk and in the head."""
     trunk = sum(
         x.size
         for path, x in jax.tree_util.tree_leaves_with_path(params)
@@ -232,7 +239,7 @@ def products(params: PyTree, size: Size) -> tuple[int, int]:
 
 
 def ceiling() -> Part:
-    """A large float32 product."""
+    """A large matrix product in float32, whose rate is the peak rate of the machine."""
     width = 1024
     matrix = jnp.full((width, width), 1 / width, jnp.float32)
     return Part("ceiling: matmul", lambda x, _: x @ matrix, matrix, 2.0 * width**3)
@@ -241,9 +248,18 @@ def ceiling() -> Part:
 def breakdown(
     size: Size, seconds: float = 1.0, say: Callable[[str], None] = lambda line: None
 ) -> list[Row]:
-    """Every part of one update beside the machine's best product.
+    """Measure the parts of one update and the peak rate of the machine.
 
-    All are measured in turns, and the median of the rounds is taken: machines change their speed.
+    The parts are measured in interleaved rounds, and the median of the rounds is reported, because
+    the speed of a machine varies.
+
+    Args:
+        size: models and update.
+        seconds: approximate CPU time of each part in a round, in seconds.
+        say: function that prints a line of text.
+
+    Returns:
+        One row for the peak rate and one for each part.
     """
     common = {"jax": jax.__version__, "device": provenance.device(), "size": size.name}
     update = Update(size)

@@ -1,4 +1,4 @@
-"""ppo_jax as its command runs it: updates of `ppo_jax.rlhf.train` compiled into one loop."""
+"""The contestant ppo_jax: updates of `ppo_jax.rlhf.train`, compiled as one loop."""
 
 import functools
 from argparse import Namespace
@@ -14,7 +14,7 @@ from ppo_jax.rlhf.scoring import from_model
 from ppo_jax.runs.chunk import compiler_options
 
 PACKAGES = ("flax", "optax")
-# Prompts there are: more than an update takes.
+# Number of prompts in the data, more than one update uses.
 PROMPTS = 2048
 
 
@@ -41,7 +41,7 @@ def decoder_of(size: Size) -> Decoder:
 
 
 def build(size: Size) -> tuple[train.LanguageProgram, train.Config, algorithms.Config]:
-    """Four models with random weights and the program that trains two of them."""
+    """Four models with random weights, and the program that trains actor and critic."""
     decoder = decoder_of(size)
     actor_key, critic_key, reward_key, key = jax.random.split(jax.random.key(0), 4)
     params = jax.jit(decoder.init)(actor_key)
@@ -81,17 +81,17 @@ def build(size: Size) -> tuple[train.LanguageProgram, train.Config, algorithms.C
 
 
 class Program:
-    """A TrainState that goes on from round to round."""
+    """A training run that continues from round to round."""
 
     def __init__(self, size: Size) -> None:
-        """Nothing is compiled yet."""
+        """Store the size; `compile` does the rest."""
         self.size = size
 
     def compile(self) -> None:
-        """Models, program and first state."""
+        """Build the models and the initial state, and compile the program."""
         program, *_ = build(self.size)
         self.frozen = program.frozen
-        # Not one program: the weights it starts from would be constants of it.
+        # Not under jit: the initial weights would become constants of the compiled program.
         self.state = program.init(jax.random.key(1))
 
         def chunk(state: Any, frozen: Any, count: jax.Array) -> tuple[Any, Any]:
@@ -104,16 +104,16 @@ class Program:
         self.chunk = lowered.compile(compiler_options())
 
     def prepare_run(self, updates: int) -> None:
-        """How many updates is an argument of the program."""
+        """Nothing to prepare, because the number of updates is an argument of the program."""
 
     def run(self, updates: int) -> int:
-        """So many updates, the last one's metrics on the host at the end."""
+        """Train for a number of updates, and copy the metrics of the last one to the host."""
         self.state, metrics = self.chunk(self.state, self.frozen, jnp.int32(updates))
         jax.device_get(metrics)
         return updates
 
 
 def prepare(size: Size, options: Namespace) -> Program:
-    """ppo_jax's PPO."""
+    """The program of ppo_jax."""
     del options
     return Program(size)

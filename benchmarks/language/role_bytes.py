@@ -1,4 +1,4 @@
-"""Bytes that the four models of PPO on a language model need, counted from the config alone.
+"""Memory of the four models of PPO on a language model, computed from the config.
 
 python -m benchmarks.language.role_bytes     prints the table of docs/rlhf.md
 """
@@ -12,12 +12,12 @@ import numpy as np
 from ppo_jax.rlhf.decoder import Decoder, DecoderConfig, small
 
 BYTES = {"float32": 4, "bfloat16": 2}
-# Rows generated at a time and columns of the cache: those of the default run, and of the others.
+# (rows generated at a time, columns of the cache) of the demo and of the larger examples.
 SMALL, LARGE = (512, 32), (64, 1024)
 
 
 def num_params(config: DecoderConfig, scoring: bool = False) -> int:
-    """Numbers in a model, with its head, or with a score head in place of that."""
+    """The number of parameters of a model with a head, or with a score head instead."""
     decoder = Decoder(config)
     params = jax.eval_shape(decoder.init, jax.random.key(0))
     if scoring:
@@ -28,23 +28,23 @@ def num_params(config: DecoderConfig, scoring: bool = False) -> int:
 def role_bytes(
     config: DecoderConfig, batch: int, length: int, param_dtype: str = "float32"
 ) -> dict[str, int]:
-    """Bytes of each role, without activations.
+    """Bytes of each model, without activations.
 
-    A trained model of n parameters holds itself, its gradient and Adam's two moments, all in the
-    dtype of the parameters: 4 n numbers. A frozen one holds n. The cache holds keys and values of
-    `length` columns: 2 · layers · B · K · length · head_dim.
+    A trained model of n parameters needs 4 n numbers in the dtype of the parameters: the
+    parameters, their gradient, and the first and second moments of Adam. A frozen model needs n.
+    The cache contains keys and values of `length` columns: 2 · layers · B · K · length · head_dim.
 
     Args:
-        config: of all four models; its dtype is that of the cache.
-        batch: B, rows generated at a time.
-        length: columns of the cache, prompt and response.
-        param_dtype: "float32" or "bfloat16".
+        config: architecture of all four models; its dtype is that of the cache.
+        batch: B, the number of rows generated at a time.
+        length: number of columns of the cache, for prompt and response.
+        param_dtype: dtype of the parameters, "float32" or "bfloat16".
 
     Returns:
-        actor, critic (both trained), reference, reward (both frozen), cache; and logits, what
-        [B, length, V] in float32 would take if they were kept, which they are not.
+        Bytes by name: actor and critic, which are trained; reference and reward, which are frozen;
+        cache; and logits, the size of [B, length, V] in float32, which are never stored as a whole.
 
-    Source: Kingma & Ba 2015, Adam (the moments); Rajbhandari et al. 2020, ZeRO, section 3.1.
+    Source: Kingma & Ba 2015, Adam; Rajbhandari et al. 2020, ZeRO, section 3.1.
     """
     size = BYTES[param_dtype]
     policy, scorer = size * num_params(config), size * num_params(config, scoring=True)
@@ -60,7 +60,7 @@ def role_bytes(
 
 
 def table(rows: Mapping[str, dict[str, int]]) -> str:
-    """A Markdown table of `role_bytes` by name, in units that fit."""
+    """A Markdown table of results of `role_bytes` by name, in suitable units."""
     roles = list(next(iter(rows.values())))
     lines = ["| | " + " | ".join(roles) + " |", "|---" * (len(roles) + 1) + "|"]
     for name, row in rows.items():
@@ -69,13 +69,13 @@ def table(rows: Mapping[str, dict[str, int]]) -> str:
 
 
 def markdown() -> str:
-    """The table of docs/rlhf.md, in float32."""
+    """The table of docs/rlhf.md, with parameters in float32."""
     sizes = {name: SMALL if name == "94 k" else LARGE for name in examples()}
     return table({name: role_bytes(c, *sizes[name]) for name, c in examples().items()})
 
 
 def readable(count: int) -> str:
-    """Bytes in the largest unit of a thousand that leaves a digit before the point."""
+    """A number of bytes in the largest unit for which the number is at least 1."""
     if count < 1000:
         return f"{count} B"
     power = min(4, int(np.log10(count) // 3))
@@ -83,7 +83,7 @@ def readable(count: int) -> str:
 
 
 def examples() -> dict[str, DecoderConfig]:
-    """Four sizes: `small`, GPT-2, the same grown to 1.3 billion parameters, and LLaMA 7B."""
+    """Four sizes: `small`, GPT-2, a GPT-2 with 1.3 billion parameters, and LLaMA 7B."""
     gpt2: dict = {"family": "gpt2", "vocab_size": 50_257, "activation": "gelu_new"}
     return {
         "94 k": small(29),

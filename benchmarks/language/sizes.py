@@ -1,4 +1,4 @@
-"""What both contestants are measured on: one dataclass, named instances, JSON."""
+"""The models and updates that both contestants are measured on."""
 
 import dataclasses
 import json
@@ -6,37 +6,37 @@ import json
 
 @dataclasses.dataclass(frozen=True)
 class Size:
-    """A decoder and one update of PPO on it, in words that both contestants can translate.
+    """A decoder and one update of PPO on it, described independently of the implementation.
 
-    Actor, critic, reference and reward are four models of the same shape, with random weights;
-    the head is not tied to the embedding for llama, and is for gpt2.
+    Actor, critic, reference and reward are four models of the same shape with random weights. The
+    head is tied to the embedding for gpt2 and separate for llama.
 
     Attributes:
-        name: key in SIZES.
-        family: "llama" or "gpt2".
-        vocab_size: tokens.
-        hidden_size: of a state.
-        num_layers: blocks.
-        num_heads: query heads.
-        num_kv_heads: key and value heads.
-        intermediate_size: of the MLP.
-        max_positions: the longest context.
-        activation: of the MLP, in the words of config.json.
-        episodes: prompts, and responses, of an update.
-        prompt_length: tokens of each prompt; there is no padding.
-        response_length: places of each response.
-        epochs: passes over the responses of an update.
-        minibatches: parts of each pass, one step of Adam each.
-        learning_rate: of Adam, constant.
-        kl_coef: β, in the rewards.
-        missing_eos_penalty: subtracted from the score of a response without an end.
-        clip_eps: range of the ratio, and of the values.
-        value_coef: weight of the value loss.
-        gae_lambda: trace decay.
-        dtype: of activations and products, and of the frozen models.
-        micro_batches: parts of a minibatch whose gradients are accumulated.
+        name: name of the size, a key of SIZES.
+        family: model family, "llama" or "gpt2".
+        vocab_size: number of tokens in the vocabulary.
+        hidden_size: size of the hidden states.
+        num_layers: number of blocks.
+        num_heads: number of query heads.
+        num_kv_heads: number of key and value heads.
+        intermediate_size: width of the MLP.
+        max_positions: longest context in tokens.
+        activation: activation of the MLP, by its name in config.json.
+        episodes: number of prompts in an update, with one response each.
+        prompt_length: number of tokens of each prompt; there is no padding.
+        response_length: number of generated tokens of each response.
+        epochs: number of passes over the responses of an update.
+        minibatches: number of minibatches per epoch, with one step of Adam each.
+        learning_rate: learning rate of Adam, which is constant.
+        kl_coef: coefficient β of the KL penalty in the rewards.
+        missing_eos_penalty: penalty subtracted from the score of a response without EOS.
+        clip_eps: clip range of the ratio and of the values.
+        value_coef: coefficient of the value loss.
+        gae_lambda: λ of generalised advantage estimation.
+        dtype: dtype of activations, products and frozen models.
+        micro_batches: number of parts of a minibatch whose gradients are accumulated.
         remat: whether blocks are computed again in the backward pass.
-        shared_critic: whether the critic is a head on the actor instead of a model of its own.
+        shared_critic: whether the critic is a head on the actor instead of a separate model.
     """
 
     name: str
@@ -67,26 +67,26 @@ class Size:
 
     @property
     def steps_per_update(self) -> int:
-        """Episodes of an update; what a worker counts."""
+        """The number of episodes in an update, the unit that a worker counts."""
         return self.episodes
 
     @property
     def tokens_per_update(self) -> int:
-        """Places of all responses; both contestants fill them all, also those behind an end."""
+        """The number of generated tokens in an update; generation does not stop at EOS."""
         return self.episodes * self.response_length
 
     @property
     def eos_id(self) -> int:
-        """The token that ends a response: the last of the vocabulary, as in GPT-2's."""
+        """The id of EOS, the last of the vocabulary as in GPT-2."""
         return self.vocab_size - 1
 
     def to_json(self) -> str:
-        """One line that `from_json` reads."""
+        """The size as one line of JSON."""
         return json.dumps(dataclasses.asdict(self))
 
     @classmethod
     def from_json(cls, text: str) -> "Size":
-        """The size `to_json` wrote."""
+        """The size that a line of JSON from `to_json` describes."""
         return cls(**json.loads(text))
 
 
@@ -109,7 +109,7 @@ _ALL = (
         epochs=4,
         minibatches=2,
     ),
-    # GPT-2, 124 million parameters each.
+    # GPT-2, with 124 million parameters in each model.
     Size(
         "gpt2",
         family="gpt2",

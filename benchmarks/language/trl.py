@@ -1,14 +1,14 @@
-"""TRL's PPOTrainer, as fast as its own settings allow.
+"""The contestant TRL: its PPOTrainer with the fastest settings.
 
-In one forward batch (`local_rollout_forward_batch_size` is the whole of it); float32; without
-gradient checkpointing, samples, logs, reports and checkpoints; attention by torch's own kernel;
-no cache where nothing is generated; as many threads as there are cores. `per_device_train_batch`
-holds the whole rollout and one step is made of each minibatch: with several micro-batches a
-minibatch TRL would step less often. It generates all `response_length` places, cuts at the first
-end of text, and takes the same penalty off responses without one.
+All forward passes use the whole rollout as one batch (`local_rollout_forward_batch_size`) in
+float32. Gradient checkpointing, samples, logs, reports and checkpoints are off. Attention uses the
+kernel of torch, the key-value cache is used in generation only, and torch uses one thread per core.
+`per_device_train_batch_size` is the whole rollout, and each minibatch takes one gradient step; with
+several micro-batches TRL would take fewer steps. TRL generates `response_length` tokens for each
+prompt, truncates at the first end of text, and applies the same penalty to responses without one.
 
-Its own, and not to be switched off: AdamW without a bound on the gradient, the logits of all
-texts and vocabularies at once, and a softmax more for its statistics.
+Some properties cannot be changed: AdamW without gradient clipping, the logits of all texts in
+memory at once, and an additional softmax for its statistics.
 """
 
 import os
@@ -27,7 +27,7 @@ from trl.experimental.ppo import PPOConfig, PPOTrainer
 from benchmarks.language.sizes import Size
 
 PACKAGES = ("trl", "transformers", "accelerate", "datasets")
-# Of one training: more than are ever asked for.
+# Updates of the training run, more than are ever measured.
 UPDATES = 10**6
 PROMPT_BATCHES = 4
 
@@ -66,7 +66,7 @@ def model_config(size: Size) -> transformers.PretrainedConfig:
 
 
 def tokenizer_of(size: Size) -> transformers.PreTrainedTokenizerFast:
-    """Words that are numbers; TRL wants a tokenizer though nothing is text here."""
+    """A tokenizer whose words are numbers; TRL requires one even for prompts of token ids."""
     words = {str(i): i for i in range(size.vocab_size)}
     return transformers.PreTrainedTokenizerFast(
         tokenizer_object=Tokenizer(WordLevel(words, unk_token="0")),
@@ -77,7 +77,7 @@ def tokenizer_of(size: Size) -> transformers.PreTrainedTokenizerFast:
 
 
 def arguments(size: Size, folder: str) -> PPOConfig:
-    """TRL's settings."""
+    """The configuration of TRL's trainer."""
     return PPOConfig(
         output_dir=folder,
         use_cpu=True,
@@ -110,39 +110,39 @@ def arguments(size: Size, folder: str) -> PPOConfig:
 
 
 class Pause(transformers.TrainerCallback):
-    """Stops a training after each update until the next is asked for."""
+    """A callback that blocks the training thread after each update until the next is requested."""
 
     def __init__(self) -> None:
         self.go, self.arrived = threading.Semaphore(0), threading.Semaphore(0)
 
     def on_step_end(self, *args: Any, **kwargs: Any) -> None:
-        """One update is done."""
+        """Signal the end of an update, and wait for the request of the next one."""
         del args, kwargs
         self.arrived.release()
         self.go.acquire()
 
 
 class Program:
-    """A training in a thread of its own, an update at a time; `compile` trains one."""
+    """A training run in a separate thread, one update at a time; `compile` makes the first one."""
 
     compile_trains = True
 
     def __init__(self, size: Size) -> None:
-        """Nothing is made yet."""
+        """Store the size; `compile` does the rest."""
         self.size, self.pause = size, Pause()
         self.failure: BaseException | None = None
 
     def compile(self) -> None:
-        """Models, trainer, and the first update, which nobody times."""
+        """Build models and trainer, and run the first update, which is not measured."""
         self.thread = threading.Thread(target=self._train, daemon=True)
         self.thread.start()
         self._wait()
 
     def prepare_run(self, updates: int) -> None:
-        """Nothing depends on how many updates there are."""
+        """Nothing to prepare, because nothing depends on the number of updates."""
 
     def run(self, updates: int) -> int:
-        """So many updates, one after the other."""
+        """Train for a number of updates."""
         for _ in range(updates):
             self.pause.go.release()
             self._wait()
@@ -188,6 +188,6 @@ class Program:
 
 
 def prepare(size: Size, options: Namespace) -> Program:
-    """TRL's PPO."""
+    """The program of TRL."""
     del options
     return Program(size)

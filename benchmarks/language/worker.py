@@ -1,4 +1,4 @@
-"""The worker of `benchmarks.throughput` for language models: same protocol, other contestants.
+"""The worker of `benchmarks.throughput` for language models: same protocol, different contestants.
 
 python -m benchmarks.language.worker NAME SIZE_AS_JSON
 """

@@ -1,1 +1,1 @@
-"""Kills, damage and full disks: what a run survives, and what it refuses by name."""
+"""Soak test: killed processes, damaged files, full disks and memory use of long runs."""

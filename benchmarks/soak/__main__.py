@@ -1,10 +1,10 @@
-"""Kills, damaged files, a disk that fills, and a long run: the table of what is survived.
+"""Test runs against killed processes, damaged files, a full disk and long durations.
 
-python -m benchmarks.soak                              all of it, about 45 minutes on two cores
-python -m benchmarks.soak --only damage --damages 100  one part of it, smaller
+python -m benchmarks.soak                              the whole test, at most 30 minutes of kills
+python -m benchmarks.soak --only damage --damages 100  one part of the test, with fewer cases
 
-The table goes to benchmarks/results/soak.csv. Exit code 1 if a number was wrong without a message,
-or if there was a traceback.
+The table is written to benchmarks/results/soak.csv. The exit code is 1 if a number was wrong
+without a message, or if there was a traceback.
 """
 
 import csv
@@ -27,19 +27,19 @@ RESULTS = Path(__file__).parents[1] / "results"
 
 @dataclasses.dataclass(frozen=True)
 class Options:
-    """Try what a run survives.
+    """Test runs against faults.
 
     Attributes:
-        minutes: of training with kills, at most.
-        kills: number of kill -9.
-        damages: number of damaged bits, bytes and files, over all kinds of folders.
-        fills: number of times that the small disk is full.
-        steps: environment steps of the run whose memory is watched.
-        jobs: number of runs that are killed at the same time.
-        seed: of the moments and the damages.
-        only: parts to do: kills, damage, disk, memory.
-        out: the table as CSV; none is written with --out "".
-        folder: for the runs; by default a temporary one, deleted at the end.
+        minutes: maximum number of minutes of training with kills.
+        kills: number of kills by SIGKILL.
+        damages: number of damaged files, over all kinds of folders.
+        fills: number of times that the small disk is filled.
+        steps: environment steps of the run whose memory is measured.
+        jobs: number of runs that are trained and killed in parallel.
+        seed: random seed of the times of kills and of the damage.
+        only: parts of the test to run: kills, damage, disk, memory.
+        out: file of the table, as CSV; --out "" writes none.
+        folder: folder of the runs; by default a temporary one, which is deleted at the end.
     """
 
     minutes: float = 30.0
@@ -55,11 +55,11 @@ class Options:
 
 
 def parts_of(options: Options, folder: Path) -> list[Tally]:
-    """Every part that is asked for, one after the other.
+    """Run the chosen parts of the test one after the other.
 
     Args:
-        options: how much.
-        folder: for the runs.
+        options: sizes and chosen parts of the test.
+        folder: folder of the runs.
     """
     from benchmarks.soak import damage, disk, kills, memory
 
@@ -80,7 +80,7 @@ def parts_of(options: Options, folder: Path) -> list[Tally]:
 
 
 def show(found: list[Tally]) -> None:
-    """The table, and examples of what must not be."""
+    """Print the table, and examples of wrong results and tracebacks."""
     rows = [tally.row() for tally in found]
     table = Table(*rows[0])
     for row in rows:
@@ -93,7 +93,7 @@ def show(found: list[Tally]) -> None:
 
 
 def write(path: Path, rows: list[dict[str, Any]]) -> None:
-    """The table as CSV."""
+    """Write the table as CSV."""
     with path.open("w", newline="") as file:
         writer = csv.DictWriter(file, [*rows[0]], lineterminator="\n")
         writer.writeheader()
@@ -101,10 +101,10 @@ def write(path: Path, rows: list[dict[str, Any]]) -> None:
 
 
 def main(options: Options) -> int:
-    """All parts, the table, the exit code."""
+    """Run the test and print the table; returns the exit code."""
     unknown = [name for name in options.only if name not in PARTS]
     if unknown:
-        raise SystemExit(f"error: there is no part {unknown[0]!r}; there are {', '.join(PARTS)}")
+        raise SystemExit(f"error: --only: unknown {unknown[0]!r}; choose from: {', '.join(PARTS)}")
     with tempfile.TemporaryDirectory(prefix="ppo_jax-soak-") as temporary:
         found = parts_of(options, (options.folder or Path(temporary)).absolute())
     show(found)

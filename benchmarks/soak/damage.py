@@ -1,4 +1,4 @@
-"""Damaged bits, bytes and files in folders of every kind."""
+"""Tests of reading folders with damaged bits, bytes and files."""
 
 import contextlib
 import io
@@ -17,12 +17,12 @@ from benchmarks.soak.outcome import Tally, digest
 
 SECONDS = 60
 DAMAGES = {"a bit": 0.45, "a byte": 0.25, "cut": 0.1, "emptied": 0.1, "deleted": 0.1}
-# Files that are made anew from the others, or say nothing of a run.
+# Files that are not damaged, because they contain no results.
 UNREAD = (".lock",)
 
 
 class Slow(Exception):
-    """No answer in time."""
+    """Reading the folder took too long."""
 
 
 @contextlib.contextmanager
@@ -40,7 +40,7 @@ def _limit(seconds: int) -> Iterator[None]:
 
 
 def documented() -> tuple[type[BaseException], ...]:
-    """The errors that are one line for a person."""
+    """The documented errors, which the commands print as one line."""
     from ppo_jax.config import ConfigError
     from ppo_jax.envs import InvalidEnvironment, UnknownEnvironment
     from ppo_jax.rlhf.formats import DataError
@@ -56,20 +56,20 @@ def documented() -> tuple[type[BaseException], ...]:
 
 
 def files_of(path: Path) -> list[Path]:
-    """All files of a folder, relative to it."""
+    """The files in a folder that are damaged, as paths relative to it."""
     found = (p for p in path.rglob("*") if p.is_file() and p.name not in UNREAD)
     return sorted(p.relative_to(path) for p in found)
 
 
 def damage(path: Path, rng: random.Random) -> str:
-    """Damage a file.
+    """Damage a file in a random way.
 
     Args:
-        path: of the file.
-        rng: of the damage.
+        path: path of the file.
+        rng: random number generator.
 
     Returns:
-        What was done.
+        A description of the damage.
     """
     content, how = bytearray(path.read_bytes()), rng.choices([*DAMAGES], [*DAMAGES.values()])[0]
     if how == "deleted" or not content:
@@ -91,12 +91,15 @@ def damage(path: Path, rng: random.Random) -> str:
 
 
 def outcome_of(kind: Kind, path: Path, expected: dict[str, str]) -> tuple[str, str]:
-    """(outcome, what was seen) of reading a damaged folder in every way.
+    """Read a damaged folder with all readers of its kind.
 
     Args:
-        kind: of the folder.
-        path: the folder, which may be written to.
-        expected: digests of the folder as it was.
+        kind: kind of the folder.
+        path: path of the folder, which readers may write to.
+        expected: digests of the values that readers returned from the undamaged folder.
+
+    Returns:
+        (outcome, description): the outcome is "survived", "refused", "wrong" or "traceback".
     """
     refused = wrong = ""
     for name, reader in kind.readers.items():
@@ -127,13 +130,13 @@ def outcome_of(kind: Kind, path: Path, expected: dict[str, str]) -> tuple[str, s
 
 
 def run(folder: Path, tries: int, seed: int, until: Any = None) -> list[Tally]:
-    """Damage each kind of folder so many times.
+    """Damage folders of each kind many times.
 
     Args:
-        folder: for the folders.
-        tries: of all kinds together.
-        seed: of the damages.
-        until: names of kinds; None: all.
+        folder: parent of the folders.
+        tries: number of damaged folders, over all kinds.
+        seed: random seed of the damage.
+        until: names of the only kinds to be tested; None for all kinds.
     """
     tallies, rng = [], random.Random(seed)
     kinds = [k for k in folders.KINDS if until is None or k.name in until]
@@ -144,7 +147,7 @@ def run(folder: Path, tries: int, seed: int, until: Any = None) -> list[Tally]:
 
 
 def _one_kind(kind: Kind, folder: Path, tries: int, rng: random.Random) -> Tally:
-    """Every file has its turn, so that large ones do not take all of the damage."""
+    """Damage the files of one kind of folder in turns, so that each is damaged equally often."""
     path, whole = folder / kind.name, folder / f"{kind.name}_whole"
     kind.make(path)
     tally = Tally(f"damage in the folder of a {kind.name}")
@@ -155,7 +158,7 @@ def _one_kind(kind: Kind, folder: Path, tries: int, rng: random.Random) -> Tally
     shutil.copytree(whole, path)
     outcome, seen = outcome_of(kind, path, expected)
     if outcome != "survived":
-        raise SystemExit(f"error: the whole folder of a {kind.name} is {outcome}: {seen}")
+        raise SystemExit(f"error: the undamaged folder of a {kind.name} is {outcome}: {seen}")
     names: list[Path] = []
     for _ in range(tries):
         shutil.rmtree(path)

@@ -1,4 +1,4 @@
-"""A disk of 2 MB that fills while a run saves, and is emptied."""
+"""Test of runs on a disk of 2 MB that is filled and emptied during training."""
 
 import contextlib
 import random
@@ -19,7 +19,7 @@ CASE = "a 2 MB disk that fills and is emptied"
 
 @contextlib.contextmanager
 def _mounted(path: Path) -> Iterator[str]:
-    """A tmpfs of 2 MB; "" or why there is none."""
+    """Mount a tmpfs of 2 MB; yields "", or the reason why it cannot be mounted."""
     path.mkdir()
     command = ["mount", "-t", "tmpfs", "-o", "size=2m", "tmpfs", str(path)]
     try:
@@ -35,14 +35,14 @@ def _mounted(path: Path) -> Iterator[str]:
 
 
 def _fill(path: Path) -> None:
-    """Use up what is left of a disk."""
+    """Write a file until the disk is full."""
     with contextlib.suppress(OSError), path.open("wb", buffering=0) as file:
         while file.write(bytes(4096)):
             pass
 
 
 class _Filler(threading.Thread):
-    """Fills a disk and empties it, until it is stopped."""
+    """A thread that fills a disk and empties it again, until it is stopped."""
 
     def __init__(self, ballast: Path, rng: random.Random) -> None:
         super().__init__(daemon=True)
@@ -50,7 +50,7 @@ class _Filler(threading.Thread):
         self.fills, self.ended = 0, threading.Event()
 
     def run(self) -> None:
-        """Full for up to a second, then empty for as long."""
+        """Alternate between an empty and a full disk, each for a random time."""
         while not self.ended.wait(self.rng.uniform(0.1, 1.5)):
             _fill(self.ballast)
             self.fills += 1
@@ -58,20 +58,20 @@ class _Filler(threading.Thread):
             self.ballast.unlink(missing_ok=True)
 
     def stop(self) -> None:
-        """Empty the disk for good."""
+        """Stop the thread and empty the disk."""
         self.ended.set()
         self.join()
         self.ballast.unlink(missing_ok=True)
 
 
 def run(folder: Path, cache: Path, fills: int, seed: int) -> list[Tally]:
-    """Train on a disk that fills; each run is finished once there is room, and compared.
+    """Train on a disk that becomes full; each run is finished later and compared.
 
     Args:
-        folder: for the runs.
+        folder: folder of the runs.
         cache: folder of compiled programs.
-        fills: number of times that the disk fills, at least.
-        seed: of the moments.
+        fills: minimum number of times that the disk is filled.
+        seed: random seed of the times at which it is filled and emptied.
     """
     tally, rng, number = Tally(CASE), random.Random(seed), 0
     whole = folder / "on_a_large_disk"
@@ -95,7 +95,7 @@ def run(folder: Path, cache: Path, fills: int, seed: int) -> list[Tally]:
 
 
 def _one(path: Path, cache: Path, rng: random.Random, expected: dict) -> tuple[int, str, str]:
-    """(number of times that the disk was full, what was printed, what differs at the end)"""
+    """One run: (number of times the disk was filled, output, difference to the expected result)."""
     filler = _Filler(path.with_name("ballast"), rng)
     filler.start()
     try:
@@ -103,7 +103,7 @@ def _one(path: Path, cache: Path, rng: random.Random, expected: dict) -> tuple[i
     finally:
         filler.stop()
     output = ended.output
-    if ended.code:  # the last state could not be saved, or the run could not begin
+    if ended.code:  # the last state could not be saved, or the run could not start
         ended = sessions.wait(sessions.start(path, FLAGS, cache))
         output += ended.output
     if ended.code:
@@ -112,6 +112,6 @@ def _one(path: Path, cache: Path, rng: random.Random, expected: dict) -> tuple[i
 
 
 def _difference(found: dict, expected: dict) -> str:
-    """As `sessions.difference`; rows may be missing, which is warned of, but not others."""
+    """As `sessions.difference`, but rows may be missing, because the run warns about them."""
     rows = {n: row for n, row in found["rows"].items() if row != expected["rows"].get(n)}
     return sessions.difference(found | {"rows": rows}, expected | {"rows": {}})

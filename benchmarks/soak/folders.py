@@ -1,4 +1,4 @@
-"""One folder of each kind, and what is read from it: the numbers that damage must not change."""
+"""The kinds of folders that are damaged, with functions that make and read them."""
 
 import contextlib
 import io
@@ -15,17 +15,17 @@ from benchmarks.soak.outcome import digest
 
 Reader = Callable[[Path], Any]
 TEXT = "the quick brown fox jumps over the lazy dog"
-# Of a summary, what differs between two sessions that do the same.
+# Entries of summary.json that differ between two identical sessions.
 TIMES = {"compile_seconds", "sessions"}
 
 
 class Kind(NamedTuple):
-    """A folder that is damaged.
+    """A kind of folder that is damaged.
 
     Attributes:
-        name: of the case.
-        make: path -> the folder, whole, in which everything was written by the package.
-        readers: name -> function of the folder; the digests of what they return are compared. Those
+        name: name of the kind.
+        make: function that writes an undamaged folder at a path, with commands of the package.
+        readers: functions of the path by name; the digests of their results are compared. Readers
             that write into the folder come last.
     """
 
@@ -35,10 +35,15 @@ class Kind(NamedTuple):
 
 
 def command(main: Callable[..., Any], *words: object) -> None:
-    """A command in this process.
+    """Run a command in this process.
+
+    Args:
+        main: function of the command, which takes the list of arguments.
+        *words: arguments of the command.
 
     Raises:
-        RuntimeError: its exit code is not 0; with what it printed.
+        Refused: the exit code is not 0; the message contains the output of the command.
+        Warned: the command succeeded after a warning.
     """
     printed = io.StringIO()
     with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(printed):
@@ -52,18 +57,18 @@ def command(main: Callable[..., Any], *words: object) -> None:
 
 
 class Refused(RuntimeError):
-    """A command ended with one line."""
+    """A command refused its input with one line."""
 
 
 class Warned(RuntimeError):
-    """A command went on after a warning."""
+    """A command succeeded after a warning."""
 
 
 # --- runs -----------------------------------------------------------------------------------
 
 
 def make_run(path: Path) -> None:
-    """A finished run with two checkpoints."""
+    """Make a finished run with two checkpoints."""
     from ppo_jax.cli.train import main
 
     flags = ["--preset", "none", "--num-envs", 4, "--num-steps", 16, "--hidden", 8]
@@ -73,7 +78,7 @@ def make_run(path: Path) -> None:
 
 
 def read_agent(path: Path) -> Any:
-    """Configuration and state."""
+    """Configuration, options and state of a run."""
     from ppo_jax import config as configs
     from ppo_jax.runs.folder import read_run_options
     from ppo_jax.runs.restore import load
@@ -92,7 +97,7 @@ def read_rows(path: Path) -> Any:
 
 
 def resume_run(path: Path) -> Any:
-    """What there is after the run was resumed, with nothing left to train."""
+    """Resume a finished run; returns its summary, rows and state."""
     from ppo_jax.cli.train import main
 
     command(main, "--resume", path)
@@ -100,7 +105,7 @@ def resume_run(path: Path) -> Any:
 
 
 def read_summary(path: Path) -> Any:
-    """summary.json without times."""
+    """summary.json without entries that differ between sessions."""
     summary = json.loads((path / "summary.json").read_text())
     return {name: x for name, x in summary.items() if name not in TIMES}
 
@@ -109,7 +114,7 @@ def read_summary(path: Path) -> Any:
 
 
 def make_sweep(path: Path) -> None:
-    """A finished sweep of two points and two seeds, the best agents kept."""
+    """Make a finished sweep of two configurations and two seeds that keeps the best agents."""
     from ppo_jax.cli.sweep import main
 
     flags = ["--preset", "none", "--num-envs", 4, "--num-steps", 16, "--total-timesteps", 320]
@@ -118,7 +123,7 @@ def make_sweep(path: Path) -> None:
 
 
 def read_sweep(path: Path) -> Any:
-    """What was asked for, and the results."""
+    """The specification of a sweep and its results."""
     from ppo_jax.sweep.store import Store, read_sessions, read_spec
 
     spec, options = read_spec(path)
@@ -128,18 +133,18 @@ def read_sweep(path: Path) -> Any:
 
 
 def read_kept(path: Path) -> Any:
-    """The agents that were kept."""
+    """The agents that a sweep kept."""
     return [read_agent(p) for p in sorted((path / "agents").iterdir())]
 
 
 def resume_sweep(path: Path) -> Any:
-    """The tables after the sweep was resumed, with nothing left to train."""
+    """Resume a finished sweep; returns its tables and its summary."""
     from ppo_jax.cli.sweep import main
 
     command(main, "--resume", path)
     tables = [(path / name).read_text() for name in ("results.csv", "agents.csv", "table.csv")]
     summary = json.loads((path / "summary.json").read_text())
-    # What is deleted is made again, which takes time: the numbers are what counts.
+    # A resumed sweep makes deleted files again, which takes time, so times are not compared.
     return tables, {name: x for name, x in summary.items() if name != "last_session"}
 
 
@@ -147,7 +152,7 @@ def resume_sweep(path: Path) -> Any:
 
 
 def make_model(path: Path) -> None:
-    """A small model with its tokenizer."""
+    """Make a small model with its tokenizer."""
     from ppo_jax.rlhf.decoder import Decoder, small
     from ppo_jax.rlhf.hf_io import save_model
     from ppo_jax.rlhf.tokenizer import CharTokenizer
@@ -164,7 +169,7 @@ def make_model(path: Path) -> None:
 
 
 def make_stage(path: Path) -> None:
-    """A finished fine-tuning: a run whose model other stages take."""
+    """Make a finished run of fine-tuning, whose folder contains a model."""
     from ppo_jax.cli.rlhf import main
 
     given = path.with_name(f"{path.name}_given")
@@ -178,7 +183,7 @@ def make_stage(path: Path) -> None:
 
 
 def read_model(path: Path) -> Any:
-    """Weights, shapes and what the tokenizer makes of a text."""
+    """Config and weights of a model, and the ids that its tokenizer encodes a text to."""
     from ppo_jax.rlhf.hf_io import load_model
     from ppo_jax.rlhf.tokenizer import load_tokenizer
 
@@ -188,19 +193,19 @@ def read_model(path: Path) -> Any:
 
 
 def read_model_of_run(path: Path) -> Any:
-    """The model that a stage hands on."""
+    """The model in the folder of a stage."""
     return read_model(path / "model")
 
 
 def read_stage(path: Path) -> Any:
-    """What a stage was told."""
+    """The kind, configuration and options of a stage."""
     from ppo_jax.rlhf.folder import read_stage
 
     return read_stage(path)
 
 
 def resume_stage(path: Path) -> Any:
-    """What there is after a stage was resumed, with nothing left to train."""
+    """Resume a finished stage; returns its summary, rows and model."""
     from ppo_jax.cli.rlhf import main
 
     command(main, "sft", "--resume", path)
@@ -223,10 +228,10 @@ KINDS = (
 
 
 def digests(kind: Kind, path: Path) -> dict[str, str]:
-    """What the readers of a folder return."""
+    """Digests of the results of all readers of a folder."""
     return {name: digest(_plain(reader(path))) for name, reader in kind.readers.items()}
 
 
 def _plain(value: Any) -> Any:
-    """Lists of rows as they are; numpy has no say."""
+    """A value with numpy scalars replaced by arrays."""
     return np.asarray(value) if isinstance(value, np.generic) else value

@@ -1,4 +1,4 @@
-"""Training that is killed again and again, and resumed."""
+"""Test of training runs that are killed and resumed repeatedly."""
 
 import collections
 import random
@@ -17,7 +17,7 @@ FLAGS = (
     "--total-timesteps", "1e6", "--eval-episodes", "0", "--checkpoint-seconds", "0.1",
 )  # fmt: skip
 KILLS_PER_RUN = 10
-# Of a session that saves ten times a second and is killed within two seconds.
+# Approximate number of file operations in two seconds of a session that saves ten times a second.
 OPERATIONS = 400
 TIMES, SAVES = "kill -9 at any time", "kill -9 between saves and in them"
 FILES, MANIFESTS = "kill -9 at an operation on a file", "kill -9 between a save and its manifest"
@@ -26,14 +26,14 @@ MANIFEST = r"(^| )\.?\d+\.json"
 
 
 class Plan(NamedTuple):
-    """How much is tried, and where.
+    """The sizes and folders of the test.
 
     Attributes:
-        kills: of all runs together.
-        until: of the clock `time.monotonic`.
-        folder: for the runs.
+        kills: number of kills, over all runs.
+        until: value of time.monotonic() at which the test ends.
+        folder: folder of the runs.
         cache: folder of compiled programs.
-        seed: of the moments.
+        seed: random seed of the times of kills.
     """
 
     kills: int
@@ -44,7 +44,7 @@ class Plan(NamedTuple):
 
 
 class _Killer:
-    """Runs one after the other, each killed some times and then finished."""
+    """Trains runs one after the other; each is killed several times and then finished."""
 
     def __init__(self, plan: Plan, expected: dict[str, Any]) -> None:
         self.plan, self.expected = plan, expected
@@ -55,7 +55,7 @@ class _Killer:
         self.left = plan.kills
 
     def work(self, worker: int) -> None:
-        """Until the kills or the time are used up."""
+        """Train and kill runs until the number of kills or the time is reached."""
         rng, number = random.Random(self.plan.seed * 1000 + worker), 0
         while self._more():
             number += 1
@@ -65,7 +65,7 @@ class _Killer:
         return self.left > 0 and time.monotonic() < self.plan.until
 
     def _run(self, path: Path, rng: random.Random) -> None:
-        before = ""  # the moment of the kill that the next session has to survive
+        before = ""  # the kind of the last kill, which the next session has to recover from
         for _ in range(KILLS_PER_RUN):
             if not self._more():
                 break
@@ -85,7 +85,7 @@ class _Killer:
                 self.runs.count("wrong" if differs else "survived", f"{path}: {differs}")
 
     def _session(self, path: Path, moment: str, rng: random.Random) -> sessions.Ended:
-        """A session with a kill in it, unless it is finished before."""
+        """Run one session, which is killed unless it finishes before."""
         number = {FILES: rng.randint(1, OPERATIONS), MANIFESTS: rng.randint(1, 30)}.get(moment, 0)
         names, known = MANIFEST if moment == MANIFESTS else "", sessions.saved(path)
         process = sessions.start(path, FLAGS, self.plan.cache, kill=number, names=names)
@@ -99,14 +99,14 @@ class _Killer:
         return sessions.wait(process)
 
     def _note(self, output: str) -> None:
-        """At which operations processes killed themselves."""
+        """Count the file operations at which processes killed themselves."""
         for event, name in re.findall(r"^killed at: (\S+) (.*)$", output, re.MULTILINE):
             with self.lock:
                 self.operations[event] += 1
                 self.operations["of a manifest"] += bool(re.search(MANIFEST, name))
 
     def _judge(self, before: str, ended: sessions.Ended, path: Path) -> bool:
-        """Count whether the kill before this session was survived; whether the run can go on."""
+        """Count the outcome of the last kill; returns whether the run can continue."""
         outcome = ended.outcome
         with self.lock:
             if before:
@@ -117,11 +117,11 @@ class _Killer:
 
 
 def run(plan: Plan, jobs: int) -> list[Tally]:
-    """Kill, resume, compare.
+    """Kill and resume runs, and compare their results with an uninterrupted run.
 
     Args:
-        plan: how much.
-        jobs: number of runs at a time.
+        plan: sizes and folders of the test.
+        jobs: number of runs in parallel.
     """
     whole = plan.folder / "uninterrupted"
     ended = sessions.wait(sessions.start(whole, FLAGS, plan.cache))

@@ -1,4 +1,4 @@
-"""The memory of one long run: its slope over the second half."""
+"""Memory growth of one long run, estimated from the second half of the run."""
 
 import json
 import time
@@ -15,17 +15,17 @@ FLAGS = (
     "--eval-episodes", "0", "--checkpoint-seconds", "5",
 )  # fmt: skip
 STEPS_PER_UPDATE = 64 * 128
-# Growth over the whole run that is not told from the allocator's moods.
+# The largest growth over the whole run, in MB, that may be caused by the memory allocator.
 LIMIT_MB = 32.0
 
 
 def run(folder: Path, cache: Path, steps: int) -> list[Tally]:
-    """Train and watch the resident set.
+    """Train and measure the resident memory of the process.
 
     Args:
-        folder: for the run.
+        folder: folder of the run.
         cache: folder of compiled programs.
-        steps: environment steps.
+        steps: number of environment steps of the run.
     """
     tally = Tally(f"{steps / 1e6:g} M environment steps: memory stays flat")
     path = folder / "long"
@@ -34,7 +34,7 @@ def run(folder: Path, cache: Path, steps: int) -> list[Tally]:
     while process.poll() is None:
         resident = _resident_mb(process.pid)
         step = _step(path)
-        if resident and 0 < step < steps - STEPS_PER_UPDATE:  # later it draws its figure
+        if resident and 0 < step < steps - STEPS_PER_UPDATE:  # afterwards the figure is drawn
             seen.append((step, resident))
         time.sleep(0.25)
     ended = sessions.wait(process)
@@ -51,11 +51,14 @@ def run(folder: Path, cache: Path, steps: int) -> list[Tally]:
 
 
 def growth_mb(seen: np.ndarray, steps: int) -> tuple[float, float]:
-    """Slope of memory over the second half, times the length of the run, and its 95 % half-width.
+    """Memory growth over a run, extrapolated from the slope of its second half.
 
     Args:
-        seen: [K, 2] environment steps and MB.
-        steps: of the whole run.
+        seen: [K, 2] measurements, each with the environment step and the memory in MB.
+        steps: number of environment steps of the whole run.
+
+    Returns:
+        (growth in MB, half-width of its 95 % confidence interval)
     """
     later = seen[len(seen) // 2 :]
     if len(later) < 3 or np.ptp(later[:, 0]) == 0:
@@ -73,7 +76,7 @@ def _resident_mb(pid: int) -> float:
 
 
 def _step(path: Path) -> int:
-    """The last step in metrics.jsonl."""
+    """The last environment step in metrics.jsonl, 0 before the first row."""
     try:
         with (path / "metrics.jsonl").open("rb") as file:
             file.seek(0, 2)

@@ -1,4 +1,4 @@
-"""What came of many tries of one kind of fault."""
+"""Counts of the outcomes of one kind of fault."""
 
 import dataclasses
 import hashlib
@@ -14,18 +14,18 @@ EXAMPLES = 20
 
 @dataclasses.dataclass
 class Tally:
-    """The outcomes of one case.
+    """The outcomes of one kind of fault.
 
     Attributes:
-        case: what was done.
-        survived: the numbers are those of a run without the fault.
-        refused: an error of one line, or a warning, that names what is wrong.
-        wrong: other numbers, and no message.
-        traceback: an error that is not one of the documented ones, or no answer in time.
-        seconds: wall-clock time.
-        skipped: why nothing was tried.
-        note: a number that belongs to the case.
-        examples: of what was wrong, for people.
+        case: description of the fault.
+        survived: number of faults after which all results are those of a run without faults.
+        refused: number of faults that were reported by a one-line error or a warning.
+        wrong: number of faults after which results differ without a message.
+        traceback: number of faults that caused an undocumented error or a timeout.
+        seconds: wall-clock time of the test in seconds.
+        skipped: reason why the test was not run; "" if it was run.
+        note: additional results of the test.
+        examples: descriptions of wrong results and tracebacks.
     """
 
     case: str
@@ -46,27 +46,27 @@ class Tally:
 
     @property
     def bad(self) -> int:
-        """The number of outcomes that there must be none of."""
+        """The number of wrong results and tracebacks, which must be 0."""
         return self.wrong + self.traceback
 
     def count(self, outcome: str, example: str = "") -> None:
-        """One more try.
+        """Count one fault.
 
         Args:
-            outcome: survived, refused, wrong or traceback.
-            example: what happened, kept where it must not.
+            outcome: name of the outcome, survived, refused, wrong or traceback.
+            example: description of the outcome, which is kept for wrong results and tracebacks.
         """
         setattr(self, outcome, getattr(self, outcome) + 1)
         if outcome in ("wrong", "traceback") and len(self.examples) < EXAMPLES:
             self.examples.append(f"{self.case}: {outcome}: {example}")
 
     def done(self) -> "Tally":
-        """The same, with its time."""
+        """Store the time of the test; returns this object."""
         self.seconds = time.monotonic() - self.began
         return self
 
     def row(self) -> dict[str, Any]:
-        """Its line of the table."""
+        """The row of the table."""
         return {
             "case": self.case,
             "tries": self.tries,
@@ -80,10 +80,10 @@ class Tally:
 
 
 def digest(value: Any) -> str:
-    """The same letters for the same numbers, bit for bit.
+    """A SHA-256 digest, which is the same for values that are equal bit for bit.
 
     Args:
-        value: arrays, numbers and texts in dictionaries, lists and pytrees.
+        value: pytree of arrays, numbers and strings.
     """
     found = hashlib.sha256()
     for path, leaf in jax.tree_util.tree_leaves_with_path(value, is_leaf=lambda x: x is None):
@@ -99,5 +99,5 @@ def digest(value: Any) -> str:
 
 
 def text_of(value: Any) -> str:
-    """JSON of what may hold anything."""
+    """A value as JSON; objects of other types are converted to strings."""
     return json.dumps(value, sort_keys=True, default=str)

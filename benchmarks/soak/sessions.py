@@ -1,4 +1,4 @@
-"""Processes that train, and the comparison of what they leave."""
+"""Training processes, and the comparison of their results."""
 
 import os
 import subprocess
@@ -10,16 +10,16 @@ from typing import Any, NamedTuple
 
 from benchmarks.soak.outcome import digest
 
-SECONDS = 300.0  # a process that takes longer hangs
+SECONDS = 300.0  # a process that takes longer is taken to hang
 ROOT = Path(__file__).parents[2]
 
 
 class Ended(NamedTuple):
-    """A process that is over.
+    """The result of a process.
 
     Attributes:
-        code: exit code; negative for a signal.
-        output: what it printed.
+        code: exit code; −n if signal n ended the process.
+        output: text that the process printed.
     """
 
     code: int
@@ -27,7 +27,7 @@ class Ended(NamedTuple):
 
     @property
     def outcome(self) -> str:
-        """refused, traceback, or "" where nothing is wrong."""
+        """The outcome "refused" or "traceback"; "" if the process succeeded or was killed."""
         if "Traceback" in self.output or self.code not in (0, 1, 2, -9):
             return "traceback"
         if self.code in (1, 2):
@@ -38,14 +38,14 @@ class Ended(NamedTuple):
 def start(
     path: Path, flags: Sequence[str], cache: Path, *, kill: int = 0, names: str = ""
 ) -> subprocess.Popen:
-    """A process that begins a run, or goes on with it if there is one.
+    """Start a process that trains a new run, or resumes the run in a folder.
 
     Args:
         path: folder of the run.
-        flags: of `ppo_jax.train`, for a new run.
+        flags: flags of `ppo_jax.train` for a new run.
         cache: folder of compiled programs.
-        kill: the operation at which it kills itself; 0: never.
-        names: of the files that count, a regular expression.
+        kill: number of the file operation at which the process kills itself; 0 for never.
+        names: regular expression for the names of files whose operations count.
     """
     again = (path / "config.json").exists()
     words = ["--resume", str(path)] if again else ["--run-dir", str(path), *flags]
@@ -69,7 +69,7 @@ def start(
 
 
 def wait(process: subprocess.Popen, seconds: float = SECONDS) -> Ended:
-    """Until it is over; a process that hangs is killed and has the code 124."""
+    """Wait for the end of a process; one that hangs is killed and gets the exit code 124."""
     try:
         output = process.communicate(timeout=seconds)[0]
     except subprocess.TimeoutExpired:
@@ -79,7 +79,7 @@ def wait(process: subprocess.Popen, seconds: float = SECONDS) -> Ended:
 
 
 def saved(path: Path) -> set[str]:
-    """The names of what is in the folder of checkpoints."""
+    """The names of the checkpoints in the folder of a run."""
     try:
         return {p.name for p in (path / "checkpoints").glob("*.json")}
     except OSError:
@@ -87,17 +87,17 @@ def saved(path: Path) -> set[str]:
 
 
 def wait_for_checkpoint(path: Path, before: set[str], process: subprocess.Popen) -> None:
-    """Until there is a checkpoint that was not there before, or the process is over."""
+    """Wait until there is a new checkpoint or the process has ended."""
     deadline = time.monotonic() + SECONDS
     while process.poll() is None and time.monotonic() < deadline and saved(path) <= before:
         time.sleep(0.02)
 
 
 def left(path: Path) -> dict[str, Any]:
-    """What a finished run leaves that must not depend on faults.
+    """The results of a finished run that must not depend on faults.
 
     Returns:
-        {"state": digest, "config": digest, "rows": {update: row}, "status": text}
+        A dict {"state": digest, "config": digest, "rows": {update: row}, "status": text}.
     """
     from ppo_jax import config as configs
     from ppo_jax.runs.metrics_log import read_metrics
@@ -118,12 +118,12 @@ def left(path: Path) -> dict[str, Any]:
 
 
 def difference(found: dict[str, Any], expected: dict[str, Any]) -> str:
-    """What differs between two runs of `left`; "" if nothing does."""
+    """The first difference between two results of `left`; "" if there is none."""
     for name in ("state", "config", "status"):
         if found[name] != expected[name]:
-            return f"another {name} than an uninterrupted run ({found[name]})"
+            return f"{name} differs from that of an uninterrupted run ({found[name]})"
     if found["rows"] != expected["rows"]:
         theirs, ours = found["rows"], expected["rows"]
         wrong = [n for n in theirs if theirs[n] != ours.get(n)]
-        return f"{len(theirs)} rows for {len(ours)}, {len(wrong)} of them with other numbers"
+        return f"{len(theirs)} rows instead of {len(ours)}, {len(wrong)} of them with other numbers"
     return ""

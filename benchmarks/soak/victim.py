@@ -1,9 +1,10 @@
-"""`python -m ppo_jax.train` in a process that may kill itself while it writes.
+"""Run `python -m ppo_jax.train` in a process that can kill itself at a file operation.
 
-PPO_JAX_SOAK_KILL=N: SIGKILL instead of the N-th operation that changes the run's folder: a file
-opened for writing, renamed or deleted, a directory made. The operations are those that Python
-reports to audit hooks, so that nothing here knows how a checkpoint is written.
-PPO_JAX_SOAK_NAMES: of these, only operations on files whose names match this regular expression.
+PPO_JAX_SOAK_KILL=N: kill the process with SIGKILL before the N-th operation that changes the run's
+folder: opening a file for writing, renaming or deleting a file, making a directory. The operations
+are those that Python reports to audit hooks, so that this module does not depend on how checkpoints
+are written.
+PPO_JAX_SOAK_NAMES: count only operations on files whose names match this regular expression.
 """
 
 import itertools
@@ -14,7 +15,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-# Event -> the number of its arguments that are paths.
+# Audit event -> number of its arguments that are paths.
 CHANGES = {
     "os.rename": 2, "os.remove": 1, "os.rmdir": 1, "os.mkdir": 1, "os.link": 2, "os.truncate": 1
 }  # fmt: skip
@@ -22,12 +23,12 @@ WRITING = os.O_WRONLY | os.O_RDWR
 
 
 def kill_at(number: int, folder: str, names: str = "") -> None:
-    """Let this process die at an operation.
+    """Install a hook that kills this process at a file operation.
 
     Args:
-        number: of the operation, from 1.
-        folder: of the run, absolute.
-        names: a regular expression: only files with such names count.
+        number: number of the operation, from 1.
+        folder: absolute path of the run's folder.
+        names: regular expression for the names of files whose operations count.
     """
     counter, seen = itertools.count(1), folder.encode()
 
@@ -35,7 +36,7 @@ def kill_at(number: int, folder: str, names: str = "") -> None:
         if isinstance(path, int):
             return False
         name = os.fsencode(path)
-        # A relative name belongs to a directory that was opened before.
+        # A relative name refers to a directory that was opened before.
         inside = seen in name or not name.startswith(b"/")
         return inside and re.search(names, Path(os.fsdecode(name)).name) is not None
 
@@ -58,7 +59,7 @@ def kill_at(number: int, folder: str, names: str = "") -> None:
 
 
 def main() -> None:
-    """The command, with the hook if the environment asks for it."""
+    """Run the command, with the hook if the environment variable sets it."""
     from ppo_jax.cli.train import main as train
 
     number = int(os.environ.get("PPO_JAX_SOAK_KILL", "0"))

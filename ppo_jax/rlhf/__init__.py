@@ -1,6 +1,7 @@
-"""PPO on language models: a response is a trajectory, a token an action.
+"""PPO on language models: a response is a trajectory and each of its tokens is an action.
 
-`python -m ppo_jax.rlhf` tells the whole story; docs/rlhf.md has the commands and the parts.
+`python -m ppo_jax.rlhf` runs all stages on a small example; docs/rlhf.md describes the commands and
+the modules.
 """
 
 from ppo_jax.rlhf.algorithms import ALGORITHMS

@@ -1,4 +1,4 @@
-"""Adam as TensorFlow 1 has it, which the first work on language models was done with."""
+"""Adam as implemented in TensorFlow 1, which the first RLHF experiments used."""
 
 from typing import Any
 
@@ -10,17 +10,17 @@ import optax
 def scale_by_tensorflow_adam(
     b1: float = 0.9, b2: float = 0.999, eps: jax.Array | float = 1e-8
 ) -> optax.GradientTransformation:
-    """Adam whose ε is added before the second moment is corrected for its start at zero.
+    """Adam that adds ε before it corrects the bias of the second moment.
 
-    m / (√v + ε) · √(1 − β₂ᵗ) / (1 − β₁ᵗ),   that is Adam with ε / √(1 − β₂ᵗ) for ε
+    m / (√v + ε) · √(1 − β₂ᵗ) / (1 − β₁ᵗ),   that is Adam with ε / √(1 − β₂ᵗ) in place of ε
 
-    At the first step and β₂ = 0.999 the ε that counts is 31.6 times as large, and gradients of its
-    size move a parameter far less.
+    With β₂ = 0.999 the effective ε of the first step is 31.6 times as large as in optax, so that
+    gradients of about the size of ε change a parameter far less.
 
     Args:
-        b1: β₁, decay of the first moment.
-        b2: β₂, decay of the second.
-        eps: ε.
+        b1: β₁, the decay rate of the first moment.
+        b2: β₂, the decay rate of the second moment.
+        eps: ε, the constant that is added to the denominator.
 
     Returns:
         An optax transformation with the state of optax.scale_by_adam.

@@ -1,4 +1,4 @@
-"""The algorithms of language models: PPO's update, four estimates of a token's advantage."""
+"""Algorithms for language models: the update of PPO with four advantage estimates."""
 
 import dataclasses
 from collections.abc import Callable
@@ -52,13 +52,13 @@ class Config(ppo.Config):
 
 
 class Method(NamedTuple):
-    """What distinguishes an algorithm from the others.
+    """The properties in which the algorithms differ.
 
     Attributes:
-        estimate: (Trajectory [L, B], Config, group size) -> Batch [L, B].
-        critic: whether it learns one.
+        estimate: advantage estimate, (Trajectory [L, B], Config, group size) -> Batch [L, B].
+        critic: whether the algorithm trains a critic.
         groups: whether it compares several responses to each prompt.
-        doc: in a few words.
+        doc: short description of the advantage estimate.
     """
 
     estimate: Callable[[Trajectory, Config, int], Batch]
@@ -68,12 +68,12 @@ class Method(NamedTuple):
 
 
 def _estimate_ppo(trajectory: Trajectory, config: Config, group_size: int) -> Batch:
-    """Generalised advantages of tokens, by the critic."""
+    """Generalised advantage estimates of the tokens, computed from the critic's values."""
     return estimate_gae(trajectory, gamma=config.gamma, lambda_=config.gae_lambda)
 
 
 def _estimate_reinforce(trajectory: Trajectory, config: Config, group_size: int) -> Batch:
-    """Reward-to-go of each token, less the mean return of all other responses.
+    """Reward-to-go of each token minus the mean return of all other responses.
 
     Â_t = G_t − mean_{j≠i} G_0^j
     """
@@ -83,7 +83,7 @@ def _estimate_reinforce(trajectory: Trajectory, config: Config, group_size: int)
 
 
 def _estimate_rloo(trajectory: Trajectory, config: Config, group_size: int) -> Batch:
-    """The return of the response, less the mean of the others to the same prompt.
+    """Return of the response minus the mean return of the other responses to the same prompt.
 
     Â_t = R_i − 1/(K−1) Σ_{j≠i} R_j
 
@@ -94,7 +94,7 @@ def _estimate_rloo(trajectory: Trajectory, config: Config, group_size: int) -> B
 
 
 def _estimate_grpo(trajectory: Trajectory, config: Config, group_size: int) -> Batch:
-    """The return of the response in deviations from the mean of its group.
+    """Return of the response, normalised within the group of responses to the same prompt.
 
     Â_t = (R_i − mean R) / (std R + ε)
 
@@ -105,7 +105,7 @@ def _estimate_grpo(trajectory: Trajectory, config: Config, group_size: int) -> B
 
 
 def _returns(trajectory: Trajectory, gamma: Any) -> jax.Array:
-    """[L, B] discounted reward-to-go of what was written."""
+    """[L, B] discounted reward-to-go of the generated tokens."""
     reward = jnp.where(trajectory.weight > 0, trajectory.reward, 0.0)
     discount = gamma * (1.0 - trajectory.terminated)
     return discounted_returns(reward, discount, 0.0)
@@ -127,10 +127,10 @@ def _batch(trajectory: Trajectory, advantage: jax.Array) -> Batch:
 
 
 ALGORITHMS = {
-    "ppo": Method(_estimate_ppo, True, False, "a critic and the clipped surrogate"),
+    "ppo": Method(_estimate_ppo, True, False, "generalised advantage estimation with a critic"),
     "reinforce": Method(_estimate_reinforce, False, False, "the mean return as a baseline"),
-    "rloo": Method(_estimate_rloo, False, True, "the other responses as a baseline"),
-    "grpo": Method(_estimate_grpo, False, True, "the other responses as a scale, too"),
+    "rloo": Method(_estimate_rloo, False, True, "the mean return of the group as a baseline"),
+    "grpo": Method(_estimate_grpo, False, True, "returns normalised within the group"),
 }
 
 
@@ -147,16 +147,19 @@ def make(
     """An algorithm as three functions.
 
     Args:
-        name: in ALGORITHMS.
-        policy: what learns.
-        config: Config.
-        frozen: arrays that nothing changes, among them what the policy's adapters are laid over.
-        total_updates: of the run, over which the learning rate falls and schedules move.
-        group_size: responses to each prompt.
-        kl_kind: estimator of the KL that is added to the loss; None: it is in the rewards.
+        name: name of the algorithm, a key of ALGORITHMS.
+        policy: the language policy, with an actor and, where the algorithm needs one, a critic.
+        config: hyperparameters of the update.
+        frozen: arrays that no update changes; the policy's adapters are added to
+            `frozen["reference"]`.
+        total_updates: number of updates of the run, the horizon of learning-rate decay and
+            schedules.
+        group_size: number of responses to each prompt.
+        kl_kind: name of the KL estimator of the loss term; None if the KL penalty is part of the
+            rewards.
 
     Returns:
-        Algorithm; `init(key, params)` starts from parameters that are there.
+        An `Algorithm`; its `init(key, params)` starts from given parameters.
 
     Source: Ouyang et al. 2022 (InstructGPT), section 3.5; Schulman et al. 2017, algorithm 1.
     """
@@ -185,7 +188,7 @@ def make(
         return dataclasses.replace(batch, advantage=rewards.whiten(batch.advantage, batch.weight))
 
     def update(key: jax.Array, learner: LearnerState, batch: Batch) -> tuple[LearnerState, Metrics]:
-        order = sgd.shuffles(key, batch.weight.shape[0], config.epochs)  # that of the update
+        order = sgd.shuffles(key, batch.weight.shape[0], config.epochs)  # the order `learn` uses
         rows = jax.tree.map(lambda x: x[order[0, :8]], batch)
         gap = _first_ratio_gap(policy, learner.params, rows)
         learner, metrics = learn(key, learner, batch)
@@ -195,7 +198,7 @@ def make(
 
 
 def _first_ratio_gap(policy: LanguagePolicy, params: Params, rows: Batch) -> Metrics:
-    """How far the ratio is from 1 before the first step: by rounding, or something is wrong."""
+    """Largest |ratio − 1| before the first gradient step: rounding error, or else a fault."""
     rows = losses.mask(rows)
     new = losses.predict(policy, params, rows)
     gap = jnp.abs(jnp.exp(new.log_prob - rows.log_prob) - 1.0)
@@ -203,13 +206,14 @@ def _first_ratio_gap(policy: LanguagePolicy, params: Params, rows: Batch) -> Met
 
 
 def kl_penalty(kind: str | None) -> ppo.Penalty | None:
-    """β KL(π_θ ‖ π_ref) as a term of the loss, a mean over tokens.
+    """β KL(π_θ ‖ π_ref) as a term of the loss, averaged over tokens.
 
     Args:
-        kind: estimator of the KL; None: there is no such term.
+        kind: name of the KL estimator; None if the loss has no such term.
 
     Returns:
-        (Prediction, rows whose `extra` has kl_coef and ref_log_prob) -> ([], metrics), or None.
+        A function (Prediction, rows whose `extra` has kl_coef and ref_log_prob) -> ([], metrics);
+        None without a term.
     """
     if kind is None:
         return None
@@ -223,7 +227,7 @@ def kl_penalty(kind: str | None) -> ppo.Penalty | None:
 
 
 def make_optimizer(config: Config, critic: bool = True) -> optax.GradientTransformation:
-    """Adam; the critic, where there is one, at its own multiple of the learning rate."""
+    """Adam with the learning rate of the critic, if there is one, multiplied by `critic_rate`."""
     adam = sgd.make_optimizer(
         config.max_grad_norm,
         config.adam_eps,
@@ -245,4 +249,7 @@ def make_optimizer(config: Config, critic: bool = True) -> optax.GradientTransfo
 
 
 class _TwoRates(sgd.OptimizerState):
-    """A state that says that not all numbers are treated alike."""
+    """State of an optimiser that gives actor and critic different learning rates.
+
+    `sgd` flattens all parameters into one vector only if the state is exactly an `OptimizerState`.
+    """

@@ -1,4 +1,5 @@
-"""Causal self-attention with grouped heads, rotary positions, padding, windows and a cache."""
+"""Causal self-attention with grouped key-value heads, rotary positions, padding, a sliding window
+and a cache."""
 
 from typing import NamedTuple
 
@@ -10,28 +11,28 @@ from flax import linen as nn
 from ppo_jax.rlhf.decoder_config import DecoderConfig, RopeScaling
 from ppo_jax.rlhf.linear import Dense
 
-# What is added to the score of a key that may not be seen. Finite, so that a query that may see
-# nothing averages over everything instead of dividing 0 by 0 (no loss reads such a place); half of
-# the least number, so that it is finite with a score added, too.
+# The number that is added to the attention scores of masked keys. It is finite, so that a query
+# without any unmasked key averages over all keys instead of dividing 0 by 0 (no loss reads such a
+# position), and half of the most negative float32, so that it stays finite when a score is added.
 FORBIDDEN = float(np.finfo(np.float32).min) / 2
 
 
 class KeyValue(NamedTuple):
-    """Keys and values of one layer, [B, K, S, head_dim], S columns long."""
+    """Keys and values of one layer, each [B, K, S, head_dim] for K heads and S columns."""
 
     key: jax.Array
     value: jax.Array
 
 
 def rope_frequencies(config: DecoderConfig) -> np.ndarray:
-    """Angles per position, θ_i = base^(−2i / head_dim), stretched if the config says so.
+    """Rotation angles per position, θ_i = base^(−2i / head_dim), scaled by `config.rope_scaling`.
 
-    llama3: with wavelength λ_i = 2π / θ_i and context C, θ_i stays where λ_i < C / high, becomes
-    θ_i / factor where λ_i > C / low, and in between is s θ_i + (1 − s) θ_i / factor with
+    llama3: with wavelength λ_i = 2π / θ_i and context C, θ_i is unchanged where λ_i < C / high,
+    becomes θ_i / factor where λ_i > C / low, and in between is s θ_i + (1 − s) θ_i / factor with
     s = (C / λ_i − low) / (high − low).
 
     Returns:
-        [head_dim / 2] float32.
+        [head_dim / 2] float32, angles in radians.
 
     Source: Su et al. 2021, RoFormer, eq. 15; Grattafiori et al. 2024, The Llama 3 Herd of Models.
     """
@@ -53,38 +54,42 @@ def _stretch(theta: np.ndarray, scaling: RopeScaling) -> np.ndarray:
 
 
 def rotations(config: DecoderConfig, positions: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """(cos, cos), (−sin, sin) of the angles at positions [B, T], each [B, T, head_dim] float32."""
+    """(cos, cos) and (−sin, sin) of the angles at positions [B, T].
+
+    Returns:
+        Two arrays [B, T, head_dim] float32, for `rotate`.
+    """
     angles = positions[..., None].astype(jnp.float32) * rope_frequencies(config)
     cos, sin = jnp.cos(angles), jnp.sin(angles)
     turn = jnp.concatenate([cos, cos], axis=-1), jnp.concatenate([-sin, sin], axis=-1)
-    # Without the barrier XLA computes them again in every layer, for each head, in both passes.
+    # Without the barrier XLA recomputes sine and cosine in every layer and head, in both passes.
     return jax.lax.optimization_barrier(turn)
 
 
 def rotate(x: jax.Array, rotation: tuple[jax.Array, jax.Array]) -> jax.Array:
-    """Turn the pairs (x_i, x_{i + head_dim/2}) of x [B, T, H, head_dim] by the angles."""
+    """Rotate the pairs (x_i, x_{i + head_dim/2}) of x [B, T, H, head_dim] by the angles."""
     cos, sin = (r[:, :, None, :] for r in rotation)
     y = x.astype(jnp.float32)
-    # A roll, whose gradient is one too, and not two halves, whose gradients are padded and added.
+    # The gradient of a roll is a roll. The gradients of two halves would be padded and added.
     return (y * cos + jnp.roll(y, x.shape[-1] // 2, axis=-1) * sin).astype(x.dtype)
 
 
 def attend(query: jax.Array, kv: KeyValue, allowed: jax.Array) -> jax.Array:
-    """softmax(q·k / √head_dim) v over the allowed keys, softmax in float32.
+    """softmax(q·k / √head_dim) v over the allowed keys, with the softmax in float32.
 
     Args:
-        query: [B, T, H, head_dim].
-        kv: keys and values [B, K, S, head_dim]; each of the K serves H / K query heads.
-        allowed: [B, T, S] bool, which keys a query sees.
+        query: [B, T, H, head_dim] queries.
+        kv: keys and values [B, K, S, head_dim]; each of the K heads serves H / K query heads.
+        allowed: [B, T, S] bool, True where the query attends to the key.
 
     Returns:
-        [B, T, H * head_dim]; finite also where nothing is allowed.
+        [B, T, H * head_dim] outputs of all heads; finite also for queries without an allowed key.
 
     Source: Vaswani et al. 2017, Attention Is All You Need, eq. 1; Ainslie et al. 2023, GQA.
     """
     batch, length, heads, head_dim = query.shape
     groups = kv.key.shape[1]
-    # Keys are laid out so that both products are plain batched matrix products.
+    # With heads before columns both products are plain batched matrix products.
     q = query.reshape(batch, length, groups, heads // groups, head_dim)
     q = q.transpose(0, 2, 3, 1, 4).reshape(batch, groups, -1, head_dim)
     scores = jnp.einsum("bkqd,bksd->bkqs", q, kv.key, preferred_element_type=jnp.float32)
@@ -97,7 +102,7 @@ def attend(query: jax.Array, kv: KeyValue, allowed: jax.Array) -> jax.Array:
 
 
 class Attention(nn.Module):
-    """Projections to q, k, v, attention, and the projection back."""
+    """The projections to queries, keys and values, attention, and the output projection."""
 
     config: DecoderConfig
 
@@ -111,10 +116,10 @@ class Attention(nn.Module):
         past: KeyValue | None = None,
         column: jax.Array | int = 0,
     ) -> tuple[jax.Array, KeyValue]:
-        """Attend from x [B, T, D] to itself, or to `past` with x written from `column` on.
+        """Attend from x [B, T, D] to x, or to the cache `past` with x written at `column`.
 
         Returns:
-            [B, T, D], and the keys and values attended to.
+            Outputs [B, T, D], and the keys and values that were attended to.
         """
         c = self.config
 

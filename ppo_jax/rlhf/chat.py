@@ -1,4 +1,4 @@
-"""Conversations as text, by the chat template that came with a model."""
+"""Rendering of conversations as text with the chat template of a model."""
 
 import datetime
 import json
@@ -11,18 +11,18 @@ from ppo_jax.rlhf.tokenizer import Tokenizer, TokenizerError, missing_package
 def render_chat(
     tokenizer: Tokenizer, messages: Sequence[Mapping[str, Any]], add_generation_prompt: bool = False
 ) -> str:
-    """A conversation as the text that the model was taught to read.
+    """A conversation as text in the format that the model was trained on.
 
-    The text holds its own BOS, if the template wants one: encode it without `prefix`.
+    The text contains BOS if the template writes it, so it is encoded without `prefix`.
 
     Args:
-        tokenizer: with a chat template.
-        messages: [{"role": ..., "content": ...}, ...].
-        add_generation_prompt: end where the assistant's turn begins.
+        tokenizer: a tokenizer with a chat template.
+        messages: the conversation, [{"role": ..., "content": ...}, ...].
+        add_generation_prompt: whether the text ends with the header of an assistant's turn.
 
     Raises:
         ImportError: jinja2 is not installed.
-        TokenizerError: there is no template, or it refuses these messages.
+        TokenizerError: the tokenizer has no template, or the template refuses these messages.
 
     Source: Hugging Face's documentation, Writing a chat template.
     """
@@ -48,20 +48,20 @@ def render_chat(
 
 
 def _environment() -> Any:
-    """What templates are written for: the names and tags they may use, and nothing else.
+    """A sandboxed jinja2 environment with the names and tags that chat templates use.
 
-    A template comes with a downloaded model, so it must not reach the interpreter.
+    A template is part of a downloaded model, so it must not be able to run Python code.
     """
     from jinja2.ext import Extension
     from jinja2.sandbox import ImmutableSandboxedEnvironment
 
     class Generation(Extension):
-        """Marks what the assistant said; it is rendered like everything else."""
+        """The tag around the assistant's text, which is rendered like any other text."""
 
         tags = {"generation"}  # noqa: RUF012
 
         def parse(self, parser):
-            """The nodes between the tags."""
+            """Return the nodes between the opening and the closing tag."""
             next(parser.stream)
             return parser.parse_statements(("name:endgeneration",), drop_needle=True)
 

@@ -1,7 +1,7 @@
-"""The default run's data: words that every CPython carries, and a rule that says which are good.
+"""Data of the demo: English words that are part of every CPython, and a rule that scores them.
 
-The rule is known, so that what a reward model learned of it, and what a policy made of that, can be
-measured against it.
+Because the rule is known, the accuracy of the reward model and the result of the policy can be
+measured exactly.
 """
 
 import re
@@ -20,53 +20,53 @@ GOOD_LENGTH = 8
 
 
 def words(shortest: int = 4, longest: int = 13) -> list[str]:
-    """The distinct words of Python's language reference, which `help()` reads.
+    """The distinct words of Python's language reference, the text that `help()` shows.
 
-    About 2,700 of them, in alphabetical order; which ones, depends a little on Python's version.
+    There are about 2,700 words; the exact list depends on the version of Python.
 
     Args:
-        shortest: letters at least.
-        longest: letters at most.
+        shortest: minimum number of letters.
+        longest: maximum number of letters.
 
     Returns:
-        Words of the letters a to z.
+        Words of the letters a to z, in alphabetical order.
 
     Raises:
-        DataError: this Python came without its help texts.
+        DataError: this Python was installed without its help texts.
     """
     try:
         from pydoc_data.topics import topics
     except ImportError as error:
         raise DataError(
-            "this Python came without pydoc_data, whose words the default run learns from; "
-            "give a file with one word a line: --data names.txt"
+            "this Python was installed without pydoc_data, whose words the demo learns from by "
+            "default; give a file with one word per line: --data names.txt"
         ) from error
     text = "\n".join(topics.values())
-    # A capital begins a word: SyntaxError is two.
+    # A capital letter begins a new word: SyntaxError becomes syntax and error.
     found = {word.lower() for word in re.findall("[A-Z]?[a-z]+", text)}
     return sorted(word for word in found if shortest <= len(word) <= longest)
 
 
 def tokenizer_of(lines: Sequence[str]) -> CharTokenizer:
-    """A tokenizer of the characters in lines."""
+    """A tokenizer whose alphabet is the characters of the lines."""
     return CharTokenizer("".join(lines))
 
 
 def first_letters(lines: Sequence[str]) -> list[Prompt]:
-    """A prompt for every line: its first character, so that they are as frequent as in the data."""
+    """One prompt for each line, its first character, so that letters keep their frequencies."""
     return [Prompt(line[:1], f"line {i}") for i, line in enumerate(lines, 1)]
 
 
 def gold_score(texts: Sequence[str]) -> np.ndarray:
-    """What the rule says of texts.
+    """Scores of texts by the gold rule.
 
     g = number of vowels − ½ |length − 8|
 
     Args:
-        texts: [B] whole ones, their prompts included.
+        texts: [B] whole texts, including their prompts.
 
     Returns:
-        [B] float32.
+        [B] float32 scores.
     """
     vowels = np.array([sum(c in VOWELS for c in text) for text in texts], np.float32)
     lengths = np.array([len(text) for text in texts], np.float32)
@@ -74,17 +74,17 @@ def gold_score(texts: Sequence[str]) -> np.ndarray:
 
 
 def bradley_terry(key: jax.Array, score_a: ArrayLike, score_b: ArrayLike) -> jax.Array:
-    """Which of two is preferred, by somebody who errs the more, the less they differ.
+    """Preferences of a noisy annotator, whose error rate grows as the scores approach each other.
 
     P(a is preferred) = σ(s_a − s_b)
 
     Args:
-        key: consumed.
-        score_a: [N].
-        score_b: [N].
+        key: PRNG key.
+        score_a: [N] scores of the texts a.
+        score_b: [N] scores of the texts b.
 
     Returns:
-        [N] bool, True where it is a.
+        [N] bool, True where a is preferred.
 
     Source: Bradley & Terry 1952, Rank Analysis of Incomplete Block Designs.
     """
@@ -94,16 +94,16 @@ def bradley_terry(key: jax.Array, score_a: ArrayLike, score_b: ArrayLike) -> jax
 def noisy_preferences(
     key: jax.Array, prompts: Sequence[str], a: Sequence[str], b: Sequence[str]
 ) -> list[Preference]:
-    """Preferences between two completions of each prompt, by the rule and with Bradley-Terry noise.
+    """Preferences between two completions of each prompt: the gold rule with Bradley-Terry noise.
 
     Args:
-        key: consumed.
-        prompts: [N].
-        a: [N] completions.
-        b: [N] completions.
+        key: PRNG key.
+        prompts: [N] texts before the completions.
+        a: [N] first completions.
+        b: [N] second completions.
 
     Returns:
-        [N] Preference; its margin is 0, a judge does not say how sure he was.
+        The N preferences, with margin 0, because the annotator does not report one.
     """
     scores = [gold_score([p + c for p, c in zip(prompts, side, strict=True)]) for side in (a, b)]
     first = np.asarray(bradley_terry(key, *scores))

@@ -1,4 +1,4 @@
-"""Records of texts as arrays of token ids."""
+"""Conversion of text records to arrays of token ids."""
 
 import itertools
 from collections.abc import Sequence
@@ -19,11 +19,11 @@ from ppo_jax.rlhf.tokenizer import Tokenizer, TokenizerError
 
 
 class Tokens(NamedTuple):
-    """Rows of token ids.
+    """Padded rows of token ids.
 
     Attributes:
-        tokens: [N, L] int32, filled up with the tokenizer's pad id.
-        mask: [N, L] bool, False on what was filled up, whichever id that has.
+        tokens: [N, L] int32 token ids, padded with the tokenizer's pad id.
+        mask: [N, L] bool, True for tokens of the text and False for padding.
     """
 
     tokens: np.ndarray
@@ -34,9 +34,10 @@ class Supervision(NamedTuple):
     """Right-padded rows of prompt and completion.
 
     Attributes:
-        tokens: [N, L] int32.
-        mask: [N, L] bool.
-        weight: [N, L] float32, 1 on the tokens to be predicted: the completion and its EOS.
+        tokens: [N, L] int32 token ids.
+        mask: [N, L] bool, True for tokens of the text and False for padding.
+        weight: [N, L] float32, 1 for the tokens to be predicted, the completion and its EOS; 0
+            for prompt and padding.
     """
 
     tokens: np.ndarray
@@ -45,12 +46,12 @@ class Supervision(NamedTuple):
 
 
 class Pairs(NamedTuple):
-    """Right-padded rows of prompt and completion, twice.
+    """Right-padded rows of prompt and completion, for both completions of each pair.
 
     Attributes:
-        chosen: Tokens [N, L].
-        rejected: Tokens [N, L].
-        margin: [N] float32.
+        chosen: rows [N, L] with the preferred completion.
+        rejected: rows [N, L] with the other completion.
+        margin: [N] float32, the score difference that the preference demands.
     """
 
     chosen: Tokens
@@ -61,25 +62,26 @@ class Pairs(NamedTuple):
 def prompt_arrays(
     examples: Sequence[Prompt], tokenizer: Tokenizer, max_prompt: int, truncate: bool = False
 ) -> Tokens:
-    """Prompts as left-padded rows, to which a policy appends.
+    """Prompts as left-padded rows, which a policy continues on the right.
 
     Args:
-        examples: [N].
-        tokenizer: whose prefix begins every plain text.
-        max_prompt: how many tokens the longest may have.
-        truncate: keep the prefix and the last tokens of longer ones instead of refusing them.
+        examples: the N prompts.
+        tokenizer: the tokenizer; its prefix begins every plain text.
+        max_prompt: maximum number of tokens of a prompt.
+        truncate: whether longer prompts are shortened to their prefix and their last tokens
+            instead of being refused.
 
     Returns:
-        Tokens [N, P], P the length of the longest.
+        Tokens [N, P], where P is the length of the longest prompt.
 
     Raises:
-        DataError: none, an empty one, or one that is too long.
+        DataError: there are no prompts, one is empty, or one is too long.
     """
     rows = []
     for example in examples:
         ids = _prompt_ids(example.prompt, tokenizer, example.where)
         if not ids:
-            raise DataError(f"{example.where}: the prompt has no tokens to go on from")
+            raise DataError(f"{example.where}: the prompt has no tokens to continue from")
         if len(ids) > max_prompt and not truncate:
             raise DataError(_too_long(example.where, "prompt", len(ids), max_prompt))
         rows.append(_last(ids, max_prompt, tokenizer))
@@ -91,20 +93,22 @@ def sft_arrays(
 ) -> Supervision:
     """Examples as right-padded rows that end with EOS.
 
-    Prompt and completion are encoded apart, as the policy meets them: no token spans both.
+    Prompt and completion are encoded separately, as they are when a policy samples a completion:
+    no token spans both.
 
     Args:
-        examples: [N].
-        tokenizer: whose prefix begins every plain text.
-        max_length: how many tokens the longest may have, EOS included.
-        truncate: instead of refusing longer ones, keep the end of the prompt, half of max_length
-            at least, and the beginning of the completion, without EOS if that is still too much.
+        examples: the N examples.
+        tokenizer: the tokenizer; its prefix begins every plain text.
+        max_length: maximum number of tokens of a row, including EOS.
+        truncate: whether longer rows are shortened instead of being refused. The end of the prompt
+            is kept, at least half of max_length, and the beginning of the completion; EOS is cut
+            off if the row is still too long.
 
     Returns:
-        Supervision [N, L], L the length of the longest.
+        Supervision [N, L], where L is the length of the longest row.
 
     Raises:
-        DataError: none, or one that is too long.
+        DataError: there are no examples, or one is too long.
     """
     rows, starts = [], []
     for example in examples:
@@ -114,7 +118,7 @@ def sft_arrays(
         if truncate:
             prompt = _room_for(completions, prompt, max_length, tokenizer)
         rows += _joined(prompt, completions, max_length, truncate=truncate, where=example.where)
-        # Nothing predicts the first token of a row, and the prefix is always given.
+        # The first token of a row has no text before it from which it could be predicted.
         starts.append(max(len(prompt), 1))
     tokens, mask = _padded(rows, tokenizer)
     is_completion = np.arange(tokens.shape[1]) >= np.asarray(starts)[:, None]
@@ -127,17 +131,16 @@ def preference_arrays(
     """Preferences as two sets of right-padded rows that end with EOS.
 
     Args:
-        examples: [N].
-        tokenizer: whose prefix begins every plain text.
-        max_length: how many tokens the longest may have, EOS included.
-        truncate: instead of refusing longer ones, keep the end of the prompt, half of max_length
-            at least, and the beginning of the completion, without EOS if that is still too much.
+        examples: the N preferences.
+        tokenizer: the tokenizer; its prefix begins every plain text.
+        max_length: maximum number of tokens of a row, including EOS.
+        truncate: whether longer rows are shortened instead of being refused, as in `sft_arrays`.
 
     Returns:
-        Pairs [N, L], L the length of the longest of all.
+        Pairs [N, L], where L is the length of the longest row of both sets.
 
     Raises:
-        DataError: as for `sft_arrays`.
+        DataError: there are no preferences, or one is too long.
     """
     rows = []
     for example in examples:
@@ -154,9 +157,9 @@ def preference_arrays(
 def _encoded(
     prompt: Text, completions: Sequence[Text], tokenizer: Tokenizer, where: str
 ) -> tuple[list[int], list[list[int]]]:
-    """The ids of a prompt and of its completions, each with its EOS."""
+    """The ids of a prompt, and of each of its completions with EOS at the end."""
     if tokenizer.eos_id is None:
-        raise DataError("the tokenizer has no EOS token, so no completion could end")
+        raise DataError("the tokenizer has no EOS token, which every completion must end with")
     if isinstance(prompt, str):
         texts = completions
         ids = tokenizer.prefix + _encode(prompt, tokenizer, where)
@@ -165,8 +168,8 @@ def _encoded(
         whole = [_chat([*prompt, *c], tokenizer, where, False) for c in completions]
         if not all(text.startswith(start) for text in whole):
             raise DataError(
-                f"{where}: the chat template renders the prompt differently once it is answered, "
-                f"so that prompt and completion cannot be told apart"
+                f"{where}: the chat template renders the prompt differently when an answer "
+                f"follows, so that the completion cannot be separated from the prompt"
             )
         texts = [text[len(start) :] for text in whole]
         ids = _encode(start, tokenizer, where)
@@ -182,7 +185,7 @@ def _prompt_ids(prompt: Text, tokenizer: Tokenizer, where: str) -> list[int]:
 
 
 def _ended(ids: list[int], tokenizer: Tokenizer) -> list[int]:
-    """A completion with one EOS at its end, where a chat template may have put it already."""
+    """A completion with one EOS at its end; a chat template may have written it already."""
     eos = tokenizer.eos_id
     assert eos is not None
     last = len(ids) - 1 - ids[::-1].index(eos) if eos in ids else None
@@ -206,7 +209,7 @@ def _chat(messages: Conversation, tokenizer: Tokenizer, where: str, prompt: bool
 
 
 def _last(ids: list[int], most: int, tokenizer: Tokenizer) -> list[int]:
-    """The last tokens of a prompt, behind its prefix."""
+    """The prefix and the last tokens of a prompt, `most` tokens in all."""
     if len(ids) <= most:
         return ids
     start = tokenizer.prefix if ids[: len(tokenizer.prefix)] == tokenizer.prefix else []
@@ -216,7 +219,7 @@ def _last(ids: list[int], most: int, tokenizer: Tokenizer) -> list[int]:
 def _room_for(
     completions: Sequence[list[int]], prompt: list[int], max_length: int, tokenizer: Tokenizer
 ) -> list[int]:
-    """A prompt cut so far that its completions fit, or have half of the row."""
+    """A prompt shortened until its completions fit, but to no less than half of a row."""
     most = max_length - max(map(len, completions))
     return _last(prompt, max(most, max_length // 2), tokenizer)
 
@@ -237,15 +240,15 @@ def _joined(
 
 def _too_long(where: str, what: str, length: int, most: int) -> str:
     return (
-        f"{where}: the {what} has {length} tokens, at most {most} fit; shorten it, truncate, or "
-        f"give a model with a longer context"
+        f"{where}: the {what} has {length} tokens, at most {most} fit; shorten it, pass "
+        f"truncate, or use a model with a longer context"
     )
 
 
 def _padded(rows: Sequence[list[int]], tokenizer: Tokenizer, left: bool = False) -> Tokens:
     if not rows:
         raise DataError("no examples were given")
-    # Without a pad token any id will do: masks come from lengths.
+    # A tokenizer without a pad token can use any id, because masks are made from lengths.
     fill = tokenizer.pad_id if tokenizer.pad_id is not None else 0
     length = np.array([len(row) for row in rows])
     width = length.max()

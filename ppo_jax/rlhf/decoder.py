@@ -1,9 +1,10 @@
 """A decoder-only language model as pure functions of its parameters.
 
-`Decoder` is hashable and holds no arrays, so it can be closed over or passed to jit as static. The
-parameters are a nested dict: `embedding` [V, D], `layer_0` … , `norm`, for gpt2 `positions`, and
-`head` {kernel [D, V]} if it is not the transposed embedding. A model that scores texts instead of
-continuing them has `score` {kernel [D, 1]} and no head.
+A `Decoder` is hashable and holds no arrays, so that it can be closed over or be a static argument
+of jit. The parameters are a nested dict with the keys `embedding` [V, D], `layer_0`, `layer_1`, …
+and `norm`; gpt2 also has `positions`; a model whose head is not the transposed embedding has
+`head` {kernel [D, V]}. A model that scores texts instead of continuing them has `score`
+{kernel [D, 1]} and no `head`.
 """
 
 import dataclasses
@@ -24,14 +25,14 @@ __all__ = ["Cache", "Decoder", "DecoderConfig", "RopeScaling", "positions_of", "
 
 @struct.dataclass
 class Cache:
-    """Keys and values of the columns so far, and room for those to come.
+    """Keys and values of the tokens read so far, with empty columns for the following ones.
 
     Attributes:
-        layers: per layer, keys and values [B, K, S, head_dim].
-        mask: [B, S] bool, columns that may be attended to.
+        layers: keys and values [B, K, S, head_dim] of each layer.
+        mask: [B, S] bool, True for columns that may be attended to.
         positions: [B, S] int32, positions of the tokens in the columns.
-        next_position: [B] int32, of the token to come.
-        column: [] int32, where the next token is written, in all rows.
+        next_position: [B] int32, position of the next token of each row.
+        column: [] int32, index of the column that the next token of every row is written to.
     """
 
     layers: tuple[KeyValue, ...]
@@ -42,15 +43,15 @@ class Cache:
 
 
 def positions_of(mask: jax.Array) -> jax.Array:
-    """Positions of tokens among padding on either side: max(Σ_{s<=t} m_s − 1, 0).
+    """Positions of tokens in rows padded on either side: max(Σ_{s<=t} m_s − 1, 0).
 
-    The first unmasked token has position 0 wherever it stands.
+    The first unmasked token has position 0, whichever column it is in.
 
     Args:
-        mask: [B, L], nonzero for tokens.
+        mask: [B, L] mask, nonzero for tokens.
 
     Returns:
-        [B, L] int32.
+        [B, L] int32 positions.
     """
     return jnp.maximum(jnp.cumsum(mask > 0, axis=1, dtype=jnp.int32) - 1, 0)
 
@@ -59,23 +60,24 @@ def positions_of(mask: jax.Array) -> jax.Array:
 class Decoder:
     """The functions of a model with a given config.
 
-    Padding may stand on either side: masked columns are never attended to, and the results there
-    mean nothing, but are finite.
+    Rows may be padded on either side: masked columns are never attended to, and the results in
+    masked columns are finite but meaningless.
 
     Attributes:
-        config: what the model is made of.
+        config: architecture of the model.
     """
 
     config: DecoderConfig
 
     def init(self, key: jax.Array) -> Params:
-        """Fresh parameters: N(0, init_std²), the projections that end a residual branch divided by
-        √(2 layers), norms the identity, biases 0.
+        """Fresh parameters: weights from N(0, init_std²), biases 0 and norms with scale 1.
+
+        The last projection of each residual branch is divided by √(2 num_layers).
 
         Source: Radford et al. 2019, Language Models are Unsupervised Multitask Learners, section
         2.3.
         """
-        # One program: a fresh model in a fresh process else compiles every draw by itself.
+        # Under jit it is one program; otherwise a new process compiles every draw separately.
         return jax.jit(self._fresh)(key)
 
     def _fresh(self, key: jax.Array) -> Params:
@@ -90,8 +92,8 @@ class Decoder:
         def layer(key: jax.Array) -> Params:
             return Block(c).init(key, x, rotation, one[None] > -1, past=None, column=0)["params"]
 
-        # All layers at once, in half a dozen draws: one for each array takes a minute to compile on
-        # a GPU. Without the barrier XLA makes them so again.
+        # One draw covers an array of all layers: a draw for each array of each layer takes long to
+        # compile on a GPU. Without the barrier XLA splits the draws again.
         layers = jax.vmap(layer)(jax.random.split(layers_key, c.num_layers))
         layers = jax.lax.optimization_barrier(layers)
         for i in range(c.num_layers):
@@ -102,28 +104,28 @@ class Decoder:
         return params
 
     def apply(self, params: Params, tokens: jax.Array, mask: jax.Array | None = None) -> jax.Array:
-        """Logits of the token after each column.
+        """Logits of the token that follows each column.
 
         Args:
-            params: the model's.
-            tokens: [B, L] int.
-            mask: [B, L], nonzero for tokens, 0 for padding; None if there is no padding.
+            params: parameters of the model, as from `init`.
+            tokens: [B, L] int, token ids.
+            mask: [B, L] mask, nonzero for tokens and 0 for padding; None if there is no padding.
 
         Returns:
-            [B, L, V] float32.
+            [B, L, V] float32 logits.
         """
         return self.logits(params, self.hidden(params, tokens, mask))
 
     def hidden(self, params: Params, tokens: jax.Array, mask: jax.Array | None = None) -> jax.Array:
-        """[B, L, D] states after the final norm, in the config's dtype; arguments as of `apply`."""
+        """[B, L, D] hidden states after the final norm, in the config's dtype; see `apply`."""
         return self._forward(params, tokens, mask)[0]
 
     def head(self, params: Params) -> jax.Array:
-        """[D, V] the matrix from hidden states to logits."""
+        """The matrix [D, V] that maps hidden states to logits."""
         return params["embedding"].T if self.config.tied else params["head"]["kernel"]
 
     def logits(self, params: Params, hidden: jax.Array) -> jax.Array:
-        """[..., V] float32 from hidden states [..., D]."""
+        """Logits [..., V] float32 of hidden states [..., D]."""
         return head_logits(hidden, self.head(params))
 
     def init_cache(self, batch: int, length: int) -> Cache:
@@ -141,16 +143,19 @@ class Decoder:
     def prefill(
         self, params: Params, tokens: jax.Array, mask: jax.Array | None, length: int
     ) -> tuple[jax.Array, Cache]:
-        """Read prompts into a cache of `length` columns.
+        """Read prompts into a new cache of `length` columns.
 
         Args:
-            params: the model's.
-            tokens: [B, P] int, P <= length.
-            mask: [B, P], nonzero for tokens; None if there is no padding.
-            length: columns of the cache, prompt included.
+            params: parameters of the model, as from `init`.
+            tokens: [B, P] int, token ids, P <= length.
+            mask: [B, P] mask, nonzero for tokens; None if there is no padding.
+            length: number of columns of the cache, including those of the prompt.
 
         Returns:
-            [B, P, D] states after the final norm, and the cache.
+            [B, P, D] hidden states after the final norm, and the cache.
+
+        Raises:
+            ValueError: the prompts do not fit into the cache, or the cache exceeds the context.
         """
         mask = jnp.ones(tokens.shape, bool) if mask is None else mask > 0
         self._check_length(length)
@@ -168,15 +173,15 @@ class Decoder:
         )
 
     def step(self, params: Params, cache: Cache, token: jax.Array) -> tuple[jax.Array, Cache]:
-        """Read one more token per row.
+        """Read one more token of each row.
 
         Args:
-            params: the model's.
-            cache: what was read so far; there must be room for one more.
-            token: [B] int.
+            params: parameters of the model, as from `init`.
+            cache: cache of the tokens read so far, with at least one empty column.
+            token: [B] int, token ids.
 
         Returns:
-            [B, D] states after the final norm, and the cache with the tokens in it.
+            [B, D] hidden states after the final norm, and the cache that includes the tokens.
         """
         here = (jnp.int32(0), cache.column)
         ones = jnp.ones((token.shape[0], 1), bool)
@@ -192,19 +197,23 @@ class Decoder:
         )
 
     def values(self, params: Params, tokens: jax.Array, mask: jax.Array | None = None) -> jax.Array:
-        """What the score head says at each column, v_t = w · h_t.
+        """Output of the score head at each column, v_t = w · h_t.
+
+        The arguments are those of `apply`, with parameters that include a score head.
 
         Returns:
-            [B, L] float32; arguments as of `apply`, `params` with a score head.
+            [B, L] float32 values.
         """
         hidden = self.hidden(params, tokens, mask).astype(jnp.float32)
         return (hidden @ params["score"]["kernel"].astype(jnp.float32))[..., 0]
 
     def score(self, params: Params, tokens: jax.Array, mask: jax.Array | None = None) -> jax.Array:
-        """What the score head says at the last token that is not masked.
+        """Output of the score head at the last token of each row that is not masked.
+
+        The arguments are those of `values`.
 
         Returns:
-            [B] float32; arguments as of `values`.
+            [B] float32 scores.
         """
         values = self.values(params, tokens, mask)
         if mask is None:
@@ -213,12 +222,15 @@ class Decoder:
         return jnp.take_along_axis(values, last[:, None], axis=1)[:, 0]
 
     def with_score(self, params: Params, key: jax.Array | None = None) -> Params:
-        """The same trunk with a score head in place of the head.
+        """Parameters with the same trunk and a new score head in place of the head.
 
         Args:
-            params: the model's, with or without a score head.
-            key: for weights from N(0, 1 / (D + 1)); None makes them 0, so that a critic starts at 0
-                everywhere.
+            params: parameters of the model, with or without a score head.
+            key: PRNG key for weights from N(0, 1 / (D + 1)); None makes the weights 0, so that a
+                critic starts with the value 0 everywhere.
+
+        Returns:
+            The parameters, which share all arrays of the trunk with `params`.
 
         Source: Stiennon et al. 2020, Learning to summarize from human feedback (the scale).
         """
@@ -241,7 +253,7 @@ class Decoder:
     def _trunk(
         self, params: Params, *args: Any, **cached: Any
     ) -> tuple[jax.Array, tuple[KeyValue, ...]]:
-        # Linen types what apply returns for any module; this module returns these.
+        # linen annotates the result of `apply` for any module; these are the types of this one.
         return cast(Any, Trunk(self.config).apply({"params": params}, *args, **cached))
 
     def _check_length(self, length: int) -> None:

@@ -1,4 +1,4 @@
-"""What a decoder-only language model is made of: the numbers that config.json holds."""
+"""Architecture of a decoder-only language model: the values stored in config.json."""
 
 import dataclasses
 
@@ -9,14 +9,16 @@ DTYPES = ("float32", "bfloat16")
 
 @dataclasses.dataclass(frozen=True)
 class RopeScaling:
-    """How rotary frequencies are stretched for contexts longer than those of the first training.
+    """Scaling of rotary frequencies for contexts longer than the one of the original training.
 
     Attributes:
-        kind: "llama3" or "linear".
-        factor: what the slow frequencies ("linear": all of them) are divided by.
-        low_freq_factor: wavelengths above original_max_positions / this are slow.
-        high_freq_factor: wavelengths below original_max_positions / this are left alone.
-        original_max_positions: the context of the first training.
+        kind: scaling method, "llama3" or "linear".
+        factor: divisor of the low frequencies; of all frequencies for "linear".
+        low_freq_factor: a wavelength above original_max_positions / low_freq_factor belongs to a
+            low frequency.
+        high_freq_factor: a wavelength below original_max_positions / high_freq_factor stays
+            unchanged.
+        original_max_positions: context length of the original training, in tokens.
 
     Source: Grattafiori et al. 2024, The Llama 3 Herd of Models; Chen et al. 2023, Extending Context
     Window of Large Language Models via Positional Interpolation.
@@ -31,34 +33,37 @@ class RopeScaling:
 
 @dataclasses.dataclass(frozen=True)
 class DecoderConfig:
-    """A decoder of one of four families; hashable, so that jit can take it as static.
+    """A decoder of one of four families; hashable, so that it can be a static argument of jit.
 
     gpt2 has learned positions, LayerNorm and biases; the others have rotary positions, RMSNorm and
-    a gated MLP. qwen2 adds biases to q, k and v, mistral usually a sliding window.
+    a gated MLP. qwen2 adds biases to q, k and v; mistral usually has a sliding window.
 
     Attributes:
-        family: "gpt2", "llama", "mistral" or "qwen2".
-        vocab_size: V, rows of the embedding.
-        hidden_size: D.
-        num_layers: blocks.
-        num_heads: query heads.
-        num_kv_heads: key and value heads, which divide num_heads.
-        head_dim: size of a head.
+        family: name of the family, "gpt2", "llama", "mistral" or "qwen2".
+        vocab_size: V, number of rows of the embedding.
+        hidden_size: D, size of the hidden states.
+        num_layers: number of blocks.
+        num_heads: number of query heads.
+        num_kv_heads: number of key and value heads, which divides num_heads.
+        head_dim: size of one head.
         intermediate_size: width of the MLP.
-        max_positions: the longest context; for gpt2 the rows of its position table.
+        max_positions: longest context in tokens; for gpt2 the number of rows of its position table.
         norm_eps: ε of the norms.
         tied: whether the head is the transposed embedding.
         rope_theta: base of the rotary frequencies.
-        rope_scaling: how they are stretched; None if they are not.
-        sliding_window: keys a query can see, itself included; None is all before it.
-        window_from: the first layer with the window.
-        activation: of the MLP: "silu", "gelu" (exact), "gelu_new" (tanh) or "relu".
-        attention_bias: biases on q, k, v and o, in a family that has none by itself.
-        mlp_bias: biases in the MLP, likewise.
-        bos_id, pad_id: special tokens; None where there is none.
-        eos_ids: tokens that end a text.
-        dtype: of the computation, "float32" or "bfloat16"; norms, softmax and logits are float32.
-        remat: recompute each block in the backward pass rather than keep its activations.
+        rope_scaling: scaling of the rotary frequencies; None for unscaled ones.
+        sliding_window: number of keys that a query attends to, including its own; None for all
+            keys up to its own.
+        window_from: index of the first layer with the sliding window.
+        activation: activation of the MLP: "silu", "gelu" (exact), "gelu_new" (tanh) or "relu".
+        attention_bias: whether q, k, v and o have biases in a family that has none by default.
+        mlp_bias: whether the MLP has biases in a family that has none by default.
+        bos_id, pad_id: ids of special tokens; None for a token that the model does not have.
+        eos_ids: ids of the tokens that end a text.
+        dtype: dtype of the computation, "float32" or "bfloat16"; norms, softmax and logits are
+            float32.
+        remat: whether each block is recomputed in the backward pass, which saves the memory of its
+            activations.
         init_std: standard deviation of fresh weights.
     """
 
@@ -88,10 +93,11 @@ class DecoderConfig:
     init_std: float = 0.02
 
     def __post_init__(self) -> None:
-        """Refuse what no model can be.
+        """Refuse values that no model can have.
 
         Raises:
-            ValueError: names the field, what it was and what it can be.
+            ValueError: a field has an impossible value; the message names the field, its value and
+                the allowed ones.
         """
         for name, allowed in (
             ("family", FAMILIES),
@@ -100,29 +106,30 @@ class DecoderConfig:
         ):
             value = getattr(self, name)
             if value not in allowed:
-                raise ValueError(f"{name} is {value!r}; there are: {', '.join(allowed)}")
+                raise ValueError(f"{name} is {value!r}; it must be one of: {', '.join(allowed)}")
         if self.num_heads % self.num_kv_heads:
             raise ValueError(
                 f"num_kv_heads is {self.num_kv_heads}, which must divide num_heads "
-                f"{self.num_heads}: each key head serves equally many query heads"
+                f"{self.num_heads}: each key head serves the same number of query heads"
             )
         if self.family != "gpt2" and self.head_dim % 2:
             raise ValueError(
-                f"head_dim is {self.head_dim}; rotary positions turn pairs, so it must be even"
+                f"head_dim is {self.head_dim}; it must be even, because rotary positions rotate "
+                "pairs of elements"
             )
 
     @property
     def qkv_bias(self) -> bool:
-        """Whether the projections to q, k and v have biases."""
+        """Whether the projections to queries, keys and values have biases."""
         return self.family in ("gpt2", "qwen2") or self.attention_bias
 
     @property
     def out_bias(self) -> bool:
-        """Whether the projection after attention has a bias."""
+        """Whether the output projection of attention has a bias."""
         return self.family == "gpt2" or self.attention_bias
 
     def window(self, layer: int) -> int | None:
-        """The sliding window of a layer, None if it sees everything before it."""
+        """The sliding window of a layer; None if the layer attends to all earlier tokens."""
         return self.sliding_window if layer >= self.window_from else None
 
 
@@ -138,12 +145,15 @@ def small(
     """A LLaMA for one or two CPU cores; about 94,000 parameters with a vocabulary of 29.
 
     Args:
-        vocab_size: V.
-        hidden_size: D.
-        num_layers: blocks.
-        num_heads: query heads, D / num_heads wide.
-        num_kv_heads: key and value heads.
-        **fields: any other field of DecoderConfig.
+        vocab_size: V, number of rows of the embedding.
+        hidden_size: D, size of the hidden states.
+        num_layers: number of blocks.
+        num_heads: number of query heads, each of size D / num_heads.
+        num_kv_heads: number of key and value heads.
+        **fields: values of any other fields of DecoderConfig.
+
+    Returns:
+        The config of family "llama".
     """
     defaults: dict = {
         "head_dim": hidden_size // num_heads,

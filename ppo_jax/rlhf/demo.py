@@ -1,8 +1,8 @@
-"""The whole story on any machine: text, preferences, a reward model, PPO, and the known optimum.
+"""All stages of RLHF on a small example: fine-tuning, preferences, a reward model, PPO.
 
-A character-level decoder learns to write words, 6,000 noisy preferences come from a stated gold
-rule, a reward model learns them, PPO optimises it, and what comes out is set beside the best that
-any policy could reach: J* = β log E_ref exp(r / β).
+A character-level decoder is fine-tuned on words, noisy preferences between its samples are drawn
+with a known gold rule, a reward model is trained on them, and PPO optimises the reward. The result
+is compared with the optimal objective of any policy, J* = β log E_ref exp(r / β).
 """
 
 import dataclasses
@@ -36,11 +36,11 @@ from ppo_jax.runs.job import Job
 from ppo_jax.runs.signals import Signals
 from ppo_jax.types import Params, TrainState
 
-LENGTH = 14  # characters of the longest response, its end included
-WIDTH = 512  # words that are made up at a time
-NORMALISATION = 2048  # of them, that the reward model's scale is set by
-UNSEEN = 2000  # pairs that the reward model is judged by
-# Folded into the seed for the samples that are judged.
+LENGTH = 14  # maximum number of tokens of a response, including EOS
+WIDTH = 512  # number of words that are sampled at a time
+NORMALISATION = 2048  # number of sampled words that determine the reward model's mean and scale
+UNSEEN = 2000  # number of pairs that the accuracy of the reward model is measured on
+# Folded into the seed, for the PRNG key of the samples that are compared.
 PREFERENCES = 0x9F3E
 
 
@@ -62,16 +62,16 @@ class DemoConfig:
 
 
 class _Story(NamedTuple):
-    """What the stages hand to one another.
+    """The values that all stages of a demo share.
 
     Attributes:
-        path: of the whole; each stage has a folder in it.
-        config: DemoConfig.
-        lines: the text.
-        language: characters.
-        decoder: the architecture of all four models.
-        options: of each stage's run.
-        signals: that end it.
+        path: folder of the demo, with a folder for each stage in it.
+        config: sizes and hyperparameters.
+        lines: training texts.
+        language: the character tokenizer.
+        decoder: architecture of all four models.
+        options: options of the run of each stage.
+        signals: handlers of the signals that stop a stage.
     """
 
     path: Path
@@ -84,23 +84,23 @@ class _Story(NamedTuple):
 
 
 class _Stopped(Exception):
-    """A signal came, and everything is saved; holds the exit code."""
+    """Raised when a signal stopped a stage after saving it; its argument is the exit code."""
 
 
 def demo(config: DemoConfig, options: RunOptions) -> int:
-    """Tell the story, or go on with it where it was stopped.
+    """Run all stages, or resume them where they were stopped.
 
     Args:
-        config: how much of everything.
-        options: where it is kept; `resume` goes on in the folder of an earlier one.
+        config: sizes and hyperparameters.
+        options: options of the run; `resume` is the folder of an earlier demo.
 
     Returns:
-        Exit code.
+        Exit code: 0, or 128 + the number of the signal that stopped the demo.
     """
     if options.callback or options.eval_every is not None or options.stop_at is not None:
         raise ConfigError(
-            "the demo has no --callback, --eval-every or --stop-at; the commands of its stages "
-            "have: python -m ppo_jax.rlhf sft, reward and ppo"
+            "the demo has no --callback, --eval-every or --stop-at; use the commands of its "
+            "stages instead: python -m ppo_jax.rlhf sft, reward or ppo"
         )
     started = time.perf_counter()
     lines = words() if config.data is None else _lines_of(config.data)
@@ -127,20 +127,20 @@ def demo(config: DemoConfig, options: RunOptions) -> int:
 
 
 def _lines_of(path: Path) -> list[str]:
-    """The examples of a text file.
+    """The training texts in a file.
 
     Raises:
-        DataError: it cannot be read, is empty, or holds more than plain lines.
+        DataError: the file cannot be read, is empty, or contains conversations.
     """
     found = [x.completion for x in read(path, "sft")]
     lines = [line for line in found if isinstance(line, str)]
     if len(lines) < len(found):
-        raise DataError(f"{path}: the demo imitates plain text, one example a line")
+        raise DataError(f"{path}: the demo needs plain text with one training example per line")
     return lines
 
 
 def _tell(story: _Story) -> dict[str, Any]:
-    """The stages one after the other: what came out."""
+    """Run the stages one after the other; returns the content of summary.json."""
     params = _fine_tune(story)
     reward, learned = _learn_preferences(story, params)
     models = train.Models(
@@ -155,9 +155,11 @@ def _tell(story: _Story) -> dict[str, Any]:
 
 
 def _fine_tune(story: _Story) -> Params:
-    """A decoder that writes words like those of the text."""
+    """Parameters of a decoder that is fine-tuned on the training texts."""
     some = story.lines[:: max(1, len(story.lines) // 6)][:6]
-    terminal.say(f"1. learning to write: {len(story.lines):,} lines such as {', '.join(some)}")
+    terminal.say(
+        f"1. supervised fine-tuning on {len(story.lines):,} lines such as {', '.join(some)}"
+    )
     config = supervised.Config(updates=story.config.sft_updates, learning_rate=3e-3)
     arrays = sft_arrays(from_lines(story.lines), story.language.tokenizer, 512)
     key = jax.random.key(story.config.seed)
@@ -173,7 +175,7 @@ def _fine_tune(story: _Story) -> Params:
 
 
 def _learn_preferences(story: _Story, params: Params) -> tuple[Reward, dict[str, Any]]:
-    """A reward model from noisy preferences between samples, normalised on other samples."""
+    """A reward model trained on noisy preferences between samples and normalised on others."""
     config, tokenizer = story.config, story.language.tokenizer
     key = jax.random.fold_in(jax.random.key(config.seed), PREFERENCES)
     count = config.preferences
@@ -181,7 +183,10 @@ def _learn_preferences(story: _Story, params: Params) -> tuple[Reward, dict[str,
     texts = _write(story, params, write_key, 2 * count + NORMALISATION)
     pairs = _pairs(judge_key, texts[: 2 * count])
     agreement = _in_gold_order(pairs)
-    terminal.say(f"2. learning what is preferred: {count:,} pairs, {agreement:.0%} in gold order")
+    terminal.say(
+        f"2. training a reward model on {count:,} preference pairs, of which {agreement:.0%} "
+        "agree with the gold rule"
+    )
     steps = supervised.Config(updates=config.reward_updates, learning_rate=1e-3)
     rows = supervised.preference_rows(*preference_arrays(pairs, tokenizer, 512))
     stage = stages.reward_model(
@@ -204,9 +209,11 @@ def _learn_preferences(story: _Story, params: Params) -> tuple[Reward, dict[str,
 
 
 def _optimise(story: _Story, models: train.Models) -> dict[str, Any]:
-    """PPO, and its result beside the optimum."""
+    """Optimise the reward with PPO and compare the result with the optimum."""
     demo, tokenizer = story.config, story.language.tokenizer
-    terminal.say(f"3. optimising it: {demo.updates} updates of {demo.responses} responses")
+    terminal.say(
+        f"3. optimising the reward with PPO: {demo.updates} updates of {demo.responses} responses"
+    )
     config = train.Config(
         updates=demo.updates,
         num_prompts=demo.responses,
@@ -226,10 +233,10 @@ def _optimise(story: _Story, models: train.Models) -> dict[str, Any]:
 
 
 def _run(story: _Story, job: Job, identity: dict[str, Any]) -> TrainState:
-    """A stage in its folder, gone on with where it was stopped.
+    """Run a stage in its folder, or resume it where it was stopped.
 
     Raises:
-        _Stopped: by a signal.
+        _Stopped: a signal stopped the stage.
     """
     path, kind = story.path / job.name, job.name
     resumed = (path / "config.json").exists()
@@ -247,7 +254,7 @@ def _run(story: _Story, job: Job, identity: dict[str, Any]) -> TrainState:
 
 
 def _write(story: _Story, params: Params, key: jax.Array, count: int) -> list[str]:
-    """Words that the model makes up."""
+    """Words sampled from the model."""
     tokenizer = story.language.tokenizer
     prompt = jnp.full((WIDTH, 1), tokenizer.bos_id)
 
@@ -272,13 +279,13 @@ def _write(story: _Story, params: Params, key: jax.Array, count: int) -> list[st
 
 
 def _pairs(key: jax.Array, texts: list[str]) -> list[Any]:
-    """The first half of the words beside the second, as a judge who errs has it."""
+    """Noisy preferences between the first and the second half of the words."""
     half = len(texts) // 2
     return noisy_preferences(key, [""] * half, texts[:half], texts[half:])
 
 
 def _accuracy(story: _Story, params: Params, pairs: Sequence[Any]) -> dict[str, float]:
-    """How often the reward model agrees with pairs it has not seen."""
+    """Accuracy of the reward model on pairs that it was not trained on."""
     chosen, rejected = ([getattr(p, side) for p in pairs] for side in ("chosen", "rejected"))
     said = _scores(story, params, chosen) > _scores(story, params, rejected)
     gold = gold_score(chosen) - gold_score(rejected)
@@ -289,14 +296,14 @@ def _accuracy(story: _Story, params: Params, pairs: Sequence[Any]) -> dict[str, 
 
 
 def _in_gold_order(pairs: Sequence[Any]) -> float:
-    """The share of pairs in which the judge did not err."""
+    """The fraction of preferences that agree with the gold rule."""
     return float(
         np.mean(gold_score([p.chosen for p in pairs]) >= gold_score([p.rejected for p in pairs]))
     )
 
 
 def _scores(story: _Story, params: Params, texts: list[str]) -> np.ndarray:
-    """[B] what a reward model says of words."""
+    """[B] scores of words by a reward model."""
     rows = sft_arrays(from_lines(texts), story.language.tokenizer, 512)
     judge = jax.jit(story.decoder.score)
     parts = range(0, len(texts), 2 * WIDTH)
@@ -309,7 +316,7 @@ def _scores(story: _Story, params: Params, texts: list[str]) -> np.ndarray:
 def _beside_the_optimum(
     story: _Story, program: train.LanguageProgram, state: TrainState, lines: list[str]
 ) -> dict[str, Any]:
-    """J of the policy, J* of the best, and what the gold rule says of both."""
+    """Objectives J of reference and policy, the optimal J*, and scores by the gold rule."""
     tokenizer, beta = story.language.tokenizer, story.config.kl_coef
     respond = jax.jit(program.respond)
     letters, counts = np.unique([line[0] for line in lines], return_counts=True)
@@ -339,7 +346,7 @@ def _beside_the_optimum(
 
 
 def _result(story: _Story, said: Responses, score: jax.Array, beta: float) -> dict[str, float]:
-    """What a policy's responses to one letter are worth, and by the gold rule."""
+    """Mean objective, score, KL, gold score and EOS rate of the responses to one letter."""
     texts = stages.describe(said, LENGTH, story.language.tokenizer)
     gold = gold_score([x["prompt"] + x["response"] for x in texts])
     kl = kl_of(said)
@@ -354,9 +361,9 @@ def _result(story: _Story, said: Responses, score: jax.Array, beta: float) -> di
 
 
 def _print(found: dict[str, Any], path: Path) -> None:
-    """The result as one table."""
-    table = Table(title="what came of it, beside the best there is")
-    for column in ("", "score", "KL, nats", "J = score - beta KL", "gold", "ends"):
+    """Print the result as a table."""
+    table = Table(title="Reference, policy and optimum")
+    for column in ("", "score", "KL, nats", "J = score - beta KL", "gold score", "EOS rate"):
         table.add_column(column, justify="left" if not column else "right")
     for name in ("reference", "policy", "optimum"):
         row = found[name]
@@ -365,7 +372,8 @@ def _print(found: dict[str, Any], path: Path) -> None:
         table.add_row(name, *numbers, *more)
     terminal.say(table)
     terminal.say(
-        f"share of the optimum: {found['share_of_optimum']:.2f}; the reward model agrees with "
-        f"{found['reward_accuracy_noisy']:.1%} of unseen preferences and with the gold rule in "
-        f"{found['reward_accuracy_gold']:.1%}\n{found['seconds']:.0f} s; everything is in {path}"
+        f"PPO reached {found['share_of_optimum']:.2f} of the optimal J. On validation pairs the "
+        f"reward model agrees with {found['reward_accuracy_noisy']:.1%} of the noisy preferences "
+        f"and with the gold rule in {found['reward_accuracy_gold']:.1%}.\n"
+        f"time: {found['seconds']:.0f} s; results: {path}"
     )

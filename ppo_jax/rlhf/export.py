@@ -1,4 +1,4 @@
-"""Models that leave a run: folders that are there whole or not at all."""
+"""Atomic writing of model folders: a folder is complete, or it does not exist."""
 
 import os
 from collections.abc import Callable
@@ -8,14 +8,14 @@ from ppo_jax.runs import files
 
 
 def save_folder(folder: Path, write: Callable[[Path], None]) -> None:
-    """Write a folder beside its place and move it there.
+    """Write a folder under a temporary name and rename it to its final name.
 
     Args:
-        folder: what is there already is replaced once the new one is whole.
-        write: fills an empty folder.
+        folder: path of the folder; an existing folder is replaced once the new one is complete.
+        write: function that writes the files into the empty folder it is called with.
 
     Raises:
-        OSError: the disk refused; what was there before is untouched.
+        OSError: writing failed; an existing folder is unchanged.
     """
     temporary, earlier = (folder.with_name(files.temporary_name()) for _ in range(2))
     temporary.mkdir(parents=True)

@@ -1,4 +1,4 @@
-"""The folder of a stage of a language model, and a stage that runs in it."""
+"""The run folder of a stage of language-model training, and running the stage in it."""
 
 import dataclasses
 import hashlib
@@ -32,7 +32,7 @@ from ppo_jax.runs.signals import Signals
 from ppo_jax.runs.trust import NOTHING, Given
 from ppo_jax.types import PyTree
 
-# The stages of a demo, each in a folder of its own.
+# The stages of a demo, each of which has a folder of its own.
 PARTS = ("sft", "reward", "ppo")
 SHARD = re.compile(r"model-\d+-of-\d+\.safetensors")
 MODEL_FILES = {
@@ -46,18 +46,18 @@ YOUNGER = {"matmul_precision": "default"}
 
 
 class StageDirectory(RunDirectory):
-    """The folder of a stage, or of a demo, which has one for each stage in it."""
+    """The folder of a stage; the folder of a demo contains one for each of its stages."""
 
     contents = (*RunDirectory.contents, "samples.jsonl", "model", *PARTS)
     kind, format = "run of ppo_jax.rlhf", STAGE_FORMAT
 
     @classmethod
     def is_older(cls, content: dict[str, Any]) -> bool:
-        """Whether a mark is that of an earlier version, which did not say what it is."""
+        """Whether config.json was written by an earlier version, which did not store the kind."""
         return isinstance(content.get("stage"), str) and isinstance(content.get("config"), dict)
 
     def clear(self) -> None:
-        """Delete the stage in it, its model, and the stages of a demo; its mark last."""
+        """Delete the files of the stage, its model, and the stages of a demo; config.json last."""
         for part in PARTS:
             if self.is_one(self.path / part):
                 with StageDirectory(self.path / part) as inner:
@@ -69,8 +69,8 @@ class StageDirectory(RunDirectory):
 
 
 def _clear_model(folder: Path) -> None:
-    """Delete a model that a stage wrote: what its manifest lists, or, where it is of an earlier
-    version and has none, the files that models are made of."""
+    """Delete a model that a stage wrote: the files in its manifest and those with names of model
+    files, because earlier versions wrote no manifest."""
     if folder.is_symlink() or not folder.is_dir():
         return
     try:
@@ -108,17 +108,20 @@ def run(
     """Train a stage in its folder.
 
     Args:
-        job: of `stages`.
-        kind: "sft", "reward" or "ppo".
-        config: its flat configuration.
-        directory: of `open_directory`.
-        options: how it is kept.
-        signals: of the command.
-        callbacks: called between chunks.
-        resume: the command that goes on with it; None: that of the stage.
+        job: the stage, made by a function of `stages`.
+        kind: name of the stage, "sft", "reward" or "ppo".
+        config: flat configuration of the stage.
+        directory: the locked folder from `open_directory`.
+        options: options of the run: checkpoints, logging and samples.
+        signals: signal handlers of the command.
+        callbacks: functions called between chunks of updates.
+        resume: the command that resumes the run, as printed; None for the command of the stage.
+
+    Returns:
+        The last state, the summary and the exit code.
 
     Raises:
-        As `ppo_jax.runs.loop.run`.
+        Exception: any exception of `ppo_jax.runs.loop.run`.
     """
     cache.use()
     about = {"stage": kind, "algorithm": config.get("algorithm", kind), "seed": config.get("seed")}
@@ -139,10 +142,15 @@ def run(
 def open_directory(kind: str, options: RunOptions, config: dict[str, Any]) -> RunDirectory:
     """The folder of a stage, locked, with config.json in it.
 
+    Args:
+        kind: name of the stage, "sft", "reward", "ppo" or "demo".
+        options: options of the run, among them the path of the folder.
+        config: flat configuration of the stage.
+
     Raises:
-        ConfigError: it holds a run already, or something else, or cannot be written to.
+        ConfigError: the folder already holds a run or other files, or cannot be written to.
     """
-    # What is missing, or cannot be signed, is refused before an earlier run is deleted.
+    # A missing tracker or an unsignable configuration is refused before an earlier run is deleted.
     trackers.require(options.trackers)
     trust.sign(_content(kind, config, options))
     return StageDirectory.opened(
@@ -151,7 +159,7 @@ def open_directory(kind: str, options: RunOptions, config: dict[str, Any]) -> Ru
 
 
 def describe(path: Path, kind: str, config: dict[str, Any], options: RunOptions) -> None:
-    """config.json: every value, and each session that went on with it."""
+    """Write config.json, with all values and a record of each session that trained the stage."""
     write_description(path, _content(kind, config, options), config.get("matmul_precision"))
 
 
@@ -161,15 +169,19 @@ def _content(kind: str, config: dict[str, Any], options: RunOptions) -> dict[str
 
 
 def identity_of(config: dict[str, Any], frozen: PyTree) -> dict[str, Any]:
-    """What the checkpoints of a stage share: `identity`, and its `defaults` for older ones.
+    """The values that must agree between a checkpoint and the run that restores it.
 
     Args:
-        config: flat configuration.
-        frozen: arrays that the stage learns from.
+        config: flat configuration of the stage.
+        frozen: arrays that the stage reads and never changes.
+
+    Returns:
+        Keyword arguments of `Checkpoints`: `identity`; `defaults`, used for values that older
+        checkpoints do not have; `older`, names in older checkpoints that are ignored.
     """
     identity = YOUNGER | {k: v for k, v in config.items() if k != "updates"}
     identity["frozen"] = digest(frozen)
-    # Checkpoints from before say "given", a digest of sums that differs between devices.
+    # Older checkpoints have "given" instead, a digest of sums that differs between devices.
     defaults = YOUNGER | {"frozen": identity["frozen"]}
     return {"identity": identity, "defaults": defaults, "older": ("given",)}
 
@@ -178,16 +190,16 @@ def checkpoints_of(path: Path, config: dict[str, Any], frozen: PyTree) -> Checkp
     """The checkpoints of a stage.
 
     Args:
-        path: its folder.
-        config: flat configuration.
-        frozen: arrays that it learns from.
+        path: folder of the stage.
+        config: flat configuration of the stage.
+        frozen: arrays that the stage reads and never changes.
     """
     path = path.absolute()
     return Checkpoints(path / "checkpoints", **identity_of(config, frozen), folder=path)
 
 
 def digest(frozen: PyTree) -> str:
-    """The bytes of all arrays that a stage learns from, in a few letters."""
+    """The first 16 hexadecimal digits of a SHA-256 over the names and bytes of all arrays."""
     found = hashlib.sha256()
     for path, leaf in jax.tree_util.tree_leaves_with_path(frozen):
         array = np.ascontiguousarray(np.asarray(leaf))
@@ -197,21 +209,24 @@ def digest(frozen: PyTree) -> str:
 
 
 def flat(config: Any) -> dict[str, Any]:
-    """The values of a configuration in JSON's types; infinity is the string "inf"."""
+    """The values of a configuration as JSON types; infinity becomes the string "inf"."""
     values = config if isinstance(config, dict) else dataclasses.asdict(config)
     return {name: to_json(value) for name, value in values.items()}
 
 
 def read_stage(run_dir: Path, given: Given = NOTHING) -> tuple[str, dict[str, Any], dict[str, Any]]:
-    """(kind, configuration, options of the run) of a stage's folder.
+    """Read config.json of a stage's folder.
 
     Args:
-        run_dir: the folder.
-        given: names of code that the person gives, too, and whether the folder is trusted.
+        run_dir: path of the folder.
+        given: names of code on the command line, and whether the folder is trusted.
+
+    Returns:
+        (kind of the stage, its configuration, its options).
 
     Raises:
-        ConfigError: it is none, its config.json is damaged, or it names code to import and is not
-            the user's own.
+        ConfigError: the folder is not one of a stage, its config.json is damaged, or it names code
+            to import and was not written by this user.
     """
     path = run_dir / "config.json"
     if not os.path.lexists(path):

@@ -1,13 +1,16 @@
-"""Datasets of texts: TRL's JSONL formats and plain lines, read into records.
+"""Reading of text datasets, in TRL's JSONL formats or as plain lines, into records.
 
-One JSON object a line, with the keys
+A JSONL file has one JSON object per line, with the keys
 
-    sft         prompt and completion; text; messages; or a preference, whose chosen side is taken
-    preference  chosen and rejected, with prompt or with a common beginning; margin if there is one
-    prompt      prompt; messages, up to the last answer; or a preference, whose prompt is taken
+    sft         prompt and completion; or text; or messages; or a preference, of which the chosen
+                completion is used
+    preference  chosen and rejected, with prompt or with a common beginning; optionally margin
+    prompt      prompt; or messages, up to the last answer; or a preference, of which the prompt is
+                used
 
-where a text is a string or, but for `text`, a conversation [{"role": ..., "content": ...}, ...].
-A .txt file holds one text a line, blank lines apart; a name that ends in .gz is unpacked.
+Every text is a string or a conversation [{"role": ..., "content": ...}, ...]; `text` is a string.
+A .txt file has one text per line, and blank lines are skipped. A file whose name ends in .gz is
+decompressed.
 """
 
 import gzip
@@ -25,11 +28,11 @@ Text: TypeAlias = str | Conversation
 
 
 class DataError(ValueError):
-    """Data that cannot be used; the message says where, what was expected and what to do."""
+    """Data that cannot be used; the message names the place, the expected format and a remedy."""
 
 
 class Example(NamedTuple):
-    """What supervision teaches: to go on from a prompt, which may be empty, with a completion."""
+    """A training example of fine-tuning: a prompt, which may be empty, and its completion."""
 
     prompt: Text
     completion: Text
@@ -37,7 +40,7 @@ class Example(NamedTuple):
 
 
 class Preference(NamedTuple):
-    """Two completions of one prompt, of which the first was preferred, by some margin."""
+    """Two completions of one prompt, of which `chosen` was preferred, by an optional margin."""
 
     prompt: Text
     chosen: Text
@@ -47,7 +50,7 @@ class Preference(NamedTuple):
 
 
 class Prompt(NamedTuple):
-    """What a policy is to answer."""
+    """A prompt that a policy responds to."""
 
     prompt: Text
     where: str = ""
@@ -57,21 +60,21 @@ def read(path: str | Path, kind: str) -> list[Any]:
     """The records of a file.
 
     Args:
-        path: a .jsonl or .txt file, perhaps with .gz behind.
-        kind: "sft", "preference" or "prompt".
+        path: a .jsonl, .txt, .jsonl.gz or .txt.gz file.
+        kind: kind of the records, "sft", "preference" or "prompt".
 
     Returns:
-        Example, Preference or Prompt, one a line.
+        One Example, Preference or Prompt for each line.
 
     Raises:
-        DataError: no such file, a line that is not what was expected, or nothing in it.
+        DataError: the file cannot be read, is empty, or has a line in another format.
     """
     if kind not in _PARSERS:
-        raise DataError(f"no kind of data is called {kind!r}: {did_you_mean(kind, _PARSERS)}")
+        raise DataError(f"unknown kind of data {kind!r}: {did_you_mean(kind, _PARSERS)}")
     path = Path(path)
     suffix = Path(path.stem).suffix if path.suffix == ".gz" else path.suffix
     if suffix == ".txt" and kind == "preference":
-        raise DataError(f"{path}: a text file holds no preferences; {_EXPECTED[kind]}")
+        raise DataError(f"{path}: a .txt file holds no preferences; {_EXPECTED[kind]}")
     parse = _line if suffix == ".txt" else _json_line
     records = [parse(line, kind, where) for line, where in _lines(path)]
     if not records:
@@ -80,14 +83,14 @@ def read(path: str | Path, kind: str) -> list[Any]:
 
 
 def from_lines(lines: Sequence[str], kind: str = "sft") -> list[Any]:
-    """Records of plain texts: `Example` without a prompt, or `Prompt`.
+    """Records of plain texts: `Example` with an empty prompt, or `Prompt`.
 
     Args:
-        lines: the texts.
-        kind: "sft" or "prompt".
+        lines: the texts, one for each record.
+        kind: kind of the records, "sft" or "prompt".
 
     Raises:
-        DataError: there are none.
+        DataError: there are no texts.
     """
     if not lines:
         raise DataError("no examples were given")
@@ -95,13 +98,14 @@ def from_lines(lines: Sequence[str], kind: str = "sft") -> list[Any]:
 
 
 def common_prompt(chosen: Text, rejected: Text) -> tuple[Text, Text, Text]:
-    """The prompt of a preference that does not name one: the common beginning.
+    """The common beginning of two texts, the prompt of a preference without an explicit one.
 
-    A blank at its end is left to the completions, which tokenizers expect to begin with it.
+    A space at its end is left to the completions, because tokenizers expect words to begin with
+    their space.
 
     Args:
-        chosen: a string or a conversation.
-        rejected: the same.
+        chosen: the preferred text, a string or a conversation.
+        rejected: the other text, of the same type.
 
     Returns:
         (prompt, rest of chosen, rest of rejected).
@@ -116,7 +120,7 @@ def common_prompt(chosen: Text, rejected: Text) -> tuple[Text, Text, Text]:
 
 
 def _lines(path: Path) -> Iterator[tuple[str, str]]:
-    """(line, where it stands) for every line that is not blank."""
+    """(line, its file and line number) for every line that is not blank."""
     opener: Any = gzip.open if path.suffix == ".gz" else open
     try:
         with opener(path, "rt", encoding="utf-8-sig") as file:
@@ -155,7 +159,7 @@ def _example(record: dict[str, Any], where: str) -> Example | None:
     if "text" in record:
         (text,) = _texts(record, ("text",), where)
         if not isinstance(text, str):
-            raise DataError(f"{where}: text must be a string; a conversation's key is messages")
+            raise DataError(f"{where}: text must be a string; use messages for a conversation")
         return Example("", text, where)
     preference = _preference(record, where)
     return preference and Example(preference.prompt, preference.chosen, where)
@@ -187,7 +191,7 @@ def _prompt(record: dict[str, Any], where: str) -> Prompt | None:
 
 
 def _texts(record: dict[str, Any], keys: Sequence[str], where: str) -> tuple[Any, ...]:
-    """The texts under keys, all strings or all conversations."""
+    """The values of the keys, all of them strings or all of them conversations."""
     values = tuple(record[key] for key in keys)
     if all(isinstance(value, str) for value in values):
         return values
@@ -215,12 +219,14 @@ _PARSERS: dict[str, Callable[[dict[str, Any], str], Any]] = {
 }
 _EXPECTED = {
     "sft": (
-        'expected an object a line, {"prompt": ..., "completion": ...}, {"text": ...} or '
-        '{"messages": [...]}, or a .txt file with one text a line'
+        'expected an object per line, {"prompt": ..., "completion": ...}, {"text": ...} or '
+        '{"messages": [...]}, or a .txt file with one text per line'
     ),
     "preference": (
-        'expected an object a line, {"prompt": ..., "chosen": ..., "rejected": ...}, the prompt '
-        "left out if both begin with it"
+        'expected an object per line, {"prompt": ..., "chosen": ..., "rejected": ...}; the prompt '
+        "may be left out if chosen and rejected both begin with it"
     ),
-    "prompt": 'expected an object a line, {"prompt": ...}, or a .txt file with one prompt a line',
+    "prompt": (
+        'expected an object per line, {"prompt": ...}, or a .txt file with one prompt per line'
+    ),
 }

@@ -1,7 +1,7 @@
-"""Sampling from a decoder: one program with a cache, for jit.
+"""Sampling from a decoder with a key-value cache, as one program for jit.
 
-The masks come from the sampler. Nothing is ever read off the ids: the pad id may be sampled, may be
-the end of text, or may be no special token at all.
+The masks come from the sampler and are never derived from token ids: the pad id may be sampled, may
+equal the end-of-text id, or may be an ordinary token.
 """
 
 from typing import NamedTuple
@@ -16,12 +16,12 @@ from ppo_jax.types import Params
 
 
 class Generation(NamedTuple):
-    """What was sampled after each prompt.
+    """The tokens sampled after each prompt.
 
     Attributes:
-        tokens: [B, N] int32; pad_id after the end.
-        mask: [B, N] bool, true for what was sampled, the end of text included.
-        log_prob: [B, N] float32, of the sampled tokens; 0 after the end.
+        tokens: [B, N] int32, sampled token ids, followed by pad_id after the end of text.
+        mask: [B, N] bool, True for sampled tokens, including the end of text.
+        log_prob: [B, N] float32, log-probabilities of the sampled tokens, followed by 0.
     """
 
     tokens: jax.Array
@@ -30,14 +30,14 @@ class Generation(NamedTuple):
 
 
 class _State(NamedTuple):
-    """Carried from token to token.
+    """The state of the sampling loop.
 
     Attributes:
-        step: [] tokens sampled so far.
-        token: [B] the last of them.
+        step: [] number of tokens sampled so far in each row.
+        token: [B] last sampled token ids.
         done: [B] bool, whether the row has ended.
-        cache: what the model has read, the last token excluded.
-        generation: [B, N] all of them.
+        cache: cache of all tokens before the last sampled one.
+        generation: [B, N] tokens sampled so far.
     """
 
     step: jax.Array
@@ -62,31 +62,33 @@ def generate(
     top_p: jax.Array | float | None = None,
     valid_vocab: int | None = None,
 ) -> Generation:
-    """Continue every prompt until its end of text, or for max_new_tokens.
+    """Continue every prompt until its end of text, or for max_new_tokens tokens.
 
-    Token t is drawn from π(v) ∝ exp(z_v / τ); the loop stops once all rows have ended.
+    Each token is drawn from π(v) ∝ exp(z_v / τ); the loop stops once all rows have ended.
 
     Args:
         key: PRNG key.
-        params: the decoder's.
-        prompt: [B, P] int, padded on either side.
-        prompt_mask: [B, P], nonzero for tokens; None if there is no padding.
-        decoder: the model; static.
-        max_new_tokens: N; static.
-        temperature: [] τ; 0 takes the most likely token, with log-probabilities as of τ = 1.
-        eos_id: what ends a text, one id or several; None never ends.
-        pad_id: what stands in `tokens` after the end.
-        top_k: only the k most likely are drawn. Static.
-        top_p: only the fewest most likely whose probabilities reach p are drawn, 0 < p <= 1.
-        valid_vocab: ids from here on are in no tokenizer, and impossible. Static.
+        params: parameters of the decoder.
+        prompt: [B, P] int, token ids of the prompts, padded on either side.
+        prompt_mask: [B, P] mask, nonzero for tokens; None if there is no padding.
+        decoder: the model. Static.
+        max_new_tokens: N, the maximum number of new tokens. Static.
+        temperature: [] τ; 0 takes the most likely token, with log-probabilities of τ = 1.
+        eos_id: id or ids of the tokens that end a text; None samples all N tokens.
+        pad_id: id that fills `tokens` after the end of text.
+        top_k: number of most likely tokens that are drawn from; None for all V tokens. Static.
+        top_p: probability p, 0 < p <= 1; tokens are drawn from the smallest set of the most likely
+            ones whose probabilities sum to at least p. None for all V tokens.
+        valid_vocab: number of ids in the tokenizer; larger ids have probability 0. None allows all
+            ids. Static.
 
     Returns:
-        tokens, masks and log-probabilities [B, N]. With top_k or top_p the log-probabilities remain
-        those of the whole distribution, not of the one drawn from.
+        Tokens, masks and log-probabilities [B, N]. With top_k or top_p the log-probabilities are
+        those of the whole distribution, not of the truncated one that was sampled from.
 
     Raises:
-        ValueError: the prompt and N tokens exceed the model's context; N, top_k or top_p are out of
-            range.
+        ValueError: the prompt and N tokens exceed the model's context, or N, top_k or top_p is out
+            of range.
 
     Source: Holtzman et al. 2020, The Curious Case of Neural Text Degeneration (top-p).
     """
@@ -143,13 +145,13 @@ def _sample(
 
 
 def within_top_k(logits: jax.Array, k: int) -> jax.Array:
-    """[..., V] bool, which logits are among the k largest; all that equal the k-th are."""
+    """[..., V] bool, True for the k largest logits and for any that equal the k-th largest."""
     kth = jax.lax.top_k(logits, min(k, logits.shape[-1]))[0][..., -1:]
     return logits >= kth
 
 
 def within_top_p(logits: jax.Array, p: jax.Array | float) -> jax.Array:
-    """[..., V] bool, the fewest most likely tokens whose probabilities sum to at least p."""
+    """[..., V] bool, True for the smallest set of most likely tokens with a total of at least p."""
     ordered = jnp.sort(logits, axis=-1, descending=True)
     mass = jnp.cumsum(jax.nn.softmax(ordered, axis=-1), axis=-1)
     before = jnp.concatenate([jnp.zeros_like(mass[..., :1]), mass[..., :-1]], axis=-1)
@@ -158,7 +160,7 @@ def within_top_p(logits: jax.Array, p: jax.Array | float) -> jax.Array:
 
 
 def _last(hidden: jax.Array, mask: jax.Array) -> jax.Array:
-    """[B, D] the state at the last token that is not masked."""
+    """[B, D] hidden states at the last unmasked token of each row."""
     last = hidden.shape[1] - 1 - jnp.argmax((mask > 0)[:, ::-1], axis=1)
     return jnp.take_along_axis(hidden, last[:, None, None], axis=1)[:, 0]
 

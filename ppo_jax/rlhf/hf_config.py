@@ -1,4 +1,7 @@
-"""config.json of a Hugging Face folder, as transformers 4 or 5 write it, and DecoderConfig."""
+"""Conversion between DecoderConfig and config.json of a Hugging Face folder.
+
+The formats of transformers 4 and 5 are both supported.
+"""
 
 from typing import Any
 
@@ -28,24 +31,24 @@ SCORING = {
 }
 
 
-# No model of these families has nearly so many; a program of more would take hours to trace.
+# Models of these families have far fewer layers; a program of more would take hours to trace.
 MOST_LAYERS = 1000
 
 
 class ModelError(ValueError):
-    """A folder that cannot be loaded as a model: what is wrong with it, and what would be right."""
+    """A folder that cannot be loaded as a model; the message names the fault and the remedy."""
 
 
 def read_config(raw: dict[str, Any], dtype: str = "float32", remat: bool = False) -> DecoderConfig:
     """The config that a config.json describes.
 
     Args:
-        raw: its content.
-        dtype: of the computation.
+        raw: content of config.json.
+        dtype: dtype of the computation, "float32" or "bfloat16".
         remat: whether blocks are recomputed in the backward pass.
 
     Raises:
-        ModelError: the model is of another kind, or has a part that is not supported.
+        ModelError: the model is of another family, or has a part that is not supported.
     """
     family = raw.get("model_type")
     if family not in FAMILIES:
@@ -117,7 +120,10 @@ def _llama(raw: dict[str, Any]) -> dict[str, Any]:
 
 
 def _rope(raw: dict[str, Any]) -> tuple[float, RopeScaling | None]:
-    """transformers 5 has rope_parameters, 4 has rope_theta and rope_scaling beside each other."""
+    """Base and scaling of the rotary frequencies.
+
+    transformers 5 writes rope_parameters; transformers 4 writes rope_theta and rope_scaling.
+    """
     rope = raw.get("rope_parameters") or raw.get("rope_scaling") or {}
     if not isinstance(rope, dict):
         raise ModelError(f"rope_scaling is {rope!r}; it must be an object")
@@ -141,7 +147,7 @@ def _rope(raw: dict[str, Any]) -> tuple[float, RopeScaling | None]:
 
 
 def _window(raw: dict[str, Any]) -> tuple[int | None, int]:
-    """The sliding window and the first layer that has it."""
+    """The sliding window and the index of the first layer that has it."""
     window, family = raw.get("sliding_window"), raw["model_type"]
     if window is None or family == "llama":
         return None, 0
@@ -159,7 +165,9 @@ def _window(raw: dict[str, Any]) -> tuple[int | None, int]:
             raise ModelError(f"layer_types is {kinds!r}; it must be a list")
         first = [*kinds, "sliding_attention"].index("sliding_attention")
         if "full_attention" in kinds[first:]:
-            raise ModelError("layer_types alternates; the window must cover the last layers")
+            raise ModelError(
+                "layer_types alternates; supported are models whose last layers all have the window"
+            )
     return window, first
 
 
@@ -172,20 +180,20 @@ def _activation(name: Any) -> str:
 
 
 def _value(raw: dict[str, Any], name: str, default: Any) -> Any:
-    """What is there; the default where nothing is, or null.
+    """The value of a name; the default if it is missing or null.
 
     Raises:
-        ModelError: neither is there a default.
+        ModelError: the value is missing and there is no default.
     """
     if raw.get(name) is not None:
         return raw[name]
     if default is None:
-        raise ModelError(f"config.json has no {name}" + (", it is null" if name in raw else ""))
+        raise ModelError(f"config.json has no {name}" + (": it is null" if name in raw else ""))
     return default
 
 
 def _whole(raw: dict[str, Any], name: str, default: int | None = None, most: int = 2**31) -> int:
-    """A whole number from 1."""
+    """A whole number from 1 to `most`."""
     value = _value(raw, name, default)
     if isinstance(value, bool) or not isinstance(value, int) or not 1 <= value <= most:
         raise ModelError(f"{name} is {value!r}; it must be a whole number from 1 to {most:,}")
@@ -193,7 +201,7 @@ def _whole(raw: dict[str, Any], name: str, default: int | None = None, most: int
 
 
 def _real(raw: dict[str, Any], name: str, default: float | None = None) -> float:
-    """A finite number above or equal to 0."""
+    """A finite number >= 0."""
     value = _value(raw, name, default)
     if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value < 1e30:
         raise ModelError(f"{name} is {value!r}; it must be a finite number >= 0")
@@ -212,11 +220,9 @@ def _token(raw: dict[str, Any], name: str) -> int | None:
 
 
 def _id(value: Any, name: str) -> int:
-    # Some writers put -1 where there is no such token.
+    # Some programs write -1 for a token that the model does not have.
     if isinstance(value, bool) or not isinstance(value, int) or not -1 <= value < 2**31:
-        raise ModelError(
-            f"{name} is {value!r}; it must be the number of a token, or a list of them"
-        )
+        raise ModelError(f"{name} is {value!r}; it must be a token id or a list of token ids")
     return value
 
 
@@ -224,8 +230,8 @@ def write_config(config: DecoderConfig, scoring: bool, weights: str) -> dict[str
     """The content of config.json, readable by transformers 4 and 5.
 
     Args:
-        config: the model's.
-        scoring: whether it has a score head instead of a head.
+        config: architecture of the model.
+        scoring: whether the model has a score head instead of a head.
         weights: dtype of the tensors, "float32" or "bfloat16".
     """
     eos: Any = list(config.eos_ids)
@@ -255,7 +261,7 @@ def _write_gpt2(config: DecoderConfig) -> dict[str, Any]:
         "n_positions": config.max_positions,
         "layer_norm_epsilon": config.norm_eps,
         "activation_function": config.activation,
-        # Dropout would make the probabilities of a second pass differ from those of the first.
+        # With dropout the probabilities of two forward passes would differ.
         "attn_pdrop": 0.0,
         "embd_pdrop": 0.0,
         "resid_pdrop": 0.0,

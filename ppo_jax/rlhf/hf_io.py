@@ -1,7 +1,7 @@
-"""Models as Hugging Face folders: config.json and safetensors, read and written without torch.
+"""Reading and writing of Hugging Face model folders, config.json and safetensors, without torch.
 
-A folder written here is read by transformers, and the other way round; a model with a score head is
-a `*ForSequenceClassification` with one label.
+transformers can load a folder written here, and `load_model` a folder written by transformers. A
+model with a score head is a `*ForSequenceClassification` with one label.
 """
 
 import json
@@ -30,7 +30,7 @@ TOKENIZER_FILES = (
     "chat_template.jinja",
     "generation_config.json",
 )
-# Buffers that some writers store beside the weights: causal masks and rotary frequencies.
+# Buffers that some programs store with the weights: causal masks and rotary frequencies.
 BUFFERS = (".attn.bias", ".attn.masked_bias", ".rotary_emb.inv_freq")
 
 
@@ -43,17 +43,17 @@ def load_model(
     """Read a model of the gpt2, llama, mistral or qwen2 family.
 
     Args:
-        folder: with config.json and model.safetensors, or shards of it and their index.
-        dtype: of the computation, "float32" or "bfloat16".
-        param_dtype: of the parameters; None keeps that of the file.
+        folder: folder with config.json and model.safetensors, or with shards and their index.
+        dtype: dtype of the computation, "float32" or "bfloat16".
+        param_dtype: dtype of the parameters; None keeps the dtype of the file.
         remat: whether blocks are recomputed in the backward pass.
 
     Returns:
         The decoder and its parameters; a `*ForSequenceClassification` has a score head and no head.
 
     Raises:
-        ModelError: the folder is no model, or not one of these, or its tensors do not fit; or it
-            was written here, and a file of it is damaged.
+        ModelError: the folder is not a model of these families, its tensors do not match its
+            config.json, or a file differs from the digest in the folder's manifest.
     """
     folder = Path(folder)
     _verify(folder)
@@ -80,21 +80,21 @@ def save_model(
     *,
     max_shard_bytes: int = 5 * 10**9,
 ) -> None:
-    """Write a model, so that transformers and `load_model` can read it.
+    """Write a model in a format that transformers and `load_model` can read.
 
     Args:
-        folder: made if it is missing; a model that is there is replaced.
-        decoder: the model's.
-        params: its parameters, written in their own dtype; with `score`, as a
-            `*ForSequenceClassification`.
+        folder: path of the folder, created if missing; a model in it is replaced.
+        decoder: architecture of the model.
+        params: parameters of the model, written in their own dtype; parameters with `score` become
+            a `*ForSequenceClassification`.
         tokenizer: a folder whose tokenizer files are copied, or the content of tokenizer.json.
-        max_shard_bytes: a new file is begun before one exceeds this.
+        max_shard_bytes: maximum size of a file in bytes; a larger model is written as several.
     """
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     tensors = to_tensors(decoder, params)
     weights = str(next(iter(tensors.values())).dtype)
-    # config.json goes first and comes last: a folder that has one is complete.
+    # config.json is deleted first and written last: a folder that has one is complete.
     for name in ("config.json", manifest.NAME):
         (folder / name).unlink(missing_ok=True)
     written = _copy_tokenizer(folder, tokenizer)
@@ -106,10 +106,10 @@ def save_model(
 
 
 def _verify(folder: Path) -> None:
-    """Refuse a folder of our own in which a file differs from its digest.
+    """Refuse a folder with a manifest in which a file differs from its digest.
 
     Raises:
-        ModelError: which, and what to do.
+        ModelError: a file is damaged; the message names it and a remedy.
     """
     try:
         manifest.require(folder, *manifest.read(folder))
@@ -118,15 +118,15 @@ def _verify(folder: Path) -> None:
 
 
 def from_tensors(decoder: Decoder, tensors: dict[str, np.ndarray], scoring: bool) -> Params:
-    """Parameters from tensors by their names on disk.
+    """Parameters of a decoder from tensors with their names on disk.
 
     Args:
-        decoder: the model.
-        tensors: by name, with or without the prefix of the trunk.
+        decoder: architecture of the model.
+        tensors: tensors by name, with or without the prefix of the trunk.
         scoring: whether the model has a score head instead of a head.
 
     Raises:
-        ModelError: a tensor is missing, left over, or of another shape.
+        ModelError: a tensor is missing, unknown, or of another shape.
     """
     config = decoder.config
     shapes = jax.eval_shape(decoder.init, jax.random.key(0))
@@ -143,7 +143,9 @@ def from_tensors(decoder: Decoder, tensors: dict[str, np.ndarray], scoring: bool
         _place(params, entry, rest.pop(entry.name), shapes)
     extra = [name for name in rest if not name.endswith(BUFFERS)]
     if extra:
-        raise ModelError(f"tensor {_some(extra)} is in no {config.family} of this config")
+        raise ModelError(
+            f"tensor {_some(extra)} is not part of a {config.family} model with this config.json"
+        )
     return params
 
 
@@ -154,8 +156,8 @@ def _place(params: dict, entry: hf_names.Entry, tensor: np.ndarray, shapes: Para
     on_disk = want[::-1] if entry.transposed else want
     if tensor.shape != on_disk:
         raise ModelError(
-            f"tensor {entry.name} has shape {list(tensor.shape)}; by config.json it must be "
-            f"{list(on_disk)}"
+            f"tensor {entry.name} has shape {list(tensor.shape)}; according to config.json it must "
+            f"be {list(on_disk)}"
         )
     if not np.issubdtype(tensor.dtype, np.floating) and tensor.dtype != jnp.bfloat16:
         raise ModelError(f"tensor {entry.name} is {tensor.dtype}; weights must be floating point")
@@ -166,7 +168,7 @@ def _place(params: dict, entry: hf_names.Entry, tensor: np.ndarray, shapes: Para
 
 
 def to_tensors(decoder: Decoder, params: Params) -> dict[str, np.ndarray]:
-    """Tensors by their names on disk, from parameters or from anything else of their structure."""
+    """Tensors by their names on disk, from parameters or any pytree of the same structure."""
     prefix = hf_names.prefix_of(decoder.config)
     tensors = {}
     for entry in hf_names.entries(decoder.config, "head" in params, "score" in params):
@@ -185,23 +187,23 @@ def _read_tensors(folder: Path) -> dict[str, np.ndarray]:
         names = [SINGLE]
     else:
         there = sorted(p.name for p in folder.glob("*.bin"))
-        hint = f"; {there[0]} is a pickle, save the model as safetensors" if there else ""
+        hint = f"; {there[0]} is a pickle: save the model as safetensors" if there else ""
         raise ModelError(f"{folder} has neither {SINGLE} nor {INDEX}{hint}")
     tensors: dict[str, np.ndarray] = {}
     for name in names:
         path = folder / name
         if not path.is_file():
-            raise ModelError(f"{folder / INDEX} names {name}, which is not there")
+            raise ModelError(f"{folder / INDEX} names {name}, which does not exist")
         try:
             with safe_open(path, framework="numpy") as file:
                 tensors |= {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
         except (SafetensorError, OSError) as error:
-            raise ModelError(f"{path} is damaged or no safetensors file: {error}") from error
+            raise ModelError(f"{path} is damaged or not a safetensors file: {error}") from error
     return tensors
 
 
 def _write_tensors(folder: Path, tensors: dict[str, np.ndarray], most: int) -> list[str]:
-    """The names of the files that the tensors are in, and of their index."""
+    """Write the tensors; returns the names of the files, including the index."""
     shards: list[dict[str, np.ndarray]] = [{}]
     for name, tensor in tensors.items():
         if shards[-1] and sum(x.nbytes for x in shards[-1].values()) + tensor.nbytes > most:
@@ -224,7 +226,7 @@ def _write_tensors(folder: Path, tensors: dict[str, np.ndarray], most: int) -> l
 
 
 def _copy_tokenizer(folder: Path, tokenizer: str | os.PathLike | bytes | None) -> list[str]:
-    """The names of the files that are there now."""
+    """Copy the tokenizer's files; returns their names."""
     if isinstance(tokenizer, bytes):
         files.write_bytes(folder / "tokenizer.json", tokenizer)
         return ["tokenizer.json"]
@@ -239,10 +241,10 @@ def _copy_tokenizer(folder: Path, tokenizer: str | os.PathLike | bytes | None) -
 
 def _read_json(path: Path, folder: Path) -> dict[str, Any]:
     if not folder.is_dir():
-        raise ModelError(f"{folder} is not a folder; a model is a folder with config.json")
+        raise ModelError(f"{folder} is not a folder; a model is a folder with a config.json")
     if not path.is_file():
         there = ", ".join(sorted(p.name for p in folder.iterdir())[:5]) or "nothing"
-        raise ModelError(f"{folder} is not a model: no {path.name} in it (there is: {there})")
+        raise ModelError(f"{folder} is not a model: no {path.name} in it (it contains: {there})")
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
     except (ValueError, RecursionError) as error:

@@ -1,4 +1,4 @@
-"""Which tensor of a Hugging Face folder is which leaf of the parameters, and how it is laid out."""
+"""Mapping between tensors of a Hugging Face folder and leaves of the parameters."""
 
 from typing import NamedTuple
 
@@ -11,9 +11,10 @@ class Entry(NamedTuple):
     """One tensor on disk.
 
     Attributes:
-        name: its name, without the prefix of the trunk.
-        leaves: paths in the parameters; several lie side by side in the tensor's last axis.
-        transposed: whether torch's (out, in) must become (in, out).
+        name: name of the tensor, without the prefix of the trunk.
+        leaves: paths of leaves of the parameters; several leaves are concatenated along the
+            tensor's last axis.
+        transposed: whether the tensor has torch's layout (out, in) instead of (in, out).
     """
 
     name: str
@@ -22,7 +23,7 @@ class Entry(NamedTuple):
 
 
 def prefix_of(config: DecoderConfig) -> str:
-    """What stands before the names of the trunk's tensors."""
+    """The prefix of the names of the trunk's tensors."""
     return "transformer." if config.family == "gpt2" else "model."
 
 
@@ -30,9 +31,9 @@ def entries(config: DecoderConfig, head: bool, score: bool) -> list[Entry]:
     """All tensors of a model.
 
     Args:
-        config: the model's.
-        head: whether it has a head of its own.
-        score: whether it has a score head.
+        config: architecture of the model.
+        head: whether the model has a head that is not the transposed embedding.
+        score: whether the model has a score head.
     """
     make = _gpt2_entries if config.family == "gpt2" else _llama_entries
     found = make(config)
@@ -44,7 +45,7 @@ def entries(config: DecoderConfig, head: bool, score: bool) -> list[Entry]:
 
 
 def _gpt2_entries(config: DecoderConfig) -> list[Entry]:
-    # GPT-2 stores its matrices as (in, out), and q, k and v as one.
+    # GPT-2 stores its matrices as (in, out), and q, k and v as one matrix.
     found = [
         Entry("wte.weight", (("embedding",),)),
         Entry("wpe.weight", (("positions",),)),

@@ -1,6 +1,6 @@
-"""Low-rank adapters: a few trained numbers on top of frozen weights.
+"""Low-rank adapters (LoRA): small trained matrices that are added to frozen weights.
 
-The reference model is then the actor with its adapters left off, and costs nothing.
+The actor without its adapters is the reference model, which therefore needs no memory of its own.
 """
 
 from collections.abc import Sequence
@@ -13,21 +13,21 @@ from ppo_jax.types import Params
 
 
 def init(key: jax.Array, params: Params, rank: int, targets: Sequence[str] = ("q", "v")) -> Params:
-    """Adapters under which the model is exactly the one without them.
+    """Fresh adapters, with which the model is exactly the one without adapters.
 
     A ~ N(0, 1 / in), B = 0
 
     Args:
         key: PRNG key.
-        params: a decoder's.
-        rank: r, columns of A.
-        targets: which matrices have adapters, in every layer: q, k, v, o, gate, up, down.
+        params: parameters of a decoder.
+        rank: r, the number of columns of A.
+        targets: names of the matrices that get adapters in every layer: q, k, v, o, gate, up, down.
 
     Returns:
-        {layer: {module: {target: {a [in, r], b [r, out]}}}}.
+        The adapters, {layer: {module: {target: {a [in, r], b [r, out]}}}}.
 
     Raises:
-        ValueError: the rank is not positive, or no layer has such a matrix.
+        ValueError: the rank is not positive, or no layer has a matrix of that name.
 
     Source: Hu et al. 2021, LoRA: Low-Rank Adaptation of Large Language Models, section 4.1.
     """
@@ -55,12 +55,12 @@ def merge(params: Params, adapters: Params, scale: jax.Array | float = 1.0) -> P
     """The parameters of the adapted model, W + scale · A B.
 
     Args:
-        params: the frozen W.
-        adapters: A and B, from `init`.
-        scale: usually α / r.
+        params: frozen parameters W of the decoder.
+        adapters: adapters A and B, as from `init`.
+        scale: factor of the product, usually α / r.
 
     Returns:
-        As `params`; differentiable in all arguments.
+        Parameters with the structure of `params`; differentiable in all arguments.
 
     Source: Hu et al. 2021, eq. 3.
     """

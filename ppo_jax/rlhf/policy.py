@@ -1,4 +1,4 @@
-"""A language model as a policy: the state is what has been read, the action the next token."""
+"""A language model as a policy: the state is the text so far, the action is the next token."""
 
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -15,13 +15,13 @@ from ppo_jax.types import Params, PyTree
 
 @struct.dataclass
 class TokenInputs:
-    """What a policy of tokens reads: a prompt, padded on its left, and the response to it.
+    """Inputs of a language policy: prompts, padded on the left, followed by their responses.
 
-    In a Trajectory the first two axes are the other way round, [1, M, P + L].
+    In a Trajectory the first two axes are swapped, [1, M, P + L].
 
     Attributes:
-        tokens: [M, 1, P + L].
-        mask: [M, 1, P + L] 1 for what was written, by a person or by the sampler; 0 for padding.
+        tokens: [M, 1, P + L] int, token ids.
+        mask: [M, 1, P + L] mask, 1 for tokens of prompt and response and 0 for padding.
     """
 
     tokens: jax.Array
@@ -31,15 +31,16 @@ class TokenInputs:
 class LanguagePolicy(NamedTuple):
     """An actor and a critic of token sequences as pure functions.
 
-    apply(params, inputs) -> (dist [M, L], value [M, L]): of each token of the response and of the
-        text before it. What the losses call, with the parameters that `join` makes.
-    join(params, frozen) -> params with top-level keys actor and critic: adapters laid over the
-        frozen reference, if the actor is no more than adapters; else the parameters themselves.
-    actor: the decoder that writes.
-    critic: "separate", a decoder of its own; "shared", a head on the actor; "none", 0.
-    length: L, tokens of the longest response.
-    temperature: of all probabilities, when sampling and afterwards.
-    valid_vocab: ids from here on are in no tokenizer, and impossible; None admits all.
+    apply(params, inputs) -> (dist [M, L], value [M, L]): the distribution of each token of the
+        response, and the value of the text before it. The losses call it with the parameters that
+        `join` returns.
+    join(params, frozen) -> params with the top-level keys actor and critic: with adapters added to
+        the frozen reference if the actor consists of adapters, unchanged otherwise.
+    actor: the decoder that generates responses.
+    critic: "separate" for a decoder, "shared" for a head on the actor, "none" for the value 0.
+    length: L, the maximum number of tokens of a response.
+    temperature: temperature τ of all probabilities, during sampling and in the losses.
+    valid_vocab: number of ids in the tokenizer; larger ids have probability 0. None allows all ids.
     """
 
     apply: Callable[[Params, TokenInputs], tuple[TokenDistribution, jax.Array]]
@@ -51,10 +52,10 @@ class LanguagePolicy(NamedTuple):
     valid_vocab: int | None = None
 
     def joined(self, frozen: PyTree) -> "LanguagePolicy":
-        """The same policy with `apply` taking the parameters that are trained.
+        """The same policy with an `apply` that takes the trained parameters.
 
         Args:
-            frozen: what `join` lays adapters over.
+            frozen: frozen arrays; `join` adds adapters to `frozen["reference"]`.
         """
 
         def apply(params: Params, inputs: TokenInputs) -> tuple[TokenDistribution, jax.Array]:
@@ -75,22 +76,23 @@ def make_policy(
     """The policy of a decoder.
 
     Args:
-        actor: the decoder that writes.
-        critic: the decoder that judges; or "shared", a linear head on the actor's last hidden
-            state; or "none".
-        length: L, tokens of the longest response.
-        temperature: the logits are divided by it.
-        lora_scale: α/r, where the actor's parameters are adapters over the reference.
-        valid_vocab: ids from here on are in no tokenizer, and impossible; None admits all.
+        actor: the decoder that generates responses.
+        critic: the decoder that computes values; or "shared" for a linear head on the actor's last
+            hidden state; or "none".
+        length: L, the maximum number of tokens of a response.
+        temperature: temperature τ, which divides the logits.
+        lora_scale: scale α/r of the adapters; None if the actor is trained without adapters.
+        valid_vocab: number of ids in the tokenizer; larger ids have probability 0. None allows all
+            ids.
 
     Returns:
-        LanguagePolicy. Parameters: `actor` as the decoder has them or adapters; `critic` with a
-        head `score`, all of a decoder or nothing else.
+        A LanguagePolicy. Its parameters are `actor`, those of the decoder or adapters, and
+        `critic`, with a score head: those of a decoder, or the head alone.
     """
     kind = critic if isinstance(critic, str) else "separate"
 
     def apply(params: Params, inputs: TokenInputs) -> tuple[TokenDistribution, jax.Array]:
-        # The last token of a response is never read: nothing is written after it.
+        # The last token of a response is never an input, because no token follows it.
         tokens, mask = inputs.tokens[:, 0, :-1], inputs.mask[:, 0, :-1]
         hidden = actor.hidden(params["actor"], tokens, mask)[:, -length:]
         dist = TokenDistribution(
@@ -112,14 +114,14 @@ def make_policy(
 
 
 def read_values(critic: Params, hidden: jax.Array) -> jax.Array:
-    """V of the text up to each token, by a linear head.
+    """Values of the text up to each token, computed by a linear head.
 
     Args:
-        critic: {"score": {"kernel": [D, 1]}}.
-        hidden: [..., D] of the actor.
+        critic: parameters of the head, {"score": {"kernel": [D, 1]}}.
+        hidden: [..., D] hidden states of the actor.
 
     Returns:
-        [...] float32.
+        [...] float32 values.
     """
     return (hidden.astype(jnp.float32) @ critic["score"]["kernel"])[..., 0]
 
@@ -133,18 +135,19 @@ def log_prob_of(
     temperature: Any = 1.0,
     valid_vocab: int | None = None,
 ) -> jax.Array:
-    """log π(token | text before it) of a response under any model.
+    """log π(token | text before it) of the tokens of responses under any model.
 
     Args:
-        decoder: whose vocabulary the tokens are of.
-        params: of it.
-        inputs: TokenInputs [M, 1, P + L].
-        length: L.
-        temperature: τ, of all probabilities.
-        valid_vocab: ids from here on are impossible.
+        decoder: architecture of the model, with the vocabulary of the tokens.
+        params: parameters of the model.
+        inputs: prompts and responses [M, 1, P + L].
+        length: L, the maximum number of tokens of a response.
+        temperature: temperature τ, which divides the logits.
+        valid_vocab: number of ids in the tokenizer; larger ids have probability 0. None allows all
+            ids.
 
     Returns:
-        [M, L].
+        [M, L] float32, log-probabilities in nats.
     """
     tokens, mask = inputs.tokens[:, 0], inputs.mask[:, 0]
     hidden = decoder.hidden(params, tokens[:, :-1], mask[:, :-1])[:, -length:]

@@ -1,9 +1,9 @@
-"""From the scores of responses to the rewards of tokens: what PPO on a language model learns from.
+"""Token rewards, advantages and losses of PPO on language models.
 
-B responses of at most L tokens; the mask is 1 on the tokens the policy chose, its EOS among them,
-and comes from the sampler. What stands where it is 0 is never read, so it may be infinite or NaN.
-Masked GAE is `advantages.estimate_gae` with the mask as weight, the losses are those of `losses`,
-and running moments of scores are `normalization`'s.
+All arrays belong to B responses of at most L tokens. The mask comes from the sampler and is 1 for
+the sampled tokens, including EOS. Elements where the mask is 0 are never read, so they may be
+infinite or NaN. Masked GAE is `advantages.estimate_gae` with the mask as weight; the policy and
+value losses are in `losses`; running statistics of scores are in `normalization`.
 """
 
 from collections.abc import Callable
@@ -15,7 +15,7 @@ from ppo_jax import divergences, losses, shapes
 from ppo_jax.algorithms.ppo_kl import proportional_coefficient
 from ppo_jax.config.options import did_you_mean
 
-# In terms of (log p, log q) for samples of q; here q is the policy and p the reference.
+# Functions of (log p, log q) for samples of q; here q is the policy and p is the reference.
 KL_ESTIMATORS: dict[str, Callable[[jax.Array, jax.Array], jax.Array]] = {
     "k1": divergences.k1,
     "k2": divergences.k2,
@@ -27,30 +27,31 @@ KL_ESTIMATORS: dict[str, Callable[[jax.Array, jax.Array], jax.Array]] = {
 def kl_estimate(
     log_prob: jax.Array, ref_log_prob: jax.Array, kind: str, mask: jax.Array | None = None
 ) -> jax.Array:
-    """KL(π ‖ π_ref) per token, from the tokens that π sampled.
+    """Estimate of KL(π ‖ π_ref) per token, from tokens sampled by π.
 
     x = log π(a|s) − log π_ref(a|s)
     k1 = x,   k2 = ½ x²,   k3 = e^{−x} − 1 + x,   abs = |x|
 
-    As a reward take k1: summed over a response it is unbiased. As a differentiated loss take k2:
-    its gradient is the gradient of the KL in expectation, those of k1 and k3 are not.
+    In the reward, use k1: its sum over a response is an unbiased estimate. In a differentiated
+    loss, use k2: the expectation of its gradient is the gradient of the KL, which does not hold for
+    k1 and k3.
 
     Args:
         log_prob: [...] log π, at the temperature the tokens were sampled with.
         ref_log_prob: [...] log π_ref, at the same temperature.
-        kind: a name in KL_ESTIMATORS.
-        mask: [...] or None for all ones; where it is 0 so is the estimate, and no gradient passes.
+        kind: name of the estimator, a key of KL_ESTIMATORS.
+        mask: [...] mask, or None for all ones; where it is 0, the estimate and its gradient are 0.
 
     Returns:
-        [...] in nats.
+        [...] estimates in nats.
 
     Raises:
-        ValueError: kind is none of them, or arrays of different shapes.
+        ValueError: kind is not the name of an estimator, or the arrays have different shapes.
 
     Source: Schulman 2020, Approximating KL Divergence (joschu.net/blog/kl-approx.html).
     """
     if kind not in KL_ESTIMATORS:
-        raise ValueError(f"no KL estimator is called {kind!r}: {did_you_mean(kind, KL_ESTIMATORS)}")
+        raise ValueError(f"unknown KL estimator {kind!r}: {did_you_mean(kind, KL_ESTIMATORS)}")
     shapes.same("kl_estimate", log_prob=log_prob, ref_log_prob=ref_log_prob, mask=mask)
     if mask is not None:  # before the exponential and the square: 0 · ∞ is NaN in their gradients
         log_prob = jnp.where(mask > 0, log_prob, 0.0)
@@ -59,13 +60,13 @@ def kl_estimate(
 
 
 def last_token(mask: jax.Array) -> jax.Array:
-    """Where each response ends: 1[t is the last index with mask 1].
+    """The last token of each response: 1[t is the last index with mask 1].
 
     Args:
-        mask: [B, L].
+        mask: [B, L] mask, 1 for the tokens of the response.
 
     Returns:
-        [B, L] bool, one True a row; none in a row of zeros.
+        [B, L] bool, True for one token of each row, or none if the mask of the row is all 0.
     """
     real = mask > 0
     remaining = jnp.cumsum(real[:, ::-1], axis=1)[:, ::-1]
@@ -75,23 +76,23 @@ def last_token(mask: jax.Array) -> jax.Array:
 def token_rewards(
     kl: jax.Array, score: jax.Array, mask: jax.Array, kl_coef: jax.Array | float
 ) -> jax.Array:
-    """The reward of every token: a KL penalty each, and the score for the last.
+    """The reward of each token: a KL penalty, and for the last token also the score.
 
     r_t = −β kl_t + 1[t is the last token of the response] score
 
-    Their sum is score − β KL of the response, the reward of methods without a critic (RLOO).
+    The sum over a response is score − β KL, the reward of methods without a critic (RLOO).
 
     Args:
-        kl: [B, L] estimate per token, `kl_estimate`.
-        score: [B] of the reward model.
-        mask: [B, L] 1 on the tokens of the response.
-        kl_coef: [] β; 0 where the KL is a term of the loss instead.
+        kl: [B, L] KL estimates per token in nats, as from `kl_estimate`.
+        score: [B] scores of the reward model.
+        mask: [B, L] mask, 1 for the tokens of the response.
+        kl_coef: [] KL coefficient β; 0 if the KL is a term of the loss instead.
 
     Returns:
-        [B, L] floats, 0 where mask is 0; a response of no tokens is paid nothing.
+        [B, L] rewards, 0 where mask is 0; all rewards of an empty response are 0.
 
     Raises:
-        ValueError: shapes that do not belong together.
+        ValueError: the arrays have shapes that do not match.
 
     Source: Ziegler et al. 2019, Fine-Tuning Language Models from Human Preferences, eq. 2;
     Ouyang et al. 2022 (InstructGPT), eq. 2.
@@ -110,14 +111,14 @@ def sequence_kl(kl: jax.Array, mask: jax.Array) -> jax.Array:
     """KL of whole responses: Σ_t kl_t over the tokens with mask 1.
 
     Args:
-        kl: [B, L] per token.
-        mask: [B, L].
+        kl: [B, L] KL estimates per token in nats.
+        mask: [B, L] mask, 1 for the tokens of the response.
 
     Returns:
-        [B] in nats; its mean is what `adaptive_kl` controls.
+        [B] estimates in nats; `adaptive_kl` controls their mean.
 
     Raises:
-        ValueError: a mask whose shape is not that of kl.
+        ValueError: the shapes of mask and kl differ.
     """
     shapes.exact("sequence_kl", jnp.shape(kl), "kl", mask=mask)
     return jnp.sum(jnp.where(mask > 0, kl, 0.0), axis=1)
@@ -135,17 +136,17 @@ def adaptive_kl(
     β ← β (1 + clip(KL / target − 1, −0.2, 0.2) n / horizon)
 
     Args:
-        coef: [] β.
-        kl: [] mean over the n responses of their `sequence_kl`.
-        target: in nats per response.
-        horizon: in responses.
-        num_sequences: n.
+        coef: [] KL coefficient β.
+        kl: [] mean of `sequence_kl` over the n responses, in nats.
+        target: target of the mean KL, in nats per response.
+        horizon: time constant of the controller, as a number of responses.
+        num_sequences: n, the number of responses since the last call.
 
     Returns:
-        [] β.
+        [] coefficient β of the next rollout.
 
     Raises:
-        ValueError: a KL for each response instead of their mean.
+        ValueError: an argument is an array instead of a number.
 
     Source: Ziegler et al. 2019, section 2.2, and their code.
     """
@@ -155,24 +156,26 @@ def adaptive_kl(
 
 
 def whiten(x: jax.Array, mask: jax.Array, shift_mean: bool = True, ddof: int = 0) -> jax.Array:
-    """Shift and scale the real elements to mean 0 and variance 1.
+    """Shift and scale the unmasked elements to mean 0 and variance 1.
 
     (x − μ) / √(σ² + 1e-8),   σ² = Σ m (x − μ)² / (Σ m − ddof)
 
-    Over all B × L at once: on a part of the batch it would be another quantity.
+    μ and σ are those of the whole batch [B, L]; whitening parts of a batch separately gives other
+    values.
 
     Args:
-        x: [B, L] advantages, or rewards.
-        mask: [B, L].
-        shift_mean: False leaves the mean where it was, for rewards.
-        ddof: 0 for the population's variance, which a single token has too; 1 for the sample's
-            (TRL, verl, tunix), 0 / 0 of which is taken as 0.
+        x: [B, L] advantages or rewards.
+        mask: [B, L] mask, 1 for the tokens of the response.
+        shift_mean: whether the mean becomes 0; False restores the mean after scaling, which is
+            used for rewards.
+        ddof: 0 for the population variance; 1 for the sample variance (TRL, verl, tunix), whose
+            0 / 0 for a single token is replaced by 0.
 
     Returns:
-        [B, L], 0 where mask is 0.
+        [B, L] whitened elements, 0 where mask is 0.
 
     Raises:
-        ValueError: a mask whose shape is not that of x.
+        ValueError: the shapes of mask and x differ.
 
     Source: the code of Ziegler et al. 2019, openai/lm-human-preferences; Huang et al. 2024, The N+
     Implementation Details of RLHF with PPO.
@@ -180,7 +183,8 @@ def whiten(x: jax.Array, mask: jax.Array, shift_mean: bool = True, ddof: int = 0
     shapes.exact("whiten", jnp.shape(x), "x", mask=mask)
     mean = losses.mean(x, mask)
     centred = jnp.where(mask > 0, x - mean, 0.0)
-    # Once more: the rounding error of the first mean would be all there is of a constant x.
+    # The mean is subtracted twice: of a constant x only the rounding error of the first mean
+    # remains, and dividing by √1e-8 would amplify it.
     centred = jnp.where(mask > 0, centred - losses.mean(centred, mask), 0.0)
     count = jnp.maximum(jnp.sum(mask) - ddof, 1.0)
     variance = losses.mean(jnp.square(centred), mask, count)
@@ -189,18 +193,18 @@ def whiten(x: jax.Array, mask: jax.Array, shift_mean: bool = True, ddof: int = 0
 
 
 def has_eos(tokens: jax.Array, mask: jax.Array, eos_id: int) -> jax.Array:
-    """Whether a response came to its end: its last token is EOS.
+    """Whether the last token of a response is EOS.
 
     Args:
-        tokens: [B, L] of the responses.
-        mask: [B, L]; a padding token that equals EOS does not count.
+        tokens: [B, L] token ids of the responses.
+        mask: [B, L] mask, 1 for the tokens of the response; padding with the id of EOS is ignored.
         eos_id: the id of EOS.
 
     Returns:
-        [B] bool.
+        [B] bool, True for responses that end with EOS.
 
     Raises:
-        ValueError: a mask whose shape is not that of the tokens.
+        ValueError: the shapes of mask and tokens differ.
     """
     shapes.exact("has_eos", jnp.shape(tokens), "the tokens", mask=mask)
     return jnp.any(last_token(mask) & (tokens == eos_id), axis=1)
@@ -209,18 +213,18 @@ def has_eos(tokens: jax.Array, mask: jax.Array, eos_id: int) -> jax.Array:
 def subtract_without_eos(
     score: jax.Array, ended: jax.Array, penalty: jax.Array | float
 ) -> jax.Array:
-    """A penalty for responses that were cut off: score − penalty 1[no EOS].
+    """A penalty for truncated responses: score − penalty 1[no EOS].
 
     Args:
-        score: [B].
-        ended: [B] bool, `has_eos`.
-        penalty: ≥ 0.
+        score: [B] scores of the responses.
+        ended: [B] bool, whether the response ends with EOS, as from `has_eos`.
+        penalty: penalty ≥ 0 of responses without EOS.
 
     Returns:
-        [B].
+        [B] scores after the penalty.
 
     Raises:
-        ValueError: arrays of different shapes; only scalars are broadcast.
+        ValueError: the arrays have different shapes; only scalars are broadcast.
 
     Source: TRL, missing_eos_penalty.
     """
@@ -229,20 +233,20 @@ def subtract_without_eos(
 
 
 def replace_without_eos(score: jax.Array, ended: jax.Array, value: jax.Array | float) -> jax.Array:
-    """One score for all responses that were cut off: score if EOS, else value.
+    """A constant score for all truncated responses: score if EOS, otherwise value.
 
-    Whatever such a response says counts for nothing, so there is nothing to gain by it.
+    The content of a truncated response then has no influence on its score.
 
     Args:
-        score: [B].
-        ended: [B] bool, `has_eos`.
-        value: their score, −1 in both sources.
+        score: [B] scores of the responses.
+        ended: [B] bool, whether the response ends with EOS, as from `has_eos`.
+        value: score of responses without EOS, −1 in both sources.
 
     Returns:
-        [B].
+        [B] scores after the replacement.
 
     Raises:
-        ValueError: arrays of different shapes; only scalars are broadcast.
+        ValueError: the arrays have different shapes; only scalars are broadcast.
 
     Source: the code of Ziegler et al. 2019; Huang et al. 2024.
     """
@@ -251,18 +255,18 @@ def replace_without_eos(score: jax.Array, ended: jax.Array, value: jax.Array | f
 
 
 def leave_one_out(score: jax.Array) -> jax.Array:
-    """Advantages of K responses to one prompt, each with the other ones' mean as its baseline.
+    """Advantages of K responses to one prompt, with the mean of the other K − 1 as the baseline.
 
     Â_k = s_k − 1/(K−1) Σ_{j≠k} s_j
 
     Args:
-        score: [G, K] of G prompts, the KL penalty of whole responses already in it.
+        score: [G, K] scores of the responses to G prompts, after subtracting the KL penalty.
 
     Returns:
-        [G, K].
+        [G, K] advantages.
 
     Raises:
-        ValueError: K is 1: there is no other.
+        ValueError: K is 1, so that a response has no baseline.
 
     Source: Kool et al. 2019, Buy 4 REINFORCE Samples, Get a Baseline for Free!; Ahmadian et al.
     2024, Back to Basics (RLOO).
@@ -272,20 +276,20 @@ def leave_one_out(score: jax.Array) -> jax.Array:
 
 
 def group_normalized(score: jax.Array, ddof: int = 1, eps: float = 1e-4) -> jax.Array:
-    """Advantages of K responses to one prompt, shifted and scaled within their group.
+    """Advantages of K responses to one prompt, normalised within their group.
 
     Â_k = (s_k − mean(s)) / (std(s) + ε)
 
     Args:
-        score: [G, K] of G prompts.
-        ddof: 1 for the sample deviation, as in TRL; the paper writes std and says no more.
-        eps: ε, 1e-4 as in TRL; the paper has none.
+        score: [G, K] scores of the responses to G prompts.
+        ddof: 1 for the sample standard deviation, as in TRL; the paper does not specify it.
+        eps: constant ε in the denominator, 1e-4 as in TRL; the paper has none.
 
     Returns:
-        [G, K]; a group of equal scores gets zeros.
+        [G, K] advantages, all 0 in a group of equal scores.
 
     Raises:
-        ValueError: K is 1: it has no deviation.
+        ValueError: K is 1, so that the group has no standard deviation.
 
     Source: Shao et al. 2024, DeepSeekMath, section 4.1.2 (GRPO with outcome supervision).
     """
@@ -296,20 +300,20 @@ def group_normalized(score: jax.Array, ddof: int = 1, eps: float = 1e-4) -> jax.
 def preference_loss(
     chosen: jax.Array, rejected: jax.Array, margin: jax.Array | float = 0.0
 ) -> jax.Array:
-    """How surprising it is to a reward model that one response was preferred to the other.
+    """Negative log-likelihood of preferences under the Bradley-Terry model.
 
     L = −log σ(s_chosen − s_rejected − margin)
 
     Args:
-        chosen: [M] scores.
-        rejected: [M] scores.
-        margin: [M] or one number: by how much the one should beat the other.
+        chosen: [M] scores of the preferred responses.
+        rejected: [M] scores of the other responses.
+        margin: [M] score differences that the preferences demand, or one number for all.
 
     Returns:
-        [M]; log 2 where the scores are equal.
+        [M] losses; log 2 for equal scores and margin 0.
 
     Raises:
-        ValueError: arrays of different shapes; only scalars are broadcast.
+        ValueError: the arrays have different shapes; only scalars are broadcast.
 
     Source: Bradley & Terry 1952; Ouyang et al. 2022, eq. 1; the margin, Touvron et al. 2023
     (Llama 2), eq. 2.
@@ -319,17 +323,19 @@ def preference_loss(
 
 
 def centering_loss(chosen: jax.Array, rejected: jax.Array) -> jax.Array:
-    """What keeps scores about 0, which preferences alone leave open: (s_chosen + s_rejected)².
+    """A regulariser that keeps scores close to 0: (s_chosen + s_rejected)².
+
+    The preference loss depends on score differences only and leaves their mean undetermined.
 
     Args:
-        chosen: [M] scores.
-        rejected: [M] scores.
+        chosen: [M] scores of the preferred responses.
+        rejected: [M] scores of the other responses.
 
     Returns:
-        [M], to be added with a small coefficient (0.01).
+        [M] losses, to be added with a small coefficient (0.01).
 
     Raises:
-        ValueError: arrays of different shapes; only scalars are broadcast.
+        ValueError: the arrays have different shapes; only scalars are broadcast.
 
     Source: Eisenstein et al. 2023, Helping or Herding?; TRL, center_rewards_coefficient.
     """
@@ -341,7 +347,7 @@ def _group_size(score: jax.Array, what: str) -> int:
     if score.ndim != 2 or score.shape[1] < 2:
         raise ValueError(
             f"{what} advantages need scores [G, K] with K ≥ 2 responses to each prompt, "
-            f"not {score.shape}: sample more responses per prompt"
+            f"not of shape {score.shape}: sample more responses per prompt"
         )
     return score.shape[1]
 

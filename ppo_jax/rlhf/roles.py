@@ -1,4 +1,4 @@
-"""From the values of a command line to the four models, with a refusal for what does not fit."""
+"""Loading of the four models that a command line names, and checks that they fit together."""
 
 import dataclasses
 import importlib
@@ -18,24 +18,39 @@ from ppo_jax.rlhf.stages import Language
 from ppo_jax.rlhf.tokenizer import check_vocabulary, load_tokenizer
 from ppo_jax.types import Params
 
-# Two tokenizers are the same if they make the same of this.
+# Two tokenizers are taken to be the same if they encode this text to the same ids.
 PROBE = "The quick brown fox jumps over 0123456789 lazy dogs; étude, naïve."
 
 
 def roles(
     values: dict[str, Any], decoder: Decoder, params: Params, language: Language
 ) -> train.Models:
-    """The four models that the values of `ppo` name."""
+    """The four models of the command `ppo`.
+
+    Args:
+        values: values of the options by name.
+        decoder: architecture of the actor.
+        params: parameters that the actor starts from.
+        language: tokenizer of the actor.
+
+    Raises:
+        ConfigError, ModelError, TokenizerError: a model is missing or does not fit the others.
+    """
     rewards, folders = _rewards(values, language, decoder)
     reference = params
     if values["reference"] is not None:
         other, reference = load_model(_model_folder(values["reference"]))
         if "score" in reference:
-            raise ConfigError(f"{values['reference']} is a reward model, which does not write")
+            raise ConfigError(
+                f"{values['reference']} is a reward model, which cannot generate text; give the "
+                "folder of a language model as --reference"
+            )
         if dataclasses.replace(other.config, dtype="float32") != dataclasses.replace(
             decoder.config, dtype="float32", remat=False
         ):
-            raise ConfigError(f"{values['reference']} is not built as {values['model']} is")
+            raise ConfigError(
+                f"{values['reference']} does not have the architecture of {values['model']}"
+            )
     kind = values["critic"]
     if kind == "auto":
         kind = "none" if not ALGORITHMS[values["algorithm"]].critic else "model"
@@ -44,7 +59,7 @@ def roles(
     critic_params: Params = {}
     if kind == "reward":
         if not folders:
-            raise ConfigError("critic reward needs the folder of a reward model in --reward")
+            raise ConfigError("--critic reward needs the folder of a reward model in --reward")
         critic, critic_params = load_model(folders[0], values["dtype"], remat=values["remat"])
         critic_params = stages.zero_head(critic_params)
     elif kind == "model":
@@ -57,12 +72,17 @@ def roles(
 def _rewards(
     values: dict[str, Any], language: Language, actor: Decoder
 ) -> tuple[Reward, list[Path]]:
-    """What is optimised, and the folders of models among it."""
+    """The reward that is optimised, and the folders of the reward models in it."""
     names, weights = values["reward"], values["reward_weights"]
     if not names:
-        raise ConfigError("--reward is needed: the folder of a reward model, or module:function")
+        raise ConfigError(
+            "--reward is required: give the folder of a reward model, or module:function"
+        )
     if weights and len(weights) != len(names):
-        raise ConfigError(f"{len(names)} rewards and {len(weights)} reward_weights")
+        raise ConfigError(
+            f"--reward has {len(names)} values and --reward-weights has {len(weights)}; give one "
+            "weight for each reward"
+        )
     found, folders = [], []
     for name in names:
         if Path(name).is_dir():
@@ -75,9 +95,9 @@ def _rewards(
         else:
             if jax.device_count() > 1:
                 raise ConfigError(
-                    f"--reward {name}: a function of Python is called from one device, and there "
-                    f"are {jax.device_count()}; let JAX see one of them (JAX_NUM_CPU_DEVICES=1, "
-                    "CUDA_VISIBLE_DEVICES=0), or make a reward model of it"
+                    f"--reward {name}: a Python function can be called from one device only, and "
+                    f"JAX uses {jax.device_count()}; restrict JAX to one device "
+                    "(JAX_NUM_CPU_DEVICES=1, CUDA_VISIBLE_DEVICES=0), or use a reward model"
                 )
             found.append(scoring.from_function(_function(name), language.tokenizer))
     if len(found) == 1 and not weights:
@@ -86,59 +106,62 @@ def _rewards(
 
 
 def _check_vocabulary(folder: Path, language: Language) -> None:
-    """Refuse a reward model that reads other tokens than the actor writes.
+    """Refuse a reward model whose tokenizer is not that of the actor.
 
     Raises:
-        ConfigError: its tokenizer differs.
+        ConfigError: the tokenizers differ.
     """
     if not (folder / "tokenizer.json").exists():
         return
     theirs, ours = load_tokenizer(folder), language.tokenizer
-    # Of characters the alphabet; of others what they make of a text.
+    # Character tokenizers are compared by their alphabets, others by the ids of a sample text.
     kept = [getattr(x, "tokens", None) or x.encode(PROBE) for x in (theirs, ours)]
     if theirs.vocab_size != ours.vocab_size or kept[0] != kept[1]:
         raise ConfigError(
-            f"the reward model {folder} has another tokenizer than the model "
-            f"({theirs.vocab_size} tokens there, {ours.vocab_size} here)"
+            f"the tokenizer of the reward model {folder} ({theirs.vocab_size} tokens) is not that "
+            f"of the model ({ours.vocab_size} tokens)"
         )
 
 
 def _check_fits(folder: Path, reward: Decoder, actor: Decoder) -> None:
-    """Refuse a reward model that cannot read all that the actor can write."""
+    """Refuse a reward model whose vocabulary or context is smaller than that of the actor."""
     for name in ("vocab_size", "max_positions"):
         theirs, ours = getattr(reward.config, name), getattr(actor.config, name)
         if theirs < ours:
             raise ConfigError(
-                f"the reward model {folder} has {name} {theirs}, less than the model's {ours}"
+                f"{name} of the reward model {folder} is {theirs}, less than the model's {ours}"
             )
 
 
 def _function(name: str) -> scoring.RewardFunction:
-    """module:function.
+    """The reward function that module:function names.
 
     Raises:
-        ConfigError: there is none of that name.
+        ConfigError: the module cannot be imported, or has no function of that name.
     """
     module, colon, attribute = name.partition(":")
     if not colon:
-        raise ConfigError(f"--reward {name}: neither a folder nor module:function")
+        raise ConfigError(f"--reward {name} is neither a folder nor of the form module:function")
     sys.path.insert(0, "")
     try:
         function = getattr(importlib.import_module(module), attribute)
-    except Exception as error:  # whatever a module of the user's own raises
+    except Exception as error:  # the user's module may raise anything
         raise ConfigError(f"--reward {name}: {type(error).__name__}: {error}") from error
     finally:
         sys.path.pop(0)
     if not callable(function):
-        raise ConfigError(f"--reward {name} is no function but {function!r}")
+        raise ConfigError(f"--reward {name} must name a function, not {function!r}")
     return function
 
 
 def writer(values: dict[str, Any]) -> tuple[Decoder, Params, Language]:
-    """A model that writes; a reward model does not."""
+    """The language model of `--model`, with its tokenizer; a reward model is refused."""
     decoder, params, language = model(values)
     if "score" in params:
-        raise ConfigError(f"{values['model']} is a reward model, which does not write")
+        raise ConfigError(
+            f"{values['model']} is a reward model, which cannot generate text; give the folder of "
+            "a language model as --model"
+        )
     return decoder, params, language
 
 
@@ -146,7 +169,7 @@ def model(values: dict[str, Any]) -> tuple[Decoder, Params, Language]:
     """The model of `--model`, with its tokenizer.
 
     Raises:
-        ConfigError, ModelError, TokenizerError: there is none, or they do not fit.
+        ConfigError, ModelError, TokenizerError: model or tokenizer is missing, or they do not fit.
     """
     folder = _model_folder(Path(needed(values, "model")))
     decoder, params = load_model(folder, values["dtype"], remat=values["remat"])
@@ -156,42 +179,44 @@ def model(values: dict[str, Any]) -> tuple[Decoder, Params, Language]:
 
 
 def _model_folder(folder: Path) -> Path:
-    """The model of a run, or the folder itself."""
+    """The folder of a model: `model` inside the folder of a run, or the folder itself."""
     inner = folder / "model"
     if inner.is_dir() and not (folder / "model.safetensors").exists():
         return inner
     if (folder / "checkpoints").is_dir() or (folder / "sft").is_dir():
-        raise ConfigError(f"{folder} is a run without a model; finish it with --resume {folder}")
+        raise ConfigError(
+            f"{folder} is an unfinished run without a model; finish it with --resume {folder}"
+        )
     return folder
 
 
 def needed(values: dict[str, Any], name: str) -> Any:
-    """The value of a flag that has no default.
+    """The value of a required flag.
 
     Raises:
-        ConfigError: it was not given.
+        ConfigError: the flag was not given.
     """
     if values[name] is None:
-        raise ConfigError(f"--{name.replace('_', '-')} is needed; see --help")
+        raise ConfigError(f"--{name.replace('_', '-')} is required; see --help")
     return values[name]
 
 
 def prompt_room(decoder: Decoder, max_new_tokens: int) -> int:
-    """Tokens that a prompt may have.
+    """The maximum number of tokens of a prompt.
 
     Raises:
-        ConfigError: none.
+        ConfigError: the response alone fills the model's context.
     """
     room = decoder.config.max_positions - max_new_tokens
     if room < 1:
         raise ConfigError(
-            f"max_new_tokens is {max_new_tokens}; the model's context holds "
-            f"{decoder.config.max_positions}, prompt included"
+            f"max_new_tokens is {max_new_tokens}; the context of the model is "
+            f"{decoder.config.max_positions} tokens, including the prompt"
         )
     return room
 
 
 def ends(decoder: Decoder, tokenizer: Any) -> tuple[int, ...] | None:
-    """What ends a response: all that the model's files call an end, and the tokenizer."""
+    """The ids that end a response: those of the model's config.json and of the tokenizer."""
     named = () if tokenizer.eos_id is None else (tokenizer.eos_id,)
     return tuple(sorted({*decoder.config.eos_ids, *named})) or None

@@ -1,7 +1,7 @@
-"""Collecting responses: the contract of `ppo_jax.rollout`, where an episode is a response.
+"""Collection of responses, with the interface of `ppo_jax.rollout`; an episode is a response.
 
-A response is a trajectory and a token an action. All that the frozen models say arrives as the
-reward of each token, so that advantages, losses and updates are those of control.
+A response is a trajectory and each token is an action. The outputs of the frozen models become the
+rewards of the tokens, so that advantages, losses and updates are those of control tasks.
 """
 
 import dataclasses
@@ -24,14 +24,14 @@ from ppo_jax.types import Metrics, Params, PyTree, Trajectory
 
 @struct.dataclass
 class RolloutState:
-    """Everything collecting changes.
+    """The part of the training state that `collect` changes.
 
     Attributes:
-        data_key: decides the order of the prompts in each pass over them.
-        cursor: [] prompts taken so far.
-        kl_coef: [] β in force.
-        moments: RunningMoments of the scores; () where they are not scaled.
-        metrics: of the last rollout, [] each.
+        data_key: PRNG key of the order of the prompts.
+        cursor: [] number of prompts used so far.
+        kl_coef: [] current KL coefficient β.
+        moments: running statistics of the scores, `RunningMoments`; () if scores are not scaled.
+        metrics: metrics of the last rollout, arrays of shape [].
     """
 
     data_key: jax.Array
@@ -42,22 +42,22 @@ class RolloutState:
 
 
 class Settings(NamedTuple):
-    """How responses are made and what they are worth. Floats may be tracers.
+    """Settings of sampling and rewards. Floats may be tracers.
 
     Attributes:
-        num_prompts: prompts per rollout.
-        group_size: responses to each.
-        eos_id: token that ends a response, or several.
-        kl_coef: β at the start.
-        kl_kind: "k1", "k2" or "k3", the estimator of the KL of a token.
-        kl_in: "reward" or "loss", where β KL goes.
-        kl_target: KL of a response that β is adapted to; None: β stays.
-        kl_horizon: responses over which it adapts.
-        reward_clip: scores are clipped to ± this; infinity: not.
-        missing_eos_penalty: subtracted from the score of a response that was cut off.
-        missing_eos_score: its score instead; None: its own.
-        scale_scores: divide scores by their running deviation.
-        mesh: whose devices share the responses; None for one device.
+        num_prompts: number of prompts per rollout.
+        group_size: number of responses to each prompt.
+        eos_id: id or ids of the tokens that end a response; None if no token does.
+        kl_coef: initial KL coefficient β.
+        kl_kind: name of the KL estimator, a key of `KL_ESTIMATORS`.
+        kl_in: "reward" or "loss", the place of the KL penalty.
+        kl_target: mean KL per response, in nats, that β is adapted to; None for a constant β.
+        kl_horizon: time constant of the adaptation, as a number of responses.
+        reward_clip: scores are clipped to [−reward_clip, reward_clip]; infinity for no clipping.
+        missing_eos_penalty: number subtracted from the score of a truncated response.
+        missing_eos_score: score of every truncated response; None for its own score.
+        scale_scores: whether scores are divided by their running standard deviation.
+        mesh: device mesh that the responses are distributed over; None for one device.
     """
 
     num_prompts: int
@@ -76,19 +76,20 @@ class Settings(NamedTuple):
 
 
 class Responses(NamedTuple):
-    """What was written, and what everybody says of it; B responses of at most L tokens.
+    """B responses of at most L tokens, with the outputs of all four models.
 
     Attributes:
-        inputs: TokenInputs [B, 1, P + L].
-        tokens: [B, L].
-        mask: [B, L] 1 for what was sampled, the end included.
-        ended: [B] bool, by its own token rather than for lack of room.
-        gap: [] the largest difference between a log-probability while sampling and afterwards.
-        log_prob: [B, L] of the policy, at its temperature.
-        ref_log_prob: [B, L] of the reference, at the same.
-        value: [B, L] of the critic.
-        raw_score: [B] as the reward gave it.
-        entropy: [B, L] of the policy.
+        inputs: prompts and responses [B, 1, P + L].
+        tokens: [B, L] token ids of the responses.
+        mask: [B, L] mask, 1 for sampled tokens, including EOS.
+        ended: [B] bool, True for responses that end with EOS, False for truncated ones.
+        gap: [] largest absolute difference between the log-probability of a token during sampling
+            and in the forward pass over the whole response, in nats.
+        log_prob: [B, L] log-probabilities under the policy, at its temperature.
+        ref_log_prob: [B, L] log-probabilities under the reference, at the same temperature.
+        value: [B, L] values of the critic.
+        raw_score: [B] scores of the reward, before scaling and clipping.
+        entropy: [B, L] entropies of the policy in nats.
     """
 
     inputs: TokenInputs
@@ -107,11 +108,11 @@ Score = Callable[[PyTree, TokenInputs, int], jax.Array]
 
 
 def init(key: jax.Array, settings: Settings) -> RolloutState:
-    """Before the first prompt.
+    """The state before the first rollout.
 
     Args:
-        key: consumed; decides the order of the prompts.
-        settings: β, and whether scores are scaled.
+        key: PRNG key of the order of the prompts.
+        settings: settings of the rollouts; `kl_coef` and `scale_scores` are used.
     """
     moments = normalization.init(()) if settings.scale_scores else ()
     metrics = {name: jnp.zeros(()) for name in METRICS}
@@ -130,21 +131,23 @@ def collect(
     score: Score,
     settings: Settings,
 ) -> tuple[RolloutState, Trajectory]:
-    """Respond to the next prompts.
+    """Sample responses to the next prompts.
 
     Args:
-        key: consumed.
-        params: of the policy.
-        state: where the last rollout stopped.
-        frozen: {"reference": params, "reward": of `score`, "prompts": [N, P], "prompt_mask"}.
-        policy: whose responses.
-        reference: the decoder that the policy is to stay near.
-        score: what the responses are worth.
-        settings: Settings.
+        key: PRNG key.
+        params: parameters of the policy.
+        state: state after the last rollout.
+        frozen: arrays that do not change: "reference", parameters of the reference; "reward",
+            arrays of the reward; "prompts" and "prompt_mask" [N, P].
+        policy: the policy that generates the responses.
+        reference: architecture of the reference model.
+        score: function of the reward, (frozen["reward"], inputs, L) -> [B] scores.
+        settings: settings of the rollout.
 
     Returns:
-        (RolloutState with the metrics of this rollout, Trajectory [L, B]), B responses of which
-        `group_size` in a row answer the same prompt. `extra` holds what losses may need.
+        (RolloutState with the metrics of this rollout, Trajectory [L, B]). Each prompt has
+        `group_size` consecutive responses among the B. `extra` holds the reference's
+        log-probabilities and β, for losses with a KL term.
     """
     rows = next_rows(state, frozen["prompts"].shape[0], settings.num_prompts)
     rows = jnp.repeat(rows, settings.group_size)
@@ -183,19 +186,19 @@ def respond(
     eos_id: int | tuple[int, ...] | None,
     greedy: bool = False,
 ) -> Responses:
-    """Write a response to each prompt and ask all four models about it.
+    """Sample a response to each prompt and evaluate it with all four models.
 
     Args:
-        key: consumed.
-        params: of the policy.
-        frozen: as for `collect`.
-        prompts: (tokens [B, P], padded on the left, and their mask [B, P]).
-        policy, reference, score: as for `collect`.
-        eos_id: what ends a response.
-        greedy: take the likeliest token instead of sampling.
+        key: PRNG key.
+        params: parameters of the policy.
+        frozen: arrays that do not change, see `collect`.
+        prompts: (token ids [B, P], padded on the left; their mask [B, P]).
+        policy, reference, score: the models, see `collect`.
+        eos_id: id or ids of the tokens that end a response; None if no token does.
+        greedy: whether the most likely token is taken instead of a sample.
 
     Returns:
-        Responses.
+        The B responses with the outputs of the models.
     """
     prompt, prompt_mask = prompts
     params = policy.join(params, frozen)
@@ -214,7 +217,8 @@ def respond(
         jnp.concatenate([prompt, written.tokens], axis=1)[:, None],
         jnp.concatenate([prompt_mask, written.mask.astype(prompt_mask.dtype)], axis=1)[:, None],
     )
-    # Not the sampler's own: the first minibatch then sees a ratio of exactly 1.
+    # Log-probabilities come from a forward pass like the one of the loss, not from the sampler:
+    # before the first gradient step the ratio then differs from 1 by rounding error only.
     dist, value = policy.apply(params, inputs)
     log_prob, entropy = dist.log_prob_and_entropy(written.tokens)
     ref_log_prob = log_prob_of(
@@ -242,22 +246,22 @@ def respond(
 
 
 def kl_of(said: Responses) -> jax.Array:
-    """[B] Σ_t log π − log π_ref, an estimate of the KL of each response."""
+    """[B] Σ_t log π − log π_ref, an estimate of the KL of each response in nats."""
     return rewards.sequence_kl(said.log_prob - said.ref_log_prob, said.mask)
 
 
 def next_rows(state: RolloutState, num_rows: int, count: int) -> jax.Array:
-    """Which prompts come next: pass after pass over all of them, each in an order of its own.
+    """Indices of the next prompts; every pass over the prompts has a random order of its own.
 
     Args:
-        state: its key and cursor.
-        num_rows: N, prompts there are.
-        count: how many to take.
+        state: state with the key of the order and the number of prompts used so far.
+        num_rows: N, the number of prompts in the data.
+        count: number of indices.
 
     Returns:
-        [count] row numbers.
+        [count] row indices.
     """
-    passes = 1 + -(-(count - 1) // num_rows)  # as many as `count` prompts can touch
+    passes = 1 + -(-(count - 1) // num_rows)  # the most passes that `count` prompts can span
     position = state.cursor + jnp.arange(count)
     first = state.cursor // num_rows
 
@@ -269,15 +273,15 @@ def next_rows(state: RolloutState, num_rows: int, count: int) -> jax.Array:
 
 
 def shape_scores(moments: PyTree, said: Responses, settings: Settings) -> jax.Array:
-    """What is learned from: the scores scaled, clipped, and lowered where no end was reached.
+    """Scores after scaling, clipping, and the replacement or penalty for truncated responses.
 
     Args:
-        moments: of the scores so far, or ().
-        said: their raw scores [B] and ends.
-        settings: what is done.
+        moments: running statistics of the scores; () if scores are not scaled.
+        said: responses with their raw scores [B].
+        settings: settings of the rollout.
 
     Returns:
-        [B]
+        [B] scores that become rewards.
     """
     score = said.raw_score
     if settings.scale_scores:
@@ -294,7 +298,8 @@ def _trajectory(
     kl = rewards.kl_estimate(said.log_prob, said.ref_log_prob, settings.kl_kind)
     in_reward = kl_coef if settings.kl_in == "reward" else 0.0
     reward = rewards.token_rewards(kl, score, said.mask, in_reward)
-    # Running out of room counts as an end, as everywhere in this field.
+    # A response that reaches the maximum length is treated as terminated, as in other
+    # implementations of RLHF.
     last = jnp.sum(said.mask, axis=1).astype(int)[:, None] - 1
     terminated = jnp.arange(said.mask.shape[1]) == last
     following = jnp.roll(said.value, -1, axis=1)
@@ -318,7 +323,7 @@ def _trajectory(
 
 
 def _ended(tokens: jax.Array, mask: jax.Array, eos_id: int | tuple[int, ...] | None) -> jax.Array:
-    """[B] whether the last token is one that ends a response; nothing is missing where none is."""
+    """[B] bool, whether the last token is in `eos_id`; all True if no token ends a response."""
     if eos_id is None:
         return jnp.ones(tokens.shape[0], bool)
     ends = eos_id if isinstance(eos_id, tuple) else (eos_id,)
@@ -349,7 +354,7 @@ METRICS = (
 def _metrics(
     said: Responses, shaped: jax.Array, total_kl: jax.Array, kl_coef: jax.Array
 ) -> Metrics:
-    """J = E[r − β KL] and its parts, of the policy that wrote the responses."""
+    """The objective J = E[r − β KL] of the policy, its parts, and statistics of the responses."""
     length = jnp.sum(said.mask, axis=1).astype(jnp.float32)
     return {
         "score": jnp.mean(said.raw_score),

@@ -1,4 +1,4 @@
-"""Where rewards come from: frozen models, functions of Python, or several of them with weights."""
+"""Sources of rewards: frozen reward models, Python functions, and weighted sums of both."""
 
 import math
 from collections.abc import Callable, Sequence
@@ -13,16 +13,16 @@ from ppo_jax.rlhf.decoder import Decoder
 from ppo_jax.rlhf.policy import TokenInputs
 from ppo_jax.types import Params, PyTree
 
-# (prompts, responses) -> one number each
+# (prompts, responses) -> one score for each response
 RewardFunction = Callable[[list[str], list[str]], Sequence[float]]
 
 
 class Reward(NamedTuple):
-    """Something that says how good a response is.
+    """A function that scores responses, with its arrays.
 
     Attributes:
-        frozen: its arrays, which nothing changes.
-        score: (frozen, inputs [B, 1, P + L], length L) -> [B] float32.
+        frozen: arrays of the reward, which training does not change.
+        score: scoring function, (frozen, inputs [B, 1, P + L], length L) -> [B] float32.
     """
 
     frozen: PyTree
@@ -32,15 +32,15 @@ class Reward(NamedTuple):
 def from_model(
     decoder: Decoder, params: Params, mean: float = 0.0, deviation: float = 1.0
 ) -> Reward:
-    """A reward model: what its head says of the last token of the response.
+    """A reward model, the normalised output of its score head at the last token of the response.
 
     r = (v(x, y) − μ) / σ
 
     Args:
-        decoder: of the model.
-        params: with a head `score`.
-        mean: μ, what the model says of the reference's responses on average.
-        deviation: σ of what it says of them.
+        decoder: architecture of the model.
+        params: parameters of the model, with a score head.
+        mean: μ, mean of the model's scores on responses of the reference.
+        deviation: σ, standard deviation of these scores.
 
     Source: Ziegler et al. 2019, section 2.1 (the reward normalised to mean 0 and variance 1).
     """
@@ -54,15 +54,15 @@ def from_model(
 
 
 def from_function(function: RewardFunction, tokenizer: Any) -> Reward:
-    """A function of prompts and responses as text, called from within the compiled program.
+    """A Python function of texts as a reward, called from within the compiled program.
 
     Args:
-        function: (prompts, responses) -> one finite number for each.
-        tokenizer: whose `decode` makes text of tokens.
+        function: scoring function, (prompts, responses) -> one finite number for each response.
+        tokenizer: tokenizer that decodes tokens to text.
 
     Raises:
-        RuntimeError: while running, if the function gives another count of numbers or one that is
-            not finite.
+        RuntimeError: raised during training, if the function raises an exception, or returns the
+            wrong number of scores or one that is not finite.
     """
 
     def on_host(tokens: Any, mask: Any, length: int) -> np.ndarray:
@@ -70,12 +70,18 @@ def from_function(function: RewardFunction, tokenizer: Any) -> Reward:
         try:
             scores = [float(x) for x in function(prompts, responses)]
         except Exception as error:
-            raise ValueError(f"a reward failed: {type(error).__name__}: {error}") from error
+            raise ValueError(
+                f"the reward function failed: {type(error).__name__}: {error}"
+            ) from error
         if len(scores) != len(prompts):
-            raise ValueError(f"a reward for {len(prompts)} responses gave {len(scores)} numbers")
+            raise ValueError(
+                f"the reward function returned {len(scores)} scores for {len(prompts)} responses"
+            )
         bad = next((i for i, x in enumerate(scores) if not math.isfinite(x)), None)
         if bad is not None:
-            raise ValueError(f"a reward is {scores[bad]} for the response {responses[bad]!r}")
+            raise ValueError(
+                f"the reward function returned {scores[bad]} for the response {responses[bad]!r}"
+            )
         return np.asarray(scores, np.float32)
 
     def score(frozen: PyTree, inputs: TokenInputs, length: int) -> jax.Array:
@@ -90,18 +96,19 @@ def from_function(function: RewardFunction, tokenizer: Any) -> Reward:
 
 
 def weighted(rewards: Sequence[Reward], weights: Sequence[float]) -> Reward:
-    """Σ w_i r_i.
+    """The weighted sum of rewards, Σ w_i r_i.
 
     Args:
-        rewards: one or more.
-        weights: as many.
+        rewards: one or more rewards.
+        weights: one weight for each reward.
 
     Raises:
-        ValueError: their numbers differ.
+        ValueError: there are no rewards, or the numbers of rewards and weights differ.
     """
     if len(rewards) != len(weights) or not rewards:
         raise ValueError(
-            f"{len(rewards)} rewards and {len(weights)} weights; one of each is needed"
+            f"there are {len(rewards)} rewards and {len(weights)} weights; give one weight for "
+            "each reward, and at least one reward"
         )
     frozen = {
         "weights": jnp.asarray(weights, jnp.float32),
@@ -119,13 +126,16 @@ def weighted(rewards: Sequence[Reward], weights: Sequence[float]) -> Reward:
 def texts_of(
     tokens: np.ndarray, mask: np.ndarray, length: int, tokenizer: Any
 ) -> tuple[list[str], list[str]]:
-    """Prompts and responses as text.
+    """Decode prompts and responses to text.
 
     Args:
-        tokens: [B, P + L].
-        mask: [B, P + L].
-        length: L.
-        tokenizer: whose `decode` makes text of tokens.
+        tokens: [B, P + L] token ids of prompts and responses.
+        mask: [B, P + L] mask, nonzero for tokens and 0 for padding.
+        length: L, the maximum number of tokens of a response.
+        tokenizer: tokenizer that decodes tokens to text.
+
+    Returns:
+        (B prompts, B responses).
     """
     decode = tokenizer.decode
     kept = [row[keep > 0] for row, keep in zip(tokens[:, :-length], mask[:, :-length], strict=True)]

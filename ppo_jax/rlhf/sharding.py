@@ -1,8 +1,9 @@
-"""A decoder on many devices: rows of the batch over one axis of a mesh, matrices over the other.
+"""A decoder on several devices, with batches split over one axis of a mesh and matrices over the
+other.
 
-The programs stay what they are: jit sees where its arguments lie, and the compiler adds the
-communication. A matrix whose result is split by heads or by units of the MLP is followed by one
-that sums over them, so that each block communicates twice.
+The programs do not change: jit reads the sharding of its arguments, and the compiler adds the
+communication. A matrix whose outputs are split by heads or by units of the MLP is followed by one
+that sums over them, so that each of attention and MLP communicates once.
 
 Source: Shoeybi et al. 2019, Megatron-LM, section 3 (the split of the matrices).
 """
@@ -20,31 +21,37 @@ SPLIT_INPUTS = ("o", "down")
 
 
 def make_mesh(data: int, model: int) -> Mesh:
-    """data × model devices, the first so many there are.
+    """A mesh of the first data × model devices.
+
+    Args:
+        data: number of devices along the axis that the batch is split over.
+        model: number of devices along the axis that matrices are split over.
 
     Raises:
-        ValueError: there are not enough.
+        ValueError: there are fewer devices.
     """
     devices = jax.devices()
     if data * model > len(devices):
         raise ValueError(
             f"a mesh of {data} x {model} needs {data * model} devices; there are {len(devices)}"
         )
-    # Auto: the compiler chooses how intermediate results lie.
+    # Auto: the compiler chooses the sharding of intermediate results.
     kinds = (AxisType.Auto, AxisType.Auto)
     chosen = devices[: data * model]
     return jax.make_mesh((data, model), (DATA, MODEL), kinds, devices=chosen)
 
 
 def spec(path: tuple[str, ...], shape: tuple[int, ...], devices: int) -> PartitionSpec:
-    """How a leaf is split over the axis `model`.
+    """The split of a leaf over the axis `model`.
 
-    Also for what repeats the parameters' structure: gradients, moments of an optimiser, adapters.
+    The rule also applies to pytrees that contain the structure of the parameters: gradients,
+    optimiser states and adapters.
 
     Args:
-        path: names on the way to it, of which the last two decide.
-        shape: its shape.
-        devices: along `model`; a size that they do not divide is not split.
+        path: names of the keys from the root to the leaf; the last two determine the split.
+        shape: shape of the leaf.
+        devices: number of devices along `model`; an axis whose size they do not divide is not
+            split.
     """
     axis = _split_axis(path, len(shape))
     if axis is None or shape[axis] % devices:
@@ -65,7 +72,7 @@ def _split_axis(path: tuple[str, ...], ndim: int) -> int | None:
 
 
 def shardings(params: Params, mesh: Mesh) -> Any:
-    """Where each leaf of the parameters goes, as a tree of NamedSharding."""
+    """The sharding of each leaf of the parameters, as a pytree of NamedSharding."""
     devices = mesh.shape[MODEL]
 
     def place(path: tuple, leaf: Any) -> NamedSharding:
@@ -76,16 +83,16 @@ def shardings(params: Params, mesh: Mesh) -> Any:
 
 
 def shard(params: Params, mesh: Mesh) -> Params:
-    """The parameters, spread over a mesh with the axes `data` and `model`."""
+    """The parameters, distributed over a mesh with the axes `data` and `model`."""
     return jax.device_put(params, shardings(params, mesh))
 
 
 def spread(batch: Any, mesh: Mesh | None) -> Any:
-    """Within a program: the rows of a batch, to be worked on by the devices along `data`.
+    """Within a jitted program, split the rows of a batch over the devices along `data`.
 
     Args:
-        batch: a pytree with leaves [B, ...].
-        mesh: None leaves it to the only device there is.
+        batch: pytree with leaves [B, ...].
+        mesh: the mesh; None for one device, which leaves the batch unchanged.
     """
     if mesh is None:
         return batch
@@ -93,19 +100,22 @@ def spread(batch: Any, mesh: Mesh | None) -> Any:
 
 
 def mesh_of(model: int, rows: int) -> Mesh | None:
-    """All devices, `model` of them to each matrix; None where there is one.
+    """A mesh of all devices; None for one device.
 
     Args:
-        model: devices that share each matrix.
-        rows: of a batch, which the others share.
+        model: number of devices that each matrix is split over.
+        rows: number of rows of a batch, which is split over the remaining factor of the devices.
 
     Raises:
-        ValueError: the numbers do not divide.
+        ValueError: `model` does not divide the devices, or the batch cannot be split evenly.
     """
     devices = jax.device_count()
     if devices % model:
         raise ValueError(f"model_parallel is {model}, which does not divide {devices} devices")
     data = devices // model
     if rows % data:
-        raise ValueError(f"{rows} rows do not divide over {data} devices")
+        raise ValueError(
+            f"a batch of {rows} rows cannot be split evenly over {data} devices; change the batch "
+            "size"
+        )
     return None if devices == 1 else make_mesh(data, model)

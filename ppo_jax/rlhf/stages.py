@@ -1,4 +1,4 @@
-"""The three stages: imitate text, learn what is preferred, optimise it."""
+"""The three stages of RLHF as jobs: supervised fine-tuning, reward modelling and optimisation."""
 
 import functools
 import json
@@ -20,19 +20,19 @@ from ppo_jax.runs import manifest
 from ppo_jax.runs.job import Job
 from ppo_jax.types import Batch, Params, TrainState
 
-# Folded into the seed for keys that training never uses.
+# Folded into the seed, for PRNG keys of samples and evaluations that training does not use.
 SAMPLES, EVALUATION = 0x5A3B, 0xE7A1
-# A chunk never has more updates than this.
+# The maximum number of updates in a chunk.
 MAX_CHUNK = 64
 REWARD_FILE = "reward.json"
 
 
 class Language(NamedTuple):
-    """How text becomes tokens.
+    """A tokenizer and the place of its files.
 
     Attributes:
-        tokenizer: a Tokenizer.
-        folder: where its files are; None for a CharTokenizer, which writes its own.
+        tokenizer: the tokenizer.
+        folder: folder with the tokenizer's files; None for a CharTokenizer, which writes its own.
     """
 
     tokenizer: Any
@@ -49,16 +49,16 @@ def fine_tuning(
     language: Language,
     mesh: Any = None,
 ) -> Job:
-    """Learn to write as in the given text.
+    """Supervised fine-tuning on text.
 
     Args:
-        decoder: what learns.
-        params: to start from.
-        rows: of `supervised.text_rows`.
-        config: of the steps.
-        seed: of the order of the rows.
-        language: whose tokenizer is saved with the model.
-        mesh: of devices that share the work.
+        decoder: architecture of the model.
+        params: parameters that training starts from.
+        rows: training data, as from `supervised.text_rows`.
+        config: hyperparameters of the steps.
+        seed: random seed of the order of the rows.
+        language: tokenizer that is saved with the model.
+        mesh: device mesh that the work is distributed over; None for one device.
     """
     return _supervised(
         decoder,
@@ -85,17 +85,17 @@ def reward_model(
     language: Language,
     mesh: Any = None,
 ) -> Job:
-    """Learn which of two responses is preferred.
+    """Training of a reward model on preferences.
 
     Args:
-        decoder: what learns.
-        params: to start from, with a head `score`.
-        rows: of `supervised.preference_rows`.
-        config: of the steps.
-        center: weight of the term that keeps scores about 0.
-        seed: of the order of the rows.
-        language: whose tokenizer is saved with the model.
-        mesh: of devices that share the work.
+        decoder: architecture of the model.
+        params: parameters that training starts from, with a score head.
+        rows: training data, as from `supervised.preference_rows`.
+        config: hyperparameters of the steps.
+        center: coefficient of the centering loss, which keeps scores close to 0.
+        seed: random seed of the order of the rows.
+        language: tokenizer that is saved with the model.
+        mesh: device mesh that the work is distributed over; None for one device.
     """
     return _supervised(
         decoder,
@@ -144,7 +144,7 @@ def _supervised(
         units_per_update=config.batch_size,
         headline=headline,
         curves=(headline,),
-        # A loss falls, so that it is no score.
+        # The score of a run is to be maximised, so the loss is not one.
         score=(None, None if headline == "loss" else f"validation_{headline}"),
         evaluate=None if held_out is None else judge,
         result=result,
@@ -152,7 +152,7 @@ def _supervised(
 
 
 def _job(kind: str, init: Callable[[], TrainState], step: Any, mesh: Any) -> Job:
-    """What the jobs of all stages share."""
+    """A job with the values that all stages share."""
     return Job(
         name=kind,
         init=init,
@@ -170,7 +170,7 @@ def _job(kind: str, init: Callable[[], TrainState], step: Any, mesh: Any) -> Job
 
 
 def placing(mesh: Any) -> Callable[[TrainState], TrainState]:
-    """Where a state goes: spread over a mesh, or where it is."""
+    """A function that distributes a state over a mesh; without a mesh it changes nothing."""
     return (lambda state: state) if mesh is None else lambda state: sharding.shard(state, mesh)
 
 
@@ -183,15 +183,15 @@ def optimisation(
     language: Language,
     eval_prompts: int = 256,
 ) -> Job:
-    """Optimise a reward near the reference.
+    """Optimisation of a reward with a KL penalty.
 
     Args:
-        program: of `train.build`.
-        models: the four roles.
-        config: of the run.
-        seed: of everything random.
-        language: its tokenizer makes text of samples, and is saved with the model.
-        eval_prompts: that the result is judged by.
+        program: the training program, as from `train.build`.
+        models: the four models.
+        config: configuration of sampling and rewards.
+        seed: random seed of initialisation, sampling and evaluation.
+        language: tokenizer that decodes samples and is saved with the model.
+        eval_prompts: number of prompts in an evaluation.
     """
     respond = jax.jit(program.respond, static_argnames="greedy")
     prompts, mask = program.frozen["prompts"], program.frozen["prompt_mask"]
@@ -232,7 +232,13 @@ def optimisation(
 
 
 def evaluation(said: Responses, shaped: jax.Array, kl_coef: float) -> dict[str, float]:
-    """What a policy reaches: J = E[r − β KL], its parts, and how sure that is."""
+    """The objective J = E[r − β KL] of a policy, its standard error and its parts.
+
+    Args:
+        said: responses to the evaluation prompts.
+        shaped: [B] scores of the responses, after scaling, clipping and penalties.
+        kl_coef: KL coefficient β.
+    """
     total_kl = kl_of(said)
     value, error = optimum.objective(shaped, total_kl, kl_coef)
     return {
@@ -249,7 +255,7 @@ def evaluation(said: Responses, shaped: jax.Array, kl_coef: float) -> dict[str, 
 
 
 def describe(said: Responses, length: int, tokenizer: Any) -> list[dict[str, Any]]:
-    """Responses as text, with what they were given."""
+    """Prompts and responses as text, with the score and the KL of each response."""
     tokens, mask = np.asarray(said.inputs.tokens[:, 0]), np.asarray(said.inputs.mask[:, 0])
     texts = zip(*texts_of(tokens, mask, length, tokenizer), strict=True)
     numbers = zip(np.asarray(said.raw_score), np.asarray(kl_of(said)), strict=True)
@@ -260,7 +266,7 @@ def describe(said: Responses, length: int, tokenizer: Any) -> list[dict[str, Any
 
 
 def write_model(folder: Path, decoder: Decoder, params: Params, language: Language) -> None:
-    """A model's folder with its tokenizer in it, as Hugging Face's libraries read it."""
+    """Write a model and its tokenizer to a folder in the format of Hugging Face's libraries."""
     save_model(folder, decoder, params, language.folder)
     if language.folder is None:
         language.tokenizer.save(folder)
@@ -268,21 +274,24 @@ def write_model(folder: Path, decoder: Decoder, params: Params, language: Langua
 
 
 def write_normalisation(folder: Path, mean: float, deviation: float) -> None:
-    """Beside a reward model: what it says of the reference's responses, to be 0 ± 1."""
+    """Write mean and standard deviation of a reward model's scores to a file in its folder.
+
+    `read_reward` normalises the scores with them to mean 0 and standard deviation 1.
+    """
     manifest.write_json(folder, REWARD_FILE, {"mean": mean, "deviation": deviation})
     manifest.settle(folder)
 
 
 def read_reward(folder: Path) -> tuple[Reward, Decoder]:
-    """A reward model, normalised as the file beside it says, if there is one; and its decoder.
+    """A reward model and its decoder; the scores are normalised if the folder has a `reward.json`.
 
     Raises:
-        ModelError: it is not a model, or one without a head `score`.
+        ModelError: the folder is not a model, or the model has no score head.
     """
     decoder, params = load_model(folder)
     if "score" not in params:
         raise ModelError(
-            f"{folder} is no reward model: it has no score.weight; make one with "
+            f"{folder} is not a reward model: it has no score.weight; train one with "
             "python -m ppo_jax.rlhf reward"
         )
     path = folder / REWARD_FILE
@@ -291,5 +300,5 @@ def read_reward(folder: Path) -> tuple[Reward, Decoder]:
 
 
 def zero_head(params: Params) -> Params:
-    """A reward model as a critic: its head as zeros, so that it starts by promising nothing."""
+    """Parameters of a reward model with a score head of zeros, for a critic that starts at 0."""
     return {**params, "score": jax.tree.map(jnp.zeros_like, params["score"])}

@@ -1,4 +1,4 @@
-"""Learning from given rows instead of one's own: what fine-tuning and reward models share."""
+"""Supervised training on a fixed dataset, for fine-tuning and for reward models."""
 
 import dataclasses
 from collections.abc import Callable
@@ -35,11 +35,11 @@ class Config:
 
 @struct.dataclass
 class DataState:
-    """Where in the data a run is.
+    """The position of a run in its data.
 
     Attributes:
-        data_key: decides the order of the rows in each pass over them.
-        cursor: [] rows taken so far.
+        data_key: PRNG key of the order of the rows.
+        cursor: [] number of rows used so far.
     """
 
     data_key: jax.Array
@@ -50,16 +50,16 @@ Step = Callable[[TrainState, PyTree], tuple[TrainState, Metrics, guard.Found]]
 
 
 def init(key: jax.Array, params: Params, config: Config) -> TrainState:
-    """Before the first step.
+    """The state before the first step.
 
     Args:
-        key: consumed.
-        params: to start from.
-        config: Config.
+        key: PRNG key.
+        params: parameters that training starts from.
+        config: hyperparameters of the steps.
     """
     key, data_key = jax.random.split(key)
     data = DataState(data_key, jnp.zeros((), jnp.int32))
-    # Its own copy: what a step uses up must not be what others still need.
+    # A copy, because a step donates its buffers, and the caller may still need the original.
     learner = sgd.init(jax.tree.map(jnp.copy, params), _optimizer(config))
     return TrainState(learner, data, key, jnp.zeros((), jnp.int32))
 
@@ -68,13 +68,13 @@ def make_step(loss_fn: LossFn, config: Config, mesh: Any = None) -> Step:
     """One step of gradient descent on the next rows.
 
     Args:
-        loss_fn: (params, Batch [M]) -> ([], metrics).
-        config: Config; the learning rate falls linearly to 0 over its `updates`, or follows its
-            schedule.
-        mesh: whose devices share the rows; None for one device.
+        loss_fn: loss function, (params, Batch [M]) -> ([], metrics).
+        config: hyperparameters; the learning rate decays linearly to 0 over `updates`, or follows
+            its schedule.
+        mesh: device mesh that a batch is distributed over; None for one device.
 
     Returns:
-        (TrainState, {"rows": Batch [N]}) -> (TrainState, metrics, guard.Found)
+        A function (TrainState, {"rows": Batch [N]}) -> (TrainState, metrics, guard.Found).
     """
     optimizer = _optimizer(config)
 
@@ -95,7 +95,7 @@ def make_step(loss_fn: LossFn, config: Config, mesh: Any = None) -> Step:
 
 
 def split(rows: Batch, fraction: float) -> tuple[Batch, Batch | None]:
-    """(rows to learn from, a random part of them kept apart to judge by; None if that is none)."""
+    """A random split of the rows: (training rows, validation rows; None if there are none)."""
     count = rows.weight.shape[0]
     kept = int(count * fraction)
     order = np.random.default_rng(0).permutation(count)  # files are often sorted
@@ -108,23 +108,25 @@ def split(rows: Batch, fraction: float) -> tuple[Batch, Batch | None]:
 
 
 def text_rows(tokens: Any, mask: Any, weight: Any) -> Batch:
-    """Rows of text to be imitated.
+    """A batch for the text loss.
 
     Args:
-        tokens: [N, L], padded on the right.
-        mask: [N, L] 1 for text.
-        weight: [N, L] 1 for tokens to be learned, 0 for what is given and for padding.
+        tokens: [N, L] token ids, padded on the right.
+        mask: [N, L] mask, 1 for tokens and 0 for padding.
+        weight: [N, L] weights of the tokens in the loss, 1 for completions and 0 for prompts and
+            padding.
     """
     obs = {"tokens": jnp.asarray(tokens), "mask": jnp.asarray(mask)}
     return _rows(obs, jnp.asarray(weight, jnp.float32)[:, 1:])
 
 
 def preference_rows(chosen: tuple[Any, Any], rejected: tuple[Any, Any], margin: Any) -> Batch:
-    """Rows of pairs.
+    """A batch for the preference loss.
 
     Args:
-        chosen, rejected: (tokens of prompt and response [N, L], mask [N, L], 1 for text).
-        margin: [N] by how much the one should beat the other.
+        chosen: preferred texts, (token ids [N, L] of prompt and response, mask [N, L]).
+        rejected: the other texts, in the same format.
+        margin: [N] score differences that the preferences demand.
     """
     obs = {
         "chosen": jnp.asarray(chosen[0]),
@@ -142,10 +144,10 @@ def make_text_loss(decoder: Decoder) -> LossFn:
     L = −Σ w_t log π(x_t | x_{<t}) / Σ w_t
 
     Args:
-        decoder: what learns.
+        decoder: architecture of the model.
 
     Returns:
-        (params, Batch of `text_rows`) -> ([], metrics)
+        A loss function (params, Batch of `text_rows`) -> ([], metrics).
     """
 
     def loss_fn(params: Params, rows: Batch) -> tuple[jax.Array, Metrics]:
@@ -160,16 +162,17 @@ def make_text_loss(decoder: Decoder) -> LossFn:
 
 
 def make_preference_loss(decoder: Decoder, center: float = 0.0) -> LossFn:
-    """How surprising the preferences are to a reward model.
+    """Negative log-likelihood of preferences, plus a regulariser that centres the scores.
 
     L = mean −log σ(r_chosen − r_rejected − margin) + c (r_chosen + r_rejected)²
 
     Args:
-        decoder: with a head `score`.
-        center: c.
+        decoder: architecture of the model, whose parameters have a score head.
+        center: coefficient c of the regulariser.
 
     Returns:
-        (params, Batch of `preference_rows`) -> ([], metrics with the share of pairs in order)
+        A loss function (params, Batch of `preference_rows`) -> ([], metrics); the metric `accuracy`
+        is the fraction of pairs whose preferred text has the higher score.
 
     Source: Stiennon et al. 2020, Learning to Summarize from Human Feedback, section 3.4.
     """
@@ -192,7 +195,7 @@ def make_preference_loss(decoder: Decoder, center: float = 0.0) -> LossFn:
 
 
 def validate(loss_fn: LossFn, params: Params, rows: Batch, size: int = 256) -> dict[str, float]:
-    """Metrics over rows that were not learned from, in batches of at most `size`."""
+    """Mean metrics over validation rows, computed in batches of at most `size` rows."""
     count = rows.weight.shape[0]
     judge = jax.jit(lambda params, batch: loss_fn(params, batch)[1])
     total: dict[str, float] = {}

@@ -1,9 +1,9 @@
-"""Distributions over the next token that never hold all their logits at once.
+"""Distributions over the next token that compute their logits in blocks to save memory.
 
-The largest array in training a language model are its logits [B, L, V] in float32: 4.1 GB for 8
-texts of 1,000 tokens and a vocabulary of 128,000. Here hidden states [..., D] and the head [D, V]
-stand for them; blocks of positions are turned into logits, reduced, and forgotten, and the backward
-pass computes them again.
+The largest array in training a language model is the logits [B, L, V] in float32: 4.1 GB for 8
+texts of 1,000 tokens and a vocabulary of 128,000. A distribution here stores the hidden states
+[..., D] and the head [D, V] instead. The logits of a block of positions are computed, reduced and
+discarded, and the backward pass computes them again.
 """
 
 import functools
@@ -17,19 +17,20 @@ from flax import struct
 
 from ppo_jax.distributions import Categorical, log_prob_and_entropy
 
-# 64 MiB of float32: some 330 rows of a GPT-2 vocabulary, enough to keep the matrix product busy.
+# Logits per block: 64 MiB of float32, about 330 positions of a GPT-2 vocabulary, which is large
+# enough for an efficient matrix product.
 CHUNK = 1 << 24
 
 
 def head_logits(hidden: jax.Array, head: jax.Array) -> jax.Array:
-    """z = h W, products in the dtype of the hidden states, sums and result in float32.
+    """z = h W, with products in the dtype of the hidden states, sums and results in float32.
 
     Args:
-        hidden: [..., D].
-        head: [D, V].
+        hidden: [..., D] hidden states h.
+        head: [D, V] matrix W of the head.
 
     Returns:
-        [..., V] float32.
+        [..., V] float32 logits.
     """
     return jnp.matmul(hidden, head.astype(hidden.dtype), preferred_element_type=jnp.float32)
 
@@ -37,14 +38,19 @@ def head_logits(hidden: jax.Array, head: jax.Array) -> jax.Array:
 def in_blocks(function: Callable, arrays: Any, lead: int, rows_per_block: int) -> Any:
     """function(arrays), computed in blocks along the last of the leading axes.
 
-    Only that axis is cut, so that a batch spread over devices stays so. The backward pass of
-    each block computes its forward pass again.
+    Only that axis is split, so that a batch that is distributed over devices stays distributed. The
+    backward pass of each block computes its forward pass again.
 
     Args:
-        function: of arrays like `arrays`, shorter along axis `lead` − 1; so its results.
-        arrays: pytree of arrays with `lead` leading axes in common.
-        lead: how many there are.
-        rows_per_block: leading elements in a block, at least; rounded down to whole steps.
+        function: function of arrays that are shorter than `arrays` along axis `lead` − 1, as are
+            its results.
+        arrays: pytree of arrays that share their first `lead` axes.
+        lead: number of leading axes that all arrays share.
+        rows_per_block: maximum number of elements of the leading axes in a block, but each block
+            has at least one step of the split axis.
+
+    Returns:
+        The results of `function` for the whole arrays.
     """
     shape = jax.tree.leaves(arrays)[0].shape[:lead]
     if lead == 0 or math.prod(shape) <= rows_per_block:
@@ -70,11 +76,13 @@ class TokenDistribution:
     """π(v) = exp(z_v / τ) / Σ_w exp(z_w / τ) with z = h W, evaluated block by block.
 
     Attributes:
-        hidden: [..., D] h, after the final norm.
-        head: [D, V] W.
-        temperature: [] τ > 0.
-        chunk: logits held at a time; a block has at least one step of the last leading axis.
-        valid_vocab: tokens from here on are impossible; None admits all.
+        hidden: [..., D] hidden states h after the final norm.
+        head: [D, V] matrix W of the head.
+        temperature: [] temperature τ > 0.
+        chunk: maximum number of logits in a block, but a block has at least one step of the last
+            leading axis.
+        valid_vocab: number of ids in the tokenizer; larger ids have probability 0. None allows all
+            ids.
     """
 
     hidden: jax.Array
@@ -84,32 +92,32 @@ class TokenDistribution:
     valid_vocab: int | None = struct.field(pytree_node=False, default=None)
 
     def log_prob(self, action: jax.Array) -> jax.Array:
-        """[...] log π(action) = z_action / τ − log Σ_v exp(z_v / τ), nats."""
+        """[...] log π(action) = z_action / τ − log Σ_v exp(z_v / τ), in nats."""
         return self._map(lambda d, a: d.log_prob(a), action)
 
     def entropy(self) -> jax.Array:
-        """[...] H[π] = −Σ_v π(v) log π(v), nats."""
+        """[...] H[π] = −Σ_v π(v) log π(v), in nats."""
         return self._map(lambda d: d.entropy())
 
     def log_prob_and_entropy(self, action: jax.Array) -> tuple[jax.Array, jax.Array]:
-        """[...] each, from the same logits: by themselves each would make all blocks of its own."""
+        """([...], [...]): both quantities from one computation of the logits."""
         return self._map(lambda d, a: (d.log_prob(a), d.entropy()), action)
 
     def mode(self) -> jax.Array:
-        """[...] the most likely token."""
+        """[...] ids of the most likely tokens."""
         return self._map(lambda d: d.mode())
 
     def sample(self, key: jax.Array) -> jax.Array:
-        """[...] one token each, the same for every `chunk`."""
+        """[...] ids of sampled tokens, which do not depend on `chunk`."""
         noise = jax.random.uniform(key, self.hidden.shape[:-1])
         return self._map(lambda d, u: d.sample_from(u), noise)
 
     def kl(self, other: "TokenDistribution") -> jax.Array:
-        """[...] KL(self ‖ other), nats."""
+        """[...] KL(self ‖ other), in nats."""
         return self._map(lambda d, h: d.kl(other.dense(h)), other.hidden)
 
     def dense(self, hidden: jax.Array) -> Categorical:
-        """The distributions at hidden states [..., D] with all their logits."""
+        """The distributions of hidden states [..., D], with all logits in memory."""
         logits = head_logits(hidden, self.head) / self.temperature
         return Categorical(mask_vocabulary(logits, self.valid_vocab))
 
@@ -129,9 +137,9 @@ def _apply(function: Callable, dense: Callable, arrays: tuple) -> jax.Array:
 
 
 def mask_vocabulary(logits: jax.Array, valid_vocab: int | None) -> jax.Array:
-    """Logits [..., V] under which tokens from `valid_vocab` on are impossible.
+    """Logits [..., V] with −∞ for ids from `valid_vocab` on; None changes nothing.
 
-    Embeddings are often padded to a round number of rows, which no tokenizer ever produces.
+    Embeddings are often padded to a round number of rows; the tokenizer never produces those ids.
     """
     if valid_vocab is None or valid_vocab >= logits.shape[-1]:
         return logits

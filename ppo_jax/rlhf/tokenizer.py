@@ -1,4 +1,4 @@
-"""Text to token ids and back: characters, or the tokenizer of a Hugging Face folder."""
+"""Tokenizers: one of single characters, and the tokenizer of a Hugging Face folder."""
 
 import json
 import re
@@ -9,27 +9,29 @@ from typing import Any, Protocol
 from ppo_jax.runs import files, manifest
 
 PAD, BOS, EOS = "<pad>", "<bos>", "<eos>"
-# What stands in the place of any character in a file of the tokenizers library.
+# The regular expression for any character in a file of the tokenizers library.
 ANY_CHARACTER = r"[\s\S]"
-# Ids that a model has beyond its tokenizer's are padding to a round size, if there are few.
+# A model may have this many ids more than its tokenizer, or this share of its ids: they pad the
+# embedding to a round size.
 MOST_UNUSED, MOST_UNUSED_SHARE = 1024, 0.1
 
 
 class TokenizerError(ValueError):
-    """A folder whose tokenizer cannot be used; the message says why and what to do."""
+    """A folder whose tokenizer cannot be used; the message names the reason and a remedy."""
 
 
 class Tokenizer(Protocol):
-    """What the rest of ppo_jax.rlhf asks of a tokenizer.
+    """The interface of tokenizers that ppo_jax.rlhf uses.
 
     Attributes:
-        vocab_size: one more than the largest id.
-        bos_id: of the token that begins a text, if there is one.
-        eos_id: of the token that ends a text, if there is one.
-        pad_id: of what fills rows up; EOS where the tokenizer has none, masks tell them apart.
-        prefix: the ids every text begins with: [bos_id], or nothing.
-        chat_template: how a conversation becomes text, in jinja; or None.
-        special: the texts of bos_token, eos_token and pad_token, which a chat template may name.
+        vocab_size: largest id plus one.
+        bos_id: id of the token that begins a text; None if the tokenizer has none.
+        eos_id: id of the token that ends a text; None if the tokenizer has none.
+        pad_id: id of the token that pads rows; that of EOS if the tokenizer has no padding token,
+            because masks distinguish text from padding.
+        prefix: ids that every text begins with, [bos_id] or [].
+        chat_template: jinja template that renders a conversation as text, or None.
+        special: texts of bos_token, eos_token and pad_token, which a chat template may use.
     """
 
     vocab_size: int
@@ -48,9 +50,9 @@ class Tokenizer(Protocol):
 
 
 class CharTokenizer:
-    """One id for each character of an alphabet, after <pad> 0, <bos> 1 and <eos> 2.
+    """A tokenizer with the ids <pad> 0, <bos> 1 and <eos> 2, and one id for each character.
 
-    A special token written out in a text is that token, as in the tokenizers library.
+    The name of a special token in a text is encoded as that token, as in the tokenizers library.
     """
 
     bos_id: int | None = 1
@@ -58,11 +60,11 @@ class CharTokenizer:
     pad_id: int | None = 0
 
     def __init__(self, chars: Iterable[str], chat_template: str | None = None) -> None:
-        """Take an alphabet.
+        """Make a tokenizer of an alphabet.
 
         Args:
-            chars: its characters; a text will do. Their order does not matter.
-            chat_template: in jinja, or None.
+            chars: characters of the alphabet, in any order and with repetitions.
+            chat_template: jinja template that renders a conversation as text, or None.
         """
         self.tokens = [PAD, BOS, EOS, *sorted(set(chars))]
         self.ids = {token: i for i, token in enumerate(self.tokens)}
@@ -75,7 +77,7 @@ class CharTokenizer:
         """The ids of a text.
 
         Raises:
-            TokenizerError: a character that is not in the alphabet.
+            TokenizerError: a character of the text is not in the alphabet.
         """
         pieces = re.findall(f"{PAD}|{BOS}|{EOS}|{ANY_CHARACTER}", text)
         try:
@@ -91,7 +93,7 @@ class CharTokenizer:
         return "".join(self.tokens[i] for i in ids if i > self.ids[EOS])
 
     def save(self, folder: str | Path) -> None:
-        """Write tokenizer.json and tokenizer_config.json, which transformers reads too."""
+        """Write tokenizer.json and tokenizer_config.json in the format of transformers."""
         config: dict[str, Any] = {"tokenizer_class": "PreTrainedTokenizerFast", **self.special}
         if self.chat_template is not None:
             config["chat_template"] = self.chat_template
@@ -109,18 +111,18 @@ def _write(folder: Path, name: str, content: bytes) -> None:
 
 
 class FolderTokenizer:
-    """The tokenizer.json of a Hugging Face folder, by the tokenizers library."""
+    """The tokenizer of a Hugging Face folder, read with the tokenizers library."""
 
     def __init__(self, folder: Path, config: Mapping[str, Any]) -> None:
-        """Read the file.
+        """Read tokenizer.json.
 
         Args:
-            folder: has a tokenizer.json.
-            config: what `_settings` found in the files beside it.
+            folder: folder with a tokenizer.json.
+            config: special tokens and chat template, as from `_settings`.
 
         Raises:
             ImportError: tokenizers is not installed.
-            TokenizerError: a file it cannot read, or that names tokens it does not have.
+            TokenizerError: the file cannot be read, or lacks a special token of `config`.
         """
         self._tokenizer = _read(folder / "tokenizer.json")
         ids = self._tokenizer.get_vocab(with_added_tokens=True).values()
@@ -137,7 +139,7 @@ class FolderTokenizer:
         """The ids of a text, with nothing put before or behind.
 
         Raises:
-            TokenizerError: the file contradicts itself, so that the library fails.
+            TokenizerError: the library fails, because the file is inconsistent.
         """
         return self._encoded(text, False)
 
@@ -145,7 +147,7 @@ class FolderTokenizer:
         try:
             return self._tokenizer.encode(text, add_special_tokens=special).ids
         except BaseException as error:
-            # The panics of a library in Rust are no Exceptions.
+            # A panic of the Rust library is a BaseException, not an Exception.
             if isinstance(error, Exception) or type(error).__name__ == "PanicException":
                 raise TokenizerError(f"tokenizer.json cannot be used: {error}") from error
             raise
@@ -162,7 +164,7 @@ class FolderTokenizer:
         return found
 
     def _prefix(self, wanted: bool | None) -> list[int]:
-        """Whether texts begin with BOS, if need be by asking what an empty one becomes."""
+        """[bos_id] or []; by default whatever the library puts before an empty text."""
         if wanted is None:
             wanted = self._encoded("", True)[:1] == [self.bos_id]
         return [self.bos_id] if wanted and self.bos_id is not None else []
@@ -175,21 +177,23 @@ def load_tokenizer(folder: str | Path) -> Tokenizer:
     """The tokenizer of a model's folder.
 
     Args:
-        folder: with tokenizer.json, and what there is of tokenizer_config.json,
+        folder: folder with tokenizer.json, and optionally tokenizer_config.json,
             special_tokens_map.json, config.json, generation_config.json and chat_template.jinja.
 
     Returns:
-        Tokenizer; a `CharTokenizer` that was saved needs no other package.
+        The tokenizer; a saved `CharTokenizer` is read without the tokenizers library.
 
     Raises:
-        ImportError: tokenizers is needed and not installed.
-        TokenizerError: no tokenizer.json, or one that cannot be read.
+        ImportError: tokenizers is required and not installed.
+        TokenizerError: tokenizer.json is missing or cannot be read.
     """
     folder = Path(folder)
     file = folder / "tokenizer.json"
     if not file.is_file():
-        hint = "save it with transformers' AutoTokenizer.from_pretrained(...).save_pretrained(...)"
-        raise TokenizerError(f"{folder} has no tokenizer.json; {hint}, which writes one")
+        hint = (
+            "write one with transformers: AutoTokenizer.from_pretrained(...).save_pretrained(...)"
+        )
+        raise TokenizerError(f"{folder} has no tokenizer.json; {hint}")
     content, settings = _json(file), _settings(folder)
     characters = _characters(content)
     if characters is not None:
@@ -200,14 +204,14 @@ def load_tokenizer(folder: str | Path) -> Tokenizer:
 def check_vocabulary(tokenizer: Tokenizer, vocab_size: int) -> None:
     """Refuse a tokenizer that belongs to another model.
 
-    A model may have somewhat more ids than its tokenizer: padding of its embedding.
+    A model may have slightly more ids than its tokenizer, which pad its embedding.
 
     Args:
-        tokenizer: of the data.
-        vocab_size: of the model.
+        tokenizer: tokenizer of the data.
+        vocab_size: vocabulary size of the model.
 
     Raises:
-        TokenizerError: ids that the model does not have, or far too many that no text has.
+        TokenizerError: the tokenizer has more ids than the model, or far fewer.
     """
     unused = vocab_size - tokenizer.vocab_size
     if 0 <= unused <= max(MOST_UNUSED, MOST_UNUSED_SHARE * vocab_size):
@@ -219,14 +223,20 @@ def check_vocabulary(tokenizer: Tokenizer, vocab_size: int) -> None:
 
 
 def missing_package(package: str, what: str) -> ImportError:
-    """The error that says how to install what is needed."""
+    """The error for a missing package, with the command that installs it.
+
+    Args:
+        package: name of the package.
+        what: the thing that requires the package, the subject of the message.
+    """
     return ImportError(
-        f"{what} needs the package {package}, which is not installed; pip install 'ppo_jax[rlhf]'"
+        f"{what} requires the package {package}, which is not installed; install it with: "
+        f"pip install 'ppo_jax[rlhf]'"
     )
 
 
 def _settings(folder: Path) -> dict[str, Any]:
-    """What the files beside tokenizer.json say of special tokens, the first that says it."""
+    """Special tokens and chat template from the other files, where earlier files have priority."""
     found: dict[str, Any] = {}
     for name in ("tokenizer_config.json", "special_tokens_map.json"):
         for key, value in _json(folder / name).items():
@@ -250,7 +260,7 @@ def _settings(folder: Path) -> dict[str, Any]:
 
 
 def _json(file: Path) -> dict[str, Any]:
-    """A file's object; an empty one if there is no such file."""
+    """The JSON object in a file; an empty one if the file does not exist."""
     if not file.is_file():
         return {}
     try:
@@ -258,12 +268,12 @@ def _json(file: Path) -> dict[str, Any]:
     except (ValueError, RecursionError) as error:
         raise TokenizerError(f"{file} is not JSON: {error}") from error
     if not isinstance(content, dict):
-        raise TokenizerError(f"{file} holds no object but {_shortened(str(content))!r}")
+        raise TokenizerError(f"{file} must hold a JSON object, not {_shortened(str(content))!r}")
     return content
 
 
 def _character_file(ids: Mapping[str, int]) -> dict[str, Any]:
-    """The tokenizer.json of a `CharTokenizer`: words of one character each."""
+    """The content of tokenizer.json for a `CharTokenizer`, whose words are single characters."""
     flags = {"single_word": False, "lstrip": False, "rstrip": False, "normalized": False}
     special = [
         {"id": ids[token], "content": token, "special": True, **flags} for token in (PAD, BOS, EOS)
@@ -289,13 +299,13 @@ def _character_file(ids: Mapping[str, int]) -> dict[str, Any]:
             "special_tokens": {BOS: {"id": BOS, "ids": [ids[BOS]], "tokens": [BOS]}},
         },
         "decoder": {"type": "Fuse"},
-        # Without an unknown token: an unknown character is an error there as it is here.
+        # "<unk>" is not in the vocabulary, so that an unknown character is an error there, too.
         "model": {"type": "WordLevel", "vocab": dict(ids), "unk_token": "<unk>"},
     }
 
 
 def _characters(content: Mapping[str, Any]) -> list[str] | None:
-    """The alphabet of a file that `_character_file` wrote, None for any other."""
+    """The alphabet of a file written by `_character_file`; None for any other file."""
     model = content.get("model")
     if not isinstance(model, dict) or model.get("type") != "WordLevel":
         return None
@@ -313,7 +323,7 @@ def _read(file: Path) -> Any:
         raise missing_package("tokenizers", str(file)) from error
     try:
         return Library.from_file(str(file))
-    except BaseException as error:  # the library raises nothing more specific, panics besides
+    except BaseException as error:  # the library raises plain Exceptions and Rust panics
         if not isinstance(error, Exception) and type(error).__name__ != "PanicException":
             raise
         raise TokenizerError(

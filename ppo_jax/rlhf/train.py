@@ -1,9 +1,9 @@
-"""Four models in one signature, and the step that trains two of them.
+"""The four models of RLHF, and the step that trains two of them.
 
-actor      writes; trained, whole or as adapters
-critic     says what a text is worth so far; trained; a decoder of its own or a head on the actor
-reference  what the actor is to stay near; frozen
-reward     says what a response is worth; frozen, or a function
+actor      the language model that generates responses; trained, entirely or as adapters
+critic     the value model of partial responses; trained; a decoder or a head on the actor
+reference  the model from which the KL divergence of the actor is penalised; frozen
+reward     the score of a response; a frozen model, or a function
 """
 
 import dataclasses
@@ -60,15 +60,16 @@ class Config:
 
 
 class Models(NamedTuple):
-    """The four roles.
+    """The four models.
 
     Attributes:
-        actor: the decoder that writes; the reference is one like it.
-        actor_params: to start from.
-        critic: a decoder with a head `score`, or "shared" for a head on the actor, or "none".
-        critic_params: of it; {"score": ...} for a head alone, {} for none.
-        reference_params: frozen.
-        reward: a frozen model or a function.
+        actor: architecture of actor and reference.
+        actor_params: parameters that the actor starts from.
+        critic: a decoder, or "shared" for a score head on the actor, or "none".
+        critic_params: parameters that the critic starts from: those of a decoder with a score head,
+            {"score": ...} for "shared", {} for "none".
+        reference_params: frozen parameters of the reference.
+        reward: the reward, a frozen model or a function.
     """
 
     actor: Decoder
@@ -80,17 +81,17 @@ class Models(NamedTuple):
 
 
 class LanguageProgram(NamedTuple):
-    """What models and a configuration stand for.
+    """The functions and arrays of a training run.
 
     Attributes:
-        init: key -> TrainState.
-        step: (TrainState, frozen) -> (TrainState, Metrics).
-        guarded_step: the same, and guard.Found.
-        frozen: arrays that are arguments of the step and never change: the reference, the reward,
-            the prompts.
-        policy: the actor and the critic.
-        respond: (key, params, frozen, (tokens, mask), greedy=False) -> Responses.
-        settings: of the rollout.
+        init: initial state, key -> TrainState.
+        step: one rollout and update, (TrainState, frozen) -> (TrainState, Metrics).
+        guarded_step: the same step with the check for numbers that are not finite,
+            (TrainState, frozen) -> (TrainState, Metrics, guard.Found).
+        frozen: arrays that are arguments of the step and never change: reference, reward, prompts.
+        policy: policy with actor and critic.
+        respond: sampling, (key, params, frozen, (tokens, mask), greedy=False) -> Responses.
+        settings: settings of the rollout.
     """
 
     init: Callable[[jax.Array], TrainState]
@@ -113,21 +114,22 @@ def build(
     valid_vocab: int | None = None,
     mesh: Any = None,
 ) -> LanguageProgram:
-    """Put the parts together; nothing is compiled.
+    """Build the functions of a training run; nothing is compiled.
 
     Args:
-        models: the four roles.
-        prompts: [N, P] tokens, padded on the left.
-        prompt_mask: [N, P].
-        config: what is written.
-        hyper: of the update.
-        eos_id: token, or tokens, that end a response; None: none does.
-        valid_vocab: ids from here on are in no tokenizer, and impossible; None admits all.
-        mesh: of `sharding.make_mesh`, where there are several devices. The state is then spread
-            by `sharding.shard`; the frozen arrays are.
+        models: the four models.
+        prompts: [N, P] token ids, padded on the left.
+        prompt_mask: [N, P] mask, nonzero for tokens.
+        config: options of sampling, rewards and adapters.
+        hyper: hyperparameters of the update.
+        eos_id: id or ids of the tokens that end a response; None if no token does.
+        valid_vocab: number of ids in the tokenizer; larger ids have probability 0. None allows all
+            ids.
+        mesh: device mesh from `sharding.make_mesh`; None for one device. The returned frozen arrays
+            are distributed over it; the caller distributes the state with `sharding.shard`.
 
     Raises:
-        ValueError: what cannot work, and why.
+        ValueError: options that cannot be combined; the message names the reason.
     """
     check(config, hyper, models)
     policy = make_policy(
@@ -176,7 +178,7 @@ def build(
 
 
 def _guarded_step(state: TrainState, frozen: PyTree, *, collect: Any, algorithm: Any) -> Any:
-    """One update, with what the guard says of it; the algorithm is that of the frozen arrays."""
+    """One rollout and update with the result of the guard; frozen arrays are arguments."""
     return make_guarded_step(collect, algorithm(frozen), sequences)(state, frozen)
 
 
@@ -196,7 +198,7 @@ def _init(
     params = {"actor": actor}
     if models.critic != "none":
         params["critic"] = models.critic_params
-    # Each its own: what is donated to an update must not be the reference, too.
+    # Copies, because updates donate their buffers, which the reference must not share.
     params = jax.tree.map(jnp.copy, params)
     experience = rollout.init(data_key, settings)
     learner = algorithm.init(key, params)
@@ -204,26 +206,26 @@ def _init(
 
 
 def check(config: Config, hyper: algorithms.Config, models: Models) -> None:
-    """Refuse what cannot work together.
+    """Refuse options that cannot be combined.
 
     Raises:
-        ValueError: what was given, what is allowed, what to do.
+        ValueError: the message names the given values, the allowed values and a remedy.
     """
     method, responses = ALGORITHMS[config.algorithm], config.num_prompts * config.group_size
     if responses % (hyper.minibatches * hyper.micro_batches):
         raise ValueError(
             f"num_prompts x group_size = {config.num_prompts} x {config.group_size} = {responses} "
-            f"responses do not divide into minibatches x micro_batches = {hyper.minibatches} x "
-            f"{hyper.micro_batches}"
+            f"responses cannot be split evenly into minibatches x micro_batches = "
+            f"{hyper.minibatches} x {hyper.micro_batches} parts; change one of these four"
         )
     if config.lora_rank and models.reference_params is not models.actor_params:
         raise ValueError(
-            "adapters are laid over the reference, so with lora_rank it has to be the model "
-            "itself; leave the reference out"
+            "with lora_rank the reference is the model without adapters, so it cannot be another "
+            "model; leave out the reference"
         )
     if method.groups and config.group_size < 2:
         raise ValueError(
-            f"{config.algorithm} compares responses to the same prompt: group_size is "
+            f"{config.algorithm} compares responses to the same prompt, but group_size is "
             f"{config.group_size}; it must be >= 2"
         )
     if method.critic and models.critic == "none":
@@ -238,5 +240,5 @@ def _settings(config: Config, eos_id: int | tuple[int, ...] | None) -> rollout.S
 
 
 def fresh_score(actor: Decoder) -> Params:
-    """A head of zeros on the actor: {"score": {"kernel": [D, 1]}}."""
+    """A score head of zeros for the actor: {"score": {"kernel": [D, 1]}}."""
     return {"score": {"kernel": jnp.zeros((actor.config.hidden_size, 1), jnp.float32)}}

@@ -13,7 +13,7 @@ from ppo_jax.rlhf.linear import Dense
 
 
 def activation(name: str) -> Callable[[jax.Array], jax.Array]:
-    """The function that config.json means by a name."""
+    """The activation function with the given name in config.json."""
     return {
         "silu": jax.nn.silu,
         "relu": jax.nn.relu,
@@ -38,7 +38,7 @@ def norm(config: DecoderConfig, name: str) -> nn.Module:
 
 
 class MLP(nn.Module):
-    """down(act(gate(x)) ⊙ up(x)); for gpt2 without the gate: down(act(up(x))).
+    """down(act(gate(x)) ⊙ up(x)), or for gpt2, which has no gate, down(act(up(x))).
 
     Source: Shazeer 2020, GLU Variants Improve Transformer.
     """
@@ -47,7 +47,7 @@ class MLP(nn.Module):
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
-        """[B, T, D] to [B, T, D]."""
+        """Map hidden states [B, T, D] to outputs [B, T, D]."""
         c = self.config
         plain = c.family == "gpt2"
 
@@ -67,7 +67,7 @@ class MLP(nn.Module):
 
 
 class Block(nn.Module):
-    """x + attention(norm(x)), then x + mlp(norm(x))."""
+    """A pre-norm transformer block: y = x + attention(norm(x)), then y + mlp(norm(y))."""
 
     config: DecoderConfig
 
@@ -81,7 +81,7 @@ class Block(nn.Module):
         past: KeyValue | None,
         column: jax.Array | int,
     ) -> tuple[jax.Array, KeyValue]:
-        """[B, T, D] to [B, T, D], and the layer's keys and values."""
+        """Map hidden states [B, T, D] to [B, T, D]; also returns the layer's keys and values."""
         c = self.config
         normed = norm(c, "attention_norm")(x)
         out, kv = Attention(c, name="attention")(
@@ -92,14 +92,14 @@ class Block(nn.Module):
 
 
 class Trunk(nn.Module):
-    """Everything up to the final norm; the layers are unrolled.
+    """The decoder from the embedding to the final norm; the loop over layers is unrolled.
 
-    A scan over stacked layers compiles sooner, but copies every layer's weights out of their stack
-    first: on a CPU, the matrix products of 12 layers of 768 for 8 rows took 1.4 times as long so.
+    A scan over stacked layers would compile faster, but copies the weights of every layer out of
+    the stack in each step, which makes generation slower on a CPU.
 
     Attributes:
-        config: what the model is made of.
-        depth: number of layers; None: those of the config.
+        config: architecture of the model.
+        depth: number of layers; None for the number in the config.
     """
 
     config: DecoderConfig
@@ -115,17 +115,17 @@ class Trunk(nn.Module):
         past: tuple[KeyValue, ...] | None = None,
         column: jax.Array | int = 0,
     ) -> tuple[jax.Array, tuple[KeyValue, ...]]:
-        """Run tokens [B, T] that stand at columns `column`, `column` + 1, … .
+        """Compute the hidden states of tokens [B, T] in the columns `column`, `column` + 1, … .
 
         Args:
-            tokens: [B, T].
-            positions: [B, T] their positions.
+            tokens: [B, T] token ids.
+            positions: [B, T] positions of the tokens.
             keys: mask [B, S] bool, positions [B, S] and columns [S] of the keys.
-            past: per layer, the cache [B, K, S, head_dim] to write into; None without a cache.
-            column: where the first token stands among the keys.
+            past: caches of the layers, each [B, K, S, head_dim]; None without a cache.
+            column: index of the first token's column among the keys.
 
         Returns:
-            [B, T, D] after the final norm, and each layer's keys and values.
+            Hidden states [B, T, D] after the final norm, and the keys and values of each layer.
         """
         c = self.config
         x = self._embed(tokens, positions)
@@ -144,7 +144,7 @@ class Trunk(nn.Module):
 
     @property
     def layers(self) -> range:
-        """Numbers of the layers."""
+        """The indices of the layers."""
         return range(self.config.num_layers if self.depth is None else self.depth)
 
     def _embed(self, tokens: jax.Array, positions: jax.Array) -> jax.Array:
@@ -163,18 +163,18 @@ def visible(
     positions: jax.Array,
     window: int | None,
 ) -> jax.Array:
-    """Which keys each query sees: unmasked ones, no later than itself, within the window.
+    """The keys that each query attends to: unmasked, not later than the query, within the window.
 
-    The window counts positions, so that padding between two tokens takes nothing from it.
+    The window is a number of positions, so that padding between two tokens does not count.
 
     Args:
         keys: mask [B, S] bool, positions [B, S] and columns [S] of the keys.
-        columns: [T] of the queries.
-        positions: [B, T] of the queries.
-        window: how many keys a query sees at most, itself included.
+        columns: [T] columns of the queries.
+        positions: [B, T] positions of the queries.
+        window: maximum number of keys of a query, including its own; None for no limit.
 
     Returns:
-        [B, T, S] bool.
+        [B, T, S] bool, True where the query attends to the key.
 
     Source: Jiang et al. 2023, Mistral 7B, section 2 (the window).
     """
