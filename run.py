@@ -1,13 +1,16 @@
 #!/usr/bin/env python3
-"""From a bare machine to a trained agent: `python3 run.py train`, `python3 run.py test`.
+"""Set up a virtual environment and run a command of ppo_jax in it.
 
-`python3 run.py check-env my_module:MyEnv` says what is wrong with an environment.
+    python3 run.py train          train an agent
+    python3 run.py test           run the tests
+    python3 run.py COMMAND ...    any other command of ppo-jax: evaluate, sweep, plot, export,
+                                  rlhf, envs, presets, algorithms, check-env, benchmark
 
-Needs Python and pip, nothing else. The first call makes .venv beside this file and installs the
-hash-pinned lock into it; later calls install nothing and work offline. Further arguments are
-passed on.
+Python and pip are all that is needed. The first call creates .venv beside this file and installs
+the packages of the lock file, whose hashes pip verifies; later calls install nothing and work
+offline. All arguments are passed on to the command.
 
-PPO_JAX_DEVICE=cpu|cuda chooses the lock; by default CUDA where there is an NVIDIA driver.
+PPO_JAX_DEVICE=cpu|cuda chooses the lock file; by default cuda where there is an NVIDIA driver.
 """
 
 # Syntax that old Pythons can read, so that they get as far as the message about their age.
@@ -21,11 +24,8 @@ import sys
 HERE = os.path.dirname(os.path.abspath(__file__))
 VENV = os.path.join(HERE, ".venv")
 PYTHON = os.path.join(VENV, "bin", "python")
-COMMANDS = {
-    "train": ["-m", "ppo_jax.train"],
-    "test": ["-m", "pytest"],
-    "check-env": ["-m", "ppo_jax", "check-env"],
-}
+# Commands that are not those of `python -m ppo_jax`.
+OTHERS = {"test": ["-m", "pytest"]}
 
 
 def fail(message):
@@ -72,25 +72,31 @@ def installed(stamp, wanted):
         return file.read() == wanted
 
 
+def quoted(path):
+    return path if path.replace("/", "").replace(".", "").isalnum() else "'%s'" % path
+
+
 def main():
     if not (3, 11) <= sys.version_info[:2] < (3, 15):
         fail("Python 3.11 to 3.14 is needed; this is %s" % sys.version.split()[0])
     if sys.argv[1:2] in (["-h"], ["--help"]):
         print(__doc__)
         return
-    if len(sys.argv) < 2 or sys.argv[1] not in COMMANDS:
-        fail("say one of: %s" % ", ".join(sorted(COMMANDS)))
+    if len(sys.argv) < 2:
+        fail("name a command; python3 run.py --help lists the commands")
     lock = lock_file()
     stamp, wanted = os.path.join(VENV, "installed"), fingerprint(lock)
     if not installed(stamp, wanted):
         install(lock, stamp, wanted)
     if sys.argv[1] == "test":
         os.chdir(HERE)
-    os.execv(PYTHON, [PYTHON] + COMMANDS[sys.argv[1]] + sys.argv[2:])
+    os.environ["PPO_JAX_COMMAND"] = "python3 " + quoted(os.path.relpath(os.path.abspath(__file__)))
+    words = OTHERS.get(sys.argv[1], ["-m", "ppo_jax", sys.argv[1]]) + sys.argv[2:]
+    os.execv(PYTHON, [PYTHON] + words)
 
 
 if __name__ == "__main__":
     try:
         main()
     except KeyboardInterrupt:
-        fail("interrupted; run it again to go on")
+        fail("interrupted; run the same command again to continue")

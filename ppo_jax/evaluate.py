@@ -3,6 +3,11 @@
 `python -m ppo_jax.evaluate RUN` is this on a run directory (`ppo_jax.cli`).
 """
 
+if __name__ == "__main__":  # a command line is read before JAX is imported
+    from ppo_jax.cli.evaluate import main
+
+    main()
+
 import collections
 import dataclasses
 import functools
@@ -426,9 +431,4 @@ class _Callable(types.ModuleType):
         return evaluate_run(run, episodes, **options)
 
 
-if __name__ == "__main__":
-    from ppo_jax.cli.evaluate import main
-
-    main()
-else:
-    sys.modules[__name__].__class__ = _Callable
+sys.modules[__name__].__class__ = _Callable

@@ -23,8 +23,8 @@ from ppo_jax import networks
 from ppo_jax.agent import Agent, read_parts
 from ppo_jax.algorithms import ALGORITHMS
 from ppo_jax.config import ConfigError, TrainConfig, references
-from ppo_jax.config.options import check_record, coerce, did_you_mean, option
-from ppo_jax.envs import HostEnv, InvalidEnvironment, as_env, is_own
+from ppo_jax.config.options import check_record, coerce, did_you_mean
+from ppo_jax.envs import HostEnv, InvalidEnvironment, as_env, is_own, makes_vectors
 from ppo_jax.envs.supervision import ended_if, limited
 from ppo_jax.evaluate import (
     KEPT_PROGRAMS,
@@ -37,7 +37,17 @@ from ppo_jax.evaluate import (
     warn_unfinished,
 )
 from ppo_jax.networks import Policy
-from ppo_jax.runs import cache, cluster, devices, loop, manifest, memory, provenance, trackers
+from ppo_jax.runs import (
+    cache,
+    cluster,
+    commands,
+    devices,
+    loop,
+    manifest,
+    memory,
+    provenance,
+    trackers,
+)
 from ppo_jax.runs.chunk import Chunk, Step, compile_chunk, compiler_options
 from ppo_jax.runs.cluster.follow import follow
 from ppo_jax.runs.folder import (
@@ -51,7 +61,7 @@ from ppo_jax.runs.folder import (
     write_config,
 )
 from ppo_jax.runs.job import Callback, Job, Result, RunFailed
-from ppo_jax.runs.options import KeepOptions
+from ppo_jax.runs.options import RunOptions
 from ppo_jax.runs.outside import Outside, watched
 from ppo_jax.runs.record import RunRecord
 from ppo_jax.runs.restore import load
@@ -60,7 +70,6 @@ from ppo_jax.runs.trust import NOTHING, Given, sign
 from ppo_jax.train import OF_PARTS, Program, build
 from ppo_jax.types import PyTree, TrainState
 
-COMMAND = "python -m ppo_jax.train"
 # Metrics that are NaN by right: there may be no finished episode, nothing to explain, and what an
 # evaluation finds is reported and does not end a run.
 MAY_BE_NAN = ("episode_", "eval_return_", "explained_variance")
@@ -73,28 +82,6 @@ REPLACED = {
 EMITTERS = "xla_cpu_use_fusion_emitters"
 # Folded into the seed for the keys of evaluations, which training never uses.
 EVALUATION = 0xE7A1
-
-
-@dataclasses.dataclass(frozen=True)
-class RunOptions(KeepOptions):
-    """What a training run has besides training. None of it but `init_from` changes what an update
-    computes; `stop_at` and callbacks decide when the run ends."""
-
-    eval_episodes: int = option(128, "number of greedy episodes of an evaluation", low=0)
-    env_timeout: float | None = option(
-        None, "seconds that a step or a reset of one environment on the host may take; None: 600",
-        low=0, open_low=True,
-    )  # fmt: skip
-    env_restarts: int = option(
-        0, "number of environments on the host to replace after they raised, ended or hung, in "
-        "place of ending the run", low=0,
-    )  # fmt: skip
-    devices: str = option(
-        "1", "number of devices that share the agent's environments and minibatches, or all"
-    )
-    init_from: Path | None = option(
-        None, "folder of a run whose parameters and statistics this one starts from"
-    )
 
 
 def run(
@@ -286,12 +273,24 @@ def train(
             about=_about(config),
             config=configs.to_json(config),
             precision=config.matmul_precision,
-            resume=COMMAND,
+            resume=commands.command("train"),
+            next_steps=_next_steps(config, program.env, directory.path),
             quiet=quiet,
             describe=lambda: write_config(config, options.kept(), directory.path),
         )
         result = loop.run(job, record, signals=signals, callbacks=functions)
         return result._replace(exit_code=signals.exit_code)
+
+
+def _next_steps(config: TrainConfig, env: Any, path: Path) -> dict[str, str]:
+    """The commands that may follow a finished run, by name."""
+    longer = 2 * config.total_timesteps
+    watch = commands.command("evaluate", path, "--gif", "episode.gif")
+    return {
+        **({"watch": watch} if hasattr(env, "render") or makes_vectors(env) else {}),
+        "plot": commands.command("plot", path),
+        "continue": commands.command("train", "--resume", path, "--total-timesteps", longer),
+    }
 
 
 def _devices(options: RunOptions) -> int:

@@ -410,23 +410,6 @@ def normalize(x: jax.Array, weight: jax.Array | None = None, ddof: int = 1) -> j
     return jnp.where(count > 1, normal, jnp.where(weight > 0, x, 0.0))
 
 
-def check_normalizable(rows: int, minibatches: int = 1) -> None:
-    """Refuse minibatches of a single row, which `normalize` leaves as it is.
-
-    Args:
-        rows: of a rollout.
-        minibatches: parts that are normalised each by itself.
-
-    Raises:
-        ValueError: each of them is one row.
-    """
-    if rows == minibatches:
-        raise ValueError(
-            "minibatches of a single row have no standard deviation to normalise advantages by; "
-            "use longer rollouts, fewer minibatches or normalize_advantage=False"
-        )
-
-
 def mask(batch: Batch) -> Batch:
     """The batch with every row of weight 0 replaced by one that is harmless.
 

@@ -11,44 +11,15 @@ import optax
 
 from ppo_jax import losses, parallel
 from ppo_jax.config import schedules
-from ppo_jax.config.options import ConfigError, option
+from ppo_jax.config.options import ConfigError
 from ppo_jax.config.options import check as check_option
-from ppo_jax.config.schedules import Schedule, is_adaptive, is_schedule, moves, value_at
+from ppo_jax.config.schedules import Schedule, is_adaptive, is_schedule, value_at
+from ppo_jax.config.schedules import check_moving as check_schedules
+from ppo_jax.config.standard import adam_eps as adam_eps
+from ppo_jax.config.standard import anneal_timesteps as anneal_timesteps
+from ppo_jax.config.standard import learning_rate as learning_rate
+from ppo_jax.config.standard import max_grad_norm as max_grad_norm
 from ppo_jax.types import Batch, LearnerState, Metrics, Params, PyTree
-
-# What every Config says about its optimiser, and `from_config` reads.
-
-
-def learning_rate(default: float, *, adaptive: bool = False) -> Any:
-    """An option: Adam's step size.
-
-    Args:
-        default: falls linearly to 0 over `anneal_timesteps`, as every plain number does.
-        adaptive: whether the update reports approx_kl, which an adaptive schedule follows.
-    """
-    doc = "Adam's step size, of the first update; or a schedule"
-    return option(default, doc, low=0, open_low=True, adaptive=adaptive, may_vanish=True)
-
-
-def anneal_timesteps() -> Any:
-    """An option: the horizon of `anneal`."""
-    doc = (
-        "environment steps over which the learning rate falls linearly to 0; "
-        "inf: constant; None: the whole run"
-    )
-    return option(None, doc, low=0, high=math.inf, open_low=True)
-
-
-def max_grad_norm(default: float) -> Any:
-    """An option: the bound of the gradient."""
-    return option(
-        default, "bound of the global norm; inf: none", low=0, high=math.inf, open_low=True
-    )
-
-
-def adam_eps() -> Any:
-    """An option: Adam's epsilon."""
-    return option(1e-5, "Adam's epsilon", low=0, open_low=True)
 
 
 class OptimizerState(NamedTuple):
@@ -188,29 +159,6 @@ def schedule_of(config: Any, horizon: jax.Array | float) -> tuple[Begin, End]:
         return _adapted(learner, config.learning_rate, metrics), metrics
 
     return begin, end
-
-
-def check_schedules(config: Any, horizon: Any) -> None:
-    """Refuse schedules that could never move.
-
-    Args:
-        config: of an algorithm.
-        horizon: environment steps; a tracer is not looked at.
-
-    Raises:
-        ConfigError: what was given, what is allowed, what to do.
-    """
-    if isinstance(horizon, jax.core.Tracer) or not math.isinf(horizon):
-        return
-    for field in dataclasses.fields(config):
-        value = getattr(config, field.name)
-        if moves(value):
-            name = value if isinstance(value, Schedule) else "a function of the progress"
-            raise ConfigError(
-                f"{field.name} is {name}, which moves over anneal_timesteps, and those are "
-                "infinite or not known; set anneal_timesteps to a number of environment steps, and "
-                "keep a learning rate constant by constant(...)"
-            )
 
 
 def _without_schedule(config: Any) -> tuple[Begin, End]:

@@ -11,20 +11,10 @@ from typing import Any, TypeVar
 
 import jax
 
-from ppo_jax.config.options import option
-
-PRECISIONS = ("default", "high", "highest")
+from ppo_jax.config.standard import PRECISIONS as PRECISIONS
+from ppo_jax.config.standard import matmul_precision as matmul_precision
 
 T = TypeVar("T")
-
-
-def matmul_precision() -> Any:
-    """An option: how precisely float32 matrix products and convolutions are computed."""
-    doc = (
-        "precision of float32 matrix products and convolutions; default: JAX's own setting, which "
-        "on GPUs and TPUs is faster and less precise than float32; highest: full float32"
-    )
-    return option("default", doc, choices=PRECISIONS)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -3,6 +3,11 @@
 `python -m ppo_jax.train` is this with a run directory around it (`ppo_jax.experiment`).
 """
 
+if __name__ == "__main__":  # a command line is read before JAX is imported
+    from ppo_jax.cli.train import main
+
+    main()
+
 import dataclasses
 import functools
 from collections.abc import Callable
@@ -380,9 +385,3 @@ def _check_frames(mix: str, name: str, observations: PyTree) -> None:
             f"{name} are {spaces.describe(observations)}; use frame_mix none, or {frames} frames "
             f"(--env-args frames={frames}, where the environment has that argument)"
         )
-
-
-if __name__ == "__main__":
-    from ppo_jax.cli.train import main
-
-    main()

@@ -259,7 +259,7 @@ def test_bare_names_resolve(given, full):
         ("CartPole-v2", "did you mean CartPole-v1"),
         ("cartpole", "unknown environment 'cartpole'"),
         ("gimnax:CartPole-v1", "unknown suite 'gimnax'; there are: ppo_jax, gymnax"),
-        ("zzzzzz", "there are: "),
+        ("zzzzzz", "`ppo-jax envs` lists the suites"),
     ],
 )
 def test_unknown_names_get_a_hint(given, message):

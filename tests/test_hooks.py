@@ -180,7 +180,7 @@ def test_single_rows_are_not_normalised(algorithm, values):
         ("ppo", {"micro_batches": 7}, "does not divide into 28 minibatches x micro_batches"),
         ("ppo_kl", {"minibatches": 7}, "does not divide into 7 minibatches"),
         ("trpo", {"critic_minibatches": 7}, "does not divide into 7 critic_minibatches"),
-        ("actor_critic", {"memory": "gru"}, "judges actions, and has no memory"),
+        ("actor_critic", {"memory": "gru"}, "a Q-function, which cannot be recurrent"),
         ("actor_critic", {"shared_torso": True}, "shares no torso"),
     ],
 )

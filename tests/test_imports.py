@@ -18,12 +18,14 @@ LAYERS = [
         "config.options",
         "config.references",
         "guard",
+        "lazy",
         "packed",
         "parallel",
         "shapes",
         "types",
         "watch",
     },
+    {"suites"},
     {
         "distributions",
         "envs",
@@ -47,7 +49,7 @@ LAYERS = [
     {"cli"},
 ]
 # Modules of `config` that other modules may import, such as "config.options".
-FOUNDATION = {"errors", "options", "schedules"}
+FOUNDATION = {"errors", "foreign", "options", "schedules", "standard", "traced"}
 # Modules that define public names or start a command.
 OUTSIDE = {"__init__", "__main__", "plot"}
 # Modules with the same name may import each other; in the first layers, some import a neighbour.

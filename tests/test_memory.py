@@ -318,7 +318,7 @@ def test_an_evaluation_remembers():
     [
         ({"memory": "gruu"}, "one of none, gru, lstm"),
         ({"memory": "gru", "num_envs": 6}, "num_envs = 6, whose steps .* into 4 minibatches"),
-        ({"memory": "gru", "algorithm": "actor_critic"}, "actor_critic judges actions"),
+        ({"memory": "gru", "algorithm": "actor_critic"}, "actor_critic is a Q-function"),
         ({"memory": "gru", "memory_size": 0}, "memory_size is 0"),
     ],
 )

@@ -12,12 +12,13 @@ import numpy as np
 import pytest
 
 from damage import add_damaged_checkpoints
+from ppo_jax.cli import language
 from ppo_jax.cli import rlhf as command
+from ppo_jax.config.rlhf_presets import PRESETS
 from ppo_jax.rlhf import demo, stages
 from ppo_jax.rlhf.decoder import Decoder, small
 from ppo_jax.rlhf.folder import StageDirectory
 from ppo_jax.rlhf.hf_io import load_model, save_model
-from ppo_jax.rlhf.presets import PRESETS
 from ppo_jax.rlhf.tokenizer import CharTokenizer
 from ppo_jax.runs import checkpoint
 from ppo_jax.runs import job as jobs
@@ -297,9 +298,9 @@ def test_every_product_of_a_stage_has_the_precision(folder, tmp_path, monkeypatc
     in_effect = []
     monkeypatch.setattr(stages, "evaluation", lambda *_: in_effect.append(traced_with()) or {})
     assert run("evaluate", tmp_path / "ppo", "--responses", 8) == 0
-    write = command.generate
+    write = language.generate
     monkeypatch.setattr(
-        command, "generate", lambda *a, **k: in_effect.append(traced_with()) or write(*a, **k)
+        language, "generate", lambda *a, **k: in_effect.append(traced_with()) or write(*a, **k)
     )
     assert run("generate", "--model", tmp_path / "ppo", *precise, "--max-new-tokens", 2) == 0
     assert in_effect == ["highest", "highest"]

@@ -32,6 +32,7 @@ from ppo_jax.experiment import train as train_run
 from ppo_jax.networks import make_policy
 from ppo_jax.optimizer import adapt
 from ppo_jax.rlhf import supervised
+from ppo_jax.rlhf.folder import flat as as_json
 from ppo_jax.runs.chunk import make_chunk
 from ppo_jax.runs.metrics_log import read_metrics
 from ppo_jax.runs.restore import load
@@ -272,9 +273,9 @@ def test_language_models_have_them_too():
     )
     assert values["learning_rate"] == cosine(1e-5, 0, warmup=0.1)
     assert values["clip_eps"] == linear(0.2, 0.1)
-    flat = language_command.flat(values)
+    flat = as_json(values)
     assert json.loads(json.dumps(flat))["clip_eps"] == "linear(0.2, 0.1)"
-    assert language_command._restored(flat, language_command.KINDS["ppo"]) == values
+    assert language_command.restored(flat, language_command.KINDS["ppo"]) == values
     sft = language_command.KINDS["sft"]
     with pytest.raises(ConfigError, match="an algorithm that reports approx_kl"):
         language_command._values("sft", ["--learning-rate", "adaptive(1e-3)"], sft)

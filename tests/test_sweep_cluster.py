@@ -254,10 +254,10 @@ def test_numbers_of_a_plan_are_never_given_again():
 @pytest.mark.parametrize(
     ("more", "says"),
     [
-        (["--workers", "2"], "--workers goes with --cluster ray or slurm"),
-        (["--slurm", "mem=8G", "--cluster", "ray"], "--slurm goes with --cluster slurm"),
-        (["--cluster", "slurm", "--ray-address", "auto"], "--ray-address goes with --cluster ray"),
-        (["--slurm-local"], "--slurm-local goes with --cluster slurm"),
+        (["--workers", "2"], "--workers requires --cluster ray or slurm"),
+        (["--slurm", "mem=8G", "--cluster", "ray"], "--slurm requires --cluster slurm"),
+        (["--cluster", "slurm", "--ray-address", "auto"], "--ray-address requires --cluster ray"),
+        (["--slurm-local"], "--slurm-local requires --cluster slurm"),
         (["--cluster", "ray", "--retries", "-1"], "retries is -1"),
         (["--cluster", "ray"], "needs Ray; pip install 'ppo_jax.ray.'"),
         (["--cluster", "slurm"], "needs submitit; pip install 'ppo_jax.slurm.'"),
@@ -286,7 +286,7 @@ def test_the_command_that_goes_on_trains_where_it_was_trained():
         made = WorkerOptions(**options)
         return cluster.again(Path("a b"), cluster.Cluster(made, None, None))
 
-    assert cluster.again(Path("a b"), None) == "python -m ppo_jax.sweep --resume 'a b'"
+    assert cluster.again(Path("a b"), None) == "python -m ppo_jax sweep --resume 'a b'"
     assert said(cluster="ray", workers=2).endswith("'a b' --cluster ray --workers 2")
     slurm = said(cluster="slurm", slurm=("mem=8G", "comment=x y"), slurm_local=True)
     assert slurm.endswith("--cluster slurm --slurm mem=8G --slurm 'comment=x y' --slurm-local")
@@ -467,7 +467,7 @@ def test_a_signal_ends_the_workers_of_ray(reference, tmp_path):
         run.find("ray::ppo_jax.sweep")
         os.kill(run.process.pid, signal.SIGTERM)
         assert run.wait() == 143, run.log.read_text()
-    assert "Continue with: python -m ppo_jax.sweep --resume" in run.log.read_text()
+    assert "Continue with: python -m ppo_jax sweep --resume" in run.log.read_text()
     with Started("--resume", str(path), log=tmp_path / "log") as run:
         assert run.wait() == 0, run.log.read_text()
     assert tables(path) == tables(reference)

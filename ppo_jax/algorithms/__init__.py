@@ -1,27 +1,54 @@
-"""The registry of algorithms: a name, and the module that has its Config and make."""
+"""The registry of algorithms: a name, and the module that has its Config and make.
+
+The modules of the package are imported when they are used; their names and their Configs are known
+without (`ppo_jax.algorithms.configs`).
+"""
 
 import copy
 import dataclasses
 import functools
+import importlib
 import inspect
+import sys
 import typing
 from pathlib import Path
 from types import ModuleType
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import ppo_jax.config.references as references
-from ppo_jax.algorithms import a2c, actor_critic, ppo, ppo_kl, reinforce, trpo
+from ppo_jax.algorithms.configs import CONFIGS
 from ppo_jax.config.options import Bounds, ConfigError, Field, did_you_mean, kind
 
-ALGORITHMS: dict[str, ModuleType] = {
-    "reinforce": reinforce,
-    "actor_critic": actor_critic,
-    "a2c": a2c,
-    "trpo": trpo,
-    "ppo_kl": ppo_kl,
-    "ppo": ppo,
-}
+if TYPE_CHECKING:
+    ALGORITHMS: dict[str, ModuleType]
 OPTION_TYPES = (bool, int, float, str, Path)
+
+
+def __getattr__(name: str) -> Any:
+    """`ALGORITHMS`, the dictionary from names to modules, made when it is first used; and the
+    modules themselves."""
+    if name in CONFIGS:
+        return importlib.import_module(f"{__name__}.{name}")
+    if name != "ALGORITHMS":
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    found = {key: importlib.import_module(f"{__name__}.{key}") for key in CONFIGS}
+    globals()["ALGORITHMS"] = found
+    return found
+
+
+def config_of(name: str) -> Any:
+    """The Config of the algorithm of a name, without importing the package's own algorithms.
+
+    Args:
+        name: as for `get`.
+
+    Raises:
+        ConfigError: as for `get`.
+    """
+    known = sys.modules[__name__].__dict__.get("ALGORITHMS", {})
+    if name in CONFIGS and name not in known:
+        return CONFIGS[name]
+    return get(name).Config
 
 
 def get(name: str) -> Any:
@@ -35,9 +62,11 @@ def get(name: str) -> Any:
         ConfigError: an unknown name, with the nearest ones; a module that cannot be imported; or
             something that is not an algorithm, and what it lacks.
     """
-    if name in ALGORITHMS:
-        return ALGORITHMS[name]
-    known = {*ALGORITHMS, *references.registered("algorithm")}
+    package = sys.modules[__name__]
+    names = package.__dict__.get("ALGORITHMS", CONFIGS)  # its modules are imported if need be
+    if name in names:
+        return package.ALGORITHMS[name]
+    known = {*names, *references.registered("algorithm")}
     module = name.partition(":")[0]
     if name not in known and not references.is_text(name) and not references.findable(module):
         raise ConfigError(
@@ -56,10 +85,15 @@ def get(name: str) -> Any:
     return found
 
 
+def in_package(name: str) -> bool:
+    """Whether a name is that of an algorithm of the package; nothing is imported to find out."""
+    return name in sys.modules[__name__].__dict__.get("ALGORITHMS", CONFIGS)
+
+
 def names_code(name: str) -> bool:
     """Whether a name makes the process import a module that is neither in the package nor
     registered by an installed one; nothing is imported to find out."""
-    known = name in ALGORITHMS or references.is_text(name)
+    known = in_package(name) or references.is_text(name)
     return not known and name not in references.registered("algorithm")
 
 

@@ -1,6 +1,5 @@
 """Advantage actor-critic, also called vanilla policy gradient (Mnih et al. 2016)."""
 
-import dataclasses
 from typing import Any
 
 import jax
@@ -8,37 +7,8 @@ import optax
 
 from ppo_jax import losses, sgd
 from ppo_jax.advantages import estimate_gae
-from ppo_jax.config.options import option
-from ppo_jax.config.schedules import Scheduled
+from ppo_jax.algorithms.configs import A2C as Config
 from ppo_jax.types import Algorithm, Batch, LearnerState, LossFn, Metrics, PyTree, Trajectory
-
-
-@dataclasses.dataclass(frozen=True)
-class Config:
-    """Hyperparameters. Every float may be a tracer, so one program serves a whole sweep."""
-
-    learning_rate: Scheduled = sgd.learning_rate(7e-4)
-    anneal_timesteps: float | None = sgd.anneal_timesteps()
-    gamma: float = option(0.99, "discount per step", low=0, high=1)
-    gae_lambda: float = option(0.95, "trace decay of the advantage estimate", low=0, high=1)
-    entropy_coef: Scheduled = option(0.0, "weight of the entropy bonus", low=0)
-    value_coef: float = option(0.5, "weight of the value loss", low=0)
-    normalize_advantage: bool = option(False, "per rollout")
-    max_grad_norm: float = sgd.max_grad_norm(0.5)
-    adam_eps: float = sgd.adam_eps()
-
-    def check(self, run: Any, env: Any) -> None:
-        """Refuse rollouts of a single row, whose advantages cannot be normalised.
-
-        Args:
-            run: its num_envs and num_steps.
-            env: not used.
-
-        Raises:
-            ValueError: what to do instead.
-        """
-        if self.normalize_advantage:
-            losses.check_normalizable(run.num_envs * run.num_steps)
 
 
 def make_loss(policy: Any, config: Config) -> LossFn:

@@ -2,15 +2,14 @@
 
 import dataclasses
 from collections.abc import Callable
-from typing import Any, ClassVar
+from typing import Any
 
 import jax
 import optax
 
 from ppo_jax import losses, sgd
 from ppo_jax.advantages import estimate_gae
-from ppo_jax.config.options import option
-from ppo_jax.config.schedules import Scheduled
+from ppo_jax.algorithms.configs import ActorCritic as Config
 from ppo_jax.types import Algorithm, Batch, LearnerState, LossFn, Metrics, PyTree, Trajectory
 
 
@@ -45,48 +44,6 @@ ACTOR_WEIGHTS: dict[str, Callable[[jax.Array, jax.Array], jax.Array]] = {
     "q": weight_by_q,
     "td_error": weight_by_td_error,
 }
-
-
-@dataclasses.dataclass(frozen=True)
-class Config:
-    """Hyperparameters. Every float may be a tracer, so one program serves a whole sweep."""
-
-    critic: ClassVar[str] = "q"
-
-    learning_rate: Scheduled = sgd.learning_rate(3e-3)
-    actor_rate: float = option(
-        0.1, "the actor's step as a share of Adam's; the critic must be ahead of it", low=0, high=1
-    )
-    anneal_timesteps: float | None = sgd.anneal_timesteps()
-    gamma: float = option(0.99, "discount per step", low=0, high=1)
-    actor_weight: str = option("q", "what weights the actor's step", choices=tuple(ACTOR_WEIGHTS))
-    entropy_coef: Scheduled = option(0.0, "weight of the entropy bonus", low=0)
-    value_coef: float = option(0.5, "weight of the critic's loss", low=0)
-    normalize_advantage: bool = option(True, "shift and scale the actor's weights per rollout")
-    max_grad_norm: float = sgd.max_grad_norm(0.5)
-    adam_eps: float = sgd.adam_eps()
-
-    def check(self, run: Any, env: Any) -> None:
-        """Refuse a shared torso, a recurrent network, and rollouts of a single row.
-
-        Args:
-            run: its shared_torso, memory, num_envs and num_steps.
-            env: not used.
-
-        Raises:
-            ValueError: what to do instead.
-        """
-        if run.shared_torso:
-            raise ValueError(
-                "the critic of actor_critic judges actions, and shares no torso with the actor; "
-                "use shared_torso=False"
-            )
-        if run.memory != "none":
-            raise ValueError(
-                "the critic of actor_critic judges actions, and has no memory; use memory='none'"
-            )
-        if self.normalize_advantage:
-            losses.check_normalizable(run.num_envs * run.num_steps)
 
 
 def make_loss(policy: Any, config: Config) -> LossFn:

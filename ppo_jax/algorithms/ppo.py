@@ -1,6 +1,5 @@
 """Proximal policy optimisation with the clipped surrogate (Schulman et al. 2017)."""
 
-import dataclasses
 from collections.abc import Callable
 from typing import Any
 
@@ -10,8 +9,7 @@ import optax
 
 from ppo_jax import losses, sgd
 from ppo_jax.advantages import estimate_gae
-from ppo_jax.config.options import option
-from ppo_jax.config.schedules import Scheduled
+from ppo_jax.algorithms.configs import PPO as Config
 from ppo_jax.optimizer import Begin, End
 from ppo_jax.types import (
     Algorithm,
@@ -23,55 +21,6 @@ from ppo_jax.types import (
     PyTree,
     Trajectory,
 )
-
-
-@dataclasses.dataclass(frozen=True)
-class Config:
-    """Hyperparameters. Every float may be a tracer, so one program serves a whole sweep."""
-
-    learning_rate: Scheduled = sgd.learning_rate(3e-4, adaptive=True)
-    anneal_timesteps: float | None = sgd.anneal_timesteps()
-    epochs: int = option(4, "passes over each rollout", low=1)
-    minibatches: int = option(4, "gradient steps per pass", low=1)
-    micro_batches: int = option(1, "parts of a minibatch whose gradients are accumulated", low=1)
-    gamma: float = option(0.99, "discount per step", low=0, high=1)
-    gae_lambda: float = option(0.95, "trace decay of the advantage estimate", low=0, high=1)
-    clip_eps: Scheduled = option(0.2, "the ratio is clipped to 1 ± this", low=0, open_low=True)
-    value_clip_eps: float | None = option(
-        None, "values are clipped to the old ± this; None: not", low=0, open_low=True
-    )
-    entropy_coef: Scheduled = option(0.0, "weight of the entropy bonus", low=0)
-    value_coef: float = option(0.5, "weight of the value loss", low=0)
-    normalize_advantage: bool = option(True, "per minibatch, or per part of one")
-    max_grad_norm: float = sgd.max_grad_norm(0.5)
-    adam_eps: float = sgd.adam_eps()
-    target_kl: float | None = option(
-        None,
-        "stop an update once approx_kl of a minibatch exceeds 1.5 x this; None: never",
-        low=0,
-        open_low=True,
-    )
-
-    def divisors(self) -> dict[str, int]:
-        """The rows of a rollout divide into minibatches, and these into micro-batches."""
-        parts = self.minibatches * self.micro_batches
-        more = {"minibatches x micro_batches": parts} if self.micro_batches > 1 else {}
-        return {"minibatches": self.minibatches, **more}
-
-    def check(self, run: Any, env: Any) -> None:
-        """Refuse minibatches of a single row, whose advantages cannot be normalised.
-
-        Args:
-            run: its num_envs and num_steps.
-            env: not used.
-
-        Raises:
-            ValueError: what to do instead.
-        """
-        if self.normalize_advantage:
-            parts = self.minibatches * self.micro_batches
-            losses.check_normalizable(run.num_envs * run.num_steps, parts)
-
 
 # (what the policy makes of the rows, the rows) -> ([] added to the loss, metrics).
 Penalty = Callable[[losses.Prediction, Batch], tuple[jax.Array, Metrics]]

@@ -9,8 +9,7 @@ import optax
 
 from ppo_jax import losses, sgd
 from ppo_jax.advantages import estimate_gae
-from ppo_jax.config.options import option
-from ppo_jax.config.schedules import Scheduled
+from ppo_jax.algorithms.configs import PPOKL as Config
 from ppo_jax.types import (
     Algorithm,
     Batch,
@@ -25,52 +24,6 @@ from ppo_jax.types import (
 # β stays within this factor of where it began: halved for long enough, as under a learning rate
 # that has fallen to 0, it would be 0 for ever.
 MAX_CHANGE = 2.0**10
-
-
-@dataclasses.dataclass(frozen=True)
-class Config:
-    """Hyperparameters. Every float may be a tracer, so one program serves a whole sweep."""
-
-    learning_rate: Scheduled = sgd.learning_rate(3e-4, adaptive=True)
-    anneal_timesteps: float | None = sgd.anneal_timesteps()
-    epochs: int = option(4, "passes over each rollout", low=1)
-    minibatches: int = option(4, "gradient steps per pass", low=1)
-    gamma: float = option(0.99, "discount per step", low=0, high=1)
-    gae_lambda: float = option(0.95, "trace decay of the advantage estimate", low=0, high=1)
-    kl_coef: float = option(1.0, "weight of the KL penalty, at first if it adapts", low=0)
-    kl_target: float | None = option(
-        0.01,
-        "KL of an update that the weight adapts to; None: a fixed weight",
-        low=0,
-        open_low=True,
-    )
-    entropy_coef: Scheduled = option(0.0, "weight of the entropy bonus", low=0)
-    value_coef: float = option(0.5, "weight of the value loss", low=0)
-    normalize_advantage: bool = option(True, "per minibatch")
-    max_grad_norm: float = sgd.max_grad_norm(0.5)
-    adam_eps: float = sgd.adam_eps()
-
-    def divisors(self) -> dict[str, int]:
-        """The rows of a rollout divide into minibatches."""
-        return {"minibatches": self.minibatches}
-
-    def check(self, run: Any, env: Any) -> None:
-        """Refuse a weight that cannot adapt, and minibatches of a single row.
-
-        Args:
-            run: its num_envs and num_steps.
-            env: not used.
-
-        Raises:
-            ValueError: what to do instead.
-        """
-        if isinstance(self.kl_coef, int | float) and self.kl_coef == 0 and self.kl_target:
-            raise ValueError(
-                "kl_coef is 0, which doubled stays 0; with a kl_target it must be > 0, without "
-                "penalty kl_target must be None"
-            )
-        if self.normalize_advantage:
-            losses.check_normalizable(run.num_envs * run.num_steps, self.minibatches)
 
 
 def adapt_coefficient(coef: jax.Array, kl: jax.Array, target: jax.Array | float) -> jax.Array:

@@ -1,9 +1,7 @@
 """REINFORCE: Monte-Carlo policy gradient over whole episodes (Williams 1992)."""
 
-import dataclasses
-import math
 from collections.abc import Callable
-from typing import Any, ClassVar, NamedTuple, Self
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -11,8 +9,8 @@ import optax
 
 from ppo_jax import losses, parallel, sgd
 from ppo_jax.advantages import discounted_returns
-from ppo_jax.config.options import option
-from ppo_jax.config.schedules import Scheduled
+from ppo_jax.algorithms.configs import Reinforce as Config
+from ppo_jax.algorithms.configs import check_length
 from ppo_jax.types import Algorithm, Batch, LearnerState, LossFn, Metrics, PyTree, Trajectory
 
 
@@ -97,86 +95,6 @@ BASELINES: dict[str, Callable[[jax.Array, jax.Array, Episodes], jax.Array]] = {
     "leave_one_out": leave_one_out,
     "value": learned_value,
 }
-
-
-@dataclasses.dataclass(frozen=True)
-class Config:
-    """Hyperparameters. Every float may be a tracer, so one program serves a whole sweep."""
-
-    promises: ClassVar[dict[str, str]] = {
-        "unfinished_episodes": "episodes were longer than the time_limit that was given, and "
-        "counted as if they had ended: set --time-limit to the steps of the longest"
-    }
-
-    learning_rate: Scheduled = sgd.learning_rate(3e-3)
-    anneal_timesteps: float | None = sgd.anneal_timesteps()
-    gamma: float = option(0.99, "discount per step", low=0, high=1)
-    baseline: str = option("none", "what is subtracted from returns", choices=tuple(BASELINES))
-    time_limit: int | None = option(
-        None, "steps of the longest possible episode; None: the environment's own limit", low=1
-    )
-    entropy_coef: Scheduled = option(0.0, "weight of the entropy bonus", low=0)
-    value_coef: float = option(0.5, "weight of the loss of a learned baseline", low=0)
-    max_grad_norm: float = sgd.max_grad_norm(float("inf"))
-    adam_eps: float = sgd.adam_eps()
-
-    @property
-    def critic(self) -> str:
-        """Only a learned baseline needs one."""
-        return "v" if self.baseline == "value" else "none"
-
-    def collector(self, collect: Any) -> Any:
-        """Rollouts that begin with new episodes everywhere, as `estimate` takes them.
-
-        Args:
-            collect: the run's `rollout.Collector`.
-        """
-        return collect.whole_episodes(self.time_limit)
-
-    def resolve(self, env: Any) -> Self:
-        """With the environment's time limit, if it has one, where none was given.
-
-        Args:
-            env: its time_limit.
-        """
-        limit = env.time_limit
-        if self.time_limit is not None or limit is None or math.isinf(limit):
-            return self
-        return dataclasses.replace(self, time_limit=int(limit))
-
-    def check(self, run: Any, env: Any) -> None:
-        """Refuse rollouts in which an episode might not end.
-
-        Args:
-            run: its num_steps.
-            env: its time_limit; None: not known yet.
-
-        Raises:
-            ValueError: what to do instead.
-        """
-        limit = None if env is None else env.time_limit
-        if self.time_limit is not None and limit is not None and self.time_limit < limit < math.inf:
-            raise ValueError(
-                f"time_limit is {self.time_limit}, but an episode may take {limit:g} steps here; "
-                f"it must be at least {limit:g}"
-            )
-        if env is not None or self.time_limit is not None:
-            check_length(run.num_steps, self.time_limit)
-
-
-def check_length(num_steps: int, time_limit: int | None) -> int:
-    """The time limit; refused are rollouts that some episodes do not fit into."""
-    if time_limit is None:
-        raise ValueError(
-            "reinforce learns from whole episodes, and nothing says how long one can be; set "
-            "time_limit to the steps of the longest"
-        )
-    if num_steps < time_limit:
-        raise ValueError(
-            f"reinforce learns from whole episodes, which here take up to {time_limit} steps; "
-            f"num_steps is {num_steps}; it must be at least {time_limit}"
-        )
-    return time_limit
 
 
 def make_loss(policy: Any, config: Config) -> LossFn:

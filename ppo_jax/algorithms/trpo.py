@@ -11,53 +11,9 @@ from jax.flatten_util import ravel_pytree
 
 from ppo_jax import losses, parallel, sgd
 from ppo_jax.advantages import estimate_gae
-from ppo_jax.config.options import option
-from ppo_jax.config.schedules import Scheduled
+from ppo_jax.algorithms.configs import SHARED_TORSO
+from ppo_jax.algorithms.configs import TRPO as Config
 from ppo_jax.types import Algorithm, Batch, LearnerState, Metrics, Params, PyTree, Trajectory
-
-SHARED_TORSO = (
-    "trpo takes its natural step on the actor alone, which must not share a torso with the critic; "
-    "use shared_torso=False"
-)
-
-
-@dataclasses.dataclass(frozen=True)
-class Config:
-    """Hyperparameters. Every float may be a tracer, so one program serves a whole sweep."""
-
-    max_kl: float = option(0.01, "δ, the largest mean KL of an update", low=0, open_low=True)
-    cg_iterations: int = option(10, "conjugate-gradient steps", low=1)
-    cg_damping: float = option(0.1, "added to the diagonal of the Fisher matrix", low=0)
-    backtrack_factor: float = option(0.8, "of the step length per trial", low=0, high=1)
-    backtrack_trials: int = option(10, "step lengths tried at most", low=1)
-    gamma: float = option(0.99, "discount per step", low=0, high=1)
-    gae_lambda: float = option(0.95, "trace decay of the advantage estimate", low=0, high=1)
-    normalize_advantage: bool = option(True, "per rollout")
-    learning_rate: Scheduled = sgd.learning_rate(1e-3)
-    anneal_timesteps: float | None = sgd.anneal_timesteps()
-    critic_epochs: int = option(10, "passes of the critic over each rollout", low=1)
-    critic_minibatches: int = option(4, "gradient steps of the critic per pass", low=1)
-    max_grad_norm: float = sgd.max_grad_norm(float("inf"))
-    adam_eps: float = sgd.adam_eps()
-
-    def divisors(self) -> dict[str, int]:
-        """The rows of a rollout divide into the minibatches of the critic."""
-        return {"critic_minibatches": self.critic_minibatches}
-
-    def check(self, run: Any, env: Any) -> None:
-        """Refuse a shared torso, and rollouts of a single row.
-
-        Args:
-            run: its shared_torso, num_envs and num_steps.
-            env: not used.
-
-        Raises:
-            ValueError: what to do instead.
-        """
-        if run.shared_torso:
-            raise ValueError(SHARED_TORSO)
-        if self.normalize_advantage:
-            losses.check_normalizable(run.num_envs * run.num_steps)
 
 
 def conjugate_gradient(

@@ -1,45 +1,51 @@
-"""`ppo-jax check-env`: what is wrong with an environment, and what to do about it."""
+"""`ppo-jax check-env`: mistakes in an environment, each with the way to correct it."""
 
 import sys
 from typing import Any, NoReturn
 
-from ppo_jax.cli.errors import exit_with
+from ppo_jax import suites
+from ppo_jax.cli.errors import Work, exit_prepared
 from ppo_jax.cli.flags import positional
 from ppo_jax.config import ConfigError
 from ppo_jax.config.train import parse_env_args
 from ppo_jax.runs import terminal
 
 PROGRAM = "ppo-jax check-env"
-# A call of the environment that takes longer hangs.
+# The longest that a call of the environment may take, in seconds.
 SECONDS = 60.0
 
 
 def main(arguments: list[str] | None = None) -> NoReturn:
-    """The command."""
+    """`ppo-jax check-env`."""
     words = sys.argv[1:] if arguments is None else arguments
-    exit_with(lambda: positional(check, words, PROGRAM))
+    exit_prepared(lambda: positional(prepared, words, PROGRAM))
 
 
-def check(env: str, env_args: tuple[str, ...] = (), steps: int = 1000, seed: int = 0) -> int:
-    """Look for everything that is wrong with an environment: a sentence and a cure for each fault.
+def prepared(env: str, env_args: tuple[str, ...] = (), steps: int = 1000, seed: int = 0) -> Work:
+    """Test an environment for mistakes, and print for each mistake how to correct it.
 
     Args:
-        env: environment, as ID or SUITE:ID, or one of your own as MODULE:NAME.
-        env_args: its arguments, each as NAME=VALUE.
+        env: environment: an ID, SUITE:ID, or an environment of your own as MODULE:NAME.
+        env_args: arguments of the environment, each as NAME=VALUE.
         steps: number of steps with random actions.
-        seed: of actions and resets.
+        seed: seed of the actions and the resets.
 
     Returns:
-        Exit code 0 if nothing is wrong with it, 1 if something is.
+        The test, which returns exit code 0 if no mistake is found and 1 otherwise.
     """
-    from ppo_jax.envs.check import find_problems
-    from ppo_jax.envs.supervision import limited
-
     if steps < 1:
         raise ConfigError(f"--steps is {steps}; it must be >= 1")
     if not 0 <= seed < 2**31:
         raise ConfigError(f"--seed is {seed}; it must be >= 0 and < 2**31")
-    kwargs: dict[str, Any] = parse_env_args(env_args)
+    kwargs = parse_env_args(env_args)
+    suites.check(env)
+    return lambda: _check(env, kwargs, steps, seed)
+
+
+def _check(env: str, kwargs: dict[str, Any], steps: int, seed: int) -> int:
+    from ppo_jax.envs.check import find_problems
+    from ppo_jax.envs.supervision import limited
+
     with limited(SECONDS):
         report = find_problems(env, steps=steps, seed=seed, **kwargs)
     terminal.say(f"{report.name}: {report.kind}{report.facts and ', '}{report.facts}")

@@ -1,23 +1,24 @@
-"""The flags of several processes that train together: read before all others."""
+"""The flags of several processes that train together, which are read before all others."""
 
 import dataclasses
 import warnings
 from typing import Any
 
+from ppo_jax.cli.errors import asks_for_help
 from ppo_jax.cli.flags import FirstPass
 from ppo_jax.config import ConfigError
 from ppo_jax.config.options import parse as parse_value
 from ppo_jax.runs import cluster
-from ppo_jax.runs.cluster import ClusterOptions
+from ppo_jax.runs.cluster.options import ClusterOptions, place_of
 
 CLUSTER_OPTIONS = {f.name: f for f in dataclasses.fields(ClusterOptions)}
 
 
 def options_of(arguments: list[str]) -> ClusterOptions:
-    """The options of a command line that say who the other processes are.
+    """The options of a command line that describe the other processes.
 
     Raises:
-        ConfigError: a value that is none.
+        ConfigError: a value of the wrong type.
     """
     first = FirstPass(add_help=False, allow_abbrev=False)
     for name in CLUSTER_OPTIONS:
@@ -44,13 +45,16 @@ def options_of(arguments: list[str]) -> ClusterOptions:
 
 
 def join(arguments: list[str]) -> None:
-    """Join the other processes that a command line speaks of; of these one alone says what all
-    would.
+    """Join the other processes that a command line describes, if it describes any. Of all these
+    processes only the leading one prints warnings.
 
     Raises:
         ConfigError: as `ppo_jax.runs.cluster.join`.
     """
-    cluster.join(options_of(arguments))
+    options = options_of(arguments)
+    if asks_for_help(arguments) or place_of(options) is None:
+        return
+    cluster.join(options)
     if not cluster.current().leads:
         warnings.simplefilter("ignore")
 
@@ -59,9 +63,9 @@ def refuse(arguments: list[str], command: str, instead: str) -> None:
     """Refuse these flags where a command works in one process.
 
     Args:
-        arguments: its command line.
-        command: its name.
-        instead: what to do.
+        arguments: the command line.
+        command: name of the command.
+        instead: what to do instead.
 
     Raises:
         ConfigError: the flag that was given.

@@ -1,41 +1,27 @@
-"""`python -m ppo_jax.evaluate`."""
+"""`ppo-jax evaluate`: episodes with the agent of a run, and a recording of one."""
 
 import sys
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import TYPE_CHECKING, Any, NoReturn
 
-import jax
-import numpy as np
-
-from ppo_jax.cli.errors import exit_with
+from ppo_jax.cli.errors import Work, exit_prepared
 from ppo_jax.cli.flags import positional
 from ppo_jax.config import ConfigError
-from ppo_jax.envs import makes_vectors
-from ppo_jax.evaluate import (
-    Returns,
-    agents_of,
-    check_acted,
-    evaluate,
-    record,
-    save_gif,
-    summary_of,
-    warn_not_finite,
-    warn_unfinished,
-)
-from ppo_jax.experiment import watched_alone
-from ppo_jax.runs import cache, terminal
-from ppo_jax.runs.restore import load
+from ppo_jax.runs import terminal
 
-PROGRAM = "python -m ppo_jax.evaluate"
+if TYPE_CHECKING:
+    from ppo_jax.evaluate import Returns
+
+PROGRAM = "ppo-jax evaluate"
 
 
 def main(arguments: list[str] | None = None) -> NoReturn:
-    """The command."""
+    """`ppo-jax evaluate`, the same as `python -m ppo_jax.evaluate`."""
     words = sys.argv[1:] if arguments is None else arguments
-    exit_with(lambda: positional(play, words, PROGRAM))
+    exit_prepared(lambda: positional(prepared, words, PROGRAM))
 
 
-def play(
+def prepared(
     run: Path,
     episodes: int = 128,
     *,
@@ -47,29 +33,60 @@ def play(
     policy: str | None = None,
     algorithm: str | None = None,
     trust: bool = False,
-) -> int:
-    """Play episodes with the agent of a run and print what they return.
+) -> Work:
+    """Evaluate the agent of a run, and record an episode.
 
     Args:
-        run: run directory.
-        episodes: how many.
+        run: folder of the run.
+        episodes: number of episodes.
         stochastic: sample actions instead of taking the most likely one.
-        checkpoint: latest, best, or the number of an update.
-        seed: of the episodes.
-        gif: write one episode, drawn by the environment, to this file.
-        env: environment of the run, named again as MODULE:NAME: a run of somebody else may not
+        checkpoint: checkpoint to restore: latest, best, or the number of an update.
+        seed: seed of the episodes.
+        gif: file name of an animation of one episode, which is drawn by the environment.
+        env: environment of the run as MODULE:NAME, named again: a run that is not your own may not
             make this process import it.
         policy: network of the run, named again.
         algorithm: algorithm of the run, named again.
-        trust: let the run name any code to import.
+        trust: allow the run to name code to import.
 
     Returns:
-        Exit code 0.
+        The evaluation, which returns exit code 0.
     """
     _check(episodes, seed, gif)
-    cache.use()
     named: dict[str, Any] = {"env": env, "policy": policy, "algorithm": algorithm}
-    config, program, state = load(run, checkpoint, trust=trust, **named)
+    return lambda: _evaluate(
+        run,
+        episodes,
+        checkpoint,
+        stochastic=stochastic,
+        seed=seed,
+        gif=gif,
+        named={**named, "trust": trust},
+    )
+
+
+def _evaluate(
+    run: Path,
+    episodes: int,
+    checkpoint: str,
+    *,
+    stochastic: bool,
+    seed: int,
+    gif: Path | None,
+    named: dict[str, Any],
+) -> int:
+    """Run the episodes, print their returns, and write the animation."""
+    import jax
+    import numpy as np
+
+    from ppo_jax import evaluate as evaluation
+    from ppo_jax.envs import makes_vectors
+    from ppo_jax.experiment import watched_alone
+    from ppo_jax.runs import cache
+    from ppo_jax.runs.restore import load
+
+    cache.use()
+    config, program, state = load(run, checkpoint, **named)
     agent = {
         "params": state.learner.params,
         "moments": state.rollout.moments,
@@ -78,23 +95,29 @@ def play(
         "greedy": not stochastic,
     }
     if gif is not None and makes_vectors(program.env):
-        program.env.picture()  # refused before anything is played
+        program.env.picture()  # refused before any episode is run
     key = jax.random.key(seed)
     with watched_alone(program.env):
-        result = evaluate(key, **agent, episodes=episodes)
-    check_acted(result, program.env)
-    warn_unfinished(np.asarray(result.finished))
-    warn_not_finite(np.asarray(result.episode_return))
+        result = evaluation.evaluate(key, **agent, episodes=episodes)
+    evaluation.check_acted(result, program.env)
+    evaluation.warn_unfinished(np.asarray(result.finished))
+    evaluation.warn_not_finite(np.asarray(result.episode_return))
     how = "sampled" if stochastic else "greedy"
-    terminal.say(f"{config.env}: {_described(result, how, agents_of(program.env))}")
-    if gif is not None:
-        save_gif(record(key, **agent), gif)
-        terminal.say(f"wrote {gif}")
+    terminal.say(f"{config.env}: {_described(result, how, evaluation.agents_of(program.env))}")
+    if gif is None:
+        return 0
+    recording = evaluation.record(key, **agent)
+    evaluation.save_gif(recording, gif)
+    terminal.say(f"wrote {gif}: one {how} episode, {gif.stat().st_size:,} bytes")
     return 0
 
 
-def _described(result: Returns, how: str, agents: int) -> str:
+def _described(result: "Returns", how: str, agents: int) -> str:
     """The numbers of an evaluation on one line."""
+    import numpy as np
+
+    from ppo_jax.evaluate import summary_of
+
     returns = np.asarray(result.episode_return, np.float64)
     found = summary_of(returns, result.finished, agents)
     low, high, cut = (
@@ -113,7 +136,7 @@ def _described(result: Returns, how: str, agents: int) -> str:
 
 
 def _check(episodes: int, seed: int, gif: Path | None) -> None:
-    """Refuse what would fail only after playing."""
+    """Refuse values that would make the command fail only after the episodes."""
     if episodes < 1:
         raise ConfigError(f"--episodes is {episodes}; it must be >= 1")
     if not 0 <= seed < 2**32:

@@ -1,20 +1,68 @@
-"""`python -m ppo_jax.export`."""
+"""`ppo-jax export`: the policy of a run as a file that needs no ppo_jax."""
 
 import sys
-from typing import NoReturn
+from pathlib import Path
+from typing import Any, Literal, NoReturn
 
-from ppo_jax.cli.errors import exit_with
+from ppo_jax.cli.errors import Work, exit_prepared
 from ppo_jax.cli.flags import positional
+from ppo_jax.runs import terminal
 
-PROGRAM = "python -m ppo_jax.export"
+PROGRAM = "ppo-jax export"
 
 
 def main(arguments: list[str] | None = None) -> NoReturn:
-    """The command."""
-    exit_with(lambda: _export(sys.argv[1:] if arguments is None else arguments))
+    """`ppo-jax export`, the same as `python -m ppo_jax.export`."""
+    words = sys.argv[1:] if arguments is None else arguments
+    exit_prepared(lambda: positional(prepared, words, PROGRAM))
 
 
-def _export(arguments: list[str]) -> int:
-    from ppo_jax.export import export_command
+def prepared(
+    run: Path,
+    format: Literal["stablehlo", "onnx", "safetensors"] = "stablehlo",
+    out: Path | None = None,
+    checkpoint: str = "latest",
+    *,
+    env: str | None = None,
+    policy: str | None = None,
+    algorithm: str | None = None,
+    trust: bool = False,
+) -> Work:
+    """Write the policy of a run to a file that needs no ppo_jax, and verify the file.
 
-    return positional(export_command, arguments, PROGRAM)
+    Args:
+        run: folder of the run.
+        format: file format: stablehlo (needs JAX alone, for CPU and CUDA), onnx, or safetensors
+            (weights and configuration).
+        out: name of the file; None: policy.FORMAT in the folder of the run.
+        checkpoint: checkpoint to restore: latest, best, or the number of an update.
+        env: environment of the run as MODULE:NAME, named again: a run that is not your own may not
+            make this process import it.
+        policy: network of the run, named again.
+        algorithm: algorithm of the run, named again.
+        trust: allow the run to name code to import.
+
+    Returns:
+        The export. It returns exit code 0, or 1 for a file whose actions differ from the run's.
+    """
+    named: dict[str, Any] = {"env": env, "policy": policy, "algorithm": algorithm, "trust": trust}
+    return lambda: _export(run, format, out, checkpoint, named=named)
+
+
+def _export(
+    run: Path, format: str, out: Path | None, checkpoint: str, *, named: dict[str, Any]
+) -> int:
+    from ppo_jax.export import export, verify
+
+    try:
+        found = export(run, format, out, checkpoint, **named)
+    except verify.NotTheSame as error:
+        terminal.complain(f"error: {error}")
+        return 1
+    for path in found.files:
+        terminal.say(f"wrote {path} ({path.stat().st_size:,} bytes)")
+    terminal.say(
+        f"verified: {found.observations} observations, max difference "
+        f"{found.max_difference:.3g} (reloaded in a fresh process)"
+    )
+    return 0

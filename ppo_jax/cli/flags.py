@@ -1,29 +1,55 @@
 """Dataclasses of options as flags (tyro).
 
-Precedence, weakest first: defaults of the dataclasses, the preset, the TOML file, flags.
+In increasing precedence: the defaults of the dataclasses, the preset, the TOML file, the flags.
+Nothing here imports JAX.
 """
 
 import argparse
 import dataclasses
+import inspect
 import tomllib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from pathlib import Path
-from typing import Annotated, Any, Literal, NoReturn, get_origin
+from typing import Annotated, Any, Literal, NoReturn
 
 import tyro
 
 from ppo_jax import config as configs
+from ppo_jax.cli.groups import arranged, group_of
+from ppo_jax.cli.words import refuse_unknown
 from ppo_jax.config import ConfigError, TrainConfig
 from ppo_jax.config.options import check, coerce, kind, option, show, whole
 from ppo_jax.config.options import parse as parse_value
-from ppo_jax.config.presets import PRESETS
 from ppo_jax.config.schedules import Schedule
-from ppo_jax.experiment import RunOptions
 from ppo_jax.runs import trust
+from ppo_jax.runs.options import RunOptions
 from ppo_jax.runs.trust import Given
 
 RUN_OPTIONS = {f.name: f for f in dataclasses.fields(RunOptions)}
 Fields = dict[str, dataclasses.Field[Any]]
+
+
+@dataclasses.dataclass(frozen=True)
+class StartOptions:
+    """What the other flags modify."""
+
+    preset: str | None = option(
+        None,
+        "name of a preset of tuned values, as `ppo-jax presets` lists them; none: no preset; by "
+        "default the preset of the environment and the algorithm, if there is one",
+    )
+    config: Path | None = option(
+        None, "TOML file of options, or the config.json of a run; flags override its values"
+    )
+    print_config: bool = option(
+        False, "print the resolved configuration as TOML, which --config reads, and train nothing"
+    )
+    trust: bool = option(
+        False, "allow a file or a folder that is not your own to name code to import"
+    )
+
+
+START = {f.name: f for f in dataclasses.fields(StartOptions)}
 
 
 class FirstPass(argparse.ArgumentParser):
@@ -52,11 +78,26 @@ def given_of(arguments: list[str]) -> Given:
 
 
 def base_config(arguments: list[str]) -> TrainConfig:
-    """What the flags modify: defaults, under the preset, under the file.
+    """The configuration that the flags modify: the defaults, overridden by the preset, overridden
+    by the file.
 
     Raises:
         ConfigError: an unknown preset, environment or name in the file; or the file names code to
-            import, is not of a run of the user's own, and neither named again nor trusted.
+            import, is not of a run of the user's own, and the code is neither named again nor
+            trusted.
+    """
+    return starting_point(arguments)[0]
+
+
+def starting_point(arguments: list[str]) -> tuple[TrainConfig, dict[str, str]]:
+    """`base_config`, and where its values come from.
+
+    Returns:
+        (the configuration, name of an option -> "preset NAME" or the name of the file). Options
+        with the default of their dataclass are left out.
+
+    Raises:
+        As `base_config`.
     """
     given = selection_of(arguments)
     file = _read_file(Path(given.config), given_of(arguments)) if given.config is not None else {}
@@ -64,12 +105,13 @@ def base_config(arguments: list[str]) -> TrainConfig:
     algorithm = file.get("algorithm") if given.algorithm is None else given.algorithm
     preset = file.pop("preset", None) if given.preset is None else given.preset
     file.pop("preset", None)
-    preset = configs.preset_values(preset, env, algorithm)
-    values = {**preset, **file}
-    for name in configs.CODE:
-        if getattr(given, name) is not None:
-            values[name] = getattr(given, name)
-    return configs.from_json(values)
+    tuned = configs.preset_values(preset, env, algorithm)
+    values = {**tuned, **file}
+    named = {n: getattr(given, n) for n in configs.CODE if getattr(given, n) is not None}
+    name = preset or (configs.preset_of(env, algorithm) if tuned else None)
+    origins = dict.fromkeys(tuned, f"preset {name}") | dict.fromkeys(file, str(given.config))
+    config = configs.from_json(values | named)
+    return config, {n: where for n, where in origins.items() if n not in named}
 
 
 def _read_file(path: Path, given: Given) -> dict[str, Any]:
@@ -104,19 +146,23 @@ def parse(
     kept: dict[str, Any],
     program: str,
     doc: str,
+    origins: dict[str, str] | None = None,
+    groups: dict[str, str] | None = None,
 ) -> tuple[TrainConfig, dict[str, Any]]:
     """Flags on top of a configuration.
 
     Args:
         arguments: the command line.
-        base: what holds where no flag is given.
-        more: name -> field of the program's own options.
-        kept: values of those in place of their defaults.
-        program: its name, for --help.
-        doc: what it does.
+        base: the values of options that have no flag on the command line.
+        more: name -> field of the command's own options.
+        kept: values of the command's own options, in place of their defaults.
+        program: the command's name, for --help.
+        doc: the description of the command.
+        origins: name -> where a value of `base` comes from, as `starting_point` gives it.
+        groups: name -> its group in --help, where it is not that of `ppo_jax.cli.groups`.
 
     Returns:
-        (the configuration, name -> value of the program's own options)
+        (the configuration, name -> value of the command's own options)
     """
     flat = configs.to_flat(base)
     known = configs.fields(base.algorithm)
@@ -126,28 +172,12 @@ def parse(
             f"the Config of algorithm {base.algorithm!r} has a field {taken[0]!r}, which is a flag "
             "of this command; give it another name"
         )
-    presets = (*PRESETS, "none")
-    selection = [
-        (
-            "preset",
-            str | None,
-            option(None, "tuned values; default: the environment's own", choices=presets),
-        ),
-        (
-            "config",
-            Path | None,
-            option(None, "TOML file of values, or a run's config.json; flags go before it"),
-        ),
-        (
-            "trust",
-            bool,
-            option(False, "let a file or folder of somebody else name any code to import"),
-        ),
-    ]
-    fields = [(n, f, flat[n]) for n, f in known.items()]
+    fields = [(n, f, f.default) for n, f in START.items()]
+    fields += [(n, f, flat[n]) for n, f in known.items()]
     fields += [(n, f, coerce(f, kept[n]) if n in kept else f.default) for n, f in more.items()]
-    parsed = read_flags(arguments, fields, program, doc, selection=selection)
-    own = {name: parsed[name] for name in more}
+    named = {n: group_of(n, "algorithm") for n in known} | (groups or {})
+    parsed = read_flags(arguments, fields, program, doc, origins=origins, groups=named)
+    own = {name: parsed[name] for name in (*more, "print_config")}
     return configs.from_flat({n: parsed[n] for n in known}), own
 
 
@@ -157,37 +187,79 @@ def read_flags(
     program: str,
     doc: str,
     *,
-    selection: Sequence[tuple[str, Any, Any]] = (),
+    origins: dict[str, str] | None = None,
+    groups: dict[str, str] | None = None,
 ) -> dict[str, Any]:
     """A command line made of options.
 
     Args:
         arguments: the command line.
         fields: (name, a field made by `option`, its default) of each flag.
-        program: its name, for --help.
-        doc: what it does.
-        selection: (name, type, a field) of flags without a default.
+        program: the command's name, for --help.
+        doc: the description of the command.
+        origins: name -> where its default comes from, for --help.
+        groups: name -> its group in --help, where it is not that of `ppo_jax.cli.groups`.
 
     Returns:
         name -> value.
 
     Raises:
-        ConfigError: a word that is neither a number nor a schedule, where both are allowed.
+        ConfigError: a flag that does not exist, with the one that may be meant; or a word that is
+            neither a number nor a schedule, where both are allowed.
     """
-    flags = dataclasses.make_dataclass(
-        "Flags",
-        [(n, _flag_type(f), dataclasses.field(default=v)) for n, f, v in fields]
-        + [(n, _documented(t, f), dataclasses.field(default=f.default)) for n, t, f in selection],
-    )
+    switches = [n for n, f, _ in fields if kind(f).base is bool]
+    refuse_unknown(arguments, [n for n, _, _ in fields], switches, program)
+    flags = _dataclass_of(fields, origins or {}, groups or {})
     flags.__doc__ = doc
-    parsed: Any = tyro.cli(flags, args=arguments, registry=_REGISTRY, prog=program)
-    values = {f.name: getattr(parsed, f.name) for f in dataclasses.fields(parsed)}
+    style = (tyro.conf.OmitArgPrefixes,)
+    parsed: Any = tyro.cli(flags, args=arguments, registry=_REGISTRY, prog=program, config=style)
+    values = _flattened(parsed)
     return values | {n: _scheduled(f, values[n]) for n, f, _ in fields if kind(f).scheduled}
 
 
+def _dataclass_of(
+    fields: list[tuple[str, dataclasses.Field[Any], Any]],
+    origins: dict[str, str],
+    groups: dict[str, str],
+) -> Any:
+    """A dataclass with one dataclass for each group of options in it; the first group stands in the
+    outer one."""
+    by_name = {name: (field, default) for name, field, default in fields}
+    members: dict[str, list[str]] = {}
+    for name in by_name:
+        members.setdefault(groups.get(name) or group_of(name, "run"), []).append(name)
+
+    def described(names: list[str]) -> list[Any]:
+        found = [(name, *by_name[name]) for name in names]
+        return [
+            (n, _flag_type(f, origins.get(n)), dataclasses.field(default=default))
+            for n, f, default in found
+        ]
+
+    outer: list[Any] = []
+    for group, names in arranged(members).items():
+        if group == "start":
+            outer += described(names)
+            continue
+        title = group.replace(" ", "_")
+        inner = dataclasses.make_dataclass(title.capitalize(), described(names))
+        inner.__doc__ = ""
+        outer.append((title, inner, dataclasses.field(default_factory=inner)))
+    return dataclasses.make_dataclass("Flags", outer)
+
+
+def _flattened(parsed: Any) -> dict[str, Any]:
+    """Name -> value of the options in a dataclass of groups."""
+    values: dict[str, Any] = {}
+    for field in dataclasses.fields(parsed):
+        value = getattr(parsed, field.name)
+        values |= _flattened(value) if dataclasses.is_dataclass(value) else {field.name: value}
+    return values
+
+
 def _scheduled(field: dataclasses.Field[Any], value: Any) -> Any:
-    """A number or a schedule from the word that tyro leaves as it is: what is wrong with a schedule
-    takes a line of its own, and not a box that says no more than the type."""
+    """A number or a schedule from the word that tyro leaves as it is: the error of a schedule is
+    one line that names the mistake, and not a box that names the type alone."""
     if not isinstance(value, str):
         return value
     try:
@@ -199,23 +271,22 @@ def _scheduled(field: dataclasses.Field[Any], value: Any) -> Any:
         raise
 
 
-def _flag_type(field: dataclasses.Field[Any]) -> Any:
+def _flag_type(field: dataclasses.Field[Any], origin: str | None) -> Any:
+    """The type of a flag for tyro, with its help text."""
     choices = field.metadata["bounds"].choices
     if kind(field).scheduled:
-        return _documented(Annotated[float | Schedule, _NUMBER_OR_SCHEDULE], field)
-    return _documented(Literal[choices] if choices else field.type, field)
+        return _documented(Annotated[float | Schedule, _NUMBER_OR_SCHEDULE], field, origin)
+    return _documented(Literal[choices] if choices else field.type, field, origin)
 
 
-def _documented(kind: Any, field: Any) -> Any:
-    bounds, shown = field.metadata["bounds"], get_origin(kind) is Literal
-    numeric = any(name in str(kind) for name in ("int", "float"))
-    says = numeric or (bounds.choices and not shown)
-    text = field.metadata["doc"] + (f"; {bounds}" if says else "")
-    return Annotated[kind, tyro.conf.arg(help=text, help_behavior_hint=_hint)]
-
-
-def _hint(default: str) -> str:
-    return f"(default: {default})"
+def _documented(kind: Any, field: Any, origin: str | None) -> Any:
+    """A type with the help text of its option: the text, the allowed range, the default."""
+    bounds = field.metadata["bounds"]
+    bounded = bounds.choices is None and str(bounds) != "finite"
+    text = field.metadata["doc"] + (f"; {bounds}" if bounded else "")
+    where = "" if origin is None else f", from {origin}"
+    hint = lambda default: f"(default: {default or 'empty'}{where})"
+    return Annotated[kind, tyro.conf.arg(help=text, help_behavior_hint=hint)]
 
 
 _REGISTRY = tyro.constructors.ConstructorRegistry()
@@ -245,8 +316,17 @@ _NUMBER_OR_SCHEDULE = tyro.constructors.PrimitiveConstructorSpec[Any](
 )
 
 
-def positional(command: Callable[..., int], arguments: list[str], program: str) -> int:
-    """A function's signature as a command line, what has no default without a flag."""
+def positional(command: Callable[..., Any], arguments: list[str], program: str) -> Any:
+    """Call a function whose parameters are the options of a command line; those without a default
+    have no flag.
+
+    Returns:
+        The value that the function returns.
+    """
+    if not {"-h", "--help"} & {*arguments}:
+        parameters = inspect.signature(command).parameters.values()
+        switches = [p.name for p in parameters if isinstance(p.default, bool)]
+        refuse_unknown(arguments, [p.name for p in parameters], switches, program)
     return tyro.cli(
         command,
         args=arguments,

@@ -1,4 +1,4 @@
-"""`ppo-jax COMMAND`, the same as `python -m ppo_jax COMMAND`."""
+"""`ppo-jax COMMAND`, the same as `python -m ppo_jax COMMAND` and `python3 run.py COMMAND`."""
 
 import importlib
 import sys
@@ -6,18 +6,22 @@ from typing import NoReturn
 
 import ppo_jax
 
-# Command -> (module with `main`, what it does). Modules are imported when they are asked for.
+# Command -> (module with `main`, what it does). A module is imported when its command is used.
 COMMANDS = {
-    "train": ("ppo_jax.cli.train", "train an agent and keep the run in a directory"),
-    "evaluate": ("ppo_jax.cli.evaluate", "play episodes with the agent of a run"),
+    "train": ("ppo_jax.cli.train", "train an agent, and keep the run in a folder"),
+    "evaluate": ("ppo_jax.cli.evaluate", "evaluate a trained agent, and record episodes"),
     "sweep": (
         "ppo_jax.cli.sweep",
         "train many agents, seeds times hyperparameters, in one program",
     ),
     "plot": ("ppo_jax.cli.plot", "draw the learning curves of runs"),
-    "export": ("ppo_jax.cli.export", "write an agent to a file that acts without ppo_jax"),
+    "export": ("ppo_jax.cli.export", "write an agent to a file that needs no ppo_jax"),
     "rlhf": ("ppo_jax.cli.rlhf", "train language models from preferences and rewards"),
-    "check-env": ("ppo_jax.cli.check_env", "say what is wrong with an environment"),
+    "envs": ("ppo_jax.cli.envs", "list the suites of environments, or those of one suite"),
+    "presets": ("ppo_jax.cli.presets", "list the presets of tuned hyperparameters"),
+    "algorithms": ("ppo_jax.cli.algorithms", "list the algorithms"),
+    "check-env": ("ppo_jax.cli.check_env", "test an environment of your own for mistakes"),
+    "benchmark": ("ppo_jax.cli.benchmark", "list the benchmarks of the repository, or run one"),
 }
 PROGRAM = "ppo-jax"
 
@@ -32,7 +36,7 @@ def main(arguments: list[str] | None = None) -> NoReturn:
         print(f"ppo_jax {ppo_jax.__version__}")
         sys.exit(0)
     if words[0] not in COMMANDS:
-        from ppo_jax.config.options import did_you_mean
+        from ppo_jax.config.errors import did_you_mean
 
         known = did_you_mean(words[0], COMMANDS)
         print(f"error: unknown command {words[0]!r}; {known}; see --help", file=sys.stderr)
@@ -42,19 +46,23 @@ def main(arguments: list[str] | None = None) -> NoReturn:
 
 
 def usage() -> str:
-    """What --help prints."""
+    """The text of --help."""
     width = max(map(len, COMMANDS)) + 2
     lines = [f"  {name:{width}}{text}" for name, (_, text) in COMMANDS.items()]
     return "\n".join(
         [
             f"usage: {PROGRAM} COMMAND ...",
             "",
-            "PPO and its family in JAX.",
+            "PPO and related policy-gradient algorithms in JAX.",
             "",
             "commands:",
             *lines,
             "",
-            f"{PROGRAM} COMMAND --help lists the options of a command; {PROGRAM} --version prints "
-            "the version.",
+            f"{PROGRAM} COMMAND --help lists the options of a command.",
+            f"{PROGRAM} --version prints the version.",
+            "",
+            "A first run, on the default environment CartPole-v1:",
+            f"  {PROGRAM} train --run-dir runs/first",
+            f"  {PROGRAM} evaluate runs/first --gif first.gif",
         ]
     )

@@ -1,35 +1,31 @@
 """`python -m ppo_jax.sweep`: train's flags, and what varies."""
 
 import dataclasses
-import itertools
 import os
 import sys
 import warnings
 from contextlib import suppress
 from pathlib import Path
-from typing import Any, NoReturn
-
-import jax
+from typing import TYPE_CHECKING, Any, NoReturn
 
 from ppo_jax import config as configs
+from ppo_jax import suites
 from ppo_jax.cli.cluster import refuse
-from ppo_jax.cli.errors import exit_with
-from ppo_jax.cli.flags import base_config, given_of, parse
+from ppo_jax.cli.errors import Work, asks_for_help, exit_prepared
+from ppo_jax.cli.flags import base_config, given_of, parse, starting_point
 from ppo_jax.config import ConfigError, TrainConfig
-from ppo_jax.config.options import check_record, option
-from ppo_jax.runs import provenance, terminal
+from ppo_jax.config.options import check_record
+from ppo_jax.config.toml import to_toml
+from ppo_jax.runs import terminal
 from ppo_jax.runs.trust import Given
-from ppo_jax.sweep import cluster, session
-from ppo_jax.sweep.cluster import Words, WorkerOptions
+from ppo_jax.sweep.options import PointOptions, SweepOptions, WorkerOptions
 from ppo_jax.sweep.points import Point, configure, grid, parse_vary, sample
-from ppo_jax.sweep.publish import compare
-from ppo_jax.sweep.run import seed_numbers
-from ppo_jax.sweep.session import SweepOptions
-from ppo_jax.sweep.store import Spec, SweepDirectory, read_sessions, read_spec
-from ppo_jax.sweep.worker import devices_set
 
-PROGRAM = "python -m ppo_jax.sweep"
-DOC = "Train many agents, seeds times hyperparameters, in one program and report on them."
+if TYPE_CHECKING:
+    from ppo_jax.sweep.store import Spec
+
+PROGRAM = "ppo-jax sweep"
+DOC = "Train many agents, seeds times hyperparameters, in one program, and report on them."
 # May be given anew when a sweep is resumed.
 FREE_ON_RESUME = (
     "run_dir", "resume", "confirm", "threshold", "trust",
@@ -42,46 +38,72 @@ SETTLED = {
 }
 
 
-@dataclasses.dataclass(frozen=True)
-class PointOptions:
-    """Which agents there are."""
-
-    seeds: int = option(10, "agents of each point, seeded from --seed on", low=1)
-    vary: Words = option((), "name=a,b,c, all combinations; or name=log:low:high to --sample from")
-    sample: int | None = option(None, "points of random search instead of all", low=1)
-    sampler: str = option("sobol", "how points are drawn", choices=("sobol", "uniform"))
-    sample_seed: int = option(0, "of the draws", low=0)
-    eval_episodes: int = option(128, "greedy episodes of each agent at the end", low=0)
-    curve_points: int = option(100, "rows of results.csv per agent and metric", low=1)
-    compare: tuple[Path, Path] | None = option(None, "two finished sweeps, put on one figure")
-
-
 RECORDS: tuple[Any, ...] = (PointOptions, SweepOptions, WorkerOptions)
 OPTIONS = {f.name: f for record in RECORDS for f in dataclasses.fields(record)}
-FLAGS: dict[str, Any] = {"more": OPTIONS, "kept": {}, "program": PROGRAM, "doc": DOC}
+# The group of each option in --help.
+GROUP = dict.fromkeys((f.name for f in dataclasses.fields(PointOptions)), "sweep")
+GROUP |= dict.fromkeys(("batch_size", "keep", "confirm", "threshold"), "sweep")
+GROUP |= dict.fromkeys((f.name for f in dataclasses.fields(WorkerOptions)), "cluster")
+FLAGS: dict[str, Any] = {
+    "more": OPTIONS,
+    "kept": {},
+    "program": PROGRAM,
+    "doc": DOC,
+    "groups": GROUP,
+}
 
 
 def main(arguments: list[str] | None = None) -> NoReturn:
-    """`python -m ppo_jax.sweep`."""
+    """`ppo-jax sweep`, the same as `python -m ppo_jax.sweep`."""
     words = sys.argv[1:] if arguments is None else arguments
-    leave_devices_to_workers(words)
     instead = "its chunks need not wait for each other: use --cluster ray or slurm"
-    exit_with(lambda: run_command(words), before=lambda: refuse(words, "a sweep", instead))
+    exit_prepared(lambda: _prepared(words), before=lambda: refuse(words, "a sweep", instead))
 
 
 def run_command(arguments: list[str]) -> int:
-    """The command as a function: its exit code, or an exception for what a person can mend."""
-    one_device_per_core()
+    """The command as a function.
+
+    Returns:
+        Exit code.
+
+    Raises:
+        ConfigError: options that cannot work.
+    """
+    return _prepared(arguments)()
+
+
+def _prepared(arguments: list[str]) -> Work:
+    """The sweep that a command line describes, before anything is computed."""
     arguments = _with_first(_with_folder(arguments))
     given = {w[2:].partition("=")[0].replace("-", "_") for w in arguments if w.startswith("--")}
-    base = base_config(arguments)
-    config, values = parse(arguments, base, **FLAGS)
+    base, origins = starting_point(arguments)
+    config, values = parse(arguments, base, **FLAGS, origins=origins)
     points, options, where = (
         record(**{f.name: values[f.name] for f in dataclasses.fields(record)}) for record in RECORDS
     )
     for record in (points, options, where):
         check_record(record)
+    suites.check(config.env)
     _ = options.width
+    if values["print_config"]:
+        terminal.say(to_toml(config))
+        sys.exit(0)
+    if not asks_for_help(arguments):
+        leave_devices_to_workers(where)
+    return lambda: _start(arguments, config, points, options, where=where, given=given)
+
+
+def _start(
+    arguments: list[str],
+    config: TrainConfig,
+    points: PointOptions,
+    options: SweepOptions,
+    *,
+    where: WorkerOptions,
+    given: set[str],
+) -> int:
+    """Train, resume or compare, as the options have it."""
+    one_device_per_core()
     if points.compare is not None:
         return _compare(points.compare, options.run_dir, given, given_of(arguments))
     if options.resume is not None:
@@ -90,8 +112,11 @@ def run_command(arguments: list[str]) -> int:
     return _run(spec, options, where, f"{config.env}_{config.algorithm}")
 
 
-def _run(spec: Spec, options: SweepOptions, where: WorkerOptions, name: str) -> int:
+def _run(spec: "Spec", options: SweepOptions, where: WorkerOptions, name: str) -> int:
     """Train a sweep that is known to be whole, here or on a cluster."""
+    from ppo_jax.sweep import cluster, session
+    from ppo_jax.sweep.store import SweepDirectory
+
     with cluster.opened(where) as workers:  # Ray is started before JAX has threads
         session.check(spec, workers is not None)
         with SweepDirectory.opened(options, name, lambda path: None) as directory:
@@ -100,8 +125,8 @@ def _run(spec: Spec, options: SweepOptions, where: WorkerOptions, name: str) -> 
 
 def build_spec(
     arguments: list[str], config: TrainConfig, points: PointOptions, confirm: int = 0
-) -> Spec:
-    """All points and seeds.
+) -> "Spec":
+    """All configurations and seeds.
 
     Where the environment or the algorithm varies, each point starts from what the command line
     means for that environment and algorithm, its preset included.
@@ -109,6 +134,9 @@ def build_spec(
     Raises:
         ConfigError: names and values that cannot work, and which.
     """
+    from ppo_jax.sweep.run import seed_numbers
+    from ppo_jax.sweep.store import Spec
+
     known = configs.fields(config.algorithm)
     algorithms = _given_values(points.vary, "algorithm", [config.algorithm])
     for algorithm in algorithms:
@@ -130,17 +158,21 @@ def build_spec(
     return Spec(tuple(varied), tuple(settings), tuple(seeds), *parts)
 
 
-def leave_devices_to_workers(arguments: list[str]) -> None:
-    """Keep this process on the CPU where a cluster trains: the accelerators are the workers'."""
-    words = dict(itertools.pairwise((*arguments, "")))
-    words |= dict(w.split("=", 1) for w in arguments if w.startswith("--cluster="))
-    if words.get("--cluster", "none") != "none":
+def leave_devices_to_workers(where: WorkerOptions) -> None:
+    """Keep this process on the CPU where a cluster trains, whose workers use the accelerators."""
+    if where.cluster != "none":
+        import jax
+
         jax.config.update("jax_platforms", "cpu")
 
 
 def one_device_per_core() -> None:
     """On CPUs, a device for each core: agents side by side on cores of their own are faster than
     one wide program on all of them. What the user has set stays."""
+    import jax
+
+    from ppo_jax.sweep.worker import devices_set
+
     if devices_set() is not None:
         return
     affinity = getattr(os, "sched_getaffinity", None)
@@ -207,6 +239,8 @@ def _resume(
     where: WorkerOptions,
     given: set[str],
 ) -> int:
+    from ppo_jax.sweep.store import read_sessions, read_spec
+
     assert options.resume is not None
     spec, kept = read_spec(options.resume, given_of(arguments))
     if given - {*FREE_ON_RESUME, *SETTLED, *configs.CODE, "trust"}:
@@ -227,6 +261,8 @@ def _resume(
 def _warn_of_another_machine(first: dict[str, Any], where: WorkerOptions) -> None:
     """Say so where the rest of a sweep will not have the bits that it would have had; the device of
     a cluster's workers is known once the first of them is done."""
+    from ppo_jax.runs import provenance
+
     before = {"device": first["device"], **first["versions"]}
     now = provenance.versions()
     if where.cluster == "none":
@@ -241,7 +277,7 @@ def _warn_of_another_machine(first: dict[str, Any], where: WorkerOptions) -> Non
         )
 
 
-def _refuse_changes(saved: Spec, wanted: Spec) -> None:
+def _refuse_changes(saved: "Spec", wanted: "Spec") -> None:
     """A resumed sweep is the same sweep."""
     if saved == wanted:
         return
@@ -257,6 +293,8 @@ def _refuse_changes(saved: Spec, wanted: Spec) -> None:
 
 
 def _compare(folders: tuple[Path, Path], out: Path | None, flags: set[str], given: Given) -> int:
+    from ppo_jax.sweep.publish import compare
+
     others = sorted(flags - {"compare", "run_dir", "trust", *configs.CODE})
     if others:
         raise ConfigError(

@@ -1,4 +1,4 @@
-"""How a configuration that cannot work is refused."""
+"""The errors with which a configuration that cannot work is refused."""
 
 import difflib
 from collections.abc import Iterable
@@ -6,6 +6,14 @@ from collections.abc import Iterable
 
 class ConfigError(ValueError):
     """A configuration that cannot work: what was given, what is allowed, what to do."""
+
+
+class InvalidEnvironment(TypeError):
+    """An object that cannot be used as an environment; the message names what it lacks."""
+
+
+class UnknownEnvironment(ValueError):
+    """No suite has an environment of this name, or its suite is not installed."""
 
 
 def did_you_mean(name: str, known: Iterable[str]) -> str:

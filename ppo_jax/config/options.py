@@ -13,12 +13,11 @@ import typing
 from pathlib import Path
 from typing import Annotated, Any, NamedTuple, get_args, get_origin
 
-import jax
-
 from ppo_jax.config import schedules
 from ppo_jax.config.errors import ConfigError as ConfigError
 from ppo_jax.config.errors import did_you_mean as did_you_mean
 from ppo_jax.config.schedules import Schedule
+from ppo_jax.config.traced import is_tracer
 
 Field = dataclasses.Field[Any]
 
@@ -208,7 +207,7 @@ def _check_schedule(field: Field, schedule: Any) -> None:
             "algorithm that reports approx_kl can be adaptive"
         )
     ranges = {"warmup": SHARE, "target_kl": DIVERGENCE}
-    known = {n: x for n, x in schedule.parameters.items() if not isinstance(x, jax.core.Tracer)}
+    known = {n: x for n, x in schedule.parameters.items() if not is_tracer(x)}
     for name, number in known.items():
         allowed = ranges.get(name, bounds)
         if not _is_of(float, number) or not math.isfinite(number):
@@ -245,6 +244,8 @@ def _check_vanishing(field: Field, schedule: Schedule, known: dict[str, Any]) ->
 
 def _check_function(field: Field, function: Any) -> None:
     """Refuse a function of the progress that gives something else than values of the option."""
+    import jax
+
     bounds = _schedule_bounds(field)
     for progress in (0.0, 0.5, 1.0):
         try:
@@ -288,7 +289,8 @@ def coerce(field: Field, value: Any) -> Any:
     """A value as the option's type has it, where Python, JSON or TOML wrote the same otherwise.
 
     5e5 for a whole number, 1 for a real one, "inf", a list for a tuple, text for a path or a
-    schedule. Whatever does not fit is returned as it is; `check` refuses it.
+    schedule, "none" for None, which TOML cannot write. A value that does not fit is returned as it
+    is, and `check` refuses it.
 
     Raises:
         ConfigError: a whole number too large for a real one, or a schedule that is none.
@@ -296,6 +298,8 @@ def coerce(field: Field, value: Any) -> Any:
     wanted = kind(field)
     if wanted.scheduled and isinstance(value, str) and "(" in value:
         return _schedule(field, value)
+    if wanted.optional and isinstance(value, str) and value.lower() == "none":
+        return None
     if not wanted.several:
         return _coerced(field.name, wanted.base, value)
     if not isinstance(value, list | tuple):

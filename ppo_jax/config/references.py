@@ -23,9 +23,6 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-import jax
-import numpy as np
-
 from ppo_jax.config.options import ConfigError, did_you_mean
 
 _DOTTED = r"[^\W\d]\w*(?:\.[^\W\d]\w*)*"
@@ -35,10 +32,18 @@ KEYWORDS = {"environment": "env", "policy": "policy", "algorithm": "algorithm"}
 GROUPS = {what: f"ppo_jax.{group}" for what, group in (
     ("environment", "envs"), ("policy", "policies"), ("algorithm", "algorithms"),
 )}  # fmt: skip
+
+
+def _origin(package: str) -> str:
+    """The file of an installed package, which is not imported to find it."""
+    spec = importlib.util.find_spec(package)
+    return (spec.origin if spec is not None else None) or "."
+
+
 # Folders whose lines are not named where a line of the user's was wrong.
 _LIBRARIES = tuple(
     str(Path(file or ".").parent) + os.sep
-    for file in (str(Path(__file__).parent), jax.__file__, np.__file__)
+    for file in (str(Path(__file__).parent), *map(_origin, ("jax", "numpy")))
 )
 # Text -> the object that it stands for in this process.
 _OBJECTS: dict[str, Any] = {}
@@ -232,6 +237,8 @@ def _prepare() -> None:
 
 
 def _import(reference: str, module: str, what: str) -> ModuleType:
+    import jax
+
     if module not in sys.modules:
         _prepare()
     try:
@@ -322,6 +329,8 @@ def _alike(a: Any, b: Any) -> bool:
     if isinstance(a, list | tuple):
         return len(a) == len(b) and all(map(_alike, a, b))
     if hasattr(a, "__array__"):
+        import numpy as np
+
         return bool(np.array_equal(np.asarray(a), np.asarray(b)))
     if type(a).__eq__ is not object.__eq__:
         return bool(a == b)

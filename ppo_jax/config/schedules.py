@@ -6,15 +6,19 @@ The kind of a schedule is static and its numbers are traced, so that one compile
 every linear schedule and vmaps over many.
 """
 
+from __future__ import annotations
+
 import dataclasses
+import math
 import re
 from collections.abc import Callable
-from typing import Annotated, Any, NamedTuple
+from typing import TYPE_CHECKING, Annotated, Any, NamedTuple
 
-import jax
-import jax.numpy as jnp
+from ppo_jax.config.errors import ConfigError, did_you_mean
+from ppo_jax.config.traced import is_tracer
 
-from ppo_jax.config.errors import did_you_mean
+if TYPE_CHECKING:
+    import jax
 
 
 class Form(NamedTuple):
@@ -32,12 +36,16 @@ class Form(NamedTuple):
     weight: Callable[[jax.Array], Any] | None
 
 
+def _half_cosine(q: jax.Array) -> jax.Array:
+    import jax.numpy as jnp
+
+    return 0.5 * (1.0 + jnp.cos(jnp.pi * q))
+
+
 FORMS = {
     "constant": Form(("value", "warmup"), {"warmup": 0.0}, lambda q: 1.0),
     "linear": Form(("start", "end", "warmup"), {"warmup": 0.0}, lambda q: 1.0 - q),
-    "cosine": Form(
-        ("start", "end", "warmup"), {"warmup": 0.0}, lambda q: 0.5 * (1.0 + jnp.cos(jnp.pi * q))
-    ),
+    "cosine": Form(("start", "end", "warmup"), {"warmup": 0.0}, _half_cosine),
     "adaptive": Form(
         ("start", "target_kl", "low", "high"),
         {"target_kl": 0.01, "low": 1e-5, "high": 1e-2},
@@ -73,10 +81,10 @@ class Schedule:
     def moves(self) -> bool:
         """Whether the value depends on the progress of the run."""
         warmup = self.parameters.get("warmup", 0.0)
-        still = isinstance(warmup, jax.core.Tracer) or warmup == 0
+        still = is_tracer(warmup) or warmup == 0
         return not self.adaptive and not (self.kind == "constant" and still)
 
-    def replace(self, numbers: dict[str, Any]) -> "Schedule":
+    def replace(self, numbers: dict[str, Any]) -> Schedule:
         """The same kind with other numbers, by name."""
         return Schedule(self.kind, tuple((self.parameters | numbers).values()))
 
@@ -97,6 +105,8 @@ class Schedule:
         Source: Loshchilov & Hutter 2017, SGDR, eq. 5, without restarts; the warm-up is that of
         Goyal et al. 2017, Accurate, Large Minibatch SGD, section 2.2, from 0.
         """
+        import jax.numpy as jnp
+
         start, weight = self.numbers[0], FORMS[self.kind].weight
         p = jnp.clip(jnp.asarray(progress, jnp.float32), 0.0, 1.0)
         if weight is None:
@@ -114,7 +124,7 @@ class Schedule:
             default = form.defaults.get(name)
             if default is None:
                 words.append(_text(number))
-            elif isinstance(number, jax.core.Tracer) or number != default:
+            elif is_tracer(number) or number != default:
                 words.append(f"{name}={_text(number)}")
         return f"{self.kind}({', '.join(words)})"
 
@@ -199,6 +209,29 @@ def moves(value: Any) -> bool:
     return value.moves if isinstance(value, Schedule) else callable(value)
 
 
+def check_moving(config: Any, horizon: Any) -> None:
+    """Refuse schedules that could never move.
+
+    Args:
+        config: a Config of an algorithm.
+        horizon: number of environment steps over which schedules move; a tracer is not checked.
+
+    Raises:
+        ConfigError: what was given, what is allowed, what to do.
+    """
+    if is_tracer(horizon) or not math.isinf(horizon):
+        return
+    for field in dataclasses.fields(config):
+        value = getattr(config, field.name)
+        if moves(value):
+            name = value if isinstance(value, Schedule) else "a function of the progress"
+            raise ConfigError(
+                f"{field.name} is {name}, which moves over anneal_timesteps, and those are "
+                "infinite or not known; set anneal_timesteps to a number of environment steps, and "
+                "keep a learning rate constant by constant(...)"
+            )
+
+
 def value_at(value: Any, progress: jax.Array | float) -> Any:
     """The number that an option is at a point of the run; a number is the same everywhere.
 
@@ -209,6 +242,8 @@ def value_at(value: Any, progress: jax.Array | float) -> Any:
     if isinstance(value, Schedule):
         return value.at(progress)
     if callable(value):
+        import jax.numpy as jnp
+
         return jnp.asarray(value(jnp.clip(progress, 0.0, 1.0)), jnp.float32)
     return value
 

@@ -9,11 +9,10 @@ import dataclasses
 import math
 from typing import Any
 
-import jax
-
-from ppo_jax import algorithms, precision, rollout
-from ppo_jax.algorithms import ALGORITHMS, hooks
-from ppo_jax.config import references
+from ppo_jax import algorithms
+from ppo_jax.algorithms import hooks
+from ppo_jax.algorithms.configs import CONFIGS
+from ppo_jax.config import foreign, references, standard
 from ppo_jax.config.options import (
     MAX_SIZE,
     ConfigError,
@@ -27,9 +26,9 @@ from ppo_jax.config.options import check as check_option
 from ppo_jax.config.options import guess as guess_value
 from ppo_jax.config.options import to_json as json_value
 from ppo_jax.config.presets import PRESETS
-from ppo_jax.envs import is_own, same_env
-from ppo_jax.networks import ACTIVATIONS, CONVOLUTIONS, DTYPES, FRAME_MIXES, MEMORIES
-from ppo_jax.optimizer import check_schedules
+from ppo_jax.config.schedules import check_moving
+from ppo_jax.config.traced import is_tracer
+from ppo_jax.suites import is_own, same_env
 
 # What a saved configuration stands for that was made before there was such an option.
 BEFORE = {"map_actions": False}
@@ -46,46 +45,70 @@ class TrainConfig:
     """A run: the environment, how much of it, the network, and the algorithm's hyperparameters."""
 
     env: str = option(
-        "CartPole-v1", "environment, as ID or SUITE:ID, or one of your own as MODULE:NAME"
+        "CartPole-v1",
+        "environment: an ID, SUITE:ID, or an environment of your own as MODULE:NAME",
     )
-    env_args: tuple[str, ...] = option((), "its arguments, each as NAME=VALUE")
+    env_args: tuple[str, ...] = option((), "arguments of the environment, each as NAME=VALUE")
     algorithm: str = option(
-        "ppo", f"one of {', '.join(ALGORITHMS)}, or one of your own as MODULE or MODULE:NAME"
+        "ppo",
+        f"algorithm: {', '.join(CONFIGS)}, or an algorithm of your own as MODULE or MODULE:NAME",
     )
     policy: str | None = option(
-        None, "network of your own as MODULE:NAME; None: the one that the other options describe"
+        None,
+        "network of your own as MODULE:NAME; None: the network described by the other options",
     )
-    total_timesteps: int = option(500_000, "environment steps of the whole run", low=1, large=True)
-    num_envs: int = option(4, "parallel environments", low=1)
-    num_steps: int = option(128, "steps of each environment per rollout", low=1)
+    total_timesteps: int = option(
+        500_000, "number of environment steps of the whole run", low=1, large=True
+    )
+    num_envs: int = option(4, "number of parallel environments", low=1)
+    num_steps: int = option(128, "number of steps of each environment per rollout", low=1)
     parts: int = option(
-        1, "parts of the environments, each with random numbers of its own, which several devices "
-        "can share", low=1,
+        1, "number of parts that the environments are divided into, each with its own PRNG key; "
+        "several devices can share the parts", low=1,
     )  # fmt: skip
-    seed: int = option(0, "of everything random", low=0, high=2**32 - 1)
-    hidden: tuple[int, ...] = option((64, 64), "widths of the fully connected layers", low=1)
-    activation: str = option("tanh", "between layers", choices=tuple(ACTIVATIONS))
-    network: str = option("mlp", "mlp, or convolutions before it", choices=tuple(CONVOLUTIONS))
-    memory: str = option("none", "a recurrent cell after the layers, or none", choices=MEMORIES)
-    memory_size: int = option(64, "width of the memory", low=1)
+    seed: int = option(0, "seed of all random numbers of the run", low=0, high=2**32 - 1)
+    hidden: tuple[int, ...] = option(
+        (64, 64), "number of units of each fully connected layer", low=1
+    )
+    activation: str = option(
+        "tanh", "activation function of the hidden layers", choices=standard.ACTIVATIONS
+    )
+    network: str = option(
+        "mlp",
+        "fully connected layers alone (mlp), or convolutions in front of them",
+        choices=standard.CONVOLUTIONS,
+    )
+    memory: str = option(
+        "none", "recurrent cell after the fully connected layers", choices=standard.MEMORIES
+    )
+    memory_size: int = option(64, "number of units of the recurrent cell", low=1)
     frame_mix: str = option(
-        "none", "what a network sees of the last frames", choices=tuple(FRAME_MIXES)
+        "none",
+        "transformation of stacked frames: none, or differences between successive frames",
+        choices=standard.FRAME_MIXES,
     )
-    shared_torso: bool = option(False, "one body for actor and critic")
-    squash: bool = option(False, "tanh-squashed Gaussian for continuous actions")
-    log_std_init: float = option(0.0, "log standard deviation of a Gaussian at the start")
+    shared_torso: bool = option(False, "share the hidden layers between actor and critic")
+    squash: bool = option(False, "use a tanh-squashed Gaussian policy for continuous actions")
+    log_std_init: float = option(0.0, "initial log standard deviation of a Gaussian policy")
     map_actions: bool = option(
-        True, "map [-1, 1] to bounds of actions outside which a Gaussian around 0 would start"
+        True,
+        "map [-1, 1] to the action bounds where a Gaussian around 0 would start outside them",
     )
-    normalize_obs: bool = option(False, "centre and scale observations by running moments")
-    normalize_reward: bool = option(False, "scale rewards by the running deviation of returns")
+    normalize_obs: bool = option(False, "normalise observations by their running statistics")
+    normalize_reward: bool = option(
+        False, "divide rewards by the running standard deviation of the returns"
+    )
     reset_pool: int | None = option(
-        None, "fresh resets drawn per rollout; None: as many as episodes can end in one", low=1
+        None,
+        "number of initial states drawn per rollout; None: enough for every episode that can end",
+        low=1,
     )
     network_dtype: str = option(
-        "float32", "type of activations; parameters and outputs are float32", choices=DTYPES
+        "float32",
+        "data type of the activations; parameters and outputs are float32",
+        choices=standard.DTYPES,
     )
-    matmul_precision: str = precision.matmul_precision()
+    matmul_precision: str = standard.matmul_precision()
     hyper: Any = None
 
     def __post_init__(self) -> None:
@@ -95,7 +118,7 @@ class TrainConfig:
                 object.__setattr__(self, field.name, value)
         if self.hyper is None and isinstance(self.algorithm, str):
             with contextlib.suppress(ConfigError):  # `check` refuses what is unknown
-                object.__setattr__(self, "hyper", algorithms.get(self.algorithm).Config())
+                object.__setattr__(self, "hyper", algorithms.config_of(self.algorithm)())
 
     @property
     def num_updates(self) -> int:
@@ -142,11 +165,11 @@ def with_own(config: TrainConfig, **parts: Any) -> TrainConfig:
         return config
     config = dataclasses.replace(config, **names)
     if "algorithm" in names and not isinstance(
-        config.hyper, expected := algorithms.get(config.algorithm).Config
+        config.hyper, expected := algorithms.config_of(config.algorithm)
     ):
         raise ConfigError(
-            f"hyper is a {type(config.hyper).__module__} config; algorithm {config.algorithm!r} "
-            f"needs {expected.__module__}.Config: make the configuration with "
+            f"hyper is a {_class(type(config.hyper))}; algorithm {config.algorithm!r} needs "
+            f"{_class(expected)}: make the configuration with "
             "config.make(algorithm=...)"
         )
     return config
@@ -173,13 +196,9 @@ def preset_values(preset: str | None, env: str | None, algorithm: str | None) ->
     if preset == "none":
         return {}
     if preset is None:
-        env, algorithm = env or TrainConfig.env, algorithm or TrainConfig.algorithm
-        for values in PRESETS.values():
-            if values["algorithm"] == algorithm and same_env(values["env"], env):
-                return dict(values)
-        return {}
+        return dict(PRESETS.get(preset_of(env, algorithm) or "none", {}))
     if preset not in PRESETS:
-        raise ConfigError(f"unknown preset {preset!r}; {did_you_mean(preset, PRESETS)}")
+        raise ConfigError(f"unknown preset {preset!r}; {_near_preset(preset)}")
     values = PRESETS[preset]
     if env and is_own(env):
         values = {**values, "env": env, "env_args": ()}
@@ -188,6 +207,29 @@ def preset_values(preset: str | None, env: str | None, algorithm: str | None) ->
     if algorithm and algorithm != values["algorithm"]:
         raise ConfigError(f"preset {preset!r} is for {values['algorithm']}, not {algorithm}")
     return dict(values)
+
+
+def _near_preset(name: str) -> str:
+    """The presets with a similar name, or the command that lists all of them."""
+    near = did_you_mean(name, PRESETS)
+    return near if near.startswith("did you mean") else "`ppo-jax presets` lists the presets"
+
+
+def preset_of(env: str | None, algorithm: str | None) -> str | None:
+    """The name of the preset that belongs to an environment and an algorithm; None: there is none.
+
+    Args:
+        env: name of the environment; None: the default one.
+        algorithm: name of the algorithm; None: the default one.
+
+    Raises:
+        UnknownEnvironment: no suite has the environment.
+    """
+    env, algorithm = env or TrainConfig.env, algorithm or TrainConfig.algorithm
+    for name, values in PRESETS.items():
+        if values["algorithm"] == algorithm and same_env(values["env"], env):
+            return name
+    return None
 
 
 def fields(algorithm: str) -> dict[str, dataclasses.Field[Any]]:
@@ -199,9 +241,9 @@ def fields(algorithm: str) -> dict[str, dataclasses.Field[Any]]:
     if not isinstance(algorithm, str):
         raise ConfigError(f"algorithm is {algorithm!r}; it must be of type str")
     own = [f for f in dataclasses.fields(TrainConfig) if f.name != "hyper"]
-    config = algorithms.get(algorithm).Config
+    config = algorithms.config_of(algorithm)
     theirs = dataclasses.fields(config)
-    if algorithm not in ALGORITHMS or any("bounds" not in f.metadata for f in theirs):
+    if not algorithms.in_package(algorithm) or any("bounds" not in f.metadata for f in theirs):
         theirs = algorithms.options(config, algorithm)
     taken = [f.name for f in theirs if hasattr(TrainConfig, f.name) or f.name in TAKEN]
     if taken:
@@ -236,13 +278,15 @@ def from_flat(values: dict[str, Any]) -> TrainConfig:
     known = fields(algorithm)
     for name in values:
         if name not in known:
-            raise ConfigError(f"unknown option {name!r}; {did_you_mean(name, known)}")
+            others = {n: {f.name for f in dataclasses.fields(c)} for n, c in CONFIGS.items()}
+            hint = foreign.hint(name, known, others, str) or did_you_mean(name, known)
+            raise ConfigError(f"unknown option {name!r}; {hint}")
     values = {name: coerce(known[name], value) for name, value in values.items()}
     own = {f.name for f in dataclasses.fields(TrainConfig)}
     hyper = {k: v for k, v in values.items() if k not in own}
     return TrainConfig(
         **{k: v for k, v in values.items() if k in own},
-        hyper=algorithms.get(algorithm).Config(**hyper),
+        hyper=algorithms.config_of(algorithm)(**hyper),
     )
 
 
@@ -283,6 +327,8 @@ def resolve(config: TrainConfig, env: Any = None) -> TrainConfig:
 def promises(config: TrainConfig) -> dict[str, str]:
     """Metrics of a run that are 0 while environment and algorithm are as described, each with what
     it means if one is not."""
+    from ppo_jax import rollout
+
     return rollout.PROMISES | hooks.promises(config.hyper)
 
 
@@ -340,23 +386,28 @@ def check(config: TrainConfig, env: Any = None) -> None:
         ConfigError: what was given, what is allowed, what to do.
     """
     known = fields(config.algorithm)
-    expected = algorithms.get(config.algorithm).Config
+    expected = algorithms.config_of(config.algorithm)
     if not isinstance(config.hyper, expected):
         raise ConfigError(
-            f"hyper is a {type(config.hyper).__module__} config; algorithm "
-            f"{config.algorithm!r} needs {expected.__module__}.Config"
+            f"hyper is a {_class(type(config.hyper))}; algorithm {config.algorithm!r} needs "
+            f"{_class(expected)}"
         )
     for name, value in to_flat(config).items():
-        if not isinstance(value, jax.core.Tracer):
+        if not is_tracer(value):
             check_option(known[name], value)
     horizon = getattr(config.hyper, "anneal_timesteps", None)
-    check_schedules(config.hyper, config.total_timesteps if horizon is None else horizon)
+    check_moving(config.hyper, config.total_timesteps if horizon is None else horizon)
     _check_sizes(config)
     env_kwargs(config)
     try:
         hooks.check(config.hyper, config, env)
     except ValueError as error:
         raise ConfigError(str(error)) from error
+
+
+def _class(kind: Any) -> str:
+    """The full name of a class, for messages."""
+    return f"{kind.__module__}.{kind.__qualname__}"
 
 
 def env_kwargs(config: TrainConfig) -> dict[str, Any]:

@@ -15,16 +15,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from ppo_jax.config.errors import InvalidEnvironment as InvalidEnvironment
 from ppo_jax.config.references import place, raised
 from ppo_jax.envs import spaces
 from ppo_jax.envs.spaces import ACTION_MASK, ACTION_SPACES, Box, Space
 from ppo_jax.types import PyTree
 
 StepResult = tuple[PyTree, PyTree, jax.Array, jax.Array, jax.Array, dict[str, Any]]
-
-
-class InvalidEnvironment(TypeError):
-    """An object that cannot be used as an environment, and what it lacks."""
 
 
 class Env(Protocol):

@@ -4,16 +4,15 @@
 """
 
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Any, NamedTuple
 
 from ppo_jax.agent import read_parts
 from ppo_jax.config import ConfigError
 from ppo_jax.config.options import did_you_mean
 from ppo_jax.export import interface, onnx, safetensors, stablehlo, verify
-from ppo_jax.runs import manifest, terminal
+from ppo_jax.runs import manifest
 from ppo_jax.runs.trust import Given
 
-Format = Literal["stablehlo", "onnx", "safetensors"]
 FORMATS: dict[str, Any] = {"stablehlo": stablehlo, "onnx": onnx, "safetensors": safetensors}
 
 
@@ -77,46 +76,3 @@ def export(
     if listed:
         manifest.note(path.parent, {f.name: manifest.entry_of(f) for f in files})
     return Exported(files, *verify.compare(parts, format, path))
-
-
-def export_command(
-    run: Path,
-    format: Format = "stablehlo",
-    out: Path | None = None,
-    checkpoint: str = "latest",
-    *,
-    env: str | None = None,
-    policy: str | None = None,
-    algorithm: str | None = None,
-    trust: bool = False,
-) -> int:
-    """Export the policy of a run to a file that does not need the run, and verify the file.
-
-    Args:
-        run: folder of the run.
-        format: file format: stablehlo (requires only JAX; CPU and CUDA), onnx (pip install
-            'ppo_jax[onnx]'), or safetensors (weights and configuration).
-        out: path of the file; default: policy.FORMAT in the folder of the run.
-        checkpoint: checkpoint to export: latest, best, or the number of an update.
-        env: environment of the run as MODULE:NAME; repeating it allows a run of another user to
-            import it.
-        policy: network of the run, repeated for the same reason.
-        algorithm: algorithm of the run, repeated for the same reason.
-        trust: whether the run may name any code to import.
-
-    Returns:
-        Exit code: 0, or 1 if actions of the file differ from those of the run.
-    """
-    try:
-        named: dict[str, Any] = {"env": env, "policy": policy, "algorithm": algorithm}
-        found = export(run, format, out, checkpoint, trust=trust, **named)
-    except verify.NotTheSame as error:
-        terminal.complain(f"error: {error}")
-        return 1
-    for path in found.files:
-        terminal.say(f"wrote {path} ({path.stat().st_size:,} bytes)")
-    terminal.say(
-        f"verified: {found.observations} observations, max difference "
-        f"{found.max_difference:.3g} (reloaded in a fresh process)"
-    )
-    return 0

@@ -2,7 +2,7 @@
 
 import dataclasses
 from collections.abc import Callable
-from typing import Any, ClassVar, NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -11,7 +11,7 @@ import optax
 from ppo_jax import losses, sgd
 from ppo_jax.advantages import discounted_returns, estimate_gae
 from ppo_jax.algorithms import ppo
-from ppo_jax.config.options import option
+from ppo_jax.config.rlhf import Update as Config
 from ppo_jax.config.schedules import constant, is_schedule
 from ppo_jax.rlhf import rewards
 from ppo_jax.rlhf.adam import scale_by_tensorflow_adam
@@ -22,33 +22,6 @@ ADAMS: dict[str, Callable[..., optax.GradientTransformation]] = {
     "optax": optax.scale_by_adam,
     "tensorflow": scale_by_tensorflow_adam,
 }
-
-
-@dataclasses.dataclass(frozen=True)
-class Config(ppo.Config):
-    """Hyperparameters of an update: PPO's, some with other defaults, and those of tokens."""
-
-    # Three of PPO's options are none here: the horizon is counted in updates, advantages are
-    # normalised once per rollout, and no update stops early.
-    anneal_timesteps: ClassVar[None] = None  # type: ignore[misc]
-    normalize_advantage: ClassVar[bool] = False  # type: ignore[misc]
-    target_kl: ClassVar[None] = None  # type: ignore[misc]
-
-    minibatches: int = option(2, "gradient steps per pass", low=1)
-    gamma: float = option(1.0, "discount per token", low=0, high=1)
-    value_clip_eps: float | None = option(
-        0.2, "values are clipped to the old ± this; None: not", low=0, open_low=True
-    )
-    max_grad_norm: float = sgd.max_grad_norm(1.0)
-    critic_rate: float = option(1.0, "learning rate of the critic, as a multiple", low=0)
-    anneal: bool = option(
-        True, "lower the learning rate linearly to 0 over the run, unless it is a schedule"
-    )
-    whiten_advantages: bool | None = option(
-        None, "over all tokens of a rollout; None: where advantages are not those of groups"
-    )
-    whiten_rewards: bool = option(False, "scale token rewards to deviation 1, keeping their mean")
-    adam: str = option("optax", "where Adam's epsilon stands", choices=tuple(ADAMS))
 
 
 class Method(NamedTuple):

@@ -6,7 +6,6 @@ is compared with the optimal objective of any policy, J* = β log E_ref exp(r / 
 """
 
 import dataclasses
-import shlex
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -19,7 +18,7 @@ from rich.table import Table
 
 from ppo_jax import precision
 from ppo_jax.config import ConfigError
-from ppo_jax.config.options import option
+from ppo_jax.config.rlhf import Demo as DemoConfig
 from ppo_jax.rlhf import algorithms, optimum, stages, supervised, train
 from ppo_jax.rlhf.corpus import first_letters, gold_score, noisy_preferences, tokenizer_of, words
 from ppo_jax.rlhf.data import preference_arrays, prompt_arrays, sft_arrays
@@ -30,7 +29,7 @@ from ppo_jax.rlhf.generate import generate
 from ppo_jax.rlhf.rollout import Responses, kl_of, shape_scores
 from ppo_jax.rlhf.scoring import Reward, from_model
 from ppo_jax.rlhf.stages import Language
-from ppo_jax.runs import provenance, terminal
+from ppo_jax.runs import commands, provenance, terminal
 from ppo_jax.runs.checkpoint import write_json
 from ppo_jax.runs.job import Job
 from ppo_jax.runs.signals import Signals
@@ -42,23 +41,6 @@ NORMALISATION = 2048  # number of sampled words that determine the reward model'
 UNSEEN = 2000  # number of pairs that the accuracy of the reward model is measured on
 # Folded into the seed, for the PRNG key of the samples that are compared.
 PREFERENCES = 0x9F3E
-
-
-@dataclasses.dataclass(frozen=True)
-class DemoConfig:
-    """How much of everything; the defaults take less than five minutes on two CPU cores."""
-
-    data: Path | None = option(None, "text to imitate, one example a line; None: Python's own")
-    seed: int = option(0, "of everything random", low=0, high=2**32 - 1)
-    sft_updates: int = option(500, "steps of fine-tuning", low=1)
-    reward_updates: int = option(300, "steps of the reward model", low=1)
-    updates: int = option(60, "updates of PPO", low=1)
-    responses: int = option(512, "responses per update", low=2)
-    preferences: int = option(6000, "pairs that are judged", low=16)
-    kl_coef: float = option(0.5, "beta, the price of a nat away from the reference", low=0.01)
-    learning_rate: float = option(5e-4, "of PPO, falling to 0", low=0, open_low=True)
-    reference_samples: int = option(2048, "per first letter, that the optimum is known by", low=16)
-    matmul_precision: str = precision.matmul_precision()
 
 
 class _Story(NamedTuple):
@@ -113,8 +95,8 @@ def demo(config: DemoConfig, options: RunOptions) -> int:
         try:
             found = precision.apply(config.matmul_precision, _tell)(story)
         except _Stopped as stopped:
-            path = shlex.quote(str(directory.path))
-            terminal.say(f"stopped; continue with: python -m ppo_jax.rlhf demo --resume {path}")
+            again = commands.command("rlhf", "demo", "--resume", directory.path)
+            terminal.say(f"stopped; continue with: {again}")
             return int(stopped.args[0])
         found |= {
             "seconds": round(time.perf_counter() - started, 1),

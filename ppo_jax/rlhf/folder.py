@@ -14,8 +14,8 @@ import numpy as np
 
 from ppo_jax import precision
 from ppo_jax.config import ConfigError
-from ppo_jax.config.options import option, to_json
-from ppo_jax.runs import cache, files, loop, manifest, trackers, trust
+from ppo_jax.config.options import to_json
+from ppo_jax.runs import cache, commands, files, loop, manifest, trackers, trust
 from ppo_jax.runs.checkpoint import Checkpoints
 from ppo_jax.runs.folder import (
     STAGE_FORMAT,
@@ -26,7 +26,7 @@ from ppo_jax.runs.folder import (
     write_description,
 )
 from ppo_jax.runs.job import Callback, Job, Result
-from ppo_jax.runs.options import KeepOptions
+from ppo_jax.runs.options import StageOptions as RunOptions
 from ppo_jax.runs.record import RunRecord
 from ppo_jax.runs.signals import Signals
 from ppo_jax.runs.trust import NOTHING, Given
@@ -40,7 +40,6 @@ MODEL_FILES = {
     "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "chat_template.jinja",
     "generation_config.json", "reward.json",
 }  # fmt: skip
-COMMAND = "python -m ppo_jax.rlhf"
 # Options that older runs do not have, and what they did without.
 YOUNGER = {"matmul_precision": "default"}
 
@@ -84,16 +83,6 @@ def _clear_model(folder: Path) -> None:
     files.remove_empty(folder)
 
 
-@dataclasses.dataclass(frozen=True)
-class RunOptions(KeepOptions):
-    """What a stage has besides training; none of it changes what an update computes."""
-
-    checkpoint_seconds: float = option(60.0, "seconds between checkpoints", low=0)
-    sample_seconds: float = option(20.0, "seconds between samples that are shown", low=0)
-    samples: int = option(4, "number of responses that are shown", low=0)
-    trust: bool = option(False, "let the folder that is resumed name code to import")
-
-
 def run(
     job: Job,
     kind: str,
@@ -132,11 +121,23 @@ def run(
         about=about,
         config=config,
         precision=config.get("matmul_precision", "default"),
-        resume=f"{COMMAND} {kind}" if resume is None else resume,
+        resume=commands.command("rlhf", kind) if resume is None else resume,
+        next_steps=_next_steps(kind, config, directory.path) if resume is None else {},
         describe=lambda: describe(directory.path, kind, config, options),
     )
     job = precision.apply(config.get("matmul_precision", "default"), job)
     return loop.run(job, record, callbacks=callbacks, signals=signals)
+
+
+def _next_steps(kind: str, config: dict[str, Any], path: Path) -> dict[str, str]:
+    """The commands that may follow a finished stage, by name."""
+    model, longer = path / "model", 2 * int(config["updates"])
+    write = commands.command("rlhf", "generate", "--model", model, "--max-new-tokens", 32)
+    return {
+        **({} if kind == "reward" else {"generate": write}),
+        **({"evaluate": commands.command("rlhf", "evaluate", path)} if kind == "ppo" else {}),
+        "continue": commands.command("rlhf", kind, "--resume", path, "--updates", longer),
+    }
 
 
 def open_directory(kind: str, options: RunOptions, config: dict[str, Any]) -> RunDirectory:

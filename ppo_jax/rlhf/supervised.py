@@ -10,27 +10,13 @@ import numpy as np
 from flax import struct
 
 from ppo_jax import guard, sgd
-from ppo_jax.config.options import option
-from ppo_jax.config.schedules import Scheduled
+from ppo_jax.config.rlhf import Supervised as Config
 from ppo_jax.rlhf.decoder import Decoder
 from ppo_jax.rlhf.rewards import centering_loss, preference_loss
 from ppo_jax.rlhf.rollout import next_rows
 from ppo_jax.rlhf.sharding import spread
 from ppo_jax.rlhf.token_distribution import TokenDistribution
 from ppo_jax.types import Batch, LossFn, Metrics, Params, PyTree, TrainState
-
-
-@dataclasses.dataclass(frozen=True)
-class Config:
-    """Hyperparameters of supervised steps."""
-
-    learning_rate: Scheduled = sgd.learning_rate(1e-3)
-    batch_size: int = option(64, "rows per step", low=1)
-    updates: int = option(500, "steps", low=1)
-    micro_batches: int = option(1, "parts of a batch whose gradients are accumulated", low=1)
-    max_grad_norm: float = sgd.max_grad_norm(1.0)
-    adam_eps: float = sgd.adam_eps()
-    validation_fraction: float = option(0.05, "of the rows, never learned from", low=0, high=0.5)
 
 
 @struct.dataclass

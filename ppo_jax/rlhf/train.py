@@ -14,49 +14,15 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from ppo_jax.config.options import option
+from ppo_jax.config.rlhf import Rollouts as Config
 from ppo_jax.rlhf import algorithms, lora, rollout, sharding
 from ppo_jax.rlhf.algorithms import ALGORITHMS
 from ppo_jax.rlhf.decoder import Decoder
 from ppo_jax.rlhf.policy import LanguagePolicy, make_policy
-from ppo_jax.rlhf.rewards import KL_ESTIMATORS
 from ppo_jax.rlhf.scoring import Reward
 from ppo_jax.rollout import sequences
 from ppo_jax.train import GuardedStep, Step, make_guarded_step
 from ppo_jax.types import Algorithm, Params, PyTree, TrainState
-
-
-@dataclasses.dataclass(frozen=True)
-class Config:
-    """What is written, and what it is worth."""
-
-    algorithm: str = option("ppo", "how tokens are judged", choices=tuple(ALGORITHMS))
-    updates: int = option(100, "rollouts of the whole run, each followed by an update", low=1)
-    num_prompts: int = option(256, "prompts per rollout", low=1)
-    group_size: int = option(1, "responses to each; rloo and grpo compare them", low=1)
-    max_new_tokens: int = option(32, "tokens of the longest response", low=1)
-    temperature: float = option(
-        1.0, "divides the logits, of all models, when sampling and afterwards", low=0, open_low=True
-    )
-    kl_coef: float = option(0.05, "beta, the price of a nat away from the reference", low=0)
-    kl_kind: str = option("k1", "estimator of the KL of a token", choices=tuple(KL_ESTIMATORS))
-    kl_in: str = option("reward", "where the price is paid", choices=("reward", "loss"))
-    kl_target: float | None = option(
-        None, "nats per response that beta is adapted to; None: beta stays", low=0, open_low=True
-    )
-    kl_horizon: float = option(10_000.0, "responses over which beta adapts", low=1)
-    reward_clip: float = option(
-        float("inf"), "scores are clipped to ± this", low=0, high=float("inf"), open_low=True
-    )
-    scale_scores: bool = option(False, "divide scores by their running deviation")
-    missing_eos_penalty: float = option(
-        0.0, "subtracted from the score of a response that did not end", low=0
-    )
-    missing_eos_score: float | None = option(
-        None, "the score of a response that did not end, whatever it says; None: its own"
-    )
-    lora_rank: int = option(0, "train adapters of this rank instead of the weights; 0: not", low=0)
-    lora_alpha: float = option(16.0, "adapters are scaled by this / rank", low=0, open_low=True)
 
 
 class Models(NamedTuple):

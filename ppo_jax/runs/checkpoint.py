@@ -31,6 +31,7 @@ import numpy as np
 import orbax.checkpoint as ocp
 
 from ppo_jax.runs import files, manifest
+from ppo_jax.runs.failures import CheckpointError as CheckpointError
 from ppo_jax.runs.files import delete, write_json
 from ppo_jax.types import PyTree
 
@@ -46,10 +47,6 @@ LONGEST_PATH = 1000
 SAVING = re.compile(r"\.(\d+)\.saving")
 LEFTOVER = re.compile(r"\d+\.orbax-checkpoint-tmp(-\d+)?|\.\d+\.json\.tmp")
 UNVERIFIED = re.compile(r"\d+\.unverified\d*(\.json)?")
-
-
-class CheckpointError(RuntimeError):
-    """Nothing can be restored: where, why, and what to do."""
 
 
 class Checkpoints:

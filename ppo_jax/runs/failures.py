@@ -16,6 +16,14 @@ CALLBACK = "error calling callback"
 FRAME = re.compile(r'^ +File "(?P<file>.*)", line (?P<line>\d+)')
 
 
+class CheckpointError(RuntimeError):
+    """No checkpoint can be restored; the message gives the folder, the reason and a remedy."""
+
+
+class RunFailed(RuntimeError):
+    """A run failed after it had started; the message gives the reason and what has been saved."""
+
+
 def is_callback(error: BaseException) -> bool:
     """Whether the error was raised by a Python function that a compiled program called."""
     return CALLBACK in str(error)

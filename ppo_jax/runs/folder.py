@@ -12,14 +12,16 @@ import time
 import warnings
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, Self
+from typing import TYPE_CHECKING, Any, Self
 
 from ppo_jax import config as configs
 from ppo_jax.config import ConfigError, TrainConfig, references
 from ppo_jax.config.options import to_json as json_value
-from ppo_jax.runs import files, manifest, provenance, trust
-from ppo_jax.runs.checkpoint import Checkpoints
+from ppo_jax.runs import files, manifest, trust
 from ppo_jax.runs.trust import NOTHING, Given
+
+if TYPE_CHECKING:
+    from ppo_jax.runs.checkpoint import Checkpoints
 
 # All files that a run writes. No other file is deleted; in a folder, only files that the run wrote.
 CONTENTS = (
@@ -174,6 +176,8 @@ class RunDirectory:
         Raises:
             ConfigError: the error of the file system or of Orbax.
         """
+        from ppo_jax.runs.checkpoint import Checkpoints
+
         try:
             Checkpoints(self.path.absolute() / "checkpoints", {}).rehearse()
         except OSError as error:
@@ -232,6 +236,8 @@ def _clear_folder(path: Path, name: str) -> None:
     """Delete a run's files in one of its folders, and the folder itself if it is then empty."""
     folder = path / name
     if name == "checkpoints":
+        from ppo_jax.runs.checkpoint import Checkpoints
+
         return Checkpoints(folder, {}).clear()
     if name == "wandb":
         owned = _of_wandb(path)
@@ -376,6 +382,8 @@ def write_description(path: Path, content: dict[str, Any], precision: str | None
     The versions and the device at the top level are those of the first session; every entry also
     has its own.
     """
+    from ppo_jax.runs import provenance
+
     session = {"command": sys.argv, **provenance.record(precision or "default")}
     earlier: list[dict[str, Any]] = []
     if os.path.lexists(path / "config.json"):
@@ -418,7 +426,9 @@ def identity_of(config: TrainConfig) -> dict[str, Any]:
     return found
 
 
-def checkpoints_of(run_dir: Path, config: TrainConfig) -> Checkpoints:
+def checkpoints_of(run_dir: Path, config: TrainConfig) -> "Checkpoints":
     """The checkpoints of a run; they are valid for its configuration with any length."""
+    from ppo_jax.runs.checkpoint import Checkpoints
+
     run_dir = run_dir.absolute()
     return Checkpoints(run_dir / "checkpoints", **identity_of(config), folder=run_dir)

@@ -9,14 +9,10 @@ from typing import Any, NamedTuple
 
 from ppo_jax.runs.chunk import MAX_CHUNK, Chunk, Step, compile_chunk
 from ppo_jax.runs.devices import Layout
+from ppo_jax.runs.failures import RunFailed as RunFailed
 from ppo_jax.runs.outside import Outside
+from ppo_jax.runs.terminal import UNITS as UNITS
 from ppo_jax.types import PyTree
-
-UNITS = {
-    "env_steps": "environment steps",
-    "sequences": "sequences",
-    "agent_updates": "updates of agents",
-}
 
 
 def _in_place(state: Any) -> Any:
@@ -142,10 +138,6 @@ class Result(NamedTuple):
     summary: dict[str, Any]
     path: Path | None
     exit_code: int
-
-
-class RunFailed(RuntimeError):
-    """A run failed while it ran: why, and what is saved."""
 
 
 class Diverged(RunFailed):

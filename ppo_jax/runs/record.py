@@ -32,6 +32,7 @@ class RunRecord:
         config: flat configuration, for trackers.
         precision: configured precision of matrix products.
         resume: command that continues the run, without the folder; "" if there is none.
+        next_steps: name -> command, which are printed at the end of a finished run.
         quiet: whether to print nothing besides the progress display.
         describe: function that writes config.json again, once a run is known to be resumable.
     """
@@ -48,12 +49,13 @@ class RunRecord:
         older: tuple[str, ...] = (),
         precision: str = "default",
         resume: str = "",
+        next_steps: dict[str, str] | None = None,
         quiet: bool = False,
         describe: Callable[[], None] = lambda: None,
     ) -> None:
         self.path, self.options, self.about, self.config = path, options, about, config
         self.precision, self.resume, self.quiet = precision, resume, quiet
-        self.describe = describe
+        self.describe, self.next_steps, self.opened = describe, next_steps or {}, False
         self.checkpoints = Checkpoints(
             path.absolute() / "checkpoints",
             identity,
@@ -101,6 +103,7 @@ class RunRecord:
     def open(self, job: Job, update: int) -> contextlib.ExitStack:
         """Open the log, the trackers and the display; closing the stack closes them."""
         per, stack = job.units_per_update, contextlib.ExitStack()
+        self.opened = True
         wanted = self.options.trackers
         started = trackers.start(wanted, self.path, self.config, (update + 1) * per)
         self._keep_damaged()
@@ -222,11 +225,20 @@ class RunRecord:
             warnings.warn(f"learning_curve.png not written: {error}", stacklevel=1)
         manifest.settle(self.path)
         if not self.quiet:
-            terminal.print_summary(job.name, summary, self.path)
-        if status.startswith("stopped by") and self.resume and not self.quiet:
+            self._print_end(job, status, summary)
+        return summary
+
+    def _print_end(self, job: Job, status: str, summary: dict[str, Any]) -> None:
+        """The summary, and the commands that may follow."""
+        if status == "finished" and not self.opened:
+            done = f"{self.saved * job.units_per_update:,} {UNITS[job.unit]}"
+            terminal.say(f"this run was finished before, after {done}: nothing was trained")
+        terminal.print_summary(job.name, summary, self.path)
+        if status.startswith("stopped by") and self.resume:
             command = f"{self.resume} --resume {shlex.quote(str(self.path))}"
             terminal.say(f"stopped; continue with: {command}")
-        return summary
+        elif status == "finished":
+            terminal.print_next(self.next_steps)
 
     def write_summary(
         self, job: Job, status: str, found: dict[str, Any] | None = None

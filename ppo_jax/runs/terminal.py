@@ -1,4 +1,4 @@
-"""How far a run is, while it runs: a few live lines on a terminal, a line of text elsewhere."""
+"""The progress of a run while it runs: a few live lines on a terminal, lines of text elsewhere."""
 
 import contextlib
 import io
@@ -7,46 +7,60 @@ import math
 import os
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 from rich.console import Console, Group, RenderableType
 from rich.table import Table
 
-from ppo_jax.runs.job import UNITS
-
 # Where there is no terminal, a line of progress at least this often.
 LINE_SECONDS = 60.0
 REDRAWS_PER_SECOND = 4
-# What a run is judged by while it goes, of what its algorithm has: name in metrics.jsonl -> shown.
-# Two lines, for narrow terminals.
+# The metrics that a display shows, where the algorithm has them: name in metrics.jsonl -> label.
+# They stand on two lines, for narrow terminals.
 SHOWN = (
     {"episode_return": "return", "episode_length": "length"},
     {"entropy": "entropy", "approx_kl": "approx kl", "explained_variance": "explained variance"},
 )
+# Units in which runs count their progress: name in summary.json -> words.
+UNITS = {
+    "env_steps": "environment steps",
+    "sequences": "sequences",
+    "agent_updates": "agent updates",
+}
 BLOCKS = "▁▂▃▄▅▆▇█"
 SPARKS = 24
+# A file or a pipe has no width of its own; the usual 80 characters would fold tables.
+FILE_WIDTH = 110
+# Characters of the longest number of steps that is written with all its digits.
+LONG_NUMBER = 10
 
 
 class Display:
-    """How far a run is.
+    """The progress of a run.
 
-    It is drawn by a thread of rich's, a few times a second; `show` only remembers.
+    A thread of rich draws it a few times a second; `show` only stores the values.
 
     Args:
-        total: environment steps to be made.
-        done: of them, in earlier sessions.
-        title: what runs; "" for none.
+        total: number of environment steps of the run.
+        done: number of environment steps made in earlier sessions.
+        title: name of the run; "" for none.
         quiet: whether nothing is printed where there is neither a terminal nor a notebook.
+
+    Attributes:
+        drawn: the display that is on the terminal now, if there is one.
     """
+
+    drawn: "ClassVar[Display | None]" = None
 
     def __init__(self, total: int, done: int, title: str = "", *, quiet: bool = False) -> None:
         from rich.live import Live
 
         self._total, self._title = total, title
         self._step, self._rate, self._detail = done, math.nan, ""
+        self._working = ""
         self._metrics: dict[str, float] = {}
         self._returns: list[float] = []
         self._started = self._printed_at = time.monotonic()
@@ -58,30 +72,44 @@ class Display:
             get_renderable=self._render,
             refresh_per_second=REDRAWS_PER_SECOND,
             transient=True,
+            # Lines for a file or a pipe do not belong on the terminal.
+            redirect_stdout=on_terminal(sys.stdout),
         )
 
     def __enter__(self) -> "Display":
         if self._live:
             with contextlib.suppress(OSError, ValueError):
                 self._display.start()
+            Display.drawn = self
         return self
 
     def __exit__(self, *_: object) -> None:
         if self._live:
+            Display.drawn = None
             # A terminal that was closed takes nothing more.
             with contextlib.suppress(OSError, ValueError):
                 self._display.stop()
 
+    @contextlib.contextmanager
+    def working(self, text: str) -> Iterator[None]:
+        """Show a word about the work in progress while a block runs."""
+        self._working = text
+        try:
+            yield
+        finally:
+            self._working = ""
+
     def show(
         self, step: int, rate: float, detail: str, rows: Sequence[dict[str, Any]] = ()
     ) -> None:
-        """Remember what is to be drawn.
+        """Store the values that are drawn next.
 
         Args:
-            step: environment steps made, earlier sessions included.
-            rate: of them per second.
-            detail: what else there is to say.
-            rows: of metrics.jsonl since the last call, which a terminal shows in place of detail.
+            step: number of environment steps made, earlier sessions included.
+            rate: number of environment steps per second.
+            detail: a text besides these numbers.
+            rows: rows of metrics.jsonl since the last call, which a terminal shows instead of the
+                detail.
         """
         self._step, self._rate, self._detail = step, rate, detail
         if not (self._live or self._notebook):
@@ -103,10 +131,11 @@ class Display:
             self._printed, self._printed_at = step, now
             left = (self._total - step) / self._rate if self._rate else math.nan
             time_left = f"   {left:,.0f} s left" if step < self._total else ""
-            say(f"{step:>12,} steps   {self._detail}   {self._rate:,.0f} steps/s{time_left}")
+            detail = self._detail.replace("\n", ", ")
+            say(f"{step:>12,} steps   {detail}   {self._rate:,.0f} steps/s{time_left}")
 
     def _render(self) -> RenderableType:
-        """What runs and for how long; its metrics; a bar."""
+        """The title with the elapsed time, the metrics or the detail, and a progress bar."""
         from rich.table import Table
         from rich.text import Text
 
@@ -119,7 +148,9 @@ class Display:
         if self._metrics:
             lines += [self._words(line) for line in SHOWN if line.keys() & self._metrics.keys()]
         elif self._detail:
-            lines.append(Text(self._detail))
+            lines += [Text(x, no_wrap=True, overflow="ellipsis") for x in self._detail.split("\n")]
+        if self._working:
+            lines.append(Text(f"{self._working} ...", style="dim", no_wrap=True))
         return Group(*lines, self._bar())
 
     def _words(self, names: dict[str, str]) -> RenderableType:
@@ -141,9 +172,12 @@ class Display:
         from rich.table import Table
         from rich.text import Text
 
-        words = Text(f"{self._step:,} / {self._total:,} steps   ")
+        number = "{:,.0f}".format
+        if len(number(self._total)) > LONG_NUMBER:  # narrow terminals have no room for all digits
+            number = short
+        words = Text(f"{number(self._step)} / {number(self._total)} steps   ")
         if math.isfinite(self._rate):
-            words.append(f"{self._rate:,.0f} steps/s", style="green")
+            words.append(f"{number(self._rate)} steps/s", style="green")
         if self._rate > 0 and self._step < self._total:
             words.append(f"   {_clock((self._total - self._step) / self._rate)} left", style="cyan")
         line = Table.grid(expand=True, padding=(0, 2, 0, 0))
@@ -215,6 +249,14 @@ def _figure(x: float) -> str:
     return f"{x:,.1f}" if abs(x) >= 100 else f"{x:.3g}" if abs(x) >= 1e-3 or x == 0 else f"{x:.1e}"
 
 
+def short(x: float) -> str:
+    """A large number in four characters and a letter: 123456789 as 123.5M."""
+    for size, letter in ((1e12, "T"), (1e9, "G"), (1e6, "M"), (1e3, "k")):
+        if abs(x) >= size:
+            return f"{x / size:.1f}{letter}"
+    return f"{x:.0f}"
+
+
 def _clock(seconds: float) -> str:
     """A time in seconds as text, for example 3725 as 1:02:05."""
     minutes, rest = divmod(int(seconds), 60)
@@ -247,6 +289,15 @@ def print_summary(title: str, summary: dict[str, Any], run_dir: Path) -> None:
     table.add_row("device", summary["device"])
     table.add_row("run directory", str(run_dir))
     say(table)
+
+
+def print_next(steps: dict[str, str]) -> None:
+    """The commands that may follow, one a line: the name of a step, and a command to paste."""
+    width = max(map(len, steps), default=0) + 2
+    if steps:
+        say("next:")
+    for name, command in steps.items():
+        say(f"  {name:{width}}{command}")
 
 
 def _evaluated(summary: dict[str, Any]) -> str:
@@ -319,8 +370,7 @@ def _print(what: Any, stream: Any, name: str) -> None:
         if isinstance(what, str):
             print(what, file=stream, flush=True)
         else:
-            # Files and pipes have no width; rich's default of 80 columns would fold tables.
-            width = None if on_terminal(stream) else 110
+            width = None if on_terminal(stream) else FILE_WIDTH
             Console(file=stream, width=width, markup=False, emoji=False).print(what)
             stream.flush()
     except UnicodeEncodeError:
@@ -332,7 +382,7 @@ def _print(what: Any, stream: Any, name: str) -> None:
 def _plain(what: Any, encoding: str) -> str:
     """The text to be printed, with "?" in place of characters that an encoding lacks."""
     if not isinstance(what, str):
-        console = Console(file=io.StringIO(), width=110, markup=False, emoji=False)
+        console = Console(file=io.StringIO(), width=FILE_WIDTH, markup=False, emoji=False)
         console.print(what)
         what = console.file.getvalue().rstrip("\n")  # type: ignore[attr-defined]
     return what.encode(encoding, "replace").decode(encoding)
@@ -356,6 +406,17 @@ def show_cursor() -> None:
             sys.stderr.flush()
 
 
+def width(stream: Any) -> int:
+    """The number of characters of a line: that of the terminal, or of a table in a file."""
+    return Console(file=stream).width if on_terminal(stream) else FILE_WIDTH
+
+
 def status(text: str) -> AbstractContextManager[Any]:
-    """Show the current activity, on a terminal only."""
+    """Show the current activity on a terminal while a block runs.
+
+    Two live displays would overwrite each other's lines: if a `Display` is already drawn, the text
+    is shown in it.
+    """
+    if Display.drawn is not None:
+        return Display.drawn.working(text)
     return Console(stderr=True).status(text) if on_terminal(sys.stderr) else nullcontext()

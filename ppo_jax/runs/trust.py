@@ -20,7 +20,7 @@ from typing import Any, NamedTuple
 from ppo_jax import algorithms
 from ppo_jax.config import ConfigError, references
 from ppo_jax.config.train import CODE
-from ppo_jax.envs import registry
+from ppo_jax.suites import names_code
 
 KEY_BYTES = 32
 # Fields that decide which code is executed: names, and the arguments of environments.
@@ -112,7 +112,7 @@ def code(content: dict[str, Any]) -> list[tuple[str, str]]:
     for values in _configs(content):
         env, policy = values.get("env"), values.get("policy")
         algorithm, arguments = values.get("algorithm"), values.get("env_args")
-        if isinstance(env, str) and registry.names_code(env):
+        if isinstance(env, str) and names_code(env):
             found.append(("env", env))
         if isinstance(policy, str) and _is_code(policy, "policy"):
             found.append(("policy", policy))

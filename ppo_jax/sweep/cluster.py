@@ -11,17 +11,17 @@ import shlex
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Annotated, Any, NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import jax
-import tyro
 
 from ppo_jax import config as configs
 from ppo_jax.config import ConfigError, references
-from ppo_jax.config.options import option
-from ppo_jax.runs import provenance, terminal
+from ppo_jax.runs import commands, provenance, terminal
 from ppo_jax.runs.job import RunFailed
 from ppo_jax.runs.signals import Signals
+from ppo_jax.sweep.options import CLUSTERS as CLUSTERS
+from ppo_jax.sweep.options import WorkerOptions as WorkerOptions
 from ppo_jax.sweep.plan import Chunk, Plan, group_agents
 from ppo_jax.sweep.program import CPU_WIDTH, even_width
 from ppo_jax.sweep.schedule import Finished, Stopped
@@ -38,46 +38,6 @@ from ppo_jax.sweep.worker import (
     state_of,
 )
 from ppo_jax.train import build
-
-CLUSTERS = ("none", "ray", "slurm")
-Words = Annotated[tuple[str, ...], tyro.conf.UseAppendAction]
-
-
-@dataclasses.dataclass(frozen=True)
-class WorkerOptions:
-    """Where the rounds of a sweep are trained; a resumed sweep may go on elsewhere."""
-
-    cluster: str = option("none", "train on a cluster: Ray, or SLURM's jobs", choices=CLUSTERS)
-    workers: int | None = option(
-        None,
-        "rounds trained at the same time, at most; with SLURM in each job array",
-        low=1,
-    )
-    cpus_per_worker: int | None = option(
-        None, "CPU cores of a worker; None: as many as this machine has", low=1
-    )
-    gpus_per_worker: int = option(0, "GPUs of a worker; 0: it trains on its CPU cores", low=0)
-    retries: int = option(2, "how often a round that failed is tried again", low=0)
-    ray_address: str | None = option(
-        None, "Ray cluster to connect to; None: RAY_ADDRESS, or workers on this machine"
-    )
-    slurm: Words = option((), "name=value of sbatch, as partition=gpu, time=2:00:00 or mem=8G")
-    slurm_local: bool = option(False, "rehearse SLURM's jobs as processes on this machine")
-
-    def check(self) -> None:
-        """Refuse options that do not go together.
-
-        Raises:
-            ConfigError: which, and what they go with.
-        """
-        belongs = {"ray_address": ("ray",), "slurm": ("slurm",), "slurm_local": ("slurm",)}
-        for field in dataclasses.fields(self):
-            goes_with = belongs.get(field.name, ("ray", "slurm"))
-            if field.name == "cluster" or self.cluster in goes_with:
-                continue
-            if getattr(self, field.name) != field.default:
-                name = field.name.replace("_", "-")
-                raise ConfigError(f"--{name} goes with --cluster {' or '.join(goes_with)}")
 
 
 class Launcher(Protocol):
@@ -120,7 +80,7 @@ def again(folder: Path, cluster: Cluster | None) -> str:
         folder: folder of the sweep.
         cluster: cluster whose workers trained it; None for this process.
     """
-    words = ["python -m ppo_jax.sweep --resume", shlex.quote(str(folder))]
+    words = [commands.command("sweep", "--resume"), shlex.quote(str(folder))]
     options = WorkerOptions() if cluster is None else cluster.options
     for field in dataclasses.fields(options):
         value, flag = getattr(options, field.name), f"--{field.name.replace('_', '-')}"

@@ -18,8 +18,6 @@ from ppo_jax.sweep import results
 from ppo_jax.sweep.schedule import Finished
 from ppo_jax.sweep.store import Spec, clear_agent, clear_agents
 
-KEEP = ("best", "all", "none")
-
 
 class Keeper:
     """Keeps the best agent of each configuration, all agents, or none.

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from ppo_jax import config as configs
-from ppo_jax.config import TrainConfig
+from ppo_jax.config import TrainConfig, foreign
 from ppo_jax.config.options import ConfigError, did_you_mean, is_float, kind, parse, show
 
 Point = dict[str, Any]
@@ -69,7 +69,8 @@ def parse_vary(words: Sequence[str], known: dict[str, Any]) -> dict[str, Range |
         if name in FIXED:
             raise ConfigError(f"--vary {name}: seeds are set by --seeds and --seed")
         if name not in known:
-            raise ConfigError(f"--vary: unknown option {name!r}; {did_you_mean(name, known)}")
+            hint = foreign.hint(name, known, show=str) or did_you_mean(name, known)
+            raise ConfigError(f"--vary: unknown option {name!r}; {hint}")
         if name in varied:
             raise ConfigError(f"--vary gives {name} twice; put all its values into one")
         varied[name] = _values(name, text, known[name])

@@ -1,6 +1,7 @@
 """Training the chunks of a sweep on local devices, in rounds of one chunk per device."""
 
 import functools
+import math
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any, NamedTuple
@@ -80,13 +81,14 @@ class Schedule:
 
     def run(
         self,
-        watch: Callable[[int, int], None] = lambda agents, update: None,
+        watch: Callable[..., None] = lambda *_: None,
         on_layout: Callable[[Group, AgentsProgram, int], None] = lambda *_: None,
     ) -> Iterator[Finished]:
         """Train all unfinished chunks and yield them.
 
         Args:
-            watch: function called during a round with (number of its agents, their updates).
+            watch: function called during a round with (number of its agents, number of updates
+                they made, the highest mean return of an agent in its latest updates).
             on_layout: function called with a group, its program and the number of chunks to train.
 
         Raises:
@@ -178,7 +180,7 @@ class Schedule:
         agents = sum(len(c.agents) for c in chunks)
         updates = group.static.num_updates
         job, record = job_of(program, seeds, floats, updates), InMemory()
-        show: Callback = lambda progress, state: watch(agents, progress.update)
+        show: Callback = lambda progress, state: watch(agents, progress.update, _highest(record))
         ended = loop.run(job, record, signals=self.signals, callbacks=[show], chunk=program.advance)
         if record.saved < updates:
             raise Stopped
@@ -191,6 +193,17 @@ class Schedule:
             mine = functools.partial(_cut, state, at)
             yield Finished(chunk, mine, log, returns[at], whole[at])
             self.plan.done.add(chunk.number)
+
+
+def _highest(record: InMemory) -> float:
+    """The highest mean return of an agent in its latest updates; NaN where no episode ended."""
+    returns = record.parts[-1].get("episode_return") if record.parts else None
+    if returns is None:
+        return math.nan
+    ended = np.isfinite(returns)
+    count = ended.sum(axis=-1)
+    means = np.where(ended, returns, 0.0).sum(axis=-1) / np.maximum(count, 1)
+    return float(means[count > 0].max()) if np.any(count) else math.nan
 
 
 def _cut(state: TrainState, at: slice, i: int | None = None) -> TrainState:

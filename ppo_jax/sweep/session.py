@@ -1,28 +1,28 @@
 """A sweep with a folder: trains its chunks, stores them and writes the report."""
 
 import dataclasses
+import math
 import time
 import warnings
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import jax
 import numpy as np
-from rich.box import SIMPLE
-from rich.table import Table
 
 from ppo_jax import experiment
 from ppo_jax.config import ConfigError
-from ppo_jax.config.options import option
 from ppo_jax.envs import refuse_sweep
 from ppo_jax.evaluate import warn_unfinished
-from ppo_jax.runs import cache, manifest, memory, provenance, terminal
+from ppo_jax.runs import cache, commands, manifest, memory, provenance, terminal
 from ppo_jax.runs.signals import Signals
 from ppo_jax.runs.terminal import Display
-from ppo_jax.sweep import results
 from ppo_jax.sweep.cluster import Cluster, Dispatch, again, check_names
-from ppo_jax.sweep.keep import KEEP, Keeper, scores_of
+from ppo_jax.sweep.keep import Keeper, scores_of
+from ppo_jax.sweep.options import SweepOptions as SweepOptions
 from ppo_jax.sweep.plan import Chunk, Group, Plan, group_agents
+from ppo_jax.sweep.points import label
 from ppo_jax.sweep.program import AgentsProgram, structure
 from ppo_jax.sweep.publish import publish
 from ppo_jax.sweep.results import Setting
@@ -36,34 +36,8 @@ from ppo_jax.sweep.store import (
     read_sessions,
     read_spec,
 )
+from ppo_jax.sweep.table import print_table
 from ppo_jax.train import build
-
-
-@dataclasses.dataclass(frozen=True)
-class SweepOptions:
-    """What a sweep does beside training; none of it changes an agent but the batch size, which is
-    settled once."""
-
-    run_dir: Path | None = option(None, "folder of the sweep; None: a new folder in sweeps/")
-    resume: Path | None = option(None, "folder of a sweep to continue")
-    overwrite: bool = option(False, "replace an existing sweep")
-    batch_size: str = option("auto", "agents that one device trains at once, or auto")
-    keep: str = option("best", "agents kept: of each point the best, all, none", choices=KEEP)
-    confirm: int = option(0, "run the best point again with so many fresh seeds", low=0)
-    threshold: float | None = option(None, "return to be reached; None: the environment's own")
-
-    @property
-    def width(self) -> int | None:
-        """The batch size as a number; None for auto.
-
-        Raises:
-            ConfigError: it is neither.
-        """
-        if self.batch_size == "auto":
-            return None
-        if not self.batch_size.isdigit() or int(self.batch_size) < 1:
-            raise ConfigError(f"batch_size is {self.batch_size!r}; it must be auto or >= 1")
-        return int(self.batch_size)
 
 
 def run(
@@ -90,7 +64,7 @@ def run(
             if options.confirm:
                 fresh = confirmation(spec, order[0], options.confirm)
                 terminal.say(
-                    f"\nthe best configuration with {options.confirm} fresh seeds: {order[0].name}"
+                    f"\nthe best configuration with {options.confirm} new seeds: {order[0].name}"
                 )
                 once = dataclasses.replace(options, confirm=0)
                 _confirm(fresh, once, path / "confirm", signals, cluster=cluster)
@@ -101,7 +75,29 @@ def run(
             )
             return 128 + (signals.received or 0)
     terminal.say(f"report: {path / 'report.html'}")
+    if not signals.exit_code:
+        terminal.print_next(_next_steps(spec, options, path, order[0].number))
     return signals.exit_code
+
+
+def _next_steps(spec: Spec, options: SweepOptions, path: Path, best: int) -> dict[str, str]:
+    """The commands that may follow a finished sweep, by name.
+
+    Args:
+        spec: what the sweep computed.
+        options: options of the sweep.
+        path: folder of the sweep.
+        best: number of the best configuration.
+    """
+    steps = {"plot": commands.command("plot", path)}
+    if options.keep != "none":
+        for agent in sorted((path / "agents").glob(f"point{best:04d}_seed*"))[:1]:
+            watch = commands.command("evaluate", agent, "--gif", "episode.gif")
+            steps = {"watch the best": watch, **steps}
+    if len(spec.configs) > 1 and not options.confirm:
+        again = ("sweep", "--resume", path, "--confirm", 10)
+        steps["confirm the best"] = commands.command(*again)
+    return steps
 
 
 def _confirm(
@@ -148,7 +144,9 @@ class _Session:
             self.store.describe(kept, cluster.options.cluster if cluster else "none")
         self.store.clean(done)
         self.store.rewrite_table(chunks, done)
-        self.keeper = Keeper(path / "agents", spec, options.keep, self.store.scores(chunks, done))
+        scores = self.store.scores(chunks, done)
+        self.keeper = Keeper(path / "agents", spec, options.keep, scores)
+        self.best = Best(spec, scores)
         self.schedule = self._schedule(chunks, done)
         sizes = [c.num_updates * c.num_envs * c.num_steps for c in spec.configs]
         self.sizes = [size for size in sizes for _ in spec.seeds]
@@ -182,13 +180,15 @@ class _Session:
         """Train all chunks and return the settings, best first."""
         total = sum(self.sizes)
         started, before = time.perf_counter(), self._steps()
-        self.progress = Display(total, before)
+        self.progress = Display(total, before, self._title())
         self.before, self.rollout_steps = before, 0
         self.since = started if self.cluster else 0.0  # locally, compiling does not count
         with self.progress:
             for finished in self.schedule.run(self._show, self._layout):
                 self._note_workers()
-                self.keeper.save(finished, scores_of(finished))
+                scores = scores_of(finished)
+                self.keeper.save(finished, scores)
+                self.best.add(finished.chunk.agents, scores)
                 self.store.save_chunk(finished)
                 self.keeper.clean()
                 self.finished |= {*finished.chunk.agents}
@@ -253,13 +253,25 @@ class _Session:
     def _steps(self) -> int:
         return sum(self.sizes[a] for a in self.finished)
 
-    def _show(self, agents: int, update: int) -> None:
-        """Progress of the whole sweep; `agents` of a round have made `update` updates."""
+    def _show(self, agents: int, update: int, training: float = math.nan) -> None:
+        """Show the progress of the whole sweep.
+
+        Args:
+            agents: number of agents that are in training.
+            update: number of updates that each of them has made.
+            training: highest mean return of these agents in their latest updates.
+        """
         step = self._steps() + agents * update * self.rollout_steps
         rate = (step - self.before) / (time.perf_counter() - self.since)
-        detail = f"agents {len(self.finished)} / {len(self.sizes)}"
+        detail = f"{len(self.finished)} of {len(self.sizes)} agents finished"
         detail += f", {agents} at update {update}" if agents else ""
-        self.progress.show(step, rate, detail)
+        best = self.best.text(training)
+        self.progress.show(step, rate, f"{detail}\n{best}" if best else detail)
+
+    def _title(self) -> str:
+        """The number of configurations and of seeds."""
+        points, seeds = len(self.spec.configs), len(self.spec.seeds)
+        return f"{points} configuration{'s' * (points > 1)} x {seeds} seed{'s' * (seeds > 1)}"
 
     def _warn(self, finished: Finished) -> None:
         """Warn once if an environment broke a promise, or if evaluation episodes were cut."""
@@ -270,6 +282,43 @@ class _Session:
         if not finished.whole.all() and "whole" not in self.warned:
             self.warned.add("whole")
             warn_unfinished(finished.whole)
+
+
+class Best:
+    """The best agent so far, for the display.
+
+    Args:
+        spec: specification of the sweep.
+        scores: agent -> score of the agents that are finished; NaN for one that diverged.
+    """
+
+    def __init__(self, spec: Spec, scores: dict[int, float]) -> None:
+        self.spec, self.agent, self.score = spec, -1, -math.inf
+        self.add([*scores], np.array([*scores.values()]))
+
+    def add(self, agents: Sequence[int], scores: np.ndarray) -> None:
+        """Take finished agents into account.
+
+        Args:
+            agents: numbers of the agents in the sweep.
+            scores: [agents] scores of these agents; NaN for an agent that diverged.
+        """
+        for agent, score in zip(agents, scores, strict=True):
+            if score > self.score:
+                self.agent, self.score = agent, float(score)
+
+    def text(self, training: float) -> str:
+        """The best return so far and its configuration; "" while there is no return.
+
+        Args:
+            training: the best return of the agents in training, shown until one is finished.
+        """
+        if self.agent < 0:
+            return f"best return in training {training:.4g}" if math.isfinite(training) else ""
+        point, seed = divmod(self.agent, len(self.spec.seeds))
+        name = label(self.spec.points[point]) if self.spec.varied else ""
+        which = f"{name}, " if name else ""
+        return f"best return {self.score:.4g} ({which}seed {self.spec.seeds[seed]})"
 
 
 def check(spec: Spec, elsewhere: bool = False) -> None:
@@ -292,25 +341,3 @@ def check(spec: Spec, elsewhere: bool = False) -> None:
             structures.add(structure(config)[0])
             if not elsewhere:
                 memory.check(experiment.job_of(config, program))
-
-
-def print_table(order: list[Setting], threshold: float | None, rows: int = 10) -> None:
-    """The best points, for a terminal."""
-    several = len(order[0].results) > 1
-    table = Table(*(("point", "env") if several else ("point",)), box=SIMPLE)
-    for name in ("mean", "IQM [95 %]", "area", "steps to mark", "reached"):
-        table.add_column(name, justify="right", no_wrap=True)
-    for setting in order[:rows]:
-        for r in setting.results:
-            line = results.row(r, threshold)
-            steps, share = line["steps_to_threshold"], line["share_reached"]
-            low, high = line["ci95_low"], line["ci95_high"]
-            table.add_row(
-                *((setting.name, r.env) if several else (setting.name,)),
-                f"{line['mean']}",
-                f"{line['iqm']}" + (f" [{low}, {high}]" if low is not None else ""),
-                f"{line['area']}",
-                f"{steps:,}" if steps else "-",
-                f"{share:.0%}" if share is not None else "-",
-            )
-    terminal.say(table)

@@ -6,8 +6,13 @@ start.py    joining the other processes
 board.py    messages between the processes
 """
 
-from ppo_jax.runs.cluster.group import Alone, Group, current, join, joined, leave
-from ppo_jax.runs.cluster.options import ClusterOptions, place_of
+from typing import TYPE_CHECKING
+
+from ppo_jax.lazy import attach
+
+if TYPE_CHECKING:
+    from ppo_jax.runs.cluster.group import Alone, Group, current, join, joined, leave
+    from ppo_jax.runs.cluster.options import ClusterOptions, place_of
 
 __all__ = [
     "Alone",
@@ -19,3 +24,11 @@ __all__ = [
     "leave",
     "place_of",
 ]
+
+__getattr__ = attach(
+    __name__,
+    {
+        "group": ("Alone", "Group", "current", "join", "joined", "leave"),
+        "options": ("ClusterOptions", "place_of"),
+    },
+)

@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 from ppo_jax.config import ConfigError
 from ppo_jax.config.options import check_record, option
 from ppo_jax.runs import terminal
-from ppo_jax.runs.job import RunFailed
+from ppo_jax.runs.failures import RunFailed
 
 HEARTBEAT = 100.0
 # Time for which the processes wait for each other at the start, relative to the heartbeat.
@@ -20,28 +20,35 @@ WILDCARDS = ("", "*", "0", "0.0.0.0", "::")
 
 @dataclasses.dataclass(frozen=True)
 class ClusterOptions:
-    """How this process finds the others. None of it is kept with a run: it may go on elsewhere."""
+    """How this process finds the others. None of these options is kept with a run, which may
+    continue on other machines."""
 
     distributed: bool = option(
         False,
-        "whether this is one of several processes that train one agent together; who the others "
-        "are is found out from SLURM, Kubernetes, Cloud TPU or Open MPI, or given by --coordinator",
+        "train one agent together with other processes; the others are found through SLURM, "
+        "Kubernetes, Cloud TPU or Open MPI, or through --coordinator",
     )
     coordinator: str | None = option(
-        None, "HOST:PORT at which process 0 listens for the others, and nowhere else"
+        None, "address HOST:PORT at which process 0 listens for the other processes"
     )
-    num_processes: int | None = option(None, "number of processes; with --coordinator", low=1)
+    num_processes: int | None = option(
+        None, "number of processes, if --coordinator is given", low=1
+    )
     process_id: int | None = option(
-        None, "which of them this is, counted from 0; with --coordinator", low=0
+        None, "number of this process, counted from 0, if --coordinator is given", low=0
     )
     heartbeat: float | None = option(
-        None, "seconds after which a process that shows no sign of life, or does not get on with "
-        f"its work, counts as lost, and all processes end; None: {HEARTBEAT:g}", low=2,
-    )  # fmt: skip
+        None,
+        "number of seconds without progress after which a process counts as lost and all processes "
+        f"end; None: {HEARTBEAT:g}",
+        low=2,
+    )
     start_timeout: float | None = option(
-        None, "seconds that the processes wait for each other at the start; None: "
-        f"{START:g} times the heartbeat", low=1,
-    )  # fmt: skip
+        None,
+        "number of seconds that the processes wait for each other at the start; None: "
+        f"{START:g} times the heartbeat",
+        low=1,
+    )
 
 
 class Place(NamedTuple):

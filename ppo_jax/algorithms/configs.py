@@ -1,0 +1,391 @@
+"""The hyperparameters of the package's algorithms: one dataclass `Config` for each.
+
+Each class is the `Config` of its algorithm's module, `ppo_jax.algorithms.ppo.Config` for PPO. They
+are defined here, apart from the mathematics, because the command line reads them before it imports
+JAX: `--help` and the refusal of a mistyped option take a fraction of a second.
+"""
+
+import dataclasses
+import math
+from typing import Any, ClassVar, Self
+
+from ppo_jax.config import standard
+from ppo_jax.config.options import option
+from ppo_jax.config.schedules import Scheduled
+
+BASELINES = ("none", "batch_mean", "leave_one_out", "value")
+ACTOR_WEIGHTS = ("q", "td_error")
+SHARED_TORSO = (
+    "trpo takes its natural step on the actor alone, which must not share a torso with the critic; "
+    "use shared_torso=False"
+)
+
+
+def _gamma() -> Any:
+    """The option of the discount factor."""
+    return option(0.99, "discount factor gamma per environment step", low=0, high=1)
+
+
+def _gae_lambda() -> Any:
+    """The option of the parameter of generalised advantage estimation."""
+    return option(0.95, "lambda of generalised advantage estimation (GAE)", low=0, high=1)
+
+
+def _entropy_coef() -> Any:
+    """The option of the entropy coefficient."""
+    return option(0.0, "coefficient of the entropy bonus", low=0)
+
+
+def _value_coef(doc: str = "coefficient of the value loss") -> Any:
+    """The option of the coefficient of the critic's loss."""
+    return option(0.5, doc, low=0)
+
+
+def check_normalizable(rows: int, minibatches: int = 1) -> None:
+    """Refuse minibatches of a single sample, whose advantages cannot be normalised.
+
+    Args:
+        rows: number of samples of a rollout.
+        minibatches: number of parts, each normalised on its own.
+
+    Raises:
+        ValueError: each part is a single sample.
+    """
+    if rows == minibatches:
+        raise ValueError(
+            "minibatches of a single row have no standard deviation to normalise advantages by; "
+            "use longer rollouts, fewer minibatches or normalize_advantage=False"
+        )
+
+
+def check_length(num_steps: int, time_limit: int | None) -> int:
+    """The time limit of REINFORCE, after refusing rollouts that are shorter than an episode.
+
+    Args:
+        num_steps: number of steps of each environment per rollout.
+        time_limit: number of steps of the longest possible episode; None: not known.
+
+    Raises:
+        ValueError: no time limit is known, or rollouts are shorter.
+    """
+    if time_limit is None:
+        raise ValueError(
+            "reinforce learns from whole episodes, and nothing says how long one can be; set "
+            "time_limit to the steps of the longest"
+        )
+    if num_steps < time_limit:
+        raise ValueError(
+            f"reinforce learns from whole episodes, which here take up to {time_limit} steps; "
+            f"num_steps is {num_steps}; it must be at least {time_limit}"
+        )
+    return time_limit
+
+
+@dataclasses.dataclass(frozen=True)
+class Reinforce:
+    """Hyperparameters of REINFORCE. Floats may be tracers: one program serves a whole sweep."""
+
+    promises: ClassVar[dict[str, str]] = {
+        "unfinished_episodes": "episodes were longer than the time_limit that was given, and "
+        "counted as if they had ended: set --time-limit to the steps of the longest"
+    }
+
+    learning_rate: Scheduled = standard.learning_rate(3e-3)
+    anneal_timesteps: float | None = standard.anneal_timesteps()
+    gamma: float = _gamma()
+    baseline: str = option("none", "baseline subtracted from the returns", choices=BASELINES)
+    time_limit: int | None = option(
+        None,
+        "number of steps of the longest possible episode; None: the environment's time limit",
+        low=1,
+    )
+    entropy_coef: Scheduled = _entropy_coef()
+    value_coef: float = _value_coef("coefficient of the loss of a learned baseline")
+    max_grad_norm: float = standard.max_grad_norm(float("inf"))
+    adam_eps: float = standard.adam_eps()
+
+    @property
+    def critic(self) -> str:
+        """The kind of critic: only a learned baseline needs one."""
+        return "v" if self.baseline == "value" else "none"
+
+    def collector(self, collect: Any) -> Any:
+        """Rollouts in which every environment starts with a new episode, as `estimate` needs them.
+
+        Args:
+            collect: the run's `rollout.Collector`.
+        """
+        return collect.whole_episodes(self.time_limit)
+
+    def resolve(self, env: Any) -> Self:
+        """The Config with the environment's time limit, if it has one, where none was given.
+
+        Args:
+            env: the environment, whose time_limit is read.
+        """
+        limit = env.time_limit
+        if self.time_limit is not None or limit is None or math.isinf(limit):
+            return self
+        return dataclasses.replace(self, time_limit=int(limit))
+
+    def check(self, run: Any, env: Any) -> None:
+        """Refuse rollouts in which an episode might not end.
+
+        Args:
+            run: the configuration, whose num_steps is read.
+            env: the environment, whose time_limit is read; None: not known yet.
+
+        Raises:
+            ValueError: what to do instead.
+        """
+        limit = None if env is None else env.time_limit
+        if self.time_limit is not None and limit is not None and self.time_limit < limit < math.inf:
+            raise ValueError(
+                f"time_limit is {self.time_limit}, but an episode may take {limit:g} steps here; "
+                f"it must be at least {limit:g}"
+            )
+        if env is not None or self.time_limit is not None:
+            check_length(run.num_steps, self.time_limit)
+
+
+@dataclasses.dataclass(frozen=True)
+class ActorCritic:
+    """Hyperparameters of the Q actor-critic. Floats may be tracers."""
+
+    critic: ClassVar[str] = "q"
+
+    learning_rate: Scheduled = standard.learning_rate(3e-3)
+    actor_rate: float = option(
+        0.1,
+        "learning rate of the actor as a fraction of the critic's, which must be larger",
+        low=0,
+        high=1,
+    )
+    anneal_timesteps: float | None = standard.anneal_timesteps()
+    gamma: float = _gamma()
+    actor_weight: str = option(
+        "q", "weight of the actor's log-likelihood: Q-value or TD error", choices=ACTOR_WEIGHTS
+    )
+    entropy_coef: Scheduled = _entropy_coef()
+    value_coef: float = _value_coef("coefficient of the critic's loss")
+    normalize_advantage: bool = option(
+        True, "normalise the weights of the actor's log-likelihood over each rollout"
+    )
+    max_grad_norm: float = standard.max_grad_norm(0.5)
+    adam_eps: float = standard.adam_eps()
+
+    def check(self, run: Any, env: Any) -> None:
+        """Refuse a shared torso, a recurrent network, and rollouts of a single sample.
+
+        Args:
+            run: the configuration: its shared_torso, memory, num_envs and num_steps are read.
+            env: not used.
+
+        Raises:
+            ValueError: what to do instead.
+        """
+        if run.shared_torso:
+            raise ValueError(
+                "the critic of actor_critic is a Q-function, which shares no torso with the actor; "
+                "use shared_torso=False"
+            )
+        if run.memory != "none":
+            raise ValueError(
+                "the critic of actor_critic is a Q-function, which cannot be recurrent; use "
+                "memory='none'"
+            )
+        if self.normalize_advantage:
+            check_normalizable(run.num_envs * run.num_steps)
+
+
+@dataclasses.dataclass(frozen=True)
+class A2C:
+    """Hyperparameters of A2C. Floats may be tracers, so one program serves a whole sweep."""
+
+    learning_rate: Scheduled = standard.learning_rate(7e-4)
+    anneal_timesteps: float | None = standard.anneal_timesteps()
+    gamma: float = _gamma()
+    gae_lambda: float = _gae_lambda()
+    entropy_coef: Scheduled = _entropy_coef()
+    value_coef: float = _value_coef()
+    normalize_advantage: bool = option(False, "normalise advantages over each rollout")
+    max_grad_norm: float = standard.max_grad_norm(0.5)
+    adam_eps: float = standard.adam_eps()
+
+    def check(self, run: Any, env: Any) -> None:
+        """Refuse rollouts of a single sample, whose advantages cannot be normalised.
+
+        Args:
+            run: the configuration, whose num_envs and num_steps are read.
+            env: not used.
+
+        Raises:
+            ValueError: what to do instead.
+        """
+        if self.normalize_advantage:
+            check_normalizable(run.num_envs * run.num_steps)
+
+
+@dataclasses.dataclass(frozen=True)
+class TRPO:
+    """Hyperparameters of TRPO. Floats may be tracers, so one program serves a whole sweep."""
+
+    max_kl: float = option(
+        0.01, "delta, the largest mean KL divergence of an update", low=0, open_low=True
+    )
+    cg_iterations: int = option(10, "number of conjugate-gradient iterations", low=1)
+    cg_damping: float = option(0.1, "damping added to the diagonal of the Fisher matrix", low=0)
+    backtrack_factor: float = option(
+        0.8, "factor by which each trial of the line search shortens the step", low=0, high=1
+    )
+    backtrack_trials: int = option(10, "largest number of trials of the line search", low=1)
+    gamma: float = _gamma()
+    gae_lambda: float = _gae_lambda()
+    normalize_advantage: bool = option(True, "normalise advantages over each rollout")
+    learning_rate: Scheduled = standard.learning_rate(1e-3)
+    anneal_timesteps: float | None = standard.anneal_timesteps()
+    critic_epochs: int = option(10, "number of epochs of the critic on each rollout", low=1)
+    critic_minibatches: int = option(
+        4, "number of minibatches per epoch of the critic, each one gradient step", low=1
+    )
+    max_grad_norm: float = standard.max_grad_norm(float("inf"))
+    adam_eps: float = standard.adam_eps()
+
+    def divisors(self) -> dict[str, int]:
+        """The number of minibatches that the samples of a rollout divide into."""
+        return {"critic_minibatches": self.critic_minibatches}
+
+    def check(self, run: Any, env: Any) -> None:
+        """Refuse a shared torso, and rollouts of a single sample.
+
+        Args:
+            run: the configuration: its shared_torso, num_envs and num_steps are read.
+            env: not used.
+
+        Raises:
+            ValueError: what to do instead.
+        """
+        if run.shared_torso:
+            raise ValueError(SHARED_TORSO)
+        if self.normalize_advantage:
+            check_normalizable(run.num_envs * run.num_steps)
+
+
+@dataclasses.dataclass(frozen=True)
+class PPOKL:
+    """Hyperparameters of PPO with a KL penalty. Floats may be tracers."""
+
+    learning_rate: Scheduled = standard.learning_rate(3e-4, adaptive=True)
+    anneal_timesteps: float | None = standard.anneal_timesteps()
+    epochs: int = option(4, "number of epochs on each rollout", low=1)
+    minibatches: int = option(4, "number of minibatches per epoch, each one gradient step", low=1)
+    gamma: float = _gamma()
+    gae_lambda: float = _gae_lambda()
+    kl_coef: float = option(
+        1.0, "coefficient of the KL penalty; the initial one if it adapts", low=0
+    )
+    kl_target: float | None = option(
+        0.01,
+        "KL divergence per update that the coefficient adapts to; None: a fixed coefficient",
+        low=0,
+        open_low=True,
+    )
+    entropy_coef: Scheduled = _entropy_coef()
+    value_coef: float = _value_coef()
+    normalize_advantage: bool = option(True, "normalise advantages over each minibatch")
+    max_grad_norm: float = standard.max_grad_norm(0.5)
+    adam_eps: float = standard.adam_eps()
+
+    def divisors(self) -> dict[str, int]:
+        """The number of minibatches that the samples of a rollout divide into."""
+        return {"minibatches": self.minibatches}
+
+    def check(self, run: Any, env: Any) -> None:
+        """Refuse a coefficient that cannot adapt, and minibatches of a single sample.
+
+        Args:
+            run: the configuration, whose num_envs and num_steps are read.
+            env: not used.
+
+        Raises:
+            ValueError: what to do instead.
+        """
+        if isinstance(self.kl_coef, int | float) and self.kl_coef == 0 and self.kl_target:
+            raise ValueError(
+                "kl_coef is 0, which doubled stays 0; with a kl_target it must be > 0, without "
+                "penalty kl_target must be None"
+            )
+        if self.normalize_advantage:
+            check_normalizable(run.num_envs * run.num_steps, self.minibatches)
+
+
+@dataclasses.dataclass(frozen=True)
+class PPO:
+    """Hyperparameters of PPO. Floats may be tracers, so one program serves a whole sweep."""
+
+    learning_rate: Scheduled = standard.learning_rate(3e-4, adaptive=True)
+    anneal_timesteps: float | None = standard.anneal_timesteps()
+    epochs: int = option(4, "number of epochs on each rollout", low=1)
+    minibatches: int = option(4, "number of minibatches per epoch, each one gradient step", low=1)
+    micro_batches: int = option(
+        1, "number of parts of a minibatch whose gradients are accumulated", low=1
+    )
+    gamma: float = _gamma()
+    gae_lambda: float = _gae_lambda()
+    clip_eps: Scheduled = option(
+        0.2, "epsilon: the probability ratio is clipped to [1 - eps, 1 + eps]", low=0, open_low=True
+    )
+    value_clip_eps: float | None = option(
+        None,
+        "range around the old value to which new values are clipped; None: no clipping",
+        low=0,
+        open_low=True,
+    )
+    entropy_coef: Scheduled = _entropy_coef()
+    value_coef: float = _value_coef()
+    normalize_advantage: bool = option(
+        True, "normalise advantages over each minibatch, or over each micro-batch"
+    )
+    max_grad_norm: float = standard.max_grad_norm(0.5)
+    adam_eps: float = standard.adam_eps()
+    target_kl: float | None = option(
+        None,
+        "end an update early once approx_kl of a minibatch exceeds 1.5 times this; None: never",
+        low=0,
+        open_low=True,
+    )
+
+    def divisors(self) -> dict[str, int]:
+        """The numbers of minibatches and micro-batches that a rollout's samples divide into."""
+        parts = self.minibatches * self.micro_batches
+        more = {"minibatches x micro_batches": parts} if self.micro_batches > 1 else {}
+        return {"minibatches": self.minibatches, **more}
+
+    def check(self, run: Any, env: Any) -> None:
+        """Refuse minibatches of a single sample, whose advantages cannot be normalised.
+
+        Args:
+            run: the configuration, whose num_envs and num_steps are read.
+            env: not used.
+
+        Raises:
+            ValueError: what to do instead.
+        """
+        if self.normalize_advantage:
+            parts = self.minibatches * self.micro_batches
+            check_normalizable(run.num_envs * run.num_steps, parts)
+
+
+# Name -> Config. The order is that in which lists show the algorithms.
+CONFIGS: dict[str, Any] = {
+    "reinforce": Reinforce,
+    "actor_critic": ActorCritic,
+    "a2c": A2C,
+    "trpo": TRPO,
+    "ppo_kl": PPOKL,
+    "ppo": PPO,
+}
+# Messages and the documentation show each class by its public name, ppo_jax.algorithms.ppo.Config.
+for _name, _config in CONFIGS.items():
+    _config.__module__, _config.__name__ = f"ppo_jax.algorithms.{_name}", "Config"
+    _config.__qualname__ = "Config"

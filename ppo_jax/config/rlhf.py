@@ -1,0 +1,251 @@
+"""The options of training language models, `ppo_jax.rlhf`, read before JAX is imported."""
+
+import dataclasses
+from pathlib import Path
+from typing import ClassVar
+
+from ppo_jax.algorithms import configs
+from ppo_jax.config import standard
+from ppo_jax.config.options import option
+from ppo_jax.config.schedules import Scheduled
+
+ALGORITHMS = ("ppo", "reinforce", "rloo", "grpo")
+ADAMS = ("optax", "tensorflow")
+CRITICS = ("auto", "reward", "model", "shared", "none")
+KL_ESTIMATORS = ("k1", "k2", "k3", "abs")
+
+
+@dataclasses.dataclass(frozen=True)
+class Rollouts:
+    """Which responses are sampled, and how they are rewarded: `ppo_jax.rlhf.train.Config`."""
+
+    algorithm: str = option(
+        "ppo", "algorithm, which estimates the advantage of a token", choices=ALGORITHMS
+    )
+    updates: int = option(
+        100, "number of rollouts of the whole run, each followed by an update", low=1
+    )
+    num_prompts: int = option(256, "number of prompts per rollout", low=1)
+    group_size: int = option(
+        1, "number of responses to each prompt; rloo and grpo compare them", low=1
+    )
+    max_new_tokens: int = option(32, "number of tokens of the longest response", low=1)
+    temperature: float = option(
+        1.0,
+        "temperature that divides the logits of all models, in sampling and in training",
+        low=0,
+        open_low=True,
+    )
+    kl_coef: float = option(
+        0.05, "beta, the coefficient of the KL divergence from the reference model", low=0
+    )
+    kl_kind: str = option("k1", "estimator of the KL divergence of a token", choices=KL_ESTIMATORS)
+    kl_in: str = option(
+        "reward",
+        "where the KL penalty is applied: to the rewards, or as a term of the loss",
+        choices=("reward", "loss"),
+    )
+    kl_target: float | None = option(
+        None,
+        "KL divergence per response, in nats, that beta adapts to; None: a fixed beta",
+        low=0,
+        open_low=True,
+    )
+    kl_horizon: float = option(10_000.0, "number of responses over which beta adapts", low=1)
+    reward_clip: float = option(
+        float("inf"),
+        "largest absolute value of a score, to which scores are clipped",
+        low=0,
+        high=float("inf"),
+        open_low=True,
+    )
+    scale_scores: bool = option(False, "divide scores by their running standard deviation")
+    missing_eos_penalty: float = option(
+        0.0, "number subtracted from the score of a response without an end token", low=0
+    )
+    missing_eos_score: float | None = option(
+        None,
+        "score of every response without an end token; None: the score that it was given",
+    )
+    lora_rank: int = option(
+        0, "rank of the LoRA adapters that are trained; 0: all parameters are trained", low=0
+    )
+    lora_alpha: float = option(
+        16.0, "scale of the LoRA adapters, divided by their rank", low=0, open_low=True
+    )
+
+
+@dataclasses.dataclass(frozen=True)
+class Update(configs.PPO):
+    """Hyperparameters of an update, `ppo_jax.rlhf.algorithms.Config`: those of PPO, some with other
+    defaults, and those of tokens."""
+
+    # Three options of PPO do not exist here: the horizon is counted in updates, advantages are
+    # normalised once per rollout, and no update ends early.
+    anneal_timesteps: ClassVar[None] = None  # type: ignore[misc]
+    normalize_advantage: ClassVar[bool] = False  # type: ignore[misc]
+    target_kl: ClassVar[None] = None  # type: ignore[misc]
+
+    minibatches: int = option(2, "number of minibatches per epoch, each one gradient step", low=1)
+    gamma: float = option(1.0, "discount factor gamma per token", low=0, high=1)
+    value_clip_eps: float | None = option(
+        0.2,
+        "range around the old value to which new values are clipped; None: no clipping",
+        low=0,
+        open_low=True,
+    )
+    max_grad_norm: float = standard.max_grad_norm(1.0)
+    critic_rate: float = option(
+        1.0, "learning rate of the critic as a multiple of the actor's", low=0
+    )
+    anneal: bool = option(
+        True, "decay the learning rate linearly to 0 over the run, unless it is a schedule"
+    )
+    whiten_advantages: bool | None = option(
+        None,
+        "normalise advantages over all tokens of a rollout; None: unless groups of responses are "
+        "compared",
+    )
+    whiten_rewards: bool = option(
+        False, "scale token rewards to standard deviation 1, and keep their mean"
+    )
+    adam: str = option(
+        "optax", "version of Adam, which differ in where epsilon is added", choices=ADAMS
+    )
+
+
+@dataclasses.dataclass(frozen=True)
+class Supervised:
+    """Hyperparameters of supervised training, `ppo_jax.rlhf.supervised.Config`."""
+
+    learning_rate: Scheduled = standard.learning_rate(1e-3)
+    batch_size: int = option(64, "number of samples per gradient step", low=1)
+    updates: int = option(500, "number of gradient steps of the whole run", low=1)
+    micro_batches: int = option(
+        1, "number of parts of a batch whose gradients are accumulated", low=1
+    )
+    max_grad_norm: float = standard.max_grad_norm(1.0)
+    adam_eps: float = standard.adam_eps()
+    validation_fraction: float = option(
+        0.05, "fraction of the samples that is kept for validation", low=0, high=0.5
+    )
+
+
+@dataclasses.dataclass(frozen=True)
+class Demo:
+    """The size of the demonstration; with the defaults it takes less than five minutes on two CPU
+    cores."""
+
+    data: Path | None = option(
+        None, "text file to imitate, one example a line; None: words of Python's language reference"
+    )
+    seed: int = option(0, "seed of all random numbers of the run", low=0, high=2**32 - 1)
+    sft_updates: int = option(500, "number of gradient steps of supervised fine-tuning", low=1)
+    reward_updates: int = option(300, "number of gradient steps of the reward model", low=1)
+    updates: int = option(60, "number of updates of PPO", low=1)
+    responses: int = option(512, "number of responses per update", low=2)
+    preferences: int = option(6000, "number of pairs of responses with a preference", low=16)
+    kl_coef: float = option(
+        0.5, "beta, the coefficient of the KL divergence from the reference model", low=0.01
+    )
+    learning_rate: float = option(
+        5e-4, "learning rate of PPO, which decays to 0", low=0, open_low=True
+    )
+    reference_samples: int = option(
+        2048, "number of samples per first letter with which the optimum is estimated", low=16
+    )
+    matmul_precision: str = standard.matmul_precision()
+
+
+@dataclasses.dataclass(frozen=True)
+class ModelOptions:
+    """The model, the data, and how the model is computed."""
+
+    model: Path | None = option(None, "folder of a model in the format of Hugging Face's libraries")
+    data: Path | None = option(None, "training data, as JSON lines or plain text")
+    max_length: int = option(512, "number of tokens of the longest text", low=2)
+    truncate: bool = option(False, "truncate longer texts instead of refusing them")
+    seed: int = option(0, "seed of all random numbers of the run", low=0, high=2**32 - 1)
+    dtype: str = option("float32", "data type of the computation", choices=("float32", "bfloat16"))
+    matmul_precision: str = standard.matmul_precision()
+    remat: bool = option(False, "recompute activations in the backward pass, which saves memory")
+    model_parallel: int = option(
+        1,
+        "number of devices that share each weight matrix; the batch is divided over the others",
+        low=1,
+    )
+
+
+@dataclasses.dataclass(frozen=True)
+class RewardOptions:
+    """Options of a reward model alone."""
+
+    center: float = option(
+        0.0, "coefficient of the auxiliary loss that keeps the mean score at 0", low=0
+    )
+
+
+@dataclasses.dataclass(frozen=True)
+class PPOOptions:
+    """The reward, the critic and the reference."""
+
+    reward: tuple[str, ...] = option(
+        (),
+        "rewards: folders of reward models, or functions of (prompts, responses) as "
+        "MODULE:FUNCTION",
+    )
+    reward_weights: tuple[float, ...] = option((), "weight of each reward; by default 1 for each")
+    critic: str = option(
+        "auto",
+        "initial critic; reward: the reward model with a new head; model: the model with a new "
+        "head; shared: a head on the actor; auto: reward if --reward names a model, otherwise "
+        "model",
+        choices=CRITICS,
+    )
+    reference: Path | None = option(
+        None, "folder of the reference model of the KL penalty; None: --model"
+    )
+
+
+@dataclasses.dataclass(frozen=True)
+class GenerateOptions:
+    """Which responses are written."""
+
+    model: Path | None = option(None, "folder of a model, or of a run of ppo-jax rlhf")
+    prompt: tuple[str, ...] = option((), "prompts to respond to")
+    data: Path | None = option(None, "file of prompts, instead of --prompt")
+    max_new_tokens: int = option(64, "number of tokens of the longest response", low=1)
+    temperature: float = option(
+        1.0, "temperature that divides the logits; 0: the most likely token", low=0
+    )
+    top_k: int | None = option(
+        None, "number of the most likely tokens that are sampled from; None: all", low=1
+    )
+    top_p: float | None = option(
+        None,
+        "total probability of the most likely tokens that are sampled from; None: all",
+        low=0,
+        high=1,
+    )
+    repeat: int = option(1, "number of responses to each prompt", low=1)
+    seed: int = option(0, "seed of the sampling", low=0, high=2**32 - 1)
+    matmul_precision: str = standard.matmul_precision()
+
+
+@dataclasses.dataclass(frozen=True)
+class EvaluateOptions:
+    """How a run is evaluated."""
+
+    run: Path | None = option(None, "folder of a run of ppo-jax rlhf ppo")
+    responses: int = option(256, "number of responses with which the policy is evaluated", low=2)
+    reward: tuple[str, ...] = option(
+        (),
+        "reward functions of the run, named again: a run that is not your own may not name them",
+    )
+    trust: bool = option(False, "allow the folder of the run to name code to import")
+
+
+# Messages and the documentation show these classes by their public names.
+for _config, _module in ((Rollouts, "train"), (Update, "algorithms"), (Supervised, "supervised")):
+    _config.__module__, _config.__name__ = f"ppo_jax.rlhf.{_module}", "Config"
+    _config.__qualname__ = "Config"

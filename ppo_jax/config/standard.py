@@ -1,0 +1,60 @@
+"""Options that several records have: those of the optimiser, and the precision of matrix products.
+
+The names that an option of the networks may have are here as well, so that the command line can
+list them without importing the networks; `tests/test_config.py` compares them with the networks.
+"""
+
+import math
+from typing import Any
+
+from ppo_jax.config.options import option
+
+ACTIVATIONS = ("tanh", "relu", "silu", "gelu")
+CONVOLUTIONS = ("mlp", "minatar", "small", "nature")
+DTYPES = ("float32", "bfloat16")
+FRAME_MIXES = ("none", "differences")
+MEMORIES = ("none", "gru", "lstm")
+PRECISIONS = ("default", "high", "highest")
+
+
+def learning_rate(default: float, *, adaptive: bool = False) -> Any:
+    """The option of Adam's step size.
+
+    Args:
+        default: the learning rate of the first update. A plain number decays linearly to 0 over
+            `anneal_timesteps`.
+        adaptive: whether the algorithm reports approx_kl, which an adaptive schedule follows.
+    """
+    doc = "Adam's learning rate at the first update, or a schedule"
+    return option(default, doc, low=0, open_low=True, adaptive=adaptive, may_vanish=True)
+
+
+def anneal_timesteps() -> Any:
+    """The option of the number of environment steps over which the learning rate decays."""
+    doc = (
+        "number of environment steps over which the learning rate decays linearly to 0; "
+        "inf: constant learning rate; None: the whole run"
+    )
+    return option(None, doc, low=0, high=math.inf, open_low=True)
+
+
+def max_grad_norm(default: float) -> Any:
+    """The option of the maximum gradient norm."""
+    doc = "maximum norm of the gradient over all parameters; inf: no clipping"
+    return option(default, doc, low=0, high=math.inf, open_low=True)
+
+
+def adam_eps() -> Any:
+    """The option of Adam's epsilon."""
+    return option(
+        1e-5, "Adam's epsilon, added to the denominator of each step", low=0, open_low=True
+    )
+
+
+def matmul_precision() -> Any:
+    """The option of the precision of float32 matrix products and convolutions."""
+    doc = (
+        "precision of float32 matrix products and convolutions; default: JAX's own setting, which "
+        "on GPUs and TPUs is faster and less precise than float32; highest: full float32"
+    )
+    return option("default", doc, choices=PRECISIONS)

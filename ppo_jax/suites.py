@@ -1,0 +1,341 @@
+"""The suites of environments, the IDs in each, and what an ID without a suite stands for.
+
+Nothing here imports JAX, and a suite is imported only where its own list is needed: the file
+`envs/catalog.txt` lists the IDs of every suite. An ID that is given without a suite is looked up in
+the suites that every installation has. Where only another suite has it, the error names that suite
+and the flag to use.
+"""
+
+import difflib
+import functools
+import importlib
+import importlib.metadata
+import importlib.util
+import re
+from pathlib import Path
+from types import ModuleType
+
+import ppo_jax.config.references as references
+from ppo_jax.config.errors import UnknownEnvironment, did_you_mean
+
+# Suite -> the module of its adapter.
+SUITES = {
+    "ppo_jax": "ppo_jax.envs.native",
+    "gymnax": "ppo_jax.envs.gymnax",
+    # Pure JAX, each an optional extra.
+    "brax": "ppo_jax.envs.brax",
+    "playground": "ppo_jax.envs.playground",
+    "navix": "ppo_jax.envs.navix",
+    "xminigrid": "ppo_jax.envs.xminigrid",
+    "craftax": "ppo_jax.envs.craftax",
+    "jumanji": "ppo_jax.envs.jumanji",
+    "pgx": "ppo_jax.envs.pgx",
+    "jaxmarl": "ppo_jax.envs.jaxmarl",
+    # Python environments, stepped on the host.
+    "gymnasium": "ppo_jax.envs.gymnasium",
+    "ale": "ppo_jax.envs.ale",
+    "envpool": "ppo_jax.envs.envpool",
+}
+# Optional suite -> (the package its adapter imports, the extra that installs it).
+OPTIONAL = {
+    "brax": ("brax", "brax"),
+    "playground": ("mujoco_playground", "playground"),
+    "navix": ("navix", "navix"),
+    "xminigrid": ("xminigrid", "xminigrid"),
+    "craftax": ("craftax", "craftax"),
+    "jumanji": ("jumanji", "jumanji"),
+    "pgx": ("pgx", "pgx"),
+    "jaxmarl": ("jaxmarl", "jaxmarl"),
+    "gymnasium": ("gymnasium", "gymnasium"),
+    "ale": ("ale_py", "atari"),
+    "envpool": ("envpool", "envpool"),
+}
+# Suite -> what it is, in a few words.
+ABOUT = {
+    "ppo_jax": "Pong and two variants of CartPole, pure JAX",
+    "gymnax": "classic control, bsuite, MinAtar and more, pure JAX",
+    "brax": "robots in Brax's physics, pure JAX",
+    "playground": "robots in MuJoCo XLA, pure JAX",
+    "navix": "MiniGrid, pure JAX",
+    "xminigrid": "XLand-MiniGrid, pure JAX",
+    "craftax": "Craftax and Craftax-Classic, pure JAX",
+    "jumanji": "combinatorial problems and games, pure JAX",
+    "pgx": "board games and card games, pure JAX",
+    "jaxmarl": "several agents that share a reward, pure JAX",
+    "gymnasium": "Gymnasium's registry: classic control, Box2D, MuJoCo; on the host",
+    "ale": "Atari games of the Arcade Learning Environment, on the host",
+    "envpool": "Atari and others in a C++ thread pool, on the host",
+}
+# An ID without a suite belongs to the first of these that has it.
+BARE = ("ppo_jax", "gymnax")
+# IDs that have the form of Atari's.
+ATARI = re.compile(r"ALE/(\w+)-v5|(\w+)NoFrameskip-v4")
+# Gymnasium's environments that need a further package: (the package, what to install).
+BOX2D = ("Box2D", '".[box2d]"')
+MUJOCO = ("mujoco", '"gymnasium[mujoco]"')
+NEEDS = {
+    **dict.fromkeys(
+        ("LunarLander", "LunarLanderContinuous", "BipedalWalker", "BipedalWalkerHardcore",
+         "CarRacing"), BOX2D,
+    ),
+    **dict.fromkeys(
+        ("Ant", "HalfCheetah", "Hopper", "Humanoid", "HumanoidStandup", "InvertedDoublePendulum",
+         "InvertedPendulum", "Pusher", "Reacher", "Swimmer", "Walker2d"), MUJOCO,
+    ),
+}  # fmt: skip
+# The most suggestions in one message.
+SUGGESTIONS = 3
+CATALOG = Path(__file__).parent / "envs" / "catalog.txt"
+
+
+@functools.cache
+def catalog() -> dict[str, tuple[str, ...]]:
+    """Suite -> the IDs of its environments, in the versions that the package was written for."""
+    found: dict[str, list[str]] = {suite: [] for suite in SUITES}
+    for line in _lines():
+        if line and not line.startswith("#"):
+            suite, _, env_id = line.partition(":")
+            found[suite].append(env_id)
+    return {suite: tuple(ids) for suite, ids in found.items()}
+
+
+def canonical(name: str) -> str:
+    """The full name of an environment: "CartPole-v1" -> "gymnax:CartPole-v1".
+
+    An environment of the user's own has one name only, and is not imported.
+
+    Raises:
+        UnknownEnvironment: with the nearest names, or with what to install.
+    """
+    suite, env_id = locate(name)
+    return f"{suite}:{env_id}" if suite else env_id
+
+
+def is_own(name: str) -> bool:
+    """Whether a name is not that of a suite's environment: a reference `my_module:MyEnv`, or a text
+    that stands for an object from Python. Nothing is imported to find out."""
+    suite, colon, _ = name.partition(":")
+    return references.is_text(name) or bool(colon and suite not in SUITES)
+
+
+def names_code(name: str) -> bool:
+    """Whether a name makes the process import a module that is neither in the package nor
+    registered by an installed one: a reference, or Gymnasium's own "gymnasium:module:id"."""
+    suite, _, env_id = name.partition(":")
+    if references.is_text(name) or name in references.registered("environment"):
+        return False
+    return is_own(name) or (suite in OPTIONAL and ":" in env_id)
+
+
+def same_env(name: str, other: str) -> bool:
+    """Whether two names are those of one environment, each with its suite or without.
+
+    "CartPole-v1" and "gymnax:CartPole-v1" are. Atari's games have several names in their suite:
+    "ale:Pong", "ALE/Pong-v5" and "PongNoFrameskip-v4" are one, "Pong" alone is another.
+
+    Raises:
+        UnknownEnvironment: the suite of one of them, which alone could tell, is not installed.
+    """
+    games = _atari_game(name), _atari_game(other)
+    if games != (None, None):
+        return games[0] == games[1]
+    if name == other:
+        return True
+    bare, full = sorted((name, other), key=len)
+    return full.endswith(f":{bare}") and full == canonical(bare)
+
+
+def _atari_game(name: str) -> str | None:
+    """ "Pong" of ALE/Pong-v5, PongNoFrameskip-v4 and ale:Pong; None for a name that does not have
+    the form of Atari's. Nothing is imported to find out."""
+    env_id = name.removeprefix("ale:")
+    match = ATARI.fullmatch(env_id)
+    if match is not None:
+        return match[1] or match[2]
+    return env_id if env_id != name else None
+
+
+def suites() -> dict[str, bool]:
+    """Every suite, and whether it is installed; nothing is imported to find out."""
+    return {suite: installed(suite) for suite in SUITES}
+
+
+def names(*asked: str) -> list[str]:
+    """The full names in these suites; by default, in those that every installation has.
+
+    Raises:
+        UnknownEnvironment: no such suite, or one that is not installed.
+    """
+    return [f"{suite}:{env_id}" for suite in asked or BARE for env_id in module(suite).names()]
+
+
+def locate(name: str) -> tuple[str, str]:
+    """(suite, id) of a name; ("", name) for an environment of the user's own.
+
+    Raises:
+        UnknownEnvironment: with the nearest names, or with what to install.
+    """
+    suite, colon, env_id = name.partition(":")
+    if is_own(name):
+        known = references.is_text(name) or name in references.registered("environment")
+        if not known and not references.findable(suite):
+            raise UnknownEnvironment(
+                f"unknown suite {suite!r}; there are: {', '.join(SUITES)}; and there is no module "
+                f"{suite!r} to import {env_id} from"
+            )
+        return "", name
+    if not colon:
+        env_id = name
+    bare = ("ale",) if ATARI.fullmatch(name) else BARE
+    where = (suite,) if colon else bare
+    for candidate in where:
+        if _has(candidate, env_id):
+            return candidate, env_id
+    if name in references.registered("environment"):
+        return "", name
+    raise UnknownEnvironment(f"unknown environment {name!r}; {_hint(env_id, where, bool(colon))}")
+
+
+def check(name: str) -> None:
+    """Refuse the name of an environment that no suite has, without importing an optional suite.
+
+    Args:
+        name: as for `canonical`.
+
+    Raises:
+        UnknownEnvironment: with the nearest names, or with what to install.
+    """
+    suite = "ale" if ATARI.fullmatch(name) else name.partition(":")[0]
+    if suite not in OPTIONAL:
+        locate(name)
+    elif not installed(suite):
+        module(suite)
+
+
+def _hint(env_id: str, where: tuple[str, ...], in_suite: bool) -> str:
+    """What may have been meant by an ID that the suites `where` do not have."""
+    own = [i for suite in where for i in _ids(suite)]
+    if in_suite:
+        return did_you_mean(env_id, own)
+    found = elsewhere(env_id)
+    wrong_version = _version(env_id) and all(_version(i) != _version(env_id) for _, i in found)
+    bare = [i for suite, i in found if suite in BARE]
+    if found and not (wrong_version and bare):
+        return "; ".join(how_to_use(suite, i) for suite, i in found)
+    near = difflib.get_close_matches(
+        env_id, [*own, *references.registered("environment")], n=SUGGESTIONS, cutoff=0.7
+    )
+    if near:
+        return f"did you mean {' or '.join(near)}?"
+    everywhere = {i: s for s, ids in reversed(catalog().items()) for i in ids}
+    others = difflib.get_close_matches(env_id, everywhere, n=SUGGESTIONS, cutoff=0.7)
+    if others:
+        return "; ".join(how_to_use(everywhere[i], i) for i in others)
+    return "`ppo-jax envs` lists the suites and their environments"
+
+
+def elsewhere(env_id: str) -> list[tuple[str, str]]:
+    """(suite, ID) of the environments whose ID is this one, or differs in its version, in upper and
+    lower case, or in the prefix that its suite gives all IDs; the nearest first."""
+    found = []
+    for order, (suite, ids) in enumerate(catalog().items()):
+        same = [i for i in ids if _base(i) == _base(env_id)]
+        exact = [i for i in same if i == env_id]
+        version = [i for i in same if _version(i) == _version(env_id)]
+        best = exact or version or same[-1:]  # the newest version is the last
+        found += [(i != env_id, i.lower() != env_id.lower(), order, suite, i) for i in best[:1]]
+    ranked = sorted(found)
+    if any(not differs for differs, *_ in ranked):
+        ranked = [entry for entry in ranked if not entry[0]]
+    return [(suite, i) for *_, suite, i in ranked[:SUGGESTIONS]]
+
+
+def how_to_use(suite: str, env_id: str) -> str:
+    """Which suite has an environment, the flag that names it, and what is to be installed first."""
+    name = env_id if suite in BARE else f"{suite}:{env_id}"
+    missing = missing_package(suite, env_id)
+    first = f" (install it first: pip install {missing})" if missing else ""
+    return f"suite {suite} has {env_id}: use --env {name}{first}"
+
+
+def missing_package(suite: str, env_id: str = "") -> str:
+    """What pip must install before an environment can be made; "" if nothing is missing."""
+    if not installed(suite):
+        package, extra = OPTIONAL[suite]
+        missing = f'".[{extra}]"'
+        if suite != "gymnasium" or _plain(env_id) not in NEEDS:
+            return missing
+    if suite == "gymnasium" and _plain(env_id) in NEEDS:
+        package, what = NEEDS[_plain(env_id)]
+        return "" if installed(suite) and importlib.util.find_spec(package) else what
+    return ""
+
+
+def _plain(env_id: str) -> str:
+    """An ID of Gymnasium without its version."""
+    return env_id.rpartition("-v")[0] or env_id
+
+
+def _base(env_id: str) -> str:
+    """What an ID has in common with its other versions, and with its like in other suites."""
+    text = re.sub(r"^(ALE/|Navix-|MiniGrid-)", "", env_id)
+    text = re.sub(r"(NoFrameskip|Deterministic)?-(v\d+|MinAtar|minatar|bsuite|misc)$", "", text)
+    return re.sub(r"[^a-z0-9]", "", text.lower())
+
+
+def _version(env_id: str) -> str:
+    found = re.search(r"-(v\d+)$", env_id)
+    return found[1] if found else ""
+
+
+def _ids(suite: str) -> list[str]:
+    """The IDs of a suite: from the catalog where that is of the installed version."""
+    return [*catalog()[suite]] if _is_current(suite) else module(suite).names()
+
+
+@functools.cache
+def _is_current(suite: str) -> bool:
+    """Whether the catalog lists what the installed version of a suite has; known of the suites that
+    every installation has, whose versions the package pins."""
+    if suite == "ppo_jax":
+        return True
+    if suite != "gymnax":
+        return False
+    try:
+        version = importlib.metadata.version("gymnax")
+    except importlib.metadata.PackageNotFoundError:
+        return False
+    return f"# gymnax {version}" in _lines()
+
+
+def _lines() -> list[str]:
+    return CATALOG.read_text(encoding="utf-8").splitlines()
+
+
+def _has(suite: str, env_id: str) -> bool:
+    if _is_current(suite):
+        return env_id in catalog()[suite]
+    adapter = module(suite)
+    return bool(adapter.has(env_id)) if hasattr(adapter, "has") else env_id in adapter.names()
+
+
+def installed(suite: str) -> bool:
+    """Whether the package that a suite needs is installed; nothing is imported to find out."""
+    return suite not in OPTIONAL or importlib.util.find_spec(OPTIONAL[suite][0]) is not None
+
+
+def module(suite: str) -> ModuleType:
+    """The adapter of a suite.
+
+    Raises:
+        UnknownEnvironment: no such suite, or one that is not installed.
+    """
+    if suite not in SUITES:
+        raise UnknownEnvironment(f"unknown suite {suite!r}; there are: {', '.join(SUITES)}")
+    if not installed(suite):
+        package, extra = OPTIONAL[suite]
+        raise UnknownEnvironment(
+            f"suite {suite!r} needs the package {package}, which is not installed; run "
+            f'pip install ".[{extra}]" in the folder of ppo_jax'
+        )
+    return importlib.import_module(SUITES[suite])

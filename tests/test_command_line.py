@@ -1,0 +1,376 @@
+"""The command line as a new user meets it: quick answers, names of other libraries, lists, what to
+do next."""
+
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from ppo_jax import suites
+from ppo_jax.algorithms.configs import CONFIGS
+from ppo_jax.cli import flags
+from ppo_jax.cli import main as front
+from ppo_jax.cli import rlhf as language
+from ppo_jax.cli import sweep as sweep_command
+from ppo_jax.cli import train as train_command
+from ppo_jax.cli.groups import GROUPS, ORDER
+from ppo_jax.config import ConfigError, fields, foreign, make, standard
+from ppo_jax.config import rlhf as language_options
+from ppo_jax.config.presets import PRESETS
+from ppo_jax.config.toml import to_toml
+from ppo_jax.runs import commands, terminal
+
+ROOT = Path(__file__).parent.parent
+
+
+def python(code: str) -> str:
+    """The output of a fresh process."""
+    result = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, timeout=120, check=False
+    )
+    assert result.returncode == 0, result.stderr
+    return result.stdout
+
+
+# Command lines that are answered without JAX, and the exit code of each.
+QUICK = [
+    (["--help"], 0),
+    (["--version"], 0),
+    (["envs"], 0),
+    (["presets"], 0),
+    (["algorithms"], 0),
+    (["train", "--help"], 0),
+    (["train", "--print-config"], 0),
+    (["train", "--env", "LunarLander-v3"], 2),
+    (["train", "--lr", "1e-3"], 2),
+    (["train", "--gamma", "2"], 2),
+    (["train", "--minibatches", "7"], 2),
+    (["train", "--algorithm", "popo"], 2),
+    (["train", "--resume", "/nowhere"], 2),
+    (["evaluate", "--help"], 0),
+    (["evaluate", "x", "--episodes", "0"], 2),
+    (["sweep", "--help"], 0),
+    (["sweep", "--env", "Ant-v5"], 2),
+    (["export", "--help"], 0),
+    (["rlhf", "--help"], 0),
+    (["rlhf", "ppo", "--help"], 0),
+    (["rlhf", "sft", "--batch-size", "0"], 2),
+    (["check-env", "--help"], 0),
+]
+
+
+SLOW = ("jax", "flax", "optax", "orbax", "matplotlib", "gymnax", "gymnasium")
+
+
+def test_help_and_refusals_do_not_import_jax():
+    """In one process, for the time that starting Python takes; a module that one of the commands
+    imports is seen after the last of them."""
+    code = f"""
+import contextlib, io, sys
+from ppo_jax.cli.main import main
+for words, expected in {QUICK!r}:
+    out, err = io.StringIO(), io.StringIO()
+    with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
+        try:
+            main(words)
+        except SystemExit as end:
+            code = end.code
+    assert code == expected, (words, code, err.getvalue())
+    loaded = {{*{SLOW!r}}} & {{*sys.modules}}
+    assert not loaded, (words, loaded)
+"""
+    python(code)
+
+
+@pytest.mark.parametrize("module", ["train", "evaluate", "sweep", "rlhf", "export"])
+@pytest.mark.slow
+def test_the_old_names_of_commands_answer_without_jax(module):
+    words = [sys.executable, "-X", "importtime", "-m", f"ppo_jax.{module}", "--help"]
+    result = subprocess.run(words, capture_output=True, text=True, timeout=120, check=False)
+    assert result.returncode == 0 and "usage: ppo-jax" in result.stdout
+    assert not re.search(r"\| +jax\n", result.stderr)
+
+
+# --- names -------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("name", "shown"),
+    [
+        (
+            "LunarLander-v3",
+            "suite gymnasium has LunarLander-v3: use --env gymnasium:LunarLander-v3",
+        ),
+        ("LunarLander-v2", "use --env gymnasium:LunarLander-v3"),
+        ("Ant-v5", "use --env gymnasium:Ant-v5"),
+        ("HalfCheetah-v4", "use --env gymnasium:HalfCheetah-v4"),
+        ("ant", "use --env brax:ant"),
+        ("Breakout-v5", "use --env ale:ALE/Breakout-v5"),
+        ("Breakout-v5", "use --env Breakout-MinAtar"),
+        ("Snake-v1", "use --env jumanji:Snake-v1"),
+        ("MiniGrid-Empty-8x8", "use --env navix:Navix-Empty-8x8-v0"),
+        ("CartPole-v2", "did you mean CartPole-v1?"),
+        ("Cartpole-v1", "use --env CartPole-v1"),
+        ("MountainCr-v0", "did you mean MountainCar-v0"),
+        ("zzzzzz", "`ppo-jax envs` lists the suites and their environments"),
+    ],
+)
+def test_a_name_is_found_in_every_suite(name, shown):
+    for command in (train_command._prepared, sweep_command._prepared):
+        with pytest.raises(suites.UnknownEnvironment) as error:
+            command(["--env", name])
+        assert shown in str(error.value) and "\n" not in str(error.value)
+
+
+def test_a_missing_package_is_named(monkeypatch):
+    without = lambda *missing: monkeypatch.setattr(
+        "importlib.util.find_spec", lambda name: None if name in missing else object()
+    )
+    without("brax", "Box2D")
+    assert suites.how_to_use("brax", "ant").endswith('(install it first: pip install ".[brax]")')
+    assert suites.missing_package("gymnasium", "LunarLander-v3") == '".[box2d]"'
+    without("gymnasium", "mujoco")
+    assert suites.missing_package("gymnasium", "Ant-v5") == '"gymnasium[mujoco]"'
+    assert suites.missing_package("gymnasium", "Taxi-v4") == '".[gymnasium]"'
+    without()
+    assert suites.missing_package("gymnasium", "Ant-v5") == ""
+
+
+def test_the_catalog_is_that_of_the_installed_suites():
+    for suite in suites.SUITES:
+        listed = suites.catalog()[suite]
+        assert len({*listed}) == len(listed) and (listed or suite == "envpool")
+    for suite in ("ppo_jax", "gymnax"):
+        assert suites._is_current(suite)
+        assert suites.catalog()[suite] == tuple(suites.module(suite).names())
+    assert {*suites.SUITES} == {*suites.ABOUT}
+
+
+OTHERS = [
+    ("--lr", "--learning-rate"),
+    ("--LR", "--learning-rate"),
+    ("--clip-coef", "--clip-eps"),
+    ("--clip_range", "--clip-eps"),
+    ("--n-envs", "--num-envs"),
+    ("--NUM_ENVS", "--num-envs"),
+    ("--ent-coef", "--entropy-coef"),
+    ("--vf_coef", "--value-coef"),
+    ("--n-steps", "--num-steps"),
+    ("--n_epochs", "--epochs"),
+    ("--num-minibatches", "--minibatches"),
+    ("--env-id", "--env"),
+    ("--device", "JAX_PLATFORMS=cpu"),
+    ("--cuda", "JAX_PLATFORMS=cpu"),
+    ("--batch-size", "--minibatches"),
+    ("--track", "--wandb"),
+    ("--wandb-project-name", "WANDB_PROJECT"),
+    ("--capture-video", "--gif"),
+    ("--anneal-lr", "constant(3e-4)"),
+    ("--unroll_length", "--num-steps"),
+    ("--total-timestep", "did you mean --total-timesteps"),
+    ("--max-kl", "--max-kl is an option of the algorithm trpo"),
+]
+
+
+@pytest.mark.parametrize(("theirs", "ours"), OTHERS)
+def test_flags_of_other_libraries_name_ours(theirs, ours):
+    for words in ([theirs, "1"], [f"{theirs}=1"]):
+        with pytest.raises(ConfigError, match=f"unknown option {theirs}; ") as error:
+            train_command._prepared(words)
+        assert ours in str(error.value) and "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("command", "theirs", "ours"),
+    [
+        (sweep_command._prepared, "--lr", "--learning-rate"),
+        (sweep_command._prepared, "--num-seeds", "--seeds"),
+        (language._prepared, "sft --model-name-or-path", "--model"),
+        (language._prepared, "ppo --num-generations", "--group-size"),
+        (language._prepared, "ppo --beta", "--kl-coef"),
+        (language._prepared, "generate --max-length", "--"),
+    ],
+)
+def test_the_other_commands_know_them_too(command, theirs, ours):
+    with pytest.raises(ConfigError, match="unknown option --") as error:
+        command([*theirs.split(), "1"])
+    assert ours in str(error.value).partition(";")[2]
+
+
+def test_files_with_their_names_are_refused_with_ours(tmp_path):
+    (tmp_path / "a.toml").write_text("lr = 1e-3")
+    with pytest.raises(ConfigError, match="unknown option 'lr'; here it is learning_rate"):
+        flags.base_config(["--config", str(tmp_path / "a.toml")])
+
+
+def test_every_name_of_ours_in_the_table_is_an_option():
+    own = {n for algorithm in CONFIGS for n in fields(algorithm)} | {*flags.RUN_OPTIONS}
+    own |= {f for kinds in language.KINDS.values() for k in kinds for f in k.__dataclass_fields__}
+    own |= {*sweep_command.OPTIONS}
+    assert {name for names in foreign.SAME.values() for name in names} <= own
+    assert all(name == foreign.plain(name) for name in (*foreign.SAME, *foreign.INSTEAD))
+
+
+# --- options -----------------------------------------------------------------------------------
+
+
+def test_help_has_groups_and_says_where_defaults_come_from(capsys, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "80")
+    with pytest.raises(SystemExit):
+        train_command._prepared(["--help"])
+    text = capsys.readouterr().out
+    assert max(map(len, text.splitlines())) <= 80
+    groups = ["--preset", "environment options", "network options", "algorithm options",
+              "run options", "logging options"]  # fmt: skip
+    places = [text.index(group) for group in groups]
+    assert places == sorted(places)
+    words = " ".join(text.replace("│", " ").split())
+    assert "(default: 0.98, from preset cartpole)" in words
+    assert "(default: 0.95)" in words  # gae_lambda is the algorithm's own
+    assert "mountain_car_continuous" not in words  # presets have a command of their own
+
+
+def test_every_option_of_a_group_exists():
+    own = {n for algorithm in CONFIGS for n in fields(algorithm)} | {*flags.START}
+    own |= {
+        *flags.RUN_OPTIONS,
+        *train_command.CLUSTER_OPTIONS,
+        *language.StageOptions.__match_args__,
+    }
+    own |= {f for kinds in language.KINDS.values() for k in kinds for f in k.__dataclass_fields__}
+    assert {name for names in GROUPS.values() for name in names} <= own
+    assert {*GROUPS} == {*ORDER} - {""}
+
+
+def test_help_texts_are_phrases():
+    """No text begins with a preposition or a pronoun, and none is a single word."""
+    records = [*flags.RUN_OPTIONS.values(), *flags.START.values(), *sweep_command.OPTIONS.values()]
+    records += [f for algorithm in CONFIGS for f in fields(algorithm).values()]
+    kinds = {k for kinds in language.KINDS.values() for k in kinds} | {*language.OTHERS.values()}
+    records += [f for k in kinds for f in k.__dataclass_fields__.values() if "doc" in f.metadata]
+    for field in records:
+        first, *rest = field.metadata["doc"].split()
+        banned = {"of", "at", "that", "which", "what", "how", "where", "its", "per", "by", "if"}
+        assert first not in banned and len(rest) >= 1, field.metadata["doc"]
+
+
+def test_printed_configurations_are_read_again(tmp_path, capsys):
+    cases = [
+        make("cartpole"),
+        make("pong", seed=3),
+        make(env="Pendulum-v1", algorithm="trpo", max_grad_norm=float("inf"), hidden=(8,)),
+        make(algorithm="ppo_kl", kl_target=None, learning_rate="cosine(3e-4, 0, warmup=0.05)"),
+        make(preset="none", algorithm="reinforce", total_timesteps=10**12, anneal_timesteps=5e9),
+    ]
+    for config in cases:
+        (tmp_path / "a.toml").write_text(to_toml(config))
+        assert flags.base_config(["--config", str(tmp_path / "a.toml")]) == config
+    with pytest.raises(SystemExit) as end:
+        train_command._prepared(["--preset", "acrobot", "--gamma", "0.5", "--print-config"])
+    (tmp_path / "a.toml").write_text(capsys.readouterr().out)
+    assert end.value.code == 0
+    config = flags.base_config(["--config", str(tmp_path / "a.toml")])
+    assert config == make("acrobot", gamma=0.5)
+
+
+def test_the_names_that_the_command_line_lists_are_those_of_the_parts():
+    from ppo_jax import networks
+    from ppo_jax.algorithms import ALGORITHMS, actor_critic, reinforce
+    from ppo_jax.algorithms import configs as written
+    from ppo_jax.rlhf import algorithms, rewards
+
+    assert tuple(networks.ACTIVATIONS) == standard.ACTIVATIONS
+    assert tuple(networks.CONVOLUTIONS) == standard.CONVOLUTIONS
+    assert (standard.DTYPES, standard.MEMORIES) == (networks.DTYPES, networks.MEMORIES)
+    assert tuple(networks.FRAME_MIXES) == standard.FRAME_MIXES
+    assert tuple(reinforce.BASELINES) == written.BASELINES
+    assert tuple(actor_critic.ACTOR_WEIGHTS) == written.ACTOR_WEIGHTS
+    assert {n: m.Config for n, m in ALGORITHMS.items()} == CONFIGS
+    assert tuple(algorithms.ALGORITHMS) == language_options.ALGORITHMS
+    assert tuple(algorithms.ADAMS) == language_options.ADAMS
+    assert tuple(rewards.KL_ESTIMATORS) == language_options.KL_ESTIMATORS
+
+
+# --- lists ------------------------------------------------------------------------------------
+
+
+def lines(capsys, *words: str) -> list[str]:
+    with pytest.raises(SystemExit) as end:
+        front.main([*words])
+    assert not end.value.code
+    return capsys.readouterr().out.splitlines()
+
+
+def test_lists_have_a_line_for_each(capsys):
+    found = lines(capsys, "envs")
+    assert {line.split()[0] for line in found if line[:1].isalpha()} == {*suites.SUITES}
+    assert "Pong                   preset pong" in lines(capsys, "envs", "ppo_jax")
+    assert any("ale:ALE/Pong-v5" in line for line in lines(capsys, "envs", "ale"))
+    found = lines(capsys, "presets")
+    assert [line.split()[0] for line in found[:-2]] == [*PRESETS]
+    found = lines(capsys, "algorithms")
+    assert [line.split()[0] for line in found[:-2]] == [*CONFIGS]
+    assert all(len(line.split()) > 3 for line in found[:-2])
+
+
+def test_lists_refuse_what_they_do_not_take(capsys):
+    for words in (["presets", "x"], ["envs", "a", "b"], ["envs", "--lr"], ["envs", "gimnax"]):
+        with pytest.raises(SystemExit) as end:
+            front.main(words)
+        assert end.value.code == 2 and capsys.readouterr().err.startswith("error: unknown ")
+
+
+def test_benchmarks_are_listed_where_the_repository_is(capsys, monkeypatch):
+    monkeypatch.chdir(ROOT)
+    found = lines(capsys, "benchmark")
+    assert any(line.startswith("throughput ") for line in found)
+    with pytest.raises(SystemExit) as end:
+        front.main(["benchmark", "throughputt"])
+    assert end.value.code == 2 and "did you mean throughput" in capsys.readouterr().err
+
+
+# --- what to do next --------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("program", "variable", "shown"),
+    [
+        ("/usr/bin/ppo-jax", None, "ppo-jax evaluate 'a b'"),
+        ("/x/ppo_jax/__main__.py", None, "python -m ppo_jax evaluate 'a b'"),
+        ("/x/ppo_jax/__main__.py", "python3 run.py", "python3 run.py evaluate 'a b'"),
+    ],
+)
+def test_commands_can_be_pasted(monkeypatch, program, variable, shown):
+    monkeypatch.setattr(sys, "argv", [program])
+    monkeypatch.delenv(commands.VARIABLE, raising=False)
+    if variable:
+        monkeypatch.setenv(commands.VARIABLE, variable)
+    assert commands.command("evaluate", Path("a b")) == shown
+
+
+def test_the_next_steps_are_a_line_each(capsys):
+    terminal.print_next({"watch": "a", "continue": "b"})
+    assert capsys.readouterr().out == "next:\n  watch     a\n  continue  b\n"
+    terminal.print_next({})
+    assert capsys.readouterr().out == ""
+
+
+def test_run_py_passes_any_command_on(tmp_path, monkeypatch):
+    import run
+
+    started = []
+    monkeypatch.setattr(run, "installed", lambda stamp, wanted: True)
+    monkeypatch.setattr(run.os, "execv", lambda program, words: started.append(words))
+    monkeypatch.setenv(commands.VARIABLE, "set again by run.py")
+    monkeypatch.chdir(ROOT)
+    for words in (["train", "--seed", "1"], ["envs"], ["test", "-k", "x"]):
+        monkeypatch.setattr(sys, "argv", ["run.py", *words])
+        run.main()
+    assert [w[1:] for w in started] == [
+        ["-m", "ppo_jax", "train", "--seed", "1"],
+        ["-m", "ppo_jax", "envs"],
+        ["-m", "pytest", "-k", "x"],
+    ]
+    assert run.os.environ[commands.VARIABLE] == "python3 run.py"
