@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from ppo_jax.analysis import style
 from ppo_jax.losses import clipped_surrogate, surrogate
 
 PICTURE = Path(__file__).parent.parent / "docs/images/clipped_surrogate.png"
@@ -27,32 +28,27 @@ def objective(ratio: jax.Array, advantage: float) -> tuple[jax.Array, jax.Array]
     return jax.vmap(jax.value_and_grad(negated))(ratio)
 
 
+@style.styled
 def main() -> None:
     """Draw it."""
-    import matplotlib
-
-    matplotlib.use("Agg")
-    import matplotlib.pyplot as plt
-
     ratio = jnp.linspace(0.4, 1.6, 601)
-    figure, panels = plt.subplots(1, 2, figsize=(8, 3))
+    figure, panels = style.figure(1, 2, size=(10, 4))
     for axes, (name, advantage) in zip(panels, ADVANTAGES.items(), strict=True):
         value, slope = (np.asarray(x) for x in objective(ratio, advantage))
         plain = -np.asarray(surrogate(jnp.log(ratio), 0.0, advantage))
-        axes.plot(ratio, plain, ":", color="grey", linewidth=1, label="ρA")
+        axes.plot(ratio, plain, ":", color=style.INK, linewidth=1.2, label="ρA (not clipped)")
         flat = slope == 0
-        for part, color, label in ((~flat, "tab:blue", "gradient"), (flat, "tab:red", "none")):
-            axes.plot(ratio, np.where(part, value, np.nan), color=color, linewidth=2, label=label)
+        for rank, (part, label) in enumerate(((~flat, "with gradient"), (flat, "zero gradient"))):
+            shown = np.where(part, value, np.nan)
+            axes.plot(ratio, shown, color=style.colour(rank), linewidth=2.5, label=label)
         points, at = np.array(RATIOS), objective(jnp.array(RATIOS), advantage)[0]
-        axes.plot(points, at, "o", color="black", markersize=5)
+        axes.plot(points, at, "o", color=style.INK, label="ratios 0.6, 1.0 and 1.4")
         for edge in (1 - CLIP_EPS, 1 + CLIP_EPS):
-            axes.axvline(edge, color="grey", linewidth=0.5)
-        axes.set(title=name, xlabel="ratio ρ = π(a|s) / π_old(a|s)", ylabel="min(ρA, clip(ρ)A)")
-        axes.spines[["top", "right"]].set_visible(False)
-    panels[0].legend(frameon=False)
-    figure.tight_layout()
-    figure.savefig(PICTURE, dpi=110)
-    plt.close(figure)
+            style.threshold(axes, edge, vertical=True)
+        x, y = "probability ratio ρ = π(a|s) / π_old(a|s)", "objective min(ρA, clip(ρ)A)"
+        style.label(axes, title=name, x=x, y=y)
+    style.legend(figure)
+    style.write(figure, PICTURE)
 
 
 if __name__ == "__main__":

@@ -11,6 +11,7 @@ family_seeds.csv, the learning curves to family_curves.csv and family.png.
 
 import dataclasses
 import time
+from pathlib import Path
 from typing import Any
 
 import jax
@@ -22,6 +23,7 @@ from rich.table import Table
 from benchmarks.table import RESULTS, merge, read
 from ppo_jax import config as configs
 from ppo_jax.algorithms import ALGORITHMS
+from ppo_jax.analysis import style
 from ppo_jax.analysis.statistics import interquartile_mean, interval
 from ppo_jax.cli.sweep import one_device_per_core
 from ppo_jax.config.options import did_you_mean
@@ -122,31 +124,23 @@ def curve_rows(method: str, env: str, steps: int, curve: np.ndarray) -> list[dic
     ]
 
 
-def plot() -> None:
+@style.styled
+def plot(path: Path = RESULTS / "family.png") -> None:
     """Learning curves from the committed file: a panel per environment, a line per method."""
-    import matplotlib
-
-    matplotlib.use("Agg")
-    import matplotlib.pyplot as plt
-
     rows = read(RESULTS / "family_curves.csv")
-    figure, grid = plt.subplots(2, 2, figsize=(10, 6.5))
-    for axes, env in zip(grid.flat, ENVS, strict=True):
-        for i, method in enumerate(METHODS):
+    figure, grid = style.figure(2, 2, size=(10, 7.4))
+    for axes, env in zip(grid, ENVS, strict=True):
+        for i, method in enumerate(reversed(METHODS)):  # PPO is the first line of the legend
             mine = [r for r in rows if r["env"] == env and r["method"] == method]
             x, y, low, high = (
                 np.array([float(r[c]) for r in mine])
                 for c in ("env_step", "iqm", "ci95_low", "ci95_high")
             )
-            axes.plot(x, y, color=f"C{i}", label=method, linewidth=1.5)
-            axes.fill_between(x, low, high, color=f"C{i}", alpha=0.2, linewidth=0)
-        axes.set(title=env, xlabel="environment steps", ylabel="episode return")
-        axes.spines[["top", "right"]].set_visible(False)
-    handles, labels = grid[0, 0].get_legend_handles_labels()
-    figure.legend(handles, labels, loc="lower center", ncols=len(METHODS), frameon=False)
-    figure.tight_layout(rect=(0, 0.04, 1, 1))
-    figure.savefig(RESULTS / "family.png", dpi=110)
-    plt.close(figure)
+            style.line(axes, x, y, rank=i, name=method, band=(low, high))
+        style.label(axes, title=env, x="environment steps", y="episode return, IQM")
+        axes.xaxis.set_major_formatter(style.short)
+    style.legend(figure)
+    style.write(figure, path)
 
 
 def markdown() -> str:

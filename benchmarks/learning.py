@@ -24,6 +24,7 @@ from scipy import stats
 
 from benchmarks.table import RESULTS, merge, read
 from ppo_jax import config as configs
+from ppo_jax.analysis import style
 from ppo_jax.cli.sweep import one_device_per_core
 from ppo_jax.config.options import did_you_mean
 from ppo_jax.experiment import RunOptions, train
@@ -189,35 +190,36 @@ def row_of(name: str, task: Task, returns: np.ndarray, seconds: float) -> dict[s
     }
 
 
+@style.styled
 def plot(rows: list[dict[str, Any]], seeds: list[dict[str, Any]], path: Path) -> None:
-    """Every seed as a dot, the mean with its interval, and the mark; tasks of several seeds."""
-    import matplotlib
+    """Every seed as a dot, the mean with its interval, and the threshold.
 
-    matplotlib.use("Agg")
-    import matplotlib.pyplot as plt
-
-    rows = [r for r in rows if int(r["seeds"]) > 2]
-    columns = 4
+    Tasks with fewer seeds than an interval needs are left out.
+    """
+    rows = [r for r in rows if int(r["seeds"]) >= style.MIN_SEEDS]
+    columns = 3
     lines = -(-len(rows) // columns)
-    figure, grid = plt.subplots(lines, columns, figsize=(10, 1.5 * lines), squeeze=False)
-    for axes in grid.flat[len(rows) :]:
-        axes.axis("off")
+    figure, grid = style.figure(lines, columns, size=(10, 0.7 + 1.7 * lines))
+    for axes in grid[len(rows) :]:
+        axes.set_axis_off()
     spread = np.random.default_rng(0)
-    for axes, row in zip(grid.flat, rows, strict=False):
+    for axes, row in zip(grid, rows, strict=False):
         returns = np.array([float(s["return"]) for s in seeds if s["task"] == row["task"]])
         height = spread.uniform(-0.3, 0.3, len(returns))
-        axes.plot(returns, height, ".", color="tab:blue", alpha=0.5, markeredgewidth=0)
+        dots, mean = style.colour(0), style.colour(1)
+        axes.plot(returns, height, ".", color=dots, alpha=0.45, label="return of one seed")
         bounds = [float(row["ci95_low"]), float(row["ci95_high"])]
-        axes.plot(bounds, [0, 0], color="black", linewidth=2)
-        axes.plot(float(row["mean"]), 0, "D", color="black", markersize=4)
-        axes.axvline(float(row["mark"]), color="tab:red", linestyle="--", linewidth=1)
+        axes.plot(bounds, [0, 0], color=mean, linewidth=3)
+        name = "mean with 95 % interval"
+        axes.plot(float(row["mean"]), 0, "D-", color=mean, markersize=6, linewidth=3, label=name)
+        style.threshold(axes, float(row["mark"]), vertical=True, name="threshold")
         axes.set(ylim=(-0.6, 0.6), yticks=[])
-        axes.set_title(f"{row['task']} ({row['seeds']} seeds)", fontsize=8)
-        axes.tick_params(labelsize=7)
+        axes.spines.left.set_visible(False)
+        axes.margins(x=0.08)
         axes.locator_params(axis="x", nbins=5)
-    figure.tight_layout()
-    figure.savefig(path, dpi=110)
-    plt.close(figure)
+        style.label(axes, title=f"{row['task']}, {row['seeds']} seeds", x="mean return")
+    style.legend(figure)
+    style.write(figure, path)
 
 
 def markdown(rows: list[dict[str, Any]]) -> str:

@@ -16,6 +16,7 @@ import numpy as np
 import tyro
 
 from benchmarks.table import RESULTS, read, replace
+from ppo_jax.analysis import style
 from ppo_jax.evaluate import confidence_interval, evaluate
 from ppo_jax.runs import restore
 
@@ -80,21 +81,17 @@ def measure(options: Options) -> dict[str, Any]:
     }
 
 
+@style.styled
 def plot(run: Path) -> None:
     """Return against environment steps."""
-    import matplotlib
-
-    matplotlib.use("Agg")
-    import matplotlib.pyplot as plt
-
     steps, means = curve(run)
-    figure, axes = plt.subplots(figsize=(6, 3))
-    axes.plot(steps / 1e6, means)
-    axes.axhline(0, color="grey", linewidth=0.8)
-    axes.set(xlabel="million steps", ylabel=f"return ({WINDOW} rollouts)", ylim=(-21, 21))
-    figure.tight_layout()
-    figure.savefig(IMAGE, dpi=90)
-    plt.close(figure)
+    figure, (axes,) = style.figure(size=(8, 4))
+    axes.plot(steps, means)
+    style.threshold(axes, 0)
+    style.label(axes, x="environment steps", y=f"episode return, mean of {WINDOW} rollouts")
+    axes.set_ylim(-21, 21)
+    axes.xaxis.set_major_formatter(style.short)
+    style.write(figure, IMAGE)
 
 
 def markdown() -> str:

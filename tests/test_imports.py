@@ -13,6 +13,7 @@ ROOT = Path(ppo_jax.__file__).parent
 # Data flows from left to right; a module imports only from layers to the left of its own.
 LAYERS = [
     {
+        "analysis.style",
         "backend",
         "config.options",
         "config.references",
@@ -100,9 +101,10 @@ def imports_of(path: Path) -> set[str]:
 
 def layer_of(parts: Sequence[str]) -> str:
     """The name of a module in LAYERS: the first part of its path, except for the options with which
-    all modules describe themselves, and the references."""
-    if tuple(parts[:2]) == ("config", "references"):
-        return "config.references"
+    all modules describe themselves, the references, and the style of figures, which imports no
+    other module of the package."""
+    if tuple(parts[:2]) in {("config", "references"), ("analysis", "style")}:
+        return ".".join(parts[:2])
     foundation = parts[0] == "config" and parts[1:2] and parts[1] in FOUNDATION
     return "config.options" if foundation else parts[0]
 

@@ -1,16 +1,28 @@
 """Results of sweeps: curves, scores, ranking, tables and figures."""
 
 import math
+import xml.etree.ElementTree as ElementTree
 
 import numpy as np
 import pytest
 from scipy import stats
 
 from ppo_jax import config as configs
-from ppo_jax.sweep import figures, page, results
+from ppo_jax.analysis import style
+from ppo_jax.sweep import figures, page, publish, results, store, tables
 from ppo_jax.sweep.results import PointResult, binned, filled, penalise, row, settings
 
 RNG = np.random.default_rng(0)
+
+
+def check_file(content: bytes, format: str) -> None:
+    """Check that a file can be read."""
+    if format == "svg":
+        assert ElementTree.fromstring(content).tag == "{http://www.w3.org/2000/svg}svg"
+    elif format == "pdf":
+        assert content.startswith(b"%PDF-") and content.rstrip().endswith(b"%%EOF")
+    else:
+        assert content.startswith(b"\x89PNG") and content.endswith(b"IEND\xaeB`\x82")
 
 
 def point(scores, env="CartPole-v1", curve=None, diverged=None, **values):
@@ -165,7 +177,10 @@ def test_every_figure_is_drawn(tmp_path):
         "Sensitivity to gamma",
         "Sensitivity to activation",
     ]
-    assert all(p.read_bytes().startswith(b"\x89PNG") for p in drawn.values())
+    for png in drawn.values():
+        for format in style.FORMATS:
+            check_file(png.with_suffix(f".{format}").read_bytes(), format)
+            assert store.FIGURE.fullmatch(f"{png.stem}.{format}")  # it goes with the sweep
     assert [*figures.draw(found[:1], None, tmp_path / "one")] == [
         "Learning curves",
         "Performance profile",
@@ -205,23 +220,113 @@ def test_three_environments_have_three_panels():
             for env in ("CartPole-v1", "Acrobot-v1", "Pendulum-v1")
         ]
     )
-    titles = [a.get_title() for a in figures.learning_curves(found, None).axes]
+    titles = [a.get_title("left") for a in figures.learning_curves(found, None).axes]
     assert titles == ["CartPole-v1, 2 seeds", "Acrobot-v1, 2 seeds", "Pendulum-v1, 2 seeds", ""]
 
 
-def test_long_names_become_numbers():
-    values = {"learning_rate": 1e-3, "clip_eps": 0.1, "gamma": 0.99, "gae_lambda": 0.95}
-    (setting,) = settings([point([1.0, 2.0], **values)])
-    assert setting.short == "point 0" and "gae_lambda=0.95" in setting.name
+def test_configurations_are_called_by_the_values_in_which_they_differ():
+    points = [
+        {"learning_rate": 5e-4, "clip_eps": 0.1, "gamma": 0.99, "hidden": (64, 64)},
+        {"learning_rate": 2e-3, "clip_eps": 0.1, "gamma": 0.99, "hidden": (128,)},
+    ]
+    first, second = results.short_names(points)
+    assert first == "learning_rate=0.0005, hidden=64x64"
+    assert second == "learning_rate=0.002, hidden=128"
+    close = [{"learning_rate": x} for x in (1.23456e-3, 1.23411e-3)]
+    assert results.short_names(close) == ["learning_rate=0.001235", "learning_rate=0.001234"]
+    (setting,) = settings([point([1.0, 2.0], learning_rate=1e-3)])
+    assert setting.short == "learning_rate=0.001"
+
+
+@pytest.mark.parametrize(
+    ("values", "scales", "expected"),
+    [
+        ((1e-4, 1e-3, 1e-2), {}, "log"),
+        ((0.1, 0.2, 0.3), {}, "linear"),
+        ((0.1, 0.2, 0.3), {"gamma": "log"}, "log"),
+        ((1e-4, 1e-3, 1e-2), {"gamma": "lin"}, "linear"),
+    ],
+)
+def test_log_spaced_values_have_a_log_axis(values, scales, expected):
+    found = settings([point([1.0 + k, 2.0], gamma=g) for k, g in enumerate(values)])
+    (axes,) = figures.sensitivity(found, "gamma", scales.get("gamma")).axes
+    assert axes.get_xscale() == expected and axes.get_xlabel() == "gamma"
+
+
+def test_the_command_line_says_which_values_are_log_spaced(monkeypatch):
+    words = ["sweep", "--vary", "learning-rate=log:1e-4:1e-2", "--vary=gamma=lin:0.9:0.99:3"]
+    sessions = [{"command": [*words, "clip_eps=0.1,0.2"]}, {"command": ["sweep", "--resume", "x"]}]
+    monkeypatch.setattr(publish, "read_sessions", lambda path: [*sessions, {}])
+    assert publish.scales(None) == {"learning_rate": "log", "gamma": "lin"}
+
+
+@pytest.mark.parametrize(("seeds", "bands"), [(4, 0), (5, 2)])
+def test_figures_show_no_interval_of_few_seeds(seeds, bands):
+    scores = RNG.normal(300, 50, seeds)
+    found = settings([point(scores, gamma=0.9), point(scores - 100, gamma=0.99)])
+    (axes,) = figures.learning_curves(found, None).axes
+    assert len(axes.collections) == bands
+    thin = [line for line in axes.lines if line.get_label().startswith("_child")]
+    assert len(thin) == (0 if bands else 2 * seeds)
+    (axes,) = figures.performance_profile(found).axes
+    assert len(axes.collections) == bands
+    (axes,) = figures.improvement(found).axes
+    assert len(axes.lines) == 2 + bool(bands)  # the probability, and one half
+
+
+def test_figures_name_lines_and_axes():
+    found = settings(
+        [point(RNG.normal(300, 50, 6), learning_rate=r, gamma=0.99) for r in (5e-4, 2e-3)]
+    )
+    names = sorted(s.short for s in found)
+    assert names == ["learning_rate=0.0005", "learning_rate=0.002"]
+    for figure, labels in (
+        (figures.learning_curves(found, None), ("environment steps", "episode return in training")),
+        (
+            figures.performance_profile(found),
+            ("threshold of the mean return", "fraction of runs above it"),
+        ),
+    ):
+        (axes,), (legend,) = figure.axes, figure.legends
+        assert (axes.get_xlabel(), axes.get_ylabel()) == labels
+        assert sorted(t.get_text() for t in legend.get_texts()) == names
+    (axes,) = figures.improvement(found).axes
+    assert [t.get_text() for t in axes.get_yticklabels()] == [found[1].short]
+
+
+def test_the_table_to_paste_has_values_and_intervals():
+    found = [point([480.0, 500], learning_rate=5e-4), point([100.0, 300], learning_rate=2e-3)]
+    rows = results.table(found)
+    head, sides, best, _ = tables.markdown(rows).splitlines()
+    assert head.startswith("| learning_rate | environment | seeds | diverged | mean | IQM | 95 % ")
+    assert "point" not in head and sides.startswith("| ---: | --- | ---: |")
+    assert best.startswith("| 0.0005 | CartPole-v1 | 2 | 0 | 490 | 490 | [480, 500] | ")
+    assert best.endswith("| 100% |")
+    lines = tables.latex(rows).splitlines()
+    assert lines[1].startswith(r"\begin{tabular}{rlrrrrr") and lines[-1] == r"\end{tabular}"
+    assert lines[3].startswith(r"learning\_rate & environment & seeds")
+    assert r"95 \% interval" in lines[3] and lines[3].endswith(r"\\")
+    cells = {line.count(" & ") for line in lines if line.endswith(r"\\")}
+    assert cells == {head.count("|") - 2}
+    assert "<th>point</th>" in tables.as_html(rows)
+
+
+def test_latex_escapes_what_it_would_read():
+    text = tables.latex([{"a_b": r"50% & $x$ #1 {y} \z ~^"}])
+    assert r"a\_b \\" in text
+    assert r"50\% \& \$x\$ \#1 \{y\} \textbackslash{}z \textasciitilde{}\textasciicircum{}" in text
 
 
 def test_the_report_is_one_file_and_escapes_what_it_shows(tmp_path):
     (setting,) = settings([point([1.0, 2.0])])
     drawn = figures.draw([setting], None, tmp_path)
     rows = [{"a": "<script>", "b": None, "c": 12345, "d": (64, 64), "e": 0.1 + 0.2}]
-    text = page.page("t", [page.table(rows), page.picture("x", drawn["Learning curves"])])
+    parts = [tables.as_html(rows), page.picture("x", drawn["Learning curves"])]
+    text = page.page("t", [*parts, page.copyable("Markdown", tables.markdown(rows))])
     assert "<script>" not in text and "&lt;script&gt;" in text
     assert "12,345" in text and "64x64" in text and "<td>0.3</td>" in text
     assert "<th>b</th>" not in text  # a column without values
     assert "http" not in text and 'src="data:image/png;base64,' in text
-    assert page.markdown(rows).splitlines()[2] == "| <script> | 12,345 | 64x64 | 0.3 |"
+    assert text.count("data:application/pdf") == text.count("data:image/svg+xml") == 1
+    assert text.count('class="copy"') == 1
+    assert tables.markdown(rows).splitlines()[2] == "| <script> | 12,345 | 64x64 | 0.3 |"

@@ -2,6 +2,7 @@
 refusals."""
 
 import csv
+import html
 import json
 import os
 import shutil
@@ -67,7 +68,12 @@ def test_a_sweep_leaves_what_is_promised(finished):
     session = summary["last_session"]
     assert (session["compiled_programs"], session["env_steps"]) == (1, 6 * 640)
     page = (finished / "report.html").read_text()
-    assert page.count("data:image/png") == 4 and "Sensitivity to learning_rate" in page
+    assert page.count("data:image/png") == page.count("data:application/pdf") == 4
+    assert "Sensitivity to learning_rate" in page and page.count('class="copy"') == 2
+    latex = (finished / "table.tex").read_text()
+    assert html.escape(latex) in page and latex.count("CartPole-v1 &") == 2
+    drawn = {p.suffix for p in (finished / "figures").iterdir()}
+    assert drawn == {".png", ".pdf", ".svg"}
     spec, options = read_spec(finished)
     assert spec.points == [{"learning_rate": 1e-3}, {"learning_rate": 1e-2}]
     assert options["confirm"] == 2
@@ -119,7 +125,7 @@ def test_the_best_point_is_confirmed_on_seeds_that_did_not_choose_it(finished):
     assert summary["confirmed"][0]["seeds"] == 2
     assert summary["best"] == f"learning_rate={spec.configs[0].hyper.learning_rate:g}"
     page = (finished / "report.html").read_text()
-    assert "nothing else" in page and "choosing it" in page
+    assert "confirmation only" in page and "selection" in page
     assert "Intervals from fewer than 10 seeds are too narrow" in page
 
 

@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.table import RESULTS, Row, read
+from ppo_jax.analysis import style
 
 FILE = "accelerator.csv"
 Show = Callable[[Row], str]
@@ -128,19 +129,17 @@ TITLES = {
 }
 
 
+@style.styled
 def plot(folder: Path, path: Path) -> None:
     """Environment steps per second of each task, and what others publish; no file where nothing
     was measured."""
-    from matplotlib.figure import Figure
-
     every = folder.resolve() != RESULTS.resolve()
     rows = [r for r in measured(folder, every) if r["section"] == "control"]
     rows = [r for r in rows if not r["task"].startswith("ceilings")]
     if not rows:
         return
     names = list(dict.fromkeys(r["task"] for r in rows))[::-1]
-    figure = Figure(figsize=(9, 0.35 * len(names) + 1.6), layout="constrained")
-    ax = figure.add_subplot()
+    figure, (ax,) = style.figure(size=(10, 0.35 * len(names) + 2.2))
     for device in dict.fromkeys(r["device"] for r in rows):
         mine = [r for r in rows if r["device"] == device]
         _points(ax, names, mine, "value", marker="o", label=f"ppo_jax, {device}")
@@ -149,13 +148,12 @@ def plot(folder: Path, path: Path) -> None:
         found = [m for m in theirs if m["system"] == system]
         devices = " and ".join(dict.fromkeys(m["device"] for m in found))
         label = f"{system}, as published; device: {devices}"
-        _points(ax, names, found, "steps_per_second", marker=marker, color="black", label=label)
-    ax.set_yticks(range(len(names)), names, fontsize=8)
-    ax.set_xscale("log")
-    ax.set_xlabel("environment steps per second, training included")
-    ax.grid(alpha=0.3)
-    figure.legend(fontsize=8, loc="outside lower center", ncols=2)
-    figure.savefig(path, dpi=110)
+        _points(ax, names, found, "steps_per_second", marker=marker, color=style.INK, label=label)
+    ax.set_yticks(range(len(names)), names)
+    style.log_axis(ax, "x")
+    style.label(ax, x="environment steps per second, training included")
+    style.legend(figure, width=70)
+    style.write(figure, path)
 
 
 def _points(ax: Any, names: list[str], rows: list[Row], column: str, **style: Any) -> None:

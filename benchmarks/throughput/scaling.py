@@ -6,6 +6,7 @@ from pathlib import Path
 from benchmarks.table import Row
 from benchmarks.throughput.configurations import Configuration
 from benchmarks.throughput.race import Contestant, Settings
+from ppo_jax.analysis import style
 
 BASE = Configuration("scaling", 64, 128)
 SMALL = Configuration("scaling", 4, 128)
@@ -19,6 +20,7 @@ VARIED: dict[str, tuple[Configuration, tuple[int, ...]]] = {
     "num_steps": (BASE, (8, 32, 128, 512, 2048)),
     "agents": (SMALL, (1, 2, 4, 8, 16, 64)),
 }
+NAMES = {"num_envs": "environments", "num_steps": "steps per rollout", "agents": "agents"}
 
 
 def scaling(settings: Settings, jax: str) -> list[Row]:
@@ -48,20 +50,17 @@ def scaling(settings: Settings, jax: str) -> list[Row]:
     return rows
 
 
+@style.styled
 def plot(rows: list[Row], jax: str, path: Path) -> None:
     """Microseconds per environment step against each size."""
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(10, 3), layout="constrained")
-    for place, name in enumerate(VARIED):
+    figure, panels = style.figure(1, len(VARIED), size=(10, 3.6))
+    for ax, name in zip(panels, VARIED, strict=True):
         mine = [r for r in rows if r["varied"] == name and r["jax"] == jax]
         mine = sorted(mine, key=lambda r: int(r["value"]))
-        ax = figure.add_subplot(1, len(VARIED), place + 1)
         x = [int(r["value"]) for r in mine]
         ax.plot(x, [float(r["microseconds_per_step"]) for r in mine], marker="o")
-        ax.set_xscale("log", base=2)
-        ax.set_xlabel(name)
+        style.scale_axis(ax, x)
         ax.set_ylim(bottom=0)
-        ax.grid(alpha=0.3)
-        ax.set_ylabel("µs per environment step")
-    figure.savefig(path, dpi=110)
+        y = "time per environment step (µs)" if ax is panels[0] else ""
+        style.label(ax, x=NAMES[name], y=y)
+    style.write(figure, path)

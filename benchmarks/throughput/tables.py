@@ -2,14 +2,14 @@
 
 from collections.abc import Iterable
 from pathlib import Path
-
-import numpy as np
+from typing import Any
 
 from benchmarks import commit
 from benchmarks.table import Row, read
 from benchmarks.throughput.race import NAMES
 from benchmarks.throughput.ratios import Ratio, shown
 from benchmarks.throughput.results import RACE, RATES
+from ppo_jax.analysis import style
 
 OURS, OTHER = NAMES["ours"], NAMES["purejaxrl"]
 # Heading of the column with the compile times of ppo_jax and of one peer.
@@ -193,33 +193,32 @@ def compile_markdown(folder: Path, device: str = "cpu") -> str:
     return "\n".join(lines) + "\n"
 
 
+@style.styled
 def plot(folder: Path, device: str = "cpu") -> None:
-    """Bars of steps per second, logarithmic: a group for each race."""
-    from matplotlib.figure import Figure
-
+    """Bars of steps per second on a logarithmic axis: a group for each race."""
     tables = by_jax([r for r in of(folder, device) if not r["why"]])
-    figure = Figure(figsize=(10, 3.6 * len(tables)), layout="constrained")
-    for place, cells in enumerate(tables):
-        ax = figure.add_subplot(len(tables), 1, place + 1)
+    figure, panels = style.figure(len(tables), size=(11, 3.8 * len(tables) + 0.5))
+    ranks = {name: k for k, name in enumerate(dict.fromkeys(n for t in tables for n in t.names))}
+    for ax, cells in zip(panels, tables, strict=True):
         width = 0.8 / len(cells.names)
-        for k, name in enumerate(cells.names):
-            shift = (k - (len(cells.names) - 1) / 2) * width
-            rows = [(i + shift, cells.row(race, name)) for i, race in enumerate(cells.races)]
-            here = [(x, r) for x, r in rows if r is not None]
-            middle = np.array([float(r["steps_per_second"]) for _, r in here])
-            spread = np.array([[float(r["slowest"]), float(r["fastest"])] for _, r in here]).T
-            error = np.abs(spread - middle)
-            ax.bar([x for x, _ in here], middle, width, label=name, yerr=error, capsize=2)
-        labels = [
-            cells.label(race).replace("-", "\n", 1).replace(", ", "\n") for race in cells.races
-        ]
-        ax.set_xticks(range(len(labels)), labels, fontsize=8)
-        ax.set_yscale("log")
-        ax.set_ylabel("environment steps / s")
+        for place, race in enumerate(cells.races):
+            here = [(n, r) for n in cells.names if (r := cells.row(race, n)) is not None]
+            for k, (name, row) in enumerate(here):
+                x = place + (k - (len(here) - 1) / 2) * width
+                _bar(ax, x, row, width=width, color=style.colour(ranks[name]), label=name)
+        labels = [cells.label(race).replace("-", "\n").replace(", ", "\n") for race in cells.races]
+        ax.set_xticks(range(len(labels)), labels)
+        style.log_axis(ax, "y")
+        ax.grid(axis="x", visible=False)
         cores = next(iter(cells.found.values()))["cores"]
-        ax.set_title(f"jax {cells.jax}, {cores} cores" if device == "cpu" else device)
-        ax.grid(axis="y", alpha=0.3)
-        ax.legend(
-            fontsize=8, ncols=len(cells.names), loc="lower center", bbox_to_anchor=(0.5, -0.42)
-        )
-    figure.savefig(folder / "throughput.png", dpi=110)
+        title = f"jax {cells.jax}, {cores} cores" if device == "cpu" else device
+        style.label(ax, title=title, y="environment steps per second")
+    style.legend(figure)
+    style.write(figure, folder / "throughput.png")
+
+
+def _bar(ax: Any, x: float, row: Row, **kind: Any) -> None:
+    """A bar from a row of the table, with the range from the slowest to the fastest round."""
+    rate, slowest, fastest = (float(row[n]) for n in ("steps_per_second", "slowest", "fastest"))
+    error = [[max(rate - slowest, 0.0)], [max(fastest - rate, 0.0)]]
+    ax.bar(x, rate, yerr=error, ecolor=style.INK, capsize=2, **kind)

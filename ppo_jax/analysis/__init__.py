@@ -1,1 +1,1 @@
-"""Statistics of many runs, and their figures."""
+"""Reading, statistics and figures of many runs, and the style that all figures share."""

@@ -1,8 +1,8 @@
-"""Statistics of a handful of runs, as Agarwal et al. (2021) recommend them.
+"""Statistics of small numbers of runs, as Agarwal et al. (2021) recommend them.
 
 "Deep Reinforcement Learning at the Edge of the Statistical Precipice", NeurIPS 2021. A result is a
-list of strata, one array of scores per task; the seeds of a task are drawn again within it. The
-work is scipy's; what is ours is how the pieces are put together.
+list of strata, one array of scores per task; the bootstrap resamples the seeds within each task.
+The computations are those of scipy; this module combines them.
 """
 
 from collections.abc import Callable, Sequence
@@ -16,20 +16,21 @@ Statistic = Callable[..., np.ndarray]
 
 
 def interquartile_mean(*strata: np.ndarray, axis: int = 0) -> np.ndarray:
-    """The mean of the middle half of all scores together.
+    """The mean of the middle half of all scores, pooled over the strata.
 
     Args:
-        strata: scores, [S_k, ...] each.
-        axis: of the seeds.
+        strata: scores of each task, [S_k, ...].
+        axis: the axis of the seeds.
 
     Returns:
-        [...]; a quarter of the scores, rounded down, is left out at either end.
+        The interquartile mean, [...]. At either end, a quarter of the scores, rounded down, is left
+        out.
     """
     return stats.trim_mean(np.concatenate(strata, axis), 0.25, axis=axis)
 
 
 def mean(*strata: np.ndarray, axis: int = 0) -> np.ndarray:
-    """The mean of all scores together."""
+    """The mean of all scores, pooled over the strata."""
     return np.concatenate(strata, axis).mean(axis)
 
 
@@ -44,14 +45,15 @@ def interval(
     """The stratified percentile bootstrap interval of a statistic.
 
     Args:
-        strata: scores, [S_k, ...] each; seeds are drawn with replacement within each.
-        statistic: (*strata, axis) -> [...]
-        resamples: how often.
-        confidence: of the interval.
-        seed: of the draws.
+        strata: scores of each task, [S_k, ...]; seeds are resampled with replacement within a task.
+        statistic: function (*strata, axis) -> [...].
+        resamples: number of bootstrap resamples.
+        confidence: confidence level of the interval.
+        seed: seed of the resampling.
 
     Returns:
-        (low, high), [...] each; NaN where a stratum has a single seed, for which there is none.
+        Lower and upper end of the interval, [...] each; NaN if a task has a single seed, for which
+        there is no interval.
     """
     if min(len(x) for x in strata) < 2:
         nothing = np.full(np.shape(strata[0])[1:], np.nan)
@@ -72,34 +74,34 @@ def interval(
 
 
 def performance_profile(strata: Strata, thresholds: np.ndarray) -> np.ndarray:
-    """The share of runs that score above each threshold, mean over tasks (section 4.3 there).
+    """The fraction of runs that score above each threshold, as a mean over tasks (section 4.3).
 
     Args:
-        strata: scores, [S_k] each.
-        thresholds: [H]
+        strata: scores of each task, [S_k].
+        thresholds: thresholds of the score, [H].
 
     Returns:
-        [H]
+        The fraction of runs above each threshold, [H].
     """
     return np.mean([above(x, thresholds).mean(0) for x in strata], axis=0)
 
 
 def above(scores: np.ndarray, thresholds: np.ndarray) -> np.ndarray:
-    """[S, H] whether a run scores above a threshold, as numbers."""
+    """Whether each run scores above each threshold, as 0 or 1, [S, H]."""
     return (scores[:, None] > thresholds).astype(float)
 
 
 def probability_of_improvement(*strata: np.ndarray, axis: int = 0) -> np.ndarray:
-    """P(X > Y) + P(X = Y) / 2 of a run of X and one of Y, mean over tasks (section 4.4 there).
+    """P(X > Y) + P(X = Y) / 2 for a run of X and a run of Y, as a mean over tasks (section 4.4).
 
-    The Mann-Whitney statistic over the number of pairs, from ranks.
+    This is the Mann-Whitney U statistic divided by the number of pairs, computed from ranks.
 
     Args:
-        strata: those of X and then those of Y, [S_k, ...] each.
-        axis: of the seeds.
+        strata: scores of X on each task, followed by the scores of Y, [S_k, ...] each.
+        axis: the axis of the seeds.
 
     Returns:
-        [...]
+        The probability that X scores higher, [...].
     """
     middle = len(strata) // 2
     shares = []
@@ -112,11 +114,11 @@ def probability_of_improvement(*strata: np.ndarray, axis: int = 0) -> np.ndarray
 
 
 def difference(*strata: np.ndarray, axis: int = 0) -> np.ndarray:
-    """The interquartile mean of X less that of Y.
+    """The interquartile mean of X minus the interquartile mean of Y.
 
     Args:
-        strata: those of X and then those of Y, [S_k, ...] each.
-        axis: of the seeds.
+        strata: scores of X on each task, followed by the scores of Y, [S_k, ...] each.
+        axis: the axis of the seeds.
     """
     middle = len(strata) // 2
     return interquartile_mean(*strata[:middle], axis=axis) - interquartile_mean(

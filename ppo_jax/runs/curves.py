@@ -6,11 +6,13 @@ from typing import Any
 
 import numpy as np
 
+from ppo_jax.analysis import style
 from ppo_jax.runs import manifest
 from ppo_jax.runs.job import UNITS, Job
 from ppo_jax.runs.metrics_log import read_metrics
 
 
+@style.styled
 def plot_run(path: Path, job: Job) -> None:
     """Draw learning_curve.png: one panel for each metric in `job.curves`.
 
@@ -18,28 +20,23 @@ def plot_run(path: Path, job: Job) -> None:
         path: folder of the run.
         job: the job that was run.
     """
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-
     evaluated = job.score[1] or ""
     names = ("env_step", "episodes", evaluated, *job.curves)
     table = _columns(path / "metrics.jsonl", names)
     shown = [n for n in job.curves if np.isfinite(table[n]).any()] or list(job.curves[:1])
-    figure = Figure(figsize=(4 * len(shown) + 3, 4), layout="constrained")
-    FigureCanvasAgg(figure)
-    figure.suptitle(job.name, parse_math=False)  # a "$" in a name does not start a formula
-    for k, name in enumerate(shown):
-        label = name.replace("_", " ")
-        axes = figure.add_subplot(1, len(shown), k + 1, xlabel=UNITS[job.unit], ylabel=label)
+    figure, panels = style.figure(1, len(shown), size=(4.4 * len(shown) + 2.6, 4.4))
+    for k, (name, axes) in enumerate(zip(shown, panels, strict=True)):
         _draw(axes, table["env_step"], table[name], table["episodes"])
         if k == 0 and np.isfinite(table[evaluated]).any():
             here = np.isfinite(table[evaluated])
             points = table["env_step"][here], table[evaluated][here]
-            axes.plot(*points, "o-", color="tab:orange", markersize=3, label="evaluation")
-            axes.legend(frameon=False)
-        axes.grid(alpha=0.2)
+            axes.plot(*points, "o-", color=style.colour(1), markersize=4, label="evaluation")
+        title = job.name if k == 0 else ""
+        style.label(axes, title=title, x=UNITS[job.unit], y=name.replace("_", " "))
+        axes.xaxis.set_major_formatter(style.short)
+    style.legend(figure)
     with manifest.replacing(path, "learning_curve.png") as file:
-        figure.savefig(file, dpi=120, format="png")
+        style.save(figure, file, "png")
 
 
 def _draw(axes: Any, step: np.ndarray, value: np.ndarray, episodes: np.ndarray) -> None:
@@ -50,13 +47,13 @@ def _draw(axes: Any, step: np.ndarray, value: np.ndarray, episodes: np.ndarray) 
     if not len(value):
         axes.text(0.5, 0.5, "no episode finished", ha="center", transform=axes.transAxes)
         return
-    axes.plot(step, value, color="tab:blue", alpha=0.25, linewidth=0.8, label="per update")
+    colour = style.colour(0)
+    axes.plot(step, value, color=colour, alpha=0.3, linewidth=0.8, label="each update")
     window = max(1, len(value) // 50)
     kernel = np.ones(window)
     smooth = np.convolve(value * weight, kernel, "valid") / np.convolve(weight, kernel, "valid")
     label = f"mean of {window} updates" if window > 1 else "mean"
-    axes.plot(step[window - 1 :], smooth, color="tab:blue", label=label)
-    axes.legend(frameon=False)
+    axes.plot(step[window - 1 :], smooth, color=colour, label=label)
 
 
 def _columns(metrics: Path, names: tuple[str, ...]) -> dict[str, np.ndarray]:

@@ -24,7 +24,7 @@ from ppo_jax.runs import files
 NAME = "manifest.json"
 FORMAT = "ppo_jax manifest"
 # Files that may be deleted without a warning, because they are derived from other files.
-FIGURES = (".png", ".html", ".csv", ".md")
+FIGURES = (".png", ".pdf", ".svg", ".html", ".csv", ".md", ".tex")
 
 DAMAGED = (
     "{} is damaged, so that the files beside it cannot be verified; copy it back from a backup, or "

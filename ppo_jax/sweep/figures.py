@@ -1,29 +1,41 @@
-"""The figures of a sweep, each a function of its results."""
+"""The figures of a sweep; each is a function of the results."""
 
-from collections.abc import Sequence
+import math
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from ppo_jax.analysis import statistics
+from ppo_jax.analysis import statistics, style
 from ppo_jax.config.options import show
 from ppo_jax.runs import manifest
 from ppo_jax.sweep.results import PointResult, Setting
 
-# Lines that can be told apart; what ranks below is drawn without a name.
-NAMED = 8
+# Number of configurations that are compared with the best one.
 PAIRS = 12
-DPI = 110
+SCORE = "mean return"
+NORMALISED = "normalised score (0: worst of the sweep, 1: best)"
+RETURN = "episode return in training"
+STEPS = "environment steps"
 
 
-def draw(found: Sequence[Setting], threshold: float | None, folder: Path) -> dict[str, Path]:
-    """All figures that the settings of a sweep allow: title -> PNG.
+def draw(
+    found: Sequence[Setting],
+    threshold: float | None,
+    folder: Path,
+    scales: Mapping[str, str] | None = None,
+) -> dict[str, Path]:
+    """Draw all figures that the results allow, each as PNG, PDF and SVG.
 
     Args:
-        found: best first.
-        threshold: the return to be reached; None: each environment's own.
-        folder: for the files; the manifest is in the one around it.
+        found: configurations, the best first.
+        threshold: the return to reach; None: the threshold of each environment.
+        folder: folder of the files; the manifest is in the folder around it.
+        scales: hyperparameter -> "log" or "lin", for the hyperparameters whose scale is known.
+
+    Returns:
+        Title -> PNG file; the other formats are beside it.
     """
     folder.mkdir(exist_ok=True)
     figures = {
@@ -34,81 +46,100 @@ def draw(found: Sequence[Setting], threshold: float | None, folder: Path) -> dic
         figures["Probability of improvement"] = ("improvement", improvement(found))
     for name in found[0].point:
         if len({show(s.point[name]) for s in found}) > 1:
-            figures[f"Sensitivity to {name}"] = (f"sensitivity_{name}", sensitivity(found, name))
+            drawn = sensitivity(found, name, (scales or {}).get(name))
+            figures[f"Sensitivity to {name}"] = (f"sensitivity_{name}", drawn)
     paths = {}
     for title, (file, figure) in figures.items():
         paths[title] = folder / f"{file}.png"
-        with manifest.replacing(folder.parent, f"{folder.name}/{file}.png") as picture:
-            figure.savefig(picture, dpi=DPI, format="png")
+        for format in style.FORMATS:
+            name = f"{folder.name}/{file}.{format}"
+            with manifest.replacing(folder.parent, name) as picture:
+                style.save(figure, picture, format)
     return paths
 
 
+@style.styled
 def learning_curves(found: Sequence[Setting], threshold: float | None) -> Any:
-    """Interquartile mean of the return in training with its interval; a panel per environment."""
+    """Interquartile mean of the training return with its interval; a panel per environment."""
     count = len(found[0].results)
-    figure = _figure(4.2 if count == 1 else 3.6 * -(-count // 2), wide=count > 1)
-    grid = figure.subplots(-(-count // 2), min(count, 2), squeeze=False).flat
-    for panel, axes in zip(range(count), grid, strict=False):
+    columns, rows = min(count, 2), math.ceil(count / 2)
+    size = (8.0, 4.8) if count == 1 else (10.0, min(3.6 * rows + 0.8, 14))
+    figure, grid = style.figure(rows, columns, size=size)
+    for panel, axes in enumerate(grid[:count]):
         results = [s.results[panel] for s in found]
-        for rank in reversed(range(len(found))):
-            _curve(axes, results[rank], found[rank].short, rank)
-        mark = results[0].threshold(threshold)
-        if mark is not None:
-            axes.axhline(mark, color="black", linewidth=0.8, linestyle="--", alpha=0.6)
+        for rank, result in enumerate(results):
+            _curve(axes, result, found[rank].short, rank)
+        value = results[0].threshold(threshold)
+        if value is not None:
+            style.threshold(axes, value)
         seeds = len(results[0].seeds)
-        axes.set(title=f"{results[0].env}, {seeds} seeds", xlabel="environment steps")
-        axes.set(ylabel="episode return in training")
-    for axes in list(grid):
+        title = f"{results[0].env}, {seeds} seed{'s' * (seeds > 1)}"
+        style.label(axes, title=title, x=STEPS, y=RETURN)
+        axes.xaxis.set_major_formatter(style.short)
+    for axes in grid[count:]:
         axes.set_axis_off()
     _legend(figure, found)
     return figure
 
 
+@style.styled
 def performance_profile(found: Sequence[Setting]) -> Any:
-    """The share of runs that end above a score, for every score."""
-    figure = _figure()
-    axes = figure.subplots()
+    """The fraction of runs that score above each threshold."""
+    figure, (axes,) = style.figure(size=(8.0, 4.8))
     scores = np.concatenate([x for s in found for x in s.strata])
     margin = 0.03 * (np.ptp(scores) or 1.0)
-    marks = np.linspace(scores.min() - margin, scores.max() + margin, 101)
-    for rank in reversed(range(len(found))):
-        strata, colour = found[rank].strata, _colour(rank)
-        share = statistics.performance_profile(strata, marks)
-        axes.plot(marks, share, color=colour, linewidth=1.6 if rank < NAMED else 0.6)
-        if rank < NAMED:
-            above = [statistics.above(x, marks) for x in strata]
-            axes.fill_between(
-                marks, *statistics.interval(above, statistics.mean), color=colour, alpha=0.15, lw=0
-            )
-    axes.set(xlabel=_score_name(found), ylabel="share of runs above", ylim=(-0.02, 1.02))
+    thresholds = np.linspace(scores.min() - margin, scores.max() + margin, 101)
+    for rank, setting in enumerate(found):
+        strata, band = setting.strata, None
+        if rank < style.NAMED and _enough(setting):
+            above = [statistics.above(x, thresholds) for x in strata]
+            band = statistics.interval(above, statistics.mean)
+        fraction = statistics.performance_profile(strata, thresholds)
+        style.line(axes, thresholds, fraction, rank=rank, name=setting.short, band=band)
+    style.label(axes, x=f"threshold of the {_score(found)}", y="fraction of runs above it")
+    axes.set_ylim(-0.02, 1.02)
     _legend(figure, found)
     return figure
 
 
+@style.styled
 def improvement(found: Sequence[Setting]) -> Any:
-    """P(a run of the best beats a run of another), with its interval."""
+    """The probability that a run of the best configuration scores higher than one of another."""
     best, others = found[0], found[1 : PAIRS + 1]
-    figure = _figure(1.2 + 0.3 * len(others))
-    axes = figure.subplots()
+    names = [style.wrapped(s.short, 44) for s in others]
+    lines = sum(name.count("\n") + 1 for name in names)
+    figure, (axes,) = style.figure(size=(8.0, 1.6 + 0.24 * max(lines, 1.4 * len(others))))
     for i, other in enumerate(others):
         pair = [*best.strata, *other.strata]
-        low, high = statistics.interval(pair, statistics.probability_of_improvement)
-        axes.plot([low, high], [i, i], color=_colour(0), linewidth=5, alpha=0.35)
-        axes.plot(statistics.probability_of_improvement(*pair), i, "o", color=_colour(0))
-    axes.axvline(0.5, color="black", linewidth=0.8, linestyle="--", alpha=0.6)
-    axes.set_yticks(range(len(others)), [s.short for s in others], fontsize=7)
-    axes.invert_yaxis()
-    axes.set(xlim=(-0.02, 1.02), xlabel=f"P({best.short} > other)")
+        if _enough(best) and _enough(other):
+            ends = statistics.interval(pair, statistics.probability_of_improvement)
+            axes.plot(ends, [i, i], color=style.colour(0), linewidth=6, alpha=0.35)
+        axes.plot(
+            statistics.probability_of_improvement(*pair), i, "o", color=style.colour(0), zorder=3
+        )
+    style.threshold(axes, 0.5, vertical=True)
+    axes.set_yticks(range(len(others)), names, parse_math=False)
+    axes.set_ylim(len(others) - 0.5, -0.5)
+    axes.set_xlim(-0.02, 1.02)
+    style.label(
+        axes, title=f"Best: {best.short}", x="probability that a run of the best scores higher"
+    )
     return figure
 
 
-def sensitivity(found: Sequence[Setting], name: str) -> Any:
-    """The score of every point against one hyperparameter; the line is the mean at a value.
+@style.styled
+def sensitivity(found: Sequence[Setting], name: str, scale: str | None = None) -> Any:
+    """The score of every configuration against one hyperparameter; the line is the mean at a value.
 
-    What is no number, None and infinity are places in the order in which they were given.
+    Values that are not finite numbers have evenly spaced places, in the order in which they were
+    given.
+
+    Args:
+        found: configurations, the best first.
+        name: name of the hyperparameter.
+        scale: scale of the axis, "log" or "lin", if it is known; None if the values decide.
     """
-    figure = _figure()
-    axes = figure.subplots()
+    figure, (axes,) = style.figure(size=(8.0, 4.5))
     values = [s.point[name] for s in found]
     given = [s.point[name] for s in sorted(found, key=lambda s: s.number)]
     numeric = all(
@@ -117,75 +148,64 @@ def sensitivity(found: Sequence[Setting], name: str) -> Any:
     words = [*dict.fromkeys(map(show, given))]
     x = np.array([float(v) if numeric else words.index(show(v)) for v in values])
     middle = np.array([statistics.interquartile_mean(*s.strata) for s in found])
-    bounds = np.array([statistics.interval(s.strata) for s in found]).T
-    around = np.abs(np.nan_to_num(bounds - middle))
-    axes.errorbar(x, middle, around, fmt="o", color=_colour(0), alpha=0.6, markersize=4, lw=1)
+    _scores(axes, found, x, middle)
     places = np.unique(x)
-    if numeric and (len(places) < len(x) or len(x) <= NAMED):
-        axes.plot(places, [middle[x == p].mean() for p in places], color=_colour(1))
-    if not numeric:
-        axes.set_xticks(range(len(words)), words)
-    elif x.min() > 0 and x.max() / x.min() >= 20:
-        axes.set_xscale("log")
-    axes.set(xlabel=name, ylabel=f"{_score_name(found)}, IQM")
+    if numeric and (len(places) < len(x) or len(x) <= style.NAMED):
+        axes.plot(places, [middle[x == p].mean() for p in places], color=style.colour(1))
+    if numeric:
+        style.scale_axis(axes, values, scale)
+    else:
+        axes.set_xticks(range(len(words)), words, parse_math=False)
+    style.label(axes, x=name, y=f"{_score(found)}, interquartile mean")
     return figure
 
 
+def _scores(axes: Any, found: Sequence[Setting], x: np.ndarray, middle: np.ndarray) -> None:
+    """A dot per configuration with its interval; of few seeds, the score of each seed instead."""
+    axes.plot(x, middle, "o", color=style.colour(0), alpha=0.8)
+    for place, centre, setting in zip(x, middle, found, strict=True):
+        if _enough(setting):
+            low, high = statistics.interval(setting.strata)
+            around = [[max(centre - low, 0.0)], [max(high - centre, 0.0)]]
+            axes.errorbar([place], [centre], around, fmt="none", ecolor=style.colour(0), alpha=0.6)
+        else:
+            scores = np.concatenate(setting.strata)
+            axes.plot([place] * len(scores), scores, ".", color=style.colour(0), alpha=0.35)
+
+
+@style.styled
 def comparison(pairs: Sequence[tuple[str, PointResult]]) -> Any:
     """The learning curves of results from different sweeps on one figure."""
-    figure = _figure()
-    axes = figure.subplots()
+    figure, (axes,) = style.figure(size=(8.0, 4.8))
     for rank, (name, result) in enumerate(pairs):
         _curve(axes, result, name, rank)
-    axes.set(xlabel="environment steps", ylabel="episode return in training")
-    axes.set_title(" / ".join(dict.fromkeys(r.env for _, r in pairs)))
-    axes.legend(frameon=False, fontsize=8)
+    title = " / ".join(dict.fromkeys(r.env for _, r in pairs))
+    style.label(axes, title=title, x=STEPS, y=RETURN)
+    axes.xaxis.set_major_formatter(style.short)
+    style.legend(figure, width=100)
     return figure
 
 
 def _curve(axes: Any, result: PointResult, name: str, rank: int) -> None:
-    """A line with its interval; of those without a name, a thin line alone."""
-    curve, named = result.curve, rank < NAMED
+    """A line with its interval; of few seeds, with the runs."""
+    curve, band, runs = result.curve, None, None
+    if rank < style.NAMED and len(curve) >= style.MIN_SEEDS:
+        band = statistics.interval([curve])
+    elif len(curve) > 1:
+        runs = curve
     middle = statistics.interquartile_mean(curve)
-    width = 1.6 if named else 0.5
-    axes.plot(
-        result.env_step, middle, color=_colour(rank), linewidth=width, label=name if named else None
-    )
-    if named:
-        low, high = statistics.interval([curve])
-        axes.fill_between(result.env_step, low, high, color=_colour(rank), alpha=0.15, linewidth=0)
+    style.line(axes, result.env_step, middle, rank=rank, name=name, runs=runs, band=band)
 
 
-def _score_name(found: Sequence[Setting]) -> str:
-    if len(found[0].results) > 1:
-        return "score (0: the sweep's worst, 1: its best)"
-    return "score (mean return)"
+def _enough(setting: Setting) -> bool:
+    """Whether there are enough seeds for an interval."""
+    return min(map(len, setting.strata)) >= style.MIN_SEEDS
 
 
-def _colour(rank: int) -> str:
-    return f"C{rank}" if rank < NAMED else "0.7"
+def _score(found: Sequence[Setting]) -> str:
+    return NORMALISED if len(found[0].results) > 1 else SCORE
 
 
 def _legend(figure: Any, found: Sequence[Setting]) -> None:
-    """Names below the panels; nothing where there is one line."""
-    if len(found) == 1:
-        return
-    from matplotlib.lines import Line2D
-
-    lines = [Line2D([], [], color=_colour(i), label=s.short) for i, s in enumerate(found[:NAMED])]
-    if len(found) > NAMED:
-        lines.append(Line2D([], [], color="0.7", label=f"the {len(found) - NAMED} others"))
-    longest = max(len(s.short) for s in found[:NAMED])
-    columns = max(1, min(4, 110 // max(1, longest)))
-    figure.legend(
-        handles=lines, loc="outside lower center", ncols=columns, frameon=False, fontsize=7
-    )
-
-
-def _figure(height: float = 4.2, wide: bool = False) -> Any:
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(10 if wide else 7, min(height, 12)), layout="constrained")
-    FigureCanvasAgg(figure)
-    return figure
+    if len(found) > 1:
+        style.legend(figure, others=max(0, len(found) - style.NAMED))

@@ -1,29 +1,63 @@
-"""report.html: one file with every figure and table in it."""
+"""report.html: a single file that contains every figure and table of a sweep."""
 
 import base64
 import html
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
-from ppo_jax.config.options import show
-
-Row = dict[str, Any]
 STYLE = """
-body { font: 15px/1.5 system-ui, sans-serif; max-width: 62rem; margin: 2rem auto; padding: 0 1rem }
-table { border-collapse: collapse; font-size: 13px; display: block; overflow-x: auto }
-th, td { padding: .25rem .6rem; text-align: right; border-bottom: 1px solid #ddd }
-th { position: sticky; top: 0; background: #fff }
-img { max-width: 100% } figure { margin: 1.5rem 0 } pre { overflow-x: auto; background: #f6f6f6 }
-tr:first-child td { font-weight: 600 }
+:root { color-scheme: light dark;
+  --ink: #26262b; --ground: #ffffff; --soft: #f4f4f1; --line: #d0d0ca }
+@media (prefers-color-scheme: dark) {
+  :root { --ink: #e6e6e2; --ground: #1b1b1e; --soft: #2a2a2e; --line: #4a4a50 }
+}
+body { font: 16px/1.55 system-ui, sans-serif; max-width: 62rem; margin: 2rem auto; padding: 0 1rem;
+  color: var(--ink); background: var(--ground) }
+h1 { line-height: 1.2 } .table { overflow-x: auto }
+table { border-collapse: collapse; font-size: 14px; white-space: nowrap }
+th, td { padding: .3rem .7rem; text-align: right; border-bottom: 1px solid var(--line) }
+th { vertical-align: bottom } .best tbody tr:first-child td { font-weight: 600 }
+img { max-width: 100%; height: auto; border-radius: 4px } figure { margin: 1.5rem 0 }
+figcaption { font-size: 14px } a { color: inherit }
+summary { cursor: pointer; padding: .3rem 0 }
+pre { overflow-x: auto; background: var(--soft); padding: .8rem; font-size: 13px }
+button { font: inherit; font-size: 14px; padding: .2rem .8rem; cursor: pointer }
 """
+# Browsers that refuse the clipboard to a local file still copy a selection.
+SCRIPT = """
+for (const button of document.querySelectorAll("button.copy")) {
+  button.onclick = async () => {
+    const text = button.nextElementSibling;
+    try {
+      await navigator.clipboard.writeText(text.textContent);
+    } catch (error) {
+      getSelection().selectAllChildren(text);
+      document.execCommand("copy");
+    }
+    button.textContent = "Copied";
+    setTimeout(() => { button.textContent = "Copy"; }, 1500);
+  };
+}
+"""
+TYPES = {"png": "image/png", "svg": "image/svg+xml", "pdf": "application/pdf"}
 
 
 def page(title: str, parts: Sequence[str]) -> str:
-    """A whole document of parts of HTML."""
-    head = f'<meta charset="utf-8"><title>{html.escape(title)}</title><style>{STYLE}</style>'
+    """A whole document.
+
+    Args:
+        title: title of the document.
+        parts: its content, HTML.
+    """
+    head = (
+        '<meta charset="utf-8"><meta name="viewport" content="width=device-width, initial-scale=1">'
+        f"<title>{html.escape(title)}</title><style>{STYLE}</style>"
+    )
     body = "\n".join(parts)
-    return f"<!doctype html>\n<html><head>{head}</head>\n<body>\n{body}\n</body></html>\n"
+    return (
+        f'<!doctype html>\n<html lang="en"><head>{head}</head>\n<body>\n{body}\n'
+        f"<script>{SCRIPT}</script></body></html>\n"
+    )
 
 
 def heading(words: str, level: int = 2) -> str:
@@ -32,53 +66,38 @@ def heading(words: str, level: int = 2) -> str:
 
 
 def paragraph(words: str) -> str:
-    """Text as it is."""
+    """A paragraph of plain text."""
     return f"<p>{html.escape(words)}</p>"
 
 
-def preformatted(words: str) -> str:
-    """Text with its line ends."""
-    return f"<pre>{html.escape(words)}</pre>"
-
-
-def picture(title: str, path: Path) -> str:
-    """A PNG, inside the document."""
-    data = base64.b64encode(path.read_bytes()).decode()
+def copyable(name: str, text: str) -> str:
+    """Text that unfolds, with a button that copies it."""
     return (
-        f"<figure>{heading(title, 3)}"
-        f'<img alt="{html.escape(title)}" src="data:image/png;base64,{data}"></figure>'
+        f"<details><summary>{html.escape(name)}</summary>"
+        f'<button type="button" class="copy">Copy</button><pre>{html.escape(text)}</pre></details>'
     )
 
 
-def table(rows: Sequence[Row]) -> str:
-    """Rows with a header; columns that are empty throughout are left out."""
-    names = _columns(rows)
-    header = "".join(f"<th>{html.escape(name)}</th>" for name in names)
-    lines = [
-        "<tr>" + "".join(f"<td>{html.escape(_text(r.get(n)))}</td>" for n in names) + "</tr>"
-        for r in rows
+def picture(title: str, path: Path) -> str:
+    """A figure inside the document, with its other formats to download.
+
+    Args:
+        title: title of the figure.
+        path: PNG file; PDF and SVG files of the same name are beside it, if there are any.
+    """
+    others = [path.with_suffix(f".{kind}") for kind in ("pdf", "svg")]
+    links = [
+        f'<a download="{html.escape(p.name)}" href="{_data(p)}">{p.suffix[1:].upper()}</a>'
+        for p in others
+        if p.is_file()
     ]
-    return f"<table><thead><tr>{header}</tr></thead><tbody>{''.join(lines)}</tbody></table>"
+    caption = f"<figcaption>Download as {' or '.join(links)}</figcaption>" if links else ""
+    return (
+        f"<figure>{heading(title, 3)}"
+        f'<img alt="{html.escape(title)}" src="{_data(path)}">{caption}</figure>'
+    )
 
 
-def markdown(rows: Sequence[Row]) -> str:
-    """The same table for pasting."""
-    names = _columns(rows)
-    lines = ["| " + " | ".join(names) + " |", "|" + "---|" * len(names)]
-    lines += ["| " + " | ".join(_text(r.get(n)) for n in names) + " |" for r in rows]
-    return "\n".join(lines) + "\n"
-
-
-def _columns(rows: Sequence[Row]) -> list[str]:
-    names = dict.fromkeys(name for row in rows for name in row)
-    return [n for n in names if any(row.get(n) is not None for row in rows)]
-
-
-def _text(value: Any) -> str:
-    if value is None:
-        return ""
-    if isinstance(value, tuple):
-        return show(value)
-    if isinstance(value, int) and not isinstance(value, bool):
-        return f"{value:,}" if abs(value) >= 10_000 else str(value)
-    return f"{value:.6g}" if isinstance(value, float) else str(value)
+def _data(path: Path) -> str:
+    content = base64.b64encode(path.read_bytes()).decode()
+    return f"data:{TYPES[path.suffix[1:]]};base64,{content}"

@@ -9,6 +9,7 @@ import numpy as np
 
 from ppo_jax.analysis import statistics
 from ppo_jax.config import TrainConfig
+from ppo_jax.config.options import show
 from ppo_jax.envs import canonical
 from ppo_jax.experiment import MAY_BE_NAN
 from ppo_jax.rollout import PROMISES
@@ -19,7 +20,6 @@ BY_EPISODE = ("episode_return", "episode_length")
 COUNTS = ("episodes", *PROMISES)
 # Without an evaluation, the score is the mean return in this last fraction of training.
 LAST = 0.1
-LONGEST_NAME = 48
 # Returns at which environments count as solved: from Gymnasium's registry, and -200 for Pendulum,
 # which has no threshold there.
 THRESHOLDS = {
@@ -90,7 +90,8 @@ class Setting(NamedTuple):
     Attributes:
         number: index of the first of its configurations.
         name: its values as text.
-        short: for legends: the name, or the point's number where that is too long.
+        short: name for figures: the values that differ between the settings, with as few digits as
+            distinguish them.
         point: its values without the environment.
         results: one result per environment.
         strata: scores on each environment, [S]; with several environments, they are scaled to the
@@ -213,20 +214,47 @@ def settings(results: Sequence[PointResult]) -> list[Setting]:
     ranges = {r.env: _range([x for x in results if x.env == r.env]) for r in results}
     several = len(ranges) > 1
     found = []
-    for name, members in groups.items():
-        if len(members) < len(ranges):
-            continue  # not tried everywhere
+    # Only what was tried everywhere.
+    groups = {name: members for name, members in groups.items() if len(members) == len(ranges)}
+    names = short_names([_without_env(members[0].point) for members in groups.values()])
+    for short, (name, members) in zip(names, groups.items(), strict=True):
         units = [ranges[r.env] if several else (0.0, 1.0) for r in members]
         strata = [(r.score - low) / size for r, (low, size) in zip(members, units, strict=True)]
         area = np.mean(
             [(r.area.mean() - low) / size for r, (low, size) in zip(members, units, strict=True)]
         )
         number = next(i for i, r in enumerate(results) if r is members[0])
-        short = name if len(name) <= LONGEST_NAME else f"point {number}"
         point = _without_env(members[0].point)
         parts = (tuple(members), tuple(strata), float(area))
         found.append(Setting(number, name, short, point, *parts))
     return sorted(found, key=lambda s: s.rank, reverse=True)
+
+
+def short_names(points: Sequence[Point]) -> list[str]:
+    """Names of points for figures and tables: "learning_rate=0.0005, gamma=0.99".
+
+    Values that all points share are left out, and real numbers have as few digits, but at least
+    three, as tell the points apart.
+
+    Args:
+        points: the values of each point; no two are equal.
+    """
+    fields = [*dict.fromkeys(n for p in points for n in p)]
+    differ = [n for n in fields if len({show(p.get(n)) for p in points}) > 1]
+    names = [label(p) for p in points]
+    if not differ:
+        return names
+    for digits in (3, 4, 5, 6):
+        shorter = [
+            ", ".join(f"{n}={_digits(p[n], digits)}" for n in differ if n in p) for p in points
+        ]
+        if len({*shorter}) == len(shorter):
+            return shorter
+    return names
+
+
+def _digits(value: Any, digits: int) -> str:
+    return f"{value:.{digits}g}" if isinstance(value, float) else show(value)
 
 
 def _without_env(point: Point) -> Point:

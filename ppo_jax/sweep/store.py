@@ -32,11 +32,14 @@ from ppo_jax.sweep.schedule import Chunk, Finished
 MARK = "sweep.json"
 CONTENTS = (
     MARK, "plan.json", "chunks", "results.csv", "agents.csv", "table.csv", "table.md",
-    "summary.json", "report.html", "figures", "agents", "confirm", "slurm", manifest.NAME,
+    "table.tex", "summary.json", "report.html", "figures", "agents", "confirm", "slurm",
+    manifest.NAME,
 )  # fmt: skip
 FORMAT = "ppo_jax sweep"
 AGENT = re.compile(r"point\d{4,}_seed\d+")
-FIGURE = re.compile(r"(learning_curves|performance_profile|improvement|sensitivity_.+)\.png")
+FIGURE = re.compile(
+    r"(learning_curves|performance_profile|improvement|sensitivity_.+)\.(png|pdf|svg)"
+)
 # Folder in which submitit writes files for SLURM jobs, with one subfolder for each session.
 JOBS = "slurm"
 JOBS_OF_A_SESSION = re.compile(r"[0-9a-f]{16}")

@@ -1,0 +1,41 @@
+"""The figures that are drawn from committed tables.
+
+python -m benchmarks.figures          redraws them in seconds; nothing is measured
+"""
+
+from pathlib import Path
+
+from benchmarks import clip, family, learning
+from benchmarks.accelerator import report
+from benchmarks.table import RESULTS, read
+from benchmarks.throughput import scaling, tables
+
+
+def draw_family(out: Path) -> None:
+    """Learning curves of all algorithms."""
+    family.plot(out / "family.png")
+
+
+def draw_learning(out: Path) -> None:
+    """Returns of the seeds of each task."""
+    rows, seeds = read(RESULTS / "learning.csv"), read(RESULTS / "learning_seeds.csv")
+    learning.plot(rows, seeds, out / "learning.png")
+
+
+def draw_scaling(out: Path) -> None:
+    """Time per environment step against the sizes of a run, with the newest jax in the table."""
+    rows = read(RESULTS / "throughput_scaling.csv")
+    scaling.plot(rows, rows[-1]["jax"], out / "throughput_scaling.png")
+
+
+def main() -> None:
+    """Draw all of them."""
+    for draw in (draw_family, draw_learning, draw_scaling):
+        draw(RESULTS)
+    tables.plot(RESULTS)
+    report.plot(RESULTS, RESULTS / "accelerator.png")
+    clip.main()
+
+
+if __name__ == "__main__":
+    main()
