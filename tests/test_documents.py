@@ -29,7 +29,9 @@ ALL = {documents.name(d): d for d in documents.documents()}
 NOT_RUN = {
     r"^(pip|uv|git) ": "the network",
     r"^\.ci/|^\.venv/|run\.py test": "is what runs this, or a part of it",
-    r"gymnasium:LunarLander|brax:|navix:|ALE/|NoFrameskip": "needs an extra; tests of its own",
+    r"gymnasium:LunarLander|ALE/|NoFrameskip": "needs an extra; tests of its own",
+    r"env (brax|playground|navix|xminigrid|craftax|jumanji|pgx|jaxmarl):": "needs an extra; "
+    "tests/test_suites.py",
     r"evaluate (RUN|runs/NAME) ": "the reader's own run",
     r"--compare DIR1 DIR2|--run-dir DIR ": "the reader's own sweeps; tests/test_sweep_session.py",
     r"--cluster (ray|slurm)": "needs an extra; tests/test_sweep_cluster.py",
