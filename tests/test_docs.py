@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 import benchmarks.throughput.__main__ as throughput
+import ppo_jax
 from benchmarks import (
     algorithms,
     alignment,
@@ -142,3 +143,38 @@ def test_all_37_details_are_listed():
     rows = re.findall(r"^\| (\d+)(?:-(\d+))? \|", (ROOT / "docs/details.md").read_text(), re.M)
     listed = [n for a, b in rows for n in range(int(a), int(b or a) + 1)]
     assert listed == list(range(1, 38))
+
+
+# The examples that train and compile; the others are run by every test.
+TRAINED = ("run", "evaluate", "load", "make_train", "build")
+
+
+def public_examples() -> dict[str, str]:
+    """Name -> the section of docs/public_names.md about it."""
+    page = (ROOT / "docs/public_names.md").read_text()
+    sections = re.split(r"^### `(\w+)`$", page, flags=re.M)
+    return dict(zip(sections[1::2], sections[2::2], strict=True))
+
+
+def run_example(section, capsys):
+    """Run the block of a section and compare what it prints with its comments."""
+    (block,) = re.findall(r"```python\n(.*?)```", section, re.S)
+    expected = re.findall(r"print\(.*\)  # (.*?)(?: {2}#.*)?$", block, re.M)
+    exec(compile(block, "public_names.md", "exec"), {})
+    assert expected and capsys.readouterr().out.split() == " ".join(expected).split()
+
+
+def test_every_public_name_has_an_example():
+    assert {*public_examples()} == {*ppo_jax.__all__, *ppo_jax.LATER}
+
+
+@pytest.mark.parametrize("name", [n for n in public_examples() if n not in TRAINED])
+def test_the_example_of_a_public_name_prints_what_is_written(name, capsys):
+    run_example(public_examples()[name], capsys)
+
+
+@pytest.mark.slow
+def test_the_examples_that_train_print_what_is_written(capsys, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for name in TRAINED:  # `evaluate` and `load` use the run of `run`
+        run_example(public_examples()[name], capsys)

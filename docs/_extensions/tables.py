@@ -1,4 +1,4 @@
-"""Tables that are not written by hand: hyperparameters from the dataclasses, results from CSVs."""
+"""Generated tables: hyperparameters from the dataclasses, results from CSV files."""
 
 import csv
 import dataclasses
@@ -32,7 +32,7 @@ class Hyperparameters(SphinxDirective):
             for f in dataclasses.fields(config)
             if "bounds" in f.metadata
         ]
-        return [table(["flag", "default", "allowed", "meaning"], rows, code=(0,))]
+        return [table(["flag", "default", "allowed values", "meaning"], rows, code=(0,))]
 
 
 class Presets(SphinxDirective):
@@ -85,6 +85,40 @@ class Results(SphinxDirective):
         return [table(columns, [[r[c] for c in columns] for r in rows])]
 
 
+class Learned(SphinxDirective):
+    """`{learned} ppo`: the results of an algorithm in family.csv, in readable columns."""
+
+    required_arguments = 1
+
+    def run(self) -> list[nodes.Node]:
+        """The table."""
+        name = self.arguments[0]
+        path = Path(self.env.srcdir).parent / "benchmarks/results/family.csv"
+        self.env.note_dependency(str(path))
+        with path.open() as file:
+            rows = [r for r in csv.DictReader(file) if r["method"].split(" + ")[0] == name]
+        if not rows:
+            raise self.error(f"{path.name} has no row of {name}")
+        variants = len({r["method"] for r in rows}) > 1
+        head = ["environment", *(["method"] if variants else []), "steps", "seeds"]
+        head += ["IQM [95 % interval]", "mean", "worst seed", "seeds at the threshold"]
+        return [table(head, [self.cells(r, variants) for r in rows])]
+
+    @staticmethod
+    def cells(r: dict[str, str], variants: bool) -> list[str]:
+        """One row of the table."""
+        return [
+            r["env"],
+            *([r["method"]] if variants else []),
+            f"{int(r['env_steps']):,}",
+            r["seeds"],
+            f"{r['iqm']} [{r['ci95_low']}, {r['ci95_high']}]",
+            r["mean"],
+            r["min"],
+            f"{float(r['share_at_mark']):.0%} at {r['mark']}",
+        ]
+
+
 class Accelerator(SphinxDirective):
     """`{accelerator}`: table and figure of benchmarks.accelerator, or that there is no row."""
 
@@ -125,18 +159,25 @@ def table(head: list[str], rows: list[list[str]], code: tuple[int, ...] = ()) ->
     """A table of docutils' nodes, the columns in `code` set as code."""
     group = nodes.tgroup(cols=len(head))
     group += [nodes.colspec(colwidth=1) for _ in head]
-    group += nodes.thead("", row([nodes.Text(h) for h in head]))
+    group += nodes.thead("", row([[nodes.Text(h)] for h in head]))
     body = nodes.tbody()
     for cells in rows:
-        texts = [nodes.literal(text=c) if i in code else nodes.Text(c) for i, c in enumerate(cells)]
-        body += row(texts)
+        body += row([words(c) if i in code else [nodes.Text(c)] for i, c in enumerate(cells)])
     group += body
     return nodes.table("", group)
 
 
-def row(cells: list[nodes.Node]) -> nodes.row:
+def words(text: str) -> list[nodes.Node]:
+    """Code in a cell, a node per word, so that a line may break between two of them."""
+    found = [
+        node for word in text.split(" ") for node in (nodes.literal(text=word), nodes.Text(" "))
+    ]
+    return found[:-1]
+
+
+def row(cells: list[list[nodes.Node]]) -> nodes.row:
     """A row of cells with one paragraph each."""
-    return nodes.row("", *(nodes.entry("", nodes.paragraph("", "", cell)) for cell in cells))
+    return nodes.row("", *(nodes.entry("", nodes.paragraph("", "", *cell)) for cell in cells))
 
 
 def setup(app: Any) -> dict[str, Any]:
@@ -144,5 +185,6 @@ def setup(app: Any) -> dict[str, Any]:
     app.add_directive("hyperparameters", Hyperparameters)
     app.add_directive("presets", Presets)
     app.add_directive("results", Results)
+    app.add_directive("learned", Learned)
     app.add_directive("accelerator", Accelerator)
     return {"parallel_read_safe": True}
