@@ -1,9 +1,11 @@
-"""What the documents say exists, exists."""
+"""Checks of the documentation: what its pages name exists, and its examples run."""
 
 import ast
+import hashlib
 import re
 from pathlib import Path
 
+import jax
 import pytest
 
 import benchmarks.throughput.__main__ as throughput
@@ -22,8 +24,10 @@ from benchmarks import (
 from benchmarks.learning import markdown
 from benchmarks.table import RESULTS, read
 from benchmarks.throughput import documents
+from documents import run_python
 from ppo_jax import config as configs
 from ppo_jax.algorithms import ALGORITHMS
+from ppo_jax.rlhf import rollout as language_rollout
 
 ROOT = Path(__file__).parent.parent
 
@@ -178,3 +182,43 @@ def test_the_examples_that_train_print_what_is_written(capsys, tmp_path, monkeyp
     monkeypatch.chdir(tmp_path)
     for name in TRAINED:  # `evaluate` and `load` use the run of `run`
         run_example(public_examples()[name], capsys)
+
+
+def test_every_metric_that_is_logged_is_explained():
+    page = (ROOT / "docs/understanding_a_run.md").read_text()
+    names = {*language_rollout.METRICS}
+    for algorithm in ALGORITHMS:
+        config = configs.make(preset="none", algorithm=algorithm, num_steps=512)
+        program = ppo_jax.build(config)
+        state = jax.eval_shape(program.init, jax.random.key(0))
+        names |= {*jax.eval_shape(program.step, state)[1], *configs.promises(config)}
+    assert {"approx_kl", "unfinished_episodes", "actor_grad_norm", "log_prob_gap"} <= names
+    assert [name for name in sorted(names) if f"`{name}`" not in page] == []
+
+
+@pytest.mark.parametrize("name", ALGORITHMS)
+def test_the_page_of_an_algorithm_is_complete(name):
+    page = (ROOT / f"docs/algorithms/{name}.md").read_text()
+    parts = ("What it is.", "When to use it.", "Paper", "## Pseudocode", "## Learning curves")
+    parts += (f"{{hyperparameters}} {name}", f"{{learned}} {name}", f"images/curves/{name}.svg")
+    assert [part for part in parts if part not in page] == []
+    assert (ROOT / f"docs/images/curves/{name}.svg").is_file()
+
+
+def test_formulas_need_no_network():
+    """The copy of MathJax is the one that its note describes."""
+    folder = ROOT / "docs/_static/mathjax"
+    digest = hashlib.sha256((folder / "tex-svg.js").read_bytes()).hexdigest()
+    assert digest in (folder / "SOURCE.txt").read_text() and (folder / "LICENSE").is_file()
+    assert 'mathjax_path = "mathjax/tex-svg.js"' in (ROOT / "docs/conf.py").read_text()
+
+
+def test_the_example_of_the_statistics_page_prints_what_is_written(capsys):
+    assert [run_python(ROOT / "docs/statistics.md")] == [capsys.readouterr().out.split()]
+
+
+@pytest.mark.slow
+def test_the_ten_lines_of_the_front_page_run(capsys, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    printed = run_python(ROOT / "docs/index.md")
+    assert capsys.readouterr().out.split("\n")[:-1] == printed == ["(4, 195)"]

@@ -13,9 +13,10 @@ def write_pages(app: Any) -> None:
     """docs/generated/notebooks: one page per notebook, in their order."""
     folder = Path(app.srcdir) / "generated/notebooks"
     folder.mkdir(parents=True, exist_ok=True)
-    sources = sorted((Path(app.srcdir).parent / "notebooks").glob("*.ipynb"))
+    found = (Path(app.srcdir).parent / "notebooks").glob("*.ipynb")
+    sources = sorted(found, key=lambda path: (path.stem != "quickstart", path.stem))
     pages = {f"{path.stem}.md": page(path, folder) for path in sources}
-    index = "# Notebooks\n\nEach runs in a minute or two on two cores, and is run in every test.\n"
+    index = "# Tutorials\n\nNotebooks with their text, code and output. The tests run every notebook.\n"
     index += "\n```{toctree}\n:maxdepth: 1\n\n" + "\n".join(p.stem for p in sources) + "\n```\n"
     write_folder(folder, pages | {"index.md": index})
 

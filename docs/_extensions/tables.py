@@ -57,12 +57,14 @@ class Results(SphinxDirective):
 
     :where: COLUMN=VALUE or COLUMN^=START, those rows alone.
     :columns: names of the columns shown; all if absent.
+    :titles: their titles, separated by |; the names if absent.
     """
 
     required_arguments = 1
     option_spec: ClassVar[dict[str, Any]] = {
         "where": directives.unchanged,
         "columns": directives.unchanged,
+        "titles": directives.unchanged,
     }
 
     def run(self) -> list[nodes.Node]:
@@ -82,7 +84,8 @@ class Results(SphinxDirective):
         if not rows:
             raise self.error(f"no row of {path.name} has {where}")
         columns = self.options["columns"].split() if "columns" in self.options else [*rows[0]]
-        return [table(columns, [[r[c] for c in columns] for r in rows])]
+        titles = [t.strip() for t in self.options.get("titles", "").split("|") if t.strip()]
+        return [table(titles or columns, [[r[c] for c in columns] for r in rows])]
 
 
 class Learned(SphinxDirective):
