@@ -164,7 +164,7 @@ def summary(module: Any) -> list[str]:
 
 
 def write_folder(folder: Path, wanted: dict[str, str]) -> None:
-    """Make the text files of a generated folder these and no others."""
+    """Write the Markdown files of a generated folder and delete all other Markdown files in it."""
     folder.mkdir(parents=True, exist_ok=True)
     for old in folder.glob("*.md"):
         if old.name not in wanted:
@@ -178,8 +178,8 @@ def write_folder(folder: Path, wanted: dict[str, str]) -> None:
 def set_formulas(app: Any, what: str, name: str, obj: Any, options: Any, lines: list[str]) -> None:
     """Make literal blocks of paragraphs that are formulas; add the summary to a module's docstring.
 
-    A paragraph is one if it is not the first and its first line has the sign of an equation or an
-    arrow with spaces around it and does not begin as a sentence or a section does.
+    A paragraph is a formula if it is not the first one, contains an equals sign, a comparison or an
+    arrow between spaces, and does not begin like a sentence or a section.
     """
     paragraphs = re.split(r"\n\s*\n", "\n".join(lines))
     for i, paragraph in enumerate(paragraphs):
@@ -194,7 +194,7 @@ def set_formulas(app: Any, what: str, name: str, obj: Any, options: Any, lines: 
 
 
 def escape(text: str) -> str:
-    """Stars, bars and letters after backticks as text, which they are in these docstrings."""
+    """Escape stars, bars and letters after backticks, which are plain text in these docstrings."""
     parts = re.split(r"(`[^`]*`)", text)
     for i in range(0, len(parts), 2):
         parts[i] = re.sub(r"(?<!^)\*(?=[\w*])|\|", r"\\\g<0>", parts[i])
@@ -204,7 +204,7 @@ def escape(text: str) -> str:
 
 
 def is_formula(paragraph: str) -> bool:
-    """Whether a paragraph of a docstring is mathematics or code rather than a sentence."""
+    """Whether a paragraph of a docstring is a formula or code and not a sentence."""
     if paragraph.startswith(SECTIONS) or paragraph.lstrip().startswith(("*", "-", "|", ":")):
         return False
     sign = re.search(r"\s(=|≈|←|->|→|<=|≥|↦)\s|^\w+\([^)]*\)$|\w\(\w+[=,]", paragraph)
@@ -213,7 +213,7 @@ def is_formula(paragraph: str) -> bool:
 
 
 def skip(app: Any, what: str, name: str, obj: Any, skipped: bool, options: Any) -> bool | None:
-    """Leave out what dataclasses and named tuples bring along."""
+    """Leave out the members that dataclasses and named tuples generate."""
     if name == "replace" and "new values" in (getattr(obj, "__doc__", None) or ""):
         return True
     if (getattr(obj, "__doc__", None) or "").startswith("Alias for field number"):

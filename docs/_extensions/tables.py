@@ -18,7 +18,7 @@ from ppo_jax.config.presets import PRESETS
 class Hyperparameters(SphinxDirective):
     """`{hyperparameters} ppo`: name, default, range and meaning of each option of a Config.
 
-    `{hyperparameters} run` are those of TrainConfig, which all algorithms share.
+    `{hyperparameters} run` lists the options of TrainConfig, which all algorithms share.
     """
 
     required_arguments = 1
@@ -36,7 +36,7 @@ class Hyperparameters(SphinxDirective):
 
 
 class Presets(SphinxDirective):
-    """`{presets} ppo`: the presets of an algorithm and the values they set."""
+    """`{presets} ppo`: the presets of an algorithm with their values."""
 
     required_arguments = 1
 
@@ -55,9 +55,9 @@ class Presets(SphinxDirective):
 class Results(SphinxDirective):
     """`{results} family.csv`: rows of a committed CSV.
 
-    :where: COLUMN=VALUE or COLUMN^=START, those rows alone.
-    :columns: names of the columns shown; all if absent.
-    :titles: their titles, separated by |; the names if absent.
+    :where: COLUMN=VALUE or COLUMN^=START, to show only these rows.
+    :columns: names of the columns to show; all columns if absent.
+    :titles: titles of the columns, separated by |; the names if absent.
     """
 
     required_arguments = 1
@@ -123,10 +123,10 @@ class Learned(SphinxDirective):
 
 
 class Accelerator(SphinxDirective):
-    """`{accelerator}`: table and figure of benchmarks.accelerator, or that there is no row."""
+    """`{accelerator}`: tables and figure of benchmarks.accelerator, or a note without rows."""
 
     def run(self) -> list[nodes.Node]:
-        """A table for each device, then the figure."""
+        """A table for each device, followed by the figure."""
         for path in (report.RESULTS / report.FILE, report.PUBLISHED):
             self.env.note_dependency(str(path))
         rows = report.measured(report.RESULTS)
@@ -142,14 +142,14 @@ class Accelerator(SphinxDirective):
 
 
 def value(x: Any) -> str:
-    """A value as it would be given on the command line."""
+    """A value in the form in which the command line takes it."""
     if isinstance(x, tuple):
         return " ".join(map(str, x)) or "none"
     return str(x)
 
 
 def allowed(field: dataclasses.Field[Any]) -> str:
-    """What an option may be set to."""
+    """The values that an option may have, as text."""
     return "True, False" if isinstance(field.default, bool) else str(field.metadata["bounds"])
 
 
@@ -159,7 +159,7 @@ def doc(field: dataclasses.Field[Any]) -> str:
 
 
 def table(head: list[str], rows: list[list[str]], code: tuple[int, ...] = ()) -> nodes.table:
-    """A table of docutils' nodes, the columns in `code` set as code."""
+    """A docutils table; the columns with the numbers in `code` are formatted as code."""
     group = nodes.tgroup(cols=len(head))
     group += [nodes.colspec(colwidth=1) for _ in head]
     group += nodes.thead("", row([[nodes.Text(h)] for h in head]))
