@@ -1,4 +1,4 @@
-"""How the documentation is built: `sphinx-build -W -b html docs OUT`, warnings being errors."""
+"""Configuration of the documentation: `sphinx-build -q -W -b html docs OUT` fails on a warning."""
 
 import sys
 from pathlib import Path
@@ -26,15 +26,28 @@ source_suffix = {".md": "markdown"}
 
 myst_enable_extensions = ["dollarmath", "amsmath", "colon_fence"]
 myst_heading_anchors = 3
-# A table of contents may skip a level; indented blocks are commands, not Python.
+# A table of contents may skip a heading level. Indented blocks are commands, not Python.
 highlight_language = "text"
-# Names in single backticks become links where there is something to link to.
+# A name in single backticks becomes a link if the documentation contains an object of that name.
 default_role = "py:obj"
 
+# Formulas are rendered in the reader's browser by a copy of MathJax that is part of the site, so
+# that the pages work without a network connection. Its context menu is switched off because some of
+# its entries load further files from the network.
+mathjax_path = "mathjax/tex-svg.js"
+mathjax3_config = {"options": {"enableMenu": False}}
+
 autodoc_member_order = "bysource"
-autodoc_typehints = "none"  # the signature has them, and the text says what they mean
+# Types are shown in the signature, one parameter per line where the signature is long.
+autodoc_typehints = "signature"
+autodoc_typehints_format = "short"
+python_use_unqualified_type_names = True
+python_maximum_signature_line_length = 80
+python_trailing_comma_in_multi_line_signatures = False
+# A default value is shown as it is written in the source ("jnp.float32", not its repr).
+autodoc_preserve_defaults = True
 autodoc_default_options = {"members": True}
-# Suites of environments that need not be installed to read about their adapters.
+# Environment suites that need not be installed to build the pages of their adapters.
 autodoc_mock_imports = [
     "ale_py",
     "brax",
@@ -50,6 +63,7 @@ autodoc_mock_imports = [
 napoleon_google_docstring = True
 napoleon_numpy_docstring = False
 napoleon_use_ivar = True
+napoleon_attr_annotations = False  # the signature has the types
 napoleon_use_rtype = False
 
 html_theme = "furo"

@@ -1,12 +1,15 @@
-"""What the documents say exists, exists."""
+"""Checks of the documentation: what its pages name exists, and its examples run."""
 
 import ast
+import hashlib
 import re
 from pathlib import Path
 
+import jax
 import pytest
 
 import benchmarks.throughput.__main__ as throughput
+import ppo_jax
 from benchmarks import (
     algorithms,
     alignment,
@@ -21,8 +24,10 @@ from benchmarks import (
 from benchmarks.learning import markdown
 from benchmarks.table import RESULTS, read
 from benchmarks.throughput import documents
+from documents import run_python
 from ppo_jax import config as configs
 from ppo_jax.algorithms import ALGORITHMS
+from ppo_jax.rlhf import rollout as language_rollout
 
 ROOT = Path(__file__).parent.parent
 
@@ -142,3 +147,78 @@ def test_all_37_details_are_listed():
     rows = re.findall(r"^\| (\d+)(?:-(\d+))? \|", (ROOT / "docs/details.md").read_text(), re.M)
     listed = [n for a, b in rows for n in range(int(a), int(b or a) + 1)]
     assert listed == list(range(1, 38))
+
+
+# The examples that train and compile; the others are run by every test.
+TRAINED = ("run", "evaluate", "load", "make_train", "build")
+
+
+def public_examples() -> dict[str, str]:
+    """Name -> the section of docs/public_names.md about it."""
+    page = (ROOT / "docs/public_names.md").read_text()
+    sections = re.split(r"^### `(\w+)`$", page, flags=re.M)
+    return dict(zip(sections[1::2], sections[2::2], strict=True))
+
+
+def run_example(section, capsys):
+    """Run the block of a section and compare what it prints with its comments."""
+    (block,) = re.findall(r"```python\n(.*?)```", section, re.S)
+    expected = re.findall(r"print\(.*\)  # (.*?)(?: {2}#.*)?$", block, re.M)
+    exec(compile(block, "public_names.md", "exec"), {})
+    assert expected and capsys.readouterr().out.split() == " ".join(expected).split()
+
+
+def test_every_public_name_has_an_example():
+    assert {*public_examples()} == {*ppo_jax.__all__, "build", "make_train"}
+
+
+@pytest.mark.parametrize("name", [n for n in public_examples() if n not in TRAINED])
+def test_the_example_of_a_public_name_prints_what_is_written(name, capsys):
+    run_example(public_examples()[name], capsys)
+
+
+@pytest.mark.slow
+def test_the_examples_that_train_print_what_is_written(capsys, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for name in TRAINED:  # `evaluate` and `load` use the run of `run`
+        run_example(public_examples()[name], capsys)
+
+
+def test_every_metric_that_is_logged_is_explained():
+    page = (ROOT / "docs/understanding_a_run.md").read_text()
+    names = {*language_rollout.METRICS}
+    for algorithm in ALGORITHMS:
+        config = configs.make(preset="none", algorithm=algorithm, num_steps=512)
+        program = ppo_jax.build(config)
+        state = jax.eval_shape(program.init, jax.random.key(0))
+        names |= {*jax.eval_shape(program.step, state)[1], *configs.promises(config)}
+    assert {"approx_kl", "unfinished_episodes", "actor_grad_norm", "log_prob_gap"} <= names
+    assert [name for name in sorted(names) if f"`{name}`" not in page] == []
+
+
+@pytest.mark.parametrize("name", ALGORITHMS)
+def test_the_page_of_an_algorithm_is_complete(name):
+    page = (ROOT / f"docs/algorithms/{name}.md").read_text()
+    parts = ("What it is.", "When to use it.", "Paper", "## Pseudocode", "## Learning curves")
+    parts += (f"{{hyperparameters}} {name}", f"{{learned}} {name}", f"images/curves/{name}.svg")
+    assert [part for part in parts if part not in page] == []
+    assert (ROOT / f"docs/images/curves/{name}.svg").is_file()
+
+
+def test_formulas_need_no_network():
+    """The copy of MathJax is the one that its note describes."""
+    folder = ROOT / "docs/_static/mathjax"
+    digest = hashlib.sha256((folder / "tex-svg.js").read_bytes()).hexdigest()
+    assert digest in (folder / "SOURCE.txt").read_text() and (folder / "LICENSE").is_file()
+    assert 'mathjax_path = "mathjax/tex-svg.js"' in (ROOT / "docs/conf.py").read_text()
+
+
+def test_the_example_of_the_statistics_page_prints_what_is_written(capsys):
+    assert [run_python(ROOT / "docs/statistics.md")] == [capsys.readouterr().out.split()]
+
+
+@pytest.mark.slow
+def test_the_ten_lines_of_the_front_page_run(capsys, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    printed = run_python(ROOT / "docs/index.md")
+    assert capsys.readouterr().out.split("\n")[:-1] == printed == ["(4, 195)"]

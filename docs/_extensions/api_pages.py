@@ -1,79 +1,170 @@
-"""A page for every public module, and docstrings in the form that Sphinx reads."""
+"""A page for every module of the package, with a summary of its objects after its docstring.
+
+Modules that users import are listed under the headings of GROUPS; all others are internal and are
+listed apart.
+"""
 
 import importlib
+import inspect
 import pkgutil
 import re
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
 import ppo_jax
 
-# Package -> what stands over its pages, in the order of the table of contents.
-GROUPS = {
-    "ppo_jax": "The core",
-    "ppo_jax.algorithms": "Algorithms",
-    "ppo_jax.networks": "Networks",
-    "ppo_jax.envs": "Environments",
-    "ppo_jax.sweep": "Sweeps",
-    "ppo_jax.rlhf": "Language models",
+# Heading of the table of contents -> the public modules under it, in their order.
+GROUPS: dict[str, tuple[str, ...]] = {
+    "Train, evaluate and load": (
+        "ppo_jax",
+        "ppo_jax.train",
+        "ppo_jax.experiment",
+        "ppo_jax.evaluate",
+        "ppo_jax.agent",
+        "ppo_jax.config",
+        "ppo_jax.config.train",
+        "ppo_jax.config.schedules",
+        "ppo_jax.config.presets",
+    ),
+    "Mathematics": (
+        "ppo_jax.types",
+        "ppo_jax.advantages",
+        "ppo_jax.losses",
+        "ppo_jax.distributions",
+        "ppo_jax.divergences",
+        "ppo_jax.normalization",
+        "ppo_jax.optimizer",
+        "ppo_jax.sgd",
+        "ppo_jax.rollout",
+    ),
+    "Algorithms": (
+        "ppo_jax.algorithms",
+        "ppo_jax.algorithms.hooks",
+        "ppo_jax.algorithms.reinforce",
+        "ppo_jax.algorithms.actor_critic",
+        "ppo_jax.algorithms.a2c",
+        "ppo_jax.algorithms.trpo",
+        "ppo_jax.algorithms.ppo_kl",
+        "ppo_jax.algorithms.ppo",
+    ),
+    "Networks": (
+        "ppo_jax.networks",
+        "ppo_jax.networks.policy",
+        "ppo_jax.networks.own",
+        "ppo_jax.networks.layers",
+        "ppo_jax.networks.heads",
+        "ppo_jax.networks.memory",
+        "ppo_jax.networks.recurrent",
+    ),
+    "Environments": (
+        "ppo_jax.envs",
+        "ppo_jax.envs.protocol",
+        "ppo_jax.envs.spaces",
+        "ppo_jax.envs.registry",
+        "ppo_jax.envs.vectorize",
+        "ppo_jax.envs.action_masks",
+        "ppo_jax.envs.frame_stack",
+        "ppo_jax.envs.check",
+        "ppo_jax.envs.gymnax",
+        "ppo_jax.envs.gymnasium",
+    ),
+    "Experiments and statistics": (
+        "ppo_jax.sweep",
+        "ppo_jax.sweep.run",
+        "ppo_jax.sweep.results",
+        "ppo_jax.analysis.statistics",
+        "ppo_jax.analysis.plot",
+    ),
+    "Export": ("ppo_jax.export", "ppo_jax.export.interface", "ppo_jax.export.verify"),
+    "Language models": (
+        "ppo_jax.rlhf",
+        "ppo_jax.rlhf.train",
+        "ppo_jax.rlhf.algorithms",
+        "ppo_jax.rlhf.supervised",
+        "ppo_jax.rlhf.rewards",
+        "ppo_jax.rlhf.decoder",
+        "ppo_jax.rlhf.generate",
+        "ppo_jax.rlhf.lora",
+        "ppo_jax.rlhf.tokenizer",
+        "ppo_jax.rlhf.data",
+        "ppo_jax.rlhf.hf_io",
+    ),
 }
+INDEX = """# Modules
+
+These pages are made from the docstrings. The [public names](/public_names.md) have an example each.
+The shape letters, such as [T, N], are defined in `ppo_jax.types`.
+"""
+INTERNAL = """
+## Internal modules
+
+These modules are documented for contributors. Their names and signatures may change in any release.
+"""
 PAGE = """# `{name}`
 
 ```{{eval-rst}}
 .. automodule:: {name}
-```
-"""
-PACKAGE_PAGE = """# `{name}`
-
-```{{eval-rst}}
-.. automodule:: {name}
-   :no-members:
-
-{exports}
-```
+{options}```
 """
 SECTIONS = ("Args:", "Attributes:", "Returns:", "Raises:", "Source", "Yields:")
 
 
-def modules() -> dict[str, list[str]]:
-    """Heading -> the public modules under it, found by looking into the package."""
-    found: dict[str, list[str]] = {heading: [] for heading in GROUPS.values()}
-    found[GROUPS["ppo_jax"]].append("ppo_jax")
-    for module in pkgutil.walk_packages(ppo_jax.__path__, "ppo_jax."):
-        if "__main__" in module.name:
-            continue
-        home = module.name if module.ispkg else module.name.rpartition(".")[0]
-        group = next((g for g in (home, home.rpartition(".")[0]) if g in GROUPS), "ppo_jax")
-        found[GROUPS[group]].append(module.name)
-    return {heading: names for heading, names in found.items() if names}
+def all_modules() -> list[str]:
+    """The names of all modules of the package."""
+    names = (module.name for module in pkgutil.walk_packages(ppo_jax.__path__, "ppo_jax."))
+    return ["ppo_jax", *(name for name in names if "__main__" not in name)]
 
 
 def write_pages(app: Any) -> None:
-    """docs/generated/api: pages of automodule directives, rewritten only where they differ."""
-    folder = Path(app.srcdir) / "generated/api"
-    wanted = {}
-    index = "# Modules\n\nFrom the docstrings; the shape letters are those of `ppo_jax.types`.\n"
-    for heading, names in modules().items():
-        index += f"\n```{{toctree}}\n:caption: {heading}\n:maxdepth: 1\n\n"
-        index += "\n".join(names) + "\n```\n"
-        wanted |= {f"{name}.md": page(name) for name in names}
-    write_folder(folder, wanted | {"index.md": index})
+    """Write docs/generated/api: an index, and a page for each module."""
+    names = all_modules()
+    public = {name for group in GROUPS.values() for name in group}
+    if missing := sorted(public - {*names}):
+        raise ValueError(f"api_pages.GROUPS lists modules that do not exist: {missing}")
+    index = INDEX
+    for heading, group in GROUPS.items():
+        index += f"\n## {heading}\n\n{listing(group)}"
+    index += INTERNAL + listing(name for name in names if name not in public)
+    pages = {f"{name}.md": page(name) for name in names}
+    write_folder(Path(app.srcdir) / "generated/api", pages | {"index.md": index})
+
+
+def listing(names: Iterable[str]) -> str:
+    """Modules with the first line of each docstring, and a hidden table of contents."""
+    lines = {n: f"- [`{n}`]({n}.md): {first_line(importlib.import_module(n))}" for n in names}
+    contents = "```{toctree}\n:hidden:\n:maxdepth: 1\n\n" + "\n".join(lines) + "\n```\n"
+    return "\n".join(lines.values()) + "\n\n" + contents
 
 
 def page(name: str) -> str:
-    """The page of a module; that of a package lists what it exports, which is told elsewhere."""
-    module = importlib.import_module(name)
-    if not hasattr(module, "__path__"):
-        return PAGE.format(name=name)
-    exports = [
-        f"* `{export} <{getattr(getattr(module, export), '__module__', name)}.{export}>`"
-        for export in getattr(module, "__all__", ())
-    ]
-    return PACKAGE_PAGE.format(name=name, exports="\n".join(exports))
+    """The page of a module; that of a package documents no members, which have their own pages."""
+    is_package = hasattr(importlib.import_module(name), "__path__")
+    return PAGE.format(name=name, options="   :no-members:\n" if is_package else "")
+
+
+def first_line(documented: Any) -> str:
+    """The first sentence of a docstring: its first paragraph up to a full stop or colon."""
+    paragraph = (inspect.getdoc(documented) or "").split("\n\n")[0]
+    return re.split(r"(?<=[.])\s+(?=[A-Z`])", " ".join(paragraph.split()))[0]
+
+
+def summary(module: Any) -> list[str]:
+    """A list in reStructuredText: the name of each public object and the first line about it."""
+    exported = getattr(module, "__all__", None)
+    names = exported or [n for n in vars(module) if not n.startswith("_")]
+    rows = []
+    for name in names:
+        found = getattr(module, name)
+        home = getattr(found, "__module__", None)
+        documented = inspect.isfunction(found) or inspect.isclass(found)
+        if documented and found.__doc__ and (exported or home == module.__name__):
+            rows.append(f"* `{name} <{home}.{name}>`: {escape(first_line(found))}")
+    return [".. rubric:: Summary", "", *rows, ""] if len(rows) > 1 else []
 
 
 def write_folder(folder: Path, wanted: dict[str, str]) -> None:
-    """Make the text files of a generated folder these and no others."""
+    """Write the Markdown files of a generated folder and delete all other Markdown files in it."""
     folder.mkdir(parents=True, exist_ok=True)
     for old in folder.glob("*.md"):
         if old.name not in wanted:
@@ -85,10 +176,10 @@ def write_folder(folder: Path, wanted: dict[str, str]) -> None:
 
 
 def set_formulas(app: Any, what: str, name: str, obj: Any, options: Any, lines: list[str]) -> None:
-    """Paragraphs that are formulas keep their lines: they become literal blocks.
+    """Make literal blocks of paragraphs that are formulas; add the summary to a module's docstring.
 
-    A paragraph is one if it is not the first and its first line has the sign of an equation or an
-    arrow with spaces around it and does not begin as a sentence or a section does.
+    A paragraph is a formula if it is not the first one, contains an equals sign, a comparison or an
+    arrow between spaces, and does not begin like a sentence or a section.
     """
     paragraphs = re.split(r"\n\s*\n", "\n".join(lines))
     for i, paragraph in enumerate(paragraphs):
@@ -98,10 +189,12 @@ def set_formulas(app: Any, what: str, name: str, obj: Any, options: Any, lines: 
         else:
             paragraphs[i] = escape(paragraph)
     lines[:] = [*"\n\n".join(paragraphs).split("\n"), ""]
+    if what == "module":
+        lines += summary(obj)
 
 
 def escape(text: str) -> str:
-    """Stars, bars and letters after backticks as text, which they are in these docstrings."""
+    """Escape stars, bars and letters after backticks, which are plain text in these docstrings."""
     parts = re.split(r"(`[^`]*`)", text)
     for i in range(0, len(parts), 2):
         parts[i] = re.sub(r"(?<!^)\*(?=[\w*])|\|", r"\\\g<0>", parts[i])
@@ -111,7 +204,7 @@ def escape(text: str) -> str:
 
 
 def is_formula(paragraph: str) -> bool:
-    """Whether a paragraph of a docstring is mathematics or code rather than a sentence."""
+    """Whether a paragraph of a docstring is a formula or code and not a sentence."""
     if paragraph.startswith(SECTIONS) or paragraph.lstrip().startswith(("*", "-", "|", ":")):
         return False
     sign = re.search(r"\s(=|≈|←|->|→|<=|≥|↦)\s|^\w+\([^)]*\)$|\w\(\w+[=,]", paragraph)
@@ -120,7 +213,7 @@ def is_formula(paragraph: str) -> bool:
 
 
 def skip(app: Any, what: str, name: str, obj: Any, skipped: bool, options: Any) -> bool | None:
-    """Leave out what dataclasses and named tuples bring along."""
+    """Leave out the members that dataclasses and named tuples generate."""
     if name == "replace" and "new values" in (getattr(obj, "__doc__", None) or ""):
         return True
     if (getattr(obj, "__doc__", None) or "").startswith("Alias for field number"):

@@ -1,4 +1,4 @@
-"""The notebooks as pages: text, code, and the outputs that were committed with them."""
+"""Pages of the notebooks: text, code, and the outputs that were committed with them."""
 
 import base64
 import json
@@ -10,18 +10,19 @@ from api_pages import write_folder
 
 
 def write_pages(app: Any) -> None:
-    """docs/generated/notebooks: one page per notebook, in their order."""
+    """Write docs/generated/notebooks: an index, and a page for each notebook, quickstart first."""
     folder = Path(app.srcdir) / "generated/notebooks"
     folder.mkdir(parents=True, exist_ok=True)
-    sources = sorted((Path(app.srcdir).parent / "notebooks").glob("*.ipynb"))
+    found = (Path(app.srcdir).parent / "notebooks").glob("*.ipynb")
+    sources = sorted(found, key=lambda path: (path.stem != "quickstart", path.stem))
     pages = {f"{path.stem}.md": page(path, folder) for path in sources}
-    index = "# Notebooks\n\nEach runs in a minute or two on two cores, and is run in every test.\n"
+    index = "# Tutorials\n\nNotebooks with text, code and output. The tests run every notebook.\n"
     index += "\n```{toctree}\n:maxdepth: 1\n\n" + "\n".join(p.stem for p in sources) + "\n```\n"
     write_folder(folder, pages | {"index.md": index})
 
 
 def page(path: Path, folder: Path) -> str:
-    """A notebook in Markdown; its pictures are written beside the page."""
+    """The page of a notebook in Markdown; its images are written to the same folder."""
     parts = []
     for number, cell in enumerate(json.loads(path.read_text())["cells"]):
         source = "".join(cell["source"])
@@ -38,13 +39,13 @@ def page(path: Path, folder: Path) -> str:
 
 
 def linked(text: str) -> str:
-    """Links to other notebooks and to pages, as they are from a page of the documentation."""
+    """Rewrite links to other notebooks and to pages for a page of the documentation."""
     text = re.sub(r"\]\((\w+)\.ipynb\)", r"](\1.md)", text)
     return re.sub(r"\]\(\.\./docs/", "](/", text)
 
 
 def shown(output: dict[str, Any], folder: Path, name: str) -> str:
-    """An output as Markdown: a picture, else text."""
+    """The Markdown of an output: an image if it has one, otherwise its text."""
     data = output.get("data", {})
     for kind in ("png", "gif"):
         if f"image/{kind}" in data:

@@ -1,8 +1,8 @@
-"""Links of the pages to what lies outside docs/, which a built page cannot follow.
+"""Links from the pages to files outside docs/, which the built site does not contain.
 
-In the repository they lead to a source file, a notebook or a folder. In the built pages a module of
-ppo_jax and a notebook are the pages made of them, another folder is its name, and a file becomes a
-download, as MyST has it.
+In the repository such a link points to a source file, a notebook or a folder. In the built site a
+link to a module of ppo_jax or to a notebook points to the page that is generated from it, a link to
+another folder becomes plain text, and a link to another file becomes a download, as in MyST.
 """
 
 import re
@@ -11,7 +11,7 @@ from typing import Any
 
 
 def rewrite(app: Any, docname: str, source: list[str]) -> None:
-    """Replace the links of one page before it is parsed."""
+    """Replace the links of a page before the page is parsed."""
     if docname.startswith("generated/"):
         return
     root = Path(app.srcdir).parent
@@ -29,7 +29,7 @@ def rewrite(app: Any, docname: str, source: list[str]) -> None:
 
 
 def page_of(place: Path) -> str | None:
-    """The generated page of a module, a notebook, or the folder of either."""
+    """The name of the generated page of a module, a notebook, or a folder of these, or None."""
     name = ".".join(place.with_suffix("").parts)
     if place.parts[0] == "notebooks":
         return f"notebooks/{place.stem if place.suffix else 'index'}"
