@@ -1,7 +1,9 @@
 """README.md: its length, its commands, and what it may not claim."""
 
 import re
+
 import documents
+from benchmarks.table import RESULTS, read
 
 README = documents.ROOT / "README.md"
 
@@ -15,7 +17,7 @@ def test_the_readme_begins_with_the_two_commands():
 
 
 def test_the_readme_claims_no_licence():
-    """None has been chosen: a file or a sentence that names one needs the owner's decision."""
+    """The owner has chosen none: a file or a sentence that names one needs the owner's decision."""
     assert not [path for path in documents.ROOT.iterdir() if path.stem.upper() == "LICENSE"]
     assert "Licence: none has been chosen by the owner yet." in README.read_text()
 
@@ -27,10 +29,9 @@ def test_the_readme_shows_no_interval_of_few_seeds():
         assert ("[" in returns) == (int(seeds) >= 5), returns
 
 
-def test_the_readme_says_which_opponent_pong_has():
+def test_the_readme_says_which_opponent_the_pong_agent_has():
     text = " ".join(README.read_text().split())
-    (claim,) = re.findall(r"[^.]*The Pong agent.*?\.csv.*?hard one\.", text)
-    mean = (
-        (documents.ROOT / "benchmarks/results/pong.csv").read_text().splitlines()[-1].split(",")[5]
-    )
-    assert "easy opponent" in claim and f"{float(mean):.1f}" in claim
+    (claim,) = re.findall(r"The Pong agent wins by .*? against the hard one\.", text)
+    best = read(RESULTS / "pong.csv")[-1]
+    assert "difficulty=easy" in best["env_args"] and "easy opponent" in claim
+    assert f"{float(best['mean']):.1f}" in claim
