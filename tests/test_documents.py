@@ -43,7 +43,6 @@ NOT_RUN = {
     r"ppo_jax\.rlhf( --data|$)|benchmarks\.alignment": "five minutes and more",
     r"--process-id|--distributed": "one of several processes; tests/test_cluster_processes.py",
     r"--format onnx|--wandb|--trackio": "needs an extra; tests of its own",
-    r"benchmarks\.learning( --tasks|$)": "half an hour and more",
 }
 # What only a reader's machine has: the same command, through what run.py starts.
 REPLACED = {"python3 run.py train": "python -m ppo_jax.train"}

@@ -1,4 +1,4 @@
-"""The examples by the commands of examples/README.md, as they are written."""
+"""The commands of examples/README.md, run as they are written."""
 
 import csv
 import importlib.util
@@ -44,7 +44,7 @@ COMMANDS = SECTIONS[OWN]
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
-    """A copy of examples/, so that what the commands leave is beside it."""
+    """A copy of examples/, in which the commands write their files."""
     root = tmp_path_factory.mktemp("examples")
     shutil.copytree(EXAMPLES, root / "examples")
     return root / "examples"
@@ -83,7 +83,7 @@ def numbers(path):
 
 @pytest.mark.slow
 def test_the_commands_of_the_example_run_as_written(folder, monkeypatch):
-    """Trained, killed and resumed, evaluated, exported, plotted and swept."""
+    """Training, kill and resume, evaluation, export, plot and sweep."""
     train = command("--total-timesteps 40000")
     output = run(train, folder)
     assert "environment steps: 0." in output  # the callback
@@ -132,7 +132,7 @@ def test_the_example_leaves_for_onnx(folder):
 
 
 def test_the_example_trains_from_python(tmp_path, monkeypatch):
-    """Objects in place of names, two callbacks, an early end."""
+    """Objects instead of names, two callbacks, and an early end."""
     monkeypatch.syspath_prepend(str(EXAMPLES))
     import own_parts
 
@@ -152,7 +152,7 @@ def test_the_example_trains_from_python(tmp_path, monkeypatch):
 
 
 def needs(module):
-    """A mark: the test is skipped where a module that an example needs is not installed."""
+    """Skip a test where a module that its example needs is not installed."""
     found = importlib.util.find_spec(module) is not None
     return pytest.mark.skipif(not found, reason=f"needs {module}, which is not installed")
 
