@@ -90,7 +90,7 @@ def layer_norm(observation_space, action_space, config):
 
 @dataclasses.dataclass(frozen=True)
 class Config(ppo.Config):
-    """PPO's hyperparameters and one more; each is a command-line option, and a sweep can vary it."""
+    """PPO's hyperparameters and one more; each is an option, and a sweep can vary it."""
 
     advantage_clip: float = option(
         2.0, "largest magnitude of a normalised advantage", low=0, open_low=True
