@@ -1,10 +1,10 @@
-"""An environment, a network, an algorithm and a callback that are not in the package.
+"""An environment, a network, an algorithm and a callback outside the package.
 
     cd examples
     python -m ppo_jax.train --env own_parts:Corridor --policy own_parts:layer_norm \
         --algorithm own_parts --callback own_parts:report --run-dir ../runs/own
 
-Everything that works for the package's own parts works for these: see README.md beside this file.
+Everything that works for the parts of the package works for these: see README.md in this folder.
 """
 
 import dataclasses
@@ -22,10 +22,10 @@ from ppo_jax.networks import Policy
 
 
 class Corridor:
-    """Walk to the right end of a corridor: 1 for reaching it, 0.01 less for each step.
+    """Walk to the right end of a corridor: reward 1 for reaching it, and a cost of 0.01 per step.
 
     Args:
-        length: number of places.
+        length: number of cells of the corridor.
     """
 
     name, params = "Corridor", ()
@@ -36,12 +36,12 @@ class Corridor:
         self.observation_space = spaces.Box(0, 1, (length,))
 
     def reset(self, key, params):
-        """The left end."""
+        """Start at the left end."""
         state = (jnp.int32(0), jnp.int32(0))
         return self._observe(state), state
 
     def step(self, key, state, action, params):
-        """One place to the left (0) or to the right (1)."""
+        """Move one cell to the left (action 0) or to the right (action 1)."""
         place, time = state
         place = jnp.clip(place + 2 * action - 1, 0, self.length - 1)
         state = (place, time + 1)
@@ -90,13 +90,15 @@ def layer_norm(observation_space, action_space, config):
 
 @dataclasses.dataclass(frozen=True)
 class Config(ppo.Config):
-    """PPO's options, and one more; each is a flag and can be varied by a sweep."""
+    """PPO's hyperparameters and one more; each is an option, and a sweep can vary it."""
 
-    advantage_clip: float = option(2.0, "advantages are clipped to ± this", low=0, open_low=True)
+    advantage_clip: float = option(
+        2.0, "largest magnitude of a normalised advantage", low=0, open_low=True
+    )
 
 
 def make(policy, config, optimizer=None):
-    """PPO with advantages that are normalised once per rollout, and clipped."""
+    """PPO with advantages that are normalised once per rollout and then clipped."""
     base = ppo.make(policy, dataclasses.replace(config, normalize_advantage=False), optimizer)
 
     def estimate(trajectory):
@@ -109,7 +111,7 @@ def make(policy, config, optimizer=None):
 
 
 def report(progress, state):
-    """A callback: print the mean return between two chunks; true would end the run."""
+    """A callback: print the mean return between two chunks. Returning True would end the run."""
     returns = [row["episode_return"] for row in progress.rows if row["episodes"]]
     if returns:
         print(f"{progress.step:>8,} environment steps: {sum(returns) / len(returns):.3f}")

@@ -45,7 +45,6 @@ NOT_RUN = {
     r"ppo_jax\.rlhf( --data|$)|benchmarks\.alignment": "five minutes and more",
     r"--process-id|--distributed": "one of several processes; tests/test_cluster_processes.py",
     r"--format onnx|--wandb|--trackio": "needs an extra; tests of its own",
-    r"benchmarks\.learning( --tasks|$)": "half an hour and more",
 }
 # Programs that only a reader's machine has, and the same command as started by run.py.
 REPLACED = {"python3 run.py train": "python -m ppo_jax.train"}

@@ -1,4 +1,4 @@
-"""examples/own_parts.py by the commands of examples/README.md, as they are written."""
+"""The commands of examples/README.md, run as they are written."""
 
 import csv
 import importlib.util
@@ -16,16 +16,35 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+import documents
 import ppo_jax
 from ppo_jax.runs.metrics_log import read_metrics
 
 EXAMPLES = Path(__file__).parent.parent / "examples"
-COMMANDS = re.findall(r"^      (python -m .*)$", (EXAMPLES / "README.md").read_text(), re.MULTILINE)
+README = EXAMPLES / "README.md"
+HOUR = "The first hour"
+OWN = "An environment, a network, an algorithm and a callback"
+GYMNASIUM = "A Gymnasium environment"
+PONG = "Watch an agent play Pong"
+BRAX = "A physics task in Brax"
+LANGUAGE = "A language model and a rule"
+OPTUNA = "A hyperparameter search with Optuna"
+
+
+def sections():
+    """Title -> the commands of the section that begin with `python`; "" -> those before all."""
+    parts = re.split(r"^## (.+)\n", README.read_text(), flags=re.M)
+    texts = {"": parts[0]} | dict(zip(parts[1::2], parts[2::2], strict=True))
+    return {t: re.findall(r"^    (python .+)$", text, re.M) for t, text in texts.items()}
+
+
+SECTIONS = sections()
+COMMANDS = SECTIONS[OWN]
 
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
-    """A copy of examples/, so that what the commands leave is beside it."""
+    """A copy of examples/, in which the commands write their files."""
     root = tmp_path_factory.mktemp("examples")
     shutil.copytree(EXAMPLES, root / "examples")
     return root / "examples"
@@ -64,7 +83,7 @@ def numbers(path):
 
 @pytest.mark.slow
 def test_the_commands_of_the_example_run_as_written(folder, monkeypatch):
-    """Trained, killed and resumed, evaluated, exported, plotted and swept."""
+    """Training, kill and resume, evaluation, export, plot and sweep."""
     train = command("--total-timesteps 40000")
     output = run(train, folder)
     assert "environment steps: 0." in output  # the callback
@@ -113,7 +132,7 @@ def test_the_example_leaves_for_onnx(folder):
 
 
 def test_the_example_trains_from_python(tmp_path, monkeypatch):
-    """Objects in place of names, two callbacks, an early end."""
+    """Objects instead of names, two callbacks, and an early end."""
     monkeypatch.syspath_prepend(str(EXAMPLES))
     import own_parts
 
@@ -130,3 +149,118 @@ def test_the_example_trains_from_python(tmp_path, monkeypatch):
     assert 0 < result.summary["env_steps"] < 25_600
     found = ppo_jax.evaluate(result.path, episodes=4, env=own_parts.Corridor(5))
     assert float(found.episode_return.mean()) > 0.95
+
+
+def needs(module):
+    """Skip a test where a module that its example needs is not installed."""
+    found = importlib.util.find_spec(module) is not None
+    return pytest.mark.skipif(not found, reason=f"needs {module}, which is not installed")
+
+
+def summary(folder, name):
+    return json.loads((folder.parent / "runs" / name / "summary.json").read_text())
+
+
+def test_every_section_has_a_test():
+    tested = {"", HOUR, OWN, GYMNASIUM, PONG, BRAX, LANGUAGE, OPTUNA}
+    assert {*SECTIONS} == tested and all(SECTIONS.values())
+
+
+def test_the_links_of_the_examples_lead_somewhere():
+    for link in documents.links(README):
+        place, _, heading = link.partition("#")
+        target = EXAMPLES / place if place else README
+        assert target.exists(), link
+        assert not heading or heading in documents.anchors(target), link
+
+
+def test_the_script_of_the_first_hour_has_the_commands_of_the_page():
+    script = (EXAMPLES / "first_hour.sh").read_text()
+    timed = re.findall(r"^timed (python .+)$", script, re.M)
+    assert timed == SECTIONS[HOUR]
+
+
+def test_the_first_hour_counts_what_is_typed():
+    text = README.read_text().partition(f"## {HOUR}")[2].partition("\n## ")[0]
+    commands = re.findall(r"^    \S.*$", text, re.M)
+    lines = [x for x in (EXAMPLES / "delivery.py").read_text().splitlines() if x.strip()]
+    assert f"{len(commands)} commands, and the {len(lines)} lines of" in text
+
+
+def test_the_environments_of_the_examples_pass_their_check(monkeypatch):
+    monkeypatch.syspath_prepend(str(EXAMPLES))
+    import delivery
+    import greenhouse
+
+    from ppo_jax.envs import check_env
+
+    for env in (delivery.Delivery(), greenhouse.Greenhouse):
+        assert check_env(env).problems == []
+
+
+def test_the_rule_of_the_language_example(monkeypatch):
+    monkeypatch.syspath_prepend(str(EXAMPLES))
+    from language import answers
+
+    found = answers.score(["3+4="] * 4, ["7", "5", "=", ""])
+    assert found == [1.0, 0.4, 0.0, 0.0]
+
+
+@pytest.mark.slow
+def test_the_first_hour_runs_as_written(folder):
+    for line in (*SECTIONS[""], *SECTIONS[HOUR]):
+        run(line, folder)
+    assert summary(folder, "first")["eval_return_mean"] >= 475
+    assert summary(folder, "large")["eval_return_mean"] < 475
+    assert summary(folder, "delivery")["eval_return_mean"] > 0.85
+    assert (folder.parent / "runs" / "first.gif").stat().st_size > 1000
+    assert (folder.parent / "sweeps" / "first" / "report.html").exists()
+
+
+@pytest.mark.slow
+@needs("gymnasium")
+def test_the_gymnasium_example_runs_as_written(folder):
+    outputs = [run(line, folder) for line in SECTIONS[GYMNASIUM]]
+    assert "no problems" in outputs[0]
+    assert summary(folder, "greenhouse")["eval_return_mean"] > 25
+    assert list((folder.parent / "runs" / "greenhouse" / "checkpoints").iterdir())
+    assert float(re.search(r"return of one episode: ([\d.]+)", outputs[-1])[1]) > 20
+
+
+@pytest.mark.slow
+def test_pong_is_trained_and_watched(folder):
+    """With fewer steps than the page has, which take minutes."""
+    (line,) = SECTIONS[PONG]
+    assert "8 greedy episodes" in run(line, folder, "--total-timesteps", "20000")
+    assert (folder.parent / "pong.gif").stat().st_size > 1000
+    config = json.loads((folder.parent / "runs/watch_pong/config.json").read_text())
+    before = (folder.parent / "runs/watch_pong/metrics.jsonl").read_bytes()
+    run(line, folder)  # only plays
+    assert (folder.parent / "runs/watch_pong/metrics.jsonl").read_bytes() == before
+    assert config["config"]["total_timesteps"] == 20000
+
+
+@pytest.mark.slow
+@needs("brax")
+def test_the_brax_example_runs_as_written(folder):
+    for line in SECTIONS[BRAX]:
+        run(line, folder)
+    assert summary(folder, "inverted_pendulum")["eval_return_mean"] > 800
+
+
+@pytest.mark.slow
+@needs("tokenizers")
+def test_the_language_example_runs_as_written(folder):
+    """From random weights to sums, by the rule alone."""
+    outputs = [run(line, folder) for line in SECTIONS[LANGUAGE]]
+    assert "3+4=7" in outputs[-1] and "2+2=4" in outputs[-1]
+    rows = read_metrics(folder.parent / "runs" / "sums" / "metrics.jsonl")
+    assert rows[-1]["score"] > 0.8 > 0.3 > rows[0]["score"]
+
+
+@pytest.mark.slow
+@needs("optuna")
+def test_the_optuna_example_runs_as_written(folder):
+    (line,) = SECTIONS[OPTUNA]
+    output = run(line, folder)
+    assert float(re.search(r"fresh seeds ([\d.]+)", output)[1]) > 300
