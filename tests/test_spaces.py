@@ -190,11 +190,11 @@ MULTI = spaces.MultiDiscrete((3, 2))
     [
         (
             Shows((spaces.Discrete(2), "text"), (jnp.int32(0), jnp.zeros(1))),
-            r"observation space of Shows, builtins.text, cannot .* \(and any pytree of them\)",
+            r"observation space of Shows, builtins.text, is not .* \(and any pytree of them\)",
         ),
         (
             Shows({"x": spaces.Discrete(2)}, (jnp.int32(0),)),
-            r"another structure .* they are \('int32\[\]',\), it is \['x'\] Discrete\(2\)",
+            r"are \('int32\[\]',\), observation_space is \['x'\] Discrete\(2\)",
         ),
         (
             Shows({"x": spaces.Box(-1, 1, (2,))}, {"x": jnp.zeros(3)}),
@@ -202,11 +202,11 @@ MULTI = spaces.MultiDiscrete((3, 2))
         ),
         (
             Shows({"x": spaces.Discrete(2)}, {"x": jnp.float32(0)}),
-            r"observations\['x'\] are float32, its observation_space Discrete\(2\)",
+            r"observations\['x'\] are float32, but its observation_space is Discrete\(2\)",
         ),
         (
             Shows(spaces.Box(0, 255, (2,), np.uint8), jnp.zeros(2)),
-            r"observations are float32, its observation_space Box\(2,\) uint8",
+            r"observations are float32, but its observation_space is Box\(2,\) uint8",
         ),
         (
             Shows(spaces.MultiBinary(2), jnp.zeros(2)),
@@ -232,7 +232,7 @@ MULTI = spaces.MultiDiscrete((3, 2))
         (with_mask((spaces.Discrete(2),), (TWO,)), r"is \[0\] Discrete\(2\); for Discrete\(2\) it"),
         (
             with_mask(spaces.Box(0, 1, (2,), bool), jnp.ones(2)),
-            r"\['action_mask'\] are float32, its observation_space Box\(2,\) bool",
+            r"\['action_mask'\] are float32, but its observation_space is Box\(2,\) bool",
         ),
         (
             with_mask(spaces.Box(0, 1, (3, 2), bool), jnp.ones((3, 2), bool), MULTI),
