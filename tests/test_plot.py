@@ -71,7 +71,7 @@ def test_algorithms_are_called_by_their_names(tmp_path):
 def test_configurations_that_differ_in_more_than_a_line_holds_are_called_by_their_folders(
     tmp_path, monkeypatch
 ):
-    monkeypatch.setattr(grouping, "LABEL_WIDTH", 30)
+    monkeypatch.setattr(grouping, "LABEL_WIDTH", 20)
     one = make_run(tmp_path / "one", [(1, 2.0)], learning_rate=0.1, gamma=0.9)
     two = make_run(tmp_path / "two", [(1, 1.0)], learning_rate=0.2, gamma=0.95)
     assert [curve.label for curve in curves(read_all(one, two))] == ["one", "two"]

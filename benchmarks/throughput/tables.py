@@ -1,5 +1,6 @@
 """The race as the documentation's tables, and as a figure."""
 
+import re
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
@@ -207,7 +208,8 @@ def plot(folder: Path, device: str = "cpu") -> None:
             for k, (name, row) in enumerate(here):
                 x = place + (k - (len(here) - 1) / 2) * width
                 _bar(ax, x, row, width=width, color=style.colour(ranks[name]), label=name)
-        labels = [cells.label(race).replace("-", "\n").replace(", ", "\n") for race in cells.races]
+        labels = [re.sub(r"-a(\d+)", r"-\1 agents", cells.label(race)) for race in cells.races]
+        labels = [label.replace("-", "\n").replace(", ", "\n") for label in labels]
         ax.set_xticks(range(len(labels)), labels)
         style.log_axis(ax, "y")
         ax.grid(axis="x", visible=False)
