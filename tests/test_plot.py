@@ -164,10 +164,9 @@ def test_an_interval_needs_five_seeds(tmp_path, seeds):
     bands, thin = len(axes.collections), len(axes.lines) - 1
     assert (bands, thin) == ((1, 0) if seeds >= 5 else (0, seeds))
     name = axes.get_legend_handles_labels()[1]
-    assert name == [{1: "ppo", 4: "ppo (mean of 4 seeds)"}.get(seeds, INTERVAL)]
-
-
-INTERVAL = "ppo (mean of 5 seeds, 95 % interval)"
+    assert name == ["ppo" if seeds == 1 else f"ppo ({seeds} seeds)"]
+    ends = {1: "return", 4: "return, mean over seeds", 5: "return, mean and 95 % interval"}
+    assert axes.get_ylabel() == f"episode {ends[seeds]}"
 
 
 @pytest.mark.parametrize(
