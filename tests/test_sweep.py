@@ -5,6 +5,7 @@ import logging
 import os
 import subprocess
 import sys
+import types
 
 import jax
 import numpy as np
@@ -161,6 +162,17 @@ def test_chunks_are_equal_and_hardly_padded():
     assert even_width(17, 8, 1) == 6  # three chunks of 6, one place empty
 
 
+def test_a_device_alone_takes_more_agents_than_one_of_several():
+    """Which is fastest where; fewer agents than that are trained as everywhere, in few widths."""
+    cpu = types.SimpleNamespace(platform="cpu")
+    gpu = types.SimpleNamespace(platform="gpu")
+    widths = []
+    for agents, devices in ((15, [cpu]), (48, [cpu]), (100, [cpu]), (96, [cpu] * 2), (96, [gpu])):
+        fast = program._fast_width(agents, devices)
+        widths.append(even_width(agents, fast, len(devices)))
+    assert widths == [4, 16, 4, 4, 96]
+
+
 def test_memory_decides_the_width(monkeypatch):
     """The compiler's memory estimate of the program is used before it runs."""
     compiled = []
@@ -170,7 +182,7 @@ def test_memory_decides_the_width(monkeypatch):
         return program.AgentsProgram(width, (device,), None, None, None, bytes_needed=width * 100)
 
     (device,) = jax.devices()[:1]
-    monkeypatch.setattr(program, "CPU_WIDTH", 64)
+    monkeypatch.setattr(program, "CPU_WIDTH_ALONE", 64)
     monkeypatch.setattr(program, "memory_of", lambda devices: 3000)
     assert fit(64, compile_at, [device]).width == 22  # three chunks in 2,550 bytes
     assert compiled == [64, 22]

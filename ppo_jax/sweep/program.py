@@ -33,9 +33,13 @@ from ppo_jax.types import PyTree, TrainState
 
 # Largest number of updates between two progress checks; the device stores as many metric rows.
 SLICE = 256
-# On CPUs, 4 to 8 agents per device are equally fast, and 16 or more are slower (see
-# benchmarks/sweep.py). 4 is used because the numbers of agents then lead to few different widths.
+# Number of agents per device on CPUs. With one device per core, 4 to 8 are equally fast, and 16 or
+# more are slower; 4 is used because the numbers of agents then lead to few different widths: every
+# number above 9 leads to 4. A single device distributes large arrays over all cores and is fastest
+# with 16, which are used if 16 divides the number of agents. The measurements are in
+# benchmarks/results/sweep_width.csv.
 CPU_WIDTH = 4
+CPU_WIDTH_ALONE = 16
 # Largest usable fraction of a device's memory.
 MEMORY_SHARE = 0.85
 # Number of most recently used programs that stay compiled for later calls.
@@ -260,8 +264,7 @@ def fit(
     Raises:
         JaxRuntimeError: even the program of a single agent cannot be compiled with this memory.
     """
-    fast = CPU_WIDTH if devices[0].platform == "cpu" else agents
-    width = widest or even_width(agents, fast, len(devices))
+    width = widest or even_width(agents, _fast_width(agents, devices), len(devices))
     while True:
         try:
             program = compile_at(width)
@@ -276,6 +279,14 @@ def fit(
             return program
         narrower = min(width - 1, int(width * limit / program.bytes_needed))
         width = even_width(agents, max(1, narrower), len(devices))
+
+
+def _fast_width(agents: int, devices: Sequence[jax.Device]) -> int:
+    """The number of agents per device that is fastest."""
+    if devices[0].platform != "cpu":
+        return agents
+    alone = len(devices) == 1 and agents % CPU_WIDTH_ALONE == 0
+    return CPU_WIDTH_ALONE if alone else CPU_WIDTH
 
 
 def even_width(agents: int, widest: int, devices: int) -> int:
