@@ -30,7 +30,7 @@ def objective(ratio: jax.Array, advantage: float) -> tuple[jax.Array, jax.Array]
 
 @style.styled
 def main() -> None:
-    """Draw it."""
+    """Draw and save the figure."""
     ratio = jnp.linspace(0.4, 1.6, 601)
     figure, panels = style.figure(1, 2, size=(10, 4))
     for axes, (name, advantage) in zip(panels, ADVANTAGES.items(), strict=True):

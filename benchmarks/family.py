@@ -126,7 +126,7 @@ def curve_rows(method: str, env: str, steps: int, curve: np.ndarray) -> list[dic
 
 @style.styled
 def plot(path: Path = RESULTS / "family.png") -> None:
-    """Learning curves from the committed file: a panel per environment, a line per method."""
+    """Plot the learning curves in the file, with a panel per environment and a line per method."""
     rows = read(RESULTS / "family_curves.csv")
     figure, grid = style.figure(2, 2, size=(10, 7.4))
     for axes, env in zip(grid, ENVS, strict=True):

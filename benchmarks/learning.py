@@ -196,7 +196,7 @@ def row_of(name: str, task: Task, returns: np.ndarray, seconds: float) -> dict[s
 
 @style.styled
 def plot(rows: list[dict[str, Any]], seeds: list[dict[str, Any]], path: Path) -> None:
-    """Every seed as a dot, the mean with its interval, and the threshold.
+    """Plot each seed as a dot, the mean with its interval, and the threshold.
 
     Tasks with fewer seeds than an interval needs are left out.
     """

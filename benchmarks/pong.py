@@ -83,7 +83,7 @@ def measure(options: Options) -> dict[str, Any]:
 
 @style.styled
 def plot(run: Path) -> None:
-    """Return against environment steps."""
+    """Plot the return over environment steps."""
     steps, means = curve(run)
     figure, (axes,) = style.figure(size=(8, 4))
     axes.plot(steps, means)

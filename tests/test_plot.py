@@ -71,7 +71,7 @@ def test_algorithms_are_called_by_their_names(tmp_path):
 def test_configurations_that_differ_in_more_than_a_line_holds_are_called_by_their_folders(
     tmp_path, monkeypatch
 ):
-    monkeypatch.setattr(grouping, "LABEL_WIDTH", 30)
+    monkeypatch.setattr(grouping, "LABEL_WIDTH", 20)
     one = make_run(tmp_path / "one", [(1, 2.0)], learning_rate=0.1, gamma=0.9)
     two = make_run(tmp_path / "two", [(1, 1.0)], learning_rate=0.2, gamma=0.95)
     assert [curve.label for curve in curves(read_all(one, two))] == ["one", "two"]
@@ -164,10 +164,9 @@ def test_an_interval_needs_five_seeds(tmp_path, seeds):
     bands, thin = len(axes.collections), len(axes.lines) - 1
     assert (bands, thin) == ((1, 0) if seeds >= 5 else (0, seeds))
     name = axes.get_legend_handles_labels()[1]
-    assert name == [{1: "ppo", 4: "ppo (mean of 4 seeds)"}.get(seeds, INTERVAL)]
-
-
-INTERVAL = "ppo (mean of 5 seeds, 95 % interval)"
+    assert name == ["ppo" if seeds == 1 else f"ppo ({seeds} seeds)"]
+    ends = {1: "return", 4: "return, mean over seeds", 5: "return, mean and 95 % interval"}
+    assert axes.get_ylabel() == f"episode {ends[seeds]}"
 
 
 @pytest.mark.parametrize(

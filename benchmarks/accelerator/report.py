@@ -131,8 +131,12 @@ TITLES = {
 
 @style.styled
 def plot(folder: Path, path: Path) -> None:
-    """Environment steps per second of each task, and what others publish; no file where nothing
-    was measured."""
+    """Plot environment steps per second of each task, with published results of other projects.
+
+    Args:
+        folder: folder of accelerator.csv.
+        path: file of the figure; nothing is written if there are no results.
+    """
     every = folder.resolve() != RESULTS.resolve()
     rows = [r for r in measured(folder, every) if r["section"] == "control"]
     rows = [r for r in rows if not r["task"].startswith("ceilings")]

@@ -52,7 +52,7 @@ def scaling(settings: Settings, jax: str) -> list[Row]:
 
 @style.styled
 def plot(rows: list[Row], jax: str, path: Path) -> None:
-    """Microseconds per environment step against each size."""
+    """Plot microseconds per environment step over each size."""
     figure, panels = style.figure(1, len(VARIED), size=(10, 3.6))
     for ax, name in zip(panels, VARIED, strict=True):
         mine = [r for r in rows if r["varied"] == name and r["jax"] == jax]

@@ -1,5 +1,6 @@
 """Tables and a figure of the results of the race."""
 
+import re
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
@@ -195,7 +196,7 @@ def compile_markdown(folder: Path, device: str = "cpu") -> str:
 
 @style.styled
 def plot(folder: Path, device: str = "cpu") -> None:
-    """Bars of steps per second on a logarithmic axis: a group for each race."""
+    """Plot steps per second on a logarithmic axis, with a group of bars for each race."""
     tables = by_jax([r for r in of(folder, device) if not r["why"]])
     figure, panels = style.figure(len(tables), size=(11, 3.8 * len(tables) + 0.5))
     ranks = {name: k for k, name in enumerate(dict.fromkeys(n for t in tables for n in t.names))}
@@ -206,7 +207,8 @@ def plot(folder: Path, device: str = "cpu") -> None:
             for k, (name, row) in enumerate(here):
                 x = place + (k - (len(here) - 1) / 2) * width
                 _bar(ax, x, row, width=width, color=style.colour(ranks[name]), label=name)
-        labels = [cells.label(race).replace("-", "\n").replace(", ", "\n") for race in cells.races]
+        labels = [re.sub(r"-a(\d+)", r"-\1 agents", cells.label(race)) for race in cells.races]
+        labels = [label.replace("-", "\n").replace(", ", "\n") for label in labels]
         ax.set_xticks(range(len(labels)), labels)
         style.log_axis(ax, "y")
         ax.grid(axis="x", visible=False)

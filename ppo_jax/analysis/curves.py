@@ -105,10 +105,14 @@ def _labels(runs: Sequence[Run]) -> list[str]:
     if len({*algorithms}) == len(algorithms):
         return algorithms
     others = [n for n in differ if n != "algorithm"]
-    labels = []
-    for f, algorithm in zip(flat, algorithms, strict=True):
-        parts = [algorithm] if "algorithm" in differ else []
-        labels.append(", ".join([*parts, *(f"{n}={_text(f[n])}" for n in others if n in f)]))
+    labels = [""] * len(flat)
+    for digits in (3, 4, 5, 6):
+        if len({*labels}) == len(labels):
+            break
+        for k, (f, algorithm) in enumerate(zip(flat, algorithms, strict=True)):
+            parts = [algorithm] if "algorithm" in differ else []
+            parts += [f"{n}={_text(f[n], digits)}" for n in others if n in f]
+            labels[k] = ", ".join(parts)
     shorter = [run.path.name for run in runs]
     if max(map(len, labels)) > LABEL_WIDTH and len({*shorter}) == len(shorter):
         return shorter
@@ -117,5 +121,5 @@ def _labels(runs: Sequence[Run]) -> list[str]:
     return labels
 
 
-def _text(value: Any) -> str:
-    return f"{value:g}" if isinstance(value, float) else show(value)
+def _text(value: Any, digits: int) -> str:
+    return f"{value:.{digits}g}" if isinstance(value, float) else show(value)

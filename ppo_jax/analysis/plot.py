@@ -51,9 +51,7 @@ def draw(found: Sequence[Curve], metric: str, x: str) -> Any:
     for axes, (env, here) in zip(grid, panels.items(), strict=False):
         for curve in here:
             _draw_curve(axes, curve, ranks[curve.label])
-        unit = f" ({UNITS[metric]})" if metric in UNITS else ""
-        words = metric.replace("_", " ") + unit
-        style.label(axes, title=_title(env, found), x=AXES[x], y=words)
+        style.label(axes, title=_title(env, found), x=AXES[x], y=_quantity(metric, here))
         axes.set_xlim(0, max(curve.x[-1] for curve in here))
         axes.xaxis.set_major_formatter(style.short)
     for axes in grid[len(panels) :]:
@@ -78,8 +76,16 @@ def _name(curve: Curve) -> str:
     seeds = len(curve.values)
     if seeds == 1:
         return curve.label
-    interval = ", 95 % interval" if seeds >= style.MIN_SEEDS else ""
-    return f"{curve.label} (mean of {seeds} seeds{interval})"
+    return f"{curve.label} ({seeds} seeds)"
+
+
+def _quantity(metric: str, here: Sequence[Curve]) -> str:
+    """The name and unit of the vertical axis, and what a line and a band are."""
+    words = metric.replace("_", " ") + (f" ({UNITS[metric]})" if metric in UNITS else "")
+    most = max(len(curve.values) for curve in here)
+    if most >= style.MIN_SEEDS:
+        return f"{words}, mean and 95 % interval"
+    return f"{words}, mean over seeds" if most > 1 else words
 
 
 def _title(env: str, found: Sequence[Curve]) -> str:

@@ -166,7 +166,7 @@ def line(
     if runs is not None:
         axes.plot(x, np.transpose(runs), color=colour(rank), linewidth=0.8, alpha=0.4)
     if band is not None:
-        axes.fill_between(x, *band, color=colour(rank), alpha=0.18, linewidth=0)
+        axes.fill_between(x, *band, color=colour(rank), alpha=0.16, linewidth=0)
     axes.plot(x, middle, color=colour(rank), label=name, zorder=2.5 - rank / 100)
 
 
@@ -228,7 +228,7 @@ def wrapped(name: str, width: int) -> str:
     )
 
 
-def log_spaced(values: Sequence[float]) -> bool:
+def log_spaced(values: Sequence[float] | np.ndarray) -> bool:
     """Whether values are spaced evenly on a logarithmic scale rather than on a linear one.
 
     This is so where all values are positive, they span a factor of at least 4 (10 if there are only
@@ -292,7 +292,7 @@ def scale_axis(axes: Any, values: Sequence[float], scale: str | None = None) -> 
     elif log:
         axes.set_xscale("symlog", linthresh=float(positive[0]), linscale=0.5)
     gaps = np.diff(x) / (x[-1] - x[0]) if len(x) > 1 else np.ones(1)
-    if len(x) <= NAMED and (log or gaps.min() >= 0.08):
+    if len(x) <= NAMED and (log or gaps.min() >= 0.12):
         axes.xaxis.set_major_locator(FixedLocator([*x]))
     axes.xaxis.set_minor_locator(NullLocator())
     axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))

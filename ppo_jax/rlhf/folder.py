@@ -40,7 +40,7 @@ MODEL_FILES = {
     "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "chat_template.jinja",
     "generation_config.json", "reward.json",
 }  # fmt: skip
-# Options that older runs do not have, and what they did without.
+# Options that did not exist when older runs were made, and the values that those runs used.
 YOUNGER = {"matmul_precision": "default"}
 
 

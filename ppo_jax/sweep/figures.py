@@ -12,6 +12,8 @@ from ppo_jax.config.options import show
 from ppo_jax.runs import manifest
 from ppo_jax.sweep.results import PointResult, Setting
 
+# Number of the best configurations whose intervals are drawn; more would cover each other.
+BANDS = 4
 # Number of configurations that are compared with the best one.
 PAIRS = 12
 SCORE = "mean return"
@@ -91,7 +93,7 @@ def performance_profile(found: Sequence[Setting]) -> Any:
     thresholds = np.linspace(scores.min() - margin, scores.max() + margin, 101)
     for rank, setting in enumerate(found):
         strata, band = setting.strata, None
-        if rank < style.NAMED and _enough(setting):
+        if rank < BANDS and _enough(setting):
             above = [statistics.above(x, thresholds) for x in strata]
             band = statistics.interval(above, statistics.mean)
         fraction = statistics.performance_profile(strata, thresholds)
@@ -113,7 +115,9 @@ def improvement(found: Sequence[Setting]) -> Any:
         pair = [*best.strata, *other.strata]
         if _enough(best) and _enough(other):
             ends = statistics.interval(pair, statistics.probability_of_improvement)
-            axes.plot(ends, [i, i], color=style.colour(0), linewidth=6, alpha=0.35)
+            axes.plot(
+                ends, [i, i], color=style.colour(0), linewidth=6, alpha=0.35, solid_capstyle="butt"
+            )
         axes.plot(
             statistics.probability_of_improvement(*pair), i, "o", color=style.colour(0), zorder=3
         )
@@ -122,7 +126,7 @@ def improvement(found: Sequence[Setting]) -> Any:
     axes.set_ylim(len(others) - 0.5, -0.5)
     axes.set_xlim(-0.02, 1.02)
     style.label(
-        axes, title=f"Best: {best.short}", x="probability that a run of the best scores higher"
+        axes, title=f"Best: {best.short}", x="probability that a run of the best one scores higher"
     )
     return figure
 
@@ -151,18 +155,21 @@ def sensitivity(found: Sequence[Setting], name: str, scale: str | None = None) -
     _scores(axes, found, x, middle)
     places = np.unique(x)
     if numeric and (len(places) < len(x) or len(x) <= style.NAMED):
-        axes.plot(places, [middle[x == p].mean() for p in places], color=style.colour(1))
+        means = [middle[x == p].mean() for p in places]
+        axes.plot(places, means, color=style.colour(1), label="mean over configurations")
     if numeric:
         style.scale_axis(axes, values, scale)
     else:
         axes.set_xticks(range(len(words)), words, parse_math=False)
-    style.label(axes, x=name, y=f"{_score(found)}, interquartile mean")
+    style.label(axes, x=name, y=f"{_score(found)}, IQM over seeds")
+    style.legend(figure)
     return figure
 
 
 def _scores(axes: Any, found: Sequence[Setting], x: np.ndarray, middle: np.ndarray) -> None:
     """A dot per configuration with its interval; of few seeds, the score of each seed instead."""
-    axes.plot(x, middle, "o", color=style.colour(0), alpha=0.8)
+    name = "one configuration" + (", 95 % interval" if all(map(_enough, found)) else "")
+    axes.plot(x, middle, "o", color=style.colour(0), alpha=0.8, label=name)
     for place, centre, setting in zip(x, middle, found, strict=True):
         if _enough(setting):
             low, high = statistics.interval(setting.strata)
@@ -189,9 +196,9 @@ def comparison(pairs: Sequence[tuple[str, PointResult]]) -> Any:
 def _curve(axes: Any, result: PointResult, name: str, rank: int) -> None:
     """A line with its interval; of few seeds, with the runs."""
     curve, band, runs = result.curve, None, None
-    if rank < style.NAMED and len(curve) >= style.MIN_SEEDS:
+    if rank < BANDS and len(curve) >= style.MIN_SEEDS:
         band = statistics.interval([curve])
-    elif len(curve) > 1:
+    elif 1 < len(curve) < style.MIN_SEEDS:
         runs = curve
     middle = statistics.interquartile_mean(curve)
     style.line(axes, result.env_step, middle, rank=rank, name=name, runs=runs, band=band)

@@ -30,7 +30,7 @@ WARNING = (
     "Intervals from fewer than 10 seeds are too narrow: for the IQM of normally distributed "
     "scores, a nominal 95 % bootstrap interval covers about 75 % with 3 seeds and 89 % with 5. "
     "Use at least 10 seeds, better 30. Figures show no intervals for fewer than "
-    f"{style.MIN_SEEDS} seeds."
+    f"{style.MIN_SEEDS} seeds: thin lines and small dots are single runs."
 )
 # Form of a range on the command line: `--vary learning_rate=log:1e-4:1e-2`.
 RANGE = re.compile(r"(?:--vary=)?-*([\w-]+)=(log|lin):")
@@ -72,22 +72,14 @@ def _publish(store: Store, threshold: float | None, session: dict[str, Any]) -> 
     rows = _ranked(results.table(found, threshold), order, found)
     write_table(store.path / "agents.csv", [*agent_rows(found, threshold)])
     write_table(store.path / "table.csv", rows)
-    markdown, latex = tables.markdown(rows), tables.latex(rows)
-    manifest.write(store.path, "table.md", markdown.encode())
-    manifest.write(store.path, "table.tex", latex.encode())
+    manifest.write(store.path, "table.md", tables.markdown(rows).encode())
+    manifest.write(store.path, "table.tex", tables.latex(rows).encode())
     pictures = _pictures(order, threshold, store.path)
     parts = [
         page.heading(f"Sweep of {_title(found)}", 1),
         *map(page.paragraph, _summary_lines(store, order, found, confirmed)),
         *_confirmed_parts(order, confirmed, threshold),
-        page.heading("All configurations, with the seeds that ranked them"),
-        tables.as_html(rows, best=len(order) > 1),
-        page.paragraph(
-            'The column "point" is the number of the configuration in results.csv, in agents.csv, '
-            "and in the names of the folders in agents/."
-        ),
-        page.copyable("This table in Markdown", markdown),
-        page.copyable("This table in LaTeX", latex),
+        *_table_parts(rows, best=len(order) > 1),
         page.heading("Figures"),
         *(page.picture(title, path) for title, path in pictures.items()),
         page.heading("Hardware and software"),
@@ -109,6 +101,20 @@ def _publish(store: Store, threshold: float | None, session: dict[str, Any]) -> 
     manifest.write_json(store.path, "summary.json", _plain(summary | {"last_session": last}))
     manifest.settle(store.path)
     return order
+
+
+def _table_parts(rows: list[dict[str, Any]], best: bool) -> list[str]:
+    """The table of all configurations, and the same to paste."""
+    return [
+        page.heading("All configurations, with the seeds that ranked them"),
+        tables.as_html(rows, best=best),
+        page.paragraph(
+            'The column "point" is the number of the configuration in results.csv, in agents.csv, '
+            "and in the names of the folders in agents/."
+        ),
+        page.copyable("This table in Markdown", tables.markdown(rows)),
+        page.copyable("This table in LaTeX", tables.latex(rows)),
+    ]
 
 
 def _pictures(order: list[Setting], threshold: float | None, path: Path) -> dict[str, Path]:
@@ -177,6 +183,11 @@ def _summary_lines(
         lines.append(
             "With several environments, figures show normalised scores: in each environment, 0 is "
             "the score of the worst agent of the sweep and 1 that of the best."
+        )
+    if len(order) > figures.BANDS:
+        lines.append(
+            f"Learning curves and performance profiles show the intervals of the best "
+            f"{figures.BANDS} configurations only."
         )
     cut = sum(int(r.cut.sum()) for r in (*found, *confirmed))
     if cut:
