@@ -32,7 +32,9 @@ class Hyperparameters(SphinxDirective):
             for f in dataclasses.fields(config)
             if "bounds" in f.metadata
         ]
-        return [table(["flag", "default", "allowed values", "meaning"], rows, code=(0,))]
+        found = table(["flag", "default", "allowed values", "meaning"], rows, code=(0,))
+        found["classes"] += ["options"]
+        return [found]
 
 
 class Presets(SphinxDirective):
