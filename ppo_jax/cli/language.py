@@ -38,7 +38,7 @@ def work(command: str, values: Values, options: StageOptions | None) -> int:
     Args:
         command: a name in COMMANDS.
         values: its options by name.
-        options: how its run is kept; None for a command that keeps none.
+        options: options of the run directory; None for a command without one.
 
     Returns:
         Exit code.

@@ -26,8 +26,8 @@ def only_help(words: list[str], program: str, doc: str, most: int = 0) -> bool:
     Args:
         words: the command line.
         program: the command's name.
-        doc: what it does.
-        most: the most words that it takes.
+        doc: description of the command.
+        most: largest number of words that the command takes.
 
     Raises:
         ConfigError: a flag, or too many words.

@@ -144,7 +144,7 @@ def constant(value: float, *, warmup: float = 0.0) -> Any:
         warmup: fraction of the run, in [0, 1), during which the value rises linearly from 0.
 
     Returns:
-        Schedule.
+        The schedule, as a value of the option.
     """
     return _schedule("constant", value, warmup)
 
@@ -158,7 +158,7 @@ def linear(start: float, end: float, *, warmup: float = 0.0) -> Any:
         warmup: fraction of the run, in [0, 1), during which the value rises linearly from 0.
 
     Returns:
-        Schedule.
+        The schedule, as a value of the option.
     """
     return _schedule("linear", start, end, warmup)
 
@@ -172,7 +172,7 @@ def cosine(start: float, end: float, *, warmup: float = 0.0) -> Any:
         warmup: fraction of the run, in [0, 1), during which the value rises linearly from 0.
 
     Returns:
-        Schedule.
+        The schedule, as a value of the option.
     """
     return _schedule("cosine", start, end, warmup)
 
