@@ -219,11 +219,11 @@ class GenerateOptions:
         1.0, "temperature that divides the logits; 0: the most likely token", low=0
     )
     top_k: int | None = option(
-        None, "number of the most likely tokens that are sampled from; None: all of them", low=1
+        None, "number of the most likely tokens that are sampled from; None: no limit", low=1
     )
     top_p: float | None = option(
         None,
-        "total probability of the most likely tokens that are sampled from; None: all of them",
+        "total probability of the most likely tokens that are sampled from; None: no limit",
         low=0,
         high=1,
     )
