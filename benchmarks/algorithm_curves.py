@@ -16,13 +16,14 @@ from benchmarks.table import RESULTS, Row, read
 from ppo_jax.algorithms import ALGORITHMS
 
 FOLDER = RESULTS.parent.parent / "docs/images/curves"
-FRONT, BEHIND = "#1f5fa8", "#b8bcc2"
+FRONT, BEHIND = "#2C3894", "#A6A6A0"
 STYLE = {
     "svg.fonttype": "none",  # text remains text, so that the file is small and can be searched
     "svg.hashsalt": "ppo_jax",  # the same curves give the same file
     "font.family": "sans-serif",
     "font.size": 9,
-    "figure.facecolor": "white",
+    "figure.facecolor": "#F4F4F1",  # a light neutral ground for light and dark pages
+    "axes.facecolor": "none",
 }
 
 
