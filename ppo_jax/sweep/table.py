@@ -9,8 +9,9 @@ from ppo_jax.runs import terminal
 from ppo_jax.sweep import results
 from ppo_jax.sweep.results import Setting
 
-# Narrower terminals have no room for the area under the learning curve.
+# Narrower terminals have no room for all columns.
 WIDE = 100
+ONLY_WIDE = ("mean", "AUC")
 
 
 def print_table(order: list[Setting], threshold: float | None, rows: int = 10) -> None:
@@ -54,7 +55,7 @@ def table_of(order: list[Setting], threshold: float | None, width: int) -> Table
             low, high = line["ci95_low"], line["ci95_high"]
             table.add_row(
                 *((setting.name, r.env) if several else (setting.name,)),
-                f"{line['mean']}",
+                *((f"{line['mean']}",) if wide else ()),
                 f"{line['iqm']}" + (f" [{low}, {high}]" if low is not None else ""),
                 *((f"{line['area']}",) if wide else ()),
                 f"{steps:,}" if steps else "-",
