@@ -14,8 +14,8 @@ pytest.importorskip("gymnasium")
 import faulty_gymnasium
 
 FAULTS = {
-    "NanReward": "a reward of nan; rewards are finite",
-    "InfiniteReward": "a reward of inf; rewards are finite",
+    "NanReward": "a reward of nan; rewards must be finite",
+    "InfiniteReward": "a reward of inf; rewards must be finite",
     "ArrayReward": r"a reward of shape \(1,\); return one number",
     "TextReward": "a reward that is a str; return one number",
     "NumberDone": "an int as terminated; return a bool",

@@ -451,7 +451,7 @@ def test_reset_pools_are_refused():
 @pytest.mark.parametrize(
     ("env", "message"),
     [
-        (Counting(), "pass the function that makes one"),
+        (Counting(), "pass a function that makes one"),
         (lambda: 3, "makes a int, which is not a Gymnasium environment"),
         (lambda: gymnasium.make("CartPole-v9"), "cannot be made"),
         (vector(num_envs=5), "has 5 environments, but num_envs is 2"),
