@@ -52,19 +52,19 @@ OPTIONAL = {
 }
 # Suite -> what it is, in a few words.
 ABOUT = {
-    "ppo_jax": "Pong and two variants of CartPole, pure JAX",
-    "gymnax": "classic control, bsuite, MinAtar and more, pure JAX",
-    "brax": "robots in Brax's physics, pure JAX",
-    "playground": "robots in MuJoCo XLA, pure JAX",
-    "navix": "MiniGrid, pure JAX",
-    "xminigrid": "XLand-MiniGrid, pure JAX",
-    "craftax": "Craftax and Craftax-Classic, pure JAX",
-    "jumanji": "combinatorial problems and games, pure JAX",
-    "pgx": "board games and card games, pure JAX",
-    "jaxmarl": "several agents that share a reward, pure JAX",
-    "gymnasium": "Gymnasium's registry: classic control, Box2D, MuJoCo; on the host",
-    "ale": "Atari games of the Arcade Learning Environment, on the host",
-    "envpool": "Atari and others in a C++ thread pool, on the host",
+    "ppo_jax": "Pong and two variants of CartPole, in pure JAX",
+    "gymnax": "classic control, bsuite, MinAtar and more, in pure JAX",
+    "brax": "robots in Brax's physics, in pure JAX",
+    "playground": "robots in MuJoCo XLA, in pure JAX",
+    "navix": "MiniGrid, in pure JAX",
+    "xminigrid": "XLand-MiniGrid, in pure JAX",
+    "craftax": "Craftax and Craftax-Classic, in pure JAX",
+    "jumanji": "combinatorial problems and games, in pure JAX",
+    "pgx": "board games and card games, in pure JAX",
+    "jaxmarl": "several agents that share a reward, in pure JAX",
+    "gymnasium": "classic control, Box2D and MuJoCo, in Python",
+    "ale": "Atari 2600 games, emulated on the CPU",
+    "envpool": "Atari and others, in a C++ thread pool",
 }
 # An ID without a suite belongs to the first of these that has it.
 BARE = ("ppo_jax", "gymnax")

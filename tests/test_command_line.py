@@ -145,6 +145,9 @@ def test_the_catalog_is_that_of_the_installed_suites():
     for suite in ("ppo_jax", "gymnax"):
         assert suites._is_current(suite)
         assert suites.catalog()[suite] == tuple(suites.module(suite).names())
+    for suite, installed in suites.suites().items():
+        if installed:
+            assert {*suites.catalog()[suite]} <= {*suites.module(suite).names()}, suite
     assert {*suites.SUITES} == {*suites.ABOUT}
 
 

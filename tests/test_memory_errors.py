@@ -167,5 +167,5 @@ def test_python_has_the_same_line_as_the_command(tmp_path):
 
 
 def test_a_rollout_has_no_more_rows_than_there_are_indices():
-    with pytest.raises(ConfigError, match="= 4294967296 rows; there may be at most 2147483647"):
+    with pytest.raises(ConfigError, match="= 4294967296 samples; there may be at most 2147483647"):
         configs.make(preset="none", num_envs=2**16, num_steps=2**16, total_timesteps=2**33)

@@ -288,7 +288,7 @@ def test_an_algorithm_whose_parts_would_learn_apart_is_refused(tmp_path):
     [
         ({"parts": 3}, r"num_envs = 8 does not divide into 3 parts; nearest that do: \[1, 2, 4\]"),
         ({"parts": 8, "minibatches": 16}, r"num_envs / parts x num_steps = 1 x 8 = 8 does not"),
-        ({"parts": 4, "memory": "gru"}, r"num_envs / parts = 2, whose steps a policy with memory"),
+        ({"parts": 4, "memory": "gru"}, r"num_envs / parts = 2, whose steps a recurrent policy"),
         ({"parts": 0}, "parts is 0; it must be >= 1"),
     ],
 )

@@ -1,1 +1,1 @@
-"""The commands: what reads words from a person."""
+"""The command line: one module for each command of `ppo-jax`."""

@@ -37,6 +37,7 @@ def _list(words: list[str]) -> int:
         return 0
     rows: listing.Rows = [(name, ABOUT.get(name, "")) for name in CONFIGS]
     own = references.registered("algorithm")
-    listing.show(rows + [(name, f"registered by {where}") for name, where in own.items()])
+    rows += [(name, f"registered by an installed package: {where}") for name, where in own.items()]
+    listing.show(rows)
     terminal.say("\n`ppo-jax train --algorithm NAME --help` lists its hyperparameters.")
     return 0

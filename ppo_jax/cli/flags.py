@@ -16,7 +16,7 @@ import tyro
 
 from ppo_jax import config as configs
 from ppo_jax.cli.groups import arranged, group_of
-from ppo_jax.cli.words import refuse_unknown
+from ppo_jax.cli.words import refuse_unknown, refuse_values
 from ppo_jax.config import ConfigError, TrainConfig
 from ppo_jax.config.options import check, coerce, kind, option, show, whole
 from ppo_jax.config.options import parse as parse_value
@@ -31,7 +31,7 @@ Fields = dict[str, dataclasses.Field[Any]]
 
 @dataclasses.dataclass(frozen=True)
 class StartOptions:
-    """What the other flags modify."""
+    """The values that the other flags override."""
 
     preset: str | None = option(
         None,
@@ -53,15 +53,15 @@ START = {f.name: f for f in dataclasses.fields(StartOptions)}
 
 
 class FirstPass(argparse.ArgumentParser):
-    """Finds the flags that the others depend on."""
+    """A parser of those few flags that the others depend on."""
 
     def error(self, message: str) -> NoReturn:
-        """As any other bad input, without a usage of these few flags."""
+        """Raise an error as for any other wrong input, without the usage of these few flags."""
         raise ConfigError(f"{message}; see --help")
 
 
 def selection_of(arguments: list[str]) -> argparse.Namespace:
-    """The flags that decide what the others start from."""
+    """The flags that decide the defaults of the others."""
     first = FirstPass(add_help=False, allow_abbrev=False)
     for name in (*configs.CODE, "preset", "config"):
         first.add_argument(f"--{name}")
@@ -71,7 +71,7 @@ def selection_of(arguments: list[str]) -> argparse.Namespace:
 
 
 def given_of(arguments: list[str]) -> Given:
-    """What the person names on the command line, beside what a file names."""
+    """The names of code on the command line, which files may then name as well."""
     selection = selection_of(arguments)
     parts = (selection.env, selection.policy, selection.algorithm)
     return Given(*parts, selection.trust, frozenset(selection.callback))
@@ -115,7 +115,7 @@ def starting_point(arguments: list[str]) -> tuple[TrainConfig, dict[str, str]]:
 
 
 def _read_file(path: Path, given: Given) -> dict[str, Any]:
-    """A flat TOML file, hyphens in names as underscores; or the config.json of a run."""
+    """The values of a TOML file, with underscores for hyphens in names; or of a config.json."""
     if path.suffix == ".json":
         from ppo_jax.runs.folder import read_config_file
 
@@ -172,7 +172,9 @@ def parse(
             f"the Config of algorithm {base.algorithm!r} has a field {taken[0]!r}, which is a flag "
             "of this command; give it another name"
         )
-    fields = [(n, f, f.default) for n, f in START.items()]
+    used = [o.removeprefix("preset ") for o in (origins or {}).values() if o.startswith("preset ")]
+    start = {"preset": used[0] if used else None}  # shown by --help
+    fields = [(n, f, start.get(n, f.default)) for n, f in START.items()]
     fields += [(n, f, flat[n]) for n, f in known.items()]
     fields += [(n, f, coerce(f, kept[n]) if n in kept else f.default) for n, f in more.items()]
     named = {n: group_of(n, "algorithm") for n in known} | (groups or {})
@@ -204,11 +206,12 @@ def read_flags(
         name -> value.
 
     Raises:
-        ConfigError: a flag that does not exist, with the one that may be meant; or a word that is
-            neither a number nor a schedule, where both are allowed.
+        ConfigError: a flag that does not exist, with the one that may be meant; or a value of the
+            wrong kind.
     """
     switches = [n for n, f, _ in fields if kind(f).base is bool]
     refuse_unknown(arguments, [n for n, _, _ in fields], switches, program)
+    refuse_values(arguments, {n: f for n, f, _ in fields})
     flags = _dataclass_of(fields, origins or {}, groups or {})
     flags.__doc__ = doc
     style = (tyro.conf.OmitArgPrefixes,)

@@ -1,4 +1,4 @@
-"""`python -m ppo_jax.sweep`: train's flags, and what varies."""
+"""`ppo-jax sweep`: the flags of `ppo-jax train`, and the options that vary."""
 
 import dataclasses
 import os
@@ -26,18 +26,16 @@ if TYPE_CHECKING:
 
 PROGRAM = "ppo-jax sweep"
 DOC = "Train many agents, seeds times hyperparameters, in one program, and report on them."
-# May be given anew when a sweep is resumed.
+# Options that may change when a sweep is resumed.
 FREE_ON_RESUME = (
     "run_dir", "resume", "confirm", "threshold", "trust",
     *(f.name for f in dataclasses.fields(WorkerOptions)),
 )  # fmt: skip
-# Settled by the first session: the chunks that are finished were made with them.
+# Options that the first session decides, because its results depend on them; and the reason.
 SETTLED = {
     "batch_size": "another width rounds differently",
     "keep": "agents that were not kept cannot be made again",
 }
-
-
 RECORDS: tuple[Any, ...] = (PointOptions, SweepOptions, WorkerOptions)
 OPTIONS = {f.name: f for record in RECORDS for f in dataclasses.fields(record)}
 # The group of each option in --help.
@@ -113,7 +111,7 @@ def _start(
 
 
 def _run(spec: "Spec", options: SweepOptions, where: WorkerOptions, name: str) -> int:
-    """Train a sweep that is known to be whole, here or on a cluster."""
+    """Train a complete sweep, in this process or on a cluster."""
     from ppo_jax.sweep import cluster, session
     from ppo_jax.sweep.store import SweepDirectory
 
@@ -128,11 +126,11 @@ def build_spec(
 ) -> "Spec":
     """All configurations and seeds.
 
-    Where the environment or the algorithm varies, each point starts from what the command line
-    means for that environment and algorithm, its preset included.
+    Where the environment or the algorithm varies, the command line is read again for each of them,
+    with the preset of that environment and algorithm.
 
     Raises:
-        ConfigError: names and values that cannot work, and which.
+        ConfigError: names or values that cannot work.
     """
     from ppo_jax.sweep.run import seed_numbers
     from ppo_jax.sweep.store import Spec
@@ -167,8 +165,8 @@ def leave_devices_to_workers(where: WorkerOptions) -> None:
 
 
 def one_device_per_core() -> None:
-    """On CPUs, a device for each core: agents side by side on cores of their own are faster than
-    one wide program on all of them. What the user has set stays."""
+    """Make one JAX device for each CPU core: a program per core is faster than one program on all
+    cores. A number of devices that the user has set is not changed."""
     import jax
 
     from ppo_jax.sweep.worker import devices_set
@@ -177,12 +175,12 @@ def one_device_per_core() -> None:
         return
     affinity = getattr(os, "sched_getaffinity", None)
     cores = len(affinity(0)) if affinity else os.cpu_count() or 1
-    with suppress(RuntimeError):  # somebody has used JAX in this process before
+    with suppress(RuntimeError):  # JAX has started its devices in this process already
         jax.config.update("jax_num_cpu_devices", cores)
 
 
 def _with_folder(arguments: list[str]) -> list[str]:
-    """`--run-dir DIR --resume`, as it was written in versions before, as `--resume DIR`."""
+    """The command line with `--resume DIR` in place of `--run-dir DIR --resume`, the older form."""
     for i, word in enumerate(arguments):
         alone = word == "--resume" and (i + 1 == len(arguments) or arguments[i + 1][:2] == "--")
         if alone and "--run-dir" in arguments[:-1]:
@@ -194,8 +192,8 @@ def _with_folder(arguments: list[str]) -> list[str]:
 
 
 def _with_first(arguments: list[str]) -> list[str]:
-    """The words with the first environment and algorithm of those that vary, whose options the
-    other flags are then held against."""
+    """The command line with the first environment and algorithm of those that vary, which decide
+    the options that exist."""
     more = []
     for name in ("env", "algorithm"):
         words = (w.removeprefix("--vary=") for w in arguments)
@@ -206,7 +204,7 @@ def _with_first(arguments: list[str]) -> list[str]:
 
 
 def _given_values(words: tuple[str, ...], name: str, default: list[str]) -> list[str]:
-    """The values that --vary gives a name of which the others' names depend."""
+    """The values that --vary gives to a name; the default without --vary."""
     for word in words:
         if word.startswith(f"{name}="):
             return [v.strip() for v in word.partition("=")[2].split(",")]
@@ -220,7 +218,7 @@ def _which(config: TrainConfig, point: Point) -> tuple[str, str]:
 def _bases(
     arguments: list[str], config: TrainConfig, points: list[Point]
 ) -> dict[tuple[str, str], TrainConfig]:
-    """(environment, algorithm) -> what the command line means for them."""
+    """(environment, algorithm) -> the configuration of the command line for them."""
     bases = {(config.env, config.algorithm): config}
     for env, algorithm in dict.fromkeys(_which(config, p) for p in points):
         if (env, algorithm) not in bases:
@@ -259,8 +257,8 @@ def _resume(
 
 
 def _warn_of_another_machine(first: dict[str, Any], where: WorkerOptions) -> None:
-    """Say so where the rest of a sweep will not have the bits that it would have had; the device of
-    a cluster's workers is known once the first of them is done."""
+    """Warn where the rest of a sweep is computed with other devices or versions, which round
+    differently. The device of a cluster is known after its first round."""
     from ppo_jax.runs import provenance
 
     before = {"device": first["device"], **first["versions"]}
@@ -278,14 +276,14 @@ def _warn_of_another_machine(first: dict[str, Any], where: WorkerOptions) -> Non
 
 
 def _refuse_changes(saved: "Spec", wanted: "Spec") -> None:
-    """A resumed sweep is the same sweep."""
+    """Refuse other values for a resumed sweep."""
     if saved == wanted:
         return
     before, after = saved.to_json(), wanted.to_json()
     changed = [n for n in before if before[n] != after[n] and n != "configs"]
     for a, b in zip(before["configs"], after["configs"], strict=False):
         changed += [n for n in {*a, *b} if a.get(n) != b.get(n)]
-    listed = ", ".join(dict.fromkeys(changed)) or "the number of points"
+    listed = ", ".join(dict.fromkeys(changed)) or "the number of configurations"
     raise ConfigError(
         f"--resume continues the same sweep, but these differ: {listed}; give --resume "
         "alone, or start a new sweep"

@@ -41,8 +41,9 @@ def _prepared(arguments: list[str]) -> Work:
         ConfigError: options that cannot work.
     """
     resumed = None if asks_for_help(arguments) else _resumed(arguments)
+    kept: dict[str, Any] = {}
     if resumed is None:
-        (base, origins), kept = starting_point(arguments), {}
+        base, origins = starting_point(arguments)
     else:
         base, kept = _saved_config(resumed, arguments), _saved_options(resumed)
         origins = dict.fromkeys((*configs.to_flat(base), *kept), f"run {resumed}")
@@ -52,7 +53,7 @@ def _prepared(arguments: list[str]) -> Work:
     configs.check(config)
     suites.check(config.env)
     check_record(options)
-    if "--print-config" in arguments:
+    if {"--print-config", "--print_config"} & {*arguments}:
         terminal.say(to_toml(config))
         sys.exit(0)
     named = given_of(arguments)

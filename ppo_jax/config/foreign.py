@@ -5,7 +5,7 @@ that uses one of their names is refused with the name that the option has here.
 """
 
 import difflib
-from collections.abc import Callable, Collection, Container
+from collections.abc import Callable, Collection, Container, Mapping
 
 # Their name, in lower case and with underscores -> our options, the likeliest first.
 SAME: dict[str, tuple[str, ...]] = {
@@ -231,7 +231,7 @@ def flag(name: str) -> str:
 def hint(
     name: str,
     known: Collection[str],
-    others: dict[str, Container[str]] | None = None,
+    others: Mapping[str, Container[str]] | None = None,
     show: Callable[[str], str] = flag,
 ) -> str:
     """What to write in place of an unknown option.

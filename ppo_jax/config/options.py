@@ -1,7 +1,7 @@
-"""Options: fields of dataclasses that know their help text, their type and their allowed values.
+"""Options: fields of dataclasses with a help text, a type and allowed values.
 
-The command line, configuration files, sweeps, validation and the documentation all read an option
-from its field, and take, check and show values by the functions of this module alone.
+The command line, configuration files, sweeps, validation and the documentation read an option from
+its field. They parse, check and show values only with the functions of this module.
 """
 
 import dataclasses
@@ -23,7 +23,7 @@ Field = dataclasses.Field[Any]
 
 
 class Bounds(NamedTuple):
-    """The values an option may take; numbers are finite unless `high` is infinity itself."""
+    """The values that an option may have; numbers are finite unless `high` is infinity."""
 
     low: float | None
     high: float | None
@@ -32,7 +32,7 @@ class Bounds(NamedTuple):
     open_high: bool = False
 
     def admits(self, value: Any) -> bool:
-        """Whether a concrete value lies inside; NaN never does."""
+        """Whether a concrete value is allowed; NaN never is."""
         if self.choices is not None:
             return value in self.choices
         if isinstance(value, str | Path):
@@ -55,10 +55,10 @@ class Bounds(NamedTuple):
 
 # Indices are int32.
 MAX_SIZE = 2**31 - 1
-# The least normal and the greatest number of float32.
+# The smallest normal number and the largest number of float32.
 TINY, HUGE = 2.0**-126, 3.4028235e38
 FLOAT32 = ", and of a size from 1.2e-38 to 3.4e38, the range of float32"
-# Of the numbers of a schedule that are no values of its option.
+# The bounds of those numbers of a schedule that are not values of its option.
 SHARE = Bounds(0, 1, False, None, open_high=True)
 DIVERGENCE = Bounds(0, None, True, None)
 
@@ -78,15 +78,15 @@ def option(
     """A dataclass field that is an option.
 
     Args:
-        default: its value if none is given.
-        doc: help text.
-        low: least value, itself excluded if `open_low`.
-        high: greatest value; infinity admits infinity.
-        open_low: whether `low` itself is excluded.
-        choices: the names it may be one of.
-        adaptive: whether it may be an adaptive schedule.
-        may_vanish: whether a schedule may reach `low` although a number may not be it.
-        large: whether a whole number is no size of an array, and may be beyond 2^31 − 1.
+        default: value of the option if none is given.
+        doc: help text, a whole phrase.
+        low: smallest value; not allowed itself if `open_low`.
+        high: largest value; infinity allows infinity.
+        open_low: whether `low` itself is not allowed.
+        choices: names of which the value must be one.
+        adaptive: whether the value may be an adaptive schedule.
+        may_vanish: whether a schedule may reach `low` where a number must not equal it.
+        large: whether an integer is not the size of an array, and may exceed 2^31 − 1.
     """
     metadata = {
         "doc": doc,
@@ -103,9 +103,9 @@ class Kind(NamedTuple):
 
     Attributes:
         base: bool, int, float, str or Path.
-        several: whether a value is a tuple of these.
-        optional: whether None is a value, too.
-        scheduled: whether a schedule is a value, too.
+        several: whether a value is a tuple of that type.
+        optional: whether None is allowed as well.
+        scheduled: whether a schedule is allowed as well.
     """
 
     base: type
@@ -142,12 +142,12 @@ def floats_of(field: Field, value: Any) -> dict[str, Any]:
     """The real numbers in an option's value, which compiled programs take as arguments.
 
     Args:
-        field: of the option.
-        value: of it.
+        field: field of the option.
+        value: value of the option.
 
     Returns:
-        name -> number: the option's own name, or "learning_rate.start" and its like for the numbers
-        of a schedule; nothing where there is none.
+        name -> number. The name is that of the option, or for example "learning_rate.start" for a
+        number of a schedule. The dictionary is empty where the value has no real numbers.
     """
     if isinstance(value, Schedule):
         return {f"{field.name}.{name}": number for name, number in value.parameters.items()}
@@ -155,7 +155,7 @@ def floats_of(field: Field, value: Any) -> dict[str, Any]:
 
 
 def with_floats(field: Field, value: Any, floats: dict[str, Any]) -> Any:
-    """An option's value with other numbers in it, by the names that `floats_of` gives them."""
+    """An option's value with other numbers, which have the names that `floats_of` gives them."""
     if isinstance(value, Schedule):
         prefix = f"{field.name}."
         return value.replace({n: floats.get(prefix + n, x) for n, x in value.parameters.items()})
@@ -189,13 +189,13 @@ def check(field: Field, value: Any) -> None:
 
 
 def _fits_float32(value: Any) -> bool:
-    """Whether programs, which compute in float32, see the number neither as infinite nor as 0."""
+    """Whether a number is neither infinite nor 0 when it is converted to float32."""
     size = abs(float(value))
     return size in (0.0, math.inf) or TINY <= size <= HUGE
 
 
 def _check_schedule(field: Field, schedule: Any) -> None:
-    """Refuse a schedule that the option does not have, or with a number out of range."""
+    """Refuse a schedule that the option does not allow, or that has a number out of range."""
     bounds: Bounds = _schedule_bounds(field)
     if not isinstance(schedule, Schedule):
         _check_function(field, schedule)
@@ -232,8 +232,7 @@ def _schedule_bounds(field: Field) -> Bounds:
 
 
 def _check_vanishing(field: Field, schedule: Schedule, known: dict[str, Any]) -> None:
-    """Refuse a schedule that is at the excluded `low` all the time, or begins there and has no way
-    up."""
+    """Refuse a schedule whose values all equal a `low` that is not allowed."""
     bounds: Bounds = field.metadata["bounds"]
     kept = ("start",) if schedule.adaptive else ("value", "start", "end")
     values = [known[name] for name in kept if name in known]
@@ -243,16 +242,16 @@ def _check_vanishing(field: Field, schedule: Schedule, known: dict[str, Any]) ->
 
 
 def _check_function(field: Field, function: Any) -> None:
-    """Refuse a function of the progress that gives something else than values of the option."""
+    """Refuse a function of the progress that returns values which the option does not allow."""
     import jax
 
     bounds = _schedule_bounds(field)
     for progress in (0.0, 0.5, 1.0):
         try:
-            with jax.ensure_compile_time_eval():  # a Config may be checked while others are traced
+            with jax.ensure_compile_time_eval():  # a Config may be checked during tracing
                 value = function(progress)
                 value = value.item() if getattr(value, "shape", None) == () else value
-        except Exception as error:  # whatever a function of the user's own raises
+        except Exception as error:  # a function of the user may raise any error
             raise ConfigError(
                 f"{field.name} is a function of the progress that fails at {progress}: "
                 f"{type(error).__name__}: {error}"
@@ -275,7 +274,7 @@ def check_record(record: Any) -> None:
 
 
 def _is_of(base: type, value: Any) -> bool:
-    """Whether a value is of a type; numbers may be numpy's or an array of shape ()."""
+    """Whether a value is of a type; a number may also be NumPy's, or an array of shape ()."""
     if base in (bool, str, Path):
         return isinstance(value, base)
     if isinstance(value, bool):
@@ -286,14 +285,14 @@ def _is_of(base: type, value: Any) -> bool:
 
 
 def coerce(field: Field, value: Any) -> Any:
-    """A value as the option's type has it, where Python, JSON or TOML wrote the same otherwise.
+    """A value converted to the type of its option, from what Python, JSON or TOML can express.
 
-    5e5 for a whole number, 1 for a real one, "inf", a list for a tuple, text for a path or a
-    schedule, "none" for None, which TOML cannot write. A value that does not fit is returned as it
-    is, and `check` refuses it.
+    Examples are 5e5 for an integer, 1 for a real number, "inf", a list for a tuple, text for a path
+    or a schedule, and "none" for None, which TOML cannot express. A value that cannot be converted
+    is returned unchanged, and `check` refuses it.
 
     Raises:
-        ConfigError: a whole number too large for a real one, or a schedule that is none.
+        ConfigError: an integer too large for a real number, or an invalid schedule.
     """
     wanted = kind(field)
     if wanted.scheduled and isinstance(value, str) and "(" in value:
@@ -311,7 +310,7 @@ def _coerced(name: str, base: type, value: Any) -> Any:
     if isinstance(value, bool):
         return value
     if base is float and isinstance(value, int):
-        # A large one would overflow an int32 argument of a program.
+        # A large integer would overflow an int32 argument of a program.
         try:
             return float(value)
         except OverflowError as error:
@@ -327,12 +326,12 @@ def _coerced(name: str, base: type, value: Any) -> Any:
 def parse(field: Field, word: str) -> Any:
     """A value from one word of text, as `show` writes it.
 
-    "none" is None; several whole or real numbers are joined by "x", several texts by "+"; a
-    schedule has parentheses.
+    "none" means None. Several numbers are joined by "x", several texts by "+". A schedule has
+    parentheses.
 
     Raises:
         ValueError: the word is not of the option's type.
-        ConfigError: a schedule that is none, and why.
+        ConfigError: an invalid schedule, with the reason.
     """
     wanted = kind(field)
     if wanted.scheduled and "(" in word:
@@ -361,10 +360,10 @@ def _parsed(base: type, word: str) -> Any:
 
 
 def whole(word: str) -> int:
-    """A whole number from text: 500000 and 5e5 are, 1.5 is not.
+    """An integer from text, such as 500000 or 5e5.
 
     Raises:
-        ValueError: it is none.
+        ValueError: the text is not an integer.
     """
     try:
         return int(word)
@@ -376,8 +375,8 @@ def whole(word: str) -> int:
 
 
 def guess(word: str) -> Any:
-    """A value from text whose type nobody states: a number or a truth value where JSON would read
-    one (1e3 is a whole number), else the text."""
+    """A value from text of unknown type: a number or a truth value where JSON would read one (1e3
+    is an integer), otherwise the text."""
     try:
         value = json.loads(word.lower() if word in ("True", "False") else word)
     except ValueError:
@@ -397,17 +396,17 @@ def show(value: Any) -> str:
 
 
 def to_json(value: Any) -> Any:
-    """A value in JSON's types: numpy's numbers as Python's; infinities, paths, schedules as text.
+    """A value in JSON's types: NumPy's numbers as Python's; infinities, paths, schedules as text.
 
     Raises:
-        ConfigError: a function, which has no text.
+        ConfigError: the value is a function, which cannot be written as text.
     """
     if isinstance(value, Schedule):
         return str(value)
     if callable(value):
         name = getattr(value, "__name__", type(value).__name__)
         raise ConfigError(
-            f"{name} is a function of the progress, which no file can hold; a run that is kept "
+            f"{name} is a function of the progress, which no file can hold; a run in a folder "
             "takes constant(...), linear(...), cosine(...) or adaptive(...)"
         )
     value = value.item() if getattr(value, "shape", None) == () else value

@@ -1,15 +1,15 @@
-"""Tuned values by name. A preset belongs to one environment and algorithm, and is used for them
-unless another, or "none", is asked for.
+"""Presets: tuned hyperparameters by name. A preset belongs to one environment and one algorithm,
+and is their default.
 
-What each reaches, over many seeds, is in benchmarks/results: learning.csv for PPO, family.csv for
-the rest. Those of PPO on CartPole, Acrobot, Pendulum and MountainCarContinuous were held against a
-random search, benchmarks/tuning.py.
+The returns that the presets reach over many seeds are in benchmarks/results: learning.csv for PPO,
+family.csv for the other algorithms. The presets of PPO for CartPole, Acrobot, Pendulum and
+MountainCarContinuous were compared with a random search, benchmarks/tuning.py.
 """
 
 from typing import Any
 
 PRESETS: dict[str, dict[str, Any]] = {
-    # PPO, the choice for every environment
+    # PPO
     "cartpole": {
         "env": "CartPole-v1",
         "algorithm": "ppo",
@@ -30,7 +30,7 @@ PRESETS: dict[str, dict[str, Any]] = {
         "gamma": 0.98,
         "clip_eps": 0.1,
     },
-    # with memory: feed-forward policies cannot solve these two
+    # Recurrent policies: feed-forward policies cannot solve these two environments.
     "cartpole_positions": {
         "env": "CartPolePositions-v1",
         "algorithm": "ppo",
@@ -104,7 +104,7 @@ PRESETS: dict[str, dict[str, Any]] = {
         "gamma": 0.999,
         "entropy_coef": 0.003,
     },
-    # No convolutions: on two CPU cores almost twice as fast as a small CNN (docs/pong.md).
+    # Without convolutions training is faster on CPUs than with a small CNN (docs/pong.md).
     "pong": {
         "env": "Pong",
         "env_args": ("size=42", "frames=3", "difficulty=easy", "credit=point"),
@@ -124,7 +124,7 @@ PRESETS: dict[str, dict[str, Any]] = {
     },
 }
 
-# The rest of the family on four environments: NAME_ALGORITHM is for NAME's environment.
+# The other algorithms on four environments: NAME_ALGORITHM is for the environment of preset NAME.
 _FAMILY: dict[str, dict[str, Any]] = {
     "cartpole_reinforce": {
         "num_envs": 8,
@@ -283,8 +283,8 @@ for _name, _values in _FAMILY.items():
         **_values,
     }
 
-# The MinAtar games share one setting. A plain MLP over the [10, 10, C] binary pixels reaches the
-# published marks and runs several times faster on CPU than the usual small CNN.
+# The MinAtar games share their values. An MLP on the [10, 10, C] binary pixels reaches the
+# published returns (benchmarks/results/learning.csv), and is faster on CPUs than a small CNN.
 for _game in ("Asterix", "Breakout", "Freeway", "Seaquest", "SpaceInvaders"):
     PRESETS[_game.lower()] = {
         "env": f"{_game}-MinAtar",
@@ -299,8 +299,8 @@ for _game in ("Asterix", "Breakout", "Freeway", "Seaquest", "SpaceInvaders"):
         "entropy_coef": 0.01,
     }
 
-# Atari's cartridges share one, too: that of Schulman et al. 2017 (Proximal Policy Optimization
-# Algorithms, table 5), whose 40 million frames are 10 million steps; never run so far here.
+# The values for Atari are those of Schulman et al. 2017 (Proximal Policy Optimization Algorithms,
+# table 5); its 40 million frames are 10 million steps. This preset has not been run here yet.
 PRESETS["pong_atari"] = {
     "env": "ale:ALE/Pong-v5",
     "algorithm": "ppo",
@@ -318,7 +318,7 @@ PRESETS["pong_atari"] = {
     "entropy_coef": 0.01,
 }
 
-# Tasks of optional suites; tests/test_suites.py trains them.
+# Environments of optional suites, which tests/test_suites.py trains on.
 PRESETS["navix_empty"] = {
     "env": "navix:Navix-Empty-8x8-v0",
     "algorithm": "ppo",
@@ -328,7 +328,7 @@ PRESETS["navix_empty"] = {
     "learning_rate": 1e-3,
     "entropy_coef": 0.01,
 }
-# What a push is worth shows within some ten steps: γ is that of Brax's own hyperparameters.
+# The effect of an action shows within about ten steps: γ is that of Brax's own hyperparameters.
 PRESETS["inverted_pendulum"] = {
     "env": "brax:inverted_pendulum",
     "algorithm": "ppo",

@@ -1,11 +1,12 @@
-"""Names of code that is not in the package, and the code behind them.
+"""References: names of code outside the package, and the code that they name.
 
-A reference is `package.module:Name`: a module that this process can import (the current directory
-counts) and a name in it, or a bare `package.module`. It is never a path, so that a folder can name
-code but never bring any. Who may name it is decided in `ppo_jax.runs.trust`; here it is imported.
+A reference is `package.module:Name`: a module that this process can import, also from the current
+directory, and a name in it; or a module alone, `package.module`. It is never a path, so that a
+folder can name code but cannot contain it. The module `ppo_jax.runs.trust` decides which files may
+name code; this module imports it.
 
-An object that was handed over from Python and cannot be imported by name is known by a text in
-angle brackets instead, which stands for it in this process alone.
+An object that is passed from Python and cannot be imported by name is represented by a text in
+angle brackets, which is valid in this process only.
 """
 
 import functools
@@ -26,7 +27,7 @@ from typing import Any
 from ppo_jax.config.options import ConfigError, did_you_mean
 
 _DOTTED = r"[^\W\d]\w*(?:\.[^\W\d]\w*)*"
-# What a reference names -> the keyword by which the same is handed over from Python.
+# What a reference names -> the keyword argument with which Python code passes the same.
 KEYWORDS = {"environment": "env", "policy": "policy", "algorithm": "algorithm"}
 # The groups of entry points in which installed packages register names.
 GROUPS = {what: f"ppo_jax.{group}" for what, group in (
@@ -40,12 +41,12 @@ def _origin(package: str) -> str:
     return (spec.origin if spec is not None else None) or "."
 
 
-# Folders whose lines are not named where a line of the user's was wrong.
+# Folders of libraries. An error message names a line of the user's code and not one of theirs.
 _LIBRARIES = tuple(
     str(Path(file or ".").parent) + os.sep
     for file in (str(Path(__file__).parent), *map(_origin, ("jax", "numpy")))
 )
-# Text -> the object that it stands for in this process.
+# Text in angle brackets -> the object that it represents in this process.
 _OBJECTS: dict[str, Any] = {}
 
 
@@ -58,15 +59,15 @@ def load(reference: str, what: str) -> Any:
     """Import what a reference names.
 
     Args:
-        reference: "package.module:Name", Name with dots for what is inside a class; or a module.
+        reference: "package.module:Name", or a module. Name may have dots, for a name in a class.
         what: "environment", "policy" or "algorithm", for messages.
 
     Returns:
         The object, or the module where no name is given.
 
     Raises:
-        ConfigError: it is not a reference; its module is not found, fails while it is imported, or
-            is another one than was named; or the module has no such name.
+        ConfigError: the text is not a reference; the module is not found, raises an error while it
+            is imported, or is not the one in the current directory; or it has no such name.
     """
     if not re.fullmatch(f"{_DOTTED}(?::{_DOTTED})?", reference):
         raise ConfigError(
@@ -93,14 +94,14 @@ def load(reference: str, what: str) -> Any:
 
 
 def resolve(name: str, what: str) -> Any:
-    """What a name stands for: an object from Python, what a package registered, or a reference.
+    """The object of a name: one passed from Python, one registered by a package, or a reference.
 
     Args:
-        name: as in a configuration.
+        name: a name as a configuration holds it.
         what: "environment", "policy" or "algorithm".
 
     Raises:
-        ConfigError: it stands for nothing, or cannot be imported.
+        ConfigError: the name is unknown, or cannot be imported.
     """
     if is_text(name):
         return _given(name, what)
@@ -108,8 +109,7 @@ def resolve(name: str, what: str) -> Any:
 
 
 def findable(module: str) -> bool:
-    """Whether there is a module of this name; nothing of it is imported, only its first part is
-    looked for."""
+    """Whether the first part of a module's name can be found; the module is not imported."""
     _prepare()
     try:
         return importlib.util.find_spec(module.partition(".")[0]) is not None
@@ -118,12 +118,12 @@ def findable(module: str) -> bool:
 
 
 def registered(what: str) -> dict[str, str]:
-    """Name -> reference, of the names that installed packages register.
+    """Name -> reference, for the names that installed packages register.
 
-    What lies in the current directory is not installed: a folder registers nothing.
+    The current directory does not count as an installed package.
 
     Raises:
-        ConfigError: two packages register one name for different things.
+        ConfigError: two packages register the same name.
     """
     here = os.path.realpath("")
     places = (p for p in sys.path if p and os.path.realpath(p) != here)
@@ -132,14 +132,14 @@ def registered(what: str) -> dict[str, str]:
 
 @functools.lru_cache(maxsize=16)
 def _registered(group: str, path: tuple[str, ...]) -> dict[str, str]:
-    """The entry points of a group; `path` is where packages are looked for."""
+    """The entry points of a group, in the packages that `path` contains."""
     found: dict[str, str] = {}
     owners: dict[str, str] = {}
     for package in importlib.metadata.distributions(path=[*path]):
         for point in package.entry_points.select(group=group):
             owner = package.metadata["Name"]
             reference = f"{point.module}:{point.attr}" if point.attr else point.module
-            # Of one package that is installed in two places, the first counts, as for `import`.
+            # A package may be installed in two places; the first one counts, as for `import`.
             if owners.setdefault(point.name, owner) != owner:
                 raise ConfigError(
                     f"two installed packages register {point.name!r} in {group}: "
@@ -150,11 +150,11 @@ def _registered(group: str, path: tuple[str, ...]) -> dict[str, str]:
 
 
 def name_of(obj: Any) -> str:
-    """The name under which a configuration keeps an object.
+    """The name under which a configuration holds an object.
 
     Returns:
-        Its reference, if it can be imported by one; else a text that stands for it in this process
-        alone. A string is returned as it is.
+        The reference of the object, if there is one; otherwise a text that represents the object in
+        this process. A string is returned unchanged.
     """
     if isinstance(obj, str):
         return obj
@@ -172,10 +172,11 @@ def name_of(obj: Any) -> str:
 
 
 def reference_of(obj: Any) -> str | None:
-    """The reference that imports this very object, or an equal instance; None if there is none.
+    """The reference that imports this object, or an equal instance; None if there is none.
 
-    A module, a class and a function have their own. An instance has that of its class if the class
-    called without arguments makes one like it, for that is what loading the reference does.
+    Modules, classes and functions have references of their own. An instance has the reference of
+    its class if the class, called without arguments, makes an equal instance: loading the reference
+    does the same.
     """
     if isinstance(obj, ModuleType):
         return obj.__name__ if _importable(obj.__name__, "", obj) else None
@@ -188,12 +189,12 @@ def reference_of(obj: Any) -> str | None:
 
 
 def is_text(name: str) -> bool:
-    """Whether a name is a text that stands for an object from Python."""
+    """Whether a name is a text in angle brackets, which represents an object from Python."""
     return name.startswith("<")
 
 
 def bind(text: str, obj: Any) -> None:
-    """Let a text stand for an object from here on."""
+    """Register an object that a text represents from now on."""
     _OBJECTS[text] = obj
 
 
@@ -206,8 +207,11 @@ def raised(error: BaseException) -> str:
 
 
 def place(error: BaseException) -> str:
-    """The file and line of the user's code that raised, or "": the last one in the traceback that
-    belongs neither to this package nor to the numerical libraries that it called."""
+    """The file and line of the user's code that raised an error, or "".
+
+    It is the last line in the traceback that belongs neither to this package nor to a numerical
+    library.
+    """
     frames = [
         f for f in traceback.extract_tb(error.__traceback__) if not f.filename.startswith("<")
     ]
@@ -219,14 +223,14 @@ def place(error: BaseException) -> str:
 def _given(text: str, what: str) -> Any:
     if text not in _OBJECTS:
         raise ConfigError(
-            f"{what} {text} is an object that has no name to import it by; hand it over again from "
+            f"{what} {text} is an object that has no name to import it by; pass it again from "
             f"Python, {KEYWORDS[what]}=..."
         )
     return _OBJECTS[text]
 
 
 def _prepare() -> None:
-    """The current directory counts, also where a console script was started."""
+    """Make modules of the current directory importable, also from a console script."""
     try:
         here = str(Path.cwd())
     except OSError:  # it was deleted
@@ -242,7 +246,7 @@ def _import(reference: str, module: str, what: str) -> ModuleType:
     if module not in sys.modules:
         _prepare()
     try:
-        # Arrays that a module makes are its constants, also where a run is being traced.
+        # Arrays that a module creates are constants, also if a run is being traced.
         with jax.ensure_compile_time_eval():
             return importlib.import_module(module)
     except ModuleNotFoundError as error:
@@ -266,7 +270,7 @@ def _failed(reference: str, module: str, what: str, error: BaseException) -> Con
 
 
 def _similar(module: str) -> str:
-    """A hint at modules of the current directory."""
+    """A hint that lists similar modules of the current directory."""
     parent, _, name = module.rpartition(".")
     folder = Path(*parent.split(".")) if parent else Path()
     found = [p.stem for p in folder.glob("*.py")] if folder.is_dir() else []
@@ -275,8 +279,8 @@ def _similar(module: str) -> str:
 
 
 def _refuse_another(reference: str, module: str, what: str) -> None:
-    """Refuse a module that hides the one of the same name in the current directory: one of an
-    installed package or of Python itself, or one that was imported from elsewhere before."""
+    """Refuse a module that hides a module of the same name in the current directory: a module of an
+    installed package or of Python, or one that was imported from another folder before."""
     top = module.partition(".")[0]
     try:
         spec = importlib.machinery.PathFinder.find_spec(top, [str(Path.cwd())])
@@ -297,7 +301,7 @@ def _file(module: ModuleType) -> str:
 
 
 def _importable(module: str, name: str, obj: Any) -> bool:
-    """Whether another process would find this object by its module and name."""
+    """Whether another process could import this object by its module and name."""
     found: Any = sys.modules.get(module)
     if module == "__main__" or found is None:
         return False
@@ -312,7 +316,7 @@ def _importable(module: str, name: str, obj: Any) -> bool:
 
 
 def _made_like(obj: Any) -> bool:
-    """Whether the class of an object, called without arguments, makes an equal one."""
+    """Whether the class of an object, called without arguments, makes an equal object."""
     try:
         return _alike(obj, type(obj)())
     except Exception:

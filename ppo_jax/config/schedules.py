@@ -25,10 +25,10 @@ class Form(NamedTuple):
     """One kind of schedule.
 
     Attributes:
-        parameters: the names of its numbers, in the order in which they are given.
-        defaults: of those that may be left out.
-        weight: q in [0, 1] -> the weight of the first number, where the second has the rest; None:
-            the value does not depend on the progress.
+        parameters: names of the numbers of the schedule, in the order in which they are written.
+        defaults: default values of the numbers that may be omitted.
+        weight: function from q in [0, 1] to the weight w of the first number; the second number has
+            weight 1 − w. None: the value does not depend on the progress.
     """
 
     parameters: tuple[str, ...]
@@ -57,11 +57,11 @@ HOW = "write linear(3e-4, 0), cosine(3e-4, 0, warmup=0.05), constant(3e-4) or ad
 
 @dataclasses.dataclass(frozen=True, repr=False)
 class Schedule:
-    """A value that changes over a run; hashable as long as its numbers are not tracers.
+    """A value that changes over a run; hashable unless its numbers are tracers.
 
     Attributes:
-        kind: in FORMS.
-        numbers: one for each of its parameters.
+        kind: kind of the schedule, a name in FORMS.
+        numbers: one number for each parameter of that kind.
     """
 
     kind: str
@@ -74,7 +74,7 @@ class Schedule:
 
     @property
     def adaptive(self) -> bool:
-        """Whether the value follows the updates instead of the progress of the run."""
+        """Whether the value depends on the updates instead of the progress of the run."""
         return FORMS[self.kind].weight is None
 
     @property
@@ -85,7 +85,7 @@ class Schedule:
         return not self.adaptive and not (self.kind == "constant" and still)
 
     def replace(self, numbers: dict[str, Any]) -> Schedule:
-        """The same kind with other numbers, by name."""
+        """A schedule of the same kind with other numbers, given by name."""
         return Schedule(self.kind, tuple((self.parameters | numbers).values()))
 
     def at(self, progress: jax.Array | float) -> jax.Array:
@@ -94,10 +94,10 @@ class Schedule:
         w(q) start + (1 − w(q)) end,   q = (p − warmup) / (1 − warmup)
         linear: w = 1 − q;   cosine: w = ½ (1 + cos π q);   start · p / warmup where p < warmup
 
-        An adaptive schedule has its start everywhere: what it is adapted to is not known here.
+        The value of an adaptive schedule is its start: the KL divergence is not known here.
 
         Args:
-            progress: [...] p, the share of the run that is done; values outside [0, 1] are clipped.
+            progress: [...] p, the fraction of the run that is done; it is clipped to [0, 1].
 
         Returns:
             [...] value.
@@ -131,17 +131,17 @@ class Schedule:
     __repr__ = __str__
 
 
-# The type of an option whose values are real numbers or schedules. To a type checker it is a float,
-# which it is wherever a formula meets it.
+# The type of an option whose values are real numbers or schedules. A type checker treats it as a
+# float, because every formula receives a number.
 Scheduled = Annotated[float, Schedule]
 
 
 def constant(value: float, *, warmup: float = 0.0) -> Any:
-    """The same value all the time.
+    """A constant value.
 
     Args:
-        value: of the option.
-        warmup: share of the run, in [0, 1), in which it rises linearly from 0.
+        value: value of the option.
+        warmup: fraction of the run, in [0, 1), during which the value rises linearly from 0.
 
     Returns:
         Schedule.
@@ -150,12 +150,12 @@ def constant(value: float, *, warmup: float = 0.0) -> Any:
 
 
 def linear(start: float, end: float, *, warmup: float = 0.0) -> Any:
-    """From one value to another in a straight line.
+    """A value that changes linearly over the run.
 
     Args:
-        start: the value at the beginning, or after the warm-up.
-        end: the value at the end of the run.
-        warmup: share of the run, in [0, 1), in which the value rises linearly from 0 to the start.
+        start: value at the beginning of the run, or after the warm-up.
+        end: value at the end of the run.
+        warmup: fraction of the run, in [0, 1), during which the value rises linearly from 0.
 
     Returns:
         Schedule.
@@ -164,12 +164,12 @@ def linear(start: float, end: float, *, warmup: float = 0.0) -> Any:
 
 
 def cosine(start: float, end: float, *, warmup: float = 0.0) -> Any:
-    """From one value to another along half a period of the cosine.
+    """A value that changes along half a period of the cosine over the run.
 
     Args:
-        start: the value at the beginning, or after the warm-up.
-        end: the value at the end of the run.
-        warmup: share of the run, in [0, 1), in which the value rises linearly from 0 to the start.
+        start: value at the beginning of the run, or after the warm-up.
+        end: value at the end of the run.
+        warmup: fraction of the run, in [0, 1), during which the value rises linearly from 0.
 
     Returns:
         Schedule.
@@ -183,13 +183,13 @@ def adaptive(
     """A learning rate that keeps the KL divergence of an update near a target.
 
     Args:
-        start: the rate of the first update.
-        target_kl: the KL divergence to be kept near, in nats.
-        low: the rate is never lower.
-        high: the rate is never higher.
+        start: learning rate of the first update.
+        target_kl: target of the KL divergence of an update, in nats.
+        low: smallest learning rate.
+        high: largest learning rate.
 
     Returns:
-        Schedule; `ppo_jax.optimizer.adapt` is the rule.
+        Schedule; `ppo_jax.optimizer.adapt` computes the next learning rate.
     """
     return _schedule("adaptive", start, target_kl, low, high)
 
@@ -200,7 +200,7 @@ def is_schedule(value: Any) -> bool:
 
 
 def is_adaptive(value: Any) -> bool:
-    """Whether a value is a schedule that follows the updates."""
+    """Whether a value is a schedule that depends on the updates."""
     return isinstance(value, Schedule) and value.adaptive
 
 
@@ -233,11 +233,11 @@ def check_moving(config: Any, horizon: Any) -> None:
 
 
 def value_at(value: Any, progress: jax.Array | float) -> Any:
-    """The number that an option is at a point of the run; a number is the same everywhere.
+    """The value of an option at a point of the run, as a number.
 
     Args:
-        value: a number, a Schedule, or a function of the progress.
-        progress: [] share of the run that is done; values outside [0, 1] are clipped.
+        value: a number, which is returned as it is, a Schedule, or a function of the progress.
+        progress: [] fraction of the run that is done; it is clipped to [0, 1].
     """
     if isinstance(value, Schedule):
         return value.at(progress)
@@ -252,11 +252,11 @@ def at(config: Any, progress: jax.Array | float) -> Any:
     """A Config with numbers in place of its schedules.
 
     Args:
-        config: a dataclass.
-        progress: [] share of the run that is done.
+        config: a dataclass of options.
+        progress: [] fraction of the run that is done.
 
     Returns:
-        The config itself where it has no schedule.
+        The Config with numbers; the same object if it has no schedule.
     """
     values = {f.name: getattr(config, f.name) for f in dataclasses.fields(config)}
     numbers = {n: value_at(v, progress) for n, v in values.items() if is_schedule(v)}
@@ -267,7 +267,7 @@ def parse(text: str) -> Schedule:
     """A schedule from its text, as `str` writes it: cosine(3e-4, 0, warmup=0.05).
 
     Raises:
-        ValueError: what is wrong with the text, in a few words.
+        ValueError: the text is not a schedule; the message gives the reason.
     """
     found = re.fullmatch(r"\s*(\w+)\s*\((.*)\)\s*", text)
     if found is None:
@@ -297,7 +297,7 @@ def parse(text: str) -> Schedule:
 
 
 def _text(number: Any) -> str:
-    """With all its digits, so that `parse` gives the same number; numpy's as Python's."""
+    """A number as text with all its digits, so that `parse` returns the same number."""
     try:
         return repr(float(number))
     except (TypeError, ValueError):
@@ -311,6 +311,6 @@ def _usage(kind: str) -> str:
 
 
 def _schedule(kind: str, *numbers: Any) -> Schedule:
-    """With whole numbers as real ones; what is no number at all is refused by the option."""
+    """A schedule with integers as real numbers; `options.check` refuses what is not a number."""
     whole = (isinstance(x, int) and not isinstance(x, bool) for x in numbers)
     return Schedule(kind, tuple(float(x) if w else x for x, w in zip(numbers, whole, strict=True)))

@@ -1,7 +1,7 @@
-"""The configuration of a run: one frozen dataclass, its checks, its presets.
+"""The configuration of a run: a frozen dataclass, its validation, and its presets.
 
-The same dataclasses are the command line (`ppo_jax.cli`), the file config.json and the argument
-of `make_train`.
+The command line (`ppo_jax.cli`), the file config.json and `make_train` use the same dataclasses.
+JAX is not imported here.
 """
 
 import contextlib
@@ -30,19 +30,19 @@ from ppo_jax.config.schedules import check_moving
 from ppo_jax.config.traced import is_tracer
 from ppo_jax.suites import is_own, same_env
 
-# What a saved configuration stands for that was made before there was such an option.
+# The values of options that older saved configurations do not have.
 BEFORE = {"map_actions": False}
 # The fields of TrainConfig that may name code which is not in the package.
 CODE = ("env", "policy", "algorithm")
-# Names that a configuration is made with or kept under, besides the attributes of TrainConfig.
+# Further names that the option of an algorithm cannot have, besides attributes of TrainConfig.
 TAKEN = ("hyper", "preset", "config", "trust")
-# Methods that an algorithm's Config may have, `ppo_jax.algorithms.hooks`.
+# The methods that an algorithm's Config may have: `ppo_jax.algorithms.hooks`.
 HOOKS = ("collector", "resolve", "divisors", "check")
 
 
 @dataclasses.dataclass(frozen=True)
 class TrainConfig:
-    """A run: the environment, how much of it, the network, and the algorithm's hyperparameters."""
+    """The environment, the length of the run, the network, and the algorithm's hyperparameters."""
 
     env: str = option(
         "CartPole-v1",
@@ -122,21 +122,22 @@ class TrainConfig:
 
     @property
     def num_updates(self) -> int:
-        """U, the number of rollouts that fit into total_timesteps."""
+        """U, the number of updates: one for each rollout that fits into total_timesteps."""
         return self.total_timesteps // (self.num_envs * self.num_steps)
 
 
 def make(preset: str | None = None, **values: Any) -> TrainConfig:
-    """A configuration from flat names, on top of the environment's tuned preset.
+    """A configuration from the names of options; the preset of the environment is the default.
 
     make(env="Pendulum-v1", num_envs=32, gamma=0.95)
 
     Args:
-        preset: name of a preset; None takes the environment's own if there is one, "none" none.
+        preset: name of a preset. None: the preset of the environment and algorithm, if there is
+            one; "none": no preset.
         **values: fields of TrainConfig and of the algorithm's Config. env, policy and algorithm
-            may be objects: the configuration keeps the names by which they can be imported, or
-            texts that stand for them in this process alone. An environment of the user's own has
-            no preset unless one is named.
+            may be objects: the configuration holds the names by which they can be imported, or
+            texts that represent them in this process only. An environment of the user's own has no
+            preset unless one is named.
 
     Raises:
         ConfigError: an unknown name (with the nearest ones), or a value out of its range.
@@ -149,14 +150,14 @@ def make(preset: str | None = None, **values: Any) -> TrainConfig:
 
 
 def with_own(config: TrainConfig, **parts: Any) -> TrainConfig:
-    """A configuration that names parts which are handed over from Python.
+    """A configuration that names the parts which are passed from Python.
 
     Args:
-        config: any.
-        **parts: env, policy, algorithm: objects or names; None leaves the configuration's own.
+        config: a configuration.
+        **parts: env, policy and algorithm, as objects or names; None: that of the configuration.
 
     Raises:
-        ConfigError: the hyperparameters are not those of the algorithm.
+        ConfigError: the hyperparameters belong to another algorithm.
     """
     names = {n: named(n, part) for n, part in parts.items() if part is not None}
     if "env" in names and names["env"] != config.env:
@@ -176,19 +177,20 @@ def with_own(config: TrainConfig, **parts: Any) -> TrainConfig:
 
 
 def named(option: str, value: Any) -> Any:
-    """A value as a configuration keeps it: an object in place of a name by its own name.
+    """A value as a configuration holds it: the name of an object instead of the object.
 
-    What cannot be an environment, a policy or an algorithm is left as it is, for `check` to refuse.
+    A value that cannot be an environment, a policy or an algorithm is returned unchanged, and
+    `check` refuses it.
     """
     plain = isinstance(value, str | bool | int | float | dict | list | None)
     return value if plain or option not in CODE else references.name_of(value)
 
 
 def preset_values(preset: str | None, env: str | None, algorithm: str | None) -> dict[str, Any]:
-    """The flat values of a preset, env and algorithm among them; {} where there is none.
+    """Name -> value of the options of a preset, env and algorithm included; {} without a preset.
 
     Raises:
-        ConfigError: an unknown preset, or one of another environment or algorithm.
+        ConfigError: an unknown preset, or a preset of another environment or algorithm.
     """
     for name, value in (("preset", preset), ("env", env), ("algorithm", algorithm)):
         if not isinstance(value, str | None):
@@ -233,10 +235,10 @@ def preset_of(env: str | None, algorithm: str | None) -> str | None:
 
 
 def fields(algorithm: str) -> dict[str, dataclasses.Field[Any]]:
-    """Every field of a configuration by its flat name: TrainConfig's, then the algorithm's.
+    """Name -> field of every option: those of TrainConfig, then those of the algorithm.
 
     Raises:
-        ConfigError: an unknown algorithm, or one whose Config has a name that is taken.
+        ConfigError: an unknown algorithm, or an algorithm whose Config uses a reserved name.
     """
     if not isinstance(algorithm, str):
         raise ConfigError(f"algorithm is {algorithm!r}; it must be of type str")
@@ -269,10 +271,10 @@ def to_flat(config: TrainConfig) -> dict[str, Any]:
 
 
 def from_flat(values: dict[str, Any]) -> TrainConfig:
-    """The configuration with these values and defaults elsewhere.
+    """The configuration with these values, and with defaults for all other options.
 
     Raises:
-        ConfigError: an unknown name, with the nearest ones.
+        ConfigError: an unknown name; the message lists similar names.
     """
     algorithm = values.get("algorithm", TrainConfig.algorithm)
     known = fields(algorithm)
@@ -291,15 +293,15 @@ def from_flat(values: dict[str, Any]) -> TrainConfig:
 
 
 def to_json(config: TrainConfig) -> dict[str, Any]:
-    """`to_flat` in JSON's types; an infinite number is the string "inf"."""
+    """`to_flat` in the types of JSON; an infinite number is the string "inf"."""
     return {k: json_value(v) for k, v in to_flat(config).items()}
 
 
 def from_json(values: dict[str, Any]) -> TrainConfig:
-    """The inverse of `to_json`, also for values read from TOML.
+    """The inverse of `to_json`, also for values that were read from TOML.
 
     Raises:
-        ConfigError: an unknown name or a value out of its range.
+        ConfigError: an unknown name, or a value out of its range.
     """
     config = from_flat(values)
     check(config)
@@ -307,16 +309,17 @@ def from_json(values: dict[str, Any]) -> TrainConfig:
 
 
 def from_saved(values: dict[str, Any]) -> TrainConfig:
-    """`from_json` of what an earlier version may have written, with the meaning it had then."""
+    """`from_json` for a file that an older version may have written; options that it does not have
+    keep their old meaning."""
     return from_json(BEFORE | values)
 
 
 def resolve(config: TrainConfig, env: Any = None) -> TrainConfig:
-    """The configuration with its open ends settled: what None leaves to the run is filled in.
+    """The configuration with values in place of those None that depend on the run.
 
     Args:
-        config: its annealing horizon becomes the run's length.
-        env: what the algorithm leaves to the environment is filled in from it; None: left open.
+        config: a configuration. If its annealing horizon is None, it becomes the run's length.
+        env: environment from which the algorithm's options are filled in; None: they stay None.
     """
     hyper = config.hyper if env is None else hooks.resolve(config.hyper, env)
     if to_flat(config).get("anneal_timesteps", math.inf) is None:
@@ -325,16 +328,18 @@ def resolve(config: TrainConfig, env: Any = None) -> TrainConfig:
 
 
 def promises(config: TrainConfig) -> dict[str, str]:
-    """Metrics of a run that are 0 while environment and algorithm are as described, each with what
-    it means if one is not."""
+    """Metrics that are 0 in a correct run, each with the meaning of another value.
+
+    A value other than 0 means that the environment or the algorithm is not as it is described.
+    """
     from ppo_jax import rollout
 
     return rollout.PROMISES | hooks.promises(config.hyper)
 
 
 def discount(config: TrainConfig) -> Any:
-    """[] γ, the algorithm's own; 0.99 for one that has none, where only the scale of normalised
-    rewards depends on it."""
+    """[] γ of the algorithm. For an algorithm without γ it is 0.99, and only the scale of
+    normalised rewards depends on it."""
     return to_flat(config).get("gamma", 0.99)
 
 
@@ -344,14 +349,14 @@ MAX_UPDATES = 2**31 - 1
 
 
 def split(config: TrainConfig) -> tuple[TrainConfig, dict[str, Any]]:
-    """(static, floats): what decides the program, and the numbers it takes as arguments.
+    """(static, floats): the part that determines the compiled program, and its float arguments.
 
     Floats are traced, so that one compiled program serves every value and vmaps over many;
     integers, switches, names and None are static.
 
     Returns:
-        static: hashable, with a mark where the floats were; floats: flat name -> value, where the
-            numbers of a schedule have names such as "learning_rate.start".
+        static: a hashable configuration with a placeholder for each float; floats: name -> value,
+            where the numbers of a schedule have names such as "learning_rate.start".
     """
     flat = to_flat(resolve(config))
     floats: dict[str, Any] = {}
@@ -369,18 +374,18 @@ def merge(static: TrainConfig, floats: dict[str, Any]) -> TrainConfig:
 
 
 def float_names(static: TrainConfig) -> list[str]:
-    """The names of the floats that go with what `split` gives as static."""
+    """The names of the floats that belong to the static part that `split` returns."""
     known, flat = fields(static.algorithm), to_flat(static)
     marked = [floats_of(known[name], value) for name, value in flat.items()]
     return [name for floats in marked for name, value in floats.items() if value == TRACED]
 
 
 def check(config: TrainConfig, env: Any = None) -> None:
-    """Refuse a configuration that cannot work; values that are tracers are not looked at.
+    """Refuse a configuration that cannot work; values that are tracers are not checked.
 
     Args:
-        config: any.
-        env: the environment, once it is there, for what depends on it.
+        config: a configuration.
+        env: the environment, for the checks that need it; None: these checks are omitted.
 
     Raises:
         ConfigError: what was given, what is allowed, what to do.
@@ -416,12 +421,13 @@ def env_kwargs(config: TrainConfig) -> dict[str, Any]:
 
 
 def parse_env_args(env_args: tuple[str, ...]) -> dict[str, Any]:
-    """What `env_args` say: ("size=42", "difficulty=hard") -> {"size": 42, "difficulty": "hard"}.
+    """The arguments that `env_args` contains, as keyword arguments.
 
-    A value is a number or a truth value where JSON would read one, else text.
+    ("size=42", "difficulty=hard") -> {"size": 42, "difficulty": "hard"}. A value is a number or a
+    truth value where JSON would read one, otherwise text.
 
     Raises:
-        ConfigError: not NAME=VALUE, or a name given twice.
+        ConfigError: a text is not NAME=VALUE, or a name is given twice.
     """
     found: dict[str, Any] = {}
     for text in env_args:
@@ -441,7 +447,7 @@ def _check_sizes(config: TrainConfig) -> None:
     if steps > MAX_SIZE:
         raise ConfigError(
             f"a rollout has num_envs x num_steps = {config.num_envs} x {config.num_steps} = "
-            f"{steps} rows; there may be at most {MAX_SIZE}"
+            f"{steps} samples; there may be at most {MAX_SIZE}"
         )
     if config.total_timesteps < steps:
         raise ConfigError(
@@ -463,7 +469,11 @@ def _check_sizes(config: TrainConfig) -> None:
 
 
 def _check_divides(config: TrainConfig, name: str, value: int) -> None:
-    """Rows are steps; of a policy with memory, whole environments. Each part has its own."""
+    """Refuse a number that does not divide the samples of a rollout.
+
+    For a recurrent policy it must divide the environments, whose sequences stay whole. Each part of
+    the environments is divided on its own.
+    """
     rows, envs = config.num_envs // config.parts, "num_envs"
     if config.parts > 1:
         envs = "num_envs / parts"
@@ -472,9 +482,7 @@ def _check_divides(config: TrainConfig, name: str, value: int) -> None:
         of = f"{envs} x num_steps = {rows} x {config.num_steps} = {rows * config.num_steps}"
         rows *= config.num_steps
     if rows % value:
-        why = (
-            "" if config.memory == "none" else ", whose steps a policy with memory keeps together,"
-        )
+        why = "" if config.memory == "none" else ", whose steps a recurrent policy keeps together,"
         raise ConfigError(
             f"{of}{why} does not divide into {value} {name}; nearest that do: "
             f"{_nearest(rows, value)}"
@@ -482,7 +490,7 @@ def _check_divides(config: TrainConfig, name: str, value: int) -> None:
 
 
 def _nearest(number: int, divisor: int) -> list[int]:
-    """The divisors of a number that are nearest to one."""
+    """The divisors of a number that are nearest to another number."""
     small = [d for d in range(1, math.isqrt(number) + 1) if number % d == 0]
     near = sorted({*small, *(number // d for d in small)}, key=lambda d: abs(d - divisor))
     return sorted(near[:3])

@@ -7,7 +7,7 @@ import math
 import os
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any, ClassVar
@@ -172,7 +172,7 @@ class Display:
         from rich.table import Table
         from rich.text import Text
 
-        number = "{:,.0f}".format
+        number: Callable[[float], str] = "{:,.0f}".format
         if len(number(self._total)) > LONG_NUMBER:  # narrow terminals have no room for all digits
             number = short
         words = Text(f"{number(self._step)} / {number(self._total)} steps   ")
