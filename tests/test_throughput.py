@@ -169,7 +169,7 @@ def test_one_that_dies_says_so(monkeypatch):
     start = subprocess.Popen
     short = [sys.executable, "-c", ""]
     monkeypatch.setattr(subprocess, "Popen", lambda words, **options: start(short, **options))
-    assert Contestant("rejax", TINY, SETTINGS).why == "died without a word"
+    assert Contestant("rejax", TINY, SETTINGS).why == "the process ended unexpectedly"
 
 
 def test_what_libraries_print_does_not_reach_the_answers():

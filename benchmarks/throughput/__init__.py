@@ -1,1 +1,1 @@
-"""PPO of several projects measured against each other, each in a process of its own."""
+"""Speed of PPO in several projects, each measured in a separate process."""

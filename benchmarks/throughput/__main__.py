@@ -1,19 +1,20 @@
-"""The referee: ppo_jax, PureJaxRL, Rejax, Brax, SBX, Stable-Baselines3 and RLtools in one run.
+"""Speed of ppo_jax, PureJaxRL, Rejax, Brax, SBX, Stable-Baselines3 and RLtools in one run.
 
-python -m benchmarks.throughput --suite smoke                       two minutes, to see it work
-python -m benchmarks.throughput --suite cpu --purejaxrl PATH        everything a CPU can do
-python -m benchmarks.throughput --suite cpu --purejaxrl PATH --fresh    ... in place of older rows
-python -m benchmarks.throughput --suite gpu --purejaxrl PATH
-python -m benchmarks.throughput --parts breakdown scaling           ppo_jax alone
+python -m benchmarks.throughput --suite smoke                       a short test of the command
+python -m benchmarks.throughput --suite cpu --purejaxrl PATH        all configurations for a CPU
+python -m benchmarks.throughput --suite cpu --purejaxrl PATH --fresh    ... dropping older rows
+python -m benchmarks.throughput --suite gpu --purejaxrl PATH        all configurations for a GPU
+python -m benchmarks.throughput --parts breakdown scaling           only ppo_jax
 python -m benchmarks.throughput --table                             print the committed results
-python -m benchmarks.throughput --documents                         ... into the documentation
+python -m benchmarks.throughput --documents                         write them to the documentation
 
-PATH is the folder of PureJaxRL's ppo.py, which is no package. The other peers are installed by pip
-into an environment of their own at the first run, with the jax and jaxlib that ppo_jax runs on.
-Each contestant is a process; they take rounds in turns, A B C A B C, while the others wait: on one
-device each, and on one device per core each. Medians and the ratios of neighbouring rounds go to
-benchmarks/results/throughput.csv with the machine, the commit and all versions, every round to
-throughput_rounds.csv, the figure beside them. A table has rows of one commit alone.
+PATH is the folder of PureJaxRL's ppo.py, which is not a package. The other peers are installed by
+pip into a virtual environment of their own in the first run, with the same versions of jax and
+jaxlib as ppo_jax. Each contestant is a process; rounds are interleaved, A B C A B C, while the
+other contestants wait. All of them are measured on one device, and then on one device per core.
+Medians and the ratios of neighbouring rounds are written to benchmarks/results/throughput.csv with
+the machine, the commit and all versions; every round to throughput_rounds.csv; and a figure to the
+same folder. All rows of a table have the same commit.
 """
 
 import dataclasses
@@ -68,26 +69,29 @@ PARTS = ("race", "restart", "breakdown", "scaling", "quality")
 
 @dataclasses.dataclass(frozen=True)
 class Options:
-    """Measure.
+    """Measure the speed of PPO in several projects.
 
     Attributes:
-        suite: which configurations.
-        configurations: these instead.
-        contestants: who takes part.
-        parts: race: everybody; restart: from the cache of compiled programs; breakdown: of one
-            update; scaling: with size; quality: time until an agent is good.
+        suite: set of configurations to measure.
+        configurations: names of configurations to measure instead of a suite.
+        contestants: names of the contestants to measure.
+        parts: parts to run: race compares all contestants; restart measures start-up with the cache
+            of compiled programs; breakdown measures the parts of one update; scaling varies the
+            size; quality measures the time until an agent reaches a threshold.
         purejaxrl: folder of PureJaxRL's ppo.py.
-        peers: virtual environment of the peers; made in the user's cache if not given.
-        devices: one: one device each; all: one for each core, by each project's own means.
-        rounds: how often each; of fewer than five no interval is known.
-        seconds: of a round.
-        patience: seconds until one that does not answer is given up.
-        seeds: of time to quality.
-        tasks: of time to quality.
-        out: folder of the tables and figures; the smoke suite leaves none unless it is given.
-        fresh: drop rows of other commits from the tables of these parts.
-        table: only print the committed results, as the documentation has them.
-        documents: only write them into README.md and docs/throughput.md.
+        peers: virtual environment of the peers; by default one in the user's cache, made if
+            missing.
+        devices: numbers of devices: one for each contestant, or all, which is one per core by the
+            means of each project.
+        rounds: number of rounds; with fewer than five there is no confidence interval.
+        seconds: approximate duration of a round in seconds.
+        patience: seconds after which a contestant that does not answer is stopped.
+        seeds: number of seeds of the part quality.
+        tasks: tasks of the part quality.
+        out: folder of the tables and figures; without it the smoke suite writes none.
+        fresh: drop rows of other commits from the tables of the parts that are run.
+        table: only print the committed results, as in the documentation.
+        documents: only write the committed results to README.md and docs/throughput.md.
     """
 
     suite: Literal["smoke", "cpu", "gpu"] = "cpu"
@@ -109,10 +113,10 @@ class Options:
 
 
 def check(options: Options) -> None:
-    """Refuse unknown names before anything is installed.
+    """Refuse invalid options before anything is installed.
 
     Raises:
-        SystemExit: which, and what there is.
+        SystemExit: an option is invalid; the message names its value and the allowed ones.
     """
     known = {
         "configurations": tuple(CONFIGURATIONS),
@@ -132,7 +136,7 @@ def check(options: Options) -> None:
 
 
 def main(options: Options) -> None:
-    """Run the parts, keep what they find, print it."""
+    """Run the chosen parts, write their rows and print the tables."""
     check(options)
     if options.table:
         print("\n".join(printed(RESULTS).values()), end="")
@@ -155,7 +159,7 @@ def main(options: Options) -> None:
 
 
 def settings_of(options: Options) -> Settings:
-    """How the contestants are run; the peers are installed if they take part."""
+    """The settings of the race; the peers are installed if they are measured."""
     rivals = {*options.contestants} - {"ours"}
     needed = rivals and {*options.parts} & {"race", "quality"}
     return Settings(
@@ -168,14 +172,14 @@ def settings_of(options: Options) -> Settings:
 
 
 def files_of(part: str) -> tuple[str, ...]:
-    """The tables of a part."""
+    """The names of the CSV files of a part."""
     return (results.RACE, results.ROUNDS) if part == "race" else (f"throughput_{part}.csv",)
 
 
 def measure(
     part: str, options: Options, settings: Settings, where: results.Where, *, out: Path
 ) -> None:
-    """One part; what it finds is kept at once."""
+    """Run one part, and write its rows as soon as they are measured."""
     names = options.configurations or SUITES[options.suite]
     if part == "race":
         for name in names:
@@ -204,7 +208,7 @@ def measure(
 def run_race(
     name: str, options: Options, settings: Settings, where: results.Where, *, out: Path
 ) -> None:
-    """One configuration, on one device each or on all."""
+    """Run the race on one configuration, on one device or on all devices."""
     settings = dataclasses.replace(settings, devices=where.devices)
     field = race(CONFIGURATIONS[name], options.contestants, settings)
     if results.keep_race(out, field, where, options.fresh):
@@ -220,14 +224,14 @@ def keep_part(
     commit: str,
     fresh: bool,
 ) -> None:
-    """A part's rows, with every column."""
+    """Write the rows of a part, with all columns."""
     rows = [dict.fromkeys(fields, "") | row | {"commit": commit} for row in rows]
     known = results.of_commit(commit) if fresh else lambda row: True
     replace(path, rows, key, results.place, known)
 
 
 def printed(out: Path) -> dict[str, str]:
-    """Everything that was measured and kept, as the documentation has it: name -> Markdown."""
+    """All tables of the documentation with results, name -> Markdown."""
     found = {
         "summary": tables.summary(out),
         "race": tables.markdown(out),

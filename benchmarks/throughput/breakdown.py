@@ -1,7 +1,8 @@
-"""Where the time of one update goes, and how near each part is to what this machine can do.
+"""Times of the parts of one update, compared with the peak rates of the machine.
 
-Each part is compiled alone and repeated inside one program, so that starting it costs nothing. What
-they leave of the whole is metrics and book-keeping.
+Each part is compiled as a program of its own and repeated in a loop inside it, so that the time to
+start the program is negligible. The difference between the whole update and the sum of the parts is
+the time of metrics and bookkeeping.
 """
 
 import functools
@@ -32,14 +33,14 @@ ROUNDS = 9
 
 
 class Part(NamedTuple):
-    """A piece of an update.
+    """A part of an update.
 
     Attributes:
-        name: of it.
-        body: carry -> carry, once.
-        carry: to begin with.
-        flops: of the network's products in it, 0 where there are none.
-        bytes: that it must read and write at least, 0 where that is not what it costs.
+        name: name of the part.
+        body: one execution of the part, carry -> carry.
+        carry: initial carry.
+        flops: floating-point operations of the network's products in the part; 0 without products.
+        bytes: minimum number of bytes read and written; 0 if memory does not limit the part.
     """
 
     name: str
@@ -52,12 +53,15 @@ class Part(NamedTuple):
 def timer(
     body: Callable[[PyTree], PyTree], carry: PyTree, seconds: float = 0.3
 ) -> Callable[[], float]:
-    """Something that measures the seconds of one call of a body, repeated in a compiled loop.
+    """A function that measures the time of one call of a body, repeated in a compiled loop.
 
     Args:
-        body: carry -> carry.
-        carry: to begin with.
-        seconds: that a measurement takes, about.
+        body: the function to be measured, carry -> carry.
+        carry: initial carry.
+        seconds: approximate duration of a measurement in seconds.
+
+    Returns:
+        A function without arguments that returns the seconds of one call.
     """
 
     def repeat(carry: PyTree, times: jax.Array) -> PyTree:
@@ -76,7 +80,7 @@ def timer(
 
 
 def ceiling_timers() -> tuple[Callable[[], float], Callable[[], float]]:
-    """The machine's own rates, by the same compiler: GFLOP/s of a product, GB/s of a copy."""
+    """Functions that measure peak rates of the machine: GFLOP/s of a product, GB/s of a copy."""
     size = 1024 if jax.default_backend() == "cpu" else 8192
     matrix = jnp.full((size, size), 1 / size, jnp.float32)
     product = timer(lambda x: x @ matrix, matrix)
@@ -89,9 +93,9 @@ def ceiling_timers() -> tuple[Callable[[], float], Callable[[], float]]:
 
 
 def nudged(tree: PyTree, by: PyTree) -> PyTree:
-    """The tree, its floats moved by next to nothing that depends on `by`.
+    """The tree with a negligible number that depends on `by` added to its floats.
 
-    Without it XLA would compute what never changes once, before the loop.
+    Without the dependence, XLA would move computations with constant inputs out of the loop.
     """
     first = sum(x.ravel()[0].astype(jnp.float32) for x in jax.tree.leaves(by))
 
@@ -102,13 +106,13 @@ def nudged(tree: PyTree, by: PyTree) -> PyTree:
 
 
 class Update:
-    """One update of PPO in pieces, each a function from a carry to the next.
+    """The parts of one update of PPO as functions carry -> carry.
 
-    What a piece makes is part of its carry: XLA drops what nobody looks at.
+    The results of a part are in its carry, because XLA removes computations without a used result.
     """
 
     def __init__(self, configuration: Configuration) -> None:
-        """Collect once, so that every piece has what it works on."""
+        """Collect one rollout, which the parts use as input."""
         config = config_of(configuration)
         self.program = build(config)
         self.policy, self.env, self.hyper = (
@@ -138,7 +142,7 @@ class Update:
         self.start = jnp.zeros(self.envs, bool)
 
     def play(self, carry: PyTree) -> PyTree:
-        """The environments' steps with fixed actions, and the next pool of resets."""
+        """Step the environments with fixed actions, and sample the next pool of resets."""
         env_state, key, _ = carry
         key, step_key, refresh_key = jax.random.split(key, 3)
 
@@ -151,7 +155,7 @@ class Update:
         return self.env.refresh(refresh_key, env_state)[0], key, kept
 
     def act(self, carry: PyTree) -> PyTree:
-        """Actions and their probabilities, each observation waiting for the action before it."""
+        """Sample actions with their log-probabilities; each step depends on the previous one."""
         obs, key, _ = carry
         key, noise_key = jax.random.split(key)
         dist = jax.eval_shape(self.policy.act, self.params, (), obs, self.start)[1]
@@ -166,16 +170,16 @@ class Update:
         return obs, key, kept
 
     def judge(self, value: jax.Array) -> jax.Array:
-        """The critic on all states at once."""
+        """Compute the values of all states in one batch."""
         return self.policy.apply(nudged(self.params, value), self.trajectory.obs)[1]
 
     def estimate(self, batch: PyTree) -> PyTree:
-        """Advantages and targets."""
+        """Compute advantages and value targets."""
         reward = nudged(self.trajectory.reward, batch.advantage)
         return self.program.algorithm.estimate(self.trajectory.replace(reward=reward))
 
     def shuffle(self, carry: PyTree) -> PyTree:
-        """The order of all epochs, and the rows of every minibatch."""
+        """Draw the order of all epochs, and gather the samples of every minibatch."""
         key, minibatch = carry
         key, now = jax.random.split(key)
         order = sgd.shuffles(now, self.steps * self.envs, self.hyper.epochs)
@@ -188,7 +192,7 @@ class Update:
         return key, jax.lax.scan(take, minibatch, order.reshape(self.times, -1))[0]
 
     def differentiate(self, params: PyTree) -> PyTree:
-        """As many gradients as an update takes, on one minibatch."""
+        """Compute the number of gradients of one update, always of the same minibatch."""
         minibatch = jax.tree.map(lambda x: x[: self.size], self.rows)
 
         def once(params: PyTree, _: None) -> tuple[PyTree, None]:
@@ -198,7 +202,7 @@ class Update:
         return jax.lax.scan(once, params, None, length=self.times)[0]
 
     def optimise(self, learner: Any) -> Any:
-        """As many steps as an update takes, of a gradient like the parameters."""
+        """Take the number of optimiser steps of one update, with artificial gradients."""
 
         def once(learner: Any, _: None) -> tuple[Any, None]:
             gradient = 1e-3 * learner.params
@@ -208,11 +212,11 @@ class Update:
         return jax.lax.scan(once, learner, None, length=self.times)[0]
 
     def whole(self, state: Any) -> Any:
-        """All of it, as it is trained."""
+        """Run a whole update, as in training."""
         return self.program.step(state)[0]
 
     def parts(self) -> list[Part]:
-        """Every piece with the least work there is in it."""
+        """All parts, with the minimum work of each."""
         state, rows = self.state, self.steps * self.envs
         epochs = self.hyper.epochs
         actor, critic = (2.0 * products(self.params[n]) for n in ("actor", "critic"))
@@ -230,7 +234,7 @@ class Update:
             Part("environment, resets", self.play, play),
             Part("policy, acting", self.act, act, flops=rows * actor),
             Part("critic, all steps", self.judge, self.trajectory.value, flops=rows * critic),
-            # Reads five arrays, writes two.
+            # It reads five arrays and writes two.
             Part("GAE", self.estimate, self.batch, bytes=rows * 4 * 7.0),
             Part(
                 "shuffle and gather",
@@ -239,7 +243,7 @@ class Update:
                 bytes=2.0 * epochs * rows * row_bytes,
             ),
             Part("forward and backward", self.differentiate, self.params, flops=learn),
-            # Reads gradient, parameters and two moments, writes the last three.
+            # It reads gradient, parameters, first and second moments, and writes the last three.
             Part(
                 "clip and Adam",
                 self.optimise,
@@ -251,7 +255,7 @@ class Update:
 
 
 def products(params: PyTree) -> float:
-    """Multiplications of one row: a weight once, a convolution's at each of 8 x 8 places."""
+    """Multiplications per sample: one per weight, 8 x 8 per weight of a convolution."""
     total = 0.0
     for kernel in jax.tree.leaves(params):
         if kernel.ndim > 1:
@@ -262,15 +266,18 @@ def products(params: PyTree) -> float:
 def breakdown(
     configuration: Configuration, rounds: int = ROUNDS, seconds: float = 0.3
 ) -> list[Row]:
-    """Every part of one update beside the machine's ceilings.
+    """Measure the parts of one update and the peak rates of the machine.
 
-    All are measured in turns, and a share is one of the same round: the speed of a shared machine
-    changes from minute to minute.
+    Rounds are interleaved, and a share is computed within a round, because the speed of a shared
+    machine varies.
 
     Args:
-        configuration: of the update.
-        rounds: measurements of each part.
-        seconds: of one measurement, about.
+        configuration: configuration of the update.
+        rounds: number of measurements of each part.
+        seconds: approximate duration of a measurement in seconds.
+
+    Returns:
+        One row for each peak rate and each part.
     """
     parts = Update(configuration).parts()
     timers = [*ceiling_timers(), *(timer(part.body, part.carry, seconds) for part in parts)]
@@ -303,7 +310,7 @@ def breakdown(
 
 
 def markdown(rows: list[Row]) -> str:
-    """A table for each configuration."""
+    """A table of the parts of an update for each configuration."""
     tables = []
     for name in dict.fromkeys(r["configuration"] for r in rows):
         mine = [r for r in rows if r["configuration"] == name]

@@ -1,4 +1,4 @@
-"""What all contestants are measured on: one dataclass, named instances, JSON."""
+"""The configurations that all contestants are measured on."""
 
 import dataclasses
 import json
@@ -6,27 +6,27 @@ import json
 
 @dataclasses.dataclass(frozen=True)
 class Configuration:
-    """One problem and one size of PPO, in words that every contestant can translate.
+    """An environment and the hyperparameters of PPO, described independently of the project.
 
     Attributes:
-        name: key in CONFIGURATIONS.
-        num_envs: environments of one agent, in parallel.
-        num_steps: steps of each environment per update.
-        env: Gymnasium's name of the environment.
-        agents: independent agents trained at once, each with its own environments.
-        network: "mlp", or "minatar": one 3x3 convolution with 16 channels, stride 1, no padding,
-            then flattened. Actor and critic share nothing.
+        name: name of the configuration, a key of CONFIGURATIONS.
+        num_envs: number of parallel environments of one agent.
+        num_steps: number of steps of each environment per update.
+        env: name of the environment in Gymnasium.
+        agents: number of independent agents trained at once, each with its own environments.
+        network: "mlp" for fully connected layers only; "minatar" for a 3x3 convolution with 16
+            channels, stride 1 and no padding before them. Actor and critic share no layers.
         hidden: widths of the fully connected layers.
-        activation: after the convolution and each hidden layer, "tanh" or "relu".
-        epochs: passes over the samples of an update.
-        minibatches: parts of each pass, one step of Adam each.
-        learning_rate: of Adam, constant.
-        gamma: discount.
-        gae_lambda: of generalised advantage estimation.
-        clip_eps: range of the clipped ratio.
-        entropy_coef: weight of the entropy bonus.
-        value_coef: weight of the value loss.
-        max_grad_norm: the gradient is clipped to it.
+        activation: activation after the convolution and each hidden layer, "tanh" or "relu".
+        epochs: number of passes over the samples of an update.
+        minibatches: number of minibatches per epoch, with one step of Adam each.
+        learning_rate: learning rate of Adam, which is constant.
+        gamma: discount factor γ.
+        gae_lambda: λ of generalised advantage estimation.
+        clip_eps: clip range of the ratio.
+        entropy_coef: coefficient of the entropy bonus.
+        value_coef: coefficient of the value loss.
+        max_grad_norm: maximum gradient norm.
     """
 
     name: str
@@ -49,21 +49,21 @@ class Configuration:
 
     @property
     def steps_per_update(self) -> int:
-        """Environment steps of one update of all agents."""
+        """The number of environment steps in one update of all agents."""
         return self.num_envs * self.num_steps * self.agents
 
     @property
     def minibatch_size(self) -> int:
-        """Transitions of one step of Adam of one agent."""
+        """The number of transitions in one gradient step of one agent."""
         return self.num_envs * self.num_steps // self.minibatches
 
     def to_json(self) -> str:
-        """One line that `from_json` reads."""
+        """The configuration as one line of JSON."""
         return json.dumps(dataclasses.asdict(self))
 
     @classmethod
     def from_json(cls, text: str) -> "Configuration":
-        """The configuration `to_json` wrote; fields left out have their defaults."""
+        """The configuration in a line of JSON from `to_json`; missing fields get their defaults."""
         values = json.loads(text)
         if "hidden" in values:
             values["hidden"] = tuple(values["hidden"])
@@ -91,7 +91,7 @@ _ALL = (
     Configuration("cartpole-4x128-a16", 4, 128, agents=16),
     Configuration("cartpole-4x128-a128", 4, 128, agents=128),
     Configuration("cartpole-4x128-a2048", 4, 128, agents=2048),
-    # Sizes that only an accelerator fills.
+    # Sizes that only an accelerator can use efficiently.
     Configuration("cartpole-8192x32", 8192, 32),
     Configuration("cartpole-32768x32", 32768, 32),
     Configuration("cartpole-131072x32", 131072, 32),

@@ -1,10 +1,13 @@
-"""Tables in documents, between two comments that name them; a test holds them against the CSVs."""
+"""Writing of tables to documents, each between two comments with its name.
+
+A test checks that the tables agree with the CSV files.
+"""
 
 import re
 from collections.abc import Mapping
 from pathlib import Path
 
-# Document -> the tables it has.
+# Document -> names of its tables.
 PLACES = {
     "README.md": ("summary",),
     "docs/throughput.md": ("race", "cpu", "compile", "breakdown", "restart", "quality"),
@@ -12,21 +15,21 @@ PLACES = {
 
 
 def filled(text: str, tables: Mapping[str, str], names: tuple[str, ...]) -> str:
-    """A document with these tables between their comments; a table without rows leaves nothing.
+    """A document in which tables are written between their comments.
 
     Args:
-        text: of the document.
-        tables: name -> Markdown.
-        names: of those it has.
+        text: text of the document.
+        tables: tables, name -> Markdown; a missing table leaves an empty space.
+        names: names of the tables in the document.
 
     Raises:
-        SystemExit: the document lacks the comments of one of them.
+        SystemExit: the document lacks the comments of a table.
     """
     for name in names:
         begin, end = f"<!-- throughput: {name} -->", f"<!-- end: {name} -->"
         pattern = re.compile(f"{re.escape(begin)}.*?{re.escape(end)}", re.DOTALL)
         if len(pattern.findall(text)) != 1:
-            raise SystemExit(f"the document has no single pair of {begin} and {end}")
+            raise SystemExit(f"the document must have exactly one pair of {begin} and {end}")
         table = tables.get(name, "").strip()
         found = f"{begin}\n\n{table}\n\n{end}" if table else f"{begin}\n{end}"
         text = pattern.sub(lambda match, found=found: found, text)
@@ -34,14 +37,14 @@ def filled(text: str, tables: Mapping[str, str], names: tuple[str, ...]) -> str:
 
 
 def write(root: Path, tables: Mapping[str, str]) -> None:
-    """The tables into their documents.
+    """Write the tables to their documents.
 
     Args:
-        root: of the repository.
-        tables: name -> Markdown.
+        root: root of the repository.
+        tables: tables, name -> Markdown.
 
     Raises:
-        SystemExit: as for `filled`; then no document is written.
+        SystemExit: a document lacks the comments of a table; then no document is written.
     """
     found = {
         root / name: filled((root / name).read_text(), tables, names)

@@ -1,4 +1,4 @@
-"""The peers' own environment: made by pip, beside ours and never inside it."""
+"""The virtual environment of the peers, which is separate from the one of ppo_jax."""
 
 import importlib.metadata
 import os
@@ -8,7 +8,7 @@ import sys
 import venv
 from pathlib import Path
 
-# gymnax < 1 is what Rejax and PureJaxRL were written for.
+# Rejax and PureJaxRL require gymnax < 1.
 REQUIREMENTS = (
     "gymnax==0.0.9",
     "rejax==0.1.3",
@@ -18,14 +18,14 @@ REQUIREMENTS = (
     "stable-baselines3==2.9.2",
     "gymnasium==1.4.0",
     "torch==2.13.0",
-    # MKL is built for x86 alone.
+    # MKL is available for x86 only.
     "rltools[mkl]==2.2.1; platform_machine in 'x86_64 AMD64'",
     "rltools==2.2.1; platform_machine not in 'x86_64 AMD64'",
 )
 
 
 def requirements() -> list[str]:
-    """The peers, with our jax and jaxlib to the digit, and CUDA's parts if we have them."""
+    """The peers and the same versions of jax and jaxlib as ours, with CUDA if it is installed."""
     ours = {name: importlib.metadata.version(name) for name in ("jax", "jaxlib")}
     found = [f"{name}=={version}" for name, version in ours.items()]
     plugins = [d.metadata["Name"] for d in importlib.metadata.distributions()]
@@ -37,28 +37,29 @@ def requirements() -> list[str]:
 
 
 def python(folder: Path | None = None) -> str:
-    """The peers' Python; their environment is made if it is not there (several minutes).
+    """Path of the peers' Python interpreter; their virtual environment is made if missing.
 
     Args:
-        folder: of the virtual environment; None: one in the user's cache for this Python and jax.
+        folder: folder of the virtual environment; None for one in the user's cache, with a name for
+            this version of Python and jax.
 
     Raises:
-        SystemExit: it cannot be made, and pip has said why; or a given folder holds other things.
+        SystemExit: pip failed and printed the reason, or the given folder contains other files.
     """
     jax = importlib.metadata.version("jax")
     return environment(f"peers-{platform.python_version()}-jax-{jax}", requirements(), folder)
 
 
 def environment(name: str, packages: list[str], folder: Path | None = None) -> str:
-    """The Python of a virtual environment, made if it is not there.
+    """Path of the Python interpreter of a virtual environment, which is made if missing.
 
     Args:
-        name: of its folder in the user's cache.
-        packages: what pip installs into it.
-        folder: another folder.
+        name: name of the folder in the user's cache.
+        packages: requirements that pip installs.
+        folder: folder to use instead of the one in the user's cache.
 
     Raises:
-        SystemExit: as for `python`.
+        SystemExit: pip failed and printed the reason, or the given folder contains other files.
     """
     given = folder is not None
     if folder is None:
@@ -69,11 +70,11 @@ def environment(name: str, packages: list[str], folder: Path | None = None) -> s
     if finished.exists() and finished.read_text() == wanted:
         return str(executable)
     if given and folder.exists() and any(folder.iterdir()):
-        raise SystemExit(f"{folder} does not hold the peers that are wanted; give an empty folder")
+        raise SystemExit(f"{folder} does not contain the required packages; give an empty folder")
     print(f"installing the peers into {folder}", file=sys.stderr, flush=True)
     venv.create(folder, clear=True, with_pip=True)
     pip = [str(executable), "-m", "pip", "--disable-pip-version-check", "install", "--quiet"]
     if subprocess.call([*pip, *packages]):
-        raise SystemExit("the peers could not be installed; see pip's message above")
+        raise SystemExit("the peers could not be installed; see the message of pip above")
     finished.write_text(wanted)
     return str(executable)

@@ -1,12 +1,11 @@
-"""Time to quality: seconds from the start of the process until an agent is good.
+"""Time to quality: seconds from the start of the process until an agent reaches a threshold.
 
-Each project with its own settings for the task: ppo_jax its preset, PureJaxRL the configuration in
-its ppo.py (for MinAtar in examples/brax_minatar.ipynb). Good is a mean return of the episodes that
-ended in the last WINDOW updates of at least the mark, while it explores; imports and compilation
-count.
-PureJaxRL returns only at the end of a whole run: it is charged that share of the run in which the
-mark was reached. On Pendulum greedy episodes are judged, by `trained`: there RLtools takes part,
-which tells nobody what it earns while it explores.
+Each project uses its own settings for the task: ppo_jax its preset, PureJaxRL the configuration in
+its ppo.py (for MinAtar in examples/brax_minatar.ipynb). The threshold is reached when the mean
+return of the training episodes in the last WINDOW updates is at least as high. Imports and
+compilation are included. PureJaxRL returns only after a whole run, so its time is the fraction of
+the run until the threshold was reached. On Pendulum, greedy episodes are evaluated by `trained`,
+because RLtools does not report returns during training.
 """
 
 import json
@@ -25,7 +24,7 @@ from benchmarks.throughput.race import NAMES, ROOT, Settings
 from benchmarks.throughput.worker import device
 
 WINDOW = 10
-# Task -> (environment, mark, PureJaxRL's settings).
+# Task -> (environment, threshold, settings of PureJaxRL).
 CARTPOLE = {"ENV_NAME": "CartPole-v1", "NUM_ENVS": 4, "TOTAL_TIMESTEPS": 5e5, "LR": 2.5e-4}
 BREAKOUT = {"ENV_NAME": "Breakout-MinAtar", "NUM_ENVS": 64, "TOTAL_TIMESTEPS": 1e7, "LR": 5e-3}
 TASKS: dict[str, tuple[str, float, dict[str, Any]]] = {
@@ -46,12 +45,15 @@ KEY = ("jax", "device", "task", "implementation", "seed")
 
 
 def reached_at(returns: np.ndarray, episodes: np.ndarray, mark: float) -> int | None:
-    """The first update, counted from 1, after which the last WINDOW are good; None: never.
+    """The first update at which the mean over the last WINDOW updates reaches the threshold.
 
     Args:
-        returns: [U] mean return of the episodes that ended in an update; NaN if none did.
-        episodes: [U] how many these were.
-        mark: good.
+        returns: [U] mean returns of the episodes that ended in each update; NaN for none.
+        episodes: [U] numbers of these episodes.
+        mark: threshold of the mean return.
+
+    Returns:
+        Number of the update, counted from 1; None if the threshold was not reached.
     """
     total = np.cumsum(np.nan_to_num(returns) * episodes)
     count = np.cumsum(episodes)
@@ -65,7 +67,7 @@ def reached_at(returns: np.ndarray, episodes: np.ndarray, mark: float) -> int | 
 
 
 def ours(task: str, seed: int, started: float) -> dict[str, Any]:
-    """ppo_jax with its preset, chunk after chunk until the mark."""
+    """Train ppo_jax with its preset until it reaches the threshold."""
     import jax.numpy as jnp
 
     from ppo_jax import config as configs
@@ -100,7 +102,7 @@ def ours(task: str, seed: int, started: float) -> dict[str, Any]:
 
 
 def purejaxrl(task: str, seed: int, started: float, folder: str) -> dict[str, Any]:
-    """PureJaxRL's whole run, and when in it the mark was reached."""
+    """Run PureJaxRL, and determine when it reached the threshold."""
     import jax
 
     from benchmarks.throughput.contestants.purejaxrl import make_importable
@@ -131,8 +133,7 @@ def purejaxrl(task: str, seed: int, started: float, folder: str) -> dict[str, An
 def quality(
     tasks: list[str], seeds: int, contestants: tuple[str, ...], settings: Settings, jax: str
 ) -> list[Row]:
-    """ppo_jax and PureJaxRL (RLtools on Pendulum), if they take part, on each task with each seed,
-    in turns."""
+    """Measure ppo_jax and PureJaxRL (RLtools on Pendulum) on each task and seed, in turns."""
     rows = []
     for task in tasks:
         for seed in range(seeds):
@@ -159,7 +160,7 @@ def _in_own_process(name: str, task: str, seed: int, settings: Settings) -> dict
     words = [python, "-m", "benchmarks.throughput.quality", name, task, str(seed)]
     if task == trained.TASK:
         words, folder = [python, "-m", "benchmarks.throughput.trained", name, str(seed)], ""
-    # Everybody compiles, as at a first start.
+    # Without a cache all contestants compile, as at a first start.
     environment = {k: v for k, v in os.environ.items() if k != "JAX_COMPILATION_CACHE_DIR"}
     result = subprocess.run(
         [*words, repr(time.time()), *([folder] if folder else [])],
@@ -170,13 +171,13 @@ def _in_own_process(name: str, task: str, seed: int, settings: Settings) -> dict
         check=False,
     )
     if result.returncode:
-        raise SystemExit(f"{NAMES[name]} on {task}:\n{result.stderr[-2000:]}")
+        raise SystemExit(f"{NAMES[name]} failed on {task}:\n{result.stderr[-2000:]}")
     found = json.loads(result.stdout.splitlines()[-1])
     return found | {name: round(found[name], 2) for name in ("seconds", "cpu_seconds")}
 
 
 def markdown(rows: list[Row]) -> str:
-    """The median and the range over seeds."""
+    """A table of medians and ranges over seeds."""
     lines = [
         "| task | implementation | reached | seconds: median [range] | CPU seconds | "
         "environment steps |",

@@ -1,4 +1,4 @@
-"""Contestants in turns: each in a process of its own, one at a time, A B C A B C."""
+"""Measurement of contestants in interleaved rounds, A B C A B C, each in a separate process."""
 
 import dataclasses
 import json
@@ -26,16 +26,16 @@ NAMES = {
 
 @dataclasses.dataclass
 class Settings:
-    """How a race is run.
+    """Settings of a race.
 
     Attributes:
-        peers: the Python that the peers are installed for.
-        purejaxrl: folder of its ppo.py; None: it does not take part.
-        rounds: how often each.
-        seconds: of a round, about.
-        patience: seconds without an answer after which a contestant is given up.
-        worker: module that a contestant's process runs.
-        devices: "one" for each contestant, or "all": one for each core of a CPU.
+        peers: path of the Python interpreter of the peers.
+        purejaxrl: folder of PureJaxRL's ppo.py; None if PureJaxRL is not measured.
+        rounds: number of rounds.
+        seconds: approximate duration of a round in seconds.
+        patience: seconds after which a contestant that does not answer is stopped.
+        worker: module that the process of a contestant runs.
+        devices: "one" for one device per contestant, "all" for one per core of a CPU.
     """
 
     peers: str
@@ -48,7 +48,7 @@ class Settings:
 
 
 class Contestant:
-    """A worker process; `why` says what ended it, "" while it runs."""
+    """A worker process; `why` is the reason for its end, "" while it runs."""
 
     def __init__(
         self,
@@ -57,7 +57,7 @@ class Contestant:
         settings: Settings,
         environment: dict[str, str] | None = None,
     ) -> None:
-        """Start it and wait until it has compiled and trained once."""
+        """Start the process and wait until it has compiled and trained once."""
         self.name, self.configuration, self.settings = name, configuration, settings
         self.rounds: list[dict[str, Any]] = []
         python = sys.executable if name == "ours" else settings.peers
@@ -65,12 +65,12 @@ class Contestant:
         if name == "purejaxrl" and settings.purejaxrl is not None:
             words += ["--purejaxrl", str(settings.purejaxrl.resolve())]
         words += ["--devices", settings.devices]
-        # A cache of compiled programs would make the second compilation a different quantity.
+        # With a cache of compiled programs, compile times of a second run would not be comparable.
         own = {k: v for k, v in os.environ.items() if k != "JAX_COMPILATION_CACHE_DIR"}
         own |= {
             "PYTHONPATH": str(ROOT),
             "BENCHMARK_STARTED": repr(time.time()),
-            # All contestants are alive at once: none may take a GPU's memory for itself.
+            # All contestants run at the same time, so none may reserve all memory of a GPU.
             "XLA_PYTHON_CLIENT_PREALLOCATE": "false",
         }
         self.process = subprocess.Popen(
@@ -87,12 +87,12 @@ class Contestant:
         self.why = ""
         try:
             self.ready = self._answer()
-        except BaseException:  # Ctrl-C: one that hangs would stay for ever
+        except BaseException:  # a process that hangs must also end on Ctrl-C
             self.end()
             raise
 
     def round(self) -> None:
-        """One round, if it still runs."""
+        """Run one round, if the process is still running."""
         if self.why:
             return
         assert self.process.stdin is not None
@@ -100,13 +100,13 @@ class Contestant:
             print(json.dumps({"seconds": self.settings.seconds}), file=self.process.stdin)
             self.process.stdin.flush()
         except BrokenPipeError:
-            pass  # the answer says what happened
+            pass  # the answer contains the reason
         answer = self._answer()
         if not self.why:
             self.rounds.append(answer)
 
     def end(self) -> None:
-        """Let it go; one that hangs does not listen."""
+        """Kill the process, which may hang, and wait for its end."""
         self.process.kill()
         self.process.wait()
 
@@ -114,7 +114,7 @@ class Contestant:
         assert self.process.stdout is not None
         for line in self.process.stdout:
             self.answers.put(line)
-        self.answers.put('{"error": "died without a word"}')
+        self.answers.put('{"error": "the process ended unexpectedly"}')
 
     def _answer(self) -> dict[str, Any]:
         try:
@@ -134,10 +134,20 @@ def race(
     say: Callable[[str], None] = print,
     called: Mapping[str, str] = NAMES,
 ) -> list[Contestant]:
-    """All contestants on one configuration, by what they are called.
+    """Measure contestants on one configuration.
 
-    They start one after the other, so that each compiles alone; then rounds in turns, while the
-    others wait for their next line and do nothing.
+    They start one after the other, so that only one compiles at a time. Then they run rounds in
+    turns, while the others wait for their next request and use no CPU time.
+
+    Args:
+        configuration: configuration to measure.
+        names: names of the contestants' modules.
+        settings: settings of the race.
+        say: function that prints a line of text.
+        called: names of the contestants in the output.
+
+    Returns:
+        The contestants, after their processes have ended.
     """
     field: list[Contestant] = []
     try:

@@ -1,8 +1,8 @@
-"""Ratios of two contestants, round by round, and what may be said of them.
+"""Ratios of the rates of two contestants, with confidence intervals.
 
-Contestants take rounds in turns, so that a slow minute of the machine meets both: the ratio is
-taken of neighbouring rounds. Its median has a bootstrap interval. One contestant is called faster
-only where the interval leaves out 1 and the medians of the rates themselves say the same.
+Rounds are interleaved, so that a change in the machine's speed affects both contestants, and the
+ratio is computed from neighbouring rounds. Its median has a bootstrap interval. A contestant is
+called faster only if the interval does not contain 1 and the medians of the rates agree.
 """
 
 from collections.abc import Sequence
@@ -11,16 +11,16 @@ from typing import NamedTuple
 import numpy as np
 
 LEVEL, RESAMPLES = 0.95, 10_000
-# Of fewer rounds no resampling finds an interval of LEVEL: all of n pairs are above the median of
-# all possible ones with probability 2^-n, and that n of them say so must be rarer than 1 - LEVEL.
+# With fewer rounds no interval of LEVEL exists: all n pairs exceed the true median with probability
+# 2^-n, which must be less than 1 - LEVEL.
 FEWEST = 5
-# What `interval` is, for the column of this name.
+# The kind of interval, for the column `interval`.
 INTERVAL = f"bootstrap {LEVEL:.0%}"
 TOO_FEW = "too few rounds"
 
 
 class Ratio(NamedTuple):
-    """The median of ratios and its interval; without an interval low and high are None."""
+    """The median of ratios and its confidence interval; low and high are None without one."""
 
     middle: float
     low: float | None = None
@@ -28,26 +28,26 @@ class Ratio(NamedTuple):
 
 
 def paired(mine: Sequence[float], other: Sequence[float]) -> Ratio:
-    """How many times the rates of `mine` are those of `other`, round by round.
+    """The median of the ratios mine / other over rounds, with a bootstrap interval.
 
     Args:
-        mine: [N] rates, in the order of the rounds.
-        other: [N] rates of the same rounds.
+        mine: [N] rates of the first contestant, in the order of the rounds.
+        other: [N] rates of the second contestant in the same rounds.
 
     Returns:
-        The median of the N ratios, and the percentile interval of medians of N drawn anew. With
-        fewer than FEWEST rounds it has no interval.
+        The median of the N ratios with its percentile bootstrap interval; there is no interval for
+        fewer than FEWEST rounds.
 
     Raises:
-        ValueError: they have different numbers of rounds.
+        ValueError: the contestants have different numbers of rounds.
     """
     if len(mine) != len(other):
-        raise ValueError(f"{len(mine)} rounds against {len(other)}: they are no pairs")
+        raise ValueError(f"{len(mine)} and {len(other)} rounds cannot be compared in pairs")
     pairs = np.asarray(mine, float) / np.asarray(other, float)
     middle = float(np.median(pairs))
     if len(pairs) < FEWEST:
         return Ratio(middle)
-    # The same rounds give the same interval.
+    # A fixed seed, so that the same rounds give the same interval.
     drawn = np.random.default_rng(0).choice(pairs, (RESAMPLES, len(pairs)))
     tail = (1 - LEVEL) / 2
     low, high = np.quantile(np.median(drawn, axis=1), (tail, 1 - tail))
@@ -55,12 +55,12 @@ def paired(mine: Sequence[float], other: Sequence[float]) -> Ratio:
 
 
 def verdict(ratio: Ratio, mine: float, other: float) -> str:
-    """What a ratio lets us say: "faster", "slower", "tie", or that there are too few rounds.
+    """The conclusion from a ratio: "faster", "slower", "tie" or "too few rounds".
 
     Args:
-        ratio: of `paired`.
-        mine: median of the rates themselves.
-        other: the other's.
+        ratio: median ratio with its interval, from `paired`.
+        mine: median rate of the first contestant.
+        other: median rate of the second contestant.
     """
     if ratio.low is None or ratio.high is None:
         return TOO_FEW
@@ -72,10 +72,10 @@ def verdict(ratio: Ratio, mine: float, other: float) -> str:
 
 
 def shown(ratio: Ratio, mine: float, other: float) -> str:
-    """As it stands in a table: "1.62x [1.55, 1.71]", "tie [0.94, 1.24]", or "too few rounds".
+    """The text of a ratio: "1.62x [1.55, 1.71]", "tie [0.94, 1.24]" or "too few rounds".
 
     Args:
-        ratio, mine, other: as for `verdict`.
+        ratio, mine, other: the arguments of `verdict`.
     """
     found = verdict(ratio, mine, other)
     if found == TOO_FEW:
@@ -85,6 +85,6 @@ def shown(ratio: Ratio, mine: float, other: float) -> str:
 
 
 def _digits(x: float | None) -> str:
-    """Two decimals, fewer of large numbers."""
-    assert x is not None, "a verdict has an interval"
+    """A number with two decimals, or fewer if it is large."""
+    assert x is not None, "a ratio with a verdict has an interval"
     return f"{x:.2f}" if x < 10 else f"{x:.1f}" if x < 100 else f"{x:,.0f}"

@@ -1,4 +1,5 @@
-"""From `python -m ppo_jax.train` to its first update, with and without a cache of programs."""
+"""Time from the start of `python -m ppo_jax.train` to its first update, with and without a cache
+of compiled programs."""
 
 import json
 import os
@@ -24,11 +25,11 @@ def seconds_to_first_update(home: Path, run_dir: Path) -> float:
     """Start the command and wait for the first line of its metrics.
 
     Args:
-        home: of the cache of compiled programs.
-        run_dir: of this run.
+        home: folder of the cache of compiled programs.
+        run_dir: run directory.
 
     Raises:
-        SystemExit: the command ended before.
+        SystemExit: the command ended before its first update.
     """
     ours = ("JAX_COMPILATION_CACHE_DIR", "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS")
     environment = {k: v for k, v in os.environ.items() if k not in ours}
@@ -42,7 +43,7 @@ def seconds_to_first_update(home: Path, run_dir: Path) -> float:
     try:
         while not (log.exists() and log.stat().st_size):
             if process.poll() is not None:
-                raise SystemExit(f"{COMMAND} ended with {process.returncode}")
+                raise SystemExit(f"{COMMAND} ended with exit code {process.returncode}")
             time.sleep(0.005)
         return time.perf_counter() - started
     finally:
@@ -51,7 +52,7 @@ def seconds_to_first_update(home: Path, run_dir: Path) -> float:
 
 
 def restart(jax: str) -> Row:
-    """Once with an empty cache, then again and again."""
+    """Measure one start with an empty cache and several starts with a filled one."""
     with tempfile.TemporaryDirectory() as folder:
         home = Path(folder)
         first = seconds_to_first_update(home, home / "run0")
@@ -69,7 +70,7 @@ def restart(jax: str) -> Row:
 
 
 def markdown(rows: list[Row]) -> str:
-    """Seconds of the first start, and of those after it."""
+    """A table of the seconds of the first start and of later starts."""
     lines = [
         "| jax | nothing compiled yet | later starts: median | slowest of them |",
         "|---|---|---|---|",

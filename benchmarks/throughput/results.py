@@ -1,4 +1,4 @@
-"""What was measured, as CSV: medians, ratios with their intervals, and every round."""
+"""Results as CSV: medians and ratios with their intervals, and every round."""
 
 import dataclasses
 import os
@@ -25,7 +25,7 @@ FIELDS = (
 )  # fmt: skip
 ROUND_FIELDS = (*KEY, "round", "env_steps", "seconds", "cpu_seconds", "commit")
 RACE, ROUNDS = "throughput.csv", "throughput_rounds.csv"
-# What a rate is of -> the columns of it, and of ppo_jax's as a multiple of it.
+# Unit of time of a rate -> (column of the rate, column of ppo_jax's rate as a multiple of it).
 RATES = {
     "seconds": ("steps_per_second", "speedup"),
     "cpu_seconds": ("steps_per_cpu_second", "cpu_speedup"),
@@ -34,13 +34,13 @@ RATES = {
 
 @dataclasses.dataclass(frozen=True)
 class Where:
-    """What the rows of a run have in common.
+    """The values that all rows of a run share.
 
     Attributes:
-        jax: its version.
-        commit: of the code.
-        devices: "one" or "all", as the contestants were asked.
-        load: of the machine by others, as it began: processes that wanted to run.
+        jax: version of jax.
+        commit: commit of the code.
+        devices: "one" or "all", the number of devices of each contestant.
+        load: load average of the machine before the run, a number of processes.
     """
 
     jax: str
@@ -50,13 +50,13 @@ class Where:
 
 
 def rows_of(field: Sequence[Contestant], where: Where) -> list[Row]:
-    """A line for each contestant; ratios are ours over it, of the rounds in pairs."""
+    """A row for each contestant; ratios are the rate of ppo_jax divided by its rate."""
     ours = next((c for c in field if c.name == "ours" and not c.why), None)
     return [_row(c, ours, _keys(field, where) | _of_machine(where)) for c in field]
 
 
 def rounds_of(field: Sequence[Contestant], where: Where) -> list[Row]:
-    """A line for each round of each contestant, from which the others can be computed again."""
+    """A row for each round of each contestant, from which `rows_of` could be computed again."""
     rows = []
     for c in (c for c in field if not c.why):
         keys = _keys(field, where) | {"implementation": NAMES[c.name], "commit": where.commit}
@@ -99,7 +99,7 @@ def _row(c: Contestant, ours: Contestant | None, common: Row) -> Row:
         mine = _rates(c, per)
         row[rate] = round(float(np.median(mine)))
         row[f"{per}_per_million"] = round(1e6 / float(np.median(mine)), 3)
-        # Nothing is compared that had other devices.
+        # Contestants with different numbers of devices are not compared.
         if ours is not None and ours.ready["devices"] == c.ready["devices"]:
             ratio = paired(_rates(ours, per), mine)
             row["interval"] = TOO_FEW if ratio.low is None else INTERVAL
@@ -124,7 +124,7 @@ def _rates(c: Contestant, per: str) -> list[float]:
 
 
 def processor() -> str:
-    """The CPU's name, as far as the system tells it."""
+    """The name of the CPU, as reported by the system."""
     info = Path("/proc/cpuinfo")
     lines = info.read_text().splitlines() if info.exists() else []
     names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
@@ -134,16 +134,16 @@ def processor() -> str:
 def keep_race(
     folder: Path, field: Sequence[Contestant], where: Where, fresh: bool = False
 ) -> list[Row]:
-    """A race in place of the one before it: ratios of different runs do not stand side by side.
+    """Write the rows of a race, and drop the rows of an earlier race on the same configuration.
 
     Args:
-        folder: of the CSVs.
-        field: the contestants after their rounds.
-        where: what the rows have in common.
+        folder: folder of the CSV files.
+        field: contestants after their rounds.
+        where: values that all rows share.
         fresh: whether rows of other commits are dropped.
 
     Returns:
-        All rows of the table; as they were if nobody could take part.
+        All rows of the table; [] if no contestant could be measured, which writes nothing.
     """
     known = of_commit(where.commit) if fresh else lambda row: True
     rows, rounds = rows_of(field, where), rounds_of(field, where)
@@ -155,12 +155,12 @@ def keep_race(
 
 
 def of_commit(commit: str) -> Callable[[Row], bool]:
-    """Row -> whether it was measured with this commit."""
+    """A function that returns whether a row was measured with the given commit."""
     return lambda row: (row.get("commit") or "") == commit
 
 
 def place(row: Row) -> tuple[Any, ...]:
-    """jax, then configurations, devices and contestants in the order they are listed."""
+    """Sort key of a row: version of jax, device, configuration, devices and contestant."""
     known, names = list(CONFIGURATIONS), list(NAMES.values())
     configuration, name = row.get("configuration", ""), row.get("implementation", "")
     return (

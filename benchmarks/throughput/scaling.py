@@ -1,4 +1,4 @@
-"""What ppo_jax costs as a problem grows: environments, steps per rollout, agents."""
+"""Speed of ppo_jax with different numbers of environments, steps per rollout and agents."""
 
 import dataclasses
 from pathlib import Path
@@ -24,7 +24,7 @@ NAMES = {"num_envs": "environments", "num_steps": "steps per rollout", "agents":
 
 
 def scaling(settings: Settings, jax: str) -> list[Row]:
-    """One row for each size; a process each, one after the other."""
+    """Measure all sizes one after the other, each in a separate process."""
     rows = []
     for name, (base, values) in VARIED.items():
         for value in values:

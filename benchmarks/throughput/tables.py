@@ -1,4 +1,4 @@
-"""The race as the documentation's tables, and as a figure."""
+"""Tables and a figure of the results of the race."""
 
 import re
 from collections.abc import Iterable
@@ -13,15 +13,15 @@ from benchmarks.throughput.results import RACE, RATES
 from ppo_jax.analysis import style
 
 OURS, OTHER = NAMES["ours"], NAMES["purejaxrl"]
-# Of these many a peer's compilation stands beside ours.
+# Heading of the column with the compile times of ppo_jax and of one peer.
 COMPILED = f"compile s, {OURS} / {OTHER}"
 
 
 def of(folder: Path, device: str = "cpu") -> list[Row]:
-    """The rows of a kind of device.
+    """The rows of one kind of device.
 
     Raises:
-        SystemExit: they were measured with several commits.
+        SystemExit: the rows were measured with several commits.
     """
     rows = [r for r in read(folder / RACE) if r["device"] == device]
     commit.one(rows, str(folder / RACE))
@@ -32,10 +32,10 @@ class Cells:
     """The rows of one version of jax, by race and implementation."""
 
     def __init__(self, rows: Iterable[Row]) -> None:
-        """Sort them.
+        """Store the rows.
 
         Args:
-            rows: of one jax.
+            rows: rows of one version of jax.
         """
         rows = [*rows]
         self.jax, self.commit = rows[0]["jax"], rows[0].get("commit") or "not recorded"
@@ -45,42 +45,42 @@ class Cells:
         self.found = {(r["configuration"], r["devices"], r["implementation"]): r for r in rows}
 
     def row(self, race: tuple[str, str], name: str) -> Row | None:
-        """Of a contestant in a race; None if it was not measured."""
+        """The row of a contestant in a race; None if it was not measured."""
         return self.found.get((*race, name))
 
     def label(self, race: tuple[str, str]) -> str:
-        """ "cartpole-4x128-a16, 2 devices"; one device is not mentioned."""
+        """The label of a race, such as "cartpole-4x128-a16, 2 devices"; "1 device" is left out."""
         rows = (self.row(race, name) for name in self.names)
         counts = [int(r["device_count"]) for r in rows if r and r["device_count"]]
         more = race[1] != "one" and counts
         return f"{race[0]}, {max(counts)} devices" if more else race[0]
 
     def compiled(self, race: tuple[str, str]) -> str:
-        """Seconds that ppo_jax took to compile, and PureJaxRL."""
+        """Compile times of ppo_jax and PureJaxRL in seconds."""
         both = [self.row(race, name) for name in (OURS, OTHER)]
         return " / ".join(f"{float(r['compile_seconds']):.1f}" if ran(r) else "-" for r in both)
 
     def options(self, name: str) -> str:
-        """What a contestant's compiler was told, in any of the races."""
+        """The compiler options of a contestant, over all races."""
         rows = [r for race in self.races if (r := self.row(race, name)) is not None and ran(r)]
         words = dict.fromkeys(word for r in rows for word in r["options"].split())
         return "<br>".join(w.replace(",", " ") for w in words) or ("none" if rows else "-")
 
 
 def by_jax(rows: list[Row]) -> list[Cells]:
-    """A table's cells for each version of jax."""
+    """The rows of each version of jax."""
     return [
         Cells(r for r in rows if r["jax"] == jax) for jax in dict.fromkeys(r["jax"] for r in rows)
     ]
 
 
 def ran(row: Row | None) -> bool:
-    """Whether there are numbers."""
+    """Whether a contestant was measured."""
     return row is not None and not row["why"]
 
 
 def ratio_of(row: Row, speedup: str) -> Ratio | None:
-    """ppo_jax over this one, if they ran in pairs."""
+    """The rate of ppo_jax divided by the one of this row; None if they were not compared."""
     if not row[speedup]:
         return None
     low, high = row[f"{speedup}_low"], row[f"{speedup}_high"]
@@ -88,7 +88,7 @@ def ratio_of(row: Row, speedup: str) -> Ratio | None:
 
 
 def compared(row: Row, ours: Row | None, per: str = "seconds") -> str:
-    """The ratio as it is shown, "" without one."""
+    """The text of the ratio of a row; "" without a ratio."""
     rate, speedup = RATES[per]
     ratio = ratio_of(row, speedup)
     if ours is None or ratio is None or row["implementation"] == OURS:
@@ -97,12 +97,12 @@ def compared(row: Row, ours: Row | None, per: str = "seconds") -> str:
 
 
 def markdown(folder: Path, per: str = "seconds", device: str = "cpu") -> str:
-    """Rates and how many times ppo_jax's is each, a table for each version of jax.
+    """Tables of rates, and of the rate of ppo_jax as a multiple of each, by version of jax.
 
     Args:
-        folder: of the CSV.
-        per: "seconds" of the clock, or "cpu_seconds".
-        device: what it ran on.
+        folder: folder of the CSV.
+        per: unit of time, "seconds" for wall-clock time or "cpu_seconds".
+        device: kind of device.
     """
     wall = per == "seconds"
     tables = []
@@ -129,7 +129,7 @@ def markdown(folder: Path, per: str = "seconds", device: str = "cpu") -> str:
 
 
 def race_has(cells: Cells, race: tuple[str, str], column: str) -> bool:
-    """Whether somebody has a number in a column."""
+    """Whether any contestant has a value in a column."""
     rows = (cells.row(race, name) for name in cells.names)
     return any(r is not None and r[column] for r in rows)
 
@@ -152,7 +152,7 @@ def _cell(row: Row | None, ours: Row | None, per: str) -> str:
 
 
 def summary(folder: Path, device: str = "cpu") -> str:
-    """The README's table, on the oldest jax: ppo_jax, and how many times faster it is than each."""
+    """The table of the README, for the oldest version of jax: the speed-ups of ppo_jax."""
     tables = by_jax(of(folder, device))
     if not tables:
         return ""
@@ -176,8 +176,7 @@ def summary(folder: Path, device: str = "cpu") -> str:
 
 
 def compile_markdown(folder: Path, device: str = "cpu") -> str:
-    """Seconds to compile, beside PureJaxRL's, and from the start of the process to the end of its
-    first update."""
+    """A table of compile times, compared with PureJaxRL, and of times to the first update."""
     lines = [
         f"| jax | configuration | implementation | compile s | {OTHER}'s | first update s | MB |",
         "|---|---|---|---|---|---|---|",

@@ -1,11 +1,11 @@
-"""Time to a trained agent: seconds from the start of the process until greedy episodes are good.
+"""Time to a trained agent: seconds from the start of the process to a threshold of greedy returns.
 
 python -m benchmarks.throughput.trained NAME SEED STARTED
 
-Each project with its own settings for Pendulum: ppo_jax its preset, RLtools those of its zoo. Every
-EVERY environment steps the clock is stopped and the referee plays EPISODES greedy episodes, from
-the same first states for everybody, in NumPy: neither project's environment has a say. Imports and
-compilation count, the referee's episodes do not.
+Each project uses its own settings for Pendulum: ppo_jax its preset, RLtools those of its zoo. After
+every EVERY environment steps, EPISODES greedy episodes are evaluated in a NumPy implementation of
+Pendulum, with the same initial states for both projects. Imports and compilation are included in
+the time, and evaluations are not.
 """
 
 import argparse
@@ -26,8 +26,8 @@ EPISODES, LENGTH, EVERY = 100, 200, 4096
 LIMIT = 500_000
 # [N, 3] observations -> [N] torques in [-2, 2].
 Act = Callable[[np.ndarray], np.ndarray]
-# Rollout and minibatches of RLtools' zoo (src/rl/zoo/pendulum-v1/ppo.h), and what differs there
-# from the defaults of its Python interface.
+# Settings of RLtools' zoo (src/rl/zoo/pendulum-v1/ppo.h): the rollout, the minibatches, and values
+# that differ from the defaults of its Python interface.
 ZOO = Configuration(
     "zoo", 4, 1024, env=ENV, activation="relu", epochs=2, minibatches=16, learning_rate=1e-3,
     gamma=0.95, entropy_coef=1.0,
@@ -36,11 +36,10 @@ ZOO_STD = 0.5
 
 
 def play(act: Act) -> float:
-    """The mean return of EPISODES episodes of Gymnasium's Pendulum, whose first states are always
-    the same.
+    """The mean return over EPISODES episodes of Pendulum, always with the same initial states.
 
     Args:
-        act: the greedy policy.
+        act: greedy policy.
     """
     rng = np.random.default_rng(0)
     angle, speed = rng.uniform(-np.pi, np.pi, EPISODES), rng.uniform(-1, 1, EPISODES)
@@ -53,15 +52,15 @@ def play(act: Act) -> float:
 
 
 def swing(angle: np.ndarray, speed: np.ndarray, torque: np.ndarray) -> tuple[np.ndarray, ...]:
-    """One step of Gymnasium's Pendulum.
+    """One step of Pendulum, with the dynamics of Gymnasium.
 
     Args:
-        angle: [N] radians from upright.
-        speed: [N] radians per second.
-        torque: [N] clipped to [-2, 2].
+        angle: [N] angles from upright, in radians.
+        speed: [N] angular velocities, in radians per second.
+        torque: [N] torques, which are clipped to [-2, 2].
 
     Returns:
-        (angle, speed, reward), [N] each.
+        (angle [N], speed [N], reward [N]) after the step.
     """
     torque = np.clip(torque, -2.0, 2.0)
     off = (angle + np.pi) % (2 * np.pi) - np.pi
@@ -71,17 +70,20 @@ def swing(angle: np.ndarray, speed: np.ndarray, torque: np.ndarray) -> tuple[np.
 
 
 def cpu_seconds() -> float:
-    """Those of this process and of the compilers that it started."""
+    """CPU seconds of this process and of the processes that it started, such as compilers."""
     return sum(os.times()[:4])
 
 
 def until_trained(train: Callable[[], int], act: Act, started: float) -> dict[str, Any]:
-    """Train until the referee is content.
+    """Train until the greedy returns reach the threshold.
 
     Args:
-        train: () -> environment steps it has trained for.
-        act: the policy as it is by now.
-        started: when the process was started, in seconds since the epoch.
+        train: function without arguments that trains and returns the number of environment steps.
+        act: greedy policy with the current parameters.
+        started: start time of the process, in seconds since the epoch.
+
+    Returns:
+        A part of a row of the table.
     """
     steps, waited, worked, mean = 0, 0.0, 0.0, -np.inf
     while steps < LIMIT and mean < MARK:
@@ -99,7 +101,7 @@ def until_trained(train: Callable[[], int], act: Act, started: float) -> dict[st
 
 
 def ours(seed: int, started: float) -> dict[str, Any]:
-    """ppo_jax with its preset, by the programs of its runs."""
+    """Train ppo_jax with its preset, with the compiled program of a run."""
     import jax
     import jax.numpy as jnp
 
@@ -134,7 +136,7 @@ def ours(seed: int, started: float) -> dict[str, Any]:
 
 
 def rltools(seed: int, started: float) -> dict[str, Any]:
-    """RLtools with the settings of its zoo; its actions are in [-1, 1]."""
+    """Train RLtools with the settings of its zoo; its actions are in [-1, 1]."""
     from benchmarks.throughput.contestants import rltools as contestant
 
     contestant.check_compiler()
@@ -152,7 +154,7 @@ def rltools(seed: int, started: float) -> dict[str, Any]:
 
 
 def main() -> None:
-    """One contestant with one seed; the answer is a line of JSON."""
+    """Measure one contestant with one seed, and print a line of JSON."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.throughput.trained")
     parser.add_argument("name", choices=("ours", "rltools"))
     parser.add_argument("seed", type=int)

@@ -1,11 +1,11 @@
-"""One contestant in a process of its own, asked for rounds over stdin.
+"""The process of one contestant, which receives requests for rounds on stdin.
 
 python -m benchmarks.throughput.worker NAME CONFIGURATION_AS_JSON [--purejaxrl PATH] [--devices all]
 
-Answers are lines of JSON on stdout: {"ready": true, ...} when it is compiled and has trained once,
-then one line for each {"seconds": 2.0} it reads, until stdin ends. {"unsupported": why} and
-{"error": what} end it at once. It imports the standard library and its contestant, nothing else:
-it runs in the environment of the contestant, where ours is not installed.
+Answers are lines of JSON on stdout: {"ready": true, ...} after compilation and a first run, then
+one line for each request {"seconds": 2.0}, until the end of stdin. The process ends after
+{"unsupported": reason} or {"error": message}. This module imports only the standard library and the
+module of the contestant, because ppo_jax is not installed in the environment of the peers.
 """
 
 import argparse
@@ -24,17 +24,18 @@ from typing import Any, TextIO
 from benchmarks.throughput.configurations import Configuration
 from benchmarks.throughput.contestants import FIRST, Program, Unsupported
 
-# Set by the parent just before it starts this process, so that Python's own start counts.
+# Set by the parent just before it starts this process, so that the start of Python is included.
 STARTED = float(os.environ.get("BENCHMARK_STARTED", time.time()))
-# A round that came out shorter than this share, since its rate was guessed, is done again.
+# A round is repeated, up to TRIES times, if it takes less than this fraction of its duration,
+# because the rate was estimated wrongly.
 LEAST_SHARE, TRIES = 0.4, 3
 
 
 def private_stdout() -> TextIO:
-    """Keep stdout for the answers: what libraries print goes to stderr.
+    """Reserve stdout for answers; the output of libraries is redirected to stderr.
 
     Returns:
-        The former stdout, line by line.
+        A line-buffered text stream to the former stdout.
     """
     sys.stdout.flush()
     answers = os.fdopen(os.dup(1), "w", buffering=1)
@@ -43,15 +44,15 @@ def private_stdout() -> TextIO:
 
 
 class Contest:
-    """A compiled program and the rate it was last seen at."""
+    """A compiled program and its last measured rate."""
 
     def __init__(self, name: str, configuration: Any, options: Any) -> None:
-        """Import, build, compile, and train for the first time, with a clock in hand.
+        """Import, build, compile and train for the first time, and measure the times.
 
         Args:
-            name: of the contestant's module.
-            configuration: what to train.
-            options: of the command line.
+            name: name of the contestant's module.
+            configuration: configuration to train.
+            options: options of the command line.
         """
         self.configuration = configuration
         before = time.time()
@@ -69,7 +70,7 @@ class Contest:
         self.versions = versions(module, self.program)
 
     def train(self, updates: int) -> tuple[int, float]:
-        """Train for about so many updates: how many, and in what time."""
+        """Train for approximately `updates` updates; returns (number of updates, seconds)."""
         started = time.perf_counter()
         updates = self.program.run(updates)
         seconds = time.perf_counter() - started
@@ -90,7 +91,7 @@ class Contest:
         }
 
     def round(self, seconds: float) -> dict[str, Any]:
-        """Train for about so long, and say how far it came."""
+        """Run one round of approximately the given number of seconds."""
         for _ in range(TRIES):
             wanted = max(1, round(seconds / self.seconds_per_update))
             self.program.prepare_run(wanted)
@@ -109,7 +110,7 @@ class Contest:
 
 
 def versions(module: ModuleType, program: Program) -> dict[str, str]:
-    """Of JAX and PyTorch where they are in use, of the contestant's packages, and its own words."""
+    """Versions of JAX or PyTorch, of the contestant's packages, and of its `versions`."""
     used = [name for name in ("jax", "jaxlib", "torch") if name in sys.modules]
     packages = [*used, *getattr(module, "PACKAGES", ())]
     found = {name: importlib.metadata.version(name) for name in packages}
@@ -117,14 +118,14 @@ def versions(module: ModuleType, program: Program) -> dict[str, str]:
 
 
 def compiler_options(program: Program) -> str:
-    """What its compiler was told, by XLA_FLAGS and by itself; "" for nothing."""
+    """The compiler options of a contestant, from XLA_FLAGS and its program; "" for none."""
     own = getattr(program, "compiler_options", {})
     flags = os.environ.get("XLA_FLAGS", "") if "jax" in sys.modules else ""
     return " ".join([*flags.split(), *(f"{name}={value}" for name, value in own.items())])
 
 
 def accelerator() -> Any:
-    """JAX's first device, if it is in use and is not the CPU; or None."""
+    """The first device of JAX; None for a CPU, or if JAX is not imported."""
     jax = sys.modules.get("jax")
     if jax is None or jax.default_backend() == "cpu":
         return None
@@ -132,13 +133,13 @@ def accelerator() -> Any:
 
 
 def device() -> str:
-    """What it runs on."""
+    """The kind of device that the contestant runs on."""
     found = accelerator()
     return "cpu" if found is None else str(found.device_kind)
 
 
 def peak_bytes() -> int:
-    """Most memory ever in use: the accelerator's, or that of this process."""
+    """Peak memory in bytes of the accelerator, or of this process on a CPU."""
     found = accelerator()
     if found is not None and (stats := found.memory_stats()):
         return int(stats["peak_bytes_in_use"])
@@ -150,31 +151,33 @@ def parse(
     read: Callable[[str], Any] = Configuration.from_json,
     package: str = "benchmarks.throughput.contestants",
 ) -> argparse.Namespace:
-    """The command line.
+    """Parse the command line.
 
     Args:
-        arguments: of it; None: those of this process.
-        read: what the configuration is read by.
-        package: of the contestants' modules.
+        arguments: arguments of the command; None for those of this process.
+        read: function that reads the configuration from JSON.
+        package: package of the contestants' modules.
     """
     parser = argparse.ArgumentParser(prog="python -m benchmarks.throughput.worker")
-    parser.add_argument("name", help=f"module of {package}")
-    parser.add_argument("configuration", type=read, help="as JSON")
-    parser.add_argument("--purejaxrl", help="folder with PureJaxRL's ppo.py")
-    parser.add_argument("--devices", choices=("one", "all"), default="one")
+    parser.add_argument("name", help=f"name of a module in {package}")
+    parser.add_argument("configuration", type=read, help="configuration as JSON")
+    parser.add_argument("--purejaxrl", help="folder of PureJaxRL's ppo.py")
+    parser.add_argument(
+        "--devices", choices=("one", "all"), default="one", help="number of devices to train on"
+    )
     parser.set_defaults(package=package)
     return parser.parse_args(arguments)
 
 
 def serve(options: argparse.Namespace, answers: TextIO) -> int:
-    """Answer until stdin ends.
+    """Answer requests until the end of stdin.
 
     Args:
-        options: of the command line.
-        answers: where they go.
+        options: options of the command line.
+        answers: text stream that the answers are written to.
 
     Returns:
-        The exit status.
+        Exit status of the process: 1 after an error, 0 otherwise.
     """
 
     def answer(content: dict[str, Any]) -> None:

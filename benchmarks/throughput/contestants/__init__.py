@@ -1,8 +1,9 @@
-"""The contestants: each module trains one project's PPO on a Configuration.
+"""The contestants: each module trains PPO of one project on a Configuration.
 
-A module has `prepare(configuration, options) -> Program`, and PACKAGES, the names of the
-distributions whose versions tell what was measured. It raises Unsupported for what its project
-cannot do. It imports nothing of ours but this package: it runs where only its project is installed.
+A module has a function `prepare(configuration, options) -> Program` and the names PACKAGES of
+packages whose versions are recorded. It raises Unsupported for configurations that its project
+cannot train. Of this repository it imports this package and `configurations` only, because
+ppo_jax is not installed in the environment of the peers.
 """
 
 import os
@@ -11,45 +12,45 @@ from typing import Any, Protocol
 
 from benchmarks.throughput.configurations import Configuration
 
-# Updates of the first program and the first run. More than one: XLA inlines a loop of one trip,
-# and the program of one update is compiled faster and runs differently.
+# Number of updates of the first program and the first run. XLA inlines a loop of one iteration, so
+# that the program of one update would compile faster and run differently.
 FIRST = 4
 
 Train = Callable[[], None]
 ONE_AGENT = "trains one agent on one device"
-ONE_DEVICE = "there is one device alone"
+ONE_DEVICE = "there is only one device"
 
 
 class Unsupported(Exception):
-    """The project cannot do this configuration; the message says why."""
+    """The project cannot train this configuration; the message is the reason."""
 
 
 class Program(Protocol):
-    """A project's PPO, ready to train.
+    """PPO of one project for one configuration; all attributes are optional.
 
     Attributes:
-        compile_trains: whether `compile` cannot help training as well; False where it is missing.
-        versions: what PACKAGES cannot tell; empty where it is missing.
-        compiler_options: what its compiler is told, name -> value, beside XLA_FLAGS; empty where it
-            is missing.
-        devices: how many it trains on; 1 where it is missing.
+        compile_trains: whether `compile` also trains for some updates; False by default.
+        versions: versions that PACKAGES does not cover; empty by default.
+        compiler_options: options of the compiler besides XLA_FLAGS, name -> value; empty by
+            default.
+        devices: number of devices; 1 by default.
     """
 
     def compile(self) -> None:
-        """All that is done before the first update; the worker times it."""
+        """Do everything that precedes the first update; the worker measures the time."""
 
     def prepare_run(self, updates: int) -> None:
-        """What a run of about so many updates needs and what must not be timed."""
+        """Prepare a run of approximately `updates` updates; the time is not measured."""
 
     def run(self, updates: int) -> int:
-        """Train for about so many updates, wait for the end, return how many there were."""
+        """Train for approximately `updates` updates and wait; returns the exact number."""
 
 
 class FixedLength:
-    """A program whose number of updates is part of what is compiled.
+    """A program that is compiled for a fixed number of updates.
 
-    Its length follows the wanted one only when they are more than a factor of two apart, so that
-    rounds of the same duration do not compile again and again.
+    It is compiled again only if the requested number differs by more than a factor of two, so that
+    rounds of similar duration use the same program.
     """
 
     def __init__(
@@ -59,13 +60,14 @@ class FixedLength:
         compile_trains: bool = False,
         devices: int = 1,
     ) -> None:
-        """Build nothing yet.
+        """Store the arguments; `compile` builds the program.
 
         Args:
-            build: number of updates -> a function that trains for exactly so many, and waits.
-            versions: see Program.
-            compile_trains: see Program.
-            devices: see Program.
+            build: function of a number of updates that returns a function, which trains for exactly
+                that number and waits.
+            versions: attribute of Program.
+            compile_trains: attribute of Program.
+            devices: attribute of Program.
         """
         self.build, self.versions, self.compile_trains = build, versions or {}, compile_trains
         self.devices = devices
@@ -77,33 +79,34 @@ class FixedLength:
         self._set_length(FIRST)
 
     def prepare_run(self, updates: int) -> None:
-        """Compile another one where this one is far from so long."""
+        """Compile another program if the length of this one differs too much."""
         if not self.length / 2 <= updates <= self.length * 2:
             self._set_length(updates)
 
     def run(self, updates: int) -> int:
         """Train for the compiled number of updates."""
         del updates
-        assert self.train is not None, "compile() comes first"
+        assert self.train is not None, "compile() has to be called before run()"
         self.train()
         return self.length
 
     def _set_length(self, updates: int) -> None:
-        # The old program goes first: two of them need not fit into memory.
+        # The old program is deleted first, because two programs may not fit into memory.
         self.train = None
         self.train, self.length = self.build(updates), updates
 
 
 def devices_of(configuration: Configuration, wanted: str) -> int:
-    """The number of devices that a project of JAX trains on by vmap and pmap, made where they are
-    cores. To be called before JAX is used.
+    """The number of devices for a JAX project that trains many agents with vmap and pmap.
+
+    CPU devices are created as needed, so the function has to be called before JAX is used.
 
     Args:
-        configuration: says how many agents.
-        wanted: "one", or "all": one for each core of a CPU, or all accelerators.
+        configuration: configuration to train, with the number of agents.
+        wanted: "one" for one device, "all" for one per core of a CPU or all accelerators.
 
     Raises:
-        Unsupported: agents cannot be parted among all devices.
+        Unsupported: the agents cannot be distributed evenly over all devices.
     """
     if wanted == "one":
         return 1
@@ -113,13 +116,16 @@ def devices_of(configuration: Configuration, wanted: str) -> int:
     if found == 1:
         raise Unsupported(ONE_DEVICE)
     if configuration.agents % found:
-        raise Unsupported(f"pmap wants as many agents on each of {found} devices")
+        raise Unsupported(f"pmap requires the same number of agents on each of {found} devices")
     return found
 
 
 def all_devices() -> int:
-    """The number of all devices of JAX; on a CPU one is made for each core, unless the user has
-    said how many. To be called before JAX is used."""
+    """The number of all devices of JAX.
+
+    On a CPU one device is created per core, unless the environment sets their number. The function
+    has to be called before JAX is used.
+    """
     import jax
 
     flags = os.environ.get("XLA_FLAGS", "")
@@ -130,21 +136,21 @@ def all_devices() -> int:
 
 
 def cores() -> int:
-    """Those that this process may use."""
+    """The number of cores that this process may use."""
     affinity = getattr(os, "sched_getaffinity", None)
     return len(affinity(0)) if affinity else os.cpu_count() or 1
 
 
 def compile_training(train: Callable[[Any], Any], agents: int, devices: int = 1) -> Train:
-    """Compile a whole training, from a key to whatever it returns.
+    """Compile a whole training run as a function of a PRNG key.
 
     Args:
-        train: key -> anything; a pure function of JAX.
-        agents: more than one are vmapped over as many keys.
-        devices: over more than one the agents are spread by pmap, as many on each.
+        train: pure function of a key that trains an agent.
+        agents: number of agents; several are vmapped over their keys.
+        devices: number of devices that the agents are distributed over by pmap.
 
     Returns:
-        A function that runs it from the start, waits, and drops what it returned.
+        A function that runs the training from its start and waits for the end.
     """
     import jax
 
@@ -164,10 +170,15 @@ def compile_training(train: Callable[[Any], Any], agents: int, devices: int = 1)
 
 
 def require(configuration: Configuration, envs: tuple[str, ...], why: str) -> None:
-    """Refuse other environments, and many agents, on behalf of those who have one agent.
+    """Refuse other environments, and more than one agent.
+
+    Args:
+        configuration: configuration to train.
+        envs: supported environments.
+        why: reason why other environments are not supported.
 
     Raises:
-        Unsupported: with `why` for an environment that is not among `envs`.
+        Unsupported: the environment is not in `envs`, or there are several agents.
     """
     if configuration.env not in envs:
         raise Unsupported(why)

@@ -1,11 +1,11 @@
-"""Brax's PPO on gymnax's Pendulum, since it only knows continuous actions.
+"""The contestant Brax: its PPO on gymnax's Pendulum, because it supports continuous actions only.
 
-Its own, and not to be switched off: it keeps the statistics of observations even where it does not
-normalise them, resets episodes to the state each environment had at first (on top of gymnax's
-own reset), draws minibatches of whole rollouts, and computes advantages anew in every one of them.
-Adam's epsilon is 1e-8. Between two segments it does some work on the host. Brax 0.14 calls
-`jax.device_put_replicated`, which JAX 0.10 no longer has: it is put back. It is the one project
-that trains one agent on several devices: environments split, gradients averaged.
+Some properties cannot be changed: it updates statistics of observations even without normalisation,
+resets episodes to the initial state of each environment (in addition to gymnax's own reset), uses
+minibatches of whole rollouts, and recomputes advantages in every minibatch. The epsilon of Adam is
+1e-8. Between two segments it works on the host. Brax 0.14 calls `jax.device_put_replicated`, which
+JAX 0.10 no longer has, so this module defines it. Brax can train one agent on several devices, by
+splitting the environments and averaging the gradients.
 """
 
 import functools
@@ -35,27 +35,27 @@ from benchmarks.throughput.contestants import (
 )
 
 PACKAGES = ("brax", "gymnax", "flax", "optax")
-# Of one training: more than are ever asked for.
+# Number of segments of the training run, more than are ever measured.
 SEGMENTS = 10**6
-# Longer than gymnax's episodes, which end them.
+# Maximum episode length, longer than gymnax's episodes, so that it has no effect.
 EPISODE_LENGTH = 1000
 
 
 class FromGymnax(Env):
-    """A gymnax environment for Brax; the wrapper gymnax has makes methods of Brax's properties."""
+    """A gymnax environment for Brax; in gymnax's own wrapper, properties of Brax are methods."""
 
     def __init__(self, name: str) -> None:
         self.env, self.params = gymnax.make(name)
 
     def reset(self, rng: jax.Array) -> State:
-        """Start an episode; the key of the next steps goes with the state."""
+        """Start an episode; the state contains the PRNG key of the next steps."""
         key, reset_key = jax.random.split(rng)
         obs, inner = self.env.reset(reset_key, self.params)
         zero = jnp.zeros(())
         return State(inner, obs, reward=zero, done=zero, info={"key": key})
 
     def step(self, state: State, action: jax.Array) -> State:
-        """Act, and reset where an episode ends."""
+        """Step the environment, which resets itself at the end of an episode."""
         key, step_key = jax.random.split(state.info["key"])
         obs, inner, reward, done, _ = self.env.step(
             step_key, state.pipeline_state, action, self.params
@@ -70,30 +70,30 @@ class FromGymnax(Env):
 
     @property
     def observation_size(self) -> int:
-        """Components of an observation."""
+        """The size of an observation."""
         return self.env.observation_space(self.params).shape[0]
 
     @property
     def action_size(self) -> int:
-        """Components of an action."""
+        """The size of an action."""
         return self.env.action_space(self.params).shape[0]
 
     @property
     def backend(self) -> str:
-        """There is no physics engine."""
+        """The name of the physics engine; there is none."""
         return "gymnax"
 
 
 def device_put_replicated(tree: Any, devices: Sequence[jax.Device]) -> Any:
-    """What JAX had under this name.
+    """A replacement for the former `jax.device_put_replicated`.
 
     Args:
-        tree: of arrays.
-        devices: D of the training.
+        tree: pytree of arrays.
+        devices: the D devices of the training run.
 
     Returns:
-        The arrays with a leading axis of D copies, sharded as pmap returns them: otherwise the
-        second segment would compile again.
+        The arrays with a leading axis of D copies, sharded as pmap returns them; with another
+        sharding the second segment would be compiled again.
     """
     mesh = Mesh(np.array(devices), (ppo._PMAP_AXIS_NAME,))
     sharding = NamedSharding(mesh, PartitionSpec(ppo._PMAP_AXIS_NAME))
@@ -107,19 +107,19 @@ def device_put_replicated(tree: Any, devices: Sequence[jax.Device]) -> Any:
 
 
 class _Stop(Exception):
-    """Raised inside a training to leave it."""
+    """Raised inside Brax's training function to leave it."""
 
 
 class Segments:
-    """A training that pauses: `ppo.train` runs in a thread and reports after every segment."""
+    """A training run that pauses after every segment; `ppo.train` runs in a thread."""
 
     def __init__(self, configuration: Configuration, devices: int, updates: int) -> None:
-        """Start, compile, and train the first segment.
+        """Start the thread, compile, and train the first segment.
 
         Args:
-            configuration: what to train.
-            devices: over how many.
-            updates: of each segment.
+            configuration: configuration to train.
+            devices: number of devices.
+            updates: number of updates in each segment.
         """
         self.steps_per_segment = updates * configuration.steps_per_update
         self.steps, self.stopped = 0, False
@@ -131,7 +131,7 @@ class Segments:
         self._wait()
 
     def train(self) -> None:
-        """One more segment."""
+        """Train one more segment."""
         self.go.release()
         self._wait()
 
@@ -170,11 +170,11 @@ class Segments:
 def _call(
     configuration: Configuration, devices: int, steps_per_segment: int, progress: Any
 ) -> None:
-    """Brax's own entry, in its own words."""
+    """Call the training function of Brax with the values of a configuration."""
     ppo.train(
         FromGymnax(configuration.env),
         num_timesteps=SEGMENTS * steps_per_segment,
-        # The first evaluation would be before the training: so one more than segments.
+        # One more than the number of segments, because the first evaluation precedes training.
         num_evals=SEGMENTS + 1,
         run_evals=False,
         progress_fn=progress,
@@ -182,7 +182,7 @@ def _call(
         num_envs=configuration.num_envs,
         episode_length=EPISODE_LENGTH,
         unroll_length=configuration.num_steps,
-        # Counts rollouts of `unroll_length`: all environments together make one update.
+        # The unit is a rollout of `unroll_length` steps, so that all environments make one update.
         batch_size=configuration.num_envs // configuration.minibatches,
         num_minibatches=configuration.minibatches,
         num_updates_per_batch=configuration.epochs,
@@ -199,7 +199,7 @@ def _call(
             policy_hidden_layer_sizes=configuration.hidden,
             value_hidden_layer_sizes=configuration.hidden,
             activation=getattr(nn, configuration.activation),
-            # The Gaussian of the other contestants: not squashed, its scale a parameter.
+            # The same Gaussian as the other contestants: not squashed, with a trained scale.
             distribution_type="normal",
             noise_std_type="log",
         ),
@@ -207,7 +207,7 @@ def _call(
 
 
 class Program(FixedLength):
-    """The length of a segment is compiled; another one is another training."""
+    """The program of Brax; another length of segments starts another training run."""
 
     def __init__(self, configuration: Configuration, devices: int) -> None:
         build = functools.partial(self._start, configuration, devices)
@@ -222,13 +222,16 @@ class Program(FixedLength):
 
 
 def prepare(configuration: Configuration, options: Namespace) -> Program:
-    """Brax's PPO; Pendulum only."""
+    """The program of Brax, for Pendulum only."""
     if not hasattr(jax, "device_put_replicated"):
         jax.device_put_replicated = device_put_replicated
-    require(configuration, ("Pendulum-v1",), "only continuous actions")
+    require(configuration, ("Pendulum-v1",), "supports continuous actions only")
     devices = 1 if options.devices == "one" else all_devices()
     if options.devices != "one" and devices == 1:
         raise Unsupported(ONE_DEVICE)
     if configuration.num_envs % (configuration.minibatches * devices):
-        raise Unsupported("minibatches are made of whole rollouts: num_envs must be a multiple")
+        raise Unsupported(
+            "minibatches consist of whole rollouts, so num_envs must be a multiple of minibatches "
+            "x devices"
+        )
     return Program(configuration, devices)

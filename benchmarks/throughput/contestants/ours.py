@@ -1,4 +1,4 @@
-"""ppo_jax as its commands run it: the loop of `ppo_jax.train`, many agents as `ppo_jax.sweep`."""
+"""The contestant ppo_jax: one agent as in `ppo_jax.train`, many agents as in `ppo_jax.sweep`."""
 
 import dataclasses
 import functools
@@ -26,7 +26,7 @@ PACKAGES = ("gymnax", "flax", "optax")
 
 
 def config_of(configuration: Configuration) -> TrainConfig:
-    """The configuration in our words; values are clipped because PureJaxRL and Rejax always do."""
+    """The configuration of ppo_jax; values are clipped, because PureJaxRL and Rejax always clip."""
     same = {f.name for f in dataclasses.fields(Configuration)} - {"name", "agents"}
     values = {name: getattr(configuration, name) for name in same}
     return configs.make(
@@ -39,29 +39,29 @@ def config_of(configuration: Configuration) -> TrainConfig:
 
 
 class OneAgent:
-    """A TrainState that goes on from round to round."""
+    """A training run of one agent, which continues from round to round."""
 
     def __init__(self, config: TrainConfig, devices: int = 1) -> None:
-        """Nothing is compiled yet.
+        """Store the arguments; `compile` does the rest.
 
         Args:
-            config: of the agent.
-            devices: how many share it.
+            config: configuration of the agent.
+            devices: number of devices that the agent is distributed over.
         """
         self.config = dataclasses.replace(config, parts=devices)
         self.devices = devices
         self.compiler_options = compiler_options()
 
     def compile(self) -> None:
-        """Program and first state, as a run makes them."""
+        """Compile the program and make the initial state, as a run does."""
         self.compiled = compile_run(self.config, build(self.config), self.devices)
         self.state = self.compiled.init()
 
     def prepare_run(self, updates: int) -> None:
-        """How many updates is an argument of the program."""
+        """Nothing to prepare, because the number of updates is an argument of the program."""
 
     def run(self, updates: int) -> int:
-        """Chunks of what there is room for in the log; the log comes to the host."""
+        """Train in chunks, and copy the metrics of each chunk to the host."""
         done = 0
         while done < updates:
             count = min(MAX_CHUNK, updates - done)
@@ -73,15 +73,15 @@ class OneAgent:
 
 
 class ManyAgents:
-    """As many rounds of agents as a sweep would make of them, each advanced in turn."""
+    """A training run of many agents, in the batches that a sweep would use."""
 
     def __init__(self, config: TrainConfig, agents: int, devices: int | None = None) -> None:
-        """Nothing is compiled yet.
+        """Store the arguments; `compile` does the rest.
 
         Args:
-            config: of each agent.
-            agents: of all devices together.
-            devices: how many to spread them over; None: all.
+            config: configuration of each agent.
+            agents: number of agents on all devices.
+            devices: number of devices that agents are distributed over; None for all devices.
         """
         self.config, self.agents = config, agents
         self.places = jax.devices()[:devices]
@@ -89,7 +89,7 @@ class ManyAgents:
         self.compiler_options = compiler_options()
 
     def compile(self) -> None:
-        """The sweep's own choice of width."""
+        """Compile the program for the number of agents per batch that a sweep chooses."""
         static, floats = sweep.structure(self.config)
         devices = self.places
         compile_at = functools.partial(self._compile_at, static, devices)
@@ -106,10 +106,10 @@ class ManyAgents:
         return sweep.compile_program(static, None, width, devices, episodes=0)
 
     def prepare_run(self, updates: int) -> None:
-        """How many updates is an argument of the program."""
+        """Nothing to prepare, because the number of updates is an argument of the program."""
 
     def run(self, updates: int) -> int:
-        """All rounds; the last may hold agents too many, whose steps do not count."""
+        """Train all batches; steps of surplus agents in the last batch are not counted."""
         for i, state in enumerate(self.states):
             done = 0
             while done < updates:
@@ -122,7 +122,7 @@ class ManyAgents:
 
 
 def prepare(configuration: Configuration, options: Namespace) -> OneAgent | ManyAgents:
-    """ppo_jax's PPO."""
+    """The program of ppo_jax."""
     config = config_of(configuration)
     alone = configuration.agents == 1
     if options.devices == "one":

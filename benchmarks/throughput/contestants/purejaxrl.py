@@ -1,10 +1,11 @@
-"""PureJaxRL: the whole training, with every step's info, is one jitted function.
+"""The contestant PureJaxRL, whose whole training run is one jitted function.
 
-Its `make_train` runs as it is. Replaced are its network, where the configuration asks for another
-one (its continuous file has 2x256), and for Pendulum its Brax wrapper by a gymnax environment.
-Observations and rewards are not normalised. All infos are kept until the end: that is its design.
-Many agents are its own `jit(vmap(train))`, over several devices pmapped. Their orthogonal matrices
-are factorised one at a time on CPUs, without which many agents do not answer there.
+Its `make_train` is used without changes, except for two replacements: its network, if the
+configuration has another one (its continuous file has two layers of 256), and for Pendulum its Brax
+wrapper, by a gymnax environment. Observations and rewards are not normalised. By design it stores
+the infos of all steps until the end. Many agents use its own `jit(vmap(train))`, with pmap over
+several devices. On CPUs their orthogonal matrices are factorised one at a time, because batched
+factorisation can hang.
 """
 
 import contextlib
@@ -34,21 +35,22 @@ from benchmarks.throughput.contestants import (
     devices_of,
 )
 
-# Imported at once where it is there, so that it counts as an import: its wrappers use it.
+# Brax is imported here if installed, because PureJaxRL's wrappers use it, so that the time counts
+# as import time.
 with contextlib.suppress(ImportError):
     import brax.envs  # noqa: F401
 
 PACKAGES = ("gymnax", "distrax", "flax", "optax")
-# What ppo.py has of its own; its network stays in place for it.
+# Layers of the network in ppo.py, which is not replaced for them.
 OWN_HIDDEN = (64, 64)
 
 
 class Body(nn.Module):
-    """Observations, flat as PureJaxRL hands them over -> features.
+    """The layers before the heads, applied to the flattened observations of PureJaxRL.
 
     Attributes:
-        configuration: says which layers.
-        image: shape of an observation before it was flattened.
+        configuration: configuration with the layers.
+        image: shape of an observation before flattening.
     """
 
     configuration: Configuration
@@ -68,14 +70,14 @@ class Body(nn.Module):
 
 
 class ActorCritic(nn.Module):
-    """Takes the place of PureJaxRL's class of this name.
+    """A replacement for PureJaxRL's class of this name.
 
     Attributes:
-        action_dim: number of actions, or of their components.
-        activation: ignored, the configuration has it.
-        configuration: says which layers.
-        image: shape of an observation before it was flattened.
-        continuous: Gaussian with a learnt scale instead of categorical.
+        action_dim: number of discrete actions, or size of a continuous action.
+        activation: ignored, because the configuration contains the activation.
+        configuration: configuration with the layers.
+        image: shape of an observation before flattening.
+        continuous: whether the policy is a Gaussian with a trained scale instead of categorical.
     """
 
     action_dim: int
@@ -96,10 +98,10 @@ class ActorCritic(nn.Module):
 
 
 class FromGymnax:
-    """Takes the place of BraxGymnaxWrapper: gymnax with parameters of its own, actions in [-1, 1].
+    """A replacement for BraxGymnaxWrapper: a gymnax environment with actions in [-1, 1].
 
-    The rest of PureJaxRL's continuous file passes None as parameters, and clips actions to
-    [-1, 1], which is half of Pendulum's torque.
+    PureJaxRL's continuous file passes None as the parameters of the environment, and clips actions
+    to [-1, 1], which without scaling would be half of the torque of Pendulum.
     """
 
     def __init__(self, name: str) -> None:
@@ -110,22 +112,22 @@ class FromGymnax:
         return self.env.reset(key, self.params)
 
     def step(self, key: jax.Array, state: Any, action: jax.Array, params: Any = None) -> Any:
-        """Act, and reset where an episode ends."""
+        """Step the environment, which resets itself at the end of an episode."""
         return self.env.step(key, state, action * self.action_space(None).high, self.params)
 
     def observation_space(self, params: Any) -> Any:
-        """Of the environment, whatever `params` is."""
+        """The observation space of the environment; `params` is ignored."""
         return self.env.observation_space(self.params)
 
     def action_space(self, params: Any) -> Any:
-        """Of the environment, whatever `params` is."""
+        """The action space of the environment; `params` is ignored."""
         return self.env.action_space(self.params)
 
 
 def prepare(configuration: Configuration, options: Namespace) -> FixedLength:
-    """PureJaxRL from the folder `options.purejaxrl`."""
+    """The program of PureJaxRL, read from the folder `options.purejaxrl`."""
     if options.purejaxrl is None:
-        raise Unsupported("needs --purejaxrl PATH, the folder with its ppo.py")
+        raise Unsupported("requires --purejaxrl PATH, the folder of its ppo.py")
     devices = devices_of(configuration, options.devices)
     module = _load(Path(options.purejaxrl), configuration)
     versions = {"purejaxrl": _fingerprint(module)}
@@ -137,8 +139,10 @@ def prepare(configuration: Configuration, options: Namespace) -> FixedLength:
 
 
 def one_at_a_time(scale: float) -> Any:
-    """Flax's orthogonal initialiser for many agents: jaxlib 0.10's CPU kernel can wait for ever on
-    few cores when it factorises matrices in batches."""
+    """An orthogonal initialiser that factorises the matrices of vmapped agents one at a time.
+
+    The CPU kernel of jaxlib 0.10 can hang on few cores when it factorises matrices in batches.
+    """
     draw = orthogonal(scale)
 
     def init(key: jax.Array, shape: tuple[int, ...], dtype: Any = jnp.float32) -> jax.Array:
@@ -148,8 +152,11 @@ def one_at_a_time(scale: float) -> Any:
 
 
 def make_importable(folder: Path) -> None:
-    """Its files are modules without a package; their wrappers import navix, and brax where it is
-    installed, for environments that are not measured here."""
+    """Make the modules of PureJaxRL importable from its folder, which is not a package.
+
+    Its wrappers import navix and brax for environments that are not measured here; empty modules
+    replace those that are not installed.
+    """
     sys.modules.setdefault("navix", types.ModuleType("navix"))
     if importlib.util.find_spec("brax") is None:
         names = ("brax", "brax.envs", "brax.envs.wrappers", "brax.envs.wrappers.training")
@@ -162,7 +169,7 @@ def make_importable(folder: Path) -> None:
 
 
 def _load(folder: Path, configuration: Configuration) -> types.ModuleType:
-    """Its file for such actions, with the network of the configuration."""
+    """The module of PureJaxRL for the kind of actions, with the network of the configuration."""
     make_importable(folder)
     env, params = gymnax.make(configuration.env)
     continuous = not hasattr(env.action_space(params), "n")
@@ -208,6 +215,6 @@ def _build(
 
 
 def _fingerprint(module: types.ModuleType) -> str:
-    """It has no releases: which file it was."""
+    """Name and digest of the file of PureJaxRL, which has no version numbers."""
     path = Path(str(module.__file__))
     return f"{path.name} sha256 {hashlib.sha256(path.read_bytes()).hexdigest()[:12]}"

@@ -1,7 +1,8 @@
-"""Rejax: the whole training is one jitted function; its evaluation is switched off.
+"""The contestant Rejax, whose whole training run is one jitted function; evaluation is off.
 
-Its own, and not to be set: two optimisers and two gradients, elementwise instead of global clipping
-of gradients, Adam's epsilon 1e-8. Many agents are vmapped, over several devices pmapped.
+Some properties cannot be changed: separate optimisers and gradients of actor and critic,
+elementwise instead of global clipping of gradients, and an epsilon of Adam of 1e-8. Many agents are
+vmapped, with pmap over several devices.
 """
 
 import dataclasses
@@ -20,10 +21,10 @@ PACKAGES = ("rejax", "gymnax", "distrax", "flax", "optax")
 
 
 class Body(nn.Module):
-    """One convolution and the hidden layers, images -> features.
+    """One convolution and the hidden layers, applied to images.
 
     Attributes:
-        configuration: says which.
+        configuration: configuration with the layers.
     """
 
     configuration: Configuration
@@ -39,25 +40,25 @@ class Body(nn.Module):
 
 
 class ConvolutionalPolicy(DiscretePolicy):
-    """Rejax's categorical policy on another body.
+    """Rejax's categorical policy with a convolution.
 
     Attributes:
-        configuration: says which.
+        configuration: configuration with the layers.
     """
 
     configuration: Configuration | None = None
 
     def setup(self) -> None:
-        """Name what the inherited methods use."""
+        """Define the modules that the inherited methods use."""
         self.features = Body(self.configuration)
         self.action_logits = nn.Dense(self.action_dim)
 
 
 class ConvolutionalValue(nn.Module):
-    """A critic on that body.
+    """A critic with a convolution.
 
     Attributes:
-        configuration: says which.
+        configuration: configuration with the layers.
     """
 
     configuration: Configuration
@@ -68,7 +69,7 @@ class ConvolutionalValue(nn.Module):
 
 
 def prepare(configuration: Configuration, options: Namespace) -> FixedLength:
-    """Rejax's PPO, its environments those of gymnax."""
+    """The program of Rejax, with environments of gymnax."""
     devices = devices_of(configuration, options.devices)
     return FixedLength(functools.partial(_build, configuration, devices), devices=devices)
 
@@ -86,7 +87,7 @@ def _build(configuration: Configuration, devices: int, updates: int) -> Train:
         num_epochs=configuration.epochs,
         num_minibatches=configuration.minibatches,
         total_timesteps=total,
-        # One evaluation, after the last update, of nothing.
+        # One evaluation after the last update, which evaluates nothing.
         eval_freq=total,
         skip_initial_evaluation=True,
         learning_rate=configuration.learning_rate,
@@ -106,7 +107,7 @@ def _build(configuration: Configuration, devices: int, updates: int) -> Train:
 
 
 def _with_convolutions(algorithm: rejax.PPO, configuration: Configuration) -> rejax.PPO:
-    """Rejax chooses networks by keywords that know no convolutions; its fields take any module."""
+    """The algorithm with convolutional networks, set as fields, since no keyword selects them."""
     own = {f.name: getattr(algorithm.actor, f.name) for f in dataclasses.fields(DiscretePolicy)}
     own = {name: own[name] for name in ("action_dim", "hidden_layer_sizes", "activation")}
     return algorithm.replace(

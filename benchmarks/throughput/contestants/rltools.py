@@ -1,10 +1,10 @@
-"""RLtools: PPO in C++, compiled for one configuration by g++ or clang++, on its own Pendulum.
+"""The contestant RLtools: PPO in C++, compiled for one configuration, on its own Pendulum.
 
-Sizes and hyperparameters are constants of the compiled program. Its products come from MKL where
-that is installed, else from another BLAS, else from loops that are many times slower; it is the one
-project here that trains on one thread by default. Its own, and not to be set: neither gradients nor
-values are clipped, the value loss has a weight of one half, actions are clipped to the range of
-torques, and it compiles with -ffast-math.
+Sizes and hyperparameters are constants of the program, which is compiled by g++ or clang++. Matrix
+products use MKL if installed, otherwise another BLAS, otherwise much slower loops. By default it
+trains on one thread. Some properties cannot be changed: gradients and values are not clipped, the
+coefficient of the value loss is one half, actions are clipped to the range of torques, and the
+compiler option -ffast-math is set.
 """
 
 import contextlib
@@ -19,8 +19,9 @@ from typing import Any
 from benchmarks.throughput.configurations import Configuration
 from benchmarks.throughput.contestants import ONE_DEVICE, Unsupported, cores, require
 
-# It keeps what it compiled in the folder of temporary files, by a name that all runs share, and
-# reads the folder's name when it is imported: here each process compiles for itself.
+# RLtools stores compiled programs in the folder for temporary files, under a name that all runs
+# share, and reads the name of the folder when it is imported. With a folder of its own each process
+# compiles.
 CACHE = Path(tempfile.mkdtemp(prefix="rltools-"))
 _folder, tempfile.tempdir = tempfile.tempdir, str(CACHE)
 try:
@@ -35,52 +36,52 @@ PENDULUM = {
     "observation_dim": 3,
 }
 ACTIVATIONS = {"tanh": "TANH", "relu": "RELU"}
-# More updates than are ever asked for.
+# Number of updates of the training run, more than are ever measured.
 ENDLESS = 10**9
-# The words of its compiler's command that decide how fast the program is.
+# Options of the compiler command that affect the speed of the program.
 DECIDES = ("-O", "-march", "-ffast-math", "-DRL_TOOLS_BACKEND")
 
 
 class Program:
-    """A training that goes on from round to round."""
+    """A training run that continues from round to round."""
 
     def __init__(self, settings: dict[str, Any], steps_per_update: int, threads: int) -> None:
-        """Nothing is compiled yet.
+        """Store the arguments; `compile` does the rest.
 
         Args:
-            settings: keywords of `rltools.PPO`.
-            steps_per_update: environment steps of one of its steps.
-            threads: of MKL.
+            settings: keyword arguments of `rltools.PPO`.
+            steps_per_update: number of environment steps in one step of the algorithm.
+            threads: number of threads of MKL.
         """
         self.settings, self.steps_per_update, self.devices = settings, steps_per_update, threads
         self.versions: dict[str, str] = {}
         with contextlib.suppress(importlib.metadata.PackageNotFoundError):
             self.versions["mkl"] = importlib.metadata.version("mkl")
-        # It takes one itself where nothing is said.
+        # Without the variable it uses one thread.
         os.environ["MKL_NUM_THREADS"] = str(threads)
 
     def compile(self, seed: int = 0) -> None:
-        """C++ to a module, and a first state."""
+        """Compile the C++ program to a module, and make the initial state."""
         module = rltools.PPO(PENDULUM, enable_evaluation=False, **self.settings)
         commands = (path.read_text().split() for path in CACHE.glob("rltools/build/*/cmd.txt"))
         words = [word for command in commands for word in command if word.startswith(DECIDES)]
         self.compiler_options = {"C++": ",".join(words), "threads": str(self.devices)}
-        # What is loaded stays loaded, and this process may be killed.
+        # A loaded module does not need its files, and this process may be killed later.
         shutil.rmtree(CACHE, ignore_errors=True)
         self.state = module.State(seed)
 
     def prepare_run(self, updates: int) -> None:
-        """Any number of updates will do."""
+        """Nothing to prepare, because the program runs any number of updates."""
 
     def run(self, updates: int) -> int:
-        """Train on from where it is."""
+        """Continue training for a number of updates."""
         for _ in range(updates):
             self.state.step()
         return updates
 
 
 def check_compiler() -> None:
-    """It compiles when it is used.
+    """Refuse a machine without a C++ compiler, which RLtools uses at run time.
 
     Raises:
         Unsupported: there is no compiler.
@@ -92,10 +93,13 @@ def check_compiler() -> None:
 
 
 def threads_of(devices: str) -> int:
-    """One thread, or one for each core.
+    """The number of threads, 1 or one per core.
+
+    Args:
+        devices: "one" or "all".
 
     Raises:
-        Unsupported: without MKL it has one thread.
+        Unsupported: MKL is not installed, so there is only one thread.
     """
     if devices == "one":
         return 1
@@ -104,19 +108,19 @@ def threads_of(devices: str) -> int:
     try:
         importlib.metadata.version("mkl")
     except importlib.metadata.PackageNotFoundError:
-        raise Unsupported("has one thread, unless MKL is installed") from None
+        raise Unsupported("uses one thread, unless MKL is installed") from None
     return cores()
 
 
 def settings_of(configuration: Configuration) -> dict[str, Any]:
-    """The configuration in its words.
+    """The settings of RLtools for a configuration.
 
     Raises:
-        Unsupported: it has no such network.
+        Unsupported: RLtools has no such network.
     """
     widths, layers = {*configuration.hidden}, len(configuration.hidden) + 1
     if configuration.network != "mlp" or len(widths) != 1 or layers < 3:
-        raise Unsupported("has networks of two or more layers of one width alone")
+        raise Unsupported("supports only networks with at least two layers, all of one width")
     (width,) = widths
     found: dict[str, Any] = {
         "STEP_LIMIT": ENDLESS,
@@ -129,7 +133,7 @@ def settings_of(configuration: Configuration) -> dict[str, Any]:
         "LAMBDA": configuration.gae_lambda,
         "EPSILON_CLIP": configuration.clip_eps,
         "ACTION_ENTROPY_COEFFICIENT": configuration.entropy_coef,
-        # That of the others: exp(0).
+        # The same as in the other projects, exp(0).
         "INITIAL_ACTION_STD": 1.0,
     }
     for part in ("ACTOR", "CRITIC"):
@@ -140,8 +144,10 @@ def settings_of(configuration: Configuration) -> dict[str, Any]:
 
 
 def prepare(configuration: Configuration, options: Namespace) -> Program:
-    """RLtools' PPO; Pendulum only."""
-    require(configuration, ("Pendulum-v1",), "its Python interface has PPO for continuous actions")
+    """The program of RLtools, for Pendulum only."""
+    require(
+        configuration, ("Pendulum-v1",), "its Python interface supports continuous actions only"
+    )
     check_compiler()
     settings = settings_of(configuration)
     return Program(settings, configuration.steps_per_update, threads_of(options.devices))

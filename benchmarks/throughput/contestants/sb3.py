@@ -1,7 +1,7 @@
-"""Stable-Baselines3: PPO in PyTorch on the CPU, Gymnasium's environments one after the other.
+"""The contestant Stable-Baselines3: PPO in PyTorch on the CPU, with DummyVecEnv of Gymnasium.
 
-Its defaults stay: the Monitor around every environment, as many threads as PyTorch takes, the
-averages it computes for a log that is not written.
+Its defaults are used: a Monitor around every environment, the number of threads that PyTorch
+chooses, and statistics for a log, which is not written.
 """
 
 from argparse import Namespace
@@ -21,7 +21,7 @@ ACTIVATIONS = {"tanh": torch.nn.Tanh, "relu": torch.nn.ReLU}
 
 
 class Program:
-    """`learn`, again and again; SBX has the same interface."""
+    """A training run that continues from round to round; SBX has the same interface."""
 
     def __init__(
         self, ppo: Any, activation: Any, configuration: Configuration, compile_trains: bool
@@ -30,9 +30,9 @@ class Program:
 
         Args:
             ppo: class of the algorithm.
-            activation: as that class wants it.
-            configuration: what to train.
-            compile_trains: whether the first update compiles, and so belongs into `compile`.
+            activation: activation function in the form that the class requires.
+            configuration: configuration to train.
+            compile_trains: whether the first update compiles, so that it is part of `compile`.
         """
         require(configuration, ENVS, "Gymnasium has no such environment")
         self.steps_per_update = configuration.steps_per_update
@@ -59,15 +59,15 @@ class Program:
         )
 
     def compile(self) -> None:
-        """The first update, where that is what compiles."""
+        """Run the first update, if it compiles."""
         if self.compile_trains:
             self.run(1)
 
     def prepare_run(self, updates: int) -> None:
-        """Any number of updates will do."""
+        """Nothing to prepare, because the program runs any number of updates."""
 
     def run(self, updates: int) -> int:
-        """Train on from where it is."""
+        """Continue training for a number of updates."""
         before = self.model.num_timesteps
         self.model.learn(
             updates * self.steps_per_update, log_interval=None, reset_num_timesteps=False
@@ -76,7 +76,7 @@ class Program:
 
 
 def prepare(configuration: Configuration, options: Namespace) -> Program:
-    """Stable-Baselines3's PPO."""
+    """The program of Stable-Baselines3."""
     if options.devices != "one":
         raise Unsupported(ONE_AGENT)
     return Program(PPO, ACTIVATIONS[configuration.activation], configuration, compile_trains=False)

@@ -1,4 +1,4 @@
-"""SBX: Stable-Baselines3's rollouts, and an update of JAX jitted minibatch by minibatch."""
+"""The contestant SBX: rollouts of Stable-Baselines3, and a jitted JAX update per minibatch."""
 
 from argparse import Namespace
 
@@ -13,7 +13,7 @@ PACKAGES = ("sbx-rl", "stable-baselines3", "gymnasium", "flax", "optax", "numpy"
 
 
 def prepare(configuration: Configuration, options: Namespace) -> Program:
-    """SBX's PPO."""
+    """The program of SBX."""
     if options.devices != "one":
         raise Unsupported(ONE_AGENT)
     activation = getattr(nn, configuration.activation)
