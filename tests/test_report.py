@@ -69,6 +69,7 @@ def test_the_figure_is_drawn_with_and_without_episodes(tmp_path):
         (path / "metrics.jsonl").write_text("".join(json.dumps(r) + "\n" for r in rows))
         curves.plot_run(path, job)
         assert (path / "learning_curve.png").read_bytes().startswith(b"\x89PNG")
+    curves.plot_run(path, job._replace(curves=()))
 
 
 def test_a_moving_average_counts_every_episode_alike(tmp_path):

@@ -58,9 +58,10 @@ def plot(rows: list[Row], jax: str, path: Path) -> None:
         mine = [r for r in rows if r["varied"] == name and r["jax"] == jax]
         mine = sorted(mine, key=lambda r: int(r["value"]))
         x = [int(r["value"]) for r in mine]
-        ax.plot(x, [float(r["microseconds_per_step"]) for r in mine], marker="o")
+        times = [float(r["microseconds_per_step"]) for r in mine]
+        ax.plot(x, times, marker="o")
         style.scale_axis(ax, x)
-        ax.set_ylim(bottom=0)
+        ax.set_ylim(0, 1.08 * max(times))
         y = "time per environment step (µs)" if ax is panels[0] else ""
         style.label(ax, x=NAMES[name], y=y)
     style.write(figure, path)

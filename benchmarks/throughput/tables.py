@@ -196,31 +196,31 @@ def compile_markdown(folder: Path, device: str = "cpu") -> str:
 
 @style.styled
 def plot(folder: Path, device: str = "cpu") -> None:
-    """Plot steps per second on a logarithmic axis, with a group of bars for each race."""
+    """Plot steps per second on a logarithmic axis: a row per race and a point per library."""
     tables = by_jax([r for r in of(folder, device) if not r["why"]])
-    figure, panels = style.figure(len(tables), size=(11, 3.8 * len(tables) + 0.5))
+    heights = [len(cells.races) for cells in tables]
+    size = (10, 0.42 * sum(heights) + 1.2 * len(tables) + 0.5)
+    figure, panels = style.figure(len(tables), size=size, heights=heights)
     ranks = {name: k for k, name in enumerate(dict.fromkeys(n for t in tables for n in t.names))}
     for ax, cells in zip(panels, tables, strict=True):
-        width = 0.8 / len(cells.names)
         for place, race in enumerate(cells.races):
             here = [(n, r) for n in cells.names if (r := cells.row(race, n)) is not None]
             for k, (name, row) in enumerate(here):
-                x = place + (k - (len(here) - 1) / 2) * width
-                _bar(ax, x, row, width=width, color=style.colour(ranks[name]), label=name)
-        labels = [re.sub(r"-a(\d+)", r"-\1 agents", cells.label(race)) for race in cells.races]
-        labels = [label.replace("-", "\n").replace(", ", "\n") for label in labels]
-        ax.set_xticks(range(len(labels)), labels)
-        style.log_axis(ax, "y")
-        ax.grid(axis="x", visible=False)
+                _point(ax, place + 0.12 * (k - (len(here) - 1) / 2), row, name, ranks[name])
+        labels = [re.sub(r"-a(\d+)", r", \1 agents", cells.label(race)) for race in cells.races]
+        ax.set_yticks(range(len(labels)), labels)
+        ax.set_ylim(len(labels) - 0.5, -0.5)
+        style.log_axis(ax, "x")
         cores = next(iter(cells.found.values()))["cores"]
         title = f"jax {cells.jax}, {cores} cores" if device == "cpu" else device
-        style.label(ax, title=title, y="environment steps per second")
+        style.label(ax, title=title, x="environment steps per second")
     style.legend(figure)
     style.write(figure, folder / "throughput.png")
 
 
-def _bar(ax: Any, x: float, row: Row, **kind: Any) -> None:
-    """A bar from a row of the table, with the range from the slowest to the fastest round."""
+def _point(ax: Any, y: float, row: Row, name: str, rank: int) -> None:
+    """The median rate of a row of the table, and the range of its rounds as a line."""
     rate, slowest, fastest = (float(row[n]) for n in ("steps_per_second", "slowest", "fastest"))
     error = [[max(rate - slowest, 0.0)], [max(fastest - rate, 0.0)]]
-    ax.bar(x, rate, yerr=error, ecolor=style.INK, capsize=2, **kind)
+    marker = "oDs^vPX*"[rank % 8]
+    ax.errorbar(rate, y, xerr=error, fmt=marker, color=style.colour(rank), label=name, elinewidth=1)

@@ -94,7 +94,11 @@ def styled(draw: Callable[P, R]) -> Callable[P, R]:
 
 @styled
 def figure(
-    rows: int = 1, columns: int = 1, *, size: tuple[float, float] = (8.0, 4.5)
+    rows: int = 1,
+    columns: int = 1,
+    *,
+    size: tuple[float, float] = (8.0, 4.5),
+    heights: Sequence[float] | None = None,
 ) -> tuple[Any, list[Any]]:
     """A new figure and its panels, from left to right and from top to bottom.
 
@@ -102,11 +106,12 @@ def figure(
         rows: number of rows of panels.
         columns: number of columns of panels.
         size: width and height in inches.
+        heights: relative heights of the rows; None: equal ones.
     """
     from matplotlib.figure import Figure
 
     new = Figure(figsize=size, layout="constrained")
-    return new, [*new.subplots(rows, columns, squeeze=False).flat]
+    return new, [*new.subplots(rows, columns, squeeze=False, height_ratios=heights).flat]
 
 
 def colour(rank: int) -> str:

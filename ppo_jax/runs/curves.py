@@ -24,15 +24,16 @@ def plot_run(path: Path, job: Job) -> None:
     names = ("env_step", "episodes", evaluated, *job.curves)
     table = _columns(path / "metrics.jsonl", names)
     shown = [n for n in job.curves if np.isfinite(table[n]).any()] or list(job.curves[:1])
-    figure, panels = style.figure(1, len(shown), size=(4.4 * len(shown) + 2.6, 4.4))
-    for k, (name, axes) in enumerate(zip(shown, panels, strict=True)):
+    columns = max(1, len(shown))
+    figure, panels = style.figure(1, columns, size=(4.4 * columns + 2.6, 4.4))
+    style.label(panels[0], title=job.name)
+    for k, (name, axes) in enumerate(zip(shown, panels, strict=False)):
         _draw(axes, table["env_step"], table[name], table["episodes"])
         if k == 0 and np.isfinite(table[evaluated]).any():
             here = np.isfinite(table[evaluated])
             points = table["env_step"][here], table[evaluated][here]
             axes.plot(*points, "o-", color=style.colour(1), markersize=4, label="evaluation")
-        title = job.name if k == 0 else ""
-        style.label(axes, title=title, x=UNITS[job.unit], y=name.replace("_", " "))
+        style.label(axes, x=UNITS[job.unit], y=name.replace("_", " "))
         axes.xaxis.set_major_formatter(style.short)
     style.legend(figure)
     with manifest.replacing(path, "learning_curve.png") as file:
