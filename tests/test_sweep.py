@@ -127,7 +127,12 @@ def test_one_agent_that_diverges_leaves_the_others_alone():
 
 @pytest.mark.parametrize(
     ("seeds", "says"),
-    [(0, "must be >= 1"), ([], "at least one"), ([1, 1], "once"), ([-1], "out of range")],
+    [
+        (0, "must be >= 1"),
+        ([], "at least one"),
+        ([1, 1], "without repetitions"),
+        ([-1], "out of range"),
+    ],
 )
 def test_seeds_that_cannot_be_are_refused(seeds, says):
     with pytest.raises(ConfigError, match=says):
