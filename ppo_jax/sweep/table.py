@@ -28,11 +28,11 @@ def print_table(order: list[Setting], threshold: float | None, rows: int = 10) -
 
 
 def table_of(order: list[Setting], threshold: float | None, width: int) -> Table:
-    """The table of `print_table`; long names are folded and never cut, so that rows stay distinct.
+    """The table of `print_table`; names are folded and never cut, so that all rows differ.
 
     Args:
         order: the configurations, best first.
-        threshold: return that a seed must reach; None for no such column.
+        threshold: argument of `print_table`.
         width: number of characters of a line of the terminal.
     """
     several, wide = len(order[0].results) > 1, width >= WIDE
