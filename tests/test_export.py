@@ -188,7 +188,7 @@ def test_a_file_that_acts_otherwise_is_found_out(tmp_path, pendulum):
     with pytest.raises(verify.NotTheSame, match="differ from those of the run"):
         verify.compare(pendulum, "safetensors", tmp_path / "a.safetensors")
     (tmp_path / "b.safetensors").write_bytes(b"")
-    with pytest.raises(verify.NotTheSame, match="cannot be reloaded in a fresh process"):
+    with pytest.raises(verify.NotTheSame, match="cannot be reloaded in a new process"):
         verify.compare(pendulum, "safetensors", tmp_path / "b.safetensors")
 
 

@@ -128,7 +128,12 @@ def test_one_agent_that_diverges_leaves_the_others_alone():
 
 @pytest.mark.parametrize(
     ("seeds", "says"),
-    [(0, "must be >= 1"), ([], "at least one"), ([1, 1], "once"), ([-1], "out of range")],
+    [
+        (0, "must be >= 1"),
+        ([], "at least one"),
+        ([1, 1], "without repetitions"),
+        ([-1], "out of range"),
+    ],
 )
 def test_seeds_that_cannot_be_are_refused(seeds, says):
     with pytest.raises(ConfigError, match=says):
@@ -145,7 +150,7 @@ def test_the_algorithm_may_vary_from_its_own_defaults():
 
 
 def test_points_that_cannot_be_are_refused():
-    with pytest.raises(ConfigError, match="it cannot vary"):
+    with pytest.raises(ConfigError, match="is given and also varies"):
         run_sweep(small(), {"env": ["CartPole-v1"]}, 2, env="Acrobot-v1")
     with pytest.raises(ConfigError, match="did you mean clip_eps"):
         run_sweep(small(), {"clip_ep": [0.1]}, 2)

@@ -312,12 +312,12 @@ def test_options_of_sbatch(words, found):
 @pytest.mark.parametrize(
     ("words", "says"),
     [
-        (("partition",), "write name=value"),
-        (("mem=",), "write name=value"),
-        (("mem=8G\nrm",), "write name=value"),
-        (("a b=c",), "write name=value"),
+        (("partition",), "give name=value"),
+        (("mem=",), "give name=value"),
+        (("mem=8G\nrm",), "give name=value"),
+        (("a b=c",), "give name=value"),
         (("time=soon",), "give minutes, H:MM:SS or D-HH:MM:SS"),
-        (("time=0",), "write minutes"),
+        (("time=0",), "give minutes"),
         (("array=0-5",), "the sweep sets array itself; give --workers"),
         (("cpus_per_task=4",), "give --cpus-per-worker"),
         (("output=x",), "the sweep sets output itself"),

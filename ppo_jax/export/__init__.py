@@ -48,7 +48,7 @@ def export(
         format: name of the format, a key of FORMATS.
         out: path of the file; None for policy.FORMAT in the folder of the run.
         checkpoint: "latest", "best", or the number of an update.
-        trust, env, policy, algorithm: as for `ppo_jax.load`.
+        trust, env, policy, algorithm: arguments of `ppo_jax.load`.
 
     Returns:
         The written files and the result of the comparison, as Exported.

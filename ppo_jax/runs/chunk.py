@@ -126,7 +126,7 @@ def compile_chunk(
         state: example arrays of the state, or their shapes.
         floats, frozen: further arguments of the step; `frozen` is an argument of the program if it
             has arrays.
-        rows, may_be_nan: as for `make_chunk`.
+        rows, may_be_nan: arguments of `make_chunk`.
         donate: whether the memory of the input state is reused. If False, the input state is still
             available after a chunk fails.
         layout: the partition of the state over several devices; all other arguments are replicated.

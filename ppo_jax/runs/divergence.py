@@ -123,5 +123,5 @@ def how_to_see(job: Job, record: Any) -> str:
     if path is None:
         return ""
     if not command or not record.saved or not job.pure:
-        return "To find its origin, start again with --debug-nans"
+        return "To find its origin: start again with --debug-nans"
     return f"To find its origin: {command} --resume {shlex.quote(str(path))} --debug-nans"

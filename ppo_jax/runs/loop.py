@@ -47,7 +47,7 @@ def run(
 
     Args:
         job: description of the run.
-        record: where the run is stored.
+        record: the store of the run, a folder or memory.
         callbacks: functions called between chunks with (Progress, state); a true result ends the
             run. The next chunk reuses the memory of the state: copy arrays that you keep.
         signals: signal handlers of the command, which may run several jobs.

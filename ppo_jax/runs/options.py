@@ -22,7 +22,7 @@ class KeepOptions:
     )
     checkpoint_seconds: float = option(30.0, "number of seconds between checkpoints", low=0)
     eval_every: int | None = option(
-        None, "number of updates between evaluations during training; None: none", low=1
+        None, "number of updates between evaluations during training; None: no evaluations", low=1
     )
     stop_at: float | None = option(
         None,

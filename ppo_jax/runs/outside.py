@@ -40,7 +40,7 @@ def watched(
     A call that hangs cannot be interrupted, so that the whole process ends.
 
     Args:
-        outside: activities of the job; None if there are none.
+        outside: activities of the job; None for a job without them.
         signals: signal handlers of the command.
         give_up: function (reason) that saves the state and ends the process.
     """

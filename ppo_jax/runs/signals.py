@@ -16,7 +16,7 @@ class Signals:
     """Signal handlers: the first signal ends the run cleanly, a second SIGINT at once.
 
     Attributes:
-        received: number of the first signal; None if there was none.
+        received: number of the first signal; None without a signal.
         since: monotonic time at which it arrived.
     """
 

@@ -161,7 +161,7 @@ class Dispatch:
         cluster: cluster whose workers train the rounds.
         width: agents per device; None for the width of a local sweep.
         plan: chunks of the sweep, with those that are finished.
-        keep: which agents to keep.
+        keep: value of --keep: "best", "all" or "none".
         folder: folder of the sweep.
         signals: signal handlers; a signal ends the sweep.
     """

@@ -35,7 +35,7 @@ def run_seeds(
     Args:
         config: configuration of all agents; if `seeds` is a number, its seed is the first one.
         seeds: number of seeds S, or the S seeds.
-        env, policy, algorithm: as for `make_train`.
+        env, policy, algorithm: arguments of `make_train`.
         batch_size: number of agents that one device trains at the same time; None for a fast number
             that fits in memory.
         devices: devices to use; None for all devices.
@@ -82,7 +82,7 @@ def run_sweep(
         points: name -> values, whose combinations are the P configurations; or a list of P
             dictionaries of values.
         seeds: number of seeds S, or the S seeds.
-        env, policy, algorithm: as for `make_train`; a policy or an algorithm may also vary.
+        env, policy, algorithm: arguments of `make_train`; a policy or an algorithm may also vary.
         batch_size: number of agents that one device trains at the same time; None for a fast number
             that fits in memory.
         episodes: number of greedy evaluation episodes E per agent at the end.

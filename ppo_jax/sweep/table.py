@@ -27,11 +27,11 @@ def print_table(order: list[Setting], threshold: float | None, rows: int = 10) -
 
 
 def table_of(order: list[Setting], threshold: float | None, width: int) -> Table:
-    """The table of `print_table`; names are folded and never cut, so that rows can be told apart.
+    """The table of `print_table`; names are folded and never cut, so that all rows differ.
 
     Args:
         order: the configurations, best first.
-        threshold: as for `print_table`.
+        threshold: argument of `print_table`.
         width: number of characters of a line of the terminal.
     """
     several, wide = len(order[0].results) > 1, width >= WIDE
