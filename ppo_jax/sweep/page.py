@@ -16,7 +16,8 @@ body { font: 16px/1.55 system-ui, sans-serif; max-width: 62rem; margin: 2rem aut
 h1 { line-height: 1.2 } .table { overflow-x: auto }
 table { border-collapse: collapse; font-size: 14px; white-space: nowrap }
 th, td { padding: .3rem .7rem; text-align: right; border-bottom: 1px solid var(--line) }
-th { vertical-align: bottom } .best tbody tr:first-child td { font-weight: 600 }
+th { vertical-align: bottom; white-space: normal }
+.best tbody tr:first-child td { font-weight: 600 }
 img { max-width: 100%; height: auto; border-radius: 4px } figure { margin: 1.5rem 0 }
 figcaption { font-size: 14px } a { color: inherit }
 summary { cursor: pointer; padding: .3rem 0 }
