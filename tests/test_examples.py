@@ -161,6 +161,12 @@ def summary(folder, name):
     return json.loads((folder.parent / "runs" / name / "summary.json").read_text())
 
 
+def training_return(folder, name):
+    """The mean return over the whole training; the last return depends on rounding."""
+    rows = read_metrics(folder.parent / "runs" / name / "metrics.jsonl")
+    return np.nanmean([r["episode_return"] for r in rows if r["episode_return"] is not None])
+
+
 def test_every_section_has_a_test():
     tested = {"", HOUR, OWN, GYMNASIUM, PONG, BRAX, LANGUAGE, OPTUNA}
     assert {*SECTIONS} == tested and all(SECTIONS.values())
@@ -211,7 +217,7 @@ def test_the_first_hour_runs_as_written(folder):
     for line in (*SECTIONS[""], *SECTIONS[HOUR]):
         run(line, folder)
     assert summary(folder, "first")["eval_return_mean"] >= 475
-    assert summary(folder, "large")["eval_return_mean"] < 475
+    assert training_return(folder, "large") < training_return(folder, "first")
     assert summary(folder, "delivery")["eval_return_mean"] > 0.85
     assert (folder.parent / "runs" / "first.gif").stat().st_size > 1000
     assert (folder.parent / "sweeps" / "first" / "report.html").exists()
