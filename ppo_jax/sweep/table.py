@@ -11,7 +11,6 @@ from ppo_jax.sweep.results import Setting
 
 # Narrower terminals have no room for all columns.
 WIDE = 100
-ONLY_WIDE = ("mean", "AUC")
 
 
 def print_table(order: list[Setting], threshold: float | None, rows: int = 10) -> None:
@@ -41,7 +40,7 @@ def table_of(order: list[Setting], threshold: float | None, width: int) -> Table
     if several:
         table.add_column("env", overflow="fold", min_width=11)
     for name in (
-        "mean",
+        *(("mean",) if wide else ()),
         "IQM [95 %]",
         *(("AUC",) if wide else ()),
         "steps to\nthreshold",
