@@ -363,7 +363,7 @@ def test_start_offsets_go_in_and_come_out():
     many = act([-1, 0, 1])
     assert many.shape == (3,) and [act(i) for i in (-1, 0, 1)] == many.tolist()
     for wrong in (2, -2, 2**40):
-        with pytest.raises(ValueError, match=f"the observation is {wrong}; .* from -1 to 1"):
+        with pytest.raises(ValueError, match=f"the observation contains {wrong}; .* from -1 to 1"):
             act(wrong)
 
 
