@@ -77,6 +77,7 @@ def test_what_is_no_integer_is_refused(text):
 def test_values_of_another_kind_are_one_line(words, message):
     with pytest.raises(ConfigError, match=message):
         parse(*words)
+    parse()
     parse("--target-kl", "None", "--hidden", "8", "8", "--activation", "relu")  # these are
 
 

@@ -84,7 +84,7 @@ for words, expected in {QUICK!r}:
     python(code)
 
 
-@pytest.mark.parametrize("module", ["train", "evaluate", "sweep", "rlhf", "export"])
+@pytest.mark.parametrize("module", ["train", "evaluate", "sweep"])
 @pytest.mark.slow
 def test_the_old_names_of_commands_answer_without_jax(module):
     words = [sys.executable, "-X", "importtime", "-m", f"ppo_jax.{module}", "--help"]
@@ -110,7 +110,7 @@ def test_the_old_names_of_commands_answer_without_jax(module):
         ("Breakout-v5", "use --env ale:ALE/Breakout-v5"),
         ("Breakout-v5", "use --env Breakout-MinAtar"),
         ("Snake-v1", "use --env jumanji:Snake-v1"),
-        ("MiniGrid-Empty-8x8", "use --env navix:Navix-Empty-8x8-v0"),
+        ("MiniGrid-Empty-8x8-v0", "use --env navix:Navix-Empty-8x8-v0"),
         ("CartPole-v2", "did you mean CartPole-v1?"),
         ("Cartpole-v1", "use --env CartPole-v1"),
         ("MountainCr-v0", "did you mean MountainCar-v0"),

@@ -145,6 +145,6 @@ def test_a_sweep_on_a_terminal_of_80_columns(tmp_path):
     assert any("best return" in line for lines in frames for line in lines)
     left = "\n".join(screen.lines)
     for rate in ("learning_rate=0.001", "learning_rate=0.0011"):
-        assert left.count(f"{rate} ") >= 2 and "…" not in left
+        assert left.count(f"{rate} ") >= 2 and "…" not in left, left
     assert "next:" in left and "report:" in left and "agents finished" not in left
     assert all(len(line) <= COLUMNS for line in screen.lines)

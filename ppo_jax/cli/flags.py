@@ -256,7 +256,8 @@ def _flattened(parsed: Any) -> dict[str, Any]:
     values: dict[str, Any] = {}
     for field in dataclasses.fields(parsed):
         value = getattr(parsed, field.name)
-        values |= _flattened(value) if dataclasses.is_dataclass(value) else {field.name: value}
+        is_group = field.default_factory is not dataclasses.MISSING
+        values |= _flattened(value) if is_group else {field.name: value}
     return values
 
 

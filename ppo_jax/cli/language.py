@@ -173,15 +173,15 @@ def _generate(values: Values, _: None) -> int:
     return 0
 
 
-def _evaluate(values: Values, _: None) -> int:
+def _evaluate(values: Values, options: None) -> int:
     path = Path(needed(values, "run"))
     given = Given(trust=values["trust"], followed=frozenset(values["reward"]))
     kind, saved, _ = read_stage(path, given)
     manifest.look(path)
     if kind != "ppo":
         raise ConfigError(f"{path} is a run of {kind}; its summary.json holds its validation")
-    options = restored(saved, KINDS["ppo"])
-    job = precision.apply(options["matmul_precision"], _optimisation(options, values["responses"]))
+    ppo = restored(saved, KINDS["ppo"])
+    job = precision.apply(ppo["matmul_precision"], _optimisation(ppo, values["responses"]))
     update, state = checkpoints_of(path, saved, job.frozen).restore(job.shapes)
     state, evaluation = job.place(state), job.evaluate
     assert evaluation is not None

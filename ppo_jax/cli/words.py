@@ -5,6 +5,7 @@ use.
 """
 
 import dataclasses
+import itertools
 from collections.abc import Callable, Collection, Iterator, Sequence
 from typing import Any
 
@@ -85,7 +86,7 @@ def _check(field: Any, name: str, value: str) -> None:
 def _given(words: Sequence[str]) -> Iterator[tuple[str, list[str]]]:
     """(option, its values) of each flag on a command line."""
     flags = [k for k, word in enumerate(words) if word.startswith("--")]
-    for k, end in zip(flags, [*flags[1:], len(words)], strict=True):
+    for k, end in itertools.pairwise([*flags, len(words)]):
         name, equals, value = words[k][2:].partition("=")
         yield name.replace("-", "_"), [value] if equals else [*words[k + 1 : end]]
 

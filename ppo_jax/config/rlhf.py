@@ -42,7 +42,7 @@ class Rollouts:
     kl_kind: str = option("k1", "estimator of the KL divergence of a token", choices=KL_ESTIMATORS)
     kl_in: str = option(
         "reward",
-        "where the KL penalty is applied: to the rewards, or as a term of the loss",
+        "place of the KL penalty: in the rewards, or as a term of the loss",
         choices=("reward", "loss"),
     )
     kl_target: float | None = option(

@@ -9,7 +9,7 @@ from ppo_jax.runs import terminal
 from ppo_jax.sweep import results
 from ppo_jax.sweep.results import Setting
 
-# Narrower terminals have no room for the area under the learning curve.
+# Narrower terminals have no room for all columns.
 WIDE = 100
 
 
@@ -40,7 +40,7 @@ def table_of(order: list[Setting], threshold: float | None, width: int) -> Table
     if several:
         table.add_column("env", overflow="fold", min_width=11)
     for name in (
-        "mean",
+        *(("mean",) if wide else ()),
         "IQM [95 %]",
         *(("AUC",) if wide else ()),
         "steps to\nthreshold",
@@ -54,7 +54,7 @@ def table_of(order: list[Setting], threshold: float | None, width: int) -> Table
             low, high = line["ci95_low"], line["ci95_high"]
             table.add_row(
                 *((setting.name, r.env) if several else (setting.name,)),
-                f"{line['mean']}",
+                *((f"{line['mean']}",) if wide else ()),
                 f"{line['iqm']}" + (f" [{low}, {high}]" if low is not None else ""),
                 *((f"{line['area']}",) if wide else ()),
                 f"{steps:,}" if steps else "-",
