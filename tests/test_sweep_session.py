@@ -178,12 +178,12 @@ def test_a_signal_stops_between_slices_and_keeps_what_is_finished(
 
     shown = []
 
-    def stop_in_the_second(self, agents, update):
+    def stop_in_the_second(self, agents, update, *rest):
         if self.finished and agents:
             shown.append(update)
             if update > 1:
                 os.kill(os.getpid(), signal.SIGTERM)
-        show(self, agents, update)
+        show(self, agents, update, *rest)
 
     path = tmp_path / "stopped"
     with monkeypatch.context() as patch:
