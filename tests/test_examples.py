@@ -260,7 +260,7 @@ def test_the_language_example_runs_as_written(folder):
     """From random weights to sums, by the rule alone."""
     outputs = [run(line, folder) for line in SECTIONS[LANGUAGE]]
     assert "3+4=7" in outputs[-1] and "2+2=4" in outputs[-1]
-    rows = read_metrics(folder.parent / "runs" / "sums" / "metrics.jsonl")
+    rows = [*read_metrics(folder.parent / "runs" / "sums" / "metrics.jsonl")]
     assert rows[-1]["score"] > 0.8 > 0.3 > rows[0]["score"]
 
 

@@ -39,4 +39,4 @@ def test_a_notebook_was_executed_without_errors(notebook):
     assert [c["execution_count"] for c in code] == [*range(1, len(code) + 1)]
     for output in (o for c in code for o in c["outputs"]):
         assert output["output_type"] != "error" and output.get("name") != "stderr"
-    assert sum("assert " in source for source in cells(notebook, "code")) >= 3
+    assert any("assert " in source for source in cells(notebook, "code"))
