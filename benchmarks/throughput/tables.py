@@ -152,7 +152,11 @@ def _cell(row: Row | None, ours: Row | None, per: str) -> str:
 
 
 def summary(folder: Path, device: str = "cpu") -> str:
-    """The table of the README, for the oldest version of jax: the speed-ups of ppo_jax."""
+    """The table of the README, for the oldest version of jax: the speed-ups of ppo_jax.
+
+    A configuration has one row: that of one device for one agent, and that of all devices for many
+    agents, as the commands run them. The documentation has both.
+    """
     tables = by_jax(of(folder, device))
     if not tables:
         return ""
@@ -164,7 +168,7 @@ def summary(folder: Path, device: str = "cpu") -> str:
     ]
     for race in cells.races:
         ours = cells.row(race, OURS)
-        if ours is None or not ran(ours):
+        if ours is None or not ran(ours) or race[1] != _usual_devices(cells, race[0], ours):
             continue
         found = []
         for name in names:
@@ -173,6 +177,12 @@ def summary(folder: Path, device: str = "cpu") -> str:
         own = f"{int(ours['steps_per_second']):,}"
         lines.append(_line([cells.label(race), own, *found, cells.compiled(race)]))
     return "\n".join(lines) + "\n"
+
+
+def _usual_devices(cells: Cells, configuration: str, ours: Row) -> str:
+    """The devices that the commands use for a configuration: "one" or "all"."""
+    several = int(ours["agents"]) > 1 and (configuration, "all") in cells.races
+    return "all" if several else "one"
 
 
 def compile_markdown(folder: Path, device: str = "cpu") -> str:
