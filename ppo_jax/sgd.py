@@ -188,8 +188,8 @@ def as_vector(
         loss_fn: loss of such parameters.
 
     Returns:
-        (LearnerState with params and Adam's first and second moments [P], function (params [P],
-        rows) -> (loss [], metrics), function that converts such a learner back to pytrees).
+        (LearnerState with params and both moments of Adam [P], function (params [P], rows) ->
+        (loss [], metrics), function that converts such a learner back to pytrees).
     """
     state = learner.opt_state
     dtypes = {jnp.result_type(x) for x in jax.tree.leaves(learner.params)}

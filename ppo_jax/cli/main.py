@@ -14,7 +14,7 @@ COMMANDS = {
         "ppo_jax.cli.sweep",
         "train many agents, seeds times hyperparameters, in one program",
     ),
-    "plot": ("ppo_jax.cli.plot", "draw the learning curves of runs"),
+    "plot": ("ppo_jax.cli.plot", "draw the learning curves of runs and sweeps"),
     "export": ("ppo_jax.cli.export", "write an agent to a file that needs no ppo_jax"),
     "rlhf": ("ppo_jax.cli.rlhf", "train language models from preferences and rewards"),
     "envs": ("ppo_jax.cli.envs", "list the suites of environments, or those of one suite"),
