@@ -1,8 +1,12 @@
 """The benchmark of language models: messages between processes, result rows, and refusals."""
 
+import dataclasses
+
+import jax
 import pytest
 
 from benchmarks import rlhf
+from benchmarks.language import breakdown
 from benchmarks.language.sizes import SIZES, Size
 from benchmarks.throughput.race import Contestant
 
@@ -46,3 +50,12 @@ def test_one_that_failed_says_why(tmp_path):
 def test_unknown_names_are_refused_with_the_nearest(wrong):
     with pytest.raises(SystemExit, match="did you mean"):
         rlhf.check(rlhf.Options(**wrong))
+
+
+@pytest.mark.slow
+def test_the_parts_of_an_update_can_be_traced():
+    small = {"vocab_size": 16, "hidden_size": 16, "num_layers": 1, "response_length": 4}
+    update = breakdown.Update(dataclasses.replace(SIZES["small"], **small))
+    for part in update.parts():
+        result = jax.eval_shape(part.body, part.carry, update.constants)
+        assert jax.tree.structure(result) == jax.tree.structure(part.carry), part.name

@@ -18,6 +18,7 @@ from benchmarks.language.sizes import Size
 from benchmarks.table import Row
 from benchmarks.throughput.breakdown import nudged
 from ppo_jax import rollout, sgd
+from ppo_jax.algorithms import ppo
 from ppo_jax.rlhf import algorithms
 from ppo_jax.rlhf import rollout as responses
 from ppo_jax.rlhf.generate import generate
@@ -91,9 +92,9 @@ class Update:
         self.size, self.decoder = size, decoder_of(size)
         self.program, self.config, self.hyper = build(size)
         self.policy, self.settings = self.program.policy, self.program.settings
-        self.algorithm = algorithms.make("ppo", self.policy, self.hyper, total_updates=100)
-        self.state = jax.jit(self.program.init)(jax.random.key(1))
         frozen = self.program.frozen
+        self.algorithm = algorithms.make("ppo", self.policy, self.hyper, frozen, total_updates=100)
+        self.state = jax.jit(self.program.init)(jax.random.key(1))
         self.reward = frozen["reward"]
         prompts = frozen["prompts"][: size.episodes]
         mask = frozen["prompt_mask"][: size.episodes]
@@ -152,7 +153,7 @@ class Update:
 
     def differentiate(self, params: PyTree, constants: PyTree) -> PyTree:
         """Compute the gradients of one update, without steps of Adam."""
-        loss_fn = algorithms.make_loss(self.policy, self.hyper, constants["frozen"], None)
+        loss_fn = ppo.make_loss(self.policy.joined(constants["frozen"]), self.hyper)
         order = jnp.arange(self.size.episodes).reshape(self.size.minibatches, -1)
         order = jnp.tile(order, (self.size.epochs, 1))
 
