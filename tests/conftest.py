@@ -11,6 +11,8 @@ import pytest
 
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 os.environ.setdefault("JAX_NUM_CPU_DEVICES", "1")
+# Set by `python3 run.py test`: the tests read messages that name the commands of a module.
+os.environ.pop("PPO_JAX_COMMAND", None)
 # Tests compile hundreds of programs and run each briefly: without LLVM's optimisations and XLA's
 # fused kernels, this takes a third of the CPU time. Tests that train for minutes need both. Worker
 # processes inherit the choice of the first process, which has the command line. Users' programs are

@@ -319,7 +319,7 @@ def test_a_number_of_devices_is_a_number(asked):
 
 def test_devices_that_are_not_there():
     jax.devices()  # initialises the devices
-    with pytest.raises(ConfigError, match=r"devices is 4096, but there"):
+    with pytest.raises(ConfigError, match=r"devices is 4096, but this process has"):
         devices.chosen("4096")
     assert devices.chosen("1") == 1 and devices.chosen("all") == jax.device_count()
 
