@@ -61,8 +61,9 @@ def make_recurrent_policy(
     episodes.
 
     Args:
-        observation_space, action_space, hidden, activation, cnn, shared_torso, squash,
-            log_std_init, frame_mix, map_actions, dtype: the same as for `make_policy`.
+        observation_space, action_space: the same as for `make_policy`.
+        hidden, activation, cnn, shared_torso: the same as for `make_policy`.
+        squash, log_std_init, frame_mix, map_actions, dtype: the same as for `make_policy`.
         memory: name in CELLS.
         memory_size: number H of units of the recurrent cell.
         critic: "v" or "none".

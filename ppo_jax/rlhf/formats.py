@@ -1,12 +1,11 @@
 """Reading of text datasets, in TRL's JSONL formats or as plain lines, into records.
 
-A JSONL file has one JSON object per line, with the keys
+A JSONL file has one JSON object per line. Its keys are, for each purpose:
 
-    sft         prompt and completion; or text; or messages; or a preference, of which the chosen
-                completion is used
-    preference  chosen and rejected, with prompt or with a common beginning; optionally margin
-    prompt      prompt; or messages, up to the last answer; or a preference, of which the prompt is
-                used
+- sft: prompt and completion; or text; or messages; or a preference, of which the chosen completion
+  is used.
+- preference: chosen and rejected, with prompt or with a common beginning; optionally margin.
+- prompt: prompt; or messages, up to the last answer; or a preference, of which the prompt is used.
 
 Every text is a string or a conversation [{"role": ..., "content": ...}, ...]; `text` is a string.
 A .txt file has one text per line, and blank lines are skipped. A file whose name ends in .gz is
