@@ -1,6 +1,7 @@
 """The command line as a new user meets it: quick answers, names of other libraries, lists, what to
 do next."""
 
+import os
 import re
 import subprocess
 import sys
@@ -377,3 +378,31 @@ def test_run_py_passes_any_command_on(tmp_path, monkeypatch):
         ["-m", "pytest", "-k", "x"],
     ]
     assert run.os.environ[commands.VARIABLE] == "python3 run.py"
+
+
+# --- names of the package -----------------------------------------------------------------------
+
+
+def test_modules_of_the_package_are_imported_at_first_access():
+    code = """
+import sys, ppo_jax
+assert "jax" not in sys.modules
+assert {*ppo_jax.__all__, "envs", "rlhf"} <= {*dir(ppo_jax)}
+assert "ALGORITHMS" in dir(ppo_jax.algorithms) and "make" in dir(ppo_jax.config)
+assert ppo_jax.config.make().env == "CartPole-v1" and not hasattr(ppo_jax, "nothing")
+assert "jax" not in sys.modules
+"""
+    python(code)
+
+
+def test_a_reader_that_ends_is_no_error(tmp_path):
+    """As `ppo-jax train --help | head -1`, whose pipe has no reader when the help is written."""
+    read, write = os.pipe()
+    os.close(read)
+    for words in (["--help"], ["train", "--help"]):
+        command = [sys.executable, "-m", "ppo_jax", *words]
+        found = subprocess.run(
+            command, stdout=write, stderr=subprocess.PIPE, timeout=60, check=False
+        )
+        assert (found.returncode, found.stderr) == (0, b"")
+    os.close(write)

@@ -36,6 +36,11 @@ def __getattr__(name: str) -> Any:
     return found
 
 
+def __dir__() -> list[str]:
+    """The names of the module, with those that are imported at first use."""
+    return sorted({*globals(), *CONFIGS, "ALGORITHMS"})
+
+
 def config_of(name: str) -> Any:
     """The Config of the algorithm with a given name, without importing the package's algorithms.
 

@@ -5,6 +5,7 @@ import sys
 from typing import NoReturn
 
 import ppo_jax
+from ppo_jax.runs import terminal
 
 # Command -> (module with `main`, what it does). A module is imported when its command is used.
 COMMANDS = {
@@ -29,17 +30,18 @@ PROGRAM = "ppo-jax"
 def main(arguments: list[str] | None = None) -> NoReturn:
     """The command named by the first word, with the words that follow it."""
     words = sys.argv[1:] if arguments is None else arguments
+    terminal.settle()
     if not words or words[0] in ("-h", "--help"):
-        print(usage())
+        terminal.say(usage())
         sys.exit(0 if words else 2)
     if words[0] == "--version":
-        print(f"ppo_jax {ppo_jax.__version__}")
+        terminal.say(f"ppo_jax {ppo_jax.__version__}")
         sys.exit(0)
     if words[0] not in COMMANDS:
         from ppo_jax.config.errors import did_you_mean
 
         known = did_you_mean(words[0], COMMANDS)
-        print(f"error: unknown command {words[0]!r}; {known}; see --help", file=sys.stderr)
+        terminal.complain(f"error: unknown command {words[0]!r}; {known}; see --help")
         sys.exit(2)
     importlib.import_module(COMMANDS[words[0]][0]).main(words[1:])
     sys.exit(0)
