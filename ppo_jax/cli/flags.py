@@ -8,9 +8,10 @@ import argparse
 import dataclasses
 import inspect
 import tomllib
+import types
 from collections.abc import Callable
 from pathlib import Path
-from typing import Annotated, Any, Literal, NoReturn
+from typing import Annotated, Any, Literal, NoReturn, get_args
 
 import tyro
 
@@ -49,6 +50,7 @@ class StartOptions:
     )
 
 
+HELP = ("-h", "--help")
 START = {f.name: f for f in dataclasses.fields(StartOptions)}
 
 
@@ -63,11 +65,27 @@ class FirstPass(argparse.ArgumentParser):
 def selection_of(arguments: list[str]) -> argparse.Namespace:
     """The flags that decide the defaults of the others."""
     first = FirstPass(add_help=False, allow_abbrev=False)
-    for name in (*configs.CODE, "preset", "config"):
+    for name in (*configs.CODE, "preset"):
         first.add_argument(f"--{name}")
+    first.add_argument("--config", type=optional)
     first.add_argument("--callback", nargs="*", default=())
-    first.add_argument("--trust", action="store_true")
-    return first.parse_known_args(arguments)[0]
+    found = first.parse_known_args([w for w in arguments if w not in HELP])[0]
+    found.trust = is_on("trust", arguments)
+    if found.preset is not None and optional(found.preset) is None:
+        found.preset = "none"
+    return found
+
+
+def optional(text: str) -> str | None:
+    """The value of an option that may be None, which may be written in upper or lower case."""
+    return None if text.lower() == "none" else text
+
+
+def is_on(name: str, arguments: list[str]) -> bool:
+    """Whether a command line turns a switch on: the last of --NAME and --no-NAME decides."""
+    words = [word.replace("_", "-") for word in arguments]
+    on, off = (f"--{word}{name.replace('_', '-')}" for word in ("", "no-"))
+    return next((word == on for word in reversed(words) if word in (on, off)), False)
 
 
 def given_of(arguments: list[str]) -> Given:
@@ -307,6 +325,31 @@ def _whole_number(info: Any) -> tyro.constructors.PrimitiveConstructorSpec[int] 
         metavar="INT",
         instance_from_str=lambda words: whole(words[0]),
         is_instance=lambda x: isinstance(x, int),
+        str_from_instance=lambda x: [str(x)],
+    )
+
+
+_READ: dict[Any, tuple[str, Callable[[str], Any]]] = {
+    int: ("INT", whole),
+    float: ("FLOAT", float),
+    str: ("STR", str),
+    Path: ("PATH", Path),
+}
+
+
+@_REGISTRY.primitive_rule
+def _optional(info: Any) -> tyro.constructors.PrimitiveConstructorSpec[Any] | None:
+    """A value or None, which may be written in upper or lower case."""
+    parts = [part for part in get_args(info.type) if part is not types.NoneType]
+    if len(parts) != 1 or len(get_args(info.type)) != 2 or parts[0] not in _READ:
+        return None
+    metavar, read = _READ[parts[0]]
+
+    return tyro.constructors.PrimitiveConstructorSpec(
+        nargs=1,
+        metavar=metavar,
+        instance_from_str=lambda words: None if optional(words[0]) is None else read(words[0]),
+        is_instance=lambda x: x is None or isinstance(x, parts[0]),
         str_from_instance=lambda x: [str(x)],
     )
 
