@@ -133,7 +133,7 @@ def test_a_preset_brings_its_environment():
         ("algorithm = ['ppo']", "algorithm is .'ppo'.; it must be of type str"),
         ("env = 5", "env is 5; it must be of type str"),
         ("num-envs = 8\nnum_envs = 4", "sets num_envs twice"),
-        ("run_dir = 'x'", "run_dir, which is a flag alone"),
+        ("run_dir = 'x'", "sets run_dir; give it on the command line, as --run-dir"),
         ("learning_rate = 1" + "0" * 400, "learning_rate is 1000*; it must be finite"),
     ],
 )
