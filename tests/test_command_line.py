@@ -55,6 +55,12 @@ QUICK = [
     (["evaluate", "x", "--episodes", "0"], 2),
     (["sweep", "--help"], 0),
     (["sweep", "--env", "Ant-v5"], 2),
+    (["sweep", "--vary", "gama=1"], 2),
+    (["sweep", "--vary", "gamma=0.9,0.99", "--print-config"], 0),
+    (["evaluate"], 2),
+    (["train", "--policy", "MlpPolicy"], 2),
+    (["train", "--gif", "x"], 2),
+    (["help", "train"], 0),
     (["export", "--help"], 0),
     (["rlhf", "--help"], 0),
     (["rlhf", "ppo", "--help"], 0),
@@ -298,7 +304,9 @@ def test_none_is_an_option_that_is_not_given(line, capsys):
     assert not flags.is_on("print_config", ["--print-config", "--no_print-config"])
 
 
-@pytest.mark.parametrize("line", ["train --hidden 64 64 -h", "train -h --lr 3", "sweep --vary -h"])
+@pytest.mark.parametrize(
+    "line", ["train --hidden 64 64 -h", "train -h --lr 3", "train --env -h", "sweep --vary -h"]
+)
 def test_help_is_shown_wherever_it_is_asked_for(line, capsys):
     with pytest.raises(SystemExit) as end:
         front.main(line.split())

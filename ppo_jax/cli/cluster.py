@@ -51,8 +51,10 @@ def join(arguments: list[str]) -> None:
     Raises:
         ConfigError: as `ppo_jax.runs.cluster.join`.
     """
+    if asks_for_help(arguments):
+        return
     options = options_of(arguments)
-    if asks_for_help(arguments) or place_of(options) is None:
+    if place_of(options) is None:
         return
     cluster.join(options)
     if not cluster.current().leads:

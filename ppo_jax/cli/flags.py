@@ -70,9 +70,10 @@ class FirstPass(argparse.ArgumentParser):
 def selection_of(arguments: list[str]) -> argparse.Namespace:
     """The flags that decide the defaults of the others."""
     first = FirstPass(add_help=False, allow_abbrev=False)
+    count = "?" if {*HELP} & {*arguments} else None  # help is shown for an unfinished line too
     for name in (*configs.CODE, "preset"):
-        first.add_argument(f"--{name}")
-    first.add_argument("--config", type=optional)
+        first.add_argument(f"--{name}", nargs=count)
+    first.add_argument("--config", type=optional, nargs=count)
     first.add_argument("--callback", nargs="*", default=())
     found = first.parse_known_args([w for w in arguments if w not in HELP])[0]
     found.trust = is_on("trust", arguments)

@@ -228,8 +228,9 @@ def _preset(name: str, known: dict[str, Any]) -> dict[str, Any]:
 def _first(arguments: list[str]) -> argparse.Namespace:
     """The flags that the defaults of the others depend on."""
     parser = FirstPass(add_help=False, allow_abbrev=False)
+    count = "?" if asks_for_help(arguments) else None
     for name in ("resume", "preset"):
-        parser.add_argument(f"--{name}", type=optional)
+        parser.add_argument(f"--{name}", type=optional, nargs=count)
     for name in ("reward", "callback"):
         parser.add_argument(f"--{name}", nargs="*", default=[])
     found = parser.parse_known_args([w for w in arguments if w not in HELP_FLAGS])[0]

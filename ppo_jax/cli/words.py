@@ -94,9 +94,10 @@ def refuse_values(words: list[str], fields: dict[str, Any], program: str, most: 
     alone = 0
     for name, values in _given(words):
         field = fields.get(name)
-        count = _count(field) if field is not None else int(name in EXTRA)
-        if field is not None and count and len(values) < (1 if count == math.inf else count):
-            raise ConfigError(f"{foreign.flag(name)} needs {_needed(field, count)}")
+        count = _count(field) if field is not None else int(name in EXTRA[1:])
+        if len(values) < count < math.inf:
+            needed = "a value" if count == 1 else f"{int(count)} values"
+            raise ConfigError(f"{foreign.flag(name)} needs {needed}")
         for value in values[: len(values) if count == math.inf else int(count)]:
             if field is not None:
                 _check(field, name, value, fields)
@@ -123,10 +124,6 @@ def _count(field: Any) -> float:
 
 def _is_tuple(annotation: Any) -> bool:
     return get_origin(annotation) is tuple
-
-
-def _needed(field: Any, count: float) -> str:
-    return "a value" if count in (1, math.inf) else f"{int(count)} values"
 
 
 def _truth(name: str, fields: dict[str, Any], value: str) -> bool:

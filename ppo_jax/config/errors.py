@@ -22,7 +22,7 @@ def did_you_mean(name: str, known: Iterable[str], cutoff: float = 0.5) -> str:
     Args:
         name: the unknown name.
         known: the names that there are.
-        cutoff: how similar a name must be, between 0 and 1.
+        cutoff: smallest similarity of a suggested name, between 0 and 1.
     """
     known = list(known)
     plain = lambda text: text.lower().replace("-", "_")

@@ -9,7 +9,7 @@ import re
 from collections.abc import Callable, Collection, Container, Mapping
 
 # How similar a known option is that may be meant; the most algorithms or commands in a hint.
-CUTOFF, MOST = 0.65, 3
+CUTOFF, MOST = 0.65, 2
 # Their name, in lower case and with underscores -> our options, the likeliest first.
 SAME: dict[str, tuple[str, ...]] = {
     "lr": ("learning_rate",),
@@ -204,7 +204,7 @@ NOTES: dict[str, tuple[str, ...]] = {
     **dict.fromkeys(("eval_freq", "eval_interval", "eval_steps"), (COUNTS,)),
     **dict.fromkeys(("save_freq", "save_steps", "save_interval", "checkpoint_frequency"),
         (SECONDS,)),
-    **dict.fromkeys(("num_train_epochs", "num_epochs"), (GRADIENT_STEPS,)),
+    **dict.fromkeys(("num_train_epochs", "num_epochs"), (GRADIENT_STEPS, ROLLOUTS)),
     **dict.fromkeys(("total_episodes", "num_iterations", "iterations", "num_updates", "max_steps",
         "steps"), (GRADIENT_STEPS, ROLLOUTS)),
     "reward_scaling": (SWITCH,),
@@ -335,8 +335,9 @@ def hint(
     found = _ours(written, known, show) or _fitting(INSTEAD.get(written, ()), known)
     if not found and written.startswith("no_"):
         found = _negated(written.removeprefix("no_"), known, show, switches)
-    for having, what in ((others, "the algorithm "), (commands, "")):
-        found = found or _belongs(written, having or {}, show, what)
+    for option in (written, *SAME.get(written, ())):
+        found = found or _belongs(option, others or {}, show, "the algorithm ")
+    found = found or _belongs(written, commands or {}, show, "")
     if found:
         return found
     near = difflib.get_close_matches(written, known, n=3, cutoff=CUTOFF)
@@ -368,11 +369,8 @@ def _negated(
 
 
 def _belongs(
-    written: str, having: Mapping[str, Container[str]], show: Callable[[str], str], what: str
+    option: str, having: Mapping[str, Container[str]], show: Callable[[str], str], what: str
 ) -> str:
-    """The algorithms or commands that have the option, or ours of the same meaning."""
-    for option in (written, *SAME.get(written, ())):
-        names = [name for name, options in having.items() if option in options]
-        if names:
-            return f"{show(option)} is an option of {what}{' or '.join(names[:MOST])}"
-    return ""
+    """The algorithms or commands that have the option."""
+    names = [name for name, options in having.items() if option in options]
+    return f"{show(option)} is an option of {what}{' or '.join(names[:MOST])}" if names else ""
