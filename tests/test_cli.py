@@ -175,7 +175,7 @@ def command(*arguments: object) -> subprocess.CompletedProcess:
     [
         (("--env", "CartPole-v9"), "unknown environment 'CartPole-v9'; did you mean CartPole-v1"),
         (("--preset", "cartpool"), "unknown preset 'cartpool'; did you mean cartpole"),
-        (("--algorithm", "popo"), "unknown algorithm 'popo'; did you mean ppo"),
+        (("--algorithm", "popo"), "unknown algorithm 'popo'; there are: a2c"),
         (("--gamma", "nan"), "gamma is nan; it must be >= 0 and <= 1"),
         (("--minibatches", "3"), "does not divide into 3 minibatches"),
         (("--total-timesteps", "10"), "less than one rollout"),
