@@ -65,7 +65,7 @@ __all__ = [
 __version__ = "0.1.0"
 
 # Every public name is imported when it is first used, so that the command line need not import JAX.
-__getattr__ = attach(
+__getattr__, __dir__ = attach(
     __name__,
     {
         "advantages": (

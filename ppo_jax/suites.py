@@ -66,6 +66,15 @@ ABOUT = {
     "ale": "Atari 2600 games, emulated on the CPU",
     "envpool": "Atari and others, in a C++ thread pool",
 }
+# Other names of suites, which `ppo-jax envs` takes as well.
+ALIASES = {
+    "atari": "ale",
+    "gym": "gymnasium",
+    "mujoco": "gymnasium",
+    "box2d": "gymnasium",
+    "mjx": "playground",
+    "minigrid": "navix",
+}
 # An ID without a suite belongs to the first of these suites that contains it.
 BARE = ("ppo_jax", "gymnax")
 # IDs that have the form of Atari IDs.
@@ -176,7 +185,9 @@ def locate(name: str) -> tuple[str, str]:
         UnknownEnvironment: if there is no such environment, or its suite is not installed.
     """
     suite, colon, env_id = name.partition(":")
+    _refuse_incomplete(name)
     if is_own(name):
+        references.refuse_file(name)
         known = references.is_text(name) or name in references.registered("environment")
         if not known and not references.findable(suite):
             raise UnknownEnvironment(
@@ -196,6 +207,24 @@ def locate(name: str) -> tuple[str, str]:
     raise UnknownEnvironment(f"unknown environment {name!r}; {_hint(env_id, where, bool(colon))}")
 
 
+def _refuse_incomplete(name: str) -> None:
+    """Refuse the name of a suite without an ID, and another name of a suite before an ID."""
+    suite, _, env_id = name.partition(":")
+    if name in references.registered("environment"):
+        return
+    suite = ALIASES.get(suite, suite)
+    if suite in SUITES and not env_id:
+        raise UnknownEnvironment(
+            f"{name!r} names a suite and no environment; `ppo-jax envs {suite}` lists its "
+            "environments"
+        )
+    if name.partition(":")[0] in ALIASES:
+        same = [i for i in catalog()[suite] if _base(i) == _base(env_id)]
+        if same:
+            found = env_id if env_id in same else same[-1]
+            raise UnknownEnvironment(f"unknown environment {name!r}; {how_to_use(suite, found)}")
+
+
 def check(name: str) -> None:
     """Reject the name of an unknown environment, without importing an optional suite.
 
@@ -206,7 +235,7 @@ def check(name: str) -> None:
         UnknownEnvironment: if there is no such environment, or its suite is not installed.
     """
     suite = "ale" if ATARI.fullmatch(name) else name.partition(":")[0]
-    if suite not in OPTIONAL:
+    if suite not in OPTIONAL or name.rstrip(":") == suite:
         locate(name)
     elif not installed(suite):
         module(suite)
@@ -221,7 +250,9 @@ def _hint(env_id: str, where: tuple[str, ...], in_suite: bool) -> str:
     wrong_version = _version(env_id) and all(_version(i) != _version(env_id) for _, i in found)
     bare = [i for suite, i in found if suite in BARE]
     if found and not (wrong_version and bare):
-        return "; ".join(how_to_use(suite, i) for suite, i in found)
+        same = [(suite, i) for suite in where for i in _ids(suite) if _base(i) == _base(env_id)]
+        first = [] if bare else same[-1:]  # another version, which needs no suite
+        return "; ".join(how_to_use(suite, i) for suite, i in first + found)
     near = difflib.get_close_matches(
         env_id, [*own, *references.registered("environment")], n=SUGGESTIONS, cutoff=0.7
     )

@@ -133,7 +133,7 @@ def test_a_preset_brings_its_environment():
         ("algorithm = ['ppo']", "algorithm is .'ppo'.; it must be of type str"),
         ("env = 5", "env is 5; it must be of type str"),
         ("num-envs = 8\nnum_envs = 4", "sets num_envs twice"),
-        ("run_dir = 'x'", "run_dir, which is a flag alone"),
+        ("run_dir = 'x'", "sets run_dir; give it on the command line, as --run-dir"),
         ("learning_rate = 1" + "0" * 400, "learning_rate is 1000*; it must be finite"),
     ],
 )
@@ -175,7 +175,7 @@ def command(*arguments: object) -> subprocess.CompletedProcess:
     [
         (("--env", "CartPole-v9"), "unknown environment 'CartPole-v9'; did you mean CartPole-v1"),
         (("--preset", "cartpool"), "unknown preset 'cartpool'; did you mean cartpole"),
-        (("--algorithm", "popo"), "unknown algorithm 'popo'; did you mean ppo"),
+        (("--algorithm", "popo"), "unknown algorithm 'popo'; there are: a2c"),
         (("--gamma", "nan"), "gamma is nan; it must be >= 0 and <= 1"),
         (("--minibatches", "3"), "does not divide into 3 minibatches"),
         (("--total-timesteps", "10"), "less than one rollout"),

@@ -1,6 +1,7 @@
 """The command line as a new user meets it: quick answers, names of other libraries, lists, what to
 do next."""
 
+import os
 import re
 import subprocess
 import sys
@@ -15,6 +16,7 @@ from ppo_jax.cli import main as front
 from ppo_jax.cli import rlhf as language
 from ppo_jax.cli import sweep as sweep_command
 from ppo_jax.cli import train as train_command
+from ppo_jax.cli import words as command_words
 from ppo_jax.cli.groups import GROUPS, ORDER
 from ppo_jax.config import ConfigError, fields, foreign, make, standard
 from ppo_jax.config import rlhf as language_options
@@ -53,6 +55,12 @@ QUICK = [
     (["evaluate", "x", "--episodes", "0"], 2),
     (["sweep", "--help"], 0),
     (["sweep", "--env", "Ant-v5"], 2),
+    (["sweep", "--vary", "gama=1"], 2),
+    (["sweep", "--vary", "gamma=0.9,0.99", "--print-config"], 0),
+    (["evaluate"], 2),
+    (["train", "--policy", "MlpPolicy"], 2),
+    (["train", "--gif", "x"], 2),
+    (["help", "train"], 0),
     (["export", "--help"], 0),
     (["rlhf", "--help"], 0),
     (["rlhf", "ppo", "--help"], 0),
@@ -179,9 +187,9 @@ OTHERS = [
 
 @pytest.mark.parametrize(("theirs", "ours"), OTHERS)
 def test_flags_of_other_libraries_name_ours(theirs, ours):
-    for words in ([theirs, "1"], [f"{theirs}=1"]):
+    for given in ([theirs, "1"], [f"{theirs}=1"]):
         with pytest.raises(ConfigError, match=f"unknown option {theirs}; ") as error:
-            train_command._prepared(words)
+            train_command._prepared(given)
         assert ours in str(error.value) and "\n" not in str(error.value)
 
 
@@ -211,9 +219,99 @@ def test_files_with_their_names_are_refused_with_ours(tmp_path):
 def test_every_name_of_ours_in_the_table_is_an_option():
     own = {n for algorithm in CONFIGS for n in fields(algorithm)} | {*flags.RUN_OPTIONS}
     own |= {f for kinds in language.KINDS.values() for k in kinds for f in k.__dataclass_fields__}
-    own |= {*sweep_command.OPTIONS}
+    own |= {*sweep_command.OPTIONS, "episodes", "out"}
+    own |= {f for kind in language.OTHERS.values() for f in kind.__dataclass_fields__}
     assert {name for names in foreign.SAME.values() for name in names} <= own
     assert all(name == foreign.plain(name) for name in (*foreign.SAME, *foreign.INSTEAD))
+
+
+HINTS = [
+    ("rlhf ppo --batch-size 8", "num_prompts x group_size / minibatches"),
+    ("rlhf sft --epochs 1", "--updates counts gradient steps"),
+    ("rlhf ppo --bf16", "write --dtype bfloat16"),
+    ("rlhf ppo --total-episodes 9", "here it is --updates; --updates counts rollouts"),
+    ("rlhf generate --num-return-sequences 2", "here it is --repeat"),
+    ("evaluate x --num-episodes 5", "here it is --episodes"),
+    ("evaluate x --deterministic", "greedy actions are the default"),
+    ("train --episodes 5", "here it is --eval-episodes; the length of a run is --total-timesteps"),
+    ("train --num_evals 3", "an interval in updates, not a number of evaluations"),
+    ("train --save-freq 3", "--checkpoint-seconds counts seconds"),
+    ("train --reward-scaling 3", "--normalize-reward is a switch"),
+    ("train --use-lstm", "write --memory lstm"),
+    ("train --no-anneal-lr", "constant(3e-4)"),
+    ("train --no-norm-adv", "here it is --no-normalize-advantage"),
+    ("train --no-clip-vloss", "--value-clip-eps None"),
+    ("train --no-torch-deterministic", "a run with the same seed"),
+    ("train --no-normalize-observations", "here it is --no-normalize-obs"),
+    ("train --num-iterations 4", "the number of updates x --num-envs x --num-steps"),
+    ("train --gif x", "--gif is an option of ppo-jax evaluate"),
+    ("train --seeds 4", "--seeds is an option of ppo-jax sweep"),
+    ("train -lr 1e-3", "unknown option -lr; here it is --learning-rate"),
+    ("sweep --trials 4", "here it is --sample"),
+    ("check-env --env X", "write the env without a flag: ppo-jax check-env ENV"),
+    ("evaluate --run R", "write the run without a flag: ppo-jax evaluate RUN"),
+    ("check-env CartPole-v1 --n 5", "ppo-jax check-env --help lists all options"),
+    ("evaluate", "RUN is missing: ppo-jax evaluate RUN"),
+    ("export --trust", "RUN is missing"),
+    ("evaluate a b", "unknown word 'b'"),
+    ("evaluate x --episodes ten", "--episodes is 'ten'; it must be a whole number"),
+    ("export x --format torch", "it must be one of stablehlo, onnx, safetensors"),
+    ("train cartpole", "write --preset cartpole"),
+    ("train Pendulum-v1", "write --env Pendulum-v1"),
+    ("train --num-envs 8 9", "--num-envs takes one value"),
+    ("train --normalize-obs true", "write --normalize-obs or --no-normalize-obs"),
+    ("train --no-normalize-obs=true", "write --normalize-obs or --no-normalize-obs"),
+    ("train --hidden 64,64", "write --hidden 64 64"),
+    ("train --learning-rate linear", "a number or a schedule, such as linear(3e-4, 0)"),
+    ("sweep --learning-rate 1e-3,1e-4", "--vary learning_rate=1e-3,1e-4"),
+    ("sweep --seeds 0 1 2", "--seeds is a number of seeds"),
+    ("sweep --compare a", "--compare needs 2 values"),
+]
+
+
+@pytest.mark.parametrize(("line", "shown"), HINTS)
+def test_a_refused_command_line_is_one_line_that_says_what_to_write(line, shown, capsys):
+    with pytest.raises(SystemExit) as end:
+        front.main(line.split())
+    found = capsys.readouterr().err
+    assert end.value.code == 2 and found.startswith("error: ") and found.count("\n") == 1
+    assert shown in found
+
+
+def test_a_hint_names_only_flags_of_its_command():
+    commands = command_words._commands("")
+    commands |= {
+        "train": {*flags.START, *flags.RUN_OPTIONS, *fields("ppo")},
+        "rlhf ppo": commands["ppo-jax rlhf ppo"] | {*flags.RUN_OPTIONS} - {"eval_episodes"},
+    }
+    for known in commands.values():
+        for name in (*foreign.SAME, *foreign.INSTEAD, *foreign.NOTES):
+            for written in (name, f"no_{name}"):
+                hint = foreign.hint(written, known, switches=known)
+                named = {n.removeprefix("no_") for n in foreign.named(hint)}
+                assert written in known or named <= known, (written, hint)
+    text = "ppo-jax evaluate RUN --gif FILE records; set --num-envs"
+    assert foreign.named(text) == {"num_envs"}
+
+
+@pytest.mark.parametrize("line", ["--preset None --config none --resume NONE", "--no-trust"])
+def test_none_is_an_option_that_is_not_given(line, capsys):
+    with pytest.raises(SystemExit) as end:
+        train_command._prepared([*line.split(), "--print-config"])
+    assert end.value.code == 0 and 'env = "CartPole-v1"' in capsys.readouterr().out
+    given = flags.given_of(["--trust", "--no-trust"])
+    assert not given.trust and flags.given_of(["--no-trust", "--trust"]).trust
+    assert not flags.is_on("print_config", ["--print-config", "--no_print-config"])
+
+
+@pytest.mark.parametrize(
+    "line", ["train --hidden 64 64 -h", "train -h --lr 3", "train --env -h", "sweep --vary -h"]
+)
+def test_help_is_shown_wherever_it_is_asked_for(line, capsys):
+    with pytest.raises(SystemExit) as end:
+        front.main(line.split())
+    text = capsys.readouterr().out
+    assert end.value.code == 0 and text.startswith("usage: ppo-jax ") and "{None}" not in text
 
 
 # --- options -----------------------------------------------------------------------------------
@@ -377,3 +475,95 @@ def test_run_py_passes_any_command_on(tmp_path, monkeypatch):
         ["-m", "pytest", "-k", "x"],
     ]
     assert run.os.environ[commands.VARIABLE] == "python3 run.py"
+
+
+# --- names of the package -----------------------------------------------------------------------
+
+
+def test_modules_of_the_package_are_imported_at_first_access():
+    code = """
+import sys, ppo_jax
+assert "jax" not in sys.modules
+assert {*ppo_jax.__all__, "envs", "rlhf"} <= {*dir(ppo_jax)}
+assert "ALGORITHMS" in dir(ppo_jax.algorithms) and "make" in dir(ppo_jax.config)
+assert ppo_jax.config.make().env == "CartPole-v1" and not hasattr(ppo_jax, "nothing")
+assert "jax" not in sys.modules
+"""
+    python(code)
+
+
+def test_a_reader_that_ends_is_no_error(tmp_path):
+    """As `ppo-jax train --help | head -1`, whose pipe has no reader when the help is written."""
+    read, write = os.pipe()
+    os.close(read)
+    for words in (["--help"], ["train", "--help"]):
+        command = [sys.executable, "-m", "ppo_jax", *words]
+        found = subprocess.run(
+            command, stdout=write, stderr=subprocess.PIPE, timeout=60, check=False
+        )
+        assert (found.returncode, found.stderr) == (0, b"")
+    os.close(write)
+
+
+# --- names of environments and algorithms, files, lists -----------------------------------------
+
+
+ODD = [
+    ("train --env brax", "`ppo-jax envs brax` lists its environments"),
+    ("train --env gymnasium:", "names a suite and no environment"),
+    ("train --env CartPole-v0", "use --env CartPole-v1; suite gymnasium has CartPole-v0"),
+    ("train --env gym:CartPole-v1", "use --env gymnasium:CartPole-v1"),
+    ("train --env mujoco:ant", "use --env gymnasium:Ant-v5"),
+    ("train --env my_env.py:Env", "write my_env:Env"),
+    ("train --policy nets/own.py:Net", "write nets.own:Net"),
+    ("train --policy MlpPolicy", "--network and --hidden describe the network"),
+    ("train --algorithm PPO-KL", "did you mean ppo_kl?"),
+    ("train --algorithm sac", "has on-policy algorithms"),
+    ("train --preset CartPole", "did you mean cartpole?"),
+    ("train --config d.toml", "d.toml sets eval_every; give it on the command line"),
+    ("train --config o.toml", "o.toml has a table [train]; options are given without tables"),
+    ("train --config ppo.toml --algorithm a2c", "ppo.toml has options of ppo that a2c does not"),
+    ("envs CartPole-v1", "suite gymnax has CartPole-v1"),
+    ("--env X", "name a command first: ppo-jax train --env X"),
+    ("sweep --vary gama=1", "did you mean gamma?"),
+    ("sweep --vary gamma=1 seed=2", "give --vary again for 'seed=2'"),
+]
+
+
+@pytest.mark.parametrize(("line", "shown"), ODD)
+def test_names_and_files_that_are_nearly_right(line, shown, capsys, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    Path("d.toml").write_text("eval_every = 3")
+    Path("o.toml").write_text("[train]\ngamma = 0.9")
+    Path("ppo.toml").write_text(to_toml(make("cartpole")))
+    with pytest.raises(SystemExit) as end:
+        front.main(line.split())
+    found = capsys.readouterr().err
+    assert end.value.code == 2 and found.startswith("error: ") and found.count("\n") == 1
+    assert shown in found
+
+
+def test_suites_have_other_names_and_help_has_two_forms(capsys):
+    for alias, suite in suites.ALIASES.items():
+        assert lines(capsys, "envs", alias) == lines(capsys, "envs", suite)
+    assert lines(capsys, "help") == lines(capsys, "--help")
+    assert lines(capsys, "help", "train") == lines(capsys, "train", "--help")
+    assert lines(capsys, "-V") == lines(capsys, "--version")
+
+
+def test_what_varies_is_listed_with_the_configuration(capsys):
+    found = lines(capsys, "sweep", "--vary", "gamma=0.9,0.99", "--print-config")
+    assert found[-1] == "# --vary gamma=0.9,0.99" and '# target_kl = "none"' in found
+    given = sweep_command._with_first(
+        ["--env-args", "env=3", "--vary", "env=Pong", "--vary=gamma=1"]
+    )
+    assert given[-2:] == ["--env", "Pong"]
+
+
+@pytest.mark.parametrize("words", [["envs"], ["algorithms"], ["presets"], ["envs", "ale"]])
+def test_lists_fit_into_a_terminal(words, capsys, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "80")
+    full = " ".join(lines(capsys, *words)).split()
+    monkeypatch.setattr(terminal, "on_terminal", lambda stream: True)
+    wrapped = lines(capsys, *words)
+    assert max(map(len, wrapped)) <= 80 and " ".join(wrapped).split() == full

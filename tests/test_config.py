@@ -96,7 +96,7 @@ def test_split_takes_the_floats_and_leaves_the_rest():
         ({"gamma": 1.5}, "gamma is 1.5; it must be >= 0 and <= 1"),
         ({"gamma": math.nan}, "gamma is nan"),
         ({"learning_rate": -1e-3}, "learning_rate is -0.001; it must be > 0"),
-        ({"learning_rate": "fast"}, "learning_rate is 'fast'; it must be of type float"),
+        ({"learning_rate": "fast"}, "learning_rate is 'fast'; it must be a number or a schedule"),
         ({"clip_eps": 0.0}, "clip_eps is 0.0; it must be > 0"),
         ({"clip_eps": None}, "clip_eps is None"),
         ({"target_kl": -1.0}, "target_kl is -1.0; it must be > 0"),

@@ -68,7 +68,7 @@ def test_a_value_reads_as_it_is_written():
         ("learning_rate", "give name=a,b,c"),
         ("learning_rat=1", "did you mean learning_rate"),
         ("seed=1,2", "--seeds"),
-        ("learning_rate=fast", "'fast' is not of type float"),
+        ("learning_rate=fast", "'fast' is not a number or a schedule"),
         ("num_envs=1.5", "'1.5' is not of type int"),
         ("num_envs=log:1:8", "only real numbers have a range"),
         ("normalize_obs=maybe", "'maybe' is not of type bool"),

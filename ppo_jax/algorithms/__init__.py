@@ -21,6 +21,8 @@ from ppo_jax.config.options import Bounds, ConfigError, Field, did_you_mean, kin
 
 if TYPE_CHECKING:
     ALGORITHMS: dict[str, ModuleType]
+# Well-known algorithms that are not on-policy.
+ABSENT = ("sac", "td3", "dqn", "ddpg", "dpo")
 OPTION_TYPES = (bool, int, float, str, Path)
 
 
@@ -34,6 +36,11 @@ def __getattr__(name: str) -> Any:
     found = {key: importlib.import_module(f"{__name__}.{key}") for key in CONFIGS}
     globals()["ALGORITHMS"] = found
     return found
+
+
+def __dir__() -> list[str]:
+    """The names of the module, with those that are imported at first use."""
+    return sorted({*globals(), *CONFIGS, "ALGORITHMS"})
 
 
 def config_of(name: str) -> Any:
@@ -68,9 +75,16 @@ def get(name: str) -> Any:
         return package.ALGORITHMS[name]
     known = {*names, *references.registered("algorithm")}
     module = name.partition(":")[0]
-    if name not in known and not references.is_text(name) and not references.findable(module):
+    references.refuse_file(name)
+    if name.lower() in ABSENT and name not in known and not references.findable(module):
         raise ConfigError(
-            f"unknown algorithm {name!r}; {did_you_mean(name, sorted(known))} (and there is no "
+            f"algorithm {name!r} is not in this library, which has on-policy algorithms: "
+            f"{', '.join(CONFIGS)}"
+        )
+    if name not in known and not references.is_text(name) and not references.findable(module):
+        hint = did_you_mean(name, sorted(known), 0.7)
+        raise ConfigError(
+            f"unknown algorithm {name!r}; {hint} (and there is no "
             f"module {module!r} to import one from)"
         )
     found = references.resolve(name, "algorithm")

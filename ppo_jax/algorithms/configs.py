@@ -352,7 +352,9 @@ class PPO:
     entropy_coef: Scheduled = _entropy_coef()
     value_coef: float = _value_coef()
     normalize_advantage: bool = option(
-        True, "normalise the advantages of each minibatch, or micro-batch, to mean 0"
+        True,
+        "normalise the advantages of each minibatch, or micro-batch, to mean 0 and standard "
+        "deviation 1",
     )
     max_grad_norm: float = standard.max_grad_norm(0.5)
     adam_eps: float = standard.adam_eps()

@@ -5,7 +5,7 @@ import warnings
 from typing import Any
 
 from ppo_jax.cli.errors import asks_for_help
-from ppo_jax.cli.flags import FirstPass
+from ppo_jax.cli.flags import HELP, FirstPass, is_on
 from ppo_jax.config import ConfigError
 from ppo_jax.config.options import parse as parse_value
 from ppo_jax.runs import cluster
@@ -23,11 +23,11 @@ def options_of(arguments: list[str]) -> ClusterOptions:
     first = FirstPass(add_help=False, allow_abbrev=False)
     for name in CLUSTER_OPTIONS:
         flags = [f"--{name.replace('_', '-')}", *([f"--{name}"] if "_" in name else [])]
-        if name == "distributed":
-            first.add_argument(*flags, action="store_true")
-        else:
+        if name != "distributed":
             first.add_argument(*flags, dest=name)
-    given = vars(first.parse_known_args(arguments)[0])
+    words = [word for word in arguments if word not in HELP]
+    given = vars(first.parse_known_args(words)[0])
+    given["distributed"] = is_on("distributed", arguments)
     values: dict[str, Any] = {}
     for name, text in given.items():
         if isinstance(text, str):
@@ -51,8 +51,10 @@ def join(arguments: list[str]) -> None:
     Raises:
         ConfigError: as `ppo_jax.runs.cluster.join`.
     """
+    if asks_for_help(arguments):
+        return
     options = options_of(arguments)
-    if asks_for_help(arguments) or place_of(options) is None:
+    if place_of(options) is None:
         return
     cluster.join(options)
     if not cluster.current().leads:

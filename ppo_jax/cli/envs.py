@@ -49,8 +49,14 @@ def _list_suites() -> None:
 
 def _list_suite(suite: str) -> None:
     """One line for each environment: the name that --env takes, and its preset."""
+    suite = suites.ALIASES.get(suite.lower(), suite)
     if suite not in suites.SUITES:
-        raise UnknownEnvironment(f"unknown suite {suite!r}; {did_you_mean(suite, suites.SUITES)}")
+        found = [
+            suites.how_to_use(*place)
+            for place in suites.elsewhere(suite.partition(":")[2] or suite)
+        ]
+        hint = "; ".join(found) or did_you_mean(suite, suites.SUITES)
+        raise UnknownEnvironment(f"unknown suite {suite!r}; {hint}")
     ids = suites.catalog()[suite] or tuple(suites.module(suite).names())
     presets = _presets()
     rows: listing.Rows = []

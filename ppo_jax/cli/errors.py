@@ -82,6 +82,12 @@ def exit_without_device(command: Work) -> NoReturn:
         code = command()
     except (ConfigError, CheckpointError, InvalidEnvironment, UnknownEnvironment) as error:
         text, code = str(error), 2
+    except BrokenPipeError as error:
+        if terminal.has_reader(sys.stdout):  # it is another pipe, for example that of a worker
+            text = str(error)
+        else:  # the reader of the output has ended, as in `--help | head`
+            terminal.finish()
+            code = 0 if asks_for_help(sys.argv[1:]) else 1
     except (RunFailed, OSError, FloatingPointError) as error:
         text = str(error)
     except KeyboardInterrupt:
@@ -89,6 +95,7 @@ def exit_without_device(command: Work) -> NoReturn:
     except BaseException as error:
         text = _of_jax(error)
         if not text:
+            terminal.finish()
             _leave_with(error)
             raise
     group = _group()

@@ -7,17 +7,21 @@ Nothing here imports JAX.
 import argparse
 import dataclasses
 import inspect
+import math
 import tomllib
+import types
 from collections.abc import Callable
 from pathlib import Path
-from typing import Annotated, Any, Literal, NoReturn
+from typing import Annotated, Any, Literal, NoReturn, get_args, get_origin, get_type_hints
 
 import tyro
 
 from ppo_jax import config as configs
+from ppo_jax.algorithms.configs import CONFIGS
 from ppo_jax.cli.groups import arranged, group_of
 from ppo_jax.cli.words import refuse_unknown, refuse_values
 from ppo_jax.config import ConfigError, TrainConfig
+from ppo_jax.config.foreign import flag
 from ppo_jax.config.options import check, coerce, kind, option, show, whole
 from ppo_jax.config.options import parse as parse_value
 from ppo_jax.config.schedules import Schedule
@@ -49,7 +53,10 @@ class StartOptions:
     )
 
 
+HELP = ("-h", "--help")
 START = {f.name: f for f in dataclasses.fields(StartOptions)}
+# Options of a command line that no file holds.
+NOT_IN_FILES = {*RUN_OPTIONS, *START, "seeds", "vary"} - {"preset"}
 
 
 class FirstPass(argparse.ArgumentParser):
@@ -63,11 +70,28 @@ class FirstPass(argparse.ArgumentParser):
 def selection_of(arguments: list[str]) -> argparse.Namespace:
     """The flags that decide the defaults of the others."""
     first = FirstPass(add_help=False, allow_abbrev=False)
-    for name in (*configs.CODE, "preset", "config"):
-        first.add_argument(f"--{name}")
+    count = "?" if {*HELP} & {*arguments} else None  # help is shown for an unfinished line too
+    for name in (*configs.CODE, "preset"):
+        first.add_argument(f"--{name}", nargs=count)
+    first.add_argument("--config", type=optional, nargs=count)
     first.add_argument("--callback", nargs="*", default=())
-    first.add_argument("--trust", action="store_true")
-    return first.parse_known_args(arguments)[0]
+    found = first.parse_known_args([w for w in arguments if w not in HELP])[0]
+    found.trust = is_on("trust", arguments)
+    if found.preset is not None and optional(found.preset) is None:
+        found.preset = "none"
+    return found
+
+
+def optional(text: str) -> str | None:
+    """The value of an option that may be None, which may be written in upper or lower case."""
+    return None if text.lower() == "none" else text
+
+
+def is_on(name: str, arguments: list[str]) -> bool:
+    """Whether a command line turns a switch on: the last of --NAME and --no-NAME decides."""
+    words = [word.replace("_", "-") for word in arguments]
+    on, off = (f"--{word}{name.replace('_', '-')}" for word in ("", "no-"))
+    return next((word == on for word in reversed(words) if word in (on, off)), False)
 
 
 def given_of(arguments: list[str]) -> Given:
@@ -106,12 +130,26 @@ def starting_point(arguments: list[str]) -> tuple[TrainConfig, dict[str, str]]:
     preset = file.pop("preset", None) if given.preset is None else given.preset
     file.pop("preset", None)
     tuned = configs.preset_values(preset, env, algorithm)
+    _refuse_other_options(file, given)
     values = {**tuned, **file}
     named = {n: getattr(given, n) for n in configs.CODE if getattr(given, n) is not None}
     name = preset or (configs.preset_of(env, algorithm) if tuned else None)
     origins = dict.fromkeys(tuned, f"preset {name}") | dict.fromkeys(file, str(given.config))
     config = configs.from_json(values | named)
     return config, {n: where for n, where in origins.items() if n not in named}
+
+
+def _refuse_other_options(file: dict[str, Any], given: argparse.Namespace) -> None:
+    """Refuse a file with options of its algorithm where the command line names another one."""
+    before, after = file.get("algorithm"), given.algorithm
+    if before not in CONFIGS or after not in CONFIGS or before == after:
+        return
+    lost = [name for name in file if name in configs.fields(before).keys() - configs.fields(after)]
+    if lost:
+        raise ConfigError(
+            f"{given.config} has options of {before} that {after} does not have; remove from the "
+            f"file: {', '.join(lost)}"
+        )
 
 
 def _read_file(path: Path, given: Given) -> dict[str, Any]:
@@ -131,8 +169,10 @@ def _read_file(path: Path, given: Given) -> dict[str, Any]:
         name = written.replace("-", "_")
         if name in named:
             raise ConfigError(f"{path} sets {name} twice")
-        if name in RUN_OPTIONS:
-            raise ConfigError(f"{path} sets {name}, which is a flag alone")
+        if isinstance(value, dict):
+            raise ConfigError(f"{path} has a table [{written}]; options are given without tables")
+        if name in NOT_IN_FILES:
+            raise ConfigError(f"{path} sets {name}; give it on the command line, as {flag(name)}")
         named[name] = value
     trust.check({"config": named}, given.named, given.trust, path)
     return named
@@ -209,9 +249,12 @@ def read_flags(
         ConfigError: a flag that does not exist, with the one that may be meant; or a value of the
             wrong kind.
     """
-    switches = [n for n, f, _ in fields if kind(f).base is bool]
-    refuse_unknown(arguments, [n for n, _, _ in fields], switches, program)
-    refuse_values(arguments, {n: f for n, f, _ in fields})
+    if {*HELP} & {*arguments}:
+        arguments = ["--help"]
+    named = {n: f for n, f, _ in fields}
+    switches = [n for n, f in named.items() if kind(f).base is bool]
+    refuse_unknown(arguments, named, switches, program, algorithms="total_timesteps" in named)
+    refuse_values(arguments, named, program)
     flags = _dataclass_of(fields, origins or {}, groups or {})
     flags.__doc__ = doc
     style = (tyro.conf.OmitArgPrefixes,)
@@ -244,7 +287,7 @@ def _dataclass_of(
         if group == "start":
             outer += described(names)
             continue
-        title = group.replace(" ", "_")
+        title = group.replace(" ", "_").replace("-", "_")
         inner = dataclasses.make_dataclass(title.capitalize(), described(names))
         inner.__doc__ = ""
         outer.append((title, inner, dataclasses.field(default_factory=inner)))
@@ -311,6 +354,40 @@ def _whole_number(info: Any) -> tyro.constructors.PrimitiveConstructorSpec[int] 
     )
 
 
+_READ: dict[Any, tuple[str, Callable[[str], Any]]] = {
+    int: ("INT", whole),
+    float: ("FLOAT", float),
+    str: ("STR", str),
+    Path: ("PATH", Path),
+}
+
+
+@_REGISTRY.primitive_rule
+def _optional(info: Any) -> tyro.constructors.PrimitiveConstructorSpec[Any] | None:
+    """A value, or several, or None, which may be written in upper or lower case."""
+    parts = [part for part in get_args(info.type) if part is not types.NoneType]
+    if len(parts) != 1 or len(get_args(info.type)) != 2:
+        return None
+    several = get_origin(parts[0]) is tuple
+    items = get_args(parts[0]) if several else (parts[0],)
+    if any(item not in _READ for item in items):
+        return None
+
+    def read(words: list[str]) -> Any:
+        if optional(words[0]) is None:
+            return None
+        values = tuple(_READ[item][1](word) for item, word in zip(items, words, strict=True))
+        return values if several else values[0]
+
+    return tyro.constructors.PrimitiveConstructorSpec(
+        nargs=len(items),
+        metavar=" ".join(_READ[item][0] for item in items),
+        instance_from_str=read,
+        is_instance=lambda x: x is None or isinstance(x, get_origin(parts[0]) or parts[0]),
+        str_from_instance=lambda x: [*map(str, x)] if several and x is not None else [str(x)],
+    )
+
+
 _NUMBER_OR_SCHEDULE = tyro.constructors.PrimitiveConstructorSpec[Any](
     nargs=1,
     metavar="FLOAT|SCHEDULE",
@@ -326,11 +403,14 @@ def positional(command: Callable[..., Any], arguments: list[str], program: str) 
 
     Returns:
         The value that the function returns.
+
+    Raises:
+        ConfigError: a flag that does not exist, a value of the wrong kind, or a missing word.
     """
-    if not {"-h", "--help"} & {*arguments}:
-        parameters = inspect.signature(command).parameters.values()
-        switches = [p.name for p in parameters if isinstance(p.default, bool)]
-        refuse_unknown(arguments, [p.name for p in parameters], switches, program)
+    if {*HELP} & {*arguments}:
+        arguments = ["--help"]
+    else:
+        _refuse_words(command, arguments, program)
     return tyro.cli(
         command,
         args=arguments,
@@ -338,3 +418,30 @@ def positional(command: Callable[..., Any], arguments: list[str], program: str) 
         prog=program,
         config=(tyro.conf.PositionalRequiredArgs,),
     )
+
+
+def _refuse_words(command: Callable[..., Any], arguments: list[str], program: str) -> None:
+    """Refuse a command line for a function that `positional` calls."""
+    parameters = inspect.signature(command).parameters.values()
+    annotations = get_type_hints(command)
+    fields = {p.name: _field_of(p.name, annotations[p.name]) for p in parameters}
+    needed = [p.name for p in parameters if p.default is inspect.Parameter.empty]
+    options = {name: field for name, field in fields.items() if name not in needed}
+    words = " ".join(name.upper() for name in needed)
+    for word in arguments:
+        name = word[2:].partition("=")[0].replace("-", "_")
+        if word.startswith("--") and name in needed:
+            raise ConfigError(f"write the {name} without a flag: {program} {words}")
+    switches = [name for name, field in options.items() if kind(field).base is bool]
+    refuse_unknown(arguments, options, switches, program)
+    several = any(kind(fields[name]).several for name in needed)
+    if refuse_values(arguments, options, program, math.inf if several else len(needed)) < 1:
+        raise ConfigError(f"{words} is missing: {program} {words}; see {program} --help")
+
+
+def _field_of(name: str, annotation: Any) -> dataclasses.Field[Any]:
+    """A parameter of a function as an option."""
+    choices = get_args(annotation) if get_origin(annotation) is Literal else None
+    field: dataclasses.Field[Any] = option(None, "", choices=choices)
+    field.name, field.type = name, str if choices else annotation
+    return field

@@ -48,7 +48,7 @@ GROUPS: dict[str, tuple[str, ...]] = {
         "trust",
     ),
     "logging": ("log_every", "tensorboard", "wandb", "trackio", "sample_seconds", "samples"),
-    "several processes": (
+    "multi-process": (
         "distributed",
         "coordinator",
         "num_processes",
@@ -58,7 +58,7 @@ GROUPS: dict[str, tuple[str, ...]] = {
     ),
 }
 # The order of groups; those that a command adds come before "run".
-ORDER = ("start", "environment", "network", "algorithm", "", "run", "logging", "several processes")
+ORDER = ("start", "environment", "network", "algorithm", "", "run", "logging", "multi-process")
 
 
 def group_of(name: str, otherwise: str) -> str:

@@ -2,22 +2,30 @@
 
 import shutil
 import sys
+import textwrap
 
 from ppo_jax.config import ConfigError
 from ppo_jax.runs import terminal
 
 Rows = list[tuple[str, ...]]
 GAP = "  "
+# The smallest width of a last column that is wrapped.
+NARROW = 16
 
 
 def show(rows: Rows) -> None:
-    """Print rows in aligned columns; on a terminal, a line is cut at the terminal's width."""
+    """Print rows in aligned columns; on a terminal, the last column is wrapped at the terminal's
+    width."""
     columns = max(map(len, rows), default=0)
     widths = [max((len(row[k]) for row in rows if k < len(row)), default=0) for k in range(columns)]
     width = shutil.get_terminal_size().columns if terminal.on_terminal(sys.stdout) else None
     for row in rows:
-        line = GAP.join(text.ljust(w) for text, w in zip(row, widths, strict=False)).rstrip()
-        terminal.say(line if width is None else line[:width])
+        *first, last = row
+        start = "".join(text.ljust(w) + GAP for text, w in zip(first, widths, strict=False))
+        room = None if width is None else max(width - len(start), NARROW)
+        lines = [last] if room is None else textwrap.wrap(last, room) or [""]
+        for k, line in enumerate(lines):
+            terminal.say(f"{start if k == 0 else ' ' * len(start)}{line}".rstrip())
 
 
 def only_help(words: list[str], program: str, doc: str, most: int = 0) -> bool:

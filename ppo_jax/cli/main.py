@@ -1,10 +1,12 @@
 """`ppo-jax COMMAND`, the same as `python -m ppo_jax COMMAND` and `python3 run.py COMMAND`."""
 
 import importlib
+import shlex
 import sys
 from typing import NoReturn
 
 import ppo_jax
+from ppo_jax.runs import terminal
 
 # Command -> (module with `main`, what it does). A module is imported when its command is used.
 COMMANDS = {
@@ -12,12 +14,15 @@ COMMANDS = {
     "evaluate": ("ppo_jax.cli.evaluate", "evaluate a trained agent, and record episodes"),
     "sweep": (
         "ppo_jax.cli.sweep",
-        "train many agents, seeds times hyperparameters, in one program",
+        "train many agents at once: all combinations of hyperparameters and seeds",
     ),
     "plot": ("ppo_jax.cli.plot", "draw the learning curves of runs and sweeps"),
     "export": ("ppo_jax.cli.export", "write an agent to a file that needs no ppo_jax"),
     "rlhf": ("ppo_jax.cli.rlhf", "train language models from preferences and rewards"),
-    "envs": ("ppo_jax.cli.envs", "list the suites of environments, or those of one suite"),
+    "envs": (
+        "ppo_jax.cli.envs",
+        "list the suites of environments, or the environments of one suite",
+    ),
     "presets": ("ppo_jax.cli.presets", "list the presets of tuned hyperparameters"),
     "algorithms": ("ppo_jax.cli.algorithms", "list the algorithms"),
     "check-env": ("ppo_jax.cli.check_env", "test an environment of your own for mistakes"),
@@ -29,20 +34,32 @@ PROGRAM = "ppo-jax"
 def main(arguments: list[str] | None = None) -> NoReturn:
     """The command named by the first word, with the words that follow it."""
     words = sys.argv[1:] if arguments is None else arguments
+    terminal.settle()
+    if words[:1] == ["help"]:
+        words = [*words[1:], "--help"]
     if not words or words[0] in ("-h", "--help"):
-        print(usage())
+        terminal.say(usage())
         sys.exit(0 if words else 2)
-    if words[0] == "--version":
-        print(f"ppo_jax {ppo_jax.__version__}")
+    if words[0] in ("-V", "--version"):
+        terminal.say(f"ppo_jax {ppo_jax.__version__}")
         sys.exit(0)
     if words[0] not in COMMANDS:
-        from ppo_jax.config.errors import did_you_mean
-
-        known = did_you_mean(words[0], COMMANDS)
-        print(f"error: unknown command {words[0]!r}; {known}; see --help", file=sys.stderr)
+        terminal.complain(f"error: {_unknown(words)}")
         sys.exit(2)
     importlib.import_module(COMMANDS[words[0]][0]).main(words[1:])
     sys.exit(0)
+
+
+def _unknown(words: list[str]) -> str:
+    """The message for a first word that is no command."""
+    from ppo_jax.cli.words import commands_with
+    from ppo_jax.config.errors import did_you_mean
+
+    if not words[0].startswith("-"):
+        return f"unknown command {words[0]!r}; {did_you_mean(words[0], COMMANDS)}; see --help"
+    found = commands_with(words[0])[:1]
+    more = f"name a command first: {found[0]} {shlex.join(words)}" if found else "see --help"
+    return f"unknown option {words[0].partition('=')[0]}; {more}"
 
 
 def usage() -> str:
@@ -59,7 +76,7 @@ def usage() -> str:
             *lines,
             "",
             f"{PROGRAM} COMMAND --help lists the options of a command.",
-            f"{PROGRAM} --version prints the version.",
+            f"{PROGRAM} help COMMAND does the same; {PROGRAM} --version prints the version.",
             "",
             "A first run, on the default environment CartPole-v1:",
             f"  {PROGRAM} train --run-dir runs/first",

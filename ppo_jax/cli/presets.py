@@ -27,7 +27,7 @@ def _list(words: list[str]) -> int:
     if listing.only_help(words, PROGRAM, DOC):
         return 0
     rows: listing.Rows = [
-        (name, values["env"], values["algorithm"], f"{values['total_timesteps']:,} steps")
+        (name, values["env"], f"{values['algorithm']}, {values['total_timesteps']:,} steps")
         for name, values in PRESETS.items()
     ]
     listing.show(rows)

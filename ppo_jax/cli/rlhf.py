@@ -11,7 +11,8 @@ from typing import Any, NoReturn
 
 from ppo_jax.cli.cluster import refuse
 from ppo_jax.cli.errors import Work, asks_for_help, exit_prepared
-from ppo_jax.cli.flags import FirstPass, read_flags
+from ppo_jax.cli.flags import HELP as HELP_FLAGS
+from ppo_jax.cli.flags import FirstPass, is_on, optional, read_flags
 from ppo_jax.cli.groups import group_of
 from ppo_jax.config import ConfigError
 from ppo_jax.config.options import check_record, coerce, did_you_mean, option
@@ -227,9 +228,12 @@ def _preset(name: str, known: dict[str, Any]) -> dict[str, Any]:
 def _first(arguments: list[str]) -> argparse.Namespace:
     """The flags that the defaults of the others depend on."""
     parser = FirstPass(add_help=False, allow_abbrev=False)
-    parser.add_argument("--resume", type=Path)
-    parser.add_argument("--preset")
-    parser.add_argument("--trust", action="store_true")
+    count = "?" if asks_for_help(arguments) else None
+    for name in ("resume", "preset"):
+        parser.add_argument(f"--{name}", type=optional, nargs=count)
     for name in ("reward", "callback"):
         parser.add_argument(f"--{name}", nargs="*", default=[])
-    return parser.parse_known_args(arguments)[0]
+    found = parser.parse_known_args([w for w in arguments if w not in HELP_FLAGS])[0]
+    found.resume = None if found.resume is None else Path(found.resume)
+    found.trust = is_on("trust", arguments)
+    return found

@@ -1,6 +1,7 @@
 """`ppo-jax sweep`: the flags of `ppo-jax train`, and the options that vary."""
 
 import dataclasses
+import itertools
 import os
 import sys
 import warnings
@@ -25,7 +26,9 @@ if TYPE_CHECKING:
     from ppo_jax.sweep.store import Spec
 
 PROGRAM = "ppo-jax sweep"
-DOC = "Train many agents, seeds times hyperparameters, in one program, and report on them."
+DOC = (
+    "Train many agents at once, all combinations of hyperparameters and seeds, and report on them."
+)
 # Options that may change when a sweep is resumed.
 FREE_ON_RESUME = (
     "run_dir", "resume", "confirm", "threshold", "trust",
@@ -83,8 +86,10 @@ def _prepared(arguments: list[str]) -> Work:
         check_record(record)
     suites.check(config.env)
     _ = options.width
+    if points.compare is None and options.resume is None:
+        _varied(config, points)
     if values["print_config"]:
-        terminal.say(to_toml(config))
+        terminal.say("\n".join([to_toml(config), *(f"# --vary {word}" for word in points.vary)]))
         sys.exit(0)
     if not asks_for_help(arguments):
         leave_devices_to_workers(where)
@@ -135,11 +140,7 @@ def build_spec(
     from ppo_jax.sweep.run import seed_numbers
     from ppo_jax.sweep.store import Spec
 
-    known = configs.fields(config.algorithm)
-    algorithms = _given_values(points.vary, "algorithm", [config.algorithm])
-    for algorithm in algorithms:
-        known = {**configs.fields(algorithm), **known}
-    varied = parse_vary(points.vary, known)
+    varied = _varied(config, points)
     if points.sample is None:
         chosen = grid(varied)
     else:  # every point on every environment
@@ -154,6 +155,18 @@ def build_spec(
         raise ConfigError(f"there are no {confirm} seeds after {seeds[-1]} to confirm with")
     parts = (points.eval_episodes, points.curve_points)
     return Spec(tuple(varied), tuple(settings), tuple(seeds), *parts)
+
+
+def _varied(config: TrainConfig, points: PointOptions) -> dict[str, Any]:
+    """The values that vary, by the name of their option.
+
+    Raises:
+        ConfigError: an unknown name, or a value of another type.
+    """
+    known = configs.fields(config.algorithm)
+    for algorithm in _given_values(points.vary, "algorithm", [config.algorithm]):
+        known = {**configs.fields(algorithm), **known}
+    return parse_vary(points.vary, known)
 
 
 def leave_devices_to_workers(where: WorkerOptions) -> None:
@@ -196,7 +209,8 @@ def _with_first(arguments: list[str]) -> list[str]:
     the options that exist."""
     more = []
     for name in ("env", "algorithm"):
-        words = (w.removeprefix("--vary=") for w in arguments)
+        pairs = itertools.pairwise(["", *arguments])
+        words = [w.removeprefix("--vary=") for last, w in pairs if "--vary" in (last, w[:6])]
         values = [w.partition("=")[2].split(",")[0] for w in words if w.startswith(f"{name}=")]
         if values and not any(w.partition("=")[0] == f"--{name}" for w in arguments):
             more += [f"--{name}", values[0].strip()]

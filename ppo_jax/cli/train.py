@@ -12,6 +12,8 @@ from ppo_jax.cli.flags import (
     RUN_OPTIONS,
     FirstPass,
     given_of,
+    is_on,
+    optional,
     parse,
     selection_of,
     starting_point,
@@ -53,7 +55,7 @@ def _prepared(arguments: list[str]) -> Work:
     configs.check(config)
     suites.check(config.env)
     check_record(options)
-    if {"--print-config", "--print_config"} & {*arguments}:
+    if is_on("print_config", arguments):
         terminal.say(to_toml(config))
         sys.exit(0)
     named = given_of(arguments)
@@ -92,8 +94,9 @@ def _saved_options(run_dir: Path) -> dict[str, Any]:
 def _resumed(arguments: list[str]) -> Path | None:
     """The folder that --resume names."""
     first = FirstPass(add_help=False, allow_abbrev=False)
-    first.add_argument("--resume", type=Path)
-    return first.parse_known_args(arguments)[0].resume
+    first.add_argument("--resume", type=optional)
+    found = first.parse_known_args(arguments)[0].resume
+    return None if found is None else Path(found)
 
 
 def _saved_config(run_dir: Path, arguments: list[str]) -> TrainConfig:

@@ -23,3 +23,9 @@ def __getattr__(name: str) -> Any:
         if hasattr(module, name):
             return getattr(module, name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    """The names of the package, with those of `ppo_jax.config.train`."""
+    module = importlib.import_module("ppo_jax.config.train")
+    return sorted({*globals(), *(name for name in vars(module) if not name.startswith("_"))})

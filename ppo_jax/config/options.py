@@ -58,6 +58,7 @@ MAX_SIZE = 2**31 - 1
 # The smallest normal number and the largest number of float32.
 TINY, HUGE = 2.0**-126, 3.4028235e38
 FLOAT32 = ", and of a size from 1.2e-38 to 3.4e38, the range of float32"
+SCHEDULED = "a number or a schedule, such as linear(3e-4, 0)"
 # The bounds of those numbers of a schedule that are not values of its option.
 SHARE = Bounds(0, 1, False, None, open_high=True)
 DIVERGENCE = Bounds(0, None, True, None)
@@ -178,7 +179,8 @@ def check(field: Field, value: Any) -> None:
         raise ConfigError(f"{field.name} is {value!r}; it must be of type {wanted}")
     for item in value if wanted.several else (value,):
         if not _is_of(wanted.base, item):
-            raise ConfigError(f"{field.name} is {value!r}; it must be of type {wanted}")
+            allowed = SCHEDULED if wanted.scheduled else f"of type {wanted}"
+            raise ConfigError(f"{field.name} is {value!r}; it must be {allowed}")
         if not bounds.admits(item):
             raise ConfigError(f"{field.name} is {value!r}; it must be {bounds}")
         if wanted.base is float and not _fits_float32(item):

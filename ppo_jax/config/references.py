@@ -28,6 +28,8 @@ from ppo_jax.config.options import ConfigError, did_you_mean
 
 _DOTTED = r"[^\W\d]\w*(?:\.[^\W\d]\w*)*"
 # What a reference names -> the keyword argument with which Python code passes the same.
+# Names of policies in Stable-Baselines3.
+THEIRS = ("MlpPolicy", "CnnPolicy", "MultiInputPolicy", "MlpLstmPolicy", "CnnLstmPolicy")
 KEYWORDS = {"environment": "env", "policy": "policy", "algorithm": "algorithm"}
 # The groups of entry points in which installed packages register names.
 GROUPS = {what: f"ppo_jax.{group}" for what, group in (
@@ -55,6 +57,31 @@ def is_reference(text: str) -> bool:
     return re.fullmatch(f"{_DOTTED}:{_DOTTED}", text) is not None
 
 
+def refuse_file(name: str) -> None:
+    """Refuse a reference that names a file instead of a module.
+
+    Raises:
+        ConfigError: the reference to write.
+    """
+    file, colon, part = name.partition(":")
+    if file.endswith(".py") and colon and not is_text(name):
+        module = file.removesuffix(".py").strip("./").replace("/", ".")
+        raise ConfigError(f"{name!r} names a file; name its module: write {module}:{part}")
+
+
+def check_policy(name: str | None) -> None:
+    """Refuse the name of a policy of Stable-Baselines3. Nothing is imported.
+
+    Raises:
+        ConfigError: what describes the network here.
+    """
+    if name in THEIRS and not findable(name):
+        raise ConfigError(
+            f"policy {name!r} is a name of Stable-Baselines3; leave --policy out: --network and "
+            "--hidden describe the network"
+        )
+
+
 def load(reference: str, what: str) -> Any:
     """Import what a reference names.
 
@@ -69,6 +96,7 @@ def load(reference: str, what: str) -> Any:
         ConfigError: the text is not a reference; the module is not found, raises an error while it
             is imported, or is not the one in the current directory; or it has no such name.
     """
+    refuse_file(reference)
     if not re.fullmatch(f"{_DOTTED}(?::{_DOTTED})?", reference):
         raise ConfigError(
             f"{what} {reference!r} is not a reference; write package.module:Name, a module as "

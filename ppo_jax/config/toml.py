@@ -10,7 +10,8 @@ from ppo_jax.config.options import to_json
 from ppo_jax.config.schedules import Schedule
 from ppo_jax.config.train import TrainConfig
 
-HEAD = "# Read by `ppo-jax train --config FILE`. No preset: every value is listed here."
+HEAD = """# Read by `ppo-jax train --config FILE`. No preset: every value is listed here.
+# Options of the run, such as --run-dir and --eval-every, are given on the command line."""
 
 
 def to_toml(config: TrainConfig) -> str:
@@ -27,7 +28,8 @@ def to_toml(config: TrainConfig) -> str:
     lines = [HEAD, 'preset = "none"']
     for name, value in values.items():
         if value is None and known[name].default is None:
-            continue  # TOML has no null, and this is the default
+            lines.append(f'# {name} = "none"')  # the default, which TOML cannot express
+            continue
         lines.append(f"{name} = {_value(value)}")
     return "\n".join(lines)
 

@@ -213,7 +213,7 @@ def preset_values(preset: str | None, env: str | None, algorithm: str | None) ->
 
 def _near_preset(name: str) -> str:
     """The presets with a similar name, or the command that lists all of them."""
-    near = did_you_mean(name, PRESETS)
+    near = did_you_mean(name, PRESETS, 0.7)
     return near if near.startswith("did you mean") else "`ppo-jax presets` lists the presets"
 
 
@@ -400,6 +400,7 @@ def check(config: TrainConfig, env: Any = None) -> None:
     for name, value in to_flat(config).items():
         if not is_tracer(value):
             check_option(known[name], value)
+    references.check_policy(config.policy)
     horizon = getattr(config.hyper, "anneal_timesteps", None)
     check_moving(config.hyper, config.total_timesteps if horizon is None else horizon)
     _check_sizes(config)

@@ -31,7 +31,7 @@ class KeepOptions:
     )
     callback: tuple[str, ...] = option(
         (),
-        "functions to call between chunks, each as MODULE:NAME; a function that returns true ends "
+        "functions to call between updates, each as MODULE:NAME; a function that returns true ends "
         "the run",
     )
     debug_nans: bool = option(

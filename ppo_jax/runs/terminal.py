@@ -5,6 +5,7 @@ import io
 import itertools
 import math
 import os
+import select
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -338,6 +339,27 @@ def settle() -> None:
         if isinstance(stream, io.TextIOWrapper) and stream.errors in ("strict", "surrogateescape"):
             with contextlib.suppress(OSError, ValueError):
                 stream.reconfigure(errors="replace")
+
+
+def finish() -> None:
+    """Write what stdout and stderr still hold; a closed pipe (`| head`) only ends the output."""
+    for name in ("stdout", "stderr"):
+        try:
+            getattr(sys, name).flush()
+        except OSError:
+            _silence(name)
+        except (AttributeError, ValueError):  # the stream is missing or closed
+            continue
+
+
+def has_reader(stream: Any) -> bool:
+    """Whether a stream can be written to; False for a pipe whose reader has ended."""
+    try:
+        waiting = select.poll()
+        waiting.register(stream, select.POLLOUT)
+        return not any(event & select.POLLERR for _, event in waiting.poll(0))
+    except (AttributeError, OSError, TypeError, ValueError):  # no file, or no poll on this system
+        return True
 
 
 def on_terminal(stream: Any) -> bool:

@@ -9,4 +9,4 @@ if TYPE_CHECKING:
 
 __all__ = ["run_seeds", "run_sweep"]
 
-__getattr__ = attach(__name__, {"run": ("run_seeds", "run_sweep")})
+__getattr__, __dir__ = attach(__name__, {"run": ("run_seeds", "run_sweep")})

@@ -15,7 +15,7 @@ import numpy as np
 
 from ppo_jax import config as configs
 from ppo_jax.config import TrainConfig, foreign
-from ppo_jax.config.options import ConfigError, did_you_mean, is_float, kind, parse, show
+from ppo_jax.config.options import SCHEDULED, ConfigError, did_you_mean, is_float, kind, parse, show
 
 Point = dict[str, Any]
 SCALES = ("log", "lin")
@@ -223,4 +223,5 @@ def _value(name: str, word: str, field: Any) -> Any:
     except ConfigError as error:
         raise ConfigError(f"--vary {error}") from error
     except (ValueError, OverflowError) as error:
-        raise ConfigError(f"--vary {name}: {word!r} is not of type {kind(field)}") from error
+        allowed = SCHEDULED if kind(field).scheduled else f"of type {kind(field)}"
+        raise ConfigError(f"--vary {name}: {word!r} is not {allowed}") from error

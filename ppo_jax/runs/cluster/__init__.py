@@ -25,7 +25,7 @@ __all__ = [
     "place_of",
 ]
 
-__getattr__ = attach(
+__getattr__, __dir__ = attach(
     __name__,
     {
         "group": ("Alone", "Group", "current", "join", "joined", "leave"),
