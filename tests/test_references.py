@@ -188,7 +188,7 @@ def test_a_reference_is_imported_from_the_current_directory(mine):
 @pytest.mark.parametrize(
     ("reference", "message"),
     [
-        ("./my_world.py:Corridor", r"is not a reference; write package.module:Name"),
+        ("./my_world.py:Corridor", r"names a file; name its module: write my_world:Corridor"),
         ("my_world:", "is not a reference"),
         ("my_world:Corridor()", "is not a reference"),
         ("__main__:Corridor", "__main__ is another module in every process"),
