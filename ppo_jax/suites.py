@@ -187,7 +187,7 @@ def locate(name: str) -> tuple[str, str]:
     suite, colon, env_id = name.partition(":")
     _refuse_incomplete(name)
     if is_own(name):
-        references.refuse_file(name)
+        references.refuse_file(name, "environment")
         known = references.is_text(name) or name in references.registered("environment")
         if not known and not references.findable(suite):
             raise UnknownEnvironment(

@@ -75,7 +75,7 @@ def get(name: str) -> Any:
         return package.ALGORITHMS[name]
     known = {*names, *references.registered("algorithm")}
     module = name.partition(":")[0]
-    references.refuse_file(name)
+    references.refuse_file(name, "algorithm")
     if name.lower() in ABSENT and name not in known and not references.findable(module):
         raise ConfigError(
             f"algorithm {name!r} is not in this library, which has on-policy algorithms: "

@@ -57,8 +57,12 @@ def is_reference(text: str) -> bool:
     return re.fullmatch(f"{_DOTTED}:{_DOTTED}", text) is not None
 
 
-def refuse_file(name: str) -> None:
+def refuse_file(name: str, what: str = "") -> None:
     """Refuse a reference that names a file instead of a module.
+
+    Args:
+        name: the reference.
+        what: the option or the kind of object, for the message.
 
     Raises:
         ConfigError: the reference to write.
@@ -66,7 +70,8 @@ def refuse_file(name: str) -> None:
     file, colon, part = name.partition(":")
     if file.endswith(".py") and colon and not is_text(name):
         module = file.removesuffix(".py").strip("./").replace("/", ".")
-        raise ConfigError(f"{name!r} names a file; name its module: write {module}:{part}")
+        given = f"{what} {name!r}".lstrip()
+        raise ConfigError(f"{given} names a file; name its module: write {module}:{part}")
 
 
 def check_policy(name: str | None) -> None:
@@ -96,7 +101,7 @@ def load(reference: str, what: str) -> Any:
         ConfigError: the text is not a reference; the module is not found, raises an error while it
             is imported, or is not the one in the current directory; or it has no such name.
     """
-    refuse_file(reference)
+    refuse_file(reference, what)
     if not re.fullmatch(f"{_DOTTED}(?::{_DOTTED})?", reference):
         raise ConfigError(
             f"{what} {reference!r} is not a reference; write package.module:Name, a module as "
