@@ -1,8 +1,8 @@
-"""The prose of the repository follows the rules of tests/language.py, which find known faults."""
+"""The prose of the repository follows the rules of tests/language_rules.py, which find known faults."""
 
 import pytest
 
-import language
+import language_rules as language
 
 FORBIDDEN = [
     "the deviation of the returns",

@@ -1,6 +1,6 @@
 """Checks the prose of the repository for words and phrases that hinder understanding.
 
-`python tests/language.py [PATHS]` prints each finding as `file:line: rule: text` and exits with
+`python tests/language_rules.py [PATHS]` prints each finding as `file:line: rule: text` and exits with
 status 1 if there is one. Without arguments it reads the files that tests/test_language.py reads.
 
 Prose is: docstrings, comments and string literals of three or more words in Python files; the text
