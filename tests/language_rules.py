@@ -1,7 +1,8 @@
 """Checks the prose of the repository for words and phrases that hinder understanding.
 
-`python tests/language_rules.py [PATHS]` prints each finding as `file:line: rule: text` and exits with
-status 1 if there is one. Without arguments it reads the files that tests/test_language.py reads.
+`python tests/language_rules.py [PATHS]` prints each finding as `file:line: rule: text` and exits
+with status 1 if there is one. Without arguments it reads the files that tests/test_language.py
+reads.
 
 Prose is: docstrings, comments and string literals of three or more words in Python files; the text
 of Markdown files and of the Markdown cells of notebooks; comments of TOML, YAML and Slurm files.

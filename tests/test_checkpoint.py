@@ -1,5 +1,6 @@
 """Checkpoints are restored bit for bit or refused: damage, foreign files and interrupted writes."""
 
+import errno
 import json
 import logging
 import random
@@ -156,10 +157,12 @@ def test_writes_that_end_after_a_failed_save_are_not_told_of(tmp_path, state, mo
     for step in (3, 4):  # the second finds nothing to do
         with pytest.raises(OSError, match="RESOURCE_EXHAUSTED"):
             Checkpoints(tmp_path, {}).save(step, state)
-    for error in (RuntimeError("Event loop is closed"), RuntimeError("another"), None):
-        sys.unraisablehook(types.SimpleNamespace(exc_value=error))
-    assert [str(e) for e in told] == ["another", "None"]
+    full = OSError(errno.ENOSPC, "No space left on device")
+    tensorstore = ValueError("RESOURCE_EXHAUSTED: ... [OS error 28: No space left on device]")
     late = RuntimeError("Event loop is closed")
+    for error in (late, full, tensorstore, RuntimeError("another"), OSError(2, "gone"), None):
+        sys.unraisablehook(types.SimpleNamespace(exc_value=error))
+    assert [str(e) for e in told] == ["another", "[Errno 2] gone", "None"]
     record = logging.LogRecord("asyncio", logging.ERROR, "", 0, "", (), (None, late, None))
     assert not logging.getLogger("asyncio").filter(record)
     other = logging.LogRecord("asyncio", logging.ERROR, "", 0, "slow callback", (), None)

@@ -1,4 +1,4 @@
-"""The prose of the repository follows the rules of tests/language_rules.py, which find known faults."""
+"""The prose of the repository follows tests/language_rules.py, which finds known faults."""
 
 import pytest
 

@@ -12,6 +12,7 @@ wrote the folder. Such a step is never deleted.
 """
 
 import contextlib
+import errno
 import functools
 import hashlib
 import json
@@ -434,8 +435,9 @@ def _plain_path(path: Path) -> Iterator[Path]:
 def _ignore_late_writes() -> None:
     """Suppress messages about the remaining writes of a failed save.
 
-    Writes that end after Orbax has closed its event loop cannot report their error, and Python
-    prints a traceback for each, through the unraisable hook or the asyncio log.
+    The save itself reports the failure. Writes that end after Orbax has closed its event loop, or
+    that also find the disk full, cannot report theirs, and Python prints a traceback for each,
+    through the unraisable hook or the asyncio log.
     """
     if getattr(sys.unraisablehook, "func", None) is not _tell:
         sys.unraisablehook = functools.partial(_tell, sys.unraisablehook)
@@ -443,16 +445,18 @@ def _ignore_late_writes() -> None:
 
 
 def _tell(hook: Callable[[Any], Any], about: Any) -> None:
-    if not _is_closed_loop(about.exc_value):
+    if not _is_late_write(about.exc_value):
         hook(about)
 
 
 def _is_no_late_write(record: logging.LogRecord) -> bool:
-    return not (record.exc_info and _is_closed_loop(record.exc_info[1]))
+    return not (record.exc_info and _is_late_write(record.exc_info[1]))
 
 
-def _is_closed_loop(error: BaseException | None) -> bool:
-    return isinstance(error, RuntimeError) and str(error) == "Event loop is closed"
+def _is_late_write(error: BaseException | None) -> bool:
+    closed = isinstance(error, RuntimeError) and str(error) == "Event loop is closed"
+    full = isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT)
+    return closed or full or "No space left on device" in str(error)  # TensorStore's ValueError
 
 
 def _is_step(name: str) -> bool:
