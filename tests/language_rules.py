@@ -90,6 +90,7 @@ DTYPE = r"(?:bool|u?int\d*|b?float\d*|complex\d*)"
 SHAPE = re.compile(rf"^(?:\[[^\[\]]*\]|{DTYPE}\b|[,:;]|\s)+")
 SECTION = re.compile(r"^(\s*)(Args|Attributes|Returns|Yields):\s*(.*)$")
 ENTRY = re.compile(r"^(\**\w+(?:,\s+(?:and\s+)?\**\w+)*):(?:\s+(.*)|)$")
+CONTENT = re.compile(r"\s+[A-Z]\w+(?:Error|Failed|Exit): what\b")
 # Strings and comments of Python, each from where it begins.
 LEXER = re.compile(
     r'(?P<docstring>(?:(?<=:)|\A)\s*r?"""(?:\\.|[^\\])*?""")'
@@ -213,6 +214,8 @@ def _entries(docstring: str, first: int) -> Iterator[Fault]:
     section, indent = "", 0
     entry, entry_line = "", 0
     for number, line in enumerate(docstring.split("\n")):
+        if CONTENT.match(line):  # of the message, in place of the condition
+            yield first + number, "state when it is raised, not with 'what'", line.strip()[:60]
         start = SECTION.match(line)
         here = len(line) - len(line.lstrip())
         named = ENTRY.match(line.strip()) if section in ("Args", "Attributes") else None

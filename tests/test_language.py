@@ -87,6 +87,12 @@ def test_entries_are_found_at_their_lines():
     assert {line for line, *_ in language._entries(text, 1)} == {6}
 
 
+def test_raises_names_the_condition():
+    text = '"""One line.\n\n    Raises:\n        ConfigError: what was given.\n    """\n'
+    assert [line for line, *_ in language._python(text)] == [4]
+    assert not [*language._python(text.replace("what was given", "the value is negative"))]
+
+
 def test_help_texts_are_whole_phrases():
     source = 'x: int = option(1, "of everything")\nadd_argument("--n", help="how many")\n'
     assert len({line for line, *_ in language._python(source)}) == 2

@@ -338,10 +338,12 @@ def test_one_device_has_no_layout():
 
 # --- eight devices --------------------------------------------------------------------------------
 
-# For parameters after 20 updates of Adam, which move each by some 1e-2. Sums in another order
-# round differently, and Adam divides a gradient near zero by its own size: the largest difference
-# seen is 1.0e-5 (REINFORCE, 500 steps). The gradients themselves must agree to 1e-6.
-PARAMS_TOLERANCE = 1e-4
+# Largest difference of parameters after 20 updates of Adam, which move each by some 1e-2. Sums in
+# another order round differently, and Adam divides a gradient near zero by its own size: the
+# differences are about 1e-6, but for REINFORCE with its sums over 500 steps, where another machine
+# had 1.0e-5. The gradients themselves must agree to 1e-6.
+PARAMS_TOLERANCE = {"reinforce": 1e-4}
+FOR_THE_OTHERS = 1e-5
 
 
 def on_eight_devices(*arguments, seconds=600):
@@ -374,10 +376,10 @@ def test_eight_devices_compute_the_gradient_of_one():
 def test_several_devices_learn_what_one_learns(name):
     """Each device computes its share: results would also be right if each computed everything."""
     found = on_eight_devices(name)
-    one = found.pop("1")
+    one, tolerance = found.pop("1"), PARAMS_TOLERANCE.get(name, FOR_THE_OTHERS)
     for number, several in found.items():
         assert one["made"] == several["made"] > 0
-        assert largest_difference(one["params"], several["params"]) < PARAMS_TOLERANCE
+        assert largest_difference(one["params"], several["params"]) < tolerance
         for metric, value in one["metrics"].items():
             assert several["metrics"][metric] == pytest.approx(value, rel=1e-3, abs=1e-5), metric
         assert several["flops"] == pytest.approx(one["flops"] / int(number), rel=0.1)
@@ -398,5 +400,5 @@ def test_a_run_goes_on_on_another_number_of_devices(tmp_path):
     for number in ("1", "2", "all"):
         assert found[number][0] == 20
         difference = largest_difference(found[f"{number} params"], found["whole params"])
-        assert difference < PARAMS_TOLERANCE
+        assert difference < 1e-6
     assert len(found["returns"]) == 4

@@ -70,7 +70,7 @@ def refuse(arguments: list[str], command: str, instead: str) -> None:
         instead: what to do instead.
 
     Raises:
-        ConfigError: the flag that was given.
+        ConfigError: such a flag was given.
     """
     flags = {f"--{name.replace('_', '-')}" for name in CLUSTER_OPTIONS}
     given = [a for a in arguments if a.partition("=")[0].replace("_", "-") in flags]

@@ -47,7 +47,7 @@ def refuse_unknown(
         algorithms: whether the command trains with one of several algorithms, whose options differ.
 
     Raises:
-        ConfigError: the flag, and what to write instead.
+        ConfigError: a flag is unknown; the message states the flag to write instead.
     """
     allowed = {*known, *EXTRA, *(f"no_{name}" for name in switches)}
     for word in words:
@@ -89,7 +89,7 @@ def refuse_values(words: list[str], fields: dict[str, Any], program: str, most: 
         The number of words that belong to no option.
 
     Raises:
-        ConfigError: the flag, the value, and what is allowed.
+        ConfigError: a value is invalid; the message states the flag and the allowed values.
     """
     alone = 0
     for name, values in _given(words):

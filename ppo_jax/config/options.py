@@ -167,7 +167,7 @@ def check(field: Field, value: Any) -> None:
     """Refuse a value of another type, or out of range.
 
     Raises:
-        ConfigError: what was given and what is allowed.
+        ConfigError: a value is invalid; the message states the value and the allowed range.
     """
     wanted, bounds = kind(field), field.metadata["bounds"]
     if value is None and wanted.optional:
@@ -269,7 +269,7 @@ def check_record(record: Any) -> None:
     """Refuse a value of another type, or out of range, in any dataclass made of options.
 
     Raises:
-        ConfigError: what was given and what is allowed.
+        ConfigError: a value is invalid; the message states the value and the allowed range.
     """
     for field in dataclasses.fields(record):
         check(field, getattr(record, field.name))

@@ -65,7 +65,7 @@ def refuse_file(name: str, what: str = "") -> None:
         what: the option or the kind of object, for the message.
 
     Raises:
-        ConfigError: the reference to write.
+        ConfigError: the reference names a file; the message states the reference to write.
     """
     file, colon, part = name.partition(":")
     if file.endswith(".py") and colon and not is_text(name):
@@ -78,7 +78,7 @@ def check_policy(name: str | None) -> None:
     """Refuse the name of a policy of Stable-Baselines3. Nothing is imported.
 
     Raises:
-        ConfigError: what describes the network here.
+        ConfigError: the name is one of theirs; the message names our options of networks.
     """
     if name in THEIRS and not findable(name):
         raise ConfigError(

@@ -217,7 +217,7 @@ def check_moving(config: Any, horizon: Any) -> None:
         horizon: number of environment steps over which schedules move; a tracer is not checked.
 
     Raises:
-        ConfigError: what was given, what is allowed, what to do.
+        ConfigError: a schedule is invalid; the message states the value and a remedy.
     """
     if is_tracer(horizon) or not math.isinf(horizon):
         return

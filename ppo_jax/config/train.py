@@ -388,7 +388,7 @@ def check(config: TrainConfig, env: Any = None) -> None:
         env: the environment, for the checks that need it; None: these checks are omitted.
 
     Raises:
-        ConfigError: what was given, what is allowed, what to do.
+        ConfigError: a value is invalid; the message states the value and a remedy.
     """
     known = fields(config.algorithm)
     expected = algorithms.config_of(config.algorithm)

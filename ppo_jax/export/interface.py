@@ -83,7 +83,7 @@ def refuse_64_bits(parts: Parts, format: str) -> None:
     """Refuse observations or actions with integers that do not fit in 32 bits.
 
     Raises:
-        ConfigError: the name and the range of the values, and a remedy.
+        ConfigError: the values exceed the range; the message states the name, range and a remedy.
     """
     for port in (*inputs(parts), output(parts)):
         if not port.fits:

@@ -71,7 +71,7 @@ def check(job: Job, options: KeepOptions) -> None:
         options: options of the run.
 
     Raises:
-        ConfigError: the value of the option, and a remedy.
+        ConfigError: the option does not fit the job; the message states a remedy.
     """
     memory.check(job)
     _check_group(job, options)
@@ -332,7 +332,7 @@ class _Loop:
         """End the run if an activity outside its programs has failed.
 
         Raises:
-            RunFailed: the reason, what has been saved, and how to continue.
+            RunFailed: an activity failed; the message states what was saved and how to continue.
             _GivenUp: a signal ends the run anyway.
         """
         outside = self.job.outside

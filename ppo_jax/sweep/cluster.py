@@ -142,7 +142,7 @@ def check_names(spec: Spec) -> None:
     """Refuse environments, networks and algorithms that workers cannot import by name.
 
     Raises:
-        ConfigError: the object, and a remedy.
+        ConfigError: an object cannot be sent; the message names it and states a remedy.
     """
     for config in spec.configs:
         for part in (config.env, config.policy, config.algorithm):

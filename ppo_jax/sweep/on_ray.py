@@ -39,7 +39,7 @@ def check(options: WorkerOptions) -> None:
         options: options of the command line.
 
     Raises:
-        ConfigError: the command that installs Ray.
+        ConfigError: Ray is not installed; the message states the command that installs it.
     """
     if importlib.util.find_spec("ray") is None:
         raise ConfigError("--cluster ray needs Ray; pip install 'ppo_jax[ray]'")
@@ -89,7 +89,7 @@ def _reach(address: str) -> None:
     """Refuse an address that does not respond, because Ray would retry for minutes.
 
     Raises:
-        ConfigError: the address, and the system's error.
+        ConfigError: the connection fails; the message states the address and the error.
     """
     match = re.fullmatch(r"(?:ray://)?\[?([^/]+?)\]?:(\d+)", address)
     if match is None:  # "auto", or another form that only Ray understands

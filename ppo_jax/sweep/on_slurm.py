@@ -48,7 +48,7 @@ def check(options: WorkerOptions) -> None:
         options: options of the command line.
 
     Raises:
-        ConfigError: the missing program or the invalid option.
+        ConfigError: a program is missing, or an option is invalid.
     """
     if importlib.util.find_spec("submitit") is None:
         raise ConfigError("--cluster slurm needs submitit; pip install 'ppo_jax[slurm]'")

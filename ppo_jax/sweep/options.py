@@ -107,7 +107,7 @@ class WorkerOptions:
         """Refuse options that contradict each other.
 
         Raises:
-            ConfigError: the option, and the value of --cluster that it requires.
+            ConfigError: an option requires another value of --cluster.
         """
         belongs = {"ray_address": ("ray",), "slurm": ("slurm",), "slurm_local": ("slurm",)}
         for field in dataclasses.fields(self):
