@@ -102,6 +102,7 @@ TASKS = {
     "space_invaders": Task(
         "spaceinvaders", 10_000_000, 131, "mean", "131 (gymnax-blines)", 2, True
     ),
+    "seaquest": Task("seaquest", 10_000_000, 1, "mean", "0.1 at random", 1, True),
 }
 
 

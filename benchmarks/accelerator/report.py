@@ -4,11 +4,12 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from benchmarks.table import RESULTS, Row, read
+from benchmarks.table import RESULTS, Row, read, replace
 from ppo_jax.analysis import style
 
 FILE = "accelerator.csv"
 Show = Callable[[Row], str]
+SEEDS_FILE = "accelerator_seeds.csv"
 PUBLISHED = RESULTS / "accelerator_published.csv"
 NOTHING = (
     "No accelerator has been measured yet. The command `python -m benchmarks.accelerator` measures "
@@ -47,6 +48,27 @@ def markdown(folder: Path = RESULTS) -> str:
         shown = [f"| {' | '.join(cells)} |" for cells in (head, *lines)]
         parts.append("\n".join([f"{title}:", "", shown[0], "|" + "---|" * len(head), *shown[1:]]))
     return "\n\n".join(parts) + "\n" if parts else NOTHING + "\n"
+
+
+def write_seeds(folder: Path, device: str, task: str, returns: list[float]) -> None:
+    """Write the return of each seed of a task; they replace those of an earlier run.
+
+    Args:
+        folder: folder of the results.
+        device: name of the device.
+        task: name of the task.
+        returns: mean return of each seed, from seed 0 on.
+    """
+    rows = [
+        {"device": device, "task": task, "seed": seed, "return": x}
+        for seed, x in enumerate(returns)
+    ]
+    replace(
+        folder / SEEDS_FILE,
+        rows,
+        ("device", "task"),
+        lambda row: (row["device"], row["task"], int(row["seed"])),
+    )
 
 
 def number(text: str) -> str:

@@ -303,6 +303,8 @@ class Session:
             full |= {"section": section, "task": name}
             if row.get("value", "") != "" or not self._measured(full):
                 replace(self.out / report.FILE, [full], KEY, place)
+            if "returns" in row:
+                report.write_seeds(self.out, self.common["device"], name, row["returns"])
             if section == "control" and row.get("value"):
                 self.rates[name] = float(row["value"])
             if row.get("passed") is False or str(row.get("why", "")).startswith("error"):
