@@ -31,12 +31,14 @@ if os.environ["PPO_JAX_TEST_QUICK"] == "1":
     os.environ["XLA_FLAGS"] = f"{QUICK} {os.environ.get('XLA_FLAGS', '')}"
 
 
-# Inherited by workers and by commands that tests start: the same small programs recur in many
-# tests, and each is compiled once.
+# Inherited by workers and by commands that tests start. Half of all compilations repeat an earlier
+# one, mostly of a small program: the persistent cache, which by default keeps only what took a
+# second, keeps all of them here. .ci/run names one folder for all its steps.
+OWN_CACHE = not os.environ.get("PPO_JAX_TEST_CACHE")
 CACHE = os.environ.get("PPO_JAX_TEST_CACHE") or tempfile.mkdtemp(prefix="ppo_jax-tests-")
 os.environ["PPO_JAX_TEST_CACHE"] = CACHE
 os.environ["JAX_COMPILATION_CACHE_DIR"] = CACHE
-os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0.3"
+os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0"
 
 
 def pytest_collection_finish(session):
@@ -51,8 +53,8 @@ def pytest_collection_finish(session):
 
 
 def pytest_unconfigure(config):
-    """The first process to start ends last, and deletes the temporary files."""
-    if "PYTEST_XDIST_WORKER" not in os.environ:
+    """The process that made the folder ends last, and deletes it."""
+    if OWN_CACHE:
         shutil.rmtree(CACHE, ignore_errors=True)
 
 
