@@ -599,7 +599,23 @@ def lowered(function, *arguments) -> str:
     return jax.export.export(jax.jit(function), platforms=["cuda"])(*arguments).mlir_module()
 
 
-@pytest.mark.parametrize("name", [*control.SHARED, *control.OWN])
+# Each differs from another program only in its number of environments or agents, or in precision.
+OTHER_SIZES = {
+    "cartpole-8192x32",
+    "cartpole-32768x32",
+    "cartpole-131072x32",
+    "cartpole-4x128-a2048",
+    "cartpole-8192x32-h256",
+}
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        pytest.param(name, marks=[pytest.mark.slow] if name in OTHER_SIZES else [])
+        for name in (*control.SHARED, *control.OWN)
+    ],
+)
 def test_training_programs_do_not_leave_the_device(name):
     config, agents = control.configuration(name, smoke=False)
     suite = config.env.partition(":")[0]
