@@ -55,29 +55,24 @@ def run(*words: str, **environment: str) -> subprocess.CompletedProcess:
     )
 
 
-# One task of each kind that takes seconds; the other computations have their own tests below, and
-# the whole run is a slow test.
-QUICK = ("cartpole-resumed", "ceilings", "cartpole-2048x32", "cartpole-8192x32-h256-highest")
-
-
-@pytest.fixture(scope="module", params=[QUICK, pytest.param((), marks=pytest.mark.slow)])
-def smoke(request, tmp_path_factory):
-    """(output of a smoke run on the CPU, its rows by section and task, the requested tasks)."""
+@pytest.fixture(scope="module")
+def smoke(tmp_path_factory):
+    """(output of a smoke run of all tasks on the CPU, its rows by section and task)."""
     out = tmp_path_factory.mktemp("smoke")
     # Enough minutes for a machine that also runs other tests.
-    words = ("--smoke", "--minutes", "20", "--out", str(out))
-    done = run(*words, *(("--tasks", *request.param) if request.param else ()))
+    done = run("--smoke", "--minutes", "20", "--out", str(out))
     assert done.returncode == 0, done.stderr[-3000:]
     rows = [*csv.DictReader((out / report.FILE).open())]
-    return done.stdout, {(r["section"], r["task"]): r for r in rows}, request.param
+    return done.stdout, {(r["section"], r["task"]): r for r in rows}
 
 
+@pytest.mark.slow
 def test_a_smoke_run_measures_every_task_or_says_why_not(smoke):
-    _, rows, wanted = smoke
+    _, rows = smoke
     for section, task in session.order():
         mine = [r for key, r in rows.items() if key == (section, task)]
         mine += [r for key, r in rows.items() if session.is_part(key, (section, task))]
-        assert bool(mine) == (not wanted or task.partition(": ")[0] in wanted), (section, task)
+        assert mine, (section, task)
         for row in mine:
             assert bool(row["value"]) != bool(row["why"]), row
             assert row["device"] and row["started"] and tuple(row) == FIELDS
@@ -88,8 +83,9 @@ def test_a_smoke_run_measures_every_task_or_says_why_not(smoke):
     assert all(any(k in why for k in known) for why in unmeasured.values()), unmeasured
 
 
+@pytest.mark.slow
 def test_a_smoke_run_fills_the_columns(smoke):
-    _, rows, wanted = smoke
+    _, rows = smoke
     trained = [r for (s, t), r in rows.items() if s == "control" and "ceilings" not in t]
     for row in (r for r in trained if r["value"]):
         low, value, high = (float(row[n]) for n in ("low", "value", "high"))
@@ -106,24 +102,24 @@ def test_a_smoke_run_fills_the_columns(smoke):
     precisions = {r["task"]: r["precision"] for r in trained}
     assert precisions["cartpole-8192x32-h256-highest"] == "highest"
     assert precisions["cartpole-2048x32"] == "default"
-    for name in () if wanted else ("gpt2-124m", "llama-1.3b"):
+    for name in ("gpt2-124m", "llama-1.3b"):
         row = rows["language", name]
         assert 0 < float(row["generation_share"]) < 1 and row["host_transfers"] == "0"
         assert row["precision"] == "bfloat16" and float(row["of_matmul"]) > 0
-    for name in () if wanted else learning.CHECKED:
+    for name in learning.CHECKED:
         row = rows["learning", name]
         assert float(row["low"]) < float(row["value"]) < float(row["high"])
         assert int(row["seeds"]) == 2 and int(row["env_steps"]) > 0 and row["threshold"]
     checked = [r for (s, _), r in rows.items() if s == "checks"]
-    assert [r["passed"] for r in checked] == ["True"] * (1 if wanted else 3)
+    assert [r["passed"] for r in checked] == ["True"] * 3
     assert float(rows["checks", "cartpole-resumed"]["value"]) == 0
 
 
+@pytest.mark.slow
 def test_a_smoke_run_prints_its_tables(smoke):
-    printed, _, wanted = smoke
+    printed, _ = smoke
     assert "| cartpole-2048x32 |" in printed and "Checks, cpu:" in printed
-    if not wanted:
-        assert "PufferLib 5.0" in printed and "Returns of 64 seeds, cpu:" in printed
+    assert "PufferLib 5.0" in printed and "Returns of 64 seeds, cpu:" in printed
 
 
 def test_a_run_that_is_cut_keeps_its_rows(tmp_path):
@@ -603,7 +599,23 @@ def lowered(function, *arguments) -> str:
     return jax.export.export(jax.jit(function), platforms=["cuda"])(*arguments).mlir_module()
 
 
-@pytest.mark.parametrize("name", [*control.SHARED, *control.OWN])
+# Each differs from another program only in its number of environments or agents, or in precision.
+OTHER_SIZES = {
+    "cartpole-8192x32",
+    "cartpole-32768x32",
+    "cartpole-131072x32",
+    "cartpole-4x128-a2048",
+    "cartpole-8192x32-h256",
+}
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        pytest.param(name, marks=[pytest.mark.slow] if name in OTHER_SIZES else [])
+        for name in (*control.SHARED, *control.OWN)
+    ],
+)
 def test_training_programs_do_not_leave_the_device(name):
     config, agents = control.configuration(name, smoke=False)
     suite = config.env.partition(":")[0]

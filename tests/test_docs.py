@@ -87,6 +87,7 @@ def test_the_example_of_the_sweeps_page_runs(capsys):
     assert capsys.readouterr().out == printed + "\n"
 
 
+@pytest.mark.slow
 def test_the_example_of_the_spaces_page_runs(capsys):
     (block,) = re.findall(r"```python\n(.*?)```", (ROOT / "docs/spaces.md").read_text(), re.S)
     exec(compile(block, "spaces.md", "exec"), {})
