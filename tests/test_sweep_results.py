@@ -299,7 +299,7 @@ def test_the_table_to_paste_has_values_and_intervals():
     rows = results.table(found)
     head, sides, best, _ = tables.markdown(rows).splitlines()
     assert head.startswith("| learning_rate | environment | seeds | diverged | mean | IQM | 95 % ")
-    assert "point" not in head and sides.startswith("| ---: | --- | ---: |")
+    assert "configuration" not in head and sides.startswith("| ---: | --- | ---: |")
     assert best.startswith("| 0.0005 | CartPole-v1 | 2 | 0 | 490 | 490 | [480, 500] | ")
     assert best.endswith("| 100% |")
     lines = tables.latex(rows).splitlines()

@@ -30,9 +30,9 @@ from ppo_jax.sweep.store import CONTENTS, Store, SweepDirectory, read_sessions, 
 FLAGS = [
     "--preset", "none", "--num-envs", "4", "--num-steps", "32", "--total-timesteps", "640",
     "--hidden", "16", "16", "--vary", "learning_rate=1e-3,1e-2", "--seeds", "3",
-    "--batch-size", "2", "--eval-episodes", "4",
+    "--agents-per-device", "2", "--eval-episodes", "4",
 ]  # fmt: skip
-COLUMNS = ["point", "seed", "env_step", "metric", "value"]
+COLUMNS = ["configuration", "seed", "env_step", "metric", "value"]
 
 
 def sweep(path: Path, *more: str, flags=FLAGS) -> int:
@@ -58,13 +58,13 @@ def test_a_sweep_leaves_what_is_promised(finished):
     with (finished / "results.csv").open() as file:
         rows = [*csv.DictReader(file)]
     assert [*rows[0]] == COLUMNS
-    assert {(r["point"], r["seed"]) for r in rows} == {(p, s) for p in "01" for s in "012"}
-    returns = [r for r in rows if r["metric"] == "episode_return" and r["point"] == "1"]
+    assert {(r["configuration"], r["seed"]) for r in rows} == {(p, s) for p in "01" for s in "012"}
+    returns = [r for r in rows if r["metric"] == "episode_return" and r["configuration"] == "1"]
     assert [int(r["env_step"]) for r in returns[:5]] == [128, 256, 384, 512, 640]
     evaluations = [r for r in rows if r["metric"] == "eval_return"]
     assert len(evaluations) == 6 and {r["env_step"] for r in evaluations} == {"640"}
     summary = json.loads((finished / "summary.json").read_text())
-    assert (summary["points"], summary["seeds"]) == (2, 3)
+    assert (summary["configurations"], summary["seeds"]) == (2, 3)
     session = summary["last_session"]
     assert (session["compiled_programs"], session["env_steps"]) == (1, 6 * 640)
     page = (finished / "report.html").read_text()
@@ -96,14 +96,14 @@ def test_the_best_agent_of_each_point_is_kept_and_plays(finished):
     kept = sorted(p.name for p in (finished / "agents").iterdir())
     expected = []
     for p in "01":
-        best = max((a for a in agents if a["point"] == p), key=lambda a: float(a["score"]))
-        expected.append(f"point000{p}_seed{best['seed']}")
+        best = max((a for a in agents if a["configuration"] == p), key=lambda a: float(a["score"]))
+        expected.append(f"configuration000{p}_seed{best['seed']}")
     assert kept == expected
     config, program, state = load(finished / "agents" / kept[0])
     assert int(state.update) == 5 and config.hyper.learning_rate == 1e-3
     saved = json.loads((finished / "agents" / kept[0] / "summary.json").read_text())
     assert saved["eval_return_mean"] == pytest.approx(
-        max(float(a["score"]) for a in agents if a["point"] == "0")
+        max(float(a["score"]) for a in agents if a["configuration"] == "0")
     )
     # Evaluated with a key that training does not use: the one of a run with that seed.
     played = evaluate(
@@ -367,7 +367,7 @@ def test_environments_and_what_diverges_on_disk(tmp_path):
     assert command.run_command(words) == 0
     path = tmp_path / "two"
     summary = json.loads((path / "summary.json").read_text())
-    assert (summary["points"], summary["diverged"]) == (4, 4)
+    assert (summary["configurations"], summary["diverged"]) == (4, 4)
     assert summary["best"] == "learning_rate=0.001"
     found = penalise(Store(path, read_spec(path)[0]).results())
     bad = next(r for r in found if r.env == "Pendulum-v1" and r.diverged.all())
@@ -407,7 +407,7 @@ def test_a_finished_sweep_is_not_overwritten_by_accident(finished):
     [
         (["--seeds", "4"], "these differ: seeds"),
         (["--gamma", "0.5"], "these differ: gamma"),
-        (["--batch-size", "3"], "--batch-size 2, given 3; another width"),
+        (["--agents-per-device", "3"], "--agents-per-device 2, given 3; another number"),
         (["--keep", "all"], "--keep best, given all; agents that were not kept"),
         (["--confirm", "3"], "other seeds or values; move it away to confirm with 3"),
         (["--overwrite"], "omit --run-dir and --overwrite"),
@@ -423,7 +423,7 @@ def test_a_resumed_sweep_is_the_same_sweep(finished, more, says):
     [
         (["--vary", "num_envs=3", "--minibatches", "5"], "does not divide"),
         (["--vary", "env=Nowhere-v1"], "Nowhere-v1"),
-        (["--batch-size", "many"], "batch_size is 'many'"),
+        (["--agents-per-device", "many"], "agents_per_device is 'many'"),
         (["--sample", "9"], "only 2 combinations"),
         (["--seed", "4294967295"], "out of range"),
         (["--seed", "4294967290", "--confirm", "9"], "no 9 seeds after"),
@@ -435,7 +435,7 @@ def test_bad_input_is_refused_before_anything_is_written(tmp_path, more, says):
     assert not (tmp_path / "new").exists()
 
 
-@pytest.mark.parametrize(("flag", "value"), [("--batch-size", "3"), ("--keep", "all")])
+@pytest.mark.parametrize(("flag", "value"), [("--agents-per-device", "3"), ("--keep", "all")])
 def test_what_the_first_session_settled_stays(finished, flag, value):
     """Also if no other flag is given."""
     with pytest.raises(

@@ -4,7 +4,7 @@ import shutil
 import sys
 import textwrap
 
-from ppo_jax.config import ConfigError
+from ppo_jax.config import ConfigError, commands
 from ppo_jax.runs import terminal
 
 Rows = list[tuple[str, ...]]
@@ -41,7 +41,7 @@ def only_help(words: list[str], program: str, doc: str, most: int = 0) -> bool:
         ConfigError: a flag, or too many words.
     """
     if {"-h", "--help"} & {*words}:
-        terminal.say(doc)
+        terminal.say(commands.shown(doc))
         return True
     flags = [word for word in words if word.startswith("-")]
     if flags or len(words) > most:

@@ -5,6 +5,7 @@ from typing import NoReturn
 
 from ppo_jax.cli import listing
 from ppo_jax.cli.errors import exit_without_device
+from ppo_jax.config import commands
 from ppo_jax.config.presets import PRESETS
 from ppo_jax.runs import terminal
 
@@ -31,5 +32,9 @@ def _list(words: list[str]) -> int:
         for name, values in PRESETS.items()
     ]
     listing.show(rows)
-    terminal.say("\n`ppo-jax train --preset NAME --print-config` prints the values of a preset.")
+    terminal.say(
+        commands.shown(
+            "\n`ppo-jax train --preset NAME --print-config` prints the values of a preset."
+        )
+    )
     return 0
