@@ -81,7 +81,7 @@ def test_a_sweep_leaves_what_is_promised(finished):
 
 def test_the_table_holds_the_numbers_of_run_seeds(finished):
     spec, _ = read_spec(finished)
-    _, metrics = run_seeds(spec.configs[1], 3, batch_size=2)
+    _, metrics = run_seeds(spec.configs[1], 3, agents_per_device=2)
     found = Store(finished, spec).results()[1]
     np.testing.assert_allclose(found.metrics["loss"], metrics["loss"], rtol=1e-4, atol=1e-5)
     assert not diverged(metrics).any()

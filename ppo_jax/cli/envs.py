@@ -83,7 +83,7 @@ def _words(requirement: str) -> str:
 def _show_commands(requirements: list[str]) -> None:
     """Print the commands that install requirements."""
     for name in requirements:
-        terminal.say(f"`{installation.command(name)}` installs {_words(name)}.")
+        terminal.say(f"  # installs {_words(name)}\n  {installation.command(name)}")
 
 
 def _presets() -> dict[str, str]:
