@@ -156,6 +156,11 @@ def test_points_that_cannot_be_are_refused():
         run_sweep(small(), {"clip_ep": [0.1]}, 2)
     with pytest.raises(ConfigError, match="clip_eps"):
         run_sweep(small(), {"clip_eps": [-1.0]}, 2)
+    with (
+        pytest.warns(DeprecationWarning, match="batch_size= is now agents_per_device="),
+        pytest.raises(ConfigError, match="agents_per_device is 0"),
+    ):
+        run_seeds(small(), 2, batch_size=0)
     with pytest.raises(ConfigError, match="agents_per_device"):
         run_seeds(small(), 2, agents_per_device=0)
 

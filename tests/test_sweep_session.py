@@ -22,8 +22,9 @@ from ppo_jax.experiment import EVALUATION
 from ppo_jax.runs import chunk
 from ppo_jax.runs.folder import RunDirectory
 from ppo_jax.runs.restore import load
+from ppo_jax.runs.trust import Given
 from ppo_jax.sweep import publish as publishing
-from ppo_jax.sweep import run_seeds, session
+from ppo_jax.sweep import run_seeds, session, store
 from ppo_jax.sweep.results import diverged, penalise
 from ppo_jax.sweep.store import CONTENTS, Store, SweepDirectory, read_sessions, read_spec
 
@@ -442,6 +443,32 @@ def test_what_the_first_session_settled_stays(finished, flag, value):
         ConfigError, match=f"the sweep has {flag} .*, given {value}; .* so it stays"
     ):
         command.run_command(["--resume", str(finished), flag, value])
+
+
+def test_a_sweep_of_an_earlier_version_is_continued(finished, tmp_path):
+    """It has another name for the number of agents per device, and for the folders of agents."""
+    path = copy(finished, tmp_path / "older")
+    content = json.loads((path / "sweep.json").read_text())
+    content.pop("signature", None)
+    content["options"]["batch_size"] = content["options"].pop("agents_per_device")
+    (path / "sweep.json").write_text(json.dumps(content))
+    (path / "manifest.json").unlink()
+    for agent in [*(path / "agents").iterdir()]:
+        agent.rename(agent.with_name(agent.name.replace("configuration", "point")))
+    assert read_spec(path, Given(trust=True))[1]["agents_per_device"] == "2"
+    names = {p.name for p in (finished / "agents").iterdir()}
+    store.rename_agents(path / "agents")
+    assert {p.name for p in (path / "agents").iterdir()} == names
+    (path / "agents" / f"{min(names)}.txt").write_text("")
+    store.rename_agents(path / "agents")
+    store.clear_agents(path / "agents")
+    assert [p.name for p in (path / "agents").iterdir()] == [f"{min(names)}.txt"]
+
+
+def test_the_older_flag_is_read_and_named():
+    with pytest.warns(UserWarning, match="--batch-size of a sweep is now --agents-per-device"):
+        found = command._renamed(["--batch-size", "2", "--batch_size=3", "--seeds", "4"])
+    assert found == ["--agents-per-device", "2", "--agents-per-device=3", "--seeds", "4"]
 
 
 def test_fresh_seeds_have_no_say_in_the_ranking(finished, tmp_path, monkeypatch):
