@@ -343,6 +343,19 @@ def test_help_has_groups_and_says_where_defaults_come_from(capsys, monkeypatch):
     assert "mountain_car_continuous" not in words  # presets have a command of their own
 
 
+@pytest.mark.parametrize(
+    "words", ["", "rlhf", "envs", "presets", "algorithms", "benchmark", "plot", "sweep", "export"]
+)
+def test_help_fits_into_80_columns(words, monkeypatch, capsys):
+    monkeypatch.setenv("COLUMNS", "80")
+    monkeypatch.setenv(commands.VARIABLE, "python3 some/where/run.py")
+    with pytest.raises(SystemExit) as end:
+        front.main([*words.split(), "--help"])
+    text = capsys.readouterr().out
+    assert end.value.code == 0 and "some/where/run.py" in text
+    assert max(map(len, text.splitlines())) <= 80
+
+
 def test_every_option_of_a_group_exists():
     own = {n for algorithm in CONFIGS for n in fields(algorithm)} | {*flags.START}
     own |= {

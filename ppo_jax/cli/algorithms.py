@@ -6,7 +6,7 @@ from typing import NoReturn
 from ppo_jax.algorithms.configs import CONFIGS
 from ppo_jax.cli import listing
 from ppo_jax.cli.errors import exit_without_device
-from ppo_jax.config import commands, references
+from ppo_jax.config import references
 from ppo_jax.runs import terminal
 
 PROGRAM = "ppo-jax algorithms"
@@ -40,6 +40,6 @@ def _list(words: list[str]) -> int:
     rows += [(name, f"registered by an installed package: {where}") for name, where in own.items()]
     listing.show(rows)
     terminal.say(
-        commands.shown("\n`ppo-jax train --algorithm NAME --help` lists its hyperparameters.")
+        listing.wrapped("\n`ppo-jax train --algorithm NAME --help` lists its hyperparameters.")
     )
     return 0

@@ -9,7 +9,7 @@ from typing import NoReturn
 
 from ppo_jax.cli import listing
 from ppo_jax.cli.errors import exit_without_device
-from ppo_jax.config import ConfigError, commands
+from ppo_jax.config import ConfigError
 from ppo_jax.config.errors import did_you_mean
 from ppo_jax.runs import terminal
 
@@ -34,7 +34,7 @@ def _list(words: list[str]) -> int:
         return 0
     rows: listing.Rows = [(name, _first_line(path)) for name, path in _benchmarks().items()]
     listing.show(rows)
-    terminal.say(commands.shown(f"\n`{PROGRAM} NAME --help` describes a benchmark."))
+    terminal.say(listing.wrapped(f"\n`{PROGRAM} NAME --help` describes a benchmark."))
     return 0
 
 

@@ -6,7 +6,7 @@ from typing import NoReturn
 from ppo_jax import suites
 from ppo_jax.cli import listing
 from ppo_jax.cli.errors import exit_without_device
-from ppo_jax.config import commands, installation
+from ppo_jax.config import installation
 from ppo_jax.config.errors import UnknownEnvironment, did_you_mean
 from ppo_jax.config.presets import PRESETS
 from ppo_jax.runs import terminal
@@ -45,7 +45,7 @@ def _list_suites() -> None:
         state = f"needs {_words(missing)}" if missing else "installed"
         rows.append((suite, str(len(found[suite]) or ""), state, about))
     listing.show(sorted(rows, key=lambda row: row[2] != "installed"))
-    terminal.say(commands.shown("\n`ppo-jax envs SUITE` lists the environments of a suite."))
+    terminal.say(listing.wrapped("\n`ppo-jax envs SUITE` lists the environments of a suite."))
     _show_commands([*filter(None, map(suites.missing_requirement, suites.ABOUT))][:1])
 
 

@@ -6,6 +6,7 @@ import sys
 from typing import NoReturn
 
 import ppo_jax
+from ppo_jax.cli.listing import wrapped
 from ppo_jax.config import commands
 from ppo_jax.runs import terminal
 
@@ -66,22 +67,24 @@ def _unknown(words: list[str]) -> str:
 
 def usage() -> str:
     """The text of --help."""
-    program, width = commands.shown(NAME), max(map(len, COMMANDS)) + 2
+    width = max(map(len, COMMANDS)) + 2
     lines = [f"  {name:{width}}{text}" for name, (_, text) in COMMANDS.items()]
-    return "\n".join(
+    text = "\n".join(
         [
-            f"usage: {program} COMMAND ...",
+            f"usage: {NAME} COMMAND ...",
             "",
             "PPO and related policy-gradient algorithms in JAX.",
             "",
             "commands:",
             *lines,
             "",
-            f"{program} COMMAND --help lists the options of a command.",
-            f"{program} --version prints the version.",
+            f"`{NAME} COMMAND --help` lists the options of a command.",
+            "",
+            f"`{NAME} --version` prints the version.",
             "",
             "A first run, on the default environment CartPole-v1:",
-            f"  {program} train --run-dir runs/first",
-            f"  {program} evaluate runs/first --gif first.gif",
+            f"  {NAME} train --run-dir runs/first",
+            f"  {NAME} evaluate runs/first --gif first.gif",
         ]
     )
+    return wrapped(text)

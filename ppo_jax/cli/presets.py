@@ -5,7 +5,6 @@ from typing import NoReturn
 
 from ppo_jax.cli import listing
 from ppo_jax.cli.errors import exit_without_device
-from ppo_jax.config import commands
 from ppo_jax.config.presets import PRESETS
 from ppo_jax.runs import terminal
 
@@ -33,7 +32,7 @@ def _list(words: list[str]) -> int:
     ]
     listing.show(rows)
     terminal.say(
-        commands.shown(
+        listing.wrapped(
             "\n`ppo-jax train --preset NAME --print-config` prints the values of a preset."
         )
     )

@@ -27,9 +27,7 @@ if TYPE_CHECKING:
     from ppo_jax.sweep.store import Spec
 
 PROGRAM = "ppo-jax sweep"
-DOC = (
-    "Train many agents at once, all combinations of hyperparameters and seeds, and report on them."
-)
+DOC = "Train all combinations of hyperparameters and seeds at once, and report on them."
 # Options that may change when a sweep is resumed.
 FREE_ON_RESUME = (
     "run_dir", "resume", "confirm", "threshold", "trust",
