@@ -16,7 +16,7 @@ COMMANDS = {
     "evaluate": ("ppo_jax.cli.evaluate", "evaluate a trained agent, and record episodes"),
     "sweep": (
         "ppo_jax.cli.sweep",
-        "train many agents at once: all combinations of hyperparameters and seeds",
+        "train all combinations of hyperparameters and seeds at once",
     ),
     "plot": ("ppo_jax.cli.plot", "draw the learning curves of runs and sweeps"),
     "export": ("ppo_jax.cli.export", "write an agent to a file that needs no ppo_jax"),
