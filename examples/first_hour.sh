@@ -20,7 +20,7 @@ timed() {
   row "$*" $((SECONDS - start)) seconds
 }
 # The section of README.md that describes the first hour, without empty lines.
-section() { awk '/^## /{here = /The first hour/} here && NF' README.md; }
+section() { awk '/^## /{here = /The first hour/; next} here && NF' README.md; }
 echo "what,value,unit" >"$csv"
 
 timed git clone --quiet "$1" "$2"
@@ -43,5 +43,6 @@ timed python -m ppo_jax.evaluate ../runs/delivery
 row "all commands" $((SECONDS - begin)) seconds
 row "commands that are typed" "$(section | grep -c '^    ')" lines
 row "delivery.py, which is typed" "$(grep -c '[^ ]' delivery.py)" lines
+row "CPU cores" "$(nproc)" cores
 row "README.md, which is read" "$(section | grep -vc '^    ')" lines
 echo "--- $((SECONDS - begin)) s in all; the agent is in $2/runs/delivery"
