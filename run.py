@@ -3,12 +3,17 @@
 
     python3 run.py train          train an agent
     python3 run.py test           run the tests
+    python3 run.py install EXTRA...
+                                  install extras into .venv, such as brax or tensorboard
     python3 run.py COMMAND ...    any other command of ppo-jax: evaluate, sweep, plot, export,
                                   rlhf, envs, presets, algorithms, check-env, benchmark
 
 Python and pip are all that is needed. The first call creates .venv beside this file and installs
 the packages of the lock file, whose hashes pip verifies; later calls install nothing and work
 offline. All arguments are passed on to the command.
+
+After an update of the repository, the next call installs the packages that changed. Extras and
+other packages in .venv stay, unless the repository was moved or Python has another version.
 
 PPO_JAX_DEVICE=cpu|cuda chooses the lock file; by default cuda where there is an NVIDIA driver.
 """
@@ -24,6 +29,7 @@ import sys
 HERE = os.path.dirname(os.path.abspath(__file__))
 VENV = os.path.join(HERE, ".venv")
 PYTHON = os.path.join(VENV, "bin", "python")
+PIP = [PYTHON, "-m", "pip", "--disable-pip-version-check", "install", "--quiet"]
 # Commands that are not those of `python -m ppo_jax`.
 OTHERS = {"test": ["-m", "pytest"]}
 
@@ -53,23 +59,44 @@ def fingerprint(lock):
 
 def install(lock, stamp, wanted):
     print("run.py: installing %s into .venv (once; a minute or two)" % lock, file=sys.stderr)
-    if subprocess.call([sys.executable, "-m", "venv", "--clear", VENV]):
+    if not works(stamp) and subprocess.call([sys.executable, "-m", "venv", "--clear", VENV]):
         fail("cannot create .venv; on Debian or Ubuntu: apt-get install python3-venv")
-    pip = [PYTHON, "-m", "pip", "--disable-pip-version-check", "install", "--quiet"]
-    pinned = pip + ["--require-hashes", "-r", os.path.join(HERE, lock)]
-    ours = pip + ["--no-deps", "--no-build-isolation", "--no-index", "--editable", HERE]
+    pinned = PIP + ["--require-hashes", "-r", os.path.join(HERE, lock)]
+    ours = PIP + ["--no-deps", "--no-build-isolation", "--no-index", "--editable", HERE]
     for command in (pinned, ours):
         if subprocess.call(command):
             fail("the installation failed; see the message above, then run this again")
     with open(stamp, "w") as file:
-        file.write(wanted)
+        file.write(wanted + "\n" + HERE)
+
+
+def works(stamp):
+    """Whether .venv was completed in this place before, for this version of Python, and has pip."""
+    if not (os.path.exists(PYTHON) and read(stamp)[1:] == [HERE]):
+        return False
+    script = "import sys, pip; sys.exit(sys.version_info[:2] != %r)" % (sys.version_info[:2],)
+    with open(os.devnull, "w") as nowhere:
+        return subprocess.call([PYTHON, "-c", script], stderr=nowhere) == 0
+
+
+def add(extras):
+    """Install extras of the package; pip changes a pinned package only where an extra needs it."""
+    if not extras or any(name.startswith("-") for name in extras):
+        fail("name the extras: python3 run.py install EXTRA..., as listed in docs/installation.md")
+    wanted = "%s[%s]" % (HERE, ",".join(extras))
+    sys.exit(subprocess.call(PIP + ["--no-build-isolation", "--editable", wanted]))
 
 
 def installed(stamp, wanted):
+    return read(stamp)[:1] == [wanted]
+
+
+def read(stamp):
+    """The lines of the file that the last complete installation wrote: fingerprint, place."""
     if not os.path.exists(stamp):
-        return False
+        return []
     with open(stamp) as file:
-        return file.read() == wanted
+        return file.read().splitlines()
 
 
 def quoted(path):
@@ -88,6 +115,8 @@ def main():
     stamp, wanted = os.path.join(VENV, "installed"), fingerprint(lock)
     if not installed(stamp, wanted):
         install(lock, stamp, wanted)
+    if sys.argv[1] == "install":
+        add(sys.argv[2:])
     if sys.argv[1] == "test":
         os.chdir(HERE)
     os.environ["PPO_JAX_COMMAND"] = "python3 " + quoted(os.path.relpath(os.path.abspath(__file__)))

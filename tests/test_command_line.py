@@ -1,11 +1,13 @@
 """The command line as a new user meets it: quick answers, names of other libraries, lists, what to
 do next."""
 
+import json
 import os
 import re
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -18,11 +20,19 @@ from ppo_jax.cli import sweep as sweep_command
 from ppo_jax.cli import train as train_command
 from ppo_jax.cli import words as command_words
 from ppo_jax.cli.groups import GROUPS, ORDER
-from ppo_jax.config import ConfigError, fields, foreign, make, standard
+from ppo_jax.config import (
+    ConfigError,
+    commands,
+    fields,
+    foreign,
+    installation,
+    make,
+    standard,
+)
 from ppo_jax.config import rlhf as language_options
 from ppo_jax.config.presets import PRESETS
 from ppo_jax.config.toml import to_toml
-from ppo_jax.runs import commands, terminal
+from ppo_jax.runs import terminal
 
 ROOT = Path(__file__).parent.parent
 
@@ -97,7 +107,7 @@ for words, expected in {QUICK!r}:
 def test_the_old_names_of_commands_answer_without_jax(module):
     words = [sys.executable, "-X", "importtime", "-m", f"ppo_jax.{module}", "--help"]
     result = subprocess.run(words, capture_output=True, text=True, timeout=120, check=False)
-    assert result.returncode == 0 and "usage: ppo-jax" in result.stdout
+    assert result.returncode == 0 and "python -m ppo_jax" in result.stdout.replace("\n", " ")
     assert not re.search(r"\| +jax\n", result.stderr)
 
 
@@ -137,13 +147,13 @@ def test_a_missing_package_is_named(monkeypatch):
         "importlib.util.find_spec", lambda name: None if name in missing else object()
     )
     without("brax", "Box2D")
-    assert suites.how_to_use("brax", "ant").endswith('(install it first: pip install ".[brax]")')
-    assert suites.missing_package("gymnasium", "LunarLander-v3") == '".[box2d]"'
+    assert re.search(r'\(install it first: .*\[brax\]"\)$', suites.how_to_use("brax", "ant"))
+    assert suites.missing_requirement("gymnasium", "LunarLander-v3") == "[box2d]"
     without("gymnasium", "mujoco")
-    assert suites.missing_package("gymnasium", "Ant-v5") == '"gymnasium[mujoco]"'
-    assert suites.missing_package("gymnasium", "Taxi-v4") == '".[gymnasium]"'
+    assert suites.missing_requirement("gymnasium", "Ant-v5") == "gymnasium[mujoco]"
+    assert suites.missing_requirement("gymnasium", "Taxi-v4") == "[gymnasium]"
     without()
-    assert suites.missing_package("gymnasium", "Ant-v5") == ""
+    assert suites.missing_requirement("gymnasium", "Ant-v5") == ""
 
 
 def test_the_catalog_is_that_of_the_installed_suites():
@@ -333,6 +343,19 @@ def test_help_has_groups_and_says_where_defaults_come_from(capsys, monkeypatch):
     assert "mountain_car_continuous" not in words  # presets have a command of their own
 
 
+@pytest.mark.parametrize(
+    "words", ["", "rlhf", "envs", "presets", "algorithms", "benchmark", "plot", "sweep", "export"]
+)
+def test_help_fits_into_80_columns(words, monkeypatch, capsys):
+    monkeypatch.setenv("COLUMNS", "80")
+    monkeypatch.setenv(commands.VARIABLE, "python3 some/where/run.py")
+    with pytest.raises(SystemExit) as end:
+        front.main([*words.split(), "--help"])
+    text = capsys.readouterr().out
+    assert end.value.code == 0 and "some/where/run.py" in text
+    assert max(map(len, text.splitlines())) <= 80
+
+
 def test_every_option_of_a_group_exists():
     own = {n for algorithm in CONFIGS for n in fields(algorithm)} | {*flags.START}
     own |= {
@@ -451,6 +474,107 @@ def test_commands_can_be_pasted(monkeypatch, program, variable, shown):
     assert commands.command("evaluate", Path("a b")) == shown
 
 
+STARTS = [
+    (["/v/bin/ppo-jax"], ["/v/bin/python3", "/v/bin/ppo-jax"], None, "ppo-jax"),
+    (["m.py"], [".venv/bin/python", "-X", "dev", "-m", "ppo_jax.train"], None,
+     ".venv/bin/python -m ppo_jax"),
+    (["m.py"], ["/v/python", "-m", "ppo_jax"], "python3 run.py", "python3 run.py"),
+    (["a.py"], ["python", "a.py"], None, ""),
+    (["m.py"], ["python", "-m", "ppo_jaxy"], None, ""),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("argv", "original", "variable", "expected"), STARTS)
+def test_texts_name_commands_as_the_user_started_them(
+    monkeypatch, argv, original, variable, expected
+):
+    monkeypatch.setattr(sys, "argv", argv)
+    monkeypatch.setattr(sys, "orig_argv", original)
+    monkeypatch.delenv(commands.VARIABLE, raising=False)
+    if variable:
+        monkeypatch.setenv(commands.VARIABLE, variable)
+    text = "`ppo-jax envs` lists them; see ppo-jax evaluate RUN, not /x/ppo-jax y or ppo-jaxes z"
+    words = expected or "ppo-jax"
+    wanted = f"`{words} envs` lists them; see {words} evaluate RUN, not /x/ppo-jax y or ppo-jaxes z"
+    assert commands.started() == expected and commands.shown(text) == wanted
+    assert commands.shown("ppo-jax") == words
+
+
+def test_a_program_that_no_shell_finds_is_named_with_its_path(tmp_path, monkeypatch):
+    program = tmp_path / "bin" / "ppo-jax"
+    program.parent.mkdir()
+    program.write_text("")
+    other = tmp_path / "ppo-jax"
+    other.write_text("")
+    other.chmod(0o755)
+    monkeypatch.setenv("PATH", str(tmp_path))
+    monkeypatch.setattr(sys, "argv", [str(program)])
+    monkeypatch.chdir(tmp_path)
+    assert commands.started() == "bin/ppo-jax"
+
+
+def test_a_refusal_and_a_help_text_name_run_py(monkeypatch, capsys):
+    monkeypatch.setenv(commands.VARIABLE, "python3 run.py")
+    for words, expected in (
+        (["train", "--gif", "x"], "--gif is an option of python3 run.py evaluate"),
+        (["zzz"], "unknown command 'zzz'"),
+        (["train", "--preset", "zzz"], "`python3 run.py presets` lists"),
+        (["presets", "--help"], "`python3 run.py train --preset NAME` trains"),
+        (["train", "--help"], "usage: python3 run.py train"),
+        (["rlhf", "--help"], "usage: python3 run.py rlhf"),
+        (["--help"], "python3 run.py evaluate runs/first --gif first.gif"),
+    ):
+        with pytest.raises(SystemExit):
+            front.main(words)
+        found = "".join(capsys.readouterr())
+        assert expected in found and "ppo-jax " not in found, words
+
+
+# --- what to install ----------------------------------------------------------------------------
+
+
+def test_an_extra_is_installed_from_the_clone(monkeypatch, tmp_path):
+    monkeypatch.setattr(installation, "pip", lambda: "pip")
+    monkeypatch.chdir(ROOT)
+    assert installation.command("[brax]") == 'pip install -e ".[brax]"'
+    assert installation.command("gymnasium[mujoco]") == 'pip install "gymnasium[mujoco]"'
+    monkeypatch.chdir(tmp_path)  # a relative path of one word would be the name of a package
+    assert installation.command("[brax]") == f'pip install -e "{ROOT}[brax]"'
+    monkeypatch.setenv(commands.VARIABLE, "python3 run.py")
+    assert installation.command("[brax]") == "python3 run.py install brax"
+    assert installation.command("gymnasium[mujoco]") == 'pip install "gymnasium[mujoco]"'
+
+
+def test_an_extra_of_an_installed_copy_is_installed_from_where_it_came(monkeypatch, tmp_path):
+    clone, copy = tmp_path / "my clone", tmp_path / "lib" / "ppo_jax" / "config"
+    clone.mkdir()
+    (clone / "pyproject.toml").write_text("")
+    url = SimpleNamespace(read_text=lambda name: json.dumps({"url": clone.as_uri()}))
+    monkeypatch.setattr(installation, "__file__", str(copy / "installation.py"))
+    monkeypatch.setattr("importlib.metadata.distribution", lambda name: url)
+    monkeypatch.setattr(installation, "pip", lambda: "pip")
+    assert installation.command("[brax]") == f'pip install "{clone}[brax]"'
+    (clone / "pyproject.toml").unlink()
+    assert installation.command("[brax]") == 'pip install ".[brax]" in a clone of ppo_jax'
+
+
+def test_pip_is_the_one_of_this_python(monkeypatch, tmp_path):
+    folder = tmp_path / ".venv" / "bin"
+    folder.mkdir(parents=True)
+    for name in ("pip", "python"):
+        (folder / name).write_text("")
+        (folder / name).chmod(0o755)
+    monkeypatch.setattr(sys, "executable", str(folder / "python"))
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("PATH", str(folder))
+    assert installation.pip() == "pip"
+    monkeypatch.setenv("PATH", str(tmp_path))
+    assert installation.pip() == ".venv/bin/python -m pip"
+
+
+# --- what to do next ----------------------------------------------------------------------------
+
+
 def test_the_next_steps_are_a_line_each(capsys):
     terminal.print_next({"watch": "a", "continue": "b"})
     assert capsys.readouterr().out == "next:\n  watch     a\n  continue  b\n"
@@ -475,6 +599,55 @@ def test_run_py_passes_any_command_on(tmp_path, monkeypatch):
         ["-m", "pytest", "-k", "x"],
     ]
     assert run.os.environ[commands.VARIABLE] == "python3 run.py"
+
+
+@pytest.fixture
+def setup(tmp_path, monkeypatch):
+    """run.py in a folder of its own, whose virtual environment works, with the commands it runs."""
+    import run
+
+    started = []
+
+    def call(words, **_):
+        started.append([str(word) for word in words])
+        return 0
+
+    python = tmp_path / "python"
+    python.write_text("")
+    monkeypatch.setattr(run, "PYTHON", str(python))
+    monkeypatch.setattr(run.subprocess, "call", call)
+    for name in ("requirements.lock", "pyproject.toml"):
+        (tmp_path / name).write_text("")
+    return run, str(tmp_path / "installed"), started
+
+
+def test_run_py_keeps_an_environment_that_works(setup):
+    run, stamp, started = setup
+    run.install("requirements.lock", stamp, "first")
+    assert "--clear" in started[0] and run.installed(stamp, "first")
+    started.clear()
+    run.install("requirements.lock", stamp, "second")  # after an update of the lock file
+    assert not any("venv" in words for words in started) and run.installed(stamp, "second")
+    assert [words for words in started if "--require-hashes" in words]
+
+
+def test_run_py_makes_the_environment_again_where_it_was_moved(setup, monkeypatch):
+    run, stamp, started = setup
+    run.install("requirements.lock", stamp, "first")
+    monkeypatch.setattr(run, "HERE", "/somewhere/else")
+    assert not run.works(stamp)
+    monkeypatch.undo()
+
+
+def test_run_py_installs_extras(setup):
+    run, _, started = setup
+    with pytest.raises(SystemExit) as end:
+        run.add(["brax", "tensorboard"])
+    assert end.value.code == 0 and started[-1][-1] == f"{run.HERE}[brax,tensorboard]"
+    for words in ([], ["-U"]):
+        with pytest.raises(SystemExit) as end:
+            run.add(words)
+        assert end.value.code == 1
 
 
 # --- names of the package -----------------------------------------------------------------------

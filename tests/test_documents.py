@@ -27,7 +27,7 @@ ALL = {documents.name(d): d for d in documents.documents()}
 
 # Commands that cannot be run as written, and why; a pattern without a matching command is an error.
 NOT_RUN = {
-    r"^(pip|uv|git) ": "the network",
+    r"^(pip|uv|git) |run\.py install ": "the network",
     r"^\.ci/|^\.venv/|run\.py test": "is what runs this, or a part of it",
     r"gymnasium:LunarLander|ALE/|NoFrameskip": "needs an extra; tests of its own",
     r"env (brax|playground|navix|xminigrid|craftax|jumanji|pgx|jaxmarl):": "needs an extra; "
@@ -67,7 +67,8 @@ def words(line: str) -> tuple[str, list[str]]:
 def python_commands() -> list[tuple[str, str]]:
     """(document, command) for all commands that start a module of this repository."""
     found = [(n, c) for n, d in ALL.items() for c in documents.commands(d)]
-    return [(n, c) for n, c in found if c.startswith("python") and "run.py test" not in c]
+    others = re.compile(r"run\.py (test|install)")
+    return [(n, c) for n, c in found if c.startswith("python") and not others.search(c)]
 
 
 def test_there_are_documents_with_commands():

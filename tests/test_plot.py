@@ -254,7 +254,9 @@ def test_what_a_sweep_does_not_have_is_refused(tmp_path):
         read_all(sweep, x="seconds")
     with pytest.raises(ConfigError, match="has no metric 'episode_retrn'; did you mean"):
         read_all(sweep, metric="episode_retrn")
-    (sweep / "results.csv").write_text("point,seed,env_step,metric,value\n0,0,x,episodes,1\n")
+    (sweep / "results.csv").write_text(
+        "configuration,seed,env_step,metric,value\n0,0,x,episodes,1\n"
+    )
     with pytest.raises(ConfigError, match="results.csv is damaged"):
         read_all(sweep)
     (sweep / "results.csv").unlink()

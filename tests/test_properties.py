@@ -398,7 +398,7 @@ def check_config_content(folder: Path, name: str, value: Any, delete: bool) -> N
 def write_sweep(folder: Path) -> None:
     config = configs.make(preset="none", num_envs=2)
     Store(folder, Spec(("seed",), (config,), (0, 1), 4, 10)).describe(
-        {"batch_size": "auto", "keep": "best", "confirm": 0, "threshold": None}
+        {"agents_per_device": "auto", "keep": "best", "confirm": 0, "threshold": None}
     )
     shutil.copy(folder / "sweep.json", folder / "whole.json")
 

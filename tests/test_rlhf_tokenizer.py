@@ -208,7 +208,7 @@ def test_missing_packages_say_how_to_install(tmp_path, monkeypatch):
     byte_level(tmp_path)
     for name in ("tokenizers", "jinja2"):
         monkeypatch.setitem(sys.modules, name, None)
-    install = r"pip install 'ppo_jax\[rlhf\]'"
+    install = r"pip install -e .*\[rlhf\]"
     with pytest.raises(ImportError, match=install):
         load_tokenizer(tmp_path)
     with pytest.raises(ImportError, match=install):

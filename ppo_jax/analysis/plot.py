@@ -115,8 +115,7 @@ def plot(
     algorithm: str | None = None,
     trust: bool = False,
 ) -> int:
-    """Draw the learning curves of runs and sweeps; runs that differ in the seed alone form one
-    curve.
+    """Draw learning curves of runs and sweeps, one for all seeds of a configuration.
 
     Args:
         runs: Run directories, sweeps, and folders that contain runs or sweeps.

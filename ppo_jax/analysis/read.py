@@ -227,7 +227,8 @@ def _content(path: Path) -> dict[str, Any]:
 
 
 def _agents(path: Path, metric: str) -> dict[tuple[int, int], dict[str, dict[int, float]]]:
-    """(point, seed) -> metric -> {environment step: value} of the metric and of "episodes"."""
+    """(number of the configuration, seed) -> metric -> {environment step: value}, for the metric
+    and for "episodes"."""
     file, names = path / "results.csv", dict[str, None]()
     found: dict[tuple[int, int], dict[str, dict[int, float]]] = {}
     if not file.is_file():

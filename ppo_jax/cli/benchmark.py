@@ -34,7 +34,7 @@ def _list(words: list[str]) -> int:
         return 0
     rows: listing.Rows = [(name, _first_line(path)) for name, path in _benchmarks().items()]
     listing.show(rows)
-    terminal.say(f"\n`{PROGRAM} NAME --help` describes a benchmark.")
+    terminal.say(listing.wrapped(f"\n`{PROGRAM} NAME --help` describes a benchmark."))
     return 0
 
 

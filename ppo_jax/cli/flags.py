@@ -6,8 +6,10 @@ Nothing here imports JAX.
 
 import argparse
 import dataclasses
+import functools
 import inspect
 import math
+import re
 import tomllib
 import types
 from collections.abc import Callable
@@ -20,7 +22,7 @@ from ppo_jax import config as configs
 from ppo_jax.algorithms.configs import CONFIGS
 from ppo_jax.cli.groups import arranged, group_of
 from ppo_jax.cli.words import refuse_unknown, refuse_values
-from ppo_jax.config import ConfigError, TrainConfig
+from ppo_jax.config import ConfigError, TrainConfig, commands
 from ppo_jax.config.foreign import flag
 from ppo_jax.config.options import check, coerce, kind, option, show, whole
 from ppo_jax.config.options import parse as parse_value
@@ -53,6 +55,25 @@ class StartOptions:
     )
 
 
+@dataclasses.dataclass(frozen=True)
+class NamedAgain:
+    """The code of a run, named again for a run that is not the user's own.
+
+    Attributes:
+        env: environment of the run as MODULE:NAME, named again: a run that is not your own may not
+            make this process import it.
+        policy: network of the run, named again.
+        algorithm: algorithm of the run, named again.
+        trust: allow the run to name code to import.
+    """
+
+    env: str | None = None
+    policy: str | None = None
+    algorithm: str | None = None
+    trust: bool = False
+
+
+NAMED_AGAIN = NamedAgain()
 HELP = ("-h", "--help")
 START = {f.name: f for f in dataclasses.fields(StartOptions)}
 # Options of a command line that no file holds.
@@ -258,7 +279,8 @@ def read_flags(
     flags = _dataclass_of(fields, origins or {}, groups or {})
     flags.__doc__ = doc
     style = (tyro.conf.OmitArgPrefixes,)
-    parsed: Any = tyro.cli(flags, args=arguments, registry=_REGISTRY, prog=program, config=style)
+    prog = commands.shown(program)
+    parsed: Any = tyro.cli(flags, args=arguments, registry=_REGISTRY, prog=prog, config=style)
     values = _flattened(parsed)
     return values | {n: _scheduled(f, values[n]) for n, f, _ in fields if kind(f).scheduled}
 
@@ -330,7 +352,7 @@ def _documented(kind: Any, field: Any, origin: str | None) -> Any:
     """A type with the help text of its option: the text, the allowed range, the default."""
     bounds = field.metadata["bounds"]
     bounded = bounds.choices is None and str(bounds) != "finite"
-    text = field.metadata["doc"] + (f"; {bounds}" if bounded else "")
+    text = commands.shown(field.metadata["doc"]) + (f"; {bounds}" if bounded else "")
     where = "" if origin is None else f", from {origin}"
     hint = lambda default: f"(default: {default or 'empty'}{where})"
     return Annotated[kind, tyro.conf.arg(help=text, help_behavior_hint=hint)]
@@ -412,19 +434,32 @@ def positional(command: Callable[..., Any], arguments: list[str], program: str) 
     else:
         _refuse_words(command, arguments, program)
     return tyro.cli(
-        command,
+        _with_whole_lines(command),
         args=arguments,
         registry=_REGISTRY,
-        prog=program,
-        config=(tyro.conf.PositionalRequiredArgs,),
+        prog=commands.shown(program),
+        config=(tyro.conf.PositionalRequiredArgs, tyro.conf.OmitArgPrefixes),
     )
+
+
+def _with_whole_lines(command: Callable[..., Any]) -> Callable[..., Any]:
+    """A function with the docstring of a command whose entries are one line each: tyro would keep
+    their line breaks in --help."""
+
+    @functools.wraps(command)
+    def copy(*args: Any, **kwargs: Any) -> Any:
+        return command(*args, **kwargs)
+
+    del copy.__wrapped__  # tyro would read the docstring of the command itself
+    copy.__signature__ = inspect.signature(command)  # type: ignore[attr-defined]
+    copy.__doc__ = re.sub(r"\n {8}(?=\S)", " ", inspect.cleandoc(command.__doc__ or ""))
+    return copy
 
 
 def _refuse_words(command: Callable[..., Any], arguments: list[str], program: str) -> None:
     """Refuse a command line for a function that `positional` calls."""
     parameters = inspect.signature(command).parameters.values()
-    annotations = get_type_hints(command)
-    fields = {p.name: _field_of(p.name, annotations[p.name]) for p in parameters}
+    fields = {name: _field_of(name, kind) for name, kind in options_of(command).items()}
     needed = [p.name for p in parameters if p.default is inspect.Parameter.empty]
     options = {name: field for name, field in fields.items() if name not in needed}
     words = " ".join(name.upper() for name in needed)
@@ -437,6 +472,18 @@ def _refuse_words(command: Callable[..., Any], arguments: list[str], program: st
     several = any(kind(fields[name]).several for name in needed)
     if refuse_values(arguments, options, program, math.inf if several else len(needed)) < 1:
         raise ConfigError(f"{words} is missing: {program} {words}; see {program} --help")
+
+
+def options_of(command: Callable[..., Any]) -> dict[str, Any]:
+    """Name -> type of the options of a function that `positional` calls: its parameters, and the
+    fields of those that are a dataclass of options."""
+    found: dict[str, Any] = {}
+    for name, annotation in get_type_hints(command).items():
+        if dataclasses.is_dataclass(annotation):
+            found |= get_type_hints(annotation)
+        elif name != "return":
+            found[name] = annotation
+    return found
 
 
 def _field_of(name: str, annotation: Any) -> dataclasses.Field[Any]:

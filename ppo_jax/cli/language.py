@@ -62,10 +62,12 @@ def _running(todo: Callable[[], int]) -> int:
         raise ConfigError(str(error)) from error
     except jax.errors.JaxRuntimeError as error:
         # What a function of the user's own raised, among the frames that lead to it.
-        said = [line for line in str(error).splitlines() if line.startswith("ValueError: a reward")]
-        if not said:
+        lines = [
+            line for line in str(error).splitlines() if line.startswith("ValueError: a reward")
+        ]
+        if not lines:
             raise
-        raise RunFailed(said[-1].removeprefix("ValueError: ")) from error
+        raise RunFailed(lines[-1].removeprefix("ValueError: ")) from error
 
 
 def _demo(values: Values, options: StageOptions) -> Callable[[], int]:

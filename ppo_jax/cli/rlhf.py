@@ -14,6 +14,7 @@ from ppo_jax.cli.errors import Work, asks_for_help, exit_prepared
 from ppo_jax.cli.flags import HELP as HELP_FLAGS
 from ppo_jax.cli.flags import FirstPass, is_on, optional, read_flags
 from ppo_jax.cli.groups import group_of
+from ppo_jax.cli.listing import wrapped
 from ppo_jax.config import ConfigError
 from ppo_jax.config.options import check_record, coerce, did_you_mean, option
 from ppo_jax.config.rlhf import (
@@ -106,7 +107,7 @@ def _prepared(arguments: list[str]) -> Work:
     if arguments and not arguments[0].startswith("-"):
         name, arguments = arguments[0], arguments[1:]
     elif asks_for_help(arguments[:1]):
-        terminal.say(HELP)
+        terminal.say(wrapped(HELP))
         sys.exit(0)
     if name not in COMMANDS:
         raise ConfigError(f"unknown command {name!r}; {did_you_mean(name, COMMANDS)}")

@@ -17,7 +17,7 @@ import numpy as np
 from rich.table import Table
 
 from ppo_jax import precision
-from ppo_jax.config import ConfigError
+from ppo_jax.config import ConfigError, commands
 from ppo_jax.config.rlhf import Demo as DemoConfig
 from ppo_jax.rlhf import algorithms, optimum, stages, supervised, train
 from ppo_jax.rlhf.corpus import first_letters, gold_score, noisy_preferences, tokenizer_of, words
@@ -29,7 +29,7 @@ from ppo_jax.rlhf.generate import generate
 from ppo_jax.rlhf.rollout import Responses, kl_of, shape_scores
 from ppo_jax.rlhf.scoring import Reward, from_model
 from ppo_jax.rlhf.stages import Language
-from ppo_jax.runs import commands, provenance, terminal
+from ppo_jax.runs import provenance, terminal
 from ppo_jax.runs.checkpoint import write_json
 from ppo_jax.runs.job import Job
 from ppo_jax.runs.signals import Signals

@@ -13,9 +13,9 @@ import jax
 import numpy as np
 
 from ppo_jax import precision
-from ppo_jax.config import ConfigError
+from ppo_jax.config import ConfigError, commands
 from ppo_jax.config.options import to_json
-from ppo_jax.runs import cache, commands, files, loop, manifest, trackers, trust
+from ppo_jax.runs import cache, files, loop, manifest, trackers, trust
 from ppo_jax.runs.checkpoint import Checkpoints
 from ppo_jax.runs.folder import (
     STAGE_FORMAT,

@@ -6,6 +6,7 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, Protocol
 
+from ppo_jax.config import installation
 from ppo_jax.runs import files, manifest
 
 PAD, BOS, EOS = "<pad>", "<bos>", "<eos>"
@@ -231,7 +232,7 @@ def missing_package(package: str, what: str) -> ImportError:
     """
     return ImportError(
         f"{what} requires the package {package}, which is not installed; install it with: "
-        f"pip install 'ppo_jax[rlhf]'"
+        f"{installation.command('[rlhf]')}"
     )
 
 

@@ -174,7 +174,7 @@ class Checkpoints:
         if wrong:
             raise OSError(f"the checkpoint differs from the saved state when read back: {wrong[0]}")
 
-    def rehearse(self) -> None:
+    def try_saving(self) -> None:
         """Save and read a small test checkpoint before training, if the path is unusual.
 
         Raises:

@@ -24,7 +24,7 @@ from ppo_jax.config import ConfigError
 from ppo_jax.runs import cluster, failures, memory, terminal
 from ppo_jax.runs.chunk import Chunk, next_count
 from ppo_jax.runs.cluster.watch import LONG_WORK
-from ppo_jax.runs.divergence import Bad, culprits, how_to_see, message, origin
+from ppo_jax.runs.divergence import Bad, bad_values, how_to_see, message, origin
 from ppo_jax.runs.job import UNITS, Callback, Diverged, Job, Progress, Result, RunFailed
 from ppo_jax.runs.options import KeepOptions
 from ppo_jax.runs.outside import watched
@@ -287,7 +287,7 @@ class _Loop:
         made = int(outcome.made)
         if outcome.bad:
             row = {n: x[made].item() for n, x in metrics.items() if np.ndim(x[made]) == 0}
-            self.bad = culprits(job, outcome.found, row)
+            self.bad = bad_values(job, outcome.found, row)
         return metrics, made
 
     def _diverged(self, bad: Bad) -> None:

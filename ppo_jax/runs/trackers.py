@@ -1,6 +1,6 @@
 """Experiment trackers: TensorBoard, Weights & Biases and trackio.
 
-Each is an optional dependency, `pip install 'ppo_jax[NAME]'`. metrics.jsonl is always written, and
+Each is an optional dependency, the extra of the same name. metrics.jsonl is always written, and
 an error of a tracker disables the tracker without ending the run.
 """
 
@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
-from ppo_jax.config import ConfigError
+from ppo_jax.config import ConfigError, installation
 from ppo_jax.runs import files, manifest
 
 PROJECT = "ppo_jax"
@@ -62,7 +62,7 @@ def require(names: Iterable[str]) -> None:
     for name in names:
         if not importlib.util.find_spec(TRACKERS[name].package):
             raise ConfigError(
-                f"--{name} needs {TRACKERS[name].package}: pip install 'ppo_jax[{name}]'"
+                f"--{name} needs {TRACKERS[name].package}: {installation.command(f'[{name}]')}"
             )
 
 
