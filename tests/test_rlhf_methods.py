@@ -322,7 +322,9 @@ def test_the_learning_rate_decays_to_zero():
 
 # The KL as a term of the loss.
 
-OLD, NEW, FIXED = (jnp.log(jnp.array(p)) for p in ([0.5, 0.3, 0.2], [0.2, 0.5, 0.3], [0.4, 0.5, 0.1]))
+OLD, NEW, FIXED = (
+    jnp.log(jnp.array(p)) for p in ([0.5, 0.3, 0.2], [0.2, 0.5, 0.3], [0.4, 0.5, 0.1])
+)
 
 
 @pytest.mark.parametrize("kind", ["k1", "k2", "k3", "abs"])
@@ -339,9 +341,7 @@ def test_the_gradient_of_the_kl_loss_is_that_of_the_kl(kind):
 
     exact = lambda logits: 0.3 * Categorical(logits).kl(Categorical(FIXED))
     for logits in (OLD, NEW):
-        (value, gradient), (kl, expected) = (
-            jax.value_and_grad(f)(logits) for f in (loss, exact)
-        )
+        (value, gradient), (kl, expected) = (jax.value_and_grad(f)(logits) for f in (loss, exact))
         near(gradient, expected)
         if kind in ("k1", "k3"):  # the unbiased estimators
             near(value, kl)
@@ -391,7 +391,10 @@ def test_openrlhf_through_the_algorithm():
     golden = Golden("07_rlhf")
     x = golden("inputs")
     reward, gae = golden("openrlhf/kl_reward_k1"), golden("openrlhf/gae_g1.0_l0.95")
-    policy_loss, value_loss = golden("openrlhf/policy_loss_token"), golden("openrlhf/value_loss_clip")
+    policy_loss, value_loss = (
+        golden("openrlhf/policy_loss_token"),
+        golden("openrlhf/value_loss_clip"),
+    )
     config = algorithms.Config(
         gae_lambda=float(gae["hp/lambd"]),
         gamma=float(gae["hp/gamma"]),

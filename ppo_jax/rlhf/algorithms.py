@@ -209,9 +209,7 @@ def kl_penalty(kind: str | None) -> ppo.Penalty | None:
     rewards.kl_estimate(jnp.zeros(()), jnp.zeros(()), kind)  # refuses an unknown kind at once
 
     def penalty(new: losses.Prediction, rows: Batch) -> tuple[jax.Array, Metrics]:
-        estimate = functools.partial(
-            rewards.kl_estimate, new.log_prob, rows.extra["ref_log_prob"]
-        )
+        estimate = functools.partial(rewards.kl_estimate, new.log_prob, rows.extra["ref_log_prob"])
         gradient = estimate("k2")
         kl = gradient + jax.lax.stop_gradient(estimate(kind) - gradient)
         ratio = jax.lax.stop_gradient(importance_ratio(new.log_prob, rows.log_prob))
