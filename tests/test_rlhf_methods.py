@@ -2,9 +2,10 @@
 
 The model is a table: the next token depends on the last one alone, with the probabilities
 
-    policy π       end   1     2        reference      end   1     2        later policy   end   1    2
-    after 1:       1/2   1/4   1/4                     1/4   1/4   1/2                     .6    .2   .2
-    after 2:       1/4   1/2   1/4                     1/2   1/4   1/4                     .1    .8   .1
+    probability of        end   1     2        end   1     2        end   1    2
+    after 1, after 2      1/2   1/4   1/4      1/4   1/4   1/2      .6    .2   .2
+                          1/4   1/2   1/4      1/2   1/4   1/4      .1    .8   .1
+                          policy π             reference            later policy
 
 There are two prompts, of which each has two responses; the token 0 ends a response:
 
@@ -26,8 +27,8 @@ import numpy as np
 import pytest
 
 from ppo_jax import losses
-from ppo_jax.divergences import k3
 from ppo_jax.distributions import Categorical
+from ppo_jax.divergences import k3
 from ppo_jax.rlhf import algorithms, rollout, train
 from ppo_jax.rlhf.decoder import Decoder, small
 from ppo_jax.rlhf.generate import Generation

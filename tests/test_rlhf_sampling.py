@@ -1,4 +1,4 @@
-"""Sampling of tokens: frequencies, rare tokens of large vocabularies, and truncated distributions."""
+"""Sampling of tokens: frequencies, rare tokens of large vocabularies, truncated distributions."""
 
 import functools
 
