@@ -58,7 +58,7 @@ def test_frequencies():
         check_frequencies(tokens, wrong)
 
 
-@pytest.mark.parametrize("vocab_size", [1, 2, 5, 17])
+@pytest.mark.parametrize("vocab_size", [1, 17])
 def test_every_size_of_vocabulary(vocab_size):
     logits = jnp.linspace(0.0, 1.0, vocab_size)
     check_frequencies(drawn(jax.random.key(1), logits, 10_000), probabilities(logits))
@@ -88,9 +88,7 @@ def truncated(logits, top_k, top_p):
     return probabilities(result)
 
 
-@pytest.mark.parametrize(
-    ("temperature", "top_k", "top_p"), [(0.7, None, None), (1.5, 40, None), (1.0, 90, 0.8)]
-)
+@pytest.mark.parametrize(("temperature", "top_k", "top_p"), [(0.7, None, None), (1.5, 90, 0.8)])
 def test_generated_tokens_have_the_truncated_distribution(temperature, top_k, top_p):
     program = functools.partial(
         generate,
@@ -154,14 +152,15 @@ def test_top_p_of_one_keeps_every_token():
 
 def test_keys_decide():
     logits = jnp.broadcast_to(jnp.asarray(LOGITS), (4, 5, VOCABULARY))
-    one, again = (sampling.sample(jax.random.key(5), logits) for _ in range(2))
+    sample = jax.jit(sampling.sample)
+    one, again = (sample(jax.random.key(5), logits) for _ in range(2))
     np.testing.assert_array_equal(one, again)
     assert one.shape == (4, 5) and one.dtype == jnp.int32
     assert len(np.unique(one)) > 5
-    assert (one != sampling.sample(jax.random.key(6), logits)).any()
+    assert (one != sample(jax.random.key(6), logits)).any()
     keys = jax.random.split(jax.random.key(7), 4)
     mapped = jax.jit(jax.vmap(sampling.sample))(keys, logits)
-    np.testing.assert_array_equal(sampling.sample(keys[2], logits[2]), mapped[2])
+    np.testing.assert_array_equal(sample(keys[2], logits[2]), mapped[2])
 
 
 def test_bfloat16_logits_and_logits_of_any_size():
