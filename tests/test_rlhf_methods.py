@@ -144,7 +144,7 @@ def responses(x, obs):
 
 
 def update(program, algorithm, batch):
-    """Metrics of an update of the later policy, which had one more update on this batch."""
+    """(learner, metrics) of an update that starts from the later policy."""
     params = {"actor": LATER}
     if program.policy.critic != "none":
         params["critic"] = LATER_VALUE
