@@ -39,7 +39,12 @@ class Rollouts:
     kl_coef: float = option(
         0.05, "beta, the coefficient of the KL divergence from the reference model", low=0
     )
-    kl_kind: str = option("k1", "estimator of the KL divergence of a token", choices=KL_ESTIMATORS)
+    kl_kind: str = option(
+        "k1",
+        "estimator of the KL divergence of a token; in the loss it determines the value alone, and "
+        "the gradient is always that of k2",
+        choices=KL_ESTIMATORS,
+    )
     kl_in: str = option(
         "reward",
         "place of the KL penalty: in the rewards, or as a term of the loss",

@@ -10,6 +10,7 @@ import jax
 import jax.numpy as jnp
 
 from ppo_jax.distributions import Categorical
+from ppo_jax.rlhf import sampling
 from ppo_jax.rlhf.decoder import Cache, Decoder
 from ppo_jax.rlhf.token_distribution import mask_vocabulary
 from ppo_jax.types import Params
@@ -64,7 +65,8 @@ def generate(
 ) -> Generation:
     """Continue every prompt until its end of text, or for max_new_tokens tokens.
 
-    Each token is drawn from π(v) ∝ exp(z_v / τ); the loop stops once all rows have ended.
+    Each token is drawn from π(v) ∝ exp(z_v / τ), by `sampling.sample`; the loop stops once all rows
+    have ended.
 
     Args:
         key: PRNG key.
@@ -140,7 +142,7 @@ def _sample(
         dist = dist.masked(within_top_k(dist.logits, top_k))
     if top_p is not None:
         dist = dist.masked(within_top_p(dist.logits, top_p))
-    token = jnp.where(greedy, full.mode(), dist.sample(key))
+    token = jnp.where(greedy, full.mode(), sampling.sample(key, dist.logits))
     return token, full.log_prob(token)
 
 
@@ -151,11 +153,15 @@ def within_top_k(logits: jax.Array, k: int) -> jax.Array:
 
 
 def within_top_p(logits: jax.Array, p: jax.Array | float) -> jax.Array:
-    """[..., V] bool, True for the smallest set of most likely tokens with a total of at least p."""
-    ordered = jnp.sort(logits, axis=-1, descending=True)
+    """[..., V] bool, True for the smallest set of most likely tokens with a total of at least p.
+
+    A token is kept if it and all less likely tokens have more than 1 − p. These sums start with the
+    rarest token: sums that start with the most likely one are rounded to 1 before the rarest.
+    """
+    ordered = jnp.sort(logits, axis=-1)
     mass = jnp.cumsum(jax.nn.softmax(ordered, axis=-1), axis=-1)
-    before = jnp.concatenate([jnp.zeros_like(mass[..., :1]), mass[..., :-1]], axis=-1)
-    least = jnp.min(jnp.where(before < p, ordered, jnp.inf), axis=-1, keepdims=True)
+    kept = (mass > (1.0 - p) * mass[..., -1:]).at[..., -1].set(True)
+    least = jnp.min(jnp.where(kept, ordered, jnp.inf), axis=-1, keepdims=True)
     return logits >= least
 
 

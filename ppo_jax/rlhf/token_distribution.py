@@ -16,6 +16,7 @@ import jax.numpy as jnp
 from flax import struct
 
 from ppo_jax.distributions import Categorical, log_prob_and_entropy
+from ppo_jax.rlhf import sampling
 
 # Logits per block: 64 MiB of float32, about 330 positions of a GPT-2 vocabulary, which is large
 # enough for an efficient matrix product.
@@ -109,8 +110,8 @@ class TokenDistribution:
 
     def sample(self, key: jax.Array) -> jax.Array:
         """[...] ids of sampled tokens, which do not depend on `chunk`."""
-        noise = jax.random.uniform(key, self.hidden.shape[:-1])
-        return self._map(lambda d, u: d.sample_from(u), noise)
+        noise = sampling.noise(key, self.hidden.shape[:-1], self.head.shape[-1])
+        return self._map(lambda d, g: sampling.sample_from(d.logits, g), noise)
 
     def kl(self, other: "TokenDistribution") -> jax.Array:
         """[...] KL(self ‖ other), in nats."""
