@@ -211,7 +211,7 @@ def _run(
 
 
 def _room(values: dict[str, Any], decoder: Decoder) -> int:
-    return min(values["max_length"], decoder.config.max_positions)
+    return min(values["max_length"], decoder.config.context)
 
 
 COMMANDS: dict[str, Callable[..., Any]] = {

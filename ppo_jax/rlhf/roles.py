@@ -45,9 +45,7 @@ def roles(
                 f"{values['reference']} is a reward model, which cannot generate text; give the "
                 "folder of a language model as --reference"
             )
-        if dataclasses.replace(other.config, dtype="float32") != dataclasses.replace(
-            decoder.config, dtype="float32", remat=False
-        ):
+        if other.config.architecture() != decoder.config.architecture():
             raise ConfigError(
                 f"{values['reference']} does not have the architecture of {values['model']}"
             )
@@ -125,7 +123,7 @@ def _check_vocabulary(folder: Path, language: Language) -> None:
 
 def _check_fits(folder: Path, reward: Decoder, actor: Decoder) -> None:
     """Refuse a reward model whose vocabulary or context is smaller than that of the actor."""
-    for name in ("vocab_size", "max_positions"):
+    for name in ("vocab_size", "context"):
         theirs, ours = getattr(reward.config, name), getattr(actor.config, name)
         if theirs < ours:
             raise ConfigError(
@@ -207,11 +205,11 @@ def prompt_room(decoder: Decoder, max_new_tokens: int) -> int:
     Raises:
         ConfigError: the response alone fills the model's context.
     """
-    room = decoder.config.max_positions - max_new_tokens
+    room = decoder.config.context - max_new_tokens
     if room < 1:
         raise ConfigError(
             f"max_new_tokens is {max_new_tokens}; the context of the model is "
-            f"{decoder.config.max_positions} tokens, including the prompt"
+            f"{decoder.config.context} tokens, including the prompt"
         )
     return room
 
