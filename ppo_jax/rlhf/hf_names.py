@@ -28,6 +28,11 @@ def prefix_of(config: DecoderConfig) -> str:
     return "transformer." if config.family == "gpt2" else "model."
 
 
+def embedding_of(config: DecoderConfig) -> str:
+    """The name of the embedding, without the prefix of the trunk."""
+    return "wte.weight" if config.family == "gpt2" else "embed_tokens.weight"
+
+
 def entries(config: DecoderConfig, head: bool, score: bool) -> list[Entry]:
     """All tensors of a model.
 
@@ -48,7 +53,7 @@ def entries(config: DecoderConfig, head: bool, score: bool) -> list[Entry]:
 def _gpt2_entries(config: DecoderConfig) -> list[Entry]:
     # GPT-2 stores its matrices as (in, out), and q, k and v as one matrix.
     found = [
-        Entry("wte.weight", (("embedding",),)),
+        Entry(embedding_of(config), (("embedding",),)),
         Entry("wpe.weight", (("positions",),)),
         *_norm("ln_f", ("norm",), True),
     ]
@@ -69,7 +74,7 @@ def _gpt2_entries(config: DecoderConfig) -> list[Entry]:
 
 
 def _llama_entries(config: DecoderConfig) -> list[Entry]:
-    found = [Entry("embed_tokens.weight", (("embedding",),)), *_norm("norm", ("norm",), False)]
+    found = [Entry(embedding_of(config), (("embedding",),)), *_norm("norm", ("norm",), False)]
     for i in range(config.num_layers):
         here, layer = f"layers.{i}.", f"layer_{i}"
         for theirs, ours in NORMS[config.structure.norms].items():
