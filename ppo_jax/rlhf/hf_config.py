@@ -316,5 +316,5 @@ def _write_windows(config: DecoderConfig) -> dict[str, Any]:
         raw["use_sliding_window"] = config.sliding_window is not None
     if config.family.startswith("qwen"):
         # transformers 4 before layer_types: the first layers are those without a window.
-        raw["max_window_layers"] = len(config.full_layers)
+        raw["max_window_layers"] = raw["layer_types"].count(FULL)
     return raw
