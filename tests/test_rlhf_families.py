@@ -10,10 +10,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from language_models import ELSEWHERE, NEWER, golden, model, model_folder
+from language_models import BASE, CONFIGS, ELSEWHERE, LONG, NEWER, golden, model, model_folder
 from ppo_jax.rlhf import roles, supervised
 from ppo_jax.rlhf.attention import KeyValue, attend
-from ppo_jax.rlhf.decoder import Decoder, DecoderConfig, RopeScaling, small
+from ppo_jax.rlhf.decoder import Decoder, DecoderConfig, RopeScaling
 from ppo_jax.rlhf.decoder_config import FAMILIES
 from ppo_jax.rlhf.generate import generate
 from ppo_jax.rlhf.hf_config import read_config, write_config
@@ -23,62 +23,6 @@ from ppo_jax.rlhf.hf_values import ModelError
 from ppo_jax.rlhf.norms import norm
 from ppo_jax.rlhf.rope import rope_frequencies, rotations
 from ppo_jax.rlhf.token_distribution import TokenDistribution
-
-BASE = small(29, hidden_size=16, num_layers=3, num_heads=2, num_kv_heads=1, pad_id=3, tied=False)
-GEMMA = {"activation": "gelu_new", "query_pre_attn_scalar": 9.0, "logit_softcap": 20.0}
-LONG = RopeScaling(
-    "longrope",
-    2.0,
-    original_max_positions=64,
-    short_factors=(1.0, 1.5, 2.0),
-    long_factors=(2.0, 3.0, 4.0),
-)
-# Each family with all of its parts at values that are not the defaults.
-CONFIGS = {
-    "yarn": dataclasses.replace(
-        BASE,
-        rope_scaling=RopeScaling(
-            "yarn", 3.0, original_max_positions=32, beta_fast=8.0, truncate=False
-        ),
-    ),
-    "yarn_amplitude": dataclasses.replace(
-        BASE,
-        family="qwen2",
-        rope_scaling=RopeScaling(
-            "yarn", 3.0, original_max_positions=32, beta_slow=2.0, attention_factor=1.3
-        ),
-    ),
-    "qwen3": dataclasses.replace(
-        BASE, family="qwen3", head_dim=12, sliding_window=4, full_layers=(0, 2)
-    ),
-    "gemma2": dataclasses.replace(
-        BASE,
-        family="gemma2",
-        sliding_window=4,
-        full_layers=(1,),
-        attention_softcap=5.0,
-        tied=True,
-        **GEMMA,
-    ),
-    "gemma3_text": dataclasses.replace(
-        BASE,
-        family="gemma3_text",
-        sliding_window=4,
-        full_layers=(2,),
-        rope_theta=1e6,
-        local_rope_theta=1e4,
-        rope_scaling=RopeScaling("linear", 8.0),
-        **GEMMA,
-    ),
-    "phi3": dataclasses.replace(
-        BASE, family="phi3", sliding_window=4, partial_rotary_factor=0.75, rope_scaling=LONG,
-        max_positions=128,
-    ),
-    "smollm3": dataclasses.replace(
-        BASE, family="smollm3", unrotated_layers=(1,), sliding_window=4, full_layers=(0, 2)
-    ),
-    "olmo2": dataclasses.replace(BASE, family="olmo2", attention_bias=True),
-}  # fmt: skip
 
 
 def available(name):

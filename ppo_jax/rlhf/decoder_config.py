@@ -167,7 +167,7 @@ class DecoderConfig:
     unrotated_layers: tuple[int, ...] = ()
     sliding_window: int | None = None
     full_layers: tuple[int, ...] = ()
-    query_pre_attn_scalar: float | None = None
+    query_pre_attn_scalar: int | None = None
     attention_softcap: float | None = None
     logit_softcap: float | None = None
     activation: str = "silu"

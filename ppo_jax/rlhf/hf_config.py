@@ -12,7 +12,6 @@ from ppo_jax.rlhf.hf_values import (
     ModelError,
     activation,
     optional,
-    positive,
     real,
     switch,
     token,
@@ -143,7 +142,7 @@ def _softcaps(raw: dict[str, Any]) -> dict[str, Any]:
     if not raw["model_type"].startswith("gemma"):
         return {}
     found: dict[str, Any] = {
-        "query_pre_attn_scalar": positive(raw, "query_pre_attn_scalar"),
+        "query_pre_attn_scalar": whole(raw, "query_pre_attn_scalar"),
         "logit_softcap": optional(raw, "final_logit_softcapping"),
     }
     # Attention of Gemma 3 has the value in its config.json, and does not use it.

@@ -270,7 +270,8 @@ def _shards(folder: Path) -> list[str]:
             "file for each tensor"
         )
     for name in found.values():
-        if not isinstance(name, str) or Path(name).name != name or "\\" in name:
+        plain = isinstance(name, str) and name not in ("", ".", "..") and "\\" not in name
+        if not plain or Path(name).name != name:
             raise ModelError(
                 f"{folder / INDEX} names the file {name!r}; it must be the name of a file in the "
                 "same folder"

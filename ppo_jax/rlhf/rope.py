@@ -1,4 +1,4 @@
-"""Rotary positions: their frequencies, the scaling of them, and the rotation of queries and keys."""
+"""Rotary positions: frequencies, their scaling, and the rotation of queries and keys."""
 
 import math
 
@@ -18,7 +18,8 @@ def rope_frequencies(config: DecoderConfig, local: bool = False) -> np.ndarray:
     frequency is s_i θ_i + (1 − s_i) θ_i / factor, with
 
     - linear: s_i = 0
-    - llama3: s_i = (C / λ_i − low) / (high − low), clipped to [0, 1], for wavelengths λ_i = 2π / θ_i
+    - llama3: s_i = (C / λ_i − low) / (high − low), clipped to [0, 1], with the wavelengths
+      λ_i = 2π / θ_i
     - yarn: s_i = 1 − (i − a) / (b − a), clipped to [0, 1], where a and b are the dimensions that
       rotate beta_fast and beta_slow times in the original context
 
@@ -62,8 +63,10 @@ def _kept(theta: np.ndarray, base: float, scaling: RopeScaling) -> np.ndarray:
 def _kept_by_yarn(count: int, base: float, scaling: RopeScaling) -> np.ndarray:
     def dimension(turns: float) -> float:
         """The index of the frequency that rotates so many times in the original context."""
-        return count * math.log(scaling.original_max_positions / (2 * math.pi * turns)) / math.log(
-            base
+        return (
+            count
+            * math.log(scaling.original_max_positions / (2 * math.pi * turns))
+            / math.log(base)
         )
 
     first, last = dimension(scaling.beta_fast), dimension(scaling.beta_slow)

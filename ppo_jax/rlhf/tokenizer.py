@@ -253,7 +253,7 @@ def check_vocabulary(tokenizer: Tokenizer, vocab_size: int) -> None:
     unused = vocab_size - tokenizer.vocab_size
     if 0 <= unused <= max(MOST_UNUSED, MOST_UNUSED_SHARE * vocab_size):
         return
-    if unused < 0 and tokenizer.pad_id is not None and tokenizer.pad_id >= vocab_size:
+    if unused == -1 and tokenizer.pad_id == vocab_size:
         raise TokenizerError(
             f"the padding token {tokenizer.special.get('pad_token')!r} has the id "
             f"{tokenizer.pad_id}, and the model has {vocab_size} ids: the token was added to the "
