@@ -67,7 +67,7 @@ def read_config(raw: dict[str, Any], dtype: str = "float32", remat: bool = False
     raw = DEFAULTS.get(family, {}) | raw
     eos = raw.get("eos_token_id")
     listed = eos if isinstance(eos, list) else [] if eos is None else [eos]
-    common = {
+    common: dict[str, Any] = {
         "family": family,
         "vocab_size": whole(raw, "vocab_size"),
         "bos_id": token(raw, "bos_token_id"),
