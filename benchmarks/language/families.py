@@ -48,7 +48,9 @@ def cases(folder: Path) -> Iterator[tuple[str, dict[str, np.ndarray]]]:
     for file in ("arrays.npz", "newer.npz"):
         with np.load(folder / file) as arrays:
             for name in sorted({key.split("/")[0] for key in arrays.files}):
-                found = {k.split("/", 1)[1]: arrays[k] for k in arrays.files if k.startswith(f"{name}/")}
+                found = {
+                    k.split("/", 1)[1]: arrays[k] for k in arrays.files if k.startswith(f"{name}/")
+                }
                 if "greedy_tokens" in found and (folder / name).is_dir():
                     yield name, found
 

@@ -52,23 +52,20 @@ class RopeScaling:
         kind: scaling method, "linear", "llama3", "yarn" or "longrope".
         factor: divisor of the low frequencies; of all frequencies for "linear". For "longrope" the
             ratio of the longest context to the original one.
-        low_freq_factor: for "llama3", a wavelength above original_max_positions / low_freq_factor
-            belongs to a low frequency.
-        high_freq_factor: for "llama3", a wavelength below original_max_positions / high_freq_factor
-            stays unchanged.
+        low_freq_factor: bound of low frequencies in "llama3", those with a wavelength above
+            original_max_positions / low_freq_factor.
+        high_freq_factor: bound of unchanged frequencies in "llama3", those with a wavelength below
+            original_max_positions / high_freq_factor.
         original_max_positions: context length of the original training, in tokens.
-        beta_fast: for "yarn", the number of rotations in the original context above which a
-            frequency stays unchanged.
-        beta_slow: for "yarn", the number of rotations below which a frequency is divided by the
-            factor.
-        truncate: for "yarn", whether the bounds between these ranges are rounded to whole
-            dimensions.
+        beta_fast: number of rotations in the original context above which "yarn" does not change a
+            frequency.
+        beta_slow: number of rotations below which "yarn" divides a frequency by the factor.
+        truncate: whether "yarn" rounds the bounds between these ranges to whole dimensions.
         attention_factor: number that cosines and sines are multiplied by; None for the default of
             the method.
-        short_factors: for "longrope", the divisor of each frequency in contexts that are not longer
+        short_factors: divisors of the frequencies in "longrope", in contexts that are not longer
             than the original one.
-        long_factors: for "longrope", the divisors in longer contexts, which are stored but not
-            used.
+        long_factors: divisors of the frequencies in longer contexts, which are stored but not used.
 
     Source: Grattafiori et al. 2024, The Llama 3 Herd of Models; Chen et al. 2023, Extending Context
     Window of Large Language Models via Positional Interpolation; Peng et al. 2023, YaRN; Ding et

@@ -87,7 +87,13 @@ def _llama_entries(config: DecoderConfig) -> list[Entry]:
             ("mlp", "mlp", (("gate", "up"), ("down",)), (config.mlp_bias,) * 2),
         ):
             for group, biased in zip(groups, bias, strict=True):
-                found += _matrices(f"{here}{theirs}.", (layer, module), group, config, biased)
+                found += _matrices(
+                    f"{here}{theirs}.",
+                    (layer, module),
+                    group,
+                    fused=config.family == "phi3",
+                    bias=biased,
+                )
     return found
 
 
@@ -106,11 +112,10 @@ NORMS = {
 
 
 def _matrices(
-    here: str, at: tuple[str, str], names: Sequence[str], config: DecoderConfig, bias: bool
+    here: str, at: tuple[str, str], names: Sequence[str], *, fused: bool, bias: bool
 ) -> list[Entry]:
     """The tensors of matrices with the same input, which Phi-3 stores as one."""
-    fused = config.family == "phi3" and len(names) > 1
-    groups = [tuple(names)] if fused else [(name,) for name in names]
+    groups = [tuple(names)] if fused and len(names) > 1 else [(name,) for name in names]
     found = []
     for group in groups:
         # The names on disk: qkv_proj and gate_up_proj.

@@ -11,7 +11,7 @@ class RMSNorm(nn.Module):
     """x / √(mean x² + ε) ⊙ w, or ⊙ (1 + w), with statistics in float32.
 
     Attributes:
-        epsilon: ε.
+        epsilon: number ε that is added to the mean square.
         unit_offset: whether the factor is 1 + w; then w starts at 0, otherwise at 1.
         dtype: dtype of the result.
 
