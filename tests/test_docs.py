@@ -21,6 +21,7 @@ from benchmarks import (
     sweep,
     tuning,
 )
+from benchmarks.language import families
 from benchmarks.learning import markdown, rows_of_all
 from benchmarks.table import RESULTS, read
 from benchmarks.throughput import documents
@@ -67,6 +68,7 @@ def test_the_table_of_the_language_page_is_that_of_the_results():
     text = (ROOT / "docs/rlhf.md").read_text()
     assert alignment.markdown() in text
     assert rlhf.markdown() in text and rlhf.breakdown_markdown() in text
+    assert families.markdown() in text
 
 
 def test_the_example_of_the_language_page_runs(capsys):

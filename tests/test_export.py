@@ -245,6 +245,7 @@ NETWORKS = {
 }
 
 
+@pytest.mark.peers
 @pytest.mark.parametrize("name", NETWORKS)
 def test_onnx_acts_like_the_run(tmp_path, name):
     pytest.importorskip("jax2onnx")
@@ -255,6 +256,7 @@ def test_onnx_acts_like_the_run(tmp_path, name):
     assert count == 256 and difference < 1e-5
 
 
+@pytest.mark.peers
 def test_onnx_has_names_and_statistics(tmp_path, cartpole):
     pytest.importorskip("jax2onnx")
     runtime = pytest.importorskip("onnxruntime")

@@ -18,7 +18,7 @@ from ppo_jax.rlhf.demo import demo
 from ppo_jax.rlhf.folder import checkpoints_of, flat, open_directory, read_stage, run
 from ppo_jax.rlhf.formats import DataError, Prompt, read
 from ppo_jax.rlhf.generate import generate
-from ppo_jax.rlhf.hf_io import ModelError
+from ppo_jax.rlhf.hf_values import ModelError
 from ppo_jax.rlhf.roles import ends, model, needed, prompt_room, roles, writer
 from ppo_jax.rlhf.sharding import mesh_of
 from ppo_jax.rlhf.tokenizer import TokenizerError
@@ -213,7 +213,7 @@ def _run(
 
 
 def _room(values: dict[str, Any], decoder: Decoder) -> int:
-    return min(values["max_length"], decoder.config.max_positions)
+    return min(values["max_length"], decoder.config.context)
 
 
 COMMANDS: dict[str, Callable[..., Any]] = {

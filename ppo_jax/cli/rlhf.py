@@ -18,6 +18,7 @@ from ppo_jax.cli.listing import wrapped
 from ppo_jax.config import ConfigError
 from ppo_jax.config.options import check_record, coerce, did_you_mean, option
 from ppo_jax.config.rlhf import (
+    OLDER,
     Demo,
     EvaluateOptions,
     GenerateOptions,
@@ -203,7 +204,7 @@ def _group(name: str, kind: Any) -> str:
 
 def restored(saved: dict[str, Any], kinds: tuple[Any, ...]) -> dict[str, Any]:
     """The values of a saved configuration: the inverse of `ppo_jax.rlhf.folder.flat`. Options that
-    did not exist when the run was made have their defaults.
+    did not exist when the run was made have their defaults, or the values in `OLDER`.
 
     Args:
         saved: name -> value, in JSON's types.
@@ -211,7 +212,8 @@ def restored(saved: dict[str, Any], kinds: tuple[Any, ...]) -> dict[str, Any]:
     """
     values = {}
     for field in (f for kind in kinds for f in dataclasses.fields(kind)):
-        values[field.name] = coerce(field, saved.get(field.name, field.default))
+        older = OLDER.get(field.name, field.default)
+        values[field.name] = coerce(field, saved.get(field.name, older))
     return values
 
 

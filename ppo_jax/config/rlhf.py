@@ -13,6 +13,10 @@ ALGORITHMS = ("ppo", "reinforce", "rloo", "grpo")
 ADAMS = ("optax", "tensorflow")
 CRITICS = ("auto", "reward", "model", "shared", "none")
 KL_ESTIMATORS = ("k1", "k2", "k3", "abs")
+PARAM_DTYPES = ("float32", "bfloat16", "float16", "file")
+FROZEN_DTYPES = ("auto", "float32", "bfloat16", "float16")
+# Values of options in runs that are older than the options, where they are not the defaults.
+OLDER = {"frozen_dtype": "float32"}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -172,6 +176,11 @@ class ModelOptions:
     truncate: bool = option(False, "truncate longer texts instead of refusing them")
     seed: int = option(0, "seed of all random numbers of the run", low=0, high=2**32 - 1)
     dtype: str = option("float32", "data type of the computation", choices=("float32", "bfloat16"))
+    param_dtype: str = option(
+        "float32",
+        "data type of the parameters that are trained and saved; file: that of the model's files",
+        choices=PARAM_DTYPES,
+    )
     matmul_precision: str = standard.matmul_precision()
     remat: bool = option(False, "recompute activations in the backward pass, which saves memory")
     model_parallel: int = option(
@@ -209,6 +218,12 @@ class PPOOptions:
     )
     reference: Path | None = option(
         None, "folder of the reference model of the KL penalty; None: --model"
+    )
+    frozen_dtype: str = option(
+        "auto",
+        "data type of the parameters of the reference and of reward models; auto: bfloat16 on "
+        "accelerators, float32 on CPUs",
+        choices=FROZEN_DTYPES,
     )
 
 

@@ -15,6 +15,7 @@ import numpy as np
 from ppo_jax import precision
 from ppo_jax.config import ConfigError, commands
 from ppo_jax.config.options import to_json
+from ppo_jax.config.rlhf import OLDER
 from ppo_jax.runs import cache, files, loop, manifest, trackers, trust
 from ppo_jax.runs.checkpoint import Checkpoints
 from ppo_jax.runs.folder import (
@@ -41,7 +42,7 @@ MODEL_FILES = {
     "generation_config.json", "reward.json",
 }  # fmt: skip
 # Options that did not exist when older runs were made, and the values that those runs used.
-YOUNGER = {"matmul_precision": "default"}
+YOUNGER = {"matmul_precision": "default", "param_dtype": "float32", **OLDER}
 
 
 class StageDirectory(RunDirectory):

@@ -185,7 +185,7 @@ def _check(
     top_k: int | None,
     top_p: jax.Array | float | None,
 ) -> None:
-    limit = decoder.config.max_positions
+    limit = decoder.config.context
     if max_new_tokens < 1:
         raise ValueError(f"max_new_tokens is {max_new_tokens}; it must be at least 1")
     if prompt.shape[1] + max_new_tokens > limit:

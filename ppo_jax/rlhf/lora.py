@@ -78,4 +78,5 @@ def _matrices(params: Params) -> list[tuple[str, str, str]]:
         if layer.startswith("layer_")
         for module in ("attention", "mlp")
         for name in sorted(params[layer][module])
+        if "kernel" in params[layer][module][name]
     ]

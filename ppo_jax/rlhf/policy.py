@@ -95,9 +95,7 @@ def make_policy(
         # The last token of a response is never an input, because no token follows it.
         tokens, mask = inputs.tokens[:, 0, :-1], inputs.mask[:, 0, :-1]
         hidden = actor.hidden(params["actor"], tokens, mask)[:, -length:]
-        dist = TokenDistribution(
-            hidden, actor.head(params["actor"]), temperature, valid_vocab=valid_vocab
-        )
+        dist = actor.distribution(params["actor"], hidden, temperature, valid_vocab=valid_vocab)
         if isinstance(critic, Decoder):
             return dist, critic.values(params["critic"], tokens, mask)[:, -length:]
         if critic == "shared":
@@ -151,5 +149,5 @@ def log_prob_of(
     """
     tokens, mask = inputs.tokens[:, 0], inputs.mask[:, 0]
     hidden = decoder.hidden(params, tokens[:, :-1], mask[:, :-1])[:, -length:]
-    dist = TokenDistribution(hidden, decoder.head(params), temperature, valid_vocab=valid_vocab)
+    dist = decoder.distribution(params, hidden, temperature, valid_vocab=valid_vocab)
     return dist.log_prob(tokens[:, -length:])

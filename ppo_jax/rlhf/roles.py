@@ -1,6 +1,5 @@
 """Loading of the four models that a command line names, and checks that they fit together."""
 
-import dataclasses
 import importlib
 import sys
 from pathlib import Path
@@ -37,17 +36,17 @@ def roles(
         ConfigError, ModelError, TokenizerError: a model is missing or does not fit the others.
     """
     rewards, folders = _rewards(values, language, decoder)
-    reference = params
+    frozen, reference = frozen_dtype(values["frozen_dtype"]), params
+    if not values["lora_rank"]:  # adapters are added to the reference, which is the trained model
+        reference = jax.tree.map(lambda x: x.astype(frozen), params)
     if values["reference"] is not None:
-        other, reference = load_model(_model_folder(values["reference"]))
+        other, reference = load_model(_model_folder(values["reference"]), param_dtype=frozen)
         if "score" in reference:
             raise ConfigError(
                 f"{values['reference']} is a reward model, which cannot generate text; give the "
                 "folder of a language model as --reference"
             )
-        if dataclasses.replace(other.config, dtype="float32") != dataclasses.replace(
-            decoder.config, dtype="float32", remat=False
-        ):
+        if other.config.architecture() != decoder.config.architecture():
             raise ConfigError(
                 f"{values['reference']} does not have the architecture of {values['model']}"
             )
@@ -60,7 +59,7 @@ def roles(
     if kind == "reward":
         if not folders:
             raise ConfigError("--critic reward needs the folder of a reward model in --reward")
-        critic, critic_params = load_model(folders[0], values["dtype"], remat=values["remat"])
+        critic, critic_params = _load(folders[0], values)
         critic_params = stages.zero_head(critic_params)
     elif kind == "model":
         critic, critic_params = decoder, decoder.with_score(params)
@@ -88,7 +87,8 @@ def _rewards(
         if Path(name).is_dir():
             folder = _model_folder(Path(name))
             _check_vocabulary(folder, language)
-            reward, decoder = stages.read_reward(folder)
+            dtype = frozen_dtype(values["frozen_dtype"])
+            reward, decoder = stages.read_reward(folder, dtype)
             _check_fits(folder, decoder, actor)
             found.append(reward)
             folders.append(folder)
@@ -125,7 +125,7 @@ def _check_vocabulary(folder: Path, language: Language) -> None:
 
 def _check_fits(folder: Path, reward: Decoder, actor: Decoder) -> None:
     """Refuse a reward model whose vocabulary or context is smaller than that of the actor."""
-    for name in ("vocab_size", "max_positions"):
+    for name in ("vocab_size", "context"):
         theirs, ours = getattr(reward.config, name), getattr(actor.config, name)
         if theirs < ours:
             raise ConfigError(
@@ -172,10 +172,25 @@ def model(values: dict[str, Any]) -> tuple[Decoder, Params, Language]:
         ConfigError, ModelError, TokenizerError: model or tokenizer is missing, or they do not fit.
     """
     folder = _model_folder(Path(needed(values, "model")))
-    decoder, params = load_model(folder, values["dtype"], remat=values["remat"])
+    decoder, params = _load(folder, values)
     tokenizer = load_tokenizer(folder)
     check_vocabulary(tokenizer, decoder.config.vocab_size)
     return decoder, params, Language(tokenizer, folder)
+
+
+def _load(folder: Path, values: dict[str, Any]) -> tuple[Decoder, Params]:
+    """A model that is trained, with the data types of the options."""
+    kept = values.get("param_dtype", "float32")
+    return load_model(
+        folder, values["dtype"], None if kept == "file" else kept, remat=values["remat"]
+    )
+
+
+def frozen_dtype(name: str) -> str:
+    """The data type of frozen parameters; "auto" is bfloat16 on accelerators, float32 on CPUs."""
+    if name != "auto":
+        return name
+    return "float32" if jax.default_backend() == "cpu" else "bfloat16"
 
 
 def _model_folder(folder: Path) -> Path:
@@ -207,11 +222,11 @@ def prompt_room(decoder: Decoder, max_new_tokens: int) -> int:
     Raises:
         ConfigError: the response alone fills the model's context.
     """
-    room = decoder.config.max_positions - max_new_tokens
+    room = decoder.config.context - max_new_tokens
     if room < 1:
         raise ConfigError(
             f"max_new_tokens is {max_new_tokens}; the context of the model is "
-            f"{decoder.config.max_positions} tokens, including the prompt"
+            f"{decoder.config.context} tokens, including the prompt"
         )
     return room
 

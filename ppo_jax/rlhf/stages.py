@@ -1,5 +1,6 @@
 """The three stages of RLHF as jobs: supervised fine-tuning, reward modelling and optimisation."""
 
+import dataclasses
 import functools
 import json
 from collections.abc import Callable
@@ -94,9 +95,13 @@ def reward_model(
         config: hyperparameters of the steps.
         center: coefficient of the centering loss, which keeps scores close to 0.
         seed: random seed of the order of the rows.
-        language: tokenizer that is saved with the model.
+        language: tokenizer that is saved with the model. A model without a padding token gets the
+            one of the tokenizer, because transformers scores no batches without.
         mesh: device mesh that the work is distributed over; None for one device.
     """
+    if decoder.config.pad_id is None:
+        padded = dataclasses.replace(decoder.config, pad_id=language.tokenizer.pad_id)
+        decoder = Decoder(padded)
     return _supervised(
         decoder,
         params,
@@ -282,13 +287,17 @@ def write_normalisation(folder: Path, mean: float, deviation: float) -> None:
     manifest.settle(folder)
 
 
-def read_reward(folder: Path) -> tuple[Reward, Decoder]:
+def read_reward(folder: Path, param_dtype: str = "float32") -> tuple[Reward, Decoder]:
     """A reward model and its decoder; the scores are normalised if the folder has a `reward.json`.
+
+    Args:
+        folder: folder of the model.
+        param_dtype: dtype of the parameters.
 
     Raises:
         ModelError: the folder is not a model, or the model has no score head.
     """
-    decoder, params = load_model(folder)
+    decoder, params = load_model(folder, param_dtype=param_dtype)
     if "score" not in params:
         raise ModelError(
             f"{folder} is not a reward model: it has no score.weight; train one with "

@@ -15,7 +15,6 @@ from ppo_jax.rlhf.decoder import Decoder
 from ppo_jax.rlhf.rewards import centering_loss, preference_loss
 from ppo_jax.rlhf.rollout import next_rows
 from ppo_jax.rlhf.sharding import spread
-from ppo_jax.rlhf.token_distribution import TokenDistribution
 from ppo_jax.types import Batch, LossFn, Metrics, Params, PyTree, TrainState
 
 
@@ -139,7 +138,7 @@ def make_text_loss(decoder: Decoder) -> LossFn:
     def loss_fn(params: Params, rows: Batch) -> tuple[jax.Array, Metrics]:
         tokens, mask = rows.obs["tokens"], rows.obs["mask"]
         hidden = decoder.hidden(params, tokens[:, :-1], mask[:, :-1])
-        dist = TokenDistribution(hidden, decoder.head(params))
+        dist = decoder.distribution(params, hidden)
         log_prob = jnp.where(rows.weight > 0, dist.log_prob(tokens[:, 1:]), 0.0)
         loss = -jnp.sum(rows.weight * log_prob) / jnp.maximum(jnp.sum(rows.weight), 1.0)
         return loss, {"loss": loss}

@@ -23,17 +23,21 @@ from ppo_jax.rlhf import sampling
 CHUNK = 1 << 24
 
 
-def head_logits(hidden: jax.Array, head: jax.Array) -> jax.Array:
+def head_logits(hidden: jax.Array, head: jax.Array, softcap: float | None = None) -> jax.Array:
     """z = h W, with products in the dtype of the hidden states, sums and results in float32.
 
     Args:
         hidden: [..., D] hidden states h.
         head: [D, V] matrix W of the head.
+        softcap: bound c of the logits, which become c tanh(z / c); None for no bound.
 
     Returns:
         [..., V] float32 logits.
+
+    Source: Gemma Team 2024, Gemma 2, section 2 (the soft cap).
     """
-    return jnp.matmul(hidden, head.astype(hidden.dtype), preferred_element_type=jnp.float32)
+    z = jnp.matmul(hidden, head.astype(hidden.dtype), preferred_element_type=jnp.float32)
+    return z if softcap is None else softcap * jnp.tanh(z / softcap)
 
 
 def in_blocks(function: Callable, arrays: Any, lead: int, rows_per_block: int) -> Any:
@@ -84,6 +88,7 @@ class TokenDistribution:
             leading axis.
         valid_vocab: number of ids in the tokenizer; larger ids have probability 0. None allows all
             ids.
+        softcap: bound c of the logits, z = c tanh(h W / c); None for no bound.
     """
 
     hidden: jax.Array
@@ -91,6 +96,7 @@ class TokenDistribution:
     temperature: jax.Array | float = 1.0
     chunk: int = struct.field(pytree_node=False, default=CHUNK)
     valid_vocab: int | None = struct.field(pytree_node=False, default=None)
+    softcap: float | None = struct.field(pytree_node=False, default=None)
 
     def log_prob(self, action: jax.Array) -> jax.Array:
         """[...] log π(action) = z_action / τ − log Σ_v exp(z_v / τ), in nats."""
@@ -119,7 +125,7 @@ class TokenDistribution:
 
     def dense(self, hidden: jax.Array) -> Categorical:
         """The distributions of hidden states [..., D], with all logits in memory."""
-        logits = head_logits(hidden, self.head) / self.temperature
+        logits = head_logits(hidden, self.head, self.softcap) / self.temperature
         return Categorical(mask_vocabulary(logits, self.valid_vocab))
 
     def _map(self, function: Callable, *arrays: jax.Array) -> Any:
