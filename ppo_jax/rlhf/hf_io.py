@@ -18,6 +18,7 @@ from safetensors.numpy import save_file
 from ppo_jax.rlhf import hf_names
 from ppo_jax.rlhf.decoder import Decoder
 from ppo_jax.rlhf.hf_config import ModelError, read_config, write_config
+from ppo_jax.rlhf.sharding import shard
 from ppo_jax.runs import files, manifest
 from ppo_jax.types import Params
 
@@ -39,6 +40,8 @@ def load_model(
     dtype: str = "float32",
     param_dtype: str | None = "float32",
     remat: bool = False,
+    *,
+    mesh: Any = None,
 ) -> tuple[Decoder, Params]:
     """Read a model of the gpt2, llama, mistral or qwen2 family.
 
@@ -47,6 +50,8 @@ def load_model(
         dtype: dtype of the computation, "float32" or "bfloat16".
         param_dtype: dtype of the parameters; None keeps the dtype of the file.
         remat: whether blocks are recomputed in the backward pass.
+        mesh: device mesh that the parameters are distributed over, of which each device receives
+            its part only; None for one device.
 
     Returns:
         The decoder and its parameters; a `*ForSequenceClassification` has a score head and no head.
@@ -68,8 +73,9 @@ def load_model(
         params = from_tensors(decoder, tensors, scoring or "score.weight" in tensors)
     except ModelError as error:
         raise ModelError(f"{folder}: {error}") from None
-    cast = lambda x: jnp.asarray(x, param_dtype and jnp.dtype(param_dtype))
-    return decoder, jax.tree.map(cast, params)
+    cast = lambda x: np.asarray(x, param_dtype and jnp.dtype(param_dtype))
+    params = jax.tree.map(cast, params)
+    return decoder, jax.tree.map(jnp.asarray, params) if mesh is None else shard(params, mesh)
 
 
 def save_model(

@@ -2,11 +2,10 @@
 
 import dataclasses
 import importlib
+import math
 import sys
 from pathlib import Path
 from typing import Any
-
-import jax
 
 from ppo_jax.config import ConfigError
 from ppo_jax.rlhf import scoring, stages, train
@@ -14,6 +13,7 @@ from ppo_jax.rlhf.algorithms import ALGORITHMS
 from ppo_jax.rlhf.decoder import Decoder
 from ppo_jax.rlhf.hf_io import load_model
 from ppo_jax.rlhf.scoring import Reward
+from ppo_jax.rlhf.sharding import mesh_of
 from ppo_jax.rlhf.stages import Language
 from ppo_jax.rlhf.tokenizer import check_vocabulary, load_tokenizer
 from ppo_jax.types import Params
@@ -36,10 +36,11 @@ def roles(
     Raises:
         ConfigError, ModelError, TokenizerError: a model is missing or does not fit the others.
     """
+    devices = mesh(values)
     rewards, folders = _rewards(values, language, decoder)
     reference = params
     if values["reference"] is not None:
-        other, reference = load_model(_model_folder(values["reference"]))
+        other, reference = load_model(_model_folder(values["reference"]), mesh=devices)
         if "score" in reference:
             raise ConfigError(
                 f"{values['reference']} is a reward model, which cannot generate text; give the "
@@ -60,7 +61,9 @@ def roles(
     if kind == "reward":
         if not folders:
             raise ConfigError("--critic reward needs the folder of a reward model in --reward")
-        critic, critic_params = load_model(folders[0], values["dtype"], remat=values["remat"])
+        critic, critic_params = load_model(
+            folders[0], values["dtype"], remat=values["remat"], mesh=devices
+        )
         critic_params = stages.zero_head(critic_params)
     elif kind == "model":
         critic, critic_params = decoder, decoder.with_score(params)
@@ -88,17 +91,11 @@ def _rewards(
         if Path(name).is_dir():
             folder = _model_folder(Path(name))
             _check_vocabulary(folder, language)
-            reward, decoder = stages.read_reward(folder)
+            reward, decoder = stages.read_reward(folder, mesh(values))
             _check_fits(folder, decoder, actor)
             found.append(reward)
             folders.append(folder)
         else:
-            if jax.device_count() > 1:
-                raise ConfigError(
-                    f"--reward {name}: a Python function can be called from one device only, and "
-                    f"JAX uses {jax.device_count()}; restrict JAX to one device "
-                    "(JAX_NUM_CPU_DEVICES=1, CUDA_VISIBLE_DEVICES=0), or use a reward model"
-                )
             found.append(scoring.from_function(_function(name), language.tokenizer))
     if len(found) == 1 and not weights:
         return found[0], folders
@@ -172,10 +169,27 @@ def model(values: dict[str, Any]) -> tuple[Decoder, Params, Language]:
         ConfigError, ModelError, TokenizerError: model or tokenizer is missing, or they do not fit.
     """
     folder = _model_folder(Path(needed(values, "model")))
-    decoder, params = load_model(folder, values["dtype"], remat=values["remat"])
+    decoder, params = load_model(folder, values["dtype"], remat=values["remat"], mesh=mesh(values))
     tokenizer = load_tokenizer(folder)
     check_vocabulary(tokenizer, decoder.config.vocab_size)
     return decoder, params, Language(tokenizer, folder)
+
+
+def mesh(values: dict[str, Any]) -> Any:
+    """The device mesh of a stage; None for one device, and for commands that use one device.
+
+    Args:
+        values: values of the options by name.
+    """
+    if "model_parallel" not in values:
+        return None
+    parts = max(1, values["micro_batches"])
+    if "batch_size" in values:
+        return mesh_of(values["model_parallel"], max(1, values["batch_size"] // parts))
+    responses = values["num_prompts"] * values["group_size"]
+    rows = [max(1, responses // (values["minibatches"] * parts))]
+    rows += [] if values["rollout_batch"] is None else [values["rollout_batch"]]
+    return mesh_of(values["model_parallel"], math.gcd(responses, *rows))
 
 
 def _model_folder(folder: Path) -> Path:

@@ -90,7 +90,7 @@ def from_function(function: RewardFunction, tokenizer: Any) -> Reward:
         def call(tokens: Any, mask: Any) -> np.ndarray:
             return on_host(tokens, mask, length)
 
-        return io_callback(call, shape, inputs.tokens[:, 0], inputs.mask[:, 0], ordered=True)
+        return io_callback(call, shape, inputs.tokens[:, 0], inputs.mask[:, 0], ordered=False)
 
     return Reward((), score)
 

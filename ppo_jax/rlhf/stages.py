@@ -129,7 +129,7 @@ def _supervised(
     def judge(state: TrainState, update: int) -> dict[str, Any]:
         if held_out is None:
             return {}
-        found = supervised.validate(loss, state.learner.params, held_out)
+        found = supervised.validate(sharding.over_devices(loss, mesh), state.learner.params, held_out)
         return {"validation": {**found, "rows": held_out.weight.shape[0]}}
 
     def result(state: TrainState, path: Path) -> dict[str, Any]:
@@ -139,7 +139,7 @@ def _supervised(
 
     init = functools.partial(supervised.init, jax.random.key(seed), params, config)
     return _job(kind, init, supervised.make_step(loss, config, mesh), mesh)._replace(
-        frozen={"rows": kept},
+        frozen={"rows": sharding.shard(kept, mesh)},
         updates=config.updates,
         units_per_update=config.batch_size,
         headline=headline,
@@ -156,7 +156,7 @@ def _job(kind: str, init: Callable[[], TrainState], step: Any, mesh: Any) -> Job
     return Job(
         name=kind,
         init=init,
-        shapes=jax.eval_shape(init),
+        shapes=sharding.sharded_shapes(jax.eval_shape(init), mesh),
         step=lambda state, frozen, floats: step(state, frozen),
         updates=1,
         unit="sequences",
@@ -171,7 +171,7 @@ def _job(kind: str, init: Callable[[], TrainState], step: Any, mesh: Any) -> Job
 
 def placing(mesh: Any) -> Callable[[TrainState], TrainState]:
     """A function that distributes a state over a mesh; without a mesh it changes nothing."""
-    return (lambda state: state) if mesh is None else lambda state: sharding.shard(state, mesh)
+    return lambda state: sharding.shard(state, mesh)
 
 
 def optimisation(
@@ -282,13 +282,17 @@ def write_normalisation(folder: Path, mean: float, deviation: float) -> None:
     manifest.settle(folder)
 
 
-def read_reward(folder: Path) -> tuple[Reward, Decoder]:
+def read_reward(folder: Path, mesh: Any = None) -> tuple[Reward, Decoder]:
     """A reward model and its decoder; the scores are normalised if the folder has a `reward.json`.
+
+    Args:
+        folder: folder of the model.
+        mesh: device mesh that the parameters are distributed over; None for one device.
 
     Raises:
         ModelError: the folder is not a model, or the model has no score head.
     """
-    decoder, params = load_model(folder)
+    decoder, params = load_model(folder, mesh=mesh)
     if "score" not in params:
         raise ModelError(
             f"{folder} is not a reward model: it has no score.weight; train one with "
