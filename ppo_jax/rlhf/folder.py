@@ -47,7 +47,7 @@ YOUNGER = {"matmul_precision": "default"}
 class StageDirectory(RunDirectory):
     """The folder of a stage; the folder of a demo contains one for each of its stages."""
 
-    contents = (*RunDirectory.contents, "samples.jsonl", "model", *PARTS)
+    contents = (*RunDirectory.contents, "samples.jsonl", "between_stages.json", "model", *PARTS)
     kind, format = "run of ppo_jax.rlhf", STAGE_FORMAT
 
     @classmethod

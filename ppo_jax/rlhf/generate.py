@@ -101,8 +101,10 @@ def generate(
 
     def draw(step: jax.Array, hidden: jax.Array, done: jax.Array) -> tuple[jax.Array, ...]:
         logits = mask_vocabulary(decoder.logits(params, hidden), valid_vocab)
-        noise = jax.vmap(jax.random.fold_in, (0, None))(key, step) if key.ndim else (
-            jax.random.fold_in(key, step)
+        noise = (
+            jax.vmap(jax.random.fold_in, (0, None))(key, step)
+            if key.ndim
+            else (jax.random.fold_in(key, step))
         )
         token, log_prob = _sample(noise, logits, temperature, top_k=top_k, top_p=top_p)
         token = jnp.where(done, pad_id, token)

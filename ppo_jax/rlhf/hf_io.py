@@ -15,10 +15,9 @@ import numpy as np
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
-from ppo_jax.rlhf import hf_names
+from ppo_jax.rlhf import hf_names, sharding
 from ppo_jax.rlhf.decoder import Decoder
 from ppo_jax.rlhf.hf_config import ModelError, read_config, write_config
-from ppo_jax.rlhf.sharding import shard
 from ppo_jax.runs import files, manifest
 from ppo_jax.types import Params
 
@@ -75,7 +74,9 @@ def load_model(
         raise ModelError(f"{folder}: {error}") from None
     cast = lambda x: np.asarray(x, param_dtype and jnp.dtype(param_dtype))
     params = jax.tree.map(cast, params)
-    return decoder, jax.tree.map(jnp.asarray, params) if mesh is None else shard(params, mesh)
+    if mesh is None:
+        return decoder, jax.tree.map(jnp.asarray, params)
+    return decoder, sharding.shard(params, mesh)
 
 
 def save_model(

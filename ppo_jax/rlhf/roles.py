@@ -96,7 +96,8 @@ def _rewards(
             found.append(reward)
             folders.append(folder)
         else:
-            found.append(scoring.from_function(_function(name), language.tokenizer))
+            function = _function(name)
+            found.append(scoring.from_function(function, language.tokenizer, mesh(values)))
     if len(found) == 1 and not weights:
         return found[0], folders
     return scoring.weighted(found, weights or [1.0] * len(found)), folders

@@ -57,7 +57,8 @@ class Settings(NamedTuple):
         missing_eos_penalty: number subtracted from the score of a truncated response.
         missing_eos_score: score of every truncated response; None for its own score.
         scale_scores: whether scores are divided by their running standard deviation.
-        rollout_batch: number of responses that are sampled and evaluated at a time; None for all.
+        rollout_batch: number of responses that are sampled and evaluated at a time; None evaluates
+            all responses at once.
         mesh: device mesh that the responses are distributed over; None for one device.
     """
 

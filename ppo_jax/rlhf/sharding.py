@@ -49,6 +49,11 @@ def make_mesh(data: int, model: int) -> Mesh:
     return jax.make_mesh((data, model), (DATA, MODEL), kinds, devices=chosen)
 
 
+def data_size(mesh: Mesh | None) -> int:
+    """Number of devices that the rows of a batch are split over; 1 without a mesh."""
+    return 1 if mesh is None else mesh.shape[DATA]
+
+
 def spec(path: tuple[str, ...], shape: tuple[int, ...], devices: int) -> PartitionSpec:
     """The split of a leaf over the axis `model`.
 
@@ -138,9 +143,21 @@ def spread(batch: Any, mesh: Mesh | None) -> Any:
             of rows the devices do not divide is left unchanged, too.
     """
     leaves = jax.tree.leaves(batch)
-    if mesh is None or any(len(x) % mesh.shape[DATA] for x in leaves):
+    if mesh is None or any(len(x) % data_size(mesh) for x in leaves):
         return batch
     return jax.lax.with_sharding_constraint(batch, NamedSharding(mesh, PartitionSpec(DATA)))
+
+
+def gather(batch: Any, mesh: Mesh | None) -> Any:
+    """Within a jitted program, copy all rows of a batch to every device; the inverse of `spread`.
+
+    Args:
+        batch: pytree with leaves [B, ...].
+        mesh: the mesh; None for one device, which leaves the batch unchanged.
+    """
+    if mesh is None:
+        return batch
+    return jax.lax.with_sharding_constraint(batch, NamedSharding(mesh, PartitionSpec()))
 
 
 def over_devices(function: Callable[..., Any], mesh: Mesh | None) -> Callable[..., Any]:
@@ -172,7 +189,7 @@ def in_parts(function: Callable[[Any], Any], rows: Any, size: int, mesh: Mesh | 
         The results for all rows, with leaves [B, ...].
     """
     count = len(jax.tree.leaves(rows)[0])
-    shards = 1 if mesh is None else mesh.shape[DATA]
+    shards = data_size(mesh)
     if size >= count:
         return function(rows)
     parts = -(-count // size)

@@ -129,7 +129,9 @@ def _supervised(
     def judge(state: TrainState, update: int) -> dict[str, Any]:
         if held_out is None:
             return {}
-        found = supervised.validate(sharding.over_devices(loss, mesh), state.learner.params, held_out)
+        found = supervised.validate(
+            sharding.over_devices(loss, mesh), state.learner.params, held_out
+        )
         return {"validation": {**found, "rows": held_out.weight.shape[0]}}
 
     def result(state: TrainState, path: Path) -> dict[str, Any]:

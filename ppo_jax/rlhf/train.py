@@ -8,6 +8,7 @@ reward     the score of a response; a frozen model, or a function
 
 import dataclasses
 import functools
+import warnings
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -106,6 +107,7 @@ def build(
         ValueError: options that cannot be combined; the message names the reason.
     """
     check(config, hyper, models)
+    _warn_of_whole_batches(config, hyper, mesh)
     policy = _policy(models, config, valid_vocab=valid_vocab, mesh=mesh)
     size = rollout_batch(config, models.actor, prompts.shape[1], mesh)
     settings = _settings(config, eos_id)._replace(rollout_batch=size, mesh=mesh)
@@ -125,9 +127,7 @@ def build(
         kl_kind=config.kl_kind if config.kl_in == "loss" else None,
     )
 
-    guarded_step = functools.partial(
-        _guarded_step, collect=collect, algorithm=algorithm, mesh=mesh
-    )
+    guarded_step = functools.partial(_guarded_step, collect=collect, algorithm=algorithm, mesh=mesh)
     frozen = {
         "reference": models.reference_params,
         "reward": models.reward.frozen,
@@ -164,6 +164,18 @@ def _policy(
     return policy._replace(apply=sharding.over_devices(policy.apply, mesh))
 
 
+def _warn_of_whole_batches(config: Config, hyper: algorithms.Config, mesh: Any) -> None:
+    """Warn if the devices cannot share a micro-batch, which each of them then computes whole."""
+    parts = hyper.minibatches * hyper.micro_batches
+    rows, shards = config.num_prompts * config.group_size // parts, sharding.data_size(mesh)
+    if rows % shards:
+        warnings.warn(
+            f"{shards} devices cannot share micro-batches of {rows} rows evenly, so that each of "
+            "them computes all rows; change num_prompts, minibatches or micro_batches",
+            stacklevel=3,
+        )
+
+
 def rollout_batch(config: Config, actor: Decoder, prompt_length: int, mesh: Any = None) -> int:
     """Number of responses that are sampled and evaluated at a time.
 
@@ -180,7 +192,7 @@ def rollout_batch(config: Config, actor: Decoder, prompt_length: int, mesh: Any 
         ValueError: the option does not divide the responses, or not the devices along `data`.
     """
     responses = config.num_prompts * config.group_size
-    shards = 1 if mesh is None else mesh.shape[sharding.DATA]
+    shards = sharding.data_size(mesh)
     fitting = [n for n in range(1, responses + 1) if responses % n == 0 and n % shards == 0]
     if config.rollout_batch is not None:
         if config.rollout_batch not in fitting:
