@@ -19,8 +19,7 @@ from ppo_jax.rlhf.folder import checkpoints_of, flat, open_directory, read_stage
 from ppo_jax.rlhf.formats import DataError, Prompt, read
 from ppo_jax.rlhf.generate import generate
 from ppo_jax.rlhf.hf_values import ModelError
-from ppo_jax.rlhf.roles import ends, model, needed, prompt_room, roles, writer
-from ppo_jax.rlhf.sharding import mesh_of
+from ppo_jax.rlhf.roles import ends, mesh, model, needed, prompt_room, roles, writer
 from ppo_jax.rlhf.tokenizer import TokenizerError
 from ppo_jax.runs import loop, manifest, terminal
 from ppo_jax.runs.job import Callback, Job, RunFailed
@@ -85,7 +84,7 @@ def _sft(values: Values, options: StageOptions) -> Callable[[], int]:
         pick(supervised.Config, values),
         seed=values["seed"],
         language=language,
-        mesh=mesh_of(values["model_parallel"], values["batch_size"]),
+        mesh=mesh(values),
     )
     return _in_directory(stage, options, values)
 
@@ -106,7 +105,7 @@ def _reward(values: Values, options: StageOptions) -> Callable[[], int]:
         center=values["center"],
         seed=values["seed"],
         language=language,
-        mesh=mesh_of(values["model_parallel"], values["batch_size"]),
+        mesh=mesh(values),
     )
     return _in_directory(stage, options, values)
 
@@ -133,7 +132,7 @@ def _optimisation(values: dict[str, Any], responses: int = 256) -> Job:
         hyper=hyper,
         eos_id=ends(decoder, tokenizer),
         valid_vocab=tokenizer.vocab_size,
-        mesh=mesh_of(values["model_parallel"], config.num_prompts * config.group_size),
+        mesh=mesh(values),
     )
     return stages.optimisation(
         program, models, config, seed=values["seed"], language=language, eval_prompts=responses

@@ -34,6 +34,12 @@ class Rollouts:
         1, "number of responses to each prompt; rloo and grpo compare them", low=1
     )
     max_new_tokens: int = option(32, "number of tokens of the longest response", low=1)
+    rollout_batch: int | None = option(
+        None,
+        "number of responses that are sampled and scored at a time, which bounds the memory of a "
+        "rollout; None: as many as fit into a cache of the size of the model, or of 1 GiB",
+        low=1,
+    )
     temperature: float = option(
         1.0,
         "temperature that divides the logits of all models, in sampling and in training",

@@ -6,8 +6,9 @@ is compared with the optimal objective of any policy, J* = β log E_ref exp(r / 
 """
 
 import dataclasses
+import json
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -39,6 +40,7 @@ LENGTH = 14  # maximum number of tokens of a response, including EOS
 WIDTH = 512  # number of words that are sampled at a time
 NORMALISATION = 2048  # number of sampled words that determine the reward model's mean and scale
 UNSEEN = 2000  # number of pairs that the accuracy of the reward model is measured on
+KEPT = "between_stages.json"
 # Folded into the seed, for the PRNG key of the samples that are compared.
 PREFERENCES = 0x9F3E
 
@@ -162,7 +164,8 @@ def _learn_preferences(story: _Story, params: Params) -> tuple[Reward, dict[str,
     key = jax.random.fold_in(jax.random.key(config.seed), PREFERENCES)
     count = config.preferences
     write_key, judge_key = jax.random.split(key)
-    texts = _write(story, params, write_key, 2 * count + NORMALISATION)
+    samples = 2 * count + NORMALISATION
+    texts = _kept(story, "texts", lambda: _write(story, params, write_key, samples))
     pairs = _pairs(judge_key, texts[: 2 * count])
     agreement = _in_gold_order(pairs)
     terminal.say(
@@ -181,13 +184,37 @@ def _learn_preferences(story: _Story, params: Params) -> tuple[Reward, dict[str,
         language=story.language,
     )
     state = _run(story, stage, dataclasses.asdict(steps))
-    scores = _scores(story, state.learner.params, texts[2 * count :])
-    mean, deviation = float(scores.mean()), float(scores.std())
+
+    def moments() -> list[float]:
+        scores = _scores(story, state.learner.params, texts[2 * count :])
+        return [float(scores.mean()), float(scores.std())]
+
+    mean, deviation = _kept(story, "normalisation", moments)
     stages.write_normalisation(story.path / "reward" / "model", mean, deviation)
     write_key, judge_key = jax.random.split(jax.random.fold_in(key, 1))
     unseen = _pairs(judge_key, _write(story, params, write_key, 2 * UNSEEN))
     learned = _accuracy(story, state.learner.params, unseen)
     return from_model(story.decoder, state.learner.params, mean, deviation), learned
+
+
+def _kept(story: _Story, name: str, make: Callable[[], Any]) -> Any:
+    """A result of one stage that is part of the data of another one.
+
+    A resumed demo reads it from the file `KEPT`. Computed again on other devices or cores, it could
+    differ by rounding, and the checkpoints of the next stage would belong to other data.
+
+    Raises:
+        DataError: the file is damaged.
+    """
+    path = story.path / KEPT
+    try:
+        values = json.loads(path.read_text()) if path.exists() else {}
+    except ValueError as error:
+        raise DataError(f"{path} is not JSON ({error}); start the demo again") from error
+    if name not in values:
+        values[name] = make()
+        write_json(path, values)
+    return values[name]
 
 
 def _optimise(story: _Story, models: train.Models) -> dict[str, Any]:

@@ -48,7 +48,7 @@ YOUNGER = {"matmul_precision": "default", "param_dtype": "float32", **OLDER}
 class StageDirectory(RunDirectory):
     """The folder of a stage; the folder of a demo contains one for each of its stages."""
 
-    contents = (*RunDirectory.contents, "samples.jsonl", "model", *PARTS)
+    contents = (*RunDirectory.contents, "samples.jsonl", "between_stages.json", "model", *PARTS)
     kind, format = "run of ppo_jax.rlhf", STAGE_FORMAT
 
     @classmethod

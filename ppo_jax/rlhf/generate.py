@@ -69,7 +69,8 @@ def generate(
     have ended.
 
     Args:
-        key: PRNG key.
+        key: PRNG key, or [B] keys, one for each row: the tokens of a row then do not depend on the
+            other rows of the batch.
         params: parameters of the decoder.
         prompt: [B, P] int, token ids of the prompts, padded on either side.
         prompt_mask: [B, P] mask, nonzero for tokens; None if there is no padding.
@@ -97,10 +98,16 @@ def generate(
     _check(decoder, prompt, max_new_tokens, top_k=top_k, top_p=top_p)
     stops = jnp.array((), jnp.int32) if eos_id is None else jnp.atleast_1d(jnp.asarray(eos_id))
     batch, length = prompt.shape
+    if not jnp.issubdtype(key.dtype, jax.dtypes.prng_key):  # a key of jax.random.PRNGKey
+        key = jax.random.wrap_key_data(key)
 
     def draw(step: jax.Array, hidden: jax.Array, done: jax.Array) -> tuple[jax.Array, ...]:
         logits = mask_vocabulary(decoder.logits(params, hidden), valid_vocab)
-        noise = jax.random.fold_in(key, step)
+        noise = (
+            jax.vmap(jax.random.fold_in, (0, None))(key, step)
+            if key.ndim
+            else (jax.random.fold_in(key, step))
+        )
         token, log_prob = _sample(noise, logits, temperature, top_k=top_k, top_p=top_p)
         token = jnp.where(done, pad_id, token)
         ended = done | jnp.any(token[:, None] == stops, axis=1)
@@ -142,8 +149,14 @@ def _sample(
         dist = dist.masked(within_top_k(dist.logits, top_k))
     if top_p is not None:
         dist = dist.masked(within_top_p(dist.logits, top_p))
-    token = jnp.where(greedy, full.mode(), sampling.sample(key, dist.logits))
+    token = jnp.where(greedy, full.mode(), _drawn(dist.logits, key))
     return token, full.log_prob(token)
+
+
+def _drawn(logits: jax.Array, key: jax.Array) -> jax.Array:
+    """[B] tokens, drawn with one key for all rows or with one for each."""
+    draw = jax.vmap(sampling.sample) if key.ndim else sampling.sample
+    return draw(key, logits)
 
 
 def within_top_k(logits: jax.Array, k: int) -> jax.Array:

@@ -16,7 +16,7 @@ import numpy as np
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
-from ppo_jax.rlhf import hf_names
+from ppo_jax.rlhf import hf_names, sharding
 from ppo_jax.rlhf.decoder import Decoder
 from ppo_jax.rlhf.decoder_config import DecoderConfig
 from ppo_jax.rlhf.hf_config import read_config, write_config
@@ -45,6 +45,8 @@ def load_model(
     dtype: str = "float32",
     param_dtype: str | None = "float32",
     remat: bool = False,
+    *,
+    mesh: Any = None,
 ) -> tuple[Decoder, Params]:
     """Read a model of one of the families in `decoder_config.FAMILIES`.
 
@@ -53,6 +55,8 @@ def load_model(
         dtype: dtype of the computation, "float32" or "bfloat16".
         param_dtype: dtype of the parameters; None keeps the dtype of the file.
         remat: whether blocks are recomputed in the backward pass.
+        mesh: device mesh that the parameters are distributed over, of which each device receives
+            its part only; None for one device.
 
     Returns:
         The decoder and its parameters; a `*ForSequenceClassification` has a score head and no head.
@@ -77,8 +81,11 @@ def load_model(
         params = from_tensors(decoder, tensors, scoring)
     except ModelError as error:
         raise ModelError(f"{folder}: {error}") from None
-    cast = lambda x: jnp.asarray(x, param_dtype and jnp.dtype(param_dtype))
-    return decoder, jax.tree.map(cast, params)
+    cast = lambda x: np.asarray(x, param_dtype and jnp.dtype(param_dtype))
+    params = jax.tree.map(cast, params)
+    if mesh is None:
+        return decoder, jax.tree.map(jnp.asarray, params)
+    return decoder, sharding.shard(params, mesh)
 
 
 def save_model(

@@ -1,6 +1,7 @@
 """Loading of the four models that a command line names, and checks that they fit together."""
 
 import importlib
+import math
 import sys
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,7 @@ from ppo_jax.rlhf.algorithms import ALGORITHMS
 from ppo_jax.rlhf.decoder import Decoder
 from ppo_jax.rlhf.hf_io import load_model
 from ppo_jax.rlhf.scoring import Reward
+from ppo_jax.rlhf.sharding import mesh_of
 from ppo_jax.rlhf.stages import Language
 from ppo_jax.rlhf.tokenizer import check_vocabulary, load_tokenizer
 from ppo_jax.types import Params
@@ -35,12 +37,14 @@ def roles(
     Raises:
         ConfigError, ModelError, TokenizerError: a model is missing or does not fit the others.
     """
+    devices = mesh(values)
     rewards, folders = _rewards(values, language, decoder)
     frozen, reference = frozen_dtype(values["frozen_dtype"]), params
     if not values["lora_rank"]:  # adapters are added to the reference, which is the trained model
         reference = jax.tree.map(lambda x: x.astype(frozen), params)
     if values["reference"] is not None:
-        other, reference = load_model(_model_folder(values["reference"]), param_dtype=frozen)
+        folder = _model_folder(values["reference"])
+        other, reference = load_model(folder, param_dtype=frozen, mesh=devices)
         if "score" in reference:
             raise ConfigError(
                 f"{values['reference']} is a reward model, which cannot generate text; give the "
@@ -88,18 +92,13 @@ def _rewards(
             folder = _model_folder(Path(name))
             _check_vocabulary(folder, language)
             dtype = frozen_dtype(values["frozen_dtype"])
-            reward, decoder = stages.read_reward(folder, dtype)
+            reward, decoder = stages.read_reward(folder, dtype, mesh(values))
             _check_fits(folder, decoder, actor)
             found.append(reward)
             folders.append(folder)
         else:
-            if jax.device_count() > 1:
-                raise ConfigError(
-                    f"--reward {name}: a Python function can be called from one device only, and "
-                    f"JAX uses {jax.device_count()}; restrict JAX to one device "
-                    "(JAX_NUM_CPU_DEVICES=1, CUDA_VISIBLE_DEVICES=0), or use a reward model"
-                )
-            found.append(scoring.from_function(_function(name), language.tokenizer))
+            function = _function(name)
+            found.append(scoring.from_function(function, language.tokenizer, mesh(values)))
     if len(found) == 1 and not weights:
         return found[0], folders
     return scoring.weighted(found, weights or [1.0] * len(found)), folders
@@ -179,10 +178,11 @@ def model(values: dict[str, Any]) -> tuple[Decoder, Params, Language]:
 
 
 def _load(folder: Path, values: dict[str, Any]) -> tuple[Decoder, Params]:
-    """A model that is trained, with the data types of the options."""
+    """A model that is trained, with the data types and the device mesh of the options."""
     kept = values.get("param_dtype", "float32")
+    param_dtype = None if kept == "file" else kept
     return load_model(
-        folder, values["dtype"], None if kept == "file" else kept, remat=values["remat"]
+        folder, values["dtype"], param_dtype, remat=values["remat"], mesh=mesh(values)
     )
 
 
@@ -191,6 +191,23 @@ def frozen_dtype(name: str) -> str:
     if name != "auto":
         return name
     return "float32" if jax.default_backend() == "cpu" else "bfloat16"
+
+
+def mesh(values: dict[str, Any]) -> Any:
+    """The device mesh of a stage; None for one device, and for commands that use one device.
+
+    Args:
+        values: values of the options by name.
+    """
+    if "model_parallel" not in values:
+        return None
+    parts = max(1, values["micro_batches"])
+    if "batch_size" in values:
+        return mesh_of(values["model_parallel"], max(1, values["batch_size"] // parts))
+    responses = values["num_prompts"] * values["group_size"]
+    rows = [max(1, responses // (values["minibatches"] * parts))]
+    rows += [] if values["rollout_batch"] is None else [values["rollout_batch"]]
+    return mesh_of(values["model_parallel"], math.gcd(responses, *rows))
 
 
 def _model_folder(folder: Path) -> Path:

@@ -16,9 +16,9 @@ from flax import struct
 from ppo_jax import losses, normalization, watch
 from ppo_jax.rlhf import rewards
 from ppo_jax.rlhf.decoder import Decoder
-from ppo_jax.rlhf.generate import generate
+from ppo_jax.rlhf.generate import Generation, generate
 from ppo_jax.rlhf.policy import LanguagePolicy, TokenInputs, log_prob_of
-from ppo_jax.rlhf.sharding import spread
+from ppo_jax.rlhf.sharding import in_parts, spread
 from ppo_jax.types import Metrics, Params, PyTree, Trajectory
 
 
@@ -57,6 +57,8 @@ class Settings(NamedTuple):
         missing_eos_penalty: number subtracted from the score of a truncated response.
         missing_eos_score: score of every truncated response; None for its own score.
         scale_scores: whether scores are divided by their running standard deviation.
+        rollout_batch: number of responses that are sampled and evaluated at a time; None evaluates
+            all responses at once.
         mesh: device mesh that the responses are distributed over; None for one device.
     """
 
@@ -72,6 +74,7 @@ class Settings(NamedTuple):
     missing_eos_penalty: Any = 0.0
     missing_eos_score: Any = None
     scale_scores: bool = False
+    rollout_batch: int | None = None
     mesh: Any = None
 
 
@@ -151,10 +154,9 @@ def collect(
     """
     rows = next_rows(state, frozen["prompts"].shape[0], settings.num_prompts)
     rows = jnp.repeat(rows, settings.group_size)
-    chosen = (frozen["prompts"][rows], frozen["prompt_mask"][rows])
-    prompts = spread(chosen, settings.mesh)
+    prompts = (frozen["prompts"][rows], frozen["prompt_mask"][rows])
     write = functools.partial(respond, policy=policy, reference=reference, score=score)
-    said = write(key, params, frozen, prompts, eos_id=settings.eos_id)
+    said = write(key, params, frozen, prompts, settings=settings)
     moments = state.moments
     if settings.scale_scores:
         moments = normalization.update(moments, said.raw_score)
@@ -183,10 +185,14 @@ def respond(
     policy: LanguagePolicy,
     reference: Decoder,
     score: Score,
-    eos_id: int | tuple[int, ...] | None,
+    settings: Settings,
     greedy: bool = False,
 ) -> Responses:
     """Sample a response to each prompt and evaluate it with all four models.
+
+    At most `settings.rollout_batch` responses are sampled and evaluated at a time, so that the
+    cache and the activations of a part are the most memory that is needed. Every response has a
+    PRNG key of its own: responses do not depend on the number of parts, except for rounding.
 
     Args:
         key: PRNG key.
@@ -194,22 +200,49 @@ def respond(
         frozen: arrays that do not change, see `collect`.
         prompts: (token ids [B, P], padded on the left; their mask [B, P]).
         policy, reference, score: the models, see `collect`.
-        eos_id: id or ids of the tokens that end a response; None if no token does.
+        settings: settings of the rollout: `eos_id`, `rollout_batch` and `mesh` are used.
         greedy: whether the most likely token is taken instead of a sample.
 
     Returns:
         The B responses with the outputs of the models.
     """
-    prompt, prompt_mask = prompts
     params = policy.join(params, frozen)
+    keys = jax.random.split(key, len(prompts[0]))
+
+    def part(rows: tuple) -> Responses:
+        keys, prompts = rows
+        eos_id, temperature = settings.eos_id, 0.0 if greedy else policy.temperature
+        inputs, written = _write(
+            keys, params, prompts, policy=policy, eos_id=eos_id, temperature=temperature
+        )
+        ended = _ended(written.tokens, written.mask, eos_id)
+        models: dict[str, Any] = {"policy": policy, "reference": reference, "score": score}
+        return _evaluated(params, frozen, inputs, written, ended=ended, **models)
+
+    rows = spread((keys, prompts), settings.mesh)
+    said = in_parts(part, rows, settings.rollout_batch or len(keys), settings.mesh)
+    return said._replace(gap=jnp.max(said.gap))
+
+
+def _write(
+    keys: jax.Array,
+    params: Params,
+    prompts: tuple[jax.Array, jax.Array],
+    *,
+    policy: LanguagePolicy,
+    eos_id: int | tuple[int, ...] | None,
+    temperature: Any,
+) -> tuple[TokenInputs, Generation]:
+    """Sample a response to each prompt: (inputs of the models [B, 1, P + L], tokens [B, L])."""
+    prompt, prompt_mask = prompts
     written = generate(
-        key,
+        keys,
         params["actor"],
         prompt,
         prompt_mask,
         decoder=policy.actor,
         max_new_tokens=policy.length,
-        temperature=0.0 if greedy else policy.temperature,
+        temperature=temperature,
         eos_id=eos_id,
         valid_vocab=policy.valid_vocab,
     )
@@ -217,6 +250,21 @@ def respond(
         jnp.concatenate([prompt, written.tokens], axis=1)[:, None],
         jnp.concatenate([prompt_mask, written.mask.astype(prompt_mask.dtype)], axis=1)[:, None],
     )
+    return inputs, written
+
+
+def _evaluated(
+    params: Params,
+    frozen: PyTree,
+    inputs: TokenInputs,
+    written: Generation,
+    *,
+    ended: jax.Array,
+    policy: LanguagePolicy,
+    reference: Decoder,
+    score: Score,
+) -> Responses:
+    """Evaluate responses with all four models; `gap` is [B], that of each response."""
     # Log-probabilities come from a forward pass like the one of the loss, not from the sampler:
     # before the first gradient step the ratio then differs from 1 by rounding error only.
     dist, value = policy.apply(params, inputs)
@@ -229,14 +277,13 @@ def respond(
         temperature=policy.temperature,
         valid_vocab=policy.valid_vocab,
     )
-    real = written.mask > 0
-    gap = jnp.max(jnp.where(real, jnp.abs(log_prob - written.log_prob), 0.0))
+    gap = jnp.where(written.mask > 0, jnp.abs(log_prob - written.log_prob), 0.0)
     return Responses(
         inputs=inputs,
         tokens=written.tokens,
         mask=written.mask,
-        ended=_ended(written.tokens, written.mask, eos_id),
-        gap=gap,
+        ended=ended,
+        gap=jnp.max(gap, axis=1),
         log_prob=log_prob,
         ref_log_prob=ref_log_prob,
         value=value,

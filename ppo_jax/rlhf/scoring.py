@@ -11,6 +11,7 @@ from jax.experimental import io_callback
 
 from ppo_jax.rlhf.decoder import Decoder
 from ppo_jax.rlhf.policy import TokenInputs
+from ppo_jax.rlhf.sharding import gather
 from ppo_jax.types import Params, PyTree
 
 # (prompts, responses) -> one score for each response
@@ -53,12 +54,14 @@ def from_model(
     return Reward(frozen, score)
 
 
-def from_function(function: RewardFunction, tokenizer: Any) -> Reward:
+def from_function(function: RewardFunction, tokenizer: Any, mesh: Any = None) -> Reward:
     """A Python function of texts as a reward, called from within the compiled program.
 
     Args:
         function: scoring function, (prompts, responses) -> one finite number for each response.
         tokenizer: tokenizer that decodes tokens to text.
+        mesh: device mesh that the responses are distributed over, from which they are gathered on
+            one device that calls the function; None for one device.
 
     Raises:
         RuntimeError: raised during training, if the function raises an exception, or returns the
@@ -90,7 +93,12 @@ def from_function(function: RewardFunction, tokenizer: Any) -> Reward:
         def call(tokens: Any, mask: Any) -> np.ndarray:
             return on_host(tokens, mask, length)
 
-        return io_callback(call, shape, inputs.tokens[:, 0], inputs.mask[:, 0], ordered=True)
+        inputs = gather(inputs, mesh)
+        # Several devices have no common order of calls; the data between updates determines it.
+        scores = io_callback(
+            call, shape, inputs.tokens[:, 0], inputs.mask[:, 0], ordered=mesh is None
+        )
+        return gather(scores, mesh)
 
     return Reward((), score)
 

@@ -134,7 +134,9 @@ def _supervised(
     def judge(state: TrainState, update: int) -> dict[str, Any]:
         if held_out is None:
             return {}
-        found = supervised.validate(loss, state.learner.params, held_out)
+        found = supervised.validate(
+            sharding.over_devices(loss, mesh), state.learner.params, held_out
+        )
         return {"validation": {**found, "rows": held_out.weight.shape[0]}}
 
     def result(state: TrainState, path: Path) -> dict[str, Any]:
@@ -144,7 +146,7 @@ def _supervised(
 
     init = functools.partial(supervised.init, jax.random.key(seed), params, config)
     return _job(kind, init, supervised.make_step(loss, config, mesh), mesh)._replace(
-        frozen={"rows": kept},
+        frozen={"rows": sharding.shard(kept, mesh)},
         updates=config.updates,
         units_per_update=config.batch_size,
         headline=headline,
@@ -161,7 +163,7 @@ def _job(kind: str, init: Callable[[], TrainState], step: Any, mesh: Any) -> Job
     return Job(
         name=kind,
         init=init,
-        shapes=jax.eval_shape(init),
+        shapes=sharding.sharded_shapes(jax.eval_shape(init), mesh),
         step=lambda state, frozen, floats: step(state, frozen),
         updates=1,
         unit="sequences",
@@ -176,7 +178,7 @@ def _job(kind: str, init: Callable[[], TrainState], step: Any, mesh: Any) -> Job
 
 def placing(mesh: Any) -> Callable[[TrainState], TrainState]:
     """A function that distributes a state over a mesh; without a mesh it changes nothing."""
-    return (lambda state: state) if mesh is None else lambda state: sharding.shard(state, mesh)
+    return lambda state: sharding.shard(state, mesh)
 
 
 def optimisation(
@@ -287,17 +289,20 @@ def write_normalisation(folder: Path, mean: float, deviation: float) -> None:
     manifest.settle(folder)
 
 
-def read_reward(folder: Path, param_dtype: str = "float32") -> tuple[Reward, Decoder]:
+def read_reward(
+    folder: Path, param_dtype: str = "float32", mesh: Any = None
+) -> tuple[Reward, Decoder]:
     """A reward model and its decoder; the scores are normalised if the folder has a `reward.json`.
 
     Args:
         folder: folder of the model.
         param_dtype: dtype of the parameters.
+        mesh: device mesh that the parameters are distributed over; None for one device.
 
     Raises:
         ModelError: the folder is not a model, or the model has no score head.
     """
-    decoder, params = load_model(folder, param_dtype=param_dtype)
+    decoder, params = load_model(folder, param_dtype=param_dtype, mesh=mesh)
     if "score" not in params:
         raise ModelError(
             f"{folder} is not a reward model: it has no score.weight; train one with "

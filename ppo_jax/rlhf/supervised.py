@@ -14,7 +14,7 @@ from ppo_jax.config.rlhf import Supervised as Config
 from ppo_jax.rlhf.decoder import Decoder
 from ppo_jax.rlhf.rewards import centering_loss, preference_loss
 from ppo_jax.rlhf.rollout import next_rows
-from ppo_jax.rlhf.sharding import spread
+from ppo_jax.rlhf.sharding import keep_sharded, over_devices, spread
 from ppo_jax.types import Batch, LossFn, Metrics, Params, PyTree, TrainState
 
 
@@ -62,6 +62,7 @@ def make_step(loss_fn: LossFn, config: Config, mesh: Any = None) -> Step:
         A function (TrainState, {"rows": Batch [N]}) -> (TrainState, metrics, guard.Found).
     """
     optimizer = _optimizer(config)
+    loss_fn = over_devices(loss_fn, mesh)
 
     def step(state: TrainState, frozen: PyTree) -> tuple[TrainState, Metrics, guard.Found]:
         data, rows = state.rollout, frozen["rows"]
@@ -74,7 +75,8 @@ def make_step(loss_fn: LossFn, config: Config, mesh: Any = None) -> Step:
         metrics["learning_rate"] = learner.opt_state.learning_rate
         data = dataclasses.replace(data, cursor=data.cursor + config.batch_size)
         found = guard.check(guard.learned(learner))
-        return TrainState(learner, data, state.key, state.update + 1), metrics, found
+        state = TrainState(learner, data, state.key, state.update + 1)
+        return keep_sharded(state, mesh), metrics, found
 
     return step
 

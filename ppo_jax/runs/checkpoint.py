@@ -283,7 +283,8 @@ class Checkpoints:
         """Restore the latest valid checkpoint, or a given one.
 
         Args:
-            example: a TrainState of the same configuration, or its shapes (`jax.eval_shape`).
+            example: a TrainState of the same configuration, or its shapes (`jax.eval_shape`). A
+                shape with a sharding is restored directly into the shards.
             step: number of the checkpoint, which must be valid; None for the latest valid one.
 
         Returns:
@@ -383,10 +384,7 @@ class Checkpoints:
     def _read(
         self, step: int, example: PyTree, manager: ocp.CheckpointManager | None = None
     ) -> PyTree:
-        sharding = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
-        target = jax.tree.map(
-            lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding), _flatten(example)
-        )
+        target = jax.tree.map(_target, _flatten(example))
         try:
             with contextlib.nullcontext(manager) if manager else self._manager() as orbax:
                 arguments = ocp.args.Composite(state=ocp.args.StandardRestore(target))
@@ -476,6 +474,13 @@ def _flatten(tree: PyTree) -> dict[str, Any]:
 
 def _describe(leaves: dict[str, Any]) -> dict[str, str]:
     return {name: f"{x.dtype}{list(x.shape)}" for name, x in leaves.items()}
+
+
+def _target(x: Any) -> jax.ShapeDtypeStruct:
+    """The array to restore: on the devices that its shape names, otherwise on the first one."""
+    where = x.sharding if isinstance(x, jax.ShapeDtypeStruct) else None
+    first = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
+    return jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=where or first)
 
 
 def _same(a: Any, b: Any) -> bool:
