@@ -36,7 +36,9 @@ def file_of(folder, *lines, name="x.jsonl"):
 
 
 def without_place(records):
-    return [r._replace(where="") for r in records]
+    """Examples without their places, and prompts without their other columns."""
+    plain = [r._replace(where="") for r in records]
+    return [r._replace(columns={}) if isinstance(r, Prompt) else r for r in plain]
 
 
 def ids(text):
@@ -80,7 +82,89 @@ FORMATS = [
     ("prompt", {"prompt": [user("a")]}, Prompt([user("a")])),
     ("prompt", {"messages": [user("a"), assistant("b")]}, Prompt([user("a")])),
     ("prompt", {"chosen": "say b", "rejected": "say c"}, Prompt("say")),
-]
+    # UltraFeedback: a prompt that both conversations repeat.
+    (
+        "preference",
+        {"prompt": "a", "chosen": [user("a"), assistant("b")], "rejected": [user("a"), assistant("c")]},
+        Preference([user("a")], [assistant("b")], [assistant("c")]),
+    ),
+    (
+        "prompt",
+        {"prompt": "a", "chosen": [user("a"), assistant("b")], "rejected": [user("a"), assistant("c")]},
+        Prompt([user("a")]),
+    ),
+    (
+        "sft",
+        {"prompt": "a", "chosen": [user("a"), assistant("b")], "rejected": [user("a"), assistant("c")]},
+        Example([user("a")], [assistant("b")]),
+    ),
+    # The same two answers: the last message stays an answer.
+    (
+        "preference",
+        {"chosen": [user("a"), assistant("b")], "rejected": [user("a"), assistant("b")]},
+        Preference([user("a")], [assistant("b")], [assistant("b")]),
+    ),
+    (
+        "preference",
+        {"prompt": "a", "chosen": [assistant("b")], "rejected": [assistant("c")]},
+        Preference([user("a")], [assistant("b")], [assistant("c")]),
+    ),
+    (
+        "preference",
+        {"prompt": [user("a")], "chosen": "b", "rejected": "c"},
+        Preference([user("a")], [assistant("b")], [assistant("c")]),
+    ),
+    (
+        "preference",
+        {"prompt": [user("a")], "chosen": [user("a"), assistant("b")],
+         "rejected": [user("a"), assistant("c")]},
+        Preference([user("a")], [assistant("b")], [assistant("c")]),
+    ),
+    # ShareGPT
+    (
+        "sft",
+        {"conversations": [{"from": "human", "value": "a"}, {"from": "gpt", "value": "b"}]},
+        Example([], [user("a"), assistant("b")]),
+    ),
+    (
+        "prompt",
+        {"conversations": [{"from": "human", "value": "a"}, {"from": "gpt", "value": "b"}]},
+        Prompt([user("a")]),
+    ),
+    (
+        "sft",
+        {"system": "c", "conversations": [{"from": "human", "value": "a"}, {"from": "gpt", "value": "b"}]},
+        Example([], [{"role": "system", "content": "c"}, user("a"), assistant("b")]),
+    ),
+    (
+        "preference",
+        {"conversations": [{"from": "human", "value": "a"}], "chosen": {"from": "gpt", "value": "b"},
+         "rejected": {"from": "gpt", "value": "c"}},
+        Preference([user("a")], [assistant("b")], [assistant("c")]),
+    ),
+    (
+        "sft",
+        {"prompt": [{"from": "human", "value": "a"}], "completion": [{"from": "gpt", "value": "b"}]},
+        Example([user("a")], [assistant("b")]),
+    ),
+    ("sft", {"prompt": "a", "completion": [assistant("b")]}, Example([user("a")], [assistant("b")])),
+    ("sft", {"prompt": [user("a")], "completion": "b"}, Example([user("a")], [assistant("b")])),
+    (
+        "sft",
+        {"messages": [user([{"type": "text", "text": "a"}]), assistant("b")], "tools": '[{"x": 1}]'},
+        Example([], [user("a"), assistant("b")], template={"tools": [{"x": 1}]}),
+    ),
+    (
+        "sft",
+        {"messages": [user("a"), {"role": "assistant", "content": None, "tool_calls": [1]}],
+         "tools": None, "chat_template_kwargs": {"enable_thinking": False}},
+        Example(
+            [],
+            [user("a"), {"role": "assistant", "content": "", "tool_calls": [1]}],
+            template={"enable_thinking": False},
+        ),
+    ),
+]  # fmt: skip
 
 
 @pytest.mark.parametrize(("kind", "line", "record"), FORMATS)
@@ -121,11 +205,18 @@ BAD = [
     ("sft", {"text": [user("a")]}, "use messages for a conversation"),
     ("sft", {"messages": []}, "messages must be a string or a list"),
     ("sft", {"messages": [{"role": "user"}]}, "messages must be"),
-    ("sft", {"prompt": "a", "completion": [assistant("b")]}, "all strings or all conversations"),
+    ("sft", {"messages": [user([{"type": "image"}])]}, "messages must be"),
+    ("sft", {"prompt": "a", "completion": 3}, "completion must be a string or a list"),
+    ("sft", {"messages": [user("a")], "tools": 3}, "tools must be a list, not 3"),
+    ("sft", {"messages": [user("a")], "chat_template_kwargs": [1]}, "must be an object"),
+    ("prompt", {"messages": [assistant("b")]}, "all messages are the assistant's"),
     ("preference", {"prompt": "a", "completion": "b"}, "keys are prompt, completion; expected"),
     ("preference", {"chosen": "a", "rejected": "b", "margin": "1"}, "margin must be a finite"),
     ("preference", '{"chosen": "a", "rejected": "b", "margin": NaN}\n', "margin must be a finite"),
-    ("preference", {"chosen": "a", "rejected": None}, "all strings or all conversations"),
+    ("preference", {"chosen": "a", "rejected": "b", "margin": 10**400}, "margin must be a finite"),
+    ("preference", {"chosen": "a", "rejected": "b", "margin": 1e39}, "margin must be a finite"),
+    ("preference", {"chosen": "a", "rejected": "b", "margin": [1]}, "margin must be a finite"),
+    ("preference", {"chosen": "a", "rejected": None}, "rejected must be a string or a list"),
     ("prompt", {"text": "a"}, 'the keys are text; expected an object per line, {"prompt"'),
 ]
 
