@@ -5,6 +5,7 @@ A template is a program in a downloaded folder. It runs in a process of its own
 """
 
 import atexit
+import contextlib
 import functools
 import importlib.util
 import itertools
@@ -13,7 +14,6 @@ import signal
 import subprocess
 import sys
 from collections.abc import Iterator, Mapping, Sequence
-from pathlib import Path
 from typing import Any, NamedTuple
 
 from ppo_jax.rlhf import template_process
@@ -119,9 +119,7 @@ def _start_of(
         return 0
     prompt = _chat(tokenizer, before, True, template).text
     found = shared_start(prompt, whole)
-    if found < len(prompt) and not whole.startswith(
-        _chat(tokenizer, before, False, template).text
-    ):
+    if found < len(prompt) and not whole.startswith(_chat(tokenizer, before, False, template).text):
         raise TokenizerError(_INSEPARABLE)
     return found
 
@@ -197,11 +195,8 @@ class _Process:
 
     @staticmethod
     def _started() -> "subprocess.Popen[str]":
-        # A file instead of a module, so that the process imports neither JAX nor ppo_jax. -P keeps
-        # the folder of the file out of the search path of modules.
-        path = Path(template_process.__file__)
         return subprocess.Popen(
-            [sys.executable, "-P", str(path)],
+            [sys.executable, *_program()],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=subprocess.DEVNULL,
@@ -215,12 +210,17 @@ class _Process:
             return
         for stream in (self._child.stdin, self._child.stdout):
             assert stream is not None
-            try:
+            with contextlib.suppress(OSError):
                 stream.close()
-            except OSError:
-                pass
         self._child.wait()
         self._child = None
+
+
+def _program() -> list[str]:
+    """The arguments of Python for the process."""
+    # A file instead of a module, so that the process imports neither JAX nor ppo_jax. -P keeps the
+    # folder of the file out of the search path of modules.
+    return ["-P", template_process.__file__]
 
 
 @functools.cache

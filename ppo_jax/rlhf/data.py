@@ -230,7 +230,7 @@ def _chat_row(
 
 
 def _cut(start: str, whole: list[int], tokenizer: Tokenizer, where: str) -> int:
-    """The index of the first token that contains a character after `start`, the text's beginning."""
+    """The index of the first token that contains a character after the beginning `start`."""
     before = _encode(start, tokenizer, where) if start else []
     same = (a == b for a, b in zip(before, whole, strict=False))
     return sum(1 for _ in itertools.takewhile(bool, same))
@@ -263,9 +263,7 @@ def _encode(text: str, tokenizer: Tokenizer, where: str) -> list[int]:
 def _chat(example: Example | Preference | Prompt, tokenizer: Tokenizer, *, prompt: bool) -> str:
     """The prompt of an example as text, with or without the header of the assistant's turn."""
     messages: Conversation = list(example.prompt)  # type: ignore[arg-type]
-    text: str = _in_place(
-        example.where, render_chat, tokenizer, messages, prompt, example.template
-    )
+    text: str = _in_place(example.where, render_chat, tokenizer, messages, prompt, example.template)
     return text
 
 

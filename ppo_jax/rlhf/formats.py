@@ -298,9 +298,7 @@ def _margin(value: Any, where: str) -> float:
         if not math.isfinite(margin) or abs(margin) > 3e38:
             raise ValueError
     except (OverflowError, ValueError) as error:
-        raise DataError(
-            f"{where}: margin must be a finite number, not {_shown(value)}"
-        ) from error
+        raise DataError(f"{where}: margin must be a finite number, not {_shown(value)}") from error
     return margin
 
 

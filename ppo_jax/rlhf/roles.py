@@ -2,7 +2,9 @@
 
 import dataclasses
 import importlib
+import re
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +15,7 @@ from ppo_jax.rlhf import scoring, stages, train
 from ppo_jax.rlhf.algorithms import ALGORITHMS
 from ppo_jax.rlhf.decoder import Decoder
 from ppo_jax.rlhf.hf_io import load_model
+from ppo_jax.rlhf.reward_functions import PromptTable
 from ppo_jax.rlhf.scoring import Reward
 from ppo_jax.rlhf.stages import Language
 from ppo_jax.rlhf.tokenizer import check_vocabulary, load_tokenizer
@@ -23,7 +26,12 @@ PROBE = "The quick brown fox jumps over 0123456789 lazy dogs; étude, naïve."
 
 
 def roles(
-    values: dict[str, Any], decoder: Decoder, params: Params, language: Language
+    values: dict[str, Any],
+    decoder: Decoder,
+    params: Params,
+    language: Language,
+    *,
+    table: PromptTable | None = None,
 ) -> train.Models:
     """The four models of the command `ppo`.
 
@@ -32,11 +40,12 @@ def roles(
         decoder: architecture of the actor.
         params: parameters that the actor starts from.
         language: tokenizer of the actor.
+        table: prompts with the columns of the data, for reward functions; None for none.
 
     Raises:
         ConfigError, ModelError, TokenizerError: a model is missing or does not fit the others.
     """
-    rewards, folders = _rewards(values, language, decoder)
+    rewards, folders = _rewards(values, language, decoder, table)
     reference = params
     if values["reference"] is not None:
         other, reference = load_model(_model_folder(values["reference"]))
@@ -70,7 +79,7 @@ def roles(
 
 
 def _rewards(
-    values: dict[str, Any], language: Language, actor: Decoder
+    values: dict[str, Any], language: Language, actor: Decoder, table: PromptTable | None
 ) -> tuple[Reward, list[Path]]:
     """The reward that is optimised, and the folders of the reward models in it."""
     names, weights = values["reward"], values["reward_weights"]
@@ -99,10 +108,22 @@ def _rewards(
                     f"JAX uses {jax.device_count()}; restrict JAX to one device "
                     "(JAX_NUM_CPU_DEVICES=1, CUDA_VISIBLE_DEVICES=0), or use a reward model"
                 )
-            found.append(scoring.from_function(_function(name), language.tokenizer))
+            options: Any = {"name": f"the reward function {name}", "optional": len(names) > 1}
+            function = _function(name)
+            found.append(scoring.from_function(function, language.tokenizer, table, **options))
     if len(found) == 1 and not weights:
         return found[0], folders
-    return scoring.weighted(found, weights or [1.0] * len(found)), folders
+    return scoring.weighted(found, weights or [1.0] * len(found), _metric_names(names)), folders
+
+
+def _metric_names(rewards: Sequence[str]) -> list[str]:
+    """The names of functions and folders; those that several rewards share are numbered."""
+    short = [Path(x).resolve().name if Path(x).is_dir() else x.rpartition(":")[2] for x in rewards]
+    words = [re.sub(r"\W", "_", name) for name in short]
+    return [
+        f"{word}_{words[:i].count(word) + 1}" if words.count(word) > 1 else word
+        for i, word in enumerate(words)
+    ]
 
 
 def _check_vocabulary(folder: Path, language: Language) -> None:

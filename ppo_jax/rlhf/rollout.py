@@ -58,6 +58,7 @@ class Settings(NamedTuple):
         missing_eos_score: score of every truncated response; None for its own score.
         scale_scores: whether scores are divided by their running standard deviation.
         mesh: device mesh that the responses are distributed over; None for one device.
+        reward_names: names of the rewards whose mean scores are metrics of their own.
     """
 
     num_prompts: int
@@ -73,6 +74,7 @@ class Settings(NamedTuple):
     missing_eos_score: Any = None
     scale_scores: bool = False
     mesh: Any = None
+    reward_names: tuple[str, ...] = ()
 
 
 class Responses(NamedTuple):
@@ -90,6 +92,7 @@ class Responses(NamedTuple):
         value: [B, L] values of the critic.
         raw_score: [B] scores of the reward, before scaling and clipping.
         entropy: [B, L] entropies of the policy in nats.
+        score_parts: name of a reward -> its scores [B], if there are several rewards with names.
     """
 
     inputs: TokenInputs
@@ -102,9 +105,11 @@ class Responses(NamedTuple):
     value: jax.Array
     raw_score: jax.Array
     entropy: jax.Array
+    score_parts: dict[str, jax.Array] = {}  # noqa: RUF012
 
 
-Score = Callable[[PyTree, TokenInputs, int], jax.Array]
+# Returns scores [B], or `scoring.Scores` if there are several rewards with names.
+Score = Callable[[PyTree, TokenInputs, int], Any]
 
 
 def init(key: jax.Array, settings: Settings) -> RolloutState:
@@ -112,10 +117,11 @@ def init(key: jax.Array, settings: Settings) -> RolloutState:
 
     Args:
         key: PRNG key of the order of the prompts.
-        settings: settings of the rollouts; `kl_coef` and `scale_scores` are used.
+        settings: settings of the rollouts; `kl_coef`, `scale_scores` and `reward_names` are used.
     """
     moments = normalization.init(()) if settings.scale_scores else ()
-    metrics = {name: jnp.zeros(()) for name in METRICS}
+    parts = (f"score_{name}" for name in settings.reward_names)
+    metrics = {name: jnp.zeros(()) for name in (*METRICS, *parts)}
     coef = jnp.asarray(settings.kl_coef, jnp.float32)
     return RolloutState(key, jnp.zeros((), jnp.int32), coef, moments, metrics)
 
@@ -151,7 +157,7 @@ def collect(
     """
     rows = next_rows(state, frozen["prompts"].shape[0], settings.num_prompts)
     rows = jnp.repeat(rows, settings.group_size)
-    chosen = (frozen["prompts"][rows], frozen["prompt_mask"][rows])
+    chosen = (frozen["prompts"][rows], frozen["prompt_mask"][rows], rows)
     prompts = spread(chosen, settings.mesh)
     write = functools.partial(respond, policy=policy, reference=reference, score=score)
     said = write(key, params, frozen, prompts, eos_id=settings.eos_id)
@@ -178,7 +184,7 @@ def respond(
     key: jax.Array,
     params: Params,
     frozen: PyTree,
-    prompts: tuple[jax.Array, jax.Array],
+    prompts: tuple[jax.Array, ...],
     *,
     policy: LanguagePolicy,
     reference: Decoder,
@@ -192,7 +198,8 @@ def respond(
         key: PRNG key.
         params: parameters of the policy.
         frozen: arrays that do not change, see `collect`.
-        prompts: (token ids [B, P], padded on the left; their mask [B, P]).
+        prompts: (token ids [B, P], padded on the left; their mask [B, P]); optionally also the
+            row [B] of each prompt in the data, with which reward functions find its columns.
         policy, reference, score: the models, see `collect`.
         eos_id: id or ids of the tokens that end a response; None if no token does.
         greedy: whether the most likely token is taken instead of a sample.
@@ -200,7 +207,7 @@ def respond(
     Returns:
         The B responses with the outputs of the models.
     """
-    prompt, prompt_mask = prompts
+    prompt, prompt_mask, *row = prompts
     params = policy.join(params, frozen)
     written = generate(
         key,
@@ -216,6 +223,7 @@ def respond(
     inputs = TokenInputs(
         jnp.concatenate([prompt, written.tokens], axis=1)[:, None],
         jnp.concatenate([prompt_mask, written.mask.astype(prompt_mask.dtype)], axis=1)[:, None],
+        *row,
     )
     # Log-probabilities come from a forward pass like the one of the loss, not from the sampler:
     # before the first gradient step the ratio then differs from 1 by rounding error only.
@@ -231,6 +239,8 @@ def respond(
     )
     real = written.mask > 0
     gap = jnp.max(jnp.where(real, jnp.abs(log_prob - written.log_prob), 0.0))
+    scored = score(frozen["reward"], inputs, policy.length)
+    raw_score, parts = scored if isinstance(scored, tuple) else (scored, {})
     return Responses(
         inputs=inputs,
         tokens=written.tokens,
@@ -240,8 +250,9 @@ def respond(
         log_prob=log_prob,
         ref_log_prob=ref_log_prob,
         value=value,
-        raw_score=score(frozen["reward"], inputs, policy.length),
+        raw_score=raw_score,
         entropy=entropy,
+        score_parts=parts,
     )
 
 
@@ -309,7 +320,7 @@ def _trajectory(
     }
     steps_first = functools.partial(jax.tree.map, lambda x: jnp.swapaxes(x, 0, 1))
     return Trajectory(
-        obs=steps_first(said.inputs),
+        obs=steps_first(said.inputs.replace(row=None)),  # type: ignore[attr-defined]
         action=said.tokens.T,
         log_prob=said.log_prob.T,
         value=said.value.T,
@@ -368,4 +379,14 @@ def _metrics(
         "eos_rate": jnp.mean(said.ended.astype(jnp.float32)),
         "tokens": jnp.sum(length),
         "log_prob_gap": said.gap,
+        **part_means(said),
+    }
+
+
+def part_means(said: Responses) -> Metrics:
+    """The mean score of each reward with a name, over the responses that it scores."""
+    given = {name: ~jnp.isnan(x) for name, x in said.score_parts.items()}
+    return {
+        f"score_{name}": losses.mean(jnp.where(given[name], x, 0.0), given[name].astype(x.dtype))
+        for name, x in said.score_parts.items()
     }

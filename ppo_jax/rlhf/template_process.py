@@ -17,7 +17,7 @@ from typing import Any
 # Limits of rendering one conversation.
 SECONDS = 10
 MEGABYTES = 1024
-CHARACTERS = 16_000_000
+CHARACTERS = 4_000_000
 # Unicode noncharacters, which no text may contain, mark the blocks {% generation %}.
 OPEN, CLOSE = "\ufdd0", "\ufdd1"
 

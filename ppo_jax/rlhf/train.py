@@ -106,7 +106,7 @@ def build(
         lora_scale=config.lora_alpha / config.lora_rank if config.lora_rank else None,
         valid_vocab=valid_vocab,
     )
-    settings = _settings(config, eos_id)._replace(mesh=mesh)
+    settings = _settings(config, eos_id)._replace(mesh=mesh, reward_names=models.reward.names)
     parts: dict[str, Any] = {
         "policy": policy,
         "reference": models.actor,
