@@ -7,7 +7,6 @@ A template is a program in a downloaded folder. It runs in a process of its own
 import atexit
 import contextlib
 import functools
-import importlib.util
 import itertools
 import json
 import signal
@@ -147,6 +146,10 @@ def _chat(
             "the data are conversations, and the tokenizer has no chat template: put one into "
             "chat_template.jinja beside tokenizer.json, or give the data as plain texts"
         )
+    try:
+        import jinja2  # noqa: F401 - it is used by the other process
+    except ImportError as error:
+        raise missing_package("jinja2", "a chat template") from error
     variables = {
         **tokenizer.special,
         "tools": None,
@@ -225,6 +228,4 @@ def _program() -> list[str]:
 
 @functools.cache
 def _process() -> _Process:
-    if importlib.util.find_spec("jinja2") is None:
-        raise missing_package("jinja2", "a chat template")
     return _Process()

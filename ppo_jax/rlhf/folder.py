@@ -45,7 +45,6 @@ YOUNGER: dict[str, Any] = {
     "matmul_precision": "default",
     "assistant_only_loss": False,
     "chat_template_kwargs": [],
-    "epochs": None,
     "length_buckets": 1,
     "weight_decay": 0.0,
 }
