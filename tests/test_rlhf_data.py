@@ -638,3 +638,65 @@ def test_templates_of_another_type(tmp_path):
     named = [{"name": "default", "template": "a"}]
     path.write_text(json.dumps(json.loads(path.read_text()) | {"chat_template": named}))
     assert load_tokenizer(tmp_path).chat_template == "a"
+
+
+def test_a_tokenizer_like_that_of_llama_2(tmp_path):
+    """Its normaliser puts a space before each text, and its decoder removes it again."""
+    tokenizers = pytest.importorskip("tokenizers")
+    words = ["<unk>", "<s>", "</s>", "▁", "▁hello", "▁world", ",", "▁how", "h", "o", "w"]
+    model = tokenizers.models.WordLevel({w: i for i, w in enumerate(words)}, "<unk>")
+    made = tokenizers.Tokenizer(model)
+    made.normalizer = tokenizers.normalizers.Sequence(
+        [tokenizers.normalizers.Prepend("▁"), tokenizers.normalizers.Replace(" ", "▁")]
+    )
+    made.pre_tokenizer = tokenizers.pre_tokenizers.Split(
+        tokenizers.Regex("▁[a-z]*|[a-z]+|,"), "isolated"
+    )
+    made.decoder = tokenizers.decoders.Sequence(
+        [tokenizers.decoders.Replace("▁", " "), tokenizers.decoders.Fuse(),
+         tokenizers.decoders.Strip(" ", 1, 0)]
+    )  # fmt: skip
+    made.save(str(tmp_path / "tokenizer.json"))
+    (tmp_path / "tokenizer_config.json").write_text(
+        json.dumps({"bos_token": "<s>", "eos_token": "</s>", "add_bos_token": True})
+    )
+    tokenizer = load_tokenizer(tmp_path)
+    example = Example("hello world,", " how")
+    tokens, _, weight = data.sft_arrays([example], tokenizer, 20)
+    assert [words[i] for i in tokens[0]] == ["<s>", "▁hello", "▁world", ",", "▁how", "</s>"]
+    assert [words[i] for i in tokens[0][weight[0] > 0]] == ["▁how", "</s>"]
+    prompt = tokenizer.encode("hello world,")
+    assert tokenizer.decode([words.index("▁how")]) == "how"
+    assert scoring.continuation(tokenizer, prompt, [words.index("▁how")]) == " how"
+
+
+@pytest.mark.parametrize(
+    "template",
+    [
+        TEMPLATE,
+        MARKED,
+        "{%- if tools is not none %}{{ tools|tojson(indent=2) }}{% endif %}{{ documents }}"
+        "{% for m in messages %}{{ m|tojson(ensure_ascii=True, separators=(',', ':')) }}"
+        "{% if loop.last %}{% break %}{% endif %}{% endfor %}{{ think }}",
+    ],
+)
+def test_templates_as_in_transformers(tmp_path, template):
+    transformers = pytest.importorskip("transformers")
+    ours = CharTokenizer(TOKENIZER.tokens[3:], template)
+    ours.save(tmp_path)
+    theirs = transformers.AutoTokenizer.from_pretrained(tmp_path)
+    turns = [user("a"), assistant("bc"), user("d"), assistant("e")]
+    for extra in ({}, {"tools": [{"type": "function"}], "think": False}):
+        for count, prompt in ((4, False), (3, True)):
+            wanted = theirs.apply_chat_template(
+                turns[:count], tokenize=False, add_generation_prompt=prompt, **extra
+            )
+            assert chat.render_chat(ours, turns[:count], prompt, extra) == wanted
+    if template == MARKED:
+        wanted = theirs.apply_chat_template(
+            turns, return_dict=True, return_assistant_tokens_mask=True
+        )
+        tokens, mask, weight = data.sft_arrays([Example([], turns)], ours, 60, assistant_only=True)
+        count = mask.sum()
+        assert list(tokens[0][:count]) == wanted["input_ids"][:count]
+        assert list(weight[0][:count]) == wanted["assistant_masks"][:count]
