@@ -24,7 +24,7 @@ from ppo_jax.types import Params
 
 LENGTH = 14  # maximum number of tokens of a response
 RESPONSES = 512  # number of responses with which the KL divergence is estimated
-UPDATES = {"sft": 200, "ppo": 30}
+UPDATES = {"sft": 200, "ppo": 10}
 RATES = {"sft": (supervised.Config.learning_rate, 1e-3), "ppo": (1e-5, 3e-4)}
 
 

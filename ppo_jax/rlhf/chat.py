@@ -102,8 +102,8 @@ def assistant_parts(
 
 _INSEPARABLE = (
     "the chat template renders earlier turns differently when later ones follow, so that the "
-    "assistant's turns cannot be found; mark them with {% generation %} and {% endgeneration %} in "
-    "the template"
+    "assistant's turns cannot be found; put them between {% generation %} and "
+    "{% endgeneration %} in the template"
 )
 
 

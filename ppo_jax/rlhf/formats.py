@@ -249,13 +249,13 @@ def _preference(record: dict[str, Any], where: str) -> Preference | None:
     if prompt is None and "conversations" in record:  # LLaMA-Factory's name of the prompt
         prompt = _messages(record, where)
     if isinstance(prompt, list) and isinstance(chosen, str):
-        chosen, rejected = (_said("assistant", x) for x in (chosen, rejected))
+        chosen, rejected = (_as_messages("assistant", x) for x in (chosen, rejected))
     if isinstance(prompt, str) == isinstance(chosen, str) and prompt is not None:
         return Preference(prompt, *_without(prompt, chosen, rejected), margin, where)
     # Both conversations contain the prompt, which may be repeated as a string (UltraFeedback).
     common, chosen, rejected = common_prompt(chosen, rejected)
     if not common and isinstance(prompt, str) and prompt:
-        common = _said("user", prompt)
+        common = _as_messages("user", prompt)
     return Preference(common, chosen, rejected, margin, where)
 
 
@@ -313,13 +313,13 @@ def _texts(record: dict[str, Any], keys: Sequence[str], where: str) -> tuple[Any
         return values
     roles = ("user" if key == "prompt" else "assistant" for key in keys)
     return tuple(
-        _said(role, value) if isinstance(value, str) else value
+        _as_messages(role, value) if isinstance(value, str) else value
         for role, value in zip(roles, values, strict=True)
     )
 
 
-def _said(role: str, text: str) -> Conversation:
-    """A string as a conversation; nothing was said by an empty one."""
+def _as_messages(role: str, text: str) -> Conversation:
+    """A string as a conversation of one message, or of none if it is empty."""
     return [{"role": role, "content": text}] if text else []
 
 

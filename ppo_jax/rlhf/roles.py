@@ -40,7 +40,7 @@ def roles(
         decoder: architecture of the actor.
         params: parameters that the actor starts from.
         language: tokenizer of the actor.
-        table: prompts with the columns of the data, for reward functions; None for none.
+        table: prompts with the columns of the data, for reward functions, or None.
 
     Raises:
         ConfigError, ModelError, TokenizerError: a model is missing or does not fit the others.

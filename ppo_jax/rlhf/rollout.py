@@ -16,7 +16,7 @@ from flax import struct
 from ppo_jax import losses, normalization, watch
 from ppo_jax.rlhf import rewards
 from ppo_jax.rlhf.decoder import Decoder
-from ppo_jax.rlhf.generate import generate
+from ppo_jax.rlhf.generate import Generation, generate
 from ppo_jax.rlhf.policy import LanguagePolicy, TokenInputs, log_prob_of
 from ppo_jax.rlhf.sharding import spread
 from ppo_jax.types import Metrics, Params, PyTree, Trajectory
@@ -207,7 +207,7 @@ def respond(
     Returns:
         The B responses with the outputs of the models.
     """
-    prompt, prompt_mask, *row = prompts
+    prompt, prompt_mask = prompts[:2]
     params = policy.join(params, frozen)
     written = generate(
         key,
@@ -220,11 +220,7 @@ def respond(
         eos_id=eos_id,
         valid_vocab=policy.valid_vocab,
     )
-    inputs = TokenInputs(
-        jnp.concatenate([prompt, written.tokens], axis=1)[:, None],
-        jnp.concatenate([prompt_mask, written.mask.astype(prompt_mask.dtype)], axis=1)[:, None],
-        *row,
-    )
+    inputs = _inputs(prompts, written)
     # Log-probabilities come from a forward pass like the one of the loss, not from the sampler:
     # before the first gradient step the ratio then differs from 1 by rounding error only.
     dist, value = policy.apply(params, inputs)
@@ -239,8 +235,7 @@ def respond(
     )
     real = written.mask > 0
     gap = jnp.max(jnp.where(real, jnp.abs(log_prob - written.log_prob), 0.0))
-    scored = score(frozen["reward"], inputs, policy.length)
-    raw_score, parts = scored if isinstance(scored, tuple) else (scored, {})
+    raw_score, parts = _scores(score(frozen["reward"], inputs, policy.length))
     return Responses(
         inputs=inputs,
         tokens=written.tokens,
@@ -254,6 +249,19 @@ def respond(
         entropy=entropy,
         score_parts=parts,
     )
+
+
+def _inputs(prompts: tuple[jax.Array, ...], written: Generation) -> TokenInputs:
+    """Prompts and responses as the inputs of the models."""
+    prompt, mask, *row = prompts
+    tokens = jnp.concatenate([prompt, written.tokens], axis=1)
+    mask = jnp.concatenate([mask, written.mask.astype(mask.dtype)], axis=1)
+    return TokenInputs(tokens[:, None], mask[:, None], *row)
+
+
+def _scores(scored: Any) -> tuple[jax.Array, dict[str, jax.Array]]:
+    """(scores [B], the scores of each reward with a name)."""
+    return scored if isinstance(scored, tuple) else (scored, {})
 
 
 def kl_of(said: Responses) -> jax.Array:

@@ -18,7 +18,7 @@ from typing import Any
 SECONDS = 10
 MEGABYTES = 1024
 CHARACTERS = 4_000_000
-# Unicode noncharacters, which no text may contain, mark the blocks {% generation %}.
+# Unicode noncharacters, which no text may contain, enclose the blocks {% generation %}.
 OPEN, CLOSE = "\ufdd0", "\ufdd1"
 
 
@@ -45,11 +45,11 @@ def main() -> None:
 
 
 def _answer(line: str) -> dict[str, Any]:
-    if any(json.dumps(mark)[1:-1] in line for mark in (OPEN, CLOSE)):
+    if any(json.dumps(character)[1:-1] in line for character in (OPEN, CLOSE)):
         return {"error": "the texts contain the noncharacter U+FDD0 or U+FDD1; remove it"}
     question = json.loads(line)
     try:
-        return _marked(_rendered(question["template"], question["variables"]))
+        return _separated(_rendered(question["template"], question["variables"]))
     except Refused as error:
         return {"error": f"the chat template refuses these messages: {_one_line(error)}"}
     except Exception as error:
@@ -73,8 +73,8 @@ def _rendered(template: Any, variables: dict[str, Any]) -> str:
     return "".join(pieces)
 
 
-def _marked(text: str) -> dict[str, Any]:
-    """The text without marks, and the (start, end) of each marked part."""
+def _separated(text: str) -> dict[str, Any]:
+    """The text without these characters, and the (start, end) of each block."""
     plain, parts, start = [], [], 0
     length = 0
     for i, piece in enumerate(text.replace(CLOSE, OPEN).split(OPEN)):
@@ -105,11 +105,11 @@ def _environment() -> Any:
         tags = {"generation"}  # noqa: RUF012
 
         def parse(self, parser):
-            """Return the nodes between the opening and the closing tag, between two marks."""
+            """Return the nodes between both tags, enclosed by the two characters."""
             line = next(parser.stream).lineno
-            mark = lambda text: nodes.Output([nodes.TemplateData(text)], lineno=line)
+            output = lambda text: nodes.Output([nodes.TemplateData(text)], lineno=line)
             body = parser.parse_statements(("name:endgeneration",), drop_needle=True)
-            return [mark(OPEN), *body, mark(CLOSE)]
+            return [output(OPEN), *body, output(CLOSE)]
 
     environment = ImmutableSandboxedEnvironment(
         trim_blocks=True, lstrip_blocks=True, extensions=["jinja2.ext.loopcontrols", Generation]
@@ -125,6 +125,7 @@ def _to_json(
     ensure_ascii: bool = False,
     indent: int | None = None,
     separators: tuple[str, str] | None = None,
+    *,
     sort_keys: bool = False,
 ) -> str:
     return json.dumps(
