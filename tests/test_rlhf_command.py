@@ -437,3 +437,84 @@ def test_the_demo_refuses_what_it_does_not_do(tmp_path, words):
     with pytest.raises(command.ConfigError, match="the demo has no --callback"):
         run("demo", "--run-dir", tmp_path / "demo", *words)
     assert not (tmp_path / "demo").exists()
+
+
+CHAT = "{% for m in messages %}{{ m['content'] }}{{ eos_token }}{% endfor %}"
+
+
+@pytest.fixture(scope="module")
+def chatting(folder):
+    """The small model with a chat template, and data of conversations."""
+    root = folder / "chat"
+    (root / "model").mkdir(parents=True)
+    decoder, params = load_model(folder / "model")
+    save_model(root / "model", decoder, params)
+    CharTokenizer("".join(WORDS), CHAT).save(root / "model")
+    pairs = [
+        {"prompt": w[0], "chosen": [_said("user", w[0]), _said("assistant", w[1:])],
+         "rejected": [_said("user", w[0]), _said("assistant", w[:0:-1])], "answer": w}
+        for w in WORDS
+    ]  # fmt: skip
+    (root / "pairs.json").write_text(json.dumps(pairs))
+    shared = [{"conversations": [{"from": "human", "value": w[0]}, {"from": "gpt", "value": w[1:]}],
+               "answer": w} for w in WORDS]  # fmt: skip
+    (root / "shared.jsonl").write_text("\n".join(map(json.dumps, shared)))
+    (root / "rules.py").write_text(
+        "SEEN = []\n"
+        "def first(prompts, completions, answer, **columns):\n"
+        "    SEEN.append((prompts, completions, answer, columns))\n"
+        "    return [float(c[0]['content'] == a[1:]) for c, a in zip(completions, answer)]\n"
+        "def second(prompts, responses):\n"
+        "    return [len(r) for r in responses]\n"
+        "def wrong(completions, solution):\n"
+        "    return [0.0 for _ in completions]\n"
+    )
+    return root
+
+
+def _said(role, content):
+    return {"role": role, "content": content}
+
+
+@pytest.mark.slow
+def test_the_stages_learn_from_conversations(chatting, tmp_path, capsys):
+    """ShareGPT for fine-tuning and UltraFeedback's shape for a reward model."""
+    small = ["--batch-size", 4, "--learning-rate", 0.01, "--validation-fraction", 0.2]
+    assert run("sft", "--model", chatting / "model", "--data", chatting / "shared.jsonl",
+               "--assistant-only-loss", "--epochs", 1.5, "--weight-decay", 0.1, *small,
+               "--run-dir", tmp_path / "sft") == 0  # fmt: skip
+    assert "10 rows in one length bucket" in capsys.readouterr().out
+    assert [row["update"] for row in rows(tmp_path / "sft")] == [1, 2, 3]  # 1.5 passes over 8 rows
+    saved = json.loads((tmp_path / "sft" / "config.json").read_text())["config"]
+    assert (saved["updates"], saved["epochs"]) == (3, 1.5)
+    assert run("sft", "--resume", tmp_path / "sft", "--updates", 4) == 0
+    assert len(rows(tmp_path / "sft")) == 4
+    assert run("reward", "--model", chatting / "model", "--data", chatting / "pairs.json",
+               "--updates", 2, *small, "--run-dir", tmp_path / "reward") == 0  # fmt: skip
+    assert len(rows(tmp_path / "reward")) == 2
+
+
+@pytest.mark.slow
+def test_reward_functions_of_the_command(chatting, tmp_path, monkeypatch):
+    """Columns, messages and the mean score of each function."""
+    monkeypatch.chdir(chatting)
+    monkeypatch.syspath_prepend(str(chatting))
+    words = ["ppo", "--model", "model", "--data", "shared.jsonl", *SMALL, "--updates", 1,
+             "--run-dir", tmp_path / "ppo"]  # fmt: skip
+    with pytest.raises(
+        command.ConfigError, match=r"rules:wrong requires solution, .* are conversa"
+    ):
+        run(*words, "--reward", "rules:wrong")
+    assert not (tmp_path / "ppo").exists()
+    assert run(*words, "--reward", "rules:first", "rules:second", "--reward-weights", 2, 0.5) == 0
+    (row,) = rows(tmp_path / "ppo")
+    assert row["score"] == pytest.approx(
+        2 * row["score_first"] + 0.5 * row["score_second"], abs=1e-5
+    )
+    evaluation = json.loads((tmp_path / "ppo" / "summary.json").read_text())["evaluation"]
+    assert {"score_first", "score_second"} <= {*evaluation}
+    prompts, completions, answers, columns = sys.modules["rules"].SEEN[0]
+    assert [prompt[0]["content"] for prompt in prompts] == [answer[0] for answer in answers]
+    assert {prompt[0]["role"] for prompt in prompts} == {"user"}
+    assert [*completions[0][0]] == ["role", "content"]
+    assert {*columns} == {"conversations", "completion_ids"}

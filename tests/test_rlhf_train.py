@@ -311,7 +311,7 @@ def test_the_options_of_an_update_stay():
     the defaults."""
     options = {f.name: f.default for f in dataclasses.fields(algorithms.Config)}
     assert options == {
-        "learning_rate": 3e-4, "critic_rate": 1.0, "anneal": True, "epochs": 4, "minibatches": 2,
+        "learning_rate": 1e-5, "critic_rate": 1.0, "anneal": True, "epochs": 4, "minibatches": 2,
         "micro_batches": 1, "gamma": 1.0, "gae_lambda": 0.95, "clip_eps": 0.2,
         "value_clip_eps": 0.2, "value_coef": 0.5, "entropy_coef": 0.0, "whiten_advantages": None,
         "whiten_rewards": False, "max_grad_norm": 1.0, "adam": "optax", "adam_eps": 1e-5,

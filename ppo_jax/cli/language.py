@@ -12,21 +12,24 @@ from ppo_jax.cli.rlhf import KINDS, pick, restored
 from ppo_jax.config import ConfigError
 from ppo_jax.config.rlhf import Demo, GenerateOptions
 from ppo_jax.rlhf import algorithms, stages, supervised, train
+from ppo_jax.rlhf.buckets import padding
 from ppo_jax.rlhf.data import preference_arrays, prompt_arrays, sft_arrays
 from ppo_jax.rlhf.decoder import Decoder
 from ppo_jax.rlhf.demo import demo
 from ppo_jax.rlhf.folder import checkpoints_of, flat, open_directory, read_stage, run
-from ppo_jax.rlhf.formats import DataError, Prompt, read
+from ppo_jax.rlhf.formats import DataError, Prompt, arguments, read
 from ppo_jax.rlhf.generate import generate
 from ppo_jax.rlhf.hf_values import ModelError
+from ppo_jax.rlhf.reward_functions import PromptTable
 from ppo_jax.rlhf.roles import ends, mesh, model, needed, prompt_room, roles, writer
+from ppo_jax.rlhf.scoring import continuation
 from ppo_jax.rlhf.tokenizer import TokenizerError
 from ppo_jax.runs import loop, manifest, terminal
 from ppo_jax.runs.job import Callback, Job, RunFailed
 from ppo_jax.runs.options import StageOptions
 from ppo_jax.runs.signals import Signals
 from ppo_jax.runs.trust import Given
-from ppo_jax.types import Params
+from ppo_jax.types import Batch, Params
 
 Values = dict[str, Any]
 
@@ -75,12 +78,21 @@ def _demo(values: Values, options: StageOptions) -> Callable[[], int]:
 
 def _sft(values: Values, options: StageOptions) -> Callable[[], int]:
     decoder, params, language = writer(values)
-    examples = read(needed(values, "data"), "sft")
-    rows = sft_arrays(examples, language.tokenizer, _room(values, decoder), values["truncate"])
+    examples = read(needed(values, "data"), "sft", _template(values))
+    rows = supervised.text_rows(
+        *sft_arrays(
+            examples,
+            language.tokenizer,
+            _room(values, decoder),
+            values["truncate"],
+            assistant_only=values["assistant_only_loss"],
+        )
+    )
+    values = _planned(values, options, rows)
     stage = stages.fine_tuning(
         decoder,
         params,
-        supervised.text_rows(*rows),
+        rows,
         pick(supervised.Config, values),
         seed=values["seed"],
         language=language,
@@ -91,16 +103,18 @@ def _sft(values: Values, options: StageOptions) -> Callable[[], int]:
 
 def _reward(values: Values, options: StageOptions) -> Callable[[], int]:
     decoder, params, language = model(values)
-    pairs = read(needed(values, "data"), "preference")
+    pairs = read(needed(values, "data"), "preference", _template(values))
     arrays = preference_arrays(
         pairs, language.tokenizer, _room(values, decoder), values["truncate"]
     )
+    rows = supervised.preference_rows(*arrays)
+    values = _planned(values, options, rows)
     if "score" not in params:
         params = decoder.with_score(params, jax.random.key(values["seed"]))
     stage = stages.reward_model(
         decoder,
         params,
-        supervised.preference_rows(*arrays),
+        rows,
         pick(supervised.Config, values),
         center=values["center"],
         seed=values["seed"],
@@ -108,6 +122,19 @@ def _reward(values: Values, options: StageOptions) -> Callable[[], int]:
         mesh=mesh(values),
     )
     return _in_directory(stage, options, values)
+
+
+def _template(values: Values) -> dict[str, Any]:
+    return arguments(values["chat_template_kwargs"])
+
+
+def _planned(values: Values, options: StageOptions, rows: Batch) -> Values:
+    """The values of a supervised stage with its number of updates, after printing its buckets."""
+    config = pick(supervised.Config, values)
+    terminal.say(str(padding(rows, config.length_buckets, config.batch_size)))
+    if options.resume is not None:  # the saved number of updates, or a new one, is the plan
+        return values
+    return {**values, "updates": supervised.updates_of(config, rows.weight.shape[0])}
 
 
 def _ppo(values: Values, options: StageOptions) -> Callable[[], int]:
@@ -119,11 +146,11 @@ def _optimisation(values: dict[str, Any], responses: int = 256) -> Job:
     decoder, params, language = writer(values)
     config, hyper = pick(train.Config, values), pick(algorithms.Config, values)
     room = prompt_room(decoder, config.max_new_tokens)
-    examples = read(needed(values, "data"), "prompt")
+    examples = read(needed(values, "data"), "prompt", _template(values))
     prompts = prompt_arrays(
         examples, language.tokenizer, min(room, values["max_length"]), values["truncate"]
     )
-    models = roles(values, decoder, params, language)
+    models = roles(values, decoder, params, language, table=PromptTable(examples))
     tokenizer = language.tokenizer
     program = train.build(
         models,
@@ -144,7 +171,9 @@ def _generate(values: Values, _: None) -> int:
     decoder, params, language = writer({**values, "dtype": "float32", "remat": False})
     tokenizer = language.tokenizer
     prompts = [Prompt(text, "--prompt") for text in options.prompt]
-    prompts = read(options.data, "prompt") if options.data else prompts or [Prompt("", "no prompt")]
+    if options.data:
+        prompts = read(options.data, "prompt", _template(values))
+    prompts = prompts or [Prompt("", "no prompt")]
     room = prompt_room(decoder, options.max_new_tokens)
     arrays = prompt_arrays(prompts, tokenizer, room)
     tokens, mask = (jnp.repeat(jnp.asarray(x), options.repeat, axis=0) for x in arrays)
@@ -169,7 +198,8 @@ def _generate(values: Values, _: None) -> int:
     written = write(jax.random.key(options.seed), params, tokens, mask)
     for k, (row, kept) in enumerate(zip(written.tokens, written.mask, strict=True)):
         prompt = prompts[k // options.repeat].prompt
-        text = tokenizer.decode(row[kept].tolist())
+        start = arrays.tokens[k // options.repeat][arrays.mask[k // options.repeat]]
+        text = continuation(tokenizer, start.tolist(), row[kept].tolist())
         terminal.say(f"{prompt}{text}" if isinstance(prompt, str) else text)
     return 0
 

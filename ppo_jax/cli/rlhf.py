@@ -27,6 +27,7 @@ from ppo_jax.config.rlhf import (
     RewardOptions,
     Rollouts,
     Supervised,
+    TextOptions,
     Update,
 )
 from ppo_jax.config.rlhf_presets import PRESETS
@@ -38,7 +39,7 @@ PROGRAM = "ppo-jax rlhf"
 # The records of options of each stage.
 KINDS: dict[str, tuple[Any, ...]] = {
     "demo": (Demo,),
-    "sft": (ModelOptions, Supervised),
+    "sft": (ModelOptions, TextOptions, Supervised),
     "reward": (ModelOptions, RewardOptions, Supervised),
     "ppo": (ModelOptions, PPOOptions, Rollouts, Update),
 }
@@ -69,6 +70,7 @@ GROUPS = {
     ModelOptions: "model",
     PPOOptions: "reward",
     RewardOptions: "algorithm",
+    TextOptions: "algorithm",
     Rollouts: "rollout",
     Update: "algorithm",
     Supervised: "algorithm",

@@ -48,7 +48,7 @@ SAME: dict[str, tuple[str, ...]] = {
     "num_sgd_iter": ("epochs",),
     "num_updates_per_batch": ("epochs",),
     "num_epochs": ("epochs", "updates"),
-    "num_train_epochs": ("updates",),
+    "num_train_epochs": ("epochs", "updates"),
     "num_minibatches": ("minibatches",),
     "n_minibatches": ("minibatches",),
     "num_mini_batches": ("minibatches",),

@@ -109,6 +109,7 @@ class Update(configs.PPO):
         low=0,
         open_low=True,
     )
+    learning_rate: Scheduled = standard.learning_rate(1e-5, adaptive=True)
     max_grad_norm: float = standard.max_grad_norm(1.0)
     critic_rate: float = option(
         1.0, "learning rate of the critic as a multiple of the actor's", low=0
@@ -133,9 +134,28 @@ class Update(configs.PPO):
 class Supervised:
     """Hyperparameters of supervised training, `ppo_jax.rlhf.supervised.Config`."""
 
-    learning_rate: Scheduled = standard.learning_rate(1e-3)
+    learning_rate: Scheduled = standard.learning_rate(2e-5)
     batch_size: int = option(64, "number of samples per gradient step", low=1)
     updates: int = option(500, "number of gradient steps of the whole run", low=1)
+    epochs: float | None = option(
+        None,
+        "number of passes over the training data, in place of --updates; None: --updates decides",
+        low=0,
+        open_low=True,
+    )
+    weight_decay: float = option(
+        0.0,
+        "weight decay of AdamW, which is multiplied by the learning rate; biases and normalisation "
+        "layers are not decayed",
+        low=0,
+    )
+    length_buckets: int = option(
+        4,
+        "maximum number of groups of texts of similar length; a text is padded to the longest of "
+        "its group, and each group is compiled separately",
+        low=1,
+        high=32,
+    )
     micro_batches: int = option(
         1, "number of parts of a batch whose gradients are accumulated", low=1
     )
@@ -177,8 +197,13 @@ class ModelOptions:
     """The model, the data, and how the model is computed."""
 
     model: Path | None = option(None, "folder of a model in the format of Hugging Face's libraries")
-    data: Path | None = option(None, "training data, as JSON lines or plain text")
-    max_length: int = option(512, "number of tokens of the longest text", low=2)
+    data: Path | None = option(
+        None, "training data: a file of JSON lines, a JSON array, Parquet or plain text"
+    )
+    chat_template_kwargs: tuple[str, ...] = option(
+        (), "arguments of the chat template as NAME=VALUE, such as enable_thinking=false"
+    )
+    max_length: int = option(512, "maximum number of tokens of a text", low=2)
     truncate: bool = option(False, "truncate longer texts instead of refusing them")
     seed: int = option(0, "seed of all random numbers of the run", low=0, high=2**32 - 1)
     dtype: str = option("float32", "data type of the computation", choices=("float32", "bfloat16"))
@@ -197,6 +222,17 @@ class ModelOptions:
 
 
 @dataclasses.dataclass(frozen=True)
+class TextOptions:
+    """Options of fine-tuning alone."""
+
+    assistant_only_loss: bool = option(
+        False,
+        "predict only the assistant's turns of conversations, those in {% generation %} blocks of "
+        "the chat template or else all of them",
+    )
+
+
+@dataclasses.dataclass(frozen=True)
 class RewardOptions:
     """Options of a reward model alone."""
 
@@ -211,8 +247,8 @@ class PPOOptions:
 
     reward: tuple[str, ...] = option(
         (),
-        "rewards: folders of reward models, or functions of (prompts, responses) as "
-        "MODULE:FUNCTION",
+        "rewards: folders of reward models, or functions of (prompts, completions, columns of the "
+        "data) as MODULE:FUNCTION",
     )
     reward_weights: tuple[float, ...] = option((), "weight of each reward; by default 1 for each")
     critic: str = option(
@@ -240,6 +276,9 @@ class GenerateOptions:
     model: Path | None = option(None, "folder of a model, or of a run of ppo-jax rlhf")
     prompt: tuple[str, ...] = option((), "prompts to respond to")
     data: Path | None = option(None, "file of prompts, instead of --prompt")
+    chat_template_kwargs: tuple[str, ...] = option(
+        (), "arguments of the chat template as NAME=VALUE, such as enable_thinking=false"
+    )
     max_new_tokens: int = option(64, "number of tokens of the longest response", low=1)
     temperature: float = option(
         1.0, "temperature that divides the logits; 0: the most likely token", low=0

@@ -144,7 +144,9 @@ def _fine_tune(story: _Story) -> Params:
     terminal.say(
         f"1. supervised fine-tuning on {len(story.lines):,} lines such as {', '.join(some)}"
     )
-    config = supervised.Config(updates=story.config.sft_updates, learning_rate=3e-3)
+    config = supervised.Config(
+        updates=story.config.sft_updates, learning_rate=3e-3, length_buckets=1
+    )
     arrays = sft_arrays(from_lines(story.lines), story.language.tokenizer, 512)
     key = jax.random.key(story.config.seed)
     stage = stages.fine_tuning(
@@ -172,7 +174,7 @@ def _learn_preferences(story: _Story, params: Params) -> tuple[Reward, dict[str,
         f"2. training a reward model on {count:,} preference pairs, of which {agreement:.0%} "
         "agree with the gold rule"
     )
-    steps = supervised.Config(updates=config.reward_updates, learning_rate=1e-3)
+    steps = supervised.Config(updates=config.reward_updates, learning_rate=1e-3, length_buckets=1)
     rows = supervised.preference_rows(*preference_arrays(pairs, tokenizer, 512))
     stage = stages.reward_model(
         story.decoder,

@@ -42,7 +42,15 @@ MODEL_FILES = {
     "generation_config.json", "reward.json",
 }  # fmt: skip
 # Options that did not exist when older runs were made, and the values that those runs used.
-YOUNGER = {"matmul_precision": "default", "param_dtype": "float32", **OLDER}
+YOUNGER: dict[str, Any] = {
+    "matmul_precision": "default",
+    "param_dtype": "float32",
+    "assistant_only_loss": False,
+    "chat_template_kwargs": [],
+    "length_buckets": 1,
+    "weight_decay": 0.0,
+    **OLDER,
+}
 
 
 class StageDirectory(RunDirectory):
@@ -235,7 +243,8 @@ def read_stage(run_dir: Path, given: Given = NOTHING) -> tuple[str, dict[str, An
         raise ConfigError(f"{run_dir} is not a run of ppo_jax.rlhf: no config.json")
     try:
         content = json.loads(files.read_text(path))
-        found = content["stage"], dict(content["config"]), dict(content.get("run") or {})
+        config = YOUNGER | dict(content["config"])
+        found = content["stage"], config, dict(content.get("run") or {})
     except OSError as error:
         raise ConfigError(f"cannot read {path}: {error.strerror}") from error
     except (ValueError, KeyError, TypeError, RecursionError) as error:

@@ -22,10 +22,13 @@ class TokenInputs:
     Attributes:
         tokens: [M, 1, P + L] int, token ids.
         mask: [M, 1, P + L] mask, 1 for tokens of prompt and response and 0 for padding.
+        row: [M] row of each prompt in the data, for reward functions; None if it is unknown, and in
+            a Trajectory.
     """
 
     tokens: jax.Array
     mask: jax.Array
+    row: jax.Array | None = None
 
 
 class LanguagePolicy(NamedTuple):

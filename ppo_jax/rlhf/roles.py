@@ -2,7 +2,9 @@
 
 import importlib
 import math
+import re
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +15,7 @@ from ppo_jax.rlhf import scoring, stages, train
 from ppo_jax.rlhf.algorithms import ALGORITHMS
 from ppo_jax.rlhf.decoder import Decoder
 from ppo_jax.rlhf.hf_io import load_model
+from ppo_jax.rlhf.reward_functions import PromptTable
 from ppo_jax.rlhf.scoring import Reward
 from ppo_jax.rlhf.sharding import mesh_of
 from ppo_jax.rlhf.stages import Language
@@ -24,7 +27,12 @@ PROBE = "The quick brown fox jumps over 0123456789 lazy dogs; étude, naïve."
 
 
 def roles(
-    values: dict[str, Any], decoder: Decoder, params: Params, language: Language
+    values: dict[str, Any],
+    decoder: Decoder,
+    params: Params,
+    language: Language,
+    *,
+    table: PromptTable | None = None,
 ) -> train.Models:
     """The four models of the command `ppo`.
 
@@ -33,12 +41,13 @@ def roles(
         decoder: architecture of the actor.
         params: parameters that the actor starts from.
         language: tokenizer of the actor.
+        table: prompts with the columns of the data, for reward functions, or None.
 
     Raises:
         ConfigError, ModelError, TokenizerError: a model is missing or does not fit the others.
     """
     devices = mesh(values)
-    rewards, folders = _rewards(values, language, decoder)
+    rewards, folders = _rewards(values, language, decoder, table)
     frozen, reference = frozen_dtype(values["frozen_dtype"]), params
     if not values["lora_rank"]:  # adapters are added to the reference, which is the trained model
         reference = jax.tree.map(lambda x: x.astype(frozen), params)
@@ -73,7 +82,7 @@ def roles(
 
 
 def _rewards(
-    values: dict[str, Any], language: Language, actor: Decoder
+    values: dict[str, Any], language: Language, actor: Decoder, table: PromptTable | None
 ) -> tuple[Reward, list[Path]]:
     """The reward that is optimised, and the folders of the reward models in it."""
     names, weights = values["reward"], values["reward_weights"]
@@ -97,11 +106,23 @@ def _rewards(
             found.append(reward)
             folders.append(folder)
         else:
+            options: Any = {"name": f"the reward function {name}", "optional": len(names) > 1}
+            options["mesh"] = mesh(values)
             function = _function(name)
-            found.append(scoring.from_function(function, language.tokenizer, mesh(values)))
+            found.append(scoring.from_function(function, language.tokenizer, table, **options))
     if len(found) == 1 and not weights:
         return found[0], folders
-    return scoring.weighted(found, weights or [1.0] * len(found)), folders
+    return scoring.weighted(found, weights or [1.0] * len(found), _metric_names(names)), folders
+
+
+def _metric_names(rewards: Sequence[str]) -> list[str]:
+    """The names of functions and folders; those that several rewards share are numbered."""
+    short = [Path(x).resolve().name if Path(x).is_dir() else x.rpartition(":")[2] for x in rewards]
+    words = [re.sub(r"\W", "_", name) for name in short]
+    return [
+        f"{word}_{words[:i].count(word) + 1}" if words.count(word) > 1 else word
+        for i, word in enumerate(words)
+    ]
 
 
 def _check_vocabulary(folder: Path, language: Language) -> None:

@@ -60,6 +60,7 @@ class Settings(NamedTuple):
         rollout_batch: number of responses that are sampled and evaluated at a time; None evaluates
             all responses at once.
         mesh: device mesh that the responses are distributed over; None for one device.
+        reward_names: names of the rewards whose mean scores are metrics of their own.
     """
 
     num_prompts: int
@@ -76,6 +77,7 @@ class Settings(NamedTuple):
     scale_scores: bool = False
     rollout_batch: int | None = None
     mesh: Any = None
+    reward_names: tuple[str, ...] = ()
 
 
 class Responses(NamedTuple):
@@ -93,6 +95,7 @@ class Responses(NamedTuple):
         value: [B, L] values of the critic.
         raw_score: [B] scores of the reward, before scaling and clipping.
         entropy: [B, L] entropies of the policy in nats.
+        score_parts: name of a reward -> its scores [B], if there are several rewards with names.
     """
 
     inputs: TokenInputs
@@ -105,9 +108,11 @@ class Responses(NamedTuple):
     value: jax.Array
     raw_score: jax.Array
     entropy: jax.Array
+    score_parts: dict[str, jax.Array] = {}  # noqa: RUF012
 
 
-Score = Callable[[PyTree, TokenInputs, int], jax.Array]
+# Returns scores [B], or `scoring.Scores` if there are several rewards with names.
+Score = Callable[[PyTree, TokenInputs, int], Any]
 
 
 def init(key: jax.Array, settings: Settings) -> RolloutState:
@@ -115,10 +120,11 @@ def init(key: jax.Array, settings: Settings) -> RolloutState:
 
     Args:
         key: PRNG key of the order of the prompts.
-        settings: settings of the rollouts; `kl_coef` and `scale_scores` are used.
+        settings: settings of the rollouts; `kl_coef`, `scale_scores` and `reward_names` are used.
     """
     moments = normalization.init(()) if settings.scale_scores else ()
-    metrics = {name: jnp.zeros(()) for name in METRICS}
+    parts = (f"score_{name}" for name in settings.reward_names)
+    metrics = {name: jnp.zeros(()) for name in (*METRICS, *parts)}
     coef = jnp.asarray(settings.kl_coef, jnp.float32)
     return RolloutState(key, jnp.zeros((), jnp.int32), coef, moments, metrics)
 
@@ -154,7 +160,7 @@ def collect(
     """
     rows = next_rows(state, frozen["prompts"].shape[0], settings.num_prompts)
     rows = jnp.repeat(rows, settings.group_size)
-    prompts = (frozen["prompts"][rows], frozen["prompt_mask"][rows])
+    prompts = (frozen["prompts"][rows], frozen["prompt_mask"][rows], rows)
     write = functools.partial(respond, policy=policy, reference=reference, score=score)
     said = write(key, params, frozen, prompts, settings=settings)
     moments = state.moments
@@ -180,7 +186,7 @@ def respond(
     key: jax.Array,
     params: Params,
     frozen: PyTree,
-    prompts: tuple[jax.Array, jax.Array],
+    prompts: tuple[jax.Array, ...],
     *,
     policy: LanguagePolicy,
     reference: Decoder,
@@ -198,7 +204,8 @@ def respond(
         key: PRNG key.
         params: parameters of the policy.
         frozen: arrays that do not change, see `collect`.
-        prompts: (token ids [B, P], padded on the left; their mask [B, P]).
+        prompts: (token ids [B, P], padded on the left; their mask [B, P]); optionally also the
+            row [B] of each prompt in the data, with which reward functions find its columns.
         policy, reference, score: the models, see `collect`.
         settings: settings of the rollout: `eos_id`, `rollout_batch` and `mesh` are used.
         greedy: whether the most likely token is taken instead of a sample.
@@ -227,14 +234,14 @@ def respond(
 def _write(
     keys: jax.Array,
     params: Params,
-    prompts: tuple[jax.Array, jax.Array],
+    prompts: tuple[jax.Array, ...],
     *,
     policy: LanguagePolicy,
     eos_id: int | tuple[int, ...] | None,
     temperature: Any,
 ) -> tuple[TokenInputs, Generation]:
     """Sample a response to each prompt: (inputs of the models [B, 1, P + L], tokens [B, L])."""
-    prompt, prompt_mask = prompts
+    prompt, prompt_mask = prompts[:2]
     written = generate(
         keys,
         params["actor"],
@@ -246,10 +253,7 @@ def _write(
         eos_id=eos_id,
         valid_vocab=policy.valid_vocab,
     )
-    inputs = TokenInputs(
-        jnp.concatenate([prompt, written.tokens], axis=1)[:, None],
-        jnp.concatenate([prompt_mask, written.mask.astype(prompt_mask.dtype)], axis=1)[:, None],
-    )
+    inputs = _inputs(prompts, written)
     return inputs, written
 
 
@@ -278,6 +282,7 @@ def _evaluated(
         valid_vocab=policy.valid_vocab,
     )
     gap = jnp.where(written.mask > 0, jnp.abs(log_prob - written.log_prob), 0.0)
+    raw_score, parts = _scores(score(frozen["reward"], inputs, policy.length))
     return Responses(
         inputs=inputs,
         tokens=written.tokens,
@@ -287,9 +292,23 @@ def _evaluated(
         log_prob=log_prob,
         ref_log_prob=ref_log_prob,
         value=value,
-        raw_score=score(frozen["reward"], inputs, policy.length),
+        raw_score=raw_score,
         entropy=entropy,
+        score_parts=parts,
     )
+
+
+def _inputs(prompts: tuple[jax.Array, ...], written: Generation) -> TokenInputs:
+    """Prompts and responses as the inputs of the models."""
+    prompt, mask, *row = prompts
+    tokens = jnp.concatenate([prompt, written.tokens], axis=1)
+    mask = jnp.concatenate([mask, written.mask.astype(mask.dtype)], axis=1)
+    return TokenInputs(tokens[:, None], mask[:, None], *row)
+
+
+def _scores(scored: Any) -> tuple[jax.Array, dict[str, jax.Array]]:
+    """(scores [B], the scores of each reward with a name)."""
+    return scored if isinstance(scored, tuple) else (scored, {})
 
 
 def kl_of(said: Responses) -> jax.Array:
@@ -356,7 +375,7 @@ def _trajectory(
     }
     steps_first = functools.partial(jax.tree.map, lambda x: jnp.swapaxes(x, 0, 1))
     return Trajectory(
-        obs=steps_first(said.inputs),
+        obs=steps_first(said.inputs.replace(row=None)),  # type: ignore[attr-defined]
         action=said.tokens.T,
         log_prob=said.log_prob.T,
         value=said.value.T,
@@ -415,4 +434,14 @@ def _metrics(
         "eos_rate": jnp.mean(said.ended.astype(jnp.float32)),
         "tokens": jnp.sum(length),
         "log_prob_gap": said.gap,
+        **part_means(said),
+    }
+
+
+def part_means(said: Responses) -> Metrics:
+    """The mean score of each reward with a name, over the responses that it scores."""
+    given = {name: ~jnp.isnan(x) for name, x in said.score_parts.items()}
+    return {
+        f"score_{name}": losses.mean(jnp.where(given[name], x, 0.0), given[name].astype(x.dtype))
+        for name, x in said.score_parts.items()
     }

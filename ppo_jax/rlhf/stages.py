@@ -12,10 +12,11 @@ import jax.numpy as jnp
 import numpy as np
 
 from ppo_jax.rlhf import optimum, sharding, supervised, train
+from ppo_jax.rlhf.buckets import bucketed, parts_of
 from ppo_jax.rlhf.decoder import Decoder
 from ppo_jax.rlhf.export import save_folder
 from ppo_jax.rlhf.hf_io import ModelError, load_model, save_model
-from ppo_jax.rlhf.rollout import Responses, kl_of, shape_scores
+from ppo_jax.rlhf.rollout import Responses, kl_of, part_means, shape_scores
 from ppo_jax.rlhf.scoring import Reward, from_model, texts_of
 from ppo_jax.runs import manifest
 from ppo_jax.runs.job import Job
@@ -130,6 +131,7 @@ def _supervised(
     mesh: Any,
 ) -> Job:
     kept, held_out = supervised.split(rows, config.validation_fraction)
+    training = bucketed(kept, config.length_buckets, config.batch_size)
 
     def judge(state: TrainState, update: int) -> dict[str, Any]:
         if held_out is None:
@@ -144,9 +146,11 @@ def _supervised(
         save_folder(path / "model", lambda folder: write_model(folder, decoder, params, language))
         return judge(state, config.updates)
 
-    init = functools.partial(supervised.init, jax.random.key(seed), params, config)
+    init = functools.partial(
+        supervised.init, jax.random.key(seed), params, config, len(parts_of(training))
+    )
     return _job(kind, init, supervised.make_step(loss, config, mesh), mesh)._replace(
-        frozen={"rows": sharding.shard(kept, mesh)},
+        frozen={"rows": sharding.shard(training, mesh)},
         updates=config.updates,
         units_per_update=config.batch_size,
         headline=headline,
@@ -206,7 +210,7 @@ def optimisation(
     def write(state: TrainState, key: jax.Array, count: int) -> tuple[Responses, jax.Array]:
         rows = jax.random.randint(key, (count,), 0, prompts.shape[0])
         params = state.learner.params
-        said = respond(key, params, program.frozen, (prompts[rows], mask[rows]))
+        said = respond(key, params, program.frozen, (prompts[rows], mask[rows], rows))
         return said, shape_scores(state.rollout.moments, said, program.settings)
 
     def samples(state: TrainState, count: int) -> list[dict[str, Any]]:
@@ -252,6 +256,7 @@ def evaluation(said: Responses, shaped: jax.Array, kl_coef: float) -> dict[str, 
         "objective": value,
         "objective_standard_error": error,
         "score": float(jnp.mean(said.raw_score)),
+        **{name: float(x) for name, x in part_means(said).items()},
         "shaped_score": float(jnp.mean(shaped)),
         "kl": float(jnp.mean(total_kl)),
         "eos_rate": float(jnp.mean(said.ended)),

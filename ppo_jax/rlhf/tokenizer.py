@@ -288,7 +288,8 @@ def _settings(folder: Path) -> dict[str, Any]:
         if "added_tokens_decoder" in content:
             found.setdefault("added_tokens_decoder", content["added_tokens_decoder"])
         for key, value in content.items():
-            text = value.get("content") if isinstance(value, dict) else value
+            special = isinstance(value, dict) and key != "chat_template"
+            text = value.get("content") if special else value
             if key in (*_SPECIAL, "add_bos_token", "chat_template") and text is not None:
                 found.setdefault(key, text)
     for name in ("generation_config.json", "config.json"):
@@ -301,10 +302,29 @@ def _settings(folder: Path) -> dict[str, Any]:
     template = folder / "chat_template.jinja"
     if template.is_file():
         found["chat_template"] = template.read_text(encoding="utf-8")
-    elif isinstance(found.get("chat_template"), list):
-        named = {x["name"]: x["template"] for x in found["chat_template"]}
-        found["chat_template"] = named.get("default")
+    elif "chat_template" in found:
+        found["chat_template"] = _template(found["chat_template"], folder)
     return found
+
+
+def _template(value: Any, folder: Path) -> str | None:
+    """The chat template of tokenizer_config.json, which may have several with names."""
+    if isinstance(value, str):
+        return value
+    if isinstance(value, dict):
+        value = [{"name": name, "template": text} for name, text in value.items()]
+    entries = value if isinstance(value, list) else [value]
+    named = {
+        x.get("name"): x.get("template")
+        for x in entries
+        if isinstance(x, dict) and isinstance(x.get("name"), str)
+    }
+    if len(named) < len(entries) or not all(isinstance(x, str) for x in named.values()):
+        raise TokenizerError(
+            f"{folder}: chat_template must be a text or a list of "
+            f'{{"name": ..., "template": ...}}, not {_shortened(str(value))}'
+        )
+    return named.get("default")
 
 
 def _json(file: Path) -> dict[str, Any]:

@@ -110,7 +110,9 @@ def build(
     _warn_of_whole_batches(config, hyper, mesh)
     policy = _policy(models, config, valid_vocab=valid_vocab, mesh=mesh)
     size = rollout_batch(config, models.actor, prompts.shape[1], mesh)
-    settings = _settings(config, eos_id)._replace(rollout_batch=size, mesh=mesh)
+    settings = _settings(config, eos_id)._replace(
+        rollout_batch=size, mesh=mesh, reward_names=models.reward.names
+    )
     parts: dict[str, Any] = {
         "policy": policy,
         "reference": models.actor,
