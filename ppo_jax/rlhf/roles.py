@@ -36,10 +36,10 @@ def roles(
     Raises:
         ConfigError, ModelError, TokenizerError: a model is missing or does not fit the others.
     """
-    rewards, folders = _rewards(values, language, decoder)
+    rewards, folders = rewards_of(values, language, decoder)
     reference = params
     if values["reference"] is not None:
-        other, reference = load_model(_model_folder(values["reference"]))
+        other, reference = load_model(model_folder(values["reference"]))
         if "score" in reference:
             raise ConfigError(
                 f"{values['reference']} is a reward model, which cannot generate text; give the "
@@ -69,10 +69,19 @@ def roles(
     return train.Models(decoder, params, critic, critic_params, reference, rewards)
 
 
-def _rewards(
+def rewards_of(
     values: dict[str, Any], language: Language, actor: Decoder
 ) -> tuple[Reward, list[Path]]:
-    """The reward that is optimised, and the folders of the reward models in it."""
+    """The reward that is optimised, and the folders of the reward models in it.
+
+    Args:
+        values: values of the options by name, of which `reward` and `reward_weights` are used.
+        language: tokenizer of the model that is rewarded.
+        actor: architecture of that model.
+
+    Raises:
+        ConfigError, ModelError, TokenizerError: a reward is missing or does not fit the model.
+    """
     names, weights = values["reward"], values["reward_weights"]
     if not names:
         raise ConfigError(
@@ -86,7 +95,7 @@ def _rewards(
     found, folders = [], []
     for name in names:
         if Path(name).is_dir():
-            folder = _model_folder(Path(name))
+            folder = model_folder(Path(name))
             _check_vocabulary(folder, language)
             reward, decoder = stages.read_reward(folder)
             _check_fits(folder, decoder, actor)
@@ -171,14 +180,14 @@ def model(values: dict[str, Any]) -> tuple[Decoder, Params, Language]:
     Raises:
         ConfigError, ModelError, TokenizerError: model or tokenizer is missing, or they do not fit.
     """
-    folder = _model_folder(Path(needed(values, "model")))
+    folder = model_folder(Path(needed(values, "model")))
     decoder, params = load_model(folder, values["dtype"], remat=values["remat"])
     tokenizer = load_tokenizer(folder)
     check_vocabulary(tokenizer, decoder.config.vocab_size)
     return decoder, params, Language(tokenizer, folder)
 
 
-def _model_folder(folder: Path) -> Path:
+def model_folder(folder: Path) -> Path:
     """The folder of a model: `model` inside the folder of a run, or the folder itself."""
     inner = folder / "model"
     if inner.is_dir() and not (folder / "model.safetensors").exists():
