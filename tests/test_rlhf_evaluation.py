@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from ppo_jax.cli import rlhf as command
-from ppo_jax.rlhf import evaluation, held_out, respond, supervised
+from ppo_jax.rlhf import evaluation, held_out, respond, stages, supervised
 from ppo_jax.rlhf.data import Tokens, sft_arrays
 from ppo_jax.rlhf.decoder import Decoder, small
 from ppo_jax.rlhf.formats import Example, Preference, Prompt
@@ -23,7 +23,7 @@ LETTERS = "abcdefgh"
 def model():
     """A decoder with parameters and a tokenizer."""
     tokenizer = CharTokenizer(LETTERS)
-    sizes = dict(num_kv_heads=1, max_positions=32, eos_ids=(tokenizer.eos_id,))
+    sizes = {"num_kv_heads": 1, "max_positions": 32, "eos_ids": (tokenizer.eos_id,)}
     decoder = Decoder(small(tokenizer.vocab_size, 16, 1, 2, **sizes))
     return decoder, decoder.init(jax.random.key(0)), tokenizer
 
@@ -157,7 +157,7 @@ def test_batches_keep_the_order_of_prompts_and_continue(model):
     ids = np.array([[1, 3, 4], [0, 1, 5], [1, 6, 7]])
     prompts = Tokens(ids, ids > 0)
     sampling = respond.Sampling(max_new_tokens=3, repeat=3, batch_size=4, seed=1)
-    options = dict(eos_id=tokenizer.eos_id, valid_vocab=tokenizer.vocab_size)
+    options = {"eos_id": tokenizer.eos_id, "valid_vocab": tokenizer.vocab_size}
     found = list(respond.batches(decoder, params, prompts, sampling, **options))
     assert [b.new for b in found] == [4, 4, 1]
     rows = np.concatenate([b.rows[: b.new] for b in found])
@@ -226,11 +226,12 @@ def test_any_model_is_evaluated_on_any_prompts(folder, tmp_path, monkeypatch, ca
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        (["evaluate", "model", "--prompts", "prompts.jsonl"], "--reward is required"),
-        (["evaluate", "model", "--prompts", "prompts.jsonl", "--pass-at", "2"], "needs --threshold"),
+        (["evaluate", "model", "--prompts", "prompts.jsonl", "--max-new-tokens", "4"],
+         "--reward is required"),
+        (["evaluate", "model", "--prompts", "prompts.jsonl", "--pass-at", "2"], "--threshold"),
         (["evaluate", "model", "--prompts", "prompts.jsonl", "--pass-at", "2", "--threshold", "1"],
          "--pass-at 2 needs 2 responses to each prompt, but --repeat is 1"),
-        (["evaluate", "model", "--prompts", "prompts.jsonl", "--reference", "model", "--top-k", "2"],
+        (["evaluate", "model", "--prompts", "prompts.jsonl", "--top-k", "2", "--reference", "x"],
          "leave out --top-k, or --reference"),
         (["generate", "model", "--prompts", "prompts.jsonl", "--out", "."], "is a directory"),
         (["generate", "model", "--resume"], "also give --out FILE"),
@@ -244,6 +245,20 @@ def test_options_that_contradict_each_other_are_one_line(folder, monkeypatch, wo
         run(*words)
 
 
+def test_the_learning_rate_decays_over_the_first_number_of_updates(folder, model, monkeypatch):
+    values, _ = command._values("sft", ["--updates", "40"], command.KINDS["sft"])
+    assert values["anneal_updates"] == 40
+    seen = []
+    monkeypatch.setattr(supervised, "make_step", lambda loss, config, mesh: seen.append(config))
+    decoder, params, tokenizer = model
+    rows = supervised.text_rows(*sft_arrays([Example("a", "b")], tokenizer, 32))
+    config = supervised.Config(updates=80, anneal_updates=40)
+    language = stages.Language(tokenizer)
+    job = stages.fine_tuning(decoder, params, rows, config, seed=0, language=language)
+    assert (job.updates, seen[0].updates) == (80, 40)
+
+
+@pytest.mark.slow
 def test_a_longer_run_keeps_the_horizon_of_its_learning_rate(folder, tmp_path):
     path = tmp_path / "sft"
     words = ["--model", folder / "model", "--data", folder / "texts.txt", "--batch-size", 4]

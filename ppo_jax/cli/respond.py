@@ -21,7 +21,7 @@ from ppo_jax.rlhf.formats import Prompt, read
 from ppo_jax.rlhf.hf_io import load_model
 from ppo_jax.rlhf.policy import TokenInputs, log_prob_of
 from ppo_jax.rlhf.respond import Batch, Sampling
-from ppo_jax.rlhf.roles import ends, model_folder, prompt_room, rewards_of, writer
+from ppo_jax.rlhf.roles import ends, model_folder, needed, prompt_room, rewards_of, writer
 from ppo_jax.rlhf.stages import Language
 from ppo_jax.runs import files, terminal
 from ppo_jax.types import Params
@@ -198,7 +198,7 @@ def evaluate(values: Values, _: None) -> Callable[[], int]:
     options: EvaluateOptions = pick(EvaluateOptions, values)
     _check_evaluation(options, values)
     _check_out(values["out"], replace=values["overwrite"])
-    model = _model(values, read(options.prompts, "prompt"))
+    model = _model(values, read(needed(values, "prompts"), "prompt"))
     scored = _Scored(model, values)
     return precision.apply(values["matmul_precision"], lambda: _evaluate(scored, options, values))
 
