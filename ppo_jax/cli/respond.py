@@ -37,7 +37,7 @@ class _Model(NamedTuple):
         decoder, params, language: the model and its tokenizer.
         prompts: N prompts as records of `formats.read`.
         arrays: the prompts as token ids.
-        sampling: how responses are sampled.
+        sampling: settings of the sampling.
     """
 
     decoder: Decoder

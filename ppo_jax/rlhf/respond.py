@@ -73,7 +73,7 @@ def batches(
         decoder: architecture of the model.
         params: parameters of the model.
         prompts: N prompts, padded on the left.
-        sampling: how responses are sampled.
+        sampling: settings of the sampling.
         eos_id: id or ids of the tokens that end a response; None if no token does.
         valid_vocab: number of ids in the tokenizer; None allows all ids.
         first: number of batches to leave out, because they were written before.
