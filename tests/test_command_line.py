@@ -489,6 +489,8 @@ assert "jax" not in sys.modules
 assert {*ppo_jax.__all__, "envs", "rlhf"} <= {*dir(ppo_jax)}
 assert "ALGORITHMS" in dir(ppo_jax.algorithms) and "make" in dir(ppo_jax.config)
 assert ppo_jax.config.make().env == "CartPole-v1" and not hasattr(ppo_jax, "nothing")
+import ppo_jax.export, ppo_jax.rlhf
+assert "generate" in dir(ppo_jax.rlhf) and "export" in dir(ppo_jax.export)
 assert "jax" not in sys.modules
 """
     python(code)

@@ -4,6 +4,7 @@ import json
 import math
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
@@ -14,6 +15,7 @@ from ppo_jax.rlhf.decoder import Decoder, small
 from ppo_jax.rlhf.formats import Example, Preference, Prompt
 from ppo_jax.rlhf.generate import generate
 from ppo_jax.rlhf.hf_io import save_model
+from ppo_jax.rlhf.rollout import Responses
 from ppo_jax.rlhf.tokenizer import CharTokenizer
 
 LETTERS = "abcdefgh"
@@ -170,6 +172,23 @@ def test_batches_keep_the_order_of_prompts_and_continue(model):
     np.testing.assert_array_equal(found[1].written.tokens, again.tokens)
     (rest,) = respond.batches(decoder, params, prompts, sampling, **options, first=2)
     np.testing.assert_array_equal(rest.written.tokens, found[2].written.tokens)
+
+
+@pytest.mark.parametrize("size", [2, 3, 5, 9])
+def test_held_out_prompts_are_answered_in_order_in_equal_batches(size):
+    sizes = []
+
+    def answer(key, prompts):
+        tokens, mask = prompts
+        sizes.append(len(tokens))
+        fields = dict.fromkeys(Responses._fields, tokens)
+        return Responses(**fields)._replace(gap=jnp.max(tokens), mask=mask)
+
+    tokens = np.arange(5)[:, None]
+    found = evaluation.responses_to(answer, jax.random.key(0), (tokens, tokens > 0), size)
+    np.testing.assert_array_equal(found.tokens, tokens)
+    np.testing.assert_array_equal(found.mask, tokens > 0)
+    assert int(found.gap) == 4 and len({*sizes}) == 1 and max(sizes) <= size
 
 
 def test_an_end_is_the_last_sampled_token():

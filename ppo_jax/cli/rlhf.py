@@ -192,7 +192,7 @@ def _settle_horizon(values: dict[str, Any], resumed: bool) -> None:
         values["anneal_updates"] = values["updates"]
     rate, horizon = values["learning_rate"], values["anneal_updates"]
     decays = values.get("anneal", True) and not isinstance(rate, Schedule)
-    if resumed and decays and values["updates"] > horizon:
+    if resumed and horizon is not None and decays and values["updates"] > horizon:
         warnings.warn(
             f"the learning rate is 0 from update {horizon + 1:,} on, because it decays over "
             f"{horizon:,} updates (--anneal-updates), but the run has {values['updates']:,}; "
@@ -237,10 +237,9 @@ def restored(saved: dict[str, Any], kinds: tuple[Any, ...]) -> dict[str, Any]:
         saved: name -> value, in JSON's types.
         kinds: the records of the options.
     """
-    older = {
-        "anneal_updates": saved.get("updates"),
-        "eval_fraction": saved.get("validation_fraction", 0.0),
-    }
+    older = {"eval_fraction": saved.get("validation_fraction", 0.0)}
+    if saved.get("anneal_updates") is None:
+        saved = {**saved, "anneal_updates": saved.get("updates")}
     values = {}
     for field in (f for kind in kinds for f in dataclasses.fields(kind)):
         default = older.get(field.name, field.default)

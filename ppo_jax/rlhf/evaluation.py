@@ -14,8 +14,8 @@ from ppo_jax.rlhf.rollout import Responses, kl_of
 from ppo_jax.rlhf.token_distribution import TokenDistribution
 from ppo_jax.types import Batch, LossFn, Metrics, Params
 
-# One batch of responses: (PRNG key, (token ids [B, P], mask [B, P])) -> Responses.
-Respond = Callable[[jax.Array, tuple[jax.Array, jax.Array]], Responses]
+# One batch of responses: (PRNG key, (token ids [B, P], mask [B, P], ...)) -> Responses.
+Respond = Callable[[jax.Array, tuple[jax.Array, ...]], Responses]
 
 
 def pass_at_k(samples: int, correct: int, k: int) -> float:
@@ -84,28 +84,28 @@ def make_text_metrics(decoder: Decoder) -> LossFn:
 
 
 def responses_to(
-    respond: Respond, key: jax.Array, prompts: tuple[Any, Any], size: int
+    respond: Respond, key: jax.Array, prompts: tuple[Any, ...], size: int
 ) -> Responses:
     """A response to each prompt, sampled in batches of equal size, as arrays of NumPy.
 
     Args:
         respond: function that samples one batch.
         key: PRNG key.
-        prompts: (token ids [N, P], mask [N, P]).
+        prompts: (token ids [N, P], mask [N, P]), and further arrays [N, ...] that `respond` takes.
         size: largest number of responses in a batch.
 
     Returns:
         Responses with N rows; `gap` is the largest of all batches.
     """
-    tokens, mask = (np.asarray(x) for x in prompts)
-    count = len(tokens)
+    arrays = [np.asarray(x) for x in prompts]
+    count = len(arrays[0])
     batches = -(-count // size)
     size = -(-count // batches)
     parts = []
     for number in range(batches):
         # The last batch is filled up with the first prompts, so that all have the same shape.
         rows = np.arange(number * size, (number + 1) * size) % count
-        chosen = jnp.asarray(tokens[rows]), jnp.asarray(mask[rows])
+        chosen = tuple(jnp.asarray(x[rows]) for x in arrays)
         parts.append(jax.device_get(respond(jax.random.fold_in(key, number), chosen)))
     joined = jax.tree.map(
         lambda *x: np.max(x) if x[0].ndim == 0 else np.concatenate(x)[:count], *parts
