@@ -230,7 +230,8 @@ def test_every_name_of_ours_in_the_table_is_an_option():
     own = {n for algorithm in CONFIGS for n in fields(algorithm)} | {*flags.RUN_OPTIONS}
     own |= {f for kinds in language.KINDS.values() for k in kinds for f in k.__dataclass_fields__}
     own |= {*sweep_command.OPTIONS, "episodes", "out"}
-    own |= {f for kind in language.OTHERS.values() for f in kind.__dataclass_fields__}
+    own |= {f for kinds in language.OTHERS.values() for k in kinds for f in k.__dataclass_fields__}
+    own |= {*language.StageOptions.__dataclass_fields__}
     assert {name for names in foreign.SAME.values() for name in names} <= own
     assert all(name == foreign.plain(name) for name in (*foreign.SAME, *foreign.INSTEAD))
 
@@ -372,7 +373,8 @@ def test_help_texts_are_phrases():
     """No text begins with a preposition or a pronoun, and none is a single word."""
     records = [*flags.RUN_OPTIONS.values(), *flags.START.values(), *sweep_command.OPTIONS.values()]
     records += [f for algorithm in CONFIGS for f in fields(algorithm).values()]
-    kinds = {k for kinds in language.KINDS.values() for k in kinds} | {*language.OTHERS.values()}
+    records_of = [*language.KINDS.values(), *language.OTHERS.values()]
+    kinds = {k for kinds in records_of for k in kinds} | {language.StageOptions}
     records += [f for k in kinds for f in k.__dataclass_fields__.values() if "doc" in f.metadata]
     for field in records:
         first, *rest = field.metadata["doc"].split()
@@ -660,6 +662,8 @@ assert "jax" not in sys.modules
 assert {*ppo_jax.__all__, "envs", "rlhf"} <= {*dir(ppo_jax)}
 assert "ALGORITHMS" in dir(ppo_jax.algorithms) and "make" in dir(ppo_jax.config)
 assert ppo_jax.config.make().env == "CartPole-v1" and not hasattr(ppo_jax, "nothing")
+import ppo_jax.export, ppo_jax.rlhf
+assert "generate" in dir(ppo_jax.rlhf) and "export" in dir(ppo_jax.export)
 assert "jax" not in sys.modules
 """
     python(code)

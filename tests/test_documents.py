@@ -116,6 +116,8 @@ def rlhf(arguments: list[str]) -> None:
     assert name in language.COMMANDS
     if name in language.KINDS:
         language._values(name, rest, language.KINDS[name])
+    else:
+        language._other_values(name, rest)
 
 
 def train(arguments: list[str]) -> None:

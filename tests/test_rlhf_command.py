@@ -12,10 +12,9 @@ import numpy as np
 import pytest
 
 from damage import add_damaged_checkpoints
-from ppo_jax.cli import language
 from ppo_jax.cli import rlhf as command
 from ppo_jax.config.rlhf_presets import PRESETS
-from ppo_jax.rlhf import demo, stages
+from ppo_jax.rlhf import demo, respond, stages
 from ppo_jax.rlhf.decoder import Decoder, small
 from ppo_jax.rlhf.folder import StageDirectory
 from ppo_jax.rlhf.hf_io import load_model, save_model
@@ -77,7 +76,8 @@ def rows(run_dir):
     lines = (run_dir / "metrics.jsonl").read_text().splitlines()
     found = [json.loads(line) for line in lines]
     for row in found:
-        row.pop("steps_per_second")
+        for name in ("responses_per_second", "sequences_per_second", "tokens_per_second"):
+            row.pop(name, None)
     return found
 
 
@@ -87,7 +87,7 @@ def reward(folder):
     sft = folder / "sft"
     assert run("sft", "--model", folder / "model", "--data", folder / "texts.txt", "--run-dir", sft,
                "--updates", 150, "--batch-size", 8, "--learning-rate", 0.02,
-               "--validation-fraction", 0.2, "--eval-every", 50) == 0  # fmt: skip
+               "--eval-fraction", 0.2, "--eval-every", 50) == 0  # fmt: skip
     path = folder / "reward"
     assert run("reward", "--model", sft, "--data", folder / "pairs.jsonl", "--run-dir", path,
                "--updates", 80, "--batch-size", 8, "--learning-rate", 0.01) == 0  # fmt: skip
@@ -99,12 +99,16 @@ def test_fine_tuning_and_a_reward_model(folder, reward):
     assert losses[-1] < losses[0] - 0.3
     summary = json.loads((folder / "sft" / "summary.json").read_text())
     assert summary["status"] == "finished"
-    assert summary["validation"]["rows"] == 2
-    validated = {
-        r["update"]: r["validation_loss"] for r in rows(folder / "sft") if "validation_loss" in r
-    }
-    assert [*validated] == [50, 100, 150]
-    assert validated[150] == pytest.approx(summary["validation"]["loss"])
+    assert summary["eval_examples"] == 2
+    assert summary["eval_data"].startswith("2 of 10 examples, held out from training")
+    evaluated = {r["update"]: r["eval_loss"] for r in rows(folder / "sft") if "eval_loss" in r}
+    assert [*evaluated] == [50, 100, 150]
+    best = min(evaluated, key=evaluated.get)
+    assert summary["model_update"] == best
+    assert evaluated[best] == pytest.approx(summary["eval_loss"])
+    assert 0 <= summary["eval_accuracy"] <= 1
+    first = rows(folder / "sft")[0]
+    assert first["sequences"] == 8 and not {"env_step", "steps_per_second"} & {*first}
     _, params = load_model(reward / "model")
     assert "score" in params
     assert rows(reward)[-1]["accuracy"] > 0.8
@@ -123,7 +127,9 @@ def test_ppo_against_a_reward_model(folder, reward, capsys):
     assert abs(first["kl"]) < 1e-5
     assert all(row["log_prob_gap"] < 1e-4 for row in rows(path))
     summary = json.loads((path / "summary.json").read_text())
-    assert summary["evaluation"]["responses"] == 256
+    assert summary["eval_responses"] == 256
+    assert summary["eval_data"].startswith("1 of 10 examples, held out from training")
+    assert [row["responses"] for row in rows(path)] == [8, 16, 24]
     samples = [json.loads(x) for x in (path / "samples.jsonl").read_text().splitlines()]
     assert {"update", "prompt", "response", "score", "kl"} == set(samples[0])
     decoder, params = load_model(path / "model")
@@ -228,7 +234,7 @@ def test_presets_are_made_of_options(name):
         (["sft", "--model", "model", "--data", "empty.txt"], "empty"),
         (["sft", "--model", "model", "--data", "broken.jsonl"], "broken.jsonl, line 2"),
         (["reward", "--model", "model", "--data", "prompts.jsonl"], "chosen"),
-        (["evaluate", "model"], "not the config.json of a run"),
+        (["evaluate", "model"], "model is not a run of ppo-jax rlhf; .* give --prompts FILE"),
     ],
 )  # fmt: skip
 def test_bad_input_is_refused_before_anything_is_written(folder, monkeypatch, arguments, message):
@@ -296,11 +302,12 @@ def test_every_product_of_a_stage_has_the_precision(folder, tmp_path, monkeypatc
     assert json.loads((tmp_path / "sft/summary.json").read_text())["matmul_precision"] == "highest"
     assert all("HIGHEST, HIGHEST" in line for line in products(texts[-1]))
     in_effect = []
-    monkeypatch.setattr(stages, "evaluation", lambda *_: in_effect.append(traced_with()) or {})
+    kept = lambda *_, **__: in_effect.append(traced_with()) or {}
+    monkeypatch.setattr(stages.evaluation, "of_policy", kept)
     assert run("evaluate", tmp_path / "ppo", "--responses", 8) == 0
-    write = language.generate
+    write = respond.batches
     monkeypatch.setattr(
-        language, "generate", lambda *a, **k: in_effect.append(traced_with()) or write(*a, **k)
+        respond, "batches", lambda *a, **k: in_effect.append(traced_with()) or write(*a, **k)
     )
     assert run("generate", "--model", tmp_path / "ppo", *precise, "--max-new-tokens", 2) == 0
     assert in_effect == ["highest", "highest"]

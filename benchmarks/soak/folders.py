@@ -178,7 +178,7 @@ def make_stage(path: Path) -> None:
     (given / "texts.txt").write_text("\n".join(TEXT.split() * 4))
     words = ["sft", "--model", given / "model", "--data", given / "texts.txt", "--updates", 8]
     command(
-        main, *words, "--batch-size", 8, "--validation-fraction", 0, "--run-dir", path
+        main, *words, "--batch-size", 8, "--eval-fraction", 0, "--run-dir", path
     )  # fmt: skip
 
 

@@ -6,6 +6,7 @@ What they describe is run by `ppo_jax.cli.language`.
 import argparse
 import dataclasses
 import sys
+import warnings
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -22,15 +23,18 @@ from ppo_jax.config.rlhf import (
     Demo,
     EvaluateOptions,
     GenerateOptions,
+    HeldOutOptions,
     ModelOptions,
     PPOOptions,
     RewardOptions,
     Rollouts,
+    SamplingOptions,
     Supervised,
     TextOptions,
     Update,
 )
 from ppo_jax.config.rlhf_presets import PRESETS
+from ppo_jax.config.schedules import Schedule
 from ppo_jax.runs import terminal
 from ppo_jax.runs.options import StageOptions
 from ppo_jax.runs.trust import Given
@@ -39,19 +43,24 @@ PROGRAM = "ppo-jax rlhf"
 # The records of options of each stage.
 KINDS: dict[str, tuple[Any, ...]] = {
     "demo": (Demo,),
-    "sft": (ModelOptions, TextOptions, Supervised),
-    "reward": (ModelOptions, RewardOptions, Supervised),
-    "ppo": (ModelOptions, PPOOptions, Rollouts, Update),
+    "sft": (ModelOptions, HeldOutOptions, TextOptions, Supervised),
+    "reward": (ModelOptions, HeldOutOptions, RewardOptions, Supervised),
+    "ppo": (ModelOptions, HeldOutOptions, PPOOptions, Rollouts, Update),
 }
 # Those of the commands that keep no run.
-OTHERS: dict[str, Any] = {"generate": GenerateOptions, "evaluate": EvaluateOptions}
+OTHERS: dict[str, tuple[Any, ...]] = {
+    "generate": (GenerateOptions, SamplingOptions),
+    "evaluate": (EvaluateOptions, SamplingOptions),
+}
+# Options that may change when a run is resumed.
+FREE = ("updates", "anneal_updates")
 DOCS = {
     "demo": "Train a small model from preferences with PPO, and compare it with the optimum.",
     "sft": "Fine-tune a language model on text.",
     "reward": "Train a reward model on preferences.",
     "ppo": "Maximise a reward near a reference model, with PPO, REINFORCE, RLOO or GRPO.",
-    "generate": "Generate responses with a model.",
-    "evaluate": "Evaluate the policy of a run again.",
+    "generate": "Generate responses to prompts with a model.",
+    "evaluate": "Score responses of a model to prompts, or evaluate a run on its held-out data.",
 }
 COMMANDS = tuple(DOCS)
 
@@ -75,7 +84,9 @@ GROUPS = {
     Update: "algorithm",
     Supervised: "algorithm",
     Demo: "demo",
+    HeldOutOptions: "evaluation",
     GenerateOptions: "generation",
+    SamplingOptions: "sampling",
     EvaluateOptions: "evaluation",
 }
 HELP = "\n".join(
@@ -119,7 +130,7 @@ def _prepared(arguments: list[str]) -> Work:
         if name in OTHERS:
             values = _other_values(name, arguments)
         else:
-            free = () if name == "demo" else ("updates",)
+            free = () if name == "demo" else FREE
             values, options = _values(name, arguments, KINDS[name], free)
     except (ImportError, ValueError) as error:
         raise ConfigError(str(error)) from error
@@ -134,18 +145,19 @@ def _work(name: str, values: dict[str, Any], options: StageOptions | None) -> in
 
 def _other_values(name: str, arguments: list[str]) -> dict[str, Any]:
     """The values of a command that keeps no run."""
-    record = OTHERS[name]
-    if name == "evaluate" and arguments and not arguments[0].startswith("-"):
-        arguments = ["--run", *arguments]
-    fields = [(f.name, f, f.default) for f in dataclasses.fields(record)]
-    groups = dict.fromkeys((f.name for f in dataclasses.fields(record)), GROUPS[record])
+    if arguments and not arguments[0].startswith("-"):
+        arguments = ["--model", *arguments]
+    records = OTHERS[name]
+    fields = [(f.name, f, f.default) for record in records for f in dataclasses.fields(record)]
+    groups = {f.name: GROUPS[record] for record in records for f in dataclasses.fields(record)}
     values = read_flags(arguments, fields, f"{PROGRAM} {name}", DOCS[name], groups=groups)
-    check_record(record(**values))
+    for record in records:
+        check_record(pick(record, values))
     return values
 
 
 def _values(
-    command: str, arguments: list[str], kinds: tuple[Any, ...], free: tuple[str, ...] = ("updates",)
+    command: str, arguments: list[str], kinds: tuple[Any, ...], free: tuple[str, ...] = FREE
 ) -> tuple[dict[str, Any], StageOptions]:
     """(flat values, how the run is kept) of a command line."""
     known = {f.name: f for kind in kinds for f in dataclasses.fields(kind)}
@@ -164,6 +176,8 @@ def _values(
     for kind in (*kinds, StageOptions):
         check_record(pick(kind, parsed))
     values = {name: parsed[name] for name in known}
+    if "anneal_updates" in values:
+        _settle_horizon(values, first.resume is not None)
     if first.resume is not None:
         changed = [n for n in values if n not in free and values[n] != defaults[n]]
         if changed:
@@ -174,6 +188,21 @@ def _values(
     # A run may be continued from any working directory.
     values = {n: x.resolve() if isinstance(x, Path) else x for n, x in values.items()}
     return values, pick(StageOptions, parsed)
+
+
+def _settle_horizon(values: dict[str, Any], resumed: bool) -> None:
+    """Replace a horizon of None by the number of updates, and warn of updates beyond it."""
+    if values["anneal_updates"] is None:
+        values["anneal_updates"] = values["updates"]
+    rate, horizon = values["learning_rate"], values["anneal_updates"]
+    decays = values.get("anneal", True) and not isinstance(rate, Schedule)
+    if resumed and horizon is not None and decays and values["updates"] > horizon:
+        warnings.warn(
+            f"the learning rate is 0 from update {horizon + 1:,} on, because it decays over "
+            f"{horizon:,} updates (--anneal-updates), but the run has {values['updates']:,}; "
+            f"--anneal-updates {values['updates']} decays it over all of them",
+            stacklevel=2,
+        )
 
 
 def _defaults(
@@ -206,16 +235,19 @@ def _group(name: str, kind: Any) -> str:
 
 def restored(saved: dict[str, Any], kinds: tuple[Any, ...]) -> dict[str, Any]:
     """The values of a saved configuration: the inverse of `ppo_jax.rlhf.folder.flat`. Options that
-    did not exist when the run was made have their defaults, or the values in `OLDER`.
+    did not exist when the run was made have the values that it used, or their defaults.
 
     Args:
         saved: name -> value, in JSON's types.
         kinds: the records of the options.
     """
+    older = OLDER | {"eval_fraction": saved.get("validation_fraction", 0.0)}
+    if saved.get("anneal_updates") is None:
+        saved = {**saved, "anneal_updates": saved.get("updates")}
     values = {}
     for field in (f for kind in kinds for f in dataclasses.fields(kind)):
-        older = OLDER.get(field.name, field.default)
-        values[field.name] = coerce(field, saved.get(field.name, older))
+        default = older.get(field.name, field.default)
+        values[field.name] = coerce(field, saved.get(field.name, default))
     return values
 
 

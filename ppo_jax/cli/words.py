@@ -211,7 +211,7 @@ def _commands(program: str) -> dict[str, set[str]]:
     }
     for command in (evaluate, export, check_env):
         found[command.PROGRAM] = {*options_of(command.prepared)}
-    for name, records in (rlhf.KINDS | {n: (r,) for n, r in rlhf.OTHERS.items()}).items():
+    for name, records in (rlhf.KINDS | rlhf.OTHERS).items():
         own = {f.name for record in records for f in dataclasses.fields(record)}
         found[f"{rlhf.PROGRAM} {name}"] = own
     return {name: own for name, own in found.items() if name != program}

@@ -29,6 +29,7 @@ class Rollouts:
     updates: int = option(
         100, "number of rollouts of the whole run, each followed by an update", low=1
     )
+    anneal_updates: int | None = standard.anneal_updates()
     num_prompts: int = option(256, "number of prompts per rollout", low=1)
     group_size: int = option(
         1, "number of responses to each prompt; rloo and grpo compare them", low=1
@@ -143,6 +144,7 @@ class Supervised:
         low=0,
         open_low=True,
     )
+    anneal_updates: int | None = standard.anneal_updates()
     weight_decay: float = option(
         0.0,
         "weight decay of AdamW, which is multiplied by the learning rate; biases and normalisation "
@@ -161,9 +163,6 @@ class Supervised:
     )
     max_grad_norm: float = standard.max_grad_norm(1.0)
     adam_eps: float = standard.adam_eps()
-    validation_fraction: float = option(
-        0.05, "fraction of the samples that is kept for validation", low=0, high=0.5
-    )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -233,6 +232,21 @@ class TextOptions:
 
 
 @dataclasses.dataclass(frozen=True)
+class HeldOutOptions:
+    """The data on which a stage is evaluated."""
+
+    eval_data: Path | None = option(
+        None, "held-out data in the format of --data; None: a part of --data is held out"
+    )
+    eval_fraction: float = option(
+        0.05,
+        "fraction of --data that is held out from training if there is no --eval-data; 0: none",
+        low=0,
+        high=0.5,
+    )
+
+
+@dataclasses.dataclass(frozen=True)
 class RewardOptions:
     """Options of a reward model alone."""
 
@@ -267,15 +281,15 @@ class PPOOptions:
         "accelerators, float32 on CPUs",
         choices=FROZEN_DTYPES,
     )
+    eval_responses: int = option(
+        256, "number of responses to held-out prompts in an evaluation", low=2
+    )
 
 
 @dataclasses.dataclass(frozen=True)
-class GenerateOptions:
-    """Which responses are written."""
+class SamplingOptions:
+    """How responses are sampled."""
 
-    model: Path | None = option(None, "folder of a model, or of a run of ppo-jax rlhf")
-    prompt: tuple[str, ...] = option((), "prompts to respond to")
-    data: Path | None = option(None, "file of prompts, instead of --prompt")
     chat_template_kwargs: tuple[str, ...] = option(
         (), "arguments of the chat template as NAME=VALUE, such as enable_thinking=false"
     )
@@ -293,19 +307,50 @@ class GenerateOptions:
         high=1,
     )
     repeat: int = option(1, "number of responses to each prompt", low=1)
+    batch_size: int = option(64, "number of responses that are sampled at a time", low=1)
+    truncate: bool = option(False, "truncate long prompts instead of refusing them")
     seed: int = option(0, "seed of the sampling", low=0, high=2**32 - 1)
+    dtype: str = option("float32", "data type of the computation", choices=("float32", "bfloat16"))
     matmul_precision: str = standard.matmul_precision()
+    out: Path | None = option(None, "file for the responses, one JSON object per line")
+    overwrite: bool = option(False, "replace an existing --out file")
+
+
+@dataclasses.dataclass(frozen=True)
+class GenerateOptions:
+    """Which responses are written."""
+
+    model: Path | None = option(None, "folder of a model, or of a run of ppo-jax rlhf")
+    prompt: tuple[str, ...] = option((), "prompts to respond to")
+    prompts: Path | None = option(None, "file of prompts, instead of --prompt")
+    resume: bool = option(False, "continue an --out file that an interrupted command left")
 
 
 @dataclasses.dataclass(frozen=True)
 class EvaluateOptions:
-    """How a run is evaluated."""
+    """What is evaluated, and how responses are scored."""
 
-    run: Path | None = option(None, "folder of a run of ppo-jax rlhf ppo")
-    responses: int = option(256, "number of responses with which the policy is evaluated", low=2)
+    model: Path | None = option(None, "folder of a model, or of a run of ppo-jax rlhf")
+    prompts: Path | None = option(
+        None, "file of prompts; None: a run is evaluated on its own held-out data"
+    )
     reward: tuple[str, ...] = option(
         (),
-        "reward functions of the run, named again: a run that is not your own may not name them",
+        "rewards: folders of reward models, or functions of (prompts, responses) as "
+        "MODULE:FUNCTION; without --prompts, the reward functions of the run, named again",
+    )
+    reward_weights: tuple[float, ...] = option((), "weight of each reward; by default 1 for each")
+    reference: Path | None = option(
+        None, "folder of a model from which the KL divergence is measured; None: it is not measured"
+    )
+    threshold: float | None = option(
+        None, "score from which a response counts as correct; None: no accuracy and no pass@k"
+    )
+    pass_at: tuple[int, ...] = option(
+        (), "values of k of pass@k, at most --repeat; empty: 1 and --repeat"
+    )
+    responses: int = option(
+        256, "without --prompts, number of responses with which a policy is evaluated", low=2
     )
     trust: bool = option(False, "allow the folder of the run to name code to import")
 

@@ -20,7 +20,7 @@ from rich.table import Table
 from ppo_jax import precision
 from ppo_jax.config import ConfigError, commands
 from ppo_jax.config.rlhf import Demo as DemoConfig
-from ppo_jax.rlhf import algorithms, optimum, stages, supervised, train
+from ppo_jax.rlhf import algorithms, held_out, optimum, stages, supervised, train
 from ppo_jax.rlhf.corpus import first_letters, gold_score, noisy_preferences, tokenizer_of, words
 from ppo_jax.rlhf.data import preference_arrays, prompt_arrays, sft_arrays
 from ppo_jax.rlhf.decoder import Decoder, small
@@ -29,7 +29,7 @@ from ppo_jax.rlhf.formats import DataError, Prompt, from_lines, read
 from ppo_jax.rlhf.generate import generate
 from ppo_jax.rlhf.rollout import Responses, kl_of, shape_scores
 from ppo_jax.rlhf.scoring import Reward, from_model
-from ppo_jax.rlhf.stages import Language
+from ppo_jax.rlhf.stages import HeldOutRows, Language
 from ppo_jax.runs import provenance, terminal
 from ppo_jax.runs.checkpoint import write_json
 from ppo_jax.runs.job import Job
@@ -40,6 +40,7 @@ LENGTH = 14  # maximum number of tokens of a response, including EOS
 WIDTH = 512  # number of words that are sampled at a time
 NORMALISATION = 2048  # number of sampled words that determine the reward model's mean and scale
 UNSEEN = 2000  # number of pairs that the accuracy of the reward model is measured on
+HELD_OUT = 0.05  # fraction of the texts and of the pairs that is held out for evaluations
 KEPT = "between_stages.json"
 # Folded into the seed, for the PRNG key of the samples that are compared.
 PREFERENCES = 0x9F3E
@@ -147,13 +148,18 @@ def _fine_tune(story: _Story) -> Params:
     config = supervised.Config(
         updates=story.config.sft_updates, learning_rate=3e-3, length_buckets=1
     )
-    arrays = sft_arrays(from_lines(story.lines), story.language.tokenizer, 512)
+    training, others = held_out.split(from_lines(story.lines), HELD_OUT)
+    rows, unseen = (
+        supervised.text_rows(*sft_arrays(x, story.language.tokenizer, 512))
+        for x in (training, others.examples)
+    )
     key = jax.random.key(story.config.seed)
     stage = stages.fine_tuning(
         story.decoder,
         story.decoder.init(key),
-        supervised.text_rows(*arrays),
+        rows,
         config,
+        held_out=HeldOutRows(unseen, others.about),
         seed=story.config.seed,
         language=story.language,
     )
@@ -175,12 +181,17 @@ def _learn_preferences(story: _Story, params: Params) -> tuple[Reward, dict[str,
         "agree with the gold rule"
     )
     steps = supervised.Config(updates=config.reward_updates, learning_rate=1e-3, length_buckets=1)
-    rows = supervised.preference_rows(*preference_arrays(pairs, tokenizer, 512))
+    training, others = held_out.split(pairs, HELD_OUT)
+    rows, unseen = (
+        supervised.preference_rows(*preference_arrays(x, tokenizer, 512))
+        for x in (training, others.examples)
+    )
     stage = stages.reward_model(
         story.decoder,
         story.decoder.with_score(params, jax.random.key(config.seed + 1)),
         rows,
         steps,
+        held_out=HeldOutRows(unseen, others.about),
         center=0.0,
         seed=config.seed,
         language=story.language,
@@ -194,8 +205,8 @@ def _learn_preferences(story: _Story, params: Params) -> tuple[Reward, dict[str,
     mean, deviation = _kept(story, "normalisation", moments)
     stages.write_normalisation(story.path / "reward" / "model", mean, deviation)
     write_key, judge_key = jax.random.split(jax.random.fold_in(key, 1))
-    unseen = _pairs(judge_key, _write(story, params, write_key, 2 * UNSEEN))
-    learned = _accuracy(story, state.learner.params, unseen)
+    further = _pairs(judge_key, _write(story, params, write_key, 2 * UNSEEN))
+    learned = _accuracy(story, state.learner.params, further)
     return from_model(story.decoder, state.learner.params, mean, deviation), learned
 
 
@@ -237,7 +248,7 @@ def _optimise(story: _Story, models: train.Models) -> dict[str, Any]:
     prompts = prompt_arrays(first_letters(story.lines), tokenizer, 8)
     program = train.build(models, *prompts, config, hyper=hyper, eos_id=tokenizer.eos_id)
     stage = stages.optimisation(
-        program, models, config, seed=demo.seed, language=story.language, eval_prompts=4096
+        program, models, config, seed=demo.seed, language=story.language, eval_responses=4096
     )
     state = _run(story, stage, dataclasses.asdict(config) | dataclasses.asdict(hyper))
     return _beside_the_optimum(story, program, state, story.lines)

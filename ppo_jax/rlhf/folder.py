@@ -51,6 +51,12 @@ YOUNGER: dict[str, Any] = {
     "weight_decay": 0.0,
     **OLDER,
 }
+# Options that a checkpoint does not depend on: the horizon of the run, and how it is evaluated. The
+# split into training and held-out data is part of the digest of the training data.
+FREE = ("updates", "anneal_updates", "eval_data", "eval_fraction", "eval_responses")
+# Parts of the identity of older checkpoints that are ignored: a digest of sums, which differs
+# between devices and is replaced by "frozen", and an option that is now in FREE.
+IGNORED = ("given", "validation_fraction")
 
 
 class StageDirectory(RunDirectory):
@@ -140,12 +146,14 @@ def run(
 
 def _next_steps(kind: str, config: dict[str, Any], path: Path) -> dict[str, str]:
     """The commands that may follow a finished stage, by name."""
-    model, longer = path / "model", 2 * int(config["updates"])
-    write = commands.command("rlhf", "generate", "--model", model, "--max-new-tokens", 32)
+    longer = 2 * int(config["updates"])
+    write = commands.command("rlhf", "generate", path, "--max-new-tokens", 32)
+    further = ("--updates", longer, "--anneal-updates", longer)
     return {
         **({} if kind == "reward" else {"generate": write}),
-        **({"evaluate": commands.command("rlhf", "evaluate", path)} if kind == "ppo" else {}),
-        "continue": commands.command("rlhf", kind, "--resume", path, "--updates", longer),
+        "evaluate": commands.command("rlhf", "evaluate", path),
+        "plot": commands.command("plot", path),
+        "continue": commands.command("rlhf", kind, "--resume", path, *further),
     }
 
 
@@ -189,11 +197,10 @@ def identity_of(config: dict[str, Any], frozen: PyTree) -> dict[str, Any]:
         Keyword arguments of `Checkpoints`: `identity`; `defaults`, used for values that older
         checkpoints do not have; `older`, names in older checkpoints that are ignored.
     """
-    identity = YOUNGER | {k: v for k, v in config.items() if k != "updates"}
+    identity = YOUNGER | {k: v for k, v in config.items() if k not in FREE}
     identity["frozen"] = digest(frozen)
-    # Older checkpoints have "given" instead, a digest of sums that differs between devices.
     defaults = YOUNGER | {"frozen": identity["frozen"]}
-    return {"identity": identity, "defaults": defaults, "older": ("given",)}
+    return {"identity": identity, "defaults": defaults, "older": IGNORED}
 
 
 def checkpoints_of(path: Path, config: dict[str, Any], frozen: PyTree) -> Checkpoints:

@@ -4,7 +4,9 @@ The masks come from the sampler and are never derived from token ids: the pad id
 equal the end-of-text id, or may be an ordinary token.
 """
 
-from typing import NamedTuple
+import sys
+import types
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -210,3 +212,14 @@ def _check(
         raise ValueError(f"top_k is {top_k}; it must be at least 1")
     if isinstance(top_p, int | float) and not 0 < top_p <= 1:
         raise ValueError(f"top_p is {top_p}; it must be in (0, 1]")
+
+
+class _Callable(types.ModuleType):
+    """This module, callable as the function `ppo_jax.rlhf.generate`."""
+
+    def __call__(self, *arguments: Any, **options: Any) -> Generation:
+        """Call `generate`."""
+        return generate(*arguments, **options)
+
+
+sys.modules[__name__].__class__ = _Callable

@@ -47,12 +47,12 @@ def roles(
         ConfigError, ModelError, TokenizerError: a model is missing or does not fit the others.
     """
     devices = mesh(values)
-    rewards, folders = _rewards(values, language, decoder, table)
+    rewards, folders = rewards_of(values, language, decoder, table)
     frozen, reference = frozen_dtype(values["frozen_dtype"]), params
     if not values["lora_rank"]:  # adapters are added to the reference, which is the trained model
         reference = jax.tree.map(lambda x: x.astype(frozen), params)
     if values["reference"] is not None:
-        folder = _model_folder(values["reference"])
+        folder = model_folder(values["reference"])
         other, reference = load_model(folder, param_dtype=frozen, mesh=devices)
         if "score" in reference:
             raise ConfigError(
@@ -81,10 +81,20 @@ def roles(
     return train.Models(decoder, params, critic, critic_params, reference, rewards)
 
 
-def _rewards(
-    values: dict[str, Any], language: Language, actor: Decoder, table: PromptTable | None
+def rewards_of(
+    values: dict[str, Any], language: Language, actor: Decoder, table: PromptTable | None = None
 ) -> tuple[Reward, list[Path]]:
-    """The reward that is optimised, and the folders of the reward models in it."""
+    """The reward that is optimised, and the folders of the reward models in it.
+
+    Args:
+        values: values of the options by name, of which `reward` and `reward_weights` are used.
+        language: tokenizer of the model that is rewarded.
+        actor: architecture of that model.
+        table: prompts with the columns of the data, for reward functions, or None.
+
+    Raises:
+        ConfigError, ModelError, TokenizerError: a reward is missing or does not fit the model.
+    """
     names, weights = values["reward"], values["reward_weights"]
     if not names:
         raise ConfigError(
@@ -98,9 +108,9 @@ def _rewards(
     found, folders = [], []
     for name in names:
         if Path(name).is_dir():
-            folder = _model_folder(Path(name))
+            folder = model_folder(Path(name))
             _check_vocabulary(folder, language)
-            dtype = frozen_dtype(values["frozen_dtype"])
+            dtype = frozen_dtype(values.get("frozen_dtype", "float32"))
             reward, decoder = stages.read_reward(folder, dtype, mesh(values))
             _check_fits(folder, decoder, actor)
             found.append(reward)
@@ -191,7 +201,7 @@ def model(values: dict[str, Any]) -> tuple[Decoder, Params, Language]:
     Raises:
         ConfigError, ModelError, TokenizerError: model or tokenizer is missing, or they do not fit.
     """
-    folder = _model_folder(Path(needed(values, "model")))
+    folder = model_folder(Path(needed(values, "model")))
     decoder, params = _load(folder, values)
     tokenizer = load_tokenizer(folder)
     check_vocabulary(tokenizer, decoder.config.vocab_size)
@@ -231,7 +241,7 @@ def mesh(values: dict[str, Any]) -> Any:
     return mesh_of(values["model_parallel"], math.gcd(responses, *rows))
 
 
-def _model_folder(folder: Path) -> Path:
+def model_folder(folder: Path) -> Path:
     """The folder of a model: `model` inside the folder of a run, or the folder itself."""
     inner = folder / "model"
     if inner.is_dir() and not (folder / "model.safetensors").exists():

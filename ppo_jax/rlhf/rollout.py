@@ -282,7 +282,7 @@ def _evaluated(
         valid_vocab=policy.valid_vocab,
     )
     gap = jnp.where(written.mask > 0, jnp.abs(log_prob - written.log_prob), 0.0)
-    raw_score, parts = _scores(score(frozen["reward"], inputs, policy.length))
+    raw_score, parts = scores(score(frozen["reward"], inputs, policy.length))
     return Responses(
         inputs=inputs,
         tokens=written.tokens,
@@ -306,7 +306,7 @@ def _inputs(prompts: tuple[jax.Array, ...], written: Generation) -> TokenInputs:
     return TokenInputs(tokens[:, None], mask[:, None], *row)
 
 
-def _scores(scored: Any) -> tuple[jax.Array, dict[str, jax.Array]]:
+def scores(scored: Any) -> tuple[jax.Array, dict[str, jax.Array]]:
     """(scores [B], the scores of each reward with a name)."""
     return scored if isinstance(scored, tuple) else (scored, {})
 

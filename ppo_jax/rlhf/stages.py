@@ -11,12 +11,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from ppo_jax.rlhf import optimum, sharding, supervised, train
+from ppo_jax.rlhf import evaluation, sharding, supervised, train
 from ppo_jax.rlhf.buckets import bucketed, parts_of
 from ppo_jax.rlhf.decoder import Decoder
 from ppo_jax.rlhf.export import save_folder
+from ppo_jax.rlhf.held_out import NOTHING
 from ppo_jax.rlhf.hf_io import ModelError, load_model, save_model
-from ppo_jax.rlhf.rollout import Responses, kl_of, part_means, shape_scores
+from ppo_jax.rlhf.rollout import Responses, kl_of, shape_scores
 from ppo_jax.rlhf.scoring import Reward, from_model, texts_of
 from ppo_jax.runs import manifest
 from ppo_jax.runs.job import Job
@@ -41,12 +42,41 @@ class Language(NamedTuple):
     folder: Path | None = None
 
 
+class HeldOutRows(NamedTuple):
+    """Held-out data of supervised training.
+
+    Attributes:
+        rows: the data, in the format of the training data.
+        about: number and origin of the examples, for summary.json.
+    """
+
+    rows: Batch
+    about: str
+
+
+class HeldOutPrompts(NamedTuple):
+    """Held-out prompts.
+
+    Attributes:
+        tokens: [N, P] token ids, padded on the left.
+        mask: [N, P] mask, nonzero for tokens.
+        about: number and origin of the prompts, for summary.json.
+        first: row of the first of them among all prompts, by which reward functions find columns.
+    """
+
+    tokens: np.ndarray
+    mask: np.ndarray
+    about: str
+    first: int = 0
+
+
 def fine_tuning(
     decoder: Decoder,
     params: Params,
     rows: Batch,
     config: supervised.Config,
     *,
+    held_out: HeldOutRows | None = None,
     seed: int,
     language: Language,
     mesh: Any = None,
@@ -58,22 +88,25 @@ def fine_tuning(
         params: parameters that training starts from.
         rows: training data, as from `supervised.text_rows`.
         config: hyperparameters of the steps.
+        held_out: held-out data in the same format; None for no evaluation.
         seed: random seed of the order of the rows.
         language: tokenizer that is saved with the model.
         mesh: device mesh that the work is distributed over; None for one device.
     """
-    return _supervised(
+    stage = _supervised(
         decoder,
         params,
         rows,
         config,
         kind="sft",
         loss=supervised.make_text_loss(decoder),
-        headline="loss",
+        measure=evaluation.make_text_metrics(decoder),
+        held_out=held_out,
         seed=seed,
         language=language,
         mesh=mesh,
     )
+    return stage._replace(headline="loss", curves=("loss",), minimise=True)
 
 
 def reward_model(
@@ -82,6 +115,7 @@ def reward_model(
     rows: Batch,
     config: supervised.Config,
     *,
+    held_out: HeldOutRows | None = None,
     center: float,
     seed: int,
     language: Language,
@@ -94,6 +128,7 @@ def reward_model(
         params: parameters that training starts from, with a score head.
         rows: training data, as from `supervised.preference_rows`.
         config: hyperparameters of the steps.
+        held_out: held-out data in the same format; None for no evaluation.
         center: coefficient of the centering loss, which keeps scores close to 0.
         seed: random seed of the order of the rows.
         language: tokenizer that is saved with the model. A model without a padding token gets the
@@ -103,18 +138,21 @@ def reward_model(
     if decoder.config.pad_id is None:
         padded = dataclasses.replace(decoder.config, pad_id=language.tokenizer.pad_id)
         decoder = Decoder(padded)
-    return _supervised(
+    loss = supervised.make_preference_loss(decoder, center)
+    stage = _supervised(
         decoder,
         params,
         rows,
         config,
         kind="reward",
-        loss=supervised.make_preference_loss(decoder, center),
-        headline="accuracy",
+        loss=loss,
+        measure=loss,
+        held_out=held_out,
         seed=seed,
         language=language,
         mesh=mesh,
     )
+    return stage._replace(headline="accuracy", curves=("accuracy", "loss"))
 
 
 def _supervised(
@@ -125,38 +163,40 @@ def _supervised(
     *,
     kind: str,
     loss: Any,
-    headline: str,
+    measure: Any,
+    held_out: HeldOutRows | None,
     seed: int,
     language: Language,
     mesh: Any,
 ) -> Job:
-    kept, held_out = supervised.split(rows, config.validation_fraction)
-    training = bucketed(kept, config.length_buckets, config.batch_size)
+    training = bucketed(rows, config.length_buckets, config.batch_size)
+    planned = supervised.updates_of(config, rows.weight.shape[0])
 
     def judge(state: TrainState, update: int) -> dict[str, Any]:
         if held_out is None:
             return {}
-        found = supervised.validate(
-            sharding.over_devices(loss, mesh), state.learner.params, held_out
-        )
-        return {"validation": {**found, "rows": held_out.weight.shape[0]}}
+        spread = sharding.over_devices(measure, mesh)
+        found = supervised.validate(spread, state.learner.params, held_out.rows)
+        found["examples"] = held_out.rows.weight.shape[0]
+        return evaluation.named(found, held_out.about)
 
     def result(state: TrainState, path: Path) -> dict[str, Any]:
         params = state.learner.params
         save_folder(path / "model", lambda folder: write_model(folder, decoder, params, language))
-        return judge(state, config.updates)
+        return judge(state, planned)
 
     init = functools.partial(
         supervised.init, jax.random.key(seed), params, config, len(parts_of(training))
     )
-    return _job(kind, init, supervised.make_step(loss, config, mesh), mesh)._replace(
+    # The step counts its updates only to decay the learning rate.
+    horizon = dataclasses.replace(config, updates=config.anneal_updates or planned)
+    step = supervised.make_step(loss, horizon, mesh)
+    score = "eval_loss" if kind == "sft" else "eval_accuracy"
+    return _job(kind, init, step, mesh)._replace(
         frozen={"rows": sharding.shard(training, mesh)},
-        updates=config.updates,
+        updates=planned,
         units_per_update=config.batch_size,
-        headline=headline,
-        curves=(headline,),
-        # The score of a run is to be maximised, so the loss is not one.
-        score=(None, None if headline == "loss" else f"validation_{headline}"),
+        score=(None, None if held_out is None else score),
         evaluate=None if held_out is None else judge,
         result=result,
     )
@@ -175,6 +215,7 @@ def _job(kind: str, init: Callable[[], TrainState], step: Any, mesh: Any) -> Job
         headline="loss",
         rows=MAX_CHUNK,
         may_be_nan=("explained_variance",),
+        keeps_best=True,
         place=placing(mesh),
         source="the reward",
     )
@@ -190,9 +231,10 @@ def optimisation(
     models: train.Models,
     config: train.Config,
     *,
+    held_out: HeldOutPrompts | None = None,
     seed: int,
     language: Language,
-    eval_prompts: int = 256,
+    eval_responses: int = 256,
 ) -> Job:
     """Optimisation of a reward with a KL penalty.
 
@@ -200,28 +242,38 @@ def optimisation(
         program: the training program, as from `train.build`.
         models: the four models.
         config: configuration of sampling and rewards.
+        held_out: prompts of the evaluations; None for the prompts of training.
         seed: random seed of initialisation, sampling and evaluation.
         language: tokenizer that decodes samples and is saved with the model.
-        eval_prompts: number of prompts in an evaluation.
+        eval_responses: number of responses in an evaluation. All evaluations use the same prompts
+            and the same random numbers.
     """
     respond = jax.jit(program.respond, static_argnames="greedy")
     prompts, mask = program.frozen["prompts"], program.frozen["prompt_mask"]
+    asked = held_out or HeldOutPrompts(np.asarray(prompts), np.asarray(mask), NOTHING)
+    chosen = np.random.default_rng(seed).permutation(len(asked.tokens))
+    chosen = np.resize(chosen, eval_responses)  # if there are fewer prompts, each has several
 
-    def write(state: TrainState, key: jax.Array, count: int) -> tuple[Responses, jax.Array]:
-        rows = jax.random.randint(key, (count,), 0, prompts.shape[0])
-        params = state.learner.params
-        said = respond(key, params, program.frozen, (prompts[rows], mask[rows], rows))
-        return said, shape_scores(state.rollout.moments, said, program.settings)
+    def write(state: TrainState, key: jax.Array, rows: Any) -> Responses:
+        return respond(key, state.learner.params, program.frozen, rows)
 
     def samples(state: TrainState, count: int) -> list[dict[str, Any]]:
         key = jax.random.fold_in(jax.random.key(seed), SAMPLES + state.update)
-        said, _ = write(state, key, count)
+        rows = jax.random.randint(key, (count,), 0, prompts.shape[0])
+        said = write(state, key, (prompts[rows], mask[rows], rows))
         return describe(said, config.max_new_tokens, language.tokenizer)
 
     def judge(state: TrainState, update: int) -> dict[str, Any]:
         key = jax.random.fold_in(jax.random.key(seed), EVALUATION)
-        said, shaped = write(state, key, eval_prompts)
-        return {"evaluation": evaluation(said, shaped, float(state.rollout.kl_coef))}
+        said = evaluation.responses_to(
+            lambda key, rows: write(state, key, rows),
+            key,
+            (asked.tokens[chosen], asked.mask[chosen], asked.first + chosen),
+            size=config.num_prompts * config.group_size,
+        )
+        shaped = shape_scores(state.rollout.moments, said, program.settings)
+        # With the initial β, evaluations during a run with an adaptive β can be compared.
+        return evaluation.named(evaluation.of_policy(said, shaped, config.kl_coef), asked.about)
 
     def result(state: TrainState, path: Path) -> dict[str, Any]:
         actor = program.policy.join(state.learner.params, program.frozen)["actor"]
@@ -232,38 +284,15 @@ def optimisation(
     return _job("ppo", init, program.guarded_step, program.settings.mesh)._replace(
         frozen=program.frozen,
         updates=config.updates,
+        unit="responses",
         units_per_update=config.num_prompts * config.group_size,
         headline="objective",
         curves=("objective", "kl", "shaped_score"),
-        score=(None, "evaluation_objective"),
+        score=(None, "eval_objective"),
         evaluate=judge,
         result=result,
         samples=samples,
     )
-
-
-def evaluation(said: Responses, shaped: jax.Array, kl_coef: float) -> dict[str, float]:
-    """The objective J = E[r − β KL] of a policy, its standard error and its parts.
-
-    Args:
-        said: responses to the evaluation prompts.
-        shaped: [B] scores of the responses, after scaling, clipping and penalties.
-        kl_coef: KL coefficient β.
-    """
-    total_kl = kl_of(said)
-    value, error = optimum.objective(shaped, total_kl, kl_coef)
-    return {
-        "objective": value,
-        "objective_standard_error": error,
-        "score": float(jnp.mean(said.raw_score)),
-        **{name: float(x) for name, x in part_means(said).items()},
-        "shaped_score": float(jnp.mean(shaped)),
-        "kl": float(jnp.mean(total_kl)),
-        "eos_rate": float(jnp.mean(said.ended)),
-        "response_length": float(jnp.mean(jnp.sum(said.mask, axis=1))),
-        "log_prob_gap": float(said.gap),
-        "responses": int(shaped.shape[0]),
-    }
 
 
 def describe(said: Responses, length: int, tokenizer: Any) -> list[dict[str, Any]]:

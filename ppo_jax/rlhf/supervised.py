@@ -117,25 +117,11 @@ def updates_of(config: Config, rows: int) -> int:
 
     Args:
         config: hyperparameters of the steps.
-        rows: number of rows, including those that `validation_fraction` holds out.
+        rows: number of rows of the training data.
     """
     if config.epochs is None:
         return config.updates
-    kept = rows - int(rows * config.validation_fraction)
-    return max(1, math.ceil(config.epochs * kept / config.batch_size))
-
-
-def split(rows: Batch, fraction: float) -> tuple[Batch, Batch | None]:
-    """A random split of the rows: (training rows, validation rows; None if there are none)."""
-    count = rows.weight.shape[0]
-    kept = int(count * fraction)
-    order = np.random.default_rng(0).permutation(count)  # files are often sorted
-    rows = jax.tree.map(lambda x: x[order], rows)
-    if kept == 0:
-        return rows, None
-    return jax.tree.map(lambda x: x[: count - kept], rows), jax.tree.map(
-        lambda x: x[count - kept :], rows
-    )
+    return max(1, math.ceil(config.epochs * rows / config.batch_size))
 
 
 def text_rows(tokens: Any, mask: Any, weight: Any) -> Batch:

@@ -124,7 +124,7 @@ def build(
         config.algorithm,
         policy,
         hyper,
-        total_updates=config.updates,
+        total_updates=config.anneal_updates or config.updates,
         group_size=config.group_size,
         kl_kind=config.kl_kind if config.kl_in == "loss" else None,
     )

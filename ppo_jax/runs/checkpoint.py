@@ -85,9 +85,14 @@ class Checkpoints:
 
     def best(self) -> int | None:
         """The step with the highest score (the latest of equal scores); None without scores."""
-        scores = {step: self._manifest(step).get("score") for step in self.steps()}
+        scores = {step: self.score(step) for step in self.steps()}
         known = [(score, step) for step, score in scores.items() if score is not None]
         return max(known)[1] if known else None
+
+    def score(self, step: int) -> float | None:
+        """The score that a checkpoint was saved with; None if it has none."""
+        found = self._manifest(step).get("score")
+        return None if found is None else float(found)
 
     def save(self, step: int, state: PyTree, score: float | None = None, notes: Any = None) -> None:
         """Write a checkpoint, verify it, then delete those that are no longer needed.

@@ -107,6 +107,12 @@ class StageOptions(KeepOptions):
         20.0, "number of seconds between the samples that are shown", low=0
     )
     samples: int = option(4, "number of responses that are shown at a time", low=0)
+    final_model: str = option(
+        "best",
+        "state whose model is written at the end: the one with the best evaluation during training "
+        "(--eval-every), or the last one",
+        choices=("best", "last"),
+    )
     trust: bool = option(
         False, "allow a folder that is resumed and not your own to name code to import"
     )

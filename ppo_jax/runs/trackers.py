@@ -15,6 +15,7 @@ from typing import Any, NamedTuple, Protocol
 
 from ppo_jax.config import ConfigError, installation
 from ppo_jax.runs import files, manifest
+from ppo_jax.runs.metrics_log import position_of
 
 PROJECT = "ppo_jax"
 # File with the run's names in the trackers, so that a resumed run continues under the same name.
@@ -147,7 +148,7 @@ class _TensorBoard:
 
     def log(self, row: dict[str, Any]) -> None:
         for name, value in _numbers(row).items():
-            self._writer.add_scalar(name, value, row["env_step"])
+            self._writer.add_scalar(name, value, position_of(row))
 
     def close(self) -> None:
         self._writer.close()
@@ -168,7 +169,7 @@ class _Wandb:
         )
 
     def log(self, row: dict[str, Any]) -> None:
-        self._run.log(_numbers(row), step=row["env_step"])
+        self._run.log(_numbers(row), step=position_of(row))
 
     def close(self) -> None:
         self._run.finish()
@@ -186,7 +187,7 @@ class _Trackio:
         )
 
     def log(self, row: dict[str, Any]) -> None:
-        self._run.log(_numbers(row), step=row["env_step"])
+        self._run.log(_numbers(row), step=position_of(row))
 
     def close(self) -> None:
         self._run.finish()
