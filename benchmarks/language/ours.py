@@ -1,7 +1,9 @@
 """The contestant ppo_jax: updates of `ppo_jax.rlhf.train`, compiled as one loop."""
 
 import functools
+import time
 from argparse import Namespace
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
@@ -36,6 +38,7 @@ def decoder_of(size: Size) -> Decoder:
             eos_ids=(size.eos_id,),
             dtype=size.dtype,
             remat=size.remat,
+            attention=size.attention,
         )
     )
 
@@ -46,7 +49,9 @@ def build(size: Size) -> tuple[train.LanguageProgram, train.Config, algorithms.C
     actor_key, critic_key, reward_key, key = jax.random.split(jax.random.key(0), 4)
     params = jax.jit(decoder.init)(actor_key)
     score = decoder.with_score(jax.jit(decoder.init)(reward_key), reward_key)
-    frozen = functools.partial(jax.tree.map, lambda x: x.astype(size.dtype))
+    # Under jit the cast is one program; otherwise each shape of an array is compiled separately.
+    cast = jax.jit(functools.partial(jax.tree.map, lambda x: x.astype(size.dtype)))
+    frozen = (lambda params: params) if size.dtype == "float32" else cast
     models = train.Models(
         actor=decoder,
         actor_params=params,
@@ -83,25 +88,42 @@ def build(size: Size) -> tuple[train.LanguageProgram, train.Config, algorithms.C
 class Program:
     """A training run that continues from round to round."""
 
-    def __init__(self, size: Size) -> None:
-        """Store the size; `compile` does the rest."""
-        self.size = size
+    def __init__(
+        self,
+        size: Size,
+        options: Mapping[str, Any] | None = None,
+        say: Callable[[str], None] = lambda line: None,
+    ) -> None:
+        """Store the arguments; `compile` does the rest.
+
+        Args:
+            size: models and update.
+            options: additional options of the compiler.
+            say: function that prints a line of text, called after each part of `compile`.
+        """
+        self.size, self.options, self.say = size, dict(options or {}), say
 
     def compile(self) -> None:
         """Build the models and the initial state, and compile the program."""
+        started = time.perf_counter()
         program, *_ = build(self.size)
         self.frozen = program.frozen
         # Not under jit: the initial weights would become constants of the compiled program.
-        self.state = program.init(jax.random.key(1))
+        self.state = jax.block_until_ready(program.init(jax.random.key(1)))
+        self.say(f"initial models after {time.perf_counter() - started:.1f} s")
 
         def chunk(state: Any, frozen: Any, count: jax.Array) -> tuple[Any, Any]:
-            metrics = jax.eval_shape(program.step, state, frozen)[1]
+            # With jit, the step is traced once and not again inside the loop.
+            step = jax.jit(program.step)
+            metrics = jax.eval_shape(step, state, frozen)[1]
             empty = jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), metrics)
-            body = lambda _, carry: program.step(carry[0], frozen)
+            body = lambda _, carry: step(carry[0], frozen)
             return jax.lax.fori_loop(0, count, body, (state, empty))
 
         lowered = jax.jit(chunk, donate_argnums=0).lower(self.state, self.frozen, jnp.int32(1))
-        self.chunk = lowered.compile(compiler_options())
+        self.say(f"program traced after {time.perf_counter() - started:.1f} s")
+        self.chunk = lowered.compile(compiler_options() | self.options)
+        self.say(f"program compiled after {time.perf_counter() - started:.1f} s")
 
     def prepare_run(self, updates: int) -> None:
         """Nothing to prepare, because the number of updates is an argument of the program."""

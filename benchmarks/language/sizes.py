@@ -37,6 +37,7 @@ class Size:
         micro_batches: number of parts of a minibatch whose gradients are accumulated.
         remat: whether blocks are computed again in the backward pass.
         shared_critic: whether the critic is a head on the actor instead of a separate model.
+        attention: implementation of attention, a value of DecoderConfig.attention.
     """
 
     name: str
@@ -64,6 +65,7 @@ class Size:
     micro_batches: int = 1
     remat: bool = False
     shared_critic: bool = False
+    attention: str = "plain"
 
     @property
     def steps_per_update(self) -> int:

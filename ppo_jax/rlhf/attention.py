@@ -1,7 +1,7 @@
 """Causal self-attention with grouped key-value heads, rotary positions, padding, a sliding window
 and a cache."""
 
-from typing import NamedTuple
+from typing import Any, NamedTuple, cast
 
 import jax
 import jax.numpy as jnp
@@ -74,19 +74,30 @@ def rotate(x: jax.Array, rotation: tuple[jax.Array, jax.Array]) -> jax.Array:
     return (y * cos + jnp.roll(y, x.shape[-1] // 2, axis=-1) * sin).astype(x.dtype)
 
 
-def attend(query: jax.Array, kv: KeyValue, allowed: jax.Array) -> jax.Array:
+def attend(
+    query: jax.Array, kv: KeyValue, allowed: jax.Array, implementation: str = "plain"
+) -> jax.Array:
     """softmax(q·k / √head_dim) v over the allowed keys, with the softmax in float32.
 
     Args:
         query: [B, T, H, head_dim] queries.
         kv: keys and values [B, K, S, head_dim]; each of the K heads serves H / K query heads.
         allowed: [B, T, S] bool, True where the query attends to the key.
+        implementation: "plain" for products and a softmax with all scores in memory, "xla" or
+            "cudnn" for the implementation of that name of jax.nn.dot_product_attention. A single
+            query per row, as in generation with a cache, always uses "plain": its scores are small.
 
     Returns:
         [B, T, H * head_dim] outputs of all heads; finite also for queries without an allowed key.
 
     Source: Vaswani et al. 2017, Attention Is All You Need, eq. 1; Ainslie et al. 2023, GQA.
     """
+    if implementation == "plain" or query.shape[1] == 1:
+        return _attend_plain(query, kv, allowed)
+    return _attend_fused(query, kv, allowed, implementation)
+
+
+def _attend_plain(query: jax.Array, kv: KeyValue, allowed: jax.Array) -> jax.Array:
     batch, length, heads, head_dim = query.shape
     groups = kv.key.shape[1]
     # With heads before columns both products are plain batched matrix products.
@@ -99,6 +110,22 @@ def attend(query: jax.Array, kv: KeyValue, allowed: jax.Array) -> jax.Array:
     out = jnp.einsum("bkqs,bksd->bkqd", weights, kv.value)
     out = out.reshape(batch, groups, heads // groups, length, head_dim)
     return out.transpose(0, 3, 1, 2, 4).reshape(batch, length, heads * head_dim)
+
+
+def _attend_fused(
+    query: jax.Array, kv: KeyValue, allowed: jax.Array, implementation: str
+) -> jax.Array:
+    batch, length, heads, head_dim = query.shape
+    key, value = (x.transpose(0, 2, 1, 3) for x in kv)
+    # The gradients of cuDNN's kernel with a mask need even numbers of queries and keys.
+    odd = [(0, n % 2) for n in (length, key.shape[1])]
+    query = jnp.pad(query, [(0, 0), odd[0], (0, 0), (0, 0)])
+    key, value = (jnp.pad(x, [(0, 0), odd[1], (0, 0), (0, 0)]) for x in (key, value))
+    mask = jnp.pad(allowed, [(0, 0), *odd])[:, None]
+    out = jax.nn.dot_product_attention(
+        query, key, value, mask=mask, implementation=cast(Any, implementation)
+    )
+    return out[:, :length].reshape(batch, length, heads * head_dim)
 
 
 class Attention(nn.Module):
@@ -136,7 +163,7 @@ class Attention(nn.Module):
             kv = jax.tree.map(
                 lambda old, new: jax.lax.dynamic_update_slice(old, new, (0, 0, column, 0)), past, kv
             )
-        out = attend(query, kv, allowed)
+        out = attend(query, kv, allowed, c.attention)
         std = c.init_std * (2 * c.num_layers) ** -0.5
         return _dense(c, c.hidden_size, bias=c.out_bias, std=std, name="o")(out), kv
 

@@ -5,6 +5,7 @@ import dataclasses
 FAMILIES = ("gpt2", "llama", "mistral", "qwen2")
 ACTIVATIONS = ("silu", "gelu", "gelu_new", "relu")
 DTYPES = ("float32", "bfloat16")
+ATTENTIONS = ("plain", "xla", "cudnn")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -65,6 +66,8 @@ class DecoderConfig:
         remat: whether each block is recomputed in the backward pass, which saves the memory of its
             activations.
         init_std: standard deviation of fresh weights.
+        attention: implementation of attention over more than one query per row: "plain", "xla" or
+            "cudnn", see `attention.attend`.
     """
 
     family: str
@@ -91,6 +94,7 @@ class DecoderConfig:
     dtype: str = "float32"
     remat: bool = False
     init_std: float = 0.02
+    attention: str = "plain"
 
     def __post_init__(self) -> None:
         """Refuse values that no model can have.
@@ -103,10 +107,16 @@ class DecoderConfig:
             ("family", FAMILIES),
             ("activation", ACTIVATIONS),
             ("dtype", DTYPES),
+            ("attention", ATTENTIONS),
         ):
             value = getattr(self, name)
             if value not in allowed:
                 raise ValueError(f"{name} is {value!r}; it must be one of: {', '.join(allowed)}")
+        if self.attention == "cudnn" and (self.dtype != "bfloat16" or self.head_dim % 8):
+            raise ValueError(
+                "attention is 'cudnn', which needs dtype bfloat16 and a head_dim that is divisible by "
+                f"8, but dtype is {self.dtype} and head_dim is {self.head_dim}; use 'plain'"
+            )
         if self.num_heads % self.num_kv_heads:
             raise ValueError(
                 f"num_kv_heads is {self.num_kv_heads}, which must divide num_heads "
