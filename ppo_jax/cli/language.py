@@ -10,7 +10,7 @@ import jax.numpy as jnp
 from ppo_jax import precision
 from ppo_jax.cli.rlhf import KINDS, pick, restored
 from ppo_jax.config import ConfigError
-from ppo_jax.config.rlhf import Demo, GenerateOptions
+from ppo_jax.config.rlhf import Adapters, Demo, GenerateOptions
 from ppo_jax.rlhf import algorithms, stages, supervised, train
 from ppo_jax.rlhf.data import preference_arrays, prompt_arrays, sft_arrays
 from ppo_jax.rlhf.decoder import Decoder
@@ -84,6 +84,7 @@ def _sft(values: Values, options: StageOptions) -> Callable[[], int]:
         seed=values["seed"],
         language=language,
         mesh=mesh_of(values["model_parallel"], values["batch_size"]),
+        adapters=train.adapters_of(pick(Adapters, values)),
     )
     return _in_directory(stage, options, values)
 
@@ -105,6 +106,7 @@ def _reward(values: Values, options: StageOptions) -> Callable[[], int]:
         seed=values["seed"],
         language=language,
         mesh=mesh_of(values["model_parallel"], values["batch_size"]),
+        adapters=train.adapters_of(pick(Adapters, values)),
     )
     return _in_directory(stage, options, values)
 
@@ -207,6 +209,8 @@ def _run(
         result = run(job, job.name, config, directory, **how)
         if not result.exit_code:
             terminal.say(f"the model is in {directory.path / 'model'}")
+        if not result.exit_code and (directory.path / stages.ADAPTER).is_dir():
+            terminal.say(f"its adapters alone are in {directory.path / stages.ADAPTER}")
     return signals.exit_code
 
 

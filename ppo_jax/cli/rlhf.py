@@ -17,6 +17,7 @@ from ppo_jax.cli.groups import group_of
 from ppo_jax.config import ConfigError
 from ppo_jax.config.options import check_record, coerce, did_you_mean, option
 from ppo_jax.config.rlhf import (
+    Adapters,
     Demo,
     EvaluateOptions,
     GenerateOptions,
@@ -36,8 +37,8 @@ PROGRAM = "ppo-jax rlhf"
 # The records of options of each stage.
 KINDS: dict[str, tuple[Any, ...]] = {
     "demo": (Demo,),
-    "sft": (ModelOptions, Supervised),
-    "reward": (ModelOptions, RewardOptions, Supervised),
+    "sft": (ModelOptions, Supervised, Adapters),
+    "reward": (ModelOptions, RewardOptions, Supervised, Adapters),
     "ppo": (ModelOptions, PPOOptions, Rollouts, Update),
 }
 # Those of the commands that keep no run.
@@ -70,6 +71,7 @@ GROUPS = {
     Rollouts: "rollout",
     Update: "algorithm",
     Supervised: "algorithm",
+    Adapters: "algorithm",
     Demo: "demo",
     GenerateOptions: "generation",
     EvaluateOptions: "evaluation",

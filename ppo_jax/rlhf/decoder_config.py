@@ -114,8 +114,8 @@ class DecoderConfig:
                 raise ValueError(f"{name} is {value!r}; it must be one of: {', '.join(allowed)}")
         if self.attention == "cudnn" and (self.dtype != "bfloat16" or self.head_dim % 8):
             raise ValueError(
-                "attention is 'cudnn', which needs dtype bfloat16 and a head_dim that is divisible by "
-                f"8, but dtype is {self.dtype} and head_dim is {self.head_dim}; use 'plain'"
+                "attention is 'cudnn', which needs dtype bfloat16 and a head_dim divisible by 8, "
+                f"but dtype is {self.dtype} and head_dim is {self.head_dim}; use 'plain'"
             )
         if self.num_heads % self.num_kv_heads:
             raise ValueError(

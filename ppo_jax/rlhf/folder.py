@@ -38,16 +38,19 @@ SHARD = re.compile(r"model-\d+-of-\d+\.safetensors")
 MODEL_FILES = {
     manifest.NAME, "config.json", "model.safetensors", "model.safetensors.index.json",
     "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "chat_template.jinja",
-    "generation_config.json", "reward.json",
+    "generation_config.json", "reward.json", "adapter_config.json", "adapter_model.safetensors",
 }  # fmt: skip
 # Options that did not exist when older runs were made, and the values that those runs used.
-YOUNGER = {"matmul_precision": "default"}
+YOUNGER = {
+    "matmul_precision": "default", "attention": "plain", "lora_rank": 0, "lora_alpha": 16.0,
+    "lora_targets": ["q", "v"], "lora_critic": False,
+}  # fmt: skip
 
 
 class StageDirectory(RunDirectory):
     """The folder of a stage; the folder of a demo contains one for each of its stages."""
 
-    contents = (*RunDirectory.contents, "samples.jsonl", "model", *PARTS)
+    contents = (*RunDirectory.contents, "samples.jsonl", "model", "adapter", *PARTS)
     kind, format = "run of ppo_jax.rlhf", STAGE_FORMAT
 
     @classmethod
@@ -64,6 +67,7 @@ class StageDirectory(RunDirectory):
                 files.delete(self.path / part / ".lock")
                 files.remove_empty(self.path / part)
         _clear_model(self.path / "model")
+        _clear_model(self.path / "adapter")
         super().clear()
 
 

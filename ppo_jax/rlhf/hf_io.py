@@ -15,7 +15,7 @@ import numpy as np
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
-from ppo_jax.rlhf import hf_names
+from ppo_jax.rlhf import hf_adapters, hf_names
 from ppo_jax.rlhf.decoder import Decoder
 from ppo_jax.rlhf.hf_config import ModelError, read_config, write_config
 from ppo_jax.runs import files, manifest
@@ -43,7 +43,8 @@ def load_model(
     """Read a model of the gpt2, llama, mistral or qwen2 family.
 
     Args:
-        folder: folder with config.json and model.safetensors, or with shards and their index.
+        folder: folder with config.json and model.safetensors, or with shards and their index; or
+            an adapter folder of PEFT, whose adapters are added to the base model that it names.
         dtype: dtype of the computation, "float32" or "bfloat16".
         param_dtype: dtype of the parameters; None keeps the dtype of the file.
         remat: whether blocks are recomputed in the backward pass.
@@ -57,6 +58,10 @@ def load_model(
     """
     folder = Path(folder)
     _verify(folder)
+    adapter = hf_adapters.read_adapter(folder) if hf_adapters.is_adapter(folder) else None
+    if adapter is not None:
+        folder = adapter.base
+        _verify(folder)
     raw = _read_json(folder / "config.json", folder)
     try:
         decoder = Decoder(read_config(raw, dtype, remat))
@@ -64,6 +69,8 @@ def load_model(
         raise ModelError(f"{folder / 'config.json'}: {error}") from error
     scoring = "SequenceClassification" in str(raw.get("architectures"))
     tensors = _read_tensors(folder)
+    if adapter is not None:
+        tensors = hf_adapters.merged(tensors, adapter, decoder.config.family)
     try:
         params = from_tensors(decoder, tensors, scoring or "score.weight" in tensors)
     except ModelError as error:

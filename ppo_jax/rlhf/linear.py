@@ -41,6 +41,8 @@ product.defvjp(_forward, _backward)
 class Dense(nn.Module):
     """x W + b, computed with `product`; the parameters are those of linen's Dense.
 
+    If the parameters have an adapter (`lora.attach`), (x A) B is added.
+
     Attributes:
         features: F, the number of outputs.
         use_bias: whether the layer has the bias b.
@@ -57,7 +59,12 @@ class Dense(nn.Module):
     def __call__(self, x: jax.Array) -> jax.Array:
         """Map inputs [..., D] to outputs [..., F]."""
         kernel = self.param("kernel", self.kernel_init, (x.shape[-1], self.features))
-        y = product(x.astype(self.dtype), kernel.astype(self.dtype))
+        x = x.astype(self.dtype)
+        y = product(x, kernel.astype(self.dtype))
+        if self.has_variable("params", "a"):
+            a: jax.Array = self.get_variable("params", "a")
+            b: jax.Array = self.get_variable("params", "b")
+            y = y + product(product(x, a.astype(self.dtype)), b.astype(self.dtype))
         if not self.use_bias:
             return y
         bias = self.param("bias", nn.initializers.zeros, (self.features,))

@@ -9,7 +9,7 @@ from typing import Any
 import jax
 
 from ppo_jax.config import ConfigError
-from ppo_jax.rlhf import scoring, stages, train
+from ppo_jax.rlhf import hf_adapters, scoring, stages, train
 from ppo_jax.rlhf.algorithms import ALGORITHMS
 from ppo_jax.rlhf.decoder import Decoder
 from ppo_jax.rlhf.hf_io import load_model
@@ -46,7 +46,7 @@ def roles(
                 "folder of a language model as --reference"
             )
         if dataclasses.replace(other.config, dtype="float32") != dataclasses.replace(
-            decoder.config, dtype="float32", remat=False
+            decoder.config, dtype="float32", remat=False, attention="plain"
         ):
             raise ConfigError(
                 f"{values['reference']} does not have the architecture of {values['model']}"
@@ -60,7 +60,7 @@ def roles(
     if kind == "reward":
         if not folders:
             raise ConfigError("--critic reward needs the folder of a reward model in --reward")
-        critic, critic_params = load_model(folders[0], values["dtype"], remat=values["remat"])
+        critic, critic_params = _load(folders[0], values)
         critic_params = stages.zero_head(critic_params)
     elif kind == "model":
         critic, critic_params = decoder, decoder.with_score(params)
@@ -172,10 +172,30 @@ def model(values: dict[str, Any]) -> tuple[Decoder, Params, Language]:
         ConfigError, ModelError, TokenizerError: model or tokenizer is missing, or they do not fit.
     """
     folder = _model_folder(Path(needed(values, "model")))
-    decoder, params = load_model(folder, values["dtype"], remat=values["remat"])
-    tokenizer = load_tokenizer(folder)
+    decoder, params = _load(folder, values)
+    adapter = hf_adapters.is_adapter(folder)
+    home = folder
+    if adapter and not (folder / "tokenizer.json").exists():
+        home = hf_adapters.read_adapter(folder).base
+    tokenizer = load_tokenizer(home)
     check_vocabulary(tokenizer, decoder.config.vocab_size)
-    return decoder, params, Language(tokenizer, folder)
+    return decoder, params, Language(tokenizer, home, None if adapter else folder)
+
+
+def _load(folder: Path, values: dict[str, Any]) -> tuple[Decoder, Params]:
+    """A model with the data type, recomputation and attention of the options.
+
+    Raises:
+        ConfigError: the attention cannot be computed on this device.
+    """
+    decoder, params = load_model(folder, values["dtype"], remat=values["remat"])
+    attention = values.get("attention", "plain")
+    if attention == "cudnn" and jax.default_backend() != "gpu":
+        raise ConfigError(
+            f"--attention cudnn needs an NVIDIA GPU, and JAX runs on {jax.default_backend()}; use "
+            "--attention plain"
+        )
+    return Decoder(dataclasses.replace(decoder.config, attention=attention)), params
 
 
 def _model_folder(folder: Path) -> Path:

@@ -10,10 +10,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from ppo_jax.rlhf import optimum, sharding, supervised, train
+from ppo_jax.rlhf import hf_adapters, lora, optimum, sharding, supervised, train
 from ppo_jax.rlhf.decoder import Decoder
 from ppo_jax.rlhf.export import save_folder
 from ppo_jax.rlhf.hf_io import ModelError, load_model, save_model
+from ppo_jax.rlhf.lora import Lora
 from ppo_jax.rlhf.rollout import Responses, kl_of, shape_scores
 from ppo_jax.rlhf.scoring import Reward, from_model, texts_of
 from ppo_jax.runs import manifest
@@ -22,6 +23,10 @@ from ppo_jax.types import Batch, Params, TrainState
 
 # Folded into the seed, for PRNG keys of samples and evaluations that training does not use.
 SAMPLES, EVALUATION = 0x5A3B, 0xE7A1
+# Folded into the seed, for the PRNG key of fresh adapters.
+ADAPTERS = 0x10A4
+# The folder of a run with adapters in the format of PEFT.
+ADAPTER = "adapter"
 # The maximum number of updates in a chunk.
 MAX_CHUNK = 64
 REWARD_FILE = "reward.json"
@@ -33,10 +38,13 @@ class Language(NamedTuple):
     Attributes:
         tokenizer: the tokenizer.
         folder: folder with the tokenizer's files; None for a CharTokenizer, which writes its own.
+        base: folder of the model that training starts from, which adapters name as their base; None
+            if there is no folder of the whole model.
     """
 
     tokenizer: Any
     folder: Path | None = None
+    base: Path | None = None
 
 
 def fine_tuning(
@@ -48,6 +56,7 @@ def fine_tuning(
     seed: int,
     language: Language,
     mesh: Any = None,
+    adapters: Lora | None = None,
 ) -> Job:
     """Supervised fine-tuning on text.
 
@@ -59,6 +68,7 @@ def fine_tuning(
         seed: random seed of the order of the rows.
         language: tokenizer that is saved with the model.
         mesh: device mesh that the work is distributed over; None for one device.
+        adapters: the adapters that are trained; None if all parameters are.
     """
     return _supervised(
         decoder,
@@ -71,6 +81,7 @@ def fine_tuning(
         seed=seed,
         language=language,
         mesh=mesh,
+        adapters=adapters,
     )
 
 
@@ -84,6 +95,7 @@ def reward_model(
     seed: int,
     language: Language,
     mesh: Any = None,
+    adapters: Lora | None = None,
 ) -> Job:
     """Training of a reward model on preferences.
 
@@ -96,6 +108,7 @@ def reward_model(
         seed: random seed of the order of the rows.
         language: tokenizer that is saved with the model.
         mesh: device mesh that the work is distributed over; None for one device.
+        adapters: the adapters that are trained besides the score head; None if all parameters are.
     """
     return _supervised(
         decoder,
@@ -108,6 +121,7 @@ def reward_model(
         seed=seed,
         language=language,
         mesh=mesh,
+        adapters=adapters,
     )
 
 
@@ -123,23 +137,35 @@ def _supervised(
     seed: int,
     language: Language,
     mesh: Any,
+    adapters: Lora | None,
 ) -> Job:
     kept, held_out = supervised.split(rows, config.validation_fraction)
+    frozen, start = {"rows": kept}, params
+    if adapters is not None:
+        frozen["base"] = params if mesh is None else sharding.shard(params, mesh)
+        start = adapters.init(jax.random.fold_in(jax.random.key(seed), ADAPTERS), params)
+
+    def whole(state: TrainState) -> Params:
+        trained = state.learner.params
+        return trained if adapters is None else adapters.attach(frozen["base"], trained)
 
     def judge(state: TrainState, update: int) -> dict[str, Any]:
         if held_out is None:
             return {}
-        found = supervised.validate(loss, state.learner.params, held_out)
+        found = supervised.validate(loss, whole(state), held_out)
         return {"validation": {**found, "rows": held_out.weight.shape[0]}}
 
     def result(state: TrainState, path: Path) -> dict[str, Any]:
-        params = state.learner.params
+        params = whole(state)
         save_folder(path / "model", lambda folder: write_model(folder, decoder, params, language))
+        trained = state.learner.params
+        write_adapters(path, decoder, trained, adapters=adapters, language=language)
         return judge(state, config.updates)
 
-    init = functools.partial(supervised.init, jax.random.key(seed), params, config)
-    return _job(kind, init, supervised.make_step(loss, config, mesh), mesh)._replace(
-        frozen={"rows": kept},
+    init = functools.partial(supervised.init, jax.random.key(seed), start, config)
+    step = supervised.make_step(loss, config, mesh, adapters)
+    return _job(kind, init, step, mesh)._replace(
+        frozen=frozen,
         updates=config.updates,
         units_per_update=config.batch_size,
         headline=headline,
@@ -215,6 +241,13 @@ def optimisation(
     def result(state: TrainState, path: Path) -> dict[str, Any]:
         actor = program.policy.join(state.learner.params, program.frozen)["actor"]
         save_folder(path / "model", lambda f: write_model(f, models.actor, actor, language))
+        write_adapters(
+            path,
+            models.actor,
+            state.learner.params["actor"],
+            adapters=train.adapters_of(config),
+            language=language,
+        )
         return judge(state, config.updates)
 
     init = functools.partial(program.init, jax.random.key(seed))
@@ -266,11 +299,39 @@ def describe(said: Responses, length: int, tokenizer: Any) -> list[dict[str, Any
 
 
 def write_model(folder: Path, decoder: Decoder, params: Params, language: Language) -> None:
-    """Write a model and its tokenizer to a folder in the format of Hugging Face's libraries."""
-    save_model(folder, decoder, params, language.folder)
+    """Write a model and its tokenizer to a folder in the format of Hugging Face's libraries.
+
+    Adapters in the parameters are added to their matrices.
+    """
+    save_model(folder, decoder, lora.fold(params), language.folder)
     if language.folder is None:
         language.tokenizer.save(folder)
         manifest.settle(folder)
+
+
+def write_adapters(
+    path: Path,
+    decoder: Decoder,
+    trained: Params,
+    *,
+    adapters: Lora | None,
+    language: Language,
+) -> None:
+    """Write trained adapters to the folder `adapter` of a run, in the format of PEFT.
+
+    Nothing is written without adapters, nor if there is no folder of the whole base model, which
+    PEFT would need.
+    """
+    if adapters is None or language.base is None:
+        return
+    write = functools.partial(
+        hf_adapters.save_adapter,
+        decoder=decoder,
+        trained=trained,
+        adapters=adapters,
+        base=language.base,
+    )
+    save_folder(path / ADAPTER, write)
 
 
 def write_normalisation(folder: Path, mean: float, deviation: float) -> None:

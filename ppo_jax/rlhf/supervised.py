@@ -12,6 +12,7 @@ from flax import struct
 from ppo_jax import guard, sgd
 from ppo_jax.config.rlhf import Supervised as Config
 from ppo_jax.rlhf.decoder import Decoder
+from ppo_jax.rlhf.lora import Lora
 from ppo_jax.rlhf.rewards import centering_loss, preference_loss
 from ppo_jax.rlhf.rollout import next_rows
 from ppo_jax.rlhf.sharding import spread
@@ -50,7 +51,9 @@ def init(key: jax.Array, params: Params, config: Config) -> TrainState:
     return TrainState(learner, data, key, jnp.zeros((), jnp.int32))
 
 
-def make_step(loss_fn: LossFn, config: Config, mesh: Any = None) -> Step:
+def make_step(
+    loss_fn: LossFn, config: Config, mesh: Any = None, adapters: Lora | None = None
+) -> Step:
     """One step of gradient descent on the next rows.
 
     Args:
@@ -58,9 +61,11 @@ def make_step(loss_fn: LossFn, config: Config, mesh: Any = None) -> Step:
         config: hyperparameters; the learning rate decays linearly to 0 over `updates`, or follows
             its schedule.
         mesh: device mesh that a batch is distributed over; None for one device.
+        adapters: the adapters that are trained; None if all parameters are.
 
     Returns:
-        A function (TrainState, {"rows": Batch [N]}) -> (TrainState, metrics, guard.Found).
+        A function (TrainState, {"rows": Batch [N]}) -> (TrainState, metrics, guard.Found). With
+        adapters, the second argument also has "base", the frozen parameters.
     """
     optimizer = _optimizer(config)
 
@@ -69,8 +74,9 @@ def make_step(loss_fn: LossFn, config: Config, mesh: Any = None) -> Step:
         index = next_rows(data, rows.weight.shape[0], config.batch_size)
         batch = spread(jax.tree.map(lambda x: x[index], rows), mesh)
         learner = sgd.anneal(state.learner, config.learning_rate, config.updates, 1)
+        loss = loss_fn if adapters is None else with_adapters(loss_fn, adapters, frozen["base"])
         learner, metrics = sgd.sgd_step(
-            learner, batch, loss_fn, optimizer, micro_batches=config.micro_batches
+            learner, batch, loss, optimizer, micro_batches=config.micro_batches
         )
         metrics["learning_rate"] = learner.opt_state.learning_rate
         data = dataclasses.replace(data, cursor=data.cursor + config.batch_size)
@@ -78,6 +84,11 @@ def make_step(loss_fn: LossFn, config: Config, mesh: Any = None) -> Step:
         return TrainState(learner, data, state.key, state.update + 1), metrics, found
 
     return step
+
+
+def with_adapters(loss_fn: LossFn, adapters: Lora, base: Params) -> LossFn:
+    """The loss as a function of adapters, with frozen weights `base`."""
+    return lambda trained, rows: loss_fn(adapters.attach(base, trained), rows)
 
 
 def split(rows: Batch, fraction: float) -> tuple[Batch, Batch | None]:
