@@ -1,4 +1,5 @@
-"""The contestant ppo_jax: updates of `ppo_jax.rlhf.train`, compiled as one loop."""
+"""The contestant ppo_jax: updates of `ppo_jax.rlhf.train`, or gradient steps of
+`ppo_jax.rlhf.supervised`, compiled as one loop."""
 
 import functools
 import time
@@ -10,7 +11,7 @@ import jax
 import jax.numpy as jnp
 
 from benchmarks.language.sizes import Size
-from ppo_jax.rlhf import algorithms, train
+from ppo_jax.rlhf import algorithms, supervised, train
 from ppo_jax.rlhf.decoder import Decoder, DecoderConfig
 from ppo_jax.rlhf.scoring import from_model
 from ppo_jax.runs.chunk import compiler_options
@@ -106,15 +107,13 @@ class Program:
     def compile(self) -> None:
         """Build the models and the initial state, and compile the program."""
         started = time.perf_counter()
-        program, *_ = build(self.size)
-        self.frozen = program.frozen
-        # Not under jit: the initial weights would become constants of the compiled program.
-        self.state = jax.block_until_ready(program.init(jax.random.key(1)))
+        update, state, self.frozen = self._build()
+        self.state = jax.block_until_ready(state)
         self.say(f"initial models after {time.perf_counter() - started:.1f} s")
 
         def chunk(state: Any, frozen: Any, count: jax.Array) -> tuple[Any, Any]:
             # With jit, the step is traced once and not again inside the loop.
-            step = jax.jit(program.step)
+            step = jax.jit(update)
             metrics = jax.eval_shape(step, state, frozen)[1]
             empty = jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), metrics)
             body = lambda _, carry: step(carry[0], frozen)
@@ -124,6 +123,12 @@ class Program:
         self.say(f"program traced after {time.perf_counter() - started:.1f} s")
         self.chunk = lowered.compile(compiler_options() | self.options)
         self.say(f"program compiled after {time.perf_counter() - started:.1f} s")
+
+    def _build(self) -> tuple[Any, Any, Any]:
+        """(step, initial state, frozen arrays)."""
+        program, *_ = build(self.size)
+        # Not under jit: the initial weights would become constants of the compiled program.
+        return program.step, program.init(jax.random.key(1)), program.frozen
 
     def prepare_run(self, updates: int) -> None:
         """Nothing to prepare, because the number of updates is an argument of the program."""
@@ -135,7 +140,40 @@ class Program:
         return updates
 
 
+class Supervised(Program):
+    """Gradient steps on random texts, or pairs of texts, as of `ppo_jax.rlhf.supervised`."""
+
+    def _build(self) -> tuple[Any, Any, Any]:
+        """(step, initial state, frozen arrays)."""
+        size, decoder = self.size, decoder_of(self.size)
+        params = decoder.init(jax.random.key(0))
+        rows, loss = _texts(size), supervised.make_text_loss(decoder)
+        if size.task == "reward":
+            params = decoder.with_score(params, jax.random.key(1))
+            loss = supervised.make_preference_loss(decoder)
+        config = supervised.Config(
+            learning_rate=size.learning_rate,
+            batch_size=size.episodes,
+            updates=10**6,
+            micro_batches=size.micro_batches,
+        )
+        step = supervised.make_step(loss, config)
+        state = supervised.init(jax.random.key(2), params, config)
+        return lambda state, frozen: step(state, frozen)[:2], state, {"rows": rows}
+
+
+def _texts(size: Size) -> Any:
+    """Random texts without padding, or pairs of them."""
+    shape = (2, PROMPTS, size.text_length)
+    tokens = jax.random.randint(jax.random.key(3), shape, 0, size.vocab_size - 1)
+    mask = jnp.ones(shape[1:], jnp.int32)
+    if size.task == "reward":
+        pair = ((tokens[0], mask), (tokens[1], mask))
+        return supervised.preference_rows(*pair, margin=jnp.zeros(PROMPTS))
+    return supervised.text_rows(tokens[0], mask, mask)
+
+
 def prepare(size: Size, options: Namespace) -> Program:
     """The program of ppo_jax."""
     del options
-    return Program(size)
+    return Program(size) if size.task == "ppo" else Supervised(size)

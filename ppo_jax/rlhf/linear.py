@@ -13,8 +13,8 @@ def product(x: jax.Array, kernel: jax.Array) -> jax.Array:
 
     The gradients are those of automatic differentiation, which computes ∂W as (gᵀ x)ᵀ. XLA first
     copies the left factor of such a product into transposed order, which makes the gradients of a
-    decoder slower on CPUs. Here the left factor is the narrower of x and g. There is no forward-mode
-    derivative.
+    decoder slower on CPUs. Here the left factor is the narrower of x and g. There is no
+    forward-mode derivative.
 
     Args:
         x: [..., D] inputs.
