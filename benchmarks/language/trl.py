@@ -130,7 +130,7 @@ def supervised_trainer(
         "per_device_train_batch_size": size.episodes,
         "gradient_accumulation_steps": size.micro_batches,
         "max_steps": UPDATES,
-        "max_length": size.text_length,
+        "max_length": None,  # the texts have their final length
         "learning_rate": size.learning_rate,
         "lr_scheduler_type": "constant",
         "max_grad_norm": 1.0,
@@ -143,7 +143,11 @@ def supervised_trainer(
     shared = {"processing_class": tokenizer_of(size), "callbacks": [pause]}
     if size.task == "sft":
         return SFTTrainer(
-            args=SFTConfig(loss_type="nll", **common),  # without recomputation of the logits
+            args=SFTConfig(
+                loss_type="nll",  # without recomputation of the logits
+                dataset_kwargs={"skip_prepare_dataset": True},
+                **common,
+            ),
             model=transformers.AutoModelForCausalLM.from_config(config),
             train_dataset=Dataset.from_dict({"input_ids": first}),
             **shared,
