@@ -102,7 +102,7 @@ def test_a_smoke_run_fills_the_columns(smoke):
     precisions = {r["task"]: r["precision"] for r in trained}
     assert precisions["cartpole-8192x32-h256-highest"] == "highest"
     assert precisions["cartpole-2048x32"] == "default"
-    for name in ("gpt2-124m", "llama-1.3b"):
+    for name in (task.name for task in language.tasks()):
         row = rows["language", name]
         assert 0 < float(row["generation_share"]) < 1 and row["host_transfers"] == "0"
         assert row["precision"] == "bfloat16" and float(row["of_matmul"]) > 0
@@ -464,7 +464,7 @@ def test_a_language_row_is_what_was_measured(monkeypatch):
     size = language.dataclasses.replace(language.SHAPES[0], **language.TINY)
 
     class Fake:
-        def __init__(self, size):
+        def __init__(self, size, options, say):
             self.size, self.chunk = size, None
             params = {"layer_0": jnp.ones((16, 100)), "embedding": jnp.ones((30, 16))}
             learner = type("L", (), {"params": {"actor": params}})
@@ -490,16 +490,34 @@ def test_a_language_row_is_what_was_measured(monkeypatch):
     flops = 3 * actor + 2 * critic + 3 * (actor + critic)
     assert row["tflops_per_second"] == pytest.approx(4 * flops / 1e12, rel=0.01)
     assert row["of_matmul"] == pytest.approx(4 * flops / 1e12 / 2e-5, rel=0.01)
+    # Generation is not compiled alone if the time for it is short: the row is written without it.
+    monkeypatch.setattr(language, "generation_seconds", None)
+    monkeypatch.setattr(language, "ROUNDS", 5.0)
+    row = language.measure(size, Context(False, 8.0, ceilings))
+    assert row["value"] == 4 * tokens and row["generation_share"] == ""
+    with pytest.raises(NotAvailable, match="no time left after compilation, which took 0 s"):
+        language.measure(size, Context(False, 4.0, ceilings))
+    monkeypatch.setattr(language, "generation_seconds", lambda program: 0.1)
     shared = language.dataclasses.replace(size, shared_critic=True)
     row = language.measure(shared, Context(True, 1.0, ceilings))
     flops = 3 * actor + critic + 3 * actor
     assert row["tflops_per_second"] == pytest.approx(4 * flops / 1e12, rel=0.01)
 
 
+def test_both_implementations_of_attention_are_measured(monkeypatch):
+    """Each model has two tasks; only a smoke run without a GPU replaces cuDNN's."""
+    monkeypatch.setattr(language, "measure", lambda size, context: (size.name, size.attention))
+    found = [task.measure(Context(False, 1.0, {})) for task in language.tasks()]
+    assert found[:2] == [("gpt2-124m", "plain"), ("gpt2-124m-cudnn", "cudnn")]
+    assert found[2:] == [("llama-1.3b", "plain"), ("llama-1.3b-cudnn", "cudnn")]
+    found = [task.measure(Context(True, 1.0, {})) for task in language.tasks()]
+    assert [attention for _, attention in found] == ["plain", "xla"] * 2
+
+
 def test_a_model_that_does_not_fit_is_not_run(monkeypatch):
     size = language.dataclasses.replace(language.SHAPES[0], **language.TINY)
     fake = type("P", (), {"chunk": None, "compile": lambda self: None})
-    monkeypatch.setattr(language.ours, "Program", lambda size: fake())
+    monkeypatch.setattr(language.ours, "Program", lambda *_: fake())
     monkeypatch.setattr(language, "bytes_of", lambda chunk: 95e9)
     monkeypatch.setattr(language, "memory_of", lambda devices: 80e9)
     with pytest.raises(NotAvailable, match="needs 95 GB, and the device has 80 GB"):

@@ -206,6 +206,26 @@ def test_adapters_leave_as_a_whole_model(folder, monkeypatch):
     assert jax.tree.structure(params) == jax.tree.structure(before)
 
 
+@pytest.mark.slow
+def test_adapters_of_every_stage_are_folders_that_the_commands_read(folder, capsys, monkeypatch):
+    monkeypatch.chdir(folder)
+    adapters = ["--lora-rank", 2, "--lora-targets", "q", "down", "--updates", 2]
+    assert run("sft", "--model", "model", "--data", "texts.txt", "--run-dir", "sft-lora",
+               "--batch-size", 8, *adapters) == 0  # fmt: skip
+    assert "its adapters alone are in" in capsys.readouterr().out
+    assert run("generate", "--model", "sft-lora/adapter", "--max-new-tokens", 3) == 0
+    assert run("reward", "--model", "model", "--data", "pairs.jsonl", "--run-dir", "reward-lora",
+               "--batch-size", 8, *adapters) == 0  # fmt: skip
+    assert ppo(folder, "--reward", "reward-lora/adapter", *adapters, "--lora-critic",
+               "--run-dir", "ppo-lora") == 0  # fmt: skip
+    whole, alone = (load_model(folder / "ppo-lora" / name)[1] for name in ("model", "adapter"))
+    for a, b in zip(jax.tree.leaves(whole), jax.tree.leaves(alone), strict=True):
+        np.testing.assert_allclose(a, b, atol=1e-6)
+    assert run("sft", "--model", "sft-lora/adapter", "--data", "texts.txt", "--run-dir", "again",
+               "--batch-size", 8, *adapters) == 0  # fmt: skip
+    assert not (folder / "again" / "adapter").exists()  # its base is in no folder
+
+
 @pytest.mark.parametrize("name", PRESETS)
 def test_presets_are_made_of_options(name):
     known = {f.name for kind in command.KINDS["ppo"] for f in command.dataclasses.fields(kind)}
@@ -235,6 +255,13 @@ def test_presets_are_made_of_options(name):
         (["sft", "--model", "model", "--data", "broken.jsonl"], "broken.jsonl, line 2"),
         (["reward", "--model", "model", "--data", "prompts.jsonl"], "chosen"),
         (["evaluate", "model"], "model is not a run of ppo-jax rlhf; .* give --prompts FILE"),
+        (["sft", "--model", "model", "--data", "texts.txt", "--lora-rank", "2", "--lora-targets",
+           "q_proj"], "no matrix is called 'q_proj'; did you mean q?"),
+        (["sft", "--model", "model", "--data", "texts.txt", "--lora-rank", "-1"], "lora_rank"),
+        (["sft", "--model", "model", "--data", "texts.txt", "--attention", "cudnn", "--dtype",
+           "bfloat16"], "--attention cudnn needs an NVIDIA GPU, and JAX runs on cpu"),
+        (["ppo", "--model", "model", "--data", "prompts.jsonl", "--reward", "vowels:count",
+           "--lora-rank", "2", "--critic", "shared", "--lora-critic"], "lora_critic needs"),
     ],
 )  # fmt: skip
 def test_bad_input_is_refused_before_anything_is_written(folder, monkeypatch, arguments, message):

@@ -279,15 +279,15 @@ def test_gpt2_has_no_position_beyond_its_table():
         decoder.prefill(params, jnp.zeros((1, 5), int), None, 3)
 
 
-@pytest.mark.parametrize("shape", [(6, 5), (2, 3, 5)])
+@pytest.mark.parametrize(("shape", "outputs"), [((6, 5), 4), ((2, 3, 5), 4), ((2, 3, 5), 7)])
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
-def test_gradients_of_a_product_are_autodiffs(shape, dtype):
-    """The same sums in another layout."""
+def test_gradients_of_a_product_are_autodiffs(shape, outputs, dtype):
+    """The same sums in another layout, with fewer and with more outputs than inputs."""
     keys = jax.random.split(jax.random.key(0), 3)
     x, kernel = (
-        jax.random.normal(k, s, dtype) for k, s in zip(keys, (shape, (5, 4)), strict=False)
+        jax.random.normal(k, s, dtype) for k, s in zip(keys, (shape, (5, outputs)), strict=False)
     )
-    weight = jax.random.normal(keys[2], (*shape[:-1], 4), dtype)
+    weight = jax.random.normal(keys[2], (*shape[:-1], outputs), dtype)
 
     def gradients(function):
         return jax.grad(lambda x, w: jnp.sum(weight * function(x, w)), (0, 1))(x, kernel)

@@ -135,6 +135,19 @@ def test_blocks_cut_the_last_leading_axis():
     assert {shape[:2] for shape in seen} == {(4, 3)}
 
 
+def test_blocks_have_about_equal_lengths():
+    """Two blocks of 16 columns, not two of 20 of which 8 would be padding."""
+    seen = []
+
+    def function(x):
+        seen.append(x.shape[1])
+        return x + 1
+
+    x = jnp.arange(2.0 * 32).reshape(2, 32)
+    np.testing.assert_array_equal(in_blocks(function, x, 2, rows_per_block=40), x + 1)
+    assert set(seen) == {16}
+
+
 def test_losses_make_the_logits_of_a_block_once(monkeypatch):
     """Log-probability and entropy come from the distribution's combined function, not from two."""
     dist = TokenDistribution(HIDDEN, HEAD, 0.7)

@@ -303,7 +303,9 @@ def test_adapters_start_as_the_reference_and_leave_it_alone():
     joined = program.policy.join(state.learner.params, program.frozen)
     assert np.abs(log_probs(joined["actor"], inputs) - before).max() > 1e-3
     merged = lora.merge(program.frozen["reference"], state.learner.params["actor"], 4.0)
-    np.testing.assert_array_equal(log_probs(merged, inputs), log_probs(joined["actor"], inputs))
+    np.testing.assert_allclose(
+        log_probs(merged, inputs), log_probs(joined["actor"], inputs), atol=1e-5
+    )
 
 
 def test_the_options_of_an_update_stay():

@@ -10,7 +10,7 @@ from ppo_jax import precision
 from ppo_jax.cli import respond
 from ppo_jax.cli.rlhf import KINDS, pick, restored
 from ppo_jax.config import ConfigError
-from ppo_jax.config.rlhf import Demo
+from ppo_jax.config.rlhf import Adapters, Demo
 from ppo_jax.rlhf import algorithms, stages, supervised, train
 from ppo_jax.rlhf.buckets import padding
 from ppo_jax.rlhf.data import Tokens, preference_arrays, prompt_arrays, sft_arrays
@@ -109,6 +109,7 @@ def _fine_tuning(values: Values, announce: bool = False) -> Job:
         seed=values["seed"],
         language=language,
         mesh=mesh(values),
+        adapters=train.adapters_of(pick(Adapters, values)),
     )
 
 
@@ -151,6 +152,7 @@ def _reward_model(values: Values, announce: bool = False) -> Job:
         seed=values["seed"],
         language=language,
         mesh=mesh(values),
+        adapters=train.adapters_of(pick(Adapters, values)),
     )
 
 
@@ -272,6 +274,8 @@ def _run(
         result = run(job, job.name, config, directory, **how)
         if not result.exit_code:
             terminal.say(f"the model is in {directory.path / 'model'}")
+        if not result.exit_code and (directory.path / stages.ADAPTER).is_dir():
+            terminal.say(f"its adapters alone are in {directory.path / stages.ADAPTER}")
     return signals.exit_code
 
 

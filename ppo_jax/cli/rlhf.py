@@ -20,6 +20,7 @@ from ppo_jax.config import ConfigError
 from ppo_jax.config.options import check_record, coerce, did_you_mean, option
 from ppo_jax.config.rlhf import (
     OLDER,
+    Adapters,
     Demo,
     EvaluateOptions,
     GenerateOptions,
@@ -43,8 +44,8 @@ PROGRAM = "ppo-jax rlhf"
 # The records of options of each stage.
 KINDS: dict[str, tuple[Any, ...]] = {
     "demo": (Demo,),
-    "sft": (ModelOptions, HeldOutOptions, TextOptions, Supervised),
-    "reward": (ModelOptions, HeldOutOptions, RewardOptions, Supervised),
+    "sft": (ModelOptions, HeldOutOptions, TextOptions, Supervised, Adapters),
+    "reward": (ModelOptions, HeldOutOptions, RewardOptions, Supervised, Adapters),
     "ppo": (ModelOptions, HeldOutOptions, PPOOptions, Rollouts, Update),
 }
 # Those of the commands that keep no run.
@@ -83,6 +84,7 @@ GROUPS = {
     Rollouts: "rollout",
     Update: "algorithm",
     Supervised: "algorithm",
+    Adapters: "algorithm",
     Demo: "demo",
     HeldOutOptions: "evaluation",
     GenerateOptions: "generation",

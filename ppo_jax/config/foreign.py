@@ -181,6 +181,8 @@ SAME: dict[str, tuple[str, ...]] = {
     "gradient_checkpointing": ("remat",),
     "use_peft": ("lora_rank",),
     "lora_r": ("lora_rank",),
+    "lora_target_modules": ("lora_targets",),
+    "attn_implementation": ("attention",),
     "ent": ("entropy_coef",),
     "vf": ("value_coef",),
     "tau": ("gae_lambda",),

@@ -19,6 +19,26 @@ FROZEN_DTYPES = ("auto", "float32", "bfloat16", "float16")
 OLDER = {"frozen_dtype": "float32"}
 
 
+LORA_TARGETS = ("q", "v")
+
+
+def _lora_rank() -> int:
+    return option(
+        0, "rank of the LoRA adapters that are trained; 0: all parameters are trained", low=0
+    )
+
+
+def _lora_alpha() -> float:
+    return option(16.0, "scale of the LoRA adapters, divided by their rank", low=0, open_low=True)
+
+
+def _lora_targets() -> tuple[str, ...]:
+    return option(
+        LORA_TARGETS,
+        "matrices of each layer that get adapters: q, k, v, o, gate, up, down",
+    )
+
+
 @dataclasses.dataclass(frozen=True)
 class Rollouts:
     """Which responses are sampled, and how they are rewarded: `ppo_jax.rlhf.train.Config`."""
@@ -83,11 +103,11 @@ class Rollouts:
         None,
         "score of every response without an end token; None: the score that it was given",
     )
-    lora_rank: int = option(
-        0, "rank of the LoRA adapters that are trained; 0: all parameters are trained", low=0
-    )
-    lora_alpha: float = option(
-        16.0, "scale of the LoRA adapters, divided by their rank", low=0, open_low=True
+    lora_rank: int = _lora_rank()
+    lora_alpha: float = _lora_alpha()
+    lora_targets: tuple[str, ...] = _lora_targets()
+    lora_critic: bool = option(
+        False, "train the critic as adapters and a head too, instead of all its parameters"
     )
 
 
@@ -166,6 +186,15 @@ class Supervised:
 
 
 @dataclasses.dataclass(frozen=True)
+class Adapters:
+    """The LoRA adapters of supervised training."""
+
+    lora_rank: int = _lora_rank()
+    lora_alpha: float = _lora_alpha()
+    lora_targets: tuple[str, ...] = _lora_targets()
+
+
+@dataclasses.dataclass(frozen=True)
 class Demo:
     """The size of the demonstration; with the defaults it takes less than five minutes on two CPU
     cores."""
@@ -213,6 +242,12 @@ class ModelOptions:
     )
     matmul_precision: str = standard.matmul_precision()
     remat: bool = option(False, "recompute activations in the backward pass, which saves memory")
+    attention: str = option(
+        "plain",
+        "implementation of attention; cudnn: the fused kernel of NVIDIA GPUs, for dtype bfloat16; "
+        "xla: the same function compiled by XLA",
+        choices=("plain", "xla", "cudnn"),
+    )
     model_parallel: int = option(
         1,
         "number of devices that share each weight matrix; the batch is divided over the others",

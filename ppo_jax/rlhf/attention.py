@@ -1,6 +1,6 @@
 """Causal self-attention with grouped key-value heads, padding, a sliding window and a cache."""
 
-from typing import NamedTuple
+from typing import Any, NamedTuple, cast
 
 import jax
 import jax.numpy as jnp
@@ -29,6 +29,7 @@ def attend(
     query: jax.Array,
     kv: KeyValue,
     allowed: jax.Array,
+    implementation: str = "plain",
     *,
     scalar: float | None = None,
     softcap: float | None = None,
@@ -39,6 +40,10 @@ def attend(
         query: [B, T, H, head_dim] queries.
         kv: keys and values [B, K, S, head_dim]; each of the K heads serves H / K query heads.
         allowed: [B, T, S] bool, True where the query attends to the key.
+        implementation: "plain" for products and a softmax with all scores in memory, "xla" or
+            "cudnn" for the implementation of that name of jax.nn.dot_product_attention. A single
+            query per row, as in generation with a cache, always uses "plain", because its scores
+            are small; so do scores with a bound, which the other implementations do not have.
         scalar: number whose square root divides the scores; None for head_dim.
         softcap: bound c of the scores s, which become c tanh(s / c); None for no bound.
 
@@ -48,6 +53,15 @@ def attend(
     Source: Vaswani et al. 2017, Attention Is All You Need, eq. 1; Ainslie et al. 2023, GQA;
     Gemma Team 2024, Gemma 2, section 2 (the soft cap).
     """
+    scale = (scalar or query.shape[-1]) ** -0.5
+    if implementation == "plain" or query.shape[1] == 1 or softcap is not None:
+        return _attend_plain(query, kv, allowed, scale, softcap=softcap)
+    return _attend_fused(query, kv, allowed, scale, implementation=implementation)
+
+
+def _attend_plain(
+    query: jax.Array, kv: KeyValue, allowed: jax.Array, scale: float, *, softcap: float | None
+) -> jax.Array:
     batch, length, heads, head_dim = query.shape
     groups = kv.key.shape[1]
     # With heads before columns both products are plain batched matrix products.
@@ -55,7 +69,7 @@ def attend(
     q = q.transpose(0, 2, 3, 1, 4).reshape(batch, groups, -1, head_dim)
     scores = jnp.einsum("bkqd,bksd->bkqs", q, kv.key, preferred_element_type=jnp.float32)
     bias = jnp.where(allowed, 0.0, FORBIDDEN)[:, None]
-    scores = scores * (scalar or head_dim) ** -0.5
+    scores = scores * scale
     if softcap is not None:
         scores = softcap * jnp.tanh(scores / softcap)
     scores = scores + jnp.tile(bias, (1, 1, heads // groups, 1))
@@ -63,6 +77,22 @@ def attend(
     out = jnp.einsum("bkqs,bksd->bkqd", weights, kv.value)
     out = out.reshape(batch, groups, heads // groups, length, head_dim)
     return out.transpose(0, 3, 1, 2, 4).reshape(batch, length, heads * head_dim)
+
+
+def _attend_fused(
+    query: jax.Array, kv: KeyValue, allowed: jax.Array, scale: float, *, implementation: str
+) -> jax.Array:
+    batch, length, heads, head_dim = query.shape
+    key, value = (x.transpose(0, 2, 1, 3) for x in kv)
+    # The gradients of cuDNN's kernel with a mask need even numbers of queries and keys.
+    odd = [(0, n % 2) for n in (length, key.shape[1])]
+    query = jnp.pad(query, [(0, 0), odd[0], (0, 0), (0, 0)])
+    key, value = (jnp.pad(x, [(0, 0), odd[1], (0, 0), (0, 0)]) for x in (key, value))
+    mask = jnp.pad(allowed, [(0, 0), *odd])[:, None]
+    out = jax.nn.dot_product_attention(
+        query, key, value, mask=mask, scale=scale, implementation=cast(Any, implementation)
+    )
+    return out[:, :length].reshape(batch, length, heads * head_dim)
 
 
 class Attention(nn.Module):
@@ -105,7 +135,12 @@ class Attention(nn.Module):
                 lambda old, new: jax.lax.dynamic_update_slice(old, new, (0, 0, column, 0)), past, kv
             )
         out = attend(
-            query, kv, allowed, scalar=c.query_pre_attn_scalar, softcap=c.attention_softcap
+            query,
+            kv,
+            allowed,
+            c.attention,
+            scalar=c.query_pre_attn_scalar,
+            softcap=c.attention_softcap,
         )
         std = c.init_std * (2 * c.num_layers) ** -0.5
         return _dense(c, c.hidden_size, bias=c.out_bias, std=std, name="o")(out), kv

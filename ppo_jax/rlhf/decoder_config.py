@@ -42,6 +42,7 @@ FAMILIES = {
 }
 ACTIVATIONS = ("silu", "gelu", "gelu_new", "relu")
 DTYPES = ("float32", "bfloat16")
+ATTENTIONS = ("plain", "xla", "cudnn")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -144,6 +145,8 @@ class DecoderConfig:
         remat: whether each block is recomputed in the backward pass, which saves the memory of its
             activations.
         init_std: standard deviation of fresh weights.
+        attention: implementation of attention over more than one query per row: "plain", "xla" or
+            "cudnn", see `attention.attend`.
     """
 
     family: str
@@ -176,6 +179,7 @@ class DecoderConfig:
     dtype: str = "float32"
     remat: bool = False
     init_std: float = 0.02
+    attention: str = "plain"
 
     def __post_init__(self) -> None:
         """Refuse values that no model can have.
@@ -188,10 +192,16 @@ class DecoderConfig:
             ("family", FAMILIES),
             ("activation", ACTIVATIONS),
             ("dtype", DTYPES),
+            ("attention", ATTENTIONS),
         ):
             value = getattr(self, name)
             if value not in allowed:
                 raise ValueError(f"{name} is {value!r}; it must be one of: {', '.join(allowed)}")
+        if self.attention == "cudnn" and (self.dtype != "bfloat16" or self.head_dim % 8):
+            raise ValueError(
+                "attention is 'cudnn', which needs dtype bfloat16 and a head_dim divisible by 8, "
+                f"but dtype is {self.dtype} and head_dim is {self.head_dim}; use 'plain'"
+            )
         if self.num_heads % self.num_kv_heads:
             raise ValueError(
                 f"num_kv_heads is {self.num_kv_heads}, which must divide num_heads "
@@ -261,7 +271,8 @@ class DecoderConfig:
     def architecture(self) -> "DecoderConfig":
         """The config without special tokens, dtype and other values that change no parameter."""
         plain: dict[str, Any] = {"bos_id": None, "eos_ids": (), "pad_id": None, "init_std": 0.02}
-        return dataclasses.replace(self, **plain, dtype="float32", remat=False)
+        plain |= {"dtype": "float32", "remat": False, "attention": "plain"}
+        return dataclasses.replace(self, **plain)
 
 
 def small(

@@ -39,7 +39,7 @@ SHARD = re.compile(r"model-\d+-of-\d+\.safetensors")
 MODEL_FILES = {
     manifest.NAME, "config.json", "model.safetensors", "model.safetensors.index.json",
     "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "chat_template.jinja",
-    "generation_config.json", "reward.json",
+    "generation_config.json", "reward.json", "adapter_config.json", "adapter_model.safetensors",
 }  # fmt: skip
 # Options that did not exist when older runs were made, and the values that those runs used.
 YOUNGER: dict[str, Any] = {
@@ -49,6 +49,11 @@ YOUNGER: dict[str, Any] = {
     "chat_template_kwargs": [],
     "length_buckets": 1,
     "weight_decay": 0.0,
+    "attention": "plain",
+    "lora_rank": 0,
+    "lora_alpha": 16.0,
+    "lora_targets": ["q", "v"],
+    "lora_critic": False,
     **OLDER,
 }
 # Options that a checkpoint does not depend on: the horizon of the run, and how it is evaluated. The
@@ -62,7 +67,14 @@ IGNORED = ("given", "validation_fraction")
 class StageDirectory(RunDirectory):
     """The folder of a stage; the folder of a demo contains one for each of its stages."""
 
-    contents = (*RunDirectory.contents, "samples.jsonl", "between_stages.json", "model", *PARTS)
+    contents = (
+        *RunDirectory.contents,
+        "samples.jsonl",
+        "between_stages.json",
+        "model",
+        "adapter",
+        *PARTS,
+    )
     kind, format = "run of ppo_jax.rlhf", STAGE_FORMAT
 
     @classmethod
@@ -79,6 +91,7 @@ class StageDirectory(RunDirectory):
                 files.delete(self.path / part / ".lock")
                 files.remove_empty(self.path / part)
         _clear_model(self.path / "model")
+        _clear_model(self.path / "adapter")
         super().clear()
 
 

@@ -16,7 +16,7 @@ import numpy as np
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
-from ppo_jax.rlhf import hf_names, sharding
+from ppo_jax.rlhf import hf_adapters, hf_names, sharding
 from ppo_jax.rlhf.decoder import Decoder
 from ppo_jax.rlhf.decoder_config import DecoderConfig
 from ppo_jax.rlhf.hf_config import read_config, write_config
@@ -51,7 +51,8 @@ def load_model(
     """Read a model of one of the families in `decoder_config.FAMILIES`.
 
     Args:
-        folder: folder with config.json and model.safetensors, or with shards and their index.
+        folder: folder with config.json and model.safetensors, or with shards and their index; or
+            an adapter folder of PEFT, whose adapters are added to the base model that it names.
         dtype: dtype of the computation, "float32" or "bfloat16".
         param_dtype: dtype of the parameters; None keeps the dtype of the file.
         remat: whether blocks are recomputed in the backward pass.
@@ -69,12 +70,18 @@ def load_model(
     """
     folder = Path(folder)
     _verify(folder)
+    adapter = hf_adapters.read_adapter(folder) if hf_adapters.is_adapter(folder) else None
+    if adapter is not None:
+        folder = adapter.base
+        _verify(folder)
     raw = _read_json(folder / "config.json", folder)
     try:
         config = _with_all_ends(read_config(raw, dtype, remat), folder)
     except (ValueError, KeyError, TypeError) as error:
         raise ModelError(f"{folder / 'config.json'}: {error}") from error
     tensors = _read_tensors(folder)
+    if adapter is not None:
+        tensors = hf_adapters.merged(tensors, adapter, config.family)
     scoring = "SequenceClassification" in str(raw.get("architectures")) or "score.weight" in tensors
     try:
         decoder = Decoder(config if scoring else _untied(config, tensors))

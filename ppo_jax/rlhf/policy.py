@@ -7,8 +7,8 @@ import jax
 import jax.numpy as jnp
 from flax import struct
 
-from ppo_jax.rlhf import lora
 from ppo_jax.rlhf.decoder import Decoder
+from ppo_jax.rlhf.lora import Lora
 from ppo_jax.rlhf.token_distribution import TokenDistribution
 from ppo_jax.types import Params, PyTree
 
@@ -38,7 +38,8 @@ class LanguagePolicy(NamedTuple):
         response, and the value of the text before it. The losses call it with the parameters that
         `join` returns.
     join(params, frozen) -> params with the top-level keys actor and critic: with adapters added to
-        the frozen reference if the actor consists of adapters, unchanged otherwise.
+        the frozen reference if the actor consists of adapters, and to the frozen critic if the
+        critic does; unchanged otherwise.
     actor: the decoder that generates responses.
     critic: "separate" for a decoder, "shared" for a head on the actor, "none" for the value 0.
     length: L, the maximum number of tokens of a response.
@@ -58,7 +59,8 @@ class LanguagePolicy(NamedTuple):
         """The same policy with an `apply` that takes the trained parameters.
 
         Args:
-            frozen: frozen arrays; `join` adds adapters to `frozen["reference"]`.
+            frozen: frozen arrays; `join` adds adapters to `frozen["reference"]` and, if the critic
+                has adapters, to `frozen["critic"]`.
         """
 
         def apply(params: Params, inputs: TokenInputs) -> tuple[TokenDistribution, jax.Array]:
@@ -73,7 +75,8 @@ def make_policy(
     *,
     length: int,
     temperature: jax.Array | float = 1.0,
-    lora_scale: float | None = None,
+    adapters: Lora | None = None,
+    critic_adapters: bool = False,
     valid_vocab: int | None = None,
 ) -> LanguagePolicy:
     """The policy of a decoder.
@@ -84,7 +87,8 @@ def make_policy(
             hidden state; or "none".
         length: L, the maximum number of tokens of a response.
         temperature: temperature τ, which divides the logits.
-        lora_scale: scale α/r of the adapters; None if the actor is trained without adapters.
+        adapters: the adapters of the actor; None if it is trained entirely.
+        critic_adapters: whether the critic also consists of such adapters and a score head.
         valid_vocab: number of ids in the tokenizer; larger ids have probability 0. None allows all
             ids.
 
@@ -106,10 +110,12 @@ def make_policy(
         return dist, jnp.zeros(hidden.shape[:2], jnp.float32)
 
     def join(params: Params, frozen: PyTree) -> Params:
-        if lora_scale is None:
+        if adapters is None:
             return params
-        merged = lora.merge(frozen["reference"], params["actor"], lora_scale)
-        return {**params, "actor": merged}
+        joined = {**params, "actor": adapters.attach(frozen["reference"], params["actor"])}
+        if critic_adapters:
+            joined["critic"] = adapters.attach(frozen["critic"], params["critic"])
+        return joined
 
     return LanguagePolicy(apply, join, actor, kind, length, temperature, valid_vocab)
 

@@ -1,5 +1,6 @@
 """Loading of the four models that a command line names, and checks that they fit together."""
 
+import dataclasses
 import importlib
 import math
 import re
@@ -11,7 +12,7 @@ from typing import Any
 import jax
 
 from ppo_jax.config import ConfigError
-from ppo_jax.rlhf import scoring, stages, train
+from ppo_jax.rlhf import hf_adapters, scoring, stages, train
 from ppo_jax.rlhf.algorithms import ALGORITHMS
 from ppo_jax.rlhf.decoder import Decoder
 from ppo_jax.rlhf.hf_io import load_model
@@ -203,18 +204,33 @@ def model(values: dict[str, Any]) -> tuple[Decoder, Params, Language]:
     """
     folder = model_folder(Path(needed(values, "model")))
     decoder, params = _load(folder, values)
-    tokenizer = load_tokenizer(folder)
+    adapter = hf_adapters.is_adapter(folder)
+    home = folder
+    if adapter and not (folder / "tokenizer.json").exists():
+        home = hf_adapters.read_adapter(folder).base
+    tokenizer = load_tokenizer(home)
     check_vocabulary(tokenizer, decoder.config.vocab_size)
-    return decoder, params, Language(tokenizer, folder)
+    return decoder, params, Language(tokenizer, home, None if adapter else folder)
 
 
 def _load(folder: Path, values: dict[str, Any]) -> tuple[Decoder, Params]:
-    """A model that is trained, with the data types and the device mesh of the options."""
+    """A model that is trained, with the data types, attention and device mesh of the options.
+
+    Raises:
+        ConfigError: the attention cannot be computed on this device.
+    """
     kept = values.get("param_dtype", "float32")
     param_dtype = None if kept == "file" else kept
-    return load_model(
+    decoder, params = load_model(
         folder, values["dtype"], param_dtype, remat=values["remat"], mesh=mesh(values)
     )
+    attention = values.get("attention", "plain")
+    if attention == "cudnn" and jax.default_backend() != "gpu":
+        raise ConfigError(
+            f"--attention cudnn needs an NVIDIA GPU, and JAX runs on {jax.default_backend()}; use "
+            "--attention plain"
+        )
+    return Decoder(dataclasses.replace(decoder.config, attention=attention)), params
 
 
 def frozen_dtype(name: str) -> str:

@@ -11,12 +11,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from ppo_jax.rlhf import evaluation, sharding, supervised, train
+from ppo_jax.rlhf import evaluation, hf_adapters, lora, sharding, supervised, train
 from ppo_jax.rlhf.buckets import bucketed, parts_of
 from ppo_jax.rlhf.decoder import Decoder
 from ppo_jax.rlhf.export import save_folder
 from ppo_jax.rlhf.held_out import NOTHING
 from ppo_jax.rlhf.hf_io import ModelError, load_model, save_model
+from ppo_jax.rlhf.lora import Lora
 from ppo_jax.rlhf.rollout import Responses, kl_of, shape_scores
 from ppo_jax.rlhf.scoring import Reward, from_model, texts_of
 from ppo_jax.runs import manifest
@@ -25,6 +26,10 @@ from ppo_jax.types import Batch, Params, TrainState
 
 # Folded into the seed, for PRNG keys of samples and evaluations that training does not use.
 SAMPLES, EVALUATION = 0x5A3B, 0xE7A1
+# Folded into the seed, for the PRNG key of fresh adapters.
+ADAPTERS = 0x10A4
+# The folder of a run with adapters in the format of PEFT.
+ADAPTER = "adapter"
 # The maximum number of updates in a chunk.
 MAX_CHUNK = 64
 REWARD_FILE = "reward.json"
@@ -36,10 +41,13 @@ class Language(NamedTuple):
     Attributes:
         tokenizer: the tokenizer.
         folder: folder with the tokenizer's files; None for a CharTokenizer, which writes its own.
+        base: folder of the model that training starts from, which adapters name as their base; None
+            if there is no folder of the whole model.
     """
 
     tokenizer: Any
     folder: Path | None = None
+    base: Path | None = None
 
 
 class HeldOutRows(NamedTuple):
@@ -80,6 +88,7 @@ def fine_tuning(
     seed: int,
     language: Language,
     mesh: Any = None,
+    adapters: Lora | None = None,
 ) -> Job:
     """Supervised fine-tuning on text.
 
@@ -92,6 +101,7 @@ def fine_tuning(
         seed: random seed of the order of the rows.
         language: tokenizer that is saved with the model.
         mesh: device mesh that the work is distributed over; None for one device.
+        adapters: the adapters that are trained; None if all parameters are.
     """
     stage = _supervised(
         decoder,
@@ -105,6 +115,7 @@ def fine_tuning(
         seed=seed,
         language=language,
         mesh=mesh,
+        adapters=adapters,
     )
     return stage._replace(headline="loss", curves=("loss",), minimise=True)
 
@@ -120,6 +131,7 @@ def reward_model(
     seed: int,
     language: Language,
     mesh: Any = None,
+    adapters: Lora | None = None,
 ) -> Job:
     """Training of a reward model on preferences.
 
@@ -134,6 +146,7 @@ def reward_model(
         language: tokenizer that is saved with the model. A model without a padding token gets the
             one of the tokenizer, because transformers scores no batches without.
         mesh: device mesh that the work is distributed over; None for one device.
+        adapters: the adapters that are trained besides the score head; None if all parameters are.
     """
     if decoder.config.pad_id is None:
         padded = dataclasses.replace(decoder.config, pad_id=language.tokenizer.pad_id)
@@ -151,6 +164,7 @@ def reward_model(
         seed=seed,
         language=language,
         mesh=mesh,
+        adapters=adapters,
     )
     return stage._replace(headline="accuracy", curves=("accuracy", "loss"))
 
@@ -168,32 +182,43 @@ def _supervised(
     seed: int,
     language: Language,
     mesh: Any,
+    adapters: Lora | None,
 ) -> Job:
     training = bucketed(rows, config.length_buckets, config.batch_size)
     planned = supervised.updates_of(config, rows.weight.shape[0])
+    frozen, start = {"rows": sharding.shard(training, mesh)}, params
+    if adapters is not None:
+        frozen["base"] = params if mesh is None else sharding.shard(params, mesh)
+        start = adapters.init(jax.random.fold_in(jax.random.key(seed), ADAPTERS), params)
+
+    def whole(state: TrainState) -> Params:
+        trained = state.learner.params
+        return trained if adapters is None else adapters.attach(frozen["base"], trained)
 
     def judge(state: TrainState, update: int) -> dict[str, Any]:
         if held_out is None:
             return {}
         spread = sharding.over_devices(measure, mesh)
-        found = supervised.validate(spread, state.learner.params, held_out.rows)
+        found = supervised.validate(spread, whole(state), held_out.rows)
         found["examples"] = held_out.rows.weight.shape[0]
         return evaluation.named(found, held_out.about)
 
     def result(state: TrainState, path: Path) -> dict[str, Any]:
-        params = state.learner.params
+        params = whole(state)
         save_folder(path / "model", lambda folder: write_model(folder, decoder, params, language))
+        trained = state.learner.params
+        write_adapters(path, decoder, trained, adapters=adapters, language=language)
         return judge(state, planned)
 
     init = functools.partial(
-        supervised.init, jax.random.key(seed), params, config, len(parts_of(training))
+        supervised.init, jax.random.key(seed), start, config, len(parts_of(training))
     )
     # The step counts its updates only to decay the learning rate.
     horizon = dataclasses.replace(config, updates=config.anneal_updates or planned)
-    step = supervised.make_step(loss, horizon, mesh)
+    step = supervised.make_step(loss, horizon, mesh, adapters)
     score = "eval_loss" if kind == "sft" else "eval_accuracy"
     return _job(kind, init, step, mesh)._replace(
-        frozen={"rows": sharding.shard(training, mesh)},
+        frozen=frozen,
         updates=planned,
         units_per_update=config.batch_size,
         score=(None, None if held_out is None else score),
@@ -278,6 +303,13 @@ def optimisation(
     def result(state: TrainState, path: Path) -> dict[str, Any]:
         actor = program.policy.join(state.learner.params, program.frozen)["actor"]
         save_folder(path / "model", lambda f: write_model(f, models.actor, actor, language))
+        write_adapters(
+            path,
+            models.actor,
+            state.learner.params["actor"],
+            adapters=train.adapters_of(config),
+            language=language,
+        )
         return judge(state, config.updates)
 
     init = functools.partial(program.init, jax.random.key(seed))
@@ -307,11 +339,39 @@ def describe(said: Responses, length: int, tokenizer: Any) -> list[dict[str, Any
 
 
 def write_model(folder: Path, decoder: Decoder, params: Params, language: Language) -> None:
-    """Write a model and its tokenizer to a folder in the format of Hugging Face's libraries."""
-    save_model(folder, decoder, params, language.folder)
+    """Write a model and its tokenizer to a folder in the format of Hugging Face's libraries.
+
+    Adapters in the parameters are added to their matrices.
+    """
+    save_model(folder, decoder, lora.fold(params), language.folder)
     if language.folder is None:
         language.tokenizer.save(folder)
         manifest.settle(folder)
+
+
+def write_adapters(
+    path: Path,
+    decoder: Decoder,
+    trained: Params,
+    *,
+    adapters: Lora | None,
+    language: Language,
+) -> None:
+    """Write trained adapters to the folder `adapter` of a run, in the format of PEFT.
+
+    Nothing is written without adapters, nor if there is no folder of the whole base model, which
+    PEFT would need.
+    """
+    if adapters is None or language.base is None:
+        return
+    write = functools.partial(
+        hf_adapters.save_adapter,
+        decoder=decoder,
+        trained=trained,
+        adapters=adapters,
+        base=language.base,
+    )
+    save_folder(path / ADAPTER, write)
 
 
 def write_normalisation(folder: Path, mean: float, deviation: float) -> None:

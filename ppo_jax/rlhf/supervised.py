@@ -16,6 +16,7 @@ from ppo_jax.config.rlhf import Supervised as Config
 from ppo_jax.rlhf.adam import with_weight_decay
 from ppo_jax.rlhf.buckets import lengths, parts_of, shortened
 from ppo_jax.rlhf.decoder import Decoder
+from ppo_jax.rlhf.lora import Lora
 from ppo_jax.rlhf.rewards import centering_loss, preference_loss
 from ppo_jax.rlhf.rollout import next_rows
 from ppo_jax.rlhf.sharding import keep_sharded, over_devices, spread
@@ -54,7 +55,9 @@ def init(key: jax.Array, params: Params, config: Config, buckets: int = 1) -> Tr
     return TrainState(learner, data, key, jnp.zeros((), jnp.int32))
 
 
-def make_step(loss_fn: LossFn, config: Config, mesh: Any = None) -> Step:
+def make_step(
+    loss_fn: LossFn, config: Config, mesh: Any = None, adapters: Lora | None = None
+) -> Step:
     """One step of gradient descent on the next rows, all of one length bucket.
 
     Args:
@@ -62,25 +65,28 @@ def make_step(loss_fn: LossFn, config: Config, mesh: Any = None) -> Step:
         config: hyperparameters; the learning rate decays linearly to 0 over `updates`, or follows
             its schedule.
         mesh: device mesh that a batch is distributed over; None for one device.
+        adapters: the adapters that are trained; None if all parameters are.
 
     Returns:
         A function (TrainState, {"rows": rows}) -> (TrainState, metrics, guard.Found), whose rows
-        are a Batch [N], or one Batch for each length bucket, as from `buckets.bucketed`.
+        are a Batch [N], or one Batch for each length bucket, as from `buckets.bucketed`. With
+        adapters, the second argument also has "base", the frozen parameters.
     """
     optimizer = _optimizer(config)
     loss_fn = over_devices(loss_fn, mesh)
 
-    def descend(learner: LearnerState, data: DataState, rows: Batch) -> Any:
+    def descend(learner: LearnerState, data: DataState, rows: Batch, loss: LossFn) -> Any:
         index = next_rows(data, rows.weight.shape[0], config.batch_size)  # type: ignore[arg-type]
         batch = spread(jax.tree.map(lambda x: x[index], rows), mesh)
-        return sgd.sgd_step(learner, batch, loss_fn, optimizer, micro_batches=config.micro_batches)
+        return sgd.sgd_step(learner, batch, loss, optimizer, micro_batches=config.micro_batches)
 
     def step(state: TrainState, frozen: PyTree) -> tuple[TrainState, Metrics, guard.Found]:
         data, buckets = state.rollout, parts_of(frozen["rows"])
         learner = sgd.anneal(state.learner, config.learning_rate, config.updates, 1)
+        loss = loss_fn if adapters is None else with_adapters(loss_fn, adapters, frozen["base"])
         chosen = 0 if len(buckets) == 1 else _next_bucket(data.cursor, buckets, config.batch_size)
         branches = [
-            functools.partial(descend, data=_data_of(data, k, len(buckets)), rows=rows)
+            functools.partial(descend, data=_data_of(data, k, len(buckets)), rows=rows, loss=loss)
             for k, rows in enumerate(buckets)
         ]
         learner, metrics = jax.lax.switch(chosen, branches, learner)
@@ -93,6 +99,11 @@ def make_step(loss_fn: LossFn, config: Config, mesh: Any = None) -> Step:
         return keep_sharded(state, mesh), metrics, found
 
     return step
+
+
+def with_adapters(loss_fn: LossFn, adapters: Lora, base: Params) -> LossFn:
+    """The loss as a function of adapters, with frozen weights `base`."""
+    return lambda trained, rows: loss_fn(adapters.attach(base, trained), rows)
 
 
 def _next_bucket(cursor: jax.Array, buckets: tuple[Batch, ...], batch_size: int) -> jax.Array:

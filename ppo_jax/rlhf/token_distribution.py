@@ -18,9 +18,9 @@ from flax import struct
 from ppo_jax.distributions import Categorical, log_prob_and_entropy
 from ppo_jax.rlhf import sampling
 
-# Logits per block: 64 MiB of float32, about 330 positions of a GPT-2 vocabulary, which is large
-# enough for an efficient matrix product.
-CHUNK = 1 << 24
+# Logits per block: 128 MiB of float32, about 660 positions of a GPT-2 vocabulary. A batch that fits
+# into one block is not computed again in the backward pass.
+CHUNK = 1 << 25
 
 
 def head_logits(hidden: jax.Array, head: jax.Array, softcap: float | None = None) -> jax.Array:
@@ -63,6 +63,7 @@ def in_blocks(function: Callable, arrays: Any, lead: int, rows_per_block: int) -
     length = shape[-1]
     steps = min(length, max(1, rows_per_block // max(1, math.prod(shape[:-1]))))
     blocks = -(-length // steps)
+    steps = -(-length // blocks)  # blocks of about equal length need the least padding
 
     def cut(x: jax.Array) -> jax.Array:
         x = jnp.moveaxis(x, lead - 1, 0)

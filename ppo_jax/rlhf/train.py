@@ -16,9 +16,10 @@ import jax
 import jax.numpy as jnp
 
 from ppo_jax.config.rlhf import Rollouts as Config
-from ppo_jax.rlhf import algorithms, lora, rollout, sharding
+from ppo_jax.rlhf import algorithms, rollout, sharding
 from ppo_jax.rlhf.algorithms import ALGORITHMS
 from ppo_jax.rlhf.decoder import Decoder
+from ppo_jax.rlhf.lora import Lora
 from ppo_jax.rlhf.policy import LanguagePolicy, make_policy
 from ppo_jax.rlhf.scoring import Reward
 from ppo_jax.rollout import sequences
@@ -128,14 +129,13 @@ def build(
         group_size=config.group_size,
         kl_kind=config.kl_kind if config.kl_in == "loss" else None,
     )
-
     guarded_step = functools.partial(_guarded_step, collect=collect, algorithm=algorithm, mesh=mesh)
     frozen = {
         "reference": models.reference_params,
         "reward": models.reward.frozen,
         "prompts": jnp.asarray(prompts),
         "prompt_mask": jnp.asarray(prompt_mask),
-    }
+    } | ({"critic": models.critic_params} if config.lora_critic else {})
     return LanguageProgram(
         functools.partial(
             _init, models=models, config=config, settings=settings, algorithm=algorithm(frozen)
@@ -160,7 +160,8 @@ def _policy(
         models.critic,
         length=config.max_new_tokens,
         temperature=config.temperature,
-        lora_scale=config.lora_alpha / config.lora_rank if config.lora_rank else None,
+        adapters=adapters_of(config),
+        critic_adapters=config.lora_critic,
         valid_vocab=valid_vocab,
     )
     return policy._replace(apply=sharding.over_devices(policy.apply, mesh))
@@ -235,17 +236,29 @@ def _init(
 ) -> TrainState:
     """The state before the first update."""
     key, data_key, lora_key = jax.random.split(key, 3)
-    actor = models.actor_params
-    if config.lora_rank:
-        actor = lora.init(lora_key, actor, config.lora_rank)
-    params = {"actor": actor}
+    params, adapters = {"actor": models.actor_params}, adapters_of(config)
     if models.critic != "none":
         params["critic"] = models.critic_params
+    if adapters is not None:
+        params["actor"] = adapters.init(lora_key, params["actor"])
+    if adapters is not None and config.lora_critic:
+        params["critic"] = adapters.init(jax.random.fold_in(lora_key, 1), params["critic"])
     # Copies, because updates donate their buffers, which the reference must not share.
     params = jax.tree.map(jnp.copy, params)
     experience = rollout.init(data_key, settings)
     learner = algorithm.init(key, params)
     return TrainState(learner, experience, key, jnp.zeros((), jnp.int32))
+
+
+def adapters_of(config: Any) -> Lora | None:
+    """The adapters that the options describe; None if all parameters are trained.
+
+    Args:
+        config: options with the fields `lora_rank`, `lora_alpha` and `lora_targets`.
+    """
+    if not config.lora_rank:
+        return None
+    return Lora(config.lora_rank, config.lora_alpha, tuple(config.lora_targets))
 
 
 def check(config: Config, hyper: algorithms.Config, models: Models) -> None:
@@ -265,6 +278,13 @@ def check(config: Config, hyper: algorithms.Config, models: Models) -> None:
         raise ValueError(
             "with lora_rank the reference is the model without adapters, so it cannot be another "
             "model; leave out the reference"
+        )
+    if config.lora_critic and not (config.lora_rank and isinstance(models.critic, Decoder)):
+        raise ValueError(
+            "lora_critic needs lora_rank > 0 and a critic with a trunk of its own, but lora_rank "
+            f"is {config.lora_rank} and the critic is "
+            f"{models.critic if isinstance(models.critic, str) else 'a model'}; use critic reward "
+            "or model, or leave out lora_critic"
         )
     if method.groups and config.group_size < 2:
         raise ValueError(
