@@ -309,7 +309,7 @@ def print_summary(title: str, summary: dict[str, Any], run_dir: Path) -> None:
     if summary.get("eval_data"):
         for name, value in summary.items():
             if name.startswith("eval_"):
-                table.add_row(name.removeprefix("eval_").replace("_", " "), _value(value))
+                table.add_row(name.replace("_", " "), _value(value))
     for unit, words in UNITS.items():
         if unit in summary:
             table.add_row(words, f"{summary[unit]:,}")
