@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import shutil
+from types import SimpleNamespace
 
 import jax
 import jax.numpy as jnp
@@ -185,7 +186,7 @@ def test_a_supervised_stage_trains_adapters_alone(tmp_path, kind):
     )
     make = stages.fine_tuning if kind == "sft" else stages.reward_model
     save_model(tmp_path / "base", DECODER, PARAMS)
-    language = Language(None, tmp_path / "base", tmp_path / "base")
+    language = Language(SimpleNamespace(pad_id=0), tmp_path / "base", tmp_path / "base")
     extra = {} if kind == "sft" else {"center": 0.0}
     job = make(DECODER, params, data, config, seed=0, language=language, adapters=ADAPTERS, **extra)
     step, state = jax.jit(job.step), job.init()

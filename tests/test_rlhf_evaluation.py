@@ -268,7 +268,7 @@ def test_the_learning_rate_decays_over_the_first_number_of_updates(folder, model
     values, _ = command._values("sft", ["--updates", "40"], command.KINDS["sft"])
     assert values["anneal_updates"] == 40
     seen = []
-    monkeypatch.setattr(supervised, "make_step", lambda loss, config, mesh: seen.append(config))
+    monkeypatch.setattr(supervised, "make_step", lambda loss, config, *others: seen.append(config))
     decoder, params, tokenizer = model
     rows = supervised.text_rows(*sft_arrays([Example("a", "b")], tokenizer, 32))
     config = supervised.Config(updates=80, anneal_updates=40)

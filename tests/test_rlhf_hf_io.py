@@ -242,7 +242,7 @@ def test_training_a_reward_model_takes_the_padding_token_of_the_tokenizer(tmp_pa
     decoder = Decoder(small(5, hidden_size=8, num_layers=1, num_heads=2))
     params = decoder.with_score(decoder.init(jax.random.key(0)))
     rows = supervised.preference_rows(*[(np.ones((2, 3), int),) * 2] * 2, np.zeros(2))
-    config = supervised.Config(batch_size=2, updates=1, validation_fraction=0.0)
+    config = supervised.Config(batch_size=2, updates=1)
     tokenizer = CharTokenizer("ab")
     job = stages.reward_model(decoder, params, rows, config, center=0.0, seed=0,
                               language=stages.Language(tokenizer))  # fmt: skip

@@ -32,6 +32,7 @@ from ppo_jax.divergences import k3
 from ppo_jax.rlhf import algorithms, rollout, train
 from ppo_jax.rlhf.decoder import Decoder, small
 from ppo_jax.rlhf.generate import Generation
+from ppo_jax.rlhf.policy import TokenInputs
 from ppo_jax.rlhf.scoring import Reward
 from ppo_jax.rollout import sequences
 from ppo_jax.types import Batch, Trajectory
@@ -376,7 +377,7 @@ class TablePolicy:
     """A policy whose parameters are the outputs of each row, which `obs` names."""
 
     def apply(self, params, obs):
-        row = obs[:, 0]
+        row = obs.tokens[:, 0]
         return Table(params["actor"][row]), params["critic"][row]
 
     def joined(self, frozen):
@@ -425,7 +426,7 @@ def golden_trajectory(x, settings) -> Trajectory:
     """The trajectory that `rollout` makes of the golden responses; `obs` is the row."""
     rows = jnp.arange(len(x["mask"]))
     said = rollout.Responses(
-        inputs=rows[:, None],
+        inputs=TokenInputs(rows[:, None], rows[:, None]),
         tokens=jnp.asarray(x["tokens"]),
         mask=jnp.asarray(x["mask"]),
         ended=jnp.ones(len(rows), bool),

@@ -98,10 +98,10 @@ def test_validation_is_a_mean_over_tokens():
 
 
 def test_passes_over_the_data():
-    config = supervised.Config(updates=7, batch_size=10, validation_fraction=0.1)
+    config = supervised.Config(updates=7, batch_size=10)
     assert supervised.updates_of(config, 1000) == 7
-    for epochs, updates in ((1.0, 90), (2.5, 225), (0.001, 1)):
-        wanted = supervised.Config(epochs=epochs, batch_size=10, validation_fraction=0.1)
+    for epochs, updates in ((1.0, 100), (2.5, 250), (0.001, 1)):
+        wanted = supervised.Config(epochs=epochs, batch_size=10)
         assert supervised.updates_of(wanted, 1000) == updates
 
 

@@ -195,7 +195,7 @@ def _supervised(
         trained = state.learner.params
         return trained if adapters is None else adapters.attach(frozen["base"], trained)
 
-    def judge(state: TrainState, update: int) -> dict[str, Any]:
+    def evaluate(state: TrainState, update: int) -> dict[str, Any]:
         if held_out is None:
             return {}
         spread = sharding.over_devices(measure, mesh)
@@ -208,7 +208,7 @@ def _supervised(
         save_folder(path / "model", lambda folder: write_model(folder, decoder, params, language))
         trained = state.learner.params
         write_adapters(path, decoder, trained, adapters=adapters, language=language)
-        return judge(state, planned)
+        return evaluate(state, planned)
 
     init = functools.partial(
         supervised.init, jax.random.key(seed), start, config, len(parts_of(training))
@@ -222,7 +222,7 @@ def _supervised(
         updates=planned,
         units_per_update=config.batch_size,
         score=(None, None if held_out is None else score),
-        evaluate=None if held_out is None else judge,
+        evaluate=None if held_out is None else evaluate,
         result=result,
     )
 
@@ -274,57 +274,57 @@ def optimisation(
             and the same random numbers.
     """
     respond = jax.jit(program.respond, static_argnames="greedy")
+    responses = config.num_prompts * config.group_size
     prompts, mask = program.frozen["prompts"], program.frozen["prompt_mask"]
-    asked = held_out or HeldOutPrompts(np.asarray(prompts), np.asarray(mask), NOTHING)
-    chosen = np.random.default_rng(seed).permutation(len(asked.tokens))
-    chosen = np.resize(chosen, eval_responses)  # if there are fewer prompts, each has several
-
-    def write(state: TrainState, key: jax.Array, rows: Any) -> Responses:
-        return respond(key, state.learner.params, program.frozen, rows)
+    held_out = held_out or HeldOutPrompts(np.asarray(prompts), np.asarray(mask), NOTHING)
+    asked = _chosen(held_out, seed, eval_responses)
 
     def samples(state: TrainState, count: int) -> list[dict[str, Any]]:
         key = jax.random.fold_in(jax.random.key(seed), SAMPLES + state.update)
         rows = jax.random.randint(key, (count,), 0, prompts.shape[0])
-        said = write(state, key, (prompts[rows], mask[rows], rows))
+        chosen = (prompts[rows], mask[rows], rows)
+        said = respond(key, state.learner.params, program.frozen, chosen)
         return describe(said, config.max_new_tokens, language.tokenizer)
 
-    def judge(state: TrainState, update: int) -> dict[str, Any]:
+    def evaluate(state: TrainState, update: int) -> dict[str, Any]:
         key = jax.random.fold_in(jax.random.key(seed), EVALUATION)
-        said = evaluation.responses_to(
-            lambda key, rows: write(state, key, rows),
-            key,
-            (asked.tokens[chosen], asked.mask[chosen], asked.first + chosen),
-            size=config.num_prompts * config.group_size,
-        )
+        params = state.learner.params
+        write = lambda key, rows: respond(key, params, program.frozen, rows)
+        said = evaluation.responses_to(write, key, asked, size=responses)
         shaped = shape_scores(state.rollout.moments, said, program.settings)
         # With the initial β, evaluations during a run with an adaptive β can be compared.
-        return evaluation.named(evaluation.of_policy(said, shaped, config.kl_coef), asked.about)
+        found = evaluation.of_policy(said, shaped, config.kl_coef)
+        return evaluation.named(found, held_out.about)
 
     def result(state: TrainState, path: Path) -> dict[str, Any]:
-        actor = program.policy.join(state.learner.params, program.frozen)["actor"]
+        trained = state.learner.params
+        actor = program.policy.join(trained, program.frozen)["actor"]
         save_folder(path / "model", lambda f: write_model(f, models.actor, actor, language))
-        write_adapters(
-            path,
-            models.actor,
-            state.learner.params["actor"],
-            adapters=train.adapters_of(config),
-            language=language,
-        )
-        return judge(state, config.updates)
+        adapters = train.adapters_of(config)
+        write_adapters(path, models.actor, trained["actor"], adapters=adapters, language=language)
+        return evaluate(state, config.updates)
 
     init = functools.partial(program.init, jax.random.key(seed))
     return _job("ppo", init, program.guarded_step, program.settings.mesh)._replace(
         frozen=program.frozen,
         updates=config.updates,
         unit="responses",
-        units_per_update=config.num_prompts * config.group_size,
+        units_per_update=responses,
         headline="objective",
         curves=("objective", "kl", "shaped_score"),
         score=(None, "eval_objective"),
-        evaluate=judge,
+        evaluate=evaluate,
         result=result,
         samples=samples,
     )
+
+
+def _chosen(held_out: HeldOutPrompts, seed: int, count: int) -> tuple[np.ndarray, ...]:
+    """(token ids, mask, rows) of a random choice of prompts; each has several responses if there
+    are fewer prompts than responses."""
+    order = np.random.default_rng(seed).permutation(len(held_out.tokens))
+    rows = np.resize(order, count)
+    return held_out.tokens[rows], held_out.mask[rows], held_out.first + rows
 
 
 def describe(said: Responses, length: int, tokenizer: Any) -> list[dict[str, Any]]:
