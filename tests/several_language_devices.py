@@ -2,7 +2,7 @@
 
 This is a separate program, because the number of devices must be set before JAX is initialised:
 
-    python several_language_devices.py quick | flops | supervised | tensor | memory FOLDER
+    python several_language_devices.py quick | flops | supervised | function | memory FOLDER
 """
 
 import json

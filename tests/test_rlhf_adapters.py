@@ -78,6 +78,10 @@ def change(folder, **fields):
         ({"alora_invocation_tokens": [1]}, "adapters of some tokens only are not supported"),
         ({"base_model_name_or_path": "some/hub"}, "'some/hub', which is not a folder; download"),
         ({"base_model_name_or_path": None}, "is None, which is not a folder; download"),
+        ({"lora_alpha": "x"}, "lora_alpha is 'x'; it must be a number"),
+        ({"lora_alpha": None}, "lora_alpha is None; it must be a number"),
+        ({"alpha_pattern": [1]}, "alpha_pattern is .*; it must be an object"),
+        ({"alpha_pattern": {"[": 1}}, r"alpha_pattern has '\['"),
     ],
 )
 def test_what_cannot_be_read_is_refused(adapter, fields, message):

@@ -333,3 +333,43 @@ def test_the_best_policy_on_held_out_prompts_is_the_model(folder, tmp_path, monk
     with pytest.warns(UserWarning, match="the learning rate is 0 from update 5 on"):
         assert run("ppo", "--resume", path, "--updates", 5) == 0
     assert lines(path / "metrics.jsonl")[-1]["learning_rate"] == 0.0
+
+
+@pytest.mark.slow
+def test_passes_over_the_data_set_the_horizon_and_the_run_continues(folder, tmp_path):
+    """64 texts of which 3 are held out, in batches of 10: 2 passes are 13 updates."""
+    path = tmp_path / "epochs"
+    words = ["--model", folder / "model", "--data", folder / "texts.txt", "--batch-size", 10]
+    assert run("sft", *words, "--learning-rate", 0.13, "--epochs", 2, "--run-dir", path) == 0
+    saved = json.loads((path / "config.json").read_text())["config"]
+    assert (saved["updates"], saved["anneal_updates"], saved["epochs"]) == (13, 13, 2.0)
+    rates = [row["learning_rate"] for row in lines(path / "metrics.jsonl")]
+    np.testing.assert_allclose(rates[-1], 0.01, rtol=1e-5)
+    assert run("sft", "--resume", path, "--updates", 15, "--anneal-updates", 26) == 0
+    rates = [row["learning_rate"] for row in lines(path / "metrics.jsonl")]
+    np.testing.assert_allclose(rates[-2:], [0.065, 0.06], rtol=1e-5)
+
+
+def test_prompts_of_which_none_are_held_out_keep_their_order(folder):
+    """The checkpoints of older runs, which held out no prompts, belong to this order."""
+    path = folder / "prompts.jsonl"
+    examples, others = held_out.read_both(path, "prompt", eval_data=None, fraction=0.0)
+    assert not others.examples
+    assert [x.prompt for x in examples] == [json.loads(x)["prompt"] for x in path.open()]
+
+
+def test_the_standard_error_of_the_objective_is_over_prompts():
+    """Two prompts with scores 0 and 1, four responses each: s / sqrt(2) = 0.5."""
+    ones = jnp.ones((8, 1))
+    said = Responses(
+        inputs=(), tokens=ones, mask=ones, ended=ones[:, 0], gap=0.0, log_prob=ones * 0,
+        ref_log_prob=ones * 0, value=ones, raw_score=ones[:, 0], entropy=ones,
+        score_parts={"a": np.array([1.0, np.nan] * 4), "none": np.full(8, np.nan)},
+    )  # fmt: skip
+    rows = np.array([7, 9] * 4)
+    found = evaluation.of_policy(said, (rows == 9).astype(float), 0.1, rows)
+    assert found["objective"] == pytest.approx(0.5)
+    assert found["objective_standard_error"] == pytest.approx(0.5)
+    assert found["prompts"] == 2 and found["score_a"] == 1.0 and "score_none" not in found
+    alone = evaluation.of_policy(said, np.ones(8), 0.1, np.zeros(8, int))
+    assert "objective_standard_error" not in alone  # one prompt has no spread

@@ -119,3 +119,21 @@ def test_names_of_metrics(tmp_path):
     (tmp_path / "my-model").mkdir()
     names = ["a:f", "b:f", "c:g", str(tmp_path / "my-model")]
     assert _metric_names(names) == ["f_1", "f_2", "g", "my_model"]
+
+
+def test_a_column_may_have_the_name_of_an_argument_given_by_place():
+    def two(prompt, response, **columns):
+        return [len(columns) for _ in response]
+
+    call = Call(two, "two", ["response", "answer"])
+    given = {"response": ["x"], "answer": ["y"]}
+    assert call(["p"], ["r"], [[1]], given) == [1]
+
+
+def test_a_required_column_must_be_in_all_data():
+    table = PromptTable([Prompt("a", "x.jsonl, line 1", columns={"answer": "1", "more": "2"})])
+    table.add([Prompt("b", "y.jsonl, line 1", columns={"more": "3"})])
+    assert table.common == ["more"] and table.columns == ["answer", "more"]
+    with pytest.raises(ValueError, match="requires answer"):
+        scoring.from_function(lambda prompts, responses, answer: [0.0], None, table)
+    scoring.from_function(lambda prompts, responses, answer=None: [0.0], None, table)

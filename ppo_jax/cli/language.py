@@ -28,9 +28,9 @@ from ppo_jax.rlhf.formats import DataError, arguments
 from ppo_jax.rlhf.held_out import HeldOut, read_both
 from ppo_jax.rlhf.hf_values import ModelError
 from ppo_jax.rlhf.reward_functions import PromptTable
-from ppo_jax.rlhf.roles import ends, mesh, model, needed, prompt_room, roles, writer
+from ppo_jax.rlhf.roles import ends, frozen_dtype, mesh, model, needed, prompt_room, roles, writer
 from ppo_jax.rlhf.tokenizer import TokenizerError
-from ppo_jax.runs import loop, manifest, terminal
+from ppo_jax.runs import failures, loop, manifest, terminal
 from ppo_jax.runs.job import Callback, Job, RunFailed
 from ppo_jax.runs.options import StageOptions
 from ppo_jax.runs.signals import Signals
@@ -65,14 +65,14 @@ def work(command: str, values: Values, options: StageOptions | None) -> int:
 def _running(todo: Callable[[], int]) -> int:
     """Run what was put together; what fails from here on has failed while running."""
     try:
-        return todo()
+        with failures.quiet():
+            return todo()
     except (DataError, ModelError, TokenizerError) as error:
         raise ConfigError(str(error)) from error
     except jax.errors.JaxRuntimeError as error:
         # What a function of the user's own raised, among the frames that lead to it.
-        lines = [
-            line for line in str(error).splitlines() if line.startswith("ValueError: a reward")
-        ]
+        start = "ValueError: the reward function"
+        lines = [line for line in str(error).splitlines() if line.startswith(start)]
         if not lines:
             raise
         raise RunFailed(lines[-1].removeprefix("ValueError: ")) from error
@@ -121,10 +121,12 @@ def _supervised(
     make: Callable[[Values, bool], Job], values: Values, options: StageOptions
 ) -> Callable[[], int]:
     """A supervised stage, whose number of updates may follow from the number of its examples."""
-    if options.resume is not None:  # the saved number of updates, or a new one, is the plan
-        values = {**values, "epochs": None}
-    job = make(values, True)
-    return _in_directory(job, options, {**values, "updates": job.updates})
+    # On resume, the saved number of updates, or a new one, is the plan.
+    plan = values if options.resume is None else {**values, "epochs": None}
+    job = make(plan, True)
+    horizon = values["anneal_updates"] or job.updates
+    values = {**values, "updates": job.updates, "anneal_updates": horizon}
+    return _in_directory(job, options, values)
 
 
 def _reward_model(values: Values, announce: bool = False) -> Job:
@@ -182,6 +184,8 @@ def _held_out_rows(
 
 
 def _ppo(values: Values, options: StageOptions) -> Callable[[], int]:
+    # The saved type is that of this device: the run may continue on another one.
+    values = {**values, "frozen_dtype": frozen_dtype(values["frozen_dtype"])}
     return _in_directory(_optimisation(values), options, values)
 
 

@@ -261,6 +261,10 @@ def _numbers(rows: Sequence[Row], options: EvaluateOptions, repeat: int) -> dict
     found = evaluation.of_scores(scores, threshold=options.threshold, pass_at=options.pass_at)
     if options.reference is not None:
         found["kl"], found["kl_standard_error"] = evaluation.mean_over_prompts(column("kl"))
+    for name in (n for n in rows[0] if n.startswith("score_")):
+        given = [row[name] for row in rows if row[name] is not None]
+        if given:
+            found[name] = float(np.mean(given))
     return {
         **found,
         "response_length": float(column("tokens").mean()),

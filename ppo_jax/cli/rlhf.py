@@ -194,7 +194,9 @@ def _values(
 
 def _settle_horizon(values: dict[str, Any], resumed: bool) -> None:
     """Replace a horizon of None by the number of updates, and warn of updates beyond it."""
-    if values["anneal_updates"] is None:
+    # With --epochs, the number of updates of a supervised stage follows from its data.
+    planned = "batch_size" in values and values["epochs"] is not None and not resumed
+    if values["anneal_updates"] is None and not planned:
         values["anneal_updates"] = values["updates"]
     rate, horizon = values["learning_rate"], values["anneal_updates"]
     decays = values.get("anneal", True) and not isinstance(rate, Schedule)

@@ -313,7 +313,7 @@ class PPOOptions:
     frozen_dtype: str = option(
         "auto",
         "data type of the parameters of the reference and of reward models; auto: bfloat16 on "
-        "accelerators, float32 on CPUs",
+        "accelerators, float32 on CPUs; with adapters, the reference has --param-dtype",
         choices=FROZEN_DTYPES,
     )
     eval_responses: int = option(
@@ -339,6 +339,7 @@ class SamplingOptions:
         None,
         "total probability of the most likely tokens that are sampled from; None: no limit",
         low=0,
+        open_low=True,
         high=1,
     )
     repeat: int = option(1, "number of responses to each prompt", low=1)

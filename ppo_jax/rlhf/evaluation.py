@@ -10,7 +10,7 @@ import numpy as np
 
 from ppo_jax.rlhf import optimum
 from ppo_jax.rlhf.decoder import Decoder
-from ppo_jax.rlhf.rollout import Responses, kl_of, part_means
+from ppo_jax.rlhf.rollout import Responses, kl_of
 from ppo_jax.types import Batch, LossFn, Metrics, Params
 
 # One batch of responses: (PRNG key, (token ids [B, P], mask [B, P], ...)) -> Responses.
@@ -112,27 +112,35 @@ def responses_to(
     return Responses(*joined)
 
 
-def of_policy(said: Responses, shaped: Any, kl_coef: float) -> dict[str, float]:
+def of_policy(said: Responses, shaped: Any, kl_coef: float, rows: Any) -> dict[str, float]:
     """The objective J = E[r − β KL] of a policy, its standard error and its parts.
+
+    The independent samples of the standard error are the prompts, as in `mean_over_prompts`.
 
     Args:
         said: responses to the evaluation prompts.
         shaped: [B] scores of the responses, after scaling, clipping and penalties.
         kl_coef: KL coefficient β.
+        rows: [B] row of the prompt of each response.
     """
     total_kl = kl_of(said)
-    value, error = optimum.objective(shaped, total_kl, kl_coef)
+    value, _ = optimum.objective(shaped, total_kl, kl_coef)
+    each = np.asarray(shaped) - kl_coef * np.asarray(total_kl)
+    prompts = np.unique(rows)
+    _, error = mean_over_prompts(np.stack([[each[rows == row].mean()] for row in prompts]))
+    parts = {name: np.asarray(x) for name, x in said.score_parts.items()}
     return {
         "objective": value,
-        "objective_standard_error": error,
+        **({} if math.isnan(error) else {"objective_standard_error": error}),
         "score": float(np.mean(said.raw_score)),
-        **{name: float(x) for name, x in part_means(said).items()},
+        **{f"score_{n}": float(np.nanmean(x)) for n, x in parts.items() if not np.isnan(x).all()},
         "shaped_score": float(np.mean(shaped)),
         "kl": float(np.mean(total_kl)),
         "eos_rate": float(np.mean(said.ended)),
         "response_length": float(np.mean(np.sum(said.mask, axis=1))),
         "log_prob_gap": float(said.gap),
         "responses": int(np.shape(shaped)[0]),
+        "prompts": len(prompts),
     }
 
 

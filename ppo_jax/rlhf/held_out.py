@@ -51,6 +51,8 @@ def read_both(
         DataError: a file cannot be read.
     """
     examples = read(data, kind, template)
+    if eval_data is None and not fraction and kind == "prompt":
+        return examples, HeldOut([], "")  # in the order of the file, as in older runs
     if eval_data is None:
         return split(examples, fraction)
     held_out = read(eval_data, kind, template)

@@ -107,6 +107,7 @@ def _check(config: dict[str, Any], path: Path) -> None:
         if not any(value is x or (isinstance(x, str) and value == x) for x in allowed):
             listed = ", ".join(json.dumps(x) for x in allowed)
             raise ModelError(f"{path}: {name} is {value!r}; it must be one of {listed}: {why}")
+    _check_scales(config, path)
     saved = config.get("modules_to_save") or []
     if saved and (config.get("task_type") != "SEQ_CLS" or not {*saved} <= HEADS):
         raise ModelError(
@@ -120,6 +121,27 @@ def _check(config: dict[str, Any], path: Path) -> None:
             "plain LoRA can be read. Merge the adapter with PEFT's merge_and_unload, and give the "
             "merged model"
         )
+
+
+def _check_scales(config: dict[str, Any], path: Path) -> None:
+    """Refuse factors that are not numbers, and patterns that are not regular expressions."""
+    patterns = config.get("alpha_pattern") or {}
+    if not isinstance(patterns, dict):
+        raise ModelError(f"{path}: alpha_pattern is {patterns!r}; it must be an object")
+    for pattern in patterns:
+        try:
+            re.compile(pattern)
+        except re.error as error:
+            raise ModelError(f"{path}: alpha_pattern has {pattern!r}: {error}") from error
+    values = {"lora_alpha": config.get("lora_alpha", 8)}
+    values |= {f"alpha_pattern of {name}": x for name, x in patterns.items()}
+    for name, value in values.items():
+        if (
+            isinstance(value, bool)
+            or not isinstance(value, int | float)
+            or not math.isfinite(value)
+        ):
+            raise ModelError(f"{path}: {name} is {value!r}; it must be a number")
 
 
 def merged(tensors: dict[str, np.ndarray], adapter: Adapter, family: str) -> dict[str, np.ndarray]:
@@ -217,6 +239,8 @@ def _read_weights(adapter: Adapter) -> dict[str, np.ndarray]:
     try:
         with safe_open(path, framework="numpy") as file:
             return {k.removeprefix(PREFIX): file.get_tensor(k) for k in file.keys()}  # noqa: SIM118
+    except (TypeError, AttributeError, KeyError, ValueError) as error:
+        raise ModelError(f"{path} has weights of a type that is not supported: {error}") from error
     except (SafetensorError, OSError) as error:
         raise ModelError(f"{path} is damaged or not a safetensors file: {error}") from error
 

@@ -22,7 +22,7 @@ def read_rope(raw: dict[str, Any]) -> dict[str, Any]:
     Raises:
         ModelError: a value is missing or not supported.
     """
-    rope = part(raw, "rope_parameters") or part(raw, "rope_scaling")
+    rope = part(raw, "rope_scaling") or part(raw, "rope_parameters")
     if raw["model_type"] == "gemma3_text":
         return _read_both(raw, rope)
     theta = positive(rope, "rope_theta", positive(raw, "rope_theta", 10_000.0))

@@ -27,6 +27,7 @@ class PromptTable:
         """Make a table of the prompts of one dataset, whose rows begin at 0."""
         self._prompts: list[Prompt] = []
         self.columns: list[str] = []
+        self.common: list[str] | None = None  # the columns that all datasets have
         self.add(prompts)
 
     def add(self, prompts: Sequence[Prompt]) -> int:
@@ -35,6 +36,8 @@ class PromptTable:
         self._prompts += prompts
         names = dict.fromkeys(name for prompt in prompts for name in prompt.columns)
         self.columns += [name for name in names if name not in self.columns]
+        if prompts:
+            self.common = [n for n in names if self.common is None or n in self.common]
         return first
 
     def __getitem__(self, row: int) -> Prompt:
@@ -75,7 +78,8 @@ class Call:
         places = [p for p in self.parameters if p.kind in _BY_PLACE]
         self.by_name = "completions" in self.named or (self.everything and not places)
         if not self.by_name:
-            self.named -= {p.name for p in places[:2]}
+            self.positions = {p.name for p in places[:2]}
+            self.named -= self.positions
             self._check_two(len(places), kinds)
         if columns is not None:
             self._check_columns(columns)
@@ -113,7 +117,9 @@ class Call:
             columns: column -> its B values.
         """
         if not self.by_name:
-            return self.function(prompts, responses, **self._accepted(columns))
+            # A column may have the name of an argument that is given by its position.
+            others = {n: x for n, x in columns.items() if n not in self.positions}
+            return self.function(prompts, responses, **self._accepted(others))
         completions: list[Any] = [
             r if isinstance(p, str) else _answer(r) for p, r in zip(prompts, responses, strict=True)
         ]

@@ -2,7 +2,6 @@
 
 import dataclasses
 import importlib
-import math
 import re
 import sys
 from collections.abc import Sequence
@@ -254,7 +253,7 @@ def mesh(values: dict[str, Any]) -> Any:
     responses = values["num_prompts"] * values["group_size"]
     rows = [max(1, responses // (values["minibatches"] * parts))]
     rows += [] if values["rollout_batch"] is None else [values["rollout_batch"]]
-    return mesh_of(values["model_parallel"], math.gcd(responses, *rows))
+    return mesh_of(values["model_parallel"], responses, *rows)
 
 
 def model_folder(folder: Path) -> Path:

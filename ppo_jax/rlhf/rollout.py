@@ -192,7 +192,6 @@ def respond(
     reference: Decoder,
     score: Score,
     settings: Settings,
-    greedy: bool = False,
 ) -> Responses:
     """Sample a response to each prompt and evaluate it with all four models.
 
@@ -208,7 +207,6 @@ def respond(
             row [B] of each prompt in the data, with which reward functions find its columns.
         policy, reference, score: the models, see `collect`.
         settings: settings of the rollout: `eos_id`, `rollout_batch` and `mesh` are used.
-        greedy: whether the most likely token is taken instead of a sample.
 
     Returns:
         The B responses with the outputs of the models.
@@ -218,10 +216,8 @@ def respond(
 
     def part(rows: tuple) -> Responses:
         keys, prompts = rows
-        eos_id, temperature = settings.eos_id, 0.0 if greedy else policy.temperature
-        inputs, written = _write(
-            keys, params, prompts, policy=policy, eos_id=eos_id, temperature=temperature
-        )
+        eos_id = settings.eos_id
+        inputs, written = _write(keys, params, prompts, policy=policy, eos_id=eos_id)
         ended = _ended(written.tokens, written.mask, eos_id)
         models: dict[str, Any] = {"policy": policy, "reference": reference, "score": score}
         return _evaluated(params, frozen, inputs, written, ended=ended, **models)
@@ -238,7 +234,6 @@ def _write(
     *,
     policy: LanguagePolicy,
     eos_id: int | tuple[int, ...] | None,
-    temperature: Any,
 ) -> tuple[TokenInputs, Generation]:
     """Sample a response to each prompt: (inputs of the models [B, 1, P + L], tokens [B, L])."""
     prompt, prompt_mask = prompts[:2]
@@ -249,7 +244,7 @@ def _write(
         prompt_mask,
         decoder=policy.actor,
         max_new_tokens=policy.length,
-        temperature=temperature,
+        temperature=policy.temperature,
         eos_id=eos_id,
         valid_vocab=policy.valid_vocab,
     )

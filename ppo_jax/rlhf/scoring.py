@@ -94,7 +94,7 @@ def from_function(
         RuntimeError: raised during training, if the function raises an exception, or returns the
             wrong number of scores or one that is not finite.
     """
-    call = Call(function, name, None if table is None else table.columns)
+    call = Call(function, name, None if table is None else table.common or [])
 
     def on_host(tokens: Any, mask: Any, rows: Any, length: int) -> np.ndarray:
         tokens, mask = np.asarray(tokens), np.asarray(mask)

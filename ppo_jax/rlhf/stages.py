@@ -186,6 +186,9 @@ def _supervised(
 ) -> Job:
     training = bucketed(rows, config.length_buckets, config.batch_size)
     planned = supervised.updates_of(config, rows.weight.shape[0])
+    # An evaluation needs no more memory than a step. One function is compiled once.
+    rows_at_once = max(1, config.batch_size // config.micro_batches)
+    spread = sharding.over_devices(measure, mesh)
     frozen, start = {"rows": sharding.shard(training, mesh)}, params
     if adapters is not None:
         frozen["base"] = params if mesh is None else sharding.shard(params, mesh)
@@ -198,8 +201,7 @@ def _supervised(
     def evaluate(state: TrainState, update: int) -> dict[str, Any]:
         if held_out is None:
             return {}
-        spread = sharding.over_devices(measure, mesh)
-        found = supervised.validate(spread, whole(state), held_out.rows)
+        found = supervised.validate(spread, whole(state), held_out.rows, rows_at_once)
         found["examples"] = held_out.rows.weight.shape[0]
         return evaluation.named(found, held_out.about)
 
@@ -273,7 +275,7 @@ def optimisation(
         eval_responses: number of responses in an evaluation. All evaluations use the same prompts
             and the same random numbers.
     """
-    respond = jax.jit(program.respond, static_argnames="greedy")
+    respond = jax.jit(program.respond)
     responses = config.num_prompts * config.group_size
     prompts, mask = program.frozen["prompts"], program.frozen["prompt_mask"]
     held_out = held_out or HeldOutPrompts(np.asarray(prompts), np.asarray(mask), NOTHING)
@@ -293,7 +295,7 @@ def optimisation(
         said = evaluation.responses_to(write, key, asked, size=responses)
         shaped = shape_scores(state.rollout.moments, said, program.settings)
         # With the initial β, evaluations during a run with an adaptive β can be compared.
-        found = evaluation.of_policy(said, shaped, config.kl_coef)
+        found = evaluation.of_policy(said, shaped, config.kl_coef, asked[2])
         return evaluation.named(found, held_out.about)
 
     def result(state: TrainState, path: Path) -> dict[str, Any]:

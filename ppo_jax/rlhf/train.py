@@ -62,7 +62,7 @@ class LanguageProgram(NamedTuple):
             (TrainState, frozen) -> (TrainState, Metrics, guard.Found).
         frozen: arrays that are arguments of the step and never change: reference, reward, prompts.
         policy: policy with actor and critic.
-        respond: sampling, (key, params, frozen, (tokens, mask), greedy=False) -> Responses.
+        respond: sampling, (key, params, frozen, (tokens, mask, rows)) -> Responses.
         settings: settings of the rollout.
         collect: one rollout, (key, params, RolloutState, frozen) -> (RolloutState, Trajectory).
         algorithm: function frozen -> Algorithm, the functions of an update.
