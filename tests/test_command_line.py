@@ -641,15 +641,28 @@ def test_run_py_makes_the_environment_again_where_it_was_moved(setup, monkeypatc
     monkeypatch.undo()
 
 
-def test_run_py_installs_extras(setup):
+def test_run_py_installs_extras(setup, monkeypatch, capsys):
     run, _, started = setup
     with pytest.raises(SystemExit) as end:
         run.add(["brax", "tensorboard"])
     assert end.value.code == 0 and started[-1][-1] == f"{run.HERE}[brax,tensorboard]"
-    for words in ([], ["-U"]):
+    run.check_extras(["brax", "tensorboard"])
+    started.clear()
+    for words in ([], ["-U"], ["brax", "tensorbord"]):
+        monkeypatch.setattr(sys, "argv", ["run.py", "install", *words])
         with pytest.raises(SystemExit) as end:
-            run.add(words)
-        assert end.value.code == 1
+            run.main()
+        assert end.value.code == 1 and not started
+        assert "atari, box2d, brax, craftax" in capsys.readouterr().err
+
+
+def test_help_of_run_py_may_be_cut_off():
+    reader, writer = os.pipe()
+    os.close(reader)
+    words = [sys.executable, "-S", str(ROOT / "run.py"), "--help"]
+    ended = subprocess.run(words, stdout=writer, stderr=subprocess.PIPE, text=True)
+    os.close(writer)
+    assert (ended.returncode, ended.stderr) == (0, "")
 
 
 # --- names of the package -----------------------------------------------------------------------
