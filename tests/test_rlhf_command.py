@@ -465,12 +465,22 @@ def test_what_fails_while_a_stage_runs_is_no_refusal(folder, tmp_path, monkeypat
 
 
 @pytest.mark.parametrize(
-    "words", [("--callback", "seen:f"), ("--stop-at", "1"), ("--eval-every", "2")]
+    "words",
+    [("--callback", "seen:f"), ("--stop-at", "1"), ("--eval-every=2",), ("--final-model", "last")],
 )
 def test_the_demo_refuses_what_it_does_not_do(tmp_path, words):
-    with pytest.raises(command.ConfigError, match="the demo has no --callback"):
+    name = words[0].partition("=")[0]
+    with pytest.raises(command.ConfigError, match=f"the demo has no {name}; .* ppo-jax rlhf sft"):
         run("demo", "--run-dir", tmp_path / "demo", *words)
     assert not (tmp_path / "demo").exists()
+
+
+def test_help_of_the_demo_has_its_options_alone(capsys):
+    with pytest.raises(SystemExit):
+        run("demo", "--help")
+    text = capsys.readouterr().out
+    assert "--sft-updates" in text and "--checkpoint-seconds" in text
+    assert not {"--eval-every", "--stop-at", "--callback", "--final-model"} & {*text.split()}
 
 
 CHAT = "{% for m in messages %}{{ m['content'] }}{{ eos_token }}{% endfor %}"
