@@ -68,7 +68,9 @@ def python_commands() -> list[tuple[str, str]]:
     """(document, command) for all commands that start a module of this repository."""
     found = [(n, c) for n, d in ALL.items() for c in documents.commands(d)]
     others = re.compile(r"run\.py (test|install)")
-    return [(n, c) for n, c in found if c.startswith(("python", "ppo-jax")) and not others.search(c)]
+    return [
+        (n, c) for n, c in found if c.startswith(("python", "ppo-jax")) and not others.search(c)
+    ]
 
 
 def test_there_are_documents_with_commands():

@@ -238,6 +238,7 @@ def test_presets_are_made_of_options(name):
     ("arguments", "message"),
     [
         (["pppo"], "unknown command 'pppo'; did you mean ppo"),
+        (["grpo"], "grpo is an algorithm of ppo; write ppo-jax rlhf ppo --algorithm grpo"),
         (["ppo"], "--model is required"),
         (["ppo", "--model", "nowhere"], "nowhere"),
         (["ppo", "--model", "model"], "--data is required"),
@@ -254,7 +255,7 @@ def test_presets_are_made_of_options(name):
         (["sft", "--model", "model", "--data", "empty.txt"], "empty"),
         (["sft", "--model", "model", "--data", "broken.jsonl"], "broken.jsonl, line 2"),
         (["reward", "--model", "model", "--data", "prompts.jsonl"], "chosen"),
-        (["evaluate", "model"], "model is not a run of ppo-jax rlhf; .* give --prompts FILE"),
+        (["evaluate", "model"], "model is not the run of a language model; .* give --prompts FILE"),
         (["sft", "--model", "model", "--data", "texts.txt", "--lora-rank", "2", "--lora-targets",
            "q_proj"], "no matrix is called 'q_proj'; did you mean q?"),
         (["sft", "--model", "model", "--data", "texts.txt", "--lora-rank", "-1"], "lora_rank"),

@@ -13,13 +13,14 @@ from typing import Any, NoReturn
 from ppo_jax.cli.cluster import refuse
 from ppo_jax.cli.errors import Work, asks_for_help, exit_prepared
 from ppo_jax.cli.flags import HELP as HELP_FLAGS
-from ppo_jax.cli.flags import FirstPass, is_on, optional, read_flags
+from ppo_jax.cli.flags import REQUIRED, FirstPass, is_on, optional, read_flags
 from ppo_jax.cli.groups import group_of
 from ppo_jax.cli.listing import wrapped
 from ppo_jax.config import ConfigError
 from ppo_jax.config.foreign import flag
 from ppo_jax.config.options import check_record, coerce, did_you_mean, option
 from ppo_jax.config.rlhf import (
+    ALGORITHMS,
     OLDER,
     Adapters,
     Demo,
@@ -58,6 +59,8 @@ OTHERS: dict[str, tuple[Any, ...]] = {
 NOT_IN_DEMO = ("eval_every", "stop_at", "callback", "final_model")
 # Options of `evaluate` without --prompts.
 OF_HELD_OUT = ("model", "reward", "responses", "trust")
+# Options that a new run of a stage must have.
+NEEDED = {"sft": ("model", "data"), "reward": ("model", "data"), "ppo": ("model", "data", "reward")}
 # Options that may change when a run is resumed.
 FREE = ("updates", "anneal_updates")
 DOCS = {
@@ -130,6 +133,8 @@ def _prepared(arguments: list[str]) -> Work:
     elif asks_for_help(arguments[:1]):
         terminal.say(wrapped(HELP))
         sys.exit(0)
+    if name in ALGORITHMS and name not in COMMANDS:
+        raise ConfigError(f"{name} is an algorithm of ppo; write {PROGRAM} ppo --algorithm {name}")
     if name not in COMMANDS:
         raise ConfigError(f"unknown command {name!r}; {did_you_mean(name, COMMANDS)}")
     options: StageOptions | None = None
@@ -157,7 +162,15 @@ def _other_values(name: str, arguments: list[str]) -> dict[str, Any]:
     records = OTHERS[name]
     fields = [(f.name, f, f.default) for record in records for f in dataclasses.fields(record)]
     groups = {f.name: GROUPS[record] for record in records for f in dataclasses.fields(record)}
-    values = read_flags(arguments, fields, f"{PROGRAM} {name}", DOCS[name], groups=groups)
+    values = read_flags(
+        arguments,
+        fields,
+        f"{PROGRAM} {name}",
+        DOCS[name],
+        origins={"model": REQUIRED},
+        groups=groups,
+        word="[FOLDER]",
+    )
     for record in records:
         check_record(pick(record, values))
     if name == "evaluate":
@@ -198,6 +211,8 @@ def _values(
         kept_as = {name: f for name, f in kept_as.items() if name not in NOT_IN_DEMO}
     first = _first(arguments)
     defaults, kept, origins = _defaults(command, first, known, kinds)
+    if first.resume is None:
+        origins |= dict.fromkeys(NEEDED.get(command, ()), REQUIRED)
     fields = [(name, f, defaults[name]) for name, f in known.items()]
     fields += [(n, f, coerce(f, kept.get(n, f.default))) for n, f in kept_as.items()]
     if "clip_eps" in known:
