@@ -79,10 +79,20 @@ def works(stamp):
         return subprocess.call([PYTHON, "-c", script], stderr=nowhere) == 0
 
 
+def check_extras(extras):
+    """Refuse names that are no extras: pip would only warn of them, and --quiet hides that."""
+    import tomllib  # part of Python since 3.11
+
+    with open(os.path.join(HERE, "pyproject.toml"), "rb") as file:
+        known = sorted(tomllib.load(file)["project"]["optional-dependencies"])
+    unknown = [name for name in extras if name not in known]
+    if unknown or not extras:
+        given = "unknown extra %s" % unknown[0] if unknown else "name the extras to install"
+        fail("%s; docs/installation.md describes them: %s" % (given, ", ".join(known)))
+
+
 def add(extras):
     """Install extras of the package; pip changes a pinned package only where an extra needs it."""
-    if not extras or any(name.startswith("-") for name in extras):
-        fail("name the extras: python3 run.py install EXTRA..., as listed in docs/installation.md")
     wanted = "%s[%s]" % (HERE, ",".join(extras))
     sys.exit(subprocess.call(PIP + ["--no-build-isolation", "--editable", wanted]))
 
@@ -111,6 +121,8 @@ def main():
         return
     if len(sys.argv) < 2:
         fail("name a command; python3 run.py --help lists the commands")
+    if sys.argv[1] == "install":
+        check_extras(sys.argv[2:])
     lock = lock_file()
     stamp, wanted = os.path.join(VENV, "installed"), fingerprint(lock)
     if not installed(stamp, wanted):
@@ -127,5 +139,8 @@ def main():
 if __name__ == "__main__":
     try:
         main()
+        sys.stdout.flush()
+    except BrokenPipeError:  # the reader of --help has ended, as in `--help | head`
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     except KeyboardInterrupt:
         fail("interrupted; run the same command again to continue")

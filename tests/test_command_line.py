@@ -238,7 +238,7 @@ def test_every_name_of_ours_in_the_table_is_an_option():
 
 HINTS = [
     ("rlhf ppo --batch-size 8", "num_prompts x group_size / minibatches"),
-    ("rlhf sft --epochs 1", "--updates counts gradient steps"),
+    ("rlhf sft --max-steps 1", "--updates counts gradient steps"),
     ("rlhf ppo --bf16", "write --dtype bfloat16"),
     ("rlhf ppo --total-episodes 9", "here it is --updates; --updates counts rollouts"),
     ("rlhf generate --num-return-sequences 2", "here it is --repeat"),
@@ -345,8 +345,10 @@ def test_help_has_groups_and_says_where_defaults_come_from(capsys, monkeypatch):
 
 
 @pytest.mark.parametrize(
-    "words", ["", "rlhf", "envs", "presets", "algorithms", "benchmark", "plot", "sweep", "export"]
-)
+    "words",
+    ["", "rlhf", "envs", "presets", "algorithms", "benchmark", "plot", "sweep", "export",
+     "check-env", "evaluate", "rlhf generate", "rlhf sft"],
+)  # fmt: skip
 def test_help_fits_into_80_columns(words, monkeypatch, capsys):
     monkeypatch.setenv("COLUMNS", "80")
     monkeypatch.setenv(commands.VARIABLE, "python3 some/where/run.py")
@@ -354,7 +356,17 @@ def test_help_fits_into_80_columns(words, monkeypatch, capsys):
         front.main([*words.split(), "--help"])
     text = capsys.readouterr().out
     assert end.value.code == 0 and "some/where/run.py" in text
-    assert max(map(len, text.splitlines())) <= 80
+    assert max(map(len, text.splitlines())) <= 80 and "(default: )" not in text
+
+
+def test_help_names_what_is_required(monkeypatch, capsys):
+    monkeypatch.setenv("COLUMNS", "80")
+    for words, needed in (("rlhf sft", 2), ("rlhf ppo", 3), ("rlhf generate", 1), ("plot", 1)):
+        with pytest.raises(SystemExit):
+            front.main([*words.split(), "--help"])
+        text = " ".join(capsys.readouterr().out.split())
+        assert text.count("(required)") == needed, words
+        assert ("[FOLDER]" in text) == (words == "rlhf generate")
 
 
 def test_every_option_of_a_group_exists():
@@ -451,7 +463,10 @@ def test_lists_refuse_what_they_do_not_take(capsys):
 def test_benchmarks_are_listed_where_the_repository_is(capsys, monkeypatch):
     monkeypatch.chdir(ROOT)
     found = lines(capsys, "benchmark")
-    assert any(line.startswith("throughput ") for line in found)
+    assert {"throughput", "language.families", "language.buckets"} <= {
+        n.split()[0] for n in found if n
+    }
+    assert not any(word in " ".join(found) for word in ("language.worker", "soak.", "throughput.q"))
     with pytest.raises(SystemExit) as end:
         front.main(["benchmark", "throughputt"])
     assert end.value.code == 2 and "did you mean throughput" in capsys.readouterr().err
@@ -641,15 +656,28 @@ def test_run_py_makes_the_environment_again_where_it_was_moved(setup, monkeypatc
     monkeypatch.undo()
 
 
-def test_run_py_installs_extras(setup):
+def test_run_py_installs_extras(setup, monkeypatch, capsys):
     run, _, started = setup
     with pytest.raises(SystemExit) as end:
         run.add(["brax", "tensorboard"])
     assert end.value.code == 0 and started[-1][-1] == f"{run.HERE}[brax,tensorboard]"
-    for words in ([], ["-U"]):
+    run.check_extras(["brax", "tensorboard"])
+    started.clear()
+    for words in ([], ["-U"], ["brax", "tensorbord"]):
+        monkeypatch.setattr(sys, "argv", ["run.py", "install", *words])
         with pytest.raises(SystemExit) as end:
-            run.add(words)
-        assert end.value.code == 1
+            run.main()
+        assert end.value.code == 1 and not started
+        assert "atari, box2d, brax, craftax" in capsys.readouterr().err
+
+
+def test_help_of_run_py_may_be_cut_off():
+    reader, writer = os.pipe()
+    os.close(reader)
+    words = [sys.executable, "-S", str(ROOT / "run.py"), "--help"]
+    ended = subprocess.run(words, stdout=writer, stderr=subprocess.PIPE, text=True)
+    os.close(writer)
+    assert (ended.returncode, ended.stderr) == (0, "")
 
 
 # --- names of the package -----------------------------------------------------------------------

@@ -14,7 +14,8 @@ from safetensors.numpy import load_file, save_file
 from language_models import golden, model_folder
 from ppo_jax.rlhf import hf_adapters, lora, scoring, stages, supervised, train
 from ppo_jax.rlhf.decoder import Decoder, small
-from ppo_jax.rlhf.hf_io import ModelError, load_model, save_model
+from ppo_jax.rlhf.hf_io import load_model, save_model
+from ppo_jax.rlhf.hf_values import ModelError
 from ppo_jax.rlhf.lora import Lora
 from ppo_jax.rlhf.policy import make_policy
 from ppo_jax.rlhf.stages import Language

@@ -238,6 +238,7 @@ def test_presets_are_made_of_options(name):
     ("arguments", "message"),
     [
         (["pppo"], "unknown command 'pppo'; did you mean ppo"),
+        (["grpo"], "grpo is an algorithm of ppo; write ppo-jax rlhf ppo --algorithm grpo"),
         (["ppo"], "--model is required"),
         (["ppo", "--model", "nowhere"], "nowhere"),
         (["ppo", "--model", "model"], "--data is required"),
@@ -254,7 +255,7 @@ def test_presets_are_made_of_options(name):
         (["sft", "--model", "model", "--data", "empty.txt"], "empty"),
         (["sft", "--model", "model", "--data", "broken.jsonl"], "broken.jsonl, line 2"),
         (["reward", "--model", "model", "--data", "prompts.jsonl"], "chosen"),
-        (["evaluate", "model"], "model is not a run of ppo-jax rlhf; .* give --prompts FILE"),
+        (["evaluate", "model"], "model is not the run of a language model; .* give --prompts FILE"),
         (["sft", "--model", "model", "--data", "texts.txt", "--lora-rank", "2", "--lora-targets",
            "q_proj"], "no matrix is called 'q_proj'; did you mean q?"),
         (["sft", "--model", "model", "--data", "texts.txt", "--lora-rank", "-1"], "lora_rank"),
@@ -465,12 +466,22 @@ def test_what_fails_while_a_stage_runs_is_no_refusal(folder, tmp_path, monkeypat
 
 
 @pytest.mark.parametrize(
-    "words", [("--callback", "seen:f"), ("--stop-at", "1"), ("--eval-every", "2")]
+    "words",
+    [("--callback", "seen:f"), ("--stop-at", "1"), ("--eval-every=2",), ("--final-model", "last")],
 )
 def test_the_demo_refuses_what_it_does_not_do(tmp_path, words):
-    with pytest.raises(command.ConfigError, match="the demo has no --callback"):
+    name = words[0].partition("=")[0]
+    with pytest.raises(command.ConfigError, match=f"the demo has no {name}; .* ppo-jax rlhf sft"):
         run("demo", "--run-dir", tmp_path / "demo", *words)
     assert not (tmp_path / "demo").exists()
+
+
+def test_help_of_the_demo_has_its_options_alone(capsys):
+    with pytest.raises(SystemExit):
+        run("demo", "--help")
+    text = capsys.readouterr().out
+    assert "--sft-updates" in text and "--checkpoint-seconds" in text
+    assert not {"--eval-every", "--stop-at", "--callback", "--final-model"} & {*text.split()}
 
 
 CHAT = "{% for m in messages %}{{ m['content'] }}{{ eos_token }}{% endfor %}"

@@ -240,8 +240,8 @@ def _evaluate(values: Values, options: None) -> int | Callable[[], int]:
         return respond.evaluate(values, None)
     if not StageDirectory.is_one(path):
         raise ConfigError(
-            f"{path} is not a run of ppo-jax rlhf; to evaluate a model, give --prompts FILE and "
-            "--reward"
+            f"{path} is not the run of a language model; to evaluate a model, give --prompts FILE "
+            "and --reward"
         )
     given = Given(trust=values["trust"], followed=frozenset(values["reward"]))
     kind, saved, kept = read_stage(path, given)

@@ -1,5 +1,6 @@
 """Lists on a terminal: a name and one line about it."""
 
+import itertools
 import re
 import shutil
 import sys
@@ -48,6 +49,19 @@ def wrapped(text: str) -> str:
         )
         lines += folded or [""]
     return "\n".join(lines)
+
+
+def folded(usage: str) -> str:
+    """A usage line at the width of the terminal, which is not broken between brackets."""
+    width = max(shutil.get_terminal_size().columns, 2 * NARROW)
+    depth, kept = 0, ""
+    for before, c in itertools.pairwise(f" {usage}"):
+        depth += (c == "[" and before != "\x1b") - (c == "]")  # ESC [ begins a colour
+        kept += "\0" if c == " " and depth else c
+    lines = textwrap.fill(
+        kept, width, subsequent_indent="    ", break_long_words=False, break_on_hyphens=False
+    )
+    return lines.replace("\0", " ")
 
 
 def only_help(words: list[str], program: str, doc: str, most: int = 0) -> bool:

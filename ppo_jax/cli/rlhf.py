@@ -13,12 +13,14 @@ from typing import Any, NoReturn
 from ppo_jax.cli.cluster import refuse
 from ppo_jax.cli.errors import Work, asks_for_help, exit_prepared
 from ppo_jax.cli.flags import HELP as HELP_FLAGS
-from ppo_jax.cli.flags import FirstPass, is_on, optional, read_flags
+from ppo_jax.cli.flags import REQUIRED, FirstPass, is_on, optional, read_flags
 from ppo_jax.cli.groups import group_of
 from ppo_jax.cli.listing import wrapped
 from ppo_jax.config import ConfigError
+from ppo_jax.config.foreign import flag
 from ppo_jax.config.options import check_record, coerce, did_you_mean, option
 from ppo_jax.config.rlhf import (
+    ALGORITHMS,
     OLDER,
     Adapters,
     Demo,
@@ -53,6 +55,12 @@ OTHERS: dict[str, tuple[Any, ...]] = {
     "generate": (GenerateOptions, SamplingOptions),
     "evaluate": (EvaluateOptions, SamplingOptions),
 }
+# Options of a run that the demo does not have, because it decides itself when each stage ends.
+NOT_IN_DEMO = ("eval_every", "stop_at", "callback", "final_model")
+# Options of `evaluate` without --prompts.
+OF_HELD_OUT = ("model", "reward", "responses", "trust")
+# Options that a new run of a stage must have.
+NEEDED = {"sft": ("model", "data"), "reward": ("model", "data"), "ppo": ("model", "data", "reward")}
 # Options that may change when a run is resumed.
 FREE = ("updates", "anneal_updates")
 DOCS = {
@@ -125,6 +133,8 @@ def _prepared(arguments: list[str]) -> Work:
     elif asks_for_help(arguments[:1]):
         terminal.say(wrapped(HELP))
         sys.exit(0)
+    if name in ALGORITHMS and name not in COMMANDS:
+        raise ConfigError(f"{name} is an algorithm of ppo; write {PROGRAM} ppo --algorithm {name}")
     if name not in COMMANDS:
         raise ConfigError(f"unknown command {name!r}; {did_you_mean(name, COMMANDS)}")
     options: StageOptions | None = None
@@ -152,10 +162,42 @@ def _other_values(name: str, arguments: list[str]) -> dict[str, Any]:
     records = OTHERS[name]
     fields = [(f.name, f, f.default) for record in records for f in dataclasses.fields(record)]
     groups = {f.name: GROUPS[record] for record in records for f in dataclasses.fields(record)}
-    values = read_flags(arguments, fields, f"{PROGRAM} {name}", DOCS[name], groups=groups)
+    values = read_flags(
+        arguments,
+        fields,
+        f"{PROGRAM} {name}",
+        DOCS[name],
+        origins={"model": REQUIRED},
+        groups=groups,
+        word="[FOLDER]",
+    )
     for record in records:
         check_record(pick(record, values))
+    if name == "evaluate":
+        _check_evaluation(values, {n: f for n, f, _ in fields})
     return values
+
+
+def _check_evaluation(values: dict[str, Any], fields: dict[str, Any]) -> None:
+    """Refuse options that an evaluation with or without --prompts would ignore.
+
+    Raises:
+        ConfigError: the message names the options.
+    """
+    given = [name for name, field in fields.items() if values[name] != field.default]
+    if values["prompts"] is not None:
+        if "responses" in given:
+            raise ConfigError(
+                "--responses is for a run without --prompts; with --prompts, --repeat is the "
+                "number of responses to each prompt"
+            )
+        return
+    unused = [flag(name) for name in given if name not in OF_HELD_OUT]
+    if unused:
+        raise ConfigError(
+            f"{', '.join(unused)}: only with --prompts FILE; without it, a run is evaluated on its "
+            "own held-out data with the options of its training"
+        )
 
 
 def _values(
@@ -163,20 +205,26 @@ def _values(
 ) -> tuple[dict[str, Any], StageOptions]:
     """(flat values, how the run is kept) of a command line."""
     known = {f.name: f for kind in kinds for f in dataclasses.fields(kind)}
+    kept_as = {f.name: f for f in dataclasses.fields(StageOptions)}
+    if command == "demo":
+        _refuse_in_demo(arguments)
+        kept_as = {name: f for name, f in kept_as.items() if name not in NOT_IN_DEMO}
     first = _first(arguments)
     defaults, kept, origins = _defaults(command, first, known, kinds)
+    if first.resume is None:
+        origins |= dict.fromkeys(NEEDED.get(command, ()), REQUIRED)
     fields = [(name, f, defaults[name]) for name, f in known.items()]
-    for field in dataclasses.fields(StageOptions):
-        default = coerce(field, kept.get(field.name, field.default))
-        fields.append((field.name, field, default))
+    fields += [(n, f, coerce(f, kept.get(n, f.default))) for n, f in kept_as.items()]
     if "clip_eps" in known:
         fields.insert(0, ("preset", dataclasses.fields(PresetOptions)[0], None))
     groups = {f.name: _group(f.name, kind) for kind in kinds for f in dataclasses.fields(kind)}
     parsed = read_flags(
         arguments, fields, f"{PROGRAM} {command}", DOCS[command], origins=origins, groups=groups
     )
-    for kind in (*kinds, StageOptions):
+    for kind in kinds:
         check_record(pick(kind, parsed))
+    options = StageOptions(**{name: parsed[name] for name in kept_as})
+    check_record(options)
     values = {name: parsed[name] for name in known}
     if "anneal_updates" in values:
         _settle_horizon(values, first.resume is not None)
@@ -189,7 +237,18 @@ def _values(
             )
     # A run may be continued from any working directory.
     values = {n: x.resolve() if isinstance(x, Path) else x for n, x in values.items()}
-    return values, pick(StageOptions, parsed)
+    return values, options
+
+
+def _refuse_in_demo(arguments: list[str]) -> None:
+    """Refuse the options of a single stage for the demo, which runs all of them."""
+    for word in arguments:
+        name = word.partition("=")[0]
+        if name.removeprefix("--").replace("-", "_") in NOT_IN_DEMO:
+            raise ConfigError(
+                f"the demo has no {name}; the commands of its stages have it: {PROGRAM} sft, "
+                f"{PROGRAM} reward and {PROGRAM} ppo"
+            )
 
 
 def _settle_horizon(values: dict[str, Any], resumed: bool) -> None:

@@ -15,7 +15,7 @@ from ppo_jax import suites
 from ppo_jax.cli.cluster import refuse
 from ppo_jax.cli.errors import Work, asks_for_help, exit_prepared
 from ppo_jax.cli.flags import base_config, given_of, parse, starting_point
-from ppo_jax.config import ConfigError, TrainConfig
+from ppo_jax.config import ConfigError, TrainConfig, commands
 from ppo_jax.config.options import check_record
 from ppo_jax.config.toml import to_toml
 from ppo_jax.runs import terminal
@@ -88,7 +88,11 @@ def _prepared(arguments: list[str]) -> Work:
     if points.compare is None and options.resume is None:
         _varied(config, points)
     if values["print_config"]:
-        terminal.say("\n".join([to_toml(config), *(f"# --vary {word}" for word in points.vary)]))
+        terminal.say(
+            "\n".join(
+                [commands.shown(to_toml(config)), *(f"# --vary {word}" for word in points.vary)]
+            )
+        )
         sys.exit(0)
     if not asks_for_help(arguments):
         leave_devices_to_workers(where)

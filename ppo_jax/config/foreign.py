@@ -283,7 +283,6 @@ INSTEAD: dict[str, tuple[str, ...]] = {
     **dict.fromkeys(("episodes", "num_episodes", "n_episodes", "total_episodes"), (LENGTH,)),
     **dict.fromkeys(("layers", "num_layers", "n_layers"), (LAYERS,)),
     **dict.fromkeys(("bf16", "fp16"), LOW_PRECISION),
-    "epochs": (GRADIENT_STEPS,),
     "no_clip_vloss": ("--value-clip-eps None does not clip the loss of the value function",),
     "torch_deterministic": (SAME_NUMBERS,),
     "deterministic": ("greedy actions are the default; --stochastic samples them", SAME_NUMBERS),

@@ -356,7 +356,7 @@ class SamplingOptions:
 class GenerateOptions:
     """Which responses are written."""
 
-    model: Path | None = option(None, "folder of a model, or of a run of ppo-jax rlhf")
+    model: Path | None = option(None, "folder of a model, or of a run of a language model")
     prompt: tuple[str, ...] = option((), "prompts to respond to")
     prompts: Path | None = option(None, "file of prompts, instead of --prompt")
     resume: bool = option(False, "continue an --out file that an interrupted command left")
@@ -366,14 +366,15 @@ class GenerateOptions:
 class EvaluateOptions:
     """What is evaluated, and how responses are scored."""
 
-    model: Path | None = option(None, "folder of a model, or of a run of ppo-jax rlhf")
+    model: Path | None = option(None, "folder of a model, or of a run of a language model")
     prompts: Path | None = option(
         None, "file of prompts; None: a run is evaluated on its own held-out data"
     )
     reward: tuple[str, ...] = option(
         (),
-        "rewards: folders of reward models, or functions of (prompts, responses) as "
-        "MODULE:FUNCTION; without --prompts, the reward functions of the run, named again",
+        "rewards: folders of reward models, or functions of (prompts, completions, columns of the "
+        "prompts) as MODULE:FUNCTION; without --prompts, the reward functions of the run, named "
+        "again",
     )
     reward_weights: tuple[float, ...] = option((), "weight of each reward; by default 1 for each")
     reference: Path | None = option(

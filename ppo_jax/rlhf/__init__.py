@@ -12,7 +12,8 @@ if TYPE_CHECKING:
     from ppo_jax.rlhf.algorithms import ALGORITHMS
     from ppo_jax.rlhf.decoder import Decoder, DecoderConfig, small
     from ppo_jax.rlhf.generate import Generation, generate
-    from ppo_jax.rlhf.hf_io import ModelError, load_model, save_model
+    from ppo_jax.rlhf.hf_io import load_model, save_model
+    from ppo_jax.rlhf.hf_values import ModelError
     from ppo_jax.rlhf.rewards import (
         adaptive_kl,
         kl_estimate,
@@ -45,7 +46,8 @@ __getattr__, __dir__ = attach(
         "algorithms": ("ALGORITHMS",),
         "decoder": ("Decoder", "DecoderConfig", "small"),
         "generate": ("Generation", "generate"),  # a module that can be called
-        "hf_io": ("ModelError", "load_model", "save_model"),
+        "hf_io": ("load_model", "save_model"),
+        "hf_values": ("ModelError",),
         "rewards": ("adaptive_kl", "kl_estimate", "preference_loss", "token_rewards", "whiten"),
     },
 )

@@ -18,7 +18,7 @@ import numpy as np
 from rich.table import Table
 
 from ppo_jax import precision
-from ppo_jax.config import ConfigError, commands
+from ppo_jax.config import commands
 from ppo_jax.config.rlhf import Demo as DemoConfig
 from ppo_jax.rlhf import algorithms, held_out, optimum, stages, supervised, train
 from ppo_jax.rlhf.corpus import first_letters, gold_score, noisy_preferences, tokenizer_of, words
@@ -82,11 +82,6 @@ def demo(config: DemoConfig, options: RunOptions) -> int:
     Returns:
         Exit code: 0, or 128 + the number of the signal that stopped the demo.
     """
-    if options.callback or options.eval_every is not None or options.stop_at is not None:
-        raise ConfigError(
-            "the demo has no --callback, --eval-every or --stop-at; use the commands of its "
-            "stages instead: python -m ppo_jax.rlhf sft, reward or ppo"
-        )
     started = time.perf_counter()
     lines = words() if config.data is None else _lines_of(config.data)
     with open_directory("demo", options, flat(config)) as directory, Signals() as signals:

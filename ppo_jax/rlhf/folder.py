@@ -160,7 +160,8 @@ def run(
 def _next_steps(kind: str, config: dict[str, Any], path: Path) -> dict[str, str]:
     """The commands that may follow a finished stage, by name."""
     longer = 2 * int(config["updates"])
-    write = commands.command("rlhf", "generate", path, "--max-new-tokens", 32)
+    length = config.get("max_new_tokens", 32)  # that of the responses in training, if it had any
+    write = commands.command("rlhf", "generate", path, "--max-new-tokens", length)
     further = ("--updates", longer, "--anneal-updates", longer)
     return {
         **({} if kind == "reward" else {"generate": write}),

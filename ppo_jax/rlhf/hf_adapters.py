@@ -19,7 +19,7 @@ from safetensors.numpy import save_file
 from ppo_jax.rlhf import hf_names
 from ppo_jax.rlhf.decoder import Decoder
 from ppo_jax.rlhf.decoder_config import DecoderConfig
-from ppo_jax.rlhf.hf_config import ModelError
+from ppo_jax.rlhf.hf_values import ModelError
 from ppo_jax.rlhf.lora import Lora
 from ppo_jax.runs import manifest
 from ppo_jax.types import Params

@@ -19,7 +19,7 @@ from ppo_jax.rlhf.hf_values import (
     whole,
 )
 
-__all__ = ["CAUSAL", "SCORING", "ModelError", "read_config", "write_config"]
+__all__ = ["CAUSAL", "SCORING", "read_config", "write_config"]
 
 _STEMS = {
     "gpt2": "GPT2",

@@ -16,7 +16,8 @@ from ppo_jax.rlhf.buckets import bucketed, parts_of
 from ppo_jax.rlhf.decoder import Decoder
 from ppo_jax.rlhf.export import save_folder
 from ppo_jax.rlhf.held_out import NOTHING
-from ppo_jax.rlhf.hf_io import ModelError, load_model, save_model
+from ppo_jax.rlhf.hf_io import load_model, save_model
+from ppo_jax.rlhf.hf_values import ModelError
 from ppo_jax.rlhf.lora import Lora
 from ppo_jax.rlhf.rollout import Responses, kl_of, shape_scores
 from ppo_jax.rlhf.scoring import Reward, from_model, texts_of

@@ -103,6 +103,12 @@ class StageOptions(KeepOptions):
     """Options of a stage of a language model besides those of training; none changes an update."""
 
     checkpoint_seconds: float = option(60.0, "number of seconds between checkpoints", low=0)
+    stop_at: float | None = option(
+        None,
+        "value of an evaluation (--eval-every) at which a run ends: an eval_loss as low (sft), or "
+        "an eval_accuracy (reward) or eval_objective (ppo) as high; None: the run does not end "
+        "early",
+    )
     sample_seconds: float = option(
         20.0, "number of seconds between the samples that are shown", low=0
     )
