@@ -76,10 +76,11 @@ QUICK = [
     (["rlhf", "ppo", "--help"], 0),
     (["rlhf", "sft", "--batch-size", "0"], 2),
     (["check-env", "--help"], 0),
+    (["plot", "--help"], 0),
 ]
 
 
-SLOW = ("jax", "flax", "optax", "orbax", "matplotlib", "gymnax", "gymnasium")
+SLOW = ("jax", "flax", "optax", "orbax", "matplotlib", "scipy.stats", "gymnax", "gymnasium")
 
 
 def test_help_and_refusals_do_not_import_jax():
@@ -538,6 +539,7 @@ def test_a_refusal_and_a_help_text_name_run_py(monkeypatch, capsys):
         (["train", "--preset", "zzz"], "`python3 run.py presets` lists"),
         (["presets", "--help"], "`python3 run.py train --preset NAME` trains"),
         (["train", "--help"], "usage: python3 run.py train"),
+        (["train", "--print-config"], "# Read by `python3 run.py train --config FILE`."),
         (["rlhf", "--help"], "usage: python3 run.py rlhf"),
         (["--help"], "python3 run.py evaluate runs/first --gif first.gif"),
     ):
