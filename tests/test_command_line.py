@@ -13,7 +13,7 @@ import pytest
 
 from ppo_jax import suites
 from ppo_jax.algorithms.configs import CONFIGS
-from ppo_jax.cli import flags
+from ppo_jax.cli import flags, listing
 from ppo_jax.cli import main as front
 from ppo_jax.cli import rlhf as language
 from ppo_jax.cli import sweep as sweep_command
@@ -358,6 +358,13 @@ def test_help_fits_into_80_columns(words, monkeypatch, capsys):
     text = capsys.readouterr().out
     assert end.value.code == 0 and "some/where/run.py" in text
     assert max(map(len, text.splitlines())) <= 80 and "(default: )" not in text
+
+
+def test_a_usage_line_is_broken_between_options_alone(monkeypatch):
+    monkeypatch.setenv("COLUMNS", "40")
+    usage = "\x1b[1musage:\x1b[0m ppo-jax check-env [-h] STR [--env-args [STR [STR ...]]]"
+    lines = ["usage: ppo-jax check-env [-h] STR", "    [--env-args [STR [STR ...]]]"]
+    assert listing.folded(usage) == "\n".join(lines)
 
 
 def test_help_names_what_is_required(monkeypatch, capsys):
@@ -767,7 +774,9 @@ def test_what_varies_is_listed_with_the_configuration(capsys):
     assert given[-2:] == ["--env", "Pong"]
 
 
-@pytest.mark.parametrize("words", [["envs"], ["algorithms"], ["presets"], ["envs", "ale"]])
+@pytest.mark.parametrize(
+    "words", [["envs"], ["algorithms"], ["presets"], ["envs", "ale"], ["benchmark"]]
+)
 def test_lists_fit_into_a_terminal(words, capsys, monkeypatch):
     monkeypatch.setenv("COLUMNS", "80")
     full = " ".join(lines(capsys, *words)).split()
