@@ -13,7 +13,7 @@ import pytest
 
 from ppo_jax import suites
 from ppo_jax.algorithms.configs import CONFIGS
-from ppo_jax.cli import flags
+from ppo_jax.cli import flags, listing
 from ppo_jax.cli import main as front
 from ppo_jax.cli import rlhf as language
 from ppo_jax.cli import sweep as sweep_command
@@ -76,10 +76,11 @@ QUICK = [
     (["rlhf", "ppo", "--help"], 0),
     (["rlhf", "sft", "--batch-size", "0"], 2),
     (["check-env", "--help"], 0),
+    (["plot", "--help"], 0),
 ]
 
 
-SLOW = ("jax", "flax", "optax", "orbax", "matplotlib", "gymnax", "gymnasium")
+SLOW = ("jax", "flax", "optax", "orbax", "matplotlib", "scipy.stats", "gymnax", "gymnasium")
 
 
 def test_help_and_refusals_do_not_import_jax():
@@ -359,6 +360,13 @@ def test_help_fits_into_80_columns(words, monkeypatch, capsys):
     assert max(map(len, text.splitlines())) <= 80 and "(default: )" not in text
 
 
+def test_a_usage_line_is_broken_between_options_alone(monkeypatch):
+    monkeypatch.setenv("COLUMNS", "40")
+    usage = "\x1b[1musage:\x1b[0m ppo-jax check-env [-h] STR [--env-args [STR [STR ...]]]"
+    lines = ["usage: ppo-jax check-env [-h] STR", "    [--env-args [STR [STR ...]]]"]
+    assert listing.folded(usage) == "\n".join(lines)
+
+
 def test_help_names_what_is_required(monkeypatch, capsys):
     monkeypatch.setenv("COLUMNS", "80")
     for words, needed in (("rlhf sft", 2), ("rlhf ppo", 3), ("rlhf generate", 1), ("plot", 1)):
@@ -538,6 +546,7 @@ def test_a_refusal_and_a_help_text_name_run_py(monkeypatch, capsys):
         (["train", "--preset", "zzz"], "`python3 run.py presets` lists"),
         (["presets", "--help"], "`python3 run.py train --preset NAME` trains"),
         (["train", "--help"], "usage: python3 run.py train"),
+        (["train", "--print-config"], "# Read by `python3 run.py train --config FILE`."),
         (["rlhf", "--help"], "usage: python3 run.py rlhf"),
         (["--help"], "python3 run.py evaluate runs/first --gif first.gif"),
     ):
@@ -765,7 +774,9 @@ def test_what_varies_is_listed_with_the_configuration(capsys):
     assert given[-2:] == ["--env", "Pong"]
 
 
-@pytest.mark.parametrize("words", [["envs"], ["algorithms"], ["presets"], ["envs", "ale"]])
+@pytest.mark.parametrize(
+    "words", [["envs"], ["algorithms"], ["presets"], ["envs", "ale"], ["benchmark"]]
+)
 def test_lists_fit_into_a_terminal(words, capsys, monkeypatch):
     monkeypatch.setenv("COLUMNS", "80")
     full = " ".join(lines(capsys, *words)).split()

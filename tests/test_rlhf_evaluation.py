@@ -10,6 +10,7 @@ import pytest
 
 from ppo_jax.cli import rlhf as command
 from ppo_jax.rlhf import evaluation, held_out, respond, stages, supervised
+from ppo_jax.rlhf import folder as stage_folder
 from ppo_jax.rlhf.data import Tokens, sft_arrays
 from ppo_jax.rlhf.decoder import Decoder, small
 from ppo_jax.rlhf.formats import Example, Preference, Prompt
@@ -269,6 +270,14 @@ def test_options_that_contradict_each_other_are_one_line(folder, monkeypatch, wo
     monkeypatch.chdir(folder)
     with pytest.raises(command.ConfigError, match=message):
         run(*words)
+
+
+def test_the_next_command_writes_responses_of_the_length_of_the_run(tmp_path):
+    config = {"updates": 3, "max_new_tokens": 7}
+    assert "--max-new-tokens 7" in stage_folder._next_steps("ppo", config, tmp_path)["generate"]
+    assert (
+        "--max-new-tokens" in stage_folder._next_steps("sft", {"updates": 3}, tmp_path)["generate"]
+    )
 
 
 def test_the_learning_rate_decays_over_the_first_number_of_updates(folder, model, monkeypatch):

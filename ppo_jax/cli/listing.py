@@ -1,6 +1,5 @@
 """Lists on a terminal: a name and one line about it."""
 
-import itertools
 import re
 import shutil
 import sys
@@ -15,6 +14,7 @@ GAP = "  "
 NARROW = 16
 # The first column of a line of help.
 COLUMN = re.compile(r" +(\S+ {2,})?")
+COLOUR = re.compile(r"\x1b\[[0-9;]*m")
 
 
 def show(rows: Rows) -> None:
@@ -52,11 +52,12 @@ def wrapped(text: str) -> str:
 
 
 def folded(usage: str) -> str:
-    """A usage line at the width of the terminal, which is not broken between brackets."""
+    """A usage line at the width of the terminal, which is not broken between brackets. It loses
+    tyro's colours, which would count as letters."""
     width = max(shutil.get_terminal_size().columns, 2 * NARROW)
     depth, kept = 0, ""
-    for before, c in itertools.pairwise(f" {usage}"):
-        depth += (c == "[" and before != "\x1b") - (c == "]")  # ESC [ begins a colour
+    for c in COLOUR.sub("", usage):
+        depth += (c == "[") - (c == "]")
         kept += "\0" if c == " " and depth else c
     lines = textwrap.fill(
         kept, width, subsequent_indent="    ", break_long_words=False, break_on_hyphens=False
