@@ -1,5 +1,7 @@
 """Normalisation layers of a decoder."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 from flax import linen as nn
@@ -27,9 +29,45 @@ class RMSNorm(nn.Module):
         """Normalise the last axis of x [..., F]."""
         init = nn.initializers.zeros if self.unit_offset else nn.initializers.ones
         scale = self.param("scale", init, (x.shape[-1],)).astype(jnp.float32)
-        y = x.astype(jnp.float32)
-        factor = jax.lax.rsqrt(jnp.mean(jnp.square(y), axis=-1, keepdims=True) + self.epsilon)
-        return (y * (factor * (1.0 + scale if self.unit_offset else scale))).astype(self.dtype)
+        factor = 1.0 + scale if self.unit_offset else scale
+        return root_mean_square_normalized(x, factor, self.epsilon).astype(self.dtype)
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(2,))
+def root_mean_square_normalized(x: jax.Array, scale: jax.Array, epsilon: float) -> jax.Array:
+    """x r ⊙ w with r = 1 / √(mean x² + ε).
+
+    The gradients are those of automatic differentiation, ∂x = r (w ⊙ g − x r² mean(x ⊙ w ⊙ g)) and
+    ∂w = Σ_rows g ⊙ x r. Written in this way, the backward pass stores x and r alone and is faster
+    on CPUs. There is no forward-mode derivative.
+
+    Args:
+        x: [..., F] inputs.
+        scale: [F] float32 factors w.
+        epsilon: number ε that is added to the mean square.
+
+    Returns:
+        [..., F] float32 outputs.
+    """
+    return _forward(x, scale, epsilon)[0]
+
+
+def _forward(x: jax.Array, scale: jax.Array, epsilon: float) -> tuple[jax.Array, tuple]:
+    y = x.astype(jnp.float32)
+    factor = jax.lax.rsqrt(jnp.mean(jnp.square(y), axis=-1, keepdims=True) + epsilon)
+    return y * (factor * scale), (x, factor, scale)
+
+
+def _backward(epsilon: float, kept: tuple, g: jax.Array) -> tuple[jax.Array, jax.Array]:
+    x, factor, scale = kept
+    y = x.astype(jnp.float32)
+    shared = jnp.mean(y * (g * scale), axis=-1, keepdims=True) * factor**3
+    rows = tuple(range(x.ndim - 1))
+    dx = g * scale * factor - y * shared
+    return dx.astype(x.dtype), jnp.sum(g * (y * factor), axis=rows)
+
+
+root_mean_square_normalized.defvjp(_forward, _backward)
 
 
 def norm(config: DecoderConfig, name: str) -> nn.Module:

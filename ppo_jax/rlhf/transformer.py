@@ -24,6 +24,41 @@ def activation(name: str) -> Callable[[jax.Array], jax.Array]:
     }[name]
 
 
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
+def gated(name: str, gate: jax.Array, up: jax.Array | None) -> jax.Array:
+    """act(gate) ⊙ up, or act(gate) without `up`.
+
+    The gradients are those of automatic differentiation, which stores the intermediate results of
+    the activation. Here the backward pass computes them again, in one pass over memory for each
+    gradient, which is faster on CPUs and takes less memory. There is no forward-mode derivative.
+
+    Args:
+        name: name of the activation, see `activation`.
+        gate: [..., F] inputs of the activation.
+        up: [..., F] factors, or None.
+
+    Returns:
+        [..., F] products.
+    """
+    inner = activation(name)(gate)
+    return inner if up is None else inner * up
+
+
+def _gated_forward(name: str, gate: jax.Array, up: jax.Array | None) -> tuple:
+    return gated(name, gate, up), (gate, up)
+
+
+def _gated_backward(name: str, kept: tuple, g: jax.Array) -> tuple:
+    # Without the barrier XLA finds the same expressions in the forward pass and stores them.
+    gate, up, g = jax.lax.optimization_barrier((*kept, g))
+    if up is None:
+        return jax.vjp(activation(name), gate)[1](g)[0], None
+    return jax.vjp(activation(name), gate)[1](g * up)[0], g * activation(name)(gate)
+
+
+gated.defvjp(_gated_forward, _gated_backward)
+
+
 class MLP(nn.Module):
     """down(act(gate(x)) ⊙ up(x)), or for gpt2, which has no gate, down(act(up(x))).
 
@@ -47,9 +82,9 @@ class MLP(nn.Module):
                 name=name,
             )
 
-        act = activation(c.activation)
         up = dense(c.intermediate_size, c.init_std, "up")(x)
-        inner = act(up) if plain else act(dense(c.intermediate_size, c.init_std, "gate")(x)) * up
+        gate = None if plain else dense(c.intermediate_size, c.init_std, "gate")(x)
+        inner = gated(c.activation, *((up, None) if gate is None else (gate, up)))
         return dense(c.hidden_size, c.init_std * (2 * c.num_layers) ** -0.5, "down")(inner)
 
 
@@ -76,6 +111,9 @@ class Block(nn.Module):
     ) -> tuple[jax.Array, KeyValue]:
         """Map hidden states [B, T, D] to [B, T, D]; also returns the layer's keys and values."""
         c = self.config
+        # Without the barrier XLA recomputes the sum of the gradients of all later layers wherever
+        # the gradient of one layer is used.
+        x = jax.lax.optimization_barrier(x)
         before, after = (c.structure.norms in (place, "both") for place in ("before", "after"))
 
         def normed(name: str, wanted: bool, x: jax.Array) -> jax.Array:
