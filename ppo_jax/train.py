@@ -33,6 +33,7 @@ from ppo_jax.networks import (
     CONVOLUTIONS,
     FRAME_MIXES,
     Policy,
+    Stage,
     has_memory,
     make_policy,
     make_recurrent_policy,
@@ -270,6 +271,8 @@ def _policy(config: TrainConfig, env: Env) -> Policy:
         "action_space": env.action_space,
         "hidden": config.hidden,
         "activation": config.activation,
+        "norm": config.norm,
+        "residual": config.residual,
         "cnn": CONVOLUTIONS[config.network],
         "shared_torso": config.shared_torso,
         "squash": config.squash,
@@ -373,7 +376,10 @@ def _check_image(network: str, name: str, observations: PyTree) -> None:
             "that are given by id), return images [H, W, C] of another size, or use network mlp"
         )
     side = min(image.shape[:2])
-    for _, kernel, stride in CONVOLUTIONS[network]:
+    for layer in CONVOLUTIONS[network]:
+        if isinstance(layer, Stage):  # its convolutions are padded
+            continue
+        _, kernel, stride = layer
         if side < kernel:
             raise InvalidEnvironment(
                 f"images{path} of {name} with shape {image.shape} are too small for network "

@@ -52,6 +52,7 @@ GROUPS: dict[str, tuple[str, ...]] = {
         "ppo_jax.networks",
         "ppo_jax.networks.policy",
         "ppo_jax.networks.own",
+        "ppo_jax.networks.convolutions",
         "ppo_jax.networks.layers",
         "ppo_jax.networks.heads",
         "ppo_jax.networks.memory",

@@ -18,6 +18,8 @@ GROUPS: dict[str, tuple[str, ...]] = {
         "network",
         "hidden",
         "activation",
+        "norm",
+        "residual",
         "memory",
         "memory_size",
         "frame_mix",

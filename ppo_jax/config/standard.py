@@ -10,10 +10,11 @@ from typing import Any
 from ppo_jax.config.options import option
 
 ACTIVATIONS = ("tanh", "relu", "silu", "gelu")
-CONVOLUTIONS = ("mlp", "minatar", "small", "nature")
+CONVOLUTIONS = ("mlp", "minatar", "small", "nature", "impala")
 DTYPES = ("float32", "bfloat16")
 FRAME_MIXES = ("none", "differences")
 MEMORIES = ("none", "gru", "lstm")
+NORMS = ("none", "layer", "rms")
 PRECISIONS = ("default", "high", "highest")
 
 

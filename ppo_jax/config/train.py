@@ -73,6 +73,14 @@ class TrainConfig:
     activation: str = option(
         "tanh", "activation function of the hidden layers", choices=standard.ACTIVATIONS
     )
+    norm: str = option(
+        "none",
+        "normalisation of each hidden layer before its activation: none, layer norm or RMS norm",
+        choices=standard.NORMS,
+    )
+    residual: bool = option(
+        False, "make the hidden layers residual blocks (SimBa), all of the same width"
+    )
     network: str = option(
         "mlp",
         "fully connected layers alone (mlp), or convolutions in front of them",
@@ -467,6 +475,21 @@ def _check_sizes(config: TrainConfig) -> None:
         )
     for name, value in hooks.divisors(config.hyper).items():
         _check_divides(config, name, value)
+    _check_residual(config)
+
+
+def _check_residual(config: TrainConfig) -> None:
+    """Refuse residual blocks of different widths, or without normalisation."""
+    if not config.residual:
+        return
+    widths = sorted(set(config.hidden))
+    if len(widths) > 1:
+        raise ConfigError(
+            f"hidden is {' '.join(map(str, config.hidden))}; residual blocks have one width, for "
+            f"example --hidden {' '.join([str(widths[-1])] * len(config.hidden))}"
+        )
+    if config.norm == "none":
+        raise ConfigError("residual blocks need a normalisation: --norm layer or --norm rms")
 
 
 def _check_divides(config: TrainConfig, name: str, value: int) -> None:

@@ -11,9 +11,10 @@ from flax import struct
 
 from ppo_jax.distributions import Distribution
 from ppo_jax.envs import spaces
+from ppo_jax.networks.convolutions import CNN, ConvLayer
 from ppo_jax.networks.features import Features, batch_shape, preprocess
 from ppo_jax.networks.heads import Actor, Critic, QCritic
-from ppo_jax.networks.layers import CNN, MLP
+from ppo_jax.networks.layers import Layers
 from ppo_jax.types import Params, PyTree
 
 
@@ -77,7 +78,9 @@ def make_policy(
     *,
     hidden: Sequence[int] = (64, 64),
     activation: str = "tanh",
-    cnn: Sequence[tuple[int, int, int]] = (),
+    norm: str = "none",
+    residual: bool = False,
+    cnn: Sequence[ConvLayer] = (),
     shared_torso: bool = False,
     squash: bool = False,
     log_std_init: float = 0.0,
@@ -94,6 +97,8 @@ def make_policy(
         action_space: Discrete, MultiDiscrete, MultiBinary or Box.
         hidden: widths of the fully connected layers.
         activation: name in ACTIVATIONS.
+        norm: name in NORMS, the normalisation before the activations.
+        residual: whether the hidden layers are residual blocks (`ResidualMLP`), all of one width.
         cnn: (features, kernel, stride) of convolutions before the first hidden layer, or empty.
             Their input is the only leaf of shape [H, W, C]; other leaves are appended to their
             output.
@@ -118,13 +123,14 @@ def make_policy(
     if image := bool(cnn):
         spaces.image(observation_space)
 
-    body = functools.partial(layers_of, tuple(cnn), tuple(hidden), activation, dtype=dtype)
+    layers = Layers(tuple(hidden), activation, dtype, norm, residual)
+    body = functools.partial(layers_of, tuple(cnn), layers)
     torso = body()
     own = (lambda: None) if shared_torso else body
     actor = Actor(own(), action_space, squash, log_std_init, map_actions)
     judge: nn.Module = Critic(own())
     if critic == "q":
-        judge = _q_critic(cnn, hidden, action_space, activation=activation, dtype=dtype)
+        judge = _q_critic(cnn, layers, action_space)
 
     see = functools.partial(preprocess, observation_space, image=image, frame_mix=frame_mix)
 
@@ -160,17 +166,10 @@ def make_policy(
     return Policy(init, lambda num_envs: (), act, apply, None if shared_torso else value, critic)
 
 
-def _q_critic(
-    cnn: Sequence[tuple[int, int, int]],
-    hidden: Sequence[int],
-    action_space: spaces.Space,
-    *,
-    activation: str,
-    dtype: str,
-) -> QCritic:
+def _q_critic(cnn: Sequence[ConvLayer], layers: Layers, action_space: spaces.Space) -> QCritic:
     """A Q-function as critic, with convolutions if there are any."""
-    front = CNN(tuple(cnn), activation, dtype) if cnn else None
-    return QCritic(front, MLP(tuple(hidden), activation, dtype), spaces.drawn(action_space))
+    front = CNN(tuple(cnn), layers.activation, layers.dtype) if cnn else None
+    return QCritic(front, layers.module(), spaces.drawn(action_space))
 
 
 def _init(key: jax.Array, x: Any, modules: dict[str, nn.Module], of_actions: bool) -> Params:
@@ -195,16 +194,11 @@ def _init(key: jax.Array, x: Any, modules: dict[str, nn.Module], of_actions: boo
     return params
 
 
-def layers_of(
-    cnn: tuple[tuple[int, int, int], ...],
-    hidden: tuple[int, ...],
-    activation: str,
-    *,
-    dtype: str = "float32",
-) -> nn.Module:
+def layers_of(cnn: tuple[ConvLayer, ...], layers: Layers) -> nn.Module:
     """Fully connected layers, after convolutions if there are any."""
-    layers = MLP(hidden, activation, dtype)
-    return nn.Sequential([CNN(cnn, activation, dtype), layers]) if cnn else layers
+    if not cnn:
+        return layers.module()
+    return nn.Sequential([CNN(cnn, layers.activation, layers.dtype), layers.module()])
 
 
 def masked(dist: Any, obs: PyTree) -> Any:

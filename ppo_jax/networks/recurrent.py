@@ -10,8 +10,10 @@ import jax.numpy as jnp
 
 from ppo_jax.distributions import Distribution
 from ppo_jax.envs import spaces
+from ppo_jax.networks.convolutions import ConvLayer
 from ppo_jax.networks.features import batch_shape, preprocess
 from ppo_jax.networks.heads import Actor, Critic
+from ppo_jax.networks.layers import Layers
 from ppo_jax.networks.memory import CELLS, Memory
 from ppo_jax.networks.policy import Policy, SequenceInputs, layers_of, masked, run
 from ppo_jax.types import Params, PyTree
@@ -44,7 +46,9 @@ def make_recurrent_policy(
     memory_size: int = 64,
     hidden: Sequence[int] = (64,),
     activation: str = "tanh",
-    cnn: Sequence[tuple[int, int, int]] = (),
+    norm: str = "none",
+    residual: bool = False,
+    cnn: Sequence[ConvLayer] = (),
     shared_torso: bool = False,
     squash: bool = False,
     log_std_init: float = 0.0,
@@ -62,7 +66,7 @@ def make_recurrent_policy(
 
     Args:
         observation_space, action_space: the same as for `make_policy`.
-        hidden, activation, cnn, shared_torso: the same as for `make_policy`.
+        hidden, activation, norm, residual, cnn, shared_torso: the same as for `make_policy`.
         squash, log_std_init, frame_mix, map_actions, dtype: the same as for `make_policy`.
         memory: name in CELLS.
         memory_size: number H of units of the recurrent cell.
@@ -81,9 +85,10 @@ def make_recurrent_policy(
         spaces.image(observation_space)
     see = functools.partial(preprocess, observation_space, image=bool(cnn), frame_mix=frame_mix)
 
+    layers = Layers(tuple(hidden), activation, dtype, norm, residual)
+
     def remembering(head: nn.Module | None) -> Remembering:
-        body = layers_of(tuple(cnn), tuple(hidden), activation, dtype=dtype)
-        return Remembering(body, Memory(memory, memory_size), head)
+        return Remembering(layers_of(tuple(cnn), layers), Memory(memory, memory_size), head)
 
     modules: dict = {"actor": Actor(None, action_space, squash, log_std_init, map_actions)}
     modules |= {} if critic == "none" else {"critic": Critic(None)}

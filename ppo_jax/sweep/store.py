@@ -53,6 +53,8 @@ YOUNGER = {
     "micro_batches": 1,
     "parts": 1,
     "network_dtype": "float32",
+    "norm": "none",
+    "residual": False,
 }
 COLUMNS = ("point", "seed", "env_step", "metric", "value")
 
