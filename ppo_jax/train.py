@@ -34,6 +34,7 @@ from ppo_jax.networks import (
     FRAME_MIXES,
     Policy,
     Stage,
+    ValueHead,
     has_memory,
     make_policy,
     make_recurrent_policy,
@@ -281,6 +282,9 @@ def _policy(config: TrainConfig, env: Env) -> Policy:
         "dtype": config.network_dtype,
         "frame_mix": config.frame_mix,
         "critic": hooks.critic(config.hyper),
+        "value_head": ValueHead(
+            config.value_head, config.value_bins, config.value_low, config.value_high
+        ),
     }
     if config.memory == "none":
         return make_policy(**common)

@@ -5,6 +5,7 @@ of a critic that learns V by regression; `losses.value_error` calls it.
 """
 
 import math
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -20,25 +21,26 @@ class Histogram:
     A target y is converted to the probabilities p of the classes, and the loss is the cross-entropy
     −Σ_k p_k log softmax(z)_k. Targets beyond the outer centres are clipped to them.
 
-    two-hot (σ = 0): p is divided between the two nearest centres so that Σ_k p_k c_k = y.
-    HL-Gauss (σ > 0): p_k is the probability of the interval around c_k, half a class to each side,
-    under a Gaussian with mean y and standard deviation σ, divided by that of all intervals.
+    w is the distance of two centres.
+
+    two-hot (smoothing = 0): p is divided between the two nearest centres so that Σ_k p_k c_k = y.
+    HL-Gauss (smoothing > 0): p_k is the probability of the interval c_k ± w/2 under a Gaussian with
+    mean y and standard deviation σ = smoothing · w, divided by that of all intervals.
 
     Attributes:
         logits: [..., K] logits z.
-        low: smallest centre.
-        high: largest centre.
-        sigma: σ of HL-Gauss in the unit of the values, or 0 for two-hot.
+        low: [] smallest centre.
+        high: [] largest centre.
+        smoothing: standard deviation of HL-Gauss in units of w, or 0 for two-hot.
 
-    Source: Bellemare et al. 2017, A Distributional Perspective on RL, eq. 7 (two-hot); Imani & White
-    2018 and Farebrother et al. 2024, Stop Regressing, eq. 3-4 (HL-Gauss, with σ of about 0.75 times
-    the distance of the centres).
+    Source: Bellemare et al. 2017, A Distributional Perspective on RL, eq. 7 (two-hot); Imani and
+    White 2018, and Farebrother et al. 2024, Stop Regressing, eq. 3-4 (HL-Gauss).
     """
 
     logits: jax.Array
-    low: float = struct.field(pytree_node=False)
-    high: float = struct.field(pytree_node=False)
-    sigma: float = struct.field(pytree_node=False, default=0.0)
+    low: jax.Array | float
+    high: jax.Array | float
+    smoothing: float = struct.field(pytree_node=False, default=0.0)
 
     @property
     def centres(self) -> jax.Array:
@@ -53,10 +55,10 @@ class Histogram:
         """[..., K] probabilities p of the classes for targets [...]."""
         width = (self.high - self.low) / (self.logits.shape[-1] - 1)
         y = jnp.clip(target, self.low, self.high)[..., None]
-        if self.sigma == 0:
+        if self.smoothing == 0:
             return jnp.maximum(1.0 - jnp.abs(y - self.centres) / width, 0.0)
         edges = jnp.append(self.centres - 0.5 * width, self.high + 0.5 * width)
-        below = jax.scipy.special.erf((edges - y) / (math.sqrt(2.0) * self.sigma))
+        below = jax.scipy.special.erf((edges - y) / (math.sqrt(2.0) * self.smoothing * width))
         mass = jnp.diff(below, axis=-1)
         return mass / (below[..., -1:] - below[..., :1])
 
@@ -96,3 +98,8 @@ class Quantiles:
         size = jnp.abs(u)
         huber = jnp.where(size <= self.kappa, 0.5 * u**2, self.kappa * (size - 0.5 * self.kappa))
         return jnp.mean(jnp.abs(level - (u < 0)) * huber, axis=-1)
+
+
+def value_of(value: Any) -> jax.Array:
+    """[...] value estimates V of a critic: its outputs, or the means of its distributions."""
+    return value.mean() if isinstance(value, Histogram | Quantiles) else value

@@ -14,6 +14,7 @@ from ppo_jax.config.options import option
 from ppo_jax.config.schedules import Scheduled
 
 BASELINES = ("none", "batch_mean", "leave_one_out", "value")
+OBJECTIVES = ("clip", "simple", "discovered")
 ACTOR_WEIGHTS = ("q", "td_error")
 SHARED_TORSO = (
     "the natural-gradient step of trpo changes the actor alone, so that the actor must not share a "
@@ -342,6 +343,12 @@ class PPO:
     gae_lambda: float = _gae_lambda()
     clip_eps: Scheduled = option(
         0.2, "epsilon: the probability ratio is clipped to [1 - eps, 1 + eps]", low=0, open_low=True
+    )
+    objective: str = option(
+        "clip",
+        "objective of the policy: clip (PPO), simple (SPO) or discovered (DPO's drift, without "
+        "clip_eps)",
+        choices=OBJECTIVES,
     )
     value_clip_eps: float | None = option(
         None,

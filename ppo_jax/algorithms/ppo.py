@@ -69,7 +69,7 @@ def _objective(new: losses.Prediction, rows: Batch, config: Config) -> tuple[jax
     advantage = rows.advantage
     if config.normalize_advantage:
         advantage = losses.normalize(advantage, rows.weight)
-    surrogate = losses.clipped_surrogate(new.log_prob, rows.log_prob, advantage, config.clip_eps)
+    surrogate = _surrogate(new.log_prob, rows.log_prob, advantage, config)
     ratio = jnp.exp(new.log_prob - rows.log_prob)
     mean = losses.means(
         rows.weight,
@@ -89,9 +89,18 @@ def _objective(new: losses.Prediction, rows: Batch, config: Config) -> tuple[jax
     return loss, metrics | {name: mean[name] for name in ("approx_kl", "clip_fraction")}
 
 
-def _value_error(value: jax.Array, rows: Batch, clip_eps: jax.Array | float | None) -> jax.Array:
+def _surrogate(
+    log_prob: jax.Array, old_log_prob: jax.Array, advantage: jax.Array, config: Config
+) -> jax.Array:
+    if config.objective == "discovered":
+        return losses.discovered_surrogate(log_prob, old_log_prob, advantage)
+    function = {"clip": losses.clipped_surrogate, "simple": losses.simple_surrogate}
+    return function[config.objective](log_prob, old_log_prob, advantage, config.clip_eps)
+
+
+def _value_error(value: Any, rows: Batch, clip_eps: jax.Array | float | None) -> jax.Array:
     if clip_eps is None:
-        return losses.squared_error(value, rows.target)
+        return losses.value_error(value, rows.target)
     return losses.clipped_squared_error(value, rows.value, rows.target, clip_eps)
 
 

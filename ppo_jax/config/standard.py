@@ -15,6 +15,7 @@ DTYPES = ("float32", "bfloat16")
 FRAME_MIXES = ("none", "differences")
 MEMORIES = ("none", "gru", "lstm")
 NORMS = ("none", "layer", "rms")
+VALUE_HEADS = ("scalar", "two_hot", "hl_gauss", "quantile")
 PRECISIONS = ("default", "high", "highest")
 
 

@@ -102,6 +102,14 @@ class TrainConfig:
         True,
         "map [-1, 1] to the action bounds where a Gaussian around 0 would start outside them",
     )
+    value_head: str = option(
+        "scalar",
+        "output of the critic: a number, classes of values (two_hot, hl_gauss), or quantiles",
+        choices=standard.VALUE_HEADS,
+    )
+    value_bins: int = option(51, "number of classes or quantiles of the critic", low=2)
+    value_low: float = option(-10.0, "smallest value of the critic's classes")
+    value_high: float = option(10.0, "largest value of the critic's classes")
     normalize_obs: bool = option(False, "normalise observations by their running statistics")
     normalize_reward: bool = option(
         False, "divide rewards by the running standard deviation of the returns"
@@ -476,6 +484,19 @@ def _check_sizes(config: TrainConfig) -> None:
     for name, value in hooks.divisors(config.hyper).items():
         _check_divides(config, name, value)
     _check_residual(config)
+    _check_value_head(config)
+
+
+def _check_value_head(config: TrainConfig) -> None:
+    """Refuse classes without a range, and options that need a critic of numbers."""
+    low, high = config.value_low, config.value_high
+    if not (is_tracer(low) or is_tracer(high)) and low >= high:
+        raise ConfigError(f"value_low is {low:g} and value_high {high:g}; value_low must be less")
+    if config.value_head != "scalar" and getattr(config.hyper, "value_clip_eps", None) is not None:
+        raise ConfigError(
+            f"value_clip_eps needs a critic of numbers; use value_head=scalar instead of "
+            f"{config.value_head}, or value_clip_eps=None"
+        )
 
 
 def _check_residual(config: TrainConfig) -> None:

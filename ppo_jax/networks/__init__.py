@@ -9,7 +9,7 @@ from ppo_jax.networks.convolutions import (
     conv_by_xla,
 )
 from ppo_jax.networks.features import FRAME_MIXES, Features, batch_shape, mix_frames, preprocess
-from ppo_jax.networks.heads import Actor, Critic, QCritic, encode
+from ppo_jax.networks.heads import VALUE_HEADS, Actor, Critic, QCritic, ValueHead, encode
 from ppo_jax.networks.initial import first_actions
 from ppo_jax.networks.layers import (
     ACTIVATIONS,
@@ -37,6 +37,7 @@ __all__ = [
     "MEMORIES",
     "MLP",
     "NORMS",
+    "VALUE_HEADS",
     "Actor",
     "Conv",
     "Critic",
@@ -48,6 +49,7 @@ __all__ = [
     "SequenceInputs",
     "Stage",
     "StateAction",
+    "ValueHead",
     "batch_shape",
     "conv_by_patches",
     "conv_by_xla",

@@ -13,9 +13,10 @@ from ppo_jax.distributions import Distribution
 from ppo_jax.envs import spaces
 from ppo_jax.networks.convolutions import CNN, ConvLayer
 from ppo_jax.networks.features import Features, batch_shape, preprocess
-from ppo_jax.networks.heads import Actor, Critic, QCritic
+from ppo_jax.networks.heads import SCALAR, Actor, Critic, QCritic, ValueHead
 from ppo_jax.networks.layers import Layers
 from ppo_jax.types import Params, PyTree
+from ppo_jax.value_distributions import value_of
 
 
 @struct.dataclass
@@ -54,7 +55,8 @@ class Policy(NamedTuple):
     init(key, obs) -> params with top-level keys actor, critic (and torso if it is shared)
     init_core(num_envs) -> core, the recurrent state between steps; () for a feed-forward policy
     act(params, core, obs [N, ...], start [N]) -> (core, dist [N], value [N]) for one step
-    apply(params, inputs) -> (dist, value) for any leading shape, as the losses call it. The inputs
+    apply(params, inputs) -> (dist, value) for any leading shape, as the losses call it; the value
+        may be a distribution of values (`value_distributions`). The inputs
         of a recurrent policy are SequenceInputs, and its samples are whole sequences
         (`rollout.sequences`).
     value(params, inputs) -> value for any leading shape; None if it needs a recurrent state or the
@@ -85,6 +87,7 @@ def make_policy(
     squash: bool = False,
     log_std_init: float = 0.0,
     critic: str = "v",
+    value_head: ValueHead = SCALAR,
     frame_mix: str = "none",
     map_actions: bool = False,
     dtype: str = "float32",
@@ -106,6 +109,8 @@ def make_policy(
         squash: whether the policy for Box actions is a tanh-squashed Gaussian.
         log_std_init: initial logarithm of the standard deviation of a Gaussian, log σ.
         critic: "v", "q" or "none", as in Policy.
+        value_head: output of a critic of states; a distribution of values is the value that
+            `apply` returns, while `act` and `value` return its mean.
         frame_mix: name in FRAME_MIXES, for images with that number of frames.
         map_actions: whether a Gaussian that would start outside the bounds is moved
             (`spaces.action_frame`).
@@ -128,7 +133,7 @@ def make_policy(
     torso = body()
     own = (lambda: None) if shared_torso else body
     actor = Actor(own(), action_space, squash, log_std_init, map_actions)
-    judge: nn.Module = Critic(own())
+    judge: nn.Module = Critic(own(), value_head)
     if critic == "q":
         judge = _q_critic(cnn, layers, action_space)
 
@@ -158,10 +163,10 @@ def make_policy(
 
     def act(params: Params, core: PyTree, obs: PyTree, start: jax.Array) -> Any:
         x = features(params, obs)
-        return core, distribution(params, obs, x), evaluate(params, obs, x)
+        return core, distribution(params, obs, x), value_of(evaluate(params, obs, x))
 
     def value(params: Params, inputs: PyTree) -> jax.Array:
-        return apply(params, inputs)[1]
+        return value_of(apply(params, inputs)[1])
 
     return Policy(init, lambda num_envs: (), act, apply, None if shared_torso else value, critic)
 

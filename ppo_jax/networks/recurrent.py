@@ -12,11 +12,12 @@ from ppo_jax.distributions import Distribution
 from ppo_jax.envs import spaces
 from ppo_jax.networks.convolutions import ConvLayer
 from ppo_jax.networks.features import batch_shape, preprocess
-from ppo_jax.networks.heads import Actor, Critic
+from ppo_jax.networks.heads import SCALAR, Actor, Critic, ValueHead
 from ppo_jax.networks.layers import Layers
 from ppo_jax.networks.memory import CELLS, Memory
 from ppo_jax.networks.policy import Policy, SequenceInputs, layers_of, masked, run
 from ppo_jax.types import Params, PyTree
+from ppo_jax.value_distributions import value_of
 
 
 class Remembering(nn.Module):
@@ -54,6 +55,7 @@ def make_recurrent_policy(
     log_std_init: float = 0.0,
     frame_mix: str = "none",
     critic: str = "v",
+    value_head: ValueHead = SCALAR,
     map_actions: bool = False,
     dtype: str = "float32",
 ) -> Policy:
@@ -71,6 +73,7 @@ def make_recurrent_policy(
         memory: name in CELLS.
         memory_size: number H of units of the recurrent cell.
         critic: "v" or "none".
+        value_head: the same as for `make_policy`.
 
     Returns:
         Policy whose `apply` takes SequenceInputs [M, T]. Its `value` is None, because the critic
@@ -91,7 +94,7 @@ def make_recurrent_policy(
         return Remembering(layers_of(tuple(cnn), layers), Memory(memory, memory_size), head)
 
     modules: dict = {"actor": Actor(None, action_space, squash, log_std_init, map_actions)}
-    modules |= {} if critic == "none" else {"critic": Critic(None)}
+    modules |= {} if critic == "none" else {"critic": Critic(None, value_head)}
     heads = {"torso": None} if shared_torso else modules
     remembers = {k: remembering(head) for k, head in heads.items()}
 
@@ -118,7 +121,7 @@ def make_recurrent_policy(
     def act(params: Params, core: PyTree, obs: PyTree, start: jax.Array) -> Any:
         one = jax.tree.map(lambda x: x[:, None], (obs, start))
         core, dist, value = unroll(params, core, *one)
-        return core, *jax.tree.map(lambda x: x[:, 0], (dist, value))
+        return core, *jax.tree.map(lambda x: x[:, 0], (dist, value_of(value)))
 
     def apply(params: Params, inputs: SequenceInputs) -> tuple[Distribution, jax.Array]:
         core = jax.tree.map(lambda x: x[:, 0], inputs.core)

@@ -55,6 +55,10 @@ YOUNGER = {
     "network_dtype": "float32",
     "norm": "none",
     "residual": False,
+    "value_head": "scalar",
+    "value_bins": 51,
+    "value_low": -10.0,
+    "value_high": 10.0,
 }
 COLUMNS = ("point", "seed", "env_step", "metric", "value")
 
