@@ -230,7 +230,7 @@ def simple_surrogate(
     Raises:
         ValueError: if the arrays have different shapes; only scalars are broadcast.
 
-    Source: Xie et al. 2025, Simple Policy Optimization, eq. 14.
+    Source: Xie et al. 2024, Simple Policy Optimization (arXiv:2401.16025).
     """
     shapes.same(
         "simple_surrogate",
@@ -243,7 +243,7 @@ def simple_surrogate(
     return jnp.abs(advantage) * jnp.square(ratio - 1.0) / (2.0 * clip_eps) - ratio * advantage
 
 
-# α and β of the discovered drift (Lu et al. 2022, eq. 12).
+# α and β of the discovered drift of Lu et al. 2022.
 DRIFT_ALPHA, DRIFT_BETA = 2.0, 0.6
 
 
@@ -266,7 +266,7 @@ def discovered_surrogate(
     Raises:
         ValueError: if the arrays have different shapes; only scalars are broadcast.
 
-    Source: Lu et al. 2022, Discovered Policy Optimisation, eq. 12.
+    Source: Lu et al. 2022, Discovered Policy Optimisation (arXiv:2210.05639), and its code.
     """
     shapes.same(
         "discovered_surrogate",

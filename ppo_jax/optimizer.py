@@ -43,11 +43,12 @@ def make_optimizer(
     learning_rate: Any = 3e-4,
     b1: float = 0.9,
     b2: float = 0.999,
+    weight_decay: jax.Array | float | None = None,
     adam: Callable[..., optax.GradientTransformation] = optax.scale_by_adam,
 ) -> optax.GradientTransformation:
     """Adam with gradient clipping by the global norm.
 
-    g ← g · min(1, c / (‖g‖ + 1e-6)),   θ ← θ − α m̂ / (√v̂ + ε)
+    g ← g · min(1, c / (‖g‖ + 1e-6)),   θ ← θ − α (m̂ / (√v̂ + ε) + λ θ)
 
     Every hyperparameter may be a tracer, so that one compiled program serves all trials of a sweep.
 
@@ -58,13 +59,15 @@ def make_optimizer(
             initial value is used.
         b1: decay rate of the first moment.
         b2: decay rate of the second moment.
+        weight_decay: λ, or None for no weight decay.
         adam: function with the arguments and the state of optax.scale_by_adam, for a variant of
             Adam.
 
     Returns:
         An optax transformation whose state is an `OptimizerState`.
 
-    Source: Kingma & Ba 2015; ε = 1e-5 and joint clipping follow openai/baselines ppo2.
+    Source: Kingma & Ba 2015; ε = 1e-5 and joint clipping follow openai/baselines ppo2; the weight
+    decay is that of Loshchilov & Hutter 2019, Decoupled Weight Decay Regularization, algorithm 2.
     """
     moments_of = adam(b1=b1, b2=b2, eps=eps)
 
@@ -78,6 +81,8 @@ def make_optimizer(
         factor = jnp.minimum(1.0, max_grad_norm / (optax.tree.norm(grads) + 1e-6))
         clipped = jax.tree.map(lambda g: g * factor.astype(g.dtype), grads)
         direction, moments = moments_of.update(clipped, state.adam, params)
+        if weight_decay is not None:
+            direction = jax.tree.map(lambda d, p: d + weight_decay * p, direction, params)
         step = jax.tree.map(lambda d: -state.learning_rate.astype(d.dtype) * d, direction)
         return step, state._replace(adam=moments)
 
@@ -122,7 +127,12 @@ def from_config(
         return optimizer, *_without_schedule(config)
     horizon = math.inf if config.anneal_timesteps is None else config.anneal_timesteps
     check_schedules(config, horizon)
-    ours = make_optimizer(config.max_grad_norm, config.adam_eps, learning_rate=config.learning_rate)
+    ours = make_optimizer(
+        config.max_grad_norm,
+        config.adam_eps,
+        learning_rate=config.learning_rate,
+        weight_decay=getattr(config, "weight_decay", None),
+    )
     return ours, *schedule_of(config, horizon)
 
 
@@ -149,6 +159,8 @@ def schedule_of(config: Any, horizon: jax.Array | float) -> tuple[Begin, End]:
 
     def begin(learner: LearnerState, timesteps: int) -> tuple[LearnerState, Any]:
         now = schedules.at(config, progress(learner, horizon, timesteps)) if scheduled else config
+        if getattr(config, "adam_reset", False):
+            learner = restart_bias_correction(learner)
         return anneal(learner, config.learning_rate, horizon, timesteps), now
 
     def end(
@@ -231,6 +243,24 @@ def anneal(
     rate = jnp.asarray(rate, jnp.float32)
     state = state._replace(learning_rate=rate, updates=state.updates + 1)
     return dataclasses.replace(learner, opt_state=state)
+
+
+def restart_bias_correction(learner: LearnerState) -> LearnerState:
+    """Set Adam's step counter to 0 and keep its estimates of the moments.
+
+    The next rollout poses another objective, whose first gradients may be much larger than the
+    moments of the last one. With the counter at 0 the bias correction divides both moments by small
+    numbers, so that the first steps stay small.
+
+    Args:
+        learner: learner with an optimiser of `make_optimizer`.
+
+    Source: Ellis et al. 2024, Adam on Local Time: Addressing Nonstationarity in RL with Relative
+    Adam Timesteps (arXiv:2412.17113).
+    """
+    state = learner.opt_state
+    adam = state.adam._replace(count=jnp.zeros_like(state.adam.count))
+    return dataclasses.replace(learner, opt_state=state._replace(adam=adam))
 
 
 def adapt(

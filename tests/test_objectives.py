@@ -1,11 +1,13 @@
 """The objectives of PPO's relatives, each against numbers computed by hand."""
 
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from ppo_jax import config, losses, make_train
+from ppo_jax import config, losses, make_train, optimizer
 
 
 def test_the_simple_objective_by_hand():
@@ -61,3 +63,42 @@ def test_each_objective_trains_another_policy():
         state, _ = jax.jit(make_train(made))(jax.random.key(0))
         found.append(float(jax.tree.leaves(state.learner.params["actor"])[0].sum()))
     assert len(set(found)) == 3
+
+
+def test_the_bias_correction_restarts_and_the_moments_stay():
+    params = {"w": jnp.ones(2)}
+    made = optimizer.make_optimizer(np.inf, 1e-8, learning_rate=0.1)
+    learner = optimizer.init(params, made)
+    for _ in range(5):
+        _, state = made.update({"w": jnp.asarray([1.0, -2.0])}, learner.opt_state, params)
+        learner = dataclasses.replace(learner, opt_state=state)
+    again = optimizer.restart_bias_correction(learner).opt_state.adam
+    assert int(learner.opt_state.adam.count) == 5 and int(again.count) == 0
+    np.testing.assert_array_equal(again.mu["w"], learner.opt_state.adam.mu["w"])
+    np.testing.assert_array_equal(again.nu["w"], learner.opt_state.adam.nu["w"])
+    # m = 0.9 · 0.40951 + 0.1 · 1 of the first weight, divided by 1 − 0.9 instead of 1 − 0.9⁶.
+    step, _ = made.update({"w": jnp.asarray([1.0, -2.0])}, learner.opt_state._replace(adam=again))
+    m, v = 0.9 * (1 - 0.9**5) + 0.1, 0.999 * (1 - 0.999**5) + 0.001
+    expected = -0.1 * (m / 0.1) / np.sqrt(v / 0.001)
+    assert float(step["w"][0]) == pytest.approx(expected, rel=1e-5)
+
+
+def test_weight_decay_subtracts_a_fraction_of_the_parameters():
+    params, grads = {"w": jnp.asarray([2.0])}, {"w": jnp.asarray([0.5])}
+    plain = optimizer.make_optimizer(learning_rate=0.1)
+    decayed = optimizer.make_optimizer(learning_rate=0.1, weight_decay=0.3)
+    without, _ = plain.update(grads, plain.init(params), params)
+    with_decay, _ = decayed.update(grads, decayed.init(params), params)
+    assert float(with_decay["w"][0] - without["w"][0]) == pytest.approx(-0.1 * 0.3 * 2, rel=1e-5)
+
+
+def test_the_options_reach_the_optimiser():
+    def trained(**options: object) -> np.ndarray:
+        made = config.make(preset="none", total_timesteps=512, num_steps=64, hidden=(8,), **options)
+        state, _ = jax.jit(make_train(made))(jax.random.key(0))
+        return np.asarray(jax.tree.leaves(state.learner.params["actor"])[1])
+
+    plain = trained()
+    assert not np.array_equal(plain, trained(adam_reset=True))
+    assert not np.array_equal(plain, trained(weight_decay=0.1))
+    np.testing.assert_allclose(plain, trained(weight_decay=0.0), rtol=1e-5)

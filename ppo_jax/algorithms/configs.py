@@ -365,6 +365,8 @@ class PPO:
     )
     max_grad_norm: float = standard.max_grad_norm(0.5)
     adam_eps: float = standard.adam_eps()
+    adam_reset: bool = standard.adam_reset()
+    weight_decay: float | None = standard.weight_decay()
     target_kl: float | None = option(
         None,
         "threshold for early stopping: an update ends once approx_kl of a minibatch exceeds 1.5 "

@@ -53,6 +53,22 @@ def adam_eps() -> Any:
     )
 
 
+def adam_reset() -> Any:
+    """The option that restarts Adam's bias correction at each rollout."""
+    doc = (
+        "restart Adam's bias correction at each rollout, whose gradients are those of a new "
+        "objective; the estimates of the moments are kept"
+    )
+    return option(False, doc)
+
+
+def weight_decay() -> Any:
+    """The option of the decoupled weight decay."""
+    doc = "decoupled weight decay: each step subtracts this fraction of the learning rate times "
+    doc += "the parameters; None: no weight decay"
+    return option(None, doc, low=0)
+
+
 def matmul_precision() -> Any:
     """The option of the precision of float32 matrix products and convolutions."""
     doc = (
