@@ -5,10 +5,13 @@ python -m benchmarks.figures          redraws them in seconds; nothing is measur
 
 from pathlib import Path
 
-from benchmarks import clip, family, learning
+from benchmarks import clip, family, learning, pong
 from benchmarks.accelerator import report
 from benchmarks.table import RESULTS, read
 from benchmarks.throughput import scaling, tables
+from ppo_jax.analysis import style
+
+IMAGES = Path(__file__).parent.parent / "docs/images"
 
 
 def draw_family(out: Path) -> None:
@@ -18,8 +21,7 @@ def draw_family(out: Path) -> None:
 
 def draw_learning(out: Path) -> None:
     """Returns of the seeds of each task."""
-    rows, seeds = read(RESULTS / "learning.csv"), read(RESULTS / "learning_seeds.csv")
-    learning.plot(rows, seeds, out / "learning.png")
+    learning.plot(learning.rows_of_all(), learning.seeds_of_all(), out / "learning.png")
 
 
 def draw_scaling(out: Path) -> None:
@@ -28,12 +30,27 @@ def draw_scaling(out: Path) -> None:
     scaling.plot(rows, rows[-1]["jax"], out / "throughput_scaling.png")
 
 
+@style.styled
+def draw_atari(out: Path) -> None:
+    """Returns of the short test run on Atari Pong."""
+    rows = [r for r in read(RESULTS / "atari_pong.csv") if r["episode_return"]]
+    steps, returns = ([float(r[n]) for r in rows] for n in ("env_step", "episode_return"))
+    figure, (axes,) = style.figure(size=(8, 3.5))
+    axes.plot(steps, returns, ".-", linewidth=1)
+    style.label(axes, x="environment steps", y="return of finished games")
+    axes.set_ylim(-21.5, -17)
+    axes.xaxis.set_major_formatter(style.short)
+    style.write(figure, out / "atari_pong.png")
+
+
 def main() -> None:
     """Draw all of them."""
     for draw in (draw_family, draw_learning, draw_scaling):
         draw(RESULTS)
     tables.plot(RESULTS)
     report.plot(RESULTS, RESULTS / "accelerator.png")
+    pong.plot()
+    draw_atari(IMAGES)
     clip.main()
 
 

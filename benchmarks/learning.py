@@ -6,7 +6,9 @@ python -m benchmarks.learning --list               list the tasks
 
 Each seed is trained independently and then evaluated greedily over 128 episodes. The table is
 written to benchmarks/results/learning.csv, the returns of each seed to learning_seeds.csv, and the
-figure to learning.png; rows of other tasks are kept.
+figure to learning.png; rows of other tasks are kept. The games of MinAtar are trained with 64 seeds
+on an accelerator (`python -m benchmarks.accelerator`); the figure and the table of README.md take
+them from accelerator.csv and accelerator_seeds.csv.
 """
 
 import dataclasses
@@ -195,13 +197,42 @@ def row_of(name: str, task: Task, returns: np.ndarray, seconds: float) -> dict[s
     }
 
 
+def rows_of_all() -> list[dict[str, Any]]:
+    """The committed rows, those of accelerator.csv included where fewer than FEWEST_SEEDS seeds
+    were trained on a CPU."""
+    rows = read(RESULTS / "learning.csv")
+    rows = [r for r in rows if int(r["seeds"]) >= FEWEST_SEEDS]
+    known = {r["task"] for r in rows}
+    found: dict[str, dict[str, Any]] = {}
+    for r in read(RESULTS / "accelerator.csv"):
+        name = r["task"]
+        if r["section"] == "learning" and r["value"] and name in TASKS and name not in known:
+            found[name] = {
+                **{n: r[n] for n in ("task", "env_steps", "seeds", "device")},
+                "env": configs.make(preset=TASKS[name].preset).env,
+                "mean": r["value"],
+                "ci95_low": r["low"],
+                "ci95_high": r["high"],
+                "mark": r["threshold"],
+                "published": TASKS[name].published,
+            }
+    return [*rows, *(found[name] for name in TASKS if name in found)]
+
+
+def seeds_of_all() -> list[dict[str, Any]]:
+    """The committed returns of each seed, those of accelerators included."""
+    return [*read(RESULTS / "learning_seeds.csv"), *read(RESULTS / "accelerator_seeds.csv")]
+
+
 @style.styled
 def plot(rows: list[dict[str, Any]], seeds: list[dict[str, Any]], path: Path) -> None:
     """Plot each seed as a dot, the mean with its interval, and the threshold.
 
-    Tasks with fewer seeds than an interval needs are left out.
+    Args:
+        rows: rows of tasks, each with at least FEWEST_SEEDS seeds.
+        seeds: rows with the return of each seed; without them, a task has its mean only.
+        path: name of the figure.
     """
-    rows = [r for r in rows if int(r["seeds"]) >= style.MIN_SEEDS]
     columns = 3
     lines = -(-len(rows) // columns)
     figure, grid = style.figure(lines, columns, size=(10, 0.7 + 1.7 * lines))
@@ -212,7 +243,8 @@ def plot(rows: list[dict[str, Any]], seeds: list[dict[str, Any]], path: Path) ->
         returns = np.array([float(s["return"]) for s in seeds if s["task"] == row["task"]])
         height = spread.uniform(-0.3, 0.3, len(returns))
         dots, mean = style.colour(0), style.colour(1)
-        axes.plot(returns, height, ".", color=dots, alpha=0.45, label="return of one seed")
+        if len(returns):
+            axes.plot(returns, height, ".", color=dots, alpha=0.45, label="return of one seed")
         bounds = [float(row["ci95_low"]), float(row["ci95_high"])]
         axes.plot(bounds, [0, 0], color=mean, linewidth=3)
         name = "mean with 95 % interval"
@@ -222,22 +254,21 @@ def plot(rows: list[dict[str, Any]], seeds: list[dict[str, Any]], path: Path) ->
         axes.spines.left.set_visible(False)
         axes.margins(x=0.08)
         axes.locator_params(axis="x", nbins=5)
-        style.label(axes, title=f"{row['task']}, {row['seeds']} seeds", x="mean return")
+        where = "" if row["device"].startswith("cpu") else f", {row['device']}"
+        style.label(axes, title=f"{row['task']}, {row['seeds']} seeds{where}", x="mean return")
     style.legend(figure)
     style.write(figure, path)
 
 
 def markdown(rows: list[dict[str, Any]]) -> str:
-    """The table of the README: the rows that discriminate between projects, with intervals where
-    there are at least FEWEST_SEEDS seeds."""
+    """The table of the README: the rows that discriminate between projects, with intervals."""
     head = ("environment", "steps", "seeds", "mean return [95 %]", "others report")
     lines = ["| " + " | ".join(head) + " |", "|" + "---|" * len(head)]
     for r in rows:
         if r["env"] in SOLVED or "at random" in r["published"]:
             continue
-        enough = int(r["seeds"]) >= FEWEST_SEEDS
-        interval = f" [{r['ci95_low']}, {r['ci95_high']}]" if enough else ""
-        cells = (r["env"], f"{int(r['env_steps']):,}", r["seeds"], f"{r['mean']}{interval}")
+        interval = f"{r['mean']} [{r['ci95_low']}, {r['ci95_high']}]"
+        cells = (r["env"], f"{int(r['env_steps']):,}", r["seeds"], interval)
         lines.append("| " + " | ".join((*cells, r["published"])) + " |")
     return "\n".join(lines) + "\n"
 
@@ -267,7 +298,7 @@ def main(options: Options) -> None:
             print(f"{name:28} {task.steps:>12,} steps, {task.seeds} seeds")
         return
     if options.table:
-        print(markdown(read(RESULTS / "learning.csv")), end="")
+        print(markdown(rows_of_all()), end="")
         return
     unknown = set(options.tasks) - set(TASKS)
     if unknown:
@@ -288,9 +319,9 @@ def main(options: Options) -> None:
             {"task": name, "seed": FIRST_SEED + i, "return": round(float(r), 3)}
             for i, r in enumerate(returns)
         ]
-        all_seeds = merge(RESULTS / "learning_seeds.csv", per_seed, {"task": [*TASKS]})
+        merge(RESULTS / "learning_seeds.csv", per_seed, {"task": [*TASKS]})
         merged = merge(RESULTS / "learning.csv", [row], {"task": [*TASKS]})
-        plot(merged, all_seeds, RESULTS / "learning.png")
+        plot(rows_of_all(), seeds_of_all(), RESULTS / "learning.png")
         print_rows([row])
     print_rows(merged)
 

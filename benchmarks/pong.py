@@ -2,8 +2,10 @@
 
 python -m ppo_jax.train --preset pong --run-dir runs/pong
 python -m benchmarks.pong runs/pong
+python -m benchmarks.pong runs/watch_pong --curve      only the learning curve
 
-The row is written to benchmarks/results/pong.csv, the curve to docs/images/pong_learning.png.
+The row is written to benchmarks/results/pong.csv, the curve to pong_curve.csv and to
+docs/images/pong_learning.png. The committed curve is that of examples/watch_pong.py.
 """
 
 import dataclasses
@@ -20,6 +22,7 @@ from ppo_jax.analysis import style
 from ppo_jax.evaluate import confidence_interval, evaluate
 from ppo_jax.runs import restore
 
+CURVE = RESULTS / "pong_curve.csv"
 IMAGE = Path(__file__).parent.parent / "docs/images/pong_learning.png"
 # Number of rollouts that a point of the curve averages over.
 WINDOW = 20
@@ -32,10 +35,12 @@ class Options:
     Attributes:
         run: run directory of the agent.
         games: number of games, played greedily.
+        curve: only write and plot the learning curve.
     """
 
     run: Annotated[Path, tyro.conf.Positional]
     games: int = 100
+    curve: bool = False
 
 
 def curve(run: Path) -> tuple[np.ndarray, np.ndarray]:
@@ -81,10 +86,17 @@ def measure(options: Options) -> dict[str, Any]:
     }
 
 
+def write_curve(run: Path) -> None:
+    """Write the learning curve of a run to CURVE."""
+    lines = [f"{step:.0f},{value:.2f}\n" for step, value in zip(*curve(run), strict=True)]
+    CURVE.write_text("".join(["env_step,episode_return\n", *lines]))
+
+
 @style.styled
-def plot(run: Path) -> None:
-    """Plot the return over environment steps."""
-    steps, means = curve(run)
+def plot() -> None:
+    """Plot the return over environment steps, from CURVE."""
+    rows = read(CURVE)
+    steps, means = (np.array([float(r[n]) for r in rows]) for n in ("env_step", "episode_return"))
     figure, (axes,) = style.figure(size=(8, 4))
     axes.plot(steps, means)
     style.threshold(axes, 0)
@@ -117,10 +129,13 @@ def markdown() -> str:
 
 def main(options: Options) -> None:
     """Evaluate, merge the row into the table, plot and print."""
+    write_curve(options.run)
+    plot()
+    if options.curve:
+        return
     row = measure(options)
     same = ("env_args", "gamma", "seed", "env_steps")
     replace(RESULTS / "pong.csv", [row], same, lambda r: [str(r[c]) for c in same])
-    plot(options.run)
     print(markdown(), end="")
 
 

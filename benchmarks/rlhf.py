@@ -1,10 +1,12 @@
-"""Speed of PPO on a language model with ppo_jax and TRL's PPOTrainer, in one run on a CPU.
+"""Speed of training a language model with ppo_jax and TRL, in one run on a CPU.
 
-python -m benchmarks.rlhf                               both sizes, then the breakdown of ppo_jax
+python -m benchmarks.rlhf                               all sizes, then the breakdown of ppo_jax
 python -m benchmarks.rlhf --sizes small --rounds 7
 python -m benchmarks.rlhf --parts breakdown             ppo_jax alone
 python -m benchmarks.rlhf --table                       print the committed results
 
+The sizes small and gpt2 are updates of PPO (PPOTrainer), those with -sft and -reward gradient steps
+of supervised training (SFTTrainer, RewardTrainer); their episodes are texts and pairs of texts.
 Actor, critic, reference and reward are four models of the same shape with random weights; no model
 is downloaded. TRL is installed by pip into a virtual environment of its own in the first run, and
 uses its fastest settings, which are listed in benchmarks/language/trl.py. Each contestant is a
@@ -47,7 +49,7 @@ class Options:
     """Measure the speed of PPO on language models.
 
     Attributes:
-        sizes: sizes to measure: small, gpt2.
+        sizes: sizes to measure: small, gpt2, and each of them with -sft or -reward.
         contestants: contestants to measure: ours, trl.
         parts: parts to run: race compares the contestants, breakdown measures the parts of an
             update of ppo_jax.
@@ -91,7 +93,8 @@ def main(options: Options) -> None:
     if not options.table:
         for part in options.parts:
             for name in options.sizes:
-                measure(part, name, options)
+                if part == "race" or SIZES[name].task == "ppo":
+                    measure(part, name, options)
     out = RESULTS if options.table else options.out
     print("\n".join([markdown(out), breakdown_markdown(out)]), end="")
 
@@ -154,7 +157,7 @@ def _row(c: Contestant, ours: Contestant | None) -> Row:
         row["cpu_speedup"] = round(float(np.median(busy / our_busy)), 2)
     return row | {
         "episodes_per_second": round(float(np.median(rate)), 3),
-        "tokens_per_second": round(float(np.median(rate)) * size.response_length, 1),
+        "tokens_per_second": round(float(np.median(rate)) * size.tokens_per_episode, 1),
         "slowest": round(float(rate.min()), 3),
         "fastest": round(float(rate.max()), 3),
         "cpu_seconds_per_update": round(float(np.median(busy)), 3),

@@ -6,8 +6,8 @@ python -m benchmarks.tuning --table             print the committed results
 
 Each search is a sweep of `ppo_jax.sweep` in sweeps/tuning: trials from a Sobol sequence around the
 old preset, with eight seeds each. The best trial and the old preset are then trained with the same
-64 new seeds. The report and the table of each search are copied to benchmarks/results/tuning, and
-one row is written to tuning.csv.
+64 new seeds. The table of each search is copied to benchmarks/results/tuning, and one row is
+written to tuning.csv; the report stays in the folder of the sweep.
 """
 
 import dataclasses
@@ -41,13 +41,13 @@ class Search:
         steps: environment steps of each agent.
         before: values of the old preset for the options that vary.
         vary: values of `--vary` of the sweep.
-        points: number of trials.
+        trials: number of trials.
     """
 
     steps: int
     before: dict[str, Any]
     vary: tuple[str, ...]
-    points: int = 16
+    trials: int = 16
 
 
 SEARCHES = {
@@ -112,7 +112,7 @@ def words_of(name: str) -> list[str]:
     search = SEARCHES[name]
     return [
         "--preset", name, "--total-timesteps", str(search.steps), "--seed", str(FIRST_SEED),
-        "--seeds", str(SEEDS), "--sample", str(search.points), "--eval-episodes", str(EPISODES),
+        "--seeds", str(SEEDS), "--sample", str(search.trials), "--eval-episodes", str(EPISODES),
         *(word for v in search.vary for word in ("--vary", v)),
         "--confirm", str(CONFIRM), "--keep", "none", "--run-dir", str(SWEEPS / name),
     ]  # fmt: skip
@@ -145,7 +145,7 @@ def row_of(name: str) -> dict[str, Any]:
         "preset": name,
         "env": best.env,
         "env_steps": SEARCHES[name].steps,
-        "points": SEARCHES[name].points,
+        "trials": SEARCHES[name].trials,
         "best": label(point),
         "confirmed_seeds": len(best.score),
         "iqm": round(float(statistics.interquartile_mean(best.score)), 2),
@@ -177,7 +177,7 @@ def markdown() -> str:
 
 
 def main(options: Options) -> None:
-    """Run the searches, copy their reports and print the table."""
+    """Run the searches, copy their tables and print the result."""
     if options.table:
         print(markdown(), end="")
         return
@@ -195,7 +195,6 @@ def main(options: Options) -> None:
         )
         if code:
             raise SystemExit("stopped; run the same command again to continue")
-        shutil.copy(path / "report.html", kept / f"{name}.html")
         shutil.copy(path / "table.csv", kept / f"{name}.csv")
         merge(RESULTS / "tuning.csv", [row_of(name)], {"preset": [*SEARCHES]})
     print(markdown(), end="")

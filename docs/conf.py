@@ -25,7 +25,7 @@ exclude_patterns = ["_build", "html", "_extensions"]
 source_suffix = {".md": "markdown"}
 
 myst_enable_extensions = ["dollarmath", "amsmath", "colon_fence"]
-myst_heading_anchors = 3
+myst_heading_anchors = 4
 # A table of contents may skip a heading level. Indented blocks are commands, not Python.
 highlight_language = "text"
 # A name in single backticks becomes a link if the documentation contains an object of that name.

@@ -223,7 +223,7 @@ class Agent:
         """
         batch = self._codec.read(arrays)
         count = len(arrays[0])
-        self._remember(count)
+        self._start_recurrent_state(count)
         first = np.full(count, self._count == 0) if start is None else np.reshape(start, count)
         if not self._greedy:
             self._key, key = jax.random.split(self._key)
@@ -238,7 +238,7 @@ class Agent:
         self._count = count if self.has_memory else 0
         return self._codec.action.encode(np.asarray(action), np)
 
-    def _remember(self, count: int) -> None:
+    def _start_recurrent_state(self, count: int) -> None:
         """Initialise the recurrent state for `count` observations, if there is none."""
         if self._count == 0:
             self._core = self._init_core(count)

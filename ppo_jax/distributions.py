@@ -121,7 +121,8 @@ class Categorical:
     def sample_from(self, noise: jax.Array) -> jax.Array:
         """Inverse of the cumulative distribution: the first possible a with Σ_{b<=a} π(b) > u.
 
-        This takes one uniform number for each sample, where the Gumbel trick takes A of them.
+        This takes one uniform number for each sample, where the Gumbel trick takes A of them. The
+        number has 23 bits: actions of probability below about 1e-7 may never be drawn.
         Whatever the order of summation on a backend, the sample is a possible action and never an
         action of probability 0.
         """

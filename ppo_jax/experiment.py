@@ -22,7 +22,7 @@ from ppo_jax import config as configs
 from ppo_jax import networks
 from ppo_jax.agent import Agent, read_parts
 from ppo_jax.algorithms import ALGORITHMS
-from ppo_jax.config import ConfigError, TrainConfig, references
+from ppo_jax.config import ConfigError, TrainConfig, commands, references
 from ppo_jax.config.options import check_record, coerce, did_you_mean
 from ppo_jax.envs import HostEnv, InvalidEnvironment, as_env, is_own, makes_vectors
 from ppo_jax.envs.supervision import ended_if, limited
@@ -40,7 +40,6 @@ from ppo_jax.networks import Policy
 from ppo_jax.runs import (
     cache,
     cluster,
-    commands,
     devices,
     loop,
     manifest,
@@ -259,7 +258,7 @@ def train(
     loop.check(job, options)
     _check_parts(config, job)
     group = cluster.current()
-    group.agree("commands", _said(config, options))
+    group.agree("commands", _commanded(config, options))
     if isinstance(group, cluster.Group) and not group.leads:
         return _follow(group, job, config)
     with (
@@ -374,7 +373,7 @@ def _follow(group: cluster.Group, job: Job, config: TrainConfig) -> Result:
         return follow(group, job, lambda path: checkpoints_of(path, config), signals=signals)
 
 
-def _said(config: TrainConfig, options: RunOptions) -> dict[str, Any]:
+def _commanded(config: TrainConfig, options: RunOptions) -> dict[str, Any]:
     """The values that must be equal in all processes that train together."""
     about = {"devices": jax.devices()[0].device_kind, "resume": str(options.resume)}
     return {**configs.to_json(config), **about, **provenance.versions()}
@@ -486,7 +485,7 @@ def job_of(
         state = first_state(config, program)
         return state if start is None else started_from(start, state)
 
-    def judge(state: TrainState, *folds: int) -> dict[str, Any]:
+    def evaluate_state(state: TrainState, *folds: int) -> dict[str, Any]:
         return _evaluation(config, program, state, folds=folds, episodes=episodes)
 
     return Job(
@@ -503,8 +502,8 @@ def job_of(
         may_be_nan=MAY_BE_NAN,
         promises=configs.promises(config) | REPLACED,
         score=("episode_return", "eval_return_mean"),
-        evaluate=judge if episodes else None,
-        result=lambda state, path: judge(state) if episodes else {},
+        evaluate=evaluate_state if episodes else None,
+        result=lambda state, path: evaluate_state(state) if episodes else {},
         restart=program.restart if isinstance(program.env, HostEnv) else lambda state: state,
         outside=_outside(program.env) if isinstance(program.env, HostEnv) else None,
         cause="a learning rate that is too high, or rewards or observations that are not finite or "
@@ -732,10 +731,10 @@ def _outside(env: HostEnv) -> Outside:
     def numbers() -> dict[str, int]:
         return {"env_restarts": supervision.replaced} if supervision.restarts else {}
 
-    def hurry(since: float) -> None:
-        supervision.hurry = since
+    def limit_calls(since: float) -> None:
+        supervision.ending_since = since
 
-    return Outside(lambda: supervision.failure, numbers, hurry, supervision.stuck)
+    return Outside(lambda: supervision.failure, numbers, limit_calls, supervision.stuck)
 
 
 @contextlib.contextmanager
@@ -757,11 +756,11 @@ def watched_alone(env: Any) -> Iterator[None]:
             sys.stderr.flush()
             os._exit(signals.exit_code or 1)
 
-        def hurry(since: float) -> None:
-            outside.hurry(since)
+        def limit_calls(since: float) -> None:
+            outside.limit_calls(since)
             env.supervision.failure = "stopped"  # no further step is executed
 
-        with watched(outside._replace(hurry=hurry), signals, give_up):
+        with watched(outside._replace(limit_calls=limit_calls), signals, give_up):
             yield
     if signals.received:
         signal.raise_signal(signals.received)  # the default action of the signal

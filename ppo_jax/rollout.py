@@ -250,8 +250,8 @@ def _collect(
     rows["core"] = jax.tree.map(lambda x: x[None], state.core)
     env_state, obs, core, episodes, cuts = carry
 
-    judge = functools.partial(_judge, moments=state.moments, policy=policy)
-    inputs, value, next_value = judge(critic_key, params, rows, end=(core, obs), cuts=cuts)
+    values_of = functools.partial(_evaluate_critic, moments=state.moments, policy=policy)
+    inputs, value, next_value = values_of(critic_key, params, rows, end=(core, obs), cuts=cuts)
     env_state, env_metrics = _refresh(env, refresh_key, env_state)
     rows.setdefault("valid", jnp.ones(rows["reward"].shape, bool))
     weight = rows["valid"].astype(jnp.float32)
@@ -295,7 +295,7 @@ def _scan(
     return carry, packed.unpack(rows)
 
 
-def _judge(
+def _evaluate_critic(
     key: jax.Array,
     params: Params,
     rows: dict[str, Any],

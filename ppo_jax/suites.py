@@ -16,6 +16,7 @@ from pathlib import Path
 from types import ModuleType
 
 import ppo_jax.config.references as references
+from ppo_jax.config import installation
 from ppo_jax.config.errors import UnknownEnvironment, did_you_mean
 
 # Name of a suite -> module of its adapter.
@@ -79,9 +80,9 @@ ALIASES = {
 BARE = ("ppo_jax", "gymnax")
 # IDs that have the form of Atari IDs.
 ATARI = re.compile(r"ALE/(\w+)-v5|(\w+)NoFrameskip-v4")
-# Gymnasium environments that require a further package: (package, argument of pip install).
-BOX2D = ("Box2D", '".[box2d]"')
-MUJOCO = ("mujoco", '"gymnasium[mujoco]"')
+# Gymnasium environments that require a further package: (package, requirement to install).
+BOX2D = ("Box2D", "[box2d]")
+MUJOCO = ("mujoco", "gymnasium[mujoco]")
 NEEDS = {
     **dict.fromkeys(
         ("LunarLander", "LunarLanderContinuous", "BipedalWalker", "BipedalWalkerHardcore",
@@ -169,13 +170,13 @@ def suites() -> dict[str, bool]:
     return {suite: installed(suite) for suite in SUITES}
 
 
-def names(*asked: str) -> list[str]:
+def names(*given: str) -> list[str]:
     """The full names of the environments in these suites; by default, in those always installed.
 
     Raises:
         UnknownEnvironment: if a suite does not exist or is not installed.
     """
-    return [f"{suite}:{env_id}" for suite in asked or BARE for env_id in module(suite).names()]
+    return [f"{suite}:{env_id}" for suite in given or BARE for env_id in module(suite).names()]
 
 
 def locate(name: str) -> tuple[str, str]:
@@ -284,22 +285,18 @@ def elsewhere(env_id: str) -> list[tuple[str, str]]:
 def how_to_use(suite: str, env_id: str) -> str:
     """The suite of an environment, the flag that selects it, and the package to install first."""
     name = env_id if suite in BARE else f"{suite}:{env_id}"
-    missing = missing_package(suite, env_id)
-    first = f" (install it first: pip install {missing})" if missing else ""
+    missing = missing_requirement(suite, env_id)
+    first = f" (install it first: {installation.command(missing)})" if missing else ""
     return f"suite {suite} has {env_id}: use --env {name}{first}"
 
 
-def missing_package(suite: str, env_id: str = "") -> str:
-    """The argument of pip install for the missing package of an environment; "" without one."""
-    if not installed(suite):
-        package, extra = OPTIONAL[suite]
-        missing = f'".[{extra}]"'
-        if suite != "gymnasium" or _plain(env_id) not in NEEDS:
-            return missing
+def missing_requirement(suite: str, env_id: str = "") -> str:
+    """The requirement of an environment that is not installed, as `installation.command` takes it:
+    "[brax]" for an extra of ppo_jax; "" if nothing is missing."""
     if suite == "gymnasium" and _plain(env_id) in NEEDS:
-        package, what = NEEDS[_plain(env_id)]
-        return "" if installed(suite) and importlib.util.find_spec(package) else what
-    return ""
+        package, needed = NEEDS[_plain(env_id)]
+        return "" if installed(suite) and importlib.util.find_spec(package) else needed
+    return "" if installed(suite) else f"[{OPTIONAL[suite][1]}]"
 
 
 def _plain(env_id: str) -> str:
@@ -366,7 +363,7 @@ def module(suite: str) -> ModuleType:
     if not installed(suite):
         package, extra = OPTIONAL[suite]
         raise UnknownEnvironment(
-            f"suite {suite!r} needs the package {package}, which is not installed; run "
-            f'pip install ".[{extra}]" in the folder of ppo_jax'
+            f"suite {suite!r} needs the package {package}, which is not installed; install it "
+            f"with: {installation.command(f'[{extra}]')}"
         )
     return importlib.import_module(SUITES[suite])

@@ -6,7 +6,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).parent.parent
 PROGRAMS = re.compile(
-    r"(python3?|pip|uv|\.venv/\S+|\.ci/\S+|sphinx-build|pytest|git|tensorboard)\b"
+    r"(python3?|ppo-jax|pip|uv|\.venv/\S+|\.ci/\S+|sphinx-build|pytest|git|tensorboard)\b"
 )
 
 

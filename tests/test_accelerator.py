@@ -55,29 +55,24 @@ def run(*words: str, **environment: str) -> subprocess.CompletedProcess:
     )
 
 
-# One task of each kind that takes seconds; the other computations have their own tests below, and
-# the whole run is a slow test.
-QUICK = ("cartpole-resumed", "ceilings", "cartpole-2048x32", "cartpole-8192x32-h256-highest")
-
-
-@pytest.fixture(scope="module", params=[QUICK, pytest.param((), marks=pytest.mark.slow)])
-def smoke(request, tmp_path_factory):
-    """(output of a smoke run on the CPU, its rows by section and task, the requested tasks)."""
+@pytest.fixture(scope="module")
+def smoke(tmp_path_factory):
+    """(output of a smoke run of all tasks on the CPU, its rows by section and task)."""
     out = tmp_path_factory.mktemp("smoke")
     # Enough minutes for a machine that also runs other tests.
-    words = ("--smoke", "--minutes", "20", "--out", str(out))
-    done = run(*words, *(("--tasks", *request.param) if request.param else ()))
+    done = run("--smoke", "--minutes", "20", "--out", str(out))
     assert done.returncode == 0, done.stderr[-3000:]
     rows = [*csv.DictReader((out / report.FILE).open())]
-    return done.stdout, {(r["section"], r["task"]): r for r in rows}, request.param
+    return done.stdout, {(r["section"], r["task"]): r for r in rows}
 
 
+@pytest.mark.slow
 def test_a_smoke_run_measures_every_task_or_says_why_not(smoke):
-    _, rows, wanted = smoke
+    _, rows = smoke
     for section, task in session.order():
         mine = [r for key, r in rows.items() if key == (section, task)]
         mine += [r for key, r in rows.items() if session.is_part(key, (section, task))]
-        assert bool(mine) == (not wanted or task.partition(": ")[0] in wanted), (section, task)
+        assert mine, (section, task)
         for row in mine:
             assert bool(row["value"]) != bool(row["why"]), row
             assert row["device"] and row["started"] and tuple(row) == FIELDS
@@ -88,8 +83,9 @@ def test_a_smoke_run_measures_every_task_or_says_why_not(smoke):
     assert all(any(k in why for k in known) for why in unmeasured.values()), unmeasured
 
 
+@pytest.mark.slow
 def test_a_smoke_run_fills_the_columns(smoke):
-    _, rows, wanted = smoke
+    _, rows = smoke
     trained = [r for (s, t), r in rows.items() if s == "control" and "ceilings" not in t]
     for row in (r for r in trained if r["value"]):
         low, value, high = (float(row[n]) for n in ("low", "value", "high"))
@@ -106,24 +102,24 @@ def test_a_smoke_run_fills_the_columns(smoke):
     precisions = {r["task"]: r["precision"] for r in trained}
     assert precisions["cartpole-8192x32-h256-highest"] == "highest"
     assert precisions["cartpole-2048x32"] == "default"
-    for name in () if wanted else ("gpt2-124m", "llama-1.3b"):
+    for name in (task.name for task in language.tasks()):
         row = rows["language", name]
         assert 0 < float(row["generation_share"]) < 1 and row["host_transfers"] == "0"
         assert row["precision"] == "bfloat16" and float(row["of_matmul"]) > 0
-    for name in () if wanted else learning.CHECKED:
+    for name in learning.CHECKED:
         row = rows["learning", name]
         assert float(row["low"]) < float(row["value"]) < float(row["high"])
         assert int(row["seeds"]) == 2 and int(row["env_steps"]) > 0 and row["threshold"]
     checked = [r for (s, _), r in rows.items() if s == "checks"]
-    assert [r["passed"] for r in checked] == ["True"] * (1 if wanted else 3)
+    assert [r["passed"] for r in checked] == ["True"] * 3
     assert float(rows["checks", "cartpole-resumed"]["value"]) == 0
 
 
+@pytest.mark.slow
 def test_a_smoke_run_prints_its_tables(smoke):
-    printed, _, wanted = smoke
+    printed, _ = smoke
     assert "| cartpole-2048x32 |" in printed and "Checks, cpu:" in printed
-    if not wanted:
-        assert "PufferLib 5.0" in printed and "Returns of 64 seeds, cpu:" in printed
+    assert "PufferLib 5.0" in printed and "Returns of 64 seeds, cpu:" in printed
 
 
 def test_a_run_that_is_cut_keeps_its_rows(tmp_path):
@@ -468,7 +464,7 @@ def test_a_language_row_is_what_was_measured(monkeypatch):
     size = language.dataclasses.replace(language.SHAPES[0], **language.TINY)
 
     class Fake:
-        def __init__(self, size):
+        def __init__(self, size, options, say):
             self.size, self.chunk = size, None
             params = {"layer_0": jnp.ones((16, 100)), "embedding": jnp.ones((30, 16))}
             learner = type("L", (), {"params": {"actor": params}})
@@ -494,16 +490,34 @@ def test_a_language_row_is_what_was_measured(monkeypatch):
     flops = 3 * actor + 2 * critic + 3 * (actor + critic)
     assert row["tflops_per_second"] == pytest.approx(4 * flops / 1e12, rel=0.01)
     assert row["of_matmul"] == pytest.approx(4 * flops / 1e12 / 2e-5, rel=0.01)
+    # Generation is not compiled alone if the time for it is short: the row is written without it.
+    monkeypatch.setattr(language, "generation_seconds", None)
+    monkeypatch.setattr(language, "ROUNDS", 5.0)
+    row = language.measure(size, Context(False, 8.0, ceilings))
+    assert row["value"] == 4 * tokens and row["generation_share"] == ""
+    with pytest.raises(NotAvailable, match="no time left after compilation, which took 0 s"):
+        language.measure(size, Context(False, 4.0, ceilings))
+    monkeypatch.setattr(language, "generation_seconds", lambda program: 0.1)
     shared = language.dataclasses.replace(size, shared_critic=True)
     row = language.measure(shared, Context(True, 1.0, ceilings))
     flops = 3 * actor + critic + 3 * actor
     assert row["tflops_per_second"] == pytest.approx(4 * flops / 1e12, rel=0.01)
 
 
+def test_both_implementations_of_attention_are_measured(monkeypatch):
+    """Each model has two tasks; only a smoke run without a GPU replaces cuDNN's."""
+    monkeypatch.setattr(language, "measure", lambda size, context: (size.name, size.attention))
+    found = [task.measure(Context(False, 1.0, {})) for task in language.tasks()]
+    assert found[:2] == [("gpt2-124m", "plain"), ("gpt2-124m-cudnn", "cudnn")]
+    assert found[2:] == [("llama-1.3b", "plain"), ("llama-1.3b-cudnn", "cudnn")]
+    found = [task.measure(Context(True, 1.0, {})) for task in language.tasks()]
+    assert [attention for _, attention in found] == ["plain", "xla"] * 2
+
+
 def test_a_model_that_does_not_fit_is_not_run(monkeypatch):
     size = language.dataclasses.replace(language.SHAPES[0], **language.TINY)
     fake = type("P", (), {"chunk": None, "compile": lambda self: None})
-    monkeypatch.setattr(language.ours, "Program", lambda size: fake())
+    monkeypatch.setattr(language.ours, "Program", lambda *_: fake())
     monkeypatch.setattr(language, "bytes_of", lambda chunk: 95e9)
     monkeypatch.setattr(language, "memory_of", lambda devices: 80e9)
     with pytest.raises(NotAvailable, match="needs 95 GB, and the device has 80 GB"):
@@ -603,7 +617,23 @@ def lowered(function, *arguments) -> str:
     return jax.export.export(jax.jit(function), platforms=["cuda"])(*arguments).mlir_module()
 
 
-@pytest.mark.parametrize("name", [*control.SHARED, *control.OWN])
+# Each differs from another program only in its number of environments or agents, or in precision.
+OTHER_SIZES = {
+    "cartpole-8192x32",
+    "cartpole-32768x32",
+    "cartpole-131072x32",
+    "cartpole-4x128-a2048",
+    "cartpole-8192x32-h256",
+}
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        pytest.param(name, marks=[pytest.mark.slow] if name in OTHER_SIZES else [])
+        for name in (*control.SHARED, *control.OWN)
+    ],
+)
 def test_training_programs_do_not_leave_the_device(name):
     config, agents = control.configuration(name, smoke=False)
     suite = config.env.partition(":")[0]

@@ -215,9 +215,11 @@ def trained(tmp_path_factory):
 
 def test_evaluate_reloads_the_agent(trained, tmp_path, capsys):
     gif = tmp_path / "a.gif"
-    result = command("ppo_jax.evaluate", trained, "--episodes", 16, "--gif", gif)
-    assert result.returncode == 0, result.stderr
-    assert "95 % interval" in result.stdout and "16 greedy episodes" in result.stdout
+    with pytest.raises(SystemExit) as stop:
+        evaluate([str(trained), "--episodes", "16", "--gif", str(gif)])
+    assert not stop.value.code
+    printed = capsys.readouterr().out
+    assert "95 % interval" in printed and "16 greedy episodes" in printed
     from PIL import Image
 
     with Image.open(gif) as image:

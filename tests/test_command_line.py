@@ -1,28 +1,38 @@
 """The command line as a new user meets it: quick answers, names of other libraries, lists, what to
 do next."""
 
+import json
 import os
 import re
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
 from ppo_jax import suites
 from ppo_jax.algorithms.configs import CONFIGS
-from ppo_jax.cli import flags
+from ppo_jax.cli import flags, listing
 from ppo_jax.cli import main as front
 from ppo_jax.cli import rlhf as language
 from ppo_jax.cli import sweep as sweep_command
 from ppo_jax.cli import train as train_command
 from ppo_jax.cli import words as command_words
 from ppo_jax.cli.groups import GROUPS, ORDER
-from ppo_jax.config import ConfigError, fields, foreign, make, standard
+from ppo_jax.config import (
+    ConfigError,
+    commands,
+    fields,
+    foreign,
+    installation,
+    make,
+    standard,
+)
 from ppo_jax.config import rlhf as language_options
 from ppo_jax.config.presets import PRESETS
 from ppo_jax.config.toml import to_toml
-from ppo_jax.runs import commands, terminal
+from ppo_jax.runs import terminal
 
 ROOT = Path(__file__).parent.parent
 
@@ -66,10 +76,11 @@ QUICK = [
     (["rlhf", "ppo", "--help"], 0),
     (["rlhf", "sft", "--batch-size", "0"], 2),
     (["check-env", "--help"], 0),
+    (["plot", "--help"], 0),
 ]
 
 
-SLOW = ("jax", "flax", "optax", "orbax", "matplotlib", "gymnax", "gymnasium")
+SLOW = ("jax", "flax", "optax", "orbax", "matplotlib", "scipy.stats", "gymnax", "gymnasium")
 
 
 def test_help_and_refusals_do_not_import_jax():
@@ -97,7 +108,7 @@ for words, expected in {QUICK!r}:
 def test_the_old_names_of_commands_answer_without_jax(module):
     words = [sys.executable, "-X", "importtime", "-m", f"ppo_jax.{module}", "--help"]
     result = subprocess.run(words, capture_output=True, text=True, timeout=120, check=False)
-    assert result.returncode == 0 and "usage: ppo-jax" in result.stdout
+    assert result.returncode == 0 and "python -m ppo_jax" in result.stdout.replace("\n", " ")
     assert not re.search(r"\| +jax\n", result.stderr)
 
 
@@ -137,13 +148,13 @@ def test_a_missing_package_is_named(monkeypatch):
         "importlib.util.find_spec", lambda name: None if name in missing else object()
     )
     without("brax", "Box2D")
-    assert suites.how_to_use("brax", "ant").endswith('(install it first: pip install ".[brax]")')
-    assert suites.missing_package("gymnasium", "LunarLander-v3") == '".[box2d]"'
+    assert re.search(r'\(install it first: .*\[brax\]"\)$', suites.how_to_use("brax", "ant"))
+    assert suites.missing_requirement("gymnasium", "LunarLander-v3") == "[box2d]"
     without("gymnasium", "mujoco")
-    assert suites.missing_package("gymnasium", "Ant-v5") == '"gymnasium[mujoco]"'
-    assert suites.missing_package("gymnasium", "Taxi-v4") == '".[gymnasium]"'
+    assert suites.missing_requirement("gymnasium", "Ant-v5") == "gymnasium[mujoco]"
+    assert suites.missing_requirement("gymnasium", "Taxi-v4") == "[gymnasium]"
     without()
-    assert suites.missing_package("gymnasium", "Ant-v5") == ""
+    assert suites.missing_requirement("gymnasium", "Ant-v5") == ""
 
 
 def test_the_catalog_is_that_of_the_installed_suites():
@@ -220,14 +231,15 @@ def test_every_name_of_ours_in_the_table_is_an_option():
     own = {n for algorithm in CONFIGS for n in fields(algorithm)} | {*flags.RUN_OPTIONS}
     own |= {f for kinds in language.KINDS.values() for k in kinds for f in k.__dataclass_fields__}
     own |= {*sweep_command.OPTIONS, "episodes", "out"}
-    own |= {f for kind in language.OTHERS.values() for f in kind.__dataclass_fields__}
+    own |= {f for kinds in language.OTHERS.values() for k in kinds for f in k.__dataclass_fields__}
+    own |= {*language.StageOptions.__dataclass_fields__}
     assert {name for names in foreign.SAME.values() for name in names} <= own
     assert all(name == foreign.plain(name) for name in (*foreign.SAME, *foreign.INSTEAD))
 
 
 HINTS = [
     ("rlhf ppo --batch-size 8", "num_prompts x group_size / minibatches"),
-    ("rlhf sft --epochs 1", "--updates counts gradient steps"),
+    ("rlhf sft --max-steps 1", "--updates counts gradient steps"),
     ("rlhf ppo --bf16", "write --dtype bfloat16"),
     ("rlhf ppo --total-episodes 9", "here it is --updates; --updates counts rollouts"),
     ("rlhf generate --num-return-sequences 2", "here it is --repeat"),
@@ -333,6 +345,38 @@ def test_help_has_groups_and_says_where_defaults_come_from(capsys, monkeypatch):
     assert "mountain_car_continuous" not in words  # presets have a command of their own
 
 
+@pytest.mark.parametrize(
+    "words",
+    ["", "rlhf", "envs", "presets", "algorithms", "benchmark", "plot", "sweep", "export",
+     "check-env", "evaluate", "rlhf generate", "rlhf sft"],
+)  # fmt: skip
+def test_help_fits_into_80_columns(words, monkeypatch, capsys):
+    monkeypatch.setenv("COLUMNS", "80")
+    monkeypatch.setenv(commands.VARIABLE, "python3 some/where/run.py")
+    with pytest.raises(SystemExit) as end:
+        front.main([*words.split(), "--help"])
+    text = capsys.readouterr().out
+    assert end.value.code == 0 and "some/where/run.py" in text
+    assert max(map(len, text.splitlines())) <= 80 and "(default: )" not in text
+
+
+def test_a_usage_line_is_broken_between_options_alone(monkeypatch):
+    monkeypatch.setenv("COLUMNS", "40")
+    usage = "\x1b[1musage:\x1b[0m ppo-jax check-env [-h] STR [--env-args [STR [STR ...]]]"
+    lines = ["usage: ppo-jax check-env [-h] STR", "    [--env-args [STR [STR ...]]]"]
+    assert listing.folded(usage) == "\n".join(lines)
+
+
+def test_help_names_what_is_required(monkeypatch, capsys):
+    monkeypatch.setenv("COLUMNS", "80")
+    for words, needed in (("rlhf sft", 2), ("rlhf ppo", 3), ("rlhf generate", 1), ("plot", 1)):
+        with pytest.raises(SystemExit):
+            front.main([*words.split(), "--help"])
+        text = " ".join(capsys.readouterr().out.split())
+        assert text.count("(required)") == needed, words
+        assert ("[FOLDER]" in text) == (words == "rlhf generate")
+
+
 def test_every_option_of_a_group_exists():
     own = {n for algorithm in CONFIGS for n in fields(algorithm)} | {*flags.START}
     own |= {
@@ -349,7 +393,8 @@ def test_help_texts_are_phrases():
     """No text begins with a preposition or a pronoun, and none is a single word."""
     records = [*flags.RUN_OPTIONS.values(), *flags.START.values(), *sweep_command.OPTIONS.values()]
     records += [f for algorithm in CONFIGS for f in fields(algorithm).values()]
-    kinds = {k for kinds in language.KINDS.values() for k in kinds} | {*language.OTHERS.values()}
+    records_of = [*language.KINDS.values(), *language.OTHERS.values()]
+    kinds = {k for kinds in records_of for k in kinds} | {language.StageOptions}
     records += [f for k in kinds for f in k.__dataclass_fields__.values() if "doc" in f.metadata]
     for field in records:
         first, *rest = field.metadata["doc"].split()
@@ -426,7 +471,10 @@ def test_lists_refuse_what_they_do_not_take(capsys):
 def test_benchmarks_are_listed_where_the_repository_is(capsys, monkeypatch):
     monkeypatch.chdir(ROOT)
     found = lines(capsys, "benchmark")
-    assert any(line.startswith("throughput ") for line in found)
+    assert {"throughput", "language.families", "language.buckets"} <= {
+        n.split()[0] for n in found if n
+    }
+    assert not any(word in " ".join(found) for word in ("language.worker", "soak.", "throughput.q"))
     with pytest.raises(SystemExit) as end:
         front.main(["benchmark", "throughputt"])
     assert end.value.code == 2 and "did you mean throughput" in capsys.readouterr().err
@@ -449,6 +497,108 @@ def test_commands_can_be_pasted(monkeypatch, program, variable, shown):
     if variable:
         monkeypatch.setenv(commands.VARIABLE, variable)
     assert commands.command("evaluate", Path("a b")) == shown
+
+
+STARTS = [
+    (["/v/bin/ppo-jax"], ["/v/bin/python3", "/v/bin/ppo-jax"], None, "ppo-jax"),
+    (["m.py"], [".venv/bin/python", "-X", "dev", "-m", "ppo_jax.train"], None,
+     ".venv/bin/python -m ppo_jax"),
+    (["m.py"], ["/v/python", "-m", "ppo_jax"], "python3 run.py", "python3 run.py"),
+    (["a.py"], ["python", "a.py"], None, ""),
+    (["m.py"], ["python", "-m", "ppo_jaxy"], None, ""),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("argv", "original", "variable", "expected"), STARTS)
+def test_texts_name_commands_as_the_user_started_them(
+    monkeypatch, argv, original, variable, expected
+):
+    monkeypatch.setattr(sys, "argv", argv)
+    monkeypatch.setattr(sys, "orig_argv", original)
+    monkeypatch.delenv(commands.VARIABLE, raising=False)
+    if variable:
+        monkeypatch.setenv(commands.VARIABLE, variable)
+    text = "`ppo-jax envs` lists them; see ppo-jax evaluate RUN, not /x/ppo-jax y or ppo-jaxes z"
+    words = expected or "ppo-jax"
+    wanted = f"`{words} envs` lists them; see {words} evaluate RUN, not /x/ppo-jax y or ppo-jaxes z"
+    assert commands.started() == expected and commands.shown(text) == wanted
+    assert commands.shown("ppo-jax") == words
+
+
+def test_a_program_that_no_shell_finds_is_named_with_its_path(tmp_path, monkeypatch):
+    program = tmp_path / "bin" / "ppo-jax"
+    program.parent.mkdir()
+    program.write_text("")
+    other = tmp_path / "ppo-jax"
+    other.write_text("")
+    other.chmod(0o755)
+    monkeypatch.setenv("PATH", str(tmp_path))
+    monkeypatch.setattr(sys, "argv", [str(program)])
+    monkeypatch.chdir(tmp_path)
+    assert commands.started() == "bin/ppo-jax"
+
+
+def test_a_refusal_and_a_help_text_name_run_py(monkeypatch, capsys):
+    monkeypatch.setenv(commands.VARIABLE, "python3 run.py")
+    for words, expected in (
+        (["train", "--gif", "x"], "--gif is an option of python3 run.py evaluate"),
+        (["zzz"], "unknown command 'zzz'"),
+        (["train", "--preset", "zzz"], "`python3 run.py presets` lists"),
+        (["presets", "--help"], "`python3 run.py train --preset NAME` trains"),
+        (["train", "--help"], "usage: python3 run.py train"),
+        (["train", "--print-config"], "# Read by `python3 run.py train --config FILE`."),
+        (["rlhf", "--help"], "usage: python3 run.py rlhf"),
+        (["--help"], "python3 run.py evaluate runs/first --gif first.gif"),
+    ):
+        with pytest.raises(SystemExit):
+            front.main(words)
+        found = "".join(capsys.readouterr())
+        assert expected in found and "ppo-jax " not in found, words
+
+
+# --- what to install ----------------------------------------------------------------------------
+
+
+def test_an_extra_is_installed_from_the_clone(monkeypatch, tmp_path):
+    monkeypatch.setattr(installation, "pip", lambda: "pip")
+    monkeypatch.chdir(ROOT)
+    assert installation.command("[brax]") == 'pip install -e ".[brax]"'
+    assert installation.command("gymnasium[mujoco]") == 'pip install "gymnasium[mujoco]"'
+    monkeypatch.chdir(tmp_path)  # a relative path of one word would be the name of a package
+    assert installation.command("[brax]") == f'pip install -e "{ROOT}[brax]"'
+    monkeypatch.setenv(commands.VARIABLE, "python3 run.py")
+    assert installation.command("[brax]") == "python3 run.py install brax"
+    assert installation.command("gymnasium[mujoco]") == 'pip install "gymnasium[mujoco]"'
+
+
+def test_an_extra_of_an_installed_copy_is_installed_from_where_it_came(monkeypatch, tmp_path):
+    clone, copy = tmp_path / "my clone", tmp_path / "lib" / "ppo_jax" / "config"
+    clone.mkdir()
+    (clone / "pyproject.toml").write_text("")
+    url = SimpleNamespace(read_text=lambda name: json.dumps({"url": clone.as_uri()}))
+    monkeypatch.setattr(installation, "__file__", str(copy / "installation.py"))
+    monkeypatch.setattr("importlib.metadata.distribution", lambda name: url)
+    monkeypatch.setattr(installation, "pip", lambda: "pip")
+    assert installation.command("[brax]") == f'pip install "{clone}[brax]"'
+    (clone / "pyproject.toml").unlink()
+    assert installation.command("[brax]") == 'pip install ".[brax]" in a clone of ppo_jax'
+
+
+def test_pip_is_the_one_of_this_python(monkeypatch, tmp_path):
+    folder = tmp_path / ".venv" / "bin"
+    folder.mkdir(parents=True)
+    for name in ("pip", "python"):
+        (folder / name).write_text("")
+        (folder / name).chmod(0o755)
+    monkeypatch.setattr(sys, "executable", str(folder / "python"))
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("PATH", str(folder))
+    assert installation.pip() == "pip"
+    monkeypatch.setenv("PATH", str(tmp_path))
+    assert installation.pip() == ".venv/bin/python -m pip"
+
+
+# --- what to do next ----------------------------------------------------------------------------
 
 
 def test_the_next_steps_are_a_line_each(capsys):
@@ -477,6 +627,68 @@ def test_run_py_passes_any_command_on(tmp_path, monkeypatch):
     assert run.os.environ[commands.VARIABLE] == "python3 run.py"
 
 
+@pytest.fixture
+def setup(tmp_path, monkeypatch):
+    """run.py in a folder of its own, whose virtual environment works, with the commands it runs."""
+    import run
+
+    started = []
+
+    def call(words, **_):
+        started.append([str(word) for word in words])
+        return 0
+
+    python = tmp_path / "python"
+    python.write_text("")
+    monkeypatch.setattr(run, "PYTHON", str(python))
+    monkeypatch.setattr(run.subprocess, "call", call)
+    for name in ("requirements.lock", "pyproject.toml"):
+        (tmp_path / name).write_text("")
+    return run, str(tmp_path / "installed"), started
+
+
+def test_run_py_keeps_an_environment_that_works(setup):
+    run, stamp, started = setup
+    run.install("requirements.lock", stamp, "first")
+    assert "--clear" in started[0] and run.installed(stamp, "first")
+    started.clear()
+    run.install("requirements.lock", stamp, "second")  # after an update of the lock file
+    assert not any("venv" in words for words in started) and run.installed(stamp, "second")
+    assert [words for words in started if "--require-hashes" in words]
+
+
+def test_run_py_makes_the_environment_again_where_it_was_moved(setup, monkeypatch):
+    run, stamp, started = setup
+    run.install("requirements.lock", stamp, "first")
+    monkeypatch.setattr(run, "HERE", "/somewhere/else")
+    assert not run.works(stamp)
+    monkeypatch.undo()
+
+
+def test_run_py_installs_extras(setup, monkeypatch, capsys):
+    run, _, started = setup
+    with pytest.raises(SystemExit) as end:
+        run.add(["brax", "tensorboard"])
+    assert end.value.code == 0 and started[-1][-1] == f"{run.HERE}[brax,tensorboard]"
+    run.check_extras(["brax", "tensorboard"])
+    started.clear()
+    for words in ([], ["-U"], ["brax", "tensorbord"]):
+        monkeypatch.setattr(sys, "argv", ["run.py", "install", *words])
+        with pytest.raises(SystemExit) as end:
+            run.main()
+        assert end.value.code == 1 and not started
+        assert "atari, box2d, brax, craftax" in capsys.readouterr().err
+
+
+def test_help_of_run_py_may_be_cut_off():
+    reader, writer = os.pipe()
+    os.close(reader)
+    words = [sys.executable, "-S", str(ROOT / "run.py"), "--help"]
+    ended = subprocess.run(words, stdout=writer, stderr=subprocess.PIPE, text=True)
+    os.close(writer)
+    assert (ended.returncode, ended.stderr) == (0, "")
+
+
 # --- names of the package -----------------------------------------------------------------------
 
 
@@ -487,6 +699,8 @@ assert "jax" not in sys.modules
 assert {*ppo_jax.__all__, "envs", "rlhf"} <= {*dir(ppo_jax)}
 assert "ALGORITHMS" in dir(ppo_jax.algorithms) and "make" in dir(ppo_jax.config)
 assert ppo_jax.config.make().env == "CartPole-v1" and not hasattr(ppo_jax, "nothing")
+import ppo_jax.export, ppo_jax.rlhf
+assert "generate" in dir(ppo_jax.rlhf) and "export" in dir(ppo_jax.export)
 assert "jax" not in sys.modules
 """
     python(code)
@@ -560,7 +774,9 @@ def test_what_varies_is_listed_with_the_configuration(capsys):
     assert given[-2:] == ["--env", "Pong"]
 
 
-@pytest.mark.parametrize("words", [["envs"], ["algorithms"], ["presets"], ["envs", "ale"]])
+@pytest.mark.parametrize(
+    "words", [["envs"], ["algorithms"], ["presets"], ["envs", "ale"], ["benchmark"]]
+)
 def test_lists_fit_into_a_terminal(words, capsys, monkeypatch):
     monkeypatch.setenv("COLUMNS", "80")
     full = " ".join(lines(capsys, *words)).split()

@@ -26,14 +26,6 @@ contract = pytest.mark.parametrize(("algorithm", "env"), CASES)
 on_one = pytest.mark.parametrize(
     ("algorithm", "env"), [(name, "CartPole-v1") for name in ALGORITHMS]
 )
-# Tests that compile as runs do, which takes half a minute each.
-long_for_each = pytest.mark.parametrize(
-    ("algorithm", "env"),
-    [
-        pytest.param(name, "CartPole-v1", marks=[pytest.mark.slow] if name != "ppo" else [])
-        for name in ALGORITHMS
-    ],
-)
 UPDATES = 6
 # Compiled as runs are; the options of conftest.py may round a sum differently in two programs.
 AS_RUN = {"xla_backend_optimization_level": 1, "xla_cpu_use_fusion_emitters": True}
@@ -192,30 +184,44 @@ def test_vmap_map_and_traced_floats_are_the_loop(algorithm, env):
     chex.assert_trees_all_close(constant.learner.params, traced.learner.params, atol=1e-5)
 
 
-@long_for_each
+def in_chunks(algorithm: str, env: str, counts: list[tuple[int, ...]], **options):
+    """The results of a run in chunks of the given numbers of updates, for each list of numbers."""
+    config = configs.resolve(small(algorithm, env))
+    static, floats = configs.split(config)
+    program = build(config)
+    init = jax.jit(program.init, **options)
+    chunk = jax.jit(make_chunk(step_of(static, program.env), may_be_nan=MAY_BE_NAN), **options)
+    results = []
+    for chosen in counts:
+        state, kept = init(jax.random.key(3)), []
+        for count in chosen:
+            state, metrics, outcome = chunk(state, floats, jnp.int32(count))
+            assert outcome.made == count and not outcome.bad
+            kept.append({name: x[:count] for name, x in guard.show(metrics).items()})
+        results.append((state, jax.tree.map(lambda *x: np.concatenate(x), *kept)))
+    return results
+
+
+def test_chunks_of_any_length_give_the_same_run():
+    """With one algorithm; the slow test below compares all with a run in one piece."""
+    whole, parts = in_chunks("ppo", "CartPole-v1", [(UPDATES,), (1, 2, UPDATES - 3)])
+    assert_equal(whole, parts)
+    state, metrics = stepped("ppo", "CartPole-v1")
+    apart = state, {k: x for k, x in metrics.items() if k != "env_step"}  # added by the log
+    chex.assert_trees_all_close(raw(whole), raw(apart), atol=1e-4, rtol=1e-4)
+
+
+@on_one
+@pytest.mark.slow
 def test_chunks_are_the_whole(algorithm, env):
     """The results do not depend on the chunks of a run, and equal those of `make_train`.
 
     If the floats are constants instead of arguments, XLA folds them, which may change last bits.
     """
-    config = configs.resolve(small(algorithm, env))
-    static, floats = configs.split(config)
-    program = build(config)
-    init = jax.jit(program.init, compiler_options=AS_RUN)
-    chunk = jax.jit(
-        make_chunk(step_of(static, program.env), may_be_nan=MAY_BE_NAN), compiler_options=AS_RUN
-    )
-
-    def run(*counts):
-        state, kept = init(jax.random.key(3)), []
-        for count in counts:
-            state, metrics, outcome = chunk(state, floats, jnp.int32(count))
-            assert outcome.made == count and not outcome.bad
-            kept.append({name: x[:count] for name, x in guard.show(metrics).items()})
-        return state, jax.tree.map(lambda *x: np.concatenate(x), *kept)
-
-    whole = run(UPDATES)
-    assert_equal(whole, run(1, 2, UPDATES - 3))
+    counts = [(UPDATES,), (1, 2, UPDATES - 3)]
+    whole, parts = in_chunks(algorithm, env, counts, compiler_options=AS_RUN)
+    assert_equal(whole, parts)
+    static, floats = configs.split(configs.resolve(small(algorithm, env)))
 
     def train(floats, key):
         state, metrics = make_train(configs.merge(static, floats))(key)

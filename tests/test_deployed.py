@@ -304,7 +304,7 @@ def test_an_exported_program_keeps_to_the_mask(tmp_path, layout, where):
     check_stablehlo(parts_of(maker), maker, tmp_path, where)
 
 
-@pytest.mark.slow
+@pytest.mark.peers
 @pytest.mark.parametrize("kind", FEED_FORWARD)
 def test_an_onnx_graph_earns_what_is_evaluated(tmp_path, kind):
     actions, options = ACTIONS[kind]
@@ -312,7 +312,7 @@ def test_an_onnx_graph_earns_what_is_evaluated(tmp_path, kind):
     check_onnx(parts_of(maker, **options), maker, tmp_path)
 
 
-@pytest.mark.slow
+@pytest.mark.peers
 @pytest.mark.parametrize("layout", MASKED)
 def test_an_onnx_graph_keeps_to_the_mask(tmp_path, layout):
     actions, say, space = MASKED[layout]

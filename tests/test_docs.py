@@ -21,7 +21,8 @@ from benchmarks import (
     sweep,
     tuning,
 )
-from benchmarks.learning import markdown
+from benchmarks.language import families
+from benchmarks.learning import markdown, rows_of_all
 from benchmarks.table import RESULTS, read
 from benchmarks.throughput import documents
 from documents import run_python
@@ -67,6 +68,7 @@ def test_the_table_of_the_language_page_is_that_of_the_results():
     text = (ROOT / "docs/rlhf.md").read_text()
     assert alignment.markdown() in text
     assert rlhf.markdown() in text and rlhf.breakdown_markdown() in text
+    assert families.markdown() in text
 
 
 def test_the_example_of_the_language_page_runs(capsys):
@@ -87,6 +89,7 @@ def test_the_example_of_the_sweeps_page_runs(capsys):
     assert capsys.readouterr().out == printed + "\n"
 
 
+@pytest.mark.slow
 def test_the_example_of_the_spaces_page_runs(capsys):
     (block,) = re.findall(r"```python\n(.*?)```", (ROOT / "docs/spaces.md").read_text(), re.S)
     exec(compile(block, "spaces.md", "exec"), {})
@@ -110,11 +113,11 @@ def test_the_presets_have_the_values_that_their_search_kept():
         if r["adopted"] == "True":
             kept = {n: float(v) for n, v in (w.split("=") for w in r["best"].split())}
         assert {n: config[n] for n in kept} == pytest.approx(kept, rel=0.01), r["preset"]
-        assert (RESULTS / "tuning" / f"{r['preset']}.html").exists()
+        assert (RESULTS / "tuning" / f"{r['preset']}.csv").exists()
 
 
 def test_the_table_of_the_readme_is_that_of_the_results():
-    assert markdown(read(RESULTS / "learning.csv")) in (ROOT / "README.md").read_text()
+    assert markdown(rows_of_all()) in (ROOT / "README.md").read_text()
 
 
 def test_the_tables_of_the_family_are_those_of_the_results():

@@ -27,7 +27,7 @@ ALL = {documents.name(d): d for d in documents.documents()}
 
 # Commands that cannot be run as written, and why; a pattern without a matching command is an error.
 NOT_RUN = {
-    r"^(pip|uv|git) ": "the network",
+    r"^(pip|uv|git) |run\.py install ": "the network",
     r"^\.ci/|^\.venv/|run\.py test": "is what runs this, or a part of it",
     r"gymnasium:LunarLander|ALE/|NoFrameskip": "needs an extra; tests of its own",
     r"env (brax|playground|navix|xminigrid|craftax|jumanji|pgx|jaxmarl):": "needs an extra; "
@@ -40,14 +40,14 @@ NOT_RUN = {
     r"sweep --seeds (16 .*clip_eps|8 --sample 64|10 --vary algorithm)": "20 to 256 million steps",
     r"benchmarks\.(throughput |rlhf$)": "installs the peers",
     r"benchmarks\.accelerator( --minutes|$)": "needs an accelerator; tests/test_accelerator.py",
-    r"ppo_jax\.rlhf (sft|reward|ppo|generate|evaluate) ": "models of the reader's own; "
+    r"ppo-jax rlhf (sft|reward|ppo|generate|evaluate) ": "models of the reader's own; "
     "tests/test_rlhf_command.py",
-    r"ppo_jax\.rlhf( --data|$)|benchmarks\.alignment": "five minutes and more",
+    r"ppo-jax rlhf( --data|$)|benchmarks\.alignment": "five minutes and more",
     r"--process-id|--distributed": "one of several processes; tests/test_cluster_processes.py",
     r"--format onnx|--wandb|--trackio": "needs an extra; tests of its own",
 }
 # Programs that only a reader's machine has, and the same command as started by run.py.
-REPLACED = {"python3 run.py train": "python -m ppo_jax.train"}
+REPLACED = {"python3 run.py train": "python -m ppo_jax.train", "ppo-jax ": "python -m ppo_jax."}
 
 
 def reason(line: str) -> str | None:
@@ -67,7 +67,10 @@ def words(line: str) -> tuple[str, list[str]]:
 def python_commands() -> list[tuple[str, str]]:
     """(document, command) for all commands that start a module of this repository."""
     found = [(n, c) for n, d in ALL.items() for c in documents.commands(d)]
-    return [(n, c) for n, c in found if c.startswith("python") and "run.py test" not in c]
+    others = re.compile(r"run\.py (test|install)")
+    return [
+        (n, c) for n, c in found if c.startswith(("python", "ppo-jax")) and not others.search(c)
+    ]
 
 
 def test_there_are_documents_with_commands():
@@ -115,6 +118,8 @@ def rlhf(arguments: list[str]) -> None:
     assert name in language.COMMANDS
     if name in language.KINDS:
         language._values(name, rest, language.KINDS[name])
+    else:
+        language._other_values(name, rest)
 
 
 def train(arguments: list[str]) -> None:

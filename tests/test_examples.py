@@ -18,6 +18,7 @@ import pytest
 
 import documents
 import ppo_jax
+from benchmarks import table
 from ppo_jax.runs.metrics_log import read_metrics
 
 EXAMPLES = Path(__file__).parent.parent / "examples"
@@ -191,6 +192,18 @@ def test_the_first_hour_counts_what_is_typed():
     commands = re.findall(r"^    \S.*$", text, re.M)
     lines = [x for x in (EXAMPLES / "delivery.py").read_text().splitlines() if x.strip()]
     assert f"{len(commands)} commands, and the {len(lines)} lines of" in text
+    read = [x for x in text.splitlines() if x.strip() and not x.startswith("    ")]
+    assert f"read the {len(read)} lines" in text
+    measured = {
+        row["what"]: int(row["value"]) for row in table.read(table.RESULTS / "first_hour.csv")
+    }
+    assert measured["commands that are typed"] == len(commands)
+    assert measured["delivery.py, which is typed"] == len(lines)
+    assert measured["README.md, which is read"] == len(read)
+    timed = [w for w in measured if re.match(r"git|python", w)]
+    assert len(timed) == len(commands) - 3  # cd and the activation of the environment take no time
+    minutes = [round(measured[w] / 60) for w in ("all commands", "python3 run.py train")]
+    assert "{} minutes, {} of them for the first".format(*minutes) in " ".join(text.split())
 
 
 def test_the_environments_of_the_examples_pass_their_check(monkeypatch):

@@ -245,6 +245,7 @@ NETWORKS = {
 }
 
 
+@pytest.mark.peers
 @pytest.mark.parametrize("name", NETWORKS)
 def test_onnx_acts_like_the_run(tmp_path, name):
     pytest.importorskip("jax2onnx")
@@ -255,6 +256,7 @@ def test_onnx_acts_like_the_run(tmp_path, name):
     assert count == 256 and difference < 1e-5
 
 
+@pytest.mark.peers
 def test_onnx_has_names_and_statistics(tmp_path, cartpole):
     pytest.importorskip("jax2onnx")
     runtime = pytest.importorskip("onnxruntime")
@@ -282,9 +284,9 @@ def test_memory_is_refused_where_it_cannot_be_kept(format):
 
 def test_what_is_missing_is_said_before_anything_is_read(tmp_path, monkeypatch):
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
-    with pytest.raises(ConfigError, match=r"needs jax2onnx: pip install 'ppo_jax\[onnx\]'"):
+    with pytest.raises(ConfigError, match=r"needs jax2onnx: .*pip install -e .*\[onnx\]"):
         export.export(tmp_path, "onnx")
-    with pytest.raises(ConfigError, match=r"needs flatbuffers.*ppo_jax\[stablehlo\]"):
+    with pytest.raises(ConfigError, match=r"needs flatbuffers.*\[stablehlo\]"):
         export.export(tmp_path, "stablehlo")
     with pytest.raises(ConfigError, match=r"unknown format 'onxx'; did you mean onnx"):
         export.export(tmp_path, "onxx")

@@ -408,7 +408,7 @@ def test_origins_name_what_an_environment_returned(leaf):
 def wrong(*names, job=None, **metrics):
     found = guard.Found(jnp.array(True), np.ones(len(names), bool), names)
     job = job or Job("j", None, None, None, 9, "env_steps", 8, "loss", may_be_nan=("may",))
-    bad = divergence.culprits(job, found, metrics)
+    bad = divergence.bad_values(job, found, metrics)
     return divergence.message(job, bad, 2, saved="nothing is saved", hint="")
 
 

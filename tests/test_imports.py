@@ -49,7 +49,16 @@ LAYERS = [
     {"cli"},
 ]
 # Modules of `config` that other modules may import, such as "config.options".
-FOUNDATION = {"errors", "foreign", "options", "schedules", "standard", "traced"}
+FOUNDATION = {
+    "commands",
+    "errors",
+    "foreign",
+    "installation",
+    "options",
+    "schedules",
+    "standard",
+    "traced",
+}
 # Modules that define public names or start a command.
 OUTSIDE = {"__init__", "__main__", "plot"}
 # Modules with the same name may import each other; in the first layers, some import a neighbour.

@@ -1,6 +1,7 @@
 """The host loop: evaluations, thresholds, callbacks between chunks, and runs from Python."""
 
 import contextlib
+import dataclasses
 import json
 import os
 import signal
@@ -22,7 +23,7 @@ from ppo_jax.runs import chunk, failures, loop
 from ppo_jax.runs.checkpoint import CheckpointError
 from ppo_jax.runs.job import Diverged, Job, RunFailed
 from ppo_jax.runs.metrics_log import read_metrics
-from ppo_jax.runs.options import KeepOptions
+from ppo_jax.runs.options import KeepOptions, StageOptions
 from ppo_jax.runs.outside import Outside
 from ppo_jax.runs.record import InMemory, RunRecord
 from ppo_jax.runs.restore import load
@@ -70,7 +71,7 @@ def test_a_job_is_run_logged_saved_and_summarised(tmp_path):
     result = loop.run(JOB, recorded(tmp_path), signals=Signals())
     assert int(result.state) == UPDATES and result.exit_code == 0 and result.path == tmp_path
     assert [row["height"] for row in rows(tmp_path)] == list(range(1, UPDATES + 1))
-    assert [row["env_step"] for row in rows(tmp_path)] == list(range(10, 130, 10))
+    assert [row["sequences"] for row in rows(tmp_path)] == list(range(10, 130, 10))
     saved = json.loads((tmp_path / "summary.json").read_text())
     assert saved == result.summary
     assert saved["sequences"] == 120 and saved["updates"] == UPDATES
@@ -85,9 +86,46 @@ def test_an_evaluation_falls_on_its_update(tmp_path, every):
     assert all(type(r.get("games", 0)) is int for r in rows(tmp_path))
 
 
-def test_parts_of_an_evaluation_have_their_name():
-    found = {"validation": {"accuracy": 0.5, "rows": 2}, "seconds": 1.0}
-    assert loop.flattened(found) == {"validation_accuracy": 0.5, "seconds": 1.0}
+def test_the_texts_of_an_evaluation_are_no_metrics():
+    found = {"eval_accuracy": 0.5, "eval_loss": float("inf"), "eval_data": "2 examples"}
+    assert loop.flattened(found) == {"eval_accuracy": 0.5, "eval_loss": None}
+
+
+HEIGHTS = {2: 5.0, 4: 9.0, 6: 9.0, 8: 7.0, 10: 1.0, 12: 2.0}
+
+
+@pytest.mark.parametrize(("minimise", "best"), [(False, 4), (True, 10)])
+@pytest.mark.parametrize("final", ["best", "last"])
+def test_the_best_state_is_saved_at_once_and_is_the_result(tmp_path, minimise, best, final):
+    """Both states before and after it are worse, and no checkpoint is due in between."""
+    job = JOB._replace(
+        evaluate=lambda state, update: {"judged": HEIGHTS[update]},
+        result=lambda state, path: {"counted": int(state)},
+        keeps_best=True,
+        minimise=minimise,
+    )
+    kept = StageOptions(checkpoint_seconds=1e9, eval_every=2, final_model=final)
+    record = RunRecord(tmp_path, kept, identity={}, about={}, config={}, quiet=True)
+    result = loop.run(job, record, signals=Signals())
+    assert int(result.state) == UPDATES
+    counted = best if final == "best" else UPDATES
+    assert (result.summary["counted"], result.summary["model_update"]) == (counted, counted)
+    assert record.checkpoints.best() == best
+    again = dataclasses.replace(kept, resume=tmp_path)
+    record = RunRecord(tmp_path, again, identity={}, about={}, config={}, quiet=True)
+    assert loop.run(job, record, signals=Signals()).summary["counted"] == counted
+
+
+def test_the_last_state_of_a_run_competes_for_the_best(tmp_path):
+    job = JOB._replace(evaluate=lambda s, update: {"judged": float(update)}, keeps_best=True)
+    loop.run(job, recorded(tmp_path, eval_every=5), signals=Signals())
+    assert [r["update"] for r in rows(tmp_path) if "judged" in r] == [5, 10, 12]
+
+
+def test_a_score_to_be_minimised_ends_a_run_from_above(tmp_path):
+    job = JOB._replace(evaluate=lambda s, update: {"judged": 10.0 - update}, minimise=True)
+    result = loop.run(job, recorded(tmp_path, eval_every=2, stop_at=4.0), signals=Signals())
+    assert result.summary["updates"] == 6 and result.summary["ended_early"] == "reached 4"
 
 
 @pytest.mark.parametrize(

@@ -132,7 +132,7 @@ def test_a_sweep_on_a_terminal_of_80_columns(tmp_path):
         sys.executable, "-m", "ppo_jax", "sweep", "--preset", "none", "--env", "CartPole-v1",
         "--num-envs", "4", "--num-steps", "32", "--total-timesteps", "6400", "--hidden", "8",
         "--seeds", "3", "--vary", "learning_rate=1e-3,1.1e-3", "--vary", "gae_lambda=0.9,0.95",
-        "--eval-episodes", "4", "--run-dir", str(tmp_path / "sweep"), "--batch-size", "2",
+        "--eval-episodes", "4", "--run-dir", str(tmp_path / "sweep"), "--agents-per-device", "2",
     ]  # fmt: skip
     code, text = run(words)
     frames: list[list[str]] = []

@@ -172,11 +172,11 @@ def mapped(where, function, params, batch):
 
 def natural_gradient(policy, config, params, batch):
     """All quantities that TRPO computes from a batch, as a function of it."""
-    theta = trpo.pose(policy, config, params, batch).theta
+    theta = trpo.make_problem(policy, config, params, batch).theta
     vector = numbers(theta.size, seed=7)
 
     def asked(params, rows):
-        problem = trpo.pose(policy, config, params, rows)
+        problem = trpo.make_problem(policy, config, params, rows)
         objective, kl = problem.evaluate(theta + 0.01 * vector)
         return problem.gradient, problem.fisher(vector), objective, kl
 

@@ -47,6 +47,19 @@ def make_sweep(folder, rates, seeds=(0, 1, 2), parts=4):
     return folder
 
 
+def make_stage(folder, kind, values, **options):
+    """A stage of a language model with these values of its main metric."""
+    unit, metric = {"sft": ("sequences", "loss"), "ppo": ("responses", "objective")}[kind]
+    folder.mkdir(parents=True)
+    content = {"format": folders.STAGE_FORMAT, "stage": kind, "config": {"seed": 0} | options}
+    (folder / "config.json").write_text(json.dumps(content))
+    with (folder / "metrics.jsonl").open("w") as file:
+        for k, value in enumerate(values, 1):
+            row = {"update": k, unit: 8 * k, metric: value, f"{unit}_per_second": 4.0}
+            file.write(json.dumps(row) + "\n")
+    return folder
+
+
 def read_all(*folders, metric="episode_return", x="steps"):
     return read.read(folders, metric, x)
 
@@ -145,7 +158,7 @@ def test_environments_have_a_panel_each(tmp_path):
             ("Acrobot-v1", "ppo", 3.0),
         )
     ]
-    figure = plot.draw(curves(read_all(*runs)), "episode_return", "steps")
+    figure = plot.draw(curves(read_all(*runs)), "steps")
     assert [a.get_title("left") for a in figure.axes] == ["CartPole-v1", "Acrobot-v1"]
     assert [len(a.get_legend_handles_labels()[1]) for a in figure.axes] == [2, 1]
     (legend,) = figure.legends
@@ -159,7 +172,7 @@ def test_environments_have_a_panel_each(tmp_path):
 @pytest.mark.parametrize("seeds", [1, 4, 5])
 def test_an_interval_needs_five_seeds(tmp_path, seeds):
     runs = [make_run(tmp_path / f"a{s}", [(1, s), (1, 2 * s)], seed=s) for s in range(seeds)]
-    figure = plot.draw(curves(read_all(*runs)), "episode_return", "steps")
+    figure = plot.draw(curves(read_all(*runs)), "steps")
     (axes,) = figure.axes
     bands, thin = len(axes.collections), len(axes.lines) - 1
     assert (bands, thin) == ((1, 0) if seeds >= 5 else (0, seeds))
@@ -179,7 +192,7 @@ def test_an_interval_needs_five_seeds(tmp_path, seeds):
 )
 def test_axes_are_named_with_their_units(tmp_path, x, metric, names):
     run = make_run(tmp_path / "a", [(1, 1.0)] * 3)
-    (axes,) = plot.draw(curves(read_all(run, x=x, metric=metric)), metric, x).axes
+    (axes,) = plot.draw(curves(read_all(run, x=x, metric=metric)), x).axes
     assert (axes.get_xlabel(), axes.get_ylabel()) == names
     assert axes.get_title("left") == "CartPole-v1, ppo"
 
@@ -222,12 +235,32 @@ def test_what_cannot_be_drawn_is_one_line(tmp_path, capsys, words, message):
     assert message in capsys.readouterr().err
 
 
+def test_stages_of_language_models_have_panels_and_metrics_of_their_own(tmp_path):
+    make_stage(tmp_path / "demo" / "sft", "sft", [3.0, 2.0])
+    make_stage(tmp_path / "demo" / "ppo", "ppo", [0.1, 0.3])
+    (tmp_path / "demo" / "config.json").write_text(json.dumps({"stage": "demo", "config": {}}))
+    for folder in (tmp_path / "demo", tmp_path):
+        figure = plot.draw(curves(read_all(folder, metric=None)), "steps")
+        found = [(a.get_title(loc="left") or a.get_title(), a.get_xlabel()) for a in figure.axes]
+        assert [x for _, x in found] == ["sequences", "responses"]
+        assert [a.get_ylabel() for a in figure.axes] == ["loss", "objective"]
+    (run,) = read_all(tmp_path / "demo" / "ppo", metric=None, x="seconds")
+    np.testing.assert_allclose(run.columns["x"], [2.0, 4.0])
+    seeds = [
+        make_stage(tmp_path / f"s{s}", "ppo", [1.0 * s], seed=s, algorithm="rloo") for s in (1, 2)
+    ]
+    (curve,) = curves(read_all(*seeds, metric=None))
+    assert (curve.label, curve.values.shape) == ("rloo", (2, 1))
+    with pytest.raises(ConfigError, match="has no metric 'episode_return'"):
+        read_all(seeds[0])
+
+
 def test_folders_that_are_no_runs_are_refused(tmp_path):
     (tmp_path / "empty").mkdir()
     (tmp_path / "file").write_text("")
     for name, mark, content in (
         ("model", "config.json", '{"model_type": "gpt2"}'),
-        ("stage", "config.json", json.dumps({"format": folders.STAGE_FORMAT, "stage": "sft"})),
+        ("stage", "config.json", json.dumps({"stage": "demo", "config": {}})),
         ("broken", "config.json", "{"),
         ("sweep", "sweep.json", '{"sweep": {}}'),
     ):
@@ -238,7 +271,7 @@ def test_folders_that_are_no_runs_are_refused(tmp_path):
         (tmp_path / "file", "file is a file; name a run directory, a sweep, or"),
         (tmp_path / "empty", "there is no config.json or sweep.json in it"),
         (tmp_path / "model", "is not a run directory: its config.json is that of something else"),
-        (tmp_path / "stage", "is a stage of training a language model"),
+        (tmp_path / "stage", "is a stage of a language model that has no curves: 'demo'"),
         (tmp_path / "broken", "config.json is damaged"),
         (tmp_path / "sweep", r"sweep.json is damaged: KeyError\('configs'\)"),
         (make_run(tmp_path / "new", []), "has no rows in metrics.jsonl yet"),
@@ -254,7 +287,9 @@ def test_what_a_sweep_does_not_have_is_refused(tmp_path):
         read_all(sweep, x="seconds")
     with pytest.raises(ConfigError, match="has no metric 'episode_retrn'; did you mean"):
         read_all(sweep, metric="episode_retrn")
-    (sweep / "results.csv").write_text("point,seed,env_step,metric,value\n0,0,x,episodes,1\n")
+    (sweep / "results.csv").write_text(
+        "configuration,seed,env_step,metric,value\n0,0,x,episodes,1\n"
+    )
     with pytest.raises(ConfigError, match="results.csv is damaged"):
         read_all(sweep)
     (sweep / "results.csv").unlink()
@@ -265,7 +300,7 @@ def test_what_a_sweep_does_not_have_is_refused(tmp_path):
 def test_more_curves_than_colours_share_a_name(tmp_path):
     rates = tuple(1e-3 * (1 + k) for k in range(style.NAMED + 3))
     found = curves(read_all(make_sweep(tmp_path / "sweep", rates, seeds=(0,))))
-    figure = plot.draw(found, "episode_return", "steps")
+    figure = plot.draw(found, "steps")
     (legend,) = figure.legends
     names = [t.get_text() for t in legend.get_texts()]
     assert len(names) == style.NAMED + 1 and names[-1] == "3 others"

@@ -67,6 +67,25 @@ def test_a_terminal_shows_what_the_algorithm_has(on_terminal, monkeypatch):
     assert len(lines) == 4
 
 
+@pytest.mark.parametrize(
+    ("unit", "row", "lines"),
+    [
+        (
+            "responses",
+            {"objective": 1.0, "score": 2.0, "kl": 0.5, "response_length": 7.0},
+            ["objective 1   score 2   kl 0.5", "tokens per response 7"],
+        ),
+        ("sequences", {"loss": 1.5, "grad_norm": 2.0}, ["loss 1.5", "gradient norm 2"]),
+    ],
+)
+def test_language_models_have_names_of_their_own(on_terminal, unit, row, lines):
+    shown = Display(100, 0, "stage", unit=unit)
+    shown.show(20, 5.0, "unused", [row])
+    drawn_lines = drawn(shown).splitlines()
+    assert [line.rstrip() for line in drawn_lines[1:3]] == lines
+    assert drawn_lines[3].endswith(f"20 / 100 {unit}   5 {unit}/s   0:16 left")
+
+
 def test_a_terminal_shows_words_where_there_are_no_rows(on_terminal):
     shown = Display(100, 10)
     shown.show(20, 5.0, "4 agents")
@@ -196,10 +215,10 @@ def test_terminals_of_any_width(on_terminal, monkeypatch, capsys, width):
 
 
 def test_numbers_that_are_not_finite_have_a_word(capsys):
-    evaluation = {"objective": None, "score": 1.5, "responses": 4}
-    terminal.print_summary("ppo", SUMMARY | {"evaluation": evaluation}, Path("runs/x"))
+    found = {"eval_objective": None, "eval_score": 1.5, "eval_data": "4 of 80 examples"}
+    terminal.print_summary("ppo", SUMMARY | found, Path("runs/x"))
     shown = capsys.readouterr().out
-    assert "not finite" in shown and "1.5" in shown
+    assert "not finite" in shown and "1.5" in shown and "4 of 80 examples" in shown
 
 
 TRAIN = [

@@ -30,8 +30,9 @@ from ppo_jax.envs import InvalidEnvironment, UnknownEnvironment, as_env
 from ppo_jax.rlhf.decoder import Decoder, small
 from ppo_jax.rlhf.formats import DataError
 from ppo_jax.rlhf.formats import read as read_data
-from ppo_jax.rlhf.hf_config import ModelError, read_config
+from ppo_jax.rlhf.hf_config import read_config
 from ppo_jax.rlhf.hf_io import load_model, save_model
+from ppo_jax.rlhf.hf_values import ModelError
 from ppo_jax.rlhf.tokenizer import CharTokenizer, TokenizerError, load_tokenizer
 from ppo_jax.runs import folder as run_folder
 from ppo_jax.runs.checkpoint import CheckpointError, Checkpoints
@@ -398,7 +399,7 @@ def check_config_content(folder: Path, name: str, value: Any, delete: bool) -> N
 def write_sweep(folder: Path) -> None:
     config = configs.make(preset="none", num_envs=2)
     Store(folder, Spec(("seed",), (config,), (0, 1), 4, 10)).describe(
-        {"batch_size": "auto", "keep": "best", "confirm": 0, "threshold": None}
+        {"agents_per_device": "auto", "keep": "best", "confirm": 0, "threshold": None}
     )
     shutil.copy(folder / "sweep.json", folder / "whole.json")
 

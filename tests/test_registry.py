@@ -51,7 +51,7 @@ def test_a_wrong_id_is_held_against_its_own_suite(toy):
 def test_a_suite_that_is_not_installed_says_what_to_install(monkeypatch, suite):
     package, extra = registry.OPTIONAL[suite]
     without(monkeypatch, package)
-    message = rf'suite {suite!r} needs the package {package}.*pip install "\.\[{extra}\]"'
+    message = rf'suite {suite!r} needs the package {package}.*pip install -e ".*\[{extra}\]"'
     with pytest.raises(envs.UnknownEnvironment, match=message):
         envs.make(f"{suite}:anything")
     with pytest.raises(envs.UnknownEnvironment, match=message):

@@ -1,12 +1,14 @@
 """The benchmark of language models: messages between processes, result rows, and refusals."""
 
 import dataclasses
+from argparse import Namespace
 
 import jax
+import numpy as np
 import pytest
 
 from benchmarks import rlhf
-from benchmarks.language import breakdown
+from benchmarks.language import breakdown, ours
 from benchmarks.language.sizes import SIZES, Size
 from benchmarks.throughput.race import Contestant
 
@@ -14,6 +16,26 @@ from benchmarks.throughput.race import Contestant
 def test_a_size_survives_the_way_to_the_worker():
     for size in SIZES.values():
         assert Size.from_json(size.to_json()) == size
+
+
+def test_supervised_steps_have_the_texts_of_a_minibatch():
+    """All tokens of the texts are counted, and pairs have two texts."""
+    sft, pairs = SIZES["small-sft"], SIZES["small-reward"]
+    assert (sft.episodes, sft.tokens_per_episode) == (256, 16)
+    assert (pairs.episodes, pairs.tokens_per_episode) == (128, 32)
+    assert sft.tokens_per_update == pairs.tokens_per_update == 4096
+    assert SIZES["small"].tokens_per_update == 512 * 14
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["small-sft", "small-reward"])
+def test_supervised_steps_are_measured(name):
+    small = {"vocab_size": 16, "hidden_size": 16, "num_layers": 1, "episodes": 4}
+    program = ours.prepare(dataclasses.replace(SIZES[name], **small), Namespace())
+    program.compile()
+    before = jax.device_get(program.state.learner.params["embedding"])
+    assert program.run(3) == 3 and int(program.state.update) == 3
+    assert np.abs(program.state.learner.params["embedding"] - before).max() > 0
 
 
 def contestant(name, why="", seconds=(1.0, 2.0)):

@@ -12,10 +12,9 @@ import numpy as np
 import pytest
 
 from damage import add_damaged_checkpoints
-from ppo_jax.cli import language
 from ppo_jax.cli import rlhf as command
 from ppo_jax.config.rlhf_presets import PRESETS
-from ppo_jax.rlhf import demo, stages
+from ppo_jax.rlhf import demo, respond, stages
 from ppo_jax.rlhf.decoder import Decoder, small
 from ppo_jax.rlhf.folder import StageDirectory
 from ppo_jax.rlhf.hf_io import load_model, save_model
@@ -77,7 +76,8 @@ def rows(run_dir):
     lines = (run_dir / "metrics.jsonl").read_text().splitlines()
     found = [json.loads(line) for line in lines]
     for row in found:
-        row.pop("steps_per_second")
+        for name in ("responses_per_second", "sequences_per_second", "tokens_per_second"):
+            row.pop(name, None)
     return found
 
 
@@ -87,7 +87,7 @@ def reward(folder):
     sft = folder / "sft"
     assert run("sft", "--model", folder / "model", "--data", folder / "texts.txt", "--run-dir", sft,
                "--updates", 150, "--batch-size", 8, "--learning-rate", 0.02,
-               "--validation-fraction", 0.2, "--eval-every", 50) == 0  # fmt: skip
+               "--eval-fraction", 0.2, "--eval-every", 50) == 0  # fmt: skip
     path = folder / "reward"
     assert run("reward", "--model", sft, "--data", folder / "pairs.jsonl", "--run-dir", path,
                "--updates", 80, "--batch-size", 8, "--learning-rate", 0.01) == 0  # fmt: skip
@@ -99,12 +99,16 @@ def test_fine_tuning_and_a_reward_model(folder, reward):
     assert losses[-1] < losses[0] - 0.3
     summary = json.loads((folder / "sft" / "summary.json").read_text())
     assert summary["status"] == "finished"
-    assert summary["validation"]["rows"] == 2
-    validated = {
-        r["update"]: r["validation_loss"] for r in rows(folder / "sft") if "validation_loss" in r
-    }
-    assert [*validated] == [50, 100, 150]
-    assert validated[150] == pytest.approx(summary["validation"]["loss"])
+    assert summary["eval_examples"] == 2
+    assert summary["eval_data"].startswith("2 of 10 examples, held out from training")
+    evaluated = {r["update"]: r["eval_loss"] for r in rows(folder / "sft") if "eval_loss" in r}
+    assert [*evaluated] == [50, 100, 150]
+    best = min(evaluated, key=evaluated.get)
+    assert summary["model_update"] == best
+    assert evaluated[best] == pytest.approx(summary["eval_loss"])
+    assert 0 <= summary["eval_accuracy"] <= 1
+    first = rows(folder / "sft")[0]
+    assert first["sequences"] == 8 and not {"env_step", "steps_per_second"} & {*first}
     _, params = load_model(reward / "model")
     assert "score" in params
     assert rows(reward)[-1]["accuracy"] > 0.8
@@ -123,7 +127,9 @@ def test_ppo_against_a_reward_model(folder, reward, capsys):
     assert abs(first["kl"]) < 1e-5
     assert all(row["log_prob_gap"] < 1e-4 for row in rows(path))
     summary = json.loads((path / "summary.json").read_text())
-    assert summary["evaluation"]["responses"] == 256
+    assert summary["eval_responses"] == 256
+    assert summary["eval_data"].startswith("1 of 10 examples, held out from training")
+    assert [row["responses"] for row in rows(path)] == [8, 16, 24]
     samples = [json.loads(x) for x in (path / "samples.jsonl").read_text().splitlines()]
     assert {"update", "prompt", "response", "score", "kl"} == set(samples[0])
     decoder, params = load_model(path / "model")
@@ -132,7 +138,7 @@ def test_ppo_against_a_reward_model(folder, reward, capsys):
     moved = jax.tree.map(lambda a, b: float(np.abs(a - b).max()), params, before)
     assert max(jax.tree.leaves(moved)) > 0
     assert run("evaluate", path, "--responses", 8) == 0
-    assert "objective_standard_error" in capsys.readouterr().out
+    assert "objective" in capsys.readouterr().out
     assert run("generate", "--model", path, "--prompt", "a", "b", "--repeat", 2,
                "--max-new-tokens", 4) == 0  # fmt: skip
     lines = capsys.readouterr().out.splitlines()
@@ -200,6 +206,26 @@ def test_adapters_leave_as_a_whole_model(folder, monkeypatch):
     assert jax.tree.structure(params) == jax.tree.structure(before)
 
 
+@pytest.mark.slow
+def test_adapters_of_every_stage_are_folders_that_the_commands_read(folder, capsys, monkeypatch):
+    monkeypatch.chdir(folder)
+    adapters = ["--lora-rank", 2, "--lora-targets", "q", "down", "--updates", 2]
+    assert run("sft", "--model", "model", "--data", "texts.txt", "--run-dir", "sft-lora",
+               "--batch-size", 8, *adapters) == 0  # fmt: skip
+    assert "its adapters alone are in" in capsys.readouterr().out
+    assert run("generate", "--model", "sft-lora/adapter", "--max-new-tokens", 3) == 0
+    assert run("reward", "--model", "model", "--data", "pairs.jsonl", "--run-dir", "reward-lora",
+               "--batch-size", 8, *adapters) == 0  # fmt: skip
+    assert ppo(folder, "--reward", "reward-lora/adapter", *adapters, "--lora-critic",
+               "--run-dir", "ppo-lora") == 0  # fmt: skip
+    whole, alone = (load_model(folder / "ppo-lora" / name)[1] for name in ("model", "adapter"))
+    for a, b in zip(jax.tree.leaves(whole), jax.tree.leaves(alone), strict=True):
+        np.testing.assert_allclose(a, b, atol=1e-6)
+    assert run("sft", "--model", "sft-lora/adapter", "--data", "texts.txt", "--run-dir", "again",
+               "--batch-size", 8, *adapters) == 0  # fmt: skip
+    assert not (folder / "again" / "adapter").exists()  # its base is in no folder
+
+
 @pytest.mark.parametrize("name", PRESETS)
 def test_presets_are_made_of_options(name):
     known = {f.name for kind in command.KINDS["ppo"] for f in command.dataclasses.fields(kind)}
@@ -212,6 +238,7 @@ def test_presets_are_made_of_options(name):
     ("arguments", "message"),
     [
         (["pppo"], "unknown command 'pppo'; did you mean ppo"),
+        (["grpo"], "grpo is an algorithm of ppo; write ppo-jax rlhf ppo --algorithm grpo"),
         (["ppo"], "--model is required"),
         (["ppo", "--model", "nowhere"], "nowhere"),
         (["ppo", "--model", "model"], "--data is required"),
@@ -228,7 +255,14 @@ def test_presets_are_made_of_options(name):
         (["sft", "--model", "model", "--data", "empty.txt"], "empty"),
         (["sft", "--model", "model", "--data", "broken.jsonl"], "broken.jsonl, line 2"),
         (["reward", "--model", "model", "--data", "prompts.jsonl"], "chosen"),
-        (["evaluate", "model"], "not the config.json of a run"),
+        (["evaluate", "model"], "model is not the run of a language model; .* give --prompts FILE"),
+        (["sft", "--model", "model", "--data", "texts.txt", "--lora-rank", "2", "--lora-targets",
+           "q_proj"], "no matrix is called 'q_proj'; did you mean q?"),
+        (["sft", "--model", "model", "--data", "texts.txt", "--lora-rank", "-1"], "lora_rank"),
+        (["sft", "--model", "model", "--data", "texts.txt", "--attention", "cudnn", "--dtype",
+           "bfloat16"], "--attention cudnn needs an NVIDIA GPU, and JAX runs on cpu"),
+        (["ppo", "--model", "model", "--data", "prompts.jsonl", "--reward", "vowels:count",
+           "--lora-rank", "2", "--critic", "shared", "--lora-critic"], "lora_critic needs"),
     ],
 )  # fmt: skip
 def test_bad_input_is_refused_before_anything_is_written(folder, monkeypatch, arguments, message):
@@ -296,11 +330,12 @@ def test_every_product_of_a_stage_has_the_precision(folder, tmp_path, monkeypatc
     assert json.loads((tmp_path / "sft/summary.json").read_text())["matmul_precision"] == "highest"
     assert all("HIGHEST, HIGHEST" in line for line in products(texts[-1]))
     in_effect = []
-    monkeypatch.setattr(stages, "evaluation", lambda *_: in_effect.append(traced_with()) or {})
+    kept = lambda *_, **__: in_effect.append(traced_with()) or {}
+    monkeypatch.setattr(stages.evaluation, "of_policy", kept)
     assert run("evaluate", tmp_path / "ppo", "--responses", 8) == 0
-    write = language.generate
+    write = respond.batches
     monkeypatch.setattr(
-        language, "generate", lambda *a, **k: in_effect.append(traced_with()) or write(*a, **k)
+        respond, "batches", lambda *a, **k: in_effect.append(traced_with()) or write(*a, **k)
     )
     assert run("generate", "--model", tmp_path / "ppo", *precise, "--max-new-tokens", 2) == 0
     assert in_effect == ["highest", "highest"]
@@ -431,9 +466,100 @@ def test_what_fails_while_a_stage_runs_is_no_refusal(folder, tmp_path, monkeypat
 
 
 @pytest.mark.parametrize(
-    "words", [("--callback", "seen:f"), ("--stop-at", "1"), ("--eval-every", "2")]
+    "words",
+    [("--callback", "seen:f"), ("--stop-at", "1"), ("--eval-every=2",), ("--final-model", "last")],
 )
 def test_the_demo_refuses_what_it_does_not_do(tmp_path, words):
-    with pytest.raises(command.ConfigError, match="the demo has no --callback"):
+    name = words[0].partition("=")[0]
+    with pytest.raises(command.ConfigError, match=f"the demo has no {name}; .* ppo-jax rlhf sft"):
         run("demo", "--run-dir", tmp_path / "demo", *words)
     assert not (tmp_path / "demo").exists()
+
+
+def test_help_of_the_demo_has_its_options_alone(capsys):
+    with pytest.raises(SystemExit):
+        run("demo", "--help")
+    text = capsys.readouterr().out
+    assert "--sft-updates" in text and "--checkpoint-seconds" in text
+    assert not {"--eval-every", "--stop-at", "--callback", "--final-model"} & {*text.split()}
+
+
+CHAT = "{% for m in messages %}{{ m['content'] }}{{ eos_token }}{% endfor %}"
+
+
+@pytest.fixture(scope="module")
+def chatting(folder):
+    """The small model with a chat template, and data of conversations."""
+    root = folder / "chat"
+    (root / "model").mkdir(parents=True)
+    decoder, params = load_model(folder / "model")
+    save_model(root / "model", decoder, params)
+    CharTokenizer("".join(WORDS), CHAT).save(root / "model")
+    pairs = [
+        {"prompt": w[0], "chosen": [_said("user", w[0]), _said("assistant", w[1:])],
+         "rejected": [_said("user", w[0]), _said("assistant", w[:0:-1])], "answer": w}
+        for w in WORDS
+    ]  # fmt: skip
+    (root / "pairs.json").write_text(json.dumps(pairs))
+    shared = [{"conversations": [{"from": "human", "value": w[0]}, {"from": "gpt", "value": w[1:]}],
+               "answer": w} for w in WORDS]  # fmt: skip
+    (root / "shared.jsonl").write_text("\n".join(map(json.dumps, shared)))
+    (root / "rules.py").write_text(
+        "SEEN = []\n"
+        "def first(prompts, completions, answer, **columns):\n"
+        "    SEEN.append((prompts, completions, answer, columns))\n"
+        "    return [float(c[0]['content'] == a[1:]) for c, a in zip(completions, answer)]\n"
+        "def second(prompts, responses):\n"
+        "    return [len(r) for r in responses]\n"
+        "def wrong(completions, solution):\n"
+        "    return [0.0 for _ in completions]\n"
+    )
+    return root
+
+
+def _said(role, content):
+    return {"role": role, "content": content}
+
+
+@pytest.mark.slow
+def test_the_stages_learn_from_conversations(chatting, tmp_path, capsys):
+    """ShareGPT for fine-tuning and UltraFeedback's shape for a reward model."""
+    small = ["--batch-size", 4, "--learning-rate", 0.01, "--validation-fraction", 0.2]
+    assert run("sft", "--model", chatting / "model", "--data", chatting / "shared.jsonl",
+               "--assistant-only-loss", "--epochs", 1.5, "--weight-decay", 0.1, *small,
+               "--run-dir", tmp_path / "sft") == 0  # fmt: skip
+    assert "10 rows in one length bucket" in capsys.readouterr().out
+    assert [row["update"] for row in rows(tmp_path / "sft")] == [1, 2, 3]  # 1.5 passes over 8 rows
+    saved = json.loads((tmp_path / "sft" / "config.json").read_text())["config"]
+    assert (saved["updates"], saved["epochs"]) == (3, 1.5)
+    assert run("sft", "--resume", tmp_path / "sft", "--updates", 4) == 0
+    assert len(rows(tmp_path / "sft")) == 4
+    assert run("reward", "--model", chatting / "model", "--data", chatting / "pairs.json",
+               "--updates", 2, *small, "--run-dir", tmp_path / "reward") == 0  # fmt: skip
+    assert len(rows(tmp_path / "reward")) == 2
+
+
+@pytest.mark.slow
+def test_reward_functions_of_the_command(chatting, tmp_path, monkeypatch):
+    """Columns, messages and the mean score of each function."""
+    monkeypatch.chdir(chatting)
+    monkeypatch.syspath_prepend(str(chatting))
+    words = ["ppo", "--model", "model", "--data", "shared.jsonl", *SMALL, "--updates", 1,
+             "--run-dir", tmp_path / "ppo"]  # fmt: skip
+    with pytest.raises(
+        command.ConfigError, match=r"rules:wrong requires solution, .* are conversa"
+    ):
+        run(*words, "--reward", "rules:wrong")
+    assert not (tmp_path / "ppo").exists()
+    assert run(*words, "--reward", "rules:first", "rules:second", "--reward-weights", 2, 0.5) == 0
+    (row,) = rows(tmp_path / "ppo")
+    assert row["score"] == pytest.approx(
+        2 * row["score_first"] + 0.5 * row["score_second"], abs=1e-5
+    )
+    evaluation = json.loads((tmp_path / "ppo" / "summary.json").read_text())["evaluation"]
+    assert {"score_first", "score_second"} <= {*evaluation}
+    prompts, completions, answers, columns = sys.modules["rules"].SEEN[0]
+    assert [prompt[0]["content"] for prompt in prompts] == [answer[0] for answer in answers]
+    assert {prompt[0]["role"] for prompt in prompts} == {"user"}
+    assert [*completions[0][0]] == ["role", "content"]
+    assert {*columns} == {"conversations", "completion_ids"}

@@ -2,15 +2,17 @@
 
 import gzip
 import json
+import re
+import sys
 
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from ppo_jax.rlhf import data, formats
+from ppo_jax.rlhf import chat, data, formats, scoring
 from ppo_jax.rlhf.formats import DataError, Example, Preference, Prompt, common_prompt
-from ppo_jax.rlhf.tokenizer import CharTokenizer
+from ppo_jax.rlhf.tokenizer import CharTokenizer, TokenizerError, load_tokenizer
 
 TEMPLATE = (
     "{% for m in messages %}<{{ m['role'] }}>{{ m['content'] }}"
@@ -36,7 +38,9 @@ def file_of(folder, *lines, name="x.jsonl"):
 
 
 def without_place(records):
-    return [r._replace(where="") for r in records]
+    """Examples without their places, and prompts without their other columns."""
+    plain = [r._replace(where="") for r in records]
+    return [r._replace(columns={}) if isinstance(r, Prompt) else r for r in plain]
 
 
 def ids(text):
@@ -80,6 +84,122 @@ FORMATS = [
     ("prompt", {"prompt": [user("a")]}, Prompt([user("a")])),
     ("prompt", {"messages": [user("a"), assistant("b")]}, Prompt([user("a")])),
     ("prompt", {"chosen": "say b", "rejected": "say c"}, Prompt("say")),
+    # UltraFeedback: a prompt that both conversations repeat.
+    (
+        "preference",
+        {
+            "prompt": "a",
+            "chosen": [user("a"), assistant("b")],
+            "rejected": [user("a"), assistant("c")],
+        },
+        Preference([user("a")], [assistant("b")], [assistant("c")]),
+    ),
+    (
+        "prompt",
+        {
+            "prompt": "a",
+            "chosen": [user("a"), assistant("b")],
+            "rejected": [user("a"), assistant("c")],
+        },
+        Prompt([user("a")]),
+    ),
+    (
+        "sft",
+        {
+            "prompt": "a",
+            "chosen": [user("a"), assistant("b")],
+            "rejected": [user("a"), assistant("c")],
+        },
+        Example([user("a")], [assistant("b")]),
+    ),
+    # The same two answers: the last message stays an answer.
+    (
+        "preference",
+        {"chosen": [user("a"), assistant("b")], "rejected": [user("a"), assistant("b")]},
+        Preference([user("a")], [assistant("b")], [assistant("b")]),
+    ),
+    (
+        "preference",
+        {"prompt": "a", "chosen": [assistant("b")], "rejected": [assistant("c")]},
+        Preference([user("a")], [assistant("b")], [assistant("c")]),
+    ),
+    (
+        "preference",
+        {"prompt": [user("a")], "chosen": "b", "rejected": "c"},
+        Preference([user("a")], [assistant("b")], [assistant("c")]),
+    ),
+    (
+        "preference",
+        {
+            "prompt": [user("a")],
+            "chosen": [user("a"), assistant("b")],
+            "rejected": [user("a"), assistant("c")],
+        },
+        Preference([user("a")], [assistant("b")], [assistant("c")]),
+    ),
+    # ShareGPT
+    (
+        "sft",
+        {"conversations": [{"from": "human", "value": "a"}, {"from": "gpt", "value": "b"}]},
+        Example([], [user("a"), assistant("b")]),
+    ),
+    (
+        "prompt",
+        {"conversations": [{"from": "human", "value": "a"}, {"from": "gpt", "value": "b"}]},
+        Prompt([user("a")]),
+    ),
+    (
+        "sft",
+        {
+            "system": "c",
+            "conversations": [{"from": "human", "value": "a"}, {"from": "gpt", "value": "b"}],
+        },
+        Example([], [{"role": "system", "content": "c"}, user("a"), assistant("b")]),
+    ),
+    (
+        "preference",
+        {
+            "conversations": [{"from": "human", "value": "a"}],
+            "chosen": {"from": "gpt", "value": "b"},
+            "rejected": {"from": "gpt", "value": "c"},
+        },
+        Preference([user("a")], [assistant("b")], [assistant("c")]),
+    ),
+    (
+        "sft",
+        {
+            "prompt": [{"from": "human", "value": "a"}],
+            "completion": [{"from": "gpt", "value": "b"}],
+        },
+        Example([user("a")], [assistant("b")]),
+    ),
+    (
+        "sft",
+        {"prompt": "a", "completion": [assistant("b")]},
+        Example([user("a")], [assistant("b")]),
+    ),
+    ("sft", {"prompt": [user("a")], "completion": "b"}, Example([user("a")], [assistant("b")])),
+    (
+        "sft",
+        {
+            "messages": [user([{"type": "text", "text": "a"}]), assistant("b")],
+            "tools": '[{"x": 1}]',
+        },
+        Example([], [user("a"), assistant("b")], template={"tools": [{"x": 1}]}),
+    ),
+    (
+        "sft",
+        {
+            "messages": [user("a"), {"role": "assistant", "content": None, "tool_calls": [1]}],
+            "tools": None,
+            "chat_template_kwargs": {"enable_thinking": False},
+        },
+        Example(
+            [],
+            [user("a"), {"role": "assistant", "content": "", "tool_calls": [1]}],
+            template={"enable_thinking": False},
+        ),
+    ),
 ]
 
 
@@ -121,11 +241,18 @@ BAD = [
     ("sft", {"text": [user("a")]}, "use messages for a conversation"),
     ("sft", {"messages": []}, "messages must be a string or a list"),
     ("sft", {"messages": [{"role": "user"}]}, "messages must be"),
-    ("sft", {"prompt": "a", "completion": [assistant("b")]}, "all strings or all conversations"),
+    ("sft", {"messages": [user([{"type": "image"}])]}, "messages must be"),
+    ("sft", {"prompt": "a", "completion": 3}, "completion must be a string or a list"),
+    ("sft", {"messages": [user("a")], "tools": 3}, "tools must be a list, not 3"),
+    ("sft", {"messages": [user("a")], "chat_template_kwargs": [1]}, "must be an object"),
+    ("prompt", {"messages": [assistant("b")]}, "all messages are the assistant's"),
     ("preference", {"prompt": "a", "completion": "b"}, "keys are prompt, completion; expected"),
     ("preference", {"chosen": "a", "rejected": "b", "margin": "1"}, "margin must be a finite"),
     ("preference", '{"chosen": "a", "rejected": "b", "margin": NaN}\n', "margin must be a finite"),
-    ("preference", {"chosen": "a", "rejected": None}, "all strings or all conversations"),
+    ("preference", {"chosen": "a", "rejected": "b", "margin": 10**400}, "margin must be a finite"),
+    ("preference", {"chosen": "a", "rejected": "b", "margin": 1e39}, "margin must be a finite"),
+    ("preference", {"chosen": "a", "rejected": "b", "margin": [1]}, "margin must be a finite"),
+    ("preference", {"chosen": "a", "rejected": None}, "rejected must be a string or a list"),
     ("prompt", {"text": "a"}, 'the keys are text; expected an object per line, {"prompt"'),
 ]
 
@@ -288,3 +415,288 @@ def test_nothing_to_do():
         data.sft_arrays([Example("", "a")], NoPad(None), 8)
     with pytest.raises(DataError, match="line 9: the character 'é'"):
         data.prompt_arrays([Prompt("é", "line 9")], TOKENIZER, 8)
+
+
+# --- files ----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "text", ['[{"text": "ab"}, {"text": "c"}]', '[\n {"text": "ab"},\n {"text": "c"}\n]\n']
+)
+def test_json_arrays(tmp_path, text):
+    for name in ("x.json", "x.jsonl"):
+        found = formats.read(file_of(tmp_path, text, name=name), "sft")
+        assert without_place(found) == [Example("", "ab"), Example("", "c")]
+        assert found[1].where == f"{tmp_path / name}, record 2"
+
+
+def test_parquet_names_its_extra(tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "pyarrow", None)
+    (tmp_path / "x.parquet").write_bytes(b"PAR1")
+    with pytest.raises(DataError, match=r"pyarrow, which is not installed.*ppo_jax\[parquet\]"):
+        formats.read(tmp_path / "x.parquet", "sft")
+
+
+def test_parquet(tmp_path):
+    pyarrow = pytest.importorskip("pyarrow")
+    parquet = pytest.importorskip("pyarrow.parquet")
+    path = tmp_path / "x.parquet"
+    turns = [user("a"), assistant("b")]
+    parquet.write_table(pyarrow.Table.from_pylist([{"messages": turns, "n": 1}]), path)
+    found = formats.read(path, "sft")
+    assert without_place(found) == [Example([], turns)]
+    assert found[0].where == f"{path}, row 1"
+    path.write_bytes(b"no table")
+    with pytest.raises(DataError, match="not a Parquet file that can be read"):
+        formats.read(path, "sft")
+
+
+def test_prompts_keep_their_columns(tmp_path):
+    path = file_of(tmp_path, {"prompt": "a", "answer": 3, "tools": [{"x": 1}]})
+    (found,) = formats.read(path, "prompt", {"enable_thinking": False})
+    assert found.columns == {"answer": 3, "tools": [{"x": 1}]}
+    assert found.template == {"enable_thinking": False, "tools": [{"x": 1}]}
+
+
+def test_arguments_of_the_template():
+    words = ["enable_thinking=false", "date=today", "n=3"]
+    assert formats.arguments(words) == {"enable_thinking": False, "date": "today", "n": 3}
+    for word in ("enable_thinking", "a b=1", "=1"):
+        with pytest.raises(DataError, match="must be NAME=VALUE"):
+            formats.arguments([word])
+
+
+# --- together, and cut where the prompt ends ----------------------------------------------------
+
+
+class Joining(CharTokenizer):
+    """A tokenizer that puts a space before each text, as Llama 2's, and has a token "bc"."""
+
+    def __init__(self):
+        super().__init__(" abcd")
+        self.ids["bc"] = self.vocab_size
+        self.tokens.append("bc")
+        self.vocab_size += 1
+
+    def encode(self, text):
+        text = f" {text}" if text else text
+        return [self.ids[piece] for piece in re.findall("bc|.", text)]
+
+    def decode(self, ids):
+        text = "".join(self.tokens[i] for i in ids if i > EOS)
+        return text[1:] if text.startswith(" ") else text
+
+
+def test_prompt_and_completion_are_encoded_together():
+    tokenizer = Joining()
+    pieces = lambda row: [tokenizer.tokens[i] for i in row]
+    tokens, mask, weight = data.sft_arrays(
+        [Example("a", " d"), Example("ab", "cd"), Example("", "a"), Example("a", "")], tokenizer, 9
+    )
+    whole = [pieces(row) for row in rows(tokens, mask)]
+    assert whole[0] == ["<bos>", " ", "a", " ", "d", "<eos>"]
+    assert whole[1] == ["<bos>", " ", "a", "bc", "d", "<eos>"]
+    said = [pieces(t[w > 0]) for t, w in zip(tokens, weight, strict=True)]
+    # A token with characters of both belongs to the completion.
+    assert said == [[" ", "d", "<eos>"], ["bc", "d", "<eos>"], [" ", "a", "<eos>"], ["<eos>"]]
+    pairs = data.preference_arrays([Preference("ab", "cd", " d")], tokenizer, 9)
+    assert pieces(rows(*pairs.chosen)[0]) == ["<bos>", " ", "a", "bc", "d", "<eos>"]
+    assert pieces(rows(*pairs.rejected)[0]) == ["<bos>", " ", "a", "b", " ", "d", "<eos>"]
+
+
+def test_a_response_keeps_the_space_before_it():
+    tokenizer = Joining()
+    prompt, response = tokenizer.encode("a"), [tokenizer.ids[" "], tokenizer.ids["d"]]
+    assert tokenizer.decode(response) == "d"
+    assert scoring.continuation(tokenizer, prompt, response) == " d"
+    tokens = np.array([[*prompt, *response]])
+    assert scoring.texts_of(tokens, np.ones_like(tokens), 2, tokenizer) == (["a"], [" d"])
+
+
+# --- the assistant's turns ----------------------------------------------------------------------
+
+MARKED = TEMPLATE.replace(
+    "{{ m['content'] }}{% if m['role'] == 'assistant' %}{{ eos_token }}{% endif %}",
+    "{% if m['role'] == 'assistant' %}{% generation %}{{ m['content'] }}{{ eos_token }}"
+    "{% endgeneration %}{% else %}{{ m['content'] }}{% endif %}",
+)
+
+
+@pytest.mark.parametrize("template", [TEMPLATE, MARKED], ids=["by turns", "by blocks"])
+def test_only_the_assistant_is_predicted(template):
+    tokenizer = CharTokenizer(TOKENIZER.tokens[3:], template)
+    turns = [user("a"), assistant("bc"), user("d"), assistant("e")]
+    for example in (Example([], turns), Example(turns[:2], turns[2:])):
+        tokens, mask, weight = data.sft_arrays([example], tokenizer, 60, assistant_only=True)
+        whole = ids("<user>a\n<assistant>bc<eos>\n<user>d\n<assistant>e<eos>")
+        assert rows(tokens, mask) == [whole]
+        said = ids("e<eos>") if example.prompt else ids("bc<eos>e<eos>")
+        assert list(tokens[0][weight[0] > 0]) == said
+    with pytest.raises(DataError, match="line 3: assistant_only_loss requires conversations"):
+        data.sft_arrays([Example("", "a", "line 3")], tokenizer, 60, assistant_only=True)
+
+
+def test_turns_of_a_template_without_end_tokens():
+    plain = "{% for m in messages %}<{{ m['role'] }}>{{ m['content'] }}\n{% endfor %}"
+    tokenizer = CharTokenizer(TOKENIZER.tokens[3:], plain)
+    turns = [user("a"), assistant("b"), user("c"), assistant("d")]
+    tokens, _, weight = data.sft_arrays([Example([], turns)], tokenizer, 60, assistant_only=True)
+    said = tokenizer.decode(tokens[0][weight[0] > 0])
+    # Without a header that the template writes for a prompt, the turn begins with its own.
+    assert said == "<assistant>b\n<assistant>d\n"
+    assert tokens[0][weight[0] > 0][-1] == EOS
+
+
+def test_thinking_templates():
+    """The header of a turn may open a tag that the whole conversation does not repeat."""
+    thinking = TEMPLATE.replace(
+        "%}<assistant>{", "%}<assistant>{% if think is not false %}<t>{% endif %}{"
+    )
+    tokenizer = CharTokenizer(TOKENIZER.tokens[3:], thinking)
+    example = Example([user("a")], [assistant("b")])
+    tokens, _, weight = data.sft_arrays([example], tokenizer, 60)
+    assert list(tokens[0][weight[0] > 0]) == ids("b<eos>")
+    prompt = Prompt([user("a")])
+    for template, header in (({}, "<assistant><t>"), ({"think": False}, "<assistant>")):
+        found = data.prompt_arrays([prompt._replace(template=template)], tokenizer, 60)
+        assert rows(*found) == [ids(f"<user>a\n{header}")]
+
+
+# --- templates ----------------------------------------------------------------------------------
+
+
+def rendered(template, **given):
+    return chat.render_chat(CharTokenizer("a", template), [user("<é>")], template=given)
+
+
+def test_names_in_templates():
+    assert rendered("{%- if tools is not none %}X{%- endif %}{{ documents is none }}") == "True"
+    assert rendered("{{ tools[0].x }}", tools=[{"x": 3}]) == "3"
+    assert rendered("{{ messages[0]|tojson(ensure_ascii=true) }}") == (
+        '{"role": "user", "content": "<\\u00e9>"}'
+    )
+    assert rendered("{{ messages[0].content|tojson }}") == '"<é>"'
+    assert (
+        rendered("{{ {'b': 1, 'a': 2}|tojson(indent=1, sort_keys=true) }}")
+        == '{\n "a": 2,\n "b": 1\n}'
+    )
+    assert rendered("{{ [1, 2]|tojson(separators=(',', ':')) }}") == "[1,2]"
+    assert rendered("{% generation %}{% set x = 1 %}a{% endgeneration %}{{ x }}") == "a1"
+
+
+@pytest.mark.parametrize(
+    ("template", "message"),
+    [
+        ("{{ raise_exception('no\n system') }}", "refuses these messages: no system"),
+        ("{% for %}", "cannot be rendered: "),
+        ("{{ 1 / 0 }}", "cannot be rendered: division by zero"),
+        ("{{ messages + 1 }}", "cannot be rendered: can only concatenate list"),
+        ("{{ 1 }}{{ messages.x.y }}", "cannot be rendered: .* has no attribute 'x'"),
+        ("{{ ''.__class__.__mro__ }}", "cannot be rendered: .*unsafe"),
+        ("{% macro f() %}{{ f() }}{% endmacro %}{{ f() }}", "rendered: maximum recursion"),
+        ("{{ 'a' * 10**11 }}", "cannot be rendered: MemoryError"),
+        (
+            "{% for i in range(9999) %}{% for j in range(9999) %}{{ i }}{% endfor %}{% endfor %}",
+            "longer than 4,000,000 characters",
+        ),
+        ("\ufdd0", "noncharacter"),
+    ],
+)  # fmt: skip
+def test_errors_of_templates_are_one_line(template, message):
+    with pytest.raises(TokenizerError, match=message) as error:
+        rendered(template)
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    "template",
+    [
+        "{{ 7 ** (10 ** 9) }}",
+        "{% for i in range(99999) %}{% for j in range(99999) %}{% endfor %}{% endfor %}",
+    ],
+    ids=["power", "loops"],
+)
+def test_templates_that_do_not_end(monkeypatch, template):
+    """Such a template ends its process after the limit, and the next one is rendered in another."""
+    path = chat.template_process.__file__
+    short = f"exec(open({path!r}).read().replace('SECONDS = 10', 'SECONDS = 1'))"
+    chat._process().close()
+    monkeypatch.setattr(chat, "_program", lambda: ["-c", short])
+    with pytest.raises(TokenizerError, match="needs more than 10 seconds"):
+        rendered(template)
+    monkeypatch.undo()
+    assert rendered("{{ 1 }}") == "1"
+
+
+def test_templates_of_another_type(tmp_path):
+    TOKENIZER.save(tmp_path)
+    path = tmp_path / "tokenizer_config.json"
+    for wrong in ([1], 3, {"default": 1}, [{"name": "default"}], [{"name": "a", "template": 1}]):
+        path.write_text(json.dumps(json.loads(path.read_text()) | {"chat_template": wrong}))
+        with pytest.raises(TokenizerError, match="chat_template must be a text or a list of"):
+            load_tokenizer(tmp_path)
+    named = [{"name": "default", "template": "a"}]
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"chat_template": named}))
+    assert load_tokenizer(tmp_path).chat_template == "a"
+
+
+def test_a_tokenizer_like_that_of_llama_2(tmp_path):
+    """Its normaliser puts a space before each text, and its decoder removes it again."""
+    tokenizers = pytest.importorskip("tokenizers")
+    words = ["<unk>", "<s>", "</s>", "▁", "▁hello", "▁world", ",", "▁how", "h", "o", "w"]
+    model = tokenizers.models.WordLevel({w: i for i, w in enumerate(words)}, "<unk>")
+    made = tokenizers.Tokenizer(model)
+    made.normalizer = tokenizers.normalizers.Sequence(
+        [tokenizers.normalizers.Prepend("▁"), tokenizers.normalizers.Replace(" ", "▁")]
+    )
+    made.pre_tokenizer = tokenizers.pre_tokenizers.Split(
+        tokenizers.Regex("▁[a-z]*|[a-z]+|,"), "isolated"
+    )
+    made.decoder = tokenizers.decoders.Sequence(
+        [tokenizers.decoders.Replace("▁", " "), tokenizers.decoders.Fuse(),
+         tokenizers.decoders.Strip(" ", 1, 0)]
+    )  # fmt: skip
+    made.save(str(tmp_path / "tokenizer.json"))
+    (tmp_path / "tokenizer_config.json").write_text(
+        json.dumps({"bos_token": "<s>", "eos_token": "</s>", "add_bos_token": True})
+    )
+    tokenizer = load_tokenizer(tmp_path)
+    example = Example("hello world,", " how")
+    tokens, _, weight = data.sft_arrays([example], tokenizer, 20)
+    assert [words[i] for i in tokens[0]] == ["<s>", "▁hello", "▁world", ",", "▁how", "</s>"]
+    assert [words[i] for i in tokens[0][weight[0] > 0]] == ["▁how", "</s>"]
+    prompt = tokenizer.encode("hello world,")
+    assert tokenizer.decode([words.index("▁how")]) == "how"
+    assert scoring.continuation(tokenizer, prompt, [words.index("▁how")]) == " how"
+
+
+@pytest.mark.parametrize(
+    "template",
+    [
+        TEMPLATE,
+        MARKED,
+        "{%- if tools is not none %}{{ tools|tojson(indent=2) }}{% endif %}{{ documents }}"
+        "{% for m in messages %}{{ m|tojson(ensure_ascii=True, separators=(',', ':')) }}"
+        "{% if loop.last %}{% break %}{% endif %}{% endfor %}{{ think }}",
+    ],
+)
+def test_templates_as_in_transformers(tmp_path, template):
+    transformers = pytest.importorskip("transformers")
+    ours = CharTokenizer(TOKENIZER.tokens[3:], template)
+    ours.save(tmp_path)
+    theirs = transformers.AutoTokenizer.from_pretrained(tmp_path)
+    turns = [user("a"), assistant("bc"), user("d"), assistant("e")]
+    for extra in ({}, {"tools": [{"type": "function"}], "think": False}):
+        for count, prompt in ((4, False), (3, True)):
+            wanted = theirs.apply_chat_template(
+                turns[:count], tokenize=False, add_generation_prompt=prompt, **extra
+            )
+            assert chat.render_chat(ours, turns[:count], prompt, extra) == wanted
+    if template == MARKED:
+        wanted = theirs.apply_chat_template(
+            turns, return_dict=True, return_assistant_tokens_mask=True
+        )
+        tokens, mask, weight = data.sft_arrays([Example([], turns)], ours, 60, assistant_only=True)
+        count = mask.sum()
+        assert list(tokens[0][:count]) == wanted["input_ids"][:count]
+        assert list(weight[0][:count]) == wanted["assistant_masks"][:count]

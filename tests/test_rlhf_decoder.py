@@ -9,10 +9,11 @@ import numpy as np
 import pytest
 
 from language_models import FAMILIES, golden, model
-from ppo_jax.rlhf.attention import KeyValue, attend, rope_frequencies
+from ppo_jax.rlhf.attention import KeyValue, attend
 from ppo_jax.rlhf.decoder import Decoder, DecoderConfig, RopeScaling, small
 from ppo_jax.rlhf.hf_io import to_tensors
 from ppo_jax.rlhf.linear import product
+from ppo_jax.rlhf.rope import rope_frequencies
 from ppo_jax.rlhf.token_distribution import TokenDistribution
 
 TINY = small(11, hidden_size=16, num_layers=1, num_heads=2, num_kv_heads=1)
@@ -183,7 +184,7 @@ def test_a_window_is_as_wide_as_it_says():
 
 def test_a_window_may_begin_at_a_later_layer():
     config = dataclasses.replace(
-        TINY, family="qwen2", num_layers=2, sliding_window=1, window_from=1, init_std=0.5
+        TINY, family="qwen2", num_layers=2, sliding_window=1, full_layers=(0,), init_std=0.5
     )
     assert [config.window(i) for i in range(2)] == [None, 1]
     decoder, params = fresh(config)
@@ -215,6 +216,26 @@ def test_llama3_keeps_fast_frequencies_and_slows_slow_ones():
     assert between.any() and ((ratio[between] > 1 / 8) & (ratio[between] < 1)).all()
     linear = dataclasses.replace(config, rope_scaling=RopeScaling("linear", 4.0))
     np.testing.assert_allclose(rope_frequencies(linear), plain / 4, rtol=1e-6)
+
+
+def test_scores_are_read_where_transformers_reads_them():
+    """At the last token that is not the padding token, which may be the token that ends a text."""
+    config = dataclasses.replace(TINY, pad_id=2)
+    decoder = Decoder(config)
+    params = decoder.with_score(decoder.init(jax.random.key(0)), jax.random.key(1))
+    tokens = np.array([[5, 6, 2, 2], [5, 2, 6, 7], [2, 2, 5, 2], [2, 2, 2, 2]])
+    values = np.asarray(jax.jit(decoder.values)(params, tokens))
+    score = jax.jit(decoder.score)
+    np.testing.assert_array_equal(score(params, tokens), values[range(4), [1, 3, 2, 0]])
+    # Masked tokens are padding whichever id they have.
+    mask = np.array([[1, 1, 1, 0], [1, 1, 0, 0], [0, 0, 1, 1], [1, 1, 1, 1]])
+    values = np.asarray(jax.jit(decoder.values)(params, tokens, mask))
+    np.testing.assert_array_equal(score(params, tokens, mask), values[range(4), [1, 0, 2, 0]])
+    # Without a padding token, it is the last token that is not masked.
+    plain = Decoder(dataclasses.replace(config, pad_id=None))
+    np.testing.assert_array_equal(
+        jax.jit(plain.score)(params, tokens, mask), values[range(4), [2, 1, 3, 3]]
+    )
 
 
 def test_score_heads_start_where_they_should():
@@ -258,15 +279,15 @@ def test_gpt2_has_no_position_beyond_its_table():
         decoder.prefill(params, jnp.zeros((1, 5), int), None, 3)
 
 
-@pytest.mark.parametrize("shape", [(6, 5), (2, 3, 5)])
+@pytest.mark.parametrize(("shape", "outputs"), [((6, 5), 4), ((2, 3, 5), 4), ((2, 3, 5), 7)])
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
-def test_gradients_of_a_product_are_autodiffs(shape, dtype):
-    """The same sums in another layout."""
+def test_gradients_of_a_product_are_autodiffs(shape, outputs, dtype):
+    """The same sums in another layout, with fewer and with more outputs than inputs."""
     keys = jax.random.split(jax.random.key(0), 3)
     x, kernel = (
-        jax.random.normal(k, s, dtype) for k, s in zip(keys, (shape, (5, 4)), strict=False)
+        jax.random.normal(k, s, dtype) for k, s in zip(keys, (shape, (5, outputs)), strict=False)
     )
-    weight = jax.random.normal(keys[2], (*shape[:-1], 4), dtype)
+    weight = jax.random.normal(keys[2], (*shape[:-1], outputs), dtype)
 
     def gradients(function):
         return jax.grad(lambda x, w: jnp.sum(weight * function(x, w)), (0, 1))(x, kernel)

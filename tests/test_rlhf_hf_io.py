@@ -11,10 +11,12 @@ import pytest
 from safetensors.numpy import load_file, save_file
 
 from language_models import FAMILIES, golden, model, model_folder, shards_of_llama
+from ppo_jax.rlhf import roles, stages, supervised
 from ppo_jax.rlhf.decoder import Decoder, RopeScaling, small
 from ppo_jax.rlhf.export import save_folder
 from ppo_jax.rlhf.hf_config import read_config, write_config
-from ppo_jax.rlhf.hf_io import ModelError, load_model, save_model, to_tensors
+from ppo_jax.rlhf.hf_io import load_model, save_model, to_tensors
+from ppo_jax.rlhf.hf_values import ModelError
 from ppo_jax.rlhf.stages import write_normalisation
 from ppo_jax.rlhf.tokenizer import CharTokenizer
 from ppo_jax.runs import manifest
@@ -197,6 +199,57 @@ def test_a_tied_head_on_disk_is_the_embedding(tmp_path):
     assert "head" not in params
 
 
+def test_a_head_that_is_not_the_embedding_is_kept(tmp_path):
+    """Although config.json ties them, as in transformers; and one without the embedding is tied."""
+    tensors = load_file(model_folder("gpt2") / WEIGHTS)
+    other = tensors["transformer.wte.weight"] * 2
+    decoder, params = load_model(
+        rewritten(tmp_path / "a", "gpt2", tensors | {"lm_head.weight": other})
+    )
+    assert not decoder.config.tied
+    np.testing.assert_array_equal(params["head"]["kernel"], other.T)
+    save_model(tmp_path / "c", decoder, params)
+    equal(load_model(tmp_path / "c")[1], params)
+    alone = tensors | {"lm_head.weight": tensors["transformer.wte.weight"]}
+    del alone["transformer.wte.weight"]
+    equal(load_model(rewritten(tmp_path / "b", "gpt2", alone))[1], model("gpt2")[1])
+
+
+def test_all_tokens_that_end_a_text_are_read(tmp_path):
+    """Those of config.json and those of generation_config.json, which transformers generates by."""
+    folder = rewritten(tmp_path, eos_token_id=0)
+    (folder / "generation_config.json").write_text('{"eos_token_id": [0, 2]}')
+    decoder, _ = load_model(folder)
+    assert decoder.config.eos_ids == (0, 2)
+    assert roles.ends(decoder, CharTokenizer("ab")) == (0, 2)
+    (folder / "generation_config.json").write_text('{"eos_token_id": ["a"]}')
+    with pytest.raises(ModelError, match="eos_token_id is 'a'; it must be a token id"):
+        load_model(folder)
+
+
+def test_a_reward_model_without_a_padding_token_gets_one(tmp_path):
+    """transformers scores no batches without; the first token of a text is never the last."""
+    decoder, params = model("llama_reward")
+    config = dataclasses.replace(decoder.config, pad_id=None, bos_id=1, eos_ids=(2,))
+    assert write_config(config, True, "float32")["pad_token_id"] == 1
+    assert write_config(config, False, "float32")["pad_token_id"] is None
+    same = dataclasses.replace(config, bos_id=2)
+    assert write_config(same, True, "float32")["pad_token_id"] is None
+
+
+def test_training_a_reward_model_takes_the_padding_token_of_the_tokenizer(tmp_path):
+    """The token that the exported model is padded with is the one that training leaves out."""
+    decoder = Decoder(small(5, hidden_size=8, num_layers=1, num_heads=2))
+    params = decoder.with_score(decoder.init(jax.random.key(0)))
+    rows = supervised.preference_rows(*[(np.ones((2, 3), int),) * 2] * 2, np.zeros(2))
+    config = supervised.Config(batch_size=2, updates=1)
+    tokenizer = CharTokenizer("ab")
+    job = stages.reward_model(decoder, params, rows, config, center=0.0, seed=0,
+                              language=stages.Language(tokenizer))  # fmt: skip
+    job.result(job.init(), tmp_path)
+    assert json.loads((tmp_path / "model/config.json").read_text())["pad_token_id"] == 0
+
+
 def test_a_critic_is_written_as_a_classifier(tmp_path):
     decoder, params = model("qwen2")
     critic = decoder.with_score(params, jax.random.key(0))
@@ -217,7 +270,7 @@ def test_configs_survive():
         dataclasses.replace(base, rope_scaling=RopeScaling("linear", 2.0), tied=False),
         dataclasses.replace(base, attention_bias=True, mlp_bias=True, eos_ids=()),
         dataclasses.replace(base, family="mistral", sliding_window=7),
-        dataclasses.replace(base, family="qwen2", sliding_window=7, window_from=1),
+        dataclasses.replace(base, family="qwen2", sliding_window=7, full_layers=(0,)),
         dataclasses.replace(model("gpt2")[0].config, activation="gelu", tied=False),
     ):
         assert read_config(json.loads(json.dumps(write_config(config, False, "float32")))) == config
@@ -276,11 +329,11 @@ def test_folders_that_are_no_model_are_refused(tmp_path):
     "change, message",
     [
         ({"model_type": "lama"}, "'lama', which is not supported; did you mean llama?"),
-        ({"model_type": "bert"}, r"supported: gpt2, llama, mistral, qwen2\)"),
+        ({"model_type": "bert"}, r"supported: gpt2, llama, mistral, qwen2, "),
         ({"model_type": ...}, "model_type is None"),
         ({"hidden_size": ...}, "config.json has no hidden_size"),
         ({"hidden_act": "quick_gelu"}, "activation 'quick_gelu' is not supported"),
-        ({"rope_parameters": {"rope_type": "yarn"}}, "rope_type is 'yarn', which is not supp"),
+        ({"rope_parameters": {"rope_type": "ntk"}}, "rope_type is 'ntk', which is not supported"),
         ({"num_key_value_heads": 3}, "num_kv_heads is 3, which must divide num_heads 4"),
         (
             {"intermediate_size": 99},
@@ -330,4 +383,41 @@ def test_damaged_files_are_refused(tmp_path):
     index = {"weight_map": {"model.norm.weight": "model-00001-of-00001.safetensors"}}
     (folder / "model.safetensors.index.json").write_text(json.dumps(index))
     with pytest.raises(ModelError, match="names model-00001-of-00001.safetensors, which does not"):
+        load_model(folder)
+
+
+@pytest.mark.parametrize(
+    "weight_map, message",
+    [
+        (None, "weight_map is None; it must be an object"),
+        ({}, "weight_map is {}"),
+        (["a"], r"weight_map is \['a'\]"),
+        ({"a": "../x"}, r"names the file '../x'; it must be the name of a file in the same folder"),
+        ({"a": "/etc/passwd"}, "names the file '/etc/passwd'"),
+        ({"a": ""}, "names the file ''"),
+        ({"a": ".."}, r"names the file '\.\.'"),
+        ({"a": 3}, "names the file 3"),
+        (..., "weight_map is None"),
+    ],
+)
+def test_an_index_names_files_of_its_folder(tmp_path, weight_map, message):
+    folder = rewritten(tmp_path)
+    (folder / WEIGHTS).rename(tmp_path / "x")
+    index = {} if weight_map is ... else {"weight_map": weight_map}
+    (folder / "model.safetensors.index.json").write_text(json.dumps(index))
+    with pytest.raises(ModelError, match=message) as error:
+        load_model(folder)
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("dtype", ["F8_E4M3", "F8_E5M2", "F8_E8M0", "I8", "BOOL"])
+def test_weights_of_8_bits_are_refused(tmp_path, dtype):
+    """Quantised weights, also where config.json does not mention them."""
+    folder = rewritten(tmp_path, tensors={"model.norm.weight": np.zeros(64, np.uint8)})
+    whole = (folder / WEIGHTS).read_bytes()
+    name = f'"{dtype}"'.encode()
+    header = whole[8 : 8 + int.from_bytes(whole[:8], "little")].replace(b'"U8"', name)
+    data = whole[8 + int.from_bytes(whole[:8], "little") :]
+    (folder / WEIGHTS).write_bytes(len(header).to_bytes(8, "little") + header + data)
+    with pytest.raises(ModelError, match="model.norm.weight has the type F8|no tensor"):
         load_model(folder)

@@ -208,7 +208,7 @@ def test_missing_packages_say_how_to_install(tmp_path, monkeypatch):
     byte_level(tmp_path)
     for name in ("tokenizers", "jinja2"):
         monkeypatch.setitem(sys.modules, name, None)
-    install = r"pip install 'ppo_jax\[rlhf\]'"
+    install = r"pip install -e .*\[rlhf\]"
     with pytest.raises(ImportError, match=install):
         load_tokenizer(tmp_path)
     with pytest.raises(ImportError, match=install):
@@ -230,6 +230,8 @@ def test_folders_without_a_tokenizer(tmp_path):
 
 def test_vocabularies():
     class Sized:
+        pad_id = None
+
         def __init__(self, vocab_size):
             self.vocab_size = vocab_size
 
@@ -238,3 +240,60 @@ def test_vocabularies():
     for tokenizer, model in ((33, 32), (50257, 32000), (32000, 50257), (30, 32000)):
         with pytest.raises(TokenizerError, match=f"{tokenizer} ids and the model {model}"):
             check_vocabulary(Sized(tokenizer), model)
+
+
+def test_lengths_of_an_earlier_call_are_ignored(tmp_path):
+    """transformers saves the truncation and padding of the last call in the file."""
+    made = byte_level(tmp_path)
+    text = "the thesis of the theme, " * 3
+    whole = made.encode(text).ids
+    made.enable_truncation(8)
+    made.enable_padding(length=200)
+    made.save(str(tmp_path / "tokenizer.json"))
+    assert len(made.encode(text).ids) == 200 and len(whole) > 8
+    assert load_tokenizer(tmp_path).encode(text) == whole
+
+
+def test_tokens_of_the_config_alone_are_tokens(tmp_path):
+    made = byte_level(tmp_path)
+    count = made.get_vocab_size()
+    added = {
+        "0": {"content": "<|endoftext|>", "special": True},
+        str(count): {"content": "<|im_end|>", "special": True, "lstrip": False},
+        str(count + 1): {"content": "<think>", "special": False},
+    }
+    write(tmp_path, tokenizer_config={"eos_token": "<|im_end|>", "added_tokens_decoder": added})
+    t = load_tokenizer(tmp_path)
+    assert (t.eos_id, t.vocab_size) == (count, count + 2)
+    assert t.encode("the<|im_end|>")[-1:] == [count]
+    assert t.encode("<think>the") == [count + 1, *t.encode("the")]
+    # Special tokens are left out of texts, others are not.
+    assert t.decode([count + 1, *t.encode("the"), count]) == "<think>the"
+
+
+@pytest.mark.parametrize(
+    "added, message",
+    [
+        ([1], "added_tokens_decoder must be an object with a token for each id"),
+        ({"x": {}}, "must be an object"),
+        ({"5": 3}, "must be an object"),
+        ({"5": {"special": True}}, "has no content for the id 5"),
+        ({"999": {"content": "<z>"}}, "gives '<z>' the id 999, but in tokenizer.json the next"),
+    ],
+)
+def test_damaged_added_tokens_are_refused(tmp_path, added, message):
+    byte_level(tmp_path)
+    write(tmp_path, tokenizer_config={"added_tokens_decoder": added})
+    with pytest.raises(TokenizerError, match=message):
+        load_tokenizer(tmp_path)
+
+
+def test_a_padding_token_that_the_model_lacks_is_named(tmp_path):
+    count = byte_level(tmp_path).get_vocab_size()
+    added = {str(count): {"content": "<pad>", "special": True}}
+    write(tmp_path, tokenizer_config={"pad_token": "<pad>", "added_tokens_decoder": added})
+    tokenizer = load_tokenizer(tmp_path)
+    check_vocabulary(tokenizer, count + 1)
+    message = f"the padding token '<pad>' has the id {count}, and the model has {count} ids"
+    with pytest.raises(TokenizerError, match=message):
+        check_vocabulary(tokenizer, count)

@@ -303,7 +303,9 @@ def test_adapters_start_as_the_reference_and_leave_it_alone():
     joined = program.policy.join(state.learner.params, program.frozen)
     assert np.abs(log_probs(joined["actor"], inputs) - before).max() > 1e-3
     merged = lora.merge(program.frozen["reference"], state.learner.params["actor"], 4.0)
-    np.testing.assert_array_equal(log_probs(merged, inputs), log_probs(joined["actor"], inputs))
+    np.testing.assert_allclose(
+        log_probs(merged, inputs), log_probs(joined["actor"], inputs), atol=1e-5
+    )
 
 
 def test_the_options_of_an_update_stay():
@@ -311,7 +313,7 @@ def test_the_options_of_an_update_stay():
     the defaults."""
     options = {f.name: f.default for f in dataclasses.fields(algorithms.Config)}
     assert options == {
-        "learning_rate": 3e-4, "critic_rate": 1.0, "anneal": True, "epochs": 4, "minibatches": 2,
+        "learning_rate": 1e-5, "critic_rate": 1.0, "anneal": True, "epochs": 4, "minibatches": 2,
         "micro_batches": 1, "gamma": 1.0, "gae_lambda": 0.95, "clip_eps": 0.2,
         "value_clip_eps": 0.2, "value_coef": 0.5, "entropy_coef": 0.0, "whiten_advantages": None,
         "whiten_rewards": False, "max_grad_norm": 1.0, "adam": "optax", "adam_eps": 1e-5,

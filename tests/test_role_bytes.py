@@ -4,7 +4,9 @@ import dataclasses
 from pathlib import Path
 
 import jax
+import pytest
 
+from benchmarks.language import preset_bytes
 from benchmarks.language.role_bytes import (
     examples,
     markdown,
@@ -13,6 +15,7 @@ from benchmarks.language.role_bytes import (
     role_bytes,
     table,
 )
+from ppo_jax.config.rlhf_presets import PRESETS
 from ppo_jax.rlhf.decoder import Decoder, small
 
 
@@ -55,3 +58,12 @@ def test_the_table_has_a_row_per_model():
 def test_the_table_of_the_language_page_is_counted():
     page = Path(__file__).parent.parent / "docs/rlhf.md"
     assert markdown() in page.read_text()
+    assert preset_bytes.markdown(preset_bytes.stored()) in page.read_text()
+
+
+@pytest.mark.slow
+def test_the_stored_bytes_of_presets_are_counted_again():
+    rows = {row["preset"]: row for row in preset_bytes.stored()}
+    for name in PRESETS:
+        counted = {k: str(v) for k, v in preset_bytes.row_of(name).items()}
+        assert counted == rows[name]

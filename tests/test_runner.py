@@ -297,7 +297,7 @@ def test_resets_that_had_to_be_used_twice_are_announced(tmp_path):
 
 def test_tensorboard_is_asked_for_before_compiling(tmp_path, monkeypatch):
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
-    with pytest.raises(ConfigError, match=r"pip install 'ppo_jax\[tensorboard\]'"):
+    with pytest.raises(ConfigError, match=r"pip install -e .*\[tensorboard\]"):
         run(small(), RunOptions(run_dir=tmp_path / "a", tensorboard=True))
     assert not (tmp_path / "a").exists()
 

@@ -53,7 +53,7 @@ def test_eight_learning_rates_of_sixteen_seeds_are_one_program(caplog):
     rates = [*np.geomspace(1e-4, 1e-2, 8)]
     config = small()
     with jax.log_compiles(), caplog.at_level(logging.WARNING, "jax"):
-        points, metrics = run_sweep(config, {"learning_rate": rates}, 16, batch_size=128)
+        points, metrics = run_sweep(config, {"learning_rate": rates}, 16, agents_per_device=128)
     compiled = [m for m in caplog.messages if "Finished XLA compilation of jit(chunk)" in m]
     assert len(compiled) == 1, caplog.messages
     assert metrics["loss"].shape == (8, 16, 5)
@@ -76,8 +76,8 @@ def test_a_seed_is_that_of_train():
 
 def test_an_agent_at_the_same_width_is_the_same_bits():
     """The same chunk again, and among other chunks: width 3 of 3 seeds, and of 6."""
-    first, metrics = run_seeds(small(), 3, batch_size=3)
-    again, repeated = run_seeds(small(), [0, 1, 2, 9, 10, 11], batch_size=3)
+    first, metrics = run_seeds(small(), 3, agents_per_device=3)
+    again, repeated = run_seeds(small(), [0, 1, 2, 9, 10, 11], agents_per_device=3)
     for name, x in metrics.items():
         np.testing.assert_array_equal(x, repeated[name][:3], err_msg=name)
     same = jax.tree.map(lambda a, b: np.array_equal(a, b[:3]), first.learner, again.learner)
@@ -86,8 +86,8 @@ def test_an_agent_at_the_same_width_is_the_same_bits():
 
 @pytest.mark.slow
 def test_other_widths_round_differently_and_begin_alike():
-    _, wide = run_seeds(small(), 5, batch_size=4)
-    _, narrow = run_seeds(small(), 5, batch_size=3)  # the last chunk of both is padded
+    _, wide = run_seeds(small(), 5, agents_per_device=4)
+    _, narrow = run_seeds(small(), 5, agents_per_device=3)  # the last chunk of both is padded
     for name, x in wide.items():
         np.testing.assert_allclose(x[:, :2], narrow[name][:, :2], rtol=1e-4, atol=1e-5)
 
@@ -120,7 +120,7 @@ def test_another_algorithm_sweeps_what_is_its_own():
 
 def test_one_agent_that_diverges_leaves_the_others_alone():
     config = changed(small(), learning_rate=1e-3)
-    _, metrics = run_sweep(config, {"learning_rate": [1e-3, 1e30]}, 2, batch_size=4)
+    _, metrics = run_sweep(config, {"learning_rate": [1e-3, 1e30]}, 2, agents_per_device=4)
     assert not np.isfinite(metrics["loss"][1]).all()
     assert np.isfinite(metrics["loss"][0]).all()
     assert_close(metrics, alone(config, 1, 3), (0, 1))
@@ -156,8 +156,13 @@ def test_points_that_cannot_be_are_refused():
         run_sweep(small(), {"clip_ep": [0.1]}, 2)
     with pytest.raises(ConfigError, match="clip_eps"):
         run_sweep(small(), {"clip_eps": [-1.0]}, 2)
-    with pytest.raises(ConfigError, match="batch_size"):
+    with (
+        pytest.warns(DeprecationWarning, match="batch_size= is now agents_per_device="),
+        pytest.raises(ConfigError, match="agents_per_device is 0"),
+    ):
         run_seeds(small(), 2, batch_size=0)
+    with pytest.raises(ConfigError, match="agents_per_device"):
+        run_seeds(small(), 2, agents_per_device=0)
 
 
 def test_chunks_are_equal_and_hardly_padded():
@@ -230,7 +235,7 @@ def test_running_out_of_memory_halves_the_chunks_and_goes_on(monkeypatch):
     assert widths == [4, 4, 2, 2]
     assert [f.chunk.agents for f in finished] == [(0, 1, 2, 3), (4, 5), (6, 7)]
     assert [c.number for c in plans[-1]] == [0, 2, 3] and made.programs == 2
-    expected = run_seeds(config, range(4, 8), batch_size=2)[1]["loss"]
+    expected = run_seeds(config, range(4, 8), agents_per_device=2)[1]["loss"]
     np.testing.assert_array_equal(
         np.concatenate([f.metrics["loss"] for f in finished[1:]]), expected
     )
@@ -262,8 +267,10 @@ def test_running_out_of_memory_while_compiling_is_the_same(monkeypatch):
         return compile_program(static, env, width, *rest, **named)
 
     monkeypatch.setattr(schedules, "compile_program", only_narrow)
-    _, metrics = run_seeds(small(), 4, batch_size=4)
-    np.testing.assert_array_equal(metrics["loss"], run_seeds(small(), 4, batch_size=2)[1]["loss"])
+    _, metrics = run_seeds(small(), 4, agents_per_device=4)
+    np.testing.assert_array_equal(
+        metrics["loss"], run_seeds(small(), 4, agents_per_device=2)[1]["loss"]
+    )
     monkeypatch.setattr(schedules, "compile_program", lambda *_, **__: only_narrow(0, 0, 3))
     with pytest.raises(ConfigError, match="one agent alone does not fit"):
         run_seeds(small(), 4)
@@ -292,7 +299,7 @@ def test_a_single_agent_that_does_not_fit_is_an_error_that_says_so(monkeypatch):
     with pytest.raises(
         ConfigError, match="one agent alone does not fit .*num_envs x num_steps = 128"
     ):
-        run_seeds(small(), 2, batch_size=2)
+        run_seeds(small(), 2, agents_per_device=2)
 
 
 SHARDED = """
@@ -301,7 +308,7 @@ import jax, numpy as np
 from ppo_jax import config
 from ppo_jax.sweep import run_seeds
 small = config.make(preset="none", num_envs=4, num_steps=32, total_timesteps=640, hidden=(16, 16))
-_, metrics = run_seeds(small, 16, batch_size=int(sys.argv[1]))
+_, metrics = run_seeds(small, 16, agents_per_device=int(sys.argv[1]))
 np.savez(sys.argv[2], devices=len(jax.devices()), **metrics)
 """
 
@@ -323,7 +330,7 @@ def test_eight_devices_give_the_numbers_of_one(tmp_path):
         )
         found[devices] = dict(np.load(file))
         assert found[devices].pop("devices") == devices
-    _, one = run_seeds(small(), 16, batch_size=2, devices=jax.devices()[:1])
+    _, one = run_seeds(small(), 16, agents_per_device=2, devices=jax.devices()[:1])
     for name, x in found[8].items():
         np.testing.assert_array_equal(x, found[2][name], err_msg=name)
         np.testing.assert_allclose(x[:, :2], one[name][:, :2], rtol=1e-4, atol=1e-5, err_msg=name)

@@ -299,7 +299,7 @@ def test_the_table_to_paste_has_values_and_intervals():
     rows = results.table(found)
     head, sides, best, _ = tables.markdown(rows).splitlines()
     assert head.startswith("| learning_rate | environment | seeds | diverged | mean | IQM | 95 % ")
-    assert "point" not in head and sides.startswith("| ---: | --- | ---: |")
+    assert "configuration" not in head and sides.startswith("| ---: | --- | ---: |")
     assert best.startswith("| 0.0005 | CartPole-v1 | 2 | 0 | 490 | 490 | [480, 500] | ")
     assert best.endswith("| 100% |")
     lines = tables.latex(rows).splitlines()
@@ -308,7 +308,7 @@ def test_the_table_to_paste_has_values_and_intervals():
     assert r"95 \% interval" in lines[3] and lines[3].endswith(r"\\")
     cells = {line.count(" & ") for line in lines if line.endswith(r"\\")}
     assert cells == {head.count("|") - 2}
-    assert "<th>point</th>" in tables.as_html(rows)
+    assert "<th>configuration</th>" in tables.as_html(rows)
 
 
 def test_latex_escapes_what_it_would_read():

@@ -22,17 +22,18 @@ from ppo_jax.experiment import EVALUATION
 from ppo_jax.runs import chunk
 from ppo_jax.runs.folder import RunDirectory
 from ppo_jax.runs.restore import load
+from ppo_jax.runs.trust import Given
 from ppo_jax.sweep import publish as publishing
-from ppo_jax.sweep import run_seeds, session
+from ppo_jax.sweep import run_seeds, session, store
 from ppo_jax.sweep.results import diverged, penalise
 from ppo_jax.sweep.store import CONTENTS, Store, SweepDirectory, read_sessions, read_spec
 
 FLAGS = [
     "--preset", "none", "--num-envs", "4", "--num-steps", "32", "--total-timesteps", "640",
     "--hidden", "16", "16", "--vary", "learning_rate=1e-3,1e-2", "--seeds", "3",
-    "--batch-size", "2", "--eval-episodes", "4",
+    "--agents-per-device", "2", "--eval-episodes", "4",
 ]  # fmt: skip
-COLUMNS = ["point", "seed", "env_step", "metric", "value"]
+COLUMNS = ["configuration", "seed", "env_step", "metric", "value"]
 
 
 def sweep(path: Path, *more: str, flags=FLAGS) -> int:
@@ -58,13 +59,13 @@ def test_a_sweep_leaves_what_is_promised(finished):
     with (finished / "results.csv").open() as file:
         rows = [*csv.DictReader(file)]
     assert [*rows[0]] == COLUMNS
-    assert {(r["point"], r["seed"]) for r in rows} == {(p, s) for p in "01" for s in "012"}
-    returns = [r for r in rows if r["metric"] == "episode_return" and r["point"] == "1"]
+    assert {(r["configuration"], r["seed"]) for r in rows} == {(p, s) for p in "01" for s in "012"}
+    returns = [r for r in rows if r["metric"] == "episode_return" and r["configuration"] == "1"]
     assert [int(r["env_step"]) for r in returns[:5]] == [128, 256, 384, 512, 640]
     evaluations = [r for r in rows if r["metric"] == "eval_return"]
     assert len(evaluations) == 6 and {r["env_step"] for r in evaluations} == {"640"}
     summary = json.loads((finished / "summary.json").read_text())
-    assert (summary["points"], summary["seeds"]) == (2, 3)
+    assert (summary["configurations"], summary["seeds"]) == (2, 3)
     session = summary["last_session"]
     assert (session["compiled_programs"], session["env_steps"]) == (1, 6 * 640)
     page = (finished / "report.html").read_text()
@@ -81,7 +82,7 @@ def test_a_sweep_leaves_what_is_promised(finished):
 
 def test_the_table_holds_the_numbers_of_run_seeds(finished):
     spec, _ = read_spec(finished)
-    _, metrics = run_seeds(spec.configs[1], 3, batch_size=2)
+    _, metrics = run_seeds(spec.configs[1], 3, agents_per_device=2)
     found = Store(finished, spec).results()[1]
     np.testing.assert_allclose(found.metrics["loss"], metrics["loss"], rtol=1e-4, atol=1e-5)
     assert not diverged(metrics).any()
@@ -96,14 +97,14 @@ def test_the_best_agent_of_each_point_is_kept_and_plays(finished):
     kept = sorted(p.name for p in (finished / "agents").iterdir())
     expected = []
     for p in "01":
-        best = max((a for a in agents if a["point"] == p), key=lambda a: float(a["score"]))
-        expected.append(f"point000{p}_seed{best['seed']}")
+        best = max((a for a in agents if a["configuration"] == p), key=lambda a: float(a["score"]))
+        expected.append(f"configuration000{p}_seed{best['seed']}")
     assert kept == expected
     config, program, state = load(finished / "agents" / kept[0])
     assert int(state.update) == 5 and config.hyper.learning_rate == 1e-3
     saved = json.loads((finished / "agents" / kept[0] / "summary.json").read_text())
     assert saved["eval_return_mean"] == pytest.approx(
-        max(float(a["score"]) for a in agents if a["point"] == "0")
+        max(float(a["score"]) for a in agents if a["configuration"] == "0")
     )
     # Evaluated with a key that training does not use: the one of a run with that seed.
     played = evaluate(
@@ -367,7 +368,7 @@ def test_environments_and_what_diverges_on_disk(tmp_path):
     assert command.run_command(words) == 0
     path = tmp_path / "two"
     summary = json.loads((path / "summary.json").read_text())
-    assert (summary["points"], summary["diverged"]) == (4, 4)
+    assert (summary["configurations"], summary["diverged"]) == (4, 4)
     assert summary["best"] == "learning_rate=0.001"
     found = penalise(Store(path, read_spec(path)[0]).results())
     bad = next(r for r in found if r.env == "Pendulum-v1" and r.diverged.all())
@@ -407,7 +408,7 @@ def test_a_finished_sweep_is_not_overwritten_by_accident(finished):
     [
         (["--seeds", "4"], "these differ: seeds"),
         (["--gamma", "0.5"], "these differ: gamma"),
-        (["--batch-size", "3"], "--batch-size 2, given 3; another width"),
+        (["--agents-per-device", "3"], "--agents-per-device 2, given 3; another number"),
         (["--keep", "all"], "--keep best, given all; agents that were not kept"),
         (["--confirm", "3"], "other seeds or values; move it away to confirm with 3"),
         (["--overwrite"], "omit --run-dir and --overwrite"),
@@ -423,7 +424,7 @@ def test_a_resumed_sweep_is_the_same_sweep(finished, more, says):
     [
         (["--vary", "num_envs=3", "--minibatches", "5"], "does not divide"),
         (["--vary", "env=Nowhere-v1"], "Nowhere-v1"),
-        (["--batch-size", "many"], "batch_size is 'many'"),
+        (["--agents-per-device", "many"], "agents_per_device is 'many'"),
         (["--sample", "9"], "only 2 combinations"),
         (["--seed", "4294967295"], "out of range"),
         (["--seed", "4294967290", "--confirm", "9"], "no 9 seeds after"),
@@ -435,13 +436,39 @@ def test_bad_input_is_refused_before_anything_is_written(tmp_path, more, says):
     assert not (tmp_path / "new").exists()
 
 
-@pytest.mark.parametrize(("flag", "value"), [("--batch-size", "3"), ("--keep", "all")])
+@pytest.mark.parametrize(("flag", "value"), [("--agents-per-device", "3"), ("--keep", "all")])
 def test_what_the_first_session_settled_stays(finished, flag, value):
     """Also if no other flag is given."""
     with pytest.raises(
         ConfigError, match=f"the sweep has {flag} .*, given {value}; .* so it stays"
     ):
         command.run_command(["--resume", str(finished), flag, value])
+
+
+def test_a_sweep_of_an_earlier_version_is_continued(finished, tmp_path):
+    """It has another name for the number of agents per device, and for the folders of agents."""
+    path = copy(finished, tmp_path / "older")
+    content = json.loads((path / "sweep.json").read_text())
+    content.pop("signature", None)
+    content["options"]["batch_size"] = content["options"].pop("agents_per_device")
+    (path / "sweep.json").write_text(json.dumps(content))
+    (path / "manifest.json").unlink()
+    for agent in [*(path / "agents").iterdir()]:
+        agent.rename(agent.with_name(agent.name.replace("configuration", "point")))
+    assert read_spec(path, Given(trust=True))[1]["agents_per_device"] == "2"
+    names = {p.name for p in (finished / "agents").iterdir()}
+    store.rename_agents(path / "agents")
+    assert {p.name for p in (path / "agents").iterdir()} == names
+    (path / "agents" / f"{min(names)}.txt").write_text("")
+    store.rename_agents(path / "agents")
+    store.clear_agents(path / "agents")
+    assert [p.name for p in (path / "agents").iterdir()] == [f"{min(names)}.txt"]
+
+
+def test_the_older_flag_is_read_and_named():
+    with pytest.warns(UserWarning, match="--batch-size of a sweep is now --agents-per-device"):
+        found = command._renamed(["--batch-size", "2", "--batch_size=3", "--seeds", "4"])
+    assert found == ["--agents-per-device", "2", "--agents-per-device=3", "--seeds", "4"]
 
 
 def test_fresh_seeds_have_no_say_in_the_ranking(finished, tmp_path, monkeypatch):

@@ -24,17 +24,13 @@ def test_a_step_is_collect_estimate_update():
     state = jax.jit(program.init)(jax.random.key(0))
     found, metrics = jax.jit(program.step)(state)
     key, collect_key, update_key = jax.random.split(state.key, 3)
-    experience, trajectory = rollout.collect(
-        collect_key,
-        state.learner.params,
-        state.rollout,
-        env=program.vector_env,
-        policy=program.policy,
-        num_steps=16,
-        gamma=0.99,
+    collect = functools.partial(
+        rollout.collect, env=program.vector_env, policy=program.policy, num_steps=16, gamma=0.99
     )
-    batch = rollout.flatten_steps(program.algorithm.estimate(trajectory))
-    learner, update_metrics = program.algorithm.update(update_key, state.learner, batch)
+    experience, trajectory = jax.jit(collect)(collect_key, state.learner.params, state.rollout)
+    batch = rollout.flatten_steps(jax.jit(program.algorithm.estimate)(trajectory))
+    update = jax.jit(program.algorithm.update)
+    learner, update_metrics = update(update_key, state.learner, batch)
     jax.tree.map(
         lambda a, b: np.testing.assert_allclose(a, b, atol=1e-5),
         found.learner.params,
@@ -55,8 +51,8 @@ def test_frozen_arrays_reach_collect():
         state, trajectory = collect(key, params, state)
         return state, trajectory.replace(reward=trajectory.reward + frozen["bonus"])
 
-    step = make_train_step(with_bonus, program.algorithm)
-    state = program.init(jax.random.key(0))
+    step = jax.jit(make_train_step(with_bonus, program.algorithm))
+    state = jax.jit(program.init)(jax.random.key(0))
     plain = step(state, {"bonus": jnp.float32(0)})[1]["value_loss"]
     assert step(state, {"bonus": jnp.float32(5)})[1]["value_loss"] > plain
 

@@ -149,7 +149,7 @@ def stages(kind: str, double: bool, normalize: bool):
     @jax.jit
     def run(numbers, params, rows, x0, vectors, coefficients, expected_step):
         config = trpo.Config(**numbers, normalize_advantage=normalize)
-        problem = trpo.pose(policy, config, params, rows)
+        problem = trpo.make_problem(policy, config, params, rows)
         x = trpo.conjugate_gradient(problem.fisher, problem.gradient, config.cg_iterations, x0=x0)
         points = problem.theta + coefficients[:, None] * expected_step
         found = trpo.line_search(

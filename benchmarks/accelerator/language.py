@@ -2,6 +2,7 @@
 
 import dataclasses
 import statistics
+import sys
 import time
 from typing import Any
 
@@ -66,30 +67,60 @@ TINY = {
 }
 
 
+# XLA compiles dozens of Triton kernels for each shape of a matrix product and measures them, which
+# takes longer than the measurement itself. cuBLAS computes these large products instead.
+GPU_OPTIONS = {"xla_gpu_enable_triton_gemm": False}
+# Seconds of a round of updates, and the seconds that are left for the rounds after compilation.
+ROUND, ROUNDS = 1.5, 15.0
+
+
 def tasks() -> list[Task]:
-    """One task for each model, beginning with the small one."""
-    return [_task(size) for size in SHAPES]
+    """Two tasks for each model, beginning with the small one: plain attention, and cuDNN's."""
+    return [_task(size, attention) for size in SHAPES for attention in ("plain", "cudnn")]
 
 
-def _task(size: Size) -> Task:
+def _task(size: Size, attention: str) -> Task:
+    name = size.name if attention == "plain" else f"{size.name}-{attention}"
+
     def run(context: Context) -> Measured:
-        return measure(dataclasses.replace(size, **TINY) if context.smoke else size, context)
+        chosen = dataclasses.replace(size, name=name, attention=attention)
+        return measure(tiny(chosen) if context.smoke else chosen, context)
 
-    return Task("language", size.name, run, patience=150.0, least=40.0)
+    return Task("language", name, run, patience=150.0, least=40.0)
+
+
+def tiny(size: Size) -> Size:
+    """The size of a smoke run. Without a GPU, XLA's implementation of the same function of JAX
+    takes the place of cuDNN's."""
+    attention = size.attention
+    if attention == "cudnn" and jax.default_backend() != "gpu":
+        attention = "xla"
+    return dataclasses.replace(size, **TINY, attention=attention)
 
 
 def measure(size: Size, context: Context) -> Measured:
-    """Measure the speed of training and of generation."""
-    program = ours.Program(size)
+    """Measure the speed of training and, if there is time to compile it alone, of generation.
+
+    Raises:
+        NotAvailable: the program needs more memory than the device has, or the time is up.
+    """
+    say = lambda line: print(f"{size.name}: {line}", file=sys.stderr, flush=True)
+    options = GPU_OPTIONS if jax.default_backend() == "gpu" else {}
+    program = ours.Program(size, options, say)
     started = time.perf_counter()
+    left = lambda: context.seconds - (time.perf_counter() - started)
     program.compile()
     compiled = time.perf_counter() - started
     needed, there = bytes_of(program.chunk), memory_of(jax.devices())
     if needed > there:
         raise NotAvailable(f"needs {needed / 1e9:.0f} GB, and the device has {there / 1e9:.0f} GB")
-    rounds = rates(program.run, 0.05 if context.smoke else 2.0, first=1)
+    if left() < ROUNDS and not context.smoke:
+        raise NotAvailable(f"no time left after compilation, which took {compiled:.0f} s")
+    rounds = rates(program.run, 0.05 if context.smoke else ROUND, first=1)
     updates = statistics.median(rounds)
-    writing = generation_seconds(program)
+    say(f"{updates:.3g} updates/s; {left():.0f} s left")
+    # Generation is about a third of the program; its compilation must not cost the row.
+    writing = generation_seconds(program) if context.smoke or left() > compiled / 2 + 10 else None
     flops = flops_of_update(size, program.state.learner.params)
     achieved = flops * updates / 1e12
     row = {
@@ -102,9 +133,9 @@ def measure(size: Size, context: Context) -> Measured:
         "host_transfers": host_transfers(program.chunk),
         "precision": "bfloat16" if size.dtype == "bfloat16" else "default",
         "tflops_per_second": roofline.significant(achieved),
-        "generation_share": round(writing * updates, 3),
+        "generation_share": "" if writing is None else round(writing * updates, 3),
         "note": f"{size.episodes} x ({size.prompt_length} + {size.response_length}) tokens, "
-        f"{size.dtype}",
+        f"{size.dtype}, attention: {size.attention}",
     }
     if context.ceilings:
         row["of_matmul"] = roofline.significant(achieved / context.ceilings[row["precision"]])
@@ -129,7 +160,7 @@ def generation_seconds(program: ours.Program) -> float:
     params = program.state.learner.params["actor"]
     prompts, mask = (program.frozen[n][: size.episodes] for n in ("prompts", "prompt_mask"))
     arguments = (jax.random.key(2), params, prompts, mask)
-    compiled = jax.jit(write).lower(*arguments).compile(compiler_options())
+    compiled = jax.jit(write).lower(*arguments).compile(compiler_options() | program.options)
     jax.block_until_ready(compiled(*arguments))
     taken = []
     for _ in range(3):

@@ -133,7 +133,7 @@ class Update:
         )
         return key, written
 
-    def judge(self, carry: PyTree, constants: PyTree) -> PyTree:
+    def evaluate_critic(self, carry: PyTree, constants: PyTree) -> PyTree:
         """Run the forward pass of actor and critic on the responses."""
         params = nudged(constants["params"], carry)
         dist, value = self.policy.apply(params, constants["inputs"])
@@ -192,7 +192,9 @@ class Update:
         learner = self.state.learner
         return [
             Part("generation", self.write, (zero[0], empty(zero[1])), actor),
-            Part("actor and critic forward", self.judge, (line, line, line), actor + critic),
+            Part(
+                "actor and critic forward", self.evaluate_critic, (line, line, line), actor + critic
+            ),
             Part("reference forward", self.refer, line, actor),
             Part("reward forward", self.score, jnp.zeros(size.episodes), critic),
             Part("gradients", self.differentiate, learner.params, learn),

@@ -3,10 +3,13 @@
 import dataclasses
 import json
 
+# "ppo" trains actor and critic, "sft" the actor on texts, "reward" a reward model on pairs of them.
+TASKS = ("ppo", "sft", "reward")
+
 
 @dataclasses.dataclass(frozen=True)
 class Size:
-    """A decoder and one update of PPO on it, described independently of the implementation.
+    """A decoder and one update of it, described independently of the implementation.
 
     Actor, critic, reference and reward are four models of the same shape with random weights. The
     head is tied to the embedding for gpt2 and separate for llama.
@@ -22,7 +25,8 @@ class Size:
         intermediate_size: width of the MLP.
         max_positions: longest context in tokens.
         activation: activation of the MLP, by its name in config.json.
-        episodes: number of prompts in an update, with one response each.
+        episodes: number of prompts in an update, with one response each; in supervised training
+            the number of texts, or pairs of texts, of a gradient step.
         prompt_length: number of tokens of each prompt; there is no padding.
         response_length: number of generated tokens of each response.
         epochs: number of passes over the responses of an update.
@@ -37,6 +41,8 @@ class Size:
         micro_batches: number of parts of a minibatch whose gradients are accumulated.
         remat: whether blocks are computed again in the backward pass.
         shared_critic: whether the critic is a head on the actor instead of a separate model.
+        attention: implementation of attention, a value of DecoderConfig.attention.
+        task: kind of training, one of TASKS.
     """
 
     name: str
@@ -64,6 +70,8 @@ class Size:
     micro_batches: int = 1
     remat: bool = False
     shared_critic: bool = False
+    attention: str = "plain"
+    task: str = "ppo"
 
     @property
     def steps_per_update(self) -> int:
@@ -72,8 +80,20 @@ class Size:
 
     @property
     def tokens_per_update(self) -> int:
-        """The number of generated tokens in an update; generation does not stop at EOS."""
-        return self.episodes * self.response_length
+        """The number of tokens in an update: the generated ones, because generation does not stop
+        at EOS, and in supervised training all tokens of the texts."""
+        return self.episodes * self.tokens_per_episode
+
+    @property
+    def tokens_per_episode(self) -> int:
+        """The number of tokens of a response, a text or a pair of texts."""
+        texts = {"ppo": 0, "sft": 1, "reward": 2}[self.task]
+        return texts * self.text_length or self.response_length
+
+    @property
+    def text_length(self) -> int:
+        """The number of tokens of a text: a prompt and its response."""
+        return self.prompt_length + self.response_length
 
     @property
     def eos_id(self) -> int:
@@ -128,4 +148,15 @@ _ALL = (
         minibatches=1,
     ),
 )
-SIZES: dict[str, Size] = {each.name: each for each in _ALL}
+# Supervised training of the same models: as many texts per step as a minibatch of PPO has.
+_SUPERVISED = tuple(
+    dataclasses.replace(
+        each,
+        name=f"{each.name}-{task}",
+        task=task,
+        episodes=each.episodes // each.minibatches // (2 if task == "reward" else 1),
+    )
+    for each in _ALL
+    for task in ("sft", "reward")
+)
+SIZES: dict[str, Size] = {each.name: each for each in (*_ALL, *_SUPERVISED)}

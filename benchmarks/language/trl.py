@@ -1,4 +1,4 @@
-"""The contestant TRL: its PPOTrainer with the fastest settings.
+"""The contestant TRL: its PPOTrainer, SFTTrainer or RewardTrainer with the fastest settings.
 
 All forward passes use the whole rollout as one batch (`local_rollout_forward_batch_size`) in
 float32. Gradient checkpointing, samples, logs, reports and checkpoints are off. Attention uses the
@@ -6,6 +6,9 @@ kernel of torch, the key-value cache is used in generation only, and torch uses 
 `per_device_train_batch_size` is the whole rollout, and each minibatch takes one gradient step; with
 several micro-batches TRL would take fewer steps. TRL generates `response_length` tokens for each
 prompt, truncates at the first end of text, and applies the same penalty to responses without one.
+
+SFTTrainer and RewardTrainer get tokenised texts of equal length, so that nothing is padded, and
+clip gradients like ppo_jax.
 
 Some properties cannot be changed: AdamW without gradient clipping, the logits of all texts in
 memory at once, and an additional softmax for its statistics.
@@ -22,6 +25,7 @@ import transformers
 from datasets import Dataset
 from tokenizers import Tokenizer
 from tokenizers.models import WordLevel
+from trl import RewardConfig, RewardTrainer, SFTConfig, SFTTrainer
 from trl.experimental.ppo import PPOConfig, PPOTrainer
 
 from benchmarks.language.sizes import Size
@@ -109,6 +113,53 @@ def arguments(size: Size, folder: str) -> PPOConfig:
     )
 
 
+def supervised_trainer(
+    size: Size,
+    config: transformers.PretrainedConfig,
+    folder: str,
+    pause: transformers.TrainerCallback,
+) -> transformers.Trainer:
+    """SFTTrainer or RewardTrainer on random texts of equal length."""
+    shape = (2, PROMPT_BATCHES * size.episodes, size.text_length)
+    first, second = torch.randint(0, size.vocab_size - 2, shape).tolist()
+    common = {
+        "output_dir": folder,
+        "use_cpu": True,
+        "bf16": False,
+        "gradient_checkpointing": False,
+        "per_device_train_batch_size": size.episodes,
+        "gradient_accumulation_steps": size.micro_batches,
+        "max_steps": UPDATES,
+        "max_length": None,  # the texts have their final length
+        "learning_rate": size.learning_rate,
+        "lr_scheduler_type": "constant",
+        "max_grad_norm": 1.0,
+        "logging_strategy": "no",
+        "save_strategy": "no",
+        "eval_strategy": "no",
+        "report_to": "none",
+        "disable_tqdm": True,
+    }
+    shared = {"processing_class": tokenizer_of(size), "callbacks": [pause]}
+    if size.task == "sft":
+        return SFTTrainer(
+            args=SFTConfig(
+                loss_type="nll",  # without recomputation of the logits
+                dataset_kwargs={"skip_prepare_dataset": True},
+                **common,
+            ),
+            model=transformers.AutoModelForCausalLM.from_config(config),
+            train_dataset=Dataset.from_dict({"input_ids": first}),
+            **shared,
+        )
+    return RewardTrainer(
+        args=RewardConfig(**common),
+        model=transformers.AutoModelForSequenceClassification.from_config(config),
+        train_dataset=Dataset.from_dict({"chosen_ids": first, "rejected_ids": second}),
+        **shared,
+    )
+
+
 class Pause(transformers.TrainerCallback):
     """A callback that blocks the training thread after each update until the next is requested."""
 
@@ -161,11 +212,13 @@ class Program:
             self.failure = failure
             self.pause.arrived.release()
 
-    def _trainer(self, folder: str) -> PPOTrainer:
+    def _trainer(self, folder: str) -> transformers.Trainer:
         size = self.size
         torch.set_num_threads(os.cpu_count() or 1)
         torch.manual_seed(0)
         config = model_config(size)
+        if size.task != "ppo":
+            return supervised_trainer(size, config, folder, self.pause)
         actor = transformers.AutoModelForCausalLM.from_config(config)
         reference = transformers.AutoModelForCausalLM.from_config(config)
         reference.load_state_dict(actor.state_dict())

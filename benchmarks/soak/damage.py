@@ -44,7 +44,7 @@ def documented() -> tuple[type[BaseException], ...]:
     from ppo_jax.config import ConfigError
     from ppo_jax.envs import InvalidEnvironment, UnknownEnvironment
     from ppo_jax.rlhf.formats import DataError
-    from ppo_jax.rlhf.hf_io import ModelError
+    from ppo_jax.rlhf.hf_values import ModelError
     from ppo_jax.rlhf.tokenizer import TokenizerError
     from ppo_jax.runs.checkpoint import CheckpointError
     from ppo_jax.runs.job import RunFailed

@@ -119,7 +119,7 @@ def make_sweep(path: Path) -> None:
 
     flags = ["--preset", "none", "--num-envs", 4, "--num-steps", 16, "--total-timesteps", 320]
     flags += ["--hidden", 8, "--vary", "learning_rate=1e-3,1e-2", "--seeds", 2]
-    command(main, *flags, "--batch-size", 2, "--eval-episodes", 2, "--run-dir", path)
+    command(main, *flags, "--agents-per-device", 2, "--eval-episodes", 2, "--run-dir", path)
 
 
 def read_sweep(path: Path) -> Any:
@@ -178,7 +178,7 @@ def make_stage(path: Path) -> None:
     (given / "texts.txt").write_text("\n".join(TEXT.split() * 4))
     words = ["sft", "--model", given / "model", "--data", given / "texts.txt", "--updates", 8]
     command(
-        main, *words, "--batch-size", 8, "--validation-fraction", 0, "--run-dir", path
+        main, *words, "--batch-size", 8, "--eval-fraction", 0, "--run-dir", path
     )  # fmt: skip
 
 

@@ -71,7 +71,7 @@ class _Killer:
                 break
             moment = rng.choices([*MOMENTS], [*MOMENTS.values()])[0]
             ended = self._session(path, moment, rng)
-            if not self._judge(before, ended, path):
+            if not self._outcome(before, ended, path):
                 return
             before = moment if ended.code == -9 else ""
             self._note(ended.output)
@@ -79,7 +79,7 @@ class _Killer:
             if not before:
                 break
         ended = sessions.wait(sessions.start(path, FLAGS, self.plan.cache))
-        if self._judge(before, ended, path):
+        if self._outcome(before, ended, path):
             differs = sessions.difference(sessions.left(path), self.expected)
             with self.lock:
                 self.runs.count("wrong" if differs else "survived", f"{path}: {differs}")
@@ -105,7 +105,7 @@ class _Killer:
                 self.operations[event] += 1
                 self.operations["of a manifest"] += bool(re.search(MANIFEST, name))
 
-    def _judge(self, before: str, ended: sessions.Ended, path: Path) -> bool:
+    def _outcome(self, before: str, ended: sessions.Ended, path: Path) -> bool:
         """Count the outcome of the last kill; returns whether the run can continue."""
         outcome = ended.outcome
         with self.lock:

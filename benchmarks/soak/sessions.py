@@ -106,7 +106,7 @@ def left(path: Path) -> dict[str, Any]:
 
     config, _, state = load(path)
     rows = {
-        row["update"]: {k: v for k, v in row.items() if k != "steps_per_second"}
+        row["update"]: {k: v for k, v in row.items() if not k.endswith("_per_second")}
         for row in read_metrics(path / "metrics.jsonl")
     }
     return {

@@ -169,7 +169,7 @@ class Update:
         obs, kept = jax.lax.scan(step, obs, dist.noise(noise_key, (self.steps,)))
         return obs, key, kept
 
-    def judge(self, value: jax.Array) -> jax.Array:
+    def evaluate_critic(self, value: jax.Array) -> jax.Array:
         """Compute the values of all states in one batch."""
         return self.policy.apply(nudged(self.params, value), self.trajectory.obs)[1]
 
@@ -233,7 +233,12 @@ class Update:
         return [
             Part("environment, resets", self.play, play),
             Part("policy, acting", self.act, act, flops=rows * actor),
-            Part("critic, all steps", self.judge, self.trajectory.value, flops=rows * critic),
+            Part(
+                "critic, all steps",
+                self.evaluate_critic,
+                self.trajectory.value,
+                flops=rows * critic,
+            ),
             # It reads five arrays and writes two.
             Part("GAE", self.estimate, self.batch, bytes=rows * 4 * 7.0),
             Part(

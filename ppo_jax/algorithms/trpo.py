@@ -145,7 +145,7 @@ class Problem(NamedTuple):
     unravel: Callable[[jax.Array], Params]
 
 
-def pose(policy: Any, config: Config, params: Params, rows: Batch) -> Problem:
+def make_problem(policy: Any, config: Config, params: Params, rows: Batch) -> Problem:
     """The constrained optimisation problem of one rollout.
 
     Args:
@@ -238,7 +238,7 @@ def natural_step(
 
     Source: Schulman et al. 2015, section 6 and appendix C.
     """
-    problem = pose(policy, config, params, rows)
+    problem = make_problem(policy, config, params, rows)
     # The absolute tolerance that other implementations use, reduced for very small gradients, so
     # that the result does not depend on the scale of the rewards.
     tolerance = 1e-10 * jnp.minimum(1.0, 1e4 * (problem.gradient @ problem.gradient))

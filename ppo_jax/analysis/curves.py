@@ -5,13 +5,12 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from ppo_jax import config as configs
 from ppo_jax.analysis.read import Run
 from ppo_jax.config.options import show
 
 BINS = 200
 # Differences between configurations that do not appear in the name of a curve.
-UNNAMED = ("seed", "total_timesteps")
+UNNAMED = ("seed", "total_timesteps", "updates")
 # Longer names are replaced by the names of the folders where these differ.
 LABEL_WIDTH = 100
 
@@ -20,7 +19,9 @@ class Curve(NamedTuple):
     """Runs of one configuration, which differ in the seed alone.
 
     Attributes:
-        env: environment of the runs.
+        env: environment of the runs, or the stage of a language model.
+        metric: name of the metric.
+        unit: unit of progress, a key of `runs.terminal.UNITS`.
         label: values in which the configuration differs from the others in this environment.
         x: positions on the horizontal axis, [B].
         values: smoothed values of each run, [S, B].
@@ -28,6 +29,8 @@ class Curve(NamedTuple):
     """
 
     env: str
+    metric: str
+    unit: str
     label: str
     x: np.ndarray
     values: np.ndarray
@@ -52,10 +55,10 @@ def curves(runs: Sequence[Run], smooth: float = 0.0) -> list[Curve]:
     """
     groups: dict[str, list[Run]] = {}
     for run in runs:
-        groups.setdefault(str({**_flat(run), "seed": None}), []).append(run)
+        groups.setdefault(str({**run.config, "seed": None}), []).append(run)
     found: list[Curve] = []
-    for env in dict.fromkeys(run.config.env for run in runs):
-        here = [group for group in groups.values() if group[0].config.env == env]
+    for env in dict.fromkeys(run.env for run in runs):
+        here = [group for group in groups.values() if group[0].env == env]
         labels = _labels([group[0] for group in here])
         several = [_curve(n, group, smooth) for n, group in zip(labels, here, strict=True)]
         found += sorted(several, key=lambda curve: -curve.middle[-1])
@@ -72,7 +75,8 @@ def _curve(label: str, group: Sequence[Run], smooth: float) -> Curve:
         np.array([_binned(run.columns, edges, middle, window) for run in group])
         for window in (1, round(smooth * bins))
     )
-    return Curve(group[0].config.env, label, middle, values, raw)
+    first = group[0]
+    return Curve(first.env, first.metric, first.unit, label, middle, values, raw)
 
 
 def _binned(
@@ -92,13 +96,9 @@ def _binned(
     return np.interp(middle, middle[some], total[some] / count[some])
 
 
-def _flat(run: Run) -> dict[str, Any]:
-    return configs.to_flat(run.config)
-
-
 def _labels(runs: Sequence[Run]) -> list[str]:
     """Names that distinguish configurations: the algorithm if it suffices, otherwise the values."""
-    flat = [_flat(run) for run in runs]
+    flat = [run.config for run in runs]
     names = [n for n in dict.fromkeys(n for f in flat for n in f) if n not in UNNAMED]
     differ = [n for n in names if len({str(f[n]) for f in flat if n in f}) > 1]
     algorithms = [str(f["algorithm"]) for f in flat]

@@ -13,7 +13,6 @@ from ppo_jax.runs import terminal
 from ppo_jax.runs.trust import Given
 
 AXES = {
-    "steps": "environment steps",
     "seconds": "wall-clock time of training (s)",
     "updates": "updates",
 }
@@ -29,15 +28,14 @@ COLUMNS = 3
 
 
 @style.styled
-def draw(found: Sequence[Curve], metric: str, x: str) -> Any:
-    """The figure: a panel per environment, a line per configuration.
+def draw(found: Sequence[Curve], x: str) -> Any:
+    """The figure: a panel per environment or stage, a line per configuration.
 
     With `style.MIN_SEEDS` runs or more, the line is their mean, with a 95 % bootstrap interval.
     With fewer, the runs themselves are drawn as thin lines.
 
     Args:
         found: curves as `curves` returns them.
-        metric: name of the metric.
         x: quantity on the horizontal axis: "steps", "seconds" or "updates".
     """
     panels: dict[str, list[Curve]] = {}
@@ -51,7 +49,8 @@ def draw(found: Sequence[Curve], metric: str, x: str) -> Any:
     for axes, (env, here) in zip(grid, panels.items(), strict=False):
         for curve in here:
             _draw_curve(axes, curve, ranks[curve.label])
-        style.label(axes, title=_title(env, found), x=AXES[x], y=_quantity(metric, here))
+        across = AXES.get(x, terminal.UNITS[here[0].unit])
+        style.label(axes, title=_title(env, found), x=across, y=_quantity(here))
         axes.set_xlim(0, max(curve.x[-1] for curve in here))
         axes.xaxis.set_major_formatter(style.short)
     for axes in grid[len(panels) :]:
@@ -79,8 +78,9 @@ def _name(curve: Curve) -> str:
     return f"{curve.label} ({seeds} seeds)"
 
 
-def _quantity(metric: str, here: Sequence[Curve]) -> str:
+def _quantity(here: Sequence[Curve]) -> str:
     """The name and unit of the vertical axis, and what a line and a band are."""
+    metric = here[0].metric
     words = metric.replace("_", " ") + (f" ({UNITS[metric]})" if metric in UNITS else "")
     most = max(len(curve.values) for curve in here)
     if most >= style.MIN_SEEDS:
@@ -107,7 +107,7 @@ def plot(
     runs: tuple[Path, ...],
     out: Path = Path("comparison"),
     *,
-    metric: str = "episode_return",
+    metric: str | None = None,
     x: Literal["steps", "seconds", "updates"] = "steps",
     smooth: float = 0.05,
     env: str | None = None,
@@ -115,17 +115,18 @@ def plot(
     algorithm: str | None = None,
     trust: bool = False,
 ) -> int:
-    """Draw the learning curves of runs and sweeps; runs that differ in the seed alone form one
-    curve.
+    """Draw learning curves of runs and sweeps, one for all seeds of a configuration.
 
     Args:
-        runs: Run directories, sweeps, and folders that contain runs or sweeps.
+        runs: Run directories of agents and of stages of language models, sweeps, and folders that
+            contain them.
         out: Name of the figure. An ending of .png, .pdf or .svg selects the format; without an
             ending, the figure is written in all three.
-        metric: Name of the metric: a column of metrics.jsonl, such as episode_return, entropy or
-            approx_kl.
-        x: Horizontal axis: environment steps, wall-clock seconds of training without compilation,
-            or updates.
+        metric: Name of the metric: a column of metrics.jsonl, such as episode_return, entropy,
+            approx_kl or eval_loss. By default it is episode_return for agents, and for language
+            models loss (sft), accuracy (reward) or objective (ppo).
+        x: Horizontal axis: environment steps (for language models, responses or sequences),
+            wall-clock seconds of training without compilation, or updates.
         smooth: Fraction of the curve that the moving average spans, from 0 (no smoothing) to 0.5.
         env: Environment of the runs, named again as MODULE:NAME. It is needed where a run that was
             made by somebody else names code to import.
@@ -139,11 +140,11 @@ def plot(
     _check(runs, out, smooth)
     found = read(runs, metric, x, Given(env, policy, algorithm, trust))
     drawn = curves(found, smooth)
-    figure = draw(drawn, metric, x)
+    figure = draw(drawn, x)
     files = [out] if out.suffix else [out.with_name(f"{out.name}.{f}") for f in style.FORMATS]
     for file in files:
         style.write(figure, file)
-    terminal.say(_table(drawn, metric))
+    terminal.say(_table(drawn))
     names = ", ".join(map(str, files))
     terminal.say(
         f"wrote {names}: {_count(found, 'run')} as {_count(drawn, 'curve')}.{_explained(drawn)}"
@@ -187,13 +188,15 @@ def _check(runs: Sequence[Path], out: Path, smooth: float) -> None:
         raise ConfigError(f"--out is {out}; there is no directory {out.absolute().parent}")
 
 
-def _table(found: Sequence[Curve], metric: str) -> Any:
+def _table(found: Sequence[Curve]) -> Any:
     """Mean of the last tenth of each curve, and its standard deviation over seeds."""
     from rich.table import Table
 
-    table = Table(title=f"{metric}, mean of the last tenth")
+    metrics = ", ".join(dict.fromkeys(curve.metric for curve in found))
+    table = Table(title=f"{metrics}, mean of the last tenth")
     several = len({curve.env for curve in found}) > 1
-    for name in ("environment",) * several + ("configuration",):
+    kind = "environment" if {c.unit for c in found} == {"env_steps"} else "task"
+    for name in (kind,) * several + ("configuration",):
         table.add_column(name)
     for name in ("seeds", "mean", "standard deviation"):
         table.add_column(name, justify="right")

@@ -12,38 +12,52 @@ import numpy as np
 from ppo_jax import config as configs
 from ppo_jax.config import ConfigError, TrainConfig
 from ppo_jax.config.options import did_you_mean
-from ppo_jax.runs import files, manifest, metrics_log, trust
+from ppo_jax.runs import files, manifest, metrics_log, terminal, trust
 from ppo_jax.runs.folder import RunDirectory, check_digest, read_config
 from ppo_jax.runs.trust import NOTHING, Given
 
 # Columns of metrics.jsonl that are positions on the horizontal axis and cannot be drawn against it.
-POSITIONS = ("update", "env_step")
+POSITIONS = ("update", *metrics_log.POSITIONS)
+# The stages of a language model: title of their panel, unit of progress, metric that is drawn.
+STAGES = {
+    "sft": ("supervised fine-tuning", "sequences", "loss"),
+    "reward": ("reward model", "sequences", "accuracy"),
+    "ppo": ("optimisation of a reward", "responses", "objective"),
+}
+RETURN = "episode_return"
 # Number of levels of folders in which runs are searched: ENVIRONMENT/ALGORITHM/SEED.
 DEPTH = 3
 KINDS = "a run directory, a sweep, or a folder that contains runs or sweeps"
 
 
 class Run(NamedTuple):
-    """The learning curve of one agent.
+    """The learning curve of one agent or of one stage of a language model.
 
     Attributes:
         path: run directory, or folder of the sweep to which the agent belongs.
-        config: configuration of the agent.
+        env: environment of the agent, or a description of the stage.
+        config: flat configuration, with the algorithm.
+        metric: name of the metric.
+        unit: unit of progress, a key of `runs.terminal.UNITS`.
         columns: name -> [N] values: "x" positions, "metric" values, and "weight", the number of
             episodes or updates of which a value is the mean.
     """
 
     path: Path
-    config: TrainConfig
+    env: str
+    config: dict[str, Any]
+    metric: str
+    unit: str
     columns: dict[str, np.ndarray]
 
 
-def read(paths: Sequence[Path], metric: str, x: str, given: Given = NOTHING) -> list[Run]:
+def read(paths: Sequence[Path], metric: str | None, x: str, given: Given = NOTHING) -> list[Run]:
     """Read all runs that the paths name, each of them once.
 
     Args:
         paths: run directories, sweeps, and folders that contain them.
-        metric: name of a metric.
+        metric: name of a metric; None for the return of agents and the main metric of stages of
+            language models.
         x: quantity on the horizontal axis: "steps", "seconds" (wall-clock time of
             training without compilation) or "updates".
         given: environment, network and algorithm that the user names again, and whether the
@@ -57,7 +71,7 @@ def read(paths: Sequence[Path], metric: str, x: str, given: Given = NOTHING) -> 
     inside = (folder.resolve() for path in paths for folder in folders(path))
     for path in dict.fromkeys(inside):
         if (path / "sweep.json").is_file():
-            found += read_sweep(path, metric, x, given)
+            found += read_sweep(path, metric or RETURN, x, given)
         else:
             found.append(read_run(path, metric, x, given))
     return found
@@ -74,7 +88,8 @@ def folders(path: Path) -> list[Path]:
     if not path.is_dir():
         raise ConfigError(f"{path} is a file; name {KINDS}")
     if any((path / name).is_file() for name in ("config.json", "sweep.json")):
-        return [path]
+        stages = [path / name for name in STAGES if (path / name / "config.json").is_file()]
+        return stages or [path]  # a demo contains its stages
     try:
         found = [*_inside(path, DEPTH)]
     except OSError as error:
@@ -87,18 +102,28 @@ def folders(path: Path) -> list[Path]:
 def _inside(path: Path, depth: int) -> Iterator[Path]:
     """Runs and sweeps in a folder, at most `depth` levels below it."""
     for folder in sorted(p for p in path.iterdir() if p.is_dir() and not p.name.startswith(".")):
-        if (folder / "sweep.json").is_file() or RunDirectory.is_one(folder):
-            yield folder
+        if (folder / "sweep.json").is_file() or _is_run(folder):
+            yield from folders(folder)
         elif depth > 1:
             yield from _inside(folder, depth - 1)
 
 
-def read_run(path: Path, metric: str, x: str, given: Given = NOTHING) -> Run:
+def _is_run(path: Path) -> bool:
+    """Whether a folder is a run of an agent, a stage of a language model, or a demo."""
+    if RunDirectory.is_one(path):
+        return True
+    try:
+        return "stage" in _content(path / "config.json")
+    except ConfigError:
+        return False
+
+
+def read_run(path: Path, metric: str | None, x: str, given: Given = NOTHING) -> Run:
     """The configuration of a run and three columns of its log.
 
     Args:
         path: run directory.
-        metric: name of a column of metrics.jsonl.
+        metric: name of a column of metrics.jsonl; None for the main metric of the run.
         x: quantity on the horizontal axis: "steps", "seconds" or "updates".
         given: the same as in `read`.
 
@@ -107,39 +132,57 @@ def read_run(path: Path, metric: str, x: str, given: Given = NOTHING) -> Run:
             is logged yet, or there is no such metric.
     """
     content = _content(path / "config.json")
-    if "stage" in content:
-        raise ConfigError(
-            f"{path} is a stage of training a language model; its curves are in its "
-            "learning_curve.png"
-        )
     if "config" not in content:
         raise ConfigError(
             f"{path} is not a run directory: its config.json is that of something else"
         )
-    config = read_config(path, given)
+    if "stage" in content:
+        env, unit, headline, config = _stage(path, content, given)
+    else:
+        agent = read_config(path, given)
+        env, unit, headline, config = agent.env, "env_steps", RETURN, configs.to_flat(agent)
+    metric = metric or headline
     manifest.look(path)
     rows = list(metrics_log.read_metrics(path / "metrics.jsonl"))
     if not rows:
         raise ConfigError(f"nothing to plot: {path} has no rows in metrics.jsonl yet")
     _check_metric(path, metric, [n for row in rows for n in row])
-    names = ("update", "env_step", "steps_per_second", "episodes", metric)
-    column = {n: _column(rows, n) for n in names}
+    column = {n: _column(rows, n) for n in ("update", "episodes", metric)}
+    position = column["update"]
+    if x != "updates":
+        position = np.array([metrics_log.position_of(row) for row in rows], float)
     if x == "seconds":
-        steps = np.diff(column["env_step"], prepend=0)
-        position = np.cumsum(steps / column["steps_per_second"])
-    else:
-        position = column["update" if x == "updates" else "env_step"]
+        rates = np.array([_rate(row) for row in rows])
+        position = np.cumsum(np.diff(position, prepend=0) / rates)
     # The mean over the episodes of an interval weights each update by the number of its episodes.
     weight = column["episodes"] if metric.startswith("episode_") else np.ones(len(rows))
-    return _run(path, config, metric, {"metric": column[metric], "x": position, "weight": weight})
+    columns = {"metric": column[metric], "x": position, "weight": weight}
+    return _known(Run(path, env, config, metric, unit, columns))
 
 
-def _run(path: Path, config: TrainConfig, metric: str, columns: dict[str, np.ndarray]) -> Run:
+def _stage(path: Path, content: dict[str, Any], given: Given) -> tuple[str, str, str, Any]:
+    """(description, unit, main metric, flat configuration) of a stage of a language model, whose
+    code, such as reward functions, is not imported."""
+    kind = content["stage"]
+    if kind not in STAGES or not isinstance(content["config"], dict):
+        raise ConfigError(f"{path} is a stage of a language model that has no curves: {kind!r}")
+    check_digest(path / "config.json", content, given)
+    return *STAGES[kind], {"algorithm": kind} | content["config"]
+
+
+def _rate(row: dict[str, Any]) -> float:
+    """The number of units per second of a row: the only rate that belongs to a position."""
+    names = (metrics_log.columns_of(unit)[1] for unit in terminal.UNITS)
+    return float(next((row[n] for n in names if row.get(n) is not None), math.nan))
+
+
+def _known(run: Run) -> Run:
     """A run without the rows in which the metric has no value."""
+    columns = run.columns
     known = np.isfinite(columns["metric"]) & np.isfinite(columns["x"]) & (columns["weight"] > 0)
     if not known.any():
-        raise ConfigError(f"nothing to plot: in {path}, {metric} never has a value")
-    return Run(path, config, {n: v[known] for n, v in columns.items()})
+        raise ConfigError(f"nothing to plot: in {run.path}, {run.metric} never has a value")
+    return run._replace(columns={n: v[known] for n, v in columns.items()})
 
 
 def _check_metric(path: Path, metric: str, names: Sequence[str]) -> None:
@@ -192,7 +235,8 @@ def read_sweep(path: Path, metric: str, x: str, given: Given = NOTHING) -> list[
             "metric": np.array([*values.values()]),
             "weight": np.array([episodes.get(step, 1.0) for step in values]),
         }
-        runs.append(_run(path, config, metric, columns))
+        flat = configs.to_flat(config)
+        runs.append(_known(Run(path, config.env, flat, metric, "env_steps", columns)))
     if not runs:
         raise ConfigError(f"nothing to plot: no agent of {path} is finished yet")
     return runs
@@ -227,7 +271,8 @@ def _content(path: Path) -> dict[str, Any]:
 
 
 def _agents(path: Path, metric: str) -> dict[tuple[int, int], dict[str, dict[int, float]]]:
-    """(point, seed) -> metric -> {environment step: value} of the metric and of "episodes"."""
+    """(number of the configuration, seed) -> metric -> {environment step: value}, for the metric
+    and for "episodes"."""
     file, names = path / "results.csv", dict[str, None]()
     found: dict[tuple[int, int], dict[str, dict[int, float]]] = {}
     if not file.is_file():

@@ -8,7 +8,6 @@ The computations are those of scipy; this module combines them.
 from collections.abc import Callable, Sequence
 
 import numpy as np
-from scipy import stats
 
 RESAMPLES = 2000
 Strata = Sequence[np.ndarray]
@@ -26,6 +25,8 @@ def interquartile_mean(*strata: np.ndarray, axis: int = 0) -> np.ndarray:
         The interquartile mean, [...]. At either end, a quarter of the scores, rounded down, is left
         out.
     """
+    from scipy import stats  # a second, which commands that only print help need not wait
+
     return stats.trim_mean(np.concatenate(strata, axis), 0.25, axis=axis)
 
 
@@ -58,6 +59,8 @@ def interval(
     if min(len(x) for x in strata) < 2:
         nothing = np.full(np.shape(strata[0])[1:], np.nan)
         return nothing, nothing
+    from scipy import stats
+
     largest = sum(np.size(x) for x in strata)
     found = stats.bootstrap(
         tuple(strata),
@@ -103,6 +106,8 @@ def probability_of_improvement(*strata: np.ndarray, axis: int = 0) -> np.ndarray
     Returns:
         The probability that X scores higher, [...].
     """
+    from scipy import stats
+
     middle = len(strata) // 2
     shares = []
     for x, y in zip(strata[:middle], strata[middle:], strict=True):

@@ -39,5 +39,7 @@ def _list(words: list[str]) -> int:
     own = references.registered("algorithm")
     rows += [(name, f"registered by an installed package: {where}") for name, where in own.items()]
     listing.show(rows)
-    terminal.say("\n`ppo-jax train --algorithm NAME --help` lists its hyperparameters.")
+    terminal.say(
+        listing.wrapped("\n`ppo-jax train --algorithm NAME --help` lists its hyperparameters.")
+    )
     return 0

@@ -34,7 +34,7 @@ def _list(words: list[str]) -> int:
         return 0
     rows: listing.Rows = [(name, _first_line(path)) for name, path in _benchmarks().items()]
     listing.show(rows)
-    terminal.say(f"\n`{PROGRAM} NAME --help` describes a benchmark.")
+    terminal.say(listing.wrapped(f"\n`{PROGRAM} NAME --help` describes a benchmark."))
     return 0
 
 
@@ -59,6 +59,13 @@ def _benchmarks() -> dict[str, Path]:
     places = [] if spec is None else [*(spec.submodule_search_locations or [])]
     found = {p.stem: p for place in places for p in Path(place).glob("*.py")}
     found |= {p.parent.name: p for place in places for p in Path(place).glob("*/__main__.py")}
+    found |= {
+        f"{p.parent.name}.{p.stem}": p
+        for place in places
+        for p in Path(place).glob("*/*.py")
+        # A package with a command of its own starts its modules itself, as it does workers.
+        if p.stem != "worker" and not p.with_name("__main__.py").exists()
+    }
     runnable = {n: p for n, p in found.items() if "__main__" in p.name + p.read_text("utf-8")}
     if "throughput" not in runnable:
         raise ConfigError(

@@ -6,6 +6,7 @@ from typing import NoReturn
 from ppo_jax import suites
 from ppo_jax.cli import listing
 from ppo_jax.cli.errors import exit_without_device
+from ppo_jax.config import installation
 from ppo_jax.config.errors import UnknownEnvironment, did_you_mean
 from ppo_jax.config.presets import PRESETS
 from ppo_jax.runs import terminal
@@ -40,11 +41,12 @@ def _list_suites() -> None:
     found = suites.catalog()
     rows: listing.Rows = []
     for suite, about in suites.ABOUT.items():
-        missing = suites.missing_package(suite)
-        state = f"pip install {missing}" if missing else "installed"
+        missing = suites.missing_requirement(suite)
+        state = f"needs {_words(missing)}" if missing else "installed"
         rows.append((suite, str(len(found[suite]) or ""), state, about))
     listing.show(sorted(rows, key=lambda row: row[2] != "installed"))
-    terminal.say("\n`ppo-jax envs SUITE` lists the environments of a suite.")
+    terminal.say(listing.wrapped("\n`ppo-jax envs SUITE` lists the environments of a suite."))
+    _show_commands([*filter(None, map(suites.missing_requirement, suites.ABOUT))][:1])
 
 
 def _list_suite(suite: str) -> None:
@@ -58,15 +60,30 @@ def _list_suite(suite: str) -> None:
         hint = "; ".join(found) or did_you_mean(suite, suites.SUITES)
         raise UnknownEnvironment(f"unknown suite {suite!r}; {hint}")
     ids = suites.catalog()[suite] or tuple(suites.module(suite).names())
-    presets = _presets()
+    presets, needed = _presets(), set[str]()
     rows: listing.Rows = []
     for env_id in ids:
         name = env_id if suite in suites.BARE else f"{suite}:{env_id}"
-        missing = suites.missing_package(suite, env_id)
+        missing = suites.missing_requirement(suite, env_id)
+        needed |= {missing} - {""}
         notes = [f"preset {presets[name]}"] if name in presets else []
-        notes += [f"pip install {missing}"] if missing else []
+        notes += [f"needs {_words(missing)}"] if missing else []
         rows.append((name, ", ".join(notes)))
     listing.show(rows)
+    if needed:
+        terminal.say("")
+    _show_commands(sorted(needed))
+
+
+def _words(requirement: str) -> str:
+    """A requirement in words."""
+    return f"the extra {requirement[1:-1]}" if requirement.startswith("[") else requirement
+
+
+def _show_commands(requirements: list[str]) -> None:
+    """Print the commands that install requirements."""
+    for name in requirements:
+        terminal.say(f"  # installs {_words(name)}\n  {installation.command(name)}")
 
 
 def _presets() -> dict[str, str]:

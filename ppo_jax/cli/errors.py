@@ -11,7 +11,7 @@ from collections.abc import Callable
 from types import ModuleType
 from typing import NoReturn
 
-from ppo_jax.config import ConfigError
+from ppo_jax.config import ConfigError, commands
 from ppo_jax.config.errors import InvalidEnvironment, UnknownEnvironment
 from ppo_jax.runs import failures, terminal
 from ppo_jax.runs.failures import CheckpointError, RunFailed
@@ -102,12 +102,14 @@ def exit_without_device(command: Work) -> NoReturn:
     if group is not None:  # of several processes; it prints the line, and ends them all
         group.leave(text, code)
     if text:
-        terminal.complain(f"error: {text}")
+        terminal.complain(commands.shown(f"error: {text}"))
     sys.exit(code)
 
 
 def _shown(text: str) -> str:
-    """A warning without the colours that Gymnasium gives it, whatever the terminal."""
+    """A warning that names commands as the user starts them, without the colours that Gymnasium
+    gives it, whatever the terminal."""
+    text = commands.shown(text)
     if "\x1b" not in text:
         return text
     from ppo_jax.envs.first_look import plain

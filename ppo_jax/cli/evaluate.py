@@ -1,11 +1,12 @@
 """`ppo-jax evaluate`: episodes with the agent of a run, and a recording of one."""
 
+import dataclasses
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from ppo_jax.cli.errors import Work, exit_prepared
-from ppo_jax.cli.flags import positional
+from ppo_jax.cli.flags import NAMED_AGAIN, NamedAgain, positional
 from ppo_jax.config import ConfigError
 from ppo_jax.runs import terminal
 
@@ -29,10 +30,7 @@ def prepared(
     checkpoint: str = "latest",
     seed: int = 1,
     gif: Path | None = None,
-    env: str | None = None,
-    policy: str | None = None,
-    algorithm: str | None = None,
-    trust: bool = False,
+    code: NamedAgain = NAMED_AGAIN,
 ) -> Work:
     """Evaluate the agent of a run, and record an episode.
 
@@ -43,17 +41,12 @@ def prepared(
         checkpoint: checkpoint to restore: latest, best, or the number of an update.
         seed: seed of the episodes.
         gif: file name of an animation of one episode, which is drawn by the environment.
-        env: environment of the run as MODULE:NAME, named again: a run that is not your own may not
-            make this process import it.
-        policy: network of the run, named again.
-        algorithm: algorithm of the run, named again.
-        trust: allow the run to name code to import.
+        code: code of the run, named again.
 
     Returns:
         The evaluation, which returns exit code 0.
     """
     _check(episodes, seed, gif)
-    named: dict[str, Any] = {"env": env, "policy": policy, "algorithm": algorithm}
     return lambda: _evaluate(
         run,
         episodes,
@@ -61,7 +54,7 @@ def prepared(
         stochastic=stochastic,
         seed=seed,
         gif=gif,
-        named={**named, "trust": trust},
+        named=dataclasses.asdict(code),
     )
 
 

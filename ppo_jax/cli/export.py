@@ -1,11 +1,12 @@
 """`ppo-jax export`: the policy of a run as a file that needs no ppo_jax."""
 
+import dataclasses
 import sys
 from pathlib import Path
 from typing import Any, Literal, NoReturn
 
 from ppo_jax.cli.errors import Work, exit_prepared
-from ppo_jax.cli.flags import positional
+from ppo_jax.cli.flags import NAMED_AGAIN, NamedAgain, positional
 from ppo_jax.runs import terminal
 
 PROGRAM = "ppo-jax export"
@@ -23,10 +24,7 @@ def prepared(
     out: Path | None = None,
     checkpoint: str = "latest",
     *,
-    env: str | None = None,
-    policy: str | None = None,
-    algorithm: str | None = None,
-    trust: bool = False,
+    code: NamedAgain = NAMED_AGAIN,
 ) -> Work:
     """Write the policy of a run to a file that needs no ppo_jax, and verify the file.
 
@@ -36,17 +34,12 @@ def prepared(
             (weights and configuration).
         out: name of the file; None: policy.FORMAT in the folder of the run.
         checkpoint: checkpoint to restore: latest, best, or the number of an update.
-        env: environment of the run as MODULE:NAME, named again: a run that is not your own may not
-            make this process import it.
-        policy: network of the run, named again.
-        algorithm: algorithm of the run, named again.
-        trust: allow the run to name code to import.
+        code: code of the run, named again.
 
     Returns:
         The export. It returns exit code 0, or 1 for a file whose actions differ from the run's.
     """
-    named: dict[str, Any] = {"env": env, "policy": policy, "algorithm": algorithm, "trust": trust}
-    return lambda: _export(run, format, out, checkpoint, named=named)
+    return lambda: _export(run, format, out, checkpoint, named=dataclasses.asdict(code))
 
 
 def _export(

@@ -5,9 +5,14 @@ Nothing here imports JAX.
 """
 
 import argparse
+import contextlib
 import dataclasses
+import functools
 import inspect
+import io
 import math
+import re
+import sys
 import tomllib
 import types
 from collections.abc import Callable
@@ -19,13 +24,14 @@ import tyro
 from ppo_jax import config as configs
 from ppo_jax.algorithms.configs import CONFIGS
 from ppo_jax.cli.groups import arranged, group_of
+from ppo_jax.cli.listing import folded
 from ppo_jax.cli.words import refuse_unknown, refuse_values
-from ppo_jax.config import ConfigError, TrainConfig
+from ppo_jax.config import ConfigError, TrainConfig, commands
 from ppo_jax.config.foreign import flag
 from ppo_jax.config.options import check, coerce, kind, option, show, whole
 from ppo_jax.config.options import parse as parse_value
 from ppo_jax.config.schedules import Schedule
-from ppo_jax.runs import trust
+from ppo_jax.runs import terminal, trust
 from ppo_jax.runs.options import RunOptions
 from ppo_jax.runs.trust import Given
 
@@ -53,6 +59,27 @@ class StartOptions:
     )
 
 
+@dataclasses.dataclass(frozen=True)
+class NamedAgain:
+    """The code of a run, named again for a run that is not the user's own.
+
+    Attributes:
+        env: environment of the run as MODULE:NAME, named again: a run that is not your own may not
+            make this process import it.
+        policy: network of the run, named again.
+        algorithm: algorithm of the run, named again.
+        trust: allow the run to name code to import.
+    """
+
+    env: str | None = None
+    policy: str | None = None
+    algorithm: str | None = None
+    trust: bool = False
+
+
+NAMED_AGAIN = NamedAgain()
+# In place of the origin of a default, for an option that must be given.
+REQUIRED = "required"
 HELP = ("-h", "--help")
 START = {f.name: f for f in dataclasses.fields(StartOptions)}
 # Options of a command line that no file holds.
@@ -231,6 +258,7 @@ def read_flags(
     *,
     origins: dict[str, str] | None = None,
     groups: dict[str, str] | None = None,
+    word: str = "",
 ) -> dict[str, Any]:
     """A command line made of options.
 
@@ -239,8 +267,9 @@ def read_flags(
         fields: (name, a field made by `option`, its default) of each flag.
         program: the command's name, for --help.
         doc: the description of the command.
-        origins: name -> where its default comes from, for --help.
+        origins: name -> where its default comes from, for --help; or `REQUIRED`.
         groups: name -> its group in --help, where it is not that of `ppo_jax.cli.groups`.
+        word: what may precede the options, for --help.
 
     Returns:
         name -> value.
@@ -258,9 +287,43 @@ def read_flags(
     flags = _dataclass_of(fields, origins or {}, groups or {})
     flags.__doc__ = doc
     style = (tyro.conf.OmitArgPrefixes,)
-    parsed: Any = tyro.cli(flags, args=arguments, registry=_REGISTRY, prog=program, config=style)
+    parsed = _parsed(flags, arguments, program, config=style, word=word)
     values = _flattened(parsed)
     return values | {n: _scheduled(f, values[n]) for n, f, _ in fields if kind(f).scheduled}
+
+
+class _Help(io.StringIO):
+    """The text of --help as tyro prints it, in the colours and characters of the real output."""
+
+    def __init__(self, shown_on: Any) -> None:
+        super().__init__()
+        self._shown_on = shown_on
+
+    def isatty(self) -> bool:
+        return bool(self._shown_on.isatty())
+
+    @property
+    def encoding(self) -> str:  # type: ignore[override]
+        return self._shown_on.encoding or "utf-8"
+
+
+def _parsed(
+    what: Any, arguments: list[str], program: str, *, config: tuple[Any, ...], word: str = ""
+) -> Any:
+    """What tyro makes of a command line; --help is printed with a usage line that is wrapped, which
+    tyro does not do."""
+    prog = commands.shown(program)
+    parse = functools.partial(tyro.cli, what, registry=_REGISTRY, prog=prog, config=config)
+    if "--help" not in arguments:
+        return parse(args=arguments)
+    text = _Help(sys.stdout)
+    with contextlib.redirect_stdout(text), contextlib.suppress(SystemExit):
+        parse(args=arguments)
+    usage, _, rest = text.getvalue().partition("\n")
+    if word:
+        usage = usage.replace("[OPTIONS]", f"{word} [OPTIONS]")
+    terminal.say(f"{folded(usage)}\n{rest}".rstrip())
+    sys.exit(0)
 
 
 def _dataclass_of(
@@ -330,9 +393,11 @@ def _documented(kind: Any, field: Any, origin: str | None) -> Any:
     """A type with the help text of its option: the text, the allowed range, the default."""
     bounds = field.metadata["bounds"]
     bounded = bounds.choices is None and str(bounds) != "finite"
-    text = field.metadata["doc"] + (f"; {bounds}" if bounded else "")
+    text = commands.shown(field.metadata["doc"]) + (f"; {bounds}" if bounded else "")
     where = "" if origin is None else f", from {origin}"
     hint = lambda default: f"(default: {default or 'empty'}{where})"
+    if origin == REQUIRED:
+        hint = lambda default: "(required)"
     return Annotated[kind, tyro.conf.arg(help=text, help_behavior_hint=hint)]
 
 
@@ -411,20 +476,43 @@ def positional(command: Callable[..., Any], arguments: list[str], program: str) 
         arguments = ["--help"]
     else:
         _refuse_words(command, arguments, program)
-    return tyro.cli(
-        command,
-        args=arguments,
-        registry=_REGISTRY,
-        prog=program,
-        config=(tyro.conf.PositionalRequiredArgs,),
-    )
+    style = (tyro.conf.PositionalRequiredArgs, tyro.conf.OmitArgPrefixes)
+    return _parsed(_for_help(command), arguments, program, config=style)
+
+
+def _for_help(command: Callable[..., Any]) -> Callable[..., Any]:
+    """A function with the docstring of a command whose entries are one line each, because tyro
+    would keep their line breaks in --help; and with a text for defaults that are empty."""
+
+    @functools.wraps(command)
+    def copy(*args: Any, **kwargs: Any) -> Any:
+        return command(*args, **kwargs)
+
+    del copy.__wrapped__  # tyro would read the docstring of the command itself
+    copy.__signature__ = inspect.signature(command)  # type: ignore[attr-defined]
+    copy.__doc__ = re.sub(r"\n {8}(?=\S)", " ", inspect.cleandoc(command.__doc__ or ""))
+    copy.__annotations__ = {
+        name: _explained(annotation, copy.__signature__.parameters.get(name))  # type: ignore[attr-defined]
+        for name, annotation in get_type_hints(command).items()
+    }
+    return copy
+
+
+def _explained(annotation: Any, parameter: inspect.Parameter | None) -> Any:
+    """The type of a parameter; for several values, of which there may be none, with the text that
+    --help shows in place of an empty default."""
+    if parameter is None or get_origin(annotation) is not tuple:
+        return annotation
+    needed = parameter.default is inspect.Parameter.empty
+    hint = "(required)" if needed else "(default: empty)"
+    shown = parameter.default == () or needed
+    return Annotated[annotation, tyro.conf.arg(help_behavior_hint=hint)] if shown else annotation
 
 
 def _refuse_words(command: Callable[..., Any], arguments: list[str], program: str) -> None:
     """Refuse a command line for a function that `positional` calls."""
     parameters = inspect.signature(command).parameters.values()
-    annotations = get_type_hints(command)
-    fields = {p.name: _field_of(p.name, annotations[p.name]) for p in parameters}
+    fields = {name: _field_of(name, kind) for name, kind in options_of(command).items()}
     needed = [p.name for p in parameters if p.default is inspect.Parameter.empty]
     options = {name: field for name, field in fields.items() if name not in needed}
     words = " ".join(name.upper() for name in needed)
@@ -437,6 +525,18 @@ def _refuse_words(command: Callable[..., Any], arguments: list[str], program: st
     several = any(kind(fields[name]).several for name in needed)
     if refuse_values(arguments, options, program, math.inf if several else len(needed)) < 1:
         raise ConfigError(f"{words} is missing: {program} {words}; see {program} --help")
+
+
+def options_of(command: Callable[..., Any]) -> dict[str, Any]:
+    """Name -> type of the options of a function that `positional` calls: its parameters, and the
+    fields of those that are a dataclass of options."""
+    found: dict[str, Any] = {}
+    for name, annotation in get_type_hints(command).items():
+        if dataclasses.is_dataclass(annotation):
+            found |= get_type_hints(annotation)
+        elif name != "return":
+            found[name] = annotation
+    return found
 
 
 def _field_of(name: str, annotation: Any) -> dataclasses.Field[Any]:

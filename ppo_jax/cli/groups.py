@@ -45,6 +45,7 @@ GROUPS: dict[str, tuple[str, ...]] = {
         "init_from",
         "eval_every",
         "eval_episodes",
+        "final_model",
         "stop_at",
         "checkpoint_seconds",
         "devices",

@@ -1,16 +1,20 @@
 """Lists on a terminal: a name and one line about it."""
 
+import re
 import shutil
 import sys
 import textwrap
 
-from ppo_jax.config import ConfigError
+from ppo_jax.config import ConfigError, commands
 from ppo_jax.runs import terminal
 
 Rows = list[tuple[str, ...]]
 GAP = "  "
 # The smallest width of a last column that is wrapped.
 NARROW = 16
+# The first column of a line of help.
+COLUMN = re.compile(r" +(\S+ {2,})?")
+COLOUR = re.compile(r"\x1b\[[0-9;]*m")
 
 
 def show(rows: Rows) -> None:
@@ -28,6 +32,39 @@ def show(rows: Rows) -> None:
             terminal.say(f"{start if k == 0 else ' ' * len(start)}{line}".rstrip())
 
 
+def wrapped(text: str) -> str:
+    """A help text at the width of the terminal, with commands as the user starts them.
+
+    The lines of a paragraph are joined, except for indented lines: those keep their place, and the
+    rest of a line such as `  NAME  TEXT` is below its text.
+    """
+    width = max(shutil.get_terminal_size().columns, 2 * NARROW)
+    joined = re.sub(r"(?<=\S)\n(?=[^\s])", " ", commands.shown(text))
+    lines = []
+    for line in joined.split("\n"):
+        column = COLUMN.match(line)
+        below = " " * len(column[0]) if column else ""
+        folded = textwrap.wrap(
+            line, width, subsequent_indent=below, break_long_words=False, break_on_hyphens=False
+        )
+        lines += folded or [""]
+    return "\n".join(lines)
+
+
+def folded(usage: str) -> str:
+    """A usage line at the width of the terminal, which is not broken between brackets. It loses
+    tyro's colours, which would count as letters."""
+    width = max(shutil.get_terminal_size().columns, 2 * NARROW)
+    depth, kept = 0, ""
+    for c in COLOUR.sub("", usage):
+        depth += (c == "[") - (c == "]")
+        kept += "\0" if c == " " and depth else c
+    lines = textwrap.fill(
+        kept, width, subsequent_indent="    ", break_long_words=False, break_on_hyphens=False
+    )
+    return lines.replace("\0", " ")
+
+
 def only_help(words: list[str], program: str, doc: str, most: int = 0) -> bool:
     """Whether a command that takes no flags was asked for help, which is printed.
 
@@ -41,7 +78,7 @@ def only_help(words: list[str], program: str, doc: str, most: int = 0) -> bool:
         ConfigError: a flag, or too many words.
     """
     if {"-h", "--help"} & {*words}:
-        terminal.say(doc)
+        terminal.say(wrapped(doc))
         return True
     flags = [word for word in words if word.startswith("-")]
     if flags or len(words) > most:

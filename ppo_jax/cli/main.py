@@ -6,6 +6,8 @@ import sys
 from typing import NoReturn
 
 import ppo_jax
+from ppo_jax.cli.listing import wrapped
+from ppo_jax.config import commands
 from ppo_jax.runs import terminal
 
 # Command -> (module with `main`, what it does). A module is imported when its command is used.
@@ -14,7 +16,7 @@ COMMANDS = {
     "evaluate": ("ppo_jax.cli.evaluate", "evaluate a trained agent, and record episodes"),
     "sweep": (
         "ppo_jax.cli.sweep",
-        "train many agents at once: all combinations of hyperparameters and seeds",
+        "train all combinations of hyperparameters and seeds at once",
     ),
     "plot": ("ppo_jax.cli.plot", "draw the learning curves of runs and sweeps"),
     "export": ("ppo_jax.cli.export", "write an agent to a file that needs no ppo_jax"),
@@ -28,7 +30,8 @@ COMMANDS = {
     "check-env": ("ppo_jax.cli.check_env", "test an environment of your own for mistakes"),
     "benchmark": ("ppo_jax.cli.benchmark", "list the benchmarks of the repository, or run one"),
 }
-PROGRAM = "ppo-jax"
+
+NAME = "ppo-jax"
 
 
 def main(arguments: list[str] | None = None) -> NoReturn:
@@ -44,7 +47,7 @@ def main(arguments: list[str] | None = None) -> NoReturn:
         terminal.say(f"ppo_jax {ppo_jax.__version__}")
         sys.exit(0)
     if words[0] not in COMMANDS:
-        terminal.complain(f"error: {_unknown(words)}")
+        terminal.complain(commands.shown(f"error: {_unknown(words)}"))
         sys.exit(2)
     importlib.import_module(COMMANDS[words[0]][0]).main(words[1:])
     sys.exit(0)
@@ -66,20 +69,22 @@ def usage() -> str:
     """The text of --help."""
     width = max(map(len, COMMANDS)) + 2
     lines = [f"  {name:{width}}{text}" for name, (_, text) in COMMANDS.items()]
-    return "\n".join(
+    text = "\n".join(
         [
-            f"usage: {PROGRAM} COMMAND ...",
+            f"usage: {NAME} COMMAND ...",
             "",
             "PPO and related policy-gradient algorithms in JAX.",
             "",
             "commands:",
             *lines,
             "",
-            f"{PROGRAM} COMMAND --help lists the options of a command.",
-            f"{PROGRAM} help COMMAND does the same; {PROGRAM} --version prints the version.",
+            f"`{NAME} COMMAND --help` lists the options of a command.",
+            "",
+            f"`{NAME} --version` prints the version.",
             "",
             "A first run, on the default environment CartPole-v1:",
-            f"  {PROGRAM} train --run-dir runs/first",
-            f"  {PROGRAM} evaluate runs/first --gif first.gif",
+            f"  {NAME} train --run-dir runs/first",
+            f"  {NAME} evaluate runs/first --gif first.gif",
         ]
     )
+    return wrapped(text)

@@ -31,5 +31,9 @@ def _list(words: list[str]) -> int:
         for name, values in PRESETS.items()
     ]
     listing.show(rows)
-    terminal.say("\n`ppo-jax train --preset NAME --print-config` prints the values of a preset.")
+    terminal.say(
+        listing.wrapped(
+            "\n`ppo-jax train --preset NAME --print-config` prints the values of a preset."
+        )
+    )
     return 0

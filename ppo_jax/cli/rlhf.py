@@ -6,28 +6,38 @@ What they describe is run by `ppo_jax.cli.language`.
 import argparse
 import dataclasses
 import sys
+import warnings
 from pathlib import Path
 from typing import Any, NoReturn
 
 from ppo_jax.cli.cluster import refuse
 from ppo_jax.cli.errors import Work, asks_for_help, exit_prepared
 from ppo_jax.cli.flags import HELP as HELP_FLAGS
-from ppo_jax.cli.flags import FirstPass, is_on, optional, read_flags
+from ppo_jax.cli.flags import REQUIRED, FirstPass, is_on, optional, read_flags
 from ppo_jax.cli.groups import group_of
+from ppo_jax.cli.listing import wrapped
 from ppo_jax.config import ConfigError
+from ppo_jax.config.foreign import flag
 from ppo_jax.config.options import check_record, coerce, did_you_mean, option
 from ppo_jax.config.rlhf import (
+    ALGORITHMS,
+    OLDER,
+    Adapters,
     Demo,
     EvaluateOptions,
     GenerateOptions,
+    HeldOutOptions,
     ModelOptions,
     PPOOptions,
     RewardOptions,
     Rollouts,
+    SamplingOptions,
     Supervised,
+    TextOptions,
     Update,
 )
 from ppo_jax.config.rlhf_presets import PRESETS
+from ppo_jax.config.schedules import Schedule
 from ppo_jax.runs import terminal
 from ppo_jax.runs.options import StageOptions
 from ppo_jax.runs.trust import Given
@@ -36,19 +46,30 @@ PROGRAM = "ppo-jax rlhf"
 # The records of options of each stage.
 KINDS: dict[str, tuple[Any, ...]] = {
     "demo": (Demo,),
-    "sft": (ModelOptions, Supervised),
-    "reward": (ModelOptions, RewardOptions, Supervised),
-    "ppo": (ModelOptions, PPOOptions, Rollouts, Update),
+    "sft": (ModelOptions, HeldOutOptions, TextOptions, Supervised, Adapters),
+    "reward": (ModelOptions, HeldOutOptions, RewardOptions, Supervised, Adapters),
+    "ppo": (ModelOptions, HeldOutOptions, PPOOptions, Rollouts, Update),
 }
 # Those of the commands that keep no run.
-OTHERS: dict[str, Any] = {"generate": GenerateOptions, "evaluate": EvaluateOptions}
+OTHERS: dict[str, tuple[Any, ...]] = {
+    "generate": (GenerateOptions, SamplingOptions),
+    "evaluate": (EvaluateOptions, SamplingOptions),
+}
+# Options of a run that the demo does not have, because it decides itself when each stage ends.
+NOT_IN_DEMO = ("eval_every", "stop_at", "callback", "final_model")
+# Options of `evaluate` without --prompts.
+OF_HELD_OUT = ("model", "reward", "responses", "trust")
+# Options that a new run of a stage must have.
+NEEDED = {"sft": ("model", "data"), "reward": ("model", "data"), "ppo": ("model", "data", "reward")}
+# Options that may change when a run is resumed.
+FREE = ("updates", "anneal_updates")
 DOCS = {
     "demo": "Train a small model from preferences with PPO, and compare it with the optimum.",
     "sft": "Fine-tune a language model on text.",
     "reward": "Train a reward model on preferences.",
     "ppo": "Maximise a reward near a reference model, with PPO, REINFORCE, RLOO or GRPO.",
-    "generate": "Generate responses with a model.",
-    "evaluate": "Evaluate the policy of a run again.",
+    "generate": "Generate responses to prompts with a model.",
+    "evaluate": "Score responses of a model to prompts, or evaluate a run on its held-out data.",
 }
 COMMANDS = tuple(DOCS)
 
@@ -67,11 +88,15 @@ GROUPS = {
     ModelOptions: "model",
     PPOOptions: "reward",
     RewardOptions: "algorithm",
+    TextOptions: "algorithm",
     Rollouts: "rollout",
     Update: "algorithm",
     Supervised: "algorithm",
+    Adapters: "algorithm",
     Demo: "demo",
+    HeldOutOptions: "evaluation",
     GenerateOptions: "generation",
+    SamplingOptions: "sampling",
     EvaluateOptions: "evaluation",
 }
 HELP = "\n".join(
@@ -106,8 +131,10 @@ def _prepared(arguments: list[str]) -> Work:
     if arguments and not arguments[0].startswith("-"):
         name, arguments = arguments[0], arguments[1:]
     elif asks_for_help(arguments[:1]):
-        terminal.say(HELP)
+        terminal.say(wrapped(HELP))
         sys.exit(0)
+    if name in ALGORITHMS and name not in COMMANDS:
+        raise ConfigError(f"{name} is an algorithm of ppo; write {PROGRAM} ppo --algorithm {name}")
     if name not in COMMANDS:
         raise ConfigError(f"unknown command {name!r}; {did_you_mean(name, COMMANDS)}")
     options: StageOptions | None = None
@@ -115,7 +142,7 @@ def _prepared(arguments: list[str]) -> Work:
         if name in OTHERS:
             values = _other_values(name, arguments)
         else:
-            free = () if name == "demo" else ("updates",)
+            free = () if name == "demo" else FREE
             values, options = _values(name, arguments, KINDS[name], free)
     except (ImportError, ValueError) as error:
         raise ConfigError(str(error)) from error
@@ -130,36 +157,77 @@ def _work(name: str, values: dict[str, Any], options: StageOptions | None) -> in
 
 def _other_values(name: str, arguments: list[str]) -> dict[str, Any]:
     """The values of a command that keeps no run."""
-    record = OTHERS[name]
-    if name == "evaluate" and arguments and not arguments[0].startswith("-"):
-        arguments = ["--run", *arguments]
-    fields = [(f.name, f, f.default) for f in dataclasses.fields(record)]
-    groups = dict.fromkeys((f.name for f in dataclasses.fields(record)), GROUPS[record])
-    values = read_flags(arguments, fields, f"{PROGRAM} {name}", DOCS[name], groups=groups)
-    check_record(record(**values))
+    if arguments and not arguments[0].startswith("-"):
+        arguments = ["--model", *arguments]
+    records = OTHERS[name]
+    fields = [(f.name, f, f.default) for record in records for f in dataclasses.fields(record)]
+    groups = {f.name: GROUPS[record] for record in records for f in dataclasses.fields(record)}
+    values = read_flags(
+        arguments,
+        fields,
+        f"{PROGRAM} {name}",
+        DOCS[name],
+        origins={"model": REQUIRED},
+        groups=groups,
+        word="[FOLDER]",
+    )
+    for record in records:
+        check_record(pick(record, values))
+    if name == "evaluate":
+        _check_evaluation(values, {n: f for n, f, _ in fields})
     return values
 
 
+def _check_evaluation(values: dict[str, Any], fields: dict[str, Any]) -> None:
+    """Refuse options that an evaluation with or without --prompts would ignore.
+
+    Raises:
+        ConfigError: the message names the options.
+    """
+    given = [name for name, field in fields.items() if values[name] != field.default]
+    if values["prompts"] is not None:
+        if "responses" in given:
+            raise ConfigError(
+                "--responses is for a run without --prompts; with --prompts, --repeat is the "
+                "number of responses to each prompt"
+            )
+        return
+    unused = [flag(name) for name in given if name not in OF_HELD_OUT]
+    if unused:
+        raise ConfigError(
+            f"{', '.join(unused)}: only with --prompts FILE; without it, a run is evaluated on its "
+            "own held-out data with the options of its training"
+        )
+
+
 def _values(
-    command: str, arguments: list[str], kinds: tuple[Any, ...], free: tuple[str, ...] = ("updates",)
+    command: str, arguments: list[str], kinds: tuple[Any, ...], free: tuple[str, ...] = FREE
 ) -> tuple[dict[str, Any], StageOptions]:
     """(flat values, how the run is kept) of a command line."""
     known = {f.name: f for kind in kinds for f in dataclasses.fields(kind)}
+    kept_as = {f.name: f for f in dataclasses.fields(StageOptions)}
+    if command == "demo":
+        _refuse_in_demo(arguments)
+        kept_as = {name: f for name, f in kept_as.items() if name not in NOT_IN_DEMO}
     first = _first(arguments)
     defaults, kept, origins = _defaults(command, first, known, kinds)
+    if first.resume is None:
+        origins |= dict.fromkeys(NEEDED.get(command, ()), REQUIRED)
     fields = [(name, f, defaults[name]) for name, f in known.items()]
-    for field in dataclasses.fields(StageOptions):
-        default = coerce(field, kept.get(field.name, field.default))
-        fields.append((field.name, field, default))
+    fields += [(n, f, coerce(f, kept.get(n, f.default))) for n, f in kept_as.items()]
     if "clip_eps" in known:
         fields.insert(0, ("preset", dataclasses.fields(PresetOptions)[0], None))
     groups = {f.name: _group(f.name, kind) for kind in kinds for f in dataclasses.fields(kind)}
     parsed = read_flags(
         arguments, fields, f"{PROGRAM} {command}", DOCS[command], origins=origins, groups=groups
     )
-    for kind in (*kinds, StageOptions):
+    for kind in kinds:
         check_record(pick(kind, parsed))
+    options = StageOptions(**{name: parsed[name] for name in kept_as})
+    check_record(options)
     values = {name: parsed[name] for name in known}
+    if "anneal_updates" in values:
+        _settle_horizon(values, first.resume is not None)
     if first.resume is not None:
         changed = [n for n in values if n not in free and values[n] != defaults[n]]
         if changed:
@@ -169,7 +237,35 @@ def _values(
             )
     # A run may be continued from any working directory.
     values = {n: x.resolve() if isinstance(x, Path) else x for n, x in values.items()}
-    return values, pick(StageOptions, parsed)
+    return values, options
+
+
+def _refuse_in_demo(arguments: list[str]) -> None:
+    """Refuse the options of a single stage for the demo, which runs all of them."""
+    for word in arguments:
+        name = word.partition("=")[0]
+        if name.removeprefix("--").replace("-", "_") in NOT_IN_DEMO:
+            raise ConfigError(
+                f"the demo has no {name}; the commands of its stages have it: {PROGRAM} sft, "
+                f"{PROGRAM} reward and {PROGRAM} ppo"
+            )
+
+
+def _settle_horizon(values: dict[str, Any], resumed: bool) -> None:
+    """Replace a horizon of None by the number of updates, and warn of updates beyond it."""
+    # With --epochs, the number of updates of a supervised stage follows from its data.
+    planned = "batch_size" in values and values["epochs"] is not None and not resumed
+    if values["anneal_updates"] is None and not planned:
+        values["anneal_updates"] = values["updates"]
+    rate, horizon = values["learning_rate"], values["anneal_updates"]
+    decays = values.get("anneal", True) and not isinstance(rate, Schedule)
+    if resumed and horizon is not None and decays and values["updates"] > horizon:
+        warnings.warn(
+            f"the learning rate is 0 from update {horizon + 1:,} on, because it decays over "
+            f"{horizon:,} updates (--anneal-updates), but the run has {values['updates']:,}; "
+            f"--anneal-updates {values['updates']} decays it over all of them",
+            stacklevel=2,
+        )
 
 
 def _defaults(
@@ -202,15 +298,19 @@ def _group(name: str, kind: Any) -> str:
 
 def restored(saved: dict[str, Any], kinds: tuple[Any, ...]) -> dict[str, Any]:
     """The values of a saved configuration: the inverse of `ppo_jax.rlhf.folder.flat`. Options that
-    did not exist when the run was made have their defaults.
+    did not exist when the run was made have the values that it used, or their defaults.
 
     Args:
         saved: name -> value, in JSON's types.
         kinds: the records of the options.
     """
+    older = OLDER | {"eval_fraction": saved.get("validation_fraction", 0.0)}
+    if saved.get("anneal_updates") is None:
+        saved = {**saved, "anneal_updates": saved.get("updates")}
     values = {}
     for field in (f for kind in kinds for f in dataclasses.fields(kind)):
-        values[field.name] = coerce(field, saved.get(field.name, field.default))
+        default = older.get(field.name, field.default)
+        values[field.name] = coerce(field, saved.get(field.name, default))
     return values
 
 

@@ -3,6 +3,7 @@
 import dataclasses
 import itertools
 import os
+import re
 import sys
 import warnings
 from contextlib import suppress
@@ -14,7 +15,7 @@ from ppo_jax import suites
 from ppo_jax.cli.cluster import refuse
 from ppo_jax.cli.errors import Work, asks_for_help, exit_prepared
 from ppo_jax.cli.flags import base_config, given_of, parse, starting_point
-from ppo_jax.config import ConfigError, TrainConfig
+from ppo_jax.config import ConfigError, TrainConfig, commands
 from ppo_jax.config.options import check_record
 from ppo_jax.config.toml import to_toml
 from ppo_jax.runs import terminal
@@ -26,9 +27,7 @@ if TYPE_CHECKING:
     from ppo_jax.sweep.store import Spec
 
 PROGRAM = "ppo-jax sweep"
-DOC = (
-    "Train many agents at once, all combinations of hyperparameters and seeds, and report on them."
-)
+DOC = "Train all combinations of hyperparameters and seeds at once, and report on them."
 # Options that may change when a sweep is resumed.
 FREE_ON_RESUME = (
     "run_dir", "resume", "confirm", "threshold", "trust",
@@ -36,14 +35,14 @@ FREE_ON_RESUME = (
 )  # fmt: skip
 # Options that the first session decides, because its results depend on them; and the reason.
 SETTLED = {
-    "batch_size": "another width rounds differently",
+    "agents_per_device": "another number rounds differently",
     "keep": "agents that were not kept cannot be made again",
 }
 RECORDS: tuple[Any, ...] = (PointOptions, SweepOptions, WorkerOptions)
 OPTIONS = {f.name: f for record in RECORDS for f in dataclasses.fields(record)}
 # The group of each option in --help.
 GROUP = dict.fromkeys((f.name for f in dataclasses.fields(PointOptions)), "sweep")
-GROUP |= dict.fromkeys(("batch_size", "keep", "confirm", "threshold"), "sweep")
+GROUP |= dict.fromkeys(("agents_per_device", "keep", "confirm", "threshold"), "sweep")
 GROUP |= dict.fromkeys((f.name for f in dataclasses.fields(WorkerOptions)), "cluster")
 FLAGS: dict[str, Any] = {
     "more": OPTIONS,
@@ -75,7 +74,7 @@ def run_command(arguments: list[str]) -> int:
 
 def _prepared(arguments: list[str]) -> Work:
     """The sweep that a command line describes, before anything is computed."""
-    arguments = _with_first(_with_folder(arguments))
+    arguments = _with_first(_with_folder(_renamed(arguments)))
     given = {w[2:].partition("=")[0].replace("-", "_") for w in arguments if w.startswith("--")}
     base, origins = starting_point(arguments)
     config, values = parse(arguments, base, **FLAGS, origins=origins)
@@ -89,7 +88,11 @@ def _prepared(arguments: list[str]) -> Work:
     if points.compare is None and options.resume is None:
         _varied(config, points)
     if values["print_config"]:
-        terminal.say("\n".join([to_toml(config), *(f"# --vary {word}" for word in points.vary)]))
+        terminal.say(
+            "\n".join(
+                [commands.shown(to_toml(config)), *(f"# --vary {word}" for word in points.vary)]
+            )
+        )
         sys.exit(0)
     if not asks_for_help(arguments):
         leave_devices_to_workers(where)
@@ -190,6 +193,18 @@ def one_device_per_core() -> None:
     cores = len(affinity(0)) if affinity else os.cpu_count() or 1
     with suppress(RuntimeError):  # JAX has started its devices in this process already
         jax.config.update("jax_num_cpu_devices", cores)
+
+
+def _renamed(arguments: list[str]) -> list[str]:
+    """The command line with `--agents-per-device` in place of its older name `--batch-size`."""
+    old = [word for word in arguments if re.match(r"--batch[-_]size(=|$)", word)]
+    if old:
+        warnings.warn(
+            "--batch-size of a sweep is now --agents-per-device; a batch is the rows of one "
+            "gradient step",
+            stacklevel=1,
+        )
+    return [w.replace(w[:12], "--agents-per-device", 1) if w in old else w for w in arguments]
 
 
 def _with_folder(arguments: list[str]) -> list[str]:

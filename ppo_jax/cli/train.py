@@ -18,7 +18,7 @@ from ppo_jax.cli.flags import (
     selection_of,
     starting_point,
 )
-from ppo_jax.config import ConfigError, TrainConfig
+from ppo_jax.config import ConfigError, TrainConfig, commands
 from ppo_jax.config.options import check_record
 from ppo_jax.config.toml import to_toml
 from ppo_jax.runs import terminal
@@ -56,7 +56,7 @@ def _prepared(arguments: list[str]) -> Work:
     suites.check(config.env)
     check_record(options)
     if is_on("print_config", arguments):
-        terminal.say(to_toml(config))
+        terminal.say(commands.shown(to_toml(config)))
         sys.exit(0)
     named = given_of(arguments)
     # The configuration has the names already; these only state what may be imported.

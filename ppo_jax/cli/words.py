@@ -5,7 +5,6 @@ use.
 """
 
 import dataclasses
-import inspect
 import itertools
 import math
 import re
@@ -202,6 +201,7 @@ def _algorithms() -> dict[str, set[str]]:
 def _commands(program: str) -> dict[str, set[str]]:
     """Another command -> its options; the modules are imported here, for a message alone."""
     from ppo_jax.cli import check_env, evaluate, export, rlhf, sweep, train
+    from ppo_jax.cli.flags import options_of
 
     options = {n for names in _algorithms().values() for n in names}
     options |= {f.name for f in dataclasses.fields(TrainConfig)}
@@ -210,8 +210,8 @@ def _commands(program: str) -> dict[str, set[str]]:
         "ppo-jax sweep": options | {*sweep.OPTIONS},
     }
     for command in (evaluate, export, check_env):
-        found[command.PROGRAM] = {*inspect.signature(command.prepared).parameters}
-    for name, records in (rlhf.KINDS | {n: (r,) for n, r in rlhf.OTHERS.items()}).items():
+        found[command.PROGRAM] = {*options_of(command.prepared)}
+    for name, records in (rlhf.KINDS | rlhf.OTHERS).items():
         own = {f.name for record in records for f in dataclasses.fields(record)}
         found[f"{rlhf.PROGRAM} {name}"] = own
     return {name: own for name, own in found.items() if name != program}

@@ -7,13 +7,13 @@ options with `ppo_jax.config.options`, and TrainConfig needs the algorithms.
 import importlib
 from typing import TYPE_CHECKING, Any
 
-from ppo_jax.config import foreign, references, standard
+from ppo_jax.config import commands, foreign, installation, references, standard
 from ppo_jax.config.options import ConfigError
 
 if TYPE_CHECKING:
     from ppo_jax.config.train import *  # noqa: F403
 
-__all__ = ["ConfigError", "foreign", "references", "standard"]
+__all__ = ["ConfigError", "commands", "foreign", "installation", "references", "standard"]
 
 
 def __getattr__(name: str) -> Any:

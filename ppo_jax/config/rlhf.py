@@ -13,6 +13,30 @@ ALGORITHMS = ("ppo", "reinforce", "rloo", "grpo")
 ADAMS = ("optax", "tensorflow")
 CRITICS = ("auto", "reward", "model", "shared", "none")
 KL_ESTIMATORS = ("k1", "k2", "k3", "abs")
+PARAM_DTYPES = ("float32", "bfloat16", "float16", "file")
+FROZEN_DTYPES = ("auto", "float32", "bfloat16", "float16")
+# Values of options in runs that are older than the options, where they are not the defaults.
+OLDER = {"frozen_dtype": "float32"}
+
+
+LORA_TARGETS = ("q", "v")
+
+
+def _lora_rank() -> int:
+    return option(
+        0, "rank of the LoRA adapters that are trained; 0: all parameters are trained", low=0
+    )
+
+
+def _lora_alpha() -> float:
+    return option(16.0, "scale of the LoRA adapters, divided by their rank", low=0, open_low=True)
+
+
+def _lora_targets() -> tuple[str, ...]:
+    return option(
+        LORA_TARGETS,
+        "matrices of each layer that get adapters: q, k, v, o, gate, up, down",
+    )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -25,11 +49,18 @@ class Rollouts:
     updates: int = option(
         100, "number of rollouts of the whole run, each followed by an update", low=1
     )
+    anneal_updates: int | None = standard.anneal_updates()
     num_prompts: int = option(256, "number of prompts per rollout", low=1)
     group_size: int = option(
         1, "number of responses to each prompt; rloo and grpo compare them", low=1
     )
     max_new_tokens: int = option(32, "number of tokens of the longest response", low=1)
+    rollout_batch: int | None = option(
+        None,
+        "number of responses that are sampled and scored at a time, which bounds the memory of a "
+        "rollout; None: as many as fit into a cache of the size of the model, or of 1 GiB",
+        low=1,
+    )
     temperature: float = option(
         1.0,
         "temperature that divides the logits of all models, in sampling and in training",
@@ -39,7 +70,12 @@ class Rollouts:
     kl_coef: float = option(
         0.05, "beta, the coefficient of the KL divergence from the reference model", low=0
     )
-    kl_kind: str = option("k1", "estimator of the KL divergence of a token", choices=KL_ESTIMATORS)
+    kl_kind: str = option(
+        "k1",
+        "estimator of the KL divergence of a token; in the loss it determines the value alone, and "
+        "the gradient is always that of k2",
+        choices=KL_ESTIMATORS,
+    )
     kl_in: str = option(
         "reward",
         "place of the KL penalty: in the rewards, or as a term of the loss",
@@ -67,11 +103,11 @@ class Rollouts:
         None,
         "score of every response without an end token; None: the score that it was given",
     )
-    lora_rank: int = option(
-        0, "rank of the LoRA adapters that are trained; 0: all parameters are trained", low=0
-    )
-    lora_alpha: float = option(
-        16.0, "scale of the LoRA adapters, divided by their rank", low=0, open_low=True
+    lora_rank: int = _lora_rank()
+    lora_alpha: float = _lora_alpha()
+    lora_targets: tuple[str, ...] = _lora_targets()
+    lora_critic: bool = option(
+        False, "train the critic as adapters and a head too, instead of all its parameters"
     )
 
 
@@ -94,6 +130,7 @@ class Update(configs.PPO):
         low=0,
         open_low=True,
     )
+    learning_rate: Scheduled = standard.learning_rate(1e-5, adaptive=True)
     max_grad_norm: float = standard.max_grad_norm(1.0)
     critic_rate: float = option(
         1.0, "learning rate of the critic as a multiple of the actor's", low=0
@@ -118,17 +155,43 @@ class Update(configs.PPO):
 class Supervised:
     """Hyperparameters of supervised training, `ppo_jax.rlhf.supervised.Config`."""
 
-    learning_rate: Scheduled = standard.learning_rate(1e-3)
+    learning_rate: Scheduled = standard.learning_rate(2e-5)
     batch_size: int = option(64, "number of samples per gradient step", low=1)
     updates: int = option(500, "number of gradient steps of the whole run", low=1)
+    epochs: float | None = option(
+        None,
+        "number of passes over the training data, in place of --updates; None: --updates decides",
+        low=0,
+        open_low=True,
+    )
+    anneal_updates: int | None = standard.anneal_updates()
+    weight_decay: float = option(
+        0.0,
+        "weight decay of AdamW, which is multiplied by the learning rate; biases and normalisation "
+        "layers are not decayed",
+        low=0,
+    )
+    length_buckets: int = option(
+        4,
+        "maximum number of groups of texts of similar length; a text is padded to the longest of "
+        "its group, and each group is compiled separately",
+        low=1,
+        high=32,
+    )
     micro_batches: int = option(
         1, "number of parts of a batch whose gradients are accumulated", low=1
     )
     max_grad_norm: float = standard.max_grad_norm(1.0)
     adam_eps: float = standard.adam_eps()
-    validation_fraction: float = option(
-        0.05, "fraction of the samples that is kept for validation", low=0, high=0.5
-    )
+
+
+@dataclasses.dataclass(frozen=True)
+class Adapters:
+    """The LoRA adapters of supervised training."""
+
+    lora_rank: int = _lora_rank()
+    lora_alpha: float = _lora_alpha()
+    lora_targets: tuple[str, ...] = _lora_targets()
 
 
 @dataclasses.dataclass(frozen=True)
@@ -162,17 +225,59 @@ class ModelOptions:
     """The model, the data, and how the model is computed."""
 
     model: Path | None = option(None, "folder of a model in the format of Hugging Face's libraries")
-    data: Path | None = option(None, "training data, as JSON lines or plain text")
-    max_length: int = option(512, "number of tokens of the longest text", low=2)
+    data: Path | None = option(
+        None, "training data: a file of JSON lines, a JSON array, Parquet or plain text"
+    )
+    chat_template_kwargs: tuple[str, ...] = option(
+        (), "arguments of the chat template as NAME=VALUE, such as enable_thinking=false"
+    )
+    max_length: int = option(512, "maximum number of tokens of a text", low=2)
     truncate: bool = option(False, "truncate longer texts instead of refusing them")
     seed: int = option(0, "seed of all random numbers of the run", low=0, high=2**32 - 1)
     dtype: str = option("float32", "data type of the computation", choices=("float32", "bfloat16"))
+    param_dtype: str = option(
+        "float32",
+        "data type of the parameters that are trained and saved; file: that of the model's files",
+        choices=PARAM_DTYPES,
+    )
     matmul_precision: str = standard.matmul_precision()
     remat: bool = option(False, "recompute activations in the backward pass, which saves memory")
+    attention: str = option(
+        "plain",
+        "implementation of attention; cudnn: the fused kernel of NVIDIA GPUs, for dtype bfloat16; "
+        "xla: the same function compiled by XLA",
+        choices=("plain", "xla", "cudnn"),
+    )
     model_parallel: int = option(
         1,
         "number of devices that share each weight matrix; the batch is divided over the others",
         low=1,
+    )
+
+
+@dataclasses.dataclass(frozen=True)
+class TextOptions:
+    """Options of fine-tuning alone."""
+
+    assistant_only_loss: bool = option(
+        False,
+        "predict only the assistant's turns of conversations, those in {% generation %} blocks of "
+        "the chat template or else all of them",
+    )
+
+
+@dataclasses.dataclass(frozen=True)
+class HeldOutOptions:
+    """The data on which a stage is evaluated."""
+
+    eval_data: Path | None = option(
+        None, "held-out data in the format of --data; None: a part of --data is held out"
+    )
+    eval_fraction: float = option(
+        0.05,
+        "fraction of --data that is held out from training if there is no --eval-data; 0: none",
+        low=0,
+        high=0.5,
     )
 
 
@@ -191,8 +296,8 @@ class PPOOptions:
 
     reward: tuple[str, ...] = option(
         (),
-        "rewards: folders of reward models, or functions of (prompts, responses) as "
-        "MODULE:FUNCTION",
+        "rewards: folders of reward models, or functions of (prompts, completions, columns of the "
+        "data) as MODULE:FUNCTION",
     )
     reward_weights: tuple[float, ...] = option((), "weight of each reward; by default 1 for each")
     critic: str = option(
@@ -205,15 +310,24 @@ class PPOOptions:
     reference: Path | None = option(
         None, "folder of the reference model of the KL penalty; None: --model"
     )
+    frozen_dtype: str = option(
+        "auto",
+        "data type of the parameters of the reference and of reward models; auto: bfloat16 on "
+        "accelerators, float32 on CPUs; with adapters, the reference has --param-dtype",
+        choices=FROZEN_DTYPES,
+    )
+    eval_responses: int = option(
+        256, "number of responses to held-out prompts in an evaluation", low=2
+    )
 
 
 @dataclasses.dataclass(frozen=True)
-class GenerateOptions:
-    """Which responses are written."""
+class SamplingOptions:
+    """How responses are sampled."""
 
-    model: Path | None = option(None, "folder of a model, or of a run of ppo-jax rlhf")
-    prompt: tuple[str, ...] = option((), "prompts to respond to")
-    data: Path | None = option(None, "file of prompts, instead of --prompt")
+    chat_template_kwargs: tuple[str, ...] = option(
+        (), "arguments of the chat template as NAME=VALUE, such as enable_thinking=false"
+    )
     max_new_tokens: int = option(64, "number of tokens of the longest response", low=1)
     temperature: float = option(
         1.0, "temperature that divides the logits; 0: the most likely token", low=0
@@ -225,22 +339,55 @@ class GenerateOptions:
         None,
         "total probability of the most likely tokens that are sampled from; None: no limit",
         low=0,
+        open_low=True,
         high=1,
     )
     repeat: int = option(1, "number of responses to each prompt", low=1)
+    batch_size: int = option(64, "number of responses that are sampled at a time", low=1)
+    truncate: bool = option(False, "truncate long prompts instead of refusing them")
     seed: int = option(0, "seed of the sampling", low=0, high=2**32 - 1)
+    dtype: str = option("float32", "data type of the computation", choices=("float32", "bfloat16"))
     matmul_precision: str = standard.matmul_precision()
+    out: Path | None = option(None, "file for the responses, one JSON object per line")
+    overwrite: bool = option(False, "replace an existing --out file")
+
+
+@dataclasses.dataclass(frozen=True)
+class GenerateOptions:
+    """Which responses are written."""
+
+    model: Path | None = option(None, "folder of a model, or of a run of a language model")
+    prompt: tuple[str, ...] = option((), "prompts to respond to")
+    prompts: Path | None = option(None, "file of prompts, instead of --prompt")
+    resume: bool = option(False, "continue an --out file that an interrupted command left")
 
 
 @dataclasses.dataclass(frozen=True)
 class EvaluateOptions:
-    """How a run is evaluated."""
+    """What is evaluated, and how responses are scored."""
 
-    run: Path | None = option(None, "folder of a run of ppo-jax rlhf ppo")
-    responses: int = option(256, "number of responses with which the policy is evaluated", low=2)
+    model: Path | None = option(None, "folder of a model, or of a run of a language model")
+    prompts: Path | None = option(
+        None, "file of prompts; None: a run is evaluated on its own held-out data"
+    )
     reward: tuple[str, ...] = option(
         (),
-        "reward functions of the run, named again: a run that is not your own may not name them",
+        "rewards: folders of reward models, or functions of (prompts, completions, columns of the "
+        "prompts) as MODULE:FUNCTION; without --prompts, the reward functions of the run, named "
+        "again",
+    )
+    reward_weights: tuple[float, ...] = option((), "weight of each reward; by default 1 for each")
+    reference: Path | None = option(
+        None, "folder of a model from which the KL divergence is measured; None: it is not measured"
+    )
+    threshold: float | None = option(
+        None, "score from which a response counts as correct; None: no accuracy and no pass@k"
+    )
+    pass_at: tuple[int, ...] = option(
+        (), "values of k of pass@k, at most --repeat; empty: 1 and --repeat"
+    )
+    responses: int = option(
+        256, "without --prompts, number of responses with which a policy is evaluated", low=2
     )
     trust: bool = option(False, "allow the folder of the run to name code to import")
 

@@ -31,6 +31,17 @@ def learning_rate(default: float, *, adaptive: bool = False) -> Any:
     return option(default, doc, low=0, open_low=True, adaptive=adaptive, may_vanish=True)
 
 
+def anneal_updates() -> Any:
+    """The horizon of the learning rate of a language model, which is saved: a run that is resumed
+    with more updates continues with the learning rate that it ended with."""
+    return option(
+        None,
+        "number of updates over which the learning rate decays; None: the number of updates that "
+        "the run starts with, also if it is resumed with more",
+        low=1,
+    )
+
+
 def anneal_timesteps() -> Any:
     """The option of the number of environment steps over which the learning rate decays."""
     doc = (

@@ -192,7 +192,7 @@ class _Checker:
         self.random = bool(getattr(spec, "nondeterministic", False))
         self.limit = getattr(spec, "max_episode_steps", None)
         self.kept: list[tuple[Any, Any]] = []  # observations as they were returned, and copies
-        self.told: set[str] = set()
+        self.reported: set[str] = set()
         self.start = int(getattr(env.action_space, "start", 0) if _is_discrete(env) else 0)
         self.mask: Any = None  # action mask of the last observation
         self.words = _words_of(getattr(env, "unwrapped", env).reset)
@@ -253,9 +253,11 @@ class _Checker:
                 return function()
         except Exception as error:
             inside = ", an action of its action_space," if what.startswith("step") else ""
-            told = raised(error)
-            if not any(f"raised {told}" in problem for problem in self.report.problems):
-                self.report.problem(f"{self.name}.{what}{inside} raised {told}; correct the error")
+            message = raised(error)
+            if not any(f"raised {message}" in problem for problem in self.report.problems):
+                self.report.problem(
+                    f"{self.name}.{what}{inside} raised {message}; correct the error"
+                )
             raise _Stop from error
 
     def wrong_step(self, result: Any) -> str:
@@ -284,8 +286,8 @@ class _Checker:
         """Check that an observation is in its space, and keep a copy of it for `aliases`."""
         for problem in _not_in(self.env.observation_space, obs, ""):
             kind = re.sub(r"[\d.,()\[\]-]+", "", problem)  # equal problems with other numbers
-            if kind not in self.told:
-                self.told.add(kind)
+            if kind not in self.reported:
+                self.reported.add(kind)
                 self.report.problem(f"{self.name}.{what} returned an observation{problem}")
         self.kept = [*self.kept[-2:], (obs, copy.deepcopy(obs))]
 

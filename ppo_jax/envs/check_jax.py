@@ -299,9 +299,9 @@ def _row(tree: PyTree, i: int) -> PyTree:
 
 def _look_at_values(report: Report, env: Any, obs: PyTree, what: str) -> None:
     """Check that values are finite and inside the space; report each leaf once."""
-    said = [p for p in report.problems if "observation" in p]
+    reported = [p for p in report.problems if "observation" in p]
     for path, problem in outside(env.observation_space, obs):
-        if not any(f"observation{path} " in p for p in said):
+        if not any(f"observation{path} " in p for p in reported):
             report.problem(f"{report.name}: {what}{path} {problem}")
 
 

@@ -167,7 +167,7 @@ class Copies:
         """
         supervision = self.supervision
         doing = supervision.doing
-        while supervision.replaced < supervision.restarts and supervision.hurry is None:
+        while supervision.replaced < supervision.restarts and supervision.ending_since is None:
             supervision.replaced += 1
             self.copies[i].discard(supervision)
             self.copies[i] = (Process if self.processes else InProcess)(self.makers[i])

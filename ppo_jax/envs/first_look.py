@@ -113,8 +113,8 @@ def _of_error(error: BaseException, env: Any, doing: str) -> str:
             result = ()
         expected = worker.EXPECTED if doing == "step" else "obs, info"
         if not isinstance(result, tuple) or len(result) not in (0, 2 if doing == "reset" else 5):
-            said = f"{doing} returned {worker.described(result)}, expected {expected}"
-            return said + CURES[doing]
+            message = f"{doing} returned {worker.described(result)}, expected {expected}"
+            return message + CURES[doing]
     if isinstance(error, AssertionError) and str(error):
         return plain(str(error))
     return f"its {'first reset' if doing == 'reset' else 'step'} {worker.raised(error)}"

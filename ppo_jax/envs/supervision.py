@@ -44,7 +44,7 @@ class Supervision:
         count: number of copies.
         doing: description of the current call for messages, such as "step 12".
         name: name of the environment that is called.
-        hurry: time at which a signal requested the end of the run, or None.
+        ending_since: time at which a signal requested the end of the run, or None.
     """
 
     active: bool = False
@@ -57,7 +57,7 @@ class Supervision:
     count: int = 1
     doing: str = ""
     name: str = ""
-    hurry: float | None = None
+    ending_since: float | None = None
 
     def begin(self, timeout: float | None = None, restarts: int = 0) -> None:
         """Start to supervise a run.
@@ -67,7 +67,7 @@ class Supervision:
             restarts: number of copies that may be replaced.
         """
         self.active, self.timeout, self.restarts = True, timeout or TIMEOUT, restarts
-        self.replaced, self.failure, self.call, self.hurry = 0, None, None, None
+        self.replaced, self.failure, self.call, self.ending_since = 0, None, None, None
 
     def end(self) -> None:
         """Stop supervision; later failures are raised."""
@@ -98,17 +98,17 @@ class Supervision:
             if self.restarts
             else ""
         )
-        said = self.hung(began, self.doing == MAKING)
-        return f"environment {self.name}{place}, {self.doing}: {said}{alone}"
+        reason = self.hung(began, self.doing == MAKING)
+        return f"environment {self.name}{place}, {self.doing}: {reason}{alone}"
 
     def deadline(self, began: float, making: bool = False) -> float:
         """The time at which a call with this start time exceeds its limit."""
         end = began + (max(self.timeout, TIMEOUT) if making else self.timeout)
-        return end if self.hurry is None else min(end, max(began, self.hurry) + GRACE)
+        return end if self.ending_since is None else min(end, max(began, self.ending_since) + GRACE)
 
     def hung(self, began: float, making: bool = False) -> str:
         """The message for a call that exceeded its limit."""
-        if self.hurry is not None and time.monotonic() - began < self.timeout:
+        if self.ending_since is not None and time.monotonic() - began < self.timeout:
             return f"does not answer, {GRACE:g} s after the signal"
         limit = max(self.timeout, TIMEOUT) if making else self.timeout
         return f"does not answer within {limit:g} s (--env-timeout)"

@@ -139,7 +139,7 @@ class VectorizedEnv:
             return *result, {name: info[name] for name in PASSED_ON if name in info}
 
         result = jax.vmap(step)(keys, state.env_state, action)
-        obs, env_state, reward, terminated, truncated, told = _strong(result)
+        obs, env_state, reward, terminated, truncated, info_of_env = _strong(result)
         done = terminated | truncated
         index, taken = self._next(state, done)
 
@@ -150,7 +150,7 @@ class VectorizedEnv:
         # The constant shows a function that traces this one that all steps are valid.
         always = np.broadcast_to(True, done.shape)
         valid = always if backend.launch_bound() else jnp.ones_like(done)
-        info = {"final_observation": obs, "valid": valid, **told}
+        info = {"final_observation": obs, "valid": valid, **info_of_env}
         state = dataclasses.replace(state, env_state=env_state, taken=taken)
         return next_obs, state, reward, terminated, truncated, info
 

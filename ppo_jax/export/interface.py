@@ -10,7 +10,7 @@ import numpy as np
 
 from ppo_jax import config as configs
 from ppo_jax.agent import Parts, make_act
-from ppo_jax.config import ConfigError
+from ppo_jax.config import ConfigError, installation
 from ppo_jax.envs.codec import Port
 from ppo_jax.runs import provenance, trust
 
@@ -121,4 +121,6 @@ def require(format: str, *packages: str) -> None:
     """
     for package in packages:
         if not importlib.util.find_spec(package):
-            raise ConfigError(f"--format {format} needs {package}: pip install 'ppo_jax[{format}]'")
+            raise ConfigError(
+                f"--format {format} needs {package}: {installation.command(f'[{format}]')}"
+            )

@@ -116,7 +116,7 @@ class Memory(nn.Module):
 
         def step(core: PyTree, now: tuple[jax.Array, jax.Array]) -> tuple[PyTree, jax.Array]:
             gates, start = now
-            core = cell.step(forget(core, start), gates, recurrent, bias)
+            core = cell.step(reset_at_starts(core, start), gates, recurrent, bias)
             return core, cell.output(core)
 
         if x.shape[1] == 1:  # a single step while acting needs no loop
@@ -127,7 +127,7 @@ class Memory(nn.Module):
         return core, jnp.swapaxes(y, 0, 1)
 
 
-def forget(core: PyTree, start: jax.Array) -> PyTree:
+def reset_at_starts(core: PyTree, start: jax.Array) -> PyTree:
     """Reset the state to 0 where an episode starts, before its first step.
 
     Args:

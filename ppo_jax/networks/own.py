@@ -92,11 +92,11 @@ def _checked(
             inputs, rows = _sequences(core, observation_space, example), (N, T)
         elif policy.critic == "q":
             inputs = StateAction(obs, action)
-        judged = policy.apply(params, inputs)
-        _expect(isinstance(judged, tuple) and len(judged) == 2, "(dist, value)", judged)
-        _check_value(judged[1], rows)
+        outputs = policy.apply(params, inputs)
+        _expect(isinstance(outputs, tuple) and len(outputs) == 2, "(dist, value)", outputs)
+        _check_value(outputs[1], rows)
         doing[0] = "the distribution of apply"
-        _check_distribution(judged[0], key, rows, action_space)
+        _check_distribution(outputs[0], key, rows, action_space)
         if policy.value is not None:
             doing[0] = "value(params, inputs)"
             _check_value(policy.value(params, inputs), rows)

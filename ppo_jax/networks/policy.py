@@ -133,9 +133,9 @@ def make_policy(
     torso = body()
     own = (lambda: None) if shared_torso else body
     actor = Actor(own(), action_space, squash, log_std_init, map_actions)
-    judge: nn.Module = Critic(own(), value_head)
+    critic_module: nn.Module = Critic(own(), value_head)
     if critic == "q":
-        judge = _q_critic(cnn, layers, action_space)
+        critic_module = _q_critic(cnn, layers, action_space)
 
     see = functools.partial(preprocess, observation_space, image=image, frame_mix=frame_mix)
 
@@ -149,11 +149,11 @@ def make_policy(
     def evaluate(params: Params, obs: PyTree, x: Any, *action: jax.Array) -> jax.Array:
         if critic == "none" or (critic == "q" and not action):
             return jnp.zeros(batch_shape(observation_space, obs))
-        return run(judge, params["critic"], x, *action)
+        return run(critic_module, params["critic"], x, *action)
 
     def init(key: jax.Array, obs: PyTree) -> Params:
         modules = {"torso": torso} if shared_torso else {}
-        modules |= {"actor": actor} | ({} if critic == "none" else {"critic": judge})
+        modules |= {"actor": actor} | ({} if critic == "none" else {"critic": critic_module})
         return _init(key, see(obs), modules, of_actions=critic == "q")
 
     def apply(params: Params, inputs: PyTree) -> tuple[Distribution, jax.Array]:

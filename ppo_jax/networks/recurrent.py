@@ -20,7 +20,7 @@ from ppo_jax.types import Params, PyTree
 from ppo_jax.value_distributions import value_of
 
 
-class Remembering(nn.Module):
+class RecurrentNetwork(nn.Module):
     """Layers, a recurrent cell and a head: (core, features, start) -> (core, output of the head).
 
     Attributes:
@@ -90,33 +90,33 @@ def make_recurrent_policy(
 
     layers = Layers(tuple(hidden), activation, dtype, norm, residual)
 
-    def remembering(head: nn.Module | None) -> Remembering:
-        return Remembering(layers_of(tuple(cnn), layers), Memory(memory, memory_size), head)
+    def recurrent_network(head: nn.Module | None) -> RecurrentNetwork:
+        return RecurrentNetwork(layers_of(tuple(cnn), layers), Memory(memory, memory_size), head)
 
     modules: dict = {"actor": Actor(None, action_space, squash, log_std_init, map_actions)}
     modules |= {} if critic == "none" else {"critic": Critic(None, value_head)}
     heads = {"torso": None} if shared_torso else modules
-    remembers = {k: remembering(head) for k, head in heads.items()}
+    networks = {k: recurrent_network(head) for k, head in heads.items()}
 
     def unroll(params: Params, core: PyTree, obs: PyTree, start: jax.Array) -> Any:
         """(core, dist, value) with batch shape [M, T]."""
         x = see(obs)
-        results = {k: run(m, params[k], core[k], x, start) for k, m in remembers.items()}
+        results = {k: run(m, params[k], core[k], x, start) for k, m in networks.items()}
         core = {k: c for k, (c, _) in results.items()}
-        said = {k: y for k, (_, y) in results.items()}
+        outputs = {k: y for k, (_, y) in results.items()}
         if shared_torso:
-            said = {k: run(m, params[k], said["torso"]) for k, m in modules.items()}
-        value = said["critic"] if "critic" in said else jnp.zeros(start.shape)
-        return core, masked(said["actor"], obs), value
+            outputs = {k: run(m, params[k], outputs["torso"]) for k, m in modules.items()}
+        value = outputs["critic"] if "critic" in outputs else jnp.zeros(start.shape)
+        return core, masked(outputs["actor"], obs), value
 
     def init(key: jax.Array, obs: PyTree) -> Params:
         obs = jax.tree.map(lambda x: x[:, None], obs)
         start = jnp.ones(batch_shape(observation_space, obs), bool)
         core = init_core(start.shape[0])
-        return _init(key, (core, see(obs), start), remembers, modules if shared_torso else {})
+        return _init(key, (core, see(obs), start), networks, modules if shared_torso else {})
 
     def init_core(num_envs: int) -> PyTree:
-        return {k: CELLS[memory].zeros((num_envs, memory_size)) for k in remembers}
+        return {k: CELLS[memory].zeros((num_envs, memory_size)) for k in networks}
 
     def act(params: Params, core: PyTree, obs: PyTree, start: jax.Array) -> Any:
         one = jax.tree.map(lambda x: x[:, None], (obs, start))
@@ -133,7 +133,7 @@ def make_recurrent_policy(
 def _init(
     key: jax.Array,
     inputs: tuple[PyTree, PyTree, jax.Array],
-    remembers: dict[str, Remembering],
+    networks: dict[str, RecurrentNetwork],
     heads: dict[str, nn.Module],
 ) -> Params:
     """Initialise the parameters of every module.
@@ -141,14 +141,14 @@ def _init(
     Args:
         key: PRNG key.
         inputs: (core, features, start) of one step.
-        remembers: recurrent modules by name.
+        networks: recurrent modules by name.
         heads: modules by name that take the output of "torso".
     """
     torso_key, actor_key, critic_key = jax.random.split(key, 3)
     keys = {"torso": torso_key, "actor": actor_key, "critic": critic_key}
     core, x, start = inputs
-    params = {k: m.init(keys[k], core[k], x, start)["params"] for k, m in remembers.items()}
+    params = {k: m.init(keys[k], core[k], x, start)["params"] for k, m in networks.items()}
     if heads:
-        y = run(remembers["torso"], params["torso"], core["torso"], x, start)[1]
+        y = run(networks["torso"], params["torso"], core["torso"], x, start)[1]
         params |= {k: m.init(keys[k], y)["params"] for k, m in heads.items()}
     return params

@@ -4,17 +4,23 @@
 the modules.
 """
 
-from ppo_jax.rlhf.algorithms import ALGORITHMS
-from ppo_jax.rlhf.decoder import Decoder, DecoderConfig, small
-from ppo_jax.rlhf.generate import Generation, generate
-from ppo_jax.rlhf.hf_io import ModelError, load_model, save_model
-from ppo_jax.rlhf.rewards import (
-    adaptive_kl,
-    kl_estimate,
-    preference_loss,
-    token_rewards,
-    whiten,
-)
+from typing import TYPE_CHECKING
+
+from ppo_jax.lazy import attach
+
+if TYPE_CHECKING:
+    from ppo_jax.rlhf.algorithms import ALGORITHMS
+    from ppo_jax.rlhf.decoder import Decoder, DecoderConfig, small
+    from ppo_jax.rlhf.generate import Generation, generate
+    from ppo_jax.rlhf.hf_io import load_model, save_model
+    from ppo_jax.rlhf.hf_values import ModelError
+    from ppo_jax.rlhf.rewards import (
+        adaptive_kl,
+        kl_estimate,
+        preference_loss,
+        token_rewards,
+        whiten,
+    )
 
 __all__ = [
     "ALGORITHMS",
@@ -32,3 +38,16 @@ __all__ = [
     "token_rewards",
     "whiten",
 ]
+
+# Every public name is imported when it is first used, so that the command line need not import JAX.
+__getattr__, __dir__ = attach(
+    __name__,
+    {
+        "algorithms": ("ALGORITHMS",),
+        "decoder": ("Decoder", "DecoderConfig", "small"),
+        "generate": ("Generation", "generate"),  # a module that can be called
+        "hf_io": ("load_model", "save_model"),
+        "hf_values": ("ModelError",),
+        "rewards": ("adaptive_kl", "kl_estimate", "preference_loss", "token_rewards", "whiten"),
+    },
+)

@@ -1,6 +1,7 @@
 """Algorithms for language models: the update of PPO with four advantage estimates."""
 
 import dataclasses
+import functools
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -13,6 +14,7 @@ from ppo_jax.advantages import discounted_returns, estimate_gae
 from ppo_jax.algorithms import ppo
 from ppo_jax.config.rlhf import Update as Config
 from ppo_jax.config.schedules import constant, is_schedule
+from ppo_jax.divergences import importance_ratio
 from ppo_jax.rlhf import rewards
 from ppo_jax.rlhf.adam import scale_by_tensorflow_adam
 from ppo_jax.rlhf.policy import LanguagePolicy
@@ -162,7 +164,9 @@ def make(
 
     def update(key: jax.Array, learner: LearnerState, batch: Batch) -> tuple[LearnerState, Metrics]:
         order = sgd.shuffles(key, batch.weight.shape[0], config.epochs)  # the order `learn` uses
-        rows = jax.tree.map(lambda x: x[order[0, :8]], batch)
+        # One response in 64, at most eight: a forward pass over many of them would take long.
+        few = max(1, min(8, order.shape[1] // 64))
+        rows = jax.tree.map(lambda x: x[order[0, :few]], batch)
         gap = _first_ratio_gap(policy, learner.params, rows)
         learner, metrics = learn(key, learner, batch)
         return learner, metrics | gap
@@ -179,7 +183,15 @@ def _first_ratio_gap(policy: LanguagePolicy, params: Params, rows: Batch) -> Met
 
 
 def kl_penalty(kind: str | None) -> ppo.Penalty | None:
-    """β KL(π_θ ‖ π_ref) as a term of the loss, averaged over tokens.
+    """β KL(π_θ ‖ π_ref) as a term of the loss, averaged over tokens sampled by π_old.
+
+    L = β E_old[ρ̄ (sg(k − k2) + k2)],   ρ̄ = sg(π_θ / π_old),   k2 = ½ x²,   x = log π_θ − log π_ref
+
+    Here sg(·) has no gradient. The value is that of the chosen estimator k. The gradient is that of
+    k2 with every estimator, β E_old[ρ̄ x ∇ log π_θ] = β ∇ KL(π_θ ‖ π_ref): that of k1 would be 0 in
+    expectation, and that of k3 would be ∇ KL(π_ref ‖ π_θ). The weight ρ̄ is 1 before the first
+    gradient step on a rollout and keeps the gradient unbiased after it. For k3 the result is the
+    gradient of ρ k3 through both factors.
 
     Args:
         kind: name of the KL estimator; None if the loss has no such term.
@@ -187,13 +199,23 @@ def kl_penalty(kind: str | None) -> ppo.Penalty | None:
     Returns:
         A function (Prediction, rows whose `extra` has kl_coef and ref_log_prob) -> ([], metrics);
         None without a term.
+
+    Raises:
+        ValueError: kind is not the name of an estimator.
+
+    Source: Schulman 2020 (the estimators); Tang & Munos 2025, On a Few Pitfalls in KL Divergence
+    Gradient Estimation for RL (their gradients).
     """
     if kind is None:
         return None
+    rewards.kl_estimate(jnp.zeros(()), jnp.zeros(()), kind)  # refuses an unknown kind at once
 
     def penalty(new: losses.Prediction, rows: Batch) -> tuple[jax.Array, Metrics]:
-        kl = rewards.kl_estimate(new.log_prob, rows.extra["ref_log_prob"], kind)
-        value = losses.mean(rows.extra["kl_coef"] * kl, rows.weight)
+        estimate = functools.partial(rewards.kl_estimate, new.log_prob, rows.extra["ref_log_prob"])
+        gradient = estimate("k2")
+        kl = gradient + jax.lax.stop_gradient(estimate(kind) - gradient)
+        ratio = jax.lax.stop_gradient(importance_ratio(new.log_prob, rows.log_prob))
+        value = losses.mean(rows.extra["kl_coef"] * ratio * kl, rows.weight)
         return value, {"kl_loss": value}
 
     return penalty

@@ -1,15 +1,16 @@
-"""Causal self-attention with grouped key-value heads, rotary positions, padding, a sliding window
-and a cache."""
+"""Causal self-attention with grouped key-value heads, padding, a sliding window and a cache."""
 
-from typing import NamedTuple
+from typing import Any, NamedTuple, cast
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import linen as nn
 
-from ppo_jax.rlhf.decoder_config import DecoderConfig, RopeScaling
+from ppo_jax.rlhf.decoder_config import DecoderConfig
 from ppo_jax.rlhf.linear import Dense
+from ppo_jax.rlhf.norms import norm
+from ppo_jax.rlhf.rope import Rotation, rotate
 
 # The number that is added to the attention scores of masked keys. It is finite, so that a query
 # without any unmasked key averages over all keys instead of dividing 0 by 0 (no loss reads such a
@@ -24,69 +25,43 @@ class KeyValue(NamedTuple):
     value: jax.Array
 
 
-def rope_frequencies(config: DecoderConfig) -> np.ndarray:
-    """Rotation angles per position, θ_i = base^(−2i / head_dim), scaled by `config.rope_scaling`.
-
-    llama3: with wavelength λ_i = 2π / θ_i and context C, θ_i is unchanged where λ_i < C / high,
-    becomes θ_i / factor where λ_i > C / low, and in between is s θ_i + (1 − s) θ_i / factor with
-    s = (C / λ_i − low) / (high − low).
-
-    Returns:
-        [head_dim / 2] float32, angles in radians.
-
-    Source: Su et al. 2021, RoFormer, eq. 15; Grattafiori et al. 2024, The Llama 3 Herd of Models.
-    """
-    half = np.arange(0, config.head_dim, 2, dtype=np.float64)
-    theta = config.rope_theta ** (-half / config.head_dim)
-    scaling = config.rope_scaling
-    if scaling is None:
-        return theta.astype(np.float32)
-    return (theta * _stretch(theta, scaling)).astype(np.float32)
-
-
-def _stretch(theta: np.ndarray, scaling: RopeScaling) -> np.ndarray:
-    if scaling.kind == "linear":
-        return np.full_like(theta, 1.0 / scaling.factor)
-    turns = scaling.original_max_positions * theta / (2 * np.pi)
-    low, high = scaling.low_freq_factor, scaling.high_freq_factor
-    keep = np.clip((turns - low) / (high - low), 0.0, 1.0)
-    return keep + (1.0 - keep) / scaling.factor
-
-
-def rotations(config: DecoderConfig, positions: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """(cos, cos) and (−sin, sin) of the angles at positions [B, T].
-
-    Returns:
-        Two arrays [B, T, head_dim] float32, for `rotate`.
-    """
-    angles = positions[..., None].astype(jnp.float32) * rope_frequencies(config)
-    cos, sin = jnp.cos(angles), jnp.sin(angles)
-    turn = jnp.concatenate([cos, cos], axis=-1), jnp.concatenate([-sin, sin], axis=-1)
-    # Without the barrier XLA recomputes sine and cosine in every layer and head, in both passes.
-    return jax.lax.optimization_barrier(turn)
-
-
-def rotate(x: jax.Array, rotation: tuple[jax.Array, jax.Array]) -> jax.Array:
-    """Rotate the pairs (x_i, x_{i + head_dim/2}) of x [B, T, H, head_dim] by the angles."""
-    cos, sin = (r[:, :, None, :] for r in rotation)
-    y = x.astype(jnp.float32)
-    # The gradient of a roll is a roll. The gradients of two halves would be padded and added.
-    return (y * cos + jnp.roll(y, x.shape[-1] // 2, axis=-1) * sin).astype(x.dtype)
-
-
-def attend(query: jax.Array, kv: KeyValue, allowed: jax.Array) -> jax.Array:
-    """softmax(q·k / √head_dim) v over the allowed keys, with the softmax in float32.
+def attend(
+    query: jax.Array,
+    kv: KeyValue,
+    allowed: jax.Array,
+    implementation: str = "plain",
+    *,
+    scalar: float | None = None,
+    softcap: float | None = None,
+) -> jax.Array:
+    """softmax(q·k / √scalar) v over the allowed keys, with the softmax in float32.
 
     Args:
         query: [B, T, H, head_dim] queries.
         kv: keys and values [B, K, S, head_dim]; each of the K heads serves H / K query heads.
         allowed: [B, T, S] bool, True where the query attends to the key.
+        implementation: "plain" for products and a softmax with all scores in memory, "xla" or
+            "cudnn" for the implementation of that name of jax.nn.dot_product_attention. A single
+            query per row, as in generation with a cache, always uses "plain", because its scores
+            are small; so do scores with a bound, which the other implementations do not have.
+        scalar: number whose square root divides the scores; None for head_dim.
+        softcap: bound c of the scores s, which become c tanh(s / c); None for no bound.
 
     Returns:
         [B, T, H * head_dim] outputs of all heads; finite also for queries without an allowed key.
 
-    Source: Vaswani et al. 2017, Attention Is All You Need, eq. 1; Ainslie et al. 2023, GQA.
+    Source: Vaswani et al. 2017, Attention Is All You Need, eq. 1; Ainslie et al. 2023, GQA;
+    Gemma Team 2024, Gemma 2, section 2 (the soft cap).
     """
+    scale = (scalar or query.shape[-1]) ** -0.5
+    if implementation == "plain" or query.shape[1] == 1 or softcap is not None:
+        return _attend_plain(query, kv, allowed, scale, softcap=softcap)
+    return _attend_fused(query, kv, allowed, scale, implementation=implementation)
+
+
+def _attend_plain(
+    query: jax.Array, kv: KeyValue, allowed: jax.Array, scale: float, *, softcap: float | None
+) -> jax.Array:
     batch, length, heads, head_dim = query.shape
     groups = kv.key.shape[1]
     # With heads before columns both products are plain batched matrix products.
@@ -94,11 +69,30 @@ def attend(query: jax.Array, kv: KeyValue, allowed: jax.Array) -> jax.Array:
     q = q.transpose(0, 2, 3, 1, 4).reshape(batch, groups, -1, head_dim)
     scores = jnp.einsum("bkqd,bksd->bkqs", q, kv.key, preferred_element_type=jnp.float32)
     bias = jnp.where(allowed, 0.0, FORBIDDEN)[:, None]
-    scores = scores * head_dim**-0.5 + jnp.tile(bias, (1, 1, heads // groups, 1))
+    scores = scores * scale
+    if softcap is not None:
+        scores = softcap * jnp.tanh(scores / softcap)
+    scores = scores + jnp.tile(bias, (1, 1, heads // groups, 1))
     weights = jax.nn.softmax(scores, axis=-1).astype(query.dtype)
     out = jnp.einsum("bkqs,bksd->bkqd", weights, kv.value)
     out = out.reshape(batch, groups, heads // groups, length, head_dim)
     return out.transpose(0, 3, 1, 2, 4).reshape(batch, length, heads * head_dim)
+
+
+def _attend_fused(
+    query: jax.Array, kv: KeyValue, allowed: jax.Array, scale: float, *, implementation: str
+) -> jax.Array:
+    batch, length, heads, head_dim = query.shape
+    key, value = (x.transpose(0, 2, 1, 3) for x in kv)
+    # The gradients of cuDNN's kernel with a mask need even numbers of queries and keys.
+    odd = [(0, n % 2) for n in (length, key.shape[1])]
+    query = jnp.pad(query, [(0, 0), odd[0], (0, 0), (0, 0)])
+    key, value = (jnp.pad(x, [(0, 0), odd[1], (0, 0), (0, 0)]) for x in (key, value))
+    mask = jnp.pad(allowed, [(0, 0), *odd])[:, None]
+    out = jax.nn.dot_product_attention(
+        query, key, value, mask=mask, scale=scale, implementation=cast(Any, implementation)
+    )
+    return out[:, :length].reshape(batch, length, heads * head_dim)
 
 
 class Attention(nn.Module):
@@ -110,7 +104,7 @@ class Attention(nn.Module):
     def __call__(
         self,
         x: jax.Array,
-        rotation: tuple[jax.Array, jax.Array] | None,
+        rotation: Rotation | None,
         allowed: jax.Array,
         *,
         past: KeyValue | None = None,
@@ -123,12 +117,16 @@ class Attention(nn.Module):
         """
         c = self.config
 
-        def project(name: str, heads: int) -> jax.Array:
+        def project(name: str, heads: int, normed: str) -> jax.Array:
             y = _dense(c, heads * c.head_dim, bias=c.qkv_bias, std=c.init_std, name=name)(x)
-            return y.reshape(*y.shape[:2], heads, c.head_dim)
+            if normed == "all":
+                y = norm(c, f"{name}_norm")(y)
+            y = y.reshape(*y.shape[:2], heads, c.head_dim)
+            return norm(c, f"{name}_norm")(y) if normed == "head" else y
 
-        query, key = project("q", c.num_heads), project("k", c.num_kv_heads)
-        value = project("v", c.num_kv_heads)
+        query = project("q", c.num_heads, c.structure.qk_norm)
+        key = project("k", c.num_kv_heads, c.structure.qk_norm)
+        value = project("v", c.num_kv_heads, "none")
         if rotation is not None:
             query, key = rotate(query, rotation), rotate(key, rotation)
         kv = KeyValue(key.transpose(0, 2, 1, 3), value.transpose(0, 2, 1, 3))
@@ -136,7 +134,14 @@ class Attention(nn.Module):
             kv = jax.tree.map(
                 lambda old, new: jax.lax.dynamic_update_slice(old, new, (0, 0, column, 0)), past, kv
             )
-        out = attend(query, kv, allowed)
+        out = attend(
+            query,
+            kv,
+            allowed,
+            c.attention,
+            scalar=c.query_pre_attn_scalar,
+            softcap=c.attention_softcap,
+        )
         std = c.init_std * (2 * c.num_layers) ** -0.5
         return _dense(c, c.hidden_size, bias=c.out_bias, std=std, name="o")(out), kv
 

@@ -1,20 +1,13 @@
 """Conversion of text records to arrays of token ids."""
 
 import itertools
-from collections.abc import Sequence
-from typing import NamedTuple
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
 
 import numpy as np
 
-from ppo_jax.rlhf.chat import render_chat
-from ppo_jax.rlhf.formats import (
-    Conversation,
-    DataError,
-    Example,
-    Preference,
-    Prompt,
-    Text,
-)
+from ppo_jax.rlhf.chat import assistant_parts, render_chat, shared_start
+from ppo_jax.rlhf.formats import Conversation, DataError, Example, Preference, Prompt, Text
 from ppo_jax.rlhf.tokenizer import Tokenizer, TokenizerError
 
 
@@ -36,8 +29,8 @@ class Supervision(NamedTuple):
     Attributes:
         tokens: [N, L] int32 token ids.
         mask: [N, L] bool, True for tokens of the text and False for padding.
-        weight: [N, L] float32, 1 for the tokens to be predicted, the completion and its EOS; 0
-            for prompt and padding.
+        weight: [N, L] float32, 1 for the tokens to be predicted, the completion and its EOS, or
+            only the assistant's tokens in it; 0 for all others and for padding.
     """
 
     tokens: np.ndarray
@@ -57,6 +50,20 @@ class Pairs(NamedTuple):
     chosen: Tokens
     rejected: Tokens
     margin: np.ndarray
+
+
+class _Row(NamedTuple):
+    """A tokenised text in two parts, which `prompt + completion` joins.
+
+    Attributes:
+        prompt: ids before the completion.
+        completion: ids of the completion, with EOS at the end.
+        counts: whether each id of the completion is to be predicted.
+    """
+
+    prompt: list[int]
+    completion: list[int]
+    counts: list[bool]
 
 
 def prompt_arrays(
@@ -79,7 +86,7 @@ def prompt_arrays(
     """
     rows = []
     for example in examples:
-        ids = _prompt_ids(example.prompt, tokenizer, example.where)
+        ids = _prompt_ids(example, tokenizer)
         if not ids:
             raise DataError(f"{example.where}: the prompt has no tokens to continue from")
         if len(ids) > max_prompt and not truncate:
@@ -89,12 +96,17 @@ def prompt_arrays(
 
 
 def sft_arrays(
-    examples: Sequence[Example], tokenizer: Tokenizer, max_length: int, truncate: bool = False
+    examples: Sequence[Example],
+    tokenizer: Tokenizer,
+    max_length: int,
+    truncate: bool = False,
+    *,
+    assistant_only: bool = False,
 ) -> Supervision:
     """Examples as right-padded rows that end with EOS.
 
-    Prompt and completion are encoded separately, as they are when a policy samples a completion:
-    no token spans both.
+    Prompt and completion are encoded together and separated where the prompt ends. A token that
+    contains characters of both belongs to the completion.
 
     Args:
         examples: the N examples.
@@ -103,26 +115,30 @@ def sft_arrays(
         truncate: whether longer rows are shortened instead of being refused. The end of the prompt
             is kept, at least half of max_length, and the beginning of the completion; EOS is cut
             off if the row is still too long.
+        assistant_only: whether only the assistant's turns are to be predicted, as marked by
+            {% generation %} in the chat template or else by turns (`chat.assistant_parts`).
 
     Returns:
         Supervision [N, L], where L is the length of the longest row.
 
     Raises:
-        DataError: there are no examples, or one is too long.
+        DataError: there are no examples, one is too long, or assistant_only is set and an example
+            is not a conversation.
     """
-    rows, starts = [], []
+    rows, weights = [], []
     for example in examples:
-        prompt, completions = _encoded(
-            example.prompt, [example.completion], tokenizer, example.where
-        )
+        completions = [example.completion]
+        made = _encoded(example, completions, tokenizer, assistant_only=assistant_only)
         if truncate:
-            prompt = _room_for(completions, prompt, max_length, tokenizer)
-        rows += _joined(prompt, completions, max_length, truncate=truncate, where=example.where)
+            made = _fitted(made, max_length, tokenizer)
+        rows += _joined(made, max_length, truncate=truncate, where=example.where)
+        (row,) = made
         # The first token of a row has no text before it from which it could be predicted.
-        starts.append(max(len(prompt), 1))
+        weights.append([False, *(*[False] * len(row.prompt), *row.counts)[1:max_length]])
     tokens, mask = _padded(rows, tokenizer)
-    is_completion = np.arange(tokens.shape[1]) >= np.asarray(starts)[:, None]
-    return Supervision(tokens, mask, (mask & is_completion).astype(np.float32))
+    weight = np.zeros(mask.shape, np.float32)
+    weight[mask] = list(itertools.chain.from_iterable(weights))
+    return Supervision(tokens, mask, weight)
 
 
 def preference_arrays(
@@ -144,44 +160,89 @@ def preference_arrays(
     """
     rows = []
     for example in examples:
-        sides = [example.chosen, example.rejected]
-        prompt, completions = _encoded(example.prompt, sides, tokenizer, example.where)
+        made = _encoded(example, [example.chosen, example.rejected], tokenizer)
         if truncate:
-            prompt = _room_for(completions, prompt, max_length, tokenizer)
-        rows += _joined(prompt, completions, max_length, truncate=truncate, where=example.where)
+            made = _fitted(made, max_length, tokenizer)
+        rows += _joined(made, max_length, truncate=truncate, where=example.where)
     tokens, mask = _padded(rows, tokenizer)
     chosen, rejected = (Tokens(tokens[i::2], mask[i::2]) for i in (0, 1))
     return Pairs(chosen, rejected, np.array([e.margin for e in examples], np.float32))
 
 
 def _encoded(
-    prompt: Text, completions: Sequence[Text], tokenizer: Tokenizer, where: str
-) -> tuple[list[int], list[list[int]]]:
-    """The ids of a prompt, and of each of its completions with EOS at the end."""
+    example: Example | Preference,
+    completions: Sequence[Text],
+    tokenizer: Tokenizer,
+    *,
+    assistant_only: bool = False,
+) -> list[_Row]:
+    """A row for each completion of the prompt of an example."""
     if tokenizer.eos_id is None:
         raise DataError("the tokenizer has no EOS token, which every completion must end with")
-    if isinstance(prompt, str):
-        texts = completions
-        ids = tokenizer.prefix + _encode(prompt, tokenizer, where)
+    if not isinstance(example.prompt, str):
+        return [_chat_row(example, c, tokenizer, assistant_only) for c in completions]
+    if assistant_only:
+        raise DataError(
+            f"{example.where}: assistant_only_loss requires conversations, and this is a text"
+        )
+    return [_text_row(example.prompt, str(c), tokenizer, example.where) for c in completions]
+
+
+def _text_row(prompt: str, completion: str, tokenizer: Tokenizer, where: str) -> _Row:
+    whole = _encode(prompt + completion, tokenizer, where)
+    cut = _cut(prompt, whole, tokenizer, where)
+    ended = _ended(whole[cut:], tokenizer)
+    return _Row(tokenizer.prefix + whole[:cut], ended, [True] * len(ended))
+
+
+def _chat_row(
+    example: Example | Preference, completion: Text, tokenizer: Tokenizer, assistant_only: bool
+) -> _Row:
+    """The row of a conversation, whose prompt may be empty."""
+    where, template = example.where, example.template
+    assert not isinstance(completion, str)
+    messages = [*example.prompt, *completion]
+    start = _chat(example, tokenizer, prompt=True) if example.prompt else ""
+    parts: Sequence[tuple[int, int]] = ()
+    if assistant_only:
+        text, parts = _in_place(where, assistant_parts, tokenizer, messages, template)
     else:
-        start = _chat(prompt, tokenizer, where, True) if prompt else ""
-        whole = [_chat([*prompt, *c], tokenizer, where, False) for c in completions]
-        if not all(text.startswith(start) for text in whole):
+        text = _in_place(where, render_chat, tokenizer, messages, False, template)
+    if not text.startswith(start):
+        # Templates of reasoning models begin the answer with a tag that the whole text may lack.
+        plain = _chat(example, tokenizer, prompt=False)
+        if not text.startswith(plain):
             raise DataError(
                 f"{where}: the chat template renders the prompt differently when an answer "
                 f"follows, so that the completion cannot be separated from the prompt"
             )
-        texts = [text[len(start) :] for text in whole]
-        ids = _encode(start, tokenizer, where)
-    return ids, [_ended(_encode(str(t), tokenizer, where), tokenizer) for t in texts]
+        start = start[: shared_start(start, text)]
+    whole = _encode(text, tokenizer, where)
+    cut = _cut(start, whole, tokenizer, where)
+    ended = _ended(whole[cut:], tokenizer)
+    if not assistant_only:
+        return _Row(whole[:cut], ended, [True] * len(ended))
+    edges = [tuple(_cut(text[:x], whole, tokenizer, where) for x in part) for part in parts]
+    counts = [any(a <= cut + i < b for a, b in edges) for i in range(len(ended))]
+    if len(ended) > len(whole) - cut:  # an EOS that the template did not write
+        counts[-1] = messages[-1]["role"] == "assistant"
+    return _Row(whole[:cut], ended, counts)
 
 
-def _prompt_ids(prompt: Text, tokenizer: Tokenizer, where: str) -> list[int]:
+def _cut(start: str, whole: list[int], tokenizer: Tokenizer, where: str) -> int:
+    """The index of the first token that contains a character after the beginning `start`."""
+    before = _encode(start, tokenizer, where) if start else []
+    same = (a == b for a, b in zip(before, whole, strict=False))
+    return sum(1 for _ in itertools.takewhile(bool, same))
+
+
+def _prompt_ids(example: Prompt, tokenizer: Tokenizer) -> list[int]:
+    prompt, where = example.prompt, example.where
     if isinstance(prompt, str):
         return tokenizer.prefix + _encode(prompt, tokenizer, where)
     if prompt and prompt[-1]["role"] == "assistant":
         raise DataError(f"{where}: a prompt must not end with the assistant's turn")
-    return _encode(_chat(prompt, tokenizer, where, True), tokenizer, where) if prompt else []
+    return _encode(_chat(example, tokenizer, prompt=True), tokenizer, where) if prompt else []
 
 
 def _ended(ids: list[int], tokenizer: Tokenizer) -> list[int]:
@@ -195,15 +256,21 @@ def _ended(ids: list[int], tokenizer: Tokenizer) -> list[int]:
 
 
 def _encode(text: str, tokenizer: Tokenizer, where: str) -> list[int]:
-    try:
-        return tokenizer.encode(text)
-    except TokenizerError as error:
-        raise DataError(f"{where}: {error}") from error
+    ids: list[int] = _in_place(where, tokenizer.encode, text)
+    return ids
 
 
-def _chat(messages: Conversation, tokenizer: Tokenizer, where: str, prompt: bool) -> str:
+def _chat(example: Example | Preference | Prompt, tokenizer: Tokenizer, *, prompt: bool) -> str:
+    """The prompt of an example as text, with or without the header of the assistant's turn."""
+    messages: Conversation = list(example.prompt)  # type: ignore[arg-type]
+    text: str = _in_place(example.where, render_chat, tokenizer, messages, prompt, example.template)
+    return text
+
+
+def _in_place(where: str, function: Callable[..., Any], *arguments: Any) -> Any:
+    """The result of a function of the tokenizer, whose errors name the place of the example."""
     try:
-        return render_chat(tokenizer, messages, add_generation_prompt=prompt)
+        return function(*arguments)
     except TokenizerError as error:
         raise DataError(f"{where}: {error}") from error
 
@@ -216,26 +283,20 @@ def _last(ids: list[int], most: int, tokenizer: Tokenizer) -> list[int]:
     return start + ids[len(ids) - most + len(start) :]
 
 
-def _room_for(
-    completions: Sequence[list[int]], prompt: list[int], max_length: int, tokenizer: Tokenizer
-) -> list[int]:
-    """A prompt shortened until its completions fit, but to no less than half of a row."""
-    most = max_length - max(map(len, completions))
-    return _last(prompt, max(most, max_length // 2), tokenizer)
+def _fitted(rows: Sequence[_Row], max_length: int, tokenizer: Tokenizer) -> list[_Row]:
+    """Rows whose prompts are shortened until all fit, but to no less than half of a row."""
+    most = max_length - max(len(row.completion) for row in rows)
+    room = max(most, max_length // 2)
+    return [row._replace(prompt=_last(row.prompt, room, tokenizer)) for row in rows]
 
 
 def _joined(
-    prompt: list[int],
-    completions: Sequence[list[int]],
-    max_length: int,
-    *,
-    truncate: bool,
-    where: str,
+    rows: Sequence[_Row], max_length: int, *, truncate: bool, where: str
 ) -> list[list[int]]:
-    longest = len(prompt) + max(map(len, completions))
+    longest = max(len(row.prompt) + len(row.completion) for row in rows)
     if longest > max_length and not truncate:
         raise DataError(_too_long(where, "text", longest, max_length))
-    return [(prompt + completion)[:max_length] for completion in completions]
+    return [(row.prompt + row.completion)[:max_length] for row in rows]
 
 
 def _too_long(where: str, what: str, length: int, most: int) -> str:

@@ -14,9 +14,10 @@ import jax
 import jax.numpy as jnp
 from flax import struct
 
-from ppo_jax.rlhf.attention import KeyValue, rotations
+from ppo_jax.rlhf.attention import KeyValue
 from ppo_jax.rlhf.decoder_config import DecoderConfig, RopeScaling, small
-from ppo_jax.rlhf.token_distribution import head_logits
+from ppo_jax.rlhf.rope import rotations
+from ppo_jax.rlhf.token_distribution import CHUNK, TokenDistribution, head_logits
 from ppo_jax.rlhf.transformer import Block, Trunk
 from ppo_jax.types import Params
 
@@ -87,7 +88,7 @@ class Decoder:
         keys = (one > -1, one, jnp.arange(1))
         params = dict(Trunk(c, depth=0).init(trunk_key, one, one, keys)["params"])
         x = jnp.zeros((1, 1, c.hidden_size), jnp.dtype(c.dtype))
-        rotation = None if c.family == "gpt2" else rotations(c, one)
+        rotation = rotations(c, one) if c.rotary else None
 
         def layer(key: jax.Array) -> Params:
             return Block(c).init(key, x, rotation, one[None] > -1, past=None, column=0)["params"]
@@ -126,7 +127,35 @@ class Decoder:
 
     def logits(self, params: Params, hidden: jax.Array) -> jax.Array:
         """Logits [..., V] float32 of hidden states [..., D]."""
-        return head_logits(hidden, self.head(params))
+        return head_logits(hidden, self.head(params), self.config.logit_softcap)
+
+    def distribution(
+        self,
+        params: Params,
+        hidden: jax.Array,
+        temperature: jax.Array | float = 1.0,
+        *,
+        valid_vocab: int | None = None,
+        chunk: int = CHUNK,
+    ) -> TokenDistribution:
+        """The distribution of the token that follows each hidden state.
+
+        Args:
+            params: parameters of the model, as from `init`.
+            hidden: [..., D] hidden states after the final norm.
+            temperature: temperature τ, which divides the logits.
+            valid_vocab: number of ids in the tokenizer; larger ids have probability 0. None allows
+                all ids.
+            chunk: maximum number of logits in a block.
+        """
+        return TokenDistribution(
+            hidden,
+            self.head(params),
+            temperature,
+            chunk=chunk,
+            valid_vocab=valid_vocab,
+            softcap=self.config.logit_softcap,
+        )
 
     def init_cache(self, batch: int, length: int) -> Cache:
         """A cache of `length` empty columns."""
@@ -208,7 +237,11 @@ class Decoder:
         return (hidden @ params["score"]["kernel"].astype(jnp.float32))[..., 0]
 
     def score(self, params: Params, tokens: jax.Array, mask: jax.Array | None = None) -> jax.Array:
-        """Output of the score head at the last token of each row that is not masked.
+        """Output of the score head at the last token of each row that is not padding.
+
+        Masked tokens are padding, and so are tokens with the id `config.pad_id`, as in
+        transformers: if the end-of-sequence token is also the padding token, the score is the one
+        of the token before it. A row of nothing but padding has the score of its first column.
 
         The arguments are those of `values`.
 
@@ -216,9 +249,10 @@ class Decoder:
             [B] float32 scores.
         """
         values = self.values(params, tokens, mask)
-        if mask is None:
-            return values[:, -1]
-        last = tokens.shape[1] - 1 - jnp.argmax((mask > 0)[:, ::-1], axis=1)
+        text = jnp.ones(tokens.shape, bool) if mask is None else mask > 0
+        if self.config.pad_id is not None:
+            text &= tokens != self.config.pad_id
+        last = jnp.argmax(text * jnp.arange(tokens.shape[1]), axis=1)
         return jnp.take_along_axis(values, last[:, None], axis=1)[:, 0]
 
     def with_score(self, params: Params, key: jax.Array | None = None) -> Params:
@@ -258,8 +292,15 @@ class Decoder:
 
     def _check_length(self, length: int) -> None:
         c = self.config
-        if c.family == "gpt2" and length > c.max_positions:
+        if length <= c.context:
+            return
+        if not c.rotary:
             raise ValueError(
-                f"{length} tokens, but the model has positions for {c.max_positions}: shorten the "
+                f"{length} tokens, but the model has positions for {c.context}: shorten the "
                 "prompts or the responses"
+            )
+        if c.context < c.max_positions:
+            raise ValueError(
+                f"{length} tokens, but longrope is supported up to the original context of "
+                f"{c.context}: shorten the prompts or the responses"
             )

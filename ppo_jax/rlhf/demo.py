@@ -6,8 +6,9 @@ is compared with the optimal objective of any policy, J* = β log E_ref exp(r / 
 """
 
 import dataclasses
+import json
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -17,9 +18,9 @@ import numpy as np
 from rich.table import Table
 
 from ppo_jax import precision
-from ppo_jax.config import ConfigError
+from ppo_jax.config import commands
 from ppo_jax.config.rlhf import Demo as DemoConfig
-from ppo_jax.rlhf import algorithms, optimum, stages, supervised, train
+from ppo_jax.rlhf import algorithms, held_out, optimum, stages, supervised, train
 from ppo_jax.rlhf.corpus import first_letters, gold_score, noisy_preferences, tokenizer_of, words
 from ppo_jax.rlhf.data import preference_arrays, prompt_arrays, sft_arrays
 from ppo_jax.rlhf.decoder import Decoder, small
@@ -28,8 +29,8 @@ from ppo_jax.rlhf.formats import DataError, Prompt, from_lines, read
 from ppo_jax.rlhf.generate import generate
 from ppo_jax.rlhf.rollout import Responses, kl_of, shape_scores
 from ppo_jax.rlhf.scoring import Reward, from_model
-from ppo_jax.rlhf.stages import Language
-from ppo_jax.runs import commands, provenance, terminal
+from ppo_jax.rlhf.stages import HeldOutRows, Language
+from ppo_jax.runs import provenance, terminal
 from ppo_jax.runs.checkpoint import write_json
 from ppo_jax.runs.job import Job
 from ppo_jax.runs.signals import Signals
@@ -39,6 +40,8 @@ LENGTH = 14  # maximum number of tokens of a response, including EOS
 WIDTH = 512  # number of words that are sampled at a time
 NORMALISATION = 2048  # number of sampled words that determine the reward model's mean and scale
 UNSEEN = 2000  # number of pairs that the accuracy of the reward model is measured on
+HELD_OUT = 0.05  # fraction of the texts and of the pairs that is held out for evaluations
+KEPT = "between_stages.json"
 # Folded into the seed, for the PRNG key of the samples that are compared.
 PREFERENCES = 0x9F3E
 
@@ -79,11 +82,6 @@ def demo(config: DemoConfig, options: RunOptions) -> int:
     Returns:
         Exit code: 0, or 128 + the number of the signal that stopped the demo.
     """
-    if options.callback or options.eval_every is not None or options.stop_at is not None:
-        raise ConfigError(
-            "the demo has no --callback, --eval-every or --stop-at; use the commands of its "
-            "stages instead: python -m ppo_jax.rlhf sft, reward or ppo"
-        )
     started = time.perf_counter()
     lines = words() if config.data is None else _lines_of(config.data)
     with open_directory("demo", options, flat(config)) as directory, Signals() as signals:
@@ -142,14 +140,21 @@ def _fine_tune(story: _Story) -> Params:
     terminal.say(
         f"1. supervised fine-tuning on {len(story.lines):,} lines such as {', '.join(some)}"
     )
-    config = supervised.Config(updates=story.config.sft_updates, learning_rate=3e-3)
-    arrays = sft_arrays(from_lines(story.lines), story.language.tokenizer, 512)
+    config = supervised.Config(
+        updates=story.config.sft_updates, learning_rate=3e-3, length_buckets=1
+    )
+    training, others = held_out.split(from_lines(story.lines), HELD_OUT)
+    rows, unseen = (
+        supervised.text_rows(*sft_arrays(x, story.language.tokenizer, 512))
+        for x in (training, others.examples)
+    )
     key = jax.random.key(story.config.seed)
     stage = stages.fine_tuning(
         story.decoder,
         story.decoder.init(key),
-        supervised.text_rows(*arrays),
+        rows,
         config,
+        held_out=HeldOutRows(unseen, others.about),
         seed=story.config.seed,
         language=story.language,
     )
@@ -162,32 +167,62 @@ def _learn_preferences(story: _Story, params: Params) -> tuple[Reward, dict[str,
     key = jax.random.fold_in(jax.random.key(config.seed), PREFERENCES)
     count = config.preferences
     write_key, judge_key = jax.random.split(key)
-    texts = _write(story, params, write_key, 2 * count + NORMALISATION)
+    samples = 2 * count + NORMALISATION
+    texts = _kept(story, "texts", lambda: _write(story, params, write_key, samples))
     pairs = _pairs(judge_key, texts[: 2 * count])
     agreement = _in_gold_order(pairs)
     terminal.say(
         f"2. training a reward model on {count:,} preference pairs, of which {agreement:.0%} "
         "agree with the gold rule"
     )
-    steps = supervised.Config(updates=config.reward_updates, learning_rate=1e-3)
-    rows = supervised.preference_rows(*preference_arrays(pairs, tokenizer, 512))
+    steps = supervised.Config(updates=config.reward_updates, learning_rate=1e-3, length_buckets=1)
+    training, others = held_out.split(pairs, HELD_OUT)
+    rows, unseen = (
+        supervised.preference_rows(*preference_arrays(x, tokenizer, 512))
+        for x in (training, others.examples)
+    )
     stage = stages.reward_model(
         story.decoder,
         story.decoder.with_score(params, jax.random.key(config.seed + 1)),
         rows,
         steps,
+        held_out=HeldOutRows(unseen, others.about),
         center=0.0,
         seed=config.seed,
         language=story.language,
     )
     state = _run(story, stage, dataclasses.asdict(steps))
-    scores = _scores(story, state.learner.params, texts[2 * count :])
-    mean, deviation = float(scores.mean()), float(scores.std())
+
+    def moments() -> list[float]:
+        scores = _scores(story, state.learner.params, texts[2 * count :])
+        return [float(scores.mean()), float(scores.std())]
+
+    mean, deviation = _kept(story, "normalisation", moments)
     stages.write_normalisation(story.path / "reward" / "model", mean, deviation)
     write_key, judge_key = jax.random.split(jax.random.fold_in(key, 1))
-    unseen = _pairs(judge_key, _write(story, params, write_key, 2 * UNSEEN))
-    learned = _accuracy(story, state.learner.params, unseen)
+    further = _pairs(judge_key, _write(story, params, write_key, 2 * UNSEEN))
+    learned = _accuracy(story, state.learner.params, further)
     return from_model(story.decoder, state.learner.params, mean, deviation), learned
+
+
+def _kept(story: _Story, name: str, make: Callable[[], Any]) -> Any:
+    """A result of one stage that is part of the data of another one.
+
+    A resumed demo reads it from the file `KEPT`. Computed again on other devices or cores, it could
+    differ by rounding, and the checkpoints of the next stage would belong to other data.
+
+    Raises:
+        DataError: the file is damaged.
+    """
+    path = story.path / KEPT
+    try:
+        values = json.loads(path.read_text()) if path.exists() else {}
+    except ValueError as error:
+        raise DataError(f"{path} is not JSON ({error}); start the demo again") from error
+    if name not in values:
+        values[name] = make()
+        write_json(path, values)
+    return values[name]
 
 
 def _optimise(story: _Story, models: train.Models) -> dict[str, Any]:
@@ -208,7 +243,7 @@ def _optimise(story: _Story, models: train.Models) -> dict[str, Any]:
     prompts = prompt_arrays(first_letters(story.lines), tokenizer, 8)
     program = train.build(models, *prompts, config, hyper=hyper, eos_id=tokenizer.eos_id)
     stage = stages.optimisation(
-        program, models, config, seed=demo.seed, language=story.language, eval_prompts=4096
+        program, models, config, seed=demo.seed, language=story.language, eval_responses=4096
     )
     state = _run(story, stage, dataclasses.asdict(config) | dataclasses.asdict(hyper))
     return _beside_the_optimum(story, program, state, story.lines)

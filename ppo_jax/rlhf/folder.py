@@ -13,9 +13,10 @@ import jax
 import numpy as np
 
 from ppo_jax import precision
-from ppo_jax.config import ConfigError
+from ppo_jax.config import ConfigError, commands
 from ppo_jax.config.options import to_json
-from ppo_jax.runs import cache, commands, files, loop, manifest, trackers, trust
+from ppo_jax.config.rlhf import OLDER
+from ppo_jax.runs import cache, files, loop, manifest, trackers, trust
 from ppo_jax.runs.checkpoint import Checkpoints
 from ppo_jax.runs.folder import (
     STAGE_FORMAT,
@@ -38,16 +39,42 @@ SHARD = re.compile(r"model-\d+-of-\d+\.safetensors")
 MODEL_FILES = {
     manifest.NAME, "config.json", "model.safetensors", "model.safetensors.index.json",
     "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "chat_template.jinja",
-    "generation_config.json", "reward.json",
+    "generation_config.json", "reward.json", "adapter_config.json", "adapter_model.safetensors",
 }  # fmt: skip
 # Options that did not exist when older runs were made, and the values that those runs used.
-YOUNGER = {"matmul_precision": "default"}
+YOUNGER: dict[str, Any] = {
+    "matmul_precision": "default",
+    "param_dtype": "float32",
+    "assistant_only_loss": False,
+    "chat_template_kwargs": [],
+    "length_buckets": 1,
+    "weight_decay": 0.0,
+    "attention": "plain",
+    "lora_rank": 0,
+    "lora_alpha": 16.0,
+    "lora_targets": ["q", "v"],
+    "lora_critic": False,
+    **OLDER,
+}
+# Options that a checkpoint does not depend on: the horizon of the run, and how it is evaluated. The
+# split into training and held-out data is part of the digest of the training data.
+FREE = ("updates", "anneal_updates", "eval_data", "eval_fraction", "eval_responses")
+# Parts of the identity of older checkpoints that are ignored: a digest of sums, which differs
+# between devices and is replaced by "frozen", and an option that is now in FREE.
+IGNORED = ("given", "validation_fraction")
 
 
 class StageDirectory(RunDirectory):
     """The folder of a stage; the folder of a demo contains one for each of its stages."""
 
-    contents = (*RunDirectory.contents, "samples.jsonl", "model", *PARTS)
+    contents = (
+        *RunDirectory.contents,
+        "samples.jsonl",
+        "between_stages.json",
+        "model",
+        "adapter",
+        *PARTS,
+    )
     kind, format = "run of ppo_jax.rlhf", STAGE_FORMAT
 
     @classmethod
@@ -64,6 +91,7 @@ class StageDirectory(RunDirectory):
                 files.delete(self.path / part / ".lock")
                 files.remove_empty(self.path / part)
         _clear_model(self.path / "model")
+        _clear_model(self.path / "adapter")
         super().clear()
 
 
@@ -131,12 +159,15 @@ def run(
 
 def _next_steps(kind: str, config: dict[str, Any], path: Path) -> dict[str, str]:
     """The commands that may follow a finished stage, by name."""
-    model, longer = path / "model", 2 * int(config["updates"])
-    write = commands.command("rlhf", "generate", "--model", model, "--max-new-tokens", 32)
+    longer = 2 * int(config["updates"])
+    length = config.get("max_new_tokens", 32)  # that of the responses in training, if it had any
+    write = commands.command("rlhf", "generate", path, "--max-new-tokens", length)
+    further = ("--updates", longer, "--anneal-updates", longer)
     return {
         **({} if kind == "reward" else {"generate": write}),
-        **({"evaluate": commands.command("rlhf", "evaluate", path)} if kind == "ppo" else {}),
-        "continue": commands.command("rlhf", kind, "--resume", path, "--updates", longer),
+        "evaluate": commands.command("rlhf", "evaluate", path),
+        "plot": commands.command("plot", path),
+        "continue": commands.command("rlhf", kind, "--resume", path, *further),
     }
 
 
@@ -180,11 +211,10 @@ def identity_of(config: dict[str, Any], frozen: PyTree) -> dict[str, Any]:
         Keyword arguments of `Checkpoints`: `identity`; `defaults`, used for values that older
         checkpoints do not have; `older`, names in older checkpoints that are ignored.
     """
-    identity = YOUNGER | {k: v for k, v in config.items() if k != "updates"}
+    identity = YOUNGER | {k: v for k, v in config.items() if k not in FREE}
     identity["frozen"] = digest(frozen)
-    # Older checkpoints have "given" instead, a digest of sums that differs between devices.
     defaults = YOUNGER | {"frozen": identity["frozen"]}
-    return {"identity": identity, "defaults": defaults, "older": ("given",)}
+    return {"identity": identity, "defaults": defaults, "older": IGNORED}
 
 
 def checkpoints_of(path: Path, config: dict[str, Any], frozen: PyTree) -> Checkpoints:
@@ -234,7 +264,8 @@ def read_stage(run_dir: Path, given: Given = NOTHING) -> tuple[str, dict[str, An
         raise ConfigError(f"{run_dir} is not a run of ppo_jax.rlhf: no config.json")
     try:
         content = json.loads(files.read_text(path))
-        found = content["stage"], dict(content["config"]), dict(content.get("run") or {})
+        config = YOUNGER | dict(content["config"])
+        found = content["stage"], config, dict(content.get("run") or {})
     except OSError as error:
         raise ConfigError(f"cannot read {path}: {error.strerror}") from error
     except (ValueError, KeyError, TypeError, RecursionError) as error:

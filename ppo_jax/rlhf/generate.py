@@ -4,12 +4,15 @@ The masks come from the sampler and are never derived from token ids: the pad id
 equal the end-of-text id, or may be an ordinary token.
 """
 
-from typing import NamedTuple
+import sys
+import types
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 
 from ppo_jax.distributions import Categorical
+from ppo_jax.rlhf import sampling
 from ppo_jax.rlhf.decoder import Cache, Decoder
 from ppo_jax.rlhf.token_distribution import mask_vocabulary
 from ppo_jax.types import Params
@@ -64,10 +67,12 @@ def generate(
 ) -> Generation:
     """Continue every prompt until its end of text, or for max_new_tokens tokens.
 
-    Each token is drawn from π(v) ∝ exp(z_v / τ); the loop stops once all rows have ended.
+    Each token is drawn from π(v) ∝ exp(z_v / τ), by `sampling.sample`; the loop stops once all rows
+    have ended.
 
     Args:
-        key: PRNG key.
+        key: PRNG key, or [B] keys, one for each row: the tokens of a row then do not depend on the
+            other rows of the batch.
         params: parameters of the decoder.
         prompt: [B, P] int, token ids of the prompts, padded on either side.
         prompt_mask: [B, P] mask, nonzero for tokens; None if there is no padding.
@@ -95,10 +100,16 @@ def generate(
     _check(decoder, prompt, max_new_tokens, top_k=top_k, top_p=top_p)
     stops = jnp.array((), jnp.int32) if eos_id is None else jnp.atleast_1d(jnp.asarray(eos_id))
     batch, length = prompt.shape
+    if not jnp.issubdtype(key.dtype, jax.dtypes.prng_key):  # a key of jax.random.PRNGKey
+        key = jax.random.wrap_key_data(key)
 
     def draw(step: jax.Array, hidden: jax.Array, done: jax.Array) -> tuple[jax.Array, ...]:
         logits = mask_vocabulary(decoder.logits(params, hidden), valid_vocab)
-        noise = jax.random.fold_in(key, step)
+        noise = (
+            jax.vmap(jax.random.fold_in, (0, None))(key, step)
+            if key.ndim
+            else (jax.random.fold_in(key, step))
+        )
         token, log_prob = _sample(noise, logits, temperature, top_k=top_k, top_p=top_p)
         token = jnp.where(done, pad_id, token)
         ended = done | jnp.any(token[:, None] == stops, axis=1)
@@ -140,8 +151,14 @@ def _sample(
         dist = dist.masked(within_top_k(dist.logits, top_k))
     if top_p is not None:
         dist = dist.masked(within_top_p(dist.logits, top_p))
-    token = jnp.where(greedy, full.mode(), dist.sample(key))
+    token = jnp.where(greedy, full.mode(), _drawn(dist.logits, key))
     return token, full.log_prob(token)
+
+
+def _drawn(logits: jax.Array, key: jax.Array) -> jax.Array:
+    """[B] tokens, drawn with one key for all rows or with one for each."""
+    draw = jax.vmap(sampling.sample) if key.ndim else sampling.sample
+    return draw(key, logits)
 
 
 def within_top_k(logits: jax.Array, k: int) -> jax.Array:
@@ -151,11 +168,15 @@ def within_top_k(logits: jax.Array, k: int) -> jax.Array:
 
 
 def within_top_p(logits: jax.Array, p: jax.Array | float) -> jax.Array:
-    """[..., V] bool, True for the smallest set of most likely tokens with a total of at least p."""
-    ordered = jnp.sort(logits, axis=-1, descending=True)
+    """[..., V] bool, True for the smallest set of most likely tokens with a total of at least p.
+
+    A token is kept if it and all less likely tokens have more than 1 − p. These sums start with the
+    rarest token: sums that start with the most likely one are rounded to 1 before the rarest.
+    """
+    ordered = jnp.sort(logits, axis=-1)
     mass = jnp.cumsum(jax.nn.softmax(ordered, axis=-1), axis=-1)
-    before = jnp.concatenate([jnp.zeros_like(mass[..., :1]), mass[..., :-1]], axis=-1)
-    least = jnp.min(jnp.where(before < p, ordered, jnp.inf), axis=-1, keepdims=True)
+    kept = (mass > (1.0 - p) * mass[..., -1:]).at[..., -1].set(True)
+    least = jnp.min(jnp.where(kept, ordered, jnp.inf), axis=-1, keepdims=True)
     return logits >= least
 
 
@@ -179,7 +200,7 @@ def _check(
     top_k: int | None,
     top_p: jax.Array | float | None,
 ) -> None:
-    limit = decoder.config.max_positions
+    limit = decoder.config.context
     if max_new_tokens < 1:
         raise ValueError(f"max_new_tokens is {max_new_tokens}; it must be at least 1")
     if prompt.shape[1] + max_new_tokens > limit:
@@ -191,3 +212,14 @@ def _check(
         raise ValueError(f"top_k is {top_k}; it must be at least 1")
     if isinstance(top_p, int | float) and not 0 < top_p <= 1:
         raise ValueError(f"top_p is {top_p}; it must be in (0, 1]")
+
+
+class _Callable(types.ModuleType):
+    """This module, callable as the function `ppo_jax.rlhf.generate`."""
+
+    def __call__(self, *arguments: Any, **options: Any) -> Generation:
+        """Call `generate`."""
+        return generate(*arguments, **options)
+
+
+sys.modules[__name__].__class__ = _Callable

@@ -5,38 +5,44 @@ The formats of transformers 4 and 5 are both supported.
 
 from typing import Any
 
-from ppo_jax.config.options import did_you_mean
-from ppo_jax.rlhf.decoder_config import FAMILIES, DecoderConfig, RopeScaling
+from ppo_jax.rlhf.decoder_config import FAMILIES, DecoderConfig
+from ppo_jax.rlhf.hf_families import DEFAULTS, refusal
+from ppo_jax.rlhf.hf_rope import FULL, SLIDING, read_rope, write_rope
+from ppo_jax.rlhf.hf_values import (
+    ModelError,
+    activation,
+    optional,
+    real,
+    switch,
+    token,
+    token_id,
+    whole,
+)
 
-ACTIVATION_NAMES = {
-    "silu": "silu",
-    "swish": "silu",
-    "relu": "relu",
-    "gelu": "gelu",
-    "gelu_new": "gelu_new",
-    "gelu_pytorch_tanh": "gelu_new",
-    "gelu_fast": "gelu_new",
+__all__ = ["CAUSAL", "SCORING", "read_config", "write_config"]
+
+_STEMS = {
+    "gpt2": "GPT2",
+    "llama": "Llama",
+    "mistral": "Mistral",
+    "qwen2": "Qwen2",
+    "qwen3": "Qwen3",
+    "gemma2": "Gemma2",
+    "gemma3_text": "Gemma3Text",
+    "phi3": "Phi3",
+    "smollm3": "SmolLM3",
+    "olmo2": "Olmo2",
 }
-CAUSAL = {
+# The names of two classes in transformers do not follow the pattern.
+CAUSAL = {family: f"{stem}ForCausalLM" for family, stem in _STEMS.items()} | {
     "gpt2": "GPT2LMHeadModel",
-    "llama": "LlamaForCausalLM",
-    "mistral": "MistralForCausalLM",
-    "qwen2": "Qwen2ForCausalLM",
+    "gemma3_text": "Gemma3ForCausalLM",
 }
-SCORING = {
-    "gpt2": "GPT2ForSequenceClassification",
-    "llama": "LlamaForSequenceClassification",
-    "mistral": "MistralForSequenceClassification",
-    "qwen2": "Qwen2ForSequenceClassification",
-}
-
-
+SCORING = {family: f"{stem}ForSequenceClassification" for family, stem in _STEMS.items()}
+# Families in which config.json may give some layers a sliding window.
+WINDOWED = ("mistral", "phi3", "qwen2", "qwen3", "gemma2", "gemma3_text", "smollm3")
 # Models of these families have far fewer layers; a program of more would take hours to trace.
 MOST_LAYERS = 1000
-
-
-class ModelError(ValueError):
-    """A folder that cannot be loaded as a model; the message names the fault and the remedy."""
 
 
 def read_config(raw: dict[str, Any], dtype: str = "float32", remat: bool = False) -> DecoderConfig:
@@ -51,25 +57,32 @@ def read_config(raw: dict[str, Any], dtype: str = "float32", remat: bool = False
         ModelError: the model is of another family, or has a part that is not supported.
     """
     family = raw.get("model_type")
-    if family not in FAMILIES:
-        hint = did_you_mean(str(family), FAMILIES)
+    if not isinstance(family, str) or family not in FAMILIES:
+        raise ModelError(refusal(family))
+    if raw.get("quantization_config"):
         raise ModelError(
-            f"model_type is {family!r}, which is not supported; {hint} "
-            f"(supported: {', '.join(FAMILIES)})"
+            f"the weights are quantised ({_method(raw['quantization_config'])}), which is not "
+            "supported; save the model with weights in bfloat16, float16 or float32"
         )
+    raw = DEFAULTS.get(family, {}) | raw
     eos = raw.get("eos_token_id")
     listed = eos if isinstance(eos, list) else [] if eos is None else [eos]
-    common = {
+    common: dict[str, Any] = {
         "family": family,
-        "vocab_size": _whole(raw, "vocab_size"),
-        "bos_id": _token(raw, "bos_token_id"),
-        "eos_ids": tuple(_id(x, "eos_token_id") for x in listed),
-        "pad_id": _token(raw, "pad_token_id"),
-        "init_std": _real(raw, "initializer_range", 0.02),
+        "vocab_size": whole(raw, "vocab_size"),
+        "bos_id": token(raw, "bos_token_id"),
+        "eos_ids": tuple(token_id(x, "eos_token_id") for x in listed),
+        "pad_id": token(raw, "pad_token_id"),
+        "init_std": real(raw, "initializer_range", 0.02),
         "dtype": dtype,
         "remat": remat,
     }
     return DecoderConfig(**common, **(_gpt2 if family == "gpt2" else _llama)(raw))
+
+
+def _method(quantization: Any) -> str:
+    method = quantization.get("quant_method") if isinstance(quantization, dict) else None
+    return str(method or "quantization_config")[:40]
 
 
 def _gpt2(raw: dict[str, Any]) -> dict[str, Any]:
@@ -80,150 +93,137 @@ def _gpt2(raw: dict[str, Any]) -> dict[str, Any]:
     ):
         if raw.get(name, usual) is not usual:
             raise ModelError(f"{name} is {raw[name]}; only {usual} is supported")
-    size, heads = _whole(raw, "n_embd"), _whole(raw, "n_head")
+    size, heads = whole(raw, "n_embd"), whole(raw, "n_head")
     return {
         "hidden_size": size,
-        "num_layers": _whole(raw, "n_layer", most=MOST_LAYERS),
+        "num_layers": whole(raw, "n_layer", most=MOST_LAYERS),
         "num_heads": heads,
         "num_kv_heads": heads,
         "head_dim": size // heads,
-        "intermediate_size": _whole(raw, "n_inner", 4 * size),
-        "max_positions": _whole(raw, "n_positions", 1024),
-        "norm_eps": _real(raw, "layer_norm_epsilon", 1e-5),
-        "tied": _switch(raw, "tie_word_embeddings", True),
-        "activation": _activation(raw.get("activation_function", "gelu_new")),
+        "intermediate_size": whole(raw, "n_inner", 4 * size),
+        "max_positions": whole(raw, "n_positions", 1024),
+        "norm_eps": real(raw, "layer_norm_epsilon", 1e-5),
+        "tied": switch(raw, "tie_word_embeddings", True),
+        "activation": activation(raw.get("activation_function", "gelu_new")),
     }
 
 
 def _llama(raw: dict[str, Any]) -> dict[str, Any]:
-    size, heads = _whole(raw, "hidden_size"), _whole(raw, "num_attention_heads")
-    window, window_from = _window(raw)
-    theta, scaling = _rope(raw)
+    if raw.get("use_bidirectional_attention"):
+        raise ModelError(
+            "use_bidirectional_attention is true; only models that read from left to right are "
+            "supported"
+        )
+    size, heads = whole(raw, "hidden_size"), whole(raw, "num_attention_heads")
+    layers = whole(raw, "num_hidden_layers", most=MOST_LAYERS)
+    act = "hidden_activation" if raw["model_type"].startswith("gemma") else "hidden_act"
     return {
         "hidden_size": size,
-        "num_layers": _whole(raw, "num_hidden_layers", most=MOST_LAYERS),
+        "num_layers": layers,
         "num_heads": heads,
-        "num_kv_heads": _whole(raw, "num_key_value_heads", heads),
-        "head_dim": _whole(raw, "head_dim", size // heads),
-        "intermediate_size": _whole(raw, "intermediate_size"),
-        "max_positions": _whole(raw, "max_position_embeddings", 2048),
-        "norm_eps": _real(raw, "rms_norm_eps", 1e-6),
-        "tied": _switch(raw, "tie_word_embeddings", False),
-        "rope_theta": theta,
-        "rope_scaling": scaling,
-        "sliding_window": window,
-        "window_from": window_from,
-        "activation": _activation(raw.get("hidden_act", "silu")),
-        "attention_bias": _switch(raw, "attention_bias", False),
-        "mlp_bias": _switch(raw, "mlp_bias", False),
+        "num_kv_heads": whole(raw, "num_key_value_heads", heads),
+        "head_dim": whole(raw, "head_dim", size // heads),
+        "intermediate_size": whole(raw, "intermediate_size"),
+        "max_positions": whole(raw, "max_position_embeddings", 2048),
+        "norm_eps": real(raw, "rms_norm_eps", 1e-6),
+        "tied": switch(raw, "tie_word_embeddings", False),
+        **read_rope(raw),
+        **_windows(raw, layers),
+        **_unrotated(raw, layers),
+        **_softcaps(raw),
+        "activation": activation(raw.get(act, "silu")),
+        "attention_bias": switch(raw, "attention_bias", False),
+        "mlp_bias": switch(raw, "mlp_bias", False),
     }
 
 
-def _rope(raw: dict[str, Any]) -> tuple[float, RopeScaling | None]:
-    """Base and scaling of the rotary frequencies.
-
-    transformers 5 writes rope_parameters; transformers 4 writes rope_theta and rope_scaling.
-    """
-    rope = raw.get("rope_parameters") or raw.get("rope_scaling") or {}
-    if not isinstance(rope, dict):
-        raise ModelError(f"rope_scaling is {rope!r}; it must be an object")
-    theta = _real(raw, "rope_theta", 10_000.0)
-    theta = _real(rope, "rope_theta", theta)
-    kind = rope.get("rope_type", rope.get("type", "default"))
-    if kind == "default":
-        return theta, None
-    if kind not in ("llama3", "linear"):
-        hint = "supported: default, linear, llama3"
-        raise ModelError(f"rope_type is {kind!r}, which is not supported; {hint}")
-    if kind == "linear":
-        return theta, RopeScaling("linear", _real(rope, "factor"))
-    return theta, RopeScaling(
-        kind,
-        _real(rope, "factor"),
-        _real(rope, "low_freq_factor"),
-        _real(rope, "high_freq_factor"),
-        _whole(rope, "original_max_position_embeddings"),
-    )
+def _softcaps(raw: dict[str, Any]) -> dict[str, Any]:
+    """The bounds of attention scores and logits, and the scale of the scores, of Gemma."""
+    if not raw["model_type"].startswith("gemma"):
+        return {}
+    found: dict[str, Any] = {
+        "query_pre_attn_scalar": whole(raw, "query_pre_attn_scalar"),
+        "logit_softcap": optional(raw, "final_logit_softcapping"),
+    }
+    # Attention of Gemma 3 has the value in its config.json, and does not use it.
+    if raw["model_type"] == "gemma2":
+        found["attention_softcap"] = optional(raw, "attn_logit_softcapping")
+    return found
 
 
-def _window(raw: dict[str, Any]) -> tuple[int | None, int]:
-    """The sliding window and the index of the first layer that has it."""
-    window, family = raw.get("sliding_window"), raw["model_type"]
-    if window is None or family == "llama":
-        return None, 0
-    window = _whole(raw, "sliding_window")
-    if family == "mistral":
-        return window, 0
-    if not _switch(raw, "use_sliding_window", False):
-        return None, 0
+def _unrotated(raw: dict[str, Any], layers: int) -> dict[str, Any]:
+    """The layers of SmolLM3 without rotary positions."""
+    if raw["model_type"] != "smollm3":
+        return {}
+    rotated = raw.get("no_rope_layers")
+    if rotated is None:
+        interval = whole(raw, "no_rope_layer_interval")
+        return {"unrotated_layers": tuple(range(interval - 1, layers, interval))}
+    if (
+        not isinstance(rotated, list)
+        or len(rotated) < layers
+        or not all(isinstance(x, int) and x in (0, 1) for x in rotated)
+    ):
+        raise ModelError(
+            f"no_rope_layers is {rotated!r}; it must be a list with 1 (rotary positions) or 0 "
+            f"(none) for each of the {layers} layers"
+        )
+    return {"unrotated_layers": tuple(i for i in range(layers) if not rotated[i])}
+
+
+def _windows(raw: dict[str, Any], layers: int) -> dict[str, Any]:
+    """The sliding window and the layers that do not have it."""
+    family, window = raw["model_type"], raw.get("sliding_window")
+    if window is None or family not in WINDOWED:
+        _check_no_window(raw, family)
+        return {}
+    window = whole(raw, "sliding_window")
+    if family in ("mistral", "phi3"):
+        return {"sliding_window": window}
+    if family.startswith("qwen") and not switch(raw, "use_sliding_window", False):
+        _check_no_window(raw, family)
+        return {}
+    full = tuple(i for i, kind in enumerate(_layer_types(raw, layers)) if kind == FULL)
+    return {} if len(full) == layers else {"sliding_window": window, "full_layers": full}
+
+
+def _check_no_window(raw: dict[str, Any], family: str) -> None:
     kinds = raw.get("layer_types")
-    first = raw.get("max_window_layers", 28)
+    alternating = ("qwen2", "qwen3", "gemma2", "gemma3_text", "smollm3")
+    if family in alternating and isinstance(kinds, list) and SLIDING in kinds:
+        raise ModelError(f"layer_types contains {SLIDING!r}, but the model has no sliding_window")
+
+
+def _layer_types(raw: dict[str, Any], layers: int) -> list[str]:
+    """The kind of attention of each layer; by default the one of the family."""
+    kinds = raw.get("layer_types")
+    if kinds is None:
+        return [FULL if _is_full(raw, i) else SLIDING for i in range(layers)]
+    if not isinstance(kinds, list) or len(kinds) < layers:
+        raise ModelError(f"layer_types is {kinds!r}; it must be a list of {layers} names")
+    for kind in kinds:
+        if kind not in (FULL, SLIDING):
+            raise ModelError(
+                f"layer_types contains {kind!r}, which is not supported; supported: {FULL}, "
+                f"{SLIDING}"
+            )
+    return kinds[:layers]
+
+
+def _is_full(raw: dict[str, Any], layer: int) -> bool:
+    """Whether a layer has no sliding window in a config.json without layer_types."""
+    family = raw["model_type"]
+    if family == "gemma2":
+        return layer % 2 == 1
+    if family == "gemma3_text":
+        return (layer + 1) % whole(raw, "sliding_window_pattern") == 0
+    if family == "smollm3":
+        unrotated = _unrotated(raw, layer + 1)["unrotated_layers"]
+        return not switch(raw, "use_sliding_window", False) or layer not in unrotated
+    first = raw.get("max_window_layers")
     if isinstance(first, bool) or not isinstance(first, int):
         raise ModelError(f"max_window_layers is {first!r}; it must be a whole number")
-    if kinds:
-        if not isinstance(kinds, list):
-            raise ModelError(f"layer_types is {kinds!r}; it must be a list")
-        first = [*kinds, "sliding_attention"].index("sliding_attention")
-        if "full_attention" in kinds[first:]:
-            raise ModelError(
-                "layer_types alternates; supported are models whose last layers all have the window"
-            )
-    return window, first
-
-
-def _activation(name: Any) -> str:
-    if not isinstance(name, str) or name not in ACTIVATION_NAMES:
-        raise ModelError(
-            f"activation {name!r} is not supported; {did_you_mean(str(name), ACTIVATION_NAMES)}"
-        )
-    return ACTIVATION_NAMES[name]
-
-
-def _value(raw: dict[str, Any], name: str, default: Any) -> Any:
-    """The value of a name; the default if it is missing or null.
-
-    Raises:
-        ModelError: the value is missing and there is no default.
-    """
-    if raw.get(name) is not None:
-        return raw[name]
-    if default is None:
-        raise ModelError(f"config.json has no {name}" + (": it is null" if name in raw else ""))
-    return default
-
-
-def _whole(raw: dict[str, Any], name: str, default: int | None = None, most: int = 2**31) -> int:
-    """A whole number from 1 to `most`."""
-    value = _value(raw, name, default)
-    if isinstance(value, bool) or not isinstance(value, int) or not 1 <= value <= most:
-        raise ModelError(f"{name} is {value!r}; it must be a whole number from 1 to {most:,}")
-    return value
-
-
-def _real(raw: dict[str, Any], name: str, default: float | None = None) -> float:
-    """A finite number >= 0."""
-    value = _value(raw, name, default)
-    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value < 1e30:
-        raise ModelError(f"{name} is {value!r}; it must be a finite number >= 0")
-    return float(value)
-
-
-def _switch(raw: dict[str, Any], name: str, default: bool) -> bool:
-    value = _value(raw, name, default)
-    if not isinstance(value, bool):
-        raise ModelError(f"{name} is {value!r}; it must be true or false")
-    return value
-
-
-def _token(raw: dict[str, Any], name: str) -> int | None:
-    return None if raw.get(name) is None else _id(raw[name], name)
-
-
-def _id(value: Any, name: str) -> int:
-    # Some programs write -1 for a token that the model does not have.
-    if isinstance(value, bool) or not isinstance(value, int) or not -1 <= value < 2**31:
-        raise ModelError(f"{name} is {value!r}; it must be a token id or a list of token ids")
-    return value
+    return layer < first
 
 
 def write_config(config: DecoderConfig, scoring: bool, weights: str) -> dict[str, Any]:
@@ -231,17 +231,22 @@ def write_config(config: DecoderConfig, scoring: bool, weights: str) -> dict[str
 
     Args:
         config: architecture of the model.
-        scoring: whether the model has a score head instead of a head.
-        weights: dtype of the tensors, "float32" or "bfloat16".
+        scoring: whether the model has a score head instead of a head. Without a padding token
+            transformers scores no batches, so that it becomes the token that begins texts, which
+            never ends one.
+        weights: dtype of the tensors, "float32", "bfloat16" or "float16".
     """
     eos: Any = list(config.eos_ids)
+    pad = config.pad_id
+    if pad is None and scoring and config.bos_id not in config.eos_ids:
+        pad = config.bos_id
     raw = {
         "architectures": [(SCORING if scoring else CAUSAL)[config.family]],
         "model_type": config.family,
         "vocab_size": config.vocab_size,
         "bos_token_id": config.bos_id,
         "eos_token_id": eos[0] if len(eos) == 1 else eos or None,
-        "pad_token_id": config.pad_id,
+        "pad_token_id": pad,
         "initializer_range": config.init_std,
         "tie_word_embeddings": config.tied,
         "torch_dtype": weights,
@@ -278,31 +283,37 @@ def _write_llama(config: DecoderConfig) -> dict[str, Any]:
         "intermediate_size": config.intermediate_size,
         "max_position_embeddings": config.max_positions,
         "rms_norm_eps": config.norm_eps,
-        "hidden_act": config.activation,
-        "rope_theta": config.rope_theta,
-        "rope_parameters": _write_rope(config) | {"rope_theta": config.rope_theta},
-        "rope_scaling": _write_rope(config) if config.rope_scaling else None,
+        **write_rope(config),
+        **_write_windows(config),
+        "attention_bias": config.attention_bias,
+        "mlp_bias": config.mlp_bias,
     }
-    if config.family == "llama":
-        raw |= {"attention_bias": config.attention_bias, "mlp_bias": config.mlp_bias}
-    else:
-        raw |= {"sliding_window": config.sliding_window}
-    if config.family == "qwen2":
-        windowed = config.sliding_window is not None
-        raw |= {"use_sliding_window": windowed, "max_window_layers": config.window_from}
+    if not config.family.startswith("gemma"):
+        return raw | {"hidden_act": config.activation}
+    act = "gelu_pytorch_tanh" if config.activation == "gelu_new" else config.activation
+    return raw | {
+        "hidden_activation": act,
+        "hidden_act": act,
+        "query_pre_attn_scalar": config.query_pre_attn_scalar or config.head_dim,
+        "attn_logit_softcapping": config.attention_softcap,
+        "final_logit_softcapping": config.logit_softcap,
+    }
+
+
+def _write_windows(config: DecoderConfig) -> dict[str, Any]:
+    """The entries that describe which layers have a window and rotary positions."""
+    if config.family not in WINDOWED:
+        return {}
+    raw: dict[str, Any] = {"sliding_window": config.sliding_window}
+    if config.family in ("mistral", "phi3"):
+        return raw
+    layers = range(config.num_layers)
+    raw["layer_types"] = [FULL if config.window(i) is None else SLIDING for i in layers]
+    if config.family == "smollm3":
+        raw["no_rope_layers"] = [int(config.rotation(i) != "none") for i in layers]
+    if not config.family.startswith("gemma"):
+        raw["use_sliding_window"] = config.sliding_window is not None
+    if config.family.startswith("qwen"):
+        # transformers 4 before layer_types: the first layers are those without a window.
+        raw["max_window_layers"] = raw["layer_types"].count(FULL)
     return raw
-
-
-def _write_rope(config: DecoderConfig) -> dict[str, Any]:
-    scaling = config.rope_scaling
-    if scaling is None:
-        return {"rope_type": "default"}
-    if scaling.kind == "linear":
-        return {"rope_type": "linear", "factor": scaling.factor}
-    return {
-        "rope_type": scaling.kind,
-        "factor": scaling.factor,
-        "low_freq_factor": scaling.low_freq_factor,
-        "high_freq_factor": scaling.high_freq_factor,
-        "original_max_position_embeddings": scaling.original_max_positions,
-    }

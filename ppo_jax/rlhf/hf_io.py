@@ -4,6 +4,7 @@ transformers can load a folder written here, and `load_model` a folder written b
 model with a score head is a `*ForSequenceClassification` with one label.
 """
 
+import dataclasses
 import json
 import os
 from pathlib import Path
@@ -15,12 +16,17 @@ import numpy as np
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
-from ppo_jax.rlhf import hf_names
+from ppo_jax.rlhf import hf_adapters, hf_names, sharding
 from ppo_jax.rlhf.decoder import Decoder
-from ppo_jax.rlhf.hf_config import ModelError, read_config, write_config
+from ppo_jax.rlhf.decoder_config import DecoderConfig
+from ppo_jax.rlhf.hf_config import read_config, write_config
+from ppo_jax.rlhf.hf_values import ModelError, token_id
 from ppo_jax.runs import files, manifest
 from ppo_jax.types import Params
 
+# Types of weights that are computed with; quantised weights must be converted by their program.
+WEIGHT_DTYPES = ("bfloat16", "float16", "float32", "float64")
+HEAD = "lm_head.weight"
 SINGLE = "model.safetensors"
 INDEX = "model.safetensors.index.json"
 TOKENIZER_FILES = (
@@ -39,17 +45,24 @@ def load_model(
     dtype: str = "float32",
     param_dtype: str | None = "float32",
     remat: bool = False,
+    *,
+    mesh: Any = None,
 ) -> tuple[Decoder, Params]:
-    """Read a model of the gpt2, llama, mistral or qwen2 family.
+    """Read a model of one of the families in `decoder_config.FAMILIES`.
 
     Args:
-        folder: folder with config.json and model.safetensors, or with shards and their index.
+        folder: folder with config.json and model.safetensors, or with shards and their index; or
+            an adapter folder of PEFT, whose adapters are added to the base model that it names.
         dtype: dtype of the computation, "float32" or "bfloat16".
         param_dtype: dtype of the parameters; None keeps the dtype of the file.
         remat: whether blocks are recomputed in the backward pass.
+        mesh: device mesh that the parameters are distributed over, of which each device receives
+            its part only; None for one device.
 
     Returns:
         The decoder and its parameters; a `*ForSequenceClassification` has a score head and no head.
+        The tokens that end a text are those of config.json and of generation_config.json. A head in
+        the file that differs from the embedding is kept, also if config.json ties them.
 
     Raises:
         ModelError: the folder is not a model of these families, its tensors do not match its
@@ -57,19 +70,29 @@ def load_model(
     """
     folder = Path(folder)
     _verify(folder)
+    adapter = hf_adapters.read_adapter(folder) if hf_adapters.is_adapter(folder) else None
+    if adapter is not None:
+        folder = adapter.base
+        _verify(folder)
     raw = _read_json(folder / "config.json", folder)
     try:
-        decoder = Decoder(read_config(raw, dtype, remat))
+        config = _with_all_ends(read_config(raw, dtype, remat), folder)
     except (ValueError, KeyError, TypeError) as error:
         raise ModelError(f"{folder / 'config.json'}: {error}") from error
-    scoring = "SequenceClassification" in str(raw.get("architectures"))
     tensors = _read_tensors(folder)
+    if adapter is not None:
+        tensors = hf_adapters.merged(tensors, adapter, config.family)
+    scoring = "SequenceClassification" in str(raw.get("architectures")) or "score.weight" in tensors
     try:
-        params = from_tensors(decoder, tensors, scoring or "score.weight" in tensors)
+        decoder = Decoder(config if scoring else _untied(config, tensors))
+        params = from_tensors(decoder, tensors, scoring)
     except ModelError as error:
         raise ModelError(f"{folder}: {error}") from None
-    cast = lambda x: jnp.asarray(x, param_dtype and jnp.dtype(param_dtype))
-    return decoder, jax.tree.map(cast, params)
+    cast = lambda x: np.asarray(x, param_dtype and jnp.dtype(param_dtype))
+    params = jax.tree.map(cast, params)
+    if mesh is None:
+        return decoder, jax.tree.map(jnp.asarray, params)
+    return decoder, sharding.shard(params, mesh)
 
 
 def save_model(
@@ -117,6 +140,35 @@ def _verify(folder: Path) -> None:
         raise ModelError(str(error)) from error
 
 
+def _with_all_ends(config: DecoderConfig, folder: Path) -> DecoderConfig:
+    """The config with the end tokens of generation_config.json, which generation in transformers
+    reads, added to those of config.json."""
+    path = folder / "generation_config.json"
+    if not path.is_file():
+        return config
+    found = _read_json(path, folder).get("eos_token_id")
+    listed = found if isinstance(found, list) else [] if found is None else [found]
+    try:
+        more = [token_id(x, "eos_token_id") for x in listed]
+    except ModelError as error:
+        raise ModelError(f"{path.name}: {error}") from None
+    return dataclasses.replace(config, eos_ids=tuple(dict.fromkeys([*config.eos_ids, *more])))
+
+
+def _untied(config: DecoderConfig, tensors: dict[str, np.ndarray]) -> DecoderConfig:
+    """The config with a head of its own, if the file has one that is not the embedding.
+
+    transformers 5 also keeps such a head, although config.json ties them.
+    """
+    if not config.tied or HEAD not in tensors:
+        return config
+    name = hf_names.embedding_of(config)
+    embedding = tensors.get(hf_names.prefix_of(config) + name, tensors.get(name))
+    if embedding is None or np.array_equal(embedding, tensors[HEAD]):
+        return config
+    return dataclasses.replace(config, tied=False)
+
+
 def from_tensors(decoder: Decoder, tensors: dict[str, np.ndarray], scoring: bool) -> Params:
     """Parameters of a decoder from tensors with their names on disk.
 
@@ -133,7 +185,9 @@ def from_tensors(decoder: Decoder, tensors: dict[str, np.ndarray], scoring: bool
     shapes = jax.eval_shape(decoder.with_score, shapes) if scoring else shapes
     rest = {name.removeprefix(hf_names.prefix_of(config)): x for name, x in tensors.items()}
     if config.tied or scoring:
-        rest.pop("lm_head.weight", None)
+        head = rest.pop(HEAD, None)
+        if config.tied and head is not None:
+            rest.setdefault(hf_names.embedding_of(config), head)
     params: dict = {}
     entries = hf_names.entries(config, not config.tied and not scoring, scoring)
     missing = [entry.name for entry in entries if entry.name not in rest]
@@ -159,8 +213,11 @@ def _place(params: dict, entry: hf_names.Entry, tensor: np.ndarray, shapes: Para
             f"tensor {entry.name} has shape {list(tensor.shape)}; according to config.json it must "
             f"be {list(on_disk)}"
         )
-    if not np.issubdtype(tensor.dtype, np.floating) and tensor.dtype != jnp.bfloat16:
-        raise ModelError(f"tensor {entry.name} is {tensor.dtype}; weights must be floating point")
+    if tensor.dtype.name not in WEIGHT_DTYPES:
+        raise ModelError(
+            f"tensor {entry.name} is {tensor.dtype}; weights must be floating point numbers: "
+            f"{', '.join(WEIGHT_DTYPES)}"
+        )
     tensor = tensor.T if entry.transposed else tensor
     parts = np.split(tensor, np.cumsum(widths)[:-1], axis=-1)
     for path, part in zip(entry.leaves, parts, strict=True):
@@ -174,7 +231,7 @@ def to_tensors(decoder: Decoder, params: Params) -> dict[str, np.ndarray]:
     for entry in hf_names.entries(decoder.config, "head" in params, "score" in params):
         parts = [np.asarray(hf_names.get(params, path)) for path in entry.leaves]
         tensor = np.concatenate(parts, axis=-1) if len(parts) > 1 else parts[0]
-        own = entry.name in ("lm_head.weight", "score.weight")
+        own = entry.name in (HEAD, "score.weight")
         name = entry.name if own else prefix + entry.name
         tensors[name] = np.ascontiguousarray(tensor.T if entry.transposed else tensor)
     return tensors
@@ -182,7 +239,7 @@ def to_tensors(decoder: Decoder, params: Params) -> dict[str, np.ndarray]:
 
 def _read_tensors(folder: Path) -> dict[str, np.ndarray]:
     if (folder / INDEX).exists():
-        names = sorted(set(_read_json(folder / INDEX, folder).get("weight_map", {}).values()))
+        names = _shards(folder)
     elif (folder / SINGLE).exists():
         names = [SINGLE]
     else:
@@ -196,10 +253,44 @@ def _read_tensors(folder: Path) -> dict[str, np.ndarray]:
             raise ModelError(f"{folder / INDEX} names {name}, which does not exist")
         try:
             with safe_open(path, framework="numpy") as file:
-                tensors |= {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
+                tensors |= {key: _tensor(file, key, path) for key in file.keys()}  # noqa: SIM118
         except (SafetensorError, OSError) as error:
             raise ModelError(f"{path} is damaged or not a safetensors file: {error}") from error
     return tensors
+
+
+def _tensor(file: Any, name: str, path: Path) -> np.ndarray:
+    try:
+        return file.get_tensor(name)
+    except (TypeError, AttributeError, KeyError, ValueError) as error:
+        # numpy has no type for the weights, such as those of 8 or 4 bits.
+        raise ModelError(
+            f"{path}: tensor {name} has the type {file.get_slice(name).get_dtype()}, which is not "
+            f"supported; save the model with weights in one of: {', '.join(WEIGHT_DTYPES)}"
+        ) from error
+
+
+def _shards(folder: Path) -> list[str]:
+    """The names of the files with weights, which lie in the folder itself.
+
+    Raises:
+        ModelError: the index names no file, or something that is not the name of a file.
+    """
+    found = _read_json(folder / INDEX, folder).get("weight_map")
+    if not isinstance(found, dict) or not found:
+        shown = repr(found)[:40]
+        raise ModelError(
+            f"{folder / INDEX}: weight_map is {shown}; it must be an object with the name of a "
+            "file for each tensor"
+        )
+    for name in found.values():
+        plain = isinstance(name, str) and name not in ("", ".", "..") and "\\" not in name
+        if not plain or Path(name).name != name:
+            raise ModelError(
+                f"{folder / INDEX} names the file {name!r}; it must be the name of a file in the "
+                "same folder"
+            )
+    return sorted(set(found.values()))
 
 
 def _write_tensors(folder: Path, tensors: dict[str, np.ndarray], most: int) -> list[str]:

@@ -1,5 +1,6 @@
 """Mapping between tensors of a Hugging Face folder and leaves of the parameters."""
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -27,6 +28,11 @@ def prefix_of(config: DecoderConfig) -> str:
     return "transformer." if config.family == "gpt2" else "model."
 
 
+def embedding_of(config: DecoderConfig) -> str:
+    """The name of the embedding, without the prefix of the trunk."""
+    return "wte.weight" if config.family == "gpt2" else "embed_tokens.weight"
+
+
 def entries(config: DecoderConfig, head: bool, score: bool) -> list[Entry]:
     """All tensors of a model.
 
@@ -47,7 +53,7 @@ def entries(config: DecoderConfig, head: bool, score: bool) -> list[Entry]:
 def _gpt2_entries(config: DecoderConfig) -> list[Entry]:
     # GPT-2 stores its matrices as (in, out), and q, k and v as one matrix.
     found = [
-        Entry("wte.weight", (("embedding",),)),
+        Entry(embedding_of(config), (("embedding",),)),
         Entry("wpe.weight", (("positions",),)),
         *_norm("ln_f", ("norm",), True),
     ]
@@ -68,21 +74,56 @@ def _gpt2_entries(config: DecoderConfig) -> list[Entry]:
 
 
 def _llama_entries(config: DecoderConfig) -> list[Entry]:
-    found = [Entry("embed_tokens.weight", (("embedding",),)), *_norm("norm", ("norm",), False)]
+    found = [Entry(embedding_of(config), (("embedding",),)), *_norm("norm", ("norm",), False)]
     for i in range(config.num_layers):
         here, layer = f"layers.{i}.", f"layer_{i}"
-        found += _norm(f"{here}input_layernorm", (layer, "attention_norm"), False)
-        found += _norm(f"{here}post_attention_layernorm", (layer, "mlp_norm"), False)
-        for module, theirs, names, bias in (
-            ("attention", "self_attn", "qkv", config.qkv_bias),
-            ("attention", "self_attn", "o", config.out_bias),
-            ("mlp", "mlp", ("gate", "up", "down"), config.mlp_bias),
+        for theirs, ours in NORMS[config.structure.norms].items():
+            found += _norm(f"{here}{theirs}_layernorm", (layer, ours), False)
+        if config.structure.qk_norm != "none":
+            for name in ("q_norm", "k_norm"):
+                found += _norm(f"{here}self_attn.{name}", (layer, "attention", name), False)
+        for module, theirs, groups, bias in (
+            ("attention", "self_attn", ("qkv", "o"), (config.qkv_bias, config.out_bias)),
+            ("mlp", "mlp", (("gate", "up"), ("down",)), (config.mlp_bias,) * 2),
         ):
-            for name in names:
-                path, leaf = f"{here}{theirs}.{name}_proj", (layer, module, name)
-                found.append(Entry(f"{path}.weight", ((*leaf, "kernel"),), True))
-                if bias:
-                    found.append(Entry(f"{path}.bias", ((*leaf, "bias"),)))
+            for group, biased in zip(groups, bias, strict=True):
+                found += _matrices(
+                    f"{here}{theirs}.",
+                    (layer, module),
+                    group,
+                    fused=config.family == "phi3",
+                    bias=biased,
+                )
+    return found
+
+
+# The names of the norms of a block on disk and in the parameters, by their place. What is the norm
+# before the MLP in one family is the norm after attention in another.
+NORMS = {
+    "before": {"input": "attention_norm", "post_attention": "mlp_norm"},
+    "after": {"post_attention": "attention_post_norm", "post_feedforward": "mlp_post_norm"},
+    "both": {
+        "input": "attention_norm",
+        "post_attention": "attention_post_norm",
+        "pre_feedforward": "mlp_norm",
+        "post_feedforward": "mlp_post_norm",
+    },
+}
+
+
+def _matrices(
+    here: str, at: tuple[str, str], names: Sequence[str], *, fused: bool, bias: bool
+) -> list[Entry]:
+    """The tensors of matrices with the same input, which Phi-3 stores as one."""
+    groups = [tuple(names)] if fused and len(names) > 1 else [(name,) for name in names]
+    found = []
+    for group in groups:
+        # The names on disk: qkv_proj and gate_up_proj.
+        path = f"{here}{('' if 'q' in group else '_').join(group)}_proj"
+        leaves = [(*at, name) for name in group]
+        found.append(Entry(f"{path}.weight", tuple((*x, "kernel") for x in leaves), True))
+        if bias:
+            found.append(Entry(f"{path}.bias", tuple((*x, "bias") for x in leaves)))
     return found
 
 

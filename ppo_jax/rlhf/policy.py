@@ -7,8 +7,8 @@ import jax
 import jax.numpy as jnp
 from flax import struct
 
-from ppo_jax.rlhf import lora
 from ppo_jax.rlhf.decoder import Decoder
+from ppo_jax.rlhf.lora import Lora
 from ppo_jax.rlhf.token_distribution import TokenDistribution
 from ppo_jax.types import Params, PyTree
 
@@ -22,10 +22,13 @@ class TokenInputs:
     Attributes:
         tokens: [M, 1, P + L] int, token ids.
         mask: [M, 1, P + L] mask, 1 for tokens of prompt and response and 0 for padding.
+        row: [M] row of each prompt in the data, for reward functions; None if it is unknown, and in
+            a Trajectory.
     """
 
     tokens: jax.Array
     mask: jax.Array
+    row: jax.Array | None = None
 
 
 class LanguagePolicy(NamedTuple):
@@ -35,7 +38,8 @@ class LanguagePolicy(NamedTuple):
         response, and the value of the text before it. The losses call it with the parameters that
         `join` returns.
     join(params, frozen) -> params with the top-level keys actor and critic: with adapters added to
-        the frozen reference if the actor consists of adapters, unchanged otherwise.
+        the frozen reference if the actor consists of adapters, and to the frozen critic if the
+        critic does; unchanged otherwise.
     actor: the decoder that generates responses.
     critic: "separate" for a decoder, "shared" for a head on the actor, "none" for the value 0.
     length: L, the maximum number of tokens of a response.
@@ -55,7 +59,8 @@ class LanguagePolicy(NamedTuple):
         """The same policy with an `apply` that takes the trained parameters.
 
         Args:
-            frozen: frozen arrays; `join` adds adapters to `frozen["reference"]`.
+            frozen: frozen arrays; `join` adds adapters to `frozen["reference"]` and, if the critic
+                has adapters, to `frozen["critic"]`.
         """
 
         def apply(params: Params, inputs: TokenInputs) -> tuple[TokenDistribution, jax.Array]:
@@ -70,7 +75,8 @@ def make_policy(
     *,
     length: int,
     temperature: jax.Array | float = 1.0,
-    lora_scale: float | None = None,
+    adapters: Lora | None = None,
+    critic_adapters: bool = False,
     valid_vocab: int | None = None,
 ) -> LanguagePolicy:
     """The policy of a decoder.
@@ -81,7 +87,8 @@ def make_policy(
             hidden state; or "none".
         length: L, the maximum number of tokens of a response.
         temperature: temperature τ, which divides the logits.
-        lora_scale: scale α/r of the adapters; None if the actor is trained without adapters.
+        adapters: the adapters of the actor; None if it is trained entirely.
+        critic_adapters: whether the critic also consists of such adapters and a score head.
         valid_vocab: number of ids in the tokenizer; larger ids have probability 0. None allows all
             ids.
 
@@ -95,9 +102,7 @@ def make_policy(
         # The last token of a response is never an input, because no token follows it.
         tokens, mask = inputs.tokens[:, 0, :-1], inputs.mask[:, 0, :-1]
         hidden = actor.hidden(params["actor"], tokens, mask)[:, -length:]
-        dist = TokenDistribution(
-            hidden, actor.head(params["actor"]), temperature, valid_vocab=valid_vocab
-        )
+        dist = actor.distribution(params["actor"], hidden, temperature, valid_vocab=valid_vocab)
         if isinstance(critic, Decoder):
             return dist, critic.values(params["critic"], tokens, mask)[:, -length:]
         if critic == "shared":
@@ -105,10 +110,12 @@ def make_policy(
         return dist, jnp.zeros(hidden.shape[:2], jnp.float32)
 
     def join(params: Params, frozen: PyTree) -> Params:
-        if lora_scale is None:
+        if adapters is None:
             return params
-        merged = lora.merge(frozen["reference"], params["actor"], lora_scale)
-        return {**params, "actor": merged}
+        joined = {**params, "actor": adapters.attach(frozen["reference"], params["actor"])}
+        if critic_adapters:
+            joined["critic"] = adapters.attach(frozen["critic"], params["critic"])
+        return joined
 
     return LanguagePolicy(apply, join, actor, kind, length, temperature, valid_vocab)
 
@@ -151,5 +158,5 @@ def log_prob_of(
     """
     tokens, mask = inputs.tokens[:, 0], inputs.mask[:, 0]
     hidden = decoder.hidden(params, tokens[:, :-1], mask[:, :-1])[:, -length:]
-    dist = TokenDistribution(hidden, decoder.head(params), temperature, valid_vocab=valid_vocab)
+    dist = decoder.distribution(params, hidden, temperature, valid_vocab=valid_vocab)
     return dist.log_prob(tokens[:, -length:])

@@ -16,9 +16,9 @@ from flax import struct
 from ppo_jax import losses, normalization, watch
 from ppo_jax.rlhf import rewards
 from ppo_jax.rlhf.decoder import Decoder
-from ppo_jax.rlhf.generate import generate
+from ppo_jax.rlhf.generate import Generation, generate
 from ppo_jax.rlhf.policy import LanguagePolicy, TokenInputs, log_prob_of
-from ppo_jax.rlhf.sharding import spread
+from ppo_jax.rlhf.sharding import in_parts, spread
 from ppo_jax.types import Metrics, Params, PyTree, Trajectory
 
 
@@ -57,7 +57,10 @@ class Settings(NamedTuple):
         missing_eos_penalty: number subtracted from the score of a truncated response.
         missing_eos_score: score of every truncated response; None for its own score.
         scale_scores: whether scores are divided by their running standard deviation.
+        rollout_batch: number of responses that are sampled and evaluated at a time; None evaluates
+            all responses at once.
         mesh: device mesh that the responses are distributed over; None for one device.
+        reward_names: names of the rewards whose mean scores are metrics of their own.
     """
 
     num_prompts: int
@@ -72,7 +75,9 @@ class Settings(NamedTuple):
     missing_eos_penalty: Any = 0.0
     missing_eos_score: Any = None
     scale_scores: bool = False
+    rollout_batch: int | None = None
     mesh: Any = None
+    reward_names: tuple[str, ...] = ()
 
 
 class Responses(NamedTuple):
@@ -90,6 +95,7 @@ class Responses(NamedTuple):
         value: [B, L] values of the critic.
         raw_score: [B] scores of the reward, before scaling and clipping.
         entropy: [B, L] entropies of the policy in nats.
+        score_parts: name of a reward -> its scores [B], if there are several rewards with names.
     """
 
     inputs: TokenInputs
@@ -102,9 +108,11 @@ class Responses(NamedTuple):
     value: jax.Array
     raw_score: jax.Array
     entropy: jax.Array
+    score_parts: dict[str, jax.Array] = {}  # noqa: RUF012
 
 
-Score = Callable[[PyTree, TokenInputs, int], jax.Array]
+# Returns scores [B], or `scoring.Scores` if there are several rewards with names.
+Score = Callable[[PyTree, TokenInputs, int], Any]
 
 
 def init(key: jax.Array, settings: Settings) -> RolloutState:
@@ -112,10 +120,11 @@ def init(key: jax.Array, settings: Settings) -> RolloutState:
 
     Args:
         key: PRNG key of the order of the prompts.
-        settings: settings of the rollouts; `kl_coef` and `scale_scores` are used.
+        settings: settings of the rollouts; `kl_coef`, `scale_scores` and `reward_names` are used.
     """
     moments = normalization.init(()) if settings.scale_scores else ()
-    metrics = {name: jnp.zeros(()) for name in METRICS}
+    parts = (f"score_{name}" for name in settings.reward_names)
+    metrics = {name: jnp.zeros(()) for name in (*METRICS, *parts)}
     coef = jnp.asarray(settings.kl_coef, jnp.float32)
     return RolloutState(key, jnp.zeros((), jnp.int32), coef, moments, metrics)
 
@@ -151,10 +160,9 @@ def collect(
     """
     rows = next_rows(state, frozen["prompts"].shape[0], settings.num_prompts)
     rows = jnp.repeat(rows, settings.group_size)
-    chosen = (frozen["prompts"][rows], frozen["prompt_mask"][rows])
-    prompts = spread(chosen, settings.mesh)
+    prompts = (frozen["prompts"][rows], frozen["prompt_mask"][rows], rows)
     write = functools.partial(respond, policy=policy, reference=reference, score=score)
-    said = write(key, params, frozen, prompts, eos_id=settings.eos_id)
+    said = write(key, params, frozen, prompts, settings=settings)
     moments = state.moments
     if settings.scale_scores:
         moments = normalization.update(moments, said.raw_score)
@@ -178,45 +186,84 @@ def respond(
     key: jax.Array,
     params: Params,
     frozen: PyTree,
-    prompts: tuple[jax.Array, jax.Array],
+    prompts: tuple[jax.Array, ...],
     *,
     policy: LanguagePolicy,
     reference: Decoder,
     score: Score,
-    eos_id: int | tuple[int, ...] | None,
-    greedy: bool = False,
+    settings: Settings,
 ) -> Responses:
     """Sample a response to each prompt and evaluate it with all four models.
+
+    At most `settings.rollout_batch` responses are sampled and evaluated at a time, so that the
+    cache and the activations of a part are the most memory that is needed. Every response has a
+    PRNG key of its own: responses do not depend on the number of parts, except for rounding.
 
     Args:
         key: PRNG key.
         params: parameters of the policy.
         frozen: arrays that do not change, see `collect`.
-        prompts: (token ids [B, P], padded on the left; their mask [B, P]).
+        prompts: (token ids [B, P], padded on the left; their mask [B, P]); optionally also the
+            row [B] of each prompt in the data, with which reward functions find its columns.
         policy, reference, score: the models, see `collect`.
-        eos_id: id or ids of the tokens that end a response; None if no token does.
-        greedy: whether the most likely token is taken instead of a sample.
+        settings: settings of the rollout: `eos_id`, `rollout_batch` and `mesh` are used.
 
     Returns:
         The B responses with the outputs of the models.
     """
-    prompt, prompt_mask = prompts
     params = policy.join(params, frozen)
+    keys = jax.random.split(key, len(prompts[0]))
+
+    def part(rows: tuple) -> Responses:
+        keys, prompts = rows
+        eos_id = settings.eos_id
+        inputs, written = _write(keys, params, prompts, policy=policy, eos_id=eos_id)
+        ended = _ended(written.tokens, written.mask, eos_id)
+        models: dict[str, Any] = {"policy": policy, "reference": reference, "score": score}
+        return _evaluated(params, frozen, inputs, written, ended=ended, **models)
+
+    rows = spread((keys, prompts), settings.mesh)
+    said = in_parts(part, rows, settings.rollout_batch or len(keys), settings.mesh)
+    return said._replace(gap=jnp.max(said.gap))
+
+
+def _write(
+    keys: jax.Array,
+    params: Params,
+    prompts: tuple[jax.Array, ...],
+    *,
+    policy: LanguagePolicy,
+    eos_id: int | tuple[int, ...] | None,
+) -> tuple[TokenInputs, Generation]:
+    """Sample a response to each prompt: (inputs of the models [B, 1, P + L], tokens [B, L])."""
+    prompt, prompt_mask = prompts[:2]
     written = generate(
-        key,
+        keys,
         params["actor"],
         prompt,
         prompt_mask,
         decoder=policy.actor,
         max_new_tokens=policy.length,
-        temperature=0.0 if greedy else policy.temperature,
+        temperature=policy.temperature,
         eos_id=eos_id,
         valid_vocab=policy.valid_vocab,
     )
-    inputs = TokenInputs(
-        jnp.concatenate([prompt, written.tokens], axis=1)[:, None],
-        jnp.concatenate([prompt_mask, written.mask.astype(prompt_mask.dtype)], axis=1)[:, None],
-    )
+    inputs = _inputs(prompts, written)
+    return inputs, written
+
+
+def _evaluated(
+    params: Params,
+    frozen: PyTree,
+    inputs: TokenInputs,
+    written: Generation,
+    *,
+    ended: jax.Array,
+    policy: LanguagePolicy,
+    reference: Decoder,
+    score: Score,
+) -> Responses:
+    """Evaluate responses with all four models; `gap` is [B], that of each response."""
     # Log-probabilities come from a forward pass like the one of the loss, not from the sampler:
     # before the first gradient step the ratio then differs from 1 by rounding error only.
     dist, value = policy.apply(params, inputs)
@@ -229,20 +276,34 @@ def respond(
         temperature=policy.temperature,
         valid_vocab=policy.valid_vocab,
     )
-    real = written.mask > 0
-    gap = jnp.max(jnp.where(real, jnp.abs(log_prob - written.log_prob), 0.0))
+    gap = jnp.where(written.mask > 0, jnp.abs(log_prob - written.log_prob), 0.0)
+    raw_score, parts = scores(score(frozen["reward"], inputs, policy.length))
     return Responses(
         inputs=inputs,
         tokens=written.tokens,
         mask=written.mask,
-        ended=_ended(written.tokens, written.mask, eos_id),
-        gap=gap,
+        ended=ended,
+        gap=jnp.max(gap, axis=1),
         log_prob=log_prob,
         ref_log_prob=ref_log_prob,
         value=value,
-        raw_score=score(frozen["reward"], inputs, policy.length),
+        raw_score=raw_score,
         entropy=entropy,
+        score_parts=parts,
     )
+
+
+def _inputs(prompts: tuple[jax.Array, ...], written: Generation) -> TokenInputs:
+    """Prompts and responses as the inputs of the models."""
+    prompt, mask, *row = prompts
+    tokens = jnp.concatenate([prompt, written.tokens], axis=1)
+    mask = jnp.concatenate([mask, written.mask.astype(mask.dtype)], axis=1)
+    return TokenInputs(tokens[:, None], mask[:, None], *row)
+
+
+def scores(scored: Any) -> tuple[jax.Array, dict[str, jax.Array]]:
+    """(scores [B], the scores of each reward with a name)."""
+    return scored if isinstance(scored, tuple) else (scored, {})
 
 
 def kl_of(said: Responses) -> jax.Array:
@@ -309,7 +370,7 @@ def _trajectory(
     }
     steps_first = functools.partial(jax.tree.map, lambda x: jnp.swapaxes(x, 0, 1))
     return Trajectory(
-        obs=steps_first(said.inputs),
+        obs=steps_first(said.inputs.replace(row=None)),  # type: ignore[attr-defined]
         action=said.tokens.T,
         log_prob=said.log_prob.T,
         value=said.value.T,
@@ -368,4 +429,14 @@ def _metrics(
         "eos_rate": jnp.mean(said.ended.astype(jnp.float32)),
         "tokens": jnp.sum(length),
         "log_prob_gap": said.gap,
+        **part_means(said),
+    }
+
+
+def part_means(said: Responses) -> Metrics:
+    """The mean score of each reward with a name, over the responses that it scores."""
+    given = {name: ~jnp.isnan(x) for name, x in said.score_parts.items()}
+    return {
+        f"score_{name}": losses.mean(jnp.where(given[name], x, 0.0), given[name].astype(x.dtype))
+        for name, x in said.score_parts.items()
     }

@@ -1,5 +1,6 @@
 """The three stages of RLHF as jobs: supervised fine-tuning, reward modelling and optimisation."""
 
+import dataclasses
 import functools
 import json
 from collections.abc import Callable
@@ -10,10 +11,14 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from ppo_jax.rlhf import optimum, sharding, supervised, train
+from ppo_jax.rlhf import evaluation, hf_adapters, lora, sharding, supervised, train
+from ppo_jax.rlhf.buckets import bucketed, parts_of
 from ppo_jax.rlhf.decoder import Decoder
 from ppo_jax.rlhf.export import save_folder
-from ppo_jax.rlhf.hf_io import ModelError, load_model, save_model
+from ppo_jax.rlhf.held_out import NOTHING
+from ppo_jax.rlhf.hf_io import load_model, save_model
+from ppo_jax.rlhf.hf_values import ModelError
+from ppo_jax.rlhf.lora import Lora
 from ppo_jax.rlhf.rollout import Responses, kl_of, shape_scores
 from ppo_jax.rlhf.scoring import Reward, from_model, texts_of
 from ppo_jax.runs import manifest
@@ -22,6 +27,10 @@ from ppo_jax.types import Batch, Params, TrainState
 
 # Folded into the seed, for PRNG keys of samples and evaluations that training does not use.
 SAMPLES, EVALUATION = 0x5A3B, 0xE7A1
+# Folded into the seed, for the PRNG key of fresh adapters.
+ADAPTERS = 0x10A4
+# The folder of a run with adapters in the format of PEFT.
+ADAPTER = "adapter"
 # The maximum number of updates in a chunk.
 MAX_CHUNK = 64
 REWARD_FILE = "reward.json"
@@ -33,10 +42,41 @@ class Language(NamedTuple):
     Attributes:
         tokenizer: the tokenizer.
         folder: folder with the tokenizer's files; None for a CharTokenizer, which writes its own.
+        base: folder of the model that training starts from, which adapters name as their base; None
+            if there is no folder of the whole model.
     """
 
     tokenizer: Any
     folder: Path | None = None
+    base: Path | None = None
+
+
+class HeldOutRows(NamedTuple):
+    """Held-out data of supervised training.
+
+    Attributes:
+        rows: the data, in the format of the training data.
+        about: number and origin of the examples, for summary.json.
+    """
+
+    rows: Batch
+    about: str
+
+
+class HeldOutPrompts(NamedTuple):
+    """Held-out prompts.
+
+    Attributes:
+        tokens: [N, P] token ids, padded on the left.
+        mask: [N, P] mask, nonzero for tokens.
+        about: number and origin of the prompts, for summary.json.
+        first: row of the first of them among all prompts, by which reward functions find columns.
+    """
+
+    tokens: np.ndarray
+    mask: np.ndarray
+    about: str
+    first: int = 0
 
 
 def fine_tuning(
@@ -45,9 +85,11 @@ def fine_tuning(
     rows: Batch,
     config: supervised.Config,
     *,
+    held_out: HeldOutRows | None = None,
     seed: int,
     language: Language,
     mesh: Any = None,
+    adapters: Lora | None = None,
 ) -> Job:
     """Supervised fine-tuning on text.
 
@@ -56,22 +98,27 @@ def fine_tuning(
         params: parameters that training starts from.
         rows: training data, as from `supervised.text_rows`.
         config: hyperparameters of the steps.
+        held_out: held-out data in the same format; None for no evaluation.
         seed: random seed of the order of the rows.
         language: tokenizer that is saved with the model.
         mesh: device mesh that the work is distributed over; None for one device.
+        adapters: the adapters that are trained; None if all parameters are.
     """
-    return _supervised(
+    stage = _supervised(
         decoder,
         params,
         rows,
         config,
         kind="sft",
         loss=supervised.make_text_loss(decoder),
-        headline="loss",
+        measure=evaluation.make_text_metrics(decoder),
+        held_out=held_out,
         seed=seed,
         language=language,
         mesh=mesh,
+        adapters=adapters,
     )
+    return stage._replace(headline="loss", curves=("loss",), minimise=True)
 
 
 def reward_model(
@@ -80,10 +127,12 @@ def reward_model(
     rows: Batch,
     config: supervised.Config,
     *,
+    held_out: HeldOutRows | None = None,
     center: float,
     seed: int,
     language: Language,
     mesh: Any = None,
+    adapters: Lora | None = None,
 ) -> Job:
     """Training of a reward model on preferences.
 
@@ -92,23 +141,33 @@ def reward_model(
         params: parameters that training starts from, with a score head.
         rows: training data, as from `supervised.preference_rows`.
         config: hyperparameters of the steps.
+        held_out: held-out data in the same format; None for no evaluation.
         center: coefficient of the centering loss, which keeps scores close to 0.
         seed: random seed of the order of the rows.
-        language: tokenizer that is saved with the model.
+        language: tokenizer that is saved with the model. A model without a padding token gets the
+            one of the tokenizer, because transformers scores no batches without.
         mesh: device mesh that the work is distributed over; None for one device.
+        adapters: the adapters that are trained besides the score head; None if all parameters are.
     """
-    return _supervised(
+    if decoder.config.pad_id is None:
+        padded = dataclasses.replace(decoder.config, pad_id=language.tokenizer.pad_id)
+        decoder = Decoder(padded)
+    loss = supervised.make_preference_loss(decoder, center)
+    stage = _supervised(
         decoder,
         params,
         rows,
         config,
         kind="reward",
-        loss=supervised.make_preference_loss(decoder, center),
-        headline="accuracy",
+        loss=loss,
+        measure=loss,
+        held_out=held_out,
         seed=seed,
         language=language,
         mesh=mesh,
+        adapters=adapters,
     )
+    return stage._replace(headline="accuracy", curves=("accuracy", "loss"))
 
 
 def _supervised(
@@ -119,34 +178,54 @@ def _supervised(
     *,
     kind: str,
     loss: Any,
-    headline: str,
+    measure: Any,
+    held_out: HeldOutRows | None,
     seed: int,
     language: Language,
     mesh: Any,
+    adapters: Lora | None,
 ) -> Job:
-    kept, held_out = supervised.split(rows, config.validation_fraction)
+    training = bucketed(rows, config.length_buckets, config.batch_size)
+    planned = supervised.updates_of(config, rows.weight.shape[0])
+    # An evaluation needs no more memory than a step. One function is compiled once.
+    rows_at_once = max(1, config.batch_size // config.micro_batches)
+    spread = sharding.over_devices(measure, mesh)
+    frozen, start = {"rows": sharding.shard(training, mesh)}, params
+    if adapters is not None:
+        frozen["base"] = params if mesh is None else sharding.shard(params, mesh)
+        start = adapters.init(jax.random.fold_in(jax.random.key(seed), ADAPTERS), params)
 
-    def judge(state: TrainState, update: int) -> dict[str, Any]:
+    def whole(state: TrainState) -> Params:
+        trained = state.learner.params
+        return trained if adapters is None else adapters.attach(frozen["base"], trained)
+
+    def evaluate(state: TrainState, update: int) -> dict[str, Any]:
         if held_out is None:
             return {}
-        found = supervised.validate(loss, state.learner.params, held_out)
-        return {"validation": {**found, "rows": held_out.weight.shape[0]}}
+        found = supervised.validate(spread, whole(state), held_out.rows, rows_at_once)
+        found["examples"] = held_out.rows.weight.shape[0]
+        return evaluation.named(found, held_out.about)
 
     def result(state: TrainState, path: Path) -> dict[str, Any]:
-        params = state.learner.params
+        params = whole(state)
         save_folder(path / "model", lambda folder: write_model(folder, decoder, params, language))
-        return judge(state, config.updates)
+        trained = state.learner.params
+        write_adapters(path, decoder, trained, adapters=adapters, language=language)
+        return evaluate(state, planned)
 
-    init = functools.partial(supervised.init, jax.random.key(seed), params, config)
-    return _job(kind, init, supervised.make_step(loss, config, mesh), mesh)._replace(
-        frozen={"rows": kept},
-        updates=config.updates,
+    init = functools.partial(
+        supervised.init, jax.random.key(seed), start, config, len(parts_of(training))
+    )
+    # The step counts its updates only to decay the learning rate.
+    horizon = dataclasses.replace(config, updates=config.anneal_updates or planned)
+    step = supervised.make_step(loss, horizon, mesh, adapters)
+    score = "eval_loss" if kind == "sft" else "eval_accuracy"
+    return _job(kind, init, step, mesh)._replace(
+        frozen=frozen,
+        updates=planned,
         units_per_update=config.batch_size,
-        headline=headline,
-        curves=(headline,),
-        # The score of a run is to be maximised, so the loss is not one.
-        score=(None, None if headline == "loss" else f"validation_{headline}"),
-        evaluate=None if held_out is None else judge,
+        score=(None, None if held_out is None else score),
+        evaluate=None if held_out is None else evaluate,
         result=result,
     )
 
@@ -156,7 +235,7 @@ def _job(kind: str, init: Callable[[], TrainState], step: Any, mesh: Any) -> Job
     return Job(
         name=kind,
         init=init,
-        shapes=jax.eval_shape(init),
+        shapes=sharding.sharded_shapes(jax.eval_shape(init), mesh),
         step=lambda state, frozen, floats: step(state, frozen),
         updates=1,
         unit="sequences",
@@ -164,6 +243,7 @@ def _job(kind: str, init: Callable[[], TrainState], step: Any, mesh: Any) -> Job
         headline="loss",
         rows=MAX_CHUNK,
         may_be_nan=("explained_variance",),
+        keeps_best=True,
         place=placing(mesh),
         source="the reward",
     )
@@ -171,7 +251,7 @@ def _job(kind: str, init: Callable[[], TrainState], step: Any, mesh: Any) -> Job
 
 def placing(mesh: Any) -> Callable[[TrainState], TrainState]:
     """A function that distributes a state over a mesh; without a mesh it changes nothing."""
-    return (lambda state: state) if mesh is None else lambda state: sharding.shard(state, mesh)
+    return lambda state: sharding.shard(state, mesh)
 
 
 def optimisation(
@@ -179,9 +259,10 @@ def optimisation(
     models: train.Models,
     config: train.Config,
     *,
+    held_out: HeldOutPrompts | None = None,
     seed: int,
     language: Language,
-    eval_prompts: int = 256,
+    eval_responses: int = 256,
 ) -> Job:
     """Optimisation of a reward with a KL penalty.
 
@@ -189,69 +270,64 @@ def optimisation(
         program: the training program, as from `train.build`.
         models: the four models.
         config: configuration of sampling and rewards.
+        held_out: prompts of the evaluations; None for the prompts of training.
         seed: random seed of initialisation, sampling and evaluation.
         language: tokenizer that decodes samples and is saved with the model.
-        eval_prompts: number of prompts in an evaluation.
+        eval_responses: number of responses in an evaluation. All evaluations use the same prompts
+            and the same random numbers.
     """
-    respond = jax.jit(program.respond, static_argnames="greedy")
+    respond = jax.jit(program.respond)
+    responses = config.num_prompts * config.group_size
     prompts, mask = program.frozen["prompts"], program.frozen["prompt_mask"]
-
-    def write(state: TrainState, key: jax.Array, count: int) -> tuple[Responses, jax.Array]:
-        rows = jax.random.randint(key, (count,), 0, prompts.shape[0])
-        params = state.learner.params
-        said = respond(key, params, program.frozen, (prompts[rows], mask[rows]))
-        return said, shape_scores(state.rollout.moments, said, program.settings)
+    held_out = held_out or HeldOutPrompts(np.asarray(prompts), np.asarray(mask), NOTHING)
+    asked = _chosen(held_out, seed, eval_responses)
 
     def samples(state: TrainState, count: int) -> list[dict[str, Any]]:
         key = jax.random.fold_in(jax.random.key(seed), SAMPLES + state.update)
-        said, _ = write(state, key, count)
+        rows = jax.random.randint(key, (count,), 0, prompts.shape[0])
+        chosen = (prompts[rows], mask[rows], rows)
+        said = respond(key, state.learner.params, program.frozen, chosen)
         return describe(said, config.max_new_tokens, language.tokenizer)
 
-    def judge(state: TrainState, update: int) -> dict[str, Any]:
+    def evaluate(state: TrainState, update: int) -> dict[str, Any]:
         key = jax.random.fold_in(jax.random.key(seed), EVALUATION)
-        said, shaped = write(state, key, eval_prompts)
-        return {"evaluation": evaluation(said, shaped, float(state.rollout.kl_coef))}
+        params = state.learner.params
+        write = lambda key, rows: respond(key, params, program.frozen, rows)
+        said = evaluation.responses_to(write, key, asked, size=responses)
+        shaped = shape_scores(state.rollout.moments, said, program.settings)
+        # With the initial β, evaluations during a run with an adaptive β can be compared.
+        found = evaluation.of_policy(said, shaped, config.kl_coef, asked[2])
+        return evaluation.named(found, held_out.about)
 
     def result(state: TrainState, path: Path) -> dict[str, Any]:
-        actor = program.policy.join(state.learner.params, program.frozen)["actor"]
+        trained = state.learner.params
+        actor = program.policy.join(trained, program.frozen)["actor"]
         save_folder(path / "model", lambda f: write_model(f, models.actor, actor, language))
-        return judge(state, config.updates)
+        adapters = train.adapters_of(config)
+        write_adapters(path, models.actor, trained["actor"], adapters=adapters, language=language)
+        return evaluate(state, config.updates)
 
     init = functools.partial(program.init, jax.random.key(seed))
     return _job("ppo", init, program.guarded_step, program.settings.mesh)._replace(
         frozen=program.frozen,
         updates=config.updates,
-        units_per_update=config.num_prompts * config.group_size,
+        unit="responses",
+        units_per_update=responses,
         headline="objective",
         curves=("objective", "kl", "shaped_score"),
-        score=(None, "evaluation_objective"),
-        evaluate=judge,
+        score=(None, "eval_objective"),
+        evaluate=evaluate,
         result=result,
         samples=samples,
     )
 
 
-def evaluation(said: Responses, shaped: jax.Array, kl_coef: float) -> dict[str, float]:
-    """The objective J = E[r − β KL] of a policy, its standard error and its parts.
-
-    Args:
-        said: responses to the evaluation prompts.
-        shaped: [B] scores of the responses, after scaling, clipping and penalties.
-        kl_coef: KL coefficient β.
-    """
-    total_kl = kl_of(said)
-    value, error = optimum.objective(shaped, total_kl, kl_coef)
-    return {
-        "objective": value,
-        "objective_standard_error": error,
-        "score": float(jnp.mean(said.raw_score)),
-        "shaped_score": float(jnp.mean(shaped)),
-        "kl": float(jnp.mean(total_kl)),
-        "eos_rate": float(jnp.mean(said.ended)),
-        "response_length": float(jnp.mean(jnp.sum(said.mask, axis=1))),
-        "log_prob_gap": float(said.gap),
-        "responses": int(shaped.shape[0]),
-    }
+def _chosen(held_out: HeldOutPrompts, seed: int, count: int) -> tuple[np.ndarray, ...]:
+    """(token ids, mask, rows) of a random choice of prompts; each has several responses if there
+    are fewer prompts than responses."""
+    order = np.random.default_rng(seed).permutation(len(held_out.tokens))
+    rows = np.resize(order, count)
+    return held_out.tokens[rows], held_out.mask[rows], held_out.first + rows
 
 
 def describe(said: Responses, length: int, tokenizer: Any) -> list[dict[str, Any]]:
@@ -266,11 +342,39 @@ def describe(said: Responses, length: int, tokenizer: Any) -> list[dict[str, Any
 
 
 def write_model(folder: Path, decoder: Decoder, params: Params, language: Language) -> None:
-    """Write a model and its tokenizer to a folder in the format of Hugging Face's libraries."""
-    save_model(folder, decoder, params, language.folder)
+    """Write a model and its tokenizer to a folder in the format of Hugging Face's libraries.
+
+    Adapters in the parameters are added to their matrices.
+    """
+    save_model(folder, decoder, lora.fold(params), language.folder)
     if language.folder is None:
         language.tokenizer.save(folder)
         manifest.settle(folder)
+
+
+def write_adapters(
+    path: Path,
+    decoder: Decoder,
+    trained: Params,
+    *,
+    adapters: Lora | None,
+    language: Language,
+) -> None:
+    """Write trained adapters to the folder `adapter` of a run, in the format of PEFT.
+
+    Nothing is written without adapters, nor if there is no folder of the whole base model, which
+    PEFT would need.
+    """
+    if adapters is None or language.base is None:
+        return
+    write = functools.partial(
+        hf_adapters.save_adapter,
+        decoder=decoder,
+        trained=trained,
+        adapters=adapters,
+        base=language.base,
+    )
+    save_folder(path / ADAPTER, write)
 
 
 def write_normalisation(folder: Path, mean: float, deviation: float) -> None:
@@ -282,13 +386,20 @@ def write_normalisation(folder: Path, mean: float, deviation: float) -> None:
     manifest.settle(folder)
 
 
-def read_reward(folder: Path) -> tuple[Reward, Decoder]:
+def read_reward(
+    folder: Path, param_dtype: str = "float32", mesh: Any = None
+) -> tuple[Reward, Decoder]:
     """A reward model and its decoder; the scores are normalised if the folder has a `reward.json`.
+
+    Args:
+        folder: folder of the model.
+        param_dtype: dtype of the parameters.
+        mesh: device mesh that the parameters are distributed over; None for one device.
 
     Raises:
         ModelError: the folder is not a model, or the model has no score head.
     """
-    decoder, params = load_model(folder)
+    decoder, params = load_model(folder, param_dtype=param_dtype, mesh=mesh)
     if "score" not in params:
         raise ModelError(
             f"{folder} is not a reward model: it has no score.weight; train one with "

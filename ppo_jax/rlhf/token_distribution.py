@@ -16,23 +16,28 @@ import jax.numpy as jnp
 from flax import struct
 
 from ppo_jax.distributions import Categorical, log_prob_and_entropy
+from ppo_jax.rlhf import sampling
 
-# Logits per block: 64 MiB of float32, about 330 positions of a GPT-2 vocabulary, which is large
-# enough for an efficient matrix product.
-CHUNK = 1 << 24
+# Logits per block: 128 MiB of float32, about 660 positions of a GPT-2 vocabulary. A batch that fits
+# into one block is not computed again in the backward pass.
+CHUNK = 1 << 25
 
 
-def head_logits(hidden: jax.Array, head: jax.Array) -> jax.Array:
+def head_logits(hidden: jax.Array, head: jax.Array, softcap: float | None = None) -> jax.Array:
     """z = h W, with products in the dtype of the hidden states, sums and results in float32.
 
     Args:
         hidden: [..., D] hidden states h.
         head: [D, V] matrix W of the head.
+        softcap: bound c of the logits, which become c tanh(z / c); None for no bound.
 
     Returns:
         [..., V] float32 logits.
+
+    Source: Gemma Team 2024, Gemma 2, section 2 (the soft cap).
     """
-    return jnp.matmul(hidden, head.astype(hidden.dtype), preferred_element_type=jnp.float32)
+    z = jnp.matmul(hidden, head.astype(hidden.dtype), preferred_element_type=jnp.float32)
+    return z if softcap is None else softcap * jnp.tanh(z / softcap)
 
 
 def in_blocks(function: Callable, arrays: Any, lead: int, rows_per_block: int) -> Any:
@@ -58,6 +63,7 @@ def in_blocks(function: Callable, arrays: Any, lead: int, rows_per_block: int) -
     length = shape[-1]
     steps = min(length, max(1, rows_per_block // max(1, math.prod(shape[:-1]))))
     blocks = -(-length // steps)
+    steps = -(-length // blocks)  # blocks of about equal length need the least padding
 
     def cut(x: jax.Array) -> jax.Array:
         x = jnp.moveaxis(x, lead - 1, 0)
@@ -83,6 +89,7 @@ class TokenDistribution:
             leading axis.
         valid_vocab: number of ids in the tokenizer; larger ids have probability 0. None allows all
             ids.
+        softcap: bound c of the logits, z = c tanh(h W / c); None for no bound.
     """
 
     hidden: jax.Array
@@ -90,6 +97,7 @@ class TokenDistribution:
     temperature: jax.Array | float = 1.0
     chunk: int = struct.field(pytree_node=False, default=CHUNK)
     valid_vocab: int | None = struct.field(pytree_node=False, default=None)
+    softcap: float | None = struct.field(pytree_node=False, default=None)
 
     def log_prob(self, action: jax.Array) -> jax.Array:
         """[...] log π(action) = z_action / τ − log Σ_v exp(z_v / τ), in nats."""
@@ -109,8 +117,8 @@ class TokenDistribution:
 
     def sample(self, key: jax.Array) -> jax.Array:
         """[...] ids of sampled tokens, which do not depend on `chunk`."""
-        noise = jax.random.uniform(key, self.hidden.shape[:-1])
-        return self._map(lambda d, u: d.sample_from(u), noise)
+        noise = sampling.noise(key, self.hidden.shape[:-1], self.head.shape[-1])
+        return self._map(lambda d, g: sampling.sample_from(d.logits, g), noise)
 
     def kl(self, other: "TokenDistribution") -> jax.Array:
         """[...] KL(self ‖ other), in nats."""
@@ -118,7 +126,7 @@ class TokenDistribution:
 
     def dense(self, hidden: jax.Array) -> Categorical:
         """The distributions of hidden states [..., D], with all logits in memory."""
-        logits = head_logits(hidden, self.head) / self.temperature
+        logits = head_logits(hidden, self.head, self.softcap) / self.temperature
         return Categorical(mask_vocabulary(logits, self.valid_vocab))
 
     def _map(self, function: Callable, *arrays: jax.Array) -> Any:

@@ -6,6 +6,7 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, Protocol
 
+from ppo_jax.config import installation
 from ppo_jax.runs import files, manifest
 
 PAD, BOS, EOS = "<pad>", "<bos>", "<eos>"
@@ -125,6 +126,7 @@ class FolderTokenizer:
             TokenizerError: the file cannot be read, or lacks a special token of `config`.
         """
         self._tokenizer = _read(folder / "tokenizer.json")
+        _add_tokens(self._tokenizer, config.get("added_tokens_decoder") or {}, folder)
         ids = self._tokenizer.get_vocab(with_added_tokens=True).values()
         self.vocab_size = max(ids, default=-1) + 1
         self.special: Mapping[str, str] = {
@@ -173,6 +175,42 @@ class FolderTokenizer:
 _SPECIAL = ("bos_token", "eos_token", "pad_token")
 
 
+def _add_tokens(library: Any, listed: Any, folder: Path) -> None:
+    """Add the tokens that stand in tokenizer_config.json alone, under their ids.
+
+    Args:
+        library: tokenizer of the tokenizers library, which is changed.
+        listed: `added_tokens_decoder` of tokenizer_config.json, texts and flags by id.
+        folder: folder of the tokenizer, for messages.
+
+    Raises:
+        TokenizerError: the entry is damaged, or a token would have another id.
+    """
+    from tokenizers import AddedToken
+
+    flags = ("single_word", "lstrip", "rstrip", "normalized")
+    where = f"{folder / 'tokenizer_config.json'}: added_tokens_decoder"
+    known = {token.content for token in library.get_added_tokens_decoder().values()}
+    try:
+        tokens = sorted((int(i), dict(token)) for i, token in listed.items())
+    except (AttributeError, TypeError, ValueError):
+        raise TokenizerError(f"{where} must be an object with a token for each id") from None
+    for i, token in tokens:
+        text, special = token.get("content"), token.get("special", False)
+        if not isinstance(text, str) or not text:
+            raise TokenizerError(f"{where} has no content for the id {i}")
+        if text in known:
+            continue
+        given = {name: token[name] for name in flags if isinstance(token.get(name), bool)}
+        add = library.add_special_tokens if special else library.add_tokens
+        add([AddedToken(text, special=bool(special), **given)])
+        if library.token_to_id(text) != i:
+            raise TokenizerError(
+                f"{where} gives {text!r} the id {i}, but in tokenizer.json the next id is "
+                f"{library.token_to_id(text)}"
+            )
+
+
 def load_tokenizer(folder: str | Path) -> Tokenizer:
     """The tokenizer of a model's folder.
 
@@ -216,6 +254,13 @@ def check_vocabulary(tokenizer: Tokenizer, vocab_size: int) -> None:
     unused = vocab_size - tokenizer.vocab_size
     if 0 <= unused <= max(MOST_UNUSED, MOST_UNUSED_SHARE * vocab_size):
         return
+    if unused == -1 and tokenizer.pad_id == vocab_size:
+        raise TokenizerError(
+            f"the padding token {tokenizer.special.get('pad_token')!r} has the id "
+            f"{tokenizer.pad_id}, and the model has {vocab_size} ids: the token was added to the "
+            "tokenizer alone; resize the embedding of the model, or name another pad_token in "
+            "tokenizer_config.json"
+        )
     raise TokenizerError(
         f"the tokenizer has {tokenizer.vocab_size} ids and the model {vocab_size}: they do not "
         f"belong together; give the folder that holds both"
@@ -231,7 +276,7 @@ def missing_package(package: str, what: str) -> ImportError:
     """
     return ImportError(
         f"{what} requires the package {package}, which is not installed; install it with: "
-        f"pip install 'ppo_jax[rlhf]'"
+        f"{installation.command('[rlhf]')}"
     )
 
 
@@ -239,8 +284,12 @@ def _settings(folder: Path) -> dict[str, Any]:
     """Special tokens and chat template from the other files, where earlier files have priority."""
     found: dict[str, Any] = {}
     for name in ("tokenizer_config.json", "special_tokens_map.json"):
-        for key, value in _json(folder / name).items():
-            text = value.get("content") if isinstance(value, dict) else value
+        content = _json(folder / name)
+        if "added_tokens_decoder" in content:
+            found.setdefault("added_tokens_decoder", content["added_tokens_decoder"])
+        for key, value in content.items():
+            special = isinstance(value, dict) and key != "chat_template"
+            text = value.get("content") if special else value
             if key in (*_SPECIAL, "add_bos_token", "chat_template") and text is not None:
                 found.setdefault(key, text)
     for name in ("generation_config.json", "config.json"):
@@ -253,10 +302,29 @@ def _settings(folder: Path) -> dict[str, Any]:
     template = folder / "chat_template.jinja"
     if template.is_file():
         found["chat_template"] = template.read_text(encoding="utf-8")
-    elif isinstance(found.get("chat_template"), list):
-        named = {x["name"]: x["template"] for x in found["chat_template"]}
-        found["chat_template"] = named.get("default")
+    elif "chat_template" in found:
+        found["chat_template"] = _template(found["chat_template"], folder)
     return found
+
+
+def _template(value: Any, folder: Path) -> str | None:
+    """The chat template of tokenizer_config.json, which may have several with names."""
+    if isinstance(value, str):
+        return value
+    if isinstance(value, dict):
+        value = [{"name": name, "template": text} for name, text in value.items()]
+    entries = value if isinstance(value, list) else [value]
+    named = {
+        x.get("name"): x.get("template")
+        for x in entries
+        if isinstance(x, dict) and isinstance(x.get("name"), str)
+    }
+    if len(named) < len(entries) or not all(isinstance(x, str) for x in named.values()):
+        raise TokenizerError(
+            f"{folder}: chat_template must be a text or a list of "
+            f'{{"name": ..., "template": ...}}, not {_shortened(str(value))}'
+        )
+    return named.get("default")
 
 
 def _json(file: Path) -> dict[str, Any]:
@@ -322,7 +390,11 @@ def _read(file: Path) -> Any:
     except ImportError as error:
         raise missing_package("tokenizers", str(file)) from error
     try:
-        return Library.from_file(str(file))
+        library = Library.from_file(str(file))
+        # A call with padding leaves its lengths in the file, which would cut and pad every text.
+        library.no_truncation()
+        library.no_padding()
+        return library
     except BaseException as error:  # the library raises plain Exceptions and Rust panics
         if not isinstance(error, Exception) and type(error).__name__ != "PanicException":
             raise

@@ -7,9 +7,11 @@ import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
-from ppo_jax.rlhf.attention import Attention, KeyValue, rotations
+from ppo_jax.rlhf.attention import Attention, KeyValue
 from ppo_jax.rlhf.decoder_config import DecoderConfig
 from ppo_jax.rlhf.linear import Dense
+from ppo_jax.rlhf.norms import norm
+from ppo_jax.rlhf.rope import Rotation, rotations
 
 
 def activation(name: str) -> Callable[[jax.Array], jax.Array]:
@@ -20,21 +22,6 @@ def activation(name: str) -> Callable[[jax.Array], jax.Array]:
         "gelu": lambda x: jax.nn.gelu(x, approximate=False),
         "gelu_new": lambda x: jax.nn.gelu(x, approximate=True),
     }[name]
-
-
-def norm(config: DecoderConfig, name: str) -> nn.Module:
-    """LayerNorm for gpt2, RMSNorm for the others, with statistics in float32.
-
-    Source: Ba et al. 2016, Layer Normalization; Zhang & Sennrich 2019, Root Mean Square Layer
-    Normalization.
-    """
-    kind = nn.LayerNorm if config.family == "gpt2" else nn.RMSNorm
-    return kind(
-        epsilon=config.norm_eps,
-        dtype=jnp.dtype(config.dtype),
-        use_fast_variance=config.family != "gpt2",
-        name=name,
-    )
 
 
 class MLP(nn.Module):
@@ -49,7 +36,7 @@ class MLP(nn.Module):
     def __call__(self, x: jax.Array) -> jax.Array:
         """Map hidden states [B, T, D] to outputs [B, T, D]."""
         c = self.config
-        plain = c.family == "gpt2"
+        plain = c.structure.learned_positions
 
         def dense(features: int, std: float, name: str) -> Dense:
             return Dense(
@@ -67,7 +54,13 @@ class MLP(nn.Module):
 
 
 class Block(nn.Module):
-    """A pre-norm transformer block: y = x + attention(norm(x)), then y + mlp(norm(y))."""
+    """A transformer block: y = x + attention(norm(x)), then y + mlp(norm(y)).
+
+    In some families the norms follow attention and MLP, or stand on both sides of them.
+
+    Source: Xiong et al. 2020, On Layer Normalization in the Transformer Architecture (before);
+    Gemma Team 2024, Gemma 2, section 2 (both); OLMo Team 2024, 2 OLMo 2 Furious, section 3 (after).
+    """
 
     config: DecoderConfig
 
@@ -75,7 +68,7 @@ class Block(nn.Module):
     def __call__(
         self,
         x: jax.Array,
-        rotation: tuple[jax.Array, jax.Array] | None,
+        rotation: Rotation | None,
         allowed: jax.Array,
         *,
         past: KeyValue | None,
@@ -83,12 +76,17 @@ class Block(nn.Module):
     ) -> tuple[jax.Array, KeyValue]:
         """Map hidden states [B, T, D] to [B, T, D]; also returns the layer's keys and values."""
         c = self.config
-        normed = norm(c, "attention_norm")(x)
+        before, after = (c.structure.norms in (place, "both") for place in ("before", "after"))
+
+        def normed(name: str, wanted: bool, x: jax.Array) -> jax.Array:
+            return norm(c, name)(x) if wanted else x
+
         out, kv = Attention(c, name="attention")(
-            normed, rotation, allowed, past=past, column=column
+            normed("attention_norm", before, x), rotation, allowed, past=past, column=column
         )
-        x = x + out
-        return x + MLP(c, name="mlp")(norm(c, "mlp_norm")(x)), kv
+        x = x + normed("attention_post_norm", after, out)
+        out = MLP(c, name="mlp")(normed("mlp_norm", before, x))
+        return x + normed("mlp_post_norm", after, out), kv
 
 
 class Trunk(nn.Module):
@@ -129,7 +127,7 @@ class Trunk(nn.Module):
         """
         c = self.config
         x = self._embed(tokens, positions)
-        rotation = None if c.family == "gpt2" else rotations(c, positions)
+        turns = self._rotations(positions)
         columns = column + jnp.arange(tokens.shape[1])
         seen = {w: visible(keys, columns, positions, w) for w in {c.window(i) for i in self.layers}}
         block = nn.remat(Block) if c.remat else Block
@@ -138,7 +136,7 @@ class Trunk(nn.Module):
             layer = functools.partial(
                 block(c, name=f"layer_{i}"), past=None if past is None else past[i], column=column
             )
-            x, kv = layer(x, rotation, seen[c.window(i)])
+            x, kv = layer(x, turns[c.rotation(i)], seen[c.window(i)])
             kvs.append(kv)
         return norm(c, "norm")(x), tuple(kvs)
 
@@ -147,14 +145,24 @@ class Trunk(nn.Module):
         """The indices of the layers."""
         return range(self.config.num_layers if self.depth is None else self.depth)
 
+    def _rotations(self, positions: jax.Array) -> dict[str, Rotation | None]:
+        """The rotations of the layers, by the names of `DecoderConfig.rotation`."""
+        used = {self.config.rotation(i) for i in self.layers}
+        return {
+            kind: None if kind == "none" else rotations(self.config, positions, kind == "local")
+            for kind in used
+        }
+
     def _embed(self, tokens: jax.Array, positions: jax.Array) -> jax.Array:
         c = self.config
         init = nn.initializers.normal(c.init_std)
         x = self.param("embedding", init, (c.vocab_size, c.hidden_size))[tokens]
-        if c.family == "gpt2":
+        if c.structure.learned_positions:
             table = self.param("positions", init, (c.max_positions, c.hidden_size))
             x = x + table[positions]
-        return x.astype(jnp.dtype(c.dtype))
+        x = x.astype(jnp.dtype(c.dtype))
+        # The factor is rounded to the dtype of the computation, as in the reference implementation.
+        return x * jnp.asarray(c.hidden_size**0.5, x.dtype) if c.structure.scaled_embedding else x
 
 
 def visible(

@@ -85,9 +85,14 @@ class Checkpoints:
 
     def best(self) -> int | None:
         """The step with the highest score (the latest of equal scores); None without scores."""
-        scores = {step: self._manifest(step).get("score") for step in self.steps()}
+        scores = {step: self.score(step) for step in self.steps()}
         known = [(score, step) for step, score in scores.items() if score is not None]
         return max(known)[1] if known else None
+
+    def score(self, step: int) -> float | None:
+        """The score that a checkpoint was saved with; None if it has none."""
+        found = self._manifest(step).get("score")
+        return None if found is None else float(found)
 
     def save(self, step: int, state: PyTree, score: float | None = None, notes: Any = None) -> None:
         """Write a checkpoint, verify it, then delete those that are no longer needed.
@@ -174,7 +179,7 @@ class Checkpoints:
         if wrong:
             raise OSError(f"the checkpoint differs from the saved state when read back: {wrong[0]}")
 
-    def rehearse(self) -> None:
+    def try_saving(self) -> None:
         """Save and read a small test checkpoint before training, if the path is unusual.
 
         Raises:
@@ -283,7 +288,8 @@ class Checkpoints:
         """Restore the latest valid checkpoint, or a given one.
 
         Args:
-            example: a TrainState of the same configuration, or its shapes (`jax.eval_shape`).
+            example: a TrainState of the same configuration, or its shapes (`jax.eval_shape`). A
+                shape with a sharding is restored directly into the shards.
             step: number of the checkpoint, which must be valid; None for the latest valid one.
 
         Returns:
@@ -383,10 +389,7 @@ class Checkpoints:
     def _read(
         self, step: int, example: PyTree, manager: ocp.CheckpointManager | None = None
     ) -> PyTree:
-        sharding = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
-        target = jax.tree.map(
-            lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding), _flatten(example)
-        )
+        target = jax.tree.map(_target, _flatten(example))
         try:
             with contextlib.nullcontext(manager) if manager else self._manager() as orbax:
                 arguments = ocp.args.Composite(state=ocp.args.StandardRestore(target))
@@ -476,6 +479,13 @@ def _flatten(tree: PyTree) -> dict[str, Any]:
 
 def _describe(leaves: dict[str, Any]) -> dict[str, str]:
     return {name: f"{x.dtype}{list(x.shape)}" for name, x in leaves.items()}
+
+
+def _target(x: Any) -> jax.ShapeDtypeStruct:
+    """The array to restore: on the devices that its shape names, otherwise on the first one."""
+    where = x.sharding if isinstance(x, jax.ShapeDtypeStruct) else None
+    first = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
+    return jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=where or first)
 
 
 def _same(a: Any, b: Any) -> bool:

@@ -9,7 +9,10 @@ import numpy as np
 from ppo_jax.analysis import style
 from ppo_jax.runs import manifest
 from ppo_jax.runs.job import UNITS, Job
-from ppo_jax.runs.metrics_log import read_metrics
+from ppo_jax.runs.metrics_log import position_of, read_metrics
+
+# Name of the column with the number of units made.
+POSITION = "position"
 
 
 @style.styled
@@ -21,17 +24,17 @@ def plot_run(path: Path, job: Job) -> None:
         job: the job that was run.
     """
     evaluated = job.score[1] or ""
-    names = ("env_step", "episodes", evaluated, *job.curves)
+    names = ("episodes", evaluated, *job.curves)
     table = _columns(path / "metrics.jsonl", names)
     shown = [n for n in job.curves if np.isfinite(table[n]).any()] or list(job.curves[:1])
     columns = max(1, len(shown))
     figure, panels = style.figure(1, columns, size=(4.4 * columns + 2.6, 4.4))
     style.label(panels[0], title=job.name)
     for k, (name, axes) in enumerate(zip(shown, panels, strict=False)):
-        _draw(axes, table["env_step"], table[name], table["episodes"])
+        _draw(axes, table[POSITION], table[name], table["episodes"])
         if k == 0 and np.isfinite(table[evaluated]).any():
             here = np.isfinite(table[evaluated])
-            points = table["env_step"][here], table[evaluated][here]
+            points = table[POSITION][here], table[evaluated][here]
             axes.plot(*points, "o-", color=style.colour(1), markersize=4, label="evaluation")
         style.label(axes, x=UNITS[job.unit], y=name.replace("_", " "))
         axes.xaxis.set_major_formatter(style.short)
@@ -58,14 +61,15 @@ def _draw(axes: Any, step: np.ndarray, value: np.ndarray, episodes: np.ndarray) 
 
 
 def _columns(metrics: Path, names: tuple[str, ...]) -> dict[str, np.ndarray]:
-    """Read columns of a metrics.jsonl, with NaN for missing values.
+    """Read columns of a metrics.jsonl, with NaN for missing values, and POSITION.
 
     Only these columns are kept, because the log of a long run can be larger than its agent.
     """
 
     def values() -> Iterator[list[float]]:
         for row in read_metrics(metrics):
-            yield [float("nan") if row.get(n) is None else float(row[n]) for n in names]
+            known = [float("nan") if row.get(n) is None else float(row[n]) for n in names]
+            yield [float(position_of(row)), *known]
 
-    table = np.array(list(values()), float).reshape(-1, len(names))
-    return dict(zip(names, table.T, strict=True))
+    table = np.array(list(values()), float).reshape(-1, 1 + len(names))
+    return dict(zip((POSITION, *names), table.T, strict=True))

@@ -13,7 +13,7 @@ import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from ppo_jax import parallel
-from ppo_jax.config import ConfigError
+from ppo_jax.config import ConfigError, installation
 from ppo_jax.runs import global_arrays
 from ppo_jax.types import PyTree
 
@@ -21,8 +21,8 @@ from ppo_jax.types import PyTree
 NVIDIA_DRIVER = ("/proc/driver/nvidia/version", "/dev/nvidiactl", "/dev/nvidia0", "/dev/dxg")
 CUDA = ("cuda", "gpu")
 WITHOUT_A_GPU = (
-    "to use an NVIDIA GPU, install its driver and JAX's CUDA packages (pip install 'jax[cuda13]', "
-    "or PPO_JAX_DEVICE=cuda python3 run.py train, which creates a virtual environment with them)"
+    "to use an NVIDIA GPU, install its driver and JAX's CUDA packages ({pip}, or "
+    "PPO_JAX_DEVICE=cuda python3 run.py train, which creates a virtual environment with them)"
 )
 ON_THE_CPU = "to run on the CPU, unset JAX_PLATFORMS or set JAX_PLATFORMS=cpu"
 
@@ -178,9 +178,10 @@ def _start(platforms: str, names: list[str]) -> None:
         jax.devices()
     except (RuntimeError, AssertionError) as error:
         # JAX skips CUDA if it finds no GPU, and then fails an assertion if no platform is left.
-        said = str(error).strip().partition("\n")[0].partition(" (set JAX_PLATFORMS")[0]
-        reason = f" ({said})" if said else ""
-        todo = f"{WITHOUT_A_GPU}; {ON_THE_CPU}" if {*names} & {*CUDA} else ON_THE_CPU
+        cause = str(error).strip().partition("\n")[0].partition(" (set JAX_PLATFORMS")[0]
+        reason = f" ({cause})" if cause else ""
+        install = WITHOUT_A_GPU.format(pip=installation.command("jax[cuda13]"))
+        todo = f"{install}; {ON_THE_CPU}" if {*names} & {*CUDA} else ON_THE_CPU
         raise ConfigError(
             f"JAX_PLATFORMS={platforms}, but JAX finds no such device{reason}; {todo}"
         ) from error

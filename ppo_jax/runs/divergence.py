@@ -43,7 +43,7 @@ class Bad(NamedTuple):
     more: int
 
 
-def culprits(job: Job, found: guard.Found, metrics: dict[str, Any]) -> Bad:
+def bad_values(job: Job, found: guard.Found, metrics: dict[str, Any]) -> Bad:
     """Find the arrays and metrics with invalid numbers, ordered by computation.
 
     Args:
@@ -74,7 +74,7 @@ def message(job: Job, what: Bad, update: int, *, saved: str, hint: str) -> str:
 
     Args:
         job: the job that was run.
-        what: the result of `culprits`.
+        what: the result of `bad_values`.
         update: number of updates before the invalid one.
         saved: a phrase that describes what has been saved.
         hint: a sentence that describes how to find the origin, or "".

@@ -164,13 +164,13 @@ class RunDirectory:
                 f"{cls.kind} directory {path} already holds a {cls.kind}; continue it with "
                 f"--resume {path}, replace it with --overwrite, or choose another --run-dir"
             )
-        directory.rehearse()
+        directory.try_saving()
         directory.clear()
         # Written before compiling, so that a run that is killed while compiling can be resumed.
         describe(directory.path)
         return directory
 
-    def rehearse(self) -> None:
+    def try_saving(self) -> None:
         """Refuse a folder in which checkpoints cannot be written and read back.
 
         Raises:
@@ -179,7 +179,7 @@ class RunDirectory:
         from ppo_jax.runs.checkpoint import Checkpoints
 
         try:
-            Checkpoints(self.path.absolute() / "checkpoints", {}).rehearse()
+            Checkpoints(self.path.absolute() / "checkpoints", {}).try_saving()
         except OSError as error:
             raise ConfigError(
                 f"checkpoints cannot be stored in {str(self.path)!r} ({error}); choose a --run-dir "
@@ -310,7 +310,7 @@ def check_digest(path: Path, content: dict[str, Any], given: Given) -> None:
     try:
         manifest.require(path.parent, path.name)
     except manifest.Damaged as error:
-        if not trust.vouched(content, given.named, given.trust):
+        if not trust.is_trusted(content, given.named, given.trust):
             raise
         warnings.warn(str(error), stacklevel=2)
 

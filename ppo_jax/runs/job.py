@@ -41,6 +41,9 @@ class Job(NamedTuple):
         promises: metric -> meaning, the text of a warning that is issued when the metric is not 0.
         score: (name of a metric, name of a number of the evaluation), by which the best checkpoint
             is chosen; the second applies if there are evaluations during training.
+        minimise: whether a lower score is better.
+        keeps_best: whether every state with a new best score is saved at once, and the results are
+            those of the state with the best score (option `final_model`).
         evaluate: function (state, update) -> numbers; None for a job without an evaluation.
         result: function (state, folder) -> content of summary.json about the trained state; it may
             write files into the folder. If it is None, the numbers of `evaluate` are used.
@@ -74,6 +77,8 @@ class Job(NamedTuple):
     may_be_nan: tuple[str, ...] = ()
     promises: dict[str, str] = {}  # noqa: RUF012
     score: tuple[str | None, str | None] = (None, None)
+    minimise: bool = False
+    keeps_best: bool = False
     evaluate: Callable[[Any, int], dict[str, Any]] | None = None
     result: Callable[[Any, Path], dict[str, Any]] | None = None
     samples: Callable[[Any, int], list[dict[str, Any]]] | None = None
@@ -86,6 +91,11 @@ class Job(NamedTuple):
     source: str = "the environment"
     needs: dict[str, int] = {}  # noqa: RUF012
     pure: bool = True
+
+    @property
+    def sign(self) -> int:
+        """The factor with which the larger of two scores is the better one."""
+        return -1 if self.minimise else 1
 
     def placed(self, state: Any) -> Any:
         """Copy a state to the devices of this job."""
@@ -109,7 +119,7 @@ class Progress(NamedTuple):
     Attributes:
         update: number of updates made.
         updates: number of updates of the whole run.
-        step: number of units made, such as environment steps or sequences.
+        step: number of units made, such as environment steps or responses.
         rows: rows of metrics since the last call, as in metrics.jsonl.
         path: folder of the run; None for a run that is kept in memory.
     """

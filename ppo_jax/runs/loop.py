@@ -24,8 +24,9 @@ from ppo_jax.config import ConfigError
 from ppo_jax.runs import cluster, failures, memory, terminal
 from ppo_jax.runs.chunk import Chunk, next_count
 from ppo_jax.runs.cluster.watch import LONG_WORK
-from ppo_jax.runs.divergence import Bad, culprits, how_to_see, message, origin
+from ppo_jax.runs.divergence import Bad, bad_values, how_to_see, message, origin
 from ppo_jax.runs.job import UNITS, Callback, Diverged, Job, Progress, Result, RunFailed
+from ppo_jax.runs.metrics_log import position_of
 from ppo_jax.runs.options import KeepOptions
 from ppo_jax.runs.outside import watched
 from ppo_jax.runs.record import InMemory, RunRecord, scores_of
@@ -114,12 +115,8 @@ def _check_group(job: Job, options: KeepOptions) -> None:
 
 
 def flattened(found: dict[str, Any]) -> dict[str, Any]:
-    """The numbers of an evaluation; those of a nested part are named "part_name"."""
-    numbers = {name: x for name, x in found.items() if isinstance(x, float | int | None)}
-    for part, inner in found.items():
-        if isinstance(inner, dict):
-            numbers |= {f"{part}_{n}": x for n, x in inner.items() if isinstance(x, float)}
-    return finite(numbers)
+    """The numbers of an evaluation, without texts and the like."""
+    return finite({name: x for name, x in found.items() if isinstance(x, float | int | None)})
 
 
 def finite(found: Any) -> Any:
@@ -237,6 +234,8 @@ class _Loop:
             if self.bad is not None:
                 self._diverged(self.bad)
             self._ask(rows)
+            if self.record.is_best(self.job, rows):
+                self._save()
             count = next_count(count, seconds, self.job.rows)
             if time.perf_counter() - saved_at >= self.options.checkpoint_seconds:
                 self._save()
@@ -287,7 +286,7 @@ class _Loop:
         made = int(outcome.made)
         if outcome.bad:
             row = {n: x[made].item() for n, x in metrics.items() if np.ndim(x[made]) == 0}
-            self.bad = culprits(job, outcome.found, row)
+            self.bad = bad_values(job, outcome.found, row)
         return metrics, made
 
     def _diverged(self, bad: Bad) -> None:
@@ -396,17 +395,22 @@ class _Loop:
     def _evaluation(self) -> dict[str, Any]:
         """The numbers of an evaluation, if one is due after this update; {} otherwise."""
         every, evaluate = self.options.eval_every, self.job.evaluate
-        if every is None or evaluate is None or self.update % every:
+        if every is None or evaluate is None:
+            return {}
+        # The last state competes for the best one, so that it is evaluated as well.
+        last = self.job.keeps_best and self.update == self.job.updates
+        if self.update % every and not last:
             return {}
         with self.group.at("in an evaluation", LONG_WORK):
             return flattened(evaluate(self.group.own(self.state), self.update))
 
     def _ask(self, rows: list[dict[str, Any]]) -> None:
         """Check the threshold and call the callbacks, which may end the run."""
-        goal = self.options.stop_at
+        stop_at = self.options.stop_at
         scores = scores_of(self.job, rows, self.options.eval_every is not None)
-        if goal is not None and scores and np.mean(scores) >= goal:
-            self.ended = reached(goal)
+        goal = np.inf if stop_at is None else self.job.sign * stop_at
+        if stop_at is not None and scores and np.mean(scores) >= goal:
+            self.ended = reached(stop_at)
         step = self.update * self.job.units_per_update
         progress = Progress(self.update, self.job.updates, step, rows, self.record.path)
         for callback in self.callbacks:
@@ -445,18 +449,21 @@ class _Loop:
         return Result(self.state, summary, self.record.path, self.signals.exit_code)
 
     def _result(self) -> dict[str, Any]:
-        """The results that summary.json reports for the trained state."""
-        job, path, state = self.job, self.record.path, self.group.own(self.state)
+        """The results that summary.json reports: those of the last state, or of the best one."""
+        job, path, best = self.job, self.record.path, self.record.best_state(self.job)
+        update, state = (self.update, self.state) if best is None else best
+        state = self.group.own(state if best is None else job.placed(state))
         if job.result is not None and path is not None:
+            chosen = {"model_update": update} if job.keeps_best else {}
             try:
-                return job.result(state, path)
+                return job.result(state, path) | chosen
             except OSError as error:
                 self.record.write_summary(job, "failed")
                 raise RunFailed(
                     f"the result could not be written to {path}: {error}; "
                     f"{self.record.what_is_saved(job)}. Free some disk space and --resume"
                 ) from error
-        return job.evaluate(state, self.update) if job.evaluate is not None else {}
+        return job.evaluate(state, update) if job.evaluate is not None else {}
 
     @property
     def _sample_seconds(self) -> float:
@@ -491,6 +498,6 @@ class _Loop:
                 verb = "are" if len(bad) > 1 else "is"
                 raise Diverged(
                     f"{', '.join(bad)} {verb} not finite at update {row['update']} "
-                    f"({UNITS[job.unit]}: {row['env_step']:,}); {self.record.what_is_saved(job)}. "
+                    f"({UNITS[job.unit]}: {position_of(row):,}); {self.record.what_is_saved(job)}. "
                     f"Usual cause: {job.cause}"
                 )

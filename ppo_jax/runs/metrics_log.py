@@ -18,6 +18,9 @@ from ppo_jax.runs import files, manifest
 # Statistics of the finished episodes: averages over episodes, not over updates.
 BY_EPISODE = ("episode_return", "episode_length")
 SPREAD = "episode_return_std"
+# Columns with the number of units made, such as environment steps: the name of the unit, except
+# for environment steps.
+POSITIONS = ("env_step", "responses", "sequences", "agent_updates")
 # Of a merged row: the number of updates in which each metric had a value, and the first update.
 KNOWN, FIRST = "_known", "_first"
 MOST = 256
@@ -134,7 +137,7 @@ class Averaged:
     Each metric is the mean over the rows since the previous line; it is null if no row has a value.
     Counts are summed; metrics whose names end in _min or _max are the minimum or maximum; returns
     and lengths are means over episodes, and their standard deviation is over all episodes.
-    `update` and `env_step` are those of the last row.
+    `update` and the number of units made are those of the last row.
 
     Args:
         every: number of updates per line; lines end at multiples of this number.
@@ -175,7 +178,8 @@ class Averaged:
             n for n in dict.fromkeys(n for row in rows for n in row) if n not in (KNOWN, FIRST)
         ]
         last, first = rows[-1], rows[0].get(FIRST, rows[0]["update"])
-        merged = {n: last[n] if n in ("update", "env_step") else self._one(rows, n) for n in names}
+        kept = ("update", *POSITIONS)
+        merged = {n: last.get(n) if n in kept else self._one(rows, n) for n in names}
         known = {n: sum(_known(row, n) for row in rows) for n in names}
         return merged | {KNOWN: known, FIRST: first}
 
@@ -229,28 +233,51 @@ def read_metrics(path: Path) -> Iterator[dict[str, Any]]:
                 row = json.loads(line)
             except (ValueError, RecursionError):
                 continue
-            if isinstance(row, dict) and {"update", "env_step"} <= row.keys():
+            if isinstance(row, dict) and "update" in row and row.keys() & {*POSITIONS}:
                 yield row
 
 
+def columns_of(unit: str) -> tuple[str, str]:
+    """The names of two columns: the number of units made, and the number of units per second.
+
+    Args:
+        unit: unit of progress, a key of `terminal.UNITS`.
+    """
+    if unit == "env_steps":
+        return "env_step", "steps_per_second"
+    return unit, f"{unit}_per_second"
+
+
+def position_of(row: dict[str, Any]) -> int:
+    """The number of units made until a row of metrics.jsonl."""
+    return int(next(row[name] for name in POSITIONS if name in row))
+
+
 def rows_of(
-    metrics: dict[str, np.ndarray], first_update: int, steps_per_update: int, rate: float
+    metrics: dict[str, np.ndarray],
+    first_update: int,
+    steps_per_update: int,
+    rate: float,
+    *,
+    unit: str = "env_steps",
 ) -> list[dict[str, Any]]:
     """Convert the metrics of a chunk to rows of metrics.jsonl.
 
     Args:
         metrics: name -> [K], the metrics of K updates.
         first_update: number of the first update, counted from 1.
-        steps_per_update: number of environment steps per update.
-        rate: environment steps per second during the chunk.
+        steps_per_update: number of units per update, such as environment steps.
+        rate: number of units per second during the chunk.
+        unit: unit of progress, a key of `terminal.UNITS`.
     """
+    position, speed = columns_of(unit)
     count = len(next(iter(metrics.values())))
     return [
         {
             "update": first_update + k,
-            "env_step": (first_update + k) * steps_per_update,
+            position: (first_update + k) * steps_per_update,
             **{name: _number(values[k]) for name, values in metrics.items()},
-            "steps_per_second": round(rate, 1),
+            speed: round(rate, 1),
         }
         for k in range(count)
     ]

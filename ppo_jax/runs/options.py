@@ -103,10 +103,22 @@ class StageOptions(KeepOptions):
     """Options of a stage of a language model besides those of training; none changes an update."""
 
     checkpoint_seconds: float = option(60.0, "number of seconds between checkpoints", low=0)
+    stop_at: float | None = option(
+        None,
+        "value of an evaluation (--eval-every) at which a run ends: an eval_loss as low (sft), or "
+        "an eval_accuracy (reward) or eval_objective (ppo) as high; None: the run does not end "
+        "early",
+    )
     sample_seconds: float = option(
         20.0, "number of seconds between the samples that are shown", low=0
     )
     samples: int = option(4, "number of responses that are shown at a time", low=0)
+    final_model: str = option(
+        "best",
+        "state whose model is written at the end: the one with the best evaluation during training "
+        "(--eval-every), or the last one",
+        choices=("best", "last"),
+    )
     trust: bool = option(
         False, "allow a folder that is resumed and not your own to name code to import"
     )

@@ -21,13 +21,14 @@ class Outside(NamedTuple):
         failure: function () -> description of a failure in one line, or None. After a failure, the
             results of the programs are invalid.
         numbers: function () -> counters, name -> number, for the log and the summary.
-        hurry: function (time of a signal) -> None, which limits the duration of all further calls.
+        limit_calls: function (time of a signal) -> None, which limits the duration of all further
+            calls.
         stuck: function () -> description of a call that hangs, or None.
     """
 
     failure: Callable[[], str | None]
     numbers: Callable[[], dict[str, int]]
-    hurry: Callable[[float], None]
+    limit_calls: Callable[[float], None]
     stuck: Callable[[], str | None]
 
 
@@ -51,7 +52,7 @@ def watched(
     def look() -> None:
         signals.look()
         if signals.since is not None:
-            outside.hurry(signals.since)
+            outside.limit_calls(signals.since)
         reason = outside.stuck()
         if reason is not None:
             give_up(reason)

@@ -15,7 +15,7 @@ from ppo_jax.config import ConfigError
 from ppo_jax.runs import curves, files, manifest, provenance, terminal, trackers
 from ppo_jax.runs.checkpoint import CheckpointError, Checkpoints
 from ppo_jax.runs.job import UNITS, Job, RunFailed
-from ppo_jax.runs.metrics_log import Averaged, GrowingFile, MetricsLog, rows_of
+from ppo_jax.runs.metrics_log import Averaged, GrowingFile, MetricsLog, columns_of, rows_of
 from ppo_jax.runs.options import KeepOptions
 from ppo_jax.runs.terminal import Display
 
@@ -71,6 +71,7 @@ class RunRecord:
         self.train_seconds = float(self.earlier.get("train_seconds") or 0.0)
         self.compile_seconds = 0.0
         self.saved, self.scores, self.shown = 0, list[float](), "-"
+        self.best: float | None = None  # the best score of a saved state
         self.pending: list[dict[str, Any]] | None = None
         self.samples: GrowingFile | None = None
         self.last: dict[str, Any] = self.earlier.get("last") or {}
@@ -98,6 +99,8 @@ class RunRecord:
         self.checkpoints.clean(after=update)
         self.describe()
         self.saved, self.pending = update, self.checkpoints.notes(update)
+        best = self.checkpoints.best()
+        self.best = None if best is None else self.checkpoints.score(best)
         return update, state
 
     def open(self, job: Job, update: int) -> contextlib.ExitStack:
@@ -111,7 +114,8 @@ class RunRecord:
         # An incomplete line that ended the last session is replaced by the complete one.
         whole = self.averaged.before if self.averaged.left else update
         self.metrics_log = MetricsLog(self.path / "metrics.jsonl", whole, started)
-        self.display = Display(job.updates * per, update * per, job.name, quiet=self.quiet)
+        total, quiet = job.updates * per, self.quiet
+        self.display = Display(total, update * per, job.name, quiet=quiet, unit=job.unit)
         stack.enter_context(self.metrics_log)
         stack.callback(lambda: self.metrics_log.write(self.averaged.rest()))
         stack.enter_context(self.display)
@@ -151,14 +155,18 @@ class RunRecord:
         """Write the rows of the updates after `update`; the last row includes the evaluation."""
         count = len(next(iter(arrays.values())))
         rate = count * job.units_per_update / seconds
-        rows = rows_of(arrays, update + 1, job.units_per_update, rate)
+        if "tokens" in arrays:
+            tokens_per_second = float(np.sum(arrays["tokens"])) / seconds
+            arrays = {**arrays, "tokens_per_second": np.full(count, tokens_per_second)}
+        rows = rows_of(arrays, update + 1, job.units_per_update, rate, unit=job.unit)
         rows[-1] |= evaluation
         lines = self.averaged.add(rows, now=bool(evaluation))
         self.metrics_log.write(lines)
         self.train_seconds += seconds
         self.last = rows[-1]
         self.scores += scores_of(job, rows, self.options.eval_every is not None)
-        self.display.show(rows[-1]["env_step"], rate, self._headline(job, rows), rows)
+        step = rows[-1][columns_of(job.unit)[0]]
+        self.display.show(step, rate, self._headline(job, rows), rows)
         return rows
 
     def _headline(self, job: Job, rows: list[dict[str, Any]]) -> str:
@@ -169,12 +177,13 @@ class RunRecord:
         return f"{job.headline.replace('_', ' ')} {self.shown:>8}"
 
     def save(self, job: Job, update: int, state: Any, *, last: bool = False) -> None:
-        """Write a checkpoint; its score is the mean score since the previous checkpoint.
+        """Write a checkpoint; its score is the mean score since the previous checkpoint, or for a
+        job that keeps the best state, the score of this state.
 
         Raises:
             RunFailed: the last checkpoint cannot be written; for others there is only a warning.
         """
-        score = float(np.mean(self.scores)) if self.scores else None
+        score = self._score(job, update)
         try:
             notes = {"notes": self.averaged.left} if self.averaged.left else {}
             self.checkpoints.save(update, state, score, **notes)
@@ -187,7 +196,37 @@ class RunRecord:
             warnings.warn(f"checkpoint {update} not saved ({error}); continuing", stacklevel=1)
             return
         self.saved, self.scores = update, []
+        if score is not None and (self.best is None or score > self.best):
+            self.best = score
         self.write_summary(job, "running")
+
+    def _score(self, job: Job, update: int) -> float | None:
+        """The score of a checkpoint, of which the largest is the best."""
+        scores = self.scores
+        if job.keeps_best:
+            scores = self._scores(job, [self.last] if self.last.get("update") == update else [])
+        return float(np.mean(scores)) if scores else None
+
+    def _scores(self, job: Job, rows: list[dict[str, Any]]) -> list[float]:
+        return scores_of(job, rows, self.options.eval_every is not None)
+
+    def is_best(self, job: Job, rows: list[dict[str, Any]]) -> bool:
+        """Whether the last row has the best score so far, so that its state is saved at once."""
+        scores = self._scores(job, rows[-1:]) if job.keeps_best else []
+        return bool(scores) and (self.best is None or scores[0] > self.best)
+
+    def best_state(self, job: Job) -> tuple[int, Any] | None:
+        """(number of updates, state) of the checkpoint with the best score; None if the last state
+        is the one to use."""
+        wanted = job.keeps_best and getattr(self.options, "final_model", "last") == "best"
+        best = self.checkpoints.best() if wanted and self.options.eval_every is not None else None
+        if best is None or best == self.saved:
+            return None
+        try:
+            return self.checkpoints.restore(job.shapes, best)
+        except CheckpointError as error:
+            warnings.warn(f"{error}; the last state is used instead of the best", stacklevel=2)
+            return None
 
     def what_is_saved(self, job: Job) -> str:
         """A phrase that describes what has been saved, for error messages."""
@@ -343,6 +382,14 @@ class InMemory:
         if last:
             self.state, self.saved = state, update
 
+    def is_best(self, job: Job, rows: list[dict[str, Any]]) -> bool:
+        """Return False, because only the last state is kept."""
+        return False
+
+    def best_state(self, job: Job) -> None:
+        """Return None, because only the last state is kept."""
+        return
+
     def what_is_saved(self, job: Job) -> str:
         """A phrase for error messages."""
         return "nothing is saved"
@@ -361,9 +408,10 @@ class InMemory:
 
 
 def scores_of(job: Job, rows: list[dict[str, Any]], evaluated: bool) -> list[float]:
-    """The scores of the rows that have one, by which the best checkpoint is chosen."""
+    """The scores of the rows that have one, by which the best checkpoint is chosen: the largest is
+    the best."""
     name = job.score[1 if evaluated else 0]
-    return [row[name] for row in rows if name and row.get(name) is not None]
+    return [job.sign * row[name] for row in rows if name and row.get(name) is not None]
 
 
 def read_summary(path: Path) -> dict[str, Any]:

@@ -19,17 +19,32 @@ from rich.table import Table
 # Where there is no terminal, a line of progress at least this often.
 LINE_SECONDS = 60.0
 REDRAWS_PER_SECOND = 4
-# The metrics that a display shows, where the algorithm has them: name in metrics.jsonl -> label.
-# They stand on two lines, for narrow terminals.
-SHOWN = (
-    {"episode_return": "return", "episode_length": "length"},
-    {"entropy": "entropy", "approx_kl": "approx kl", "explained_variance": "explained variance"},
-)
 # Units in which runs count their progress: name in summary.json -> words.
 UNITS = {
     "env_steps": "environment steps",
+    "responses": "responses",
     "sequences": "sequences",
     "agent_updates": "agent updates",
+}
+# The metrics that a display shows, where the run has them: name in metrics.jsonl -> label. They
+# stand on two lines, for narrow terminals. Other units have those of environment steps.
+SHOWN = {
+    "env_steps": (
+        {"episode_return": "return", "episode_length": "length"},
+        {
+            "entropy": "entropy",
+            "approx_kl": "approx kl",
+            "explained_variance": "explained variance",
+        },
+    ),
+    "responses": (
+        {"objective": "objective", "score": "score", "kl": "kl"},
+        {"response_length": "tokens per response", "eos_rate": "ended", "approx_kl": "approx kl"},
+    ),
+    "sequences": (
+        {"loss": "loss", "accuracy": "accuracy"},
+        {"grad_norm": "gradient norm", "learning_rate": "learning rate"},
+    ),
 }
 BLOCKS = "▁▂▃▄▅▆▇█"
 SPARKS = 24
@@ -45,10 +60,11 @@ class Display:
     A thread of rich draws it a few times a second; `show` only stores the values.
 
     Args:
-        total: number of environment steps of the run.
-        done: number of environment steps made in earlier sessions.
+        total: number of units of the run, such as environment steps.
+        done: number of units made in earlier sessions.
         title: name of the run; "" for none.
         quiet: whether nothing is printed where there is neither a terminal nor a notebook.
+        unit: unit of progress, a key of UNITS.
 
     Attributes:
         drawn: the display that is on the terminal now, if there is one.
@@ -56,14 +72,25 @@ class Display:
 
     drawn: "ClassVar[Display | None]" = None
 
-    def __init__(self, total: int, done: int, title: str = "", *, quiet: bool = False) -> None:
+    def __init__(
+        self,
+        total: int,
+        done: int,
+        title: str = "",
+        *,
+        quiet: bool = False,
+        unit: str = "env_steps",
+    ) -> None:
         from rich.live import Live
 
         self._total, self._title = total, title
+        self._unit = unit if unit in ("responses", "sequences") else "steps"
+        self._shown = SHOWN.get(unit, SHOWN["env_steps"])
         self._step, self._rate, self._detail = done, math.nan, ""
         self._working = ""
         self._metrics: dict[str, float] = {}
-        self._returns: list[float] = []
+        self._headline = next(iter(self._shown[0]))
+        self._history: list[float] = []
         self._started = self._printed_at = time.monotonic()
         self._printed = done
         self._live, self._quiet = on_terminal(sys.stderr), quiet
@@ -106,8 +133,8 @@ class Display:
         """Store the values that are drawn next.
 
         Args:
-            step: number of environment steps made, earlier sessions included.
-            rate: number of environment steps per second.
+            step: number of units made, earlier sessions included.
+            rate: number of units per second.
             detail: a text besides these numbers.
             rows: rows of metrics.jsonl since the last call, which a terminal shows instead of the
                 detail.
@@ -115,10 +142,11 @@ class Display:
         self._step, self._rate, self._detail = step, rate, detail
         if not (self._live or self._notebook):
             return None if self._quiet else self._print()
-        means = {name: _mean(rows, name) for line in SHOWN for name in line}
+        means = {name: _mean(rows, name) for line in self._shown for name in line}
         self._metrics |= {name: x for name, x in means.items() if x is not None}
-        if means["episode_return"] is not None:
-            self._returns.append(means["episode_return"])
+        headline = means[self._headline]
+        if headline is not None:
+            self._history.append(headline)
         if self._notebook and not self._live:
             self._notebook.show(self._render(), last=step >= self._total)
         return None
@@ -133,7 +161,8 @@ class Display:
             left = (self._total - step) / self._rate if self._rate else math.nan
             time_left = f"   {left:,.0f} s left" if step < self._total else ""
             detail = self._detail.replace("\n", ", ")
-            say(f"{step:>12,} steps   {detail}   {self._rate:,.0f} steps/s{time_left}")
+            unit = self._unit
+            say(f"{step:>12,} {unit}   {detail}   {self._rate:,.0f} {unit}/s{time_left}")
 
     def _render(self) -> RenderableType:
         """The title with the elapsed time, the metrics or the detail, and a progress bar."""
@@ -147,7 +176,8 @@ class Display:
         head.add_row(Text(self._title, style="bold"), Text(elapsed, style="dim"))
         lines: list[RenderableType] = [head] if self._title else []
         if self._metrics:
-            lines += [self._words(line) for line in SHOWN if line.keys() & self._metrics.keys()]
+            known = [line for line in self._shown if line.keys() & self._metrics.keys()]
+            lines += [self._words(line) for line in known]
         elif self._detail:
             lines += [Text(x, no_wrap=True, overflow="ellipsis") for x in self._detail.split("\n")]
         if self._working:
@@ -155,7 +185,7 @@ class Display:
         return Group(*lines, self._bar())
 
     def _words(self, names: dict[str, str]) -> RenderableType:
-        """Metrics; behind the return those before it, as a line of blocks."""
+        """Metrics; behind the first metric its earlier values, as a line of blocks."""
         from rich.text import Text
 
         text = Text(no_wrap=True, overflow="ellipsis")
@@ -163,8 +193,8 @@ class Display:
             if name in self._metrics:
                 text.append(f"{shown} ", style="dim")
                 text.append(_figure(self._metrics[name]), style="bold")
-                if name == "episode_return" and len(self._returns) > 1:
-                    text.append(f"  {sparkline(self._returns)}", style="cyan")
+                if name == self._headline and len(self._history) > 1:
+                    text.append(f"  {sparkline(self._history)}", style="cyan")
                 text.append("   ")
         return text
 
@@ -176,9 +206,9 @@ class Display:
         number: Callable[[float], str] = "{:,.0f}".format
         if len(number(self._total)) > LONG_NUMBER:  # narrow terminals have no room for all digits
             number = short
-        words = Text(f"{number(self._step)} / {number(self._total)} steps   ")
+        words = Text(f"{number(self._step)} / {number(self._total)} {self._unit}   ")
         if math.isfinite(self._rate):
-            words.append(f"{number(self._rate)} steps/s", style="green")
+            words.append(f"{number(self._rate)} {self._unit}/s", style="green")
         if self._rate > 0 and self._step < self._total:
             words.append(f"   {_clock((self._total - self._step) / self._rate)} left", style="cyan")
         line = Table.grid(expand=True, padding=(0, 2, 0, 0))
@@ -276,9 +306,10 @@ def print_summary(title: str, summary: dict[str, Any], run_dir: Path) -> None:
         table.add_row("ended early", summary["ended_early"])
     if summary.get("eval_episodes"):
         table.add_row("return", _evaluated(summary))
-    for part in ("evaluation", "validation"):
-        for name, value in summary.get(part, {}).items():
-            table.add_row(name, _value(value))
+    if summary.get("eval_data"):
+        for name, value in summary.items():
+            if name.startswith("eval_"):
+                table.add_row(name.replace("_", " "), _value(value))
     for unit, words in UNITS.items():
         if unit in summary:
             table.add_row(words, f"{summary[unit]:,}")
@@ -318,6 +349,8 @@ def _value(value: Any) -> str:
     """A number of a summary as text; null means that the number is not finite."""
     if value is None:
         return "not finite"
+    if isinstance(value, str):
+        return value
     return f"{value:.4g}" if isinstance(value, float) else f"{value:,}"
 
 

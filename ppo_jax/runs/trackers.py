@@ -1,6 +1,6 @@
 """Experiment trackers: TensorBoard, Weights & Biases and trackio.
 
-Each is an optional dependency, `pip install 'ppo_jax[NAME]'`. metrics.jsonl is always written, and
+Each is an optional dependency, the extra of the same name. metrics.jsonl is always written, and
 an error of a tracker disables the tracker without ending the run.
 """
 
@@ -13,8 +13,9 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
-from ppo_jax.config import ConfigError
+from ppo_jax.config import ConfigError, installation
 from ppo_jax.runs import files, manifest
+from ppo_jax.runs.metrics_log import position_of
 
 PROJECT = "ppo_jax"
 # File with the run's names in the trackers, so that a resumed run continues under the same name.
@@ -62,7 +63,7 @@ def require(names: Iterable[str]) -> None:
     for name in names:
         if not importlib.util.find_spec(TRACKERS[name].package):
             raise ConfigError(
-                f"--{name} needs {TRACKERS[name].package}: pip install 'ppo_jax[{name}]'"
+                f"--{name} needs {TRACKERS[name].package}: {installation.command(f'[{name}]')}"
             )
 
 
@@ -147,7 +148,7 @@ class _TensorBoard:
 
     def log(self, row: dict[str, Any]) -> None:
         for name, value in _numbers(row).items():
-            self._writer.add_scalar(name, value, row["env_step"])
+            self._writer.add_scalar(name, value, position_of(row))
 
     def close(self) -> None:
         self._writer.close()
@@ -168,7 +169,7 @@ class _Wandb:
         )
 
     def log(self, row: dict[str, Any]) -> None:
-        self._run.log(_numbers(row), step=row["env_step"])
+        self._run.log(_numbers(row), step=position_of(row))
 
     def close(self) -> None:
         self._run.finish()
@@ -186,7 +187,7 @@ class _Trackio:
         )
 
     def log(self, row: dict[str, Any]) -> None:
-        self._run.log(_numbers(row), step=row["env_step"])
+        self._run.log(_numbers(row), step=position_of(row))
 
     def close(self) -> None:
         self._run.finish()

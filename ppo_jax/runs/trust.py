@@ -101,7 +101,7 @@ def check(
     )
 
 
-def vouched(content: dict[str, Any], named: set[str], trust: bool) -> bool:
+def is_trusted(content: dict[str, Any], named: set[str], trust: bool) -> bool:
     """Whether the user trusts a file that names code, or has repeated one of its names."""
     return trust or any(name in named for _, name in code(content))
 

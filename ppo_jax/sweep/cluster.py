@@ -16,8 +16,8 @@ from typing import Any, NamedTuple, Protocol
 import jax
 
 from ppo_jax import config as configs
-from ppo_jax.config import ConfigError, references
-from ppo_jax.runs import commands, provenance, terminal
+from ppo_jax.config import ConfigError, commands, references
+from ppo_jax.runs import provenance, terminal
 from ppo_jax.runs.job import RunFailed
 from ppo_jax.runs.signals import Signals
 from ppo_jax.sweep.options import CLUSTERS as CLUSTERS

@@ -16,7 +16,7 @@ from ppo_jax.runs.folder import checkpoints_of, write_config
 from ppo_jax.runs.loop import finite
 from ppo_jax.sweep import results
 from ppo_jax.sweep.schedule import Finished
-from ppo_jax.sweep.store import Spec, clear_agent, clear_agents
+from ppo_jax.sweep.store import Spec, clear_agent, clear_agents, rename_agents
 
 
 class Keeper:
@@ -35,6 +35,7 @@ class Keeper:
     def __init__(self, folder: Path, spec: Spec, which: str, scores: dict[int, float]) -> None:
         self.folder, self.spec, self.which = folder, spec, which
         self.best: dict[int, tuple[float, int]] = {}
+        rename_agents(folder)
         for agent in sorted(scores):
             self._take_if_better(agent, scores[agent])
 
@@ -66,7 +67,7 @@ class Keeper:
     def path(self, agent: int) -> Path:
         """The run folder of an agent."""
         point, s = divmod(agent, len(self.spec.seeds))
-        return self.folder / f"point{point:04d}_seed{self.spec.seeds[s]}"
+        return self.folder / f"configuration{point:04d}_seed{self.spec.seeds[s]}"
 
     def _take_if_better(self, agent: int, score: float) -> bool:
         """Record an agent if it is the best of its configuration so far; earlier ones win ties."""

@@ -14,7 +14,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from ppo_jax.config import ConfigError
+from ppo_jax.config import ConfigError, installation
 from ppo_jax.runs import terminal
 from ppo_jax.runs.signals import ENDING
 from ppo_jax.sweep.cluster import WorkerOptions
@@ -42,7 +42,7 @@ def check(options: WorkerOptions) -> None:
         ConfigError: Ray is not installed; the message states the command that installs it.
     """
     if importlib.util.find_spec("ray") is None:
-        raise ConfigError("--cluster ray needs Ray; pip install 'ppo_jax[ray]'")
+        raise ConfigError(f"--cluster ray needs Ray: {installation.command('[ray]')}")
 
 
 @contextlib.contextmanager

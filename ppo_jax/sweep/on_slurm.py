@@ -19,15 +19,15 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from ppo_jax.config import ConfigError
+from ppo_jax.config import ConfigError, installation
 from ppo_jax.runs import files
 from ppo_jax.sweep.cluster import WorkerOptions
 from ppo_jax.sweep.store import JOBS, clear_jobs
 from ppo_jax.sweep.worker import Failed, Order, Outcome, Place, work
 
-# LOOK: seconds between two checks for signals; ASK: seconds between two queries to SLURM about jobs
-# without a result; LATE: seconds until a result is visible on a network file system.
-LOOK, ASK, LATE = 0.5, 30.0, 30.0
+# LOOK: seconds between two checks for signals; QUERY_SECONDS: seconds between two queries to SLURM
+# about jobs without a result; LATE: seconds until a result is visible on a network file system.
+LOOK, QUERY_SECONDS, LATE = 0.5, 30.0, 30.0
 # Largest number of jobs in an array: SLURM's default limit is 1001.
 ARRAY = 1000
 MINUTES = 60
@@ -51,7 +51,7 @@ def check(options: WorkerOptions) -> None:
         ConfigError: a program is missing, or an option is invalid.
     """
     if importlib.util.find_spec("submitit") is None:
-        raise ConfigError("--cluster slurm needs submitit; pip install 'ppo_jax[slurm]'")
+        raise ConfigError(f"--cluster slurm needs submitit: {installation.command('[slurm]')}")
     missing = [p for p in ("sbatch", "srun", "scancel", "sacct") if shutil.which(p) is None]
     if missing and not options.slurm_local:
         raise ConfigError(
@@ -132,7 +132,7 @@ class OnSlurm:
         self.running: dict[int, Any] = {}
         self.gone: dict[int, float] = {}
         self.executor: Any = None
-        self.folder, self.asked = Path(), 0.0
+        self.folder, self.last_query = Path(), 0.0
         self.failed: bool | None = None  # whether a job of this session failed; None: no job yet
 
     def submit(self, orders: Sequence[Order], folder: Path) -> None:
@@ -209,8 +209,8 @@ class OnSlurm:
 
     def _ask(self) -> None:
         """Query SLURM for the state of all jobs more often than submitit does by default."""
-        if not self.local and self.running and time.monotonic() - self.asked > ASK:
-            self.asked = time.monotonic()
+        if not self.local and self.running and time.monotonic() - self.last_query > QUERY_SECONDS:
+            self.last_query = time.monotonic()
             next(iter(self.running.values())).done(force_check=True)
 
     def _outcome(self, number: int, job: Any) -> Outcome | None:
@@ -228,8 +228,8 @@ class OnSlurm:
             outcome = job.result()
         except Exception as error:
             lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-            told = next((x for x in reversed(lines) if re.match(r"[\w.]+: ", x)), lines[0])
-            return self._lost(job, f"its job {job.job_id} failed: {told}")
+            message = next((x for x in reversed(lines) if re.match(r"[\w.]+: ", x)), lines[0])
+            return self._lost(job, f"its job {job.job_id} failed: {message}")
         for file in (result, job.paths.submitted_pickle):
             files.delete(file)
         self.failed = self.failed or isinstance(outcome, Failed)
@@ -280,6 +280,6 @@ def _stderr_into(file: Path) -> Iterator[None]:
 
 def _refusal(error: BaseException) -> str:
     """The error message of sbatch, in one line."""
-    said = getattr(error, "stderr", None) or getattr(error, "output", None) or str(error)
-    text = said.decode(errors="replace") if isinstance(said, bytes) else str(said)
+    output = getattr(error, "stderr", None) or getattr(error, "output", None) or str(error)
+    text = output.decode(errors="replace") if isinstance(output, bytes) else str(output)
     return " ".join(text.split())

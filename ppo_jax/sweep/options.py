@@ -45,13 +45,15 @@ class PointOptions:
 
 @dataclasses.dataclass(frozen=True)
 class SweepOptions:
-    """How a sweep is trained and kept. Of these options only the batch size has an effect on an
-    agent, and the first session decides it."""
+    """How a sweep is trained and kept. Of these options only the number of agents per device has
+    an effect on an agent, by rounding, and the first session decides it."""
 
     run_dir: Path | None = option(None, "folder of the sweep; None: a new folder in sweeps/")
     resume: Path | None = option(None, "folder of a sweep to continue")
     overwrite: bool = option(False, "replace an existing sweep")
-    batch_size: str = option("auto", "number of agents that one device trains at once, or auto")
+    agents_per_device: str = option(
+        "auto", "number of agents that one device trains at the same time, or auto"
+    )
     keep: str = option(
         "best", "agents that are saved: the best of each configuration, all, or none", choices=KEEP
     )
@@ -64,16 +66,17 @@ class SweepOptions:
 
     @property
     def width(self) -> int | None:
-        """The batch size as a number; None for auto.
+        """The number of agents per device; None for auto.
 
         Raises:
             ConfigError: the value is neither.
         """
-        if self.batch_size == "auto":
+        given = self.agents_per_device
+        if given == "auto":
             return None
-        if not self.batch_size.isdigit() or int(self.batch_size) < 1:
-            raise ConfigError(f"batch_size is {self.batch_size!r}; it must be auto or >= 1")
-        return int(self.batch_size)
+        if not (given.isascii() and given.isdigit()) or int(given) < 1:
+            raise ConfigError(f"agents_per_device is {given!r}; it must be auto or >= 1")
+        return int(given)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -101,7 +104,9 @@ class WorkerOptions:
     slurm: Words = option(
         (), "parameter of sbatch as NAME=VALUE, such as partition=gpu, time=2:00:00 or mem=8G"
     )
-    slurm_local: bool = option(False, "rehearse the jobs of SLURM as processes on this machine")
+    slurm_local: bool = option(
+        False, "run the jobs of SLURM as processes on this machine, as a test"
+    )
 
     def check(self) -> None:
         """Refuse options that contradict each other.

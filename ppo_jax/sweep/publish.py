@@ -88,10 +88,10 @@ def _publish(store: Store, threshold: float | None, session: dict[str, Any]) -> 
     html = page.page(f"Sweep of {_title(found)}", parts)
     manifest.write(store.path, "report.html", html.encode())
     summary = {
-        "points": len(found),
+        "configurations": len(found),
         "seeds": len(store.spec.seeds),
         "best": order[0].name,
-        "best_point": [_index(found, r) for r in order[0].results],
+        "best_configuration": [_index(found, r) for r in order[0].results],
         "diverged": int(sum(r.diverged.sum() for r in found)),
         "table": rows[: len(order[0].results)],
         "confirmed": [results.row(r, threshold) for r in confirmed] or None,
@@ -109,8 +109,8 @@ def _table_parts(rows: list[dict[str, Any]], best: bool) -> list[str]:
         page.heading("All configurations, with the seeds that ranked them"),
         tables.as_html(rows, best=best),
         page.paragraph(
-            'The column "point" is the number of the configuration in results.csv, in agents.csv, '
-            "and in the names of the folders in agents/."
+            'The column "configuration" has the numbers that stand for the configurations in '
+            "results.csv, in agents.csv, and in the names of the folders in agents/."
         ),
         page.copyable("This table in Markdown", tables.markdown(rows)),
         page.copyable("This table in LaTeX", tables.latex(rows)),
@@ -134,7 +134,7 @@ def scales(path: Path) -> dict[str, str]:
 
 
 def _ranked(rows: list[dict], order: Sequence[Setting], found: list[PointResult]) -> list[dict]:
-    """Rows from the best setting to the worst; points that were not tried everywhere are last."""
+    """Rows from the best setting to the worst; those that were not tried everywhere are last."""
     places = [_index(found, r) for s in order for r in s.results]
     rest = [i for i in range(len(rows)) if i not in places]
     return [rows[i] for i in (*places, *rest)]
@@ -354,7 +354,7 @@ def agent_rows(found: Sequence[PointResult], threshold: float | None) -> Iterato
         steps = r.steps_to(wanted) if wanted is not None else np.full(len(r.seeds), np.inf)
         for s, seed in enumerate(r.seeds):
             yield {
-                "point": p,
+                "configuration": p,
                 **r.point,
                 "seed": seed,
                 "status": "diverged" if r.diverged[s] else "finished",

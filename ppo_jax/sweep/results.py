@@ -274,14 +274,14 @@ def table(results: Sequence[PointResult], threshold: float | None = None) -> lis
         results: results in any order.
         threshold: return to be reached; None for the default of each environment.
     """
-    return [{"point": i, **r.point, **row(r, threshold)} for i, r in enumerate(results)]
+    return [{"configuration": i, **r.point, **row(r, threshold)} for i, r in enumerate(results)]
 
 
 def row(result: PointResult, threshold: float | None = None) -> dict[str, Any]:
     """Mean, IQM with interval, median, area, steps to the threshold and fraction reaching it."""
     score = result.score
     low, high = statistics.interval([score])
-    mark = result.threshold(threshold)
+    target = result.threshold(threshold)
     out: dict[str, Any] = {
         "env": result.env,
         "seeds": len(score),
@@ -293,12 +293,12 @@ def row(result: PointResult, threshold: float | None = None) -> dict[str, Any]:
         "median": _round(np.median(score)),
         "min": _round(score.min()),
         "area": _round(result.area.mean()),
-        "threshold": mark,
+        "threshold": target,
         "steps_to_threshold": None,
         "share_reached": None,
     }
-    if mark is not None:
-        steps = result.steps_to(mark)
+    if target is not None:
+        steps = result.steps_to(target)
         middle = float(np.median(steps))
         out["share_reached"] = round(float(np.isfinite(steps).mean()), 4)
         out["steps_to_threshold"] = int(middle) if math.isfinite(middle) else None

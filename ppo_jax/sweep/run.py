@@ -1,5 +1,6 @@
 """Sweeps from Python: results are arrays in memory, and no files are written."""
 
+import warnings
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -27,8 +28,9 @@ def run_seeds(
     env: Any = None,
     policy: Any = None,
     algorithm: Any = None,
-    batch_size: int | None = None,
+    agents_per_device: int | None = None,
     devices: Sequence[jax.Device] | None = None,
+    batch_size: int | None = None,
 ) -> tuple[TrainState, Arrays]:
     """Train one configuration with many seeds, vectorised and distributed over the devices.
 
@@ -36,9 +38,10 @@ def run_seeds(
         config: configuration of all agents; if `seeds` is a number, its seed is the first one.
         seeds: number of seeds S, or the S seeds.
         env, policy, algorithm: arguments of `make_train`.
-        batch_size: number of agents that one device trains at the same time; None for a fast number
-            that fits in memory.
+        agents_per_device: number of agents that one device trains at the same time; None for a fast
+            number that fits in memory.
         devices: devices to use; None for all devices.
+        batch_size: older name of agents_per_device.
 
     Returns:
         (TrainState [S, ...], Metrics [S, U])
@@ -50,7 +53,8 @@ def run_seeds(
     refuse_sweep(build(config, env).env)
     numbers = seed_numbers(config, seeds)
     groups = group_agents([config], numbers)
-    schedule = Schedule(groups, devices or jax.devices(), _checked(batch_size), env=env)
+    width = _width(agents_per_device, batch_size)
+    schedule = Schedule(groups, devices or jax.devices(), width, env=env)
     finished = _in_order(schedule)
     state = jax.tree.map(lambda *x: jax.numpy.concatenate(x), *(f.state() for f in finished))
     steps = np.broadcast_to(_env_steps(config), (len(numbers), config.num_updates))
@@ -65,9 +69,10 @@ def run_sweep(
     env: Any = None,
     policy: Any = None,
     algorithm: Any = None,
-    batch_size: int | None = None,
+    agents_per_device: int | None = None,
     episodes: int = 0,
     devices: Sequence[jax.Device] | None = None,
+    batch_size: int | None = None,
 ) -> tuple[list[Point], Arrays]:
     """Train every configuration with every seed.
 
@@ -83,13 +88,15 @@ def run_sweep(
             dictionaries of values.
         seeds: number of seeds S, or the S seeds.
         env, policy, algorithm: arguments of `make_train`; a policy or an algorithm may also vary.
-        batch_size: number of agents that one device trains at the same time; None for a fast number
-            that fits in memory.
+        agents_per_device: number of agents that one device trains at the same time; None for a fast
+            number that fits in memory.
         episodes: number of greedy evaluation episodes E per agent at the end.
         devices: devices to use; None for all devices.
+        batch_size: older name of agents_per_device.
 
     Returns:
-        (list of the P points, Metrics [P, S, U]); with episodes, also "eval_return" [P, S, E].
+        (list of the P dictionaries of values, Metrics [P, S, U]); with episodes, the metrics also
+        have "eval_return" [P, S, E].
 
     Raises:
         ConfigError: a configuration is invalid, or the configurations have different lengths.
@@ -100,7 +107,9 @@ def run_sweep(
     parts = {"env": env, "policy": policy, "algorithm": algorithm}
     for name in (n for n, part in parts.items() if part is not None):
         if any(name in point for point in points):
-            raise ConfigError(f"{name}= is given and also varies; put all values in the points")
+            raise ConfigError(
+                f"{name}= is given and also varies; put all values in the configurations"
+            )
     settings = [configure(config, point) for point in points]
     lengths = {c.num_updates for c in settings}
     if len(lengths) > 1:
@@ -112,9 +121,8 @@ def run_sweep(
         refuse_sweep(build(setting, env).env)
     numbers = seed_numbers(config, seeds)
     groups = group_agents(settings, numbers)
-    schedule = Schedule(
-        groups, devices or jax.devices(), _checked(batch_size), episodes=episodes, env=env
-    )
+    width = _width(agents_per_device, batch_size)
+    schedule = Schedule(groups, devices or jax.devices(), width, episodes=episodes, env=env)
     finished = _in_order(schedule, states=False)
     metrics = _metrics(finished)
     if episodes:
@@ -151,14 +159,14 @@ def _env_steps(config: TrainConfig) -> np.ndarray:
 
 
 def _listed(points: Mapping | Sequence[Point], config: TrainConfig) -> list[Point]:
-    """The points as a list of dictionaries, with checked names and with objects as references."""
+    """The configurations as dictionaries, with checked names and with objects as references."""
     listed = grid({n: [*v] for n, v in points.items()}) if isinstance(points, Mapping) else points
     listed = [{n: configs.named(n, v) for n, v in point.items()} for point in listed]
     methods = {*ALGORITHMS, config.algorithm, *(p["algorithm"] for p in listed if "algorithm" in p)}
     known = {name for method in methods for name in configs.fields(method)}
     for name in {name for point in listed for name in point}:
         if name == "seed":
-            raise ConfigError("seeds are given with `seeds`, not as a value of a point")
+            raise ConfigError("seeds are given with `seeds`, not as a value of a configuration")
         if name not in known:
             raise ConfigError(f"unknown option {name!r}; {did_you_mean(name, known)}")
     if not listed:
@@ -187,7 +195,11 @@ def _metrics(finished: list[Finished]) -> Arrays:
     return {name: np.concatenate([f.metrics[name] for f in finished]) for name in common}
 
 
-def _checked(batch_size: int | None) -> int | None:
-    if batch_size is not None and batch_size < 1:
-        raise ConfigError(f"batch_size is {batch_size}; it must be >= 1")
-    return batch_size
+def _width(agents_per_device: int | None, batch_size: int | None) -> int | None:
+    """The number of agents per device, which earlier versions called batch_size."""
+    if batch_size is not None:
+        warnings.warn("batch_size= is now agents_per_device=", DeprecationWarning, stacklevel=3)
+    width = batch_size if agents_per_device is None else agents_per_device
+    if width is not None and width < 1:
+        raise ConfigError(f"agents_per_device is {width}; it must be >= 1")
+    return width

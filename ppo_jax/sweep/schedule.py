@@ -51,7 +51,8 @@ class Schedule:
     Args:
         groups: groups of agents, from `group_agents`.
         devices: devices of one kind, over which the agents are distributed.
-        batch_size: agents per device; None for a fast number that fits in memory.
+        agents_per_device: number of agents that a device trains at the same time; None for a fast
+            number that fits in memory.
         episodes: number of evaluation episodes E at the end.
         env: environment, as for `build`.
         chunks: chunks of an earlier session, with their widths.
@@ -64,7 +65,7 @@ class Schedule:
         self,
         groups: Sequence[Group],
         devices: Sequence[jax.Device],
-        batch_size: int | None = None,
+        agents_per_device: int | None = None,
         *,
         episodes: int = 0,
         env: Any = None,
@@ -73,7 +74,11 @@ class Schedule:
         on_plan: Callable[[list[Chunk]], None] = lambda chunks: None,
         signals: Signals | None = None,
     ) -> None:
-        self.groups, self.devices, self.batch_size = groups, tuple(devices), batch_size
+        self.groups, self.devices, self.agents_per_device = (
+            groups,
+            tuple(devices),
+            agents_per_device,
+        )
         self.episodes, self.env = episodes, env
         self.plan = Plan(chunks, done, on_plan)
         self.programs, self.compile_seconds = 0, 0.0
@@ -132,7 +137,9 @@ class Schedule:
         """The first program of a group, with the given or the largest fitting width."""
         agents = len(group.agents)
         share = -(-agents // len(self.devices))
-        return self.fitting(group, agents, self.batch_size and min(self.batch_size, share))
+        return self.fitting(
+            group, agents, self.agents_per_device and min(self.agents_per_device, share)
+        )
 
     def fitting(self, group: Group, agents: int, widest: int | None) -> AgentsProgram:
         """The program of a group with the largest width that fits in memory.
@@ -154,8 +161,8 @@ class Schedule:
         there = memory.available(self.devices[0])
         needed = program.bytes_needed
         if program.width == 1 and there is not None and needed > there:
-            asked = f"{memory.text(needed)} are needed, {memory.text(there)} are available"
-            raise too_large(group, asked)
+            needs = f"{memory.text(needed)} are needed, {memory.text(there)} are available"
+            raise too_large(group, needs)
         return program
 
     def _halve(self, number: int, group: Group, width: int, reason: str) -> None:

@@ -12,10 +12,10 @@ import jax
 import numpy as np
 
 from ppo_jax import experiment
-from ppo_jax.config import ConfigError
+from ppo_jax.config import ConfigError, commands
 from ppo_jax.envs import refuse_sweep
 from ppo_jax.evaluate import warn_unfinished
-from ppo_jax.runs import cache, commands, manifest, memory, provenance, terminal
+from ppo_jax.runs import cache, manifest, memory, provenance, terminal
 from ppo_jax.runs.signals import Signals
 from ppo_jax.runs.terminal import Display
 from ppo_jax.sweep.cluster import Cluster, Dispatch, again, check_names
@@ -91,7 +91,7 @@ def _next_steps(spec: Spec, options: SweepOptions, path: Path, best: int) -> dic
     """
     steps = {"plot": commands.command("plot", path)}
     if options.keep != "none":
-        for agent in sorted((path / "agents").glob(f"point{best:04d}_seed*"))[:1]:
+        for agent in sorted((path / "agents").glob(f"configuration{best:04d}_seed*"))[:1]:
             watch = commands.command("evaluate", agent, "--gif", "episode.gif")
             steps = {"watch the best": watch, **steps}
     if len(spec.configs) > 1 and not options.confirm:

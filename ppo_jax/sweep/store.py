@@ -36,7 +36,8 @@ CONTENTS = (
     manifest.NAME,
 )  # fmt: skip
 FORMAT = "ppo_jax sweep"
-AGENT = re.compile(r"point\d{4,}_seed\d+")
+# Folder of an agent; its first word was "point" in earlier versions.
+AGENT = re.compile(r"(configuration|point)\d{4,}_seed\d+")
 FIGURE = re.compile(
     r"(learning_curves|performance_profile|improvement|sensitivity_.+)\.(png|pdf|svg)"
 )
@@ -45,7 +46,9 @@ JOBS = "slurm"
 JOBS_OF_A_SESSION = re.compile(r"[0-9a-f]{16}")
 CHUNK = re.compile(r"\d{5,}\.(npz|json)|\.\d{5,}\.(npz|json)\.tmp")
 # Options that a resumed sweep keeps.
-KEPT = ("batch_size", "keep", "confirm", "threshold")
+KEPT = ("agents_per_device", "keep", "confirm", "threshold")
+# Their names in earlier versions.
+OLDER_NAMES = {"agents_per_device": "batch_size"}
 # Options that did not exist for older sweeps, with the values that those sweeps correspond to.
 YOUNGER = {
     "matmul_precision": "default",
@@ -60,7 +63,7 @@ YOUNGER = {
     "value_low": -10.0,
     "value_high": 10.0,
 }
-COLUMNS = ("point", "seed", "env_step", "metric", "value")
+COLUMNS = ("configuration", "seed", "env_step", "metric", "value")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -190,10 +193,18 @@ def clear_agents(folder: Path, keep: Collection[str] = ()) -> None:
         folder: folder of the agents.
         keep: names of the agents to keep.
     """
-    for path in folder.glob("point*_seed*"):
+    for path in folder.glob("*_seed*"):
         if AGENT.fullmatch(path.name) and path.name not in keep and not path.is_symlink():
             clear_agent(path)
     files.remove_empty(folder)
+
+
+def rename_agents(folder: Path) -> None:
+    """Give the agents of an earlier version, `point0000_seed1`, the names that they have now."""
+    for path in folder.glob("point*_seed*"):
+        new = path.with_name(path.name.replace("point", "configuration", 1))
+        if AGENT.fullmatch(path.name) and not path.is_symlink() and not os.path.lexists(new):
+            path.rename(new)
 
 
 def clear_agent(path: Path) -> None:
@@ -386,7 +397,7 @@ class Store:
         metrics: dict[str, np.ndarray],
         returns: np.ndarray,
     ) -> None:
-        """Write rows of a chunk in long format: point, seed, env_step, metric, value."""
+        """Write rows of a chunk in long format, a row for each value (COLUMNS)."""
         curves = results.binned(metrics, self.spec.parts, self.spec.counts)
         for i, agent in enumerate(chunk.agents):
             point, s = divmod(agent, len(self.spec.seeds))
@@ -416,7 +427,8 @@ def read_spec(path: Path, given: Given = NOTHING) -> tuple[Spec, dict[str, Any]]
     trust.check(content, given.named, given.trust, path / MARK)
     check_digest(path / MARK, content, given)
     try:
-        options = {name: content["options"][name] for name in KEPT}
+        saved = content["options"]
+        options = {name: saved[name if name in saved else OLDER_NAMES[name]] for name in KEPT}
         return Spec.from_json(content["sweep"]), options
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise ConfigError(f"{path / MARK} is damaged: {error!r}") from error

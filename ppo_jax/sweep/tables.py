@@ -22,7 +22,7 @@ HEADINGS = {
 }
 INTERVAL = ("ci95_low", "ci95_high")
 # Column that identifies a configuration inside the folder of the sweep, and nowhere else.
-NUMBER = "point"
+NUMBER = "configuration"
 LATEX = {
     "\\": r"\textbackslash{}", "&": r"\&", "%": r"\%", "$": r"\$", "#": r"\#", "_": r"\_",
     "{": r"\{", "}": r"\}", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}",
@@ -36,7 +36,7 @@ def readable(rows: Sequence[Row], *, numbers: bool = False) -> list[Row]:
 
     Args:
         rows: rows of numbers, None where there is no value.
-        numbers: whether the number of the point stays, as the last column.
+        numbers: whether the number of the configuration stays, as the last column.
     """
     names = [n for n in dict.fromkeys(n for r in rows for n in r) if n not in (NUMBER, *INTERVAL)]
     names = [n for n in names if any(r.get(n) is not None for r in rows)]

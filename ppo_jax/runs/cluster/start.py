@@ -130,7 +130,7 @@ def _waiting(place: Place) -> Iterator[None]:
     def give_up() -> None:
         terminal.show_cursor()
         with contextlib.suppress(OSError):
-            os.write(2, f"error: {nobody(place)}\n".encode())
+            os.write(2, f"error: {not_joined(place)}\n".encode())
         with contextlib.suppress(Exception):
             sys.stdout.flush()
         os._exit(1)
@@ -155,7 +155,7 @@ def _waiting(place: Place) -> Iterator[None]:
             signal.signal(signal.SIGINT, before)
 
 
-def nobody(place: Place) -> str:
+def not_joined(place: Place) -> str:
     """A one-line message that describes which processes have not joined.
 
     Args:
