@@ -176,7 +176,7 @@ def with_a_function() -> dict[str, Any]:
     models = train.Models(decoder, params, "none", {}, params, ())
     prompts, found = jnp.asarray([[1, 4], [1, 5]]), {}
     for number in (1, 4):
-        models = models._replace(reward=from_function(score, tokenizer, mesh(number)))
+        models = models._replace(reward=from_function(score, tokenizer, mesh=mesh(number)))
         built = train.build(
             models, prompts, jnp.ones_like(prompts),
             train.Config(algorithm="reinforce", num_prompts=16, max_new_tokens=4, rollout_batch=8),

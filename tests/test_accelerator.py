@@ -78,8 +78,8 @@ def test_a_smoke_run_measures_every_task_or_says_why_not(smoke):
             assert row["device"] and row["started"] and tuple(row) == FIELDS
             assert {"jax", "jaxlib", "python"} <= json.loads(row["versions"]).keys()
     unmeasured = {(r["section"], r["task"]): r["why"] for r in rows.values() if r["why"]}
-    assert {section for section, _ in unmeasured} <= {"peers", "control"}
-    known = ("not installed", "there is only one device")
+    assert {section for section, _ in unmeasured} <= {"peers", "control", "learning"}
+    known = ("not installed", "there is only one device", "a smoke run trains only Breakout")
     assert all(any(k in why for k in known) for why in unmeasured.values()), unmeasured
 
 

@@ -524,11 +524,11 @@ def _said(role, content):
 @pytest.mark.slow
 def test_the_stages_learn_from_conversations(chatting, tmp_path, capsys):
     """ShareGPT for fine-tuning and UltraFeedback's shape for a reward model."""
-    small = ["--batch-size", 4, "--learning-rate", 0.01, "--validation-fraction", 0.2]
+    small = ["--batch-size", 4, "--learning-rate", 0.01, "--eval-fraction", 0.2]
     assert run("sft", "--model", chatting / "model", "--data", chatting / "shared.jsonl",
                "--assistant-only-loss", "--epochs", 1.5, "--weight-decay", 0.1, *small,
                "--run-dir", tmp_path / "sft") == 0  # fmt: skip
-    assert "10 rows in one length bucket" in capsys.readouterr().out
+    assert "8 rows in one length bucket" in capsys.readouterr().out
     assert [row["update"] for row in rows(tmp_path / "sft")] == [1, 2, 3]  # 1.5 passes over 8 rows
     saved = json.loads((tmp_path / "sft" / "config.json").read_text())["config"]
     assert (saved["updates"], saved["epochs"]) == (3, 1.5)
@@ -556,8 +556,8 @@ def test_reward_functions_of_the_command(chatting, tmp_path, monkeypatch):
     assert row["score"] == pytest.approx(
         2 * row["score_first"] + 0.5 * row["score_second"], abs=1e-5
     )
-    evaluation = json.loads((tmp_path / "ppo" / "summary.json").read_text())["evaluation"]
-    assert {"score_first", "score_second"} <= {*evaluation}
+    summary = json.loads((tmp_path / "ppo" / "summary.json").read_text())
+    assert {"eval_score_first", "eval_score_second"} <= {*summary}
     prompts, completions, answers, columns = sys.modules["rules"].SEEN[0]
     assert [prompt[0]["content"] for prompt in prompts] == [answer[0] for answer in answers]
     assert {prompt[0]["role"] for prompt in prompts} == {"user"}

@@ -1,12 +1,13 @@
 """Trackers: logged rows, names of runs, and runs that continue after a tracker fails."""
 
 import json
+import re
 import sys
 import types
 
 import pytest
 
-from ppo_jax.config import ConfigError
+from ppo_jax.config import ConfigError, installation
 from ppo_jax.runs import metrics_log, trackers
 
 ROWS = [
@@ -101,6 +102,7 @@ def test_a_tracker_that_does_not_start_is_an_error_with_a_hint(tmp_path, fake):
 def test_what_is_not_installed_is_said(monkeypatch):
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
     for name in ("wandb", "trackio"):
-        with pytest.raises(ConfigError, match=rf"--{name} needs .* 'ppo_jax\[{name}\]'"):
+        how = re.escape(installation.command(f"[{name}]"))
+        with pytest.raises(ConfigError, match=rf"--{name} needs .*{how}"):
             trackers.require([name])
     trackers.require([])

@@ -32,7 +32,7 @@ def exit_with(command: Work, before: Callable[[], None] | None = None) -> NoRetu
 
     Args:
         command: () -> exit code.
-        before: what has to be done before JAX's devices are started.
+        before: function that runs before JAX's devices are started.
     """
 
     def checked() -> int:
@@ -52,7 +52,7 @@ def exit_prepared(
 
     Args:
         prepare: () -> the rest of the command. --help and refused options end the command here.
-        before: what has to be done before the command line is read.
+        before: function that runs before the command line is read.
     """
 
     def prepared() -> int:

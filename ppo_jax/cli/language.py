@@ -212,14 +212,14 @@ def _optimisation(values: Values) -> Job:
         valid_vocab=tokenizer.vocab_size,
         mesh=mesh(values),
     )
-    asked = held_out.examples and stages.HeldOutPrompts(
+    unseen = held_out.examples and stages.HeldOutPrompts(
         *rows(held_out.examples), held_out.about, first
     )
     return stages.optimisation(
         program,
         models,
         config,
-        held_out=asked or None,
+        held_out=unseen or None,
         seed=values["seed"],
         language=language,
         eval_responses=values["eval_responses"],

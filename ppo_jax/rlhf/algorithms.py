@@ -164,8 +164,8 @@ def make(
 
     def update(key: jax.Array, learner: LearnerState, batch: Batch) -> tuple[LearnerState, Metrics]:
         order = sgd.shuffles(key, batch.weight.shape[0], config.epochs)  # the order `learn` uses
-        # One response in 64, at most eight: a forward pass over many of them would take long.
-        few = max(1, min(8, order.shape[1] // 64))
+        # One response in 16, at most eight: a forward pass over many of them would take long.
+        few = max(1, min(8, order.shape[1] // 16))
         rows = jax.tree.map(lambda x: x[order[0, :few]], batch)
         gap = _first_ratio_gap(policy, learner.params, rows)
         learner, metrics = learn(key, learner, batch)

@@ -166,10 +166,10 @@ def _learn_preferences(story: _Story, params: Params) -> tuple[Reward, dict[str,
     config, tokenizer = story.config, story.language.tokenizer
     key = jax.random.fold_in(jax.random.key(config.seed), PREFERENCES)
     count = config.preferences
-    write_key, judge_key = jax.random.split(key)
+    write_key, preference_key = jax.random.split(key)
     samples = 2 * count + NORMALISATION
     texts = _kept(story, "texts", lambda: _write(story, params, write_key, samples))
-    pairs = _pairs(judge_key, texts[: 2 * count])
+    pairs = _pairs(preference_key, texts[: 2 * count])
     agreement = _in_gold_order(pairs)
     terminal.say(
         f"2. training a reward model on {count:,} preference pairs, of which {agreement:.0%} "
@@ -199,8 +199,8 @@ def _learn_preferences(story: _Story, params: Params) -> tuple[Reward, dict[str,
 
     mean, deviation = _kept(story, "normalisation", moments)
     stages.write_normalisation(story.path / "reward" / "model", mean, deviation)
-    write_key, judge_key = jax.random.split(jax.random.fold_in(key, 1))
-    further = _pairs(judge_key, _write(story, params, write_key, 2 * UNSEEN))
+    write_key, preference_key = jax.random.split(jax.random.fold_in(key, 1))
+    further = _pairs(preference_key, _write(story, params, write_key, 2 * UNSEEN))
     learned = _accuracy(story, state.learner.params, further)
     return from_model(story.decoder, state.learner.params, mean, deviation), learned
 
@@ -322,10 +322,10 @@ def _in_gold_order(pairs: Sequence[Any]) -> float:
 def _scores(story: _Story, params: Params, texts: list[str]) -> np.ndarray:
     """[B] scores of words by a reward model."""
     rows = sft_arrays(from_lines(texts), story.language.tokenizer, 512)
-    judge = jax.jit(story.decoder.score)
+    score = jax.jit(story.decoder.score)
     parts = range(0, len(texts), 2 * WIDTH)
     found = [
-        judge(params, rows.tokens[i : i + 2 * WIDTH], rows.mask[i : i + 2 * WIDTH]) for i in parts
+        score(params, rows.tokens[i : i + 2 * WIDTH], rows.mask[i : i + 2 * WIDTH]) for i in parts
     ]
     return np.concatenate([np.asarray(x) for x in found])
 

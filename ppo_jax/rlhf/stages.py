@@ -192,7 +192,7 @@ def _supervised(
     spread = sharding.over_devices(measure, mesh)
     frozen, start = {"rows": sharding.shard(training, mesh)}, params
     if adapters is not None:
-        frozen["base"] = params if mesh is None else sharding.shard(params, mesh)
+        frozen["base"] = sharding.shard(params, mesh)
         start = adapters.init(jax.random.fold_in(jax.random.key(seed), ADAPTERS), params)
 
     def whole(state: TrainState) -> Params:
@@ -280,23 +280,23 @@ def optimisation(
     responses = config.num_prompts * config.group_size
     prompts, mask = program.frozen["prompts"], program.frozen["prompt_mask"]
     held_out = held_out or HeldOutPrompts(np.asarray(prompts), np.asarray(mask), NOTHING)
-    asked = _chosen(held_out, seed, eval_responses)
+    chosen = _chosen(held_out, seed, eval_responses)
 
     def samples(state: TrainState, count: int) -> list[dict[str, Any]]:
         key = jax.random.fold_in(jax.random.key(seed), SAMPLES + state.update)
         rows = jax.random.randint(key, (count,), 0, prompts.shape[0])
-        chosen = (prompts[rows], mask[rows], rows)
-        said = respond(key, state.learner.params, program.frozen, chosen)
+        drawn = (prompts[rows], mask[rows], rows)
+        said = respond(key, state.learner.params, program.frozen, drawn)
         return describe(said, config.max_new_tokens, language.tokenizer)
 
     def evaluate(state: TrainState, update: int) -> dict[str, Any]:
         key = jax.random.fold_in(jax.random.key(seed), EVALUATION)
         params = state.learner.params
         write = lambda key, rows: respond(key, params, program.frozen, rows)
-        said = evaluation.responses_to(write, key, asked, size=responses)
+        said = evaluation.responses_to(write, key, chosen, size=responses)
         shaped = shape_scores(state.rollout.moments, said, program.settings)
         # With the initial β, evaluations during a run with an adaptive β can be compared.
-        found = evaluation.of_policy(said, shaped, config.kl_coef, asked[2])
+        found = evaluation.of_policy(said, shaped, config.kl_coef, chosen[2])
         return evaluation.named(found, held_out.about)
 
     def result(state: TrainState, path: Path) -> dict[str, Any]:

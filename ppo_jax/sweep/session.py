@@ -84,7 +84,7 @@ def _next_steps(spec: Spec, options: SweepOptions, path: Path, best: int) -> dic
     """The commands that may follow a finished sweep, by name.
 
     Args:
-        spec: what the sweep computed.
+        spec: specification of the sweep, which its results belong to.
         options: options of the sweep.
         path: folder of the sweep.
         best: number of the best configuration.
