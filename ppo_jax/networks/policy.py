@@ -56,9 +56,8 @@ class Policy(NamedTuple):
     init_core(num_envs) -> core, the recurrent state between steps; () for a feed-forward policy
     act(params, core, obs [N, ...], start [N]) -> (core, dist [N], value [N]) for one step
     apply(params, inputs) -> (dist, value) for any leading shape, as the losses call it; the value
-        may be a distribution of values (`value_distributions`). The inputs
-        of a recurrent policy are SequenceInputs, and its samples are whole sequences
-        (`rollout.sequences`).
+        may be a distribution of values (`value_distributions`). The inputs of a recurrent policy
+        are SequenceInputs, and its samples are whole sequences (`rollout.sequences`).
     value(params, inputs) -> value for any leading shape; None if it needs a recurrent state or the
         intermediate results of `act`. If it is given, a rollout evaluates all states at once.
     critic: "v" for V(s); "q" for q(s, a), whose inputs are a StateAction, and for which `act`
@@ -127,16 +126,13 @@ def make_policy(
         raise ValueError("a Q-function cannot share a torso with the actor; use shared_torso=False")
     if image := bool(cnn):
         spaces.image(observation_space)
-
     layers = Layers(tuple(hidden), activation, dtype, norm, residual)
     body = functools.partial(layers_of, tuple(cnn), layers)
     torso = body()
     own = (lambda: None) if shared_torso else body
     actor = Actor(own(), action_space, squash, log_std_init, map_actions)
-    critic_module: nn.Module = Critic(own(), value_head)
-    if critic == "q":
-        critic_module = _q_critic(cnn, layers, action_space)
-
+    q_critic = functools.partial(_q_critic, cnn, layers, action_space)
+    critic_module = q_critic() if critic == "q" else Critic(own(), value_head)
     see = functools.partial(preprocess, observation_space, image=image, frame_mix=frame_mix)
 
     def features(params: Params, obs: PyTree) -> jax.Array | Features:

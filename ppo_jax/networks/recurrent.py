@@ -87,7 +87,6 @@ def make_recurrent_policy(
     if cnn:
         spaces.image(observation_space)
     see = functools.partial(preprocess, observation_space, image=bool(cnn), frame_mix=frame_mix)
-
     layers = Layers(tuple(hidden), activation, dtype, norm, residual)
 
     def recurrent_network(head: nn.Module | None) -> RecurrentNetwork:

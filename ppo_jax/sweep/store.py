@@ -62,6 +62,13 @@ YOUNGER = {
     "value_bins": 51,
     "value_low": -10.0,
     "value_high": 10.0,
+    "stagger": False,
+    "objective": "clip",
+    "proximal_decay": None,
+    "rpo_alpha": None,
+    "optimizer": "adam",
+    "adam_reset": False,
+    "weight_decay": None,
 }
 COLUMNS = ("configuration", "seed", "env_step", "metric", "value")
 
