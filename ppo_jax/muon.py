@@ -1,10 +1,11 @@
 """Muon: steps along orthogonalised momentum for matrices, and Adam for all other parameters."""
 
+import math
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import optax
+from optax.contrib import MuonDimensionNumbers
 
 # Decay rate of the momentum, and the root mean square of the elements of a step, in units of the
 # learning rate: that of a typical step of Adam.
@@ -27,20 +28,24 @@ def scale_by_muon(
     Args:
         b1: decay rate β₁ of Adam's first moment.
         b2: decay rate β₂ of Adam's second moment.
-        eps: ε of Adam, also added to the norm by which Newton-Schulz divides a matrix.
+        eps: ε of Adam.
 
     Returns:
-        An optax transformation, whose `update` needs the parameters.
+        An optax transformation whose state has a part for matrices and one for Adam.
 
     Source: Jordan et al. 2024, Muon: An Optimizer for Hidden Layers in Neural Networks; the factor
     is that of Liu et al. 2025, Muon is Scalable for LLM Training, eq. 4.
     """
-    muon = optax.contrib.muon(
-        1.0, beta=MOMENTUM, eps=eps, adam_b1=b1, adam_b2=b2, consistent_rms=RMS
+    of_matrices = lambda tree: jax.tree.map(lambda _: MuonDimensionNumbers(), tree)
+    muon = optax.contrib.scale_by_muon(beta=MOMENTUM, weight_dimension_numbers=of_matrices)
+
+    def sized(directions: Any, params: Any) -> Any:
+        return jax.tree.map(lambda x: RMS * math.sqrt(max(x.shape)) * x, directions)
+
+    def kinds(params: Any) -> Any:
+        return jax.tree.map(lambda x: "matrix" if x.ndim == 2 else "other", params)
+
+    adam = optax.scale_by_adam(b1=b1, b2=b2, eps=eps)
+    return optax.partition(
+        {"matrix": optax.chain(muon, optax.stateless(sized)), "other": adam}, kinds
     )
-
-    def update(grads: Any, state: Any, params: Any = None) -> tuple[Any, Any]:
-        step, state = muon.update(grads, state, params)
-        return jax.tree.map(jnp.negative, step), state
-
-    return optax.GradientTransformation(muon.init, update)

@@ -84,6 +84,7 @@ def make_optimizer(
     state_of = OptimizerState if weight_decay is None else MatrixState
 
     def decayed(direction: jax.Array, x: jax.Array) -> jax.Array:
+        assert weight_decay is not None
         return direction + (weight_decay * x).astype(direction.dtype) if x.ndim > 1 else direction
 
     def init(params: Params) -> OptimizerState:

@@ -162,7 +162,7 @@ class Update(configs.PPO):
     adam: str = option(
         "optax", "version of Adam, which differ in where epsilon is added", choices=ADAMS
     )
-    weight_decay: float = _weight_decay()  # type: ignore[assignment]
+    weight_decay: float = _weight_decay()
 
 
 @dataclasses.dataclass(frozen=True)

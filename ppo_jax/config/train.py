@@ -497,9 +497,9 @@ def _check_stagger(config: TrainConfig) -> None:
     """Refuse staggered first episodes where there are no first episodes to spread."""
     if not config.stagger:
         return
-    if hasattr(config.hyper, "collector"):
+    if hooks.collects(config.hyper):
         raise ConfigError(
-            f"stagger is on, but {config.algorithm} starts new episodes for every rollout; use "
+            f"stagger is on, but {config.algorithm} determines itself when episodes start; use "
             "stagger=False"
         )
     if config.num_envs == config.parts:
