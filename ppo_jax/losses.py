@@ -15,6 +15,7 @@ import jax.numpy as jnp
 from ppo_jax import backend, divergences, parallel, shapes
 from ppo_jax.distributions import log_prob_and_entropy
 from ppo_jax.types import Batch, LossFn, Metrics, Params
+from ppo_jax.value_distributions import Histogram, Quantiles, value_of
 
 
 class Prediction(NamedTuple):
@@ -23,13 +24,13 @@ class Prediction(NamedTuple):
     Attributes:
         dist: action distributions with batch shape [M].
         log_prob: [M] log π_θ(a|s) of the actions taken.
-        value: [M] value estimates V_θ(s).
+        value: [M] value estimates V_θ(s), or a distribution of them (`value_distributions`).
         entropy: [M] entropies H[π_θ(·|s)], in nats.
     """
 
     dist: Any
     log_prob: jax.Array
-    value: jax.Array
+    value: Any
     entropy: jax.Array
 
 
@@ -60,11 +61,28 @@ def predict(policy: Any, params: Params, rows: Batch) -> Prediction:
         "predict: outputs of the policy",
         weight=rows.weight,
         log_prob=log_prob,
-        value=value,
+        value=value_of(value),
         entropy=entropy,
     )
     log_prob = real(log_prob, rows.log_prob)
-    return Prediction(dist, log_prob, real(value, rows.target), real(entropy, 0.0))
+    if not isinstance(value, Histogram | Quantiles):
+        value = real(value, rows.target)
+    return Prediction(dist, log_prob, value, real(entropy, 0.0))
+
+
+def value_error(value: Any, target: jax.Array) -> jax.Array:
+    """The loss of a critic for each sample.
+
+    Args:
+        value: [...] value estimates, whose loss is `squared_error`, or a distribution of them
+            (`value_distributions`), which has a loss of its own.
+        target: [...] value targets.
+    """
+    return (
+        value.error(target)
+        if isinstance(value, Histogram | Quantiles)
+        else squared_error(value, target)
+    )
 
 
 def total(
@@ -187,6 +205,83 @@ def clipped_surrogate(
     return -jnp.minimum(ratio * advantage, clipped * advantage)
 
 
+def simple_surrogate(
+    log_prob: jax.Array,
+    old_log_prob: jax.Array,
+    advantage: jax.Array,
+    clip_eps: jax.Array | float,
+) -> jax.Array:
+    """The negated objective of simple policy optimisation (SPO).
+
+    L = −(ρ Â − |Â| (ρ − 1)² / (2ε)),   ρ = π_θ(a|s) / π_old(a|s)
+
+    The maximum of the objective is at ρ = 1 ± ε, the border of PPO's interval; beyond it the
+    gradient returns the ratio to the interval, where that of PPO is zero.
+
+    Args:
+        log_prob: [...] log π_θ(a|s).
+        old_log_prob: [...] log π_old(a|s).
+        advantage: [...] advantages Â.
+        clip_eps: ε > 0, the distance of the best ratio from 1.
+
+    Returns:
+        [...] losses.
+
+    Raises:
+        ValueError: if the arrays have different shapes; only scalars are broadcast.
+
+    Source: Xie et al. 2024, Simple Policy Optimization (arXiv:2401.16025).
+    """
+    shapes.same(
+        "simple_surrogate",
+        log_prob=log_prob,
+        old_log_prob=old_log_prob,
+        advantage=advantage,
+        clip_eps=clip_eps,
+    )
+    ratio = divergences.importance_ratio(log_prob, old_log_prob)
+    return jnp.abs(advantage) * jnp.square(ratio - 1.0) / (2.0 * clip_eps) - ratio * advantage
+
+
+# α and β of the discovered drift of Lu et al. 2022.
+DRIFT_ALPHA, DRIFT_BETA = 2.0, 0.6
+
+
+def discovered_surrogate(
+    log_prob: jax.Array, old_log_prob: jax.Array, advantage: jax.Array
+) -> jax.Array:
+    """The negated objective of discovered policy optimisation (DPO).
+
+    L = −(ρ Â − d),   d = relu(x − c tanh(x / c)),
+    with x = (ρ − 1) Â and c = 2 for Â ≥ 0, and x = Â log ρ and c = 0.6 for Â < 0
+
+    Args:
+        log_prob: [...] log π_θ(a|s).
+        old_log_prob: [...] log π_old(a|s).
+        advantage: [...] advantages Â.
+
+    Returns:
+        [...] losses.
+
+    Raises:
+        ValueError: if the arrays have different shapes; only scalars are broadcast.
+
+    Source: Lu et al. 2022, Discovered Policy Optimisation (arXiv:2210.05639), and its code.
+    """
+    shapes.same(
+        "discovered_surrogate",
+        log_prob=log_prob,
+        old_log_prob=old_log_prob,
+        advantage=advantage,
+    )
+    ratio = divergences.importance_ratio(log_prob, old_log_prob)
+    good = (ratio - 1.0) * advantage
+    bad = advantage * (log_prob - old_log_prob)
+    x = jnp.where(advantage >= 0, good, bad)
+    scale = jnp.where(advantage >= 0, DRIFT_ALPHA, DRIFT_BETA)
+    return jax.nn.relu(x - scale * jnp.tanh(x / scale)) - ratio * advantage
+
+
 def policy_gradient_loss(
     policy: Any,
     *,
@@ -226,7 +321,7 @@ def policy_gradient_loss(
             advantage = normalize(advantage, rows.weight)
         return total(
             mean(policy_gradient(new.log_prob, advantage), rows.weight, count),
-            mean(squared_error(new.value, rows.target), rows.weight),
+            mean(value_error(new.value, rows.target), rows.weight),
             mean(new.entropy, rows.weight),
             value_coef=value_coef,
             entropy_coef=entropy_coef,

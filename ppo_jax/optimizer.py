@@ -19,6 +19,7 @@ from ppo_jax.config.standard import adam_eps as adam_eps
 from ppo_jax.config.standard import anneal_timesteps as anneal_timesteps
 from ppo_jax.config.standard import learning_rate as learning_rate
 from ppo_jax.config.standard import max_grad_norm as max_grad_norm
+from ppo_jax.muon import scale_by_muon
 from ppo_jax.types import Batch, LearnerState, Metrics, Params, PyTree
 
 
@@ -36,6 +37,14 @@ class OptimizerState(NamedTuple):
     updates: jax.Array
 
 
+class MatrixState(OptimizerState):
+    """State of an optimiser that decays the weights of matrices alone.
+
+    `sgd` flattens all parameters into one vector only if the state is exactly an `OptimizerState`,
+    because a vector does not show which of its elements belong to matrices.
+    """
+
+
 def make_optimizer(
     max_grad_norm: jax.Array | float = 0.5,
     eps: jax.Array | float = 1e-5,
@@ -43,11 +52,13 @@ def make_optimizer(
     learning_rate: Any = 3e-4,
     b1: float = 0.9,
     b2: float = 0.999,
+    weight_decay: jax.Array | float | None = None,
     adam: Callable[..., optax.GradientTransformation] = optax.scale_by_adam,
 ) -> optax.GradientTransformation:
     """Adam with gradient clipping by the global norm.
 
-    g ← g · min(1, c / (‖g‖ + 1e-6)),   θ ← θ − α m̂ / (√v̂ + ε)
+    g ← g · min(1, c / (‖g‖ + 1e-6)),   θ ← θ − α (m̂ / (√v̂ + ε) + λ θ);
+    λ = 0 for vectors: biases, scales of normalisation layers, log σ
 
     Every hyperparameter may be a tracer, so that one compiled program serves all trials of a sweep.
 
@@ -58,19 +69,27 @@ def make_optimizer(
             initial value is used.
         b1: decay rate of the first moment.
         b2: decay rate of the second moment.
-        adam: function with the arguments and the state of optax.scale_by_adam, for a variant of
-            Adam.
+        weight_decay: weight decay λ of matrices and of convolutions; None for no weight decay.
+        adam: function with the arguments of optax.scale_by_adam, for a variant of Adam or another
+            optimiser.
 
     Returns:
-        An optax transformation whose state is an `OptimizerState`.
+        An optax transformation whose state is an `OptimizerState`; a `MatrixState` with weight
+        decay.
 
-    Source: Kingma & Ba 2015; ε = 1e-5 and joint clipping follow openai/baselines ppo2.
+    Source: Kingma & Ba 2015; ε = 1e-5 and joint clipping follow openai/baselines ppo2; the weight
+    decay is that of Loshchilov & Hutter 2019, Decoupled Weight Decay Regularization, algorithm 2.
     """
     moments_of = adam(b1=b1, b2=b2, eps=eps)
+    state_of = OptimizerState if weight_decay is None else MatrixState
+
+    def decayed(direction: jax.Array, x: jax.Array) -> jax.Array:
+        assert weight_decay is not None
+        return direction + (weight_decay * x).astype(direction.dtype) if x.ndim > 1 else direction
 
     def init(params: Params) -> OptimizerState:
         rate = jnp.asarray(value_at(learning_rate, 0.0), jnp.float32)
-        return OptimizerState(moments_of.init(params), rate, jnp.zeros((), jnp.int32))
+        return state_of(moments_of.init(params), rate, jnp.zeros((), jnp.int32))
 
     def update(
         grads: PyTree, state: OptimizerState, params: Params | None = None
@@ -78,6 +97,8 @@ def make_optimizer(
         factor = jnp.minimum(1.0, max_grad_norm / (optax.tree.norm(grads) + 1e-6))
         clipped = jax.tree.map(lambda g: g * factor.astype(g.dtype), grads)
         direction, moments = moments_of.update(clipped, state.adam, params)
+        if weight_decay is not None:
+            direction = jax.tree.map(decayed, direction, params)
         step = jax.tree.map(lambda d: -state.learning_rate.astype(d.dtype) * d, direction)
         return step, state._replace(adam=moments)
 
@@ -107,8 +128,9 @@ def from_config(
     """The optimiser of an algorithm, and the functions that begin and end each of its updates.
 
     Args:
-        config: Config with the four options above. If its anneal_timesteps is None, the learning
-            rate is constant (a run replaces None by its own length beforehand).
+        config: Config with the options learning_rate, anneal_timesteps, max_grad_norm and adam_eps;
+            it may also have adam_reset, weight_decay and optimizer. If its anneal_timesteps is
+            None, the learning rate is constant (a run replaces None by its own length beforehand).
         optimizer: optimiser to use in place of the configured one. It controls its own learning
             rate.
 
@@ -122,7 +144,15 @@ def from_config(
         return optimizer, *_without_schedule(config)
     horizon = math.inf if config.anneal_timesteps is None else config.anneal_timesteps
     check_schedules(config, horizon)
-    ours = make_optimizer(config.max_grad_norm, config.adam_eps, learning_rate=config.learning_rate)
+    ours = make_optimizer(
+        config.max_grad_norm,
+        config.adam_eps,
+        learning_rate=config.learning_rate,
+        weight_decay=getattr(config, "weight_decay", None),
+        adam=scale_by_muon
+        if getattr(config, "optimizer", "adam") == "muon"
+        else optax.scale_by_adam,
+    )
     return ours, *schedule_of(config, horizon)
 
 
@@ -149,6 +179,8 @@ def schedule_of(config: Any, horizon: jax.Array | float) -> tuple[Begin, End]:
 
     def begin(learner: LearnerState, timesteps: int) -> tuple[LearnerState, Any]:
         now = schedules.at(config, progress(learner, horizon, timesteps)) if scheduled else config
+        if getattr(config, "adam_reset", False):
+            learner = restart_bias_correction(learner)
         return anneal(learner, config.learning_rate, horizon, timesteps), now
 
     def end(
@@ -231,6 +263,26 @@ def anneal(
     rate = jnp.asarray(rate, jnp.float32)
     state = state._replace(learning_rate=rate, updates=state.updates + 1)
     return dataclasses.replace(learner, opt_state=state)
+
+
+def restart_bias_correction(learner: LearnerState) -> LearnerState:
+    """Set Adam's step counter t to 0 and keep its averages m and v.
+
+    m ← β₁ m + (1 − β₁) g,   v ← β₂ v + (1 − β₂) g²,   step α m / (1 − β₁ᵗ) / √(v / (1 − β₂ᵗ))
+
+    The next rollout poses another objective, whose first gradients may be much larger than √v. With
+    t = 1, such a gradient makes a step of about α; with a large t, of up to α (1 − β₁) / √(1 − β₂),
+    which is 3.2 α.
+
+    Args:
+        learner: learner with an optimiser of `make_optimizer`.
+
+    Source: Ellis et al. 2024, Adam on Local Time: Addressing Nonstationarity in RL with Relative
+    Adam Timesteps (arXiv:2412.17113).
+    """
+    state = learner.opt_state
+    adam = state.adam._replace(count=jnp.zeros_like(state.adam.count))
+    return dataclasses.replace(learner, opt_state=state._replace(adam=adam))
 
 
 def adapt(

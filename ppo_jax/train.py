@@ -27,12 +27,15 @@ from ppo_jax.envs import (
     as_env,
     check_spaces,
     spaces,
+    staggered,
     vectorize,
 )
 from ppo_jax.networks import (
     CONVOLUTIONS,
     FRAME_MIXES,
     Policy,
+    Stage,
+    ValueHead,
     has_memory,
     make_policy,
     make_recurrent_policy,
@@ -160,7 +163,7 @@ def build(
     _check_spaces(config, env)
     _refuse_parts(config, env)
     vector_env = vectorize(
-        env,
+        staggered(env) if config.stagger else env,
         config.num_envs // config.parts,
         config.num_steps,
         pool_size=config.reset_pool and -(-config.reset_pool // config.parts),
@@ -270,6 +273,8 @@ def _policy(config: TrainConfig, env: Env) -> Policy:
         "action_space": env.action_space,
         "hidden": config.hidden,
         "activation": config.activation,
+        "norm": config.norm,
+        "residual": config.residual,
         "cnn": CONVOLUTIONS[config.network],
         "shared_torso": config.shared_torso,
         "squash": config.squash,
@@ -278,6 +283,9 @@ def _policy(config: TrainConfig, env: Env) -> Policy:
         "dtype": config.network_dtype,
         "frame_mix": config.frame_mix,
         "critic": hooks.critic(config.hyper),
+        "value_head": ValueHead(
+            config.value_head, config.value_bins, config.value_low, config.value_high
+        ),
     }
     if config.memory == "none":
         return make_policy(**common)
@@ -373,7 +381,10 @@ def _check_image(network: str, name: str, observations: PyTree) -> None:
             "that are given by id), return images [H, W, C] of another size, or use network mlp"
         )
     side = min(image.shape[:2])
-    for _, kernel, stride in CONVOLUTIONS[network]:
+    for layer in CONVOLUTIONS[network]:
+        if isinstance(layer, Stage):  # its convolutions are padded
+            continue
+        _, kernel, stride = layer
         if side < kernel:
             raise InvalidEnvironment(
                 f"images{path} of {name} with shape {image.shape} are too small for network "

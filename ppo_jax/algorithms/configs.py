@@ -14,6 +14,7 @@ from ppo_jax.config.options import option
 from ppo_jax.config.schedules import Scheduled
 
 BASELINES = ("none", "batch_mean", "leave_one_out", "value")
+OBJECTIVES = ("clip", "simple", "discovered")
 ACTOR_WEIGHTS = ("q", "td_error")
 SHARED_TORSO = (
     "the natural-gradient step of trpo changes the actor alone, so that the actor must not share a "
@@ -55,6 +56,28 @@ def check_normalizable(rows: int, minibatches: int = 1) -> None:
         raise ValueError(
             "minibatches of a single sample have no standard deviation to normalise advantages; "
             "use longer rollouts, fewer minibatches or normalize_advantage=False"
+        )
+
+
+def check_gaussian(run: Any, env: Any) -> None:
+    """Reject RPO for a policy that is no Gaussian.
+
+    Args:
+        run: TrainConfig with squash.
+        env: environment with an action space, or None while it is unknown.
+
+    Raises:
+        ValueError: if the Gaussian is squashed, or the actions are discrete.
+    """
+    if run.squash:
+        raise ValueError(
+            "rpo_alpha is set, but RPO perturbs a Gaussian that is not squashed; use squash=False "
+            "or rpo_alpha=None"
+        )
+    if env is not None and not hasattr(env.action_space, "bounded"):
+        raise ValueError(
+            f"rpo_alpha is set, but RPO perturbs the mean of a Gaussian, and the actions are "
+            f"{env.action_space}; use rpo_alpha=None"
         )
 
 
@@ -343,6 +366,25 @@ class PPO:
     clip_eps: Scheduled = option(
         0.2, "epsilon: the probability ratio is clipped to [1 - eps, 1 + eps]", low=0, open_low=True
     )
+    objective: str = option(
+        "clip",
+        "objective of the policy: clip (PPO), simple (SPO) or discovered (DPO's drift, in which "
+        "clip_eps has no part)",
+        choices=OBJECTIVES,
+    )
+    proximal_decay: float | None = option(
+        None,
+        "decay rate of the average of parameters around whose policy the clip range lies "
+        "(PPO-EWMA), such as 0.9; None: the range lies around the policy that acted",
+        low=0,
+        high=1,
+    )
+    rpo_alpha: float | None = option(
+        None,
+        "largest absolute value of uniform noise on the mean of a Gaussian policy in the update "
+        "(RPO), such as 0.5; None: no noise",
+        low=0,
+    )
     value_clip_eps: float | None = option(
         None,
         "clip range of the value function around its previous value; None for no clipping",
@@ -357,7 +399,10 @@ class PPO:
         "deviation 1",
     )
     max_grad_norm: float = standard.max_grad_norm(0.5)
+    optimizer: str = standard.optimizer()
     adam_eps: float = standard.adam_eps()
+    adam_reset: bool = standard.adam_reset()
+    weight_decay: float | None = standard.weight_decay()
     target_kl: float | None = option(
         None,
         "threshold for early stopping: an update ends once approx_kl of a minibatch exceeds 1.5 "
@@ -373,15 +418,23 @@ class PPO:
         return {"minibatches": self.minibatches, **more}
 
     def check(self, run: Any, env: Any) -> None:
-        """Reject minibatches of a single sample, whose advantages cannot be normalised.
+        """Reject minibatches of a single sample, whose advantages cannot be normalised, and options
+        that have no effect.
 
         Args:
-            run: TrainConfig with num_envs and num_steps.
-            env: environment, not used.
+            run: TrainConfig with num_envs, num_steps and squash.
+            env: environment with an action space, or None while it is unknown.
 
         Raises:
             ValueError: if the run does not fit; the message states the correction.
         """
+        if self.adam_reset and self.optimizer != "adam":
+            raise ValueError(
+                f"adam_reset restarts the bias correction of Adam, but optimizer is "
+                f"{self.optimizer}; use optimizer=adam or adam_reset=False"
+            )
+        if self.rpo_alpha is not None:
+            check_gaussian(run, env)
         if self.normalize_advantage:
             parts = self.minibatches * self.micro_batches
             check_normalizable(run.num_envs * run.num_steps, parts)

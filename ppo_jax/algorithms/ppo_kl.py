@@ -103,7 +103,7 @@ def make_loss(policy: Any, config: Config, coef: jax.Array | float) -> LossFn:
         kl = mean(rows.extra.kl(new.dist))
         loss, metrics = losses.total(
             mean(losses.surrogate(new.log_prob, rows.log_prob, advantage)) + coef * kl,
-            mean(losses.squared_error(new.value, rows.target)),
+            mean(losses.value_error(new.value, rows.target)),
             mean(new.entropy),
             value_coef=config.value_coef,
             entropy_coef=config.entropy_coef,

@@ -293,7 +293,7 @@ def fit_critic(
     def loss_fn(critic: Params, rows: Batch) -> tuple[jax.Array, Metrics]:
         rows = losses.mask(rows)
         value = losses.predict(policy, {**learner.params, "critic": critic}, rows).value
-        loss = losses.mean(losses.squared_error(value, rows.target), rows.weight)
+        loss = losses.mean(losses.value_error(value, rows.target), rows.weight)
         return loss, {"value_loss": loss}
 
     critic = dataclasses.replace(learner, params=learner.params["critic"])

@@ -1,18 +1,23 @@
 """Networks, and the Policy that wraps them: observation -> (action distribution, value)."""
 
+from ppo_jax.networks.convolutions import (
+    CNN,
+    CONVOLUTIONS,
+    Conv,
+    Stage,
+    conv_by_patches,
+    conv_by_xla,
+)
 from ppo_jax.networks.features import FRAME_MIXES, Features, batch_shape, mix_frames, preprocess
-from ppo_jax.networks.heads import Actor, Critic, QCritic, encode
+from ppo_jax.networks.heads import VALUE_HEADS, Actor, Critic, QCritic, ValueHead, encode
 from ppo_jax.networks.initial import first_actions
 from ppo_jax.networks.layers import (
     ACTIVATIONS,
-    CNN,
-    CONVOLUTIONS,
     DTYPES,
     HIDDEN_GAIN,
     MLP,
-    Conv,
-    conv_by_patches,
-    conv_by_xla,
+    NORMS,
+    ResidualMLP,
     head,
     orthogonal,
 )
@@ -31,6 +36,8 @@ __all__ = [
     "HIDDEN_GAIN",
     "MEMORIES",
     "MLP",
+    "NORMS",
+    "VALUE_HEADS",
     "Actor",
     "Conv",
     "Critic",
@@ -38,8 +45,11 @@ __all__ = [
     "Memory",
     "Policy",
     "QCritic",
+    "ResidualMLP",
     "SequenceInputs",
+    "Stage",
     "StateAction",
+    "ValueHead",
     "batch_shape",
     "conv_by_patches",
     "conv_by_xla",

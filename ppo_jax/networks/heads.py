@@ -1,6 +1,7 @@
 """Output heads of networks: an action distribution, V(s), or q(s, a)."""
 
 import math
+from typing import Any, NamedTuple
 
 import flax.linen as nn
 import jax
@@ -19,6 +20,11 @@ from ppo_jax.distributions import (
 from ppo_jax.envs import spaces
 from ppo_jax.networks.features import one_hots
 from ppo_jax.networks.layers import head
+from ppo_jax.value_distributions import Histogram, Quantiles
+
+# The outputs of a critic, each with the smoothing of a histogram's targets; 0.75 is the value of
+# Farebrother et al. 2024, Stop Regressing, section 3.1.
+VALUE_HEADS = {"scalar": 0.0, "two_hot": 0.0, "hl_gauss": 0.75, "quantile": 0.0}
 
 
 class Actor(nn.Module):
@@ -60,15 +66,53 @@ class Actor(nn.Module):
         return (TanhGaussian if self.squash else DiagGaussian)(mean, log_std, *rows)
 
 
+class ValueHead(NamedTuple):
+    """The output of a critic of states.
+
+    Attributes:
+        kind: name in VALUE_HEADS.
+        bins: number of classes or quantiles.
+        low: [] smallest class of a histogram.
+        high: [] largest class of a histogram.
+    """
+
+    kind: str = "scalar"
+    bins: int = 51
+    low: Any = -10.0
+    high: Any = 10.0
+
+    def outputs(self, x: jax.Array) -> Any:
+        """[...] values from the last hidden layer [..., F], or distributions of them.
+
+        Called inside a compact module.
+        """
+        if self.kind == "scalar":
+            return head(1, 1.0)(x)[..., 0]
+        # The initial classes are equally probable, and the initial quantiles are 0.
+        outputs = head(self.bins, 0.01)(x)
+        if self.kind == "quantile":
+            return Quantiles(outputs)
+        return Histogram(outputs, self.low, self.high, VALUE_HEADS[self.kind])
+
+
+SCALAR = ValueHead()
+
+
 class Critic(nn.Module):
-    """Hidden layers and a scalar head: V(s)."""
+    """Hidden layers and a value head: V(s).
+
+    Attributes:
+        body: layers applied to the observation features, or None after a shared torso.
+        value_head: output of the critic.
+    """
 
     body: nn.Module | None
+    value_head: ValueHead = SCALAR
 
     @nn.compact
-    def __call__(self, x: jax.Array) -> jax.Array:
+    def __call__(self, x: jax.Array) -> Any:
         x = x if self.body is None else self.body(x)
-        return head(1, 1.0)(x)[..., 0]
+        return self.value_head.outputs(x)
 
 
 class QCritic(nn.Module):

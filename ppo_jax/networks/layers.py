@@ -1,14 +1,12 @@
-"""Layers of the networks."""
+"""Fully connected layers of the networks, and their initialisation."""
 
 import math
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
-
-from ppo_jax.networks.features import Features
 
 ACTIVATIONS: dict[str, Callable[[jax.Array], jax.Array]] = {
     "tanh": jnp.tanh,
@@ -16,17 +14,11 @@ ACTIVATIONS: dict[str, Callable[[jax.Array], jax.Array]] = {
     "silu": jax.nn.silu,
     "gelu": jax.nn.gelu,
 }
+# Normalisation of the outputs of a layer, before the activation.
+NORMS = ("none", "layer", "rms")
 # Types of activations between layers. Parameters, gradients and outputs of networks are float32.
 DTYPES = ("float32", "bfloat16")
 HIDDEN_GAIN = math.sqrt(2.0)
-
-# (features, kernel, stride) of the convolutions before the first fully connected layer.
-CONVOLUTIONS: dict[str, tuple[tuple[int, int, int], ...]] = {
-    "mlp": (),
-    "minatar": ((16, 3, 1),),
-    "small": ((16, 8, 4), (32, 4, 2)),
-    "nature": ((32, 8, 4), (64, 4, 2), (64, 3, 1)),
-}
 
 
 def orthogonal(gain: float) -> nn.initializers.Initializer:
@@ -58,18 +50,38 @@ def computed_in(dtype: str) -> Any:
     return None if dtype == "float32" else jnp.dtype(dtype)
 
 
+def normalized(norm: str, x: jax.Array, dtype: Any = None) -> jax.Array:
+    """The features [..., F] of each sample, normalised over F. Called inside a compact module.
+
+    layer:  (x − μ) / √(σ² + 1e-6) · g + b        rms:  x / √(mean(x²) + 1e-6) · g
+
+    Args:
+        norm: name in NORMS; none returns x.
+        x: [..., F] features.
+        dtype: data type in which the result is computed; None for that of x.
+
+    Source: Ba et al. 2016, Layer Normalization, eq. 3; Zhang & Sennrich 2019, Root Mean Square
+    Layer Normalization, eq. 4.
+    """
+    if norm == "none":
+        return x
+    return {"layer": nn.LayerNorm, "rms": nn.RMSNorm}[norm](dtype=dtype)(x)
+
+
 class MLP(nn.Module):
-    """Fully connected layers, each followed by the activation.
+    """Fully connected layers, each followed by the normalisation and the activation.
 
     Attributes:
         features: widths of the layers.
         activation: name in ACTIVATIONS.
         dtype: name in DTYPES.
+        norm: name in NORMS.
     """
 
     features: Sequence[int]
     activation: str = "tanh"
     dtype: str = "float32"
+    norm: str = "none"
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
@@ -78,92 +90,73 @@ class MLP(nn.Module):
             dense = nn.Dense(
                 width, dtype=computed_in(self.dtype), kernel_init=orthogonal(HIDDEN_GAIN)
             )
-            x = ACTIVATIONS[self.activation](dense(x))
+            x = normalized(self.norm, dense(x), computed_in(self.dtype))
+            x = ACTIVATIONS[self.activation](x)
         return x.astype(given)
 
 
-class Conv(nn.Module):
-    """A convolution without padding, computed as one matrix product where that is faster.
+class ResidualMLP(nn.Module):
+    """A linear embedding, residual blocks with normalisation, and a normalisation of the result.
 
-    On CPUs the gradient of XLA's convolution is much slower inside a loop than outside
-    (jax-ml/jax#12868), and the epochs of PPO are a loop. There, the image is split into patches:
-    the stride is moved into channels, and the kernel becomes a set of shifted slices. Parameters
-    and results are those of `nn.Conv(padding="VALID")`.
+    x ← W x + b,   then for each block   x ← x + W₂ φ(W₁ N(x)),   and at the end   x ← N(x)
+
+    N is the normalisation, φ the activation, and W₁ x has four times the width of x. The path from
+    the input to the output is linear, so that the initial function is simple.
 
     Attributes:
-        features: number of output channels.
-        kernel: side length of the square kernel.
-        stride: stride, which must divide the kernel size in the patch form.
+        width: number of units of the residual path.
+        blocks: number of residual blocks.
+        activation: name in ACTIVATIONS.
+        dtype: name in DTYPES.
+        norm: name in NORMS except none.
+
+    Source: Lee et al. 2024, SimBa: Simplicity Bias for Scaling Up Parameters in Deep RL, section 4
+    (the normalisation of observations in the same section is the option normalize_obs).
     """
 
-    features: int
-    kernel: int
-    stride: int = 1
+    width: int
+    blocks: int
+    activation: str = "relu"
+    dtype: str = "float32"
+    norm: str = "layer"
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
-        shape = (self.kernel, self.kernel, x.shape[-1], self.features)
-        kernel = self.param("kernel", orthogonal(HIDDEN_GAIN), shape)
-        bias = self.param("bias", nn.initializers.zeros, (self.features,))
-        if not jnp.issubdtype(x.dtype, jnp.floating):
-            x = x.astype(jnp.float32)
-        kernel, bias = kernel.astype(x.dtype), bias.astype(x.dtype)
-        patches = jax.default_backend() == "cpu" and self.kernel % self.stride == 0
-        return (conv_by_patches if patches else conv_by_xla)(x, kernel, self.stride) + bias
+        given, inner = jnp.promote_types(x.dtype, jnp.float32), computed_in(self.dtype)
+
+        def dense(width: int, gain: float) -> nn.Dense:
+            return nn.Dense(width, dtype=inner, kernel_init=orthogonal(gain))
+
+        x = dense(self.width, 1.0)(x)
+        for _ in range(self.blocks):
+            y = dense(4 * self.width, HIDDEN_GAIN)(normalized(self.norm, x, inner))
+            x = x + dense(self.width, HIDDEN_GAIN)(ACTIVATIONS[self.activation](y))
+        return normalized(self.norm, x, inner).astype(given)
 
 
-def conv_by_xla(x: jax.Array, kernel: jax.Array, stride: int) -> jax.Array:
-    """XLA's own convolution, [B, H, W, C] * [k, k, C, F] -> [B, H', W', F]."""
-    dimensions = ("NHWC", "HWIO", "NHWC")
-    return jax.lax.conv_general_dilated(
-        x, kernel, (stride, stride), "VALID", dimension_numbers=dimensions
-    )
-
-
-def conv_by_patches(x: jax.Array, kernel: jax.Array, stride: int) -> jax.Array:
-    """The same convolution as one matrix product over patches, which are gathered by slicing.
-
-    For stride s, each s×s block of pixels becomes one pixel with s²C channels, on which the kernel
-    has side length k/s and stride 1.
-    """
-    batch, height, width, channels = x.shape
-    side, features = kernel.shape[0] // stride, kernel.shape[-1]
-    rows, columns = ((n - kernel.shape[0]) // stride + 1 for n in (height, width))
-    blocks = (rows + side - 1, columns + side - 1)
-
-    x = x[:, : blocks[0] * stride, : blocks[1] * stride]
-    x = x.reshape(batch, blocks[0], stride, blocks[1], stride, channels)
-    x = x.transpose(0, 1, 3, 2, 4, 5).reshape(batch, *blocks, stride * stride * channels)
-    shifts = [x[:, i : i + rows, j : j + columns] for i in range(side) for j in range(side)]
-    kernel = kernel.reshape(side, stride, side, stride, channels, features)
-    kernel = kernel.transpose(0, 2, 1, 3, 4, 5).reshape(-1, features)
-    return jnp.concatenate(shifts, axis=-1) @ kernel
-
-
-class CNN(nn.Module):
-    """Convolutions over an image [..., H, W, C], flattened to [..., F].
-
-    Other features of the observation (`features.Features`) are appended to the result.
+class Layers(NamedTuple):
+    """The fully connected layers of a network.
 
     Attributes:
-        layers: (features, kernel, stride) of each convolution.
+        hidden: widths of the layers, or of the residual blocks, which must be equal.
         activation: name in ACTIVATIONS.
         dtype: name in DTYPES.
+        norm: name in NORMS; residual blocks need a normalisation.
+        residual: whether the layers are residual blocks.
     """
 
-    layers: Sequence[tuple[int, int, int]]
-    activation: str = "relu"
-    dtype: str = "float32"
+    hidden: tuple[int, ...]
+    activation: str
+    dtype: str
+    norm: str
+    residual: bool
 
-    @nn.compact
-    def __call__(self, x: jax.Array | Features) -> jax.Array:
-        x, rest = (x.image, [x.rest]) if isinstance(x, Features) else (x, [])
-        leading, given = x.shape[:-3], jnp.promote_types(x.dtype, jnp.float32)
-        x = x.reshape(-1, *x.shape[-3:]).astype(computed_in(self.dtype) or given)
-        for features, kernel, stride in self.layers:
-            x = ACTIVATIONS[self.activation](Conv(features, kernel, stride)(x))
-        x = x.reshape(*leading, -1).astype(given)
-        return jnp.concatenate([x, *rest], axis=-1) if rest else x
+    def module(self) -> nn.Module:
+        """A module [..., F] -> [..., width of the last layer]."""
+        if not self.residual:
+            return MLP(self.hidden, self.activation, self.dtype, self.norm)
+        width, blocks = self.hidden[0], len(self.hidden)
+        return ResidualMLP(width, blocks, self.activation, self.dtype, self.norm)
 
 
 def head(features: int, gain: float) -> nn.Dense:

@@ -11,10 +11,12 @@ from flax import struct
 
 from ppo_jax.distributions import Distribution
 from ppo_jax.envs import spaces
+from ppo_jax.networks.convolutions import CNN, ConvLayer
 from ppo_jax.networks.features import Features, batch_shape, preprocess
-from ppo_jax.networks.heads import Actor, Critic, QCritic
-from ppo_jax.networks.layers import CNN, MLP
+from ppo_jax.networks.heads import SCALAR, Actor, Critic, QCritic, ValueHead
+from ppo_jax.networks.layers import Layers
 from ppo_jax.types import Params, PyTree
+from ppo_jax.value_distributions import value_of
 
 
 @struct.dataclass
@@ -53,9 +55,9 @@ class Policy(NamedTuple):
     init(key, obs) -> params with top-level keys actor, critic (and torso if it is shared)
     init_core(num_envs) -> core, the recurrent state between steps; () for a feed-forward policy
     act(params, core, obs [N, ...], start [N]) -> (core, dist [N], value [N]) for one step
-    apply(params, inputs) -> (dist, value) for any leading shape, as the losses call it. The inputs
-        of a recurrent policy are SequenceInputs, and its samples are whole sequences
-        (`rollout.sequences`).
+    apply(params, inputs) -> (dist, value) for any leading shape, as the losses call it; the value
+        may be a distribution of values (`value_distributions`). The inputs of a recurrent policy
+        are SequenceInputs, and its samples are whole sequences (`rollout.sequences`).
     value(params, inputs) -> value for any leading shape; None if it needs a recurrent state or the
         intermediate results of `act`. If it is given, a rollout evaluates all states at once.
     critic: "v" for V(s); "q" for q(s, a), whose inputs are a StateAction, and for which `act`
@@ -77,11 +79,14 @@ def make_policy(
     *,
     hidden: Sequence[int] = (64, 64),
     activation: str = "tanh",
-    cnn: Sequence[tuple[int, int, int]] = (),
+    norm: str = "none",
+    residual: bool = False,
+    cnn: Sequence[ConvLayer] = (),
     shared_torso: bool = False,
     squash: bool = False,
     log_std_init: float = 0.0,
     critic: str = "v",
+    value_head: ValueHead = SCALAR,
     frame_mix: str = "none",
     map_actions: bool = False,
     dtype: str = "float32",
@@ -94,6 +99,8 @@ def make_policy(
         action_space: Discrete, MultiDiscrete, MultiBinary or Box.
         hidden: widths of the fully connected layers.
         activation: name in ACTIVATIONS.
+        norm: name in NORMS, the normalisation before the activations.
+        residual: whether the hidden layers are residual blocks (`ResidualMLP`), all of one width.
         cnn: (features, kernel, stride) of convolutions before the first hidden layer, or empty.
             Their input is the only leaf of shape [H, W, C]; other leaves are appended to their
             output.
@@ -101,6 +108,8 @@ def make_policy(
         squash: whether the policy for Box actions is a tanh-squashed Gaussian.
         log_std_init: initial logarithm of the standard deviation of a Gaussian, log σ.
         critic: "v", "q" or "none", as in Policy.
+        value_head: output of a critic of states; a distribution of values is the value that
+            `apply` returns, while `act` and `value` return its mean.
         frame_mix: name in FRAME_MIXES, for images with that number of frames.
         map_actions: whether a Gaussian that would start outside the bounds is moved
             (`spaces.action_frame`).
@@ -117,15 +126,13 @@ def make_policy(
         raise ValueError("a Q-function cannot share a torso with the actor; use shared_torso=False")
     if image := bool(cnn):
         spaces.image(observation_space)
-
-    body = functools.partial(layers_of, tuple(cnn), tuple(hidden), activation, dtype=dtype)
+    layers = Layers(tuple(hidden), activation, dtype, norm, residual)
+    body = functools.partial(layers_of, tuple(cnn), layers)
     torso = body()
     own = (lambda: None) if shared_torso else body
     actor = Actor(own(), action_space, squash, log_std_init, map_actions)
-    critic_module: nn.Module = Critic(own())
-    if critic == "q":
-        critic_module = _q_critic(cnn, hidden, action_space, activation=activation, dtype=dtype)
-
+    q_critic = functools.partial(_q_critic, cnn, layers, action_space)
+    critic_module = q_critic() if critic == "q" else Critic(own(), value_head)
     see = functools.partial(preprocess, observation_space, image=image, frame_mix=frame_mix)
 
     def features(params: Params, obs: PyTree) -> jax.Array | Features:
@@ -152,25 +159,18 @@ def make_policy(
 
     def act(params: Params, core: PyTree, obs: PyTree, start: jax.Array) -> Any:
         x = features(params, obs)
-        return core, distribution(params, obs, x), evaluate(params, obs, x)
+        return core, distribution(params, obs, x), value_of(evaluate(params, obs, x))
 
     def value(params: Params, inputs: PyTree) -> jax.Array:
-        return apply(params, inputs)[1]
+        return value_of(apply(params, inputs)[1])
 
     return Policy(init, lambda num_envs: (), act, apply, None if shared_torso else value, critic)
 
 
-def _q_critic(
-    cnn: Sequence[tuple[int, int, int]],
-    hidden: Sequence[int],
-    action_space: spaces.Space,
-    *,
-    activation: str,
-    dtype: str,
-) -> QCritic:
+def _q_critic(cnn: Sequence[ConvLayer], layers: Layers, action_space: spaces.Space) -> QCritic:
     """A Q-function as critic, with convolutions if there are any."""
-    front = CNN(tuple(cnn), activation, dtype) if cnn else None
-    return QCritic(front, MLP(tuple(hidden), activation, dtype), spaces.drawn(action_space))
+    front = CNN(tuple(cnn), layers.activation, layers.dtype) if cnn else None
+    return QCritic(front, layers.module(), spaces.drawn(action_space))
 
 
 def _init(key: jax.Array, x: Any, modules: dict[str, nn.Module], of_actions: bool) -> Params:
@@ -195,16 +195,11 @@ def _init(key: jax.Array, x: Any, modules: dict[str, nn.Module], of_actions: boo
     return params
 
 
-def layers_of(
-    cnn: tuple[tuple[int, int, int], ...],
-    hidden: tuple[int, ...],
-    activation: str,
-    *,
-    dtype: str = "float32",
-) -> nn.Module:
+def layers_of(cnn: tuple[ConvLayer, ...], layers: Layers) -> nn.Module:
     """Fully connected layers, after convolutions if there are any."""
-    layers = MLP(hidden, activation, dtype)
-    return nn.Sequential([CNN(cnn, activation, dtype), layers]) if cnn else layers
+    if not cnn:
+        return layers.module()
+    return nn.Sequential([CNN(cnn, layers.activation, layers.dtype), layers.module()])
 
 
 def masked(dist: Any, obs: PyTree) -> Any:

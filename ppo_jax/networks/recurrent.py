@@ -10,11 +10,14 @@ import jax.numpy as jnp
 
 from ppo_jax.distributions import Distribution
 from ppo_jax.envs import spaces
+from ppo_jax.networks.convolutions import ConvLayer
 from ppo_jax.networks.features import batch_shape, preprocess
-from ppo_jax.networks.heads import Actor, Critic
+from ppo_jax.networks.heads import SCALAR, Actor, Critic, ValueHead
+from ppo_jax.networks.layers import Layers
 from ppo_jax.networks.memory import CELLS, Memory
 from ppo_jax.networks.policy import Policy, SequenceInputs, layers_of, masked, run
 from ppo_jax.types import Params, PyTree
+from ppo_jax.value_distributions import value_of
 
 
 class RecurrentNetwork(nn.Module):
@@ -44,12 +47,15 @@ def make_recurrent_policy(
     memory_size: int = 64,
     hidden: Sequence[int] = (64,),
     activation: str = "tanh",
-    cnn: Sequence[tuple[int, int, int]] = (),
+    norm: str = "none",
+    residual: bool = False,
+    cnn: Sequence[ConvLayer] = (),
     shared_torso: bool = False,
     squash: bool = False,
     log_std_init: float = 0.0,
     frame_mix: str = "none",
     critic: str = "v",
+    value_head: ValueHead = SCALAR,
     map_actions: bool = False,
     dtype: str = "float32",
 ) -> Policy:
@@ -62,11 +68,12 @@ def make_recurrent_policy(
 
     Args:
         observation_space, action_space: the same as for `make_policy`.
-        hidden, activation, cnn, shared_torso: the same as for `make_policy`.
+        hidden, activation, norm, residual, cnn, shared_torso: the same as for `make_policy`.
         squash, log_std_init, frame_mix, map_actions, dtype: the same as for `make_policy`.
         memory: name in CELLS.
         memory_size: number H of units of the recurrent cell.
         critic: "v" or "none".
+        value_head: the same as for `make_policy`.
 
     Returns:
         Policy whose `apply` takes SequenceInputs [M, T]. Its `value` is None, because the critic
@@ -80,13 +87,13 @@ def make_recurrent_policy(
     if cnn:
         spaces.image(observation_space)
     see = functools.partial(preprocess, observation_space, image=bool(cnn), frame_mix=frame_mix)
+    layers = Layers(tuple(hidden), activation, dtype, norm, residual)
 
     def recurrent_network(head: nn.Module | None) -> RecurrentNetwork:
-        body = layers_of(tuple(cnn), tuple(hidden), activation, dtype=dtype)
-        return RecurrentNetwork(body, Memory(memory, memory_size), head)
+        return RecurrentNetwork(layers_of(tuple(cnn), layers), Memory(memory, memory_size), head)
 
     modules: dict = {"actor": Actor(None, action_space, squash, log_std_init, map_actions)}
-    modules |= {} if critic == "none" else {"critic": Critic(None)}
+    modules |= {} if critic == "none" else {"critic": Critic(None, value_head)}
     heads = {"torso": None} if shared_torso else modules
     networks = {k: recurrent_network(head) for k, head in heads.items()}
 
@@ -113,7 +120,7 @@ def make_recurrent_policy(
     def act(params: Params, core: PyTree, obs: PyTree, start: jax.Array) -> Any:
         one = jax.tree.map(lambda x: x[:, None], (obs, start))
         core, dist, value = unroll(params, core, *one)
-        return core, *jax.tree.map(lambda x: x[:, 0], (dist, value))
+        return core, *jax.tree.map(lambda x: x[:, 0], (dist, value_of(value)))
 
     def apply(params: Params, inputs: SequenceInputs) -> tuple[Distribution, jax.Array]:
         core = jax.tree.map(lambda x: x[:, 0], inputs.core)

@@ -56,6 +56,19 @@ YOUNGER = {
     "micro_batches": 1,
     "parts": 1,
     "network_dtype": "float32",
+    "norm": "none",
+    "residual": False,
+    "value_head": "scalar",
+    "value_bins": 51,
+    "value_low": -10.0,
+    "value_high": 10.0,
+    "stagger": False,
+    "objective": "clip",
+    "proximal_decay": None,
+    "rpo_alpha": None,
+    "optimizer": "adam",
+    "adam_reset": False,
+    "weight_decay": None,
 }
 COLUMNS = ("configuration", "seed", "env_step", "metric", "value")
 
