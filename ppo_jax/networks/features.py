@@ -32,25 +32,28 @@ class Features:
 
 
 def preprocess(
-    space: PyTree, obs: PyTree, image: bool, frame_mix: str = "none"
+    space: PyTree, obs: PyTree, image: bool, frame_mix: str = "none", *, of_critic: bool = False
 ) -> jax.Array | Features:
     """Convert an observation to the float features that a network takes.
 
     Integers with a known range are converted to one-hot vectors, one for each component. Bits and
     numbers are used as they are. Bytes are divided by the upper bound of their space, which is 255
     for pixels. Everything except images is flattened, and the leaves of a pytree are concatenated
-    in the order of jax.tree. The action mask is left out.
+    in the order of jax.tree. The action mask is left out, and the entry `critic_observation` as
+    well, unless the network is the critic.
 
     Args:
         space: observation space, or a pytree of spaces.
         obs: [..., *space.shape] observations, or a pytree of them.
         image: whether the only leaf of shape [H, W, C] is kept as an image for a CNN.
         frame_mix: linear combination of the frames of an image, as for `mix_frames`.
+        of_critic: whether the network is the critic rather than the actor.
 
     Returns:
         [..., F] or [..., H, W, C] float32; Features if there are an image and other leaves.
     """
-    pairs = zip(spaces.leaves(space), spaces.leaves(obs), strict=True)
+    described, given = (spaces.leaves(tree, of_critic=of_critic) for tree in (space, obs))
+    pairs = zip(described, given, strict=True)
     images, rest = [], []
     for (_, leaf), (_, x) in pairs:
         x = mix_frames(_numbers(leaf, x), frame_mix) if spaces.is_image(leaf) else x

@@ -83,6 +83,9 @@ def _checked(
         after, dist, value = result
         _same(core, after)
         _check_value(value, (N,))
+        if spaces.critic_observation(observation_space) is not None:
+            doing[0] = f"act without the entry {spaces.CRITIC_OBSERVATION}, as in a deployed agent,"
+            policy.act(params, core, spaces.without_critic_observation(obs), jnp.ones(N, bool))
         doing[0] = "the distribution of act"
         action = _check_distribution(dist, key, (N,), action_space)
         doing[0] = "apply(params, inputs)"

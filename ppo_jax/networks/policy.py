@@ -11,6 +11,7 @@ from flax import struct
 
 from ppo_jax.distributions import Distribution
 from ppo_jax.envs import spaces
+from ppo_jax.networks.continuous import ContinuousHead
 from ppo_jax.networks.convolutions import CNN, ConvLayer
 from ppo_jax.networks.features import Features, batch_shape, preprocess
 from ppo_jax.networks.heads import SCALAR, Actor, Critic, QCritic, ValueHead
@@ -64,6 +65,11 @@ class Policy(NamedTuple):
     critic: "v" for V(s); "q" for q(s, a), whose inputs are a StateAction, and for which `act`
         returns the value 0, because the action is unknown; "none" for the value 0 without
         parameters.
+    init_noise(num_envs) -> noise [N, ...] of the shape that a distribution keeps for several steps
+        (`held_noise`); () for a distribution that draws its noise at each step.
+
+    The observation of a deployed agent has no entry `critic_observation`: `act` then returns the
+    value 0.
     """
 
     init: Callable[[jax.Array, PyTree], Params]
@@ -72,6 +78,7 @@ class Policy(NamedTuple):
     apply: Callable[[Params, PyTree], tuple[Distribution, jax.Array]]
     value: Callable[[Params, PyTree], jax.Array] | None = None
     critic: str = "v"
+    init_noise: Callable[[int], PyTree] = lambda num_envs: ()
 
 
 def make_policy(
@@ -84,8 +91,10 @@ def make_policy(
     residual: bool = False,
     cnn: Sequence[ConvLayer] = (),
     shared_torso: bool = False,
+    action_distribution: str = "gaussian",
     squash: bool = False,
     log_std_init: float = 0.0,
+    noise_steps: int | None = None,
     critic: str = "v",
     value_head: ValueHead = SCALAR,
     frame_mix: str = "none",
@@ -97,6 +106,8 @@ def make_policy(
     Args:
         observation_space: Discrete, MultiDiscrete, MultiBinary, Box, or a pytree of them. An entry
             `action_mask` at the top level restricts the actions and is not an input of the network.
+            An entry `critic_observation` is an input of the critic alone, which receives all other
+            entries as well.
         action_space: Discrete, MultiDiscrete, MultiBinary or Box.
         hidden: widths of the fully connected layers.
         activation: name in ACTIVATIONS.
@@ -106,8 +117,10 @@ def make_policy(
             Their input is the only leaf of shape [H, W, C]; other leaves are appended to their
             output.
         shared_torso: whether actor and critic share their hidden layers.
-        squash: whether the policy for Box actions is a tanh-squashed Gaussian.
+        action_distribution: name in ACTION_DISTRIBUTIONS, the distribution of Box actions.
+        squash: whether a Gaussian for Box actions is squashed by tanh.
         log_std_init: initial logarithm of the standard deviation of a Gaussian, log σ.
+        noise_steps: number of steps for which gsde keeps its noise matrix; None for NOISE_STEPS.
         critic: "v", "q" or "none", as in Policy.
         value_head: output of a critic of states; a distribution of values is the value that
             `apply` returns, while `act` and `value` return its mean.
@@ -120,11 +133,13 @@ def make_policy(
         Feed-forward Policy, whose core is ().
 
     Raises:
-        ValueError: if the critic is "q" and the torso is shared, or there are convolutions but not
-            exactly one image.
+        ValueError: if the critic is "q" or has an observation of its own and the torso is shared,
+            or there are convolutions but not exactly one image.
     """
     if critic == "q" and shared_torso:
         raise ValueError("a Q-function cannot share a torso with the actor; use shared_torso=False")
+    if shared_torso:
+        refuse_shared(observation_space)
     if image := bool(cnn):
         spaces.image(observation_space)
 
@@ -132,12 +147,15 @@ def make_policy(
     body = functools.partial(layers_of, tuple(cnn), layers)
     torso = body()
     own = (lambda: None) if shared_torso else body
-    actor = Actor(own(), action_space, squash, log_std_init, map_actions)
+    continuous = ContinuousHead(action_distribution, squash, log_std_init, map_actions, noise_steps)
+    actor = Actor(own(), action_space, continuous)
     critic_module: nn.Module = Critic(own(), value_head)
     if critic == "q":
         critic_module = _q_critic(cnn, layers, action_space)
 
     see = functools.partial(preprocess, observation_space, image=image, frame_mix=frame_mix)
+
+    asymmetric = spaces.critic_observation(observation_space) is not None
 
     def features(params: Params, obs: PyTree) -> jax.Array | Features:
         x = see(obs)
@@ -147,14 +165,18 @@ def make_policy(
         return masked(run(actor, params["actor"], x), obs)
 
     def evaluate(params: Params, obs: PyTree, x: Any, *action: jax.Array) -> jax.Array:
-        if critic == "none" or (critic == "q" and not action):
+        if critic == "none" or (critic == "q" and not action) or hides_value(asymmetric, obs):
             return jnp.zeros(batch_shape(observation_space, obs))
-        return run(critic_module, params["critic"], x, *action)
+        return run(critic_module, params["critic"], of_critic(obs, x), *action)
+
+    def of_critic(obs: PyTree, x: Any) -> Any:
+        return see(obs, of_critic=True) if asymmetric else x
 
     def init(key: jax.Array, obs: PyTree) -> Params:
         modules = {"torso": torso} if shared_torso else {}
         modules |= {"actor": actor} | ({} if critic == "none" else {"critic": critic_module})
-        return _init(key, see(obs), modules, of_actions=critic == "q")
+        x = see(obs)
+        return _init(key, (x, of_critic(obs, x)), modules, of_actions=critic == "q")
 
     def apply(params: Params, inputs: PyTree) -> tuple[Distribution, jax.Array]:
         obs, *action = (inputs.obs, inputs.action) if critic == "q" else (inputs,)
@@ -168,7 +190,9 @@ def make_policy(
     def value(params: Params, inputs: PyTree) -> jax.Array:
         return value_of(apply(params, inputs)[1])
 
-    return Policy(init, lambda num_envs: (), act, apply, None if shared_torso else value, critic)
+    init_noise = continuous.init_noise(action_space, hidden[-1] if hidden else 0)
+    values = None if shared_torso else value
+    return Policy(init, lambda num_envs: (), act, apply, values, critic, init_noise)
 
 
 def _q_critic(cnn: Sequence[ConvLayer], layers: Layers, action_space: spaces.Space) -> QCritic:
@@ -177,26 +201,52 @@ def _q_critic(cnn: Sequence[ConvLayer], layers: Layers, action_space: spaces.Spa
     return QCritic(front, layers.module(), spaces.drawn(action_space))
 
 
-def _init(key: jax.Array, x: Any, modules: dict[str, nn.Module], of_actions: bool) -> Params:
+def _init(
+    key: jax.Array, inputs: tuple[Any, Any], modules: dict[str, nn.Module], of_actions: bool
+) -> Params:
     """Initialise the parameters of every module.
 
     Args:
         key: PRNG key.
-        x: features of observations.
+        inputs: features of observations that the actor receives, and those of the critic.
         modules: actor and, if they exist, torso and critic.
         of_actions: whether the critic also takes an action.
     """
     torso_key, actor_key, critic_key = jax.random.split(key, 3)
     params: dict[str, Any] = {}
+    x, seen = inputs
     if "torso" in modules:
         params["torso"] = modules["torso"].init(torso_key, x).get("params", {})
-        x = run(modules["torso"], params["torso"], x)
+        x = seen = run(modules["torso"], params["torso"], x)
     dist, variables = modules["actor"].init_with_output(actor_key, x)
     params["actor"] = variables["params"]
     if "critic" in modules:
         action = (dist.mode(),) if of_actions else ()
-        params["critic"] = modules["critic"].init(critic_key, x, *action)["params"]
+        params["critic"] = modules["critic"].init(critic_key, seen, *action)["params"]
     return params
+
+
+def refuse_shared(observation_space: PyTree) -> None:
+    """Refuse a shared torso where actor and critic have different inputs.
+
+    Raises:
+        ValueError: if the observations have an entry `critic_observation`.
+    """
+    if spaces.critic_observation(observation_space) is not None:
+        raise ValueError(
+            "actor and critic cannot share a torso, because the entry "
+            f"{spaces.CRITIC_OBSERVATION} is an input of the critic alone; use shared_torso=False"
+        )
+
+
+def hides_value(asymmetric: bool, obs: PyTree) -> bool:
+    """Whether an observation lacks the critic's entry, as that of a deployed agent does.
+
+    Args:
+        asymmetric: whether the observation space has the entry `critic_observation`.
+        obs: observation.
+    """
+    return asymmetric and spaces.critic_observation(obs) is None
 
 
 def layers_of(cnn: tuple[ConvLayer, ...], layers: Layers) -> nn.Module:

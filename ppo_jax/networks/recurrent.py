@@ -10,12 +10,21 @@ import jax.numpy as jnp
 
 from ppo_jax.distributions import Distribution
 from ppo_jax.envs import spaces
+from ppo_jax.networks.continuous import ContinuousHead
 from ppo_jax.networks.convolutions import ConvLayer
 from ppo_jax.networks.features import batch_shape, preprocess
 from ppo_jax.networks.heads import SCALAR, Actor, Critic, ValueHead
 from ppo_jax.networks.layers import Layers
 from ppo_jax.networks.memory import CELLS, Memory
-from ppo_jax.networks.policy import Policy, SequenceInputs, layers_of, masked, run
+from ppo_jax.networks.policy import (
+    Policy,
+    SequenceInputs,
+    hides_value,
+    layers_of,
+    masked,
+    refuse_shared,
+    run,
+)
 from ppo_jax.types import Params, PyTree
 from ppo_jax.value_distributions import value_of
 
@@ -51,8 +60,10 @@ def make_recurrent_policy(
     residual: bool = False,
     cnn: Sequence[ConvLayer] = (),
     shared_torso: bool = False,
+    action_distribution: str = "gaussian",
     squash: bool = False,
     log_std_init: float = 0.0,
+    noise_steps: int | None = None,
     frame_mix: str = "none",
     critic: str = "v",
     value_head: ValueHead = SCALAR,
@@ -69,7 +80,8 @@ def make_recurrent_policy(
     Args:
         observation_space, action_space: the same as for `make_policy`.
         hidden, activation, norm, residual, cnn, shared_torso: the same as for `make_policy`.
-        squash, log_std_init, frame_mix, map_actions, dtype: the same as for `make_policy`.
+        action_distribution, squash, log_std_init, noise_steps: the same as for `make_policy`.
+        frame_mix, map_actions, dtype: the same as for `make_policy`.
         memory: name in CELLS.
         memory_size: number H of units of the recurrent cell.
         critic: "v" or "none".
@@ -80,12 +92,16 @@ def make_recurrent_policy(
         needs its recurrent state, which `act` has.
 
     Raises:
-        ValueError: if the critic is "q", or there are convolutions but not exactly one image.
+        ValueError: if the critic is "q", there are convolutions but not exactly one image, or the
+            torso is shared although the critic has an observation of its own.
     """
     if critic == "q":
         raise ValueError("a Q-function cannot be recurrent; use memory='none'")
     if cnn:
         spaces.image(observation_space)
+    if shared_torso:
+        refuse_shared(observation_space)
+    asymmetric = spaces.critic_observation(observation_space) is not None
     see = functools.partial(preprocess, observation_space, image=bool(cnn), frame_mix=frame_mix)
 
     layers = Layers(tuple(hidden), activation, dtype, norm, residual)
@@ -93,16 +109,25 @@ def make_recurrent_policy(
     def recurrent_network(head: nn.Module | None) -> RecurrentNetwork:
         return RecurrentNetwork(layers_of(tuple(cnn), layers), Memory(memory, memory_size), head)
 
-    modules: dict = {"actor": Actor(None, action_space, squash, log_std_init, map_actions)}
+    continuous = ContinuousHead(action_distribution, squash, log_std_init, map_actions, noise_steps)
+    modules: dict = {"actor": Actor(None, action_space, continuous)}
     modules |= {} if critic == "none" else {"critic": Critic(None, value_head)}
     heads = {"torso": None} if shared_torso else modules
     networks = {k: recurrent_network(head) for k, head in heads.items()}
 
+    def seen_by(obs: PyTree) -> dict[str, Any]:
+        """The features that each network receives; without its entry, the critic has none."""
+        x = see(obs)
+        found = {k: x for k in networks if not (k == "critic" and hides_value(asymmetric, obs))}
+        if asymmetric and "critic" in found:
+            found["critic"] = see(obs, of_critic=True)
+        return found
+
     def unroll(params: Params, core: PyTree, obs: PyTree, start: jax.Array) -> Any:
         """(core, dist, value) with batch shape [M, T]."""
-        x = see(obs)
-        results = {k: run(m, params[k], core[k], x, start) for k, m in networks.items()}
-        core = {k: c for k, (c, _) in results.items()}
+        x = seen_by(obs)
+        results = {k: run(networks[k], params[k], core[k], x[k], start) for k in x}
+        core = core | {k: c for k, (c, _) in results.items()}
         outputs = {k: y for k, (_, y) in results.items()}
         if shared_torso:
             outputs = {k: run(m, params[k], outputs["torso"]) for k, m in modules.items()}
@@ -113,7 +138,7 @@ def make_recurrent_policy(
         obs = jax.tree.map(lambda x: x[:, None], obs)
         start = jnp.ones(batch_shape(observation_space, obs), bool)
         core = init_core(start.shape[0])
-        return _init(key, (core, see(obs), start), networks, modules if shared_torso else {})
+        return _init(key, (core, seen_by(obs), start), networks, modules if shared_torso else {})
 
     def init_core(num_envs: int) -> PyTree:
         return {k: CELLS[memory].zeros((num_envs, memory_size)) for k in networks}
@@ -127,7 +152,8 @@ def make_recurrent_policy(
         core = jax.tree.map(lambda x: x[:, 0], inputs.core)
         return unroll(params, core, inputs.obs, inputs.start)[1:]
 
-    return Policy(init, init_core, act, apply, None, critic)
+    init_noise = continuous.init_noise(action_space, memory_size)
+    return Policy(init, init_core, act, apply, None, critic, init_noise)
 
 
 def _init(
@@ -140,15 +166,15 @@ def _init(
 
     Args:
         key: PRNG key.
-        inputs: (core, features, start) of one step.
+        inputs: (core, features, start) of one step, with features by the name of a module.
         networks: recurrent modules by name.
         heads: modules by name that take the output of "torso".
     """
     torso_key, actor_key, critic_key = jax.random.split(key, 3)
     keys = {"torso": torso_key, "actor": actor_key, "critic": critic_key}
     core, x, start = inputs
-    params = {k: m.init(keys[k], core[k], x, start)["params"] for k, m in networks.items()}
+    params = {k: m.init(keys[k], core[k], x[k], start)["params"] for k, m in networks.items()}
     if heads:
-        y = run(networks["torso"], params["torso"], core["torso"], x, start)[1]
+        y = run(networks["torso"], params["torso"], core["torso"], x["torso"], start)[1]
         params |= {k: m.init(keys[k], y)["params"] for k, m in heads.items()}
     return params
