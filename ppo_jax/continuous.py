@@ -3,7 +3,6 @@
 import jax
 import jax.numpy as jnp
 from flax import struct
-from jax.scipy.special import digamma, gammaln
 
 from ppo_jax import shapes
 from ppo_jax.distributions import LOG_SQRT_2PI, DiagGaussian, TanhGaussian
@@ -94,8 +93,8 @@ class Beta:
 
     def _expected_logs(self) -> tuple[jax.Array, jax.Array]:
         """(E[log x], E[log(1 − x)])."""
-        both = digamma(self.alpha + self.beta)
-        return digamma(self.alpha) - both, digamma(self.beta) - both
+        both = jax.lax.digamma(self.alpha + self.beta)
+        return jax.lax.digamma(self.alpha) - both, jax.lax.digamma(self.beta) - both
 
     def _log_rest_of_beta_function(self) -> jax.Array:
         """log B(α, β) − α log(α / (α + β)) − β log(β / (α + β))."""
@@ -116,7 +115,7 @@ def _log_beta_function(dist: Beta) -> jax.Array:
 def _log_gamma_rest(x: jax.Array) -> jax.Array:
     """log Γ(x) − ((x − 1/2) log x − x + 1/2 log 2π), for x > 0."""
     small, inverse = jnp.minimum(x, STIRLING), 1.0 / jnp.maximum(x, STIRLING)
-    direct = gammaln(small) - ((small - 0.5) * jnp.log(small) - small + LOG_SQRT_2PI)
+    direct = jax.lax.lgamma(small) - ((small - 0.5) * jnp.log(small) - small + LOG_SQRT_2PI)
     square = jnp.square(inverse)
     series = inverse * (1 / 12 - square * (1 / 360 - square / 1260))
     return jnp.where(x < STIRLING, direct, series)

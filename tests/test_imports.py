@@ -37,6 +37,7 @@ LAYERS = [
         "sgd",
         "precision",
     },
+    {"continuous", "held_noise"},
     {"networks", "episodes", "rollout", "algorithms"},
     {"config"},
     {"train"},

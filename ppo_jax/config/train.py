@@ -507,6 +507,11 @@ def _check_action_distribution(config: TrainConfig) -> None:
             "squash has no effect on action_distribution beta, which is within the bounds; omit "
             "one of the two"
         )
+    if kind == "gsde" and not config.hidden and config.memory == "none":
+        raise ConfigError(
+            "action_distribution gsde needs a hidden layer, whose outputs are the features of its "
+            "noise; use hidden=(64,)"
+        )
     if config.noise_steps is not None and kind != "gsde":
         raise ConfigError(
             f"noise_steps is {config.noise_steps}, but action_distribution {kind} draws new noise "
