@@ -1,5 +1,7 @@
 """Further distributions of continuous actions: Beta, and state-dependent exploration (gSDE)."""
 
+import math
+
 import jax
 import jax.numpy as jnp
 from flax import struct
@@ -47,7 +49,8 @@ class Beta:
     def sample_from(self, noise: jax.Array) -> jax.Array:
         batch, size = self.alpha.shape[:-1], self.alpha.shape[-1]
         rows = (x.reshape(-1, size) for x in (self.alpha, self.beta))
-        drawn = jax.vmap(jax.random.beta)(noise.reshape(-1), *rows)
+        keys = noise.reshape(math.prod(batch), *noise.shape[len(batch) :])
+        drawn = jax.vmap(jax.random.beta)(keys, *rows)
         # The logarithms of x and of 1 − x must be finite.
         least = float(jnp.finfo(drawn.dtype).epsneg)
         return jnp.clip(drawn, least, 1.0 - least).reshape(*batch, size)

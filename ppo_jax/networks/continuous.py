@@ -53,7 +53,8 @@ class ContinuousHead(NamedTuple):
             log_std = self._log_std_of_state(x, size)
         elif self.kind == "gsde":
             features, scale = self._noise_of_state(module, x, size)
-            log_std = 0.5 * jnp.log(jnp.square(features) @ jnp.square(scale))
+            squares = jnp.square(features), jnp.square(scale)
+            log_std = 0.5 * jnp.log(jnp.matmul(*squares, precision="highest"))
         else:
             log_std = module.param("log_std", nn.initializers.constant(self.log_std_init), (size,))
             log_std = jnp.broadcast_to(log_std, mean.shape)
