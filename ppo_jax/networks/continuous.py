@@ -8,13 +8,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from ppo_jax.config.standard import ACTION_DISTRIBUTIONS as ACTION_DISTRIBUTIONS
 from ppo_jax.continuous import GSDE, Beta
 from ppo_jax.distributions import DiagGaussian, Distribution, TanhGaussian
 from ppo_jax.envs import spaces
 from ppo_jax.networks.layers import head
 
-# Distributions of continuous actions, by the name of the option `action_distribution`.
-ACTION_DISTRIBUTIONS = ("gaussian", "state_gaussian", "beta", "gsde")
 # A standard deviation that depends on the state is at most this factor, as a logarithm, above or
 # below the initial one.
 LOG_STD_RANGE = 5.0
