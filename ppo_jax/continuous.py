@@ -48,9 +48,10 @@ class Beta:
 
     def sample_from(self, noise: jax.Array) -> jax.Array:
         batch, size = self.alpha.shape[:-1], self.alpha.shape[-1]
-        rows = (x.reshape(-1, size) for x in (self.alpha, self.beta))
         keys = noise.reshape(math.prod(batch), *noise.shape[len(batch) :])
-        drawn = jax.vmap(jax.random.beta)(keys, *rows)
+        drawn = jax.vmap(jax.random.beta)(
+            keys, self.alpha.reshape(-1, size), self.beta.reshape(-1, size)
+        )
         # The logarithms of x and of 1 − x must be finite.
         least = float(jnp.finfo(drawn.dtype).epsneg)
         return jnp.clip(drawn, least, 1.0 - least).reshape(*batch, size)

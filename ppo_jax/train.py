@@ -364,17 +364,7 @@ def _check_spaces(config: TrainConfig, env: Env) -> None:
         raise InvalidEnvironment(
             f"squash requires a Box action space with finite bounds, but {name} has {actions}"
         )
-    kind = config.action_distribution
-    if kind != "gaussian" and not isinstance(actions, spaces.Box):
-        raise InvalidEnvironment(
-            f"action_distribution {kind} requires a Box action space, but {name} has {actions}; "
-            "omit the option"
-        )
-    if kind == "beta" and not actions.bounded:
-        raise InvalidEnvironment(
-            f"action_distribution beta requires finite bounds, but {name} has {actions}; use "
-            "gaussian, state_gaussian or gsde"
-        )
+    _check_distribution(config.action_distribution, name, actions)
     if config.shared_torso and spaces.critic_observation(env.observation_space) is not None:
         raise InvalidEnvironment(
             f"{name} has a {spaces.CRITIC_OBSERVATION}, an input of the critic alone, so that "
@@ -384,6 +374,22 @@ def _check_spaces(config: TrainConfig, env: Env) -> None:
         _check_image(config.network, name, env.observation_space)
     if config.frame_mix != "none":
         _check_frames(config.frame_mix, name, env.observation_space)
+
+
+def _check_distribution(kind: str, name: str, actions: spaces.Space) -> None:
+    """Reject a distribution of continuous actions that does not fit the action space."""
+    if kind == "gaussian":
+        return
+    if not isinstance(actions, spaces.Box):
+        raise InvalidEnvironment(
+            f"action_distribution {kind} requires a Box action space, but {name} has {actions}; "
+            "omit the option"
+        )
+    if kind == "beta" and not actions.bounded:
+        raise InvalidEnvironment(
+            f"action_distribution beta requires finite bounds, but {name} has {actions}; use "
+            "gaussian, state_gaussian or gsde"
+        )
 
 
 def _check_image(network: str, name: str, observations: PyTree) -> None:

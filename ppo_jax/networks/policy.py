@@ -13,7 +13,7 @@ from ppo_jax.distributions import Distribution
 from ppo_jax.envs import spaces
 from ppo_jax.networks.continuous import ContinuousHead
 from ppo_jax.networks.convolutions import CNN, ConvLayer
-from ppo_jax.networks.features import Features, batch_shape, preprocess
+from ppo_jax.networks.features import Features, batch_shape, inputs_of
 from ppo_jax.networks.heads import SCALAR, Actor, Critic, QCritic, ValueHead
 from ppo_jax.networks.layers import Layers
 from ppo_jax.types import Params, PyTree
@@ -138,45 +138,33 @@ def make_policy(
     """
     if critic == "q" and shared_torso:
         raise ValueError("a Q-function cannot share a torso with the actor; use shared_torso=False")
-    if shared_torso:
-        refuse_shared(observation_space)
-    if image := bool(cnn):
-        spaces.image(observation_space)
-
+    seen = inputs_of(observation_space, bool(cnn), frame_mix, shared_torso)
     layers = Layers(tuple(hidden), activation, dtype, norm, residual)
     body = functools.partial(layers_of, tuple(cnn), layers)
     torso = body()
     own = (lambda: None) if shared_torso else body
     continuous = ContinuousHead(action_distribution, squash, log_std_init, map_actions, noise_steps)
     actor = Actor(own(), action_space, continuous)
-    critic_module: nn.Module = Critic(own(), value_head)
-    if critic == "q":
-        critic_module = _q_critic(cnn, layers, action_space)
-
-    see = functools.partial(preprocess, observation_space, image=image, frame_mix=frame_mix)
-
-    asymmetric = spaces.critic_observation(observation_space) is not None
+    q_critic = functools.partial(_q_critic, cnn, layers, action_space)
+    critic_module = q_critic() if critic == "q" else Critic(own(), value_head)
 
     def features(params: Params, obs: PyTree) -> jax.Array | Features:
-        x = see(obs)
+        x = seen.of_actor(obs)
         return run(torso, params["torso"], x) if shared_torso else x
 
     def distribution(params: Params, obs: PyTree, x: Any) -> Distribution:
         return masked(run(actor, params["actor"], x), obs)
 
     def evaluate(params: Params, obs: PyTree, x: Any, *action: jax.Array) -> jax.Array:
-        if critic == "none" or (critic == "q" and not action) or hides_value(asymmetric, obs):
+        if critic == "none" or (critic == "q" and not action) or seen.lacks_critic(obs):
             return jnp.zeros(batch_shape(observation_space, obs))
-        return run(critic_module, params["critic"], of_critic(obs, x), *action)
-
-    def of_critic(obs: PyTree, x: Any) -> Any:
-        return see(obs, of_critic=True) if asymmetric else x
+        return run(critic_module, params["critic"], seen.of_critic(obs, x), *action)
 
     def init(key: jax.Array, obs: PyTree) -> Params:
         modules = {"torso": torso} if shared_torso else {}
         modules |= {"actor": actor} | ({} if critic == "none" else {"critic": critic_module})
-        x = see(obs)
-        return _init(key, (x, of_critic(obs, x)), modules, of_actions=critic == "q")
+        x = seen.of_actor(obs)
+        return _init(key, (x, seen.of_critic(obs, x)), modules, of_actions=critic == "q")
 
     def apply(params: Params, inputs: PyTree) -> tuple[Distribution, jax.Array]:
         obs, *action = (inputs.obs, inputs.action) if critic == "q" else (inputs,)
@@ -224,29 +212,6 @@ def _init(
         action = (dist.mode(),) if of_actions else ()
         params["critic"] = modules["critic"].init(critic_key, seen, *action)["params"]
     return params
-
-
-def refuse_shared(observation_space: PyTree) -> None:
-    """Refuse a shared torso where actor and critic have different inputs.
-
-    Raises:
-        ValueError: if the observations have an entry `critic_observation`.
-    """
-    if spaces.critic_observation(observation_space) is not None:
-        raise ValueError(
-            "actor and critic cannot share a torso, because the entry "
-            f"{spaces.CRITIC_OBSERVATION} is an input of the critic alone; use shared_torso=False"
-        )
-
-
-def hides_value(asymmetric: bool, obs: PyTree) -> bool:
-    """Whether an observation lacks the critic's entry, as that of a deployed agent does.
-
-    Args:
-        asymmetric: whether the observation space has the entry `critic_observation`.
-        obs: observation.
-    """
-    return asymmetric and spaces.critic_observation(obs) is None
 
 
 def layers_of(cnn: tuple[ConvLayer, ...], layers: Layers) -> nn.Module:

@@ -1,7 +1,6 @@
 """Recurrent actor-critic networks, for partially observable environments."""
 
-import functools
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import flax.linen as nn
@@ -12,17 +11,15 @@ from ppo_jax.distributions import Distribution
 from ppo_jax.envs import spaces
 from ppo_jax.networks.continuous import ContinuousHead
 from ppo_jax.networks.convolutions import ConvLayer
-from ppo_jax.networks.features import batch_shape, preprocess
+from ppo_jax.networks.features import Inputs, batch_shape, inputs_of
 from ppo_jax.networks.heads import SCALAR, Actor, Critic, ValueHead
 from ppo_jax.networks.layers import Layers
 from ppo_jax.networks.memory import CELLS, Memory
 from ppo_jax.networks.policy import (
     Policy,
     SequenceInputs,
-    hides_value,
     layers_of,
     masked,
-    refuse_shared,
     run,
 )
 from ppo_jax.types import Params, PyTree
@@ -97,13 +94,7 @@ def make_recurrent_policy(
     """
     if critic == "q":
         raise ValueError("a Q-function cannot be recurrent; use memory='none'")
-    if cnn:
-        spaces.image(observation_space)
-    if shared_torso:
-        refuse_shared(observation_space)
-    asymmetric = spaces.critic_observation(observation_space) is not None
-    see = functools.partial(preprocess, observation_space, image=bool(cnn), frame_mix=frame_mix)
-
+    seen = inputs_of(observation_space, bool(cnn), frame_mix, shared_torso)
     layers = Layers(tuple(hidden), activation, dtype, norm, residual)
 
     def recurrent_network(head: nn.Module | None) -> RecurrentNetwork:
@@ -115,17 +106,9 @@ def make_recurrent_policy(
     heads = {"torso": None} if shared_torso else modules
     networks = {k: recurrent_network(head) for k, head in heads.items()}
 
-    def seen_by(obs: PyTree) -> dict[str, Any]:
-        """The features that each network receives; without its entry, the critic has none."""
-        x = see(obs)
-        found = {k: x for k in networks if not (k == "critic" and hides_value(asymmetric, obs))}
-        if asymmetric and "critic" in found:
-            found["critic"] = see(obs, of_critic=True)
-        return found
-
     def unroll(params: Params, core: PyTree, obs: PyTree, start: jax.Array) -> Any:
         """(core, dist, value) with batch shape [M, T]."""
-        x = seen_by(obs)
+        x = _features(seen, networks, obs)
         results = {k: run(networks[k], params[k], core[k], x[k], start) for k in x}
         core = core | {k: c for k, (c, _) in results.items()}
         outputs = {k: y for k, (_, y) in results.items()}
@@ -137,8 +120,8 @@ def make_recurrent_policy(
     def init(key: jax.Array, obs: PyTree) -> Params:
         obs = jax.tree.map(lambda x: x[:, None], obs)
         start = jnp.ones(batch_shape(observation_space, obs), bool)
-        core = init_core(start.shape[0])
-        return _init(key, (core, seen_by(obs), start), networks, modules if shared_torso else {})
+        inputs = (init_core(start.shape[0]), _features(seen, networks, obs), start)
+        return _init(key, inputs, networks, modules if shared_torso else {})
 
     def init_core(num_envs: int) -> PyTree:
         return {k: CELLS[memory].zeros((num_envs, memory_size)) for k in networks}
@@ -154,6 +137,22 @@ def make_recurrent_policy(
 
     init_noise = continuous.init_noise(action_space, memory_size)
     return Policy(init, init_core, act, apply, None, critic, init_noise)
+
+
+def _features(seen: Inputs, networks: Iterable[str], obs: PyTree) -> dict[str, Any]:
+    """The features that each network receives; if its entry is missing, the critic is left out.
+
+    Args:
+        seen: inputs of actor and critic.
+        networks: names of the networks.
+        obs: [M, T, ...] observations.
+    """
+    found = dict.fromkeys(networks, seen.of_actor(obs))
+    if seen.lacks_critic(obs):
+        found.pop("critic", None)
+    if "critic" in found:
+        found["critic"] = seen.of_critic(obs, found["critic"])
+    return found
 
 
 def _init(
