@@ -88,7 +88,7 @@ class Inputs(NamedTuple):
         """The features that the critic receives.
 
         Args:
-            obs: observation.
+            obs: observation of the same step as x.
             x: result of `of_actor`, which is returned unless the critic has an entry of its own.
         """
         if not self._asymmetric:
