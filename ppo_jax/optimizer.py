@@ -19,6 +19,7 @@ from ppo_jax.config.standard import adam_eps as adam_eps
 from ppo_jax.config.standard import anneal_timesteps as anneal_timesteps
 from ppo_jax.config.standard import learning_rate as learning_rate
 from ppo_jax.config.standard import max_grad_norm as max_grad_norm
+from ppo_jax.muon import scale_by_muon
 from ppo_jax.types import Batch, LearnerState, Metrics, Params, PyTree
 
 
@@ -36,6 +37,14 @@ class OptimizerState(NamedTuple):
     updates: jax.Array
 
 
+class MatrixState(OptimizerState):
+    """State of an optimiser that decays the weights of matrices alone.
+
+    `sgd` flattens all parameters into one vector only if the state is exactly an `OptimizerState`,
+    because a vector does not show which of its elements belong to matrices.
+    """
+
+
 def make_optimizer(
     max_grad_norm: jax.Array | float = 0.5,
     eps: jax.Array | float = 1e-5,
@@ -48,7 +57,8 @@ def make_optimizer(
 ) -> optax.GradientTransformation:
     """Adam with gradient clipping by the global norm.
 
-    g ← g · min(1, c / (‖g‖ + 1e-6)),   θ ← θ − α (m̂ / (√v̂ + ε) + λ θ)
+    g ← g · min(1, c / (‖g‖ + 1e-6)),   θ ← θ − α (m̂ / (√v̂ + ε) + λ θ);
+    λ = 0 for vectors: biases, scales of normalisation layers, log σ
 
     Every hyperparameter may be a tracer, so that one compiled program serves all trials of a sweep.
 
@@ -59,21 +69,27 @@ def make_optimizer(
             initial value is used.
         b1: decay rate of the first moment.
         b2: decay rate of the second moment.
-        weight_decay: λ, or None for no weight decay.
-        adam: function with the arguments and the state of optax.scale_by_adam, for a variant of
-            Adam.
+        weight_decay: weight decay λ of matrices and of convolutions; None for no weight decay.
+        adam: function with the arguments of optax.scale_by_adam, for a variant of Adam or another
+            optimiser.
 
     Returns:
-        An optax transformation whose state is an `OptimizerState`.
+        An optax transformation whose state is an `OptimizerState`; a `MatrixState` with weight
+        decay.
 
     Source: Kingma & Ba 2015; ε = 1e-5 and joint clipping follow openai/baselines ppo2; the weight
     decay is that of Loshchilov & Hutter 2019, Decoupled Weight Decay Regularization, algorithm 2.
     """
     moments_of = adam(b1=b1, b2=b2, eps=eps)
+    state_of = OptimizerState if weight_decay is None else MatrixState
+
+    def decayed(direction: jax.Array, x: jax.Array) -> jax.Array:
+        assert weight_decay is not None
+        return direction + (weight_decay * x).astype(direction.dtype) if x.ndim > 1 else direction
 
     def init(params: Params) -> OptimizerState:
         rate = jnp.asarray(value_at(learning_rate, 0.0), jnp.float32)
-        return OptimizerState(moments_of.init(params), rate, jnp.zeros((), jnp.int32))
+        return state_of(moments_of.init(params), rate, jnp.zeros((), jnp.int32))
 
     def update(
         grads: PyTree, state: OptimizerState, params: Params | None = None
@@ -82,7 +98,7 @@ def make_optimizer(
         clipped = jax.tree.map(lambda g: g * factor.astype(g.dtype), grads)
         direction, moments = moments_of.update(clipped, state.adam, params)
         if weight_decay is not None:
-            direction = jax.tree.map(lambda d, p: d + weight_decay * p, direction, params)
+            direction = jax.tree.map(decayed, direction, params)
         step = jax.tree.map(lambda d: -state.learning_rate.astype(d.dtype) * d, direction)
         return step, state._replace(adam=moments)
 
@@ -112,8 +128,9 @@ def from_config(
     """The optimiser of an algorithm, and the functions that begin and end each of its updates.
 
     Args:
-        config: Config with the four options above. If its anneal_timesteps is None, the learning
-            rate is constant (a run replaces None by its own length beforehand).
+        config: Config with the options learning_rate, anneal_timesteps, max_grad_norm and adam_eps;
+            it may also have adam_reset, weight_decay and optimizer. If its anneal_timesteps is
+            None, the learning rate is constant (a run replaces None by its own length beforehand).
         optimizer: optimiser to use in place of the configured one. It controls its own learning
             rate.
 
@@ -132,6 +149,9 @@ def from_config(
         config.adam_eps,
         learning_rate=config.learning_rate,
         weight_decay=getattr(config, "weight_decay", None),
+        adam=scale_by_muon
+        if getattr(config, "optimizer", "adam") == "muon"
+        else optax.scale_by_adam,
     )
     return ours, *schedule_of(config, horizon)
 
@@ -246,11 +266,13 @@ def anneal(
 
 
 def restart_bias_correction(learner: LearnerState) -> LearnerState:
-    """Set Adam's step counter to 0 and keep its estimates of the moments.
+    """Set Adam's step counter t to 0 and keep its averages m and v.
 
-    The next rollout poses another objective, whose first gradients may be much larger than the
-    moments of the last one. With the counter at 0 the bias correction divides both moments by small
-    numbers, so that the first steps stay small.
+    m ← β₁ m + (1 − β₁) g,   v ← β₂ v + (1 − β₂) g²,   step α m / (1 − β₁ᵗ) / √(v / (1 − β₂ᵗ))
+
+    The next rollout poses another objective, whose first gradients may be much larger than √v. With
+    t = 1, such a gradient makes a step of about α; with a large t, of up to α (1 − β₁) / √(1 − β₂),
+    which is 3.2 α.
 
     Args:
         learner: learner with an optimiser of `make_optimizer`.

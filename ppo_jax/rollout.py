@@ -227,8 +227,9 @@ def collect_episodes(
 
 
 def _finished(rows: dict[str, Any]) -> jax.Array:
-    """[T, N] bool, whether a step is the last one of an episode."""
-    return (rows["terminated"] | rows["truncated"]) & rows["valid"]
+    """[T, N] bool, whether a step is the last one of an episode that is counted."""
+    finished = (rows["terminated"] | rows["truncated"]) & rows["valid"]
+    return finished & ~rows["shortened"] if "shortened" in rows else finished
 
 
 def _collect(
@@ -399,7 +400,7 @@ def _step(
         row["valid"] = info["valid"]
     if "abandoned" in info:
         episodes = give_up(episodes, info["abandoned"])
-    row |= {name: info[name] for name in ("settled", "abandoned") if name in info}
+    row |= {name: info[name] for name in ("settled", "abandoned", "shortened") if name in info}
     return (env_state, next_obs, core, episodes, cuts, held), row
 
 

@@ -38,8 +38,12 @@ FEW_PARAMS = 200_000
 # execute; such leaves are gathered together.
 NARROW = 32
 
+# Function (learner, minibatch) -> (extra of the learner, minibatch), as for `sgd_epochs`.
+Prepare = Callable[[LearnerState, Any], tuple[PyTree, Any]]
+
 __all__ = [
     "OptimizerState",
+    "Prepare",
     "adam_eps",
     "anneal",
     "anneal_timesteps",
@@ -122,6 +126,7 @@ def sgd_epochs(
     minibatches: int,
     stop: Callable[[Metrics], jax.Array] | None = None,
     micro_batches: int = 1,
+    prepare: Prepare | None = None,
 ) -> tuple[LearnerState, Metrics]:
     """Several epochs of minibatch gradient descent over the same samples.
 
@@ -136,6 +141,8 @@ def sgd_epochs(
             and before the step. Once it returns True, this step and all later ones are skipped.
         micro_batches: number of parts of a minibatch over which the gradient is accumulated, as
             for `sgd_step`.
+        prepare: function (learner, minibatch) -> (extra, minibatch), called before each gradient.
+            `extra` replaces that of the learner, and the loss receives the returned minibatch.
 
     Returns:
         (LearnerState, metrics averaged over the steps that were taken).
@@ -148,9 +155,17 @@ def sgd_epochs(
     """
     _check_order(rows, order, minibatches)
     learner, loss_fn, unravel = as_vector(learner, loss_fn)
+
+    def ready(learner: LearnerState, minibatch: PyTree) -> tuple[LearnerState, PyTree]:
+        if prepare is None:
+            return learner, minibatch
+        extra, minibatch = prepare(unravel(learner), minibatch)
+        return dataclasses.replace(learner, extra=extra), minibatch
+
     if stop is None:
 
         def step(learner: LearnerState, minibatch: PyTree) -> tuple[LearnerState, Metrics]:
+            learner, minibatch = ready(learner, minibatch)
             return sgd_step(learner, minibatch, loss_fn, optimizer, micro_batches=micro_batches)
 
         learner, metrics = _scan_minibatches(step, learner, rows, order, minibatches=minibatches)
@@ -162,6 +177,7 @@ def sgd_epochs(
         optimizer=optimizer,
         stop=stop,
         micro_batches=micro_batches,
+        ready=ready,
     )
     start = (learner, jnp.array(True))
     (learner, _), (metrics, taken) = _scan_minibatches(
@@ -180,8 +196,8 @@ def as_vector(
 
     Clipping and Adam are then three loops over one array instead of three loops over every array,
     which makes updates with small minibatches faster. The conversion is correct because both treat
-    all elements alike. For any other optimiser or state this is unknown, and the learner is
-    returned unchanged.
+    all elements alike, which weight decay and Muon do not. With them, and with any other optimiser
+    or state, the learner is returned unchanged.
 
     Args:
         learner: learner whose parameters are a pytree.
@@ -192,10 +208,11 @@ def as_vector(
         (loss [], metrics), function that converts such a learner back to pytrees).
     """
     state = learner.opt_state
+    elementwise = type(state) is OptimizerState and isinstance(state.adam, optax.ScaleByAdamState)
     dtypes = {jnp.result_type(x) for x in jax.tree.leaves(learner.params)}
     size = sum(x.size for x in jax.tree.leaves(learner.params))
     named = watch.active()  # leaves of a pytree have names, elements of a vector do not
-    if type(state) is not OptimizerState or len(dtypes) > 1 or size > FEW_PARAMS or named:
+    if not elementwise or len(dtypes) > 1 or size > FEW_PARAMS or named:
         return learner, loss_fn, lambda learner: learner
     vector, unravel = ravel_pytree(learner.params)
 
@@ -300,14 +317,16 @@ def _step_unless_stopped(
     optimizer: optax.GradientTransformation,
     stop: Callable[[Metrics], jax.Array],
     micro_batches: int,
+    ready: Callable[[LearnerState, PyTree], tuple[LearnerState, PyTree]],
 ) -> tuple[tuple[LearnerState, jax.Array], tuple[Metrics, jax.Array]]:
     """One step unless training has stopped: ((learner, running), (metrics, step taken))."""
     learner, running = carry
 
     def attempt() -> Any:
-        grads, metrics = _gradient(learner.params, rows, loss_fn, micro_batches=micro_batches)
+        before, minibatch = ready(learner, rows)
+        grads, metrics = _gradient(before.params, minibatch, loss_fn, micro_batches=micro_batches)
         fine = ~jnp.asarray(stop(metrics), bool)
-        moved = jax.lax.cond(fine, lambda: _apply(learner, grads, optimizer), lambda: learner)
+        moved = jax.lax.cond(fine, lambda: _apply(before, grads, optimizer), lambda: learner)
         return (moved, fine), (metrics, fine)
 
     def skip() -> Any:

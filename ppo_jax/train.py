@@ -27,6 +27,7 @@ from ppo_jax.envs import (
     as_env,
     check_spaces,
     spaces,
+    staggered,
     vectorize,
 )
 from ppo_jax.networks import (
@@ -162,7 +163,7 @@ def build(
     _check_spaces(config, env)
     _refuse_parts(config, env)
     vector_env = vectorize(
-        env,
+        staggered(env) if config.stagger else env,
         config.num_envs // config.parts,
         config.num_steps,
         pool_size=config.reset_pool and -(-config.reset_pool // config.parts),

@@ -230,6 +230,12 @@ def test_the_noise_of_gsde_is_kept_over_rollouts():
         ({"action_distribution": "beta", "squash": True}, None, ConfigError, "no effect on .*beta"),
         ({"noise_steps": 8}, None, ConfigError, "noise_steps is 8, but action_distribution gauss"),
         (
+            {"action_distribution": "beta", "rpo_alpha": 0.5},
+            None,
+            ConfigError,
+            "RPO perturbs the mean of a Gaussian, and action_distribution is beta",
+        ),
+        (
             {"action_distribution": "gsde", "noise_steps": 0},
             None,
             ConfigError,

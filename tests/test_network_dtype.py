@@ -11,7 +11,7 @@ from ppo_jax import config as configs
 from ppo_jax import make_train
 from ppo_jax.algorithms import ppo
 from ppo_jax.envs import spaces
-from ppo_jax.networks import make_policy, make_recurrent_policy
+from ppo_jax.networks import Stage, make_policy, make_recurrent_policy
 from ppo_jax.networks.policy import SequenceInputs, StateAction
 from ppo_jax.train import build
 from ppo_jax.types import Batch
@@ -22,6 +22,8 @@ NETWORKS = {
     "mlp": (make_policy, VECTOR, {}),
     "shared torso": (make_policy, VECTOR, {"shared_torso": True}),
     "convolutions": (make_policy, IMAGE, {"cnn": ((4, 4, 2),)}),
+    "residual stages": (make_policy, IMAGE, {"cnn": (Stage(4),), "norm": "rms"}),
+    "residual blocks": (make_policy, VECTOR, {"norm": "layer", "residual": True}),
     "q(s, a)": (make_policy, VECTOR, {"critic": "q"}),
     "gru": (make_recurrent_policy, VECTOR, {"memory": "gru", "memory_size": 8}),
 }

@@ -209,3 +209,50 @@ def test_sixteen_vmapped_initialisers_do_not_deadlock():
         [sys.executable, "-c", HANG], capture_output=True, text=True, timeout=120, check=False
     )
     assert result.stdout.strip() == "done", result.stderr
+
+
+def test_normalisation_before_the_activation_by_hand():
+    x = jnp.asarray([[1.0, -2.0]])
+    for norm in ("layer", "rms"):
+        module = networks.MLP((3,), "tanh", norm=norm)
+        params = module.init(KEY, x)["params"]
+        (name,) = {*params} - {"Dense_0"}
+        scale = {"scale": jnp.asarray([1.0, 2.0, -1.0])}
+        if norm == "layer":
+            scale["bias"] = jnp.asarray([0.1, 0.0, 0.2])
+        found = module.apply({"params": params | {name: scale}}, x)
+        y = np.asarray(x @ params["Dense_0"]["kernel"])
+        y = y - y.mean() if norm == "layer" else y
+        y = y / np.sqrt(np.mean(y**2) + 1e-6) * np.asarray(scale["scale"])
+        np.testing.assert_allclose(found, np.tanh(y + scale.get("bias", 0.0)), rtol=1e-5)
+
+
+def test_a_residual_block_by_hand():
+    module = networks.ResidualMLP(4, 1, "relu", norm="rms")
+    x = jax.random.normal(KEY, (3, 2))
+    params = module.init(KEY, x)["params"]
+    kernels = [np.asarray(params[f"Dense_{i}"]["kernel"]) for i in range(3)]
+    assert [k.shape for k in kernels] == [(2, 4), (4, 16), (16, 4)]
+    normal = lambda x: x / np.sqrt(np.mean(x**2, axis=-1, keepdims=True) + 1e-6)
+    y = np.asarray(x) @ kernels[0]
+    y = y + np.maximum(normal(y) @ kernels[1], 0.0) @ kernels[2]
+    np.testing.assert_allclose(module.apply({"params": params}, x), normal(y), rtol=1e-4, atol=1e-6)
+
+
+def test_the_impala_network_is_convolutions_pooling_and_a_mean():
+    module = networks.CNN((networks.Stage(4),))
+    x = jax.random.normal(KEY, (2, 7, 6, 3))
+    params = module.init(KEY, x)["params"]
+    ((_, stage),) = params.items()
+
+    def conv(x: jax.Array, i: int) -> jax.Array:
+        dimensions = ("NHWC", "HWIO", "NHWC")
+        kernel = stage[f"Conv_{i}"]["kernel"]
+        return jax.lax.conv_general_dilated(x, kernel, (1, 1), "SAME", dimension_numbers=dimensions)
+
+    y = nn.max_pool(conv(x, 0), (3, 3), (2, 2), padding="SAME")
+    assert y.shape == (2, 4, 3, 4)
+    for i in (1, 3):
+        y = y + conv(jax.nn.relu(conv(jax.nn.relu(y), i)), i + 1)
+    wanted = jax.nn.relu(y).mean(axis=(1, 2))
+    np.testing.assert_allclose(module.apply({"params": params}, x), wanted, rtol=1e-4, atol=1e-5)

@@ -5,9 +5,11 @@ import dataclasses
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 
-from ppo_jax import config, losses, make_train, optimizer
+from ppo_jax import config, losses, make_train, optimizer, sgd
+from ppo_jax.types import LearnerState
 
 
 def test_the_simple_objective_by_hand():
@@ -83,13 +85,30 @@ def test_the_bias_correction_restarts_and_the_moments_stay():
     assert float(step["w"][0]) == pytest.approx(expected, rel=1e-5)
 
 
-def test_weight_decay_subtracts_a_fraction_of_the_parameters():
-    params, grads = {"w": jnp.asarray([2.0])}, {"w": jnp.asarray([0.5])}
-    plain = optimizer.make_optimizer(learning_rate=0.1)
-    decayed = optimizer.make_optimizer(learning_rate=0.1, weight_decay=0.3)
-    without, _ = plain.update(grads, plain.init(params), params)
-    with_decay, _ = decayed.update(grads, decayed.init(params), params)
-    assert float(with_decay["w"][0] - without["w"][0]) == pytest.approx(-0.1 * 0.3 * 2, rel=1e-5)
+def epochs(params: dict, made: optax.GradientTransformation) -> LearnerState:
+    """The learner after two epochs of three steps, as an update takes them."""
+    rows = {"x": jnp.linspace(-1.0, 2.0, 24).reshape(12, 2), "y": jnp.arange(12.0)}
+
+    def loss_fn(params: dict, rows: dict) -> tuple[jax.Array, dict]:
+        error = (rows["x"] @ params["kernel"]).sum(axis=1) + params["bias"].sum() - rows["y"]
+        return jnp.mean(error**2), {}
+
+    learner = optimizer.init(params, made)
+    order = sgd.shuffles(jax.random.key(0), 12, 2)
+    return sgd.sgd_epochs(learner, rows, loss_fn, made, order=order, minibatches=3)[0]
+
+
+def test_weight_decay_in_an_update_is_adamw_of_matrices_alone():
+    """Also within an epoch, where parameters without weight decay are one vector."""
+    params = {"kernel": jnp.full((2, 3), 2.0), "bias": jnp.full(3, 2.0)}
+    ours = optimizer.make_optimizer(np.inf, 1e-5, learning_rate=0.1, weight_decay=0.3)
+    mask = {"kernel": True, "bias": False}
+    theirs = optax.adamw(0.1, eps=1e-5, weight_decay=0.3, mask=mask)
+    found, wanted = epochs(params, ours).params, epochs(params, theirs).params
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5), found, wanted)
+    assert not np.allclose(
+        found["kernel"], epochs(params, optax.adamw(0.1, eps=1e-5)).params["kernel"]
+    )
 
 
 def test_the_options_reach_the_optimiser():
@@ -102,3 +121,4 @@ def test_the_options_reach_the_optimiser():
     assert not np.array_equal(plain, trained(adam_reset=True))
     assert not np.array_equal(plain, trained(weight_decay=0.1))
     np.testing.assert_allclose(plain, trained(weight_decay=0.0), rtol=1e-5)
+    assert not np.array_equal(plain, trained(optimizer="muon", weight_decay=0.1))

@@ -318,6 +318,24 @@ def test_the_learning_rate_decays_to_zero():
         near(metrics["learning_rate"], 0.01 * share)
 
 
+def test_the_variants_of_ppo_in_an_update():
+    """RLOO with SPO's objective, 2 (ρ − 1)² |Â| − ρ Â for ε = 1/4, with the ρ of `test_ppo`:
+      −0.72, −0.88, −1.12;   1.28;   −2.992, −2.448, −2.448;   3.808, 3.808
+    Loss: −1.712 / 9. The weight decay of the only matrix is α λ θ; Adam's counter restarts.
+    """
+    options = {"algorithm": "rloo"}
+    program, algorithm, _, batch = estimated(options, {"objective": "simple"})
+    plain, metrics = update(program, algorithm, batch)
+    near(metrics["loss"], -1.712 / 9)
+    hyper = {"objective": "simple", "weight_decay": 0.5, "adam_reset": True}
+    _, algorithm = build(options, hyper)
+    learner, _ = update(program, algorithm, batch)
+    decayed = plain.params["actor"]["table"] - 0.01 * 0.5 * LATER["table"]
+    near(learner.params["actor"]["table"], decayed, rtol=1e-4)
+    learner, _ = jax.jit(algorithm.update)(jax.random.key(2), learner, batch)
+    assert int(learner.opt_state.adam.count) == 1 and int(learner.step) == 2
+
+
 # The KL as a term of the loss.
 
 OLD, NEW, FIXED = (

@@ -3,11 +3,9 @@
 import jax
 import jax.numpy as jnp
 import numpy as np
-import optax
 import pytest
 
 from ppo_jax.rlhf import buckets, supervised
-from ppo_jax.rlhf.adam import with_weight_decay
 from ppo_jax.types import Batch
 
 
@@ -107,18 +105,6 @@ def test_passes_over_the_data():
 
 def test_weight_decay_is_that_of_adamw():
     params = {"kernel": jnp.full((2, 2), 3.0), "bias": jnp.full(2, 3.0)}
-    grads = jax.tree.map(jnp.ones_like, params)
-    ours, theirs = (
-        with_weight_decay(0.1)(b1=0.9, b2=0.999, eps=1e-5),
-        optax.adamw(
-            1.0, eps=1e-5, weight_decay=0.1, mask=lambda p: jax.tree.map(lambda x: x.ndim > 1, p)
-        ),
-    )
-    mine, other = ours.init(params), theirs.init(params)
-    for _ in range(3):
-        step, mine = ours.update(grads, mine, params)
-        wanted, other = theirs.update(grads, other, params)
-        jax.tree.map(lambda a, b: np.testing.assert_allclose(-a, b, rtol=1e-6), step, wanted)
     config = supervised.Config(weight_decay=0.1, learning_rate=0.5, batch_size=1, updates=4)
     flat = lambda params, batch: (0.0 * jnp.sum(params["kernel"]), {})
     state = supervised.init(jax.random.key(0), params, config)

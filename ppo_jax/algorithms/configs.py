@@ -59,6 +59,34 @@ def check_normalizable(rows: int, minibatches: int = 1) -> None:
         )
 
 
+def check_gaussian(run: Any, env: Any) -> None:
+    """Reject RPO for a policy that is no Gaussian.
+
+    Args:
+        run: TrainConfig with squash and action_distribution.
+        env: environment with an action space, or None while it is unknown.
+
+    Raises:
+        ValueError: if the Gaussian is squashed, the distribution is another one, or the actions are
+            discrete.
+    """
+    if run.squash:
+        raise ValueError(
+            "rpo_alpha is set, but RPO perturbs a Gaussian that is not squashed; use squash=False "
+            "or rpo_alpha=None"
+        )
+    if run.policy is None and run.action_distribution in ("beta", "gsde"):
+        raise ValueError(
+            "rpo_alpha is set, but RPO perturbs the mean of a Gaussian, and action_distribution is "
+            f"{run.action_distribution}; use gaussian or state_gaussian, or rpo_alpha=None"
+        )
+    if env is not None and not hasattr(env.action_space, "bounded"):
+        raise ValueError(
+            f"rpo_alpha is set, but RPO perturbs the mean of a Gaussian, and the actions are "
+            f"{env.action_space}; use rpo_alpha=None"
+        )
+
+
 def check_length(num_steps: int, time_limit: int | None) -> int:
     """The time limit of REINFORCE, after rejecting rollouts that are shorter than it.
 
@@ -346,9 +374,22 @@ class PPO:
     )
     objective: str = option(
         "clip",
-        "objective of the policy: clip (PPO), simple (SPO) or discovered (DPO's drift, without "
-        "clip_eps)",
+        "objective of the policy: clip (PPO), simple (SPO) or discovered (DPO's drift, in which "
+        "clip_eps has no part)",
         choices=OBJECTIVES,
+    )
+    proximal_decay: float | None = option(
+        None,
+        "decay rate of the average of parameters around whose policy the clip range lies "
+        "(PPO-EWMA), such as 0.9; None: the range lies around the policy that acted",
+        low=0,
+        high=1,
+    )
+    rpo_alpha: float | None = option(
+        None,
+        "largest absolute value of uniform noise on the mean of a Gaussian policy in the update "
+        "(RPO), such as 0.5; None: no noise",
+        low=0,
     )
     value_clip_eps: float | None = option(
         None,
@@ -364,6 +405,7 @@ class PPO:
         "deviation 1",
     )
     max_grad_norm: float = standard.max_grad_norm(0.5)
+    optimizer: str = standard.optimizer()
     adam_eps: float = standard.adam_eps()
     adam_reset: bool = standard.adam_reset()
     weight_decay: float | None = standard.weight_decay()
@@ -382,15 +424,23 @@ class PPO:
         return {"minibatches": self.minibatches, **more}
 
     def check(self, run: Any, env: Any) -> None:
-        """Reject minibatches of a single sample, whose advantages cannot be normalised.
+        """Reject minibatches of a single sample, whose advantages cannot be normalised, and options
+        that have no effect.
 
         Args:
-            run: TrainConfig with num_envs and num_steps.
-            env: environment, not used.
+            run: TrainConfig with num_envs, num_steps and squash.
+            env: environment with an action space, or None while it is unknown.
 
         Raises:
             ValueError: if the run does not fit; the message states the correction.
         """
+        if self.adam_reset and self.optimizer != "adam":
+            raise ValueError(
+                f"adam_reset restarts the bias correction of Adam, but optimizer is "
+                f"{self.optimizer}; use optimizer=adam or adam_reset=False"
+            )
+        if self.rpo_alpha is not None:
+            check_gaussian(run, env)
         if self.normalize_advantage:
             parts = self.minibatches * self.micro_batches
             check_normalizable(run.num_envs * run.num_steps, parts)

@@ -47,6 +47,11 @@ def collector(config: Any, collect: Collect) -> Collect:
     return collect if hook is None else hook(collect)
 
 
+def collects(config: Any) -> bool:
+    """Whether the Config replaces the collection of experience."""
+    return getattr(config, "collector", None) is not None
+
+
 def resolve(config: Any, env: Any) -> Any:
     """The Config with missing options filled in from the environment.
 

@@ -1,5 +1,6 @@
 """Proximal policy optimisation with the clipped surrogate (Schulman et al. 2017)."""
 
+import dataclasses
 from collections.abc import Callable
 from typing import Any
 
@@ -9,6 +10,7 @@ import optax
 
 from ppo_jax import losses, sgd
 from ppo_jax.advantages import estimate_gae
+from ppo_jax.algorithms import ewma, rpo
 from ppo_jax.algorithms.configs import PPO as Config
 from ppo_jax.optimizer import Begin, End
 from ppo_jax.types import (
@@ -33,7 +35,8 @@ def make_loss(policy: Any, config: Config, penalty: Penalty | None = None) -> Lo
 
     Args:
         policy: policy whose `apply(params, obs)` returns (distribution, value).
-        config: Config with ε, c_v, c_e, the value clip range and the normalisation of advantages.
+        config: Config with ε, c_v, c_e, the objective, the value clip range and the normalisation
+            of advantages. With its proximal_decay, `extra` of the samples is log π_prox.
         penalty: function (Prediction, samples) -> ([], metrics) of a further term, or None.
 
     Returns:
@@ -45,6 +48,8 @@ def make_loss(policy: Any, config: Config, penalty: Penalty | None = None) -> Lo
     def loss_fn(params: Params, rows: Batch) -> tuple[jax.Array, Metrics]:
         rows = losses.mask(rows)
         new = losses.predict(policy, params, rows)
+        if config.rpo_alpha is not None:
+            rpo.require_gaussian(new.dist)
         loss, metrics = _objective(new, rows, config)
         if penalty is None:
             return loss, metrics
@@ -69,8 +74,11 @@ def _objective(new: losses.Prediction, rows: Batch, config: Config) -> tuple[jax
     advantage = rows.advantage
     if config.normalize_advantage:
         advantage = losses.normalize(advantage, rows.weight)
-    surrogate = _surrogate(new.log_prob, rows.log_prob, advantage, config)
-    ratio = jnp.exp(new.log_prob - rows.log_prob)
+    centre = rows.log_prob
+    if config.proximal_decay is not None:
+        advantage, centre = ewma.decoupled(advantage, rows.log_prob, rows.extra)
+    surrogate = _surrogate(new.log_prob, centre, advantage, config)
+    ratio = jnp.exp(new.log_prob - centre)
     mean = losses.means(
         rows.weight,
         policy=surrogate,
@@ -104,6 +112,25 @@ def _value_error(value: Any, rows: Batch, clip_eps: jax.Array | float | None) ->
     return losses.clipped_squared_error(value, rows.value, rows.target, clip_eps)
 
 
+def _preparation(policy: Any, config: Config, key: jax.Array) -> sgd.Prepare | None:
+    """What each gradient step needs besides its samples: the lagged policy, noise, or nothing."""
+    if config.proximal_decay is None and config.rpo_alpha is None:
+        return None
+
+    def prepare(learner: LearnerState, rows: Batch) -> tuple[PyTree, Batch]:
+        extra = learner.extra
+        if config.proximal_decay is not None:
+            extra = ewma.advance(extra, learner.params, config.proximal_decay)
+            proximal = ewma.proximal_log_prob(policy, extra, rows)
+            rows = dataclasses.replace(rows, extra=proximal)
+        if config.rpo_alpha is not None:
+            key_of_step = jax.random.fold_in(key, learner.step)
+            rows = rpo.perturbed(key_of_step, rows, config.rpo_alpha)
+        return extra, rows
+
+    return prepare
+
+
 def make(
     policy: Any,
     config: Config,
@@ -112,7 +139,8 @@ def make(
     penalty: Penalty | None = None,
     schedule: tuple[Begin, End] | None = None,
 ) -> Algorithm:
-    """PPO with the clipped surrogate as three functions.
+    """PPO with the clipped surrogate as three functions; `extra` of its LearnerState is the lagged
+    policy of PPO-EWMA, if there is one.
 
     Args:
         policy: policy, a Policy.
@@ -135,7 +163,9 @@ def make(
             return metrics["approx_kl"] > limit
 
     def init(key: jax.Array, obs: PyTree) -> LearnerState:
-        return sgd.init(policy.init(key, obs), optimizer)
+        params = policy.init(key, obs)
+        lagged = () if config.proximal_decay is None else ewma.start(params)
+        return sgd.init(params, optimizer, extra=lagged)
 
     def estimate(trajectory: Trajectory) -> Batch:
         return estimate_gae(trajectory, gamma=config.gamma, lambda_=config.gae_lambda)
@@ -151,6 +181,7 @@ def make(
             minibatches=config.minibatches,
             micro_batches=config.micro_batches,
             stop=stop,
+            prepare=_preparation(policy, now, key),
         )
         return end(learner, batch, now, metrics)
 

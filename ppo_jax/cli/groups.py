@@ -10,6 +10,7 @@ GROUPS: dict[str, tuple[str, ...]] = {
         "normalize_obs",
         "normalize_reward",
         "reset_pool",
+        "stagger",
         "env_timeout",
         "env_restarts",
     ),

@@ -252,7 +252,7 @@ SCHEDULE = (
 )
 KEPT = "checkpoints are always saved in the folder of the run; ppo-jax export writes the agent"
 MODEL = "the model is always saved in the folder of the run"
-OPTIMIZER = "the optimiser is Adam; another one is an argument of the algorithm in Python"
+OPTIMIZER = "the optimiser is Adam, or Muon in ppo; another one is an argument in Python"
 ADAM = "the optimiser is Adam"
 LAYERS = "--hidden 64 64 describes two layers of 64 units each"
 LOW_PRECISION = ("write --network-dtype bfloat16", "write --dtype bfloat16")
@@ -276,7 +276,7 @@ INSTEAD: dict[str, tuple[str, ...]] = {
     **dict.fromkeys(("warmup_ratio", "warmup_steps", "lr_scheduler_type"), (WARMUP,)),
     **dict.fromkeys(("save_model", "save", "upload_model", "push_to_hub", "hf_entity"),
         (KEPT, MODEL)),
-    **dict.fromkeys(("optimizer", "weight_decay", "momentum", "beta1", "beta2"),
+    **dict.fromkeys(("optimizer", "momentum", "beta1", "beta2"),
         (OPTIMIZER, ADAM)),
     **dict.fromkeys(("lstm", "use_lstm", "recurrent"), ("write --memory lstm",)),
     "gru": ("write --memory gru",),

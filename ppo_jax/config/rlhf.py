@@ -39,6 +39,15 @@ def _lora_targets() -> tuple[str, ...]:
     )
 
 
+def _weight_decay() -> float:
+    return option(
+        0.0,
+        "weight decay of AdamW, which is multiplied by the learning rate; biases and normalisation "
+        "layers are not decayed",
+        low=0,
+    )
+
+
 @dataclasses.dataclass(frozen=True)
 class Rollouts:
     """Which responses are sampled, and how they are rewarded: `ppo_jax.rlhf.train.Config`."""
@@ -116,11 +125,15 @@ class Update(configs.PPO):
     """Hyperparameters of an update, `ppo_jax.rlhf.algorithms.Config`: those of PPO, some with other
     defaults, and those of tokens."""
 
-    # Three options of PPO do not exist here: the horizon is counted in updates, advantages are
-    # normalised once per rollout, and no update ends early.
+    # These options of PPO do not exist here: the horizon is counted in updates, advantages are
+    # normalised once per rollout, no update ends early, the clip range is that around the policy
+    # that sampled the tokens, the policy is no Gaussian, and every stage is trained by Adam.
     anneal_timesteps: ClassVar[None] = None  # type: ignore[misc]
     normalize_advantage: ClassVar[bool] = False  # type: ignore[misc]
     target_kl: ClassVar[None] = None  # type: ignore[misc]
+    proximal_decay: ClassVar[None] = None  # type: ignore[misc]
+    rpo_alpha: ClassVar[None] = None  # type: ignore[misc]
+    optimizer: ClassVar[str] = "adam"  # type: ignore[misc]
 
     minibatches: int = option(2, "number of minibatches per epoch, each one gradient step", low=1)
     gamma: float = option(1.0, "discount factor gamma per token", low=0, high=1)
@@ -149,6 +162,7 @@ class Update(configs.PPO):
     adam: str = option(
         "optax", "version of Adam, which differ in where epsilon is added", choices=ADAMS
     )
+    weight_decay: float = _weight_decay()
 
 
 @dataclasses.dataclass(frozen=True)
@@ -165,12 +179,7 @@ class Supervised:
         open_low=True,
     )
     anneal_updates: int | None = standard.anneal_updates()
-    weight_decay: float = option(
-        0.0,
-        "weight decay of AdamW, which is multiplied by the learning rate; biases and normalisation "
-        "layers are not decayed",
-        low=0,
-    )
+    weight_decay: float = _weight_decay()
     length_buckets: int = option(
         4,
         "maximum number of groups of texts of similar length; a text is padded to the longest of "

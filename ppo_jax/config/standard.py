@@ -14,6 +14,7 @@ ACTION_DISTRIBUTIONS = ("gaussian", "state_gaussian", "beta", "gsde")
 ACTIVATIONS = ("tanh", "relu", "silu", "gelu")
 CONVOLUTIONS = ("mlp", "minatar", "small", "nature", "impala")
 DTYPES = ("float32", "bfloat16")
+OPTIMIZERS = ("adam", "muon")
 FRAME_MIXES = ("none", "differences")
 MEMORIES = ("none", "gru", "lstm")
 NORMS = ("none", "layer", "rms")
@@ -59,6 +60,12 @@ def max_grad_norm(default: float) -> Any:
     return option(default, doc, low=0, high=math.inf, open_low=True)
 
 
+def optimizer() -> Any:
+    """The option of the optimiser."""
+    doc = "optimiser: adam, or muon for matrices and Adam for all other parameters"
+    return option("adam", doc, choices=OPTIMIZERS)
+
+
 def adam_eps() -> Any:
     """The option of Adam's epsilon."""
     return option(
@@ -70,15 +77,17 @@ def adam_reset() -> Any:
     """The option that restarts Adam's bias correction at each rollout."""
     doc = (
         "restart Adam's bias correction at each rollout, whose gradients are those of a new "
-        "objective; the estimates of the moments are kept"
+        "objective; Adam's averages of the gradients are kept"
     )
     return option(False, doc)
 
 
 def weight_decay() -> Any:
     """The option of the decoupled weight decay."""
-    doc = "decoupled weight decay: each step subtracts this fraction of the learning rate times "
-    doc += "the parameters; None: no weight decay"
+    doc = (
+        "decoupled weight decay: each step subtracts this number times the learning rate times the "
+        "weights, but not from biases and other vectors; None: no weight decay"
+    )
     return option(None, doc, low=0)
 
 

@@ -130,6 +130,11 @@ class TrainConfig:
         "number of initial states drawn per rollout; None: enough for every episode that can end",
         low=1,
     )
+    stagger: bool = option(
+        False,
+        "cut the first episode of each environment at another time, so that environments are not "
+        "all reset at once",
+    )
     network_dtype: str = option(
         "float32",
         "data type of the activations; parameters and outputs are float32",
@@ -494,8 +499,9 @@ def _check_sizes(config: TrainConfig) -> None:
         )
     for name, value in hooks.divisors(config.hyper).items():
         _check_divides(config, name, value)
-    _check_residual(config)
+    _check_layers(config)
     _check_value_head(config)
+    _check_stagger(config)
     _check_action_distribution(config)
 
 
@@ -519,20 +525,69 @@ def _check_action_distribution(config: TrainConfig) -> None:
         )
 
 
-def _check_value_head(config: TrainConfig) -> None:
-    """Refuse classes without a range, and options that need a critic of numbers."""
-    low, high = config.value_low, config.value_high
-    if not (is_tracer(low) or is_tracer(high)) and low >= high:
-        raise ConfigError(f"value_low is {low:g} and value_high {high:g}; value_low must be less")
-    if config.value_head != "scalar" and getattr(config.hyper, "value_clip_eps", None) is not None:
+def _check_stagger(config: TrainConfig) -> None:
+    """Refuse staggered first episodes where there are no first episodes to spread."""
+    if not config.stagger:
+        return
+    if hooks.collects(config.hyper):
         raise ConfigError(
-            f"value_clip_eps needs a critic of numbers; use value_head=scalar instead of "
-            f"{config.value_head}, or value_clip_eps=None"
+            f"stagger is on, but {config.algorithm} determines itself when episodes start; use "
+            "stagger=False"
+        )
+    if config.num_envs == config.parts:
+        raise ConfigError(
+            f"stagger spreads the first episodes of several environments, but num_envs is "
+            f"{config.num_envs} in {config.parts} parts; use more environments or stagger=False"
         )
 
 
-def _check_residual(config: TrainConfig) -> None:
-    """Refuse residual blocks of different widths, or without normalisation."""
+# Head of the critic -> the options of classes and quantiles that it has.
+VALUE_OPTIONS = {
+    "scalar": (),
+    "quantile": ("value_bins",),
+    "two_hot": ("value_bins", "value_low", "value_high"),
+    "hl_gauss": ("value_bins", "value_low", "value_high"),
+}
+
+
+def _check_value_head(config: TrainConfig) -> None:
+    """Refuse classes without a range, heads without a critic, and options without an effect."""
+    head, low, high = config.value_head, config.value_low, config.value_high
+    for name in VALUE_OPTIONS["hl_gauss"]:
+        value, default = getattr(config, name), getattr(TrainConfig, name)
+        if name in VALUE_OPTIONS[head] or is_tracer(value) or value in (default, TRACED):
+            continue
+        having = " or ".join(h for h, names in VALUE_OPTIONS.items() if name in names)
+        raise ConfigError(
+            f"{name} is {value:g}, which a critic with value_head={head} does not use; use "
+            f"value_head={having}, or omit {name}"
+        )
+    numbers = not any(is_tracer(x) or x == TRACED for x in (low, high))
+    if numbers and low >= high:
+        raise ConfigError(f"value_low is {low:g} and value_high {high:g}; value_low must be less")
+    if head == "scalar":
+        return
+    if hooks.critic(config.hyper) != "v":
+        raise ConfigError(
+            f"value_head is {head}, but {config.algorithm} has no critic of states V(s) here; use "
+            "value_head=scalar"
+        )
+    if getattr(config.hyper, "value_clip_eps", None) is not None:
+        raise ConfigError(
+            f"value_clip_eps needs a critic of numbers; use value_head=scalar instead of {head}, "
+            "or value_clip_eps=None"
+        )
+
+
+def _check_layers(config: TrainConfig) -> None:
+    """Refuse residual blocks of different widths or without normalisation, and either of them
+    without a layer."""
+    if not config.hidden and (config.residual or config.norm != "none"):
+        given = "residual" if config.residual else f"norm={config.norm}"
+        raise ConfigError(
+            f"{given} changes the hidden layers, but there are none; set hidden, for example "
+            "--hidden 64 64"
+        )
     if not config.residual:
         return
     widths = sorted(set(config.hidden))

@@ -22,6 +22,7 @@ from ppo_jax.envs.registry import (
     same_env,
     suites,
 )
+from ppo_jax.envs.stagger import staggered
 from ppo_jax.envs.vectorize import vectorize
 
 __all__ = [
@@ -46,6 +47,7 @@ __all__ = [
     "refuse_sweep",
     "render",
     "same_env",
+    "staggered",
     "suites",
     "vectorize",
 ]

@@ -62,7 +62,8 @@ class Env(Protocol):
 
         obs is the true successor observation. info may contain settled [], True where all actions
         so far have had their full effect although the episode continues (such as at a point of a
-        game). Credit assignment ends there as at the end of an episode.
+        game). Credit assignment ends there as at the end of an episode. info may contain shortened
+        [], True where an episode is cut before its time limit and does not count in the metrics.
         """
         ...
 
@@ -95,7 +96,7 @@ class VectorEnv(Protocol):
         False for a step that was not executed (the dummy step of a host environment that resets
         one step later). If all steps are valid, `valid` may be a constant NumPy array. info may
         contain raw_reward [N], rewards before any transformation, from which returns are reported,
-        and settled [N], as for an Env.
+        and settled [N] and shortened [N], as for an Env.
         """
         ...
 

@@ -15,7 +15,7 @@ from ppo_jax.envs.spaces import Space
 from ppo_jax.types import PyTree
 
 # Entries of an environment's info that training uses; the others are dropped.
-PASSED_ON = ("settled",)
+PASSED_ON = ("settled", "shortened")
 # Number of parts in which a refilled pool is redrawn, and the minimum size of a part.
 PARTS, SMALLEST_PART = 64, 8
 # The pool holds an initial state for every step of a rollout, but not more than these bytes.
@@ -88,6 +88,7 @@ class VectorizedEnv:
         drawn = self._draw_parts(key, self.num_envs + self.pool_size)
         obs, env_state = jax.tree.map(lambda x: x[: self.num_envs], drawn)
         pool = jax.tree.map(lambda x: x[-self.pool_size :], drawn)
+        env_state = self._first(env_state)
         zero = jnp.zeros((), jnp.int32)
         return obs, VectorState(env_state, pool, zero, () if self.part is None else zero)
 
@@ -96,7 +97,12 @@ class VectorizedEnv:
         if self.part is None:
             return self.reset(key)
         obs, env_state = self._draw(key, self.num_envs)
-        return obs, dataclasses.replace(state, env_state=env_state)
+        return obs, dataclasses.replace(state, env_state=self._first(env_state))
+
+    def _first(self, env_state: PyTree) -> PyTree:
+        """The states of the first episodes, which differ between staggered environments."""
+        spread = getattr(self.env, "spread", None)
+        return env_state if spread is None else spread(env_state)
 
     def begin(self, state: VectorState) -> VectorState:
         """Switch to one counter for each environment before a rollout, where that is faster."""

@@ -57,9 +57,8 @@ class Policy(NamedTuple):
     init_core(num_envs) -> core, the recurrent state between steps; () for a feed-forward policy
     act(params, core, obs [N, ...], start [N]) -> (core, dist [N], value [N]) for one step
     apply(params, inputs) -> (dist, value) for any leading shape, as the losses call it; the value
-        may be a distribution of values (`value_distributions`). The inputs
-        of a recurrent policy are SequenceInputs, and its samples are whole sequences
-        (`rollout.sequences`).
+        may be a distribution of values (`value_distributions`). The inputs of a recurrent policy
+        are SequenceInputs, and its samples are whole sequences (`rollout.sequences`).
     value(params, inputs) -> value for any leading shape; None if it needs a recurrent state or the
         intermediate results of `act`. If it is given, a rollout evaluates all states at once.
     critic: "v" for V(s); "q" for q(s, a), whose inputs are a StateAction, and for which `act`

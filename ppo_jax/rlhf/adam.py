@@ -1,7 +1,5 @@
-"""Variants of Adam: that of TensorFlow 1, which the first RLHF experiments used, and AdamW."""
+"""The variant of Adam of TensorFlow 1, which the first RLHF experiments used."""
 
-import functools
-from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -42,31 +40,3 @@ def scale_by_tensorflow_adam(
         return direction, state
 
     return optax.GradientTransformation(plain.init, update)
-
-
-def with_weight_decay(
-    weight_decay: jax.Array | float,
-) -> Callable[..., optax.GradientTransformation]:
-    """Adam with decoupled weight decay of all matrices (AdamW).
-
-    m̂ / (√v̂ + ε) + λ θ;   λ = 0 for vectors, the biases and the scales of normalisation layers
-
-    Args:
-        weight_decay: λ, which the optimiser multiplies by the learning rate.
-
-    Returns:
-        A function with the arguments and the state of optax.scale_by_adam.
-
-    Source: Loshchilov & Hutter 2019, Decoupled Weight Decay Regularization, algorithm 2.
-    """
-
-    def make(**options: Any) -> optax.GradientTransformation:
-        plain = optax.scale_by_adam(**options)
-        return optax.GradientTransformation(plain.init, functools.partial(update, plain))
-
-    def update(plain: Any, grads: Any, state: Any, params: Any) -> tuple[Any, Any]:
-        direction, state = plain.update(grads, state, params)
-        decayed = lambda d, x: d + (weight_decay * x).astype(d.dtype) if x.ndim > 1 else d
-        return jax.tree.map(decayed, direction, params), state
-
-    return make

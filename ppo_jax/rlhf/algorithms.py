@@ -227,6 +227,7 @@ def make_optimizer(config: Config, critic: bool = True) -> optax.GradientTransfo
         config.max_grad_norm,
         config.adam_eps,
         learning_rate=config.learning_rate,
+        weight_decay=config.weight_decay or None,
         adam=ADAMS[config.adam],
     )
     if config.critic_rate == 1.0 or not critic:

@@ -54,6 +54,8 @@ YOUNGER: dict[str, Any] = {
     "lora_alpha": 16.0,
     "lora_targets": ["q", "v"],
     "lora_critic": False,
+    "objective": "clip",
+    "adam_reset": False,
     **OLDER,
 }
 # Options that a checkpoint does not depend on: the horizon of the run, and how it is evaluated. The

@@ -13,7 +13,6 @@ from flax import struct
 
 from ppo_jax import guard, sgd
 from ppo_jax.config.rlhf import Supervised as Config
-from ppo_jax.rlhf.adam import with_weight_decay
 from ppo_jax.rlhf.buckets import lengths, parts_of, shortened
 from ppo_jax.rlhf.decoder import Decoder
 from ppo_jax.rlhf.lora import Lora
@@ -258,7 +257,9 @@ def _rows(obs: PyTree, weight: np.ndarray) -> Batch:
 
 
 def _optimizer(config: Config) -> Any:
-    decay: Any = {"adam": with_weight_decay(config.weight_decay)} if config.weight_decay else {}
     return sgd.make_optimizer(
-        config.max_grad_norm, config.adam_eps, learning_rate=config.learning_rate, **decay
+        config.max_grad_norm,
+        config.adam_eps,
+        learning_rate=config.learning_rate,
+        weight_decay=config.weight_decay or None,
     )

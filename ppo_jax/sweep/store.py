@@ -64,6 +64,13 @@ YOUNGER = {
     "value_high": 10.0,
     "action_distribution": "gaussian",
     "noise_steps": None,
+    "stagger": False,
+    "objective": "clip",
+    "proximal_decay": None,
+    "rpo_alpha": None,
+    "optimizer": "adam",
+    "adam_reset": False,
+    "weight_decay": None,
 }
 COLUMNS = ("configuration", "seed", "env_step", "metric", "value")
 
