@@ -34,6 +34,8 @@ class Parts(NamedTuple):
         params: parameters of the policy.
         moments: running statistics of the training run.
         obs: example with leaves [N, ...] of the structure, shapes and types of observations.
+            Observations, their space and the statistics have no entry `critic_observation`, which
+            only the critic needs.
         observation_space, action_space: spaces of the environment, in the policy's form.
         codec: conversion between the environment's form and the policy's form.
     """
@@ -115,15 +117,15 @@ def parts_of(config: TrainConfig, program: Program, state: TrainState) -> Parts:
     """
     env = program.env
     params, experience = state.learner.params, state.rollout
+    alone = spaces.without_critic_observation
+    obs, space = alone(experience.obs), alone(env.observation_space)
     if isinstance(env, HostEnv):
         env.close()
         codec = env.codec
     else:
-        codec = plain(experience.obs, env.action_space, env.observation_space)
-    return Parts(
-        config, program.policy, params, experience.moments, experience.obs,
-        env.observation_space, env.action_space, codec,
-    )  # fmt: skip
+        codec = plain(obs, env.action_space, space)
+    moments = rollout.Moments(alone(experience.moments.obs), experience.moments.reward)
+    return Parts(config, program.policy, params, moments, obs, space, env.action_space, codec)
 
 
 Act = Callable[..., tuple[PyTree, jax.Array]]

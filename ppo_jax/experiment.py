@@ -666,7 +666,8 @@ def _evaluation(
 def _warn_of_first_actions(config: TrainConfig, env: Any) -> None:
     """Warn if the initial actions of the package's own Gaussian do not fit the action space."""
     found = None
-    if config.policy is None and not config.squash:
+    bounded = config.squash or config.action_distribution == "beta"
+    if config.policy is None and not bounded:
         found = networks.first_actions(env.action_space, config.log_std_init, config.map_actions)
     if found is not None:
         warnings.warn(f"{config.env}: {found}", stacklevel=1)

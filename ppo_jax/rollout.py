@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import struct
 
-from ppo_jax import backend, guard, normalization, packed, parallel, watch
+from ppo_jax import backend, guard, held_noise, normalization, packed, parallel, watch
 from ppo_jax.envs.protocol import VectorEnv
 from ppo_jax.episodes import (
     Cuts,
@@ -65,6 +65,7 @@ class RolloutState:
         moments: running statistics, constant during a rollout.
         metrics: scalar metrics of the last rollout; NaN where no episode finished.
         episodes: accounting of the current episodes.
+        noise: noise that is kept for several steps, a HeldNoise; () if each step draws its own.
     """
 
     env_state: PyTree
@@ -73,6 +74,7 @@ class RolloutState:
     moments: Moments
     metrics: Metrics
     episodes: Episodes
+    noise: PyTree = ()
 
 
 @dataclasses.dataclass(frozen=True)
@@ -137,7 +139,8 @@ def init(
     metrics |= lost_cuts(no_cuts(1, vector_env, (core, obs)))
     shapes = jax.eval_shape(functools.partial(_refresh, vector_env), key, env_state)[1]
     metrics |= jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), shapes)
-    return RolloutState(env_state, obs, core, moments, metrics, episodes)
+    noise = held_noise.init(policy.init_noise(num_envs))
+    return RolloutState(env_state, obs, core, moments, metrics, episodes, noise)
 
 
 def restart(key: jax.Array, state: RolloutState, *, env: VectorEnv, policy: Policy) -> RolloutState:
@@ -152,7 +155,8 @@ def restart(key: jax.Array, state: RolloutState, *, env: VectorEnv, policy: Poli
     again = getattr(env, "restart", None)
     obs, env_state = again(key, state.env_state) if again else env.reset(key)
     core, episodes = policy.init_core(env.num_envs), no_episodes(env.num_envs)
-    return RolloutState(env_state, obs, core, state.moments, state.metrics, episodes)
+    noise = held_noise.init(policy.init_noise(env.num_envs))
+    return RolloutState(env_state, obs, core, state.moments, state.metrics, episodes, noise)
 
 
 def normalize_obs(moments: Moments, obs: PyTree) -> PyTree:
@@ -238,18 +242,17 @@ def _collect(
     env, policy, num_steps = how.env, how.policy, how.num_steps
     watch.see("rollout")
     noise_key, env_key, refresh_key, critic_key = jax.random.split(key, 4)
-    # One large draw of all noise is much faster than T small ones inside the loop.
     dist = jax.eval_shape(policy.act, params, state.core, state.obs, state.episodes.start)[1]
-    noise = dist.noise(noise_key, (num_steps,))
+    noise = held_noise.for_steps(noise_key, dist, state.noise, num_steps)
     keys = jax.random.split(env_key, num_steps)
     cuts = no_cuts(num_steps, env, (state.core, state.obs))
     env_state = env.begin(state.env_state) if hasattr(env, "begin") else state.env_state
-    carry = (env_state, state.obs, state.core, state.episodes, cuts)
+    carry = (env_state, state.obs, state.core, state.episodes, cuts, state.noise)
     step = functools.partial(_step, params=params, moments=state.moments, how=how)
     steps = (noise, keys, jnp.arange(num_steps))
     carry, rows = _scan(step, carry, steps, num_envs=env.num_envs)
     rows["core"] = jax.tree.map(lambda x: x[None], state.core)
-    env_state, obs, core, episodes, cuts = carry
+    env_state, obs, core, episodes, cuts, held = carry
 
     values_of = functools.partial(_evaluate_critic, moments=state.moments, policy=policy)
     inputs, value, next_value = values_of(critic_key, params, rows, end=(core, obs), cuts=cuts)
@@ -272,7 +275,8 @@ def _collect(
         weight=weight,
     )
     metrics = lost_cuts(cuts) | parallel.counted(env_metrics)
-    return RolloutState(env_state, obs, core, moments, metrics, episodes), trajectory, rows
+    state = RolloutState(env_state, obs, core, moments, metrics, episodes, held)
+    return state, trajectory, rows
 
 
 def _scan(
@@ -362,10 +366,11 @@ def _step(
     how: Collector,
 ) -> tuple[tuple[PyTree, ...], dict[str, Any]]:
     """One step of all environments: (state after the step, outputs of the step)."""
-    env_state, obs, core, episodes, cuts = carry
-    noise, key, time = step
+    env_state, obs, core, episodes, cuts, held = carry
+    given, key, time = step
     start = episodes.start
     core, dist, value = how.policy.act(params, core, normalize_obs(moments, obs), start)
+    noise, held = held_noise.of_step(dist, held, given)
     action = dist.sample_from(noise)
     # The guard finds non-finite numbers afterwards; no environment receives them.
     taken = guard.finite_action(dist.to_env(action), how.env.action_space)
@@ -396,7 +401,7 @@ def _step(
     if "abandoned" in info:
         episodes = give_up(episodes, info["abandoned"])
     row |= {name: info[name] for name in ("settled", "abandoned", "shortened") if name in info}
-    return (env_state, next_obs, core, episodes, cuts), row
+    return (env_state, next_obs, core, episodes, cuts, held), row
 
 
 def _if_used(

@@ -214,7 +214,9 @@ _state: Any = TrainState
 _experience: Any = rollout.RolloutState
 OF_PARTS: Any = _state(
     learner=None,
-    rollout=_experience(env_state=0, obs=0, core=0, moments=None, metrics=None, episodes=0),
+    rollout=_experience(
+        env_state=0, obs=0, core=0, moments=None, metrics=None, episodes=0, noise=0
+    ),
     key=None,
     update=None,
 )
@@ -277,8 +279,10 @@ def _policy(config: TrainConfig, env: Env) -> Policy:
         "residual": config.residual,
         "cnn": CONVOLUTIONS[config.network],
         "shared_torso": config.shared_torso,
+        "action_distribution": config.action_distribution,
         "squash": config.squash,
         "log_std_init": config.log_std_init,
+        "noise_steps": config.noise_steps,
         "map_actions": config.map_actions,
         "dtype": config.network_dtype,
         "frame_mix": config.frame_mix,
@@ -361,10 +365,32 @@ def _check_spaces(config: TrainConfig, env: Env) -> None:
         raise InvalidEnvironment(
             f"squash requires a Box action space with finite bounds, but {name} has {actions}"
         )
+    _check_distribution(config.action_distribution, name, actions)
+    if config.shared_torso and spaces.critic_observation(env.observation_space) is not None:
+        raise InvalidEnvironment(
+            f"{name} has a {spaces.CRITIC_OBSERVATION}, an input of the critic alone, so that "
+            "actor and critic cannot share their hidden layers; omit shared_torso"
+        )
     if config.network != "mlp":
         _check_image(config.network, name, env.observation_space)
     if config.frame_mix != "none":
         _check_frames(config.frame_mix, name, env.observation_space)
+
+
+def _check_distribution(kind: str, name: str, actions: spaces.Space) -> None:
+    """Reject a distribution of continuous actions that does not fit the action space."""
+    if kind == "gaussian":
+        return
+    if not isinstance(actions, spaces.Box):
+        raise InvalidEnvironment(
+            f"action_distribution {kind} requires a Box action space, but {name} has {actions}; "
+            "omit the option"
+        )
+    if kind == "beta" and not actions.bounded:
+        raise InvalidEnvironment(
+            f"action_distribution beta requires finite bounds, but {name} has {actions}; use "
+            "gaussian, state_gaussian or gsde"
+        )
 
 
 def _check_image(network: str, name: str, observations: PyTree) -> None:

@@ -39,6 +39,7 @@ LAYERS = [
         "precision",
         "value_distributions",
     },
+    {"continuous", "held_noise"},
     {"networks", "episodes", "rollout", "algorithms"},
     {"config"},
     {"train"},

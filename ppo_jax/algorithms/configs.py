@@ -63,16 +63,22 @@ def check_gaussian(run: Any, env: Any) -> None:
     """Reject RPO for a policy that is no Gaussian.
 
     Args:
-        run: TrainConfig with squash.
+        run: TrainConfig with squash and action_distribution.
         env: environment with an action space, or None while it is unknown.
 
     Raises:
-        ValueError: if the Gaussian is squashed, or the actions are discrete.
+        ValueError: if the Gaussian is squashed, the distribution is another one, or the actions are
+            discrete.
     """
     if run.squash:
         raise ValueError(
             "rpo_alpha is set, but RPO perturbs a Gaussian that is not squashed; use squash=False "
             "or rpo_alpha=None"
+        )
+    if run.policy is None and run.action_distribution in ("beta", "gsde"):
+        raise ValueError(
+            "rpo_alpha is set, but RPO perturbs the mean of a Gaussian, and action_distribution is "
+            f"{run.action_distribution}; use gaussian or state_gaussian, or rpo_alpha=None"
         )
     if env is not None and not hasattr(env.action_space, "bounded"):
         raise ValueError(

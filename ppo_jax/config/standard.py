@@ -9,6 +9,8 @@ from typing import Any
 
 from ppo_jax.config.options import option
 
+# Distributions of continuous actions.
+ACTION_DISTRIBUTIONS = ("gaussian", "state_gaussian", "beta", "gsde")
 ACTIVATIONS = ("tanh", "relu", "silu", "gelu")
 CONVOLUTIONS = ("mlp", "minatar", "small", "nature", "impala")
 DTYPES = ("float32", "bfloat16")

@@ -96,8 +96,19 @@ class TrainConfig:
         choices=standard.FRAME_MIXES,
     )
     shared_torso: bool = option(False, "share the hidden layers between actor and critic")
+    action_distribution: str = option(
+        "gaussian",
+        "distribution of continuous actions: a Gaussian with one standard deviation for all states "
+        "or one that the network outputs, Beta between the bounds, or state-dependent exploration",
+        choices=standard.ACTION_DISTRIBUTIONS,
+    )
     squash: bool = option(False, "use a tanh-squashed Gaussian policy for continuous actions")
     log_std_init: float = option(0.0, "initial log standard deviation of a Gaussian policy")
+    noise_steps: int | None = option(
+        None,
+        "number of steps for which action_distribution gsde keeps its noise matrix; None: 4",
+        low=1,
+    )
     map_actions: bool = option(
         True,
         "map [-1, 1] to the action bounds where a Gaussian around 0 would start outside them",
@@ -491,6 +502,27 @@ def _check_sizes(config: TrainConfig) -> None:
     _check_layers(config)
     _check_value_head(config)
     _check_stagger(config)
+    _check_action_distribution(config)
+
+
+def _check_action_distribution(config: TrainConfig) -> None:
+    """Refuse options that have no effect on the distribution of actions."""
+    kind = config.action_distribution
+    if config.squash and kind == "beta":
+        raise ConfigError(
+            "squash has no effect on action_distribution beta, which is within the bounds; omit "
+            "one of the two"
+        )
+    if kind == "gsde" and not config.hidden and config.memory == "none":
+        raise ConfigError(
+            "action_distribution gsde needs a hidden layer, whose outputs are the features of its "
+            "noise; use hidden=(64,)"
+        )
+    if config.noise_steps is not None and kind != "gsde":
+        raise ConfigError(
+            f"noise_steps is {config.noise_steps}, but action_distribution {kind} draws new noise "
+            "in every step; use action_distribution=gsde, or noise_steps=None"
+        )
 
 
 def _check_stagger(config: TrainConfig) -> None:

@@ -217,7 +217,9 @@ def plain(obs: PyTree, action_space: spaces.Space, observation_space: PyTree) ->
     shape = action_space.shape
     port = Port("action", shape, np.dtype(action_space.dtype))
     action = Action(action_space, port, lambda a, xp: a.reshape(a.shape[0], *shape))
-    return Codec(tuple(leaves), structure, structure.flatten_up_to, action)
+    # The environment's own observation may have the entry that only the critic needs.
+    flatten = lambda obs: structure.flatten_up_to(spaces.without_critic_observation(obs))
+    return Codec(tuple(leaves), structure, flatten, action)
 
 
 def choices(space: spaces.Space) -> tuple[Any, Any]:

@@ -52,8 +52,8 @@ def make(env_id: str, backend: str = "sync", channels: str = "auto", **kwargs: A
         backend: execution of N environments. sync: one after the other, in this process. async: in
             one process each, which is faster if a step is slow; the processes are new programs and
             not forks, which JAX does not support. vector_entry_point: the vectorised implementation
-            that some ids have, with NEXT_STEP resets; it reads action masks only as plain entries
-            of the observation.
+            that some ids have, with NEXT_STEP resets; it reads action masks and the critic's
+            observation only as plain entries of the observation.
         channels: order of the channels of images, "first" or "last"; auto derives it from the
             shape.
         **kwargs: arguments of the environment; max_episode_steps is the time limit.
@@ -64,15 +64,13 @@ def make(env_id: str, backend: str = "sync", channels: str = "auto", **kwargs: A
     """
     import gymnasium
 
-    from ppo_jax.envs import action_masks
-
     if backend not in BACKENDS:
         raise InvalidEnvironment(f"unknown backend {backend!r}; {did_you_mean(backend, BACKENDS)}")
     name = f"gymnasium:{env_id}"
     one = functools.partial(gymnasium.make, env_id, **kwargs)
     first = first_of(one, name)
     limit = first.spec.max_episode_steps
-    masks, spoken = _languages(first, name, channels, masks=backend != "vector_entry_point")
+    wrap, spoken = _languages(first, name, channels, separate=backend != "vector_entry_point")
     first.close()
 
     def start(num_envs: int, backend: str = backend, **options: Any) -> Callable[[], Any]:
@@ -83,8 +81,7 @@ def make(env_id: str, backend: str = "sync", channels: str = "auto", **kwargs: A
             )
         # The results of the environment were already checked with the first one.
         unmasked = functools.partial(one, disable_env_checker=True, **options)
-        copy = action_masks.wrapped(unmasked, masks, name)
-        return functools.partial(_copies, [copy] * num_envs, backend)
+        return functools.partial(_copies, [wrap(unmasked)] * num_envs, backend)
 
     def variant(**options: Any) -> HostEnv:
         same = functools.partial(start, backend="sync", **options)
@@ -168,11 +165,9 @@ def adapt(env: Any, first: Any = None) -> HostEnv:
         )
     spec = getattr(first, "spec", None)
     name = spec.id if spec is not None else type(first.unwrapped).__name__
-    from ppo_jax.envs import action_masks
-
-    masks, spoken = _languages(first, name)
+    wrap, spoken = _languages(first, name)
     first.close()
-    one = action_masks.wrapped(env, masks, name)
+    one = wrap(env)
 
     def start(num_envs: int) -> Callable[[], Any]:
         return functools.partial(_copies, [one] * num_envs, "sync")
@@ -184,30 +179,39 @@ def adapt(env: Any, first: Any = None) -> HostEnv:
 
 
 def _languages(
-    first: Any, name: str, channels: str = "auto", *, masks: bool = True
-) -> tuple[Any, dict[str, Any]]:
-    """(masks to add to the observations, arguments of HostEnv about the spaces).
+    first: Any, name: str, channels: str = "auto", *, separate: bool = True
+) -> tuple[Callable[[Any], Any], dict[str, Any]]:
+    """(change of a function that makes the environment, arguments of HostEnv about the spaces).
+
+    The change adds what is separate from the observation, masks and the critic's observation.
 
     Args:
         first: Gymnasium environment, which is reset and stepped a few times.
         name: name of the environment, for messages.
         channels: order of the channels of images.
-        masks: whether to search for masks separate from the observation.
+        separate: whether to search for masks and critic's observations in the info.
     """
-    from ppo_jax.envs import action_masks
+    from ppo_jax.envs import action_masks, critic_info
 
     if channels not in host_spaces.CHANNELS:
         raise InvalidEnvironment(
             f"unknown channels {channels!r}; {did_you_mean(channels, host_spaces.CHANNELS)}"
         )
     with answers(name, "while its first reset was checked", SLOW), named_warnings(name):
-        found = action_masks.find(first, name) if masks else None
+        found = action_masks.find(first, name) if separate else None
+        extra = critic_info.find(first, name) if separate else None
     theirs = (first.observation_space, first.action_space)
-    codec = host_spaces.codec(*theirs, name, channels=channels, mask=found)
-    spaces = action_masks.masked_spaces(*theirs, found)
+    beside = extra is not None
+    codec = host_spaces.codec(*theirs, name, channels=channels, mask=found, beside=beside)
+    observed = critic_info.spaces_with(theirs[0], extra)
+    spaces = action_masks.masked_spaces(observed, theirs[1], found)
+
+    def wrap(make_one: Callable[[], Any]) -> Callable[[], Any]:
+        return action_masks.wrapped(critic_info.wrapped(make_one, extra, name), found, name)
+
     with answers(name, "while its first steps were checked", SLOW):
-        look(action_masks.wrapped(lambda: first, found, name)(), name)
-    return found, {"spaces": spaces, "channels": channels, "own_codec": codec}
+        look(wrap(lambda: first)(), name)
+    return wrap, {"spaces": spaces, "channels": channels, "own_codec": codec}
 
 
 def _adapt_vector(venv: Any) -> HostEnv:

@@ -16,7 +16,7 @@ from ppo_jax.envs import spaces
 from ppo_jax.envs.codec import INT32, OBSERVATION, Action, Codec, Leaf, Port, follow, narrowed
 from ppo_jax.envs.mask_layouts import MaskLayout, arrays_of, layout_of
 from ppo_jax.envs.protocol import InvalidEnvironment
-from ppo_jax.envs.spaces import ACTION_MASK
+from ppo_jax.envs.spaces import ACTION_MASK, CRITIC_OBSERVATION
 from ppo_jax.types import PyTree
 
 # A first axis with at most this size is the channels of an image [C, H, W].
@@ -152,8 +152,11 @@ def codec(
     *,
     channels: str = "auto",
     mask: tuple[str, MaskLayout] | None = None,
+    beside: bool = False,
 ) -> Codec:
     """The conversion of observations and actions between Gymnasium's form and the policy's form.
+
+    An entry `critic_observation` of the observation is left out, because an agent does not need it.
 
     Args:
         space, actions: Gymnasium's observation space and action space of one environment.
@@ -161,21 +164,24 @@ def codec(
         channels: order of the channels of images, as for `observation_leaves`.
         mask: (source, layout) of an action mask that is not a plain entry of the observation. The
             source is "" for an entry that consists of several parts.
+        beside: whether the critic's observation is separate from the observation, in the info.
     """
     from gymnasium import spaces as theirs
 
     source, layout = mask or ("", None)
-    alone = bool(source) and not isinstance(space, theirs.Dict)
+    alone = (bool(source) or beside) and not isinstance(space, theirs.Dict)
     tree = observation_leaves(space, name, (OBSERVATION,) if alone else (), channels=channels)
     acts = action(actions, name)
+    tree = {OBSERVATION: tree} if alone else tree
+    if isinstance(space, theirs.Dict):
+        tree = {key: part for key, part in tree.items() if key != CRITIC_OBSERVATION}
     if layout is not None:
-        parts = {OBSERVATION: tree} if alone else tree
-        tree = {**parts, ACTION_MASK: _laid_out(layout)}
+        tree = {**tree, ACTION_MASK: _laid_out(layout)}
         if isinstance(actions, theirs.MultiBinary):
             acts = acts._replace(space=spaces.MultiDiscrete(layout.sizes))
     is_leaf = lambda x: isinstance(x, Leaf)
     found: list[Leaf] = jax.tree.leaves(tree, is_leaf=is_leaf)
-    leaves = tuple(leaf._replace(ports=_named(leaf, bool(source))) for leaf in found)
+    leaves = tuple(leaf._replace(ports=_named(leaf, bool(source) or alone)) for leaf in found)
 
     def flatten(obs: Any) -> list[Any]:
         return [follow(obs, path) for leaf in leaves for path in leaf.paths]

@@ -18,7 +18,7 @@ import numpy as np
 from ppo_jax.config.errors import InvalidEnvironment as InvalidEnvironment
 from ppo_jax.config.references import place, raised
 from ppo_jax.envs import spaces
-from ppo_jax.envs.spaces import ACTION_MASK, ACTION_SPACES, Box, Space
+from ppo_jax.envs.spaces import ACTION_MASK, ACTION_SPACES, CRITIC_OBSERVATION, Box, Space
 from ppo_jax.types import PyTree
 
 StepResult = tuple[PyTree, PyTree, jax.Array, jax.Array, jax.Array, dict[str, Any]]
@@ -34,6 +34,10 @@ class Env(Protocol):
         time_limit: number of steps after which an episode is truncated, never earlier; None if the
             number is unknown, infinity if episodes are never truncated. With None the final
             observation of every step is stored.
+
+    An observation that is a dictionary (or a NamedTuple or dataclass) may have an entry
+    `action_mask`, the legal actions, and an entry `critic_observation`, information about the state
+    that the critic receives in training and the actor does not.
 
     Optional attributes: `name`; `shortest_episode`, a lower bound of the length of episodes, which
     determines the size of the pool of initial states; `render(state)`, an RGB image of shape
@@ -370,11 +374,19 @@ def space_problems(env: Any) -> Iterator[str]:
     if not spaces.leaves(observations):
         yield (
             f"{name} has nothing to observe: its observation_space has no entry"
-            f"{' except ' + ACTION_MASK if spaces.action_mask(observations) is not None else ''}"
+            f"{_except(observations)}"
         )
     mask = spaces.action_mask(observations)
     if mask is not None:
         yield from _mask_problems(name, mask, actions)
+
+
+def _except(observations: PyTree) -> str:
+    """The entries that no actor receives, for a message: " except action_mask"."""
+    names = (ACTION_MASK, CRITIC_OBSERVATION)
+    found = (spaces.action_mask(observations), spaces.critic_observation(observations))
+    there = [name for name, entry in zip(names, found, strict=True) if entry is not None]
+    return f" except {' and '.join(there)}" if there else ""
 
 
 def _mask_problems(name: str, mask: Any, actions: Space) -> Iterator[str]:

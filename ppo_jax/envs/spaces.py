@@ -1,7 +1,8 @@
 """Spaces: static descriptions of observations and actions, without arrays inside jit.
 
 An observation may be any pytree of arrays. Its space is then a pytree of the same structure, whose
-leaves are the spaces below. An entry `action_mask` at the top level holds the legal actions.
+leaves are the spaces below. Two entries at the top level have a meaning of their own: `action_mask`
+holds the legal actions, and `critic_observation` is an input of the critic alone.
 """
 
 import dataclasses
@@ -16,6 +17,9 @@ from ppo_jax.types import PyTree
 
 # The entry of an observation that holds the legal actions: bool, True for a legal action.
 ACTION_MASK = "action_mask"
+# The entry of an observation that the critic receives besides the other entries, and the actor does
+# not: the privileged information of a simulator. It exists during training only.
+CRITIC_OBSERVATION = "critic_observation"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -112,25 +116,54 @@ Space = Discrete | MultiDiscrete | MultiBinary | Box
 ACTION_SPACES = (Discrete, MultiDiscrete, MultiBinary, Box)
 
 
-def leaves(tree: PyTree) -> list[tuple[str, Any]]:
-    """(path, leaf) of every leaf of an observation, or of its space, except the action mask.
+def leaves(tree: PyTree, *, of_critic: bool = False) -> list[tuple[str, Any]]:
+    """(path, leaf) of every leaf of an observation, or of its space, that a network receives.
+
+    These are all leaves except the action mask and, for the actor, the critic's observation.
 
     Args:
         tree: observation or its space; both have the same paths in the same order.
+        of_critic: whether the network is the critic rather than the actor.
 
     Returns:
         List of (path, leaf). A path is written as in code after the name of the observation:
         "['agent'].speed", or "" for a single leaf.
     """
     found = jax.tree_util.tree_leaves_with_path(tree)
-    return [(jax.tree_util.keystr(p), x) for p, x in found if _entry(p[:1]) != ACTION_MASK]
+    others = (ACTION_MASK,) if of_critic else (ACTION_MASK, CRITIC_OBSERVATION)
+    return [(jax.tree_util.keystr(p), x) for p, x in found if _entry(p[:1]) not in others]
 
 
 def action_mask(tree: PyTree) -> Any:
     """The entry `action_mask` at the top level of an observation, or of its space; or None."""
+    return _value(tree, ACTION_MASK)
+
+
+def critic_observation(tree: PyTree) -> Any:
+    """The entry `critic_observation` at the top level of an observation, or of its space; or None
+    if there is none, or it is empty."""
+    found = _value(tree, CRITIC_OBSERVATION)
+    return found if jax.tree.leaves(found) else None
+
+
+def without_critic_observation(tree: PyTree) -> PyTree:
+    """An observation, or its space, as a deployed agent receives it: the entry
+    `critic_observation` is left out of a dictionary, and is () in a dataclass or NamedTuple."""
+    if _value(tree, CRITIC_OBSERVATION) is None:
+        return tree
     if isinstance(tree, Mapping):
-        return tree.get(ACTION_MASK)
-    return getattr(tree, ACTION_MASK, None)
+        return {name: x for name, x in tree.items() if name != CRITIC_OBSERVATION}
+    replaced = {CRITIC_OBSERVATION: ()}
+    return (
+        tree._replace(**replaced)
+        if hasattr(tree, "_replace")
+        else (dataclasses.replace(tree, **replaced))
+    )
+
+
+def _value(tree: PyTree, name: str) -> Any:
+    """An entry at the top level, or None."""
+    return tree.get(name) if isinstance(tree, Mapping) else getattr(tree, name, None)
 
 
 def mask_shape(actions: Space) -> tuple[int, ...] | None:
@@ -185,10 +218,11 @@ def image(tree: PyTree) -> tuple[str, Box]:
     """(path, space) of the only image among the observations.
 
     Raises:
-        ValueError: if the number of images is not one.
+        ValueError: if the number of images that the actor receives is not one, or the critic
+            receives another one.
     """
-    found = [(path, leaf) for path, leaf in leaves(tree) if is_image(leaf)]
-    if len(found) != 1:
+    found = [(path, leaf) for path, leaf in leaves(tree, of_critic=True) if is_image(leaf)]
+    if len(found) != 1 or not any(is_image(leaf) for _, leaf in leaves(tree)):
         count = f"{len(found)} of them" if found else "none"
         raise ValueError(
             f"a convolutional network requires one image [H, W, C], but among the observations, "

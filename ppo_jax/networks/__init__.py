@@ -1,5 +1,6 @@
 """Networks, and the Policy that wraps them: observation -> (action distribution, value)."""
 
+from ppo_jax.networks.continuous import ACTION_DISTRIBUTIONS, NOISE_STEPS, ContinuousHead
 from ppo_jax.networks.convolutions import (
     CNN,
     CONVOLUTIONS,
@@ -27,6 +28,7 @@ from ppo_jax.networks.policy import Policy, SequenceInputs, StateAction, make_po
 from ppo_jax.networks.recurrent import make_recurrent_policy
 
 __all__ = [
+    "ACTION_DISTRIBUTIONS",
     "ACTIVATIONS",
     "CELLS",
     "CNN",
@@ -36,9 +38,11 @@ __all__ = [
     "HIDDEN_GAIN",
     "MEMORIES",
     "MLP",
+    "NOISE_STEPS",
     "NORMS",
     "VALUE_HEADS",
     "Actor",
+    "ContinuousHead",
     "Conv",
     "Critic",
     "Features",

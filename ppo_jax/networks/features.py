@@ -1,6 +1,7 @@
 """Conversion of observations of any space to the inputs of a network."""
 
 from collections.abc import Sequence
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -32,25 +33,28 @@ class Features:
 
 
 def preprocess(
-    space: PyTree, obs: PyTree, image: bool, frame_mix: str = "none"
+    space: PyTree, obs: PyTree, image: bool, frame_mix: str = "none", *, of_critic: bool = False
 ) -> jax.Array | Features:
     """Convert an observation to the float features that a network takes.
 
     Integers with a known range are converted to one-hot vectors, one for each component. Bits and
     numbers are used as they are. Bytes are divided by the upper bound of their space, which is 255
     for pixels. Everything except images is flattened, and the leaves of a pytree are concatenated
-    in the order of jax.tree. The action mask is left out.
+    in the order of jax.tree. The action mask is left out, and the entry `critic_observation` as
+    well, unless the network is the critic.
 
     Args:
         space: observation space, or a pytree of spaces.
         obs: [..., *space.shape] observations, or a pytree of them.
         image: whether the only leaf of shape [H, W, C] is kept as an image for a CNN.
         frame_mix: linear combination of the frames of an image, as for `mix_frames`.
+        of_critic: whether the network is the critic rather than the actor.
 
     Returns:
         [..., F] or [..., H, W, C] float32; Features if there are an image and other leaves.
     """
-    pairs = zip(spaces.leaves(space), spaces.leaves(obs), strict=True)
+    described, given = (spaces.leaves(tree, of_critic=of_critic) for tree in (space, obs))
+    pairs = zip(described, given, strict=True)
     images, rest = [], []
     for (_, leaf), (_, x) in pairs:
         x = mix_frames(_numbers(leaf, x), frame_mix) if spaces.is_image(leaf) else x
@@ -61,6 +65,64 @@ def preprocess(
     if not images:
         return _beside(rest)
     return Features(images[0], _beside(rest)) if rest else images[0]
+
+
+class Inputs(NamedTuple):
+    """The inputs of actor and critic, as functions of an observation.
+
+    Attributes:
+        space: observation space, or a pytree of spaces.
+        image: whether the only leaf of shape [H, W, C] is kept as an image for a CNN.
+        frame_mix: name in FRAME_MIXES.
+    """
+
+    space: PyTree
+    image: bool
+    frame_mix: str
+
+    def of_actor(self, obs: PyTree) -> jax.Array | Features:
+        """The features of an observation that the actor receives."""
+        return preprocess(self.space, obs, self.image, self.frame_mix)
+
+    def of_critic(self, obs: PyTree, x: jax.Array | Features) -> jax.Array | Features:
+        """The features that the critic receives.
+
+        Args:
+            obs: observation of the same step as x.
+            x: result of `of_actor`, which is returned unless the critic has an entry of its own.
+        """
+        if not self._asymmetric:
+            return x
+        return preprocess(self.space, obs, self.image, self.frame_mix, of_critic=True)
+
+    def lacks_critic(self, obs: PyTree) -> bool:
+        """Whether an observation lacks the critic's entry, as that of a deployed agent does."""
+        return self._asymmetric and spaces.critic_observation(obs) is None
+
+    @property
+    def _asymmetric(self) -> bool:
+        return spaces.critic_observation(self.space) is not None
+
+
+def inputs_of(space: PyTree, image: bool, frame_mix: str, shared_torso: bool) -> Inputs:
+    """The inputs of actor and critic, after a check.
+
+    Args:
+        space, image, frame_mix: attributes of Inputs.
+        shared_torso: whether actor and critic share their hidden layers.
+
+    Raises:
+        ValueError: if there is to be an image but not exactly one, or the torso is shared although
+            the critic has an observation of its own.
+    """
+    if image:
+        spaces.image(space)
+    if shared_torso and spaces.critic_observation(space) is not None:
+        raise ValueError(
+            "actor and critic cannot share a torso, because the entry "
+            f"{spaces.CRITIC_OBSERVATION} is an input of the critic alone; use shared_torso=False"
+        )
+    return Inputs(space, image, frame_mix)
 
 
 def mix_frames(x: jax.Array, mix: str) -> jax.Array:

@@ -6,18 +6,16 @@ from typing import Any, NamedTuple
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
-import numpy as np
 
 from ppo_jax.distributions import (
     Bernoulli,
     Categorical,
-    DiagGaussian,
     Distribution,
     JointCategorical,
     MultiCategorical,
-    TanhGaussian,
 )
 from ppo_jax.envs import spaces
+from ppo_jax.networks.continuous import ContinuousHead
 from ppo_jax.networks.features import one_hots
 from ppo_jax.networks.layers import head
 from ppo_jax.value_distributions import Histogram, Quantiles
@@ -28,21 +26,17 @@ VALUE_HEADS = {"scalar": 0.0, "two_hot": 0.0, "hl_gauss": 0.75, "quantile": 0.0}
 
 
 class Actor(nn.Module):
-    """Hidden layers and policy head; log_std of a Gaussian is a parameter independent of the state.
+    """Hidden layers and policy head.
 
     Attributes:
         body: layers applied to the observation features, or None after a shared torso.
         action_space: action space, which determines the distribution.
-        squash: whether the distribution is a TanhGaussian rather than a clipped DiagGaussian.
-        log_std_init: initial logarithm of the standard deviation, log σ.
-        map_actions: whether a Gaussian without squashing is moved by `spaces.action_frame`.
+        continuous: output for continuous actions.
     """
 
     body: nn.Module | None
     action_space: spaces.Space
-    squash: bool = False
-    log_std_init: float = 0.0
-    map_actions: bool = False
+    continuous: ContinuousHead = ContinuousHead()
 
     @nn.compact
     def __call__(self, x: jax.Array) -> Distribution:
@@ -56,14 +50,7 @@ class Actor(nn.Module):
             return MultiCategorical(head(sum(space.sizes), 0.01)(x), space.sizes)
         if isinstance(space, spaces.MultiBinary):
             return Bernoulli(head(space.n, 0.01)(x))
-        size = int(np.prod(space.shape))
-        mean = head(size, 0.01)(x)
-        log_std = self.param("log_std", nn.initializers.constant(self.log_std_init), (size,))
-        log_std = jnp.broadcast_to(log_std, mean.shape)
-        frame = spaces.action_frame(space) if self.map_actions and not self.squash else None
-        bounds = (b.reshape(-1) for b in (space.low, space.high, *(frame or ())))
-        rows = (jnp.broadcast_to(jnp.asarray(b, mean.dtype), mean.shape) for b in bounds)
-        return (TanhGaussian if self.squash else DiagGaussian)(mean, log_std, *rows)
+        return self.continuous.distribution(self, x, space)
 
 
 class ValueHead(NamedTuple):

@@ -159,10 +159,10 @@ class Layers(NamedTuple):
         return ResidualMLP(width, blocks, self.activation, self.dtype, self.norm)
 
 
-def head(features: int, gain: float) -> nn.Dense:
+def head(features: int, gain: float, name: str = "head") -> nn.Dense:
     """A linear output layer; the gain determines the scale of its initial outputs."""
     return nn.Dense(
-        features, kernel_init=orthogonal(gain), name="head", dot_general=_dot_of_few_outputs
+        features, kernel_init=orthogonal(gain), name=name, dot_general=_dot_of_few_outputs
     )
 
 

@@ -78,13 +78,13 @@ def _checked(
         doing[0] = "init_core(num_envs)"
         core = policy.init_core(N)
         doing[0] = "act(params, core, obs, start)"
-        result = policy.act(params, core, obs, jnp.ones(N, bool))
-        _expect(isinstance(result, tuple) and len(result) == 3, "(core, dist, value)", result)
-        after, dist, value = result
+        after, dist, value = _acted(policy, params, core, obs)
         _same(core, after)
         _check_value(value, (N,))
         doing[0] = "the distribution of act"
         action = _check_distribution(dist, key, (N,), action_space)
+        doing[0] = f"act without the entry {spaces.CRITIC_OBSERVATION}, as in a deployed agent,"
+        _acted(policy, params, core, spaces.without_critic_observation(obs))
         doing[0] = "apply(params, inputs)"
         inputs: Any = obs
         rows: tuple[int, ...] = (N,)
@@ -116,6 +116,13 @@ def _checked(
 
 class _Unfit(Exception):
     """A description of the result, and of the expected one."""
+
+
+def _acted(policy: Policy, params: PyTree, core: PyTree, obs: PyTree) -> tuple[Any, Any, Any]:
+    """The three results of `act` for N observations."""
+    result = policy.act(params, core, obs, jnp.ones(N, bool))
+    _expect(isinstance(result, tuple) and len(result) == 3, "(core, dist, value)", result)
+    return result
 
 
 def _expect(holds: bool, wanted: str, found: Any) -> None:

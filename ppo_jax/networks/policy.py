@@ -11,8 +11,9 @@ from flax import struct
 
 from ppo_jax.distributions import Distribution
 from ppo_jax.envs import spaces
+from ppo_jax.networks.continuous import ContinuousHead
 from ppo_jax.networks.convolutions import CNN, ConvLayer
-from ppo_jax.networks.features import Features, batch_shape, preprocess
+from ppo_jax.networks.features import Features, batch_shape, inputs_of
 from ppo_jax.networks.heads import SCALAR, Actor, Critic, QCritic, ValueHead
 from ppo_jax.networks.layers import Layers
 from ppo_jax.types import Params, PyTree
@@ -63,6 +64,11 @@ class Policy(NamedTuple):
     critic: "v" for V(s); "q" for q(s, a), whose inputs are a StateAction, and for which `act`
         returns the value 0, because the action is unknown; "none" for the value 0 without
         parameters.
+    init_noise(num_envs) -> noise [N, ...] of the shape that a distribution keeps for several steps
+        (`held_noise`); () for a distribution that draws its noise at each step.
+
+    The observation of a deployed agent has no entry `critic_observation`: `act` then returns the
+    value 0.
     """
 
     init: Callable[[jax.Array, PyTree], Params]
@@ -71,6 +77,7 @@ class Policy(NamedTuple):
     apply: Callable[[Params, PyTree], tuple[Distribution, jax.Array]]
     value: Callable[[Params, PyTree], jax.Array] | None = None
     critic: str = "v"
+    init_noise: Callable[[int], PyTree] = lambda num_envs: ()
 
 
 def make_policy(
@@ -83,8 +90,10 @@ def make_policy(
     residual: bool = False,
     cnn: Sequence[ConvLayer] = (),
     shared_torso: bool = False,
+    action_distribution: str = "gaussian",
     squash: bool = False,
     log_std_init: float = 0.0,
+    noise_steps: int | None = None,
     critic: str = "v",
     value_head: ValueHead = SCALAR,
     frame_mix: str = "none",
@@ -96,6 +105,8 @@ def make_policy(
     Args:
         observation_space: Discrete, MultiDiscrete, MultiBinary, Box, or a pytree of them. An entry
             `action_mask` at the top level restricts the actions and is not an input of the network.
+            An entry `critic_observation` is an input of the critic alone, which receives all other
+            entries as well.
         action_space: Discrete, MultiDiscrete, MultiBinary or Box.
         hidden: widths of the fully connected layers.
         activation: name in ACTIVATIONS.
@@ -105,8 +116,10 @@ def make_policy(
             Their input is the only leaf of shape [H, W, C]; other leaves are appended to their
             output.
         shared_torso: whether actor and critic share their hidden layers.
-        squash: whether the policy for Box actions is a tanh-squashed Gaussian.
+        action_distribution: name in ACTION_DISTRIBUTIONS, the distribution of Box actions.
+        squash: whether a Gaussian for Box actions is squashed by tanh.
         log_std_init: initial logarithm of the standard deviation of a Gaussian, log σ.
+        noise_steps: number of steps for which gsde keeps its noise matrix; None for NOISE_STEPS.
         critic: "v", "q" or "none", as in Policy.
         value_head: output of a critic of states; a distribution of values is the value that
             `apply` returns, while `act` and `value` return its mean.
@@ -119,38 +132,38 @@ def make_policy(
         Feed-forward Policy, whose core is ().
 
     Raises:
-        ValueError: if the critic is "q" and the torso is shared, or there are convolutions but not
-            exactly one image.
+        ValueError: if the critic is "q" or has an observation of its own and the torso is shared,
+            or there are convolutions but not exactly one image.
     """
     if critic == "q" and shared_torso:
         raise ValueError("a Q-function cannot share a torso with the actor; use shared_torso=False")
-    if image := bool(cnn):
-        spaces.image(observation_space)
+    seen = inputs_of(observation_space, bool(cnn), frame_mix, shared_torso)
     layers = Layers(tuple(hidden), activation, dtype, norm, residual)
     body = functools.partial(layers_of, tuple(cnn), layers)
     torso = body()
     own = (lambda: None) if shared_torso else body
-    actor = Actor(own(), action_space, squash, log_std_init, map_actions)
+    continuous = ContinuousHead(action_distribution, squash, log_std_init, map_actions, noise_steps)
+    actor = Actor(own(), action_space, continuous)
     q_critic = functools.partial(_q_critic, cnn, layers, action_space)
     critic_module = q_critic() if critic == "q" else Critic(own(), value_head)
-    see = functools.partial(preprocess, observation_space, image=image, frame_mix=frame_mix)
 
     def features(params: Params, obs: PyTree) -> jax.Array | Features:
-        x = see(obs)
+        x = seen.of_actor(obs)
         return run(torso, params["torso"], x) if shared_torso else x
 
     def distribution(params: Params, obs: PyTree, x: Any) -> Distribution:
         return masked(run(actor, params["actor"], x), obs)
 
     def evaluate(params: Params, obs: PyTree, x: Any, *action: jax.Array) -> jax.Array:
-        if critic == "none" or (critic == "q" and not action):
+        if critic == "none" or (critic == "q" and not action) or seen.lacks_critic(obs):
             return jnp.zeros(batch_shape(observation_space, obs))
-        return run(critic_module, params["critic"], x, *action)
+        return run(critic_module, params["critic"], seen.of_critic(obs, x), *action)
 
     def init(key: jax.Array, obs: PyTree) -> Params:
         modules = {"torso": torso} if shared_torso else {}
         modules |= {"actor": actor} | ({} if critic == "none" else {"critic": critic_module})
-        return _init(key, see(obs), modules, of_actions=critic == "q")
+        x = seen.of_actor(obs)
+        return _init(key, (x, seen.of_critic(obs, x)), modules, of_actions=critic == "q")
 
     def apply(params: Params, inputs: PyTree) -> tuple[Distribution, jax.Array]:
         obs, *action = (inputs.obs, inputs.action) if critic == "q" else (inputs,)
@@ -164,7 +177,9 @@ def make_policy(
     def value(params: Params, inputs: PyTree) -> jax.Array:
         return value_of(apply(params, inputs)[1])
 
-    return Policy(init, lambda num_envs: (), act, apply, None if shared_torso else value, critic)
+    init_noise = continuous.init_noise(action_space, hidden[-1] if hidden else 0)
+    values = None if shared_torso else value
+    return Policy(init, lambda num_envs: (), act, apply, values, critic, init_noise)
 
 
 def _q_critic(cnn: Sequence[ConvLayer], layers: Layers, action_space: spaces.Space) -> QCritic:
@@ -173,25 +188,28 @@ def _q_critic(cnn: Sequence[ConvLayer], layers: Layers, action_space: spaces.Spa
     return QCritic(front, layers.module(), spaces.drawn(action_space))
 
 
-def _init(key: jax.Array, x: Any, modules: dict[str, nn.Module], of_actions: bool) -> Params:
+def _init(
+    key: jax.Array, inputs: tuple[Any, Any], modules: dict[str, nn.Module], of_actions: bool
+) -> Params:
     """Initialise the parameters of every module.
 
     Args:
         key: PRNG key.
-        x: features of observations.
+        inputs: features of observations that the actor receives, and those of the critic.
         modules: actor and, if they exist, torso and critic.
         of_actions: whether the critic also takes an action.
     """
     torso_key, actor_key, critic_key = jax.random.split(key, 3)
     params: dict[str, Any] = {}
+    x, seen = inputs
     if "torso" in modules:
         params["torso"] = modules["torso"].init(torso_key, x).get("params", {})
-        x = run(modules["torso"], params["torso"], x)
+        x = seen = run(modules["torso"], params["torso"], x)
     dist, variables = modules["actor"].init_with_output(actor_key, x)
     params["actor"] = variables["params"]
     if "critic" in modules:
         action = (dist.mode(),) if of_actions else ()
-        params["critic"] = modules["critic"].init(critic_key, x, *action)["params"]
+        params["critic"] = modules["critic"].init(critic_key, seen, *action)["params"]
     return params
 
 

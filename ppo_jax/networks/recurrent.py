@@ -1,7 +1,6 @@
 """Recurrent actor-critic networks, for partially observable environments."""
 
-import functools
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import flax.linen as nn
@@ -10,12 +9,19 @@ import jax.numpy as jnp
 
 from ppo_jax.distributions import Distribution
 from ppo_jax.envs import spaces
+from ppo_jax.networks.continuous import ContinuousHead
 from ppo_jax.networks.convolutions import ConvLayer
-from ppo_jax.networks.features import batch_shape, preprocess
+from ppo_jax.networks.features import Inputs, batch_shape, inputs_of
 from ppo_jax.networks.heads import SCALAR, Actor, Critic, ValueHead
 from ppo_jax.networks.layers import Layers
 from ppo_jax.networks.memory import CELLS, Memory
-from ppo_jax.networks.policy import Policy, SequenceInputs, layers_of, masked, run
+from ppo_jax.networks.policy import (
+    Policy,
+    SequenceInputs,
+    layers_of,
+    masked,
+    run,
+)
 from ppo_jax.types import Params, PyTree
 from ppo_jax.value_distributions import value_of
 
@@ -51,8 +57,10 @@ def make_recurrent_policy(
     residual: bool = False,
     cnn: Sequence[ConvLayer] = (),
     shared_torso: bool = False,
+    action_distribution: str = "gaussian",
     squash: bool = False,
     log_std_init: float = 0.0,
+    noise_steps: int | None = None,
     frame_mix: str = "none",
     critic: str = "v",
     value_head: ValueHead = SCALAR,
@@ -69,7 +77,8 @@ def make_recurrent_policy(
     Args:
         observation_space, action_space: the same as for `make_policy`.
         hidden, activation, norm, residual, cnn, shared_torso: the same as for `make_policy`.
-        squash, log_std_init, frame_mix, map_actions, dtype: the same as for `make_policy`.
+        action_distribution, squash, log_std_init, noise_steps: the same as for `make_policy`.
+        frame_mix, map_actions, dtype: the same as for `make_policy`.
         memory: name in CELLS.
         memory_size: number H of units of the recurrent cell.
         critic: "v" or "none".
@@ -80,28 +89,28 @@ def make_recurrent_policy(
         needs its recurrent state, which `act` has.
 
     Raises:
-        ValueError: if the critic is "q", or there are convolutions but not exactly one image.
+        ValueError: if the critic is "q", there are convolutions but not exactly one image, or the
+            torso is shared although the critic has an observation of its own.
     """
     if critic == "q":
         raise ValueError("a Q-function cannot be recurrent; use memory='none'")
-    if cnn:
-        spaces.image(observation_space)
-    see = functools.partial(preprocess, observation_space, image=bool(cnn), frame_mix=frame_mix)
+    seen = inputs_of(observation_space, bool(cnn), frame_mix, shared_torso)
     layers = Layers(tuple(hidden), activation, dtype, norm, residual)
 
     def recurrent_network(head: nn.Module | None) -> RecurrentNetwork:
         return RecurrentNetwork(layers_of(tuple(cnn), layers), Memory(memory, memory_size), head)
 
-    modules: dict = {"actor": Actor(None, action_space, squash, log_std_init, map_actions)}
+    continuous = ContinuousHead(action_distribution, squash, log_std_init, map_actions, noise_steps)
+    modules: dict = {"actor": Actor(None, action_space, continuous)}
     modules |= {} if critic == "none" else {"critic": Critic(None, value_head)}
     heads = {"torso": None} if shared_torso else modules
     networks = {k: recurrent_network(head) for k, head in heads.items()}
 
     def unroll(params: Params, core: PyTree, obs: PyTree, start: jax.Array) -> Any:
         """(core, dist, value) with batch shape [M, T]."""
-        x = see(obs)
-        results = {k: run(m, params[k], core[k], x, start) for k, m in networks.items()}
-        core = {k: c for k, (c, _) in results.items()}
+        x = _features(seen, networks, obs)
+        results = {k: run(networks[k], params[k], core[k], x[k], start) for k in x}
+        core = core | {k: c for k, (c, _) in results.items()}
         outputs = {k: y for k, (_, y) in results.items()}
         if shared_torso:
             outputs = {k: run(m, params[k], outputs["torso"]) for k, m in modules.items()}
@@ -111,8 +120,8 @@ def make_recurrent_policy(
     def init(key: jax.Array, obs: PyTree) -> Params:
         obs = jax.tree.map(lambda x: x[:, None], obs)
         start = jnp.ones(batch_shape(observation_space, obs), bool)
-        core = init_core(start.shape[0])
-        return _init(key, (core, see(obs), start), networks, modules if shared_torso else {})
+        inputs = (init_core(start.shape[0]), _features(seen, networks, obs), start)
+        return _init(key, inputs, networks, modules if shared_torso else {})
 
     def init_core(num_envs: int) -> PyTree:
         return {k: CELLS[memory].zeros((num_envs, memory_size)) for k in networks}
@@ -126,7 +135,24 @@ def make_recurrent_policy(
         core = jax.tree.map(lambda x: x[:, 0], inputs.core)
         return unroll(params, core, inputs.obs, inputs.start)[1:]
 
-    return Policy(init, init_core, act, apply, None, critic)
+    init_noise = continuous.init_noise(action_space, memory_size)
+    return Policy(init, init_core, act, apply, None, critic, init_noise)
+
+
+def _features(seen: Inputs, networks: Iterable[str], obs: PyTree) -> dict[str, Any]:
+    """The features that each network receives; if its entry is missing, the critic is left out.
+
+    Args:
+        seen: inputs of actor and critic.
+        networks: names of the networks.
+        obs: [M, T, ...] observations.
+    """
+    found = dict.fromkeys(networks, seen.of_actor(obs))
+    if seen.lacks_critic(obs):
+        found.pop("critic", None)
+    if "critic" in found:
+        found["critic"] = seen.of_critic(obs, found["critic"])
+    return found
 
 
 def _init(
@@ -139,15 +165,15 @@ def _init(
 
     Args:
         key: PRNG key.
-        inputs: (core, features, start) of one step.
+        inputs: (core, features, start) of one step, with features by the name of a module.
         networks: recurrent modules by name.
         heads: modules by name that take the output of "torso".
     """
     torso_key, actor_key, critic_key = jax.random.split(key, 3)
     keys = {"torso": torso_key, "actor": actor_key, "critic": critic_key}
     core, x, start = inputs
-    params = {k: m.init(keys[k], core[k], x, start)["params"] for k, m in networks.items()}
+    params = {k: m.init(keys[k], core[k], x[k], start)["params"] for k, m in networks.items()}
     if heads:
-        y = run(networks["torso"], params["torso"], core["torso"], x, start)[1]
+        y = run(networks["torso"], params["torso"], core["torso"], x["torso"], start)[1]
         params |= {k: m.init(keys[k], y)["params"] for k, m in heads.items()}
     return params

@@ -62,6 +62,8 @@ YOUNGER = {
     "value_bins": 51,
     "value_low": -10.0,
     "value_high": 10.0,
+    "action_distribution": "gaussian",
+    "noise_steps": None,
     "stagger": False,
     "objective": "clip",
     "proximal_decay": None,
