@@ -56,6 +56,8 @@ GROUPS: dict[str, tuple[str, ...]] = {
         "ppo_jax.networks.layers",
         "ppo_jax.networks.heads",
         "ppo_jax.networks.memory",
+        "ppo_jax.networks.mingru",
+        "ppo_jax.networks.gtrxl",
         "ppo_jax.networks.recurrent",
     ),
     "Environments": (

@@ -62,6 +62,9 @@ YOUNGER = {
     "value_bins": 51,
     "value_low": -10.0,
     "value_high": 10.0,
+    "memory_layers": 1,
+    "memory_heads": 4,
+    "memory_length": 32,
 }
 COLUMNS = ("configuration", "seed", "env_step", "metric", "value")
 
