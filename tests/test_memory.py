@@ -21,6 +21,8 @@ from probe_envs import Counter
 
 KEY = jax.random.key(0)
 STEPS, ENVS = 11, 4
+# Memories whose own tests are in test_memory_layers.py.
+LATER = [pytest.param(name, marks=pytest.mark.slow) for name in ("mingru", "gtrxl")]
 
 
 def randomly(shape, seed=0):
@@ -134,7 +136,7 @@ def counting():
     return setup(Counter(3))
 
 
-@pytest.mark.parametrize("cell", [*CELLS, "mingru", "gtrxl"])
+@pytest.mark.parametrize("cell", [*CELLS, *LATER])
 @pytest.mark.parametrize("shared", [False, True], ids=["apart", "shared torso"])
 def test_learning_sees_what_acting_saw(cell, shared):
     """ρ = 1 and V = V_old on the first minibatch, with episodes that end inside the rollout."""
@@ -191,7 +193,7 @@ def test_the_flag_of_a_start_is_carried_from_one_rollout_to_the_next():
         done = trajectory.done[-1]
 
 
-@pytest.mark.parametrize("cell", [*CELLS, "gtrxl"])
+@pytest.mark.parametrize("cell", [*CELLS, *LATER])
 def test_a_time_limit_is_bootstrapped_through_the_memory(cell):
     """V of the true final observation, with the recurrent state of the episode that ends."""
     env = Counter(3)

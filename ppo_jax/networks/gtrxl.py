@@ -8,8 +8,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from ppo_jax.networks.layers import orthogonal
-
 # Initial bias of the gates: a block is close to the identity at first.
 GATE_BIAS = 2.0
 # Width of the hidden layer of a block, as a multiple of its number of features.
@@ -160,8 +158,12 @@ class _Attention(nn.Module):
 
 
 def _dense(features: int, name: str, use_bias: bool = True) -> nn.Dense:
-    """A fully connected layer with orthogonal initialisation. Called inside a compact module."""
-    return nn.Dense(features, use_bias=use_bias, kernel_init=orthogonal(1.0), name=name)
+    """A fully connected layer, initialised as by Glorot & Bengio 2010. Called in compact modules.
+
+    An orthogonal initialisation of so many matrices would take long to compile.
+    """
+    kernel_init = nn.initializers.xavier_uniform()
+    return nn.Dense(features, use_bias=use_bias, kernel_init=kernel_init, name=name)
 
 
 def _padded(x: jax.Array, length: int, steps: int | None = None, value: float = 0) -> jax.Array:
