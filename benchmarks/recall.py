@@ -1,9 +1,9 @@
-"""Returns of GRU, LSTM and feed-forward policies on two partially observable tasks.
+"""Returns of policies with each memory and without one on two partially observable tasks.
 
 python -m benchmarks.recall                        16 seeds of each
 python -m benchmarks.recall --tasks memory_chain --seeds 4
 
-Every agent is trained with the preset of its task, in which only the recurrent cell is changed, and
+Every agent is trained with the preset of its task, in which only the memory is changed, and
 evaluated greedily over 128 episodes. The table is written to benchmarks/results/recall.csv.
 """
 
@@ -33,7 +33,7 @@ class Options:
 
     Attributes:
         tasks: presets of the tasks to measure.
-        memories: recurrent cells to measure: gru, lstm, none.
+        memories: memories to measure: gru, lstm, mingru, gtrxl, none.
         seeds: number of seeds for each task and cell.
     """
 
@@ -43,7 +43,7 @@ class Options:
 
 
 def measure(task: str, memory: str, seeds: int) -> np.ndarray:
-    """[seeds] greedy returns of one task and cell."""
+    """[seeds] greedy returns of one task and memory."""
     config = configs.make(preset=task, memory=memory)
     _, metrics = run_sweep(config, [{}], seeds, episodes=EPISODES)
     return np.asarray(metrics["eval_return"][0].mean(axis=-1))
@@ -87,9 +87,8 @@ def main(options: Options) -> None:
             started = time.perf_counter()
             returns = measure(task, memory, options.seeds)
             row = row_of(task, memory, returns, time.perf_counter() - started)
-            merge(
-                RESULTS / "recall.csv", [row], {"task": [*TASKS], "memory": ["gru", "lstm", "none"]}
-            )
+            order = {"task": [*TASKS], "memory": [*MEMORIES[1:], "none"]}
+            merge(RESULTS / "recall.csv", [row], order)
             print(markdown(), end="", flush=True)
 
 

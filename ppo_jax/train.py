@@ -293,7 +293,9 @@ def _policy(config: TrainConfig, env: Env) -> Policy:
     }
     if config.memory == "none":
         return make_policy(**common)
-    return make_recurrent_policy(memory=config.memory, memory_size=config.memory_size, **common)
+    sizes = ("memory_size", "memory_layers", "memory_heads", "memory_length")
+    common |= {name: getattr(config, name) for name in ("memory", *sizes)}
+    return make_recurrent_policy(**common)
 
 
 def _check_sequences(config: TrainConfig) -> None:

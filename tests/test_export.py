@@ -121,8 +121,9 @@ def test_actions_are_what_the_environment_takes(pendulum):
     np.testing.assert_allclose(squashed, 2 * np.tanh(mean), atol=1e-5)
 
 
-def test_memory_is_kept_until_an_episode_begins(tmp_path):
-    parts = untrained(memory="gru", memory_size=8)
+@pytest.mark.parametrize("memory", ["gru", pytest.param("gtrxl", marks=pytest.mark.slow)])
+def test_memory_is_kept_until_an_episode_begins(memory, tmp_path):
+    parts = untrained(memory=memory, memory_size=8)
     act, obs = agent.Agent(parts), states(6).reshape(3, 2, 4)
     core, expected = parts.policy.init_core(2), []
     for step, x in enumerate(obs):

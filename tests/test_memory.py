@@ -21,6 +21,8 @@ from probe_envs import Counter
 
 KEY = jax.random.key(0)
 STEPS, ENVS = 11, 4
+# Memories whose own tests are in test_memory_layers.py.
+LATER = [pytest.param(name, marks=pytest.mark.slow) for name in ("mingru", "gtrxl")]
 
 
 def randomly(shape, seed=0):
@@ -112,7 +114,7 @@ def test_recurrent_kernels_start_orthogonal_gate_by_gate():
 def setup(env, cell="gru", steps=STEPS, **options):
     vector = envs.vectorize(env, ENVS, steps)
     policy = make_recurrent_policy(
-        env.observation_space, env.action_space, memory=cell, memory_size=7, hidden=(8,), **options
+        env.observation_space, env.action_space, memory=cell, memory_size=8, hidden=(8,), **options
     )
 
     @jax.jit
@@ -134,14 +136,14 @@ def counting():
     return setup(Counter(3))
 
 
-@pytest.mark.parametrize("cell", CELLS)
+@pytest.mark.parametrize("cell", [*CELLS, *LATER])
 @pytest.mark.parametrize("shared", [False, True], ids=["apart", "shared torso"])
 def test_learning_sees_what_acting_saw(cell, shared):
     """ρ = 1 and V = V_old on the first minibatch, with episodes that end inside the rollout."""
     env = envs.make("CartPolePositions-v1")
     vector = envs.vectorize(env, ENVS, 64)
     policy = make_recurrent_policy(
-        env.observation_space, env.action_space, memory=cell, shared_torso=shared
+        env.observation_space, env.action_space, memory=cell, shared_torso=shared, memory_length=8
     )
 
     @jax.jit
@@ -191,7 +193,7 @@ def test_the_flag_of_a_start_is_carried_from_one_rollout_to_the_next():
         done = trajectory.done[-1]
 
 
-@pytest.mark.parametrize("cell", CELLS)
+@pytest.mark.parametrize("cell", [*CELLS, *LATER])
 def test_a_time_limit_is_bootstrapped_through_the_memory(cell):
     """V of the true final observation, with the recurrent state of the episode that ends."""
     env = Counter(3)
@@ -316,7 +318,7 @@ def test_an_evaluation_remembers():
 @pytest.mark.parametrize(
     ("values", "message"),
     [
-        ({"memory": "gruu"}, "one of none, gru, lstm"),
+        ({"memory": "gruu"}, "one of none, gru, lstm, mingru, gtrxl"),
         ({"memory": "gru", "num_envs": 6}, "num_envs = 6, whose steps .* into 4 minibatches"),
         ({"memory": "gru", "algorithm": "actor_critic"}, "actor_critic is a Q-function"),
         ({"memory": "gru", "memory_size": 0}, "memory_size is 0"),

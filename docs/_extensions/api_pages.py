@@ -62,6 +62,8 @@ GROUPS: dict[str, tuple[str, ...]] = {
         "ppo_jax.networks.heads",
         "ppo_jax.networks.continuous",
         "ppo_jax.networks.memory",
+        "ppo_jax.networks.mingru",
+        "ppo_jax.networks.gtrxl",
         "ppo_jax.networks.recurrent",
     ),
     "Environments": (

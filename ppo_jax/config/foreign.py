@@ -281,6 +281,7 @@ INSTEAD: dict[str, tuple[str, ...]] = {
     **dict.fromkeys(("lstm", "use_lstm", "recurrent"), ("write --memory lstm",)),
     "gru": ("write --memory gru",),
     "use_sde": ("write --action-distribution gsde",),
+    **dict.fromkeys(("use_attention", "gtrxl", "trxl"), ("write --memory gtrxl",)),
     **dict.fromkeys(("num_iterations", "iterations", "num_updates", "updates"), (UPDATES,)),
     **dict.fromkeys(("episodes", "num_episodes", "n_episodes", "total_episodes"), (LENGTH,)),
     **dict.fromkeys(("layers", "num_layers", "n_layers"), (LAYERS,)),

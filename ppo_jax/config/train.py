@@ -87,9 +87,16 @@ class TrainConfig:
         choices=standard.CONVOLUTIONS,
     )
     memory: str = option(
-        "none", "recurrent cell after the fully connected layers", choices=standard.MEMORIES
+        "none",
+        "memory after the fully connected layers: a recurrent cell, or a gated transformer (gtrxl)",
+        choices=standard.MEMORIES,
     )
-    memory_size: int = option(64, "number of units of the recurrent cell", low=1)
+    memory_size: int = option(64, "number of units of each layer of the memory", low=1)
+    memory_layers: int = option(1, "number of layers of the memory", low=1)
+    memory_heads: int = option(4, "number of attention heads of memory gtrxl", low=1)
+    memory_length: int = option(
+        32, "number of previous steps that each layer of memory gtrxl attends to", low=1
+    )
     frame_mix: str = option(
         "none",
         "transformation of stacked frames: none, or differences between successive frames",
@@ -503,6 +510,31 @@ def _check_sizes(config: TrainConfig) -> None:
     _check_value_head(config)
     _check_stagger(config)
     _check_action_distribution(config)
+    _check_memory(config)
+
+
+def _check_memory(config: TrainConfig) -> None:
+    """Refuse options of another memory, and heads that do not divide the units.
+
+    A policy of the user's own may use the options in its own way.
+    """
+    if config.policy is not None:
+        return
+    gated, any_memory = ("gtrxl",), standard.MEMORIES[1:]
+    users = {"memory_layers": any_memory, "memory_heads": gated, "memory_length": gated}
+    for name, kinds in users.items():
+        value, default = getattr(config, name), TrainConfig.__dataclass_fields__[name].default
+        if value != default and config.memory not in kinds:
+            raise ConfigError(
+                f"{name} is {value}, but memory {config.memory} does not use it; use "
+                f"memory={' or '.join(kinds)}, or leave {name} at {default}"
+            )
+    if config.memory == "gtrxl" and config.memory_size % config.memory_heads:
+        raise ConfigError(
+            f"memory_size is {config.memory_size}, which does not divide into "
+            f"{config.memory_heads} memory_heads; nearest that do: "
+            f"{_nearest(config.memory_size, config.memory_heads)}"
+        )
 
 
 def _check_action_distribution(config: TrainConfig) -> None:

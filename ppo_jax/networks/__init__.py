@@ -22,7 +22,7 @@ from ppo_jax.networks.layers import (
     head,
     orthogonal,
 )
-from ppo_jax.networks.memory import CELLS, MEMORIES, Memory
+from ppo_jax.networks.memory import CELLS, MEMORIES, Memory, MemoryLayers
 from ppo_jax.networks.own import has_memory, own_policy
 from ppo_jax.networks.policy import Policy, SequenceInputs, StateAction, make_policy, masked, run
 from ppo_jax.networks.recurrent import make_recurrent_policy
@@ -47,6 +47,7 @@ __all__ = [
     "Critic",
     "Features",
     "Memory",
+    "MemoryLayers",
     "Policy",
     "QCritic",
     "ResidualMLP",

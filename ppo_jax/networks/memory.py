@@ -1,4 +1,4 @@
-"""Gated recurrent cells over the steps of an episode."""
+"""The memories of a policy: recurrent cells over the steps of an episode, and the choice of one."""
 
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
@@ -7,7 +7,9 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from ppo_jax.networks.gtrxl import GatedTransformer
 from ppo_jax.networks.layers import orthogonal
+from ppo_jax.networks.mingru import MinGRU
 from ppo_jax.types import PyTree
 
 
@@ -82,7 +84,7 @@ CELLS: dict[str, Cell] = {
         4, lambda shape: (jnp.zeros(shape), jnp.zeros(shape)), lstm_step, lambda core: core[1]
     ),
 }
-MEMORIES = ("none", *CELLS)
+MEMORIES = ("none", *CELLS, "mingru", "gtrxl")
 
 
 class Memory(nn.Module):
@@ -97,6 +99,10 @@ class Memory(nn.Module):
 
     cell: str
     features: int
+
+    def zeros(self, num_envs: int) -> PyTree:
+        """The state at the start of an episode, with leaves [N, H]."""
+        return CELLS[self.cell].zeros((num_envs, self.features))
 
     @nn.compact
     def __call__(self, core: PyTree, x: jax.Array, start: jax.Array) -> tuple[PyTree, jax.Array]:
@@ -149,3 +155,57 @@ def orthogonal_blocks(gates: int) -> nn.initializers.Initializer:
         return jnp.concatenate([one(k, (shape[0], shape[0]), dtype) for k in keys], axis=-1)
 
     return init
+
+
+class Stack(nn.Module):
+    """Memories of which each one takes the outputs of the previous one.
+
+    Attributes:
+        layers: modules such as Memory and MinGRU.
+    """
+
+    layers: Sequence[Any]
+
+    def zeros(self, num_envs: int) -> PyTree:
+        """The state at the start of an episode, a tuple of the states of the layers."""
+        return tuple(layer.zeros(num_envs) for layer in self.layers)
+
+    def __call__(self, core: PyTree, x: jax.Array, start: jax.Array) -> tuple[PyTree, jax.Array]:
+        """(core after the last step, outputs [M, T, H]), with arguments as for Memory."""
+        after = []
+        for layer, state in zip(self.layers, core, strict=True):
+            state, x = layer(state, x, start)
+            after.append(state)
+        return tuple(after), x
+
+
+class MemoryLayers(NamedTuple):
+    """The memory of a network.
+
+    Attributes:
+        kind: name in MEMORIES except none.
+        size: number H of units of a layer.
+        layers: number of layers, each on the outputs of the previous one.
+        heads: number of attention heads of gtrxl, a divisor of the size.
+        length: number of previous steps that a layer of gtrxl attends to.
+    """
+
+    kind: str
+    size: int = 64
+    layers: int = 1
+    heads: int = 4
+    length: int = 32
+
+    def module(self) -> Any:
+        """A module with `zeros(num_envs) -> core`, and a call (core, x, start) -> (core, y).
+
+        Its core has leaves [N, ...] and contains everything that later steps depend on. Outputs for
+        T steps are those of T calls with one step each.
+        """
+        if self.kind == "gtrxl":
+            return GatedTransformer(self.size, self.layers, self.heads, self.length)
+        layers = [self._layer() for _ in range(self.layers)]
+        return layers[0] if self.layers == 1 else Stack(tuple(layers))
+
+    def _layer(self) -> nn.Module:
+        return MinGRU(self.size) if self.kind == "mingru" else Memory(self.kind, self.size)

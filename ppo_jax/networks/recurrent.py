@@ -14,29 +14,23 @@ from ppo_jax.networks.convolutions import ConvLayer
 from ppo_jax.networks.features import Inputs, batch_shape, inputs_of
 from ppo_jax.networks.heads import SCALAR, Actor, Critic, ValueHead
 from ppo_jax.networks.layers import Layers
-from ppo_jax.networks.memory import CELLS, Memory
-from ppo_jax.networks.policy import (
-    Policy,
-    SequenceInputs,
-    layers_of,
-    masked,
-    run,
-)
+from ppo_jax.networks.memory import MemoryLayers
+from ppo_jax.networks.policy import Policy, SequenceInputs, layers_of, masked, run
 from ppo_jax.types import Params, PyTree
 from ppo_jax.value_distributions import value_of
 
 
 class RecurrentNetwork(nn.Module):
-    """Layers, a recurrent cell and a head: (core, features, start) -> (core, output of the head).
+    """Layers, a memory and a head: (core, features, start) -> (core, output of the head).
 
     Attributes:
         body: layers applied to each step separately.
-        memory: recurrent cell applied over the steps.
+        memory: module of `MemoryLayers`, applied over the steps.
         head: Actor or Critic, or None to return the features.
     """
 
     body: nn.Module
-    memory: Memory
+    memory: nn.Module
     head: nn.Module | None
 
     @nn.compact
@@ -51,6 +45,9 @@ def make_recurrent_policy(
     *,
     memory: str,
     memory_size: int = 64,
+    memory_layers: int = 1,
+    memory_heads: int = 4,
+    memory_length: int = 32,
     hidden: Sequence[int] = (64,),
     activation: str = "tanh",
     norm: str = "none",
@@ -67,10 +64,10 @@ def make_recurrent_policy(
     map_actions: bool = False,
     dtype: str = "float32",
 ) -> Policy:
-    """`make_policy` with a recurrent cell between the layers and the heads.
+    """`make_policy` with a memory between the layers and the heads.
 
     Actor and critic have separate recurrent states, unless they share a torso; the core is a dict
-    of them. The recurrent state is reset at the start of every episode, inside the loop over steps.
+    of them. The recurrent state is reset at the start of every episode, also inside a rollout.
     Therefore the losses recompute the recurrent states of the rollout, even if it contains several
     episodes.
 
@@ -79,8 +76,9 @@ def make_recurrent_policy(
         hidden, activation, norm, residual, cnn, shared_torso: the same as for `make_policy`.
         action_distribution, squash, log_std_init, noise_steps: the same as for `make_policy`.
         frame_mix, map_actions, dtype: the same as for `make_policy`.
-        memory: name in CELLS.
-        memory_size: number H of units of the recurrent cell.
+        memory: name in MEMORIES except none.
+        memory_size, memory_layers, memory_heads, memory_length: the attributes size, layers, heads
+            and length of MemoryLayers.
         critic: "v" or "none".
         value_head: the same as for `make_policy`.
 
@@ -96,9 +94,10 @@ def make_recurrent_policy(
         raise ValueError("a Q-function cannot be recurrent; use memory='none'")
     seen = inputs_of(observation_space, bool(cnn), frame_mix, shared_torso)
     layers = Layers(tuple(hidden), activation, dtype, norm, residual)
+    kind = MemoryLayers(memory, memory_size, memory_layers, memory_heads, memory_length)
 
     def recurrent_network(head: nn.Module | None) -> RecurrentNetwork:
-        return RecurrentNetwork(layers_of(tuple(cnn), layers), Memory(memory, memory_size), head)
+        return RecurrentNetwork(layers_of(tuple(cnn), layers), kind.module(), head)
 
     continuous = ContinuousHead(action_distribution, squash, log_std_init, map_actions, noise_steps)
     modules: dict = {"actor": Actor(None, action_space, continuous)}
@@ -124,7 +123,7 @@ def make_recurrent_policy(
         return _init(key, inputs, networks, modules if shared_torso else {})
 
     def init_core(num_envs: int) -> PyTree:
-        return {k: CELLS[memory].zeros((num_envs, memory_size)) for k in networks}
+        return {k: kind.module().zeros(num_envs) for k in networks}
 
     def act(params: Params, core: PyTree, obs: PyTree, start: jax.Array) -> Any:
         one = jax.tree.map(lambda x: x[:, None], (obs, start))

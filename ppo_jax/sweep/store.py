@@ -71,6 +71,9 @@ YOUNGER = {
     "optimizer": "adam",
     "adam_reset": False,
     "weight_decay": None,
+    "memory_layers": 1,
+    "memory_heads": 4,
+    "memory_length": 32,
 }
 COLUMNS = ("configuration", "seed", "env_step", "metric", "value")
 

@@ -1,0 +1,160 @@
+"""Time of an update and of a step of acting, for each memory and length of the rollouts.
+
+python -m benchmarks.memory_cells
+python -m benchmarks.memory_cells --memories gru mingru --steps 512
+
+The update is one gradient of PPO's loss over all sequences, with a reset in each of them. All
+memories have the same number of units, and the network has nothing else than the memory and its
+heads. The memories alternate in every round, and a number is the median over the rounds. Times are
+CPU times, so that other processes of the machine matter little, or wall-clock times on other
+devices. The table is written to benchmarks/results/memory_cells.csv.
+"""
+
+import dataclasses
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import tyro
+
+from benchmarks import commit
+from benchmarks.table import RESULTS, merge, read
+from ppo_jax.algorithms import ppo
+from ppo_jax.envs import spaces
+from ppo_jax.networks import MEMORIES, Policy, SequenceInputs, make_recurrent_policy
+from ppo_jax.runs import provenance
+from ppo_jax.types import Batch
+
+FILE = RESULTS / "memory_cells.csv"
+STEPS = (32, 128, 512)
+OBSERVATION, ACTIONS = spaces.Box(-1.0, 1.0, (8,)), spaces.Discrete(4)
+
+
+@dataclasses.dataclass(frozen=True)
+class Options:
+    """Measure the time of updates and steps of memories.
+
+    Attributes:
+        memories: memories to measure: gru, lstm, mingru, gtrxl.
+        steps: numbers of steps of the sequences.
+        sequences: number of sequences of an update.
+        size: number of units of the memories.
+        rounds: number of rounds, in each of which every memory is timed once.
+        out: file of the table.
+    """
+
+    memories: tuple[str, ...] = MEMORIES[1:]
+    steps: tuple[int, ...] = STEPS
+    sequences: int = 16
+    size: int = 64
+    rounds: int = 9
+    out: Path = FILE
+
+
+def batch_of(policy: Policy, sequences: int, steps: int) -> Batch:
+    """Random samples [M, T] with a new episode in the middle of each sequence."""
+    draw = lambda i: jax.random.normal(jax.random.key(i), (sequences, steps))
+    obs = jax.random.normal(jax.random.key(0), (sequences, steps, *OBSERVATION.shape))
+    start = jnp.zeros((sequences, steps), bool).at[:, steps // 2].set(True)
+    core = jax.tree.map(lambda x: x[:, None], policy.init_core(sequences))
+    action = jax.random.randint(jax.random.key(1), (sequences, steps), 0, 4)
+    return Batch(
+        obs=SequenceInputs(obs, start, core),
+        action=action,
+        log_prob=jnp.full((sequences, steps), -np.log(4.0)),
+        value=draw(2),
+        advantage=draw(3),
+        target=draw(4),
+        weight=jnp.ones((sequences, steps)),
+    )
+
+
+def programs_of(memory: str, steps: int, options: Options) -> dict[str, Callable[[], Any]]:
+    """The update and the step of one memory as functions without arguments."""
+    policy = make_recurrent_policy(
+        OBSERVATION, ACTIONS, memory=memory, memory_size=options.size, hidden=()
+    )
+    batch = batch_of(policy, options.sequences, steps)
+    obs, start = batch.obs.obs[:, 0], batch.obs.start[:, 0]
+    params = jax.jit(policy.init)(jax.random.key(0), obs)
+    core = policy.init_core(options.sequences)
+    update = jax.jit(jax.grad(lambda p, b: ppo.make_loss(policy, ppo.Config())(p, b)[0]))
+    act = jax.jit(policy.act)
+    return {
+        "update": lambda: jax.block_until_ready(update(params, batch)),
+        "act": lambda: jax.block_until_ready(act(params, core, obs, start)),
+    }
+
+
+def clock() -> str:
+    """The name of the time that is measured: cpu or wall."""
+    return "cpu" if jax.default_backend() == "cpu" else "wall"
+
+
+def milliseconds(programs: dict[str, Callable[[], Any]], rounds: int) -> dict[str, list[float]]:
+    """Milliseconds of each program, one number for each round; the programs alternate."""
+    now = {"cpu": time.process_time, "wall": time.perf_counter}[clock()]
+    for program in programs.values():
+        program()
+    found: dict[str, list[float]] = {name: [] for name in programs}
+    for _ in range(rounds):
+        for name, program in programs.items():
+            begin = now()
+            program()
+            found[name].append(1e3 * (now() - begin))
+    return found
+
+
+def rows_of(steps: int, options: Options) -> list[dict[str, Any]]:
+    """The rows of one length of the sequences."""
+    parts = {memory: programs_of(memory, steps, options) for memory in options.memories}
+    update = milliseconds({m: p["update"] for m, p in parts.items()}, options.rounds)
+    act = milliseconds({m: p["act"] for m, p in parts.items()}, 10 * options.rounds)
+    return [
+        {
+            "memory": memory,
+            "steps": str(steps),
+            "sequences": options.sequences,
+            "size": options.size,
+            "clock": clock(),
+            "update_ms": round(float(np.median(update[memory])), 2),
+            "update_ms_min": round(min(update[memory]), 2),
+            "update_ms_max": round(max(update[memory]), 2),
+            "act_ms": round(float(np.median(act[memory])), 3),
+            "device": provenance.device(),
+            "jax": jax.__version__,
+            "commit": commit.of(Path(__file__).parents[1]),
+        }
+        for memory in options.memories
+    ]
+
+
+def markdown() -> str:
+    """The table of docs/memory.md."""
+    rows = {(r["memory"], r["steps"]): r for r in read(FILE) if r["clock"] == "cpu"}
+    lines = ["| memory | " + " | ".join(f"T = {t}" for t in STEPS) + " | one step of acting |"]
+    lines += ["|" + "---|" * (len(STEPS) + 2)]
+    for memory in MEMORIES[1:]:
+        of = [rows[memory, str(t)] for t in STEPS]
+        cells = [memory, *(f"{r['update_ms']} ms" for r in of), f"{of[0]['act_ms']} ms"]
+        lines.append("| " + " | ".join(cells) + " |")
+    return "\n".join(lines) + "\n"
+
+
+def main(options: Options) -> None:
+    """Measure, merge the rows into the table and print them."""
+    steps_in_order = [str(t) for t in sorted({*STEPS, *options.steps})]
+    order = {"clock": ["cpu", "wall"], "memory": [*MEMORIES[1:]], "steps": steps_in_order}
+    for steps in options.steps:
+        rows = rows_of(steps, options)
+        merge(options.out, rows, order)
+        for row in rows:
+            print(row["memory"], steps, row["update_ms"], "ms,", row["act_ms"], "ms", flush=True)
+
+
+if __name__ == "__main__":
+    main(tyro.cli(Options))
