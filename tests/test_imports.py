@@ -85,6 +85,7 @@ ALGORITHM_IMPORTS = {
     "sgd",
     "types",
     "distributions",
+    "value_distributions",
 }
 
 

@@ -47,6 +47,8 @@ GROUPS: dict[str, tuple[str, ...]] = {
         "ppo_jax.algorithms.trpo",
         "ppo_jax.algorithms.ppo_kl",
         "ppo_jax.algorithms.ppo",
+        "ppo_jax.algorithms.reppo",
+        "ppo_jax.algorithms.soft_values",
     ),
     "Networks": (
         "ppo_jax.networks",

@@ -109,8 +109,8 @@ def make_policy(
         squash: whether the policy for Box actions is a tanh-squashed Gaussian.
         log_std_init: initial logarithm of the standard deviation of a Gaussian, log σ.
         critic: "v", "q" or "none", as in Policy.
-        value_head: output of a critic of states; a distribution of values is the value that
-            `apply` returns, while `act` and `value` return its mean.
+        value_head: output of the critic; a distribution of values is the value that `apply`
+            returns, while `act` and `value` return its mean.
         frame_mix: name in FRAME_MIXES, for images with that number of frames.
         map_actions: whether a Gaussian that would start outside the bounds is moved
             (`spaces.action_frame`).
@@ -135,7 +135,9 @@ def make_policy(
     actor = Actor(own(), action_space, squash, log_std_init, map_actions)
     critic_module: nn.Module = Critic(own(), value_head)
     if critic == "q":
-        critic_module = _q_critic(cnn, layers, action_space)
+        front = CNN(tuple(cnn), activation, dtype) if cnn else None
+        drawn = spaces.drawn(action_space)
+        critic_module = QCritic(front, layers.module(), drawn, squash, value_head)
 
     see = functools.partial(preprocess, observation_space, image=image, frame_mix=frame_mix)
 
@@ -169,12 +171,6 @@ def make_policy(
         return value_of(apply(params, inputs)[1])
 
     return Policy(init, lambda num_envs: (), act, apply, None if shared_torso else value, critic)
-
-
-def _q_critic(cnn: Sequence[ConvLayer], layers: Layers, action_space: spaces.Space) -> QCritic:
-    """A Q-function as critic, with convolutions if there are any."""
-    front = CNN(tuple(cnn), layers.activation, layers.dtype) if cnn else None
-    return QCritic(front, layers.module(), spaces.drawn(action_space))
 
 
 def _init(key: jax.Array, x: Any, modules: dict[str, nn.Module], of_actions: bool) -> Params:
