@@ -479,7 +479,9 @@ class REPPO:
         check_q_network("reppo", run)
         space = None if env is None else env.action_space
         kind = type(space).__name__
-        if kind == "MultiBinary" or (kind == "MultiDiscrete" and not space.joint):
+        if kind == "MultiBinary" or (
+            kind == "MultiDiscrete" and not getattr(space, "joint", False)
+        ):
             raise ValueError(
                 f"reppo learns from the gradient of Q with respect to the action, or from the Q of "
                 f"every discrete action, and the action space is {space}; it needs a Box or a "
