@@ -20,6 +20,7 @@ from ppo_jax.value_distributions import Predictive, value_of
 
 BOX = spaces.Box(-np.inf, np.inf, (3,))
 BOUNDED = spaces.Box(-1.0, 1.0, (2,))
+HEAD = ValueHead("hl_gauss", 21, -5.0, 5.0)
 
 
 def column(*values, dtype=float):
@@ -117,7 +118,7 @@ def test_the_entropy_does_not_depend_on_the_unit_of_the_action():
 def setting(actions, **options):
     """(policy, learner, rows): 16 samples of a policy, its behaviour policy a little different."""
     config = reppo.Config(**options)
-    head = ValueHead("hl_gauss", 21, -5.0, 5.0, config.self_prediction)
+    head = HEAD._replace(predicts=config.self_prediction)
     squash = isinstance(actions, spaces.Box)
     policy = make_policy(BOX, actions, hidden=(8,), critic="q", squash=squash, value_head=head)
     obs = jax.random.normal(jax.random.key(0), (16, 3))
@@ -202,6 +203,26 @@ def test_multipliers_grow_where_their_constraint_is_violated(violated):
     np.testing.assert_allclose(grads["entropy"], entropy, rtol=1e-5)
     np.testing.assert_allclose(grads["kl"], kl, rtol=1e-4)
     assert (grads["entropy"] < 0, grads["kl"] < 0) == (violated, violated)
+
+
+def test_q_takes_the_squashed_action():
+    _, policy, params, rows = setting(BOUNDED)
+    plain = make_policy(BOX, BOUNDED, hidden=(8,), critic="q", value_head=HEAD)
+    found = policy.apply(params, rows.obs)[1].mean()
+    squashed = StateAction(rows.obs.obs, jnp.tanh(rows.action))
+    np.testing.assert_allclose(found, plain.apply(params, squashed)[1].mean(), rtol=1e-6)
+
+
+def test_every_q_function_may_have_classes():
+    """Shapes alone: the rollout takes the means of the classes, the loss the classes."""
+    from ppo_jax.train import build
+
+    for algorithm in ("actor_critic", "reppo"):
+        options = {"num_envs": 4, "num_steps": 8, "total_timesteps": 64, "value_head": "hl_gauss"}
+        program = build(configs.make(preset="none", algorithm=algorithm, **options))
+        state = jax.eval_shape(program.init, jax.random.key(0))
+        assert state.learner.params["critic"]["head"]["kernel"].shape == (64, 2 * 51)
+        jax.eval_shape(program.step, state)
 
 
 def test_discrete_actions_are_summed():
