@@ -1,4 +1,4 @@
-"""Returns and learning curves of all algorithms on four environments.
+"""Returns and learning curves of the algorithms on four environments.
 
 python -m benchmarks.family                          all algorithms and environments, 32 seeds each
 python -m benchmarks.family --methods trpo ppo --envs CartPole-v1
@@ -42,8 +42,16 @@ STEPS = {
 }
 ENVS = tuple(STEPS)
 MARKS = {"CartPole-v1": 475, "CartPoleContinuous-v1": 475, "Acrobot-v1": -100, "Pendulum-v1": -200}
-# All algorithms, and REINFORCE also with a learned baseline, which changes these options as well.
-METHODS = tuple(m for a in ALGORITHMS for m in ((a, f"{a} + value") if a == "reinforce" else (a,)))
+# REPPO is for continuous actions, and is compared with PPO by benchmarks/reppo.py.
+ELSEWHERE = ("reppo",)
+# All other algorithms, and REINFORCE also with a learned baseline, which changes these options as
+# well.
+METHODS = tuple(
+    m
+    for a in ALGORITHMS
+    if a not in ELSEWHERE
+    for m in ((a, f"{a} + value") if a == "reinforce" else (a,))
+)
 WITH_BASELINE: dict[str, dict[str, Any]] = {
     "CartPole-v1": {},
     "CartPoleContinuous-v1": {},

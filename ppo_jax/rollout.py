@@ -27,6 +27,7 @@ from ppo_jax.episodes import (
 )
 from ppo_jax.networks import Policy, SequenceInputs, StateAction
 from ppo_jax.types import Batch, Metrics, Params, PyTree, Trajectory
+from ppo_jax.value_distributions import value_of as mean_of
 
 Collect = Callable[[jax.Array, Params, "RolloutState"], tuple["RolloutState", Trajectory]]
 # Metrics that are 0 if an environment describes itself correctly, and what another value means.
@@ -325,7 +326,7 @@ def _evaluate_critic(
         state_value = _value_of(params, Moments(), policy)  # the inputs are already normalised
         now = jax.vmap(state_value)(jax.random.split(again_key, num_steps), (), inputs)
         inputs = StateAction(inputs, rows["action"])
-        value = policy.apply(params, inputs)[1]
+        value = mean_of(policy.apply(params, inputs)[1])
     else:
         # If one batched pass of the critic computes all values, the values computed in the loop
         # are unused, and XLA removes the critic from the loop.
@@ -343,7 +344,7 @@ def _value_of(params: Params, moments: Moments, policy: Policy) -> Callable[...,
         num_envs = jax.tree.leaves(obs)[0].shape[0]
         _, dist, value = policy.act(params, core, obs, jnp.zeros(num_envs, bool))
         if policy.critic == "q":
-            return policy.apply(params, StateAction(obs, dist.sample(key)))[1]
+            return mean_of(policy.apply(params, StateAction(obs, dist.sample(key)))[1])
         return value
 
     return value_of

@@ -288,7 +288,11 @@ def _policy(config: TrainConfig, env: Env) -> Policy:
         "frame_mix": config.frame_mix,
         "critic": hooks.critic(config.hyper),
         "value_head": ValueHead(
-            config.value_head, config.value_bins, config.value_low, config.value_high
+            config.value_head,
+            config.value_bins,
+            config.value_low,
+            config.value_high,
+            hooks.self_prediction(config.hyper),
         ),
     }
     if config.memory == "none":

@@ -100,6 +100,36 @@ class Quantiles:
         return jnp.mean(jnp.abs(level - (u < 0)) * huber, axis=-1)
 
 
+@struct.dataclass
+class Predictive:
+    """The output of a critic that also predicts its own features at the next step, and the reward.
+
+    Attributes:
+        value: [...] values or distributions of them.
+        features: [..., F] outputs φ of the last hidden layer.
+        prediction: [..., F + 1] prediction of φ at the next step, and of the reward.
+
+    Source: Voelcker et al. 2025, Relative Entropy Pathwise Policy Optimization, section 3, the
+    auxiliary loss; Schwarzer et al. 2021, Data-Efficient RL with Self-Predictive Representations.
+    """
+
+    value: Any
+    features: jax.Array
+    prediction: jax.Array
+
+    def error(self, features: jax.Array, reward: jax.Array) -> jax.Array:
+        """[...] mean squared errors of the F + 1 predictions.
+
+        Args:
+            features: [..., F] φ of the next step, which receive no gradient.
+            reward: [...] rewards.
+        """
+        shapes.same("Predictive.error", prediction=self.prediction[..., 0], reward=reward)
+        goal = jax.lax.stop_gradient(jnp.concatenate([features, reward[..., None]], axis=-1))
+        return jnp.mean(jnp.square(self.prediction - goal), axis=-1)
+
+
 def value_of(value: Any) -> jax.Array:
     """[...] value estimates V of a critic: its outputs, or the means of its distributions."""
+    value = value.value if isinstance(value, Predictive) else value
     return value.mean() if isinstance(value, Histogram | Quantiles) else value

@@ -88,6 +88,7 @@ ALGORITHM_IMPORTS = {
     "sgd",
     "types",
     "distributions",
+    "value_distributions",
 }
 
 

@@ -117,8 +117,8 @@ def test_a_time_limit_does_not_end_the_future(algorithm):
     np.testing.assert_allclose(policy([[0.0]])[1], [expected], atol=0.3)
 
 
-# Squashing belongs to the distribution; trpo also needs its KL.
-SQUASHED = ("ppo", "trpo")
+# Squashing belongs to the distribution; trpo also needs its KL, reppo its derivative.
+SQUASHED = ("ppo", "trpo", "reppo")
 
 
 @pytest.mark.parametrize(

@@ -52,6 +52,8 @@ GROUPS: dict[str, tuple[str, ...]] = {
         "ppo_jax.algorithms.ppo",
         "ppo_jax.algorithms.ewma",
         "ppo_jax.algorithms.rpo",
+        "ppo_jax.algorithms.reppo",
+        "ppo_jax.algorithms.soft_values",
     ),
     "Networks": (
         "ppo_jax.networks",

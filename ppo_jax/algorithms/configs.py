@@ -87,6 +87,27 @@ def check_gaussian(run: Any, env: Any) -> None:
         )
 
 
+def check_q_network(name: str, run: Any) -> None:
+    """Reject networks that a Q-function cannot have: a shared torso and a recurrent cell.
+
+    Args:
+        name: name of the algorithm, for the message.
+        run: TrainConfig with shared_torso and memory.
+
+    Raises:
+        ValueError: if the network does not fit; the message states the correction.
+    """
+    if run.shared_torso:
+        raise ValueError(
+            f"the critic of {name} is a Q-function, which cannot share a torso with the actor; use "
+            "shared_torso=False"
+        )
+    if run.memory != "none":
+        raise ValueError(
+            f"the critic of {name} is a Q-function, which cannot be recurrent; use memory='none'"
+        )
+
+
 def check_length(num_steps: int, time_limit: int | None) -> int:
     """The time limit of REINFORCE, after rejecting rollouts that are shorter than it.
 
@@ -213,16 +234,7 @@ class ActorCritic:
         Raises:
             ValueError: if the run does not fit; the message states the correction.
         """
-        if run.shared_torso:
-            raise ValueError(
-                "the critic of actor_critic is a Q-function, which cannot share a torso with the "
-                "actor; use shared_torso=False"
-            )
-        if run.memory != "none":
-            raise ValueError(
-                "the critic of actor_critic is a Q-function, which cannot be recurrent; use "
-                "memory='none'"
-            )
+        check_q_network("actor_critic", run)
         if self.normalize_advantage:
             check_normalizable(run.num_envs * run.num_steps)
 
@@ -446,6 +458,87 @@ class PPO:
             check_normalizable(run.num_envs * run.num_steps, parts)
 
 
+@dataclasses.dataclass(frozen=True)
+class REPPO:
+    """Hyperparameters of REPPO. Floats may be tracers, so one program serves a whole sweep."""
+
+    critic: ClassVar[str] = "q"
+
+    learning_rate: Scheduled = standard.learning_rate(3e-4)
+    anneal_timesteps: float | None = standard.anneal_timesteps()
+    epochs: int = option(4, "number of epochs on each rollout", low=1)
+    minibatches: int = option(4, "number of minibatches per epoch, each one gradient step", low=1)
+    gamma: float = _gamma()
+    td_lambda: float = option(0.95, "lambda of the critic's targets, TD(lambda)", low=0, high=1)
+    target_entropy: float = option(
+        -0.5,
+        "target of the policy's entropy per action dimension, in nats; bounded actions are scaled "
+        "to [-1, 1], and a discrete action has one dimension",
+    )
+    entropy_coef: float = option(
+        0.01, "initial value of the learned coefficient alpha of the entropy", low=0, open_low=True
+    )
+    kl_bound: float = option(
+        0.1,
+        "bound of the KL divergence of each sample from the policy of the rollout, in nats",
+        low=0,
+        open_low=True,
+    )
+    kl_coef: float = option(
+        0.01, "initial value of the learned coefficient beta of the KL divergence", low=0,
+        open_low=True,
+    )  # fmt: skip
+    prediction_coef: float | None = option(
+        None,
+        "coefficient of the auxiliary loss, in which the critic predicts its own features at the "
+        "next step, and the reward; None: no auxiliary loss",
+        low=0,
+    )
+    max_grad_norm: float = standard.max_grad_norm(0.5)
+    adam_eps: float = standard.adam_eps(1e-8)
+
+    @property
+    def self_prediction(self) -> bool:
+        """Whether the critic has the outputs of the auxiliary loss."""
+        return self.prediction_coef is not None
+
+    def divisors(self) -> dict[str, int]:
+        """The number of minibatches that the samples of a rollout divide into."""
+        return {"minibatches": self.minibatches}
+
+    def collector(self, collect: Any) -> Any:
+        """Collect rollouts whose values include the entropy of the next action.
+
+        Args:
+            collect: rollout.Collector of the run.
+        """
+        from ppo_jax.algorithms.soft_values import with_entropy
+
+        return with_entropy(collect)
+
+    def check(self, run: Any, env: Any) -> None:
+        """Reject networks that a Q-function cannot have, and actions of several discrete choices.
+
+        Args:
+            run: TrainConfig with shared_torso and memory.
+            env: environment with the attribute action_space, or None while it is unknown.
+
+        Raises:
+            ValueError: if the run does not fit; the message states the correction.
+        """
+        check_q_network("reppo", run)
+        space = None if env is None else env.action_space
+        kind = type(space).__name__
+        if kind == "MultiBinary" or (
+            kind == "MultiDiscrete" and not getattr(space, "joint", False)
+        ):
+            raise ValueError(
+                f"reppo learns from the gradient of Q with respect to the action, or from the Q of "
+                f"every discrete action, and the action space is {space}; it needs a Box or a "
+                "Discrete space: use another algorithm, such as ppo"
+            )
+
+
 # Name -> Config. The order is that in which lists show the algorithms.
 CONFIGS: dict[str, Any] = {
     "reinforce": Reinforce,
@@ -454,6 +547,7 @@ CONFIGS: dict[str, Any] = {
     "trpo": TRPO,
     "ppo_kl": PPOKL,
     "ppo": PPO,
+    "reppo": REPPO,
 }
 # Messages and the documentation show each class by its public name, ppo_jax.algorithms.ppo.Config.
 for _name, _config in CONFIGS.items():

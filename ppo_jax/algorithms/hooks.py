@@ -7,6 +7,9 @@ without any of them is valid.
     critic: str
         Function that the critic estimates: "v" (state values, the default), "q" (action values, a
         Q-function) or "none".
+    self_prediction: bool
+        Whether the critic also predicts its own features at the next step (`Predictive`); False by
+        default.
     collector(collect) -> collect
         Alternative collection of experience. `collect` is a `rollout.Collector`: a function
         (key, params, RolloutState) -> (RolloutState, Trajectory [T, N]), with the method
@@ -34,6 +37,11 @@ Collect = Callable[..., Any]
 def critic(config: Any) -> str:
     """The function that the critic estimates: "v", "q" or "none"."""
     return str(getattr(config, "critic", "v"))
+
+
+def self_prediction(config: Any) -> bool:
+    """Whether the critic also predicts its own features at the next step."""
+    return bool(getattr(config, "self_prediction", False))
 
 
 def collector(config: Any, collect: Collect) -> Collect:

@@ -23,6 +23,7 @@ ABOUT = {
     "trpo": "trust region policy optimisation (Schulman et al. 2015)",
     "ppo_kl": "PPO with a KL penalty, fixed or adaptive (Schulman et al. 2017)",
     "ppo": "PPO with the clipped surrogate objective (Schulman et al. 2017); the default",
+    "reppo": "relative entropy pathwise policy optimisation (Voelcker et al. 2025)",
 }
 
 

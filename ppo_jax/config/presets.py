@@ -269,6 +269,21 @@ _FAMILY: dict[str, dict[str, Any]] = {
         "gamma": 0.98,
         "gae_lambda": 0.8,
     },
+    "pendulum_reppo": {
+        "num_envs": 16,
+        "num_steps": 64,
+        "activation": "silu",
+        "norm": "layer",
+        "squash": True,
+        "value_head": "hl_gauss",
+        "value_bins": 101,
+        "normalize_obs": True,
+        "normalize_reward": True,
+        "learning_rate": 1e-3,
+        "epochs": 4,
+        "minibatches": 8,
+        "gamma": 0.98,
+    },
 }
 for _name, _values in _FAMILY.items():
     _base = next(

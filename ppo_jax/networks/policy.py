@@ -121,8 +121,8 @@ def make_policy(
         log_std_init: initial logarithm of the standard deviation of a Gaussian, log σ.
         noise_steps: number of steps for which gsde keeps its noise matrix; None for NOISE_STEPS.
         critic: "v", "q" or "none", as in Policy.
-        value_head: output of a critic of states; a distribution of values is the value that
-            `apply` returns, while `act` and `value` return its mean.
+        value_head: output of the critic; a distribution of values is the value that `apply`
+            returns, while `act` and `value` return its mean.
         frame_mix: name in FRAME_MIXES, for images with that number of frames.
         map_actions: whether a Gaussian that would start outside the bounds is moved
             (`spaces.action_frame`).
@@ -144,8 +144,9 @@ def make_policy(
     own = (lambda: None) if shared_torso else body
     continuous = ContinuousHead(action_distribution, squash, log_std_init, map_actions, noise_steps)
     actor = Actor(own(), action_space, continuous)
-    q_critic = functools.partial(_q_critic, cnn, layers, action_space)
-    critic_module = q_critic() if critic == "q" else Critic(own(), value_head)
+    critic_module: nn.Module = Critic(own(), value_head)
+    if critic == "q":
+        critic_module = _q_critic(cnn, layers, action_space, squash=squash, value_head=value_head)
 
     def features(params: Params, obs: PyTree) -> jax.Array | Features:
         x = seen.of_actor(obs)
@@ -182,10 +183,17 @@ def make_policy(
     return Policy(init, lambda num_envs: (), act, apply, values, critic, init_noise)
 
 
-def _q_critic(cnn: Sequence[ConvLayer], layers: Layers, action_space: spaces.Space) -> QCritic:
+def _q_critic(
+    cnn: Sequence[ConvLayer],
+    layers: Layers,
+    action_space: spaces.Space,
+    *,
+    squash: bool,
+    value_head: ValueHead,
+) -> QCritic:
     """A Q-function as critic, with convolutions if there are any."""
     front = CNN(tuple(cnn), layers.activation, layers.dtype) if cnn else None
-    return QCritic(front, layers.module(), spaces.drawn(action_space))
+    return QCritic(front, layers.module(), spaces.drawn(action_space), squash, value_head)
 
 
 def _init(
