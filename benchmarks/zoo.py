@@ -12,7 +12,9 @@ benchmarks/results/zoo.csv.
 """
 
 import dataclasses
+import json
 import shlex
+import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +28,7 @@ from ppo_jax.config.options import did_you_mean
 from ppo_jax.evaluate import summary_of
 from ppo_jax.experiment import RunOptions, evaluate_run, train
 from ppo_jax.export import safetensors
-from ppo_jax.runs import cards, files, trust
+from ppo_jax.runs import cards, files, provenance, trust
 from ppo_jax.runs.cards import Card
 from ppo_jax.zoo import origin
 from ppo_jax.zoo.verify import digest_of
@@ -109,28 +111,18 @@ def add(name: str, runs: list[Path], folder: Path) -> Card:
     all_parts = [read_parts(path) for path in runs]
     parts = all_parts[0]
     check(runs, all_parts)
-    returns = [evaluated(p) for p in all_parts]
+    evaluations = [(p, evaluated(p)) for p in all_parts]
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / f"{name}.safetensors"
-    safetensors.write(parts, path)
-    size = path.stat().st_size
-    if size > cards.LARGEST:
-        path.unlink()
-        raise SystemExit(
-            f"the weights of {runs[0]} have {size:,} bytes, more than {cards.LARGEST:,}; use a "
-            "smaller network"
-        )
+    size = write_weights(parts, path)
     config = parts.config
     card = Card(
         name=name,
         command=command_of(config),
         config=configs.to_json(config),
         env_steps=config.num_updates * config.num_envs * config.num_steps,
-        evaluation=evaluation(*returns[0]),
-        seeds={
-            str(p.config.seed): float(r.mean())
-            for p, (r, _) in zip(all_parts, returns, strict=True)
-        },
+        evaluation=evaluation(*evaluations[0][1]),
+        seeds={str(p.config.seed): float(r.mean()) for p, (r, _) in evaluations},
         made_with=origin.record(),
         weights={
             "bytes": size,
@@ -142,6 +134,20 @@ def add(name: str, runs: list[Path], folder: Path) -> Card:
     return card
 
 
+def write_weights(parts: Parts, path: Path) -> int:
+    """Write the weights of an agent, unless they are too large; returns their size in bytes."""
+    with tempfile.TemporaryDirectory() as folder:
+        (written,) = safetensors.write(parts, Path(folder, path.name))
+        content = written.read_bytes()
+    if len(content) > cards.LARGEST:
+        raise SystemExit(
+            f"the weights of {path.stem} have {len(content):,} bytes, more than {cards.LARGEST:,}; "
+            "use a smaller network"
+        )
+    files.write_bytes(path, content)
+    return len(content)
+
+
 def check(runs: list[Path], parts: list[Parts]) -> None:
     """Refuse runs that cannot be an agent of the zoo and its other seeds."""
     if len(runs) < cards.FEWEST_SEEDS:
@@ -149,6 +155,10 @@ def check(runs: list[Path], parts: list[Parts]) -> None:
     named = trust.code({"config": configs.to_json(parts[0].config)})
     if named:
         raise SystemExit(f"{runs[0]} names code that is not in the package: {named[0][1]}")
+    here = provenance.versions()
+    for session in json.loads(files.read_text(runs[0] / "config.json"))["sessions"]:
+        if session["versions"] != here:
+            raise SystemExit(f"{runs[0]} was trained with other versions; train it again")
     if len({p.config.seed for p in parts}) < len(runs):
         raise SystemExit("--runs: two runs have the same seed")
     for path, other in zip(runs, parts, strict=True):
