@@ -53,7 +53,7 @@ AGENTS: dict[str, dict[str, Any]] = {
     "breakout": {"preset": "breakout", "total_timesteps": 2_000_000, "hidden": (64, 64)},
     "pong": {
         "preset": "pong",
-        "env_args": ("size=28", "frames=2", "difficulty=easy", "credit=point"),
+        "env_args": ("size=26", "frames=3", "difficulty=easy", "credit=point"),
         "hidden": (32, 32),
         "total_timesteps": 2_000_000,
         "anneal_timesteps": 6e6,
