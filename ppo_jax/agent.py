@@ -12,11 +12,11 @@ import jax
 import numpy as np
 
 from ppo_jax import guard, rollout
-from ppo_jax.config import TrainConfig
+from ppo_jax.config import ConfigError, TrainConfig
 from ppo_jax.envs import HostEnv, spaces
 from ppo_jax.envs.codec import Codec, Port, int_or_nan, plain
 from ppo_jax.networks import Policy, has_memory
-from ppo_jax.runs import weights
+from ppo_jax.runs import cards, weights
 from ppo_jax.runs.folder import trusted_config
 from ppo_jax.runs.restore import build_again
 from ppo_jax.runs.restore import load as load_run
@@ -100,6 +100,66 @@ def read_weights(path: Path, given: Given = NOTHING) -> Parts:
     parts = untrained_parts(trusted_config(header, given, path), given)
     filled = weights.fill(saved_arrays(parts), tensors)
     return parts._replace(params=filled["params"], moments=rollout.Moments(filled["obs"]))
+
+
+def read_agent(run: Path, checkpoint: str = "latest", given: Given = NOTHING) -> Parts:
+    """Read the parts of an agent, wherever it is stored.
+
+    Args:
+        run: run directory, file of weights, or name in the zoo, such as "zoo:cartpole".
+        checkpoint: "latest", "best", or the number of an update; for run directories only.
+        given: names and objects, as for `read_parts`.
+
+    Raises:
+        ConfigError: if there is no such agent, it is damaged, or it names code without being
+            trusted.
+        CheckpointError: if a run directory has no complete checkpoint to restore.
+    """
+    path = _weights_file(run, checkpoint)
+    return read_parts(run, checkpoint, given) if path is None else read_weights(path, given)
+
+
+def _weights_file(run: Path, checkpoint: str) -> Path | None:
+    """The file of weights that a user named, or that the zoo has; None for a run directory."""
+    zoo = cards.is_name(run)
+    if not zoo and not (run.suffix == ".safetensors" and run.is_file()):
+        return None
+    if checkpoint != "latest":
+        raise ConfigError(
+            f"checkpoint is {checkpoint!r}, but {run} has the weights of one update only; leave "
+            "the checkpoint out"
+        )
+    return cards.weights_of(cards.read(str(run))) if zoo else run
+
+
+class Player(NamedTuple):
+    """An agent with the environment that it plays in.
+
+    Attributes:
+        config: configuration of its run.
+        env: environment, which is not closed.
+        policy: functions of the policy network.
+        params: parameters of the policy.
+        moments: running statistics of the training run.
+    """
+
+    config: TrainConfig
+    env: Any
+    policy: Policy
+    params: Params
+    moments: rollout.Moments
+
+
+def read_player(run: Path, checkpoint: str = "latest", given: Given = NOTHING) -> Player:
+    """Read an agent and build its environment; arguments and errors as for `read_agent`."""
+    path = _weights_file(run, checkpoint)
+    if path is not None:
+        parts = read_weights(path, given)
+        program = build_again(parts.config, given)
+        return Player(parts.config, program.env, parts.policy, parts.params, parts.moments)
+    config, program, state = load_run(run, checkpoint, **given._asdict())
+    learned, moments = state.learner.params, state.rollout.moments
+    return Player(config, program.env, program.policy, learned, moments)
 
 
 def saved_arrays(parts: Parts) -> PyTree:
@@ -328,7 +388,8 @@ def load(
     """Load a trained agent as a function: `ppo_jax.load("runs/mine")(obs)` returns an action.
 
     Args:
-        run: run directory, or a .safetensors file of `ppo_jax.export`.
+        run: run directory, .safetensors file of `ppo_jax.export`, or name in the zoo, such as
+            "zoo:cartpole" (`ppo-jax zoo list`).
         checkpoint: "latest", "best", or the number of an update; for run directories only.
         greedy: whether to take the most likely action rather than a sample.
         seed: seed of the samples.
@@ -340,10 +401,8 @@ def load(
         Agent, which returns the environment's actions for one observation or N of them.
 
     Raises:
-        ConfigError: if the folder is not a run, or names code without being trusted.
+        ConfigError: if there is no such agent, or it names code without being trusted.
         CheckpointError: if there is no complete checkpoint to restore.
     """
-    path, given = Path(run), Given(env, policy, algorithm, trust)
-    if path.suffix == ".safetensors" and path.is_file():
-        return Agent(read_weights(path, given), greedy, seed)
-    return Agent(read_parts(path, checkpoint, given), greedy, seed)
+    given = Given(env, policy, algorithm, trust)
+    return Agent(read_agent(Path(run), checkpoint, given), greedy, seed)

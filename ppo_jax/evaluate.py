@@ -16,9 +16,9 @@ import sys
 import types
 import warnings
 import weakref
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -216,6 +216,71 @@ def check_acted(result: Returns, env: Any) -> None:
         )
 
 
+class Frame(NamedTuple):
+    """One moment of an episode that is watched.
+
+    Attributes:
+        image: image [H, W, 3] uint8; None if the environment has reset itself, so that it cannot
+            draw the end of the episode.
+        episode_return: undiscounted return so far.
+        done: whether the episode has ended.
+    """
+
+    image: np.ndarray | None
+    episode_return: float
+    done: bool
+
+
+def watch(
+    key: jax.Array,
+    params: Params,
+    moments: rollout.Moments,
+    *,
+    env: Any,
+    policy: Policy,
+    max_steps: int = 1000,
+    greedy: bool = True,
+) -> Iterator[Frame]:
+    """Run one episode and draw each of its states when it is reached.
+
+    Args:
+        key: PRNG key.
+        params, moments, env, policy, greedy: arguments as for `evaluate`.
+        max_steps: maximum number of steps.
+
+    Yields:
+        Frame of the first state, and one after each step.
+
+    Raises:
+        InvalidEnvironment: if the environment cannot draw images.
+    """
+    key, reset_key = jax.random.split(key)
+    env = env.picture() if makes_vectors(env) else env
+    # In a vector environment given as an object, all environments act and the first is drawn.
+    count = env.side_by_side(1) if makes_vectors(env) else 1
+    one = _side_by_side(env, count)
+    as_in_training = functools.partial(precision.apply, precision.of(policy.act))
+    obs, state = as_in_training(one.reset)(reset_key)
+    core = policy.init_core(count)
+    yield Frame(render(one, state), 0.0, False)
+
+    @jax.jit
+    def step(key: jax.Array, carry: Any) -> Any:
+        return _step(key, carry, params, moments, env=one, policy=policy, greedy=greedy)
+
+    step, total = as_in_training(step), 0.0
+    start = jnp.ones(count, bool)
+    for step_key in jax.random.split(key, max_steps):
+        core, obs, state, reward, done, *_ = step(step_key, (core, obs, state, start))
+        total, ended = total + float(reward[0]), bool(done[0])
+        # After its end, a vector environment would draw the first state of the next episode.
+        gone = ended and makes_vectors(env)
+        yield Frame(None if gone else render(one, state), total, ended)
+        if ended:
+            return
+        start = jnp.zeros(count, bool)
+
+
 def record(
     key: jax.Array,
     params: Params,
@@ -229,9 +294,7 @@ def record(
     """Record images of one episode, drawn by the environment.
 
     Args:
-        key: PRNG key.
-        params, moments, env, policy, greedy: arguments as for `evaluate`.
-        max_steps: maximum number of images.
+        key, params, moments, env, policy, max_steps, greedy: arguments as for `watch`.
 
     Returns:
         List of images [H, W, 3] uint8.
@@ -239,31 +302,9 @@ def record(
     Raises:
         InvalidEnvironment: if the environment cannot draw images.
     """
-    key, reset_key = jax.random.split(key)
-    env = env.picture() if makes_vectors(env) else env
-    # In a vector environment given as an object, all environments act and the first is drawn.
-    count = env.side_by_side(1) if makes_vectors(env) else 1
-    one = _side_by_side(env, count)
-    as_in_training = functools.partial(precision.apply, precision.of(policy.act))
-    obs, state = as_in_training(one.reset)(reset_key)
-    core = policy.init_core(count)
-    frames = [render(one, state)]
-
-    @jax.jit
-    def step(key: jax.Array, carry: Any) -> Any:
-        return _step(key, carry, params, moments, env=one, policy=policy, greedy=greedy)
-
-    step = as_in_training(step)
-    start = jnp.ones(count, bool)
-    for step_key in jax.random.split(key, max_steps):
-        core, obs, state, _, done, *_ = step(step_key, (core, obs, state, start))
-        if done[0] and makes_vectors(env):
-            break  # the environment would draw the first state of the next episode
-        frames.append(render(one, state))
-        start = jnp.zeros(count, bool)
-        if done[0]:
-            break
-    return frames
+    how: dict[str, Any] = {"env": env, "policy": policy, "max_steps": max_steps, "greedy": greedy}
+    frames = watch(key, params, moments, **how)
+    return [frame.image for frame in frames if frame.image is not None]
 
 
 def save_gif(frames: list[np.ndarray], path: Path, frames_per_second: int = 30) -> None:

@@ -20,7 +20,7 @@ import numpy as np
 
 from ppo_jax import config as configs
 from ppo_jax import networks
-from ppo_jax.agent import Agent, read_parts
+from ppo_jax.agent import Agent, read_agent
 from ppo_jax.algorithms import ALGORITHMS
 from ppo_jax.config import ConfigError, TrainConfig, commands, references
 from ppo_jax.config.options import check_record, coerce, did_you_mean
@@ -147,7 +147,8 @@ def evaluate_run(
     """Evaluate the agent of a run over whole episodes: `ppo_jax.evaluate`.
 
     Args:
-        run: folder of a run, or an Agent from `ppo_jax.load`.
+        run: folder of a run, .safetensors file, name in the zoo such as "zoo:cartpole", or an Agent
+            from `ppo_jax.load`.
         episodes: number E of episodes.
         greedy: whether to take the most likely action rather than a sample.
         checkpoint: "latest", "best", or the number of an update; for folders only.
@@ -168,7 +169,7 @@ def evaluate_run(
         raise ConfigError(f"episodes is {episodes}; it must be >= 1")
     devices.check()
     given = Given(**parts, trust=trust)
-    found = run.parts if isinstance(run, Agent) else read_parts(Path(run), checkpoint, given)
+    found = run.parts if isinstance(run, Agent) else read_agent(Path(run), checkpoint, given)
     env = found.config.env if given.env is None else given.env
     same = references.name_of(env) == found.config.env
     played = as_env(env, **(configs.env_kwargs(found.config) if same else {}))

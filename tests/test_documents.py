@@ -44,6 +44,8 @@ NOT_RUN = {
     "tests/test_rlhf_command.py",
     r"ppo-jax rlhf( --data|$)|benchmarks\.alignment": "five minutes and more",
     r"--process-id|--distributed": "one of several processes; tests/test_cluster_processes.py",
+    r"ppo_jax play ": "draws in a terminal; tests/test_zoo.py",
+    r"benchmarks\.zoo ": "trains for minutes, or the reader's own runs; tests/test_zoo.py",
     r"--format onnx|--wandb|--trackio": "needs an extra; tests of its own",
 }
 # Programs that only a reader's machine has, and the same command as started by run.py.

@@ -48,7 +48,7 @@ LAYERS = [
     {"agent"},
     {"experiment"},
     {"analysis"},
-    {"export", "sweep", "rlhf"},
+    {"export", "sweep", "rlhf", "zoo"},
     {"cli"},
 ]
 # Modules of `config` that other modules may import, such as "config.options".

@@ -35,7 +35,7 @@ def prepared(
     """Evaluate the agent of a run, and record an episode.
 
     Args:
-        run: folder of the run.
+        run: folder of the run, .safetensors file, or agent of the zoo, such as zoo:cartpole.
         episodes: number of episodes.
         stochastic: sample actions instead of taking the most likely one.
         checkpoint: checkpoint to restore: latest, best, or the number of an update.
@@ -73,30 +73,25 @@ def _evaluate(
     import numpy as np
 
     from ppo_jax import evaluate as evaluation
+    from ppo_jax.agent import read_player
     from ppo_jax.envs import makes_vectors
     from ppo_jax.experiment import watched_alone
     from ppo_jax.runs import cache
-    from ppo_jax.runs.restore import load
+    from ppo_jax.runs.trust import Given
 
     cache.use()
-    config, program, state = load(run, checkpoint, **named)
-    agent = {
-        "params": state.learner.params,
-        "moments": state.rollout.moments,
-        "env": program.env,
-        "policy": program.policy,
-        "greedy": not stochastic,
-    }
-    if gif is not None and makes_vectors(program.env):
-        program.env.picture()  # refused before any episode is run
+    agent = read_player(run, checkpoint, Given(**named))._asdict() | {"greedy": not stochastic}
+    config, env = agent.pop("config"), agent["env"]
+    if gif is not None and makes_vectors(env):
+        env.picture()  # refused before any episode is run
     key = jax.random.key(seed)
-    with watched_alone(program.env):
+    with watched_alone(env):
         result = evaluation.evaluate(key, **agent, episodes=episodes)
-    evaluation.check_acted(result, program.env)
+    evaluation.check_acted(result, env)
     evaluation.warn_unfinished(np.asarray(result.finished))
     evaluation.warn_not_finite(np.asarray(result.episode_return))
     how = "sampled" if stochastic else "greedy"
-    terminal.say(f"{config.env}: {_described(result, how, evaluation.agents_of(program.env))}")
+    terminal.say(f"{config.env}: {_described(result, how, evaluation.agents_of(env))}")
     if gif is None:
         return 0
     recording = evaluation.record(key, **agent)

@@ -29,10 +29,11 @@ def prepared(
     """Write the policy of a run to a file that needs no ppo_jax, and verify the file.
 
     Args:
-        run: folder of the run.
+        run: folder of the run, .safetensors file, or agent of the zoo, such as zoo:cartpole.
         format: file format: stablehlo (needs JAX alone, for CPU and CUDA), onnx, or safetensors
             (weights and configuration).
-        out: name of the file; None: policy.FORMAT in the folder of the run.
+        out: name of the file; None: policy.FORMAT in the folder of the run. An agent that is not
+            in a folder needs a name.
         checkpoint: checkpoint to restore: latest, best, or the number of an update.
         code: code of the run, named again.
 

@@ -14,12 +14,14 @@ from ppo_jax.runs import terminal
 COMMANDS = {
     "train": ("ppo_jax.cli.train", "train an agent, and keep the run in a folder"),
     "evaluate": ("ppo_jax.cli.evaluate", "evaluate a trained agent, and record episodes"),
+    "play": ("ppo_jax.cli.play", "watch a trained agent in the terminal"),
     "sweep": (
         "ppo_jax.cli.sweep",
         "train all combinations of hyperparameters and seeds at once",
     ),
     "plot": ("ppo_jax.cli.plot", "draw the learning curves of runs and sweeps"),
     "export": ("ppo_jax.cli.export", "write an agent to a file that needs no ppo_jax"),
+    "zoo": ("ppo_jax.cli.zoo", "list, watch and verify the trained agents of the package"),
     "rlhf": ("ppo_jax.cli.rlhf", "train language models from preferences and rewards"),
     "envs": (
         "ppo_jax.cli.envs",

@@ -200,7 +200,7 @@ def _algorithms() -> dict[str, set[str]]:
 
 def _commands(program: str) -> dict[str, set[str]]:
     """Another command -> its options; the modules are imported here, for a message alone."""
-    from ppo_jax.cli import check_env, evaluate, export, rlhf, sweep, train
+    from ppo_jax.cli import check_env, evaluate, export, play, rlhf, sweep, train, zoo
     from ppo_jax.cli.flags import options_of
 
     options = {n for names in _algorithms().values() for n in names}
@@ -209,8 +209,9 @@ def _commands(program: str) -> dict[str, set[str]]:
         "ppo-jax train": options | {*train.RUN_OPTIONS, *train.CLUSTER_OPTIONS},
         "ppo-jax sweep": options | {*sweep.OPTIONS},
     }
-    for command in (evaluate, export, check_env):
+    for command in (evaluate, play, export, check_env):
         found[command.PROGRAM] = {*options_of(command.prepared)}
+    found[f"{zoo.PROGRAM} verify"] = {*options_of(zoo.verify)}
     for name, records in (rlhf.KINDS | rlhf.OTHERS).items():
         own = {f.name for record in records for f in dataclasses.fields(record)}
         found[f"{rlhf.PROGRAM} {name}"] = own

@@ -34,7 +34,7 @@ def write(path: Path, tree: PyTree, header: dict[str, Any]) -> None:
 
     tensors = {n: np.array(x, order="C") for n, x in named(tree).items()}
     metadata = {"format": FORMAT, **{n: json.dumps(x) for n, x in header.items()}}
-    metadata["sha256"] = _digest(tensors, metadata)
+    metadata["sha256"] = digest(tensors, metadata)
     files.write_bytes(path, serialized(tensors, metadata))
 
 
@@ -53,7 +53,7 @@ def read(path: Path) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
     except (OSError, SafetensorError) as error:
         raise ConfigError(f"cannot read {path}: {error}") from error
     found = metadata.pop("sha256", None)
-    if found is not None and found != _digest(tensors, metadata):
+    if found is not None and found != digest(tensors, metadata):
         raise ConfigError(
             f"{path} is damaged: its content does not match its digest; export the run again"
         )
@@ -65,7 +65,7 @@ def read(path: Path) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
     return tensors, {name: json.loads(text) for name, text in metadata.items()}
 
 
-def _digest(tensors: dict[str, np.ndarray], metadata: dict[str, str]) -> str:
+def digest(tensors: dict[str, np.ndarray], metadata: dict[str, str]) -> str:
     """SHA-256 digest of the whole content of a file."""
     found = hashlib.sha256(json.dumps(metadata, sort_keys=True).encode())
     for name in sorted(tensors):
