@@ -2,7 +2,8 @@
 
 This is a separate program, because the number of devices must be set before JAX is initialised:
 
-    python several_language_devices.py quick | flops | supervised | function | variants | memory FOLDER
+    python several_language_devices.py quick | flops | supervised | function | variants
+    python several_language_devices.py memory FOLDER
 """
 
 import json
