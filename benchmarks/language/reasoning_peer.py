@@ -87,21 +87,16 @@ def _started(plan: Plan, finished: Path) -> Any:
 def _row(plan: Plan, folder: Path) -> dict[str, Any]:
     """The measurements of TRL's model on the held-out problems of the run."""
     measured = json.loads((folder / "measured.json").read_text())
-    look = jax.jit(
-        measure.make_measure(
-            plan.task,
-            plan.decoder,
-            problems=plan.reason.eval_problems,
-            samples=plan.reason.eval_samples,
-            seed=plan.reason.seed,
-        )
+    held = measure.hold(
+        plan.task,
+        plan.decoder,
+        problems=plan.reason.eval_problems,
+        samples=plan.reason.eval_samples,
+        seed=plan.reason.seed,
     )
+    heat = plan.config.temperature
     found = [
-        {
-            n: float(x)
-            for n, x in look(load_model(folder / name)[1], plan.config.temperature).items()
-        }
-        for name in ("start", "model")
+        measure.measured(held, load_model(folder / name)[1], heat) for name in ("start", "model")
     ]
     responses = plan.config.num_prompts * plan.config.group_size
     rate = found[1]["length"] * responses * measured["updates_measured"]

@@ -103,7 +103,14 @@ def optimisation(plan: Plan, start: Params, result: Callable[..., dict[str, Any]
     seeds = jnp.uint32(reason.seed + index)
     reference = jax.tree.map(lambda x: x[index], start)
     floats = jax.tree.map(jnp.asarray, plan.floats())
-    look = _make_look(plan)
+    held = measure.hold(
+        plan.task,
+        plan.decoder,
+        problems=reason.eval_problems,
+        samples=reason.eval_samples,
+        seed=reason.seed,
+    )
+    look = functools.partial(_looked, plan, held)
 
     def init() -> TrainState:
         every = jax.vmap(functools.partial(first_state, plan))
@@ -134,7 +141,7 @@ def optimisation(plan: Plan, start: Params, result: Callable[..., dict[str, Any]
         score=(None, "eval_pass_at_1"),
         evaluate=evaluate,
         result=finish,
-        samples=_make_samples(plan),
+        samples=functools.partial(_samples, plan, held),
         source="the verifier",
     )
 
@@ -153,19 +160,11 @@ def first_state(
     return _program(plan, reference, floats).init(jax.random.key(seed))
 
 
-def _make_look(plan: Plan) -> Callable[[Params], dict[str, np.ndarray]]:
-    """A function parameters [A, ...] -> numbers [A] on held-out problems."""
-    reason = plan.reason
-    one = measure.make_measure(
-        plan.task,
-        plan.decoder,
-        problems=reason.eval_problems,
-        samples=reason.eval_samples,
-        seed=reason.seed,
-    )
-    every = jax.jit(lambda params, heat: jax.lax.map(lambda x: one(*x), (params, heat)))
-    heat = jnp.asarray(plan.temperatures())
-    return lambda params: jax.tree.map(np.asarray, every(params, heat))
+def _looked(plan: Plan, held: measure.Held, params: Params) -> dict[str, np.ndarray]:
+    """The numbers [A] of all agents with parameters [A, ...] on held-out problems."""
+    heat = plan.temperatures()
+    each = [measure.measured(held, take(params, a), float(heat[a])) for a in range(plan.agents)]
+    return {name: np.array([found[name] for found in each]) for name in each[0]}
 
 
 def summary_of(found: dict[str, np.ndarray], samples: int) -> dict[str, float]:
@@ -242,8 +241,8 @@ def _counting(plan: Plan, collect: Callable[..., Any]) -> Callable[..., Any]:
     A group without spread has advantages of 0 and no effect on an update of RLOO and GRPO.
     """
 
-    def count(*arguments: Any) -> tuple[Any, Trajectory]:
-        state, trajectory = collect(*arguments)
+    def count(*arguments: Any, **frozen: Any) -> tuple[Any, Trajectory]:
+        state, trajectory = collect(*arguments, **frozen)
         rewards = _verify(plan.task, trajectory.obs.tokens[0]).reshape(-1, plan.config.group_size)
         alike = jnp.mean(jnp.all(rewards == rewards[:, :1], axis=1).astype(jnp.float32))
         state = dataclasses.replace(state, metrics=state.metrics | {NO_SPREAD: alike})
@@ -277,31 +276,20 @@ def _verify(task: Any, rows: jax.Array) -> jax.Array:
     return jax.vmap(task.reward)(prompts, responses)
 
 
-def _make_samples(plan: Plan) -> Callable[[TrainState, int], list[dict[str, Any]]]:
-    """Responses of the first agent to held-out problems, as text."""
-
-    def respond(params: Params, key: jax.Array, prompts: jax.Array) -> measure.Verified:
-        heat = float(plan.temperatures()[0])
-        return measure.answer(
-            key, params, prompts, task=plan.task, decoder=plan.decoder, temperature=heat
-        )
-
-    respond = jax.jit(respond)
-
-    def samples(state: TrainState, count: int) -> list[dict[str, Any]]:
-        first = take(state, 0)
-        key = jax.random.fold_in(jax.random.key(plan.reason.seed), SAMPLES + first.update)
-        prompts = plan.task.problems(key, count, True)
-        said = respond(first.learner.params["actor"], key, prompts)
-        return [
-            {
-                "prompt": tokens.decode(plan.task.vocabulary, prompt),
-                "response": tokens.decode(plan.task.vocabulary, response),
-                "reward": float(reward),
-            }
-            for prompt, response, reward in zip(
-                np.asarray(prompts), np.asarray(said.tokens), np.asarray(said.reward), strict=True
-            )
-        ]
-
-    return samples
+def _samples(plan: Plan, held: measure.Held, state: TrainState, count: int) -> list[dict[str, Any]]:
+    """Sampled responses of the first agent to held-out problems, as text."""
+    first = take(state, 0)
+    key = jax.random.fold_in(held.key, SAMPLES + first.update)
+    heat = jnp.float32(plan.temperatures()[0])
+    said = held.respond(first.learner.params["actor"], key, heat)
+    start = int(first.update) * count % len(held.prompts)
+    rows = (start + np.arange(count)) % len(held.prompts)
+    text = functools.partial(tokens.decode, plan.task.vocabulary)
+    return [
+        {
+            "prompt": text(np.asarray(held.prompts[row])),
+            "response": text(np.asarray(said.tokens[row])),
+            "reward": float(said.reward[row]),
+        }
+        for row in rows
+    ]
