@@ -17,7 +17,7 @@ from ppo_jax.cli import reason as plans
 from ppo_jax.cli import rlhf as command
 from ppo_jax.config import ConfigError
 from ppo_jax.rlhf.hf_io import load_model
-from ppo_jax.rlhf.reasoning import agents, measure, optimise
+from ppo_jax.rlhf.reasoning import agents, measure, optimise, report
 from ppo_jax.rlhf.tasks import tokens
 
 # The smallest size that includes all parts.
@@ -124,6 +124,36 @@ def test_the_measurement_of_a_perfect_model():
     assert measure.not_padding(answers).sum(axis=1).tolist() == [3] * 5  # two digits and <eos>
     assert float(jax.vmap(tiny.task.reward)(problems, answers).min()) == 1.0 > measure.CORRECT > 0.5
     assert tokens.decode(tiny.task.vocabulary, np.asarray(answers[0])).isdigit()
+
+
+def test_pass_at_1_is_greedy_and_pass_at_k_needs_one_correct_sample():
+    rewards = {0.0: [1, 0, 0, 1], 1.0: [0, 0, 1, 1], 2.0: [0, 0, 0, 1]}
+    keys = jax.random.split(jax.random.key(0), 2)
+
+    def respond(params, key, temperature):
+        second = bool(jnp.all(jax.random.key_data(key) == jax.random.key_data(keys[1])))
+        reward = rewards[float(temperature) * (1 + second)]
+        mask = np.arange(3) < (3 if temperature == 0 else 2)
+        return measure.Verified(None, np.tile(mask, (4, 1)), np.array(reward))
+
+    held = measure.Held(None, respond, 2, jax.random.key(0))
+    assert measure.measured(held, {}, 1.0) == {
+        "pass_at_1": 0.5,
+        "pass_at_k": 0.5,
+        "sampled_pass_at_1": 0.375,
+        "length": 2.0,
+    }
+
+
+def test_the_results_of_a_configuration_are_those_of_its_seeds():
+    varied = plan("--vary", "temperature=0.5,1")
+    before = {name: np.array([0.1, 0.3, 0.1, 0.3]) for name in ("pass_at_1", "pass_at_k")}
+    after = {name: np.array([0.2, 0.4, 0.6, 1.0]) for name in ("pass_at_1", "pass_at_k", "length")}
+    first, second = report.configurations(varied, before, after)
+    assert (first["point"], second["point"]) == ({"temperature": 0.5}, {"temperature": 1.0})
+    assert (first["pass_at_1"], second["pass_at_1"]) == (pytest.approx(0.3), pytest.approx(0.8))
+    assert (second["worst"], second["best"], second["start_pass_at_1"]) == (0.6, 1.0, 0.2)
+    assert second["interval"] == [0.6, 1.0]  # of two seeds
 
 
 def test_the_agents_are_all_seeds_of_each_configuration():
