@@ -7,7 +7,7 @@ from typing import Any
 import jax
 
 from ppo_jax import precision
-from ppo_jax.cli import respond
+from ppo_jax.cli import problems, respond
 from ppo_jax.cli.rlhf import KINDS, pick, restored
 from ppo_jax.config import ConfigError
 from ppo_jax.config.rlhf import Adapters, Demo
@@ -294,4 +294,5 @@ COMMANDS: dict[str, Callable[..., Any]] = {
     "ppo": _ppo,
     "generate": respond.generate,
     "evaluate": _evaluate,
+    "problems": problems.write,
 }

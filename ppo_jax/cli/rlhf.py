@@ -29,6 +29,7 @@ from ppo_jax.config.rlhf import (
     HeldOutOptions,
     ModelOptions,
     PPOOptions,
+    ProblemOptions,
     RewardOptions,
     Rollouts,
     SamplingOptions,
@@ -54,7 +55,11 @@ KINDS: dict[str, tuple[Any, ...]] = {
 OTHERS: dict[str, tuple[Any, ...]] = {
     "generate": (GenerateOptions, SamplingOptions),
     "evaluate": (EvaluateOptions, SamplingOptions),
+    "problems": (ProblemOptions,),
 }
+# The option that the first word of these commands is for, and the word in their help.
+WORDS = {"generate": ("model", "[FOLDER]"), "evaluate": ("model", "[FOLDER]")}
+WORDS["problems"] = ("task", "[TASK]")
 # Options of a run that the demo does not have, because it decides itself when each stage ends.
 NOT_IN_DEMO = ("eval_every", "stop_at", "callback", "final_model")
 # Options of `evaluate` without --prompts.
@@ -70,6 +75,7 @@ DOCS = {
     "ppo": "Maximise a reward near a reference model, with PPO, REINFORCE, RLOO or GRPO.",
     "generate": "Generate responses to prompts with a model.",
     "evaluate": "Score responses of a model to prompts, or evaluate a run on its held-out data.",
+    "problems": "Write problems of a reasoning task, whose answers are verified by a program.",
 }
 COMMANDS = tuple(DOCS)
 
@@ -98,6 +104,7 @@ GROUPS = {
     GenerateOptions: "generation",
     SamplingOptions: "sampling",
     EvaluateOptions: "evaluation",
+    ProblemOptions: "problems",
 }
 HELP = "\n".join(
     [
@@ -157,8 +164,9 @@ def _work(name: str, values: dict[str, Any], options: StageOptions | None) -> in
 
 def _other_values(name: str, arguments: list[str]) -> dict[str, Any]:
     """The values of a command that keeps no run."""
+    first, word = WORDS[name]
     if arguments and not arguments[0].startswith("-"):
-        arguments = ["--model", *arguments]
+        arguments = [flag(first), *arguments]
     records = OTHERS[name]
     fields = [(f.name, f, f.default) for record in records for f in dataclasses.fields(record)]
     groups = {f.name: GROUPS[record] for record in records for f in dataclasses.fields(record)}
@@ -167,9 +175,9 @@ def _other_values(name: str, arguments: list[str]) -> dict[str, Any]:
         fields,
         f"{PROGRAM} {name}",
         DOCS[name],
-        origins={"model": REQUIRED},
+        origins=dict.fromkeys((first, "out") if name == "problems" else (first,), REQUIRED),
         groups=groups,
-        word="[FOLDER]",
+        word=word,
     )
     for record in records:
         check_record(pick(record, values))
