@@ -8,6 +8,7 @@ import random
 import re
 import sys
 from fractions import Fraction
+from pathlib import Path
 
 import jax
 import jax.numpy as jnp
@@ -15,8 +16,11 @@ import numpy as np
 import pytest
 
 from ppo_jax.cli import rlhf as command
+from ppo_jax.config import options
 from ppo_jax.config.options import ConfigError
 from ppo_jax.rlhf import tasks
+from ppo_jax.rlhf.decoder import Decoder, small
+from ppo_jax.rlhf.hf_io import save_model
 from ppo_jax.rlhf.tasks import expressions, reasoning_gym, split, tokens
 from ppo_jax.rlhf.tokenizer import CharTokenizer
 
@@ -220,7 +224,7 @@ def test_the_programs_do_not_grow_with_the_length():
             prompt = task.problems(key, 2, False)[0]
             return task.reward(prompt, task.solve(prompt))
 
-        return len(jax.make_jaxpr(everything)(jax.random.key(0)).pretty_print().splitlines())
+        return str(jax.make_jaxpr(everything)(jax.random.key(0))).count(" = ")
 
     for short, long in (
         ("brackets length=8", "brackets length=64"),
@@ -360,6 +364,43 @@ def test_problems_are_written_as_a_file_of_prompts(tmp_path, capsys):
         command._refusing(["problems", "addition"])
 
 
+@pytest.fixture
+def model(tmp_path, monkeypatch):
+    """The current directory with a model of the characters of modular arithmetic."""
+    monkeypatch.chdir(tmp_path)
+    tokenizer = CharTokenizer(tasks.make("modular").vocabulary)
+    ends = {"max_positions": 64, "eos_ids": (tokenizer.eos_id,)}
+    decoder = Decoder(small(tokenizer.vocab_size, 16, 1, 2, num_kv_heads=1, **ends))
+    save_model(tmp_path / "model", decoder, decoder.init(jax.random.key(0)))
+    tokenizer.save(tmp_path / "model")
+
+
+@pytest.mark.slow
+def test_the_python_reward_in_the_stages_of_language_models(model, tmp_path):
+    """Fine-tuning on worked answers, GRPO with the Python reward, and pass@1."""
+    run = lambda *words: command._refusing([str(word) for word in words])
+    small_numbers = ("--difficulty", "digits=1", "modulus=5", "operations=+")
+    for name, more in (("train", ()), ("test", ("--held-out",))):
+        assert run("problems", "modular", *small_numbers, "--number", 200, "--out", f"{name}.jsonl",
+                   *more) == 0  # fmt: skip
+    assert run("sft", "--model", "model", "--data", "train.jsonl", "--run-dir", "sft", "--updates",
+               150, "--batch-size", 32, "--learning-rate", 0.01) == 0  # fmt: skip
+    assert run("ppo", "--model", "sft", "--data", "train.jsonl", "--eval-data", "test.jsonl",
+               "--algorithm", "grpo", "--reward", "ppo_jax.rlhf.tasks:reward", "--updates", 3,
+               "--num-prompts", 8, "--max-new-tokens", 2, "--samples", 8,
+               "--run-dir", "grpo") == 0  # fmt: skip
+    last = json.loads((tmp_path / "grpo" / "metrics.jsonl").read_text().splitlines()[-1])
+    assert 0.1 < last["score"] <= 1.0
+    out = "responses.jsonl"
+    assert run("evaluate", "grpo", "--prompts", "test.jsonl", "--reward",
+               "ppo_jax.rlhf.tasks:reward", "--threshold", 1, "--out", out) == 0  # fmt: skip
+    task = tasks.from_text("modular digits=1 modulus=5 operations=+")
+    rows = [json.loads(line) for line in (tmp_path / out).read_text().splitlines()]
+    for row in rows:
+        assert row["score"] == task.python_reward(row["prompt"], row["response"])
+    assert {row["score"] for row in rows} == {0.0, 1.0}
+
+
 def test_without_reasoning_gym_the_message_has_the_command(monkeypatch):
     monkeypatch.setitem(sys.modules, "reasoning_gym", None)
     reasoning_gym._data.cache_clear()
@@ -390,3 +431,18 @@ def test_problems_of_reasoning_gym():
             tasks.records(text, 2)
     with pytest.raises(ConfigError, match="index"):
         tasks.reward(["1 + 1"], ["2"], task=["reasoning_gym:chain_sum"])
+
+
+def test_the_example_of_the_page_runs(capsys):
+    page = (Path(__file__).parent.parent / "docs/reasoning_tasks.md").read_text()
+    (block,) = re.findall(r"```python\n(.*?)```", page, re.S)
+    exec(compile(block, "reasoning_tasks.md", "exec"), {})
+    (printed,) = re.findall(r"print\(.*\)  # (.*)", block)
+    assert capsys.readouterr().out == printed + "\n"
+    for name in tasks.TASKS:  # the table has each task with its options
+        (row,) = re.findall(rf"^\| `{name}` \| `(.*?)` \| `(.*?)` \|.*\| (.*) \|$", page, re.M)
+        task = tasks.make(name)
+        assert task.python_reward(row[0], row[1]) == 1, name
+        for field in dataclasses.fields(task):
+            value = options.show(getattr(task, field.name)).lower()
+            assert f"`{field.name}={value}`" in row[2], (name, field.name)

@@ -72,7 +72,7 @@ def optimal_moments(
     }
 
 
-class Budget(NamedTuple):
+class BestPolicy(NamedTuple):
     """The best policy whose KL to the reference is within a budget.
 
     Attributes:
@@ -87,7 +87,7 @@ class Budget(NamedTuple):
     kl_coef: jax.Array
 
 
-def under_budget(score: jax.Array, log_ref: jax.Array, budget: jax.Array | float) -> Budget:
+def under_budget(score: jax.Array, log_ref: jax.Array, budget: jax.Array | float) -> BestPolicy:
     """The highest mean of the expected scores among policies with a bounded mean of the KL.
 
     max_π E_x E_π[r]  subject to  E_x KL(π(·|x) ‖ π_ref(·|x)) ≤ κ
@@ -104,7 +104,7 @@ def under_budget(score: jax.Array, log_ref: jax.Array, budget: jax.Array | float
         budget: [] budget κ >= 0, in nats per response.
 
     Returns:
-        The optimal policy's Budget.
+        Scores, KLs and β of the optimal policy.
 
     Raises:
         ValueError: score and log_ref have different shapes.
@@ -130,7 +130,7 @@ def under_budget(score: jax.Array, log_ref: jax.Array, budget: jax.Array | float
     kl_coef = jnp.exp(jax.lax.fori_loop(0, BISECTIONS, halve, ends)[1])
     found = optimal_moments(score, kl_coef, log_ref)
     free = jnp.mean(limit) <= budget
-    return Budget(
+    return BestPolicy(
         jnp.where(free, best, found["score"]),
         jnp.where(free, limit, found["kl"]),
         jnp.where(free, 0.0, kl_coef),

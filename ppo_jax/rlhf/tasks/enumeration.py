@@ -94,7 +94,7 @@ def _log_prob(
     return jnp.stack([of_prompt(*pair) for pair in zip(prompts, jnp.asarray(rows), strict=True)])
 
 
-def best_pass_at_1(log_right: jax.Array, budget: jax.Array | float) -> optimum.Budget:
+def best_pass_at_1(log_right: jax.Array, budget: jax.Array | float) -> optimum.BestPolicy:
     """The best pass@1 of a policy whose mean KL to the reference is within a budget.
 
     Args:
