@@ -87,6 +87,7 @@ class BestPolicy(NamedTuple):
     kl_coef: jax.Array
 
 
+@jax.jit
 def under_budget(score: jax.Array, log_ref: jax.Array, budget: jax.Array | float) -> BestPolicy:
     """The highest mean of the expected scores among policies with a bounded mean of the KL.
 

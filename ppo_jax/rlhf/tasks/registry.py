@@ -70,8 +70,11 @@ def from_text(text: str) -> Task:
 def to_text(task: Task) -> str:
     """The text of a task; `from_text` is the inverse."""
     (name,) = [name for name, kind in TASKS.items() if type(task) is kind]
-    fields = dataclasses.fields(TASKS[name])
-    return " ".join([name, *(f"{f.name}={show(getattr(task, f.name))}" for f in fields)])
+    words = []
+    for field in dataclasses.fields(TASKS[name]):
+        text = show(getattr(task, field.name))
+        words.append(f"{field.name}={text.lower() if field.type is bool else text}")
+    return " ".join([name, *words])
 
 
 def _fields(name: str) -> dict[str, Any]:
