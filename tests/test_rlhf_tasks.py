@@ -388,8 +388,8 @@ def test_the_python_reward_in_the_stages_of_language_models(model, tmp_path):
     assert run("sft", "--model", "model", "--data", "train.jsonl", "--run-dir", "sft", "--updates",
                150, "--batch-size", 32, "--learning-rate", 0.01) == 0  # fmt: skip
     assert run("ppo", "--model", "sft", "--data", "train.jsonl", "--eval-data", "test.jsonl",
-               "--algorithm", "grpo", "--reward", "ppo_jax.rlhf.tasks:reward", "--updates", 3,
-               "--num-prompts", 8, "--max-new-tokens", 2, "--samples", 8,
+               "--algorithm", "grpo", "--group-size", 4, "--reward",
+               "ppo_jax.rlhf.tasks:reward", "--updates", 3, "--num-prompts", 8, "--max-new-tokens", 2, "--samples", 8,
                "--run-dir", "grpo") == 0  # fmt: skip
     last = json.loads((tmp_path / "grpo" / "metrics.jsonl").read_text().splitlines()[-1])
     assert 0.1 < last["score"] <= 1.0

@@ -146,8 +146,9 @@ class Countdown:
         [K, count - 1] operations."""
         orders = list(itertools.permutations(range(self.count)))
         operations = list(itertools.product(range(len(self.operations)), repeat=self.count - 1))
-        pairs = list(itertools.product(orders, operations))
-        return tuple(jnp.asarray(np.asarray(column)) for column in zip(*pairs, strict=True))
+        pairs = itertools.product(orders, operations)
+        first, second = (np.asarray(column) for column in zip(*pairs, strict=True))
+        return jnp.asarray(first), jnp.asarray(second)
 
     def _fold(self, numbers: jax.Array, operations: jax.Array) -> tuple[jax.Array, jax.Array]:
         """The values [K] of the expressions, and whether all their divisions are exact [K]."""
