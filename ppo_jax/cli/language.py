@@ -7,7 +7,7 @@ from typing import Any
 import jax
 
 from ppo_jax import precision
-from ppo_jax.cli import reason, respond
+from ppo_jax.cli import problems, reason, respond
 from ppo_jax.cli.rlhf import KINDS, pick, restored
 from ppo_jax.config import ConfigError
 from ppo_jax.config.rlhf import Adapters, Demo
@@ -300,4 +300,5 @@ COMMANDS: dict[str, Callable[..., Any]] = {
     "generate": respond.generate,
     "reason": reason.prepared,
     "evaluate": _evaluate,
+    "problems": problems.write,
 }

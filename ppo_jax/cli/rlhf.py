@@ -29,6 +29,7 @@ from ppo_jax.config.rlhf import (
     HeldOutOptions,
     ModelOptions,
     PPOOptions,
+    ProblemOptions,
     RewardOptions,
     Rollouts,
     SamplingOptions,
@@ -55,7 +56,11 @@ KINDS: dict[str, tuple[Any, ...]] = {
 OTHERS: dict[str, tuple[Any, ...]] = {
     "generate": (GenerateOptions, SamplingOptions),
     "evaluate": (EvaluateOptions, SamplingOptions),
+    "problems": (ProblemOptions,),
 }
+# The option that the first word of these commands is for, and the word in their help.
+WORDS = {"generate": ("model", "[FOLDER]"), "evaluate": ("model", "[FOLDER]")}
+WORDS["problems"] = ("task", "[TASK]")
 # Options of a run that the demo does not have, because it decides itself when each stage ends.
 NOT_IN_DEMO = ("eval_every", "stop_at", "callback", "final_model")
 # Options that a stage does not have though its records do, and defaults of its own.
@@ -75,6 +80,7 @@ DOCS = {
     "reason": "Train a small model from random weights on a task whose answers are verified.",
     "generate": "Generate responses to prompts with a model.",
     "evaluate": "Score responses of a model to prompts, or evaluate a run on its held-out data.",
+    "problems": "Write problems of a reasoning task, whose answers are verified by a program.",
 }
 COMMANDS = tuple(DOCS)
 
@@ -104,6 +110,7 @@ GROUPS = {
     GenerateOptions: "generation",
     SamplingOptions: "sampling",
     EvaluateOptions: "evaluation",
+    ProblemOptions: "problems",
 }
 HELP = "\n".join(
     [
@@ -163,8 +170,9 @@ def _work(name: str, values: dict[str, Any], options: StageOptions | None) -> in
 
 def _other_values(name: str, arguments: list[str]) -> dict[str, Any]:
     """The values of a command that keeps no run."""
+    first, word = WORDS[name]
     if arguments and not arguments[0].startswith("-"):
-        arguments = ["--model", *arguments]
+        arguments = [flag(first), *arguments]
     records = OTHERS[name]
     fields = [(f.name, f, f.default) for record in records for f in dataclasses.fields(record)]
     groups = {f.name: GROUPS[record] for record in records for f in dataclasses.fields(record)}
@@ -173,9 +181,9 @@ def _other_values(name: str, arguments: list[str]) -> dict[str, Any]:
         fields,
         f"{PROGRAM} {name}",
         DOCS[name],
-        origins={"model": REQUIRED},
+        origins=dict.fromkeys((first, "out") if name == "problems" else (first,), REQUIRED),
         groups=groups,
-        word="[FOLDER]",
+        word=word,
     )
     for record in records:
         check_record(pick(record, values))

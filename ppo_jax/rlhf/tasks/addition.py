@@ -1,7 +1,6 @@
 """Addition of two integers: `12+34=` is answered by `046`, or by `640` in reverse."""
 
 import dataclasses
-import re
 
 import jax
 import jax.numpy as jnp
@@ -50,37 +49,35 @@ class Addition:
 
     def solve(self, prompt: jax.Array) -> jax.Array:
         """[R] the sum with all its digits."""
-        figures = integers.digits(self._sum(prompt), self.digits + 1, self.reverse)
-        keep = jnp.ones_like(figures, bool)
-        return tokens.finish(figures + self._zero, keep, self.response_length)
+        return integers.answer(
+            self._sum(prompt),
+            self.digits + 1,
+            self.response_length,
+            vocabulary=self.vocabulary,
+            reverse=self.reverse,
+        )
 
     def reward(self, prompt: jax.Array, response: jax.Array) -> jax.Array:
         """[] 1 if the response is the sum, otherwise 0."""
-        end = tokens.end(response)
-        valid, found = integers.read(response, end, zero=self._zero, reverse=self.reverse)
-        return (valid & (found == self._sum(prompt))).astype(jnp.float32)
+        return integers.reward(
+            response, self._sum(prompt), vocabulary=self.vocabulary, reverse=self.reverse
+        )
 
     def python_reward(self, prompt: str, response: str) -> float:
         """The reward of texts."""
-        summands = re.fullmatch(f"([0-9]{{{self.digits}}})\\+([0-9]{{{self.digits}}})=", prompt)
-        if summands is None:
-            raise ValueError(f"{prompt!r} is not a prompt of {self}")
-        if len(response) >= self.response_length:
-            return 0.0
-        found = integers.read_text(response, reverse=self.reverse)
-        return float(found == int(summands[1]) + int(summands[2]))
+        n = f"([0-9]{{{self.digits}}})"
+        a, b = tokens.fields(f"{n}\\+{n}=", prompt, self)
+        return integers.reward_text(
+            response, int(a) + int(b), self.response_length, reverse=self.reverse
+        )
+
+    def _draw(self, key: jax.Array) -> jax.Array:
+        figures = jax.random.randint(key, (2, self.digits), 0, 10) + self._zero
+        return tokens.join(self.vocabulary, figures[0], "+", figures[1], "=")
 
     @property
     def _zero(self) -> int:
         return tokens.id_of(self.vocabulary, "0")
-
-    def _draw(self, key: jax.Array) -> jax.Array:
-        figures = jax.random.randint(key, (2, self.digits), 0, 10) + self._zero
-        bos, plus, equals = (
-            jnp.full((1,), i, jnp.int32)
-            for i in (tokens.BOS, *tokens.encode(self.vocabulary, "+="))
-        )
-        return jnp.concatenate([bos, figures[0], plus, figures[1], equals])
 
     def _summands(self, prompt: jax.Array) -> jax.Array:
         """[2] the two summands."""

@@ -45,6 +45,7 @@ def problems(
     *,
     draw: Callable[[jax.Array], jax.Array],
     identity: Callable[[jax.Array], jax.Array],
+    accept: Callable[[jax.Array], jax.Array] = lambda prompt: jnp.bool_(True),
 ) -> jax.Array:
     """Draw n problems of one part by rejection.
 
@@ -54,6 +55,7 @@ def problems(
         held_out: [] whether the problems are held out from training.
         draw: function (key) -> prompt [P], which draws one problem of either part.
         identity: function (prompt [P]) -> [K] integers, for `is_held_out`.
+        accept: function (prompt [P]) -> [] bool, False for a problem that belongs to neither part.
 
     Returns:
         [n, P] prompts, independent draws from the problems of the part.
@@ -64,7 +66,7 @@ def problems(
         key, draw_key = jax.random.split(key)
         fresh = jax.vmap(draw)(jax.random.split(draw_key, n))
         part = jax.vmap(lambda prompt: is_held_out(identity(prompt)))(fresh)
-        take = ~found & (part == held_out)
+        take = ~found & (part == held_out) & jax.vmap(accept)(fresh)
         return key, jnp.where(take[:, None], fresh, prompts), found | take
 
     shape = jax.eval_shape(draw, key)

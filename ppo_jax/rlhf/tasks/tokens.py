@@ -4,7 +4,9 @@ The ids are those of `tokenizer.CharTokenizer` for the same vocabulary, so that 
 trained on a task works in all stages of language models.
 """
 
+import re
 from collections.abc import Iterable
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -48,9 +50,18 @@ def decode(vocabulary: str, ids: Iterable[int]) -> str:
     return "".join(names[token] for token in row[first:])
 
 
-def prompt_row(vocabulary: str, text: str) -> np.ndarray:
-    """A prompt as token ids: <bos> and the characters, int32."""
-    return np.asarray([BOS, *encode(vocabulary, text)], np.int32)
+def join(vocabulary: str, *parts: str | jax.Array) -> jax.Array:
+    """A prompt as token ids: <bos> and the parts in their order.
+
+    Args:
+        vocabulary: characters of the task.
+        *parts: texts, and arrays [K_i] of token ids.
+
+    Returns:
+        [P] int32 token ids.
+    """
+    rows = [encode(vocabulary, part) if isinstance(part, str) else part for part in parts]
+    return jnp.concatenate([jnp.asarray(row, jnp.int32) for row in ([BOS], *rows)])
 
 
 def response_row(vocabulary: str, text: str, length: int) -> np.ndarray:
@@ -79,3 +90,15 @@ def finish(ids: jax.Array, keep: jax.Array, length: int) -> jax.Array:
     place = jnp.where(keep, jnp.cumsum(keep) - 1, length)  # outside the row: dropped
     row = jnp.full((length,), PAD, jnp.int32).at[jnp.sum(keep)].set(EOS, mode="drop")
     return row.at[place].set(ids.astype(jnp.int32), mode="drop")
+
+
+def fields(pattern: str, prompt: str, task: Any) -> tuple[str, ...]:
+    """The groups of a pattern in the text of a prompt.
+
+    Raises:
+        ValueError: the text is not a prompt of the task.
+    """
+    found = re.fullmatch(pattern, prompt)
+    if found is None:
+        raise ValueError(f"{prompt!r} is not a prompt of {task}")
+    return found.groups()
