@@ -155,16 +155,19 @@ def clipped_surrogate(
     old_log_prob: jax.Array,
     advantage: jax.Array,
     clip_eps: jax.Array | float,
+    *,
+    clip_eps_high: jax.Array | float | None = None,
 ) -> jax.Array:
     """The negated clipped objective of PPO.
 
-    L = −min(ρ Â, clip(ρ, 1−ε, 1+ε) Â),   ρ = π_θ(a|s) / π_old(a|s)
+    L = −min(ρ Â, clip(ρ, 1−ε, 1+ε_high) Â),   ρ = π_θ(a|s) / π_old(a|s)
 
     Args:
         log_prob: [...] log π_θ(a|s).
         old_log_prob: [...] log π_old(a|s).
         advantage: [...] advantages Â.
         clip_eps: clip range ε > 0.
+        clip_eps_high: ε_high > 0 of the upper bound; None for ε.
 
     Returns:
         [...] losses. The gradient is zero where ρ is outside the interval and a further step in
@@ -173,17 +176,20 @@ def clipped_surrogate(
     Raises:
         ValueError: if the arrays have different shapes; only scalars are broadcast.
 
-    Source: Schulman et al. 2017, Proximal Policy Optimization Algorithms, eq. 7.
+    Source: Schulman et al. 2017, Proximal Policy Optimization Algorithms, eq. 7; Yu et al. 2025,
+    DAPO, section 3.1 (the upper bound of its own).
     """
+    high = clip_eps if clip_eps_high is None else clip_eps_high
     shapes.same(
         "clipped_surrogate",
         log_prob=log_prob,
         old_log_prob=old_log_prob,
         advantage=advantage,
         clip_eps=clip_eps,
+        clip_eps_high=high,
     )
     ratio = divergences.importance_ratio(log_prob, old_log_prob)
-    clipped = jnp.clip(ratio, 1.0 - clip_eps, 1.0 + clip_eps)
+    clipped = jnp.clip(ratio, 1.0 - clip_eps, 1.0 + high)
     return -jnp.minimum(ratio * advantage, clipped * advantage)
 
 

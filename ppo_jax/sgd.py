@@ -122,6 +122,7 @@ def sgd_epochs(
     minibatches: int,
     stop: Callable[[Metrics], jax.Array] | None = None,
     micro_batches: int = 1,
+    prepare: Callable[[PyTree], PyTree] = lambda rows: rows,
 ) -> tuple[LearnerState, Metrics]:
     """Several epochs of minibatch gradient descent over the same samples.
 
@@ -136,6 +137,8 @@ def sgd_epochs(
             and before the step. Once it returns True, this step and all later ones are skipped.
         micro_batches: number of parts of a minibatch over which the gradient is accumulated, as
             for `sgd_step`.
+        prepare: function applied to the samples of each minibatch before they are divided into
+            parts, for numbers that depend on the whole minibatch.
 
     Returns:
         (LearnerState, metrics averaged over the steps that were taken).
@@ -153,7 +156,9 @@ def sgd_epochs(
         def step(learner: LearnerState, minibatch: PyTree) -> tuple[LearnerState, Metrics]:
             return sgd_step(learner, minibatch, loss_fn, optimizer, micro_batches=micro_batches)
 
-        learner, metrics = _scan_minibatches(step, learner, rows, order, minibatches=minibatches)
+        learner, metrics = _scan_minibatches(
+            step, learner, rows, order, minibatches=minibatches, prepare=prepare
+        )
         return unravel(learner), jax.tree.map(jnp.mean, metrics)
 
     guarded = functools.partial(
@@ -165,7 +170,7 @@ def sgd_epochs(
     )
     start = (learner, jnp.array(True))
     (learner, _), (metrics, taken) = _scan_minibatches(
-        guarded, start, rows, order, minibatches=minibatches
+        guarded, start, rows, order, minibatches=minibatches, prepare=prepare
     )
     # If the first step was not taken either, its metrics are reported: they show the reason.
     counted = taken.at[0].set(True)
@@ -274,7 +279,13 @@ def _check_order(rows: PyTree, order: jax.Array, minibatches: int) -> None:
 
 
 def _scan_minibatches(
-    step: Callable[..., Any], carry: Any, rows: PyTree, order: jax.Array, *, minibatches: int
+    step: Callable[..., Any],
+    carry: Any,
+    rows: PyTree,
+    order: jax.Array,
+    *,
+    minibatches: int,
+    prepare: Callable[[PyTree], PyTree],
 ) -> tuple[Any, Any]:
     """Apply `step` to every minibatch of every epoch: (carry, results [K * minibatches]).
 
@@ -285,7 +296,7 @@ def _scan_minibatches(
     take = _batch_taker(rows) if few and isinstance(rows, Batch) else row_taker(rows)
 
     def body(carry: Any, index: jax.Array) -> tuple[Any, Any]:
-        carry, result = step(carry, take(index))
+        carry, result = step(carry, prepare(take(index)))
         return carry, packed.pack(result) if few else result
 
     carry, results = jax.lax.scan(body, carry, order.reshape(order.shape[0] * minibatches, -1))

@@ -235,6 +235,19 @@ def test_another_shape_is_refused_by_name(tmp_path, state):
         checkpoints.restore(halved)
 
 
+def test_metrics_that_are_younger_than_a_checkpoint_are_zero(tmp_path, state):
+    """No update reads the metrics of the last rollout; other arrays are refused."""
+    checkpoints = save_two(tmp_path, state)
+    metrics = state.rollout.metrics | {"new": jnp.ones(3)}
+    more = state.replace(rollout=state.rollout.replace(metrics=metrics))
+    _, restored = checkpoints.restore(jax.eval_shape(lambda: more))
+    np.testing.assert_array_equal(restored.rollout.metrics["new"], np.zeros(3))
+    assert_same(restored.learner, checkpoints.restore(state)[1].learner)
+    other = state.replace(learner=state.learner.replace(extra={"new": jnp.ones(3)}))
+    with pytest.raises(CheckpointError, match=r"\.learner\.extra.* is None there"):
+        checkpoints.restore(other)
+
+
 def test_nothing_there_is_said(tmp_path, state):
     with pytest.raises(CheckpointError, match="no checkpoint in"):
         Checkpoints(tmp_path, IDENTITY).restore(state)

@@ -87,22 +87,6 @@ def plan(*arguments):
     return plans.plan_of(values(*TINY, *arguments))
 
 
-def test_a_group_without_spread_is_counted():
-    tiny = plan()
-    problem = tiny.task.problems(jax.random.key(0), 2, False)
-    right, wrong = jax.vmap(tiny.task.solve)(problem), jnp.zeros((2, 3), jnp.int32)
-    # The first group has a right and a wrong response, the second one two wrong responses.
-    said = jnp.stack([right[0], wrong[0], wrong[1], wrong[1]])
-    obs = jnp.concatenate([jnp.repeat(problem, 2, axis=0), said], axis=1)[None]
-
-    class Rolled:
-        obs = type("Obs", (), {"tokens": obs})
-
-    state = optimise.train.rollout.init(jax.random.key(0), optimise.train.rollout.Settings(2, 2))
-    collect = optimise._counting(tiny, lambda: (state, Rolled))
-    assert float(collect()[0].metrics["groups_without_spread"]) == 0.5
-
-
 def test_an_agent_that_diverges_stops_alone():
     def step(state, frozen, floats):
         found = guard.check([guard.Part("x", state + floats)])

@@ -379,7 +379,7 @@ def test_the_standard_error_of_the_objective_is_over_prompts():
     ones = jnp.ones((8, 1))
     said = Responses(
         inputs=(), tokens=ones, mask=ones, ended=ones[:, 0], gap=0.0, log_prob=ones * 0,
-        ref_log_prob=ones * 0, value=ones, raw_score=ones[:, 0], entropy=ones,
+        ref_log_prob=ones * 0, value=ones, raw_score=ones[:, 0], entropy=ones, log_weight=ones * 0,
         score_parts={"a": np.array([1.0, np.nan] * 4), "none": np.full(8, np.nan)},
     )  # fmt: skip
     rows = np.array([7, 9] * 4)

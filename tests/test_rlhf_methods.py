@@ -436,6 +436,7 @@ def golden_trajectory(x, settings) -> Trajectory:
         value=jnp.asarray(x["values"]),
         raw_score=jnp.asarray(x["scores"]),
         entropy=jnp.zeros(x["mask"].shape),
+        log_weight=jnp.zeros(x["mask"].shape),
     )
     score = rollout.shape_scores((), said, settings)
     return rollout._trajectory(said, score, settings.kl_coef, settings)

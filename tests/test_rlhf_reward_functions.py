@@ -102,7 +102,7 @@ def test_several_rewards_are_logged_apart():
     scores = jax.jit(both.score, static_argnums=2)(both.frozen, inputs(None), 1)
     np.testing.assert_allclose(scores.total, [5.0, -2.0])
     zeros = jnp.zeros((2, 1))
-    said = rollout.Responses(None, *([zeros] * 9), score_parts=scores.parts)
+    said = rollout.Responses(None, *([zeros] * 10), score_parts=scores.parts)
     means = rollout.part_means(said)
     assert {k: float(x) for k, x in means.items()} == {"score_first": 3.0, "score_second": 1.5}
     state = rollout.init(jax.random.key(0), rollout.Settings(2, reward_names=both.names))

@@ -510,7 +510,7 @@ def test_advantages_within_groups():
     sample, population = np.std(score[0], ddof=1), np.std(score[0])
     centred = np.array([-2.0, -1.0, 3.0])
     near(rewards.group_normalized(score), [centred / (sample + 1e-4), [0, 0, 0]])
-    near(rewards.group_normalized(score, ddof=0, eps=0.0)[0], centred / population)
+    near(rewards.group_scale(score, "group", ddof=0, eps=0.0)[0], [population])
 
 
 def test_running_moments_standardise_scores():

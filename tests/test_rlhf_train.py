@@ -201,7 +201,7 @@ def test_what_did_not_end_is_worth_less():
     mask = jnp.array([[1, 1, 0], [1, 1, 1], [1, 0, 0]])
     ended = rollout._ended(tokens, mask, (0, 5))
     np.testing.assert_array_equal(ended, [True, False, True])
-    said = rollout.Responses(*[None] * 3, ended, *[None] * 4, score, None)
+    said = rollout.Responses(*[None] * 3, ended, *[None] * 4, score, None, None)
     settings = rollout.Settings(1, reward_clip=2.5, missing_eos_penalty=1.0)
     np.testing.assert_allclose(rollout.shape_scores((), said, settings), [1.0, 1.0, 2.5])
     settings = rollout.Settings(1, missing_eos_score=-1.0)
@@ -212,7 +212,7 @@ def test_scores_are_scaled_by_the_moments_they_are_given():
     """The statistics of training; scores computed later do not change them."""
     moments = normalization.update(normalization.init(()), jnp.array([-4.0, 0.0, 4.0]))
     said = rollout.Responses(
-        *[None] * 3, jnp.ones(2, bool), *[None] * 4, jnp.array([1.0, 9.0]), None
+        *[None] * 3, jnp.ones(2, bool), *[None] * 4, jnp.array([1.0, 9.0]), None, None
     )
     settings = rollout.Settings(1, scale_scores=True)
     scaled = rollout.shape_scores(moments, said, settings)

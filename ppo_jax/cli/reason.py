@@ -5,7 +5,7 @@ from collections.abc import Callable
 from typing import Any
 
 from ppo_jax.config import ConfigError
-from ppo_jax.config.options import check, floats_of, parse
+from ppo_jax.config.options import check, floats_of
 from ppo_jax.config.reasoning import WITHOUT, Reason
 from ppo_jax.config.rlhf import Rollouts, Update
 from ppo_jax.rlhf import tasks
@@ -43,7 +43,7 @@ def plan_of(values: Values) -> Plan:
         ConfigError: an option is invalid; the message states the allowed values.
     """
     reason = Reason(**_of(Reason, values))
-    task = tasks.make(reason.task, **_difficulty(reason))
+    task = tasks.from_text(" ".join([reason.task, *reason.difficulty]))
     rollouts = {**_of(Rollouts, values), "max_new_tokens": task.response_length}
     config, hyper = Rollouts(**rollouts), Update(**_of(Update, values))
     return Plan(task, _decoder(task, reason), reason, config, hyper, _points(values, config, hyper))
@@ -77,28 +77,6 @@ def _decoder(task: Any, reason: Reason) -> Decoder:
             tied=False,
         )
     )
-
-
-def _difficulty(reason: Reason) -> Values:
-    """The difficulty of the task, from texts NAME=VALUE.
-
-    Raises:
-        ConfigError: a text has another form, or a value is not of its type.
-    """
-    known = {f.name: f for f in dataclasses.fields(tasks.TASKS.get(reason.task, Reason))}
-    found: Values = {}
-    for word in reason.difficulty:
-        name, equals, text = word.partition("=")
-        if not equals or name in found:
-            fault = "is given twice" if equals else "must be NAME=VALUE"
-            raise ConfigError(
-                f"--difficulty {word} {fault}; {reason.task} has the options {', '.join(known)}"
-            )
-        try:
-            found[name] = parse(known[name], text) if name in known else text
-        except ValueError as error:
-            raise ConfigError(f"--difficulty {word}: {error}") from error
-    return found
 
 
 def _points(values: Values, config: Rollouts, hyper: Update) -> tuple[dict[str, float], ...]:

@@ -76,7 +76,7 @@ DOCS = {
     "demo": "Train a small model from preferences with PPO, and compare it with the optimum.",
     "sft": "Fine-tune a language model on text.",
     "reward": "Train a reward model on preferences.",
-    "ppo": "Maximise a reward near a reference model, with PPO, REINFORCE, RLOO or GRPO.",
+    "ppo": "Maximise a reward near a reference model, with PPO, RLOO, GRPO or a variant of them.",
     "reason": "Train a small model from random weights on a task whose answers are verified.",
     "generate": "Generate responses to prompts with a model.",
     "evaluate": "Score responses of a model to prompts, or evaluate a run on its held-out data.",

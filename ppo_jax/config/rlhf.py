@@ -2,14 +2,37 @@
 
 import dataclasses
 from pathlib import Path
-from typing import ClassVar
+from typing import Any, ClassVar
 
 from ppo_jax.algorithms import configs
 from ppo_jax.config import standard
 from ppo_jax.config.options import option
 from ppo_jax.config.schedules import Scheduled
 
-ALGORITHMS = ("ppo", "reinforce", "rloo", "grpo")
+# Each algorithm, and the options in which it differs from the others. An option that is None has
+# the value given here, or else that in COMMON. Sources: docs/rlhf.md, "Algorithms".
+METHODS: dict[str, dict[str, Any]] = {
+    "ppo": {},
+    "reinforce": {},
+    "rloo": {"advantage_scale": "none"},
+    "grpo": {"advantage_scale": "group"},
+    "dr_grpo": {"advantage_scale": "none", "aggregation": "constant"},
+    "dapo": {"advantage_scale": "group", "clip_eps_high": 0.28, "dynamic_sampling": "redraw"},
+    "gspo": {"advantage_scale": "group", "aggregation": "sequence", "ratio": "sequence"},
+    "cispo": {"advantage_scale": "group", "objective": "cispo", "clip_eps_high": 4.0},
+    "reinforce_pp": {},
+    "maxrl": {"advantage_scale": "mean"},
+}
+COMMON = {
+    "aggregation": "token",
+    "ratio": "token",
+    "objective": "clip",
+    "dynamic_sampling": "off",
+}
+ALGORITHMS = tuple(METHODS)
+AGGREGATIONS = ("token", "sequence", "constant")
+ADVANTAGE_SCALES = ("group", "batch", "mean", "none")
+DYNAMIC_SAMPLING = ("off", "mask", "redraw")
 ADAMS = ("optax", "tensorflow")
 CRITICS = ("auto", "reward", "model", "shared", "none")
 KL_ESTIMATORS = ("k1", "k2", "k3", "abs")
@@ -39,6 +62,22 @@ def _lora_targets() -> tuple[str, ...]:
     )
 
 
+def _top_k() -> Any:
+    return option(
+        None, "number of the most likely tokens that are sampled from; None: no limit", low=1
+    )
+
+
+def _top_p() -> Any:
+    return option(
+        None,
+        "total probability of the most likely tokens that are sampled from; None: no limit",
+        low=0,
+        open_low=True,
+        high=1,
+    )
+
+
 @dataclasses.dataclass(frozen=True)
 class Rollouts:
     """Which responses are sampled, and how they are rewarded: `ppo_jax.rlhf.train.Config`."""
@@ -52,7 +91,7 @@ class Rollouts:
     anneal_updates: int | None = standard.anneal_updates()
     num_prompts: int = option(256, "number of prompts per rollout", low=1)
     group_size: int = option(
-        1, "number of responses to each prompt; rloo and grpo compare them", low=1
+        1, "number of responses to each prompt; the algorithms with a group compare them", low=1
     )
     max_new_tokens: int = option(32, "number of tokens of the longest response", low=1)
     rollout_batch: int | None = option(
@@ -103,6 +142,56 @@ class Rollouts:
         None,
         "score of every response without an end token; None: the score that it was given",
     )
+    length_penalty: float = option(
+        0.0, "number subtracted from the score of a response of the maximum length", low=0
+    )
+    length_penalty_start: float = option(
+        0.8,
+        "fraction of --max-new-tokens up to which responses have no length penalty; it then grows "
+        "linearly with the length",
+        low=0,
+        high=0.99,
+    )
+    mask_truncated: bool = option(
+        False, "leave responses without an end token out of the losses, but not out of their group"
+    )
+    dynamic_sampling: str | None = option(
+        None,
+        "treatment of groups whose responses all have the same score; mask: they are left out of "
+        "the losses; redraw: they are replaced by responses to further prompts; None: that of the "
+        "algorithm",
+        choices=DYNAMIC_SAMPLING,
+    )
+    max_draws: int = option(
+        4, "maximum number of times that responses are drawn for an update of redraw", low=2
+    )
+    entropy_top_fraction: float | None = option(
+        None,
+        "fraction of the tokens of a rollout, those with the highest entropy, that the policy is "
+        "trained on; None: all tokens",
+        low=0,
+        open_low=True,
+        high=1,
+    )
+    importance_cap: float | None = option(
+        None,
+        "largest importance weight, by which the loss of a token is multiplied: its probability "
+        "under the policy at the start of the update, divided by that in sampling; None: no "
+        "weights",
+        low=0,
+        open_low=True,
+    )
+    stale: bool = option(
+        False, "sample each rollout with the parameters before the last update, one update behind"
+    )
+    sampling_temperature: float | None = option(
+        None,
+        "temperature in sampling alone, not in training; None: --temperature",
+        low=0,
+        open_low=True,
+    )
+    top_k: int | None = _top_k()
+    top_p: float | None = _top_p()
     lora_rank: int = _lora_rank()
     lora_alpha: float = _lora_alpha()
     lora_targets: tuple[str, ...] = _lora_targets()
@@ -142,6 +231,46 @@ class Update(configs.PPO):
         None,
         "normalise advantages over all tokens of a rollout; None: unless groups of responses are "
         "compared",
+    )
+    advantage_scale: str | None = option(
+        None,
+        "number that divides the advantages of a group: the standard deviation of its returns, "
+        "that of the returns of the whole rollout, or the mean return of the group; None: that of "
+        "the algorithm",
+        choices=ADVANTAGE_SCALES,
+    )
+    aggregation: str | None = option(
+        None,
+        "mean that the loss is: over all tokens; over responses, of the mean over the tokens of "
+        "each; or over responses, of the sum over their tokens divided by --max-new-tokens; None: "
+        "that of the algorithm",
+        choices=AGGREGATIONS,
+    )
+    ratio: str | None = option(
+        None,
+        "probability ratio that is clipped: that of each token, or the geometric mean of those of "
+        "a response; None: that of the algorithm",
+        choices=("token", "sequence"),
+    )
+    objective: str | None = option(
+        None,
+        "objective of the policy; clip: the clipped objective of PPO; cispo: the log-probability "
+        "times the advantage and the ratio, of which the ratio is bounded and has no gradient; "
+        "None: that of the algorithm",
+        choices=("clip", "cispo"),
+    )
+    clip_eps_high: float | None = option(
+        None,
+        "epsilon of the upper bound 1 + eps of the ratio; None: that of the algorithm, or else "
+        "--clip-eps",
+        low=0,
+        open_low=True,
+    )
+    dual_clip: float | None = option(
+        None,
+        "largest ratio that counts where the advantage is negative; None: no bound",
+        low=1,
+        open_low=True,
     )
     whiten_rewards: bool = option(
         False, "scale token rewards to standard deviation 1, and keep their mean"
@@ -332,16 +461,8 @@ class SamplingOptions:
     temperature: float = option(
         1.0, "temperature that divides the logits; 0: the most likely token", low=0
     )
-    top_k: int | None = option(
-        None, "number of the most likely tokens that are sampled from; None: no limit", low=1
-    )
-    top_p: float | None = option(
-        None,
-        "total probability of the most likely tokens that are sampled from; None: no limit",
-        low=0,
-        open_low=True,
-        high=1,
-    )
+    top_k: int | None = _top_k()
+    top_p: float | None = _top_p()
     repeat: int = option(1, "number of responses to each prompt", low=1)
     batch_size: int = option(64, "number of responses that are sampled at a time", low=1)
     truncate: bool = option(False, "truncate long prompts instead of refusing them")
@@ -409,6 +530,18 @@ class ProblemOptions:
     seed: int = option(0, "seed of the problems", low=0, high=2**32 - 1)
     out: Path | None = option(None, "file for the problems, one JSON object per line")
     overwrite: bool = option(False, "replace an existing --out file")
+
+
+def settled(record: Any, algorithm: str) -> Any:
+    """A record of options in which those of the algorithm replace None.
+
+    Args:
+        record: `Rollouts` or `Update`, or another record with some of their options.
+        algorithm: name of the algorithm, a key of METHODS.
+    """
+    names = {f.name for f in dataclasses.fields(record) if getattr(record, f.name) is None}
+    values = COMMON | METHODS[algorithm]
+    return dataclasses.replace(record, **{n: x for n, x in values.items() if n in names})
 
 
 # Messages and the documentation show these classes by their public names.

@@ -1,4 +1,4 @@
-"""Algorithms for language models: the update of PPO with four advantage estimates."""
+"""Algorithms for language models: the update of PPO, with an advantage estimate and a loss each."""
 
 import dataclasses
 import functools
@@ -13,9 +13,10 @@ from ppo_jax import losses, sgd
 from ppo_jax.advantages import discounted_returns, estimate_gae
 from ppo_jax.algorithms import ppo
 from ppo_jax.config.rlhf import Update as Config
+from ppo_jax.config.rlhf import settled
 from ppo_jax.config.schedules import constant, is_schedule
 from ppo_jax.divergences import importance_ratio
-from ppo_jax.rlhf import rewards
+from ppo_jax.rlhf import objective, rewards
 from ppo_jax.rlhf.adam import scale_by_tensorflow_adam
 from ppo_jax.rlhf.policy import LanguagePolicy
 from ppo_jax.types import Algorithm, Batch, LearnerState, Metrics, Params, PyTree, Trajectory
@@ -57,26 +58,36 @@ def _estimate_reinforce(trajectory: Trajectory, config: Config, group_size: int)
     return _batch(trajectory, to_go - baseline)
 
 
+def _estimate_reinforce_pp(trajectory: Trajectory, config: Config, group_size: int) -> Batch:
+    """Reward-to-go of each token, to be normalised over all tokens of the rollout.
+
+    Source: Hu et al. 2025, REINFORCE++: Stabilizing Critic-Free Policy Optimization, section 3.
+    """
+    return _batch(trajectory, _returns(trajectory, config.gamma))
+
+
 def _estimate_rloo(trajectory: Trajectory, config: Config, group_size: int) -> Batch:
     """Return of the response minus the mean return of the other responses to the same prompt.
 
-    Â_t = R_i − 1/(K−1) Σ_{j≠i} R_j
+    Â_t = (R_i − 1/(K−1) Σ_{j≠i} R_j) / scale,   scale = 1 by default
 
     Source: Ahmadian et al. 2024, Back to Basics: Revisiting REINFORCE Style Optimization, eq. 10.
     """
     returns = _returns(trajectory, config.gamma)[0].reshape(-1, group_size)
-    return _batch(trajectory, rewards.leave_one_out(returns).reshape(1, -1))
+    scale = rewards.group_scale(returns, config.advantage_scale)
+    return _batch(trajectory, (rewards.leave_one_out(returns) / scale).reshape(1, -1))
 
 
 def _estimate_grpo(trajectory: Trajectory, config: Config, group_size: int) -> Batch:
-    """Return of the response, normalised within the group of responses to the same prompt.
+    """Return of the response minus the mean return of its group, scaled.
 
-    Â_t = (R_i − mean R) / (std R + ε)
+    Â_t = (R_i − mean R) / scale,   scale = std R + ε with GRPO
 
     Source: Shao et al. 2024, DeepSeekMath, section 4.1.2.
     """
     returns = _returns(trajectory, config.gamma)[0].reshape(-1, group_size)
-    return _batch(trajectory, rewards.group_normalized(returns).reshape(1, -1))
+    advantage = rewards.group_normalized(returns, config.advantage_scale)
+    return _batch(trajectory, advantage.reshape(1, -1))
 
 
 def _returns(trajectory: Trajectory, gamma: Any) -> jax.Array:
@@ -106,6 +117,14 @@ ALGORITHMS = {
     "reinforce": Method(_estimate_reinforce, False, False, "the mean return as a baseline"),
     "rloo": Method(_estimate_rloo, False, True, "the mean return of the group as a baseline"),
     "grpo": Method(_estimate_grpo, False, True, "returns normalised within the group"),
+    "dr_grpo": Method(_estimate_grpo, False, True, "GRPO without division by deviation or length"),
+    "dapo": Method(_estimate_grpo, False, True, "GRPO with clip-higher and dynamic sampling"),
+    "gspo": Method(_estimate_grpo, False, True, "GRPO with the ratio of whole responses"),
+    "cispo": Method(_estimate_grpo, False, True, "GRPO with a bounded weight instead of clipping"),
+    "reinforce_pp": Method(
+        _estimate_reinforce_pp, False, False, "returns whitened over all tokens"
+    ),
+    "maxrl": Method(_estimate_grpo, False, True, "returns divided by the mean of the group"),
 }
 
 
@@ -138,7 +157,7 @@ def make(
 
     Source: Ouyang et al. 2022 (InstructGPT), section 3.5; Schulman et al. 2017, algorithm 1.
     """
-    method = ALGORITHMS[name]
+    method, config = ALGORITHMS[name], settled(config, name)
     optimizer = make_optimizer(config, method.critic)
     policy = policy.joined(frozen)
     if not (config.anneal or is_schedule(config.learning_rate)):
@@ -146,7 +165,13 @@ def make(
     begin, end = sgd.schedule_of(config, total_updates)
     schedule = (lambda learner, timesteps: begin(learner, 1), end)
     learn = ppo.make(
-        policy, config, optimizer, penalty=kl_penalty(kl_kind), schedule=schedule
+        policy,
+        config,
+        optimizer,
+        penalty=kl_penalty(kl_kind),
+        surrogate=objective.surrogate,
+        prepare=lambda rows: objective.with_token_weights(rows, config.aggregation),
+        schedule=schedule,
     ).update
 
     def init(key: jax.Array, params: Params) -> LearnerState:
@@ -157,6 +182,11 @@ def make(
             reward = rewards.whiten(trajectory.reward, trajectory.weight, shift_mean=False)
             trajectory = dataclasses.replace(trajectory, reward=reward)
         batch = method.estimate(trajectory, config, group_size)
+        if (
+            "counts" in trajectory.extra
+        ):  # after the estimate: all responses of a group are compared
+            weight = batch.weight * trajectory.extra["counts"]
+            batch = dataclasses.replace(batch, weight=weight)
         whiten = config.whiten_advantages
         if not (not method.groups if whiten is None else whiten):
             return batch
@@ -215,7 +245,8 @@ def kl_penalty(kind: str | None) -> ppo.Penalty | None:
         gradient = estimate("k2")
         kl = gradient + jax.lax.stop_gradient(estimate(kind) - gradient)
         ratio = jax.lax.stop_gradient(importance_ratio(new.log_prob, rows.log_prob))
-        value = losses.mean(rows.extra["kl_coef"] * ratio * kl, rows.weight)
+        weight = rows.extra.get("aggregation", 1.0)
+        value = losses.mean(rows.extra["kl_coef"] * ratio * kl * weight, rows.weight)
         return value, {"kl_loss": value}
 
     return penalty

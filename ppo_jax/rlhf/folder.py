@@ -54,6 +54,24 @@ YOUNGER: dict[str, Any] = {
     "lora_alpha": 16.0,
     "lora_targets": ["q", "v"],
     "lora_critic": False,
+    "length_penalty": 0.0,
+    "length_penalty_start": 0.8,
+    "mask_truncated": False,
+    "max_draws": 4,
+    "stale": False,
+    **dict.fromkeys(
+        (
+            "advantage_scale",
+            "aggregation",
+            "clip_eps_high",
+            "dual_clip",
+            "dynamic_sampling",
+            "entropy_top_fraction",
+            "importance_cap",
+            "objective",
+            "ratio",
+        )
+    ),
     **OLDER,
 }
 # Options that a checkpoint does not depend on: the horizon of the run, and how it is evaluated. The

@@ -64,6 +64,7 @@ def generate(
     top_k: int | None = None,
     top_p: jax.Array | float | None = None,
     valid_vocab: int | None = None,
+    truncated: bool = False,
 ) -> Generation:
     """Continue every prompt until its end of text, or for max_new_tokens tokens.
 
@@ -86,10 +87,11 @@ def generate(
             ones whose probabilities sum to at least p. None for all V tokens.
         valid_vocab: number of ids in the tokenizer; larger ids have probability 0. None allows all
             ids. Static.
+        truncated: whether log-probabilities are those of the distribution that top_k and top_p
+            leave, instead of the whole distribution. Static.
 
     Returns:
-        Tokens, masks and log-probabilities [B, N]. With top_k or top_p the log-probabilities are
-        those of the whole distribution, not of the truncated one that was sampled from.
+        Tokens, masks and log-probabilities [B, N].
 
     Raises:
         ValueError: the prompt and N tokens exceed the model's context, or N, top_k or top_p is out
@@ -110,7 +112,8 @@ def generate(
             if key.ndim
             else (jax.random.fold_in(key, step))
         )
-        token, log_prob = _sample(noise, logits, temperature, top_k=top_k, top_p=top_p)
+        token, whole, left = _sample(noise, logits, temperature, top_k=top_k, top_p=top_p)
+        log_prob = left if truncated else whole
         token = jnp.where(done, pad_id, token)
         ended = done | jnp.any(token[:, None] == stops, axis=1)
         return token, ended, jnp.where(done, 0.0, log_prob)
@@ -143,7 +146,8 @@ def _sample(
     *,
     top_k: int | None,
     top_p: jax.Array | float | None,
-) -> tuple[jax.Array, jax.Array]:
+) -> tuple[jax.Array, jax.Array, jax.Array]:
+    """Tokens, and their log-probabilities in the whole and in the truncated distribution."""
     greedy = jnp.asarray(temperature) <= 0
     full = Categorical(logits / jnp.where(greedy, 1.0, temperature))
     dist = full
@@ -152,7 +156,7 @@ def _sample(
     if top_p is not None:
         dist = dist.masked(within_top_p(dist.logits, top_p))
     token = jnp.where(greedy, full.mode(), _drawn(dist.logits, key))
-    return token, full.log_prob(token)
+    return token, full.log_prob(token), dist.log_prob(token)
 
 
 def _drawn(logits: jax.Array, key: jax.Array) -> jax.Array:

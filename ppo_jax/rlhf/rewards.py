@@ -275,15 +275,14 @@ def leave_one_out(score: jax.Array) -> jax.Array:
     return (score - jnp.mean(score, axis=1, keepdims=True)) * (count / (count - 1))
 
 
-def group_normalized(score: jax.Array, ddof: int = 1, eps: float = 1e-4) -> jax.Array:
-    """Advantages of K responses to one prompt, normalised within their group.
+def group_normalized(score: jax.Array, scale: str = "group") -> jax.Array:
+    """Advantages of K responses to one prompt: their scores without the mean, scaled.
 
-    Â_k = (s_k − mean(s)) / (std(s) + ε)
+    Â_k = (s_k − mean(s)) / scale
 
     Args:
         score: [G, K] scores of the responses to G prompts.
-        ddof: 1 for the sample standard deviation, as in TRL; the paper does not specify it.
-        eps: constant ε in the denominator, 1e-4 as in TRL; the paper has none.
+        scale: name of the denominator, as for `group_scale`.
 
     Returns:
         [G, K] advantages, all 0 in a group of equal scores.
@@ -291,10 +290,70 @@ def group_normalized(score: jax.Array, ddof: int = 1, eps: float = 1e-4) -> jax.
     Raises:
         ValueError: K is 1, so that the group has no standard deviation.
 
-    Source: Shao et al. 2024, DeepSeekMath, section 4.1.2 (GRPO with outcome supervision).
+    Source: Shao et al. 2024, DeepSeekMath, section 4.1.2 (GRPO with outcome supervision); Liu et
+    al. 2025, Understanding R1-Zero-Like Training, section 3.2 (scale none: Dr. GRPO).
     """
     _group_size(score, "group-normalised")
-    return jax.vmap(lambda group: _standardized(group, ddof, eps))(score)
+    return (score - jnp.mean(score, axis=1, keepdims=True)) / group_scale(score, scale)
+
+
+def group_scale(score: jax.Array, scale: str, ddof: int = 1, eps: float = 1e-4) -> jax.Array:
+    """The number that divides the advantages of a group.
+
+    group: std(s) + ε of the group;   batch: std + ε of all scores;   mean: mean(s) of the group;
+    none: 1
+
+    With the mean, the expected gradient for scores of 0 and 1 approaches that of log P(score = 1)
+    instead of P(score = 1) as K grows.
+
+    Args:
+        score: [G, K] scores of the responses to G prompts.
+        scale: "group", "batch", "mean" or "none".
+        ddof: 1 for the sample standard deviation, as in TRL; the papers do not specify it.
+        eps: constant ε, 1e-4 as in TRL; the papers have none.
+
+    Returns:
+        [G, 1] denominators, or [] if they are all the same. The mean is replaced by infinity where
+        it is not positive, so that such a group has advantages of 0.
+
+    Source: Shao et al. 2024, DeepSeekMath, section 4.1.2 (group); TRL,
+    scale_rewards="batch" (batch); Tajwar et al. 2026, Maximum Likelihood Reinforcement Learning
+    (mean).
+    """
+    if scale == "group":
+        return jnp.std(score, axis=1, ddof=ddof, keepdims=True) + eps
+    if scale == "batch":
+        return jnp.std(score, ddof=ddof) + eps
+    if scale == "mean":
+        mean = jnp.mean(score, axis=1, keepdims=True)
+        return jnp.where(mean > 0, mean, jnp.inf)
+    if scale == "none":
+        return jnp.ones(())
+    raise ValueError(f"scale is {scale!r}; it must be group, batch, mean or none")
+
+
+def length_penalty(
+    score: jax.Array, mask: jax.Array, penalty: jax.Array | float, start: jax.Array | float
+) -> jax.Array:
+    """A penalty that grows linearly with the length of long responses.
+
+    s − p clip((|y| − f L) / ((1 − f) L), 0, 1)
+
+    Args:
+        score: [B] scores of the responses.
+        mask: [B, L] mask, 1 for the tokens of the response.
+        penalty: p ≥ 0, the penalty of a response of L tokens.
+        start: f < 1, the fraction of L up to which there is no penalty.
+
+    Returns:
+        [B] scores after the penalty.
+
+    Source: Yu et al. 2025, DAPO, section 3.4 (soft overlong punishment, p = 1 and f = 0.8).
+    """
+    limit = mask.shape[1]
+    length = jnp.sum(mask > 0, axis=1).astype(score.dtype)
+    share = (length - start * limit) / ((1.0 - start) * limit)
+    return score - penalty * jnp.clip(share, 0.0, 1.0)
 
 
 def preference_loss(
@@ -350,8 +409,3 @@ def _group_size(score: jax.Array, what: str) -> int:
             f"not of shape {score.shape}: sample more responses per prompt"
         )
     return score.shape[1]
-
-
-def _standardized(group: jax.Array, ddof: int, eps: float) -> jax.Array:
-    centred = group - jnp.mean(group)
-    return centred / (jnp.std(group, ddof=ddof) + eps)

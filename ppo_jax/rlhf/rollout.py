@@ -14,7 +14,7 @@ import jax.numpy as jnp
 from flax import struct
 
 from ppo_jax import losses, normalization, watch
-from ppo_jax.rlhf import rewards
+from ppo_jax.rlhf import rewards, selection
 from ppo_jax.rlhf.decoder import Decoder
 from ppo_jax.rlhf.generate import Generation, generate
 from ppo_jax.rlhf.policy import LanguagePolicy, TokenInputs, log_prob_of
@@ -32,6 +32,7 @@ class RolloutState:
         kl_coef: [] current KL coefficient β.
         moments: running statistics of the scores, `RunningMoments`; () if scores are not scaled.
         metrics: metrics of the last rollout, arrays of shape [].
+        sampler: parameters that the next rollout is sampled with; () for those of the learner.
     """
 
     data_key: jax.Array
@@ -39,6 +40,7 @@ class RolloutState:
     kl_coef: jax.Array
     moments: PyTree
     metrics: Metrics
+    sampler: PyTree = ()
 
 
 class Settings(NamedTuple):
@@ -57,6 +59,18 @@ class Settings(NamedTuple):
         missing_eos_penalty: number subtracted from the score of a truncated response.
         missing_eos_score: score of every truncated response; None for its own score.
         scale_scores: whether scores are divided by their running standard deviation.
+        length_penalty: penalty of a response of the maximum length.
+        length_penalty_start: fraction of the maximum length up to which there is no penalty.
+        mask_truncated: whether truncated responses are left out of the losses.
+        dynamic_sampling: "off", "mask" or "redraw", the treatment of groups without spread.
+        max_draws: maximum number of draws of "redraw".
+        entropy_top_fraction: fraction of the tokens, those with the highest entropy, that the
+            policy is trained on; None for all tokens.
+        importance_cap: largest importance weight of a token; None for no weights.
+        stale: whether a rollout is sampled with the parameters before the last update.
+        sampling_temperature: temperature in sampling alone; None for that of the policy.
+        top_k: number of most likely tokens that are sampled from; None for no limit.
+        top_p: total probability of the tokens that are sampled from; None for no limit.
         rollout_batch: number of responses that are sampled and evaluated at a time; None evaluates
             all responses at once.
         mesh: device mesh that the responses are distributed over; None for one device.
@@ -75,6 +89,17 @@ class Settings(NamedTuple):
     missing_eos_penalty: Any = 0.0
     missing_eos_score: Any = None
     scale_scores: bool = False
+    length_penalty: Any = 0.0
+    length_penalty_start: Any = 0.8
+    mask_truncated: bool = False
+    dynamic_sampling: str = "off"
+    max_draws: int = 4
+    entropy_top_fraction: Any = None
+    importance_cap: Any = None
+    stale: bool = False
+    sampling_temperature: Any = None
+    top_k: int | None = None
+    top_p: Any = None
     rollout_batch: int | None = None
     mesh: Any = None
     reward_names: tuple[str, ...] = ()
@@ -95,6 +120,7 @@ class Responses(NamedTuple):
         value: [B, L] values of the critic.
         raw_score: [B] scores of the reward, before scaling and clipping.
         entropy: [B, L] entropies of the policy in nats.
+        log_weight: [B, L] log-probabilities under the policy minus those during sampling.
         score_parts: name of a reward -> its scores [B], if there are several rewards with names.
     """
 
@@ -108,6 +134,7 @@ class Responses(NamedTuple):
     value: jax.Array
     raw_score: jax.Array
     entropy: jax.Array
+    log_weight: jax.Array
     score_parts: dict[str, jax.Array] = {}  # noqa: RUF012
 
 
@@ -120,11 +147,10 @@ def init(key: jax.Array, settings: Settings) -> RolloutState:
 
     Args:
         key: PRNG key of the order of the prompts.
-        settings: settings of the rollouts; `kl_coef`, `scale_scores` and `reward_names` are used.
+        settings: settings of the rollouts, on which the names of the metrics depend.
     """
     moments = normalization.init(()) if settings.scale_scores else ()
-    parts = (f"score_{name}" for name in settings.reward_names)
-    metrics = {name: jnp.zeros(()) for name in (*METRICS, *parts)}
+    metrics = {name: jnp.zeros(()) for name in metric_names(settings)}
     coef = jnp.asarray(settings.kl_coef, jnp.float32)
     return RolloutState(key, jnp.zeros((), jnp.int32), coef, moments, metrics)
 
@@ -156,13 +182,14 @@ def collect(
     Returns:
         (RolloutState with the metrics of this rollout, Trajectory [L, B]). Each prompt has
         `group_size` consecutive responses among the B. `extra` holds the reference's
-        log-probabilities and β, for losses with a KL term.
+        log-probabilities and β, for losses with a KL term; and, where the settings select
+        responses or tokens, "counts" and "coefficient" (`ppo_jax.rlhf.selection`).
     """
-    rows = next_rows(state, frozen["prompts"].shape[0], settings.num_prompts)
-    rows = jnp.repeat(rows, settings.group_size)
-    prompts = (frozen["prompts"][rows], frozen["prompt_mask"][rows], rows)
+    ask = functools.partial(_ask, state, frozen, settings)
     write = functools.partial(respond, policy=policy, reference=reference, score=score)
-    said = write(key, params, frozen, prompts, settings=settings)
+    own = {"params": params, "sampler": state.sampler if settings.stale else params}
+    write = functools.partial(write, frozen=frozen, settings=settings, **own)
+    said = write(key, prompts=ask(jnp.int32(0)))
     moments = state.moments
     if settings.scale_scores:
         moments = normalization.update(moments, said.raw_score)
@@ -170,16 +197,49 @@ def collect(
     network = {"log_prob": said.log_prob, "value": said.value, "reference": said.ref_log_prob}
     watch.see("responses", network=network, score=said.raw_score, reward=shaped)
     total_kl = kl_of(said)
+    # Only the first draw is a sample of all prompts: those that are kept afterwards are selected.
+    metrics = _metrics(said, shaped, total_kl, state.kl_coef, settings=settings)
+    draws = jnp.int32(1)
+    if settings.dynamic_sampling == "redraw":
+        draw = lambda i: write(jax.random.fold_in(key, i), prompts=ask(i))
+        said, draws = _redraw(draw, said, moments, settings)
+        shaped = shape_scores(moments, said, settings)
+        metrics |= {"draws": draws.astype(jnp.float32)}
     trajectory = _trajectory(said, shaped, state.kl_coef, settings)
-    metrics = _metrics(said, shaped, total_kl, state.kl_coef)
     state = dataclasses.replace(
         state,
-        cursor=state.cursor + settings.num_prompts,
+        cursor=state.cursor + draws * settings.num_prompts,
         kl_coef=_adapt(state.kl_coef, jnp.mean(total_kl), total_kl.size, settings),
         moments=moments,
         metrics=metrics,
+        sampler=params if settings.stale else (),
     )
     return state, trajectory
+
+
+def _ask(
+    state: RolloutState, frozen: PyTree, settings: Settings, draw: jax.Array
+) -> tuple[jax.Array, ...]:
+    """The prompts of a draw, each `group_size` times: (token ids, mask, row in the data)."""
+    state = dataclasses.replace(state, cursor=state.cursor + draw * settings.num_prompts)
+    rows = next_rows(state, frozen["prompts"].shape[0], settings.num_prompts)
+    rows = jnp.repeat(rows, settings.group_size)
+    return frozen["prompts"][rows], frozen["prompt_mask"][rows], rows
+
+
+def _redraw(
+    draw: Callable[[jax.Array], Responses], first: Responses, moments: PyTree, settings: Settings
+) -> tuple[Responses, jax.Array]:
+    """Responses with groups without spread replaced, and the number of draws."""
+    by_row = lambda said: said._replace(gap=jnp.broadcast_to(said.gap, said.raw_score.shape))
+    kept, draws = selection.redraw(
+        lambda i: by_row(draw(i)),
+        by_row(first),
+        lambda said: shape_scores(moments, said, settings),
+        group_size=settings.group_size,
+        max_draws=settings.max_draws,
+    )
+    return spread(kept, settings.mesh)._replace(gap=jnp.max(kept.gap)), draws
 
 
 def respond(
@@ -192,6 +252,7 @@ def respond(
     reference: Decoder,
     score: Score,
     settings: Settings,
+    sampler: Params | None = None,
 ) -> Responses:
     """Sample a response to each prompt and evaluate it with all four models.
 
@@ -206,19 +267,21 @@ def respond(
         prompts: (token ids [B, P], padded on the left; their mask [B, P]); optionally also the
             row [B] of each prompt in the data, with which reward functions find its columns.
         policy, reference, score: the models, see `collect`.
-        settings: settings of the rollout: `eos_id`, `rollout_batch` and `mesh` are used.
+        settings: settings of the rollout: those of sampling, `eos_id`, `rollout_batch` and `mesh`
+            are used.
+        sampler: parameters that the responses are sampled with; None for `params`.
 
     Returns:
         The B responses with the outputs of the models.
     """
+    sampler = policy.join(params if sampler is None else sampler, frozen)
     params = policy.join(params, frozen)
     keys = jax.random.split(key, len(prompts[0]))
 
     def part(rows: tuple) -> Responses:
         keys, prompts = rows
-        eos_id = settings.eos_id
-        inputs, written = _write(keys, params, prompts, policy=policy, eos_id=eos_id)
-        ended = _ended(written.tokens, written.mask, eos_id)
+        inputs, written = _write(keys, sampler, prompts, policy=policy, settings=settings)
+        ended = _ended(written.tokens, written.mask, settings.eos_id)
         models: dict[str, Any] = {"policy": policy, "reference": reference, "score": score}
         return _evaluated(params, frozen, inputs, written, ended=ended, **models)
 
@@ -233,10 +296,11 @@ def _write(
     prompts: tuple[jax.Array, ...],
     *,
     policy: LanguagePolicy,
-    eos_id: int | tuple[int, ...] | None,
+    settings: Settings,
 ) -> tuple[TokenInputs, Generation]:
     """Sample a response to each prompt: (inputs of the models [B, 1, P + L], tokens [B, L])."""
     prompt, prompt_mask = prompts[:2]
+    temperature = settings.sampling_temperature
     written = generate(
         keys,
         params["actor"],
@@ -244,9 +308,12 @@ def _write(
         prompt_mask,
         decoder=policy.actor,
         max_new_tokens=policy.length,
-        temperature=policy.temperature,
-        eos_id=eos_id,
+        temperature=policy.temperature if temperature is None else temperature,
+        eos_id=settings.eos_id,
+        top_k=settings.top_k,
+        top_p=settings.top_p,
         valid_vocab=policy.valid_vocab,
+        truncated=True,
     )
     inputs = _inputs(prompts, written)
     return inputs, written
@@ -276,19 +343,20 @@ def _evaluated(
         temperature=policy.temperature,
         valid_vocab=policy.valid_vocab,
     )
-    gap = jnp.where(written.mask > 0, jnp.abs(log_prob - written.log_prob), 0.0)
+    log_weight = jnp.where(written.mask > 0, log_prob - written.log_prob, 0.0)
     raw_score, parts = scores(score(frozen["reward"], inputs, policy.length))
     return Responses(
         inputs=inputs,
         tokens=written.tokens,
         mask=written.mask,
         ended=ended,
-        gap=jnp.max(gap, axis=1),
+        gap=jnp.max(jnp.abs(log_weight), axis=1),
         log_prob=log_prob,
         ref_log_prob=ref_log_prob,
         value=value,
         raw_score=raw_score,
         entropy=entropy,
+        log_weight=log_weight,
         score_parts=parts,
     )
 
@@ -334,7 +402,7 @@ def next_rows(state: RolloutState, num_rows: int, count: int) -> jax.Array:
 
 
 def shape_scores(moments: PyTree, said: Responses, settings: Settings) -> jax.Array:
-    """Scores after scaling, clipping, and the replacement or penalty for truncated responses.
+    """Scores after scaling, clipping, and the penalties for truncated and for long responses.
 
     Args:
         moments: running statistics of the scores; () if scores are not scaled.
@@ -350,7 +418,11 @@ def shape_scores(moments: PyTree, said: Responses, settings: Settings) -> jax.Ar
     score = jnp.clip(score, -settings.reward_clip, settings.reward_clip)
     if settings.missing_eos_score is not None:
         score = rewards.replace_without_eos(score, said.ended, settings.missing_eos_score)
-    return rewards.subtract_without_eos(score, said.ended, settings.missing_eos_penalty)
+    score = rewards.subtract_without_eos(score, said.ended, settings.missing_eos_penalty)
+    if isinstance(settings.length_penalty, float) and settings.length_penalty == 0:
+        return score
+    penalty, start = settings.length_penalty, settings.length_penalty_start
+    return rewards.length_penalty(score, said.mask, penalty, start)
 
 
 def _trajectory(
@@ -367,6 +439,7 @@ def _trajectory(
     extra = {
         "ref_log_prob": said.ref_log_prob,
         "kl_coef": jnp.broadcast_to(kl_coef, said.log_prob.shape),
+        **_selected(said, score, settings),
     }
     steps_first = functools.partial(jax.tree.map, lambda x: jnp.swapaxes(x, 0, 1))
     return Trajectory(
@@ -381,6 +454,23 @@ def _trajectory(
         weight=said.mask.T.astype(jnp.float32),
         extra=steps_first(extra),
     )
+
+
+def _selected(said: Responses, score: jax.Array, settings: Settings) -> dict[str, jax.Array]:
+    """The leaves of `Trajectory.extra` with which responses and tokens are selected, [B, L]."""
+    found, weight = {}, said.mask.astype(jnp.float32)
+    counts = selection.counted(score, said.ended, settings.group_size, settings)
+    if counts is not None:
+        found["counts"] = jnp.broadcast_to(counts[:, None].astype(jnp.float32), weight.shape)
+        weight = weight * found["counts"]
+    coefficient = selection.coefficients(
+        weight,
+        said.entropy,
+        said.log_weight,
+        top_fraction=settings.entropy_top_fraction,
+        cap=settings.importance_cap,
+    )
+    return found if coefficient is None else found | {"coefficient": coefficient}
 
 
 def _ended(tokens: jax.Array, mask: jax.Array, eos_id: int | tuple[int, ...] | None) -> jax.Array:
@@ -410,10 +500,40 @@ METRICS = (
     "tokens",
     "log_prob_gap",
 )
+IMPORTANCE_METRICS = ("importance_mean", "importance_min", "importance_max")
+
+
+def metric_names(settings: Settings) -> tuple[str, ...]:
+    """The names of the metrics of a rollout.
+
+    Args:
+        settings: settings of the rollout.
+    """
+    groups = ("groups_without_spread",) if settings.group_size > 1 else ()
+    draws = ("draws",) if settings.dynamic_sampling == "redraw" else ()
+    parts = tuple(f"score_{name}" for name in settings.reward_names)
+    weights = () if settings.importance_cap is None else IMPORTANCE_METRICS
+    return (*METRICS, *groups, *draws, *weights, *parts)
+
+
+def _group_metrics(said: Responses, shaped: jax.Array, settings: Settings) -> Metrics:
+    """Metrics of groups and of importance weights, where there are any."""
+    found = {}
+    if settings.group_size > 1:
+        lacking = ~selection.has_spread(shaped, settings.group_size)
+        found["groups_without_spread"] = jnp.mean(lacking.astype(jnp.float32))
+    if settings.importance_cap is not None:
+        found |= selection.importance_metrics(said.log_weight, said.mask)
+    return found
 
 
 def _metrics(
-    said: Responses, shaped: jax.Array, total_kl: jax.Array, kl_coef: jax.Array
+    said: Responses,
+    shaped: jax.Array,
+    total_kl: jax.Array,
+    kl_coef: jax.Array,
+    *,
+    settings: Settings,
 ) -> Metrics:
     """The objective J = E[r − β KL] of the policy, its parts, and statistics of the responses."""
     length = jnp.sum(said.mask, axis=1).astype(jnp.float32)
@@ -429,6 +549,7 @@ def _metrics(
         "eos_rate": jnp.mean(said.ended.astype(jnp.float32)),
         "tokens": jnp.sum(length),
         "log_prob_gap": said.gap,
+        **_group_metrics(said, shaped, settings),
         **part_means(said),
     }
 

@@ -16,7 +16,8 @@ import jax
 import jax.numpy as jnp
 
 from ppo_jax.config.rlhf import Rollouts as Config
-from ppo_jax.rlhf import algorithms, rollout, sharding
+from ppo_jax.config.rlhf import settled
+from ppo_jax.rlhf import algorithms, combinations, rollout, sharding
 from ppo_jax.rlhf.algorithms import ALGORITHMS
 from ppo_jax.rlhf.decoder import Decoder
 from ppo_jax.rlhf.lora import Lora
@@ -108,6 +109,7 @@ def build(
         ValueError: options that cannot be combined; the message names the reason.
     """
     check(config, hyper, models)
+    config, hyper = settled(config, config.algorithm), settled(hyper, config.algorithm)
     _warn_of_whole_batches(config, hyper, mesh)
     policy = _policy(models, config, valid_vocab=valid_vocab, mesh=mesh)
     size = rollout_batch(config, models.actor, prompts.shape[1], mesh)
@@ -143,7 +145,7 @@ def build(
         lambda state, frozen: guarded_step(state, frozen)[:2],
         sharding.shard(frozen, mesh),
         policy,
-        functools.partial(rollout.respond, settings=settings, **parts),
+        functools.partial(rollout.respond, settings=_of_policy(settings), **parts),
         settings,
         guarded_step,
         collect,
@@ -246,6 +248,8 @@ def _init(
     # Copies, because updates donate their buffers, which the reference must not share.
     params = jax.tree.map(jnp.copy, params)
     experience = rollout.init(data_key, settings)
+    if settings.stale:
+        experience = dataclasses.replace(experience, sampler=jax.tree.map(jnp.copy, params))
     learner = algorithm.init(key, params)
     return TrainState(learner, experience, key, jnp.zeros((), jnp.int32))
 
@@ -268,6 +272,7 @@ def check(config: Config, hyper: algorithms.Config, models: Models) -> None:
         ValueError: the message names the given values, the allowed values and a remedy.
     """
     method, responses = ALGORITHMS[config.algorithm], config.num_prompts * config.group_size
+    combinations.check(config, hyper, groups=method.groups)
     if responses % (hyper.minibatches * hyper.micro_batches):
         raise ValueError(
             f"num_prompts x group_size = {config.num_prompts} x {config.group_size} = {responses} "
@@ -300,6 +305,11 @@ def check(config: Config, hyper: algorithms.Config, models: Models) -> None:
 def _settings(config: Config, eos_id: int | tuple[int, ...] | None) -> rollout.Settings:
     names = {f.name for f in dataclasses.fields(config)} & {*rollout.Settings._fields}
     return rollout.Settings(eos_id=eos_id, **{name: getattr(config, name) for name in names})
+
+
+def _of_policy(settings: rollout.Settings) -> rollout.Settings:
+    """Settings that sample from the policy itself, for evaluations and examples."""
+    return settings._replace(sampling_temperature=None, top_k=None, top_p=None)
 
 
 def fresh_score(actor: Decoder) -> Params:

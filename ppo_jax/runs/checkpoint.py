@@ -44,6 +44,9 @@ COMPARED_BYTES = 2**26
 # Orbax interprets some characters in a path as a pattern and then cannot read the path again.
 PLAIN_PATH = re.compile(r"[\w./=,@:+~ -]+", re.ASCII)
 LONGEST_PATH = 1000
+# The metrics of the last rollout are part of a state, but no update reads them: those that older
+# checkpoints lack are restored as 0.
+METRIC = ".rollout.metrics["
 # Other files that this module writes among the checkpoints, besides STEP/ and STEP.json.
 SAVING = re.compile(r"\.(\d+)\.saving")
 LEFTOVER = re.compile(r"\d+\.orbax-checkpoint-tmp(-\d+)?|\.\d+\.json\.tmp")
@@ -377,6 +380,7 @@ class Checkpoints:
                 f"checkpoint {step} in {self.directory} is from a different configuration: {listed}"
             )
         stored, wanted = about["leaves"], _describe(_flatten(example))
+        wanted = {k: x for k, x in wanted.items() if k in stored or METRIC not in k}
         differing = [k for k in sorted({*stored, *wanted}) if stored.get(k) != wanted.get(k)]
         if differing:
             name = differing[0]
@@ -389,7 +393,8 @@ class Checkpoints:
     def _read(
         self, step: int, example: PyTree, manager: ocp.CheckpointManager | None = None
     ) -> PyTree:
-        target = jax.tree.map(_target, _flatten(example))
+        wanted, stored = jax.tree.map(_target, _flatten(example)), self._manifest(step)
+        target = {k: x for k, x in wanted.items() if METRIC not in k or _has(stored, k)}
         try:
             with contextlib.nullcontext(manager) if manager else self._manager() as orbax:
                 arguments = ocp.args.Composite(state=ocp.args.StandardRestore(target))
@@ -398,9 +403,9 @@ class Checkpoints:
             raise CheckpointError(
                 f"checkpoint {step} in {self.directory} cannot be read: {error}"
             ) from error
-        return jax.tree.unflatten(
-            jax.tree.structure(example), [leaves[k] for k in _flatten(example)]
-        )
+        absent = {k: x for k, x in wanted.items() if k not in target}
+        leaves |= {k: jnp.zeros(x.shape, x.dtype, device=x.sharding) for k, x in absent.items()}
+        return jax.tree.unflatten(jax.tree.structure(example), [leaves[k] for k in wanted])
 
 
 @contextlib.contextmanager
@@ -475,6 +480,11 @@ def _flatten(tree: PyTree) -> dict[str, Any]:
     """Leaves by their path, in the tree's order, so that arrays have readable names in the file."""
     leaves = jax.tree_util.tree_leaves_with_path(tree)
     return {jax.tree_util.keystr(path): leaf for path, leaf in leaves}
+
+
+def _has(manifest: dict[str, Any], name: str) -> bool:
+    """Whether a checkpoint has an array; one whose manifest is not written yet has all of them."""
+    return name in manifest.get("leaves", {name})
 
 
 def _describe(leaves: dict[str, Any]) -> dict[str, str]:

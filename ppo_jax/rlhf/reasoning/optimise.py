@@ -12,6 +12,7 @@ import numpy as np
 
 from ppo_jax.analysis import statistics
 from ppo_jax.config.reasoning import Reason
+from ppo_jax.config.rlhf import settled
 from ppo_jax.rlhf import algorithms, train
 from ppo_jax.rlhf.algorithms import ALGORITHMS
 from ppo_jax.rlhf.decoder import Decoder
@@ -24,7 +25,7 @@ from ppo_jax.rlhf.tasks import tokens
 from ppo_jax.rollout import sequences
 from ppo_jax.runs.job import Job
 from ppo_jax.train import make_guarded_step
-from ppo_jax.types import Params, PyTree, TrainState, Trajectory
+from ppo_jax.types import Params, PyTree, TrainState
 
 MAY_BE_NAN = ("explained_variance",)
 # Name of the metric of groups whose responses all have the same reward.
@@ -74,8 +75,17 @@ class Plan(NamedTuple):
         )
 
     def problems(self, key: jax.Array, update: jax.Array | int) -> jax.Array:
-        """[num_prompts, P] training problems of an update, from the data key of the agent."""
-        return self.task.problems(jax.random.fold_in(key, update), self.config.num_prompts, False)
+        """[N, P] training problems of an update, from the data key of the agent.
+
+        N is num_prompts, or max_draws times as many with dynamic sampling that redraws.
+        """
+        draws = self.config.max_draws if self._redraws else 1
+        count = draws * self.config.num_prompts
+        return self.task.problems(jax.random.fold_in(key, update), count, False)
+
+    @property
+    def _redraws(self) -> bool:
+        return settled(self.config, self.config.algorithm).dynamic_sampling == "redraw"
 
     def temperatures(self) -> np.ndarray:
         """[A] sampling temperatures."""
@@ -209,10 +219,10 @@ def _program(
     plan: Plan, reference: Params, floats: dict[str, Any], prompts: Any = None
 ) -> train.LanguageProgram:
     """The functions of one agent; called while its program is traced."""
-    if prompts is None:
+    if prompts is None:  # the initial state does not depend on them
         prompts = jnp.zeros((plan.config.num_prompts, plan.task.prompt_length), jnp.int32)
     config, hyper = plan.of_agent(floats)
-    program = train.build(
+    return train.build(
         _models(plan, reference),
         prompts,
         measure.not_padding(prompts),
@@ -220,35 +230,6 @@ def _program(
         hyper=hyper,
         eos_id=tokens.EOS,
     )
-    return program._replace(init=_counted(program.init), collect=_counting(plan, program.collect))
-
-
-def _counted(init: Callable[[jax.Array], TrainState]) -> Callable[[jax.Array], TrainState]:
-    """The initial state with the metric that `_counting` adds."""
-
-    def start(key: jax.Array) -> TrainState:
-        state = init(key)
-        metrics = state.rollout.metrics | {NO_SPREAD: jnp.zeros(())}
-        rollout = dataclasses.replace(state.rollout, metrics=metrics)
-        return dataclasses.replace(state, rollout=rollout)
-
-    return start
-
-
-def _counting(plan: Plan, collect: Callable[..., Any]) -> Callable[..., Any]:
-    """A rollout that also measures the share of groups whose responses have equal rewards.
-
-    A group without spread has advantages of 0 and no effect on an update of RLOO and GRPO.
-    """
-
-    def count(*arguments: Any, **frozen: Any) -> tuple[Any, Trajectory]:
-        state, trajectory = collect(*arguments, **frozen)
-        rewards = _verify(plan.task, trajectory.obs.tokens[0]).reshape(-1, plan.config.group_size)
-        alike = jnp.mean(jnp.all(rewards == rewards[:, :1], axis=1).astype(jnp.float32))
-        state = dataclasses.replace(state, metrics=state.metrics | {NO_SPREAD: alike})
-        return state, trajectory
-
-    return count
 
 
 def _models(plan: Plan, reference: Params) -> train.Models:

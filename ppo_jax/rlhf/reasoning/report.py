@@ -11,6 +11,7 @@ from rich.table import Table
 
 from ppo_jax.analysis import statistics, style
 from ppo_jax.rlhf.reasoning.optimise import NO_SPREAD, Plan, agent_column
+from ppo_jax.rlhf.tasks import to_text
 from ppo_jax.runs import manifest, terminal
 from ppo_jax.runs.job import Progress
 from ppo_jax.runs.metrics_log import read_metrics
@@ -42,7 +43,7 @@ def line_of(row: dict[str, Any], samples: int) -> str:
         f"update {row['update']:>4}: pass@1 {row['eval_pass_at_1']:.3f}{interval}",
         f"pass@{samples} {row[f'eval_pass_at_{samples}']:.3f}",
         f"length {row['response_length']:.1f}",
-        f"groups without spread {row[NO_SPREAD]:.0%}",
+        *([f"groups without spread {row[NO_SPREAD]:.0%}"] if NO_SPREAD in row else []),
         f"entropy {row['sampling_entropy']:.3f}",
         f"KL {row['kl']:.2f}",
     ]
@@ -86,7 +87,9 @@ def table_of(plan: Plan, found: list[dict[str, Any]]) -> Table:
     """The results of `configurations` as a table."""
     k = plan.reason.eval_samples
     seeds = f"{plan.reason.seeds} seed{'s' if plan.reason.seeds > 1 else ''}"
-    table = Table(title=f"Held-out problems of {plan.task}, {plan.config.algorithm}, {seeds}")
+    table = Table(
+        title=f"Held-out problems of {to_text(plan.task)}, {plan.config.algorithm}, {seeds}"
+    )
     columns = ["pass@1 before", "pass@1", "95 % interval", f"pass@{k} before", f"pass@{k}"]
     table.add_column("", justify="left")
     for column in [*columns, "lowest seed", "length"]:
@@ -144,7 +147,7 @@ def draw(folder: Path, plan: Plan, before: dict[str, np.ndarray]) -> None:
         band = None if np.isnan(low).any() else (low, high)
         name = name_of(point) or plan.config.algorithm
         style.line(axes, x, mine.mean(axis=1), rank=k, name=name, band=band)
-    style.label(axes, title=str(plan.task), x="updates", y="pass@1 on held-out problems")
+    style.label(axes, title=to_text(plan.task), x="updates", y="pass@1 on held-out problems")
     axes.set_ylim(0.0, 1.02)
     style.legend(figure)
     with manifest.replacing(folder, FIGURE) as file:
