@@ -151,8 +151,8 @@ def test_the_agents_are_all_seeds_of_each_configuration():
 
 REFUSALS = {
     ("--task", "additoin"): "unknown task 'additoin'",
-    ("--difficulty", "digits"): "must be NAME=VALUE",
-    ("--difficulty", "digits=two"): "--difficulty digits=two",
+    ("--difficulty", "digits"): "write digits=VALUE",
+    ("--difficulty", "digits=two"): "task 'addition digits=two'",
     ("--difficulty", "digits=99"): "digits",
     ("--difficulty", "figures=2"): "'figures'",
     ("--num-heads", "3"): "hidden_size is 8",
