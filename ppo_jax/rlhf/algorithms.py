@@ -74,7 +74,7 @@ def _estimate_rloo(trajectory: Trajectory, config: Config, group_size: int) -> B
     Source: Ahmadian et al. 2024, Back to Basics: Revisiting REINFORCE Style Optimization, eq. 10.
     """
     returns = _returns(trajectory, config.gamma)[0].reshape(-1, group_size)
-    scale = rewards.group_scale(returns, config.advantage_scale)
+    scale = rewards.group_scale(returns, config.advantage_scale or "none")
     return _batch(trajectory, (rewards.leave_one_out(returns) / scale).reshape(1, -1))
 
 
@@ -86,7 +86,7 @@ def _estimate_grpo(trajectory: Trajectory, config: Config, group_size: int) -> B
     Source: Shao et al. 2024, DeepSeekMath, section 4.1.2.
     """
     returns = _returns(trajectory, config.gamma)[0].reshape(-1, group_size)
-    advantage = rewards.group_normalized(returns, config.advantage_scale)
+    advantage = rewards.group_normalized(returns, config.advantage_scale or "group")
     return _batch(trajectory, advantage.reshape(1, -1))
 
 
@@ -170,7 +170,7 @@ def make(
         optimizer,
         penalty=kl_penalty(kl_kind),
         surrogate=objective.surrogate,
-        prepare=lambda rows: objective.with_token_weights(rows, config.aggregation),
+        prepare=lambda rows: objective.with_token_weights(rows, config.aggregation or "token"),
         schedule=schedule,
     ).update
 

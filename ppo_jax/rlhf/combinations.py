@@ -75,8 +75,8 @@ def _check_objective(hyper: Update) -> None:
                 "ratio; leave clip_eps out, and set clip_eps_high"
             )
     high = hyper.clip_eps if hyper.clip_eps_high is None else hyper.clip_eps_high
-    numbers = hyper.dual_clip is not None and _is_number(high) and _is_number(hyper.dual_clip)
-    if numbers and hyper.dual_clip <= 1.0 + high:
+    bound: Any = hyper.dual_clip
+    if bound is not None and _is_number(high) and _is_number(bound) and bound <= 1.0 + high:
         raise ValueError(
             f"dual_clip is {hyper.dual_clip}; it must exceed the upper bound of the ratio, "
             f"1 + {high:g}"

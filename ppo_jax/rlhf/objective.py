@@ -44,7 +44,8 @@ def surrogate(new: losses.Prediction, rows: Batch, config: Any) -> tuple[jax.Arr
         metrics = {"clip_fraction": above, "clip_fraction_low": jnp.zeros_like(above)}
         metrics["clip_fraction_high"] = above
     else:
-        loss = losses.clipped_surrogate(log_ratio, 0.0, rows.advantage, low, clip_eps_high=high)
+        old = jnp.zeros_like(log_ratio)
+        loss = losses.clipped_surrogate(log_ratio, old, rows.advantage, low, clip_eps_high=high)
         if config.dual_clip is not None:
             loss = dual_clipped(loss, rows.advantage, config.dual_clip)
         metrics = {"clip_fraction": below | above}

@@ -393,7 +393,8 @@ class Checkpoints:
     def _read(
         self, step: int, example: PyTree, manager: ocp.CheckpointManager | None = None
     ) -> PyTree:
-        wanted, stored = jax.tree.map(_target, _flatten(example)), self._manifest(step)
+        stored = self._manifest(step)
+        wanted = {k: _target(x) for k, x in _flatten(example).items()}
         target = {k: x for k, x in wanted.items() if METRIC not in k or _has(stored, k)}
         try:
             with contextlib.nullcontext(manager) if manager else self._manager() as orbax:
