@@ -388,14 +388,15 @@ def test_the_python_reward_in_the_stages_of_language_models(model, tmp_path):
     assert run("sft", "--model", "model", "--data", "train.jsonl", "--run-dir", "sft", "--updates",
                150, "--batch-size", 32, "--learning-rate", 0.01) == 0  # fmt: skip
     assert run("ppo", "--model", "sft", "--data", "train.jsonl", "--eval-data", "test.jsonl",
-               "--algorithm", "grpo", "--group-size", 4, "--reward",
-               "ppo_jax.rlhf.tasks:reward", "--updates", 3, "--num-prompts", 8, "--max-new-tokens", 2, "--samples", 8,
+               "--algorithm", "grpo", "--group-size", 4, "--reward", "ppo_jax.rlhf.tasks:reward",
+               "--updates", 3, "--num-prompts", 8, "--max-new-tokens", 2, "--samples", 8,
                "--run-dir", "grpo") == 0  # fmt: skip
     last = json.loads((tmp_path / "grpo" / "metrics.jsonl").read_text().splitlines()[-1])
     assert 0.1 < last["score"] <= 1.0
     out = "responses.jsonl"
     assert run("evaluate", "grpo", "--prompts", "test.jsonl", "--reward",
-               "ppo_jax.rlhf.tasks:reward", "--threshold", 1, "--out", out) == 0  # fmt: skip
+               "ppo_jax.rlhf.tasks:reward", "--threshold", 1, "--out", out,
+               "--max-new-tokens", 2) == 0  # fmt: skip
     task = tasks.from_text("modular digits=1 modulus=5 operations=+")
     rows = [json.loads(line) for line in (tmp_path / out).read_text().splitlines()]
     for row in rows:
@@ -423,6 +424,8 @@ def test_problems_of_reasoning_gym():
         tagged = [f"thinking <answer>{x}</answer>" for x in answers]
         assert tasks.reward(prompts, tagged, **columns) == [1.0] * 30
         assert max(tasks.reward(prompts, ["nothing"] * 30, **columns)) < 0.1
+    (row,) = tasks.records("reasoning_gym:rush_hour", 1)  # an answer is any list of moves
+    assert "completion" not in row
     for text, message in {
         "reasoning_gym:chain_sun": "chain_sum",
         "reasoning_gym:chain_sum min_terms": "NAME=VALUE",

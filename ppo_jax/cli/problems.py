@@ -29,7 +29,8 @@ def write(values: dict[str, Any], options: None) -> Callable[[], int]:
         files.write_bytes(out, lines.encode())
         first = rows[0]
         terminal.say(f"{len(rows):,} problems of {text} are in {out}")
-        terminal.say(f"the first one: {first['prompt']!r}, answered by {first['completion']!r}")
+        answer = first.get("completion", "one of several right answers")
+        terminal.say(f"the first one: {first['prompt']!r}, answered by {answer!r}")
         return 0
 
     return run

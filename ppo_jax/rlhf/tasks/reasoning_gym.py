@@ -25,7 +25,8 @@ DRAWS = 200
 def records(task: str, number: int, *, held_out: bool, seed: int) -> list[dict[str, Any]]:
     """Distinct problems as records with the columns prompt, completion, task and index.
 
-    A hash of the question decides whether a problem is held out, one of four.
+    A hash of the question decides whether a problem is held out, one of four. Tasks with many right
+    answers, such as rush_hour, have no completion.
 
     Args:
         task: text of the task.
@@ -46,13 +47,8 @@ def records(task: str, number: int, *, held_out: bool, seed: int) -> list[dict[s
         entry = data[index]
         question = entry["question"]
         if _is_held_out(question) == held_out and question not in found:
-            completion = str(entry["answer"])
-            found[question] = {
-                "prompt": question,
-                "completion": completion,
-                "task": text,
-                "index": index,
-            }
+            worked = _worked(data, entry)
+            found[question] = {"prompt": question, **worked, "task": text, "index": index}
     if len(found) < number:
         raise ConfigError(
             f"{task} has only {len(found)} distinct problems of this part among {DRAWS * number} "
@@ -86,6 +82,14 @@ def reward(task: str, index: int | None, response: str) -> float:
     return float(
         data.score_answer(answer=response.strip() if answer is None else answer, entry=entry)
     )
+
+
+def _worked(data: Any, entry: Any) -> dict[str, str]:
+    """The worked answer as a column, which tasks with many right answers do not have."""
+    answer = entry["answer"]
+    if answer is None or data.score_answer(answer=str(answer), entry=entry) < 1:
+        return {}
+    return {"completion": str(answer)}
 
 
 def _is_held_out(question: str) -> bool:
