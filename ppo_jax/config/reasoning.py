@@ -60,14 +60,14 @@ class Reason:
 # Values of options that other stages have with other defaults.
 DEFAULTS: dict[str, Any] = {
     "algorithm": "grpo",
-    "updates": 200,
+    "updates": 800,
     "num_prompts": 64,
     "group_size": 8,
     "kl_coef": 0.0,
     "learning_rate": 3e-4,
     "epochs": 1,
     "minibatches": 2,
-    "eval_every": 20,
+    "eval_every": 50,
 }
 # Options of rollouts and of stages that this command does not have: the task determines the length
 # of a response, all parameters are trained, and the last state is the result.
