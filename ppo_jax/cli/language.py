@@ -7,7 +7,7 @@ from typing import Any
 import jax
 
 from ppo_jax import precision
-from ppo_jax.cli import respond
+from ppo_jax.cli import problems, reason, respond
 from ppo_jax.cli.rlhf import KINDS, pick, restored
 from ppo_jax.config import ConfigError
 from ppo_jax.config.rlhf import Adapters, Demo
@@ -246,6 +246,11 @@ def _evaluate(values: Values, options: None) -> int | Callable[[], int]:
     given = Given(trust=values["trust"], followed=frozenset(values["reward"]))
     kind, saved, kept = read_stage(path, given)
     manifest.look(path)
+    if kind not in JOBS:
+        raise ConfigError(
+            f"{path} is a run of {kind}, whose results are in its summary.json; to evaluate its "
+            "model, give --prompts FILE and --reward"
+        )
     stage = restored(saved, KINDS[kind])
     if kind == "ppo":
         stage["eval_responses"] = values["responses"]
@@ -293,5 +298,7 @@ COMMANDS: dict[str, Callable[..., Any]] = {
     "reward": _reward,
     "ppo": _ppo,
     "generate": respond.generate,
+    "reason": reason.prepared,
     "evaluate": _evaluate,
+    "problems": problems.write,
 }

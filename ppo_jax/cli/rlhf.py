@@ -16,7 +16,7 @@ from ppo_jax.cli.flags import HELP as HELP_FLAGS
 from ppo_jax.cli.flags import REQUIRED, FirstPass, is_on, optional, read_flags
 from ppo_jax.cli.groups import group_of
 from ppo_jax.cli.listing import wrapped
-from ppo_jax.config import ConfigError
+from ppo_jax.config import ConfigError, reasoning
 from ppo_jax.config.foreign import flag
 from ppo_jax.config.options import check_record, coerce, did_you_mean, option
 from ppo_jax.config.rlhf import (
@@ -29,6 +29,7 @@ from ppo_jax.config.rlhf import (
     HeldOutOptions,
     ModelOptions,
     PPOOptions,
+    ProblemOptions,
     RewardOptions,
     Rollouts,
     SamplingOptions,
@@ -49,14 +50,22 @@ KINDS: dict[str, tuple[Any, ...]] = {
     "sft": (ModelOptions, HeldOutOptions, TextOptions, Supervised, Adapters),
     "reward": (ModelOptions, HeldOutOptions, RewardOptions, Supervised, Adapters),
     "ppo": (ModelOptions, HeldOutOptions, PPOOptions, Rollouts, Update),
+    "reason": (reasoning.Reason, Rollouts, Update),
 }
 # Those of the commands that keep no run.
 OTHERS: dict[str, tuple[Any, ...]] = {
     "generate": (GenerateOptions, SamplingOptions),
     "evaluate": (EvaluateOptions, SamplingOptions),
+    "problems": (ProblemOptions,),
 }
+# The option that the first word of these commands is for, and the word in their help.
+WORDS = {"generate": ("model", "[FOLDER]"), "evaluate": ("model", "[FOLDER]")}
+WORDS["problems"] = ("task", "[TASK]")
 # Options of a run that the demo does not have, because it decides itself when each stage ends.
 NOT_IN_DEMO = ("eval_every", "stop_at", "callback", "final_model")
+# Options that a stage does not have though its records do, and defaults of its own.
+WITHOUT = {"demo": NOT_IN_DEMO, "reason": reasoning.WITHOUT}
+DEFAULTS = {"reason": reasoning.DEFAULTS}
 # Options of `evaluate` without --prompts.
 OF_HELD_OUT = ("model", "reward", "responses", "trust")
 # Options that a new run of a stage must have.
@@ -68,8 +77,10 @@ DOCS = {
     "sft": "Fine-tune a language model on text.",
     "reward": "Train a reward model on preferences.",
     "ppo": "Maximise a reward near a reference model, with PPO, RLOO, GRPO or a variant of them.",
+    "reason": "Train a small model from random weights on a task whose answers are verified.",
     "generate": "Generate responses to prompts with a model.",
     "evaluate": "Score responses of a model to prompts, or evaluate a run on its held-out data.",
+    "problems": "Write problems of a reasoning task, whose answers are verified by a program.",
 }
 COMMANDS = tuple(DOCS)
 
@@ -94,10 +105,12 @@ GROUPS = {
     Supervised: "algorithm",
     Adapters: "algorithm",
     Demo: "demo",
+    reasoning.Reason: "task",
     HeldOutOptions: "evaluation",
     GenerateOptions: "generation",
     SamplingOptions: "sampling",
     EvaluateOptions: "evaluation",
+    ProblemOptions: "problems",
 }
 HELP = "\n".join(
     [
@@ -157,8 +170,9 @@ def _work(name: str, values: dict[str, Any], options: StageOptions | None) -> in
 
 def _other_values(name: str, arguments: list[str]) -> dict[str, Any]:
     """The values of a command that keeps no run."""
+    first, word = WORDS[name]
     if arguments and not arguments[0].startswith("-"):
-        arguments = ["--model", *arguments]
+        arguments = [flag(first), *arguments]
     records = OTHERS[name]
     fields = [(f.name, f, f.default) for record in records for f in dataclasses.fields(record)]
     groups = {f.name: GROUPS[record] for record in records for f in dataclasses.fields(record)}
@@ -167,9 +181,9 @@ def _other_values(name: str, arguments: list[str]) -> dict[str, Any]:
         fields,
         f"{PROGRAM} {name}",
         DOCS[name],
-        origins={"model": REQUIRED},
+        origins=dict.fromkeys((first, "out") if name == "problems" else (first,), REQUIRED),
         groups=groups,
-        word="[FOLDER]",
+        word=word,
     )
     for record in records:
         check_record(pick(record, values))
@@ -204,25 +218,25 @@ def _values(
     command: str, arguments: list[str], kinds: tuple[Any, ...], free: tuple[str, ...] = FREE
 ) -> tuple[dict[str, Any], StageOptions]:
     """(flat values, how the run is kept) of a command line."""
-    known = {f.name: f for kind in kinds for f in dataclasses.fields(kind)}
+    every = {f.name: f for kind in kinds for f in dataclasses.fields(kind)}
     kept_as = {f.name: f for f in dataclasses.fields(StageOptions)}
     if command == "demo":
         _refuse_in_demo(arguments)
-        kept_as = {name: f for name, f in kept_as.items() if name not in NOT_IN_DEMO}
+    known, kept_as = (_without(command, fields) for fields in (every, kept_as))
     first = _first(arguments)
     defaults, kept, origins = _defaults(command, first, known, kinds)
     if first.resume is None:
         origins |= dict.fromkeys(NEEDED.get(command, ()), REQUIRED)
     fields = [(name, f, defaults[name]) for name, f in known.items()]
     fields += [(n, f, coerce(f, kept.get(n, f.default))) for n, f in kept_as.items()]
-    if "clip_eps" in known:
+    if "clip_eps" in known and command != "reason":
         fields.insert(0, ("preset", dataclasses.fields(PresetOptions)[0], None))
     groups = {f.name: _group(f.name, kind) for kind in kinds for f in dataclasses.fields(kind)}
     parsed = read_flags(
         arguments, fields, f"{PROGRAM} {command}", DOCS[command], origins=origins, groups=groups
     )
     for kind in kinds:
-        check_record(pick(kind, parsed))
+        check_record(pick(kind, {n: f.default for n, f in every.items()} | parsed))
     options = StageOptions(**{name: parsed[name] for name in kept_as})
     check_record(options)
     values = {name: parsed[name] for name in known}
@@ -238,6 +252,11 @@ def _values(
     # A run may be continued from any working directory.
     values = {n: x.resolve() if isinstance(x, Path) else x for n, x in values.items()}
     return values, options
+
+
+def _without(command: str, fields: dict[str, Any]) -> dict[str, Any]:
+    """The options that a stage has."""
+    return {name: f for name, f in fields.items() if name not in WITHOUT.get(command, ())}
 
 
 def _refuse_in_demo(arguments: list[str]) -> None:
@@ -272,7 +291,8 @@ def _defaults(
     command: str, first: argparse.Namespace, known: dict[str, Any], kinds: tuple[Any, ...]
 ) -> tuple[dict[str, Any], dict[str, Any], dict[str, str]]:
     """(values without flags, options of a resumed run, where the values come from)."""
-    defaults = {name: f.default for name, f in known.items()}
+    own = DEFAULTS.get(command, {})
+    defaults = {name: own.get(name, f.default) for name, f in known.items()}
     if first.resume is not None:
         from ppo_jax.rlhf.folder import read_stage
 
@@ -285,7 +305,7 @@ def _defaults(
         defaults |= restored(saved, kinds)
         return defaults, kept, dict.fromkeys((*defaults, *kept), f"run {first.resume}")
     if first.preset is None:
-        return defaults, {}, {}
+        return defaults, {n: x for n, x in own.items() if n not in known}, {}
     values = _preset(first.preset, known)
     return defaults | values, {}, dict.fromkeys(values, f"preset {first.preset}")
 

@@ -523,6 +523,25 @@ class EvaluateOptions:
     trust: bool = option(False, "allow the folder of the run to name code to import")
 
 
+@dataclasses.dataclass(frozen=True)
+class ProblemOptions:
+    """Which problems of a reasoning task are written."""
+
+    task: str | None = option(
+        None, "reasoning task, such as addition or reasoning_gym:chain_sum; docs/reasoning_tasks.md"
+    )
+    difficulty: tuple[str, ...] = option(
+        (), "numbers that state the difficulty as NAME=VALUE, such as digits=3"
+    )
+    number: int = option(1000, "number of problems", low=1, high=10**6)
+    held_out: bool = option(
+        False, "write problems that are held out from training, which no training file contains"
+    )
+    seed: int = option(0, "seed of the problems", low=0, high=2**32 - 1)
+    out: Path | None = option(None, "file for the problems, one JSON object per line")
+    overwrite: bool = option(False, "replace an existing --out file")
+
+
 def settled(record: Any, algorithm: str) -> Any:
     """A record of options in which those of the algorithm replace None.
 

@@ -33,8 +33,8 @@ from ppo_jax.runs.signals import Signals
 from ppo_jax.runs.trust import NOTHING, Given
 from ppo_jax.types import PyTree
 
-# The stages of a demo, each of which has a folder of its own.
-PARTS = ("sft", "reward", "ppo")
+# The stages of a demo or of `reason` that have a folder of their own.
+PARTS = ("sft", "reward", "ppo", "fine_tuning")
 SHARD = re.compile(r"model-\d+-of-\d+\.safetensors")
 MODEL_FILES = {
     manifest.NAME, "config.json", "model.safetensors", "model.safetensors.index.json",
@@ -92,6 +92,8 @@ class StageDirectory(RunDirectory):
         "between_stages.json",
         "model",
         "adapter",
+        "results.csv",
+        "reasoning.png",
         *PARTS,
     )
     kind, format = "run of ppo_jax.rlhf", STAGE_FORMAT
@@ -181,10 +183,11 @@ def _next_steps(kind: str, config: dict[str, Any], path: Path) -> dict[str, str]
     longer = 2 * int(config["updates"])
     length = config.get("max_new_tokens", 32)  # that of the responses in training, if it had any
     write = commands.command("rlhf", "generate", path, "--max-new-tokens", length)
+    evaluate = commands.command("rlhf", "evaluate", path)
     further = ("--updates", longer, "--anneal-updates", longer)
     return {
         **({} if kind == "reward" else {"generate": write}),
-        "evaluate": commands.command("rlhf", "evaluate", path),
+        **({} if kind == "reason" else {"evaluate": evaluate}),
         "plot": commands.command("plot", path),
         "continue": commands.command("rlhf", kind, "--resume", path, *further),
     }

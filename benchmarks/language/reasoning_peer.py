@@ -1,0 +1,113 @@
+"""TRL's GRPOTrainer with the start, the problems and the rewards of a finished run of ppo_jax."""
+
+import json
+import os
+import platform
+import subprocess
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+
+from benchmarks.throughput import peers
+from ppo_jax.cli.language import restored
+from ppo_jax.cli.reason import plan_of
+from ppo_jax.cli.rlhf import KINDS
+from ppo_jax.rlhf.folder import checkpoints_of, read_stage
+from ppo_jax.rlhf.hf_io import load_model
+from ppo_jax.rlhf.reasoning import measure, start
+from ppo_jax.rlhf.reasoning.agents import take
+from ppo_jax.rlhf.reasoning.optimise import Plan, first_state
+from ppo_jax.rlhf.reasoning.session import FINE_TUNING
+from ppo_jax.rlhf.stages import Language, write_model
+from ppo_jax.rlhf.tasks import tokens
+from ppo_jax.rlhf.tokenizer import BOS, CharTokenizer
+
+REQUIREMENTS = ("trl==1.12.0", "transformers==5.24.0", "accelerate==1.15.0", "torch==2.13.0")
+ROOT = Path(__file__).parents[2]
+# Options of updates and rollouts that both contestants have.
+SHARED = (
+    "updates", "num_prompts", "group_size", "minibatches", "epochs", "temperature", "kl_coef",
+    "clip_eps", "learning_rate", "anneal", "max_grad_norm", "adam_eps",
+)  # fmt: skip
+
+
+def run(finished: Path, folder: Path, environment: Path | None) -> dict[str, Any]:
+    """Train TRL, or read what an earlier call measured.
+
+    Args:
+        finished: folder of a finished run of grpo.
+        folder: folder of TRL's files.
+        environment: virtual environment of TRL; None for one in the user's cache.
+
+    Returns:
+        The columns of a row of reasoning.csv.
+
+    Raises:
+        SystemExit: TRL could not be installed, or its process failed.
+    """
+    _, config, _ = read_stage(finished)
+    plan = plan_of(restored(config, KINDS["reason"]))
+    if not (folder / "measured.json").exists():
+        _prepare(plan, finished, config, folder)
+        python = peers.environment(f"trl-{platform.python_version()}", [*REQUIREMENTS], environment)
+        words = [python, "-m", "benchmarks.language.trl_grpo", str(folder / "settings.json")]
+        own = {**os.environ, "PYTHONPATH": str(ROOT)}
+        if subprocess.run(words, cwd=ROOT, env=own, check=False).returncode:
+            raise SystemExit("the process of TRL failed; its message is above")
+    return _row(plan, folder)
+
+
+def _prepare(plan: Plan, finished: Path, config: dict[str, Any], folder: Path) -> None:
+    """Write the start of the first seed, all problems in their order, and the settings."""
+    folder.mkdir(parents=True, exist_ok=True)
+    params = _started(plan, finished)
+    language = Language(CharTokenizer(plan.task.vocabulary))
+    (folder / "start").mkdir(exist_ok=True)
+    write_model(folder / "start", plan.decoder, params, language)
+    key = first_state(plan, plan.reason.seed, params, {}).rollout.data_key
+    problems = jax.jit(lambda update: plan.problems(key, update))
+    rows = [np.asarray(problems(update)) for update in range(plan.config.updates)]
+    texts = [BOS + tokens.decode(plan.task.vocabulary, row) for row in np.concatenate(rows)]
+    (folder / "prompts.json").write_text(json.dumps(texts))
+    settings = {name: config[name] for name in SHARED}
+    settings |= {"response_length": plan.task.response_length, "seed": plan.reason.seed}
+    (folder / "settings.json").write_text(json.dumps(settings))
+
+
+def _started(plan: Plan, finished: Path) -> Any:
+    """Parameters of the first seed after the fine-tuning."""
+    job = start.fine_tuning(plan.task, plan.decoder, plan.reason)
+    _, config, _ = read_stage(finished / FINE_TUNING)
+    _, state = checkpoints_of(finished / FINE_TUNING, config, job.frozen).restore(job.shapes)
+    return take(state.train.learner.params, 0)
+
+
+def _row(plan: Plan, folder: Path) -> dict[str, Any]:
+    """The measurements of TRL's model on the held-out problems of the run."""
+    measured = json.loads((folder / "measured.json").read_text())
+    held = measure.hold(
+        plan.task,
+        plan.decoder,
+        problems=plan.reason.eval_problems,
+        samples=plan.reason.eval_samples,
+        seed=plan.reason.seed,
+    )
+    heat = plan.config.temperature
+    found = [
+        measure.measured(held, load_model(folder / name)[1], heat) for name in ("start", "model")
+    ]
+    responses = plan.config.num_prompts * plan.config.group_size
+    rate = found[1]["length"] * responses * measured["updates_measured"]
+    return {
+        "seed": plan.reason.seed,
+        "start_pass_at_1": found[0]["pass_at_1"],
+        "start_pass_at_k": found[0]["pass_at_k"],
+        **{name: found[1][name] for name in ("pass_at_1", "pass_at_k", "length")},
+        "updates": plan.config.updates,
+        "responses": plan.config.updates * responses,
+        "train_seconds": round(measured["train_seconds"], 2),
+        "tokens_per_second": round(rate / measured["train_seconds"]),
+        "versions": measured["versions"],
+    }

@@ -1,0 +1,237 @@
+"""Reinforcement learning with verified answers: methods over several seeds, and TRL's GRPOTrainer.
+
+python -m benchmarks.reasoning                               all methods, then TRL
+python -m benchmarks.reasoning --methods grpo rloo --seeds 8
+python -m benchmarks.reasoning --parts trl                   TRL beside the finished run of grpo
+python -m benchmarks.reasoning --table                       print the committed results
+
+A method is one `ppo-jax rlhf reason` with all its seeds, in a folder inside --runs. An interrupted
+run is resumed, and a finished one is not repeated, so that the benchmark can run in pieces. TRL
+starts from the fine-tuned model of the first seed and gets the same training problems in the same
+order, the same hyperparameters and a reward function with the same rewards; its settings are in
+benchmarks/language/trl_grpo.py. Its environment is that of benchmarks.rlhf. The results are
+benchmarks/results/reasoning.csv (a row for each agent), reasoning_curves.csv (interquartile means
+with 95 % intervals) and docs/images/reasoning.png.
+"""
+
+import csv
+import dataclasses
+import json
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+import tyro
+
+from benchmarks.figures import IMAGES
+from benchmarks.language import reasoning_peer as peer
+from benchmarks.table import RESULTS, Row, read, replace
+from ppo_jax.analysis import statistics, style
+from ppo_jax.config.options import did_you_mean
+from ppo_jax.runs import provenance
+from ppo_jax.runs.metrics_log import read_metrics
+
+# The flags of each method besides those that all have.
+METHODS: dict[str, tuple[str, ...]] = {
+    "ppo": ("--algorithm", "ppo"),
+    "rloo": ("--algorithm", "rloo"),
+    "grpo": ("--algorithm", "grpo"),
+}
+PARTS = ("methods", "trl")
+AGENT = "eval_pass_at_1_agent_"
+
+
+@dataclasses.dataclass(frozen=True)
+class Options:
+    """Compare methods on a task with verified answers.
+
+    Attributes:
+        methods: methods to train.
+        parts: parts to run: methods trains all methods, trl trains TRL's GRPOTrainer.
+        seeds: number of seeds of each method, at least 2.
+        flags: further flags of every run, such as "--updates 100", as one text.
+        runs: folder of the runs.
+        out: folder of the tables.
+        image: folder of the figure.
+        peer: virtual environment of TRL; by default one in the user's cache, made if missing.
+        table: only print the committed results.
+    """
+
+    methods: tuple[str, ...] = tuple(METHODS)
+    parts: tuple[str, ...] = PARTS
+    seeds: int = 8
+    flags: str = ""
+    runs: Path = Path("runs/reasoning")
+    out: Path = RESULTS
+    image: Path = IMAGES
+    peer: Path | None = None
+    table: bool = False
+
+
+def check(options: Options) -> None:
+    """Refuse invalid options before anything is trained.
+
+    Raises:
+        SystemExit: an option is invalid; the message names its value and the allowed ones.
+    """
+    for option, names in (("methods", [*METHODS]), ("parts", [*PARTS])):
+        for name in getattr(options, option):
+            if name not in names:
+                raise SystemExit(f"--{option}: unknown {name!r}; {did_you_mean(name, names)}")
+    if options.seeds < 2:
+        raise SystemExit(f"--seeds is {options.seeds}; an interval needs at least 2")
+
+
+def main(options: Options) -> None:
+    """Run the missing parts, write tables and figure, and print the table."""
+    check(options)
+    if not options.table:
+        if "methods" in options.parts:
+            for method in options.methods:
+                measure(method, options)
+        if "trl" in options.parts:
+            compare(options)
+    print(markdown(options.out), end="")
+
+
+def measure(method: str, options: Options) -> None:
+    """Run or resume a method, and write its rows and curves."""
+    folder = trained(method, options)
+    summary = json.loads((folder / "summary.json").read_text())
+    with (folder / "results.csv").open() as file:
+        rows = [row_of(method, row, summary) for row in csv.DictReader(file)]
+    replace(options.out / "reasoning.csv", rows, ("implementation", "method", "seed"), place)
+    curves = curves_of(method, folder)
+    replace(options.out / "reasoning_curves.csv", curves, ("method", "update"), place)
+    plot(options)
+
+
+def trained(method: str, options: Options) -> Path:
+    """The folder of a finished run."""
+    folder = options.runs / method
+    summary = folder / "summary.json"
+    done = summary.exists() and json.loads(summary.read_text())["status"] == "finished"
+    if done:
+        return folder
+    flags = ["--seeds", str(options.seeds), *METHODS[method], *options.flags.split()]
+    if (folder / "config.json").exists():
+        flags = ["--resume", str(folder)]
+    else:
+        flags += ["--run-dir", str(folder)]
+    subprocess.run([sys.executable, "-m", "ppo_jax.rlhf", "reason", *flags], check=True)
+    return folder
+
+
+def row_of(method: str, agent: dict[str, str], summary: dict[str, Any]) -> Row:
+    """A row of the table about one agent."""
+    numbers = ("start_pass_at_1", "start_pass_at_k", "pass_at_1", "pass_at_k", "length")
+    return {
+        "implementation": "ppo_jax",
+        "method": method,
+        "seed": agent["seed"],
+        **{name: agent[name] for name in numbers},
+        "updates": summary["updates"],
+        "responses": summary["responses"] // len_of(summary),
+        "train_seconds": summary["train_seconds"],
+        "tokens_per_second": round(summary["last"].get("tokens_per_second", 0.0)),
+        "device": provenance.device(),
+        "versions": f"jax={jax.__version__}",
+    }
+
+
+def len_of(summary: dict[str, Any]) -> int:
+    """The number of agents of a run."""
+    return max(1, sum(name.startswith(AGENT) for name in summary))
+
+
+def curves_of(method: str, folder: Path) -> list[Row]:
+    """Interquartile means of pass@1 over the seeds, with 95 % bootstrap intervals."""
+    found = []
+    for row in read_metrics(folder / "metrics.jsonl"):
+        each = np.array([x for name, x in row.items() if name.startswith(AGENT)], float)
+        if not len(each):
+            continue
+        low, high = statistics.interval([each])
+        found.append(
+            {
+                "method": method,
+                "update": row["update"],
+                "seeds": len(each),
+                "interquartile_mean": round(float(statistics.interquartile_mean(each)), 4),
+                "low": round(float(low), 4),
+                "high": round(float(high), 4),
+                "groups_without_spread": round(row["groups_without_spread"], 4),
+                "entropy": round(row["sampling_entropy"], 4),
+                "kl": round(row["kl"], 4),
+                "length": round(row["response_length"], 3),
+            }
+        )
+    return found
+
+
+def place(row: Row) -> tuple[Any, ...]:
+    """Sort key of a row: its implementation, its method and its seed or update."""
+    method = list(METHODS).index(row["method"])
+    return row.get("implementation", "") != "ppo_jax", method, int(row.get("seed", 0)), int(
+        row.get("update", 0)
+    )  # fmt: skip
+
+
+def compare(options: Options) -> None:
+    """Train TRL from the fine-tuned model of the first seed of grpo, and write its row."""
+    folder = trained("grpo", options)
+    started = time.perf_counter()
+    found = peer.run(folder, options.runs / "trl", options.peer)
+    row: Row = {
+        "implementation": "TRL",
+        "method": "grpo",
+        "device": provenance.device(),
+        **{name: f"{x:.6g}" if isinstance(x, float) else x for name, x in found.items()},
+    }
+    replace(options.out / "reasoning.csv", [row], ("implementation", "method", "seed"), place)
+    print(f"TRL took {time.perf_counter() - started:.0f} s")
+
+
+@style.styled
+def plot(options: Options) -> None:
+    """Draw the curves of all methods in the table."""
+    rows = read(options.out / "reasoning_curves.csv")
+    figure, (axes,) = style.figure()
+    for rank, method in enumerate(dict.fromkeys(r["method"] for r in rows)):
+        mine = [r for r in rows if r["method"] == method]
+        column = lambda name, mine=mine: np.array([float(r[name]) for r in mine])
+        band = (column("low"), column("high"))
+        middle = column("interquartile_mean")
+        style.line(axes, column("update"), middle, rank=rank, name=method, band=band)
+    style.label(axes, x="updates", y="pass@1 on held-out problems")
+    style.legend(figure)
+    style.write(figure, options.image / "reasoning.png")
+
+
+def markdown(folder: Path = RESULTS) -> str:
+    """The table of docs/reasoning.md: means over the seeds, with 95 % bootstrap intervals."""
+    lines = [
+        "| | method | seeds | pass@1 before | pass@1 | 95 % interval | lowest seed | pass@8 "
+        "| tokens/s | seconds |",
+        "|" + "---|" * 10,
+    ]
+    rows = read(folder / "reasoning.csv")
+    for name, method in dict.fromkeys((r["implementation"], r["method"]) for r in rows):
+        mine = [r for r in rows if (r["implementation"], r["method"]) == (name, method)]
+        column = lambda key, mine=mine: np.array([float(r[key]) for r in mine])
+        after = column("pass_at_1")
+        low, high = statistics.interval([after], statistics.mean)
+        interval = f"{low:.3f} to {high:.3f}" if len(mine) > 1 else ""
+        means = (f"{column(n).mean():.3f}" for n in ("start_pass_at_1", "pass_at_1"))
+        cells = [name, method, str(len(mine)), *means, interval, f"{after.min():.3f}"]
+        cells += [f"{column('pass_at_k').mean():.3f}", mine[0]["tokens_per_second"]]
+        lines.append("| " + " | ".join([*cells, f"{float(mine[0]['train_seconds']):.0f}"]) + " |")
+    return "\n".join(lines) + "\n"
+
+
+if __name__ == "__main__":
+    main(tyro.cli(Options))

@@ -1,0 +1,217 @@
+"""`ppo-jax rlhf reason`: many agents in one program, a run from beginning to end, refusals."""
+
+import csv
+import json
+import signal
+import subprocess
+import sys
+import time
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from ppo_jax import guard
+from ppo_jax.cli import reason as plans
+from ppo_jax.cli import rlhf as command
+from ppo_jax.config import ConfigError
+from ppo_jax.rlhf.hf_io import load_model
+from ppo_jax.rlhf.reasoning import agents, measure, optimise, report
+from ppo_jax.rlhf.tasks import tokens
+
+# The smallest size that includes all parts.
+TINY = (
+    *("--difficulty", "digits=1", "--hidden-size", "8", "--num-layers", "1", "--num-heads", "2"),
+    *("--worked-examples", "8", "--sft-updates", "20", "--sft-batch-size", "4", "--seeds", "2"),
+    *("--num-prompts", "2", "--group-size", "2", "--eval-problems", "4", "--eval-samples", "2"),
+    *("--updates", "4", "--eval-every", "2", "--minibatches", "1", "--samples", "1"),
+)
+
+
+def run(*arguments):
+    return command._refusing(["reason", *map(str, arguments)])
+
+
+def rows(folder):
+    found = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    return [{n: x for n, x in row.items() if not n.endswith("_per_second")} for row in found]
+
+
+def values(*arguments):
+    return command._values("reason", [*map(str, arguments)], command.KINDS["reason"])[0]
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory):
+    """A run of two configurations with two seeds."""
+    folder = tmp_path_factory.mktemp("reason") / "run"
+    assert run(*TINY, "--vary", "learning_rate=1e-20,1e-2", "--run-dir", folder) == 0
+    return folder
+
+
+def test_a_run_ends_with_models_numbers_and_figures(trained):
+    found = json.loads((trained / "summary.json").read_text())
+    assert (found["status"], found["updates"]) == ("finished", 4)
+    assert [x["point"] for x in found["configurations"]] == [
+        {"learning_rate": pytest.approx(1e-20)},
+        {"learning_rate": pytest.approx(0.01)},
+    ]
+    with (trained / "results.csv").open() as file:
+        table = [*csv.DictReader(file)]
+    assert [row["seed"] for row in table] == ["0", "1", "0", "1"]
+    assert [row["start_pass_at_1"] for row in table[:2]] == [
+        row["start_pass_at_1"] for row in table[2:]
+    ]
+    for row in table[:2]:  # nothing changes at such a small learning rate
+        assert row["pass_at_1"] == row["start_pass_at_1"]
+    decoder, _ = load_model(trained / "model")
+    assert decoder.config.hidden_size == 8
+    for name in ("reasoning.png", "learning_curve.png", "fine_tuning/metrics.jsonl"):
+        assert (trained / name).stat().st_size > 0
+
+
+def test_the_log_has_the_metrics_of_the_documentation(trained):
+    log = rows(trained)
+    assert [row["update"] for row in log] == [1, 2, 3, 4]
+    assert [("eval_pass_at_1" in row) for row in log] == [False, True, False, True]
+    for name in ("eval_pass_at_2", "eval_pass_at_1_low", "eval_pass_at_1_agent_3", "kl",
+                 "groups_without_spread", "response_length", "score"):  # fmt: skip
+        assert 0 <= log[1][name] <= 10
+    each = [log[1][optimise.agent_column(a)] for a in range(4)]
+    assert log[1]["eval_pass_at_1"] == pytest.approx(np.mean(each))
+    assert log[-1]["responses"] == 4 * 4 * 2 * 2
+
+
+def plan(*arguments):
+    return plans.plan_of(values(*TINY, *arguments))
+
+
+def test_an_agent_that_diverges_stops_alone():
+    def step(state, frozen, floats):
+        found = guard.check([guard.Part("x", state + floats)])
+        return state + floats, {"x": state}, found
+
+    advance = agents.together(step)
+    start = jnp.array([1.0, 2.0, 3.0])
+    state, metrics, found = advance(start, start, jnp.array([1.0, jnp.inf, 1.0]))
+    assert state.tolist() == [2.0, 2.0, 4.0]
+    assert float(metrics["x"]) == 2.0  # the mean of the first and the third agent
+    assert int(metrics["diverged"]) == 1 and not bool(found.bad)
+    assert bool(advance(start, start, jnp.full(3, jnp.nan))[2].bad)
+
+
+def test_the_measurement_of_a_perfect_model():
+    tiny = plan()
+    problems = tiny.task.problems(jax.random.key(1), 5, True)
+    answers = jax.vmap(tiny.task.solve)(problems)
+    assert measure.not_padding(answers).sum(axis=1).tolist() == [3] * 5  # two digits and <eos>
+    assert float(jax.vmap(tiny.task.reward)(problems, answers).min()) == 1.0 > measure.CORRECT > 0.5
+    assert tokens.decode(tiny.task.vocabulary, np.asarray(answers[0])).isdigit()
+
+
+def test_pass_at_1_is_greedy_and_pass_at_k_needs_one_correct_sample():
+    rewards = {0.0: [1, 0, 0, 1], 1.0: [0, 0, 1, 1], 2.0: [0, 0, 0, 1]}
+    keys = jax.random.split(jax.random.key(0), 2)
+
+    def respond(params, key, temperature):
+        second = bool(jnp.all(jax.random.key_data(key) == jax.random.key_data(keys[1])))
+        reward = rewards[float(temperature) * (1 + second)]
+        mask = np.arange(3) < (3 if temperature == 0 else 2)
+        return measure.Verified(None, np.tile(mask, (4, 1)), np.array(reward))
+
+    held = measure.Held(None, respond, 2, jax.random.key(0))
+    assert measure.measured(held, {}, 1.0) == {
+        "pass_at_1": 0.5,
+        "pass_at_k": 0.5,
+        "sampled_pass_at_1": 0.375,
+        "length": 2.0,
+    }
+
+
+def test_the_results_of_a_configuration_are_those_of_its_seeds():
+    varied = plan("--vary", "temperature=0.5,1")
+    before = {name: np.array([0.1, 0.3, 0.1, 0.3]) for name in ("pass_at_1", "pass_at_k")}
+    after = {name: np.array([0.2, 0.4, 0.6, 1.0]) for name in ("pass_at_1", "pass_at_k", "length")}
+    first, second = report.configurations(varied, before, after)
+    assert (first["point"], second["point"]) == ({"temperature": 0.5}, {"temperature": 1.0})
+    assert (first["pass_at_1"], second["pass_at_1"]) == (pytest.approx(0.3), pytest.approx(0.8))
+    assert (second["worst"], second["best"], second["start_pass_at_1"]) == (0.6, 1.0, 0.2)
+    assert second["interval"] == [0.6, 1.0]  # of two seeds
+
+
+def test_the_agents_are_all_seeds_of_each_configuration():
+    varied = plan("--vary", "temperature=0.5,1", "--vary", "kl_coef=0,0.1")
+    assert varied.agents == 8
+    assert varied.floats()["temperature"].tolist() == [0.5] * 4 + [1.0] * 4
+    assert varied.floats()["kl_coef"].tolist() == pytest.approx([0, 0, 0.1, 0.1] * 2)
+    config, hyper = varied.of_agent({"temperature": 0.5, "learning_rate": 7.0})
+    assert (config.temperature, hyper.learning_rate, config.kl_coef) == (0.5, 7.0, 0.0)
+
+
+REFUSALS = {
+    ("--task", "additoin"): "unknown task 'additoin'",
+    ("--difficulty", "digits"): "write digits=VALUE",
+    ("--difficulty", "digits=two"): "task 'addition digits=two'",
+    ("--difficulty", "digits=99"): "digits",
+    ("--difficulty", "figures=2"): "'figures'",
+    ("--num-heads", "3"): "hidden_size is 8",
+    ("--vary", "learning_rate"): "--vary is 'learning_rate'",
+    ("--vary", "num_prompts=2,4"): "only real numbers can vary",
+    ("--vary", "seed=1,2"): "seeds are set by --seeds",
+    ("--vary", "temperature=0,1"): "temperature",
+    ("--vary", "learning_rate=1e-3,linear(1e-3, 0)"): "learning_rate",
+    ("--max-new-tokens", "3"): "unknown option --max-new-tokens",
+    ("--group-size", "1"): "group_size is 1",
+    ("--minibatches", "3"): "cannot be split evenly",
+    ("--stop-at", "0.5", "--eval-every", "none"): "--eval-every",
+    ("--preset", "n_plus"): "unknown option --preset",
+}
+
+
+@pytest.mark.parametrize("words", REFUSALS, ids=" ".join)
+def test_refused_before_anything_is_written(words, tmp_path):
+    with pytest.raises(ConfigError) as error:
+        run(*TINY, *words, "--run-dir", tmp_path / "run")
+    assert REFUSALS[words] in str(error.value)
+    assert "\n" not in str(error.value)
+    assert not (tmp_path / "run").exists()
+
+
+def test_evaluate_refuses_the_run_with_a_remedy(trained):
+    with pytest.raises(ConfigError, match="give --prompts FILE and --reward"):
+        command._refusing(["evaluate", str(trained)])
+
+
+@pytest.mark.slow
+def test_a_stopped_run_continues_with_the_same_numbers(tmp_path):
+    script = "from ppo_jax.rlhf.__main__ import main; main()"
+    words = [*TINY, "--updates", "40", "--checkpoint-seconds", "0", "--run-dir"]
+    assert run(*words, tmp_path / "whole") == 0
+    part = tmp_path / "part"
+    process = subprocess.Popen([sys.executable, "-c", script, "reason", *words, str(part)])
+    while process.poll() is None and not (part / "metrics.jsonl").exists():
+        time.sleep(0.05)
+    process.send_signal(signal.SIGINT)
+    assert process.wait() == 128 + signal.SIGINT
+    assert run("--resume", part) == 0
+    assert rows(part) == rows(tmp_path / "whole")
+    results = [(folder / "results.csv").read_text() for folder in (part, tmp_path / "whole")]
+    assert results[0] == results[1]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("algorithm", ["ppo", "reinforce", "rloo"])
+def test_every_algorithm_trains(algorithm, tmp_path):
+    assert run(*TINY, "--algorithm", algorithm, "--run-dir", tmp_path / "run") == 0
+    assert all(np.isfinite(row["score"]) for row in rows(tmp_path / "run"))
+
+
+@pytest.mark.slow
+def test_the_default_run_learns_to_add(tmp_path):
+    """The claim of the documentation, with fewer evaluations."""
+    folder = tmp_path / "run"
+    assert run("--run-dir", folder, "--eval-every", "100") == 0
+    found = json.loads((folder / "summary.json").read_text())["configurations"][0]
+    assert found["start_pass_at_1"] <= 0.45
+    assert found["pass_at_1"] >= 0.9

@@ -1,0 +1,85 @@
+"""`benchmarks.reasoning`: the reward of TRL's process, tables and curves."""
+
+import dataclasses
+import json
+
+import numpy as np
+import pytest
+
+from benchmarks import reasoning
+from benchmarks.language import verifier
+from ppo_jax.rlhf import tasks
+
+
+def test_the_reward_of_the_other_process_is_that_of_the_task():
+    task, rng = tasks.make("addition"), np.random.default_rng(0)
+    characters = [*"0123456789+=", ""]
+    for _ in range(2000):
+        a, b = rng.integers(0, 100, 2)
+        prompt = f"{a:02d}+{b:02d}="
+        right = f"{a + b:03d}"[::-1]
+        changed = list(right)
+        changed[rng.integers(0, 3)] = characters[rng.integers(0, len(characters))]
+        for response in (right, right + "0", "".join(changed), "".join(changed)[:2], ""):
+            given = verifier.verify(prompt, response, task.response_length)
+            assert given == task.python_reward(prompt, response)
+            assert given == verifier.verify(f"<bos>{prompt}", response, task.response_length)
+
+
+def test_a_prompt_that_is_no_sum_is_refused():
+    with pytest.raises(ValueError, match="'12-3=' is not a sum"):
+        verifier.verify("12-3=", "9", 4)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"methods": ("grop",)}, "--methods: unknown 'grop'"),
+        ({"parts": ("race",)}, "--parts: unknown 'race'"),
+        ({"seeds": 1}, "--seeds is 1; an interval needs at least 2"),
+    ],
+)
+def test_invalid_options_are_refused(change, message):
+    with pytest.raises(SystemExit) as error:
+        reasoning.check(dataclasses.replace(reasoning.Options(), **change))
+    assert str(error.value).startswith(message)
+
+
+def finished(folder, scores):
+    """The files of a finished run."""
+    folder.mkdir(parents=True)
+    columns = {f"{reasoning.AGENT}{i}": x for i, x in enumerate(scores)}
+    row = {"groups_without_spread": 0.5, "sampling_entropy": 0.1, "kl": 1.0, "response_length": 4.0}
+    lines = [
+        {"update": 10, "responses": 20, **row},
+        {"update": 20, "responses": 40, **row, **columns},
+    ]
+    (folder / "metrics.jsonl").write_text("\n".join(map(json.dumps, lines)) + "\n")
+    summary = {
+        "status": "finished",
+        "updates": 20,
+        "responses": 40,
+        "train_seconds": 3.0,
+        **columns,
+    }
+    (folder / "summary.json").write_text(json.dumps(summary | {"last": {"tokens_per_second": 9.0}}))
+    names = ("start_pass_at_1", "start_pass_at_k", "pass_at_1", "pass_at_k", "length")
+    table = [f"{seed},0.25,0.5,{x},1.0,4.0" for seed, x in enumerate(scores)]
+    (folder / "results.csv").write_text("\n".join([",".join(["seed", *names]), *table]) + "\n")
+
+
+def test_a_finished_run_is_not_repeated_and_its_numbers_are_in_the_tables(tmp_path):
+    options = reasoning.Options(
+        methods=("grpo",), parts=("methods",), runs=tmp_path, out=tmp_path, image=tmp_path
+    )
+    finished(tmp_path / "grpo", [0.75, 1.0, 1.0, 1.0])
+    reasoning.measure("grpo", options)
+    (curve,) = reasoning.read(tmp_path / "reasoning_curves.csv")
+    assert (curve["update"], curve["seeds"], curve["interquartile_mean"]) == ("20", "4", "1.0")
+    rows = reasoning.read(tmp_path / "reasoning.csv")
+    assert [row["seed"] for row in rows] == ["0", "1", "2", "3"]
+    assert {row["responses"] for row in rows} == {"10"}  # of one agent
+    assert "| ppo_jax | grpo | 4 | 0.250 | 0.938 | 0.812 to 1.000 | 0.750 | 1.000 | 9 | 3 |" in (
+        reasoning.markdown(tmp_path)
+    )
+    assert (tmp_path / "reasoning.png").stat().st_size > 0
