@@ -265,7 +265,7 @@ class Update(configs.PPO):
         "a response; None: that of the algorithm",
         choices=("token", "sequence"),
     )
-    objective: str | None = option(
+    objective: str | None = option(  # type: ignore[assignment]
         None,
         "objective of the policy; clip: the clipped objective of PPO; cispo: the log-probability "
         "times the advantage and the ratio, of which the ratio is bounded and has no gradient; "

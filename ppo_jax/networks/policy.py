@@ -144,9 +144,8 @@ def make_policy(
     own = (lambda: None) if shared_torso else body
     continuous = ContinuousHead(action_distribution, squash, log_std_init, map_actions, noise_steps)
     actor = Actor(own(), action_space, continuous)
-    critic_module: nn.Module = Critic(own(), value_head)
-    if critic == "q":
-        critic_module = _q_critic(cnn, layers, action_space, squash=squash, value_head=value_head)
+    q_critic = functools.partial(_q_critic, cnn, layers, action_space, squash=squash)
+    critic_module = q_critic(value_head=value_head) if critic == "q" else Critic(own(), value_head)
 
     def features(params: Params, obs: PyTree) -> jax.Array | Features:
         x = seen.of_actor(obs)
