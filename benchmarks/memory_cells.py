@@ -14,7 +14,7 @@ import dataclasses
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -27,7 +27,7 @@ from ppo_jax.algorithms import ppo
 from ppo_jax.envs import spaces
 from ppo_jax.networks import MEMORIES, Policy, SequenceInputs, make_recurrent_policy
 from ppo_jax.runs import provenance
-from ppo_jax.types import Batch
+from ppo_jax.types import Batch, Params
 
 FILE = RESULTS / "memory_cells.csv"
 STEPS = (32, 128, 512)
@@ -73,21 +73,33 @@ def batch_of(policy: Policy, sequences: int, steps: int) -> Batch:
     )
 
 
-def programs_of(memory: str, steps: int, options: Options) -> dict[str, Callable[[], Any]]:
-    """The update and the step of one memory as functions without arguments."""
-    policy = make_recurrent_policy(
-        OBSERVATION, ACTIONS, memory=memory, memory_size=options.size, hidden=()
-    )
-    batch = batch_of(policy, options.sequences, steps)
-    obs, start = batch.obs.obs[:, 0], batch.obs.start[:, 0]
-    params = jax.jit(policy.init)(jax.random.key(0), obs)
-    core = policy.init_core(options.sequences)
-    update = jax.jit(jax.grad(lambda p, b: ppo.make_loss(policy, ppo.Config())(p, b)[0]))
-    act = jax.jit(policy.act)
-    return {
-        "update": lambda: jax.block_until_ready(update(params, batch)),
-        "act": lambda: jax.block_until_ready(act(params, core, obs, start)),
-    }
+class Agent(NamedTuple):
+    """A policy with its parameters."""
+
+    policy: Policy
+    params: Params
+
+
+def agent_of(memory: str, size: int) -> Agent:
+    """An untrained agent with a memory."""
+    policy = make_recurrent_policy(OBSERVATION, ACTIONS, memory=memory, memory_size=size, hidden=())
+    init = jax.jit(policy.init)
+    return Agent(policy, init(jax.random.key(0), jnp.zeros((1, *OBSERVATION.shape))))
+
+
+def update_of(agent: Agent, sequences: int, steps: int) -> Callable[[], Any]:
+    """The gradient of a batch of sequences as a function without arguments."""
+    loss = ppo.make_loss(agent.policy, ppo.Config())
+    batch = batch_of(agent.policy, sequences, steps)
+    gradient = jax.jit(jax.grad(lambda params, batch: loss(params, batch)[0]))
+    return lambda: jax.block_until_ready(gradient(agent.params, batch))
+
+
+def act_of(agent: Agent, num_envs: int) -> Callable[[], Any]:
+    """A step of acting in N environments as a function without arguments."""
+    act, core = jax.jit(agent.policy.act), agent.policy.init_core(num_envs)
+    obs, start = jnp.ones((num_envs, *OBSERVATION.shape)), jnp.zeros(num_envs, bool)
+    return lambda: jax.block_until_ready(act(agent.params, core, obs, start))
 
 
 def clock() -> str:
@@ -109,11 +121,10 @@ def milliseconds(programs: dict[str, Callable[[], Any]], rounds: int) -> dict[st
     return found
 
 
-def rows_of(steps: int, options: Options) -> list[dict[str, Any]]:
+def rows_of(
+    update: dict[str, list[float]], act: dict[str, list[float]], steps: int, options: Options
+) -> list[dict[str, Any]]:
     """The rows of one length of the sequences."""
-    parts = {memory: programs_of(memory, steps, options) for memory in options.memories}
-    update = milliseconds({m: p["update"] for m, p in parts.items()}, options.rounds)
-    act = milliseconds({m: p["act"] for m, p in parts.items()}, 10 * options.rounds)
     return [
         {
             "memory": memory,
@@ -149,8 +160,12 @@ def main(options: Options) -> None:
     """Measure, merge the rows into the table and print them."""
     steps_in_order = [str(t) for t in sorted({*STEPS, *options.steps})]
     order = {"clock": ["cpu", "wall"], "memory": [*MEMORIES[1:]], "steps": steps_in_order}
+    agents = {memory: agent_of(memory, options.size) for memory in options.memories}
+    programs = {memory: act_of(agent, options.sequences) for memory, agent in agents.items()}
+    act = milliseconds(programs, 10 * options.rounds)
     for steps in options.steps:
-        rows = rows_of(steps, options)
+        programs = {m: update_of(agent, options.sequences, steps) for m, agent in agents.items()}
+        rows = rows_of(milliseconds(programs, options.rounds), act, steps, options)
         merge(options.out, rows, order)
         for row in rows:
             print(row["memory"], steps, row["update_ms"], "ms,", row["act_ms"], "ms", flush=True)

@@ -93,17 +93,13 @@ def make_recurrent_policy(
     if critic == "q":
         raise ValueError("a Q-function cannot be recurrent; use memory='none'")
     seen = inputs_of(observation_space, bool(cnn), frame_mix, shared_torso)
-    layers = Layers(tuple(hidden), activation, dtype, norm, residual)
-    kind = MemoryLayers(memory, memory_size, memory_layers, memory_heads, memory_length)
-
-    def recurrent_network(head: nn.Module | None) -> RecurrentNetwork:
-        return RecurrentNetwork(layers_of(tuple(cnn), layers), kind.module(), head)
-
+    body = layers_of(tuple(cnn), Layers(tuple(hidden), activation, dtype, norm, residual))
+    layers = MemoryLayers(memory, memory_size, memory_layers, memory_heads, memory_length).module()
     continuous = ContinuousHead(action_distribution, squash, log_std_init, map_actions, noise_steps)
     modules: dict = {"actor": Actor(None, action_space, continuous)}
     modules |= {} if critic == "none" else {"critic": Critic(None, value_head)}
     heads = {"torso": None} if shared_torso else modules
-    networks = {k: recurrent_network(head) for k, head in heads.items()}
+    networks = {k: RecurrentNetwork(body, layers, head) for k, head in heads.items()}
 
     def unroll(params: Params, core: PyTree, obs: PyTree, start: jax.Array) -> Any:
         """(core, dist, value) with batch shape [M, T]."""
@@ -123,7 +119,7 @@ def make_recurrent_policy(
         return _init(key, inputs, networks, modules if shared_torso else {})
 
     def init_core(num_envs: int) -> PyTree:
-        return {k: kind.module().zeros(num_envs) for k in networks}
+        return {k: layers.zeros(num_envs) for k in networks}
 
     def act(params: Params, core: PyTree, obs: PyTree, start: jax.Array) -> Any:
         one = jax.tree.map(lambda x: x[:, None], (obs, start))
