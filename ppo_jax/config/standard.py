@@ -12,6 +12,7 @@ from ppo_jax.config.options import option
 ACTIVATIONS = ("tanh", "relu", "silu", "gelu")
 CONVOLUTIONS = ("mlp", "minatar", "small", "nature", "impala")
 DTYPES = ("float32", "bfloat16")
+OPTIMIZERS = ("adam", "muon")
 FRAME_MIXES = ("none", "differences")
 MEMORIES = ("none", "gru", "lstm")
 NORMS = ("none", "layer", "rms")
@@ -57,29 +58,34 @@ def max_grad_norm(default: float) -> Any:
     return option(default, doc, low=0, high=math.inf, open_low=True)
 
 
-def adam_eps(default: float = 1e-5) -> Any:
-    """The option of Adam's epsilon.
+def optimizer() -> Any:
+    """The option of the optimiser."""
+    doc = "optimiser: adam, or muon for matrices and Adam for all other parameters"
+    return option("adam", doc, choices=OPTIMIZERS)
 
-    Args:
-        default: value of the option if none is given.
-    """
-    doc = "Adam's epsilon, added to the denominator of each step"
-    return option(default, doc, low=0, open_low=True)
+
+def adam_eps() -> Any:
+    """The option of Adam's epsilon."""
+    return option(
+        1e-5, "Adam's epsilon, added to the denominator of each step", low=0, open_low=True
+    )
 
 
 def adam_reset() -> Any:
     """The option that restarts Adam's bias correction at each rollout."""
     doc = (
         "restart Adam's bias correction at each rollout, whose gradients are those of a new "
-        "objective; the estimates of the moments are kept"
+        "objective; Adam's averages of the gradients are kept"
     )
     return option(False, doc)
 
 
 def weight_decay() -> Any:
     """The option of the decoupled weight decay."""
-    doc = "decoupled weight decay: each step subtracts this fraction of the learning rate times "
-    doc += "the parameters; None: no weight decay"
+    doc = (
+        "decoupled weight decay: each step subtracts this number times the learning rate times the "
+        "weights, but not from biases and other vectors; None: no weight decay"
+    )
     return option(None, doc, low=0)
 
 

@@ -135,9 +135,8 @@ def make_policy(
     actor = Actor(own(), action_space, squash, log_std_init, map_actions)
     critic_module: nn.Module = Critic(own(), value_head)
     if critic == "q":
-        front = CNN(tuple(cnn), activation, dtype) if cnn else None
-        drawn = spaces.drawn(action_space)
-        critic_module = QCritic(front, layers.module(), drawn, squash, value_head)
+        q_critic = _q_critic(cnn, layers, action_space)
+        critic_module = q_critic.clone(squash=squash, value_head=value_head)
 
     see = functools.partial(preprocess, observation_space, image=image, frame_mix=frame_mix)
 
@@ -171,6 +170,12 @@ def make_policy(
         return value_of(apply(params, inputs)[1])
 
     return Policy(init, lambda num_envs: (), act, apply, None if shared_torso else value, critic)
+
+
+def _q_critic(cnn: Sequence[ConvLayer], layers: Layers, action_space: spaces.Space) -> QCritic:
+    """A Q-function as critic, with convolutions if there are any."""
+    front = CNN(tuple(cnn), layers.activation, layers.dtype) if cnn else None
+    return QCritic(front, layers.module(), spaces.drawn(action_space))
 
 
 def _init(key: jax.Array, x: Any, modules: dict[str, nn.Module], of_actions: bool) -> Params:
