@@ -87,27 +87,6 @@ def check_gaussian(run: Any, env: Any) -> None:
         )
 
 
-def check_q_network(name: str, run: Any) -> None:
-    """Reject networks that a Q-function cannot have: a shared torso and a recurrent cell.
-
-    Args:
-        name: name of the algorithm, for the message.
-        run: TrainConfig with shared_torso and memory.
-
-    Raises:
-        ValueError: if the network does not fit; the message states the correction.
-    """
-    if run.shared_torso:
-        raise ValueError(
-            f"the critic of {name} is a Q-function, which cannot share a torso with the actor; use "
-            "shared_torso=False"
-        )
-    if run.memory != "none":
-        raise ValueError(
-            f"the critic of {name} is a Q-function, which cannot be recurrent; use memory='none'"
-        )
-
-
 def check_length(num_steps: int, time_limit: int | None) -> int:
     """The time limit of REINFORCE, after rejecting rollouts that are shorter than it.
 
@@ -129,6 +108,27 @@ def check_length(num_steps: int, time_limit: int | None) -> int:
             f"num_steps is {num_steps}; num_steps must be at least {time_limit}"
         )
     return time_limit
+
+
+def check_q_network(name: str, run: Any) -> None:
+    """Reject networks that a Q-function cannot have: a shared torso and a recurrent cell.
+
+    Args:
+        name: name of the algorithm, for the message.
+        run: TrainConfig with shared_torso and memory.
+
+    Raises:
+        ValueError: if the network does not fit; the message states the correction.
+    """
+    if run.shared_torso:
+        raise ValueError(
+            f"the critic of {name} is a Q-function, which cannot share a torso with the actor; use "
+            "shared_torso=False"
+        )
+    if run.memory != "none":
+        raise ValueError(
+            f"the critic of {name} is a Q-function, which cannot be recurrent; use memory='none'"
+        )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -495,7 +495,10 @@ class REPPO:
         low=0,
     )
     max_grad_norm: float = standard.max_grad_norm(0.5)
-    adam_eps: float = standard.adam_eps(1e-8)
+    # The gradients of the multipliers are far smaller than those of the networks.
+    adam_eps: float = option(
+        1e-8, "Adam's epsilon, added to the denominator of each step", low=0, open_low=True
+    )
 
     @property
     def self_prediction(self) -> bool:

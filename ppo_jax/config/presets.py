@@ -2,8 +2,8 @@
 and is their default.
 
 The returns that the presets reach over many seeds are in benchmarks/results: learning.csv for PPO,
-family.csv for the other algorithms. The presets of PPO for CartPole, Acrobot, Pendulum and
-MountainCarContinuous were compared with a random search, benchmarks/tuning.py.
+family.csv for the other algorithms except REPPO. The presets of PPO for CartPole, Acrobot,
+Pendulum and MountainCarContinuous were compared with a random search, benchmarks/tuning.py.
 """
 
 from typing import Any
@@ -277,12 +277,17 @@ _FAMILY: dict[str, dict[str, Any]] = {
         "squash": True,
         "value_head": "hl_gauss",
         "value_bins": 101,
+        "value_low": -6.0,
+        "value_high": 1.0,
         "normalize_obs": True,
         "normalize_reward": True,
-        "learning_rate": 1e-3,
+        "learning_rate": 2e-3,
         "epochs": 4,
         "minibatches": 8,
         "gamma": 0.98,
+        "entropy_coef": 0.1,
+        "target_entropy": 0.0,
+        "max_grad_norm": 10.0,
     },
 }
 for _name, _values in _FAMILY.items():

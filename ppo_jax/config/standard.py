@@ -66,14 +66,11 @@ def optimizer() -> Any:
     return option("adam", doc, choices=OPTIMIZERS)
 
 
-def adam_eps(default: float = 1e-5) -> Any:
-    """The option of Adam's epsilon.
-
-    Args:
-        default: value of the option if none is given.
-    """
-    doc = "Adam's epsilon, added to the denominator of each step"
-    return option(default, doc, low=0, open_low=True)
+def adam_eps() -> Any:
+    """The option of Adam's epsilon."""
+    return option(
+        1e-5, "Adam's epsilon, added to the denominator of each step", low=0, open_low=True
+    )
 
 
 def adam_reset() -> Any:
