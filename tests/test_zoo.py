@@ -181,7 +181,7 @@ def test_the_stored_agent_is_compared_with_its_returns(tmp_path):
     other = {**CARTPOLE.evaluation, "returns": [400.0, 410.0] * 10}
     failed = verify.verify(copied(tmp_path, evaluation=other), 16, seed=3, folder=tmp_path)
     assert not failed.passed and failed.exit_code == 1
-    assert "zoo:cartpole FAILED" in failed.text and "p = 0.0002 < 0.01" in failed.text
+    assert "zoo:cartpole FAILED" in failed.text and "p = 0.0002 < 0.001" in failed.text
 
 
 def test_the_permutation_test_counts_all_assignments():

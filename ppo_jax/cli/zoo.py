@@ -104,12 +104,12 @@ def verify(name: str, episodes: int = 128, *, seed: int = 1, retrain: bool = Fal
     """Evaluate an agent of the zoo, and compare its returns with those of its card.
 
     The exit code is 0 if they agree, and 1 otherwise. A two-sample permutation test compares the
-    mean returns, at a level of 1 %.
+    mean returns, at a level of 0.1 %.
 
     Args:
         name: name of the agent.
         episodes: number of greedy episodes.
-        seed: seed of the episodes; an intact agent fails for about one seed in a hundred.
+        seed: seed of the episodes; an intact agent fails for about one seed in a thousand.
         retrain: also train the agent again, as its card describes, and compare the parameters to
             the bit. Where versions or machine differ, compare the return with those of other seeds.
 
