@@ -144,10 +144,16 @@ def test_long_responses_are_refused():
 
 
 def test_the_best_pass_at_1_of_one_digit_sums():
-    """The number of right responses: 07 and 7 are the same number."""
+    """07 and 7 are the same number, and no other response is right."""
     task = tasks.make("addition", digits=1)
-    rows = enumeration.responses(tokens.size(task.vocabulary), task.response_length)
-    prompt = jnp.asarray([tokens.BOS, *tokens.encode(task.vocabulary, "3+4=")])
-    right = np.asarray(jax.jit(jax.vmap(task.reward, (None, 0)))(prompt, rows)) > 0
-    found = {tokens.decode(task.vocabulary, row) for row in rows[right]}
-    assert found == {"7", "70"}  # the least significant digit first
+    prompt = np.asarray([tokens.BOS, *tokens.encode(task.vocabulary, "3+4=")], np.int32)
+    size = tokens.size(task.vocabulary)
+    decoder = Decoder(small(size, eos_ids=(tokens.EOS,), hidden_size=8, num_layers=1, num_heads=2))
+    params = jax.tree.map(lambda x: 5 * x, decoder.init(jax.random.key(0)))
+    (found,) = enumeration.right_log_prob(task, decoder, params, prompt[None])
+    rows = [tokens.response_row(task.vocabulary, text, 3) for text in ("7", "70")]
+    each = enumeration._log_prob(task, decoder, params, prompt[None], rows=np.stack(rows)[None])
+    np.testing.assert_allclose(jnp.exp(found), jnp.exp(each).sum(), rtol=1e-4)
+    best = enumeration.best_pass_at_1(found[None], 0.5)
+    assert jnp.exp(found) < best.score[0] < 1
+    np.testing.assert_allclose(best.kl[0], 0.5, atol=1e-3)
