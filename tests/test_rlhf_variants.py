@@ -12,9 +12,12 @@ import numpy as np
 import pytest
 
 from ppo_jax import losses
+from ppo_jax.cli import rlhf as command
+from ppo_jax.config.options import coerce, parse
 from ppo_jax.config.rlhf import METHODS, settled
 from ppo_jax.rlhf import algorithms, combinations, objective, rewards, rollout, selection, train
 from ppo_jax.rlhf import generate as generation
+from ppo_jax.rlhf.folder import flat
 from ppo_jax.rlhf.generate import Generation
 from ppo_jax.rlhf.policy import TokenInputs
 from ppo_jax.rollout import sequences
@@ -399,3 +402,16 @@ def test_every_algorithm_has_options_that_fit_together():
         assert (hyper.advantage_scale is not None) == method.groups
         given = settled(algorithms.Config(aggregation="constant"), name)
         assert given.aggregation == "constant"
+
+
+def test_the_scale_none_is_not_the_scale_of_the_algorithm():
+    """On a command line and in a saved run, where "none" otherwise means None."""
+    field = next(f for f in dataclasses.fields(algorithms.Config) if f.name == "advantage_scale")
+    assert (parse(field, "none"), coerce(field, "none")) == ("none", "none")
+    assert (parse(field, "None"), coerce(field, None)) == (None, None)
+    kinds, rest = command.KINDS["ppo"], ["--model", "m", "--data", "d", "--reward", "r:f"]
+    values, _ = command._values("ppo", ["--advantage-scale", "none", *rest], kinds)
+    assert values["advantage_scale"] == "none"
+    assert command.restored(flat(values), kinds)["advantage_scale"] == "none"
+    values, _ = command._values("ppo", rest, kinds)
+    assert values["advantage_scale"] is None
