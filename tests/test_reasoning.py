@@ -185,11 +185,11 @@ def test_evaluate_refuses_the_run_with_a_remedy(trained):
 
 @pytest.mark.slow
 def test_a_stopped_run_continues_with_the_same_numbers(tmp_path):
-    script = "from ppo_jax.rlhf.__main__ import main; main()"
-    words = [*TINY, "--updates", "40", "--checkpoint-seconds", "0", "--run-dir"]
+    words = [*TINY, "--updates", "2000", "--eval-every", "500", "--checkpoint-seconds", "0"]
+    words += ["--run-dir"]
     assert run(*words, tmp_path / "whole") == 0
     part = tmp_path / "part"
-    process = subprocess.Popen([sys.executable, "-c", script, "reason", *words, str(part)])
+    process = subprocess.Popen([sys.executable, "-m", "ppo_jax.rlhf", "reason", *words, str(part)])
     while process.poll() is None and not (part / "metrics.jsonl").exists():
         time.sleep(0.05)
     process.send_signal(signal.SIGINT)

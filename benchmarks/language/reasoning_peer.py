@@ -18,7 +18,7 @@ from ppo_jax.rlhf.folder import checkpoints_of, read_stage
 from ppo_jax.rlhf.hf_io import load_model
 from ppo_jax.rlhf.reasoning import measure, start
 from ppo_jax.rlhf.reasoning.agents import take
-from ppo_jax.rlhf.reasoning.optimise import Plan, first_state
+from ppo_jax.rlhf.reasoning.optimise import Plan, first_state, held_out
 from ppo_jax.rlhf.reasoning.session import FINE_TUNING
 from ppo_jax.rlhf.stages import Language, write_model
 from ppo_jax.rlhf.tasks import tokens
@@ -87,13 +87,7 @@ def _started(plan: Plan, finished: Path) -> Any:
 def _row(plan: Plan, folder: Path) -> dict[str, Any]:
     """The measurements of TRL's model on the held-out problems of the run."""
     measured = json.loads((folder / "measured.json").read_text())
-    held = measure.hold(
-        plan.task,
-        plan.decoder,
-        problems=plan.reason.eval_problems,
-        samples=plan.reason.eval_samples,
-        seed=plan.reason.seed,
-    )
+    held = held_out(plan)
     heat = plan.config.temperature
     found = [
         measure.measured(held, load_model(folder / name)[1], heat) for name in ("start", "model")

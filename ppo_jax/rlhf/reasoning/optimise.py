@@ -115,13 +115,7 @@ def optimisation(plan: Plan, start: Params, result: Callable[..., dict[str, Any]
     seeds = jnp.uint32(reason.seed + index)
     reference = jax.tree.map(lambda x: x[index], start)
     floats = jax.tree.map(jnp.asarray, plan.floats())
-    held = measure.hold(
-        plan.task,
-        plan.decoder,
-        problems=reason.eval_problems,
-        samples=reason.eval_samples,
-        seed=reason.seed,
-    )
+    held = held_out(plan)
     look = functools.partial(_looked, plan, held)
 
     def init() -> TrainState:
@@ -170,6 +164,22 @@ def first_state(
         floats: name -> [], values of the options that vary.
     """
     return _program(plan, reference, floats).init(jax.random.key(seed))
+
+
+def held_out(plan: Plan) -> measure.Held:
+    """The held-out problems of a run.
+
+    Args:
+        plan: what is trained.
+    """
+    reason = plan.reason
+    return measure.hold(
+        plan.task,
+        plan.decoder,
+        problems=reason.eval_problems,
+        samples=reason.eval_samples,
+        seed=reason.seed,
+    )
 
 
 def _looked(plan: Plan, held: measure.Held, params: Params) -> dict[str, np.ndarray]:

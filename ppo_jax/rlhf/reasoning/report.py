@@ -61,8 +61,8 @@ def configurations(
         after: numbers [A] of the agents after reinforcement learning.
 
     Returns:
-        For each configuration the values that vary, the means of all numbers, and the 95 %
-        bootstrap interval of the mean pass@1, None for a single seed.
+        One dictionary for each configuration: the values that vary, the means of all numbers, and
+        the 95 % bootstrap interval of the mean pass@1, None for a single seed.
     """
     found = []
     for k, point in enumerate(plan.points):
