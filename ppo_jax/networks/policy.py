@@ -144,8 +144,8 @@ def make_policy(
     own = (lambda: None) if shared_torso else body
     continuous = ContinuousHead(action_distribution, squash, log_std_init, map_actions, noise_steps)
     actor = Actor(own(), action_space, continuous)
-    q_critic = _q_critic(cnn, layers, action_space).clone(squash=squash, value_head=value_head)
-    critic_module = q_critic if critic == "q" else Critic(own(), value_head)
+    q_critic = functools.partial(_q_critic, cnn, layers, action_space, squash=squash)
+    critic_module = q_critic(value_head=value_head) if critic == "q" else Critic(own(), value_head)
 
     def features(params: Params, obs: PyTree) -> jax.Array | Features:
         x = seen.of_actor(obs)
@@ -182,10 +182,17 @@ def make_policy(
     return Policy(init, lambda num_envs: (), act, apply, values, critic, init_noise)
 
 
-def _q_critic(cnn: Sequence[ConvLayer], layers: Layers, action_space: spaces.Space) -> QCritic:
+def _q_critic(
+    cnn: Sequence[ConvLayer],
+    layers: Layers,
+    action_space: spaces.Space,
+    *,
+    squash: bool,
+    value_head: ValueHead,
+) -> QCritic:
     """A Q-function as critic, with convolutions if there are any."""
     front = CNN(tuple(cnn), layers.activation, layers.dtype) if cnn else None
-    return QCritic(front, layers.module(), spaces.drawn(action_space))
+    return QCritic(front, layers.module(), spaces.drawn(action_space), squash, value_head)
 
 
 def _init(

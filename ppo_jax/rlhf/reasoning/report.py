@@ -61,8 +61,8 @@ def configurations(
         after: numbers [A] of the agents after reinforcement learning.
 
     Returns:
-        One dictionary for each configuration: the values that vary, the means of all numbers, and
-        the 95 % bootstrap interval of the mean pass@1, None for a single seed.
+        A dictionary of each configuration: the values that vary, the means of all numbers, and the
+        95 % bootstrap interval of the mean pass@1, which is None for a single seed.
     """
     found = []
     for k, point in enumerate(plan.points):
