@@ -118,6 +118,27 @@ def test_fine_tuning_and_a_reward_model(folder, reward):
 
 
 @pytest.mark.slow
+def test_a_variant_with_stale_samples_resumes_with_equal_numbers(folder, monkeypatch):
+    """DAPO with a Python reward function, in whose program groups are redrawn."""
+    monkeypatch.chdir(folder)
+    monkeypatch.syspath_prepend(folder)
+    options = ["--algorithm", "dapo", "--group-size", 2, "--reward", "vowels:count", "--stale",
+               "--importance-cap", 2, "--top-k", 4, "--learning-rate", 0.01, "--kl-coef", 0,
+               "--aggregation", "constant", "--length-penalty", 1, "--mask-truncated"]  # fmt: skip
+    whole, parts = folder / "dapo", folder / "dapo-in-parts"
+    assert ppo(folder, *options, "--updates", 4, "--run-dir", whole) == 0
+    again = ["--updates", 2, "--anneal-updates", 4, "--run-dir", parts]
+    assert ppo(folder, *options, *again) == 0
+    assert run("ppo", "--resume", parts, "--updates", 4) == 0
+    assert rows(parts) == rows(whole)
+    last = rows(whole)[-1]
+    assert 1 <= last["draws"] <= 4 and 0 <= last["groups_without_spread"] <= 1
+    assert 0 < last["importance_min"] <= last["importance_mean"] <= last["importance_max"]
+    saved = json.loads((whole / "config.json").read_text())["config"]
+    assert saved["algorithm"] == "dapo" and saved["clip_eps_high"] is None
+
+
+@pytest.mark.slow
 def test_ppo_against_a_reward_model(folder, reward, capsys):
     path = folder / "ppo"
     assert ppo(folder, "--reward", reward, "--updates", 3, "--run-dir", path) == 0

@@ -386,7 +386,10 @@ def _flag_type(field: dataclasses.Field[Any], origin: str | None) -> Any:
     choices = field.metadata["bounds"].choices
     if kind(field).scheduled:
         return _documented(Annotated[float | Schedule, _NUMBER_OR_SCHEDULE], field, origin)
-    return _documented(Literal[choices] if choices else field.type, field, origin)
+    if choices is None:
+        return _documented(field.type, field, origin)
+    named: Any = Literal[choices]
+    return _documented(named | None if kind(field).optional else named, field, origin)
 
 
 def _documented(kind: Any, field: Any, origin: str | None) -> Any:

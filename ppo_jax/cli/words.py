@@ -14,7 +14,7 @@ from typing import Any, get_args, get_origin
 from ppo_jax import suites
 from ppo_jax.algorithms.configs import CONFIGS
 from ppo_jax.config import ConfigError, TrainConfig, foreign
-from ppo_jax.config.options import SCHEDULED, kind, whole
+from ppo_jax.config.options import SCHEDULED, kind, means_none, whole
 from ppo_jax.config.presets import PRESETS
 
 # Flags of tyro itself.
@@ -161,7 +161,7 @@ def _too_many(
 def _check(field: Any, name: str, value: str, fields: dict[str, Any]) -> None:
     """Refuse one value of an option."""
     wanted, bounds = kind(field), field.metadata["bounds"]
-    if wanted.optional and value.lower() == "none":
+    if means_none(field, value):
         return
     given = f"{foreign.flag(name)} is {value!r}; "
     if wanted.scheduled and "(" in value:

@@ -299,13 +299,19 @@ def coerce(field: Field, value: Any) -> Any:
     wanted = kind(field)
     if wanted.scheduled and isinstance(value, str) and "(" in value:
         return _schedule(field, value)
-    if wanted.optional and isinstance(value, str) and value.lower() == "none":
+    if isinstance(value, str) and means_none(field, value):
         return None
     if not wanted.several:
         return _coerced(field.name, wanted.base, value)
     if not isinstance(value, list | tuple):
         return value
     return tuple(_coerced(field.name, wanted.base, item) for item in value)
+
+
+def means_none(field: Field, text: str) -> bool:
+    """Whether a text stands for None: "none" in any case, unless the option has such a choice."""
+    choices = field.metadata["bounds"].choices or ()
+    return kind(field).optional and text.lower() == "none" and text not in choices
 
 
 def _coerced(name: str, base: type, value: Any) -> Any:
@@ -338,7 +344,7 @@ def parse(field: Field, word: str) -> Any:
     wanted = kind(field)
     if wanted.scheduled and "(" in word:
         return _schedule(field, word)
-    if wanted.optional and word.lower() == "none":
+    if means_none(field, word):
         return None
     if not wanted.several:
         return _parsed(wanted.base, word)

@@ -117,7 +117,7 @@ ALGORITHMS = {
     "reinforce": Method(_estimate_reinforce, False, False, "the mean return as a baseline"),
     "rloo": Method(_estimate_rloo, False, True, "the mean return of the group as a baseline"),
     "grpo": Method(_estimate_grpo, False, True, "returns normalised within the group"),
-    "dr_grpo": Method(_estimate_grpo, False, True, "GRPO without division by deviation or length"),
+    "dr_grpo": Method(_estimate_grpo, False, True, "GRPO without its two divisions"),
     "dapo": Method(_estimate_grpo, False, True, "GRPO with clip-higher and dynamic sampling"),
     "gspo": Method(_estimate_grpo, False, True, "GRPO with the ratio of whole responses"),
     "cispo": Method(_estimate_grpo, False, True, "GRPO with a bounded weight instead of clipping"),

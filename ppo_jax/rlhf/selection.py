@@ -111,7 +111,7 @@ def coefficients(
         weight: [B, L] 1 for the tokens that count.
         entropy: [B, L] entropies H_t of the policy in nats.
         log_weight: [B, L] log π_old − log μ of the tokens.
-        top_fraction: fraction of the tokens that have a coefficient; None for all.
+        top_fraction: fraction of the tokens that have a coefficient; None gives one to all tokens.
         cap: C, the largest importance weight; None for weights of 1.
 
     Returns:
