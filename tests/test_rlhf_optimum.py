@@ -106,36 +106,51 @@ class Tiny:
         return (rest & (a == b) & (end < 3) & (prompt[1] == 3)).astype(jnp.float32)
 
 
-def test_the_probability_of_a_right_response_is_the_sum_over_all():
+@pytest.fixture(scope="module")
+def tiny():
+    """(decoder, parameters, prompts, log-probabilities of a right response)."""
     decoder = Decoder(small(5, eos_ids=(tokens.EOS,), hidden_size=8, num_layers=1, num_heads=2))
-    params = jax.tree.map(lambda x: 3 * x, decoder.init(jax.random.key(0)))
-    prompts = jnp.asarray([[1, 3], [1, 4]])
-    found = enumeration.right_log_prob(Tiny(), decoder, params, prompts)
-    assert found[1] == -jnp.inf  # nothing is right after b
-    # Samples of the program that generates responses, which has no part in the enumeration.
+    params = jax.jit(lambda key: jax.tree.map(lambda x: 3 * x, decoder.init(key)))(
+        jax.random.key(0)
+    )
+    prompts = np.asarray([[1, 3], [1, 4]], np.int32)
+    return (
+        decoder,
+        params,
+        prompts,
+        np.asarray(enumeration.right_log_prob(Tiny(), decoder, params, prompts)),
+    )
+
+
+def test_the_probability_of_a_right_response_is_the_sum_over_all(tiny):
+    decoder, params, prompts, found = tiny
+    assert found[1] == -np.inf  # nothing is right after b
+    rows = enumeration.responses(5, 3)[None]
+    each = np.asarray(enumeration._log_prob(Tiny(), decoder, params, prompts[:1], rows=rows))
+    np.testing.assert_allclose(np.exp(each).sum(), 1.0, atol=1e-4)
+    right = np.asarray([[*row] in ([2, 0, 0], [3, 4, 2], [4, 3, 2]) for row in rows[0]])
+    assert right.sum() == 3
+    np.testing.assert_allclose(np.exp(found[0]), np.exp(each[0])[right].sum(), rtol=1e-4)
+    # The two groups have the optimum of all responses.
+    for budget in (0.05, 0.3):
+        whole = optimum.under_budget(np.float32(right)[None], each, budget)
+        groups = enumeration.best_pass_at_1(found[:1], budget)
+        np.testing.assert_allclose(whole.score, groups.score, atol=1e-4)
+        np.testing.assert_allclose(whole.kl, groups.kl, atol=1e-4)
+
+
+@pytest.mark.slow
+def test_the_probability_of_a_right_response_is_that_of_samples(tiny):
+    decoder, params, prompts, found = tiny
     written = jax.jit(
         lambda key: generate(
             key, params, jnp.tile(prompts[:1], (4096, 1)), None, decoder=decoder,
             max_new_tokens=3, eos_id=tokens.EOS,
         )
     )(jax.random.key(1))  # fmt: skip
-    right = jax.vmap(Tiny().reward, (None, 0))(prompts[0], written.tokens)
-    error = float(jnp.std(right)) / 64
-    assert 0.02 < jnp.exp(found[0]) < 0.98
-    assert abs(float(jnp.mean(right)) - float(jnp.exp(found[0]))) < 4 * error
-    # All 85 responses together have the probability 1.
-    rows = jnp.asarray(enumeration.responses(5, 3))[None]
-    each = enumeration._log_prob(Tiny(), decoder, params, prompts[:1], rows=np.asarray(rows))
-    np.testing.assert_allclose(jnp.exp(each).sum(), 1.0, atol=1e-4)
-    is_right = jax.vmap(Tiny().reward, (None, 0))(prompts[0], rows[0]) > 0
-    p = jnp.exp(each[0])[is_right].sum()
-    np.testing.assert_allclose(jnp.exp(found[0]), p, rtol=1e-4)
-    # The two groups have the optimum of all responses.
-    for budget in (0.05, 0.3):
-        whole = optimum.under_budget(is_right[None].astype(jnp.float32), each, budget)
-        groups = enumeration.best_pass_at_1(found[:1], budget)
-        np.testing.assert_allclose(whole.score, groups.score, atol=1e-4)
-        np.testing.assert_allclose(whole.kl, groups.kl, atol=1e-4)
+    right = np.asarray(jax.vmap(Tiny().reward, (None, 0))(prompts[0], written.tokens))
+    assert 0.02 < np.exp(found[0]) < 0.98
+    assert abs(right.mean() - np.exp(found[0])) < 4 * right.std() / 64
 
 
 def test_long_responses_are_refused():
@@ -143,11 +158,20 @@ def test_long_responses_are_refused():
         enumeration.right_log_prob(tasks.make("addition", digits=3), None, None, jnp.zeros((1, 9)))
 
 
+@pytest.mark.slow
 def test_the_best_pass_at_1_of_one_digit_sums():
-    """The number of right responses: 07 and 7 are the same number."""
+    """07 and 7 are the same number, and no other response is right."""
     task = tasks.make("addition", digits=1)
-    rows = enumeration.responses(tokens.size(task.vocabulary), task.response_length)
-    prompt = jnp.asarray([tokens.BOS, *tokens.encode(task.vocabulary, "3+4=")])
-    right = np.asarray(jax.jit(jax.vmap(task.reward, (None, 0)))(prompt, rows)) > 0
-    found = {tokens.decode(task.vocabulary, row) for row in rows[right]}
-    assert found == {"7", "70"}  # the least significant digit first
+    prompt = np.asarray([tokens.BOS, *tokens.encode(task.vocabulary, "3+4=")], np.int32)
+    size = tokens.size(task.vocabulary)
+    decoder = Decoder(small(size, eos_ids=(tokens.EOS,), hidden_size=8, num_layers=1, num_heads=2))
+    params = jax.jit(lambda key: jax.tree.map(lambda x: 5 * x, decoder.init(key)))(
+        jax.random.key(0)
+    )
+    (found,) = enumeration.right_log_prob(task, decoder, params, prompt[None])
+    rows = [tokens.response_row(task.vocabulary, text, 3) for text in ("7", "70")]
+    each = enumeration._log_prob(task, decoder, params, prompt[None], rows=np.stack(rows)[None])
+    np.testing.assert_allclose(np.exp(found), np.exp(each).sum(), rtol=1e-4)
+    best = enumeration.best_pass_at_1(found[None], 0.5)
+    assert np.exp(found) < best.score[0] < 1
+    np.testing.assert_allclose(best.kl[0], 0.5, atol=1e-3)

@@ -72,7 +72,7 @@ def right_log_prob(task: Task, decoder: Decoder, params: Params, prompts: jax.Ar
     chosen = np.argsort(~right, axis=1, kind="stable")[:, :most]
     counts = np.take_along_axis(right, chosen, axis=1)
     log_prob = _log_prob(task, decoder, params, prompts, rows=rows[chosen])
-    return jax.nn.logsumexp(jnp.where(counts, log_prob, -jnp.inf), axis=1)
+    return jnp.asarray(np.logaddexp.reduce(np.where(counts, log_prob, -np.inf), axis=1))
 
 
 def _log_prob(
@@ -94,6 +94,7 @@ def _log_prob(
     return jnp.stack([of_prompt(*pair) for pair in zip(prompts, jnp.asarray(rows), strict=True)])
 
 
+@jax.jit
 def best_pass_at_1(log_right: jax.Array, budget: jax.Array | float) -> optimum.BestPolicy:
     """The best pass@1 of a policy whose mean KL to the reference is within a budget.
 

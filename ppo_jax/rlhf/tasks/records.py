@@ -4,6 +4,7 @@ The command `ppo-jax rlhf ppo` reads the records with `--data`, and names the re
 `--reward ppo_jax.rlhf.tasks:reward`. A record names its task, so that one file may have several.
 """
 
+import functools
 from collections.abc import Sequence
 from typing import Any
 
@@ -11,6 +12,7 @@ import jax
 import numpy as np
 
 from ppo_jax.rlhf.tasks import reasoning_gym, tokens
+from ppo_jax.rlhf.tasks.protocol import Task
 from ppo_jax.rlhf.tasks.registry import from_text, to_text
 
 
@@ -37,13 +39,8 @@ def records(
     if task.startswith(reasoning_gym.PREFIX):
         return reasoning_gym.records(task, number, held_out=held_out, seed=seed)
     made = from_text(task)
-
-    @jax.jit
-    def draw(key: jax.Array) -> tuple[jax.Array, jax.Array]:
-        prompts = made.problems(key, number, held_out)
-        return prompts, jax.vmap(made.solve)(prompts)
-
-    prompts, answers = map(np.asarray, draw(jax.random.key(seed)))
+    drawn = _draw(made, number, jax.random.key(seed), held_out)
+    prompts, answers = map(np.asarray, drawn)
     return [
         {
             "prompt": tokens.decode(made.vocabulary, prompt),
@@ -52,6 +49,13 @@ def records(
         }
         for prompt, answer in zip(prompts, answers, strict=True)
     ]
+
+
+@functools.partial(jax.jit, static_argnums=(0, 1))
+def _draw(task: Task, number: int, key: jax.Array, held_out: bool) -> tuple[jax.Array, jax.Array]:
+    """Prompts [number, P] and worked answers [number, R]."""
+    prompts = task.problems(key, number, held_out)
+    return prompts, jax.vmap(task.solve)(prompts)
 
 
 def reward(
