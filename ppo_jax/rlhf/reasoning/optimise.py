@@ -61,7 +61,7 @@ class Plan(NamedTuple):
     def floats(self) -> dict[str, np.ndarray]:
         """The options that vary: name -> [A] float32."""
         return {
-            name: np.repeat(np.float32([point[name] for point in self.points]), self.reason.seeds)
+            name: np.repeat(np.array([p[name] for p in self.points], np.float32), self.reason.seeds)
             for name in self.points[0]
         }
 
