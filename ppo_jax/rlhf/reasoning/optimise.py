@@ -60,11 +60,10 @@ class Plan(NamedTuple):
 
     def floats(self) -> dict[str, np.ndarray]:
         """The options that vary: name -> [A] float32."""
-        return {name: self._of_agents(name) for name in self.points[0]}
-
-    def _of_agents(self, name: str) -> np.ndarray:
-        value = np.repeat([point[name] for point in self.points], self.reason.seeds)
-        return value.astype(np.float32)
+        return {
+            name: np.repeat(np.array([p[name] for p in self.points], np.float32), self.reason.seeds)
+            for name in self.points[0]
+        }
 
     def of_agent(self, floats: dict[str, Any]) -> tuple[train.Config, algorithms.Config]:
         """The options of one agent, some of which may be tracers."""
