@@ -357,7 +357,7 @@ def test_a_run_is_resumed_exactly_and_its_agent_loads_evaluates_and_is_exported(
 
 
 @pytest.mark.slow
-def test_variants_vary_in_a_sweep_and_start_from_another_run(tmp_path):
+def test_variants_vary_in_a_sweep():
     settings = made()
     points = [{}, {"proximal_decay": 0.5}, {"proximal_decay": 0.9}, {"weight_decay": 0.1}]
     points += [{"stagger": True}, {"optimizer": "muon"}, {"norm": "layer"}]
