@@ -81,7 +81,9 @@ def test_samples_of_a_beta_have_its_mean_and_finite_densities():
     drawn = many.sample(KEY)
     np.testing.assert_allclose(drawn.mean(0), ALPHA / (ALPHA + OF_BETA), atol=0.01)
     np.testing.assert_array_equal(drawn, many.sample_from(many.noise(KEY)))
-    assert many.noise(KEY, (3,)).shape == (3, 4000)
+    assert many.noise(KEY, (3,)).shape == (3, 4000, 2, 2, 6, 2)
+    for i in range(2):
+        assert stats.kstest(drawn[:, i], stats.beta(ALPHA[i], OF_BETA[i]).cdf).pvalue > 1e-3
     edge = jax.tree.map(lambda x: jnp.broadcast_to(x, (64, 1)), one_beta(1e6, 1.0))
     assert edge.sample(KEY).max() > 0.99999
     assert np.isfinite(edge.log_prob(edge.sample(KEY))).all()
