@@ -127,7 +127,6 @@ def make_policy(
         raise ValueError("a Q-function cannot share a torso with the actor; use shared_torso=False")
     if image := bool(cnn):
         spaces.image(observation_space)
-
     layers = Layers(tuple(hidden), activation, dtype, norm, residual)
     body = functools.partial(layers_of, tuple(cnn), layers)
     torso = body()
@@ -137,7 +136,6 @@ def make_policy(
     if critic == "q":
         q_critic = _q_critic(cnn, layers, action_space)
         critic_module = q_critic.clone(squash=squash, value_head=value_head)
-
     see = functools.partial(preprocess, observation_space, image=image, frame_mix=frame_mix)
 
     def features(params: Params, obs: PyTree) -> jax.Array | Features:
