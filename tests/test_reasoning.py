@@ -111,7 +111,7 @@ def test_the_measurement_of_a_perfect_model():
 
 
 def test_pass_at_1_is_greedy_and_pass_at_k_needs_one_correct_sample():
-    rewards = {0.0: [1, 0, 0, 1], 1.0: [0, 0, 1, 1], 2.0: [0, 0, 0, 1]}
+    rewards = {0.0: [1, 1, 0, 1], 1.0: [0, 0, 1, 1], 2.0: [0, 0, 0, 1]}
     keys = jax.random.split(jax.random.key(0), 2)
 
     def respond(params, key, temperature):
@@ -122,7 +122,7 @@ def test_pass_at_1_is_greedy_and_pass_at_k_needs_one_correct_sample():
 
     held = measure.Held(None, respond, 2, jax.random.key(0))
     assert measure.measured(held, {}, 1.0) == {
-        "pass_at_1": 0.5,
+        "pass_at_1": 0.75,
         "pass_at_k": 0.5,
         "sampled_pass_at_1": 0.375,
         "length": 2.0,
