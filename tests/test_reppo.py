@@ -333,9 +333,9 @@ def test_an_update_changes_every_parameter_with_new_noise_in_each_epoch(monkeypa
 
 @pytest.mark.slow
 def test_pendulum_is_learned():
-    """Four seeds of the preset; a policy that does not learn stays near −1200."""
+    """Four seeds of the preset; their returns were −180 to −152 (benchmarks/results/reppo.csv)."""
     from ppo_jax.sweep import run_sweep
 
     config = configs.make(preset="pendulum_reppo", total_timesteps=150_000)
     _, metrics = run_sweep(config, [{}], 4, episodes=32)
-    assert metrics["eval_return"].mean() >= -300
+    assert (metrics["eval_return"][0].mean(axis=-1) >= -220).all()

@@ -2,8 +2,8 @@
 and is their default.
 
 The returns that the presets reach over many seeds are in benchmarks/results: learning.csv for PPO,
-family.csv for the other algorithms except REPPO. The presets of PPO for CartPole, Acrobot,
-Pendulum and MountainCarContinuous were compared with a random search, benchmarks/tuning.py.
+reppo.csv for REPPO, family.csv for the others. The presets of PPO for CartPole, Acrobot, Pendulum
+and MountainCarContinuous were compared with a random search, benchmarks/tuning.py.
 """
 
 from typing import Any
