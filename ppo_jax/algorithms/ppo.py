@@ -151,7 +151,7 @@ def _value_error(value: Any, rows: Batch, clip_eps: jax.Array | float | None) ->
 
 
 def _preparation(
-    policy: Any, config: Config, key: jax.Array, change: Callable[[Batch], Batch] | None
+    policy: Any, config: Config, key: jax.Array, change: Callable[[Batch], Batch] | None = None
 ) -> sgd.Prepare | None:
     """What each gradient step needs besides its samples: the lagged policy, noise, a change of the
     samples, or nothing."""

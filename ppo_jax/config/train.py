@@ -599,9 +599,9 @@ def _check_value_head(config: TrainConfig) -> None:
         raise ConfigError(f"value_low is {low:g} and value_high {high:g}; value_low must be less")
     if head == "scalar":
         return
-    if hooks.critic(config.hyper) != "v":
+    if hooks.critic(config.hyper) == "none":
         raise ConfigError(
-            f"value_head is {head}, but {config.algorithm} has no critic of states V(s) here; use "
+            f"value_head is {head}, but {config.algorithm} has no critic here; use "
             "value_head=scalar"
         )
     if getattr(config.hyper, "value_clip_eps", None) is not None:
