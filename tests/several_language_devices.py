@@ -2,8 +2,7 @@
 
 This is a separate program, because the number of devices must be set before JAX is initialised:
 
-    python several_language_devices.py quick | flops | supervised | function | variants
-    python several_language_devices.py memory FOLDER
+    python several_language_devices.py quick | flops | supervised | function | memory FOLDER
 """
 
 import json
@@ -191,34 +190,8 @@ def with_a_function() -> dict[str, Any]:
     return found | {"calls": calls}
 
 
-def variants() -> dict[str, list[dict[str, float]]]:
-    """Metrics of an update by aggregation, on one device and on four, in micro-batches."""
-    decoder = Decoder(small(12, 16, 1, 2))
-    params = decoder.init(jax.random.key(0))
-    scored = decoder.with_score(params, jax.random.key(1))
-    models = train.Models(decoder, params, "none", {}, params, from_model(decoder, scored))
-    prompts, found = jnp.asarray([[1, 4], [1, 5], [1, 6]]), {}
-    for aggregation in ("token", "sequence", "constant"):
-        found[aggregation] = []
-        for number in (1, 4):
-            config = train.Config(
-                algorithm="dapo", num_prompts=16, group_size=2, max_new_tokens=6, reward_clip=1e-3,
-                kl_in="loss", kl_kind="k3", importance_cap=2.0, entropy_top_fraction=0.5,
-            )  # fmt: skip
-            hyper = algorithms.Config(
-                aggregation=aggregation, ratio="sequence", learning_rate=1e-2, micro_batches=2
-            )
-            built = train.build(models, prompts, jnp.ones_like(prompts), config, hyper=hyper,
-                                eos_id=0, mesh=mesh(number))  # fmt: skip
-            state = sharding.shard(built.init(jax.random.key(0)), built.settings.mesh)
-            state, metrics = jax.jit(built.step)(state, built.frozen)
-            found[aggregation].append({name: float(x) for name, x in metrics.items()})
-    return found
-
-
 if __name__ == "__main__":
     name, *rest = sys.argv[1:]
     work = {"quick": quick, "flops": all_flops, "supervised": of_supervised,
-            "memory": lambda: memory(Path(rest[0])), "function": with_a_function,
-            "variants": variants}  # fmt: skip
+            "memory": lambda: memory(Path(rest[0])), "function": with_a_function}  # fmt: skip
     print(json.dumps(work[name]()))

@@ -89,14 +89,6 @@ def test_every_device_computes_its_share_of_rollout_and_update():
 
 
 @pytest.mark.slow
-def test_variants_of_the_loss_are_those_of_one_device():
-    """Means over responses, groups that are redrawn, and tokens of the highest entropy."""
-    for aggregation, (one, four) in on_eight_devices("variants").items():
-        assert one == pytest.approx(four, rel=1e-3, abs=1e-5), aggregation
-        assert one["draws"] > 1 and one["groups_without_spread"] > 0
-
-
-@pytest.mark.slow
 def test_every_device_computes_its_share_of_supervised_training():
     found = on_eight_devices("supervised")
     assert found["4"] / found["1"] == pytest.approx(1 / 4, rel=0.1)
