@@ -523,13 +523,19 @@ class REPPO:
         """Reject networks that a Q-function cannot have, and actions of several discrete choices.
 
         Args:
-            run: TrainConfig with shared_torso and memory.
+            run: TrainConfig with shared_torso, memory and action_distribution.
             env: environment with the attribute action_space, or None while it is unknown.
 
         Raises:
             ValueError: if the run does not fit; the message states the correction.
         """
         check_q_network("reppo", run)
+        if run.policy is None and run.action_distribution in ("beta", "gsde"):
+            raise ValueError(
+                "reppo learns from the gradient of Q through sampled actions, which "
+                f"action_distribution {run.action_distribution} does not have; use gaussian or "
+                "state_gaussian"
+            )
         space = None if env is None else env.action_space
         kind = type(space).__name__
         if kind == "MultiBinary" or (
