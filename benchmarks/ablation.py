@@ -308,7 +308,8 @@ def main(options: Options) -> None:
         listed()
         return
     if options.table:
-        print(markdown(read(options.out / "ablation.csv")), end="")
+        rows = read(options.out / "ablation.csv")
+        print(markdown(rows) if rows else "nothing is measured yet: python -m benchmarks.ablation")
         return
     for names, known in ((options.tasks, TASKS), (options.variants, VARIANTS)):
         for name in set(names) - set(known):

@@ -27,7 +27,7 @@ from flax import struct
 from numpy.typing import ArrayLike
 
 from ppo_jax import guard, precision, rollout
-from ppo_jax.envs import Env, makes_vectors, render
+from ppo_jax.envs import Env, makes_vectors, render, spaces
 from ppo_jax.networks import Policy
 from ppo_jax.types import Params, PyTree
 
@@ -217,7 +217,7 @@ def check_acted(result: Returns, env: Any) -> None:
 
 
 class Frame(NamedTuple):
-    """One moment of an episode that is watched.
+    """One state of an episode that is drawn.
 
     Attributes:
         image: image [H, W, 3] uint8; None if the environment has reset itself, so that it cannot
@@ -437,7 +437,9 @@ def _step(
     """One step: (core, obs, state, reward, done, abandoned, whether the action was finite)."""
     core, obs, state, start = carry
     action_key, env_key = jax.random.split(key)
-    core, dist, _ = policy.act(params, core, rollout.normalize_obs(moments, obs), start)
+    alone = spaces.without_critic_observation  # a deployed agent has no statistics of the entry
+    moments = dataclasses.replace(moments, obs=alone(moments.obs))
+    core, dist, _ = policy.act(params, core, rollout.normalize_obs(moments, alone(obs)), start)
     drawn = dist.mode() if greedy else dist.sample(action_key)
     acted = guard.acted(dist, drawn)
     action = guard.finite_action(dist.to_env(drawn), env.action_space)

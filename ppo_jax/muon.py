@@ -12,6 +12,21 @@ from optax.contrib import MuonDimensionNumbers
 MOMENTUM, RMS = 0.95, 0.2
 
 
+# Parameters with two axes that do not multiply inputs: log σ of gSDE, and biases of attention.
+VECTORS = ("log_std", "content", "position")
+
+
+def is_matrix(path: tuple[Any, ...], x: jax.Array) -> bool:
+    """Whether a parameter is a matrix or a filter, as opposed to biases, scales and log σ.
+
+    Args:
+        path: keys of the parameter in the pytree of all parameters.
+        x: the parameter.
+    """
+    name = getattr(path[-1], "key", None) if path else None
+    return x.ndim > 1 and name not in VECTORS
+
+
 def scale_by_muon(
     b1: float = 0.9, b2: float = 0.999, eps: jax.Array | float = 1e-8
 ) -> optax.GradientTransformation:
@@ -42,8 +57,11 @@ def scale_by_muon(
     def sized(directions: Any, params: Any) -> Any:
         return jax.tree.map(lambda x: RMS * math.sqrt(max(x.shape)) * x, directions)
 
+    def kind(path: tuple[Any, ...], x: jax.Array) -> str:
+        return "matrix" if x.ndim == 2 and is_matrix(path, x) else "other"
+
     def kinds(params: Any) -> Any:
-        return jax.tree.map(lambda x: "matrix" if x.ndim == 2 else "other", params)
+        return jax.tree_util.tree_map_with_path(kind, params)
 
     adam = optax.scale_by_adam(b1=b1, b2=b2, eps=eps)
     return optax.partition(

@@ -19,7 +19,7 @@ from ppo_jax.config.standard import adam_eps as adam_eps
 from ppo_jax.config.standard import anneal_timesteps as anneal_timesteps
 from ppo_jax.config.standard import learning_rate as learning_rate
 from ppo_jax.config.standard import max_grad_norm as max_grad_norm
-from ppo_jax.muon import scale_by_muon
+from ppo_jax.muon import is_matrix, scale_by_muon
 from ppo_jax.types import Batch, LearnerState, Metrics, Params, PyTree
 
 
@@ -58,7 +58,7 @@ def make_optimizer(
     """Adam with gradient clipping by the global norm.
 
     g ← g · min(1, c / (‖g‖ + 1e-6)),   θ ← θ − α (m̂ / (√v̂ + ε) + λ θ);
-    λ = 0 for vectors: biases, scales of normalisation layers, log σ
+    λ = 0 for all but matrices and filters: biases, scales of normalisation layers, log σ
 
     Every hyperparameter may be a tracer, so that one compiled program serves all trials of a sweep.
 
@@ -83,9 +83,10 @@ def make_optimizer(
     moments_of = adam(b1=b1, b2=b2, eps=eps)
     state_of = OptimizerState if weight_decay is None else MatrixState
 
-    def decayed(direction: jax.Array, x: jax.Array) -> jax.Array:
-        assert weight_decay is not None
-        return direction + (weight_decay * x).astype(direction.dtype) if x.ndim > 1 else direction
+    def decayed(path: tuple[Any, ...], direction: jax.Array, x: jax.Array) -> jax.Array:
+        if weight_decay is None or not is_matrix(path, x):
+            return direction
+        return direction + (weight_decay * x).astype(direction.dtype)
 
     def init(params: Params) -> OptimizerState:
         rate = jnp.asarray(value_at(learning_rate, 0.0), jnp.float32)
@@ -98,7 +99,7 @@ def make_optimizer(
         clipped = jax.tree.map(lambda g: g * factor.astype(g.dtype), grads)
         direction, moments = moments_of.update(clipped, state.adam, params)
         if weight_decay is not None:
-            direction = jax.tree.map(decayed, direction, params)
+            direction = jax.tree_util.tree_map_with_path(decayed, direction, params)
         step = jax.tree.map(lambda d: -state.learning_rate.astype(d.dtype) * d, direction)
         return step, state._replace(adam=moments)
 
@@ -197,6 +198,13 @@ def schedule_of(config: Any, horizon: jax.Array | float) -> tuple[Begin, End]:
 
 def _without_schedule(config: Any) -> tuple[Begin, End]:
     """Begin and end for an optimiser of the user, whose updates are not counted."""
+    for name, value in (("optimizer", "adam"), ("adam_reset", False), ("weight_decay", None)):
+        given = getattr(config, name, value)
+        if given != value:
+            raise ConfigError(
+                f"{name} is {given}, but a custom optimizer takes the place of the configured one; "
+                f"use {name}={value}"
+            )
     for field in dataclasses.fields(config):
         if field.name != "learning_rate" and is_schedule(getattr(config, field.name)):
             raise ConfigError(

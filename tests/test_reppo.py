@@ -292,6 +292,7 @@ def test_several_discrete_choices_are_refused(env, message):
         ({"memory": "gru"}, "critic of reppo is a Q-function, which cannot be recurrent"),
         ({"shared_torso": True}, "critic of reppo is a Q-function, which cannot share"),
         ({"action_distribution": "beta"}, "use gaussian or state_gaussian"),
+        ({"optimizer": "muon", "adam_reset": True}, "adam_reset restarts the bias correction"),
         ({"minibatches": 7}, "does not divide into 7 minibatches"),
         ({"kl_coef": 0.0}, "kl_coef is 0.0; it must be > 0"),
     ],

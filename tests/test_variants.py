@@ -164,6 +164,24 @@ def test_each_gradient_step_has_its_own_noise():
 # ---------------------------------------------------------------------------------------- Muon
 
 
+@pytest.mark.parametrize("name", ["log_std", "content", "position"])
+def test_parameters_that_multiply_no_input_are_no_matrices(name):
+    params = {name: jnp.ones((3, 2)), "layer": {"kernel": jnp.ones((3, 2)), "bias": jnp.ones(2)}}
+    zeros = jax.tree.map(jnp.zeros_like, params)
+    decay = optimizer.make_optimizer(learning_rate=1.0, weight_decay=0.1)
+    step, _ = decay.update(zeros, decay.init(params), params)
+    assert not np.any(step[name]) and not np.any(step["layer"]["bias"])
+    np.testing.assert_allclose(step["layer"]["kernel"], -0.1, rtol=1e-6)
+    grads = jax.tree.map(lambda x: jnp.full_like(x, 0.5), params)
+    muon = optimizer.scale_by_muon(eps=1e-8)
+    direction, _ = muon.update(grads, muon.init(params), params)
+    np.testing.assert_allclose(direction[name], 1.0, rtol=1e-5)  # that of Adam
+
+
+def test_reppo_staggers_first_episodes():
+    assert configs.make(preset="none", algorithm="reppo", env="Pendulum-v1", stagger=True).stagger
+
+
 def newton_schulz(matrix: np.ndarray) -> np.ndarray:
     """The five iterations of Jordan et al. 2024 for a matrix with no more rows than columns."""
     x = matrix / np.linalg.norm(matrix)

@@ -110,6 +110,22 @@ def check_length(num_steps: int, time_limit: int | None) -> int:
     return time_limit
 
 
+def check_optimizer(config: Any) -> None:
+    """Reject the restart of Adam's bias correction for another optimiser.
+
+    Args:
+        config: Config with optimizer and adam_reset.
+
+    Raises:
+        ValueError: if the options do not fit; the message states the correction.
+    """
+    if config.adam_reset and config.optimizer != "adam":
+        raise ValueError(
+            f"adam_reset restarts the bias correction of Adam, but optimizer is "
+            f"{config.optimizer}; use optimizer=adam or adam_reset=False"
+        )
+
+
 def check_q_network(name: str, run: Any) -> None:
     """Reject networks that a Q-function cannot have: a shared torso and a recurrent cell.
 
@@ -135,6 +151,7 @@ def check_q_network(name: str, run: Any) -> None:
 class Reinforce:
     """Hyperparameters of REINFORCE. Floats may be tracers: one program serves a whole sweep."""
 
+    whole_episodes: ClassVar[bool] = True
     promises: ClassVar[dict[str, str]] = {
         "unfinished_episodes": "episodes were longer than the given time_limit, and were counted "
         "as if they had ended: set --time-limit to the number of steps of the longest episode"
@@ -446,11 +463,7 @@ class PPO:
         Raises:
             ValueError: if the run does not fit; the message states the correction.
         """
-        if self.adam_reset and self.optimizer != "adam":
-            raise ValueError(
-                f"adam_reset restarts the bias correction of Adam, but optimizer is "
-                f"{self.optimizer}; use optimizer=adam or adam_reset=False"
-            )
+        check_optimizer(self)
         if self.rpo_alpha is not None:
             check_gaussian(run, env)
         if self.normalize_advantage:
@@ -472,8 +485,9 @@ class REPPO:
     td_lambda: float = option(0.95, "lambda of the critic's targets, TD(lambda)", low=0, high=1)
     target_entropy: float = option(
         -0.5,
-        "target of the policy's entropy per action dimension, in nats; bounded actions are scaled "
-        "to [-1, 1], and a discrete action has one dimension",
+        "target of the policy's entropy per action dimension, in nats; with --squash that of "
+        "actions scaled to [-1, 1]; a discrete action has one dimension, and an entropy above 0, "
+        "so that its target must be positive to have an effect",
     )
     entropy_coef: float = option(
         0.01, "initial value of the learned coefficient alpha of the entropy", low=0, open_low=True
@@ -495,6 +509,9 @@ class REPPO:
         low=0,
     )
     max_grad_norm: float = standard.max_grad_norm(0.5)
+    optimizer: str = standard.optimizer()
+    adam_reset: bool = standard.adam_reset()
+    weight_decay: float | None = standard.weight_decay()
     # The gradients of the multipliers are far smaller than those of the networks.
     adam_eps: float = option(
         1e-8, "Adam's epsilon, added to the denominator of each step", low=0, open_low=True
@@ -530,6 +547,7 @@ class REPPO:
             ValueError: if the run does not fit; the message states the correction.
         """
         check_q_network("reppo", run)
+        check_optimizer(self)
         if run.policy is None and run.action_distribution in ("beta", "gsde"):
             raise ValueError(
                 "reppo learns from the gradient of Q through sampled actions, which "
@@ -538,6 +556,11 @@ class REPPO:
             )
         space = None if env is None else env.action_space
         kind = type(space).__name__
+        if kind in ("Discrete", "MultiDiscrete") and self.prediction_coef is not None:
+            raise ValueError(
+                "prediction_coef trains a prediction from states and actions of a Box, and the "
+                f"action space is {space}; use prediction_coef=None"
+            )
         if kind == "MultiBinary" or (
             kind == "MultiDiscrete" and not getattr(space, "joint", False)
         ):

@@ -14,6 +14,9 @@ without any of them is valid.
         Alternative collection of experience. `collect` is a `rollout.Collector`: a function
         (key, params, RolloutState) -> (RolloutState, Trajectory [T, N]), with the method
         `whole_episodes` and its arguments as attributes. The default is `collect` itself.
+    whole_episodes: bool
+        Whether a rollout consists of whole episodes that all start at its begin, so that first
+        episodes cannot be staggered; False by default.
     resolve(env) -> Config
         The Config, in which options that are None are filled in from the environment.
     divisors() -> {name: number}
@@ -55,9 +58,9 @@ def collector(config: Any, collect: Collect) -> Collect:
     return collect if hook is None else hook(collect)
 
 
-def collects(config: Any) -> bool:
-    """Whether the Config replaces the collection of experience."""
-    return getattr(config, "collector", None) is not None
+def whole_episodes(config: Any) -> bool:
+    """Whether a rollout of the algorithm consists of whole episodes, all started at its begin."""
+    return bool(getattr(config, "whole_episodes", False))
 
 
 def resolve(config: Any, env: Any) -> Any:

@@ -545,6 +545,12 @@ def _check_action_distribution(config: TrainConfig) -> None:
             "squash has no effect on action_distribution beta, which is within the bounds; omit "
             "one of the two"
         )
+    start = config.log_std_init
+    if kind == "beta" and (is_tracer(start) or start not in (0.0, TRACED)):
+        raise ConfigError(
+            f"log_std_init is {start}, which has no effect on action_distribution beta; omit one "
+            "of the two"
+        )
     if kind == "gsde" and not config.hidden and config.memory == "none":
         raise ConfigError(
             "action_distribution gsde needs a hidden layer, whose outputs are the features of its "
@@ -561,7 +567,7 @@ def _check_stagger(config: TrainConfig) -> None:
     """Refuse staggered first episodes where there are no first episodes to spread."""
     if not config.stagger:
         return
-    if hooks.collects(config.hyper):
+    if hooks.whole_episodes(config.hyper):
         raise ConfigError(
             f"stagger is on, but {config.algorithm} determines itself when episodes start; use "
             "stagger=False"

@@ -13,7 +13,7 @@ from ppo_jax.runs import cards, weights
 from ppo_jax.runs.cards import Card
 from ppo_jax.zoo import origin
 
-# Significance level for a stored agent: if it is intact, one seed in a thousand fails.
+# Significance level for a stored agent, over the episodes of its card and the new ones.
 LEVEL = 0.001
 # Significance level for an agent that was trained again: with few seeds, the test has less power.
 LEVEL_OF_SEEDS = 0.01
