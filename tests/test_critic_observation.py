@@ -275,7 +275,7 @@ def test_a_run_is_evaluated_loaded_and_exported(tmp_path, kind):
     run = tmp_path / "run"
     result = ppo_jax.run(config, run, env=kind, eval_episodes=4)
     assert result.exit_code == 0 and result.summary["eval_episodes"] == 4
-    assert len(ppo_jax.evaluate(run, env=kind, episodes=2).returns) == 2
+    assert len(ppo_jax.evaluate(run, env=kind, episodes=2).episode_return) == 2
     act = ppo_jax.load(run, env=kind)
     seen = np.zeros((3, 2))
     obs = {"seen": seen} if kind is HiddenSign else seen

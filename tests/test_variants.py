@@ -179,7 +179,7 @@ def test_parameters_that_multiply_no_input_are_no_matrices(name):
 
 
 def test_reppo_staggers_first_episodes():
-    assert configs.make(preset="none", algorithm="reppo", env="Pendulum-v1", stagger=True).stagger
+    assert config.make(preset="none", algorithm="reppo", env="Pendulum-v1", stagger=True).stagger
 
 
 def newton_schulz(matrix: np.ndarray) -> np.ndarray:
