@@ -220,6 +220,7 @@ def test_groups_without_spread_are_redrawn():
     experience, trajectory = collected(program)
     near(experience.metrics["groups_without_spread"], 0.5)
     near(experience.metrics["draws"], 2.0)
+    near(experience.metrics["tokens"], 2 * 9)  # of both draws
     assert int(experience.cursor) == 4  # prompts
     batch = sequences(learn.estimate(trajectory))
     near(np.asarray(batch.weight).sum(axis=1), [3, 2, 3, 2])
@@ -232,14 +233,15 @@ def test_redrawing_ends():
     scores = jnp.array([[0.0, 0, 1, 0], [0, 0, 0, 0], [1, 1, 0, 2]])
     draw = lambda i: {"score": scores[i], "draw": jnp.full(4, i)}
     again = lambda count: selection.redraw(
-        draw, draw(0), lambda x: x["score"], group_size=2, max_draws=count
-    )
-    found, draws = jax.jit(lambda: again(3))()
-    assert int(draws) == 3
+        draw, draw(0), lambda x: x["score"], tokens_of=lambda x: jnp.sum(x["draw"]) + 4,
+        group_size=2, max_draws=count,
+    )  # fmt: skip
+    found, draws, tokens = jax.jit(lambda: again(3))()
+    assert (int(draws), int(tokens)) == (3, 4 + 8 + 12)
     np.testing.assert_array_equal(found["draw"], [0, 0, 2, 2])
     np.testing.assert_array_equal(found["score"], [1, 0, 0, 2])
-    found, draws = again(2)
-    assert int(draws) == 2
+    found, draws, tokens = again(2)
+    assert (int(draws), int(tokens)) == (2, 4 + 8)
     np.testing.assert_array_equal(found["draw"], [0, 0, 0, 0])
 
 
