@@ -409,6 +409,8 @@ def test_problems_are_written_as_a_file_of_prompts(tmp_path, capsys):
     }.items():
         with pytest.raises(ConfigError, match=message):
             command._refusing([*words, *more])
+    with pytest.raises(ConfigError, match="no folder .*; create it first"):
+        command._refusing(["problems", "addition", "--out", str(tmp_path / "none" / "train.jsonl")])
     with pytest.raises(ConfigError, match="--out is required"):
         command._refusing(["problems", "addition"])
 
