@@ -213,7 +213,7 @@ def plot(options: Options) -> None:
 
 
 def markdown(folder: Path = RESULTS) -> str:
-    """The table of docs/reasoning.md: means over the seeds, with 95 % bootstrap intervals."""
+    """The committed results as a table: means over the seeds, with 95 % bootstrap intervals."""
     lines = [
         "| | method | seeds | pass@1 before | pass@1 | 95 % interval | lowest seed | pass@8 "
         "| tokens/s | seconds |",

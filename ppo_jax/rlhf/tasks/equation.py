@@ -1,4 +1,4 @@
-"""Linear equations: `+3x-07=+017,x=` is answered by `08`."""
+"""Linear equations: `+3x-7=+17,x=` is answered by `8`."""
 
 import dataclasses
 
