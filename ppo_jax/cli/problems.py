@@ -15,7 +15,8 @@ def write(values: dict[str, Any], options: None) -> Callable[[], int]:
     """Write problems as JSON Lines, with the columns that `tasks.reward` reads.
 
     Raises:
-        ConfigError: an unknown task, an invalid difficulty, a file that exists, or a folder that does not.
+        ConfigError: an unknown task, an invalid difficulty, a file that exists, or a folder that
+            does not.
     """
     task, out = needed(values, "task"), Path(needed(values, "out"))
     if out.exists() and not values["overwrite"]:
