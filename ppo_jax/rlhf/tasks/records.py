@@ -81,13 +81,13 @@ def reward(
         ImportError: the package reasoning-gym is required and not installed.
     """
     nothing = [None] * len(task)
-    more = (columns.get(name) or nothing for name in ("index", "completion_ids"))
-    rows = zip(prompts, completions, task, *more, strict=True)
-    return [_reward(_text(prompt), _text(response), *rest) for prompt, response, *rest in rows]
+    index, ids = (columns.get(name) or nothing for name in ("index", "completion_ids"))
+    rows = zip(prompts, completions, task, index, ids, strict=True)
+    return [_reward(_text(x), _text(y), name, index=i, ids=row) for x, y, name, i, row in rows]
 
 
 def _reward(
-    prompt: str, response: str, task: str, index: int | None, ids: Sequence[int] | None
+    prompt: str, response: str, task: str, *, index: int | None, ids: Sequence[int] | None
 ) -> float:
     if task.startswith(reasoning_gym.PREFIX):
         return reasoning_gym.reward(task, index, response)
