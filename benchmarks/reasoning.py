@@ -31,16 +31,25 @@ from benchmarks.figures import IMAGES
 from benchmarks.language import reasoning_peer as peer
 from benchmarks.table import RESULTS, Row, read, replace
 from ppo_jax.analysis import statistics, style
+from ppo_jax.cli.rlhf import KINDS, _values
 from ppo_jax.config.options import did_you_mean
+from ppo_jax.rlhf.folder import flat, read_stage
 from ppo_jax.runs import provenance
 from ppo_jax.runs.metrics_log import read_metrics
+from ppo_jax.runs.trust import Given
 
 # The flags of each method besides those that all have.
 METHODS: dict[str, tuple[str, ...]] = {
     "ppo": ("--algorithm", "ppo"),
     "rloo": ("--algorithm", "rloo"),
     "grpo": ("--algorithm", "grpo"),
+    "dr_grpo": ("--algorithm", "dr_grpo"),
+    "dapo": ("--algorithm", "dapo"),
+    # The clip range of its paper, section 5.1.
+    "gspo": ("--algorithm", "gspo", "--clip-eps", "3e-4", "--clip-eps-high", "4e-4"),
 }
+# Flags with which TRL would train on another problem or with another objective.
+NOT_OF_TRL = ("task", "difficulty", "kl-coef", "kl-kind", "kl-in", "kl-target", "kl-horizon")
 PARTS = ("methods", "trl")
 AGENT = "eval_pass_at_1_agent_"
 
@@ -84,6 +93,22 @@ def check(options: Options) -> None:
                 raise SystemExit(f"--{option}: unknown {name!r}; {did_you_mean(name, names)}")
     if options.seeds < 2:
         raise SystemExit(f"--seeds is {options.seeds}; an interval needs at least 2")
+    if "trl" in options.parts:
+        check_shared(options.flags)
+
+
+def check_shared(flags: str) -> None:
+    """Refuse flags that the settings of TRL do not have.
+
+    Raises:
+        SystemExit: the message names the flag.
+    """
+    for word in flags.split():
+        name = word.partition("=")[0].removeprefix("--").replace("_", "-")
+        if word.startswith("--") and name in NOT_OF_TRL:
+            raise SystemExit(f"--flags has --{name}, which TRL is not given; use --parts methods")
+    if "(" in flags:
+        raise SystemExit(f"--flags is {flags!r}; TRL has no schedules: use --parts methods")
 
 
 def main(options: Options) -> None:
@@ -113,17 +138,36 @@ def measure(method: str, options: Options) -> None:
 def trained(method: str, options: Options) -> Path:
     """The folder of a finished run."""
     folder = options.runs / method
+    flags = ["--seeds", str(options.seeds), *METHODS[method], *options.flags.split()]
+    check_same(folder, flags)
     summary = folder / "summary.json"
     done = summary.exists() and json.loads(summary.read_text())["status"] == "finished"
     if done:
         return folder
-    flags = ["--seeds", str(options.seeds), *METHODS[method], *options.flags.split()]
     if (folder / "config.json").exists():
         flags = ["--resume", str(folder)]
     else:
         flags += ["--run-dir", str(folder)]
     subprocess.run([sys.executable, "-m", "ppo_jax.rlhf", "reason", *flags], check=True)
     return folder
+
+
+def check_same(folder: Path, flags: list[str]) -> None:
+    """Refuse a folder of a run with other options.
+
+    Raises:
+        SystemExit: the message names the options that differ.
+    """
+    if not (folder / "config.json").exists():
+        return
+    wanted = json.loads(json.dumps(flat(_values("reason", flags, KINDS["reason"])[0])))
+    found = read_stage(folder, Given(trust=True))[1]  # it is compared, and nothing is imported
+    differ = sorted(name for name, x in wanted.items() if found.get(name) != x)
+    if differ:
+        raise SystemExit(
+            f"{folder} is a run with another {', '.join(differ)}; choose another --runs, or give "
+            "the --seeds and --flags of that run"
+        )
 
 
 def row_of(method: str, agent: dict[str, str], summary: dict[str, Any]) -> Row:
@@ -133,6 +177,7 @@ def row_of(method: str, agent: dict[str, str], summary: dict[str, Any]) -> Row:
         "implementation": "ppo_jax",
         "method": method,
         "seed": agent["seed"],
+        "agents": len_of(summary),  # that one program trains; all share its tokens per second
         **{name: agent[name] for name in numbers},
         "updates": summary["updates"],
         "responses": summary["responses"] // len_of(summary),
@@ -213,11 +258,11 @@ def plot(options: Options) -> None:
 
 
 def markdown(folder: Path = RESULTS) -> str:
-    """The table of docs/reasoning.md: means over the seeds, with 95 % bootstrap intervals."""
+    """The committed results as a table: means over the seeds, with 95 % bootstrap intervals."""
     lines = [
         "| | method | seeds | pass@1 before | pass@1 | 95 % interval | lowest seed | pass@8 "
-        "| tokens/s | seconds |",
-        "|" + "---|" * 10,
+        "| agents | tokens/s | seconds |",
+        "|" + "---|" * 11,
     ]
     rows = read(folder / "reasoning.csv")
     for name, method in dict.fromkeys((r["implementation"], r["method"]) for r in rows):
@@ -228,7 +273,8 @@ def markdown(folder: Path = RESULTS) -> str:
         interval = f"{low:.3f} to {high:.3f}" if len(mine) > 1 else ""
         means = (f"{column(n).mean():.3f}" for n in ("start_pass_at_1", "pass_at_1"))
         cells = [name, method, str(len(mine)), *means, interval, f"{after.min():.3f}"]
-        cells += [f"{column('pass_at_k').mean():.3f}", mine[0]["tokens_per_second"]]
+        cells += [f"{column('pass_at_k').mean():.3f}", mine[0]["agents"]]
+        cells.append(mine[0]["tokens_per_second"])
         lines.append("| " + " | ".join([*cells, f"{float(mine[0]['train_seconds']):.0f}"]) + " |")
     return "\n".join(lines) + "\n"
 

@@ -8,6 +8,7 @@ import sys
 import time
 
 import jax
+import jax.flatten_util
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -17,8 +18,8 @@ from ppo_jax.cli import reason as plans
 from ppo_jax.cli import rlhf as command
 from ppo_jax.config import ConfigError
 from ppo_jax.rlhf.hf_io import load_model
-from ppo_jax.rlhf.reasoning import agents, measure, optimise, report
-from ppo_jax.rlhf.tasks import tokens
+from ppo_jax.rlhf.reasoning import agents, measure, optimise, report, start
+from ppo_jax.rlhf.tasks import split, tokens
 
 # The smallest size that includes all parts.
 TINY = (
@@ -75,7 +76,8 @@ def test_the_log_has_the_metrics_of_the_documentation(trained):
     log = rows(trained)
     assert [row["update"] for row in log] == [1, 2, 3, 4]
     assert [("eval_pass_at_1" in row) for row in log] == [False, True, False, True]
-    for name in ("eval_pass_at_2", "eval_pass_at_1_low", "eval_pass_at_1_agent_3", "kl",
+    assert "eval_pass_at_1_low" not in log[1]  # an interval of different configurations
+    for name in ("eval_pass_at_2", "eval_pass_at_1_agent_3", "kl",
                  "groups_without_spread", "response_length", "score"):  # fmt: skip
         assert 0 <= log[1][name] <= 10
     each = [log[1][optimise.agent_column(a)] for a in range(4)]
@@ -140,6 +142,53 @@ def test_the_results_of_a_configuration_are_those_of_its_seeds():
     assert second["interval"] == [0.6, 1.0]  # of two seeds
 
 
+def test_the_interval_is_that_of_the_seeds_of_one_configuration():
+    found = {"pass_at_1": np.array([0.25, 0.75]), "pass_at_k": np.ones(2)}
+    one = optimise.summary_of(found, 8)
+    assert (one["eval_pass_at_1_low"], one["eval_pass_at_1_high"]) == (0.25, 0.75)
+    assert (one["eval_pass_at_1_agent_1"], one["eval_pass_at_8"]) == (0.75, 1.0)
+    two = optimise.summary_of(found, 8, configurations=2)
+    assert {*one} - {*two} == {"eval_pass_at_1_low", "eval_pass_at_1_high"}
+
+
+def test_training_has_no_problem_of_the_evaluation():
+    tiny = plan()
+    held = lambda prompts: jax.vmap(lambda p: split.is_held_out(identity(p)))(prompts)
+    identity = lambda p: jnp.sort(tiny.task._summands(p))
+    assert bool(held(optimise.held_out(tiny).prompts).all())
+    key = jax.random.key(3)
+    drawn = jax.jit(jax.vmap(lambda update: tiny.problems(key, update)))(jnp.arange(20))
+    drawn = drawn.reshape(40, -1)
+    assert not bool(held(drawn).any())
+    parts = start._Parts(tiny.task, tiny.decoder, tiny.reason)
+    examples = jax.jit(lambda seed: start._rows(seed, parts))(jnp.uint32(0)).obs["tokens"][
+        :, : tiny.task.prompt_length
+    ]
+    assert len(examples) == 8 and not bool(held(examples).any())
+
+
+@pytest.mark.slow
+def test_an_agent_alone_has_the_numbers_that_it_has_among_others():
+    both = plan("--kl-coef", "1")  # the penalty alone gives rewards to random weights
+    params, reference = (both.decoder.init(jax.random.key(i)) for i in (0, 1))
+    step = optimise._make_step(both)
+    first = jax.jit(lambda seed: optimise.first_state(both, seed, params, {}))
+    states = [first(jnp.uint32(seed)) for seed in (0, 1)]
+    stack = lambda *leaves: jnp.stack(leaves)
+    advance = jax.jit(agents.together(step, may_be_nan=optimise.MAY_BE_NAN))
+    twice = jax.tree.map(stack, reference, reference)
+    among, _, _ = advance(jax.tree.map(stack, *states), twice, {})
+    alone, _, _ = jax.jit(step)(states[1], reference, {})
+    apart = agents.take(among, 1)
+    assert jnp.array_equal(jax.random.key_data(apart.key), jax.random.key_data(alone.key))
+    for name in ("score", "response_length", "kl"):
+        near = pytest.approx(float(alone.rollout.metrics[name]), abs=1e-4)
+        assert float(apart.rollout.metrics[name]) == near
+    flat = lambda state: jax.flatten_util.ravel_pytree(state.learner.params)[0]
+    assert jnp.abs(flat(apart) - flat(alone)).max() < 3e-5  # a step is about 3e-4
+    assert jnp.abs(flat(apart) - flat(agents.take(among, 0))).max() > 1e-4
+
+
 def test_the_agents_are_all_seeds_of_each_configuration():
     varied = plan("--vary", "temperature=0.5,1", "--vary", "kl_coef=0,0.1")
     assert varied.agents == 8
@@ -165,6 +214,9 @@ REFUSALS = {
     ("--group-size", "1"): "group_size is 1",
     ("--minibatches", "3"): "cannot be split evenly",
     ("--stop-at", "0.5", "--eval-every", "none"): "--eval-every",
+    ("--sft-updates", "25"): "must be a multiple of 10, because pass@1 is measured after every 10: "
+    "use 20 or 30",
+    ("--sft-batch-size", "9"): "there are 8 worked examples; use --sft-batch-size 8",
     ("--preset", "n_plus"): "unknown option --preset",
 }
 
@@ -209,7 +261,7 @@ def test_every_algorithm_trains(algorithm, tmp_path):
 
 @pytest.mark.slow
 def test_the_default_run_learns_to_add(tmp_path):
-    """The claim of the documentation, with fewer evaluations."""
+    """Two-digit addition with the default options, and fewer evaluations."""
     folder = tmp_path / "run"
     assert run("--run-dir", folder, "--eval-every", "100") == 0
     found = json.loads((folder / "summary.json").read_text())["configurations"][0]

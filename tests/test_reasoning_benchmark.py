@@ -36,6 +36,8 @@ def test_a_prompt_that_is_no_sum_is_refused():
     [
         ({"methods": ("grop",)}, "--methods: unknown 'grop'"),
         ({"parts": ("race",)}, "--parts: unknown 'race'"),
+        ({"flags": "--updates 10 --kl-coef=0.1"}, "--flags has --kl-coef, which TRL is not given"),
+        ({"flags": "--learning-rate linear(1e-3,0)"}, "--flags is '--learning-rate linear"),
         ({"seeds": 1}, "--seeds is 1; an interval needs at least 2"),
     ],
 )
@@ -43,6 +45,16 @@ def test_invalid_options_are_refused(change, message):
     with pytest.raises(SystemExit) as error:
         reasoning.check(dataclasses.replace(reasoning.Options(), **change))
     assert str(error.value).startswith(message)
+
+
+def test_a_run_with_other_options_is_refused(tmp_path):
+    words = ["--seeds", "2", *reasoning.METHODS["gspo"]]
+    values, _ = reasoning._values("reason", words, reasoning.KINDS["reason"])
+    content = {"stage": "reason", "config": reasoning.flat(values)}
+    (tmp_path / "config.json").write_text(json.dumps(content))
+    reasoning.check_same(tmp_path, words)
+    with pytest.raises(SystemExit, match="with another anneal_updates, seeds, updates;"):
+        reasoning.check_same(tmp_path, [*words, "--updates", "7", "--seeds", "3"])
 
 
 def finished(folder, scores):
@@ -79,7 +91,8 @@ def test_a_finished_run_is_not_repeated_and_its_numbers_are_in_the_tables(tmp_pa
     rows = reasoning.read(tmp_path / "reasoning.csv")
     assert [row["seed"] for row in rows] == ["0", "1", "2", "3"]
     assert {row["responses"] for row in rows} == {"10"}  # of one agent
-    assert "| ppo_jax | grpo | 4 | 0.250 | 0.938 | 0.812 to 1.000 | 0.750 | 1.000 | 9 | 3 |" in (
-        reasoning.markdown(tmp_path)
+    assert (
+        "| ppo_jax | grpo | 4 | 0.250 | 0.938 | 0.812 to 1.000 | 0.750 | 1.000 | 4 | 9 | 3 |"
+        in (reasoning.markdown(tmp_path))
     )
     assert (tmp_path / "reasoning.png").stat().st_size > 0

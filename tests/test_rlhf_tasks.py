@@ -354,6 +354,47 @@ def test_records_are_rewarded_by_the_function_of_all_tasks():
     assert mixed == [1.0, 1.0]
 
 
+def test_special_tokens_that_a_text_does_not_show_are_rejected():
+    """The reward of token ids in the stages is that of the verifier under jit."""
+    task = tasks.make("addition", digits=1)
+    tokenizer = CharTokenizer(task.vocabulary)
+    two, one = tokenizer.encode("21")
+    pad, bos, eos = tokens.PAD, tokens.BOS, tokens.EOS
+    assert task.response_length == 3
+    rows = [(two, one, eos), (one, one, eos), (pad, two, eos), (two, eos, pad), (two, eos, one),
+            (two, pad, eos), (bos, two, eos), (two, pad, pad), (two, one, one)]  # fmt: skip
+    expected = []
+    for prompt, answers in (("9+3=", {(two, one, eos)}), ("1+1=", {(two, eos, pad)})):
+        ids = jnp.asarray([bos, *tokenizer.encode(prompt)])
+        under_jit = jax.jit(jax.vmap(lambda row, ids=ids: task.reward(ids, row)))(jnp.array(rows))
+        kept = [row[: row.index(eos) + 1] if eos in row else row for row in rows]
+        found = tasks.reward(
+            [prompt] * len(rows), [*map(tokenizer.decode, kept)],
+            task=["addition digits=1"] * len(rows), completion_ids=[*map(list, kept)],
+        )  # fmt: skip
+        assert found == under_jit.tolist()
+        expected.append(sum(found))
+        assert all(found[rows.index(row)] == 1 for row in answers)
+    assert expected == [1, 2]  # the second is also answered by a row with a token after its end
+    other = tasks.reward(["9+3="], ["21"], task=["addition digits=1"], completion_ids=[[900, 7]])
+    assert other == [1.0]  # of another tokenizer
+
+
+def test_an_answer_of_thousands_of_digits_is_wrong():
+    for name in tasks.TASKS:
+        task = tasks.make(name)
+        prompt = tokens.decode(task.vocabulary, task.problems(jax.random.key(0), 1, False)[0])
+        assert task.python_reward(prompt, "1" * 5000) == 0.0
+
+
+def test_the_text_of_a_task_of_a_user_is_its_repr():
+    @dataclasses.dataclass(frozen=True)
+    class Own:
+        digits: int = 2
+
+    assert tasks.to_text(Own()) == repr(Own())
+
+
 def test_problems_are_written_as_a_file_of_prompts(tmp_path, capsys):
     out = tmp_path / "train.jsonl"
     words = ["problems", "addition", "--difficulty", "digits=1", "--out", str(out)]
@@ -368,6 +409,8 @@ def test_problems_are_written_as_a_file_of_prompts(tmp_path, capsys):
     }.items():
         with pytest.raises(ConfigError, match=message):
             command._refusing([*words, *more])
+    with pytest.raises(ConfigError, match="no folder .*; create it first"):
+        command._refusing(["problems", "addition", "--out", str(tmp_path / "none" / "train.jsonl")])
     with pytest.raises(ConfigError, match="--out is required"):
         command._refusing(["problems", "addition"])
 

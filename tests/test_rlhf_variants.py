@@ -175,7 +175,8 @@ def test_cispo():
 
 def test_maxrl():
     """Scores 2, 1: (R − 1.5) / 1.5 = ±1/3.  Scores 3, −0.5: ±1.75 / 1.25 = ±1.4."""
-    *_, batch = estimated({"algorithm": "maxrl", **NO_KL}, {})
+    options = {"algorithm": "maxrl", "missing_eos_penalty": 0.0, "reward_clip": 3.0, **NO_KL}
+    *_, batch = estimated(options, {})
     near(responses(batch.advantage, batch.obs)[:, 0], [1 / 3, -1 / 3, 1.4, -1.4])
     near(rewards.group_normalized(jnp.array([[0.0, 0.0], [-3.0, 1.0]]), "mean"), np.zeros((2, 2)))
 
@@ -220,6 +221,7 @@ def test_groups_without_spread_are_redrawn():
     experience, trajectory = collected(program)
     near(experience.metrics["groups_without_spread"], 0.5)
     near(experience.metrics["draws"], 2.0)
+    near(experience.metrics["tokens"], 2 * 9)  # of both draws
     assert int(experience.cursor) == 4  # prompts
     batch = sequences(learn.estimate(trajectory))
     near(np.asarray(batch.weight).sum(axis=1), [3, 2, 3, 2])
@@ -232,14 +234,15 @@ def test_redrawing_ends():
     scores = jnp.array([[0.0, 0, 1, 0], [0, 0, 0, 0], [1, 1, 0, 2]])
     draw = lambda i: {"score": scores[i], "draw": jnp.full(4, i)}
     again = lambda count: selection.redraw(
-        draw, draw(0), lambda x: x["score"], group_size=2, max_draws=count
-    )
-    found, draws = jax.jit(lambda: again(3))()
-    assert int(draws) == 3
+        draw, draw(0), lambda x: x["score"], tokens_of=lambda x: jnp.sum(x["draw"]) + 4,
+        group_size=2, max_draws=count,
+    )  # fmt: skip
+    found, draws, tokens = jax.jit(lambda: again(3))()
+    assert (int(draws), int(tokens)) == (3, 4 + 8 + 12)
     np.testing.assert_array_equal(found["draw"], [0, 0, 2, 2])
     np.testing.assert_array_equal(found["score"], [1, 0, 0, 2])
-    found, draws = again(2)
-    assert int(draws) == 2
+    found, draws, tokens = again(2)
+    assert (int(draws), int(tokens)) == (2, 4 + 8)
     np.testing.assert_array_equal(found["draw"], [0, 0, 0, 0])
 
 
@@ -378,6 +381,12 @@ REFUSED = [
     ("cispo", {}, {"clip_eps": 0.3}, "clip_eps is 0.3.*set clip_eps_high"),
     ("dapo", {}, {"dual_clip": 1.25}, r"dual_clip is 1.25; it must exceed .* 1 \+ 0.28"),
     ("grpo", {"length_penalty_start": 0.5}, {}, "length_penalty is 0; set length_penalty"),
+    ("dapo", {}, {"objective": "simple", "clip_eps_high": 0.5}, "clip_eps_high is 0.5.*leave"),
+    ("grpo", {}, {"objective": "discovered", "clip_eps": 0.3}, "discovered has no clip range"),
+    ("grpo", {"kl_horizon": 64.0}, {}, "kl_horizon is 64.0.*set kl_target"),
+    ("maxrl", {"length_penalty": 1.0, **NO_KL}, {}, "length_penalty is 1.0.*negative"),
+    ("maxrl", {"missing_eos_penalty": 1.0, **NO_KL}, {}, "missing_eos_penalty is 1.0.*negative"),
+    ("maxrl", {"missing_eos_score": -1.0, **NO_KL}, {}, "missing_eos_score is -1.0.*negative"),
     ("grpo", {"max_draws": 9}, {}, "max_draws is 9, but dynamic_sampling is off"),
     ("grpo", {"stale": True}, {}, "stale is True.*set importance_cap"),
     ("grpo", {"top_k": 4}, {}, "top_k is 4.*set importance_cap"),
@@ -402,6 +411,18 @@ def test_every_algorithm_has_options_that_fit_together():
         assert (hyper.advantage_scale is not None) == method.groups
         given = settled(algorithms.Config(aggregation="constant"), name)
         assert given.aggregation == "constant"
+
+
+@pytest.mark.parametrize("algorithm", ["dapo", "cispo"])
+@pytest.mark.parametrize("chosen", ["clip", "cispo", "simple", "discovered"])
+def test_the_upper_bound_of_an_algorithm_is_that_of_its_own_objective(algorithm, chosen):
+    hyper = algorithms.Config(objective=chosen)
+    combinations.check(train.Config(algorithm=algorithm, group_size=2), hyper, groups=True)
+    own = METHODS[algorithm].get("objective", "clip") == chosen
+    bound = METHODS[algorithm]["clip_eps_high"] if own else None
+    assert settled(hyper, algorithm).clip_eps_high == bound
+    given = dataclasses.replace(hyper, clip_eps_high=0.5)
+    assert settled(given, algorithm).clip_eps_high == 0.5
 
 
 def test_the_scale_none_is_not_the_scale_of_the_algorithm():

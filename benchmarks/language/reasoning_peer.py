@@ -93,15 +93,15 @@ def _row(plan: Plan, folder: Path) -> dict[str, Any]:
         measure.measured(held, load_model(folder / name)[1], heat) for name in ("start", "model")
     ]
     responses = plan.config.num_prompts * plan.config.group_size
-    rate = found[1]["length"] * responses * measured["updates_measured"]
     return {
         "seed": plan.reason.seed,
+        "agents": 1,
         "start_pass_at_1": found[0]["pass_at_1"],
         "start_pass_at_k": found[0]["pass_at_k"],
         **{name: found[1][name] for name in ("pass_at_1", "pass_at_k", "length")},
         "updates": plan.config.updates,
         "responses": plan.config.updates * responses,
         "train_seconds": round(measured["train_seconds"], 2),
-        "tokens_per_second": round(rate / measured["train_seconds"]),
+        "tokens_per_second": round(measured["tokens"] / measured["train_seconds"]),
         "versions": measured["versions"],
     }

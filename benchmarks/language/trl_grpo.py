@@ -20,6 +20,9 @@ from trl import GRPOConfig, GRPOTrainer
 
 from benchmarks.language.verifier import verify
 
+# The number of tokens of the responses of each update, end of text included.
+TOKENS: list[int] = []
+
 
 class Clock(transformers.TrainerCallback):
     """A callback that records the time of every gradient step."""
@@ -35,6 +38,7 @@ class Clock(transformers.TrainerCallback):
 
 def reward(prompts: list[str], completions: list[str], **columns: Any) -> list[float]:
     """The reward of each response, as the task of ppo_jax gives it."""
+    TOKENS.append(sum(map(len, columns["completion_ids"])))
     length = columns["response_length"]
     return [verify(*row) for row in zip(prompts, completions, length, strict=True)]
 
@@ -103,7 +107,7 @@ def main(path: Path) -> None:
     measured = {
         "train_seconds": times[-1] - times[0],
         "updates_measured": len(times) - 1,
-        "tokens": int(trainer.state.num_input_tokens_seen or 0),
+        "tokens": sum(TOKENS[1:]),
         "versions": f"trl={trl.__version__} transformers={transformers.__version__} "
         f"torch={torch.__version__}",
     }

@@ -15,11 +15,14 @@ def write(values: dict[str, Any], options: None) -> Callable[[], int]:
     """Write problems as JSON Lines, with the columns that `tasks.reward` reads.
 
     Raises:
-        ConfigError: an unknown task, an invalid difficulty, or a file that exists.
+        ConfigError: an unknown task, an invalid difficulty, a file that exists, or a folder that
+            does not.
     """
     task, out = needed(values, "task"), Path(needed(values, "out"))
     if out.exists() and not values["overwrite"]:
         raise ConfigError(f"{out} exists; choose another --out, or replace it with --overwrite")
+    if not out.parent.is_dir():
+        raise ConfigError(f"--out is {out}, but there is no folder {out.parent}; create it first")
     text = " ".join([task, *values["difficulty"]])
     how = {"held_out": values["held_out"], "seed": values["seed"]}
     rows = tasks.records(text, values["number"], **how)

@@ -26,7 +26,9 @@ class Reason:
         1500, "number of worked examples, the training data of the fine-tuning", low=1
     )
     sft_updates: int = option(
-        600, "largest number of gradient steps of the fine-tuning on worked examples", low=10
+        600,
+        "largest number of gradient steps of the fine-tuning on worked examples, a multiple of 10",
+        low=10,
     )
     sft_batch_size: int = option(
         128, "number of worked examples per gradient step of the fine-tuning", low=1

@@ -545,12 +545,17 @@ class ProblemOptions:
 def settled(record: Any, algorithm: str) -> Any:
     """A record of options in which those of the algorithm replace None.
 
+    The `clip_eps_high` of an algorithm applies to its own objective alone: the number has another
+    meaning, and another size, for other objectives.
+
     Args:
         record: `Rollouts` or `Update`, or another record with some of their options.
         algorithm: name of the algorithm, a key of METHODS.
     """
     names = {f.name for f in dataclasses.fields(record) if getattr(record, f.name) is None}
     values = COMMON | METHODS[algorithm]
+    if getattr(record, "objective", None) not in (None, values["objective"]):
+        names.discard("clip_eps_high")
     return dataclasses.replace(record, **{n: x for n, x in values.items() if n in names})
 
 

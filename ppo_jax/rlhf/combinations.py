@@ -55,12 +55,31 @@ def _check_advantages(config: Rollouts, hyper: Update) -> None:
             "advantage_scale batch has no effect with whiten_advantages, which divides by the "
             "standard deviation of the rollout again; leave one of them out"
         )
+    if hyper.advantage_scale == "mean":
+        _check_not_negative(config)
+
+
+def _check_not_negative(config: Rollouts) -> None:
+    """Refuse options that may make the mean return of a group negative."""
     penalised = is_tracer(config.kl_coef) or config.kl_coef != 0
-    if hyper.advantage_scale == "mean" and config.kl_in == "reward" and penalised:
+    if config.kl_in == "reward" and penalised:
         raise ValueError(
             "advantage_scale mean divides by the mean return of a group, which a KL penalty in the "
             "rewards may make negative; use kl_in loss, or kl_coef 0"
         )
+    score = config.missing_eos_score
+    lowest = {
+        "length_penalty": -config.length_penalty,
+        "missing_eos_penalty": -config.missing_eos_penalty,
+        "missing_eos_score": 0.0 if score is None else score,
+    }
+    for name, value in lowest.items():
+        if is_tracer(value) or value < 0:
+            given = "varies" if is_tracer(value) else f"is {getattr(config, name)}"
+            raise ValueError(
+                f"{name} {given}, but advantage_scale mean divides by the mean return of a group, "
+                f"which it may make negative; leave {name} out, or use another advantage_scale"
+            )
 
 
 def _check_objective(hyper: Update) -> None:
@@ -71,6 +90,11 @@ def _check_objective(hyper: Update) -> None:
                     f"{name} is {getattr(hyper, name)}, but objective {hyper.objective} has no "
                     f"clip range; leave {name} out, or use objective clip"
                 )
+    if hyper.objective == "discovered" and _is_given(hyper, "clip_eps"):
+        raise ValueError(
+            f"clip_eps is {hyper.clip_eps}, but objective discovered has no clip range; leave "
+            "clip_eps out, or use objective clip"
+        )
     if hyper.objective == "cispo":
         if hyper.dual_clip is not None:
             raise ValueError(
@@ -97,6 +121,11 @@ def _check_sampling(config: Rollouts) -> None:
         raise ValueError(
             f"length_penalty_start is {config.length_penalty_start}, but length_penalty is 0; "
             "set length_penalty, for example to 1, or leave length_penalty_start out"
+        )
+    if _is_given(config, "kl_horizon") and config.kl_target is None:
+        raise ValueError(
+            f"kl_horizon is {config.kl_horizon}, but the KL coefficient is constant without "
+            "kl_target; set kl_target, or leave kl_horizon out"
         )
     if _is_given(config, "max_draws") and config.dynamic_sampling != "redraw":
         raise ValueError(

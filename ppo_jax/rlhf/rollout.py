@@ -198,13 +198,14 @@ def collect(
     watch.see("responses", network=network, score=said.raw_score, reward=shaped)
     total_kl = kl_of(said)
     # Only the first draw is a sample of all prompts: those that are kept afterwards are selected.
+    # Its tokens and those of further draws are added up below.
     metrics = _metrics(said, shaped, total_kl, state.kl_coef, settings=settings)
     draws = jnp.int32(1)
     if settings.dynamic_sampling == "redraw":
         draw = lambda i: write(jax.random.fold_in(key, i), prompts=ask(i))
-        said, draws = _redraw(draw, said, moments, settings)
+        said, draws, tokens = _redraw(draw, said, moments, settings)
         shaped = shape_scores(moments, said, settings)
-        metrics |= {"draws": draws.astype(jnp.float32)}
+        metrics |= {"draws": draws.astype(jnp.float32), "tokens": tokens}
     trajectory = _trajectory(said, shaped, state.kl_coef, settings)
     state = dataclasses.replace(
         state,
@@ -229,17 +230,18 @@ def _ask(
 
 def _redraw(
     draw: Callable[[jax.Array], Responses], first: Responses, moments: PyTree, settings: Settings
-) -> tuple[Responses, jax.Array]:
-    """Responses with groups without spread replaced, and the number of draws."""
+) -> tuple[Responses, jax.Array, jax.Array]:
+    """Responses with groups without spread replaced, the number of draws, and that of tokens."""
     by_row = lambda said: said._replace(gap=jnp.broadcast_to(said.gap, said.raw_score.shape))
-    kept, draws = selection.redraw(
+    kept, draws, tokens = selection.redraw(
         lambda i: by_row(draw(i)),
         by_row(first),
         lambda said: shape_scores(moments, said, settings),
+        tokens_of=lambda said: jnp.sum(said.mask).astype(jnp.float32),
         group_size=settings.group_size,
         max_draws=settings.max_draws,
     )
-    return spread(kept, settings.mesh)._replace(gap=jnp.max(kept.gap)), draws
+    return spread(kept, settings.mesh)._replace(gap=jnp.max(kept.gap)), draws, tokens
 
 
 def respond(

@@ -35,40 +35,43 @@ def redraw(
     first: Any,
     score_of: Callable[[Any], jax.Array],
     *,
+    tokens_of: Callable[[Any], jax.Array],
     group_size: int,
     max_draws: int,
-) -> tuple[Any, jax.Array]:
+) -> tuple[Any, jax.Array, jax.Array]:
     """Replace groups without spread by groups of further draws, in order.
 
     Args:
         draw: function from the number of the draw, from 1 on, to responses like the first.
         first: responses of the first draw, a pytree with leaves [B, ...].
         score_of: function from such responses to their scores [B].
+        tokens_of: function from such responses to the number of their tokens [].
         group_size: number of responses of a group.
         max_draws: maximum number of draws, with the first; after them, groups without spread
             remain among the responses.
 
     Returns:
-        (the responses with leaves [B, ...], number of draws [] int32).
+        (the responses with leaves [B, ...], number of draws [] int32, number of tokens of all draws
+        []).
     """
     groups = score_of(first).shape[0] // group_size
 
     def spread_of(responses: Any) -> jax.Array:
         return has_spread(score_of(responses), group_size)
 
-    def going(state: tuple[Any, jax.Array]) -> jax.Array:
+    def going(state: tuple[Any, ...]) -> jax.Array:
         return (state[1] < max_draws) & ~jnp.all(spread_of(state[0]))
 
-    def draw_more(state: tuple[Any, jax.Array]) -> tuple[Any, jax.Array]:
-        kept, draws = state
+    def draw_more(state: tuple[Any, ...]) -> tuple[Any, ...]:
+        kept, draws, tokens = state
         new = draw(draws)
         lacking = ~jnp.concatenate([spread_of(kept), spread_of(new)])
         chosen = jnp.argsort(lacking, stable=True)[:groups]  # those with spread, in their order
         rows = (chosen[:, None] * group_size + jnp.arange(group_size)).reshape(-1)
         both = jax.tree.map(lambda a, b: jnp.concatenate([a, b])[rows], kept, new)
-        return both, draws + 1
+        return both, draws + 1, tokens + tokens_of(new)
 
-    return jax.lax.while_loop(going, draw_more, (first, jnp.int32(1)))
+    return jax.lax.while_loop(going, draw_more, (first, jnp.int32(1), tokens_of(first)))
 
 
 def counted(score: jax.Array, ended: jax.Array, group_size: int, settings: Any) -> jax.Array | None:

@@ -79,12 +79,13 @@ class Plan(NamedTuple):
 
         N is num_prompts, or max_draws times as many with dynamic sampling that redraws.
         """
-        draws = self.config.max_draws if self._redraws else 1
+        draws = self.config.max_draws if self.redraws else 1
         count = draws * self.config.num_prompts
         return self.task.problems(jax.random.fold_in(key, update), count, False)
 
     @property
-    def _redraws(self) -> bool:
+    def redraws(self) -> bool:
+        """Whether groups without spread are replaced by responses to further problems."""
         return settled(self.config, self.config.algorithm).dynamic_sampling == "redraw"
 
     def temperatures(self) -> np.ndarray:
@@ -115,17 +116,20 @@ def optimisation(plan: Plan, start: Params, result: Callable[..., dict[str, Any]
     floats = jax.tree.map(jnp.asarray, plan.floats())
     held = held_out(plan)
     look = functools.partial(_looked, plan, held)
+    summarised = functools.partial(
+        summary_of, samples=reason.eval_samples, configurations=len(plan.points)
+    )
 
     def init() -> TrainState:
         every = jax.vmap(functools.partial(first_state, plan))
         return jax.jit(every)(seeds, reference, floats)
 
     def evaluate(state: TrainState, update: int) -> dict[str, Any]:
-        return summary_of(look(state.learner.params["actor"]), reason.eval_samples)
+        return summarised(look(state.learner.params["actor"]))
 
     def finish(state: TrainState, path: Path) -> dict[str, Any]:
         before, after = look(reference), look(state.learner.params["actor"])
-        return result(state, before, after, path) | summary_of(after, reason.eval_samples)
+        return result(state, before, after, path) | summarised(after)
 
     return Job(
         name="reason",
@@ -187,24 +191,29 @@ def _looked(plan: Plan, held: measure.Held, params: Params) -> dict[str, np.ndar
     return {name: np.array([found[name] for found in each]) for name in each[0]}
 
 
-def summary_of(found: dict[str, np.ndarray], samples: int) -> dict[str, float]:
+def summary_of(
+    found: dict[str, np.ndarray], samples: int, configurations: int = 1
+) -> dict[str, float]:
     """The numbers of an evaluation as columns of metrics.jsonl.
 
     Args:
         found: name -> [A], the numbers of the agents.
         samples: k of pass@k.
+        configurations: number of configurations that the agents have.
 
     Returns:
-        The means over the agents with names such as `eval_pass_at_1`; for several agents also the
-        95 % bootstrap interval of the mean pass@1, and pass@1 of each agent.
+        The means over the agents with names such as `eval_pass_at_1`; for several agents also
+        pass@1 of each, and, if all have the same configuration, the 95 % bootstrap interval of its
+        mean over the seeds.
     """
     names = {"pass_at_k": f"pass_at_{samples}"}
     means = {f"eval_{names.get(n, n)}": float(np.mean(x)) for n, x in found.items()}
     each = found["pass_at_1"]
     if len(each) == 1:
         return means
-    low, high = statistics.interval([each], statistics.mean)
-    means |= {"eval_pass_at_1_low": float(low), "eval_pass_at_1_high": float(high)}
+    if configurations == 1:
+        low, high = statistics.interval([each], statistics.mean)
+        means |= {"eval_pass_at_1_low": float(low), "eval_pass_at_1_high": float(high)}
     return means | {agent_column(a): float(x) for a, x in enumerate(each)}
 
 
@@ -218,6 +227,10 @@ def _make_step(plan: Plan) -> Callable[..., Any]:
 
     def step(state: TrainState, reference: Params, floats: dict[str, jax.Array]) -> Any:
         prompts = plan.problems(state.rollout.data_key, state.update)
+        if plan.redraws:  # each update has new problems, whose draws are taken from the first on
+            cursor = jnp.zeros_like(state.rollout.cursor)
+            rollout = dataclasses.replace(state.rollout, cursor=cursor)
+            state = dataclasses.replace(state, rollout=rollout)
         program = _program(plan, reference, floats, prompts)
         algorithm = program.algorithm(program.frozen)
         return make_guarded_step(program.collect, algorithm, sequences)(state, program.frozen)

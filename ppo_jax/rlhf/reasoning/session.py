@@ -34,7 +34,7 @@ OF_START = (
 
 
 def prepared(plan: Plan, options: RunOptions, config: dict[str, Any]) -> Callable[[], int]:
-    """The command, ready to run; nothing is compiled or written yet.
+    """The command, ready to run; problems are drawn, but nothing is trained or written yet.
 
     Args:
         plan: what is trained.
@@ -48,6 +48,7 @@ def prepared(plan: Plan, options: RunOptions, config: dict[str, Any]) -> Callabl
         ValueError: options that cannot be combined.
     """
     callbacks = options.callbacks()
+    start.check(plan.reason)
     begin = start.fine_tuning(plan.task, plan.decoder, plan.reason)
     blank = jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), begin.shapes.train.learner.params)
     loop.check(optimisation(plan, blank, _result(plan)), options)

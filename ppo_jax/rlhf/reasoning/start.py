@@ -8,12 +8,13 @@ import jax.numpy as jnp
 from flax import struct
 
 from ppo_jax import guard
+from ppo_jax.config import ConfigError
 from ppo_jax.config.reasoning import Reason
 from ppo_jax.config.schedules import constant
 from ppo_jax.rlhf import supervised
 from ppo_jax.rlhf.decoder import Decoder
 from ppo_jax.rlhf.reasoning import measure
-from ppo_jax.rlhf.reasoning.agents import together
+from ppo_jax.rlhf.reasoning.agents import DIVERGED, together
 from ppo_jax.runs.job import Job
 from ppo_jax.types import Batch, Metrics, TrainState
 
@@ -49,6 +50,26 @@ class _Parts(NamedTuple):
     config: Reason
 
 
+def check(config: Reason) -> None:
+    """Refuse numbers of gradient steps and examples that the fine-tuning would not have.
+
+    Raises:
+        ConfigError: the message names the given value and an allowed one.
+    """
+    if config.sft_updates % STEPS:
+        lower = config.sft_updates // STEPS * STEPS
+        raise ConfigError(
+            f"--sft-updates is {config.sft_updates}; it must be a multiple of {STEPS}, because "
+            f"pass@1 is measured after every {STEPS}: use {lower} or {lower + STEPS}"
+        )
+    if config.sft_batch_size > config.worked_examples:
+        raise ConfigError(
+            f"--sft-batch-size is {config.sft_batch_size}, but there are {config.worked_examples} "
+            f"worked examples; use --sft-batch-size {config.worked_examples}, or more "
+            "--worked-examples"
+        )
+
+
 def fine_tuning(task: Any, decoder: Decoder, config: Reason) -> Job:
     """The stage that fine-tunes S decoders on worked examples, each from its own random weights.
 
@@ -75,13 +96,14 @@ def fine_tuning(task: Any, decoder: Decoder, config: Reason) -> Job:
         init=init,
         shapes=jax.eval_shape(init),
         step=step,
-        updates=-(-config.sft_updates // STEPS),
+        updates=config.sft_updates // STEPS,
         unit="sequences",
         units_per_update=STEPS * config.sft_batch_size * config.seeds,
         headline="pass_at_1",
         frozen=rows,
         rows=64,
         curves=("pass_at_1", "loss"),
+        promises={DIVERGED: "numbers of some agents are not finite; they are not trained further"},
         score=(STARTED, None),
         source="the worked examples",
     )
@@ -97,7 +119,7 @@ def _hyper(config: Reason) -> supervised.Config:
     """Hyperparameters of the fine-tuning; its learning rate is constant."""
     return supervised.Config(
         updates=config.sft_updates,
-        batch_size=min(config.sft_batch_size, config.worked_examples),
+        batch_size=config.sft_batch_size,
         learning_rate=constant(config.sft_learning_rate),
     )
 

@@ -1,4 +1,4 @@
-"""Linear equations: `+3x-07=+017,x=` is answered by `08`."""
+"""Linear equations: `+3x-7=+17,x=` is answered by `8`."""
 
 import dataclasses
 
@@ -64,10 +64,10 @@ class Equation:
         layout = self._layout()
         pattern = "".join(x if isinstance(x, str) else f"([+-][0-9]{{{x}}})" for x in layout)
         a, b, *c, d = [int(x) for x in tokens.fields(pattern, prompt, self)]
-        x = integers.read_text(response, signed=True)
-        if len(response) >= self.response_length or x is None:
+        if len(response) >= self.response_length:  # int() refuses thousands of digits
             return 0.0
-        return float(a * x + b == sum(c) * x + d)
+        x = integers.read_text(response, signed=True)
+        return float(x is not None and a * x + b == sum(c) * x + d)
 
     def _layout(self) -> tuple[int | str, ...]:
         """The parts of a prompt: texts, and numbers of digits of integers with a sign."""

@@ -67,7 +67,10 @@ def reward(
         prompts: [B] texts of the prompts, or conversations.
         completions: [B] texts of the responses, or messages of the assistant.
         task: [B] texts of the tasks, a column of the records.
-        **columns: further columns; `index` belongs to the problems of reasoning-gym.
+        **columns: further columns; `index` belongs to the problems of reasoning-gym, and
+            `completion_ids` are the token ids of the responses, of any tokenizer. If they are the
+            tokens of the task, a response with <pad> or <bos> in it, or without <eos>, has the
+            reward 0, as under `jax.jit`.
 
     Returns:
         The B rewards from 0 to 1.
@@ -77,15 +80,21 @@ def reward(
         ConfigError: an unknown task.
         ImportError: the package reasoning-gym is required and not installed.
     """
-    index = columns.get("index") or [None] * len(task)
-    rows = zip(prompts, completions, task, index, strict=True)
-    return [_reward(_text(prompt), _text(response), *rest) for prompt, response, *rest in rows]
+    nothing = [None] * len(task)
+    index, ids = (columns.get(name) or nothing for name in ("index", "completion_ids"))
+    rows = zip(prompts, completions, task, index, ids, strict=True)
+    return [_reward(_text(x), _text(y), name, index=i, ids=row) for x, y, name, i, row in rows]
 
 
-def _reward(prompt: str, response: str, task: str, index: int | None) -> float:
+def _reward(
+    prompt: str, response: str, task: str, *, index: int | None, ids: Sequence[int] | None
+) -> float:
     if task.startswith(reasoning_gym.PREFIX):
         return reasoning_gym.reward(task, index, response)
-    return from_text(task).python_reward(prompt, response)
+    made = from_text(task)
+    if ids is not None and tokens.is_malformed(made.vocabulary, response, ids):
+        return 0.0
+    return made.python_reward(prompt, response)
 
 
 def _text(message: Any) -> str:

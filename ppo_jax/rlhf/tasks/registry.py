@@ -68,8 +68,10 @@ def from_text(text: str) -> Task:
 
 
 def to_text(task: Task) -> str:
-    """The text of a task; `from_text` is the inverse."""
-    (name,) = [name for name, kind in TASKS.items() if type(task) is kind]
+    """The text of a task, of which `from_text` is the inverse; repr(task) of any other class."""
+    name = next((name for name, kind in TASKS.items() if type(task) is kind), None)
+    if name is None:
+        return repr(task)
     words = []
     for field in dataclasses.fields(TASKS[name]):
         text = show(getattr(task, field.name))

@@ -50,6 +50,24 @@ def decode(vocabulary: str, ids: Iterable[int]) -> str:
     return "".join(names[token] for token in row[first:])
 
 
+def is_malformed(vocabulary: str, text: str, ids: Iterable[int]) -> bool:
+    """Whether a response lacks <eos> or has another special token before it.
+
+    A tokenizer leaves special tokens out of the text, so that the text alone does not show them.
+
+    Args:
+        vocabulary: characters of the task.
+        text: text of the response, without special tokens.
+        ids: token ids of the response. False is returned if they are those of another tokenizer,
+            whose end of text is unknown.
+    """
+    row = [int(i) for i in ids]
+    names = [""] * len(SPECIAL) + [*vocabulary]
+    if not all(0 <= i < len(names) for i in row) or "".join(names[i] for i in row) != text:
+        return False
+    return EOS not in row or any(i < len(SPECIAL) for i in row[: row.index(EOS)])
+
+
 def join(vocabulary: str, *parts: str | jax.Array) -> jax.Array:
     """A prompt as token ids: <bos> and the parts in their order.
 
