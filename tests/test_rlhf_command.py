@@ -16,7 +16,7 @@ from ppo_jax.cli import rlhf as command
 from ppo_jax.config.rlhf_presets import PRESETS
 from ppo_jax.rlhf import demo, respond, stages
 from ppo_jax.rlhf.decoder import Decoder, small
-from ppo_jax.rlhf.folder import StageDirectory
+from ppo_jax.rlhf.folder import StageDirectory, read_stage
 from ppo_jax.rlhf.hf_io import load_model, save_model
 from ppo_jax.rlhf.tokenizer import CharTokenizer
 from ppo_jax.runs import checkpoint
@@ -441,6 +441,14 @@ def test_a_reward_function_of_somebody_elses_run_is_not_imported(tmp_path, monke
                 run(*words, *more)
             assert "names code" not in str(error.value)
     assert not (tmp_path / "imported").exists()
+
+
+@pytest.mark.parametrize("algorithm", ["rloo", "gspo"])
+def test_the_algorithm_of_somebody_elses_run_is_no_code(tmp_path, monkeypatch, algorithm):
+    monkeypatch.setenv("XDG_CONFIG_HOME", str(tmp_path / "home"))
+    content = {"stage": "ppo", "config": {"algorithm": algorithm, "model": "none"}, "run": {}}
+    (tmp_path / "config.json").write_text(json.dumps(content))
+    assert read_stage(tmp_path)[1]["algorithm"] == algorithm
 
 
 def test_only_what_a_stage_wrote_is_deleted(tmp_path):

@@ -15,7 +15,7 @@ import numpy as np
 from ppo_jax import precision
 from ppo_jax.config import ConfigError, commands
 from ppo_jax.config.options import to_json
-from ppo_jax.config.rlhf import OLDER
+from ppo_jax.config.rlhf import ALGORITHMS, OLDER
 from ppo_jax.runs import cache, files, loop, manifest, trackers, trust
 from ppo_jax.runs.checkpoint import Checkpoints
 from ppo_jax.runs.folder import (
@@ -292,7 +292,9 @@ def read_stage(run_dir: Path, given: Given = NOTHING) -> tuple[str, dict[str, An
         raise ConfigError(f"cannot read {path}: {error.strerror}") from error
     except (ValueError, KeyError, TypeError, RecursionError) as error:
         raise ConfigError(f"{path} is not the config.json of a run of ppo_jax.rlhf") from error
-    trust.check(content, given.named, given.trust, path, callbacks=True)
+    # A stage chooses its algorithm from these names and imports no module of such a name.
+    named = given.named | set(ALGORITHMS)
+    trust.check(content, named, given.trust, path, callbacks=True)
     check_digest(path, content, given)
     plain(found[2], path)
     return found
