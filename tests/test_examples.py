@@ -30,6 +30,7 @@ PONG = "Watch an agent play Pong"
 BRAX = "A physics task in Brax"
 LANGUAGE = "A language model and a rule"
 OPTUNA = "A hyperparameter search with Optuna"
+KUHN = "Self-play in Kuhn poker"
 
 
 def sections():
@@ -169,7 +170,7 @@ def training_return(folder, name):
 
 
 def test_every_section_has_a_test():
-    tested = {"", HOUR, OWN, GYMNASIUM, PONG, BRAX, LANGUAGE, OPTUNA}
+    tested = {"", HOUR, OWN, GYMNASIUM, PONG, BRAX, LANGUAGE, OPTUNA, KUHN}
     assert {*SECTIONS} == tested and all(SECTIONS.values())
 
 
@@ -277,6 +278,14 @@ def test_the_language_example_runs_as_written(folder):
     assert "3+4=7" in outputs[-1] and "2+2=4" in outputs[-1]
     rows = [*read_metrics(folder.parent / "runs" / "sums" / "metrics.jsonl")]
     assert rows[-1]["score"] > 0.8 > 0.3 > rows[0]["score"]
+
+
+@pytest.mark.slow
+def test_the_poker_example_runs(folder):
+    """One generation; tests/test_kuhn_poker.py trains all of them."""
+    (line,) = SECTIONS[KUHN]
+    output = run(line, folder, "--generations", "1")
+    assert "exploitability" in output
 
 
 @pytest.mark.slow

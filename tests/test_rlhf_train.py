@@ -321,6 +321,8 @@ def test_the_options_of_an_update_stay():
         "micro_batches": 1, "gamma": 1.0, "gae_lambda": 0.95, "clip_eps": 0.2,
         "value_clip_eps": 0.2, "value_coef": 0.5, "entropy_coef": 0.0, "whiten_advantages": None,
         "whiten_rewards": False, "max_grad_norm": 1.0, "adam": "optax", "adam_eps": 1e-5,
+        "adam_reset": False, "weight_decay": 0.0, "advantage_scale": None, "aggregation": None,
+        "clip_eps_high": None, "dual_clip": None, "objective": None, "ratio": None,
     }  # fmt: skip
 
 

@@ -140,8 +140,9 @@ def of_objective(
     """
     if config.objective == "discovered":
         return losses.discovered_surrogate(log_prob, old_log_prob, advantage)
-    function = {"clip": losses.clipped_surrogate, "simple": losses.simple_surrogate}
-    return function[config.objective](log_prob, old_log_prob, advantage, config.clip_eps)
+    simple = config.objective == "simple"
+    surrogate = losses.simple_surrogate if simple else losses.clipped_surrogate
+    return surrogate(log_prob, old_log_prob, advantage, config.clip_eps)
 
 
 def _value_error(value: Any, rows: Batch, clip_eps: jax.Array | float | None) -> jax.Array:
