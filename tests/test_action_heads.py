@@ -279,6 +279,16 @@ HEADS = {
 }
 
 
+class SeenTarget(probe_envs.Target):
+    """The target with an observation of 1: the noise of gSDE is 0 where all features are 0."""
+
+    def reset(self, key, params):
+        return jnp.ones(1), jnp.zeros(())
+
+    def step(self, key, state, action, params):
+        return (jnp.ones(1), *super().step(key, state, action, params)[1:])
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("algorithm", ["ppo", "trpo", "ppo_kl"])
 @pytest.mark.parametrize("head", ["state_gaussian", "beta", "gsde"])
@@ -288,11 +298,11 @@ def test_every_head_finds_its_target(algorithm, head):
         hidden=(32,), gamma=0.9, **HEADS[head],
         **{} if algorithm == "trpo" else {"learning_rate": 5e-3},
     )  # fmt: skip
-    program = build(config, probe_envs.Target())
+    program = build(config, SeenTarget())
     step, state = jax.jit(program.step), program.init(KEY)
     for _ in range(config.num_updates):
         state, _ = step(state)
-    dist = program.policy.apply(state.learner.params, jnp.zeros((1, 1)))[0]
+    dist = program.policy.apply(state.learner.params, jnp.ones((1, 1)))[0]
     np.testing.assert_allclose(dist.to_env(dist.mode()), [[0.5]], atol=0.1)
 
 

@@ -546,7 +546,7 @@ def _check_action_distribution(config: TrainConfig) -> None:
             "one of the two"
         )
     start = config.log_std_init
-    if kind == "beta" and (is_tracer(start) or start not in (0.0, TRACED)):
+    if kind == "beta" and not is_tracer(start) and start not in (0.0, TRACED):
         raise ConfigError(
             f"log_std_init is {start}, which has no effect on action_distribution beta; omit one "
             "of the two"
