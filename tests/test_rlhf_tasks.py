@@ -131,7 +131,7 @@ def test_worked_answers_end_and_prompts_have_their_length(text):
     assert np.all(prompts[:, 0] == tokens.BOS) and np.all(prompts[:, 1:] > tokens.EOS)
     assert np.all(np.sum(answers == tokens.EOS, axis=1) == 1)
     assert np.all((np.cumsum(answers == tokens.EOS, axis=1) > 0) == (answers <= tokens.EOS))
-    assert len(np.unique(prompts, axis=0)) > 2
+    assert len(np.unique(prompts, axis=0)) > 1
     vocabulary = task.vocabulary
     assert [*vocabulary] == sorted(set(vocabulary)) and tokens.size(vocabulary) <= 64
     tokenizer = CharTokenizer(vocabulary)
