@@ -15,6 +15,7 @@ from ppo_jax.cli import flags
 from ppo_jax.cli import main as front
 from ppo_jax.cli import play as play_command
 from ppo_jax.cli import train as train_command
+from ppo_jax.cli import zoo as zoo_command
 from ppo_jax.cli.screen import cells
 from ppo_jax.config import ConfigError
 from ppo_jax.experiment import RunOptions, train
@@ -254,6 +255,19 @@ def test_the_zoo_is_listed(capsys):
     code, text, _ = ends(capsys, "zoo", "card", "cartpole")
     assert code == 0 and json.loads(text)["weights"] == CARTPOLE.weights
     assert ends(capsys, "zoo", "--help")[1] == ends(capsys, "zoo")[1]
+
+
+@pytest.mark.parametrize(
+    ("words", "named"),
+    [
+        (["cartpole", "--episodes", "2"], ["zoo:cartpole", "--episodes", "2"]),
+        (["--episodes", "2", "cartpole"], ["--episodes", "2", "zoo:cartpole"]),
+        (["zoo:cartpole"], ["zoo:cartpole"]),
+        (["cartpol"], ["zoo:cartpol"]),
+    ],
+)
+def test_play_takes_the_names_of_agents_in_any_place(words, named):
+    assert zoo_command._in_zoo(words) == named
 
 
 @pytest.mark.parametrize(

@@ -49,7 +49,7 @@ def join(arguments: list[str]) -> None:
     processes only the leading one prints warnings.
 
     Raises:
-        ConfigError: as `ppo_jax.runs.cluster.join`.
+        ConfigError: `ppo_jax.runs.cluster.join` raised it.
     """
     if asks_for_help(arguments):
         return
@@ -67,7 +67,7 @@ def refuse(arguments: list[str], command: str, instead: str) -> None:
     Args:
         arguments: the command line.
         command: name of the command.
-        instead: what to do instead.
+        instead: the correction that the message proposes.
 
     Raises:
         ConfigError: such a flag was given.

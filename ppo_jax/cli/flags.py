@@ -269,7 +269,7 @@ def read_flags(
         doc: the description of the command.
         origins: name -> where its default comes from, for --help; or `REQUIRED`.
         groups: name -> its group in --help, where it is not that of `ppo_jax.cli.groups`.
-        word: what may precede the options, for --help.
+        word: name of the argument that may precede the options, as --help shows it.
 
     Returns:
         name -> value.

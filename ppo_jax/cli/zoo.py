@@ -98,6 +98,8 @@ def _names() -> str:
 def _in_zoo(words: list[str]) -> list[str]:
     """The command line of `play` with the name of an agent in place of a run."""
     known = set(cards.names())
+    if words and not words[0].startswith("-") and not cards.is_name(words[0]):
+        known.add(words[0])  # `play` answers an unknown name with the known ones
     return [cards.PREFIX + word if word in known else word for word in words]
 
 

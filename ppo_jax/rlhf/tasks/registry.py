@@ -50,7 +50,7 @@ def from_text(text: str) -> Task:
     """The task of a text such as "addition digits=3 reverse=false".
 
     Raises:
-        ConfigError: as for `make`, or a part of the text has not the form NAME=VALUE.
+        ConfigError: `make` refuses the task, or a part of the text has not the form NAME=VALUE.
     """
     name, *words = text.split() or [""]
     fields = _fields(name)
