@@ -2,13 +2,15 @@
 
 python -m benchmarks.reasoning                               all methods, then TRL
 python -m benchmarks.reasoning --methods grpo rloo --seeds 8
-python -m benchmarks.reasoning --parts trl                   TRL beside the finished run of grpo
+python -m benchmarks.reasoning --parts trl                   single runs of grpo beside TRL's
+python -m benchmarks.reasoning --flags="--updates 400"       further flags of every run, after "="
 python -m benchmarks.reasoning --table                       print the committed results
 
 A method is one `ppo-jax rlhf reason` with all its seeds, in a folder inside --runs. An interrupted
-run is resumed, and a finished one is not repeated, so that the benchmark can run in pieces. TRL
-starts from the fine-tuned model of the first seed and gets the same training problems in the same
-order, the same hyperparameters and a reward function with the same rewards; its settings are in
+run is resumed, and a finished one is not repeated, so that the benchmark can run in pieces. Beside
+TRL, each seed is a run of its own, because TRL trains one agent at a time. TRL starts from the
+fine-tuned model of that run and gets the same training problems in the same order, the same
+hyperparameters and a reward function with the same rewards; its settings are in
 benchmarks/language/trl_grpo.py. Its environment is that of benchmarks.rlhf. The results are
 benchmarks/results/reasoning.csv (a row for each agent), reasoning_curves.csv (interquartile means
 with 95 % intervals) and docs/images/reasoning.png.
@@ -19,7 +21,6 @@ import dataclasses
 import json
 import subprocess
 import sys
-import time
 from pathlib import Path
 from typing import Any
 
@@ -52,6 +53,8 @@ METHODS: dict[str, tuple[str, ...]] = {
 NOT_OF_TRL = ("task", "difficulty", "kl-coef", "kl-kind", "kl-in", "kl-target", "kl-horizon")
 PARTS = ("methods", "trl")
 AGENT = "eval_pass_at_1_agent_"
+# Columns that identify an agent; an agent of a run with several is another than one that is alone.
+KEY = ("implementation", "method", "agents", "seed")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -60,9 +63,11 @@ class Options:
 
     Attributes:
         methods: methods to train.
-        parts: parts to run: methods trains all methods, trl trains TRL's GRPOTrainer.
+        parts: parts to run: methods trains all methods, trl trains one seed at a time with grpo
+            and TRL's GRPOTrainer.
         seeds: number of seeds of each method, at least 2.
-        flags: further flags of every run, such as "--updates 100", as one text.
+        peer_seeds: number of seeds that are trained beside TRL.
+        flags: further flags of every run as one text, as in --flags="--updates 100".
         runs: folder of the runs.
         out: folder of the tables.
         image: folder of the figure.
@@ -73,6 +78,7 @@ class Options:
     methods: tuple[str, ...] = tuple(METHODS)
     parts: tuple[str, ...] = PARTS
     seeds: int = 8
+    peer_seeds: int = 3
     flags: str = ""
     runs: Path = Path("runs/reasoning")
     out: Path = RESULTS
@@ -93,6 +99,8 @@ def check(options: Options) -> None:
                 raise SystemExit(f"--{option}: unknown {name!r}; {did_you_mean(name, names)}")
     if options.seeds < 2:
         raise SystemExit(f"--seeds is {options.seeds}; an interval needs at least 2")
+    if options.peer_seeds < 1:
+        raise SystemExit(f"--peer-seeds is {options.peer_seeds}; it must be >= 1")
     if "trl" in options.parts:
         check_shared(options.flags)
 
@@ -119,37 +127,33 @@ def main(options: Options) -> None:
             for method in options.methods:
                 measure(method, options)
         if "trl" in options.parts:
-            compare(options)
+            for seed in range(options.peer_seeds):
+                compare(seed, options)
     print(markdown(options.out), end="")
 
 
 def measure(method: str, options: Options) -> None:
     """Run or resume a method, and write its rows and curves."""
-    folder = trained(method, options)
-    summary = json.loads((folder / "summary.json").read_text())
-    with (folder / "results.csv").open() as file:
-        rows = [row_of(method, row, summary) for row in csv.DictReader(file)]
-    replace(options.out / "reasoning.csv", rows, ("implementation", "method", "seed"), place)
+    folder = options.runs / method
+    train(folder, method, ["--seeds", str(options.seeds), *options.flags.split()])
+    replace(options.out / "reasoning.csv", rows_of(method, folder), KEY, place)
     curves = curves_of(method, folder)
     replace(options.out / "reasoning_curves.csv", curves, ("method", "update"), place)
     plot(options)
 
 
-def trained(method: str, options: Options) -> Path:
-    """The folder of a finished run."""
-    folder = options.runs / method
-    flags = ["--seeds", str(options.seeds), *METHODS[method], *options.flags.split()]
+def train(folder: Path, method: str, flags: list[str]) -> None:
+    """Run or resume a method in a folder, unless its run is finished."""
+    flags = [*METHODS[method], *flags]
     check_same(folder, flags)
     summary = folder / "summary.json"
-    done = summary.exists() and json.loads(summary.read_text())["status"] == "finished"
-    if done:
-        return folder
+    if summary.exists() and json.loads(summary.read_text())["status"] == "finished":
+        return
     if (folder / "config.json").exists():
         flags = ["--resume", str(folder)]
     else:
         flags += ["--run-dir", str(folder)]
     subprocess.run([sys.executable, "-m", "ppo_jax.rlhf", "reason", *flags], check=True)
-    return folder
 
 
 def check_same(folder: Path, flags: list[str]) -> None:
@@ -170,8 +174,18 @@ def check_same(folder: Path, flags: list[str]) -> None:
         )
 
 
-def row_of(method: str, agent: dict[str, str], summary: dict[str, Any]) -> Row:
-    """A row of the table about one agent."""
+def rows_of(method: str, folder: Path) -> list[Row]:
+    """A row for each agent of a finished run."""
+    summary = json.loads((folder / "summary.json").read_text())
+    with (folder / "results.csv").open() as file:
+        agents = list(csv.DictReader(file))
+    # The median, because evaluations and other programs interrupt some updates.
+    rates = [row["tokens_per_second"] for row in read_metrics(folder / "metrics.jsonl")]
+    return [row_of(method, row, summary, float(np.median(rates))) for row in agents]
+
+
+def row_of(method: str, agent: dict[str, str], summary: dict[str, Any], rate: float) -> Row:
+    """A row of the table about one agent, in a program with `rate` tokens per second."""
     numbers = ("start_pass_at_1", "start_pass_at_k", "pass_at_1", "pass_at_k", "length")
     return {
         "implementation": "ppo_jax",
@@ -182,7 +196,7 @@ def row_of(method: str, agent: dict[str, str], summary: dict[str, Any]) -> Row:
         "updates": summary["updates"],
         "responses": summary["responses"] // len_of(summary),
         "train_seconds": summary["train_seconds"],
-        "tokens_per_second": round(summary["last"].get("tokens_per_second", 0.0)),
+        "tokens_per_second": round(rate),
         "device": provenance.device(),
         "versions": f"jax={jax.__version__}",
     }
@@ -219,26 +233,25 @@ def curves_of(method: str, folder: Path) -> list[Row]:
 
 
 def place(row: Row) -> tuple[Any, ...]:
-    """Sort key of a row: its implementation, its method and its seed or update."""
-    method = list(METHODS).index(row["method"])
-    return row.get("implementation", "") != "ppo_jax", method, int(row.get("seed", 0)), int(
-        row.get("update", 0)
+    """Sort key of a row: agents in one program first, then method, implementation, seed, update."""
+    method, numbers = list(METHODS).index(row["method"]), ("seed", "update")
+    return int(row.get("agents", 0)) == 1, method, row.get("implementation") == "TRL", *(
+        int(row.get(name, 0)) for name in numbers
     )  # fmt: skip
 
 
-def compare(options: Options) -> None:
-    """Train TRL from the fine-tuned model of the first seed of grpo, and write its row."""
-    folder = trained("grpo", options)
-    started = time.perf_counter()
-    found = peer.run(folder, options.runs / "trl", options.peer)
+def compare(seed: int, options: Options) -> None:
+    """Train one seed with grpo and with TRL, from the same fine-tuned model, and write two rows."""
+    folder = options.runs / f"grpo_seed_{seed}"
+    train(folder, "grpo", ["--seed", str(seed), *options.flags.split()])
+    found = peer.run(folder, options.runs / f"trl_seed_{seed}", options.peer)
     row: Row = {
         "implementation": "TRL",
         "method": "grpo",
         "device": provenance.device(),
         **{name: f"{x:.6g}" if isinstance(x, float) else x for name, x in found.items()},
     }
-    replace(options.out / "reasoning.csv", [row], ("implementation", "method", "seed"), place)
-    print(f"TRL took {time.perf_counter() - started:.0f} s")
+    replace(options.out / "reasoning.csv", [*rows_of("grpo", folder), row], KEY, place)
 
 
 @style.styled
@@ -265,18 +278,28 @@ def markdown(folder: Path = RESULTS) -> str:
         "|" + "---|" * 11,
     ]
     rows = read(folder / "reasoning.csv")
-    for name, method in dict.fromkeys((r["implementation"], r["method"]) for r in rows):
-        mine = [r for r in rows if (r["implementation"], r["method"]) == (name, method)]
+    same = lambda r: (r["implementation"], r["method"], r["agents"])
+    for name, method, agents in dict.fromkeys(map(same, rows)):
+        mine = [r for r in rows if same(r) == (name, method, agents)]
         column = lambda key, mine=mine: np.array([float(r[key]) for r in mine])
         after = column("pass_at_1")
         low, high = statistics.interval([after], statistics.mean)
         interval = f"{low:.3f} to {high:.3f}" if len(mine) > 1 else ""
         means = (f"{column(n).mean():.3f}" for n in ("start_pass_at_1", "pass_at_1"))
         cells = [name, method, str(len(mine)), *means, interval, f"{after.min():.3f}"]
-        cells += [f"{column('pass_at_k').mean():.3f}", mine[0]["agents"]]
-        cells.append(mine[0]["tokens_per_second"])
-        lines.append("| " + " | ".join([*cells, f"{float(mine[0]['train_seconds']):.0f}"]) + " |")
-    return "\n".join(lines) + "\n"
+        cells += [f"{column('pass_at_k').mean():.3f}", agents]
+        cells += [f"{column(n).mean():.0f}" for n in ("tokens_per_second", "train_seconds")]
+        lines.append("| " + " | ".join(cells) + " |")
+    return "\n".join(lines) + "\n" + speed_ups(rows)
+
+
+def speed_ups(rows: list[Row]) -> str:
+    """The ratio of the tokens per second of ppo_jax and TRL, both with one agent, of each seed."""
+    alone = {(r["implementation"], r["seed"]): r for r in rows if r["agents"] == "1"}
+    seeds = [seed for name, seed in alone if name == "TRL" and ("ppo_jax", seed) in alone]
+    rate = lambda name, seed: float(alone[name, seed]["tokens_per_second"])
+    ratios = [f"{rate('ppo_jax', seed) / rate('TRL', seed):.2f}" for seed in seeds]
+    return f"\nTokens per second, ppo_jax / TRL: {', '.join(ratios)}\n" if ratios else ""
 
 
 if __name__ == "__main__":

@@ -39,6 +39,7 @@ def test_a_prompt_that_is_no_sum_is_refused():
         ({"flags": "--updates 10 --kl-coef=0.1"}, "--flags has --kl-coef, which TRL is not given"),
         ({"flags": "--learning-rate linear(1e-3,0)"}, "--flags is '--learning-rate linear"),
         ({"seeds": 1}, "--seeds is 1; an interval needs at least 2"),
+        ({"peer_seeds": 0}, "--peer-seeds is 0; it must be >= 1"),
     ],
 )
 def test_invalid_options_are_refused(change, message):
@@ -63,8 +64,8 @@ def finished(folder, scores):
     columns = {f"{reasoning.AGENT}{i}": x for i, x in enumerate(scores)}
     row = {"groups_without_spread": 0.5, "sampling_entropy": 0.1, "kl": 1.0, "response_length": 4.0}
     lines = [
-        {"update": 10, "responses": 20, **row},
-        {"update": 20, "responses": 40, **row, **columns},
+        {"update": 10, "responses": 20, "tokens_per_second": 7.0, **row},
+        {"update": 20, "responses": 40, "tokens_per_second": 11.0, **row, **columns},
     ]
     (folder / "metrics.jsonl").write_text("\n".join(map(json.dumps, lines)) + "\n")
     summary = {
@@ -74,7 +75,7 @@ def finished(folder, scores):
         "train_seconds": 3.0,
         **columns,
     }
-    (folder / "summary.json").write_text(json.dumps(summary | {"last": {"tokens_per_second": 9.0}}))
+    (folder / "summary.json").write_text(json.dumps(summary))
     names = ("start_pass_at_1", "start_pass_at_k", "pass_at_1", "pass_at_k", "length")
     table = [f"{seed},0.25,0.5,{x},1.0,4.0" for seed, x in enumerate(scores)]
     (folder / "results.csv").write_text("\n".join([",".join(["seed", *names]), *table]) + "\n")
@@ -96,3 +97,22 @@ def test_a_finished_run_is_not_repeated_and_its_numbers_are_in_the_tables(tmp_pa
         in (reasoning.markdown(tmp_path))
     )
     assert (tmp_path / "reasoning.png").stat().st_size > 0
+
+
+def test_agents_that_are_alone_are_rows_of_their_own_beside_those_of_trl(tmp_path, monkeypatch):
+    options = reasoning.Options(
+        methods=("grpo",), peer_seeds=1, runs=tmp_path, out=tmp_path, image=tmp_path
+    )
+    finished(tmp_path / "grpo", [0.75, 1.0])
+    finished(tmp_path / "grpo_seed_0", [0.875])
+    numbers = {"start_pass_at_1": 0.25, "start_pass_at_k": 0.5, "pass_at_1": 0.5, "pass_at_k": 0.75}
+    found = {"seed": 0, "agents": 1, **numbers, "length": 4.0, "updates": 20, "responses": 40}
+    found |= {"train_seconds": 12.0, "tokens_per_second": 3, "versions": "trl=0"}
+    monkeypatch.setattr(reasoning.peer, "run", lambda *arguments: found)
+    reasoning.main(options)
+    rows = reasoning.read(tmp_path / "reasoning.csv")
+    agents = [(row["implementation"], row["agents"], row["seed"]) for row in rows]
+    assert agents == [
+        ("ppo_jax", "2", "0"), ("ppo_jax", "2", "1"), ("ppo_jax", "1", "0"), ("TRL", "1", "0"),
+    ]  # fmt: skip
+    assert "\nTokens per second, ppo_jax / TRL: 3.00\n" in reasoning.markdown(tmp_path)

@@ -37,7 +37,7 @@ class Reason:
         1e-3, "learning rate of the fine-tuning, which is constant", low=0, open_low=True
     )
     start_at: float | None = option(
-        0.3,
+        0.36,
         "pass@1 at which the fine-tuning of an agent ends; None: all --sft-updates are made",
         low=0,
         high=1,
@@ -62,13 +62,13 @@ class Reason:
 # Values of options that other stages have with other defaults.
 DEFAULTS: dict[str, Any] = {
     "algorithm": "grpo",
-    "updates": 800,
+    "updates": 400,
     "num_prompts": 64,
     "group_size": 8,
     "kl_coef": 0.0,
-    "learning_rate": 3e-4,
+    "learning_rate": 5e-4,
     "epochs": 1,
-    "minibatches": 2,
+    "minibatches": 4,
     "eval_every": 50,
 }
 # Options of rollouts and of stages that this command does not have: the task determines the length
