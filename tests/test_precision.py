@@ -26,7 +26,7 @@ from ppo_jax.train import build, make_train
 
 SMALL = {"preset": "none", "num_envs": 4, "num_steps": 8, "total_timesteps": 64, "hidden": (8,)}
 FLAGS = ["--preset", "none", "--num-envs", "4", "--num-steps", "8", "--total-timesteps", "64",
-         "--hidden", "8", "--eval-episodes", "2"]  # fmt: skip
+         "--hidden", "8", "--eval-episodes", "0"]  # fmt: skip
 NETWORKS = {
     "mlp": {"env": "CartPole-v1"},
     "cnn": {"env": "Breakout-MinAtar", "network": "minatar"},
@@ -160,7 +160,8 @@ def content(path):
 @pytest.fixture(scope="module")
 def precise(tmp_path_factory):
     path = tmp_path_factory.mktemp("precise") / "run"
-    assert train(*FLAGS, "--matmul-precision", "highest", "--run-dir", path) == 0
+    words = ("--eval-episodes", "2", "--matmul-precision", "highest")
+    assert train(*FLAGS, *words, "--run-dir", path) == 0
     return path
 
 
@@ -227,6 +228,7 @@ def test_runs_older_than_the_option_load_and_go_on(tmp_path):
 
 def test_points_of_a_sweep_may_have_different_ones(tmp_path):
     words = [*FLAGS, "--vary", "matmul_precision=default,highest", "--seeds", "2"]
+    words += ["--eval-episodes", "2"]
     assert command.run_command([*words, "--run-dir", str(tmp_path)]) == 0
     both = "default, highest"
     assert content(tmp_path / "summary.json")["last_session"]["matmul_precision"] == both
