@@ -41,7 +41,12 @@ STEPS = {
     "Pendulum-v1": 300_000,
 }
 ENVS = tuple(STEPS)
-MARKS = {"CartPole-v1": 475, "CartPoleContinuous-v1": 475, "Acrobot-v1": -100, "Pendulum-v1": -200}
+THRESHOLDS = {
+    "CartPole-v1": 475,
+    "CartPoleContinuous-v1": 475,
+    "Acrobot-v1": -100,
+    "Pendulum-v1": -200,
+}
 # REPPO is for continuous actions, and is compared with PPO by benchmarks/reppo.py.
 ELSEWHERE = ("reppo",)
 # All other algorithms, and REINFORCE also with a learned baseline, which changes these options as
@@ -107,8 +112,8 @@ def row_of(method: str, env: str, steps: int, returns: np.ndarray, seconds: floa
         "ci95_low": round(float(low), 1),
         "ci95_high": round(float(high), 1),
         "min": round(float(returns.min()), 1),
-        "mark": MARKS[env],
-        "share_at_mark": round(float((returns >= MARKS[env]).mean()), 4),
+        "threshold": THRESHOLDS[env],
+        "fraction_at_threshold": round(float((returns >= THRESHOLDS[env]).mean()), 4),
         "seconds": round(seconds, 1),
         "device": provenance.device(),
         "jax": jax.__version__,
@@ -157,14 +162,14 @@ def markdown() -> str:
     lines = ["| | " + " | ".join(ENVS) + " |", "|---|" + "---|" * len(ENVS)]
     for method in METHODS:
         cells = [rows.get((method, env)) for env in ENVS]
-        text = [
-            f"{c['iqm']} [{c['ci95_low']}, {c['ci95_high']}] ({float(c['share_at_mark']):.0%})"
-            if c
-            else ""
-            for c in cells
-        ]
+        text = [_cell(c) if c else "" for c in cells]
         lines.append(f"| `{method}` | " + " | ".join(text) + " |")
     return "\n".join(lines) + "\n"
+
+
+def _cell(row: dict[str, str]) -> str:
+    interval = f"[{row['ci95_low']}, {row['ci95_high']}]"
+    return f"{row['iqm']} {interval} ({float(row['fraction_at_threshold']):.0%})"
 
 
 def print_table() -> None:
@@ -173,7 +178,7 @@ def print_table() -> None:
     table = Table(*head)
     for r in read(RESULTS / "family.csv"):
         spread = f"{r['iqm']} [{r['ci95_low']}, {r['ci95_high']}]"
-        share = f"{float(r['share_at_mark']):.0%} ≥ {r['mark']}"
+        share = f"{float(r['fraction_at_threshold']):.0%} ≥ {r['threshold']}"
         cells = (r["env"], r["method"], r["seeds"], r["mean"], spread, r["min"], share)
         table.add_row(*cells, r["seconds"])
     Console(width=130).print(table)
@@ -201,7 +206,12 @@ def main(options: Options) -> None:
                 {"env": env, "method": method, "seed": i, "return": round(float(r), 3)}
                 for i, r in enumerate(returns)
             ]
-            print({k: row[k] for k in ("env", "method", "mean", "iqm", "min", "share_at_mark")})
+            print(
+                {
+                    k: row[k]
+                    for k in ("env", "method", "mean", "iqm", "min", "fraction_at_threshold")
+                }
+            )
             if config.total_timesteps != STEPS[env] or options.seeds < SEEDS:
                 continue
             steps = config.num_updates * config.num_envs * config.num_steps

@@ -50,7 +50,7 @@ class Task:
     Attributes:
         preset: name of the preset.
         steps: environment steps of each run, which is also the horizon of learning-rate decay.
-        mark: threshold of the return.
+        threshold: threshold of the return.
         goal: condition for success: the share of seeds, the mean or the median that must reach the
             threshold.
         published: published returns with their sources.
@@ -60,7 +60,7 @@ class Task:
 
     preset: str
     steps: int
-    mark: float
+    threshold: float
     goal: str
     published: str
     seeds: int = 64
@@ -168,11 +168,11 @@ def row_of(name: str, task: Task, returns: np.ndarray, seconds: float) -> dict[s
     """A row of the table, with statistics over seeds."""
     mean, n = returns.mean(), len(returns)
     low, high = interval(returns)
-    share = (returns >= task.mark).mean()
+    share = (returns >= task.threshold).mean()
     met = {
         "95 %": share >= 0.95,
-        "mean": mean >= task.mark,
-        "median": np.median(returns) >= task.mark,
+        "mean": mean >= task.threshold,
+        "median": np.median(returns) >= task.threshold,
     }
     return {
         "task": name,
@@ -186,8 +186,8 @@ def row_of(name: str, task: Task, returns: np.ndarray, seconds: float) -> dict[s
         "iqm": round(float(stats.trim_mean(returns, 0.25)), 2),
         "min": round(float(returns.min()), 2),
         "max": round(float(returns.max()), 2),
-        "mark": task.mark,
-        "share_at_mark": round(share, 4),
+        "threshold": task.threshold,
+        "fraction_at_threshold": round(share, 4),
         "goal": task.goal,
         "met": bool(met[task.goal]),
         "published": task.published,
@@ -213,7 +213,7 @@ def rows_of_all() -> list[dict[str, Any]]:
                 "mean": r["value"],
                 "ci95_low": r["low"],
                 "ci95_high": r["high"],
-                "mark": r["threshold"],
+                "threshold": r["threshold"],
                 "published": TASKS[name].published,
             }
     return [*rows, *(found[name] for name in TASKS if name in found)]
@@ -249,7 +249,7 @@ def plot(rows: list[dict[str, Any]], seeds: list[dict[str, Any]], path: Path) ->
         axes.plot(bounds, [0, 0], color=mean, linewidth=3)
         name = "mean with 95 % interval"
         axes.plot(float(row["mean"]), 0, "D-", color=mean, markersize=6, linewidth=3, label=name)
-        style.threshold(axes, float(row["mark"]), vertical=True, name="threshold")
+        style.threshold(axes, float(row["threshold"]), vertical=True, name="threshold")
         axes.set(ylim=(-0.6, 0.6), yticks=[])
         axes.spines.left.set_visible(False)
         axes.margins(x=0.08)
@@ -284,8 +284,8 @@ def print_rows(rows: list[dict[str, Any]]) -> None:
             str(r["seeds"]),
             f"{r['mean']} [{r['ci95_low']}, {r['ci95_high']}]",
             str(r["median"]),
-            f"{r['mark']} ({r['goal']})",
-            str(r["share_at_mark"]),
+            f"{r['threshold']} ({r['goal']})",
+            str(r["fraction_at_threshold"]),
             r["published"],
         )
     Console(width=150).print(table)

@@ -61,7 +61,7 @@ def row_of(task: str, memory: str, returns: np.ndarray, seconds: float) -> dict[
         "mean": round(float(returns.mean()), 2),
         "min": round(float(returns.min()), 2),
         "max": round(float(returns.max()), 2),
-        "mark": TASKS[task],
+        "threshold": TASKS[task],
         "solved": round(float((returns >= TASKS[task]).mean()), 4),
         "seconds": round(seconds, 1),
         "device": provenance.device(),
@@ -73,7 +73,7 @@ def markdown() -> str:
     """The table of docs/memory.md."""
     lines = ["| environment | steps | memory | mean return | worst | solved |", "|" + "---|" * 6]
     for r in read(RESULTS / "recall.csv"):
-        solved = f"{float(r['solved']):.0%} of {r['seeds']} ≥ {float(r['mark']):g}"
+        solved = f"{float(r['solved']):.0%} of {r['seeds']} ≥ {float(r['threshold']):g}"
         cells = (r["env"], f"{int(r['env_steps']):,}", r["memory"], r["mean"], r["min"], solved)
         lines.append("| " + " | ".join(cells) + " |")
     return "\n".join(lines) + "\n"

@@ -28,6 +28,7 @@ from numpy.typing import ArrayLike
 
 from ppo_jax import guard, precision, rollout
 from ppo_jax.envs import Env, makes_vectors, render, spaces
+from ppo_jax.envs.protocol import delegated, display_name
 from ppo_jax.networks import Policy
 from ppo_jax.types import Params, PyTree
 
@@ -208,7 +209,7 @@ def check_acted(result: Returns, env: Any) -> None:
     """
     wrong = np.flatnonzero(~np.asarray(result.acted))
     if wrong.size:
-        name = getattr(env, "name", type(env).__name__)
+        name = display_name(env)
         raise FloatingPointError(
             f"the network's action is not finite in {wrong.size} of {result.acted.size} episodes "
             f"of {name}, first in episode {wrong[0]}: the parameters are damaged, or the "
@@ -390,6 +391,9 @@ class _Copies:
     env: Env
     num_envs: int
 
+    name = property(lambda self: display_name(self.env))
+    action_space = delegated("action_space")
+
     def reset(self, key: jax.Array) -> tuple[PyTree, PyTree]:
         keys = jax.random.split(key, self.num_envs)
         started = jax.vmap(self.env.reset, in_axes=(0, None))(keys, self.env.params)
@@ -405,14 +409,6 @@ class _Copies:
         obs, new_state, *rest = jax.vmap(one)(keys, state, action)
         new_state = jax.tree.map(lambda old, new: new.astype(old.dtype), state, new_state)
         return obs, new_state, *rest, {}
-
-    @property
-    def name(self) -> str:
-        return getattr(self.env, "name", type(self.env).__name__)
-
-    @property
-    def action_space(self) -> Any:
-        return self.env.action_space
 
     def render(self, state: PyTree) -> np.ndarray:
         return render(self.env, jax.tree.map(lambda x: x[0], state))

@@ -30,6 +30,7 @@ from ppo_jax.envs import (
     staggered,
     vectorize,
 )
+from ppo_jax.envs.protocol import display_name
 from ppo_jax.networks import (
     CONVOLUTIONS,
     FRAME_MIXES,
@@ -366,7 +367,7 @@ def _check_spaces(config: TrainConfig, env: Env) -> None:
     """Reject a network or a distribution that does not fit the environment's spaces."""
     check_spaces(env)
     actions = env.action_space
-    name = getattr(env, "name", type(env).__name__)
+    name = display_name(env)
     if config.squash and not (isinstance(actions, spaces.Box) and actions.bounded):
         raise InvalidEnvironment(
             f"squash requires a Box action space with finite bounds, but {name} has {actions}"

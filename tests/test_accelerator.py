@@ -30,6 +30,7 @@ from benchmarks.accelerator import (
     roofline,
     session,
 )
+from benchmarks.accelerator.__main__ import main
 from benchmarks.accelerator.tasks import FIELDS, Context, NotAvailable
 from benchmarks.accelerator.worker import SECTIONS, tasks_of
 from benchmarks.language import ours
@@ -155,10 +156,14 @@ def test_a_platform_that_is_not_there_is_one_line(tmp_path):
         (["--peers", "nowhere"], "not a folder"),
     ],
 )
-def test_bad_input_is_refused_in_one_line(words, says):
-    done = run(*words)
-    assert done.returncode == 2 and done.stdout == "" and done.stderr.count("\n") == 1
-    assert done.stderr.startswith("error: ") and says in done.stderr
+def test_bad_input_is_refused_in_one_line(words, says, monkeypatch, capsys):
+    monkeypatch.chdir(ROOT)
+    monkeypatch.setattr(sys, "argv", ["accelerator", *words])
+    with pytest.raises(SystemExit) as stop:
+        main()
+    done = capsys.readouterr()
+    assert stop.value.code == 2 and done.out == "" and done.err.count("\n") == 1
+    assert done.err.startswith("error: ") and says in done.err
 
 
 # --- workers that fail

@@ -16,7 +16,7 @@ def test_the_preset_reaches_its_mark(name):
     task = TASKS[name]
     row = row_of(name, task, swept_returns(task, SEEDS), 0.0)
     if task.goal == "95 %":  # 95 % of 64 seeds: all of 8
-        assert row["share_at_mark"] == 1.0, row
+        assert row["fraction_at_threshold"] == 1.0, row
     else:
         assert row["met"], row
 
@@ -38,5 +38,5 @@ def test_the_family_balances_the_pole(method):
 @pytest.mark.parametrize("task", recall.TASKS)
 def test_what_is_hidden_is_remembered(task, memory):
     """Two of the seeds of benchmarks/recall.py, with a recurrent network or without."""
-    returns, mark = recall.measure(task, memory, 2), recall.TASKS[task]
-    assert (returns >= mark).all() if memory == "gru" else (returns < mark).all(), returns
+    returns, threshold = recall.measure(task, memory, 2), recall.TASKS[task]
+    assert (returns >= threshold).all() if memory == "gru" else (returns < threshold).all(), returns

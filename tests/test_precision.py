@@ -27,6 +27,7 @@ from ppo_jax.train import build, make_train
 SMALL = {"preset": "none", "num_envs": 4, "num_steps": 8, "total_timesteps": 64, "hidden": (8,)}
 FLAGS = ["--preset", "none", "--num-envs", "4", "--num-steps", "8", "--total-timesteps", "64",
          "--hidden", "8", "--eval-episodes", "2"]  # fmt: skip
+UNEVALUATED = [*FLAGS[:-1], "0"]
 NETWORKS = {
     "mlp": {"env": "CartPole-v1"},
     "cnn": {"env": "Breakout-MinAtar", "network": "minatar"},
@@ -172,7 +173,7 @@ def test_the_files_of_a_run_say_it(precise):
 
 def test_summaries_say_what_was_in_effect(tmp_path):
     with jax.default_matmul_precision("bfloat16"):
-        assert train(*FLAGS, "--run-dir", tmp_path) == 0
+        assert train(*UNEVALUATED, "--run-dir", tmp_path) == 0
     assert content(tmp_path / "config.json")["config"]["matmul_precision"] == "default"
     assert content(tmp_path / "summary.json")["matmul_precision"] == "bfloat16"
 
@@ -205,7 +206,7 @@ def test_what_is_no_precision_is_refused(tmp_path, capsys):
 
 
 def test_runs_older_than_the_option_load_and_go_on(tmp_path):
-    assert train(*FLAGS, "--run-dir", tmp_path) == 0
+    assert train(*UNEVALUATED, "--run-dir", tmp_path) == 0
     old = content(tmp_path / "config.json")
     del old["config"]["matmul_precision"], old["format"]
     (tmp_path / "manifest.json").unlink()

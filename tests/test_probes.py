@@ -117,14 +117,21 @@ def test_a_time_limit_does_not_end_the_future(algorithm):
     np.testing.assert_allclose(policy([[0.0]])[1], [expected], atol=0.3)
 
 
-# Squashing belongs to the distribution; trpo also needs its KL, reppo its derivative.
-SQUASHED = ("ppo", "trpo", "reppo")
+# Squashing belongs to the distribution; trpo also needs its KL, reppo its derivative. Both have
+# faster tests, in test_distributions.py and test_reppo.py.
+SQUASHED = ["ppo", *(pytest.param(name, marks=pytest.mark.slow) for name in ("trpo", "reppo"))]
 
 
-@pytest.mark.parametrize(
-    ("algorithm", "squash"),
-    [(name, False) for name in ALGORITHMS] + [(name, True) for name in SQUASHED],
-)
-def test_a_continuous_action_finds_its_target(algorithm, squash):
+def finds_its_target(algorithm, squash):
     dist, _ = learn(probe_envs.Target(), algorithm, squash=squash)([[0.0]])
     np.testing.assert_allclose(dist.to_env(dist.mode()), [[0.5]], atol=0.1)
+
+
+@learners
+def test_a_continuous_action_finds_its_target(algorithm):
+    finds_its_target(algorithm, squash=False)
+
+
+@pytest.mark.parametrize("algorithm", SQUASHED)
+def test_a_squashed_action_finds_its_target(algorithm):
+    finds_its_target(algorithm, squash=True)

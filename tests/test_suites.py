@@ -462,7 +462,7 @@ def test_the_preset_of_a_suite_solves_it(preset):
         pytest.skip(f"the suite of {config.env} is not installed")
     task = learning.Task(preset, config.total_timesteps, SOLVED[preset], "mean", "none")
     returns = learning.swept_returns(task, 4)
-    assert (returns >= task.mark).all(), returns
+    assert (returns >= task.threshold).all(), returns
 
 
 def test_the_table_of_the_suites_is_that_of_the_results():

@@ -38,19 +38,19 @@ PUREJAXRL = {
     "ANNEAL_LR": True, "DEBUG": False,
 }  # fmt: skip
 FIELDS = (
-    "jax", "device", "task", "mark", "implementation", "seed", "seconds", "cpu_seconds",
+    "jax", "device", "task", "threshold", "implementation", "seed", "seconds", "cpu_seconds",
     "env_steps", "reached", "commit",
 )  # fmt: skip
 KEY = ("jax", "device", "task", "implementation", "seed")
 
 
-def reached_at(returns: np.ndarray, episodes: np.ndarray, mark: float) -> int | None:
+def reached_at(returns: np.ndarray, episodes: np.ndarray, threshold: float) -> int | None:
     """The first update at which the mean over the last WINDOW updates reaches the threshold.
 
     Args:
         returns: [U] mean returns of the episodes that ended in each update; NaN for none.
         episodes: [U] numbers of these episodes.
-        mark: threshold of the mean return.
+        threshold: threshold of the mean return.
 
     Returns:
         Number of the update, counted from 1; None if the threshold was not reached.
@@ -61,7 +61,7 @@ def reached_at(returns: np.ndarray, episodes: np.ndarray, mark: float) -> int | 
         before = u - WINDOW - 1
         ended = count[u - 1] - (count[before] if before >= 0 else 0)
         earned = total[u - 1] - (total[before] if before >= 0 else 0)
-        if ended and earned / ended >= mark:
+        if ended and earned / ended >= threshold:
             return u
     return None
 
@@ -76,7 +76,7 @@ def ours(task: str, seed: int, started: float) -> dict[str, Any]:
     from ppo_jax.runs.chunk import next_count
     from ppo_jax.train import build
 
-    env, mark, _ = TASKS[task]
+    env, threshold, _ = TASKS[task]
     config = configs.make(env=env, seed=seed)
     compiled = compile_run(config, build(config))
     state = compiled.init()
@@ -90,14 +90,14 @@ def ours(task: str, seed: int, started: float) -> dict[str, Any]:
         for name, kept in found.items():
             kept.extend(np.asarray(metrics[name])[:updates].tolist())
         done += updates
-        if reached_at(*map(np.array, found.values()), mark) is not None:
+        if reached_at(*map(np.array, found.values()), threshold) is not None:
             break
         updates = min(next_count(updates, time.perf_counter() - before), 64)
     return {
         "seconds": time.time() - started,
         "cpu_seconds": trained.cpu_seconds(),
         "env_steps": done * size,
-        "reached": reached_at(*map(np.array, found.values()), mark) is not None,
+        "reached": reached_at(*map(np.array, found.values()), threshold) is not None,
     }
 
 
@@ -110,7 +110,7 @@ def purejaxrl(task: str, seed: int, started: float, folder: str) -> dict[str, An
     make_importable(Path(folder))
     from ppo import make_train
 
-    _, mark, settings = TASKS[task]
+    _, threshold, settings = TASKS[task]
     config = PUREJAXRL | settings
     train = jax.jit(make_train(config)).lower(jax.random.PRNGKey(seed)).compile()
     compiled, busy = time.time(), trained.cpu_seconds()
@@ -120,7 +120,7 @@ def purejaxrl(task: str, seed: int, started: float, folder: str) -> dict[str, An
     returns = np.asarray(metrics["returned_episode_returns"]).reshape(ended.shape)
     episodes = ended.sum(axis=1)
     means = (returns * ended).sum(axis=1) / np.maximum(episodes, 1)
-    update = reached_at(means, episodes, mark)
+    update = reached_at(means, episodes, threshold)
     share = (update or len(ended)) / len(ended)
     return {
         "seconds": compiled - started + share * running,
@@ -144,7 +144,7 @@ def quality(
                 row = {
                     "jax": jax,
                     "task": task,
-                    "mark": TASKS[task][1],
+                    "threshold": TASKS[task][1],
                     "implementation": NAMES[name],
                     "seed": seed,
                     **_in_own_process(name, task, seed, settings),
@@ -186,7 +186,7 @@ def markdown(rows: list[Row]) -> str:
     for key in dict.fromkeys((r["jax"], r["task"], r["implementation"]) for r in rows):
         mine = [r for r in rows if (r["jax"], r["task"], r["implementation"]) == key]
         good = [r for r in mine if str(r["reached"]) == "True"]
-        cells = [f"{key[1]} {float(mine[0]['mark']):g} (jax {key[0]})", key[2]]
+        cells = [f"{key[1]} {float(mine[0]['threshold']):g} (jax {key[0]})", key[2]]
         cells.append(f"{len(good)} of {len(mine)}")
         seconds = [float(r["seconds"]) for r in good]
         steps = [float(r["env_steps"]) for r in good]

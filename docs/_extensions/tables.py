@@ -120,7 +120,7 @@ class Learned(SphinxDirective):
             f"{r['iqm']} [{r['ci95_low']}, {r['ci95_high']}]",
             r["mean"],
             r["min"],
-            f"{float(r['share_at_mark']):.0%} at {r['mark']}",
+            f"{float(r['fraction_at_threshold']):.0%} at {r['threshold']}",
         ]
 
 

@@ -9,7 +9,14 @@ import numpy as np
 from flax import struct
 
 from ppo_jax.envs import spaces
-from ppo_jax.envs.protocol import Env, InvalidEnvironment, StepResult, render
+from ppo_jax.envs.protocol import (
+    Env,
+    InvalidEnvironment,
+    StepResult,
+    delegated,
+    display_name,
+    render,
+)
 from ppo_jax.types import PyTree
 
 
@@ -50,31 +57,15 @@ class FrameStack:
         if self.frames < 1:
             raise InvalidEnvironment(f"frames is {self.frames}; it must be >= 1")
 
-    @property
-    def name(self) -> str:
-        return getattr(self.env, "name", type(self.env).__name__)
-
-    @property
-    def params(self) -> Any:
-        return self.env.params
+    name = property(lambda self: display_name(self.env))
+    params, action_space = delegated("params"), delegated("action_space")
+    time_limit, shortest_episode = delegated("time_limit"), delegated("shortest_episode", 1)
 
     @property
     def observation_space(self) -> spaces.Space:
         one: Any = self.env.observation_space
         low, high = (np.tile(bound, self.frames) for bound in (one.low, one.high))
         return spaces.Box(np.minimum(low, 0), np.maximum(high, 0), low.shape, one.dtype)
-
-    @property
-    def action_space(self) -> spaces.Space:
-        return self.env.action_space
-
-    @property
-    def time_limit(self) -> float | None:
-        return self.env.time_limit
-
-    @property
-    def shortest_episode(self) -> int:
-        return getattr(self.env, "shortest_episode", 1)
 
     def reset(self, key: jax.Array, params: PyTree) -> tuple[jax.Array, StackState]:
         """Start a new episode: (frames [H, W, k C] with only the first frame, state)."""

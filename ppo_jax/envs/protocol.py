@@ -68,6 +68,21 @@ class Env(Protocol):
         ...
 
 
+def delegated(name: str, *default: Any) -> Any:
+    """A property of a wrapper, whose value is the attribute of its environment `env`.
+
+    Args:
+        name: name of the attribute.
+        default: value for environments without the attribute; without a default, it is required.
+    """
+    return property(lambda wrapper: getattr(wrapper.env, name, *default))
+
+
+def display_name(env: Any) -> str:
+    """The name of an environment for messages: that of its class if it has none."""
+    return getattr(env, "name", type(env).__name__)
+
+
 class VectorEnv(Protocol):
     """N environments that are stepped together and reset automatically at the end of an episode.
 
@@ -164,7 +179,7 @@ def check_protocol(env: Any) -> None:
 
 def static_problems(env: Any) -> Iterator[str]:
     """All problems that `check_protocol` detects, one sentence for each."""
-    name = getattr(env, "name", type(env).__name__)
+    name = display_name(env)
     functions = ["name"] if makes_vectors(env) else ["reset", "step", "params"]
     required = [*functions, "observation_space", "action_space", "time_limit"]
     missing = [attribute for attribute in required if not hasattr(env, attribute)]
@@ -356,7 +371,7 @@ def check_spaces(env: Any) -> None:
 
 def space_problems(env: Any) -> Iterator[str]:
     """All problems that `check_spaces` detects, one sentence for each."""
-    name = getattr(env, "name", type(env).__name__)
+    name = display_name(env)
     observations, actions = env.observation_space, env.action_space
     kinds = ", ".join(k.__name__ for k in ACTION_SPACES)
     foreign = False

@@ -9,8 +9,15 @@ import jax.numpy as jnp
 import numpy as np
 from flax import struct
 
-from ppo_jax.envs.protocol import Env, InvalidEnvironment, StepResult, makes_vectors, render
-from ppo_jax.envs.spaces import Space
+from ppo_jax.envs.protocol import (
+    Env,
+    InvalidEnvironment,
+    StepResult,
+    delegated,
+    display_name,
+    makes_vectors,
+    render,
+)
 from ppo_jax.types import PyTree
 
 
@@ -37,29 +44,10 @@ class StaggeredEnv:
 
     env: Env
 
-    @property
-    def name(self) -> str:
-        return getattr(self.env, "name", type(self.env).__name__)
-
-    @property
-    def params(self) -> Any:
-        return self.env.params
-
-    @property
-    def observation_space(self) -> PyTree:
-        return self.env.observation_space
-
-    @property
-    def action_space(self) -> Space:
-        return self.env.action_space
-
-    @property
-    def time_limit(self) -> float | None:
-        return self.env.time_limit
-
-    @property
-    def shortest_episode(self) -> int:
-        return getattr(self.env, "shortest_episode", 1)
+    name = property(lambda self: display_name(self.env))
+    params = delegated("params")
+    observation_space, action_space = delegated("observation_space"), delegated("action_space")
+    time_limit, shortest_episode = delegated("time_limit"), delegated("shortest_episode", 1)
 
     def reset(self, key: jax.Array, params: PyTree) -> tuple[PyTree, StaggerState]:
         """Start an episode that is not cut: (obs, state)."""
@@ -130,7 +118,7 @@ def staggered(env: Env) -> StaggeredEnv:
     On-Policy Reinforcement Learning (arXiv:2511.21011). Here the first episodes are shortened, as
     with init_at_random_ep_len in rsl_rl, but by evenly spaced instead of random numbers of steps.
     """
-    name = getattr(env, "name", type(env).__name__)
+    name = display_name(env)
     if makes_vectors(env):
         raise InvalidEnvironment(
             f"stagger is on, but {name} makes its own vector environments and resets them itself; "

@@ -10,8 +10,14 @@ import numpy as np
 from flax import struct
 
 from ppo_jax import backend
-from ppo_jax.envs.protocol import Env, InvalidEnvironment, StepResult, VectorEnv, makes_vectors
-from ppo_jax.envs.spaces import Space
+from ppo_jax.envs.protocol import (
+    Env,
+    InvalidEnvironment,
+    StepResult,
+    VectorEnv,
+    delegated,
+    makes_vectors,
+)
 from ppo_jax.types import PyTree
 
 # Entries of an environment's info that training uses; the others are dropped.
@@ -70,17 +76,8 @@ class VectorizedEnv:
     part: int | None = None
     shared: bool = True
 
-    @property
-    def observation_space(self) -> PyTree:
-        return self.env.observation_space
-
-    @property
-    def action_space(self) -> Space:
-        return self.env.action_space
-
-    @property
-    def time_limit(self) -> float | None:
-        return self.env.time_limit
+    observation_space, action_space = delegated("observation_space"), delegated("action_space")
+    time_limit = delegated("time_limit")
 
     def reset(self, key: jax.Array) -> tuple[PyTree, VectorState]:
         """Start an episode in every environment: (obs [N, ...], state)."""

@@ -304,11 +304,11 @@ def _pairs(key: jax.Array, texts: list[str]) -> list[Any]:
 def _accuracy(story: _Story, params: Params, pairs: Sequence[Any]) -> dict[str, float]:
     """Accuracy of the reward model on pairs that it was not trained on."""
     chosen, rejected = ([getattr(p, side) for p in pairs] for side in ("chosen", "rejected"))
-    said = _scores(story, params, chosen) > _scores(story, params, rejected)
+    preferred = _scores(story, params, chosen) > _scores(story, params, rejected)
     gold = gold_score(chosen) - gold_score(rejected)
     return {
-        "reward_accuracy_noisy": float(np.mean(said)),
-        "reward_accuracy_gold": float(np.mean((said == (gold > 0))[gold != 0])),
+        "reward_accuracy_noisy": float(np.mean(preferred)),
+        "reward_accuracy_gold": float(np.mean((preferred == (gold > 0))[gold != 0])),
     }
 
 
@@ -346,9 +346,9 @@ def _beside_the_optimum(
         key = jax.random.fold_in(jax.random.key(story.config.seed + 2), k)
         prompt = prompt_arrays([Prompt(str(letter))] * story.config.reference_samples, tokenizer, 8)
         for params, found in ((reference, before), (state.learner.params, after)):
-            said = respond(key, params, program.frozen, tuple(map(jnp.asarray, prompt)))
-            score = shape_scores((), said, program.settings)
-            found.append(_result(story, said, score, beta))
+            responses = respond(key, params, program.frozen, tuple(map(jnp.asarray, prompt)))
+            score = shape_scores((), responses, program.settings)
+            found.append(_result(story, responses, score, beta))
             if params is reference:
                 best.append(
                     {k: float(v[0]) for k, v in optimum.optimal_moments(score[None], beta).items()}
@@ -362,18 +362,18 @@ def _beside_the_optimum(
     return {"share_of_optimum": share_of, **result}
 
 
-def _result(story: _Story, said: Responses, score: jax.Array, beta: float) -> dict[str, float]:
+def _result(story: _Story, responses: Responses, score: jax.Array, beta: float) -> dict[str, float]:
     """Mean objective, score, KL, gold score and EOS rate of the responses to one letter."""
-    texts = stages.describe(said, LENGTH, story.language.tokenizer)
+    texts = stages.describe(responses, LENGTH, story.language.tokenizer)
     gold = gold_score([x["prompt"] + x["response"] for x in texts])
-    kl = kl_of(said)
+    kl = kl_of(responses)
     return {
         "objective": optimum.objective(score, kl, beta)[0],
         "score": float(jnp.mean(score)),
         "kl": float(jnp.mean(kl)),
         "gold": float(np.mean(gold)),
-        "eos_rate": float(jnp.mean(said.ended)),
-        "log_prob_gap": float(said.gap),
+        "eos_rate": float(jnp.mean(responses.ended)),
+        "log_prob_gap": float(responses.gap),
     }
 
 

@@ -112,33 +112,33 @@ def responses_to(
     return Responses(*joined)
 
 
-def of_policy(said: Responses, shaped: Any, kl_coef: float, rows: Any) -> dict[str, float]:
+def of_policy(responses: Responses, shaped: Any, kl_coef: float, rows: Any) -> dict[str, float]:
     """The objective J = E[r − β KL] of a policy, its standard error and its parts.
 
     The independent samples of the standard error are the prompts, as in `mean_over_prompts`.
 
     Args:
-        said: responses to the evaluation prompts.
+        responses: the responses to the evaluation prompts.
         shaped: [B] scores of the responses, after scaling, clipping and penalties.
         kl_coef: KL coefficient β.
         rows: [B] row of the prompt of each response.
     """
-    total_kl = kl_of(said)
+    total_kl = kl_of(responses)
     value, _ = optimum.objective(shaped, total_kl, kl_coef)
     each = np.asarray(shaped) - kl_coef * np.asarray(total_kl)
     prompts = np.unique(rows)
     _, error = mean_over_prompts(np.stack([[each[rows == row].mean()] for row in prompts]))
-    parts = {name: np.asarray(x) for name, x in said.score_parts.items()}
+    parts = {name: np.asarray(x) for name, x in responses.score_parts.items()}
     return {
         "objective": value,
         **({} if math.isnan(error) else {"objective_standard_error": error}),
-        "score": float(np.mean(said.raw_score)),
+        "score": float(np.mean(responses.raw_score)),
         **{f"score_{n}": float(np.nanmean(x)) for n, x in parts.items() if not np.isnan(x).all()},
         "shaped_score": float(np.mean(shaped)),
         "kl": float(np.mean(total_kl)),
-        "eos_rate": float(np.mean(said.ended)),
-        "response_length": float(np.mean(np.sum(said.mask, axis=1))),
-        "log_prob_gap": float(said.gap),
+        "eos_rate": float(np.mean(responses.ended)),
+        "response_length": float(np.mean(np.sum(responses.mask, axis=1))),
+        "log_prob_gap": float(responses.gap),
         "responses": int(np.shape(shaped)[0]),
         "prompts": len(prompts),
     }

@@ -189,24 +189,28 @@ def collect(
     write = functools.partial(respond, policy=policy, reference=reference, score=score)
     own = {"params": params, "sampler": state.sampler if settings.stale else params}
     write = functools.partial(write, frozen=frozen, settings=settings, **own)
-    said = write(key, prompts=ask(jnp.int32(0)))
+    responses = write(key, prompts=ask(jnp.int32(0)))
     moments = state.moments
     if settings.scale_scores:
-        moments = normalization.update(moments, said.raw_score)
-    shaped = shape_scores(moments, said, settings)
-    network = {"log_prob": said.log_prob, "value": said.value, "reference": said.ref_log_prob}
-    watch.see("responses", network=network, score=said.raw_score, reward=shaped)
-    total_kl = kl_of(said)
+        moments = normalization.update(moments, responses.raw_score)
+    shaped = shape_scores(moments, responses, settings)
+    network = {
+        "log_prob": responses.log_prob,
+        "value": responses.value,
+        "reference": responses.ref_log_prob,
+    }
+    watch.see("responses", network=network, score=responses.raw_score, reward=shaped)
+    total_kl = kl_of(responses)
     # Only the first draw is a sample of all prompts: those that are kept afterwards are selected.
     # Its tokens and those of further draws are added up below.
-    metrics = _metrics(said, shaped, total_kl, state.kl_coef, settings=settings)
+    metrics = _metrics(responses, shaped, total_kl, state.kl_coef, settings=settings)
     draws = jnp.int32(1)
     if settings.dynamic_sampling == "redraw":
         draw = lambda i: write(jax.random.fold_in(key, i), prompts=ask(i))
-        said, draws, tokens = _redraw(draw, said, moments, settings)
-        shaped = shape_scores(moments, said, settings)
+        responses, draws, tokens = _redraw(draw, responses, moments, settings)
+        shaped = shape_scores(moments, responses, settings)
         metrics |= {"draws": draws.astype(jnp.float32), "tokens": tokens}
-    trajectory = _trajectory(said, shaped, state.kl_coef, settings)
+    trajectory = _trajectory(responses, shaped, state.kl_coef, settings)
     state = dataclasses.replace(
         state,
         cursor=state.cursor + draws * settings.num_prompts,
@@ -232,12 +236,14 @@ def _redraw(
     draw: Callable[[jax.Array], Responses], first: Responses, moments: PyTree, settings: Settings
 ) -> tuple[Responses, jax.Array, jax.Array]:
     """Responses with groups without spread replaced, the number of draws, and that of tokens."""
-    by_row = lambda said: said._replace(gap=jnp.broadcast_to(said.gap, said.raw_score.shape))
+    by_row = lambda responses: responses._replace(
+        gap=jnp.broadcast_to(responses.gap, responses.raw_score.shape)
+    )
     kept, draws, tokens = selection.redraw(
         lambda i: by_row(draw(i)),
         by_row(first),
-        lambda said: shape_scores(moments, said, settings),
-        tokens_of=lambda said: jnp.sum(said.mask).astype(jnp.float32),
+        lambda responses: shape_scores(moments, responses, settings),
+        tokens_of=lambda responses: jnp.sum(responses.mask).astype(jnp.float32),
         group_size=settings.group_size,
         max_draws=settings.max_draws,
     )
@@ -288,8 +294,8 @@ def respond(
         return _evaluated(params, frozen, inputs, written, ended=ended, **models)
 
     rows = spread((keys, prompts), settings.mesh)
-    said = in_parts(part, rows, settings.rollout_batch or len(keys), settings.mesh)
-    return said._replace(gap=jnp.max(said.gap))
+    responses = in_parts(part, rows, settings.rollout_batch or len(keys), settings.mesh)
+    return responses._replace(gap=jnp.max(responses.gap))
 
 
 def _write(
@@ -376,9 +382,9 @@ def scores(scored: Any) -> tuple[jax.Array, dict[str, jax.Array]]:
     return scored if isinstance(scored, tuple) else (scored, {})
 
 
-def kl_of(said: Responses) -> jax.Array:
+def kl_of(responses: Responses) -> jax.Array:
     """[B] Σ_t log π − log π_ref, an estimate of the KL of each response in nats."""
-    return rewards.sequence_kl(said.log_prob - said.ref_log_prob, said.mask)
+    return rewards.sequence_kl(responses.log_prob - responses.ref_log_prob, responses.mask)
 
 
 def next_rows(state: RolloutState, num_rows: int, count: int) -> jax.Array:
@@ -403,72 +409,72 @@ def next_rows(state: RolloutState, num_rows: int, count: int) -> jax.Array:
     return orders[position // num_rows - first, position % num_rows]
 
 
-def shape_scores(moments: PyTree, said: Responses, settings: Settings) -> jax.Array:
+def shape_scores(moments: PyTree, responses: Responses, settings: Settings) -> jax.Array:
     """Scores after scaling, clipping, and the penalties for truncated and for long responses.
 
     Args:
         moments: running statistics of the scores; () if scores are not scaled.
-        said: responses with their raw scores [B].
+        responses: the responses with raw scores [B].
         settings: settings of the rollout.
 
     Returns:
         [B] scores that become rewards.
     """
-    score = said.raw_score
+    score = responses.raw_score
     if settings.scale_scores:
         score = normalization.scale(moments, score, clip=jnp.inf)
     score = jnp.clip(score, -settings.reward_clip, settings.reward_clip)
     if settings.missing_eos_score is not None:
-        score = rewards.replace_without_eos(score, said.ended, settings.missing_eos_score)
-    score = rewards.subtract_without_eos(score, said.ended, settings.missing_eos_penalty)
+        score = rewards.replace_without_eos(score, responses.ended, settings.missing_eos_score)
+    score = rewards.subtract_without_eos(score, responses.ended, settings.missing_eos_penalty)
     if isinstance(settings.length_penalty, float) and settings.length_penalty == 0:
         return score
     penalty, start = settings.length_penalty, settings.length_penalty_start
-    return rewards.length_penalty(score, said.mask, penalty, start)
+    return rewards.length_penalty(score, responses.mask, penalty, start)
 
 
 def _trajectory(
-    said: Responses, score: jax.Array, kl_coef: jax.Array, settings: Settings
+    responses: Responses, score: jax.Array, kl_coef: jax.Array, settings: Settings
 ) -> Trajectory:
-    kl = rewards.kl_estimate(said.log_prob, said.ref_log_prob, settings.kl_kind)
+    kl = rewards.kl_estimate(responses.log_prob, responses.ref_log_prob, settings.kl_kind)
     in_reward = kl_coef if settings.kl_in == "reward" else 0.0
-    reward = rewards.token_rewards(kl, score, said.mask, in_reward)
+    reward = rewards.token_rewards(kl, score, responses.mask, in_reward)
     # A response that reaches the maximum length is treated as terminated, as in other
     # implementations of RLHF.
-    last = jnp.sum(said.mask, axis=1).astype(int)[:, None] - 1
-    terminated = jnp.arange(said.mask.shape[1]) == last
-    following = jnp.roll(said.value, -1, axis=1)
+    last = jnp.sum(responses.mask, axis=1).astype(int)[:, None] - 1
+    terminated = jnp.arange(responses.mask.shape[1]) == last
+    following = jnp.roll(responses.value, -1, axis=1)
     extra = {
-        "ref_log_prob": said.ref_log_prob,
-        "kl_coef": jnp.broadcast_to(kl_coef, said.log_prob.shape),
-        **_selected(said, score, settings),
+        "ref_log_prob": responses.ref_log_prob,
+        "kl_coef": jnp.broadcast_to(kl_coef, responses.log_prob.shape),
+        **_selected(responses, score, settings),
     }
     steps_first = functools.partial(jax.tree.map, lambda x: jnp.swapaxes(x, 0, 1))
     return Trajectory(
-        obs=steps_first(said.inputs.replace(row=None)),  # type: ignore[attr-defined]
-        action=said.tokens.T,
-        log_prob=said.log_prob.T,
-        value=said.value.T,
+        obs=steps_first(responses.inputs.replace(row=None)),  # type: ignore[attr-defined]
+        action=responses.tokens.T,
+        log_prob=responses.log_prob.T,
+        value=responses.value.T,
         next_value=jnp.where(terminated, 0.0, following).T,
         reward=reward.T,
         terminated=terminated.T,
         done=terminated.T,
-        weight=said.mask.T.astype(jnp.float32),
+        weight=responses.mask.T.astype(jnp.float32),
         extra=steps_first(extra),
     )
 
 
-def _selected(said: Responses, score: jax.Array, settings: Settings) -> dict[str, jax.Array]:
+def _selected(responses: Responses, score: jax.Array, settings: Settings) -> dict[str, jax.Array]:
     """The leaves of `Trajectory.extra` with which responses and tokens are selected, [B, L]."""
-    found, weight = {}, said.mask.astype(jnp.float32)
-    counts = selection.counted(score, said.ended, settings.group_size, settings)
+    found, weight = {}, responses.mask.astype(jnp.float32)
+    counts = selection.counted(score, responses.ended, settings.group_size, settings)
     if counts is not None:
         found["counts"] = jnp.broadcast_to(counts[:, None].astype(jnp.float32), weight.shape)
         weight = weight * found["counts"]
     coefficient = selection.coefficients(
         weight,
-        said.entropy,
-        said.log_weight,
+        responses.entropy,
+        responses.log_weight,
         top_fraction=settings.entropy_top_fraction,
         cap=settings.importance_cap,
     )
@@ -518,19 +524,19 @@ def metric_names(settings: Settings) -> tuple[str, ...]:
     return (*METRICS, *groups, *draws, *weights, *parts)
 
 
-def _group_metrics(said: Responses, shaped: jax.Array, settings: Settings) -> Metrics:
+def _group_metrics(responses: Responses, shaped: jax.Array, settings: Settings) -> Metrics:
     """Metrics of groups and of importance weights, where there are any."""
     found = {}
     if settings.group_size > 1:
         lacking = ~selection.has_spread(shaped, settings.group_size)
         found["groups_without_spread"] = jnp.mean(lacking.astype(jnp.float32))
     if settings.importance_cap is not None:
-        found |= selection.importance_metrics(said.log_weight, said.mask)
+        found |= selection.importance_metrics(responses.log_weight, responses.mask)
     return found
 
 
 def _metrics(
-    said: Responses,
+    responses: Responses,
     shaped: jax.Array,
     total_kl: jax.Array,
     kl_coef: jax.Array,
@@ -538,28 +544,28 @@ def _metrics(
     settings: Settings,
 ) -> Metrics:
     """The objective J = E[r − β KL] of the policy, its parts, and statistics of the responses."""
-    length = jnp.sum(said.mask, axis=1).astype(jnp.float32)
+    length = jnp.sum(responses.mask, axis=1).astype(jnp.float32)
     return {
-        "score": jnp.mean(said.raw_score),
-        "score_std": jnp.std(said.raw_score),
+        "score": jnp.mean(responses.raw_score),
+        "score_std": jnp.std(responses.raw_score),
         "shaped_score": jnp.mean(shaped),
         "kl": jnp.mean(total_kl),
         "kl_coef": kl_coef,
         "objective": jnp.mean(shaped - kl_coef * total_kl),
-        "sampling_entropy": losses.mean(said.entropy, said.mask.astype(jnp.float32)),
+        "sampling_entropy": losses.mean(responses.entropy, responses.mask.astype(jnp.float32)),
         "response_length": jnp.mean(length),
-        "eos_rate": jnp.mean(said.ended.astype(jnp.float32)),
+        "eos_rate": jnp.mean(responses.ended.astype(jnp.float32)),
         "tokens": jnp.sum(length),
-        "log_prob_gap": said.gap,
-        **_group_metrics(said, shaped, settings),
-        **part_means(said),
+        "log_prob_gap": responses.gap,
+        **_group_metrics(responses, shaped, settings),
+        **part_means(responses),
     }
 
 
-def part_means(said: Responses) -> Metrics:
+def part_means(responses: Responses) -> Metrics:
     """The mean score of each reward with a name, over the responses that it scores."""
-    given = {name: ~jnp.isnan(x) for name, x in said.score_parts.items()}
+    given = {name: ~jnp.isnan(x) for name, x in responses.score_parts.items()}
     return {
         f"score_{name}": losses.mean(jnp.where(given[name], x, 0.0), given[name].astype(x.dtype))
-        for name, x in said.score_parts.items()
+        for name, x in responses.score_parts.items()
     }

@@ -104,21 +104,21 @@ def fine_tuning(
         mesh: device mesh that the work is distributed over; None for one device.
         adapters: the adapters that are trained; None if all parameters are.
     """
-    stage = _supervised(
-        decoder,
-        params,
-        rows,
-        config,
+    stage = _Supervised(
         kind="sft",
         loss=supervised.make_text_loss(decoder),
         measure=evaluation.make_text_metrics(decoder),
+        score="eval_loss",
+        decoder=decoder,
+        config=config,
         held_out=held_out,
         seed=seed,
         language=language,
         mesh=mesh,
         adapters=adapters,
     )
-    return stage._replace(headline="loss", curves=("loss",), minimise=True)
+    job = _supervised(stage, params, rows)
+    return job._replace(headline="loss", curves=("loss",), minimise=True)
 
 
 def reward_model(
@@ -153,81 +153,102 @@ def reward_model(
         padded = dataclasses.replace(decoder.config, pad_id=language.tokenizer.pad_id)
         decoder = Decoder(padded)
     loss = supervised.make_preference_loss(decoder, center)
-    stage = _supervised(
-        decoder,
-        params,
-        rows,
-        config,
+    stage = _Supervised(
         kind="reward",
         loss=loss,
         measure=loss,
+        score="eval_accuracy",
+        decoder=decoder,
+        config=config,
         held_out=held_out,
         seed=seed,
         language=language,
         mesh=mesh,
         adapters=adapters,
     )
-    return stage._replace(headline="accuracy", curves=("accuracy", "loss"))
+    job = _supervised(stage, params, rows)
+    return job._replace(headline="accuracy", curves=("accuracy", "loss"))
 
 
-def _supervised(
-    decoder: Decoder,
-    params: Params,
-    rows: Batch,
-    config: supervised.Config,
-    *,
-    kind: str,
-    loss: Any,
-    measure: Any,
-    held_out: HeldOutRows | None,
-    seed: int,
-    language: Language,
-    mesh: Any,
-    adapters: Lora | None,
-) -> Job:
+class _Supervised(NamedTuple):
+    """A stage of supervised training, apart from its parameters and rows.
+
+    Attributes:
+        kind: name of the stage.
+        loss: loss of a step.
+        measure: function of an evaluation, with the signature of a loss.
+        score: metric by which checkpoints are compared, if there is held-out data.
+        decoder, config, held_out, seed, language, mesh, adapters: arguments of `fine_tuning`.
+    """
+
+    kind: str
+    loss: Any
+    measure: Any
+    score: str
+    decoder: Decoder
+    config: supervised.Config
+    held_out: HeldOutRows | None
+    seed: int
+    language: Language
+    mesh: Any
+    adapters: Lora | None
+
+
+def _supervised(stage: _Supervised, params: Params, rows: Batch) -> Job:
+    config, held_out, mesh, adapters = stage.config, stage.held_out, stage.mesh, stage.adapters
     training = bucketed(rows, config.length_buckets, config.batch_size)
     planned = supervised.updates_of(config, rows.weight.shape[0])
-    # An evaluation needs no more memory than a step. One function is compiled once.
-    rows_at_once = max(1, config.batch_size // config.micro_batches)
-    spread = sharding.over_devices(measure, mesh)
+    # One function is compiled once.
+    spread = sharding.over_devices(stage.measure, mesh)
     frozen, start = {"rows": sharding.shard(training, mesh)}, params
     if adapters is not None:
         frozen["base"] = sharding.shard(params, mesh)
-        start = adapters.init(jax.random.fold_in(jax.random.key(seed), ADAPTERS), params)
+        start = adapters.init(jax.random.fold_in(jax.random.key(stage.seed), ADAPTERS), params)
 
     def whole(state: TrainState) -> Params:
         trained = state.learner.params
         return trained if adapters is None else adapters.attach(frozen["base"], trained)
 
     def evaluate(state: TrainState, update: int) -> dict[str, Any]:
-        if held_out is None:
-            return {}
-        found = supervised.validate(spread, whole(state), held_out.rows, rows_at_once)
-        found["examples"] = held_out.rows.weight.shape[0]
-        return evaluation.named(found, held_out.about)
+        return _evaluated(stage, spread, whole(state))
 
     def result(state: TrainState, path: Path) -> dict[str, Any]:
-        params = whole(state)
-        save_folder(path / "model", lambda folder: write_model(folder, decoder, params, language))
-        trained = state.learner.params
-        write_adapters(path, decoder, trained, adapters=adapters, language=language)
+        _write_trained(stage, path, state.learner.params, whole(state))
         return evaluate(state, planned)
 
     init = functools.partial(
-        supervised.init, jax.random.key(seed), start, config, len(parts_of(training))
+        supervised.init, jax.random.key(stage.seed), start, config, len(parts_of(training))
     )
     # The step counts its updates only to decay the learning rate.
     horizon = dataclasses.replace(config, updates=config.anneal_updates or planned)
-    step = supervised.make_step(loss, horizon, mesh, adapters)
-    score = "eval_loss" if kind == "sft" else "eval_accuracy"
-    return _job(kind, init, step, mesh)._replace(
+    step = supervised.make_step(stage.loss, horizon, mesh, adapters)
+    return _job(stage.kind, init, step, mesh)._replace(
         frozen=frozen,
         updates=planned,
         units_per_update=config.batch_size,
-        score=(None, None if held_out is None else score),
+        score=(None, None if held_out is None else stage.score),
         evaluate=None if held_out is None else evaluate,
         result=result,
     )
+
+
+def _evaluated(stage: _Supervised, measure: Any, params: Params) -> dict[str, Any]:
+    """The metrics of parameters on the held-out data of a stage; empty without such data."""
+    held_out, config = stage.held_out, stage.config
+    if held_out is None:
+        return {}
+    # An evaluation needs no more memory than a step.
+    rows_at_once = max(1, config.batch_size // config.micro_batches)
+    found = supervised.validate(measure, params, held_out.rows, rows_at_once)
+    found["examples"] = held_out.rows.weight.shape[0]
+    return evaluation.named(found, held_out.about)
+
+
+def _write_trained(stage: _Supervised, path: Path, trained: Params, whole: Params) -> None:
+    """Write the model of a stage and, if there are any, its adapters."""
+    decoder, language = stage.decoder, stage.language
+    save_folder(path / "model", lambda folder: write_model(folder, decoder, whole, language))
+    write_adapters(path, decoder, trained, adapters=stage.adapters, language=language)
 
 
 def _job(kind: str, init: Callable[[], TrainState], step: Any, mesh: Any) -> Job:
@@ -277,7 +298,7 @@ def optimisation(
             and the same random numbers.
     """
     respond = jax.jit(program.respond)
-    responses = config.num_prompts * config.group_size
+    per_update = config.num_prompts * config.group_size
     prompts, mask = program.frozen["prompts"], program.frozen["prompt_mask"]
     held_out = held_out or HeldOutPrompts(np.asarray(prompts), np.asarray(mask), NOTHING)
     chosen = _chosen(held_out, seed, eval_responses)
@@ -286,17 +307,17 @@ def optimisation(
         key = jax.random.fold_in(jax.random.key(seed), SAMPLES + state.update)
         rows = jax.random.randint(key, (count,), 0, prompts.shape[0])
         drawn = (prompts[rows], mask[rows], rows)
-        said = respond(key, state.learner.params, program.frozen, drawn)
-        return describe(said, config.max_new_tokens, language.tokenizer)
+        responses = respond(key, state.learner.params, program.frozen, drawn)
+        return describe(responses, config.max_new_tokens, language.tokenizer)
 
     def evaluate(state: TrainState, update: int) -> dict[str, Any]:
         key = jax.random.fold_in(jax.random.key(seed), EVALUATION)
         params = state.learner.params
         write = lambda key, rows: respond(key, params, program.frozen, rows)
-        said = evaluation.responses_to(write, key, chosen, size=responses)
-        shaped = shape_scores(state.rollout.moments, said, program.settings)
+        responses = evaluation.responses_to(write, key, chosen, size=per_update)
+        shaped = shape_scores(state.rollout.moments, responses, program.settings)
         # With the initial β, evaluations during a run with an adaptive β can be compared.
-        found = evaluation.of_policy(said, shaped, config.kl_coef, chosen[2])
+        found = evaluation.of_policy(responses, shaped, config.kl_coef, chosen[2])
         return evaluation.named(found, held_out.about)
 
     def result(state: TrainState, path: Path) -> dict[str, Any]:
@@ -312,7 +333,7 @@ def optimisation(
         frozen=program.frozen,
         updates=config.updates,
         unit="responses",
-        units_per_update=responses,
+        units_per_update=per_update,
         headline="objective",
         curves=("objective", "kl", "shaped_score"),
         score=(None, "eval_objective"),
@@ -330,11 +351,14 @@ def _chosen(held_out: HeldOutPrompts, seed: int, count: int) -> tuple[np.ndarray
     return held_out.tokens[rows], held_out.mask[rows], held_out.first + rows
 
 
-def describe(said: Responses, length: int, tokenizer: Any) -> list[dict[str, Any]]:
+def describe(responses: Responses, length: int, tokenizer: Any) -> list[dict[str, Any]]:
     """Prompts and responses as text, with the score and the KL of each response."""
-    tokens, mask = np.asarray(said.inputs.tokens[:, 0]), np.asarray(said.inputs.mask[:, 0])
+    tokens, mask = (
+        np.asarray(responses.inputs.tokens[:, 0]),
+        np.asarray(responses.inputs.mask[:, 0]),
+    )
     texts = zip(*texts_of(tokens, mask, length, tokenizer), strict=True)
-    numbers = zip(np.asarray(said.raw_score), np.asarray(kl_of(said)), strict=True)
+    numbers = zip(np.asarray(responses.raw_score), np.asarray(kl_of(responses)), strict=True)
     return [
         {"prompt": prompt, "response": response, "score": float(score), "kl": float(kl)}
         for (prompt, response), (score, kl) in zip(texts, numbers, strict=True)

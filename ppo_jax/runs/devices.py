@@ -91,54 +91,54 @@ def layout(number: int, axes: PyTree) -> Layout | None:
     return Layout(Mesh(np.array(jax.devices()[:number]), (parallel.DEVICES,)), specs)
 
 
-def chosen(asked: str) -> int:
+def chosen(value: str) -> int:
     """The number of devices for a value of `--devices`.
 
     On a machine without accelerators, any number is available: the CPU is divided among them.
 
     Args:
-        asked: "all", or a number as text.
+        value: "all", or a number as text.
 
     Raises:
         ConfigError: the value is neither, or exceeds the number of devices.
     """
-    if asked != "all" and not (asked.isascii() and asked.isdecimal() and int(asked) > 0):
-        raise ConfigError(f"devices is {asked!r}; it must be a number >= 1, or all")
-    if asked != "all" and int(asked) > 1:
+    if value != "all" and not (value.isascii() and value.isdecimal() and int(value) > 0):
+        raise ConfigError(f"devices is {value!r}; it must be a number >= 1, or all")
+    if value != "all" and int(value) > 1:
         with contextlib.suppress(RuntimeError):  # JAX is already initialised in this process
-            jax.config.update("jax_num_cpu_devices", int(asked))
-    there = 1 if asked == "1" else jax.device_count()
-    if asked != "all" and int(asked) > there:
+            jax.config.update("jax_num_cpu_devices", int(value))
+    there = 1 if value == "1" else jax.device_count()
+    if value != "all" and int(value) > there:
         raise ConfigError(
-            f"devices is {asked}, but this process has {there} ({jax.devices()[0].platform}); give "
+            f"devices is {value}, but this process has {there} ({jax.devices()[0].platform}); give "
             "a number up to that, or all. (A process that has already used JAX cannot divide the "
             "CPU among more devices)"
         )
-    return there if asked == "all" else int(asked)
+    return there if value == "all" else int(value)
 
 
-def of_processes(asked: str, processes: int) -> int:
+def of_processes(value: str, processes: int) -> int:
     """The number of devices of several processes; all devices are always used.
 
     Args:
-        asked: "all", the total number of devices as text, or "1", which is the default.
+        value: "all", the total number of devices as text, or "1", which is the default.
         processes: number of processes.
 
     Raises:
         ConfigError: the number is not the total, or the processes have unequal numbers.
     """
-    if asked.isdecimal() and int(asked) > 1:
-        if int(asked) % processes:
+    if value.isdecimal() and int(value) > 1:
+        if int(value) % processes:
             raise ConfigError(
-                f"devices is {asked}, which is not divisible by {processes} processes; omit the "
+                f"devices is {value}, which is not divisible by {processes} processes; omit the "
                 "option: all devices of all processes are used"
             )
         with contextlib.suppress(RuntimeError):
-            jax.config.update("jax_num_cpu_devices", int(asked) // processes)
+            jax.config.update("jax_num_cpu_devices", int(value) // processes)
     there, own = jax.device_count(), jax.local_device_count()
-    if asked not in ("1", "all", str(there)):
+    if value not in ("1", "all", str(there)):
         raise ConfigError(
-            f"devices is {asked!r}, but {processes} processes have {there} devices in total, and "
+            f"devices is {value!r}, but {processes} processes have {there} devices in total, and "
             "all of them are used; give --devices all"
         )
     if there != own * processes:

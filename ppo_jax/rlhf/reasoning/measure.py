@@ -129,11 +129,11 @@ def measured(held: Held, params: Params, temperature: float) -> dict[str, float]
     """
     keys = jax.random.split(held.key, held.samples)
     greedy = held.respond(params, held.key, jnp.float32(0))
-    said = [held.respond(params, key, jnp.float32(temperature)) for key in keys]
-    solved = np.stack([np.asarray(x.reward) > CORRECT for x in said])
+    sampled = [held.respond(params, key, jnp.float32(temperature)) for key in keys]
+    solved = np.stack([np.asarray(x.reward) > CORRECT for x in sampled])
     return {
         "pass_at_1": float(np.mean(np.asarray(greedy.reward) > CORRECT)),
         "pass_at_k": float(np.mean(solved.any(axis=0))),
         "sampled_pass_at_1": float(np.mean(solved)),
-        "length": float(np.mean([np.asarray(x.mask).sum(axis=1) for x in said])),
+        "length": float(np.mean([np.asarray(x.mask).sum(axis=1) for x in sampled])),
     }

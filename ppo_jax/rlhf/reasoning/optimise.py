@@ -285,15 +285,15 @@ def _samples(plan: Plan, held: measure.Held, state: TrainState, count: int) -> l
     first = take(state, 0)
     key = jax.random.fold_in(held.key, SAMPLES + first.update)
     heat = jnp.float32(plan.temperatures()[0])
-    said = held.respond(first.learner.params["actor"], key, heat)
+    responses = held.respond(first.learner.params["actor"], key, heat)
     start = int(first.update) * count % len(held.prompts)
     rows = (start + np.arange(count)) % len(held.prompts)
     text = functools.partial(tokens.decode, plan.task.vocabulary)
     return [
         {
             "prompt": text(np.asarray(held.prompts[row])),
-            "response": text(np.asarray(said.tokens[row])),
-            "reward": float(said.reward[row]),
+            "response": text(np.asarray(responses.tokens[row])),
+            "reward": float(responses.reward[row]),
         }
         for row in rows
     ]

@@ -72,18 +72,13 @@ class Addition:
         )
 
     def _draw(self, key: jax.Array) -> jax.Array:
-        figures = jax.random.randint(key, (2, self.digits), 0, 10) + self._zero
+        zero = tokens.id_of(self.vocabulary, "0")
+        figures = jax.random.randint(key, (2, self.digits), 0, 10) + zero
         return tokens.join(self.vocabulary, figures[0], "+", figures[1], "=")
-
-    @property
-    def _zero(self) -> int:
-        return tokens.id_of(self.vocabulary, "0")
 
     def _summands(self, prompt: jax.Array) -> jax.Array:
         """[2] the two summands."""
-        n = self.digits
-        figures = jnp.stack([prompt[1 : n + 1], prompt[n + 2 : 2 * n + 2]])
-        return integers.value(figures - self._zero)
+        return integers.operands(prompt, self.digits, self.vocabulary)
 
     def _sum(self, prompt: jax.Array) -> jax.Array:
         return jnp.sum(self._summands(prompt))

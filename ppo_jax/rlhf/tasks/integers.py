@@ -33,6 +33,21 @@ def value(digits: jax.Array) -> jax.Array:
     return jnp.sum(digits * POWERS[: digits.shape[-1]][::-1], axis=-1)
 
 
+def operands(prompt: jax.Array, width: int, vocabulary: str) -> jax.Array:
+    """The two integers of a prompt that consists of <bos>, a, an operator, b and an equals sign.
+
+    Args:
+        prompt: [2 width + 3] token ids.
+        width: number of digits of each integer. Static.
+        vocabulary: characters of the task. Static.
+
+    Returns:
+        [2] the integers.
+    """
+    figures = jnp.stack([prompt[1 : width + 1], prompt[width + 2 : -1]])
+    return value(figures - tokens.id_of(vocabulary, "0"))
+
+
 def answer(
     value: jax.Array, width: int, length: int, *, vocabulary: str, reverse: bool = False
 ) -> jax.Array:

@@ -87,9 +87,7 @@ class Subtraction:
 
     def _operands(self, prompt: jax.Array) -> jax.Array:
         """[2] the two operands."""
-        n = self.digits
-        figures = jnp.stack([prompt[1 : n + 1], prompt[n + 2 : 2 * n + 2]])
-        return integers.value(figures - tokens.id_of(self.vocabulary, "0"))
+        return integers.operands(prompt, self.digits, self.vocabulary)
 
     def _difference(self, prompt: jax.Array) -> jax.Array:
         a, b = self._operands(prompt)
