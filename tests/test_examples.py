@@ -31,6 +31,7 @@ BRAX = "A physics task in Brax"
 LANGUAGE = "A language model and a rule"
 OPTUNA = "A hyperparameter search with Optuna"
 KUHN = "Self-play in Kuhn poker"
+CONNECT = "Self-play in Connect Four"
 
 
 def sections():
@@ -170,7 +171,7 @@ def training_return(folder, name):
 
 
 def test_every_section_has_a_test():
-    tested = {"", HOUR, OWN, GYMNASIUM, PONG, BRAX, LANGUAGE, OPTUNA, KUHN}
+    tested = {"", HOUR, OWN, GYMNASIUM, PONG, BRAX, LANGUAGE, OPTUNA, KUHN, CONNECT}
     assert {*SECTIONS} == tested and all(SECTIONS.values())
 
 
@@ -286,6 +287,17 @@ def test_the_poker_example_runs(folder):
     (line,) = SECTIONS[KUHN]
     output = run(line, folder, "--generations", "1")
     assert "exploitability" in output
+
+
+@pytest.mark.slow
+@needs("pgx")
+def test_the_connect_four_example_runs(folder):
+    """One generation of one update; tests/test_suites.py looks at the table."""
+    (line,) = SECTIONS[CONNECT]
+    small = "--generations 1 --updates 1 --num-envs 8 --games 12 --minimax-games 2"
+    output = run(line, folder, *small.split())
+    rows = table.read(folder.parent / "runs" / "league.csv")
+    assert "minimax of depth 4" in output and [r["generation"] for r in rows] == ["0", "1"]
 
 
 @pytest.mark.slow

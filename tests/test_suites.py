@@ -5,6 +5,7 @@ The default tests make a few steps and updates;
 """
 
 import functools
+import importlib
 import importlib.util
 import re
 from pathlib import Path
@@ -447,6 +448,39 @@ def test_the_example_of_a_suite_trains(suite):
         pytest.skip(f"{suite} is not installed")
     row = suites.measure(suite, 4_000)
     assert row["steps_per_second"] > 0 and row["compile_seconds"] > 0
+
+
+def test_the_connect_four_example_trains_rates_and_writes_its_table(tmp_path, monkeypatch, capsys):
+    """A tiny configuration of self-play: two generations of one update each."""
+    pytest.importorskip("pgx")
+    monkeypatch.syspath_prepend(ROOT / "examples")
+    connect_four = importlib.import_module("connect_four")
+    monkeypatch.setattr(connect_four, "DEPTHS", (2,))
+    file = tmp_path / "league.csv"
+    words = "--generations 2 --updates 1 --num-envs 8 --games 12 --minimax-games 4 --csv"
+    monkeypatch.setattr("sys.argv", ["connect_four.py", *words.split(), str(file)])
+    connect_four.main()
+    rows, printed = read(file), capsys.readouterr().out
+    assert connect_four.show(rows) in printed and "minimax of depth 2" in printed
+    assert [int(r["env_steps"]) for r in rows] == [0, 256, 512]
+    assert int(rows[0]["elo"]) == 0 and all(np.isfinite(float(r["elo"])) for r in rows)
+    wins = [r["wins_against_random"] for r in rows]
+    assert wins[0] == "" and all(0 <= float(share) <= 1 for share in wins[1:])
+    assert float(rows[2]["wins_against_minimax_2"]) <= 1 and not rows[1]["wins_against_minimax_2"]
+
+
+@pytest.mark.parametrize("player", [0, 1])
+def test_minimax_wins_connect_four_at_once_and_defends(player, monkeypatch):
+    """Three stones of the first player in column 3: it wins there, and the second defends."""
+    pytest.importorskip("pgx")
+    monkeypatch.syspath_prepend(ROOT / "examples")
+    league = importlib.import_module("league")
+    game = envs.make("pgx:connect_four").env
+    state, step = game.init(KEY), jax.jit(game.step)
+    for column in (3, 0, 3, 1, 3, *([6] if player == 0 else [])):
+        state = step(state, column)
+    act = jax.jit(league.minimax(game, 2))
+    assert {int(act(key, state)) for key in jax.random.split(KEY, 8)} == {3}
 
 
 # Preset -> minimum return of a greedy episode.
