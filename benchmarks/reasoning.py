@@ -2,6 +2,7 @@
 
 python -m benchmarks.reasoning                               all methods, then TRL
 python -m benchmarks.reasoning --methods grpo rloo --seeds 8
+python -m benchmarks.reasoning --parts methods --flags="--updates 100"
 python -m benchmarks.reasoning --parts trl                   TRL beside the finished run of grpo
 python -m benchmarks.reasoning --table                       print the committed results
 
@@ -9,9 +10,12 @@ A method is one `ppo-jax rlhf reason` with all its seeds, in a folder inside --r
 run is resumed, and a finished one is not repeated, so that the benchmark can run in pieces. TRL
 starts from the fine-tuned model of the first seed and gets the same training problems in the same
 order, the same hyperparameters and a reward function with the same rewards; its settings are in
-benchmarks/language/trl_grpo.py. Its environment is that of benchmarks.rlhf. The results are
-benchmarks/results/reasoning.csv (a row for each agent), reasoning_curves.csv (interquartile means
-with 95 % intervals) and docs/images/reasoning.png.
+benchmarks/language/trl_grpo.py. Its environment is that of benchmarks.rlhf. The text of --flags
+begins with two hyphens, and is therefore joined to the option by an equals sign; after a space it
+would be read as an option of the benchmark.
+
+The results are benchmarks/results/reasoning.csv (a row for each agent), reasoning_curves.csv
+(interquartile means with 95 % intervals) and docs/images/reasoning.png.
 """
 
 import csv
@@ -62,7 +66,8 @@ class Options:
         methods: methods to train.
         parts: parts to run: methods trains all methods, trl trains TRL's GRPOTrainer.
         seeds: number of seeds of each method, at least 2.
-        flags: further flags of every run, such as "--updates 100", as one text.
+        flags: further flags of every run as one text, which follows an equals sign:
+            --flags="--updates 100".
         runs: folder of the runs.
         out: folder of the tables.
         image: folder of the figure.
