@@ -68,6 +68,7 @@ def measure(options: Options) -> dict[str, Any]:
     steps, means = curve(options.run)
     summary = json.loads((options.run / "summary.json").read_text())
     return {
+        "algorithm": config.algorithm,
         "env_args": " ".join(config.env_args),
         "gamma": config.hyper.gamma,
         "seed": config.seed,
@@ -109,6 +110,7 @@ def plot() -> None:
 def markdown() -> str:
     """The table of docs/pong.md."""
     head = (
+        "algorithm",
         "arguments",
         "γ",
         "steps",
@@ -122,7 +124,7 @@ def markdown() -> str:
         minutes = f"{float(r['seconds']) / 60:.0f} min"
         steps = f"{int(r['env_steps']):,}"
         ahead = f"{int(r['ahead_at']):,} steps" if r["ahead_at"] else "never"
-        cells = (r["env_args"], r["gamma"], steps, interval, ahead, minutes)
+        cells = (r["algorithm"], r["env_args"], r["gamma"], steps, interval, ahead, minutes)
         lines.append("| " + " | ".join(cells) + " |")
     return "\n".join(lines) + "\n"
 
@@ -134,7 +136,7 @@ def main(options: Options) -> None:
     if options.curve:
         return
     row = measure(options)
-    same = ("env_args", "gamma", "seed", "env_steps")
+    same = ("algorithm", "env_args", "gamma", "seed", "env_steps")
     replace(RESULTS / "pong.csv", [row], same, lambda r: [str(r[c]) for c in same])
     print(markdown(), end="")
 

@@ -4,6 +4,7 @@ python -m benchmarks.zoo                           train all agents that are not
 python -m benchmarks.zoo --names cartpole          train some agents again, or resume them
 python -m benchmarks.zoo --runs RUN RUN RUN --names NAME     add an agent of your own runs
 python -m benchmarks.zoo --table                   print the table of docs/zoo.md
+python -m benchmarks.zoo --gifs                    write the animations of docs/zoo.md
 
 An agent is the first of its runs. The others have the same configuration with other seeds: with
 their returns, `ppo-jax zoo verify NAME --retrain` compares an agent that is trained on another
@@ -21,6 +22,7 @@ from typing import Any
 import numpy as np
 import tyro
 
+from benchmarks import zoo_animations as animations
 from benchmarks.table import RESULTS, read, replace
 from ppo_jax import config as configs
 from ppo_jax.agent import Agent, Parts, read_parts, saved_arrays
@@ -71,12 +73,14 @@ class Options:
             seed. By default the runs are trained.
         seeds: number of training runs of each agent.
         table: only print the table of docs/zoo.md.
+        gifs: only write animations of the agents of the zoo: those of --names, or of all agents.
     """
 
     names: tuple[str, ...] = ()
     runs: tuple[Path, ...] = ()
     seeds: int = SEEDS
     table: bool = False
+    gifs: bool = False
 
 
 def trained(name: str, seeds: int) -> list[Path]:
@@ -236,6 +240,11 @@ def main(options: Options) -> None:
     """Train or read the runs of each agent, and write its files."""
     if options.table:
         print(markdown())
+        return
+    if options.gifs:
+        for name in options.names or cards.names():
+            path = animations.write(cards.read(name).name)
+            print(f"wrote {path}, {path.stat().st_size:,} bytes", flush=True)
         return
     if options.runs:
         if len(options.names) != 1:

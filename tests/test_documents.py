@@ -35,7 +35,7 @@ NOT_RUN = {
     r"evaluate (RUN|runs/NAME) ": "the reader's own run",
     r"--compare DIR1 DIR2|--run-dir DIR ": "the reader's own sweeps; tests/test_sweep_session.py",
     r"--cluster (ray|slurm)": "needs an extra; tests/test_sweep_cluster.py",
-    r"--preset pong\b|runs/pong\b": "half an hour",
+    r"--preset pong(_a2c)?\b|runs/pong\b": "half an hour",
     r"sweep --env CartPole-v1 --seeds 128": "64 million steps",
     r"sweep --seeds (16 .*clip_eps|8 --sample 64|10 --vary algorithm)": "20 to 256 million steps",
     r"benchmarks\.(throughput |rlhf$)": "installs the peers",

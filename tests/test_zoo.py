@@ -6,9 +6,11 @@ import shutil
 
 import numpy as np
 import pytest
+from PIL import Image
 
 import ppo_jax
 from benchmarks import zoo as benchmark
+from benchmarks import zoo_animations as animations
 from ppo_jax import config as configs
 from ppo_jax import export
 from ppo_jax.cli import flags
@@ -71,6 +73,33 @@ def test_the_page_and_the_table_are_those_of_the_cards():
     assert rows == {name: {k: str(v) for k, v in row.items()} for name, row in found.items()}
     page = (benchmark.RESULTS.parents[1] / "docs/zoo.md").read_text()
     assert benchmark.markdown() in page
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_the_page_shows_each_agent(name):
+    page = (benchmark.RESULTS.parents[1] / "docs/zoo.md").read_text()
+    assert f"(images/zoo/{name}.gif)" in page
+    file = animations.FOLDER / f"{name}.gif"
+    assert file.stat().st_size <= 60_000
+    with Image.open(file) as image:
+        assert image.width == animations.WIDTH and image.n_frames > 20
+
+
+def test_an_animation_is_small_and_shows_an_episode(tmp_path, monkeypatch):
+    monkeypatch.setattr(animations, "STEPS", 9)
+    path = animations.write("cartpole", tmp_path / "new")
+    with Image.open(path) as image:
+        durations = []
+        for k in range(image.n_frames):
+            image.seek(k)
+            durations.append(image.info["duration"])
+    # The first state, those after 2, 4, 6 and 8 steps, and the last; equal ones are one image.
+    assert sum(durations) == 5 * animations.MILLISECONDS + animations.LAST
+    assert durations[-1] >= animations.LAST
+    monkeypatch.setattr(animations, "LARGEST", 99)
+    with pytest.raises(SystemExit, match=r"cartpole.gif has [\d,]+ bytes, more than 99"):
+        animations.write("cartpole", tmp_path)
+    assert not (tmp_path / "cartpole.gif").exists()
 
 
 def test_the_place_of_an_agent_is_its_name():

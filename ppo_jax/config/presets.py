@@ -2,8 +2,9 @@
 and is their default.
 
 The returns that the presets reach over many seeds are in benchmarks/results: learning.csv for PPO,
-reppo.csv for REPPO, family.csv for the others. The presets of PPO for CartPole, Acrobot, Pendulum
-and MountainCarContinuous were compared with a random search, benchmarks/tuning.py.
+reppo.csv for REPPO, family.csv for the others. Those of Pong are single agents, in pong.csv. The
+presets of PPO for CartPole, Acrobot, Pendulum and MountainCarContinuous were compared with a random
+search, benchmarks/tuning.py.
 """
 
 from typing import Any
@@ -302,6 +303,24 @@ for _name, _values in _FAMILY.items():
         "total_timesteps": 500_000,
         **_values,
     }
+
+# One gradient step per rollout, on images of 26x26 pixels (docs/pong.md).
+PRESETS["pong_a2c"] = {
+    "env": "Pong",
+    "env_args": ("size=26", "frames=3", "difficulty=easy", "credit=point"),
+    "algorithm": "a2c",
+    "total_timesteps": 10_000_000,
+    "num_envs": 64,
+    "num_steps": 16,
+    "hidden": (64, 64),
+    "activation": "relu",
+    "frame_mix": "differences",
+    "shared_torso": True,
+    "learning_rate": 2e-3,
+    "gamma": 0.99,
+    "entropy_coef": 0.01,
+    "normalize_advantage": True,
+}
 
 # The MinAtar games share their values. An MLP on the [10, 10, C] binary pixels reaches the
 # published returns (benchmarks/results/learning.csv), and is faster on CPUs than a small CNN.
