@@ -252,7 +252,9 @@ def test_fewer_updates_than_a_run_has_are_refused_before_anything_compiles(train
 
     monkeypatch.setattr(start, "fine_tuning", compiles)
     config = (trained / "config.json").read_bytes()
-    with pytest.raises(ConfigError, match="--updates is 3, .* already made 4 updates .* at least 4"):
+    with pytest.raises(
+        ConfigError, match="--updates is 3, .* already made 4 updates .* at least 4"
+    ):
         run("--resume", trained, "--updates", "3")
     assert (trained / "config.json").read_bytes() == config
     with pytest.raises(AssertionError, match="was put together"):  # as many updates are allowed
