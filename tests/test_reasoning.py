@@ -2,6 +2,7 @@
 
 import csv
 import json
+import re
 import signal
 import subprocess
 import sys
@@ -13,10 +14,12 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+import documents
 from ppo_jax import guard
 from ppo_jax.cli import reason as plans
 from ppo_jax.cli import rlhf as command
 from ppo_jax.config import ConfigError
+from ppo_jax.rlhf import rollout
 from ppo_jax.rlhf.hf_io import load_model
 from ppo_jax.rlhf.reasoning import agents, measure, optimise, report, start
 from ppo_jax.rlhf.tasks import split, tokens
@@ -83,6 +86,19 @@ def test_the_log_has_the_metrics_of_the_documentation(trained):
     each = [log[1][optimise.agent_column(a)] for a in range(4)]
     assert log[1]["eval_pass_at_1"] == pytest.approx(np.mean(each))
     assert log[-1]["responses"] == 4 * 4 * 2 * 2
+
+
+def test_every_column_of_the_logs_is_in_the_documentation(trained):
+    page = (documents.ROOT / "docs/reasoning.md").read_text()
+    names = {*rollout.METRICS, *rollout.IMPORTANCE_METRICS, "draws", "kl_loss"}
+    for folder in (trained, trained / "fine_tuning"):
+        for line in (folder / "metrics.jsonl").read_text().splitlines():
+            names |= {*json.loads(line)}
+    # The page has the numbers of eight samples and of the first agent.
+    shown = lambda name: re.sub(r"agent_\d+$", "agent_0", re.sub("pass_at_2$", "pass_at_8", name))
+    written = {shown(name) for name in names}
+    assert {"eval_pass_at_8", "eval_pass_at_1_agent_0", "share_started"} <= written
+    assert [name for name in sorted(written) if f"`{name}`" not in page] == []
 
 
 def plan(*arguments):
@@ -228,6 +244,21 @@ def test_refused_before_anything_is_written(words, tmp_path):
     assert REFUSALS[words] in str(error.value)
     assert "\n" not in str(error.value)
     assert not (tmp_path / "run").exists()
+
+
+def test_fewer_updates_than_a_run_has_are_refused_before_anything_compiles(trained, monkeypatch):
+    def compiles(*_):
+        raise AssertionError("the fine-tuning was put together")
+
+    monkeypatch.setattr(start, "fine_tuning", compiles)
+    config = (trained / "config.json").read_bytes()
+    with pytest.raises(
+        ConfigError, match="--updates is 3, .* already made 4 updates .* at least 4"
+    ):
+        run("--resume", trained, "--updates", "3")
+    assert (trained / "config.json").read_bytes() == config
+    with pytest.raises(AssertionError, match="was put together"):  # as many updates are allowed
+        run("--resume", trained, "--updates", "4")
 
 
 def test_evaluate_refuses_the_run_with_a_remedy(trained):

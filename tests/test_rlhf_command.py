@@ -11,6 +11,7 @@ import jax
 import numpy as np
 import pytest
 
+import documents
 from damage import add_damaged_checkpoints
 from ppo_jax.cli import rlhf as command
 from ppo_jax.config.rlhf_presets import PRESETS
@@ -151,6 +152,11 @@ def test_ppo_against_a_reward_model(folder, reward, capsys):
     assert summary["eval_responses"] == 256
     assert summary["eval_data"].startswith("1 of 10 examples, held out from training")
     assert [row["responses"] for row in rows(path)] == [8, 16, 24]
+    page = (documents.ROOT / "docs/understanding_a_run.md").read_text()
+    names = {*json.loads((path / "metrics.jsonl").read_text().splitlines()[0])}
+    names |= {name for name in summary if name.startswith("eval_")} - {"eval_examples"}
+    assert {"kl", "eval_objective_standard_error"} <= names
+    assert [name for name in sorted(names) if f"`{name}`" not in page] == []
     samples = [json.loads(x) for x in (path / "samples.jsonl").read_text().splitlines()]
     assert {"update", "prompt", "response", "score", "kl"} == set(samples[0])
     decoder, params = load_model(path / "model")

@@ -86,6 +86,10 @@ class Checkpoints:
         """Numbers of the complete checkpoints, oldest first."""
         return sorted(int(p.stem) for p in self.directory.glob("*.json") if _is_step(p.stem))
 
+    def latest(self) -> int | None:
+        """Number of the latest checkpoint whose files are valid; None if there is none."""
+        return next((step for step in self.steps()[::-1] if self._damage(step) is None), None)
+
     def best(self) -> int | None:
         """The step with the highest score (the latest of equal scores); None without scores."""
         scores = {step: self.score(step) for step in self.steps()}

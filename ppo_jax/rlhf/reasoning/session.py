@@ -10,6 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from ppo_jax import precision
+from ppo_jax.config import ConfigError
 from ppo_jax.rlhf.decoder import Decoder
 from ppo_jax.rlhf.export import save_folder
 from ppo_jax.rlhf.folder import RunOptions, open_directory, run
@@ -19,6 +20,7 @@ from ppo_jax.rlhf.reasoning.optimise import Plan, optimisation
 from ppo_jax.rlhf.stages import Language, write_model
 from ppo_jax.rlhf.tokenizer import CharTokenizer
 from ppo_jax.runs import loop, terminal
+from ppo_jax.runs.checkpoint import Checkpoints
 from ppo_jax.runs.job import Callback, Job
 from ppo_jax.runs.signals import Signals
 from ppo_jax.types import Params, TrainState
@@ -45,14 +47,30 @@ def prepared(plan: Plan, options: RunOptions, config: dict[str, Any]) -> Callabl
         A function that returns the exit code.
 
     Raises:
-        ValueError: options that cannot be combined.
+        ValueError: options that cannot be combined, or a resumed run that has made more updates.
     """
     callbacks = options.callbacks()
     start.check(plan.reason)
+    if options.resume is not None:
+        _check_updates(plan, options.resume)
     begin = start.fine_tuning(plan.task, plan.decoder, plan.reason)
     blank = jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), begin.shapes.train.learner.params)
     loop.check(optimisation(plan, blank, _result(plan)), options)
     return lambda: _run(plan, begin, options, config=config, callbacks=callbacks)
+
+
+def _check_updates(plan: Plan, folder: Path) -> None:
+    """Refuse fewer updates than a resumed run has made, before the fine-tuning is restored.
+
+    Raises:
+        ConfigError: the message states both numbers.
+    """
+    made = Checkpoints(folder.absolute() / "checkpoints", {}).latest() or 0
+    if made > plan.config.updates:
+        raise ConfigError(
+            f"--updates is {plan.config.updates:,}, but {folder} has already made {made:,} updates "
+            f"of reinforcement learning; give at least {made:,}, or start a new run"
+        )
 
 
 def _run(
