@@ -21,7 +21,7 @@ from ppo_jax.cli import rlhf as command
 from ppo_jax.config import ConfigError
 from ppo_jax.rlhf import rollout
 from ppo_jax.rlhf.hf_io import load_model
-from ppo_jax.rlhf.reasoning import agents, measure, optimise, report, start
+from ppo_jax.rlhf.reasoning import agents, exact, measure, optimise, report, start
 from ppo_jax.rlhf.tasks import split, tokens
 
 # The smallest size that includes all parts.
@@ -99,6 +99,20 @@ def test_every_column_of_the_logs_is_in_the_documentation(trained):
     written = {shown(name) for name in names}
     assert {"eval_pass_at_8", "eval_pass_at_1_agent_0", "share_started"} <= written
     assert [name for name in sorted(written) if f"`{name}`" not in page] == []
+
+
+def test_the_results_compare_each_agent_with_the_best_at_its_kl(trained):
+    last = rows(trained)[-1]
+    with (trained / "results.csv").open() as file:
+        table = [*csv.DictReader(file)]
+    for agent, row in enumerate(table):
+        for name in exact.NAMES:
+            column = optimise.agent_column(agent, name)
+            assert float(row[name]) == pytest.approx(last[column], rel=1e-4, abs=1e-9)
+        assert float(row["start_exact_kl"]) == 0.0
+        assert float(row["exact_pass_at_1"]) <= float(row["best_pass_at_1"]) + 1e-5
+    for row in table[:2]:  # nothing changes at such a small learning rate
+        assert abs(float(row["exact_kl"])) < 1e-6
 
 
 def plan(*arguments):
@@ -280,7 +294,7 @@ def test_a_stopped_run_continues_with_the_same_numbers(tmp_path):
     assert run("--resume", part) == 0
     assert rows(part) == rows(tmp_path / "whole")
     results = [(folder / "results.csv").read_text() for folder in (part, tmp_path / "whole")]
-    assert results[0] == results[1]
+    assert results[0] == results[1] and "exact_kl" in results[0]
 
 
 @pytest.mark.slow

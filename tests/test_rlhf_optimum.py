@@ -88,6 +88,7 @@ def test_moments_of_a_reference_with_probabilities(kl_coef):
 def test_all_responses_are_enumerated():
     rows = enumeration.responses(4, 3)
     assert len(rows) == 1 + 3 + 9 + 27 == len({tuple(row) for row in rows})
+    assert enumeration.count(4, 3) == len(rows)
     for row in rows:
         end = [*row].index(tokens.EOS) if tokens.EOS in row else 3
         assert all(x == tokens.PAD for x in row[end + 1 :])
@@ -137,6 +138,19 @@ def test_the_probability_of_a_right_response_is_the_sum_over_all(tiny):
         groups = enumeration.best_pass_at_1(found[:1], budget)
         np.testing.assert_allclose(whole.score, groups.score, atol=1e-4)
         np.testing.assert_allclose(whole.kl, groups.kl, atol=1e-4)
+
+
+def test_shared_beginnings_give_the_log_probability_of_each_response(tiny):
+    """Each response is also read as a text of its own, in the order of `responses`."""
+    decoder, params, prompts, log_right = tiny
+    found = np.asarray(enumeration.log_probs(Tiny(), decoder, params, prompts))
+    rows = np.broadcast_to(enumeration.responses(5, 3), (2, 85, 3))
+    expected = enumeration._log_prob(Tiny(), decoder, params, prompts, rows=rows)
+    np.testing.assert_allclose(found, expected, atol=2e-5)
+    np.testing.assert_allclose(np.exp(found).sum(axis=1), 1.0, atol=1e-5)
+    right = enumeration.rewards(Tiny(), prompts) > 0
+    assert right.sum(axis=1).tolist() == [3, 0]
+    np.testing.assert_allclose(np.exp(found[0])[right[0]].sum(), np.exp(log_right[0]), rtol=1e-5)
 
 
 @pytest.mark.slow

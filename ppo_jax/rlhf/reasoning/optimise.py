@@ -17,7 +17,7 @@ from ppo_jax.rlhf import algorithms, train
 from ppo_jax.rlhf.algorithms import ALGORITHMS
 from ppo_jax.rlhf.decoder import Decoder
 from ppo_jax.rlhf.policy import TokenInputs
-from ppo_jax.rlhf.reasoning import measure
+from ppo_jax.rlhf.reasoning import exact, measure
 from ppo_jax.rlhf.reasoning.agents import DIVERGED, take, together
 from ppo_jax.rlhf.scoring import Reward
 from ppo_jax.rlhf.stages import zero_head
@@ -115,7 +115,8 @@ def optimisation(plan: Plan, start: Params, result: Callable[..., dict[str, Any]
     reference = jax.tree.map(lambda x: x[index], start)
     floats = jax.tree.map(jnp.asarray, plan.floats())
     held = held_out(plan)
-    look = functools.partial(_looked, plan, held)
+    compare = exact.comparison(plan.task, plan.decoder, held.prompts, start)
+    look = functools.partial(_looked, plan, held, compare)
     summarised = functools.partial(
         summary_of, samples=reason.eval_samples, configurations=len(plan.points)
     )
@@ -184,10 +185,16 @@ def held_out(plan: Plan) -> measure.Held:
     )
 
 
-def _looked(plan: Plan, held: measure.Held, params: Params) -> dict[str, np.ndarray]:
+def _looked(
+    plan: Plan, held: measure.Held, compare: exact.Compare, params: Params
+) -> dict[str, np.ndarray]:
     """The numbers [A] of all agents with parameters [A, ...] on held-out problems."""
     heat = plan.temperatures()
-    each = [measure.measured(held, take(params, a), float(heat[a])) for a in range(plan.agents)]
+    each = []
+    for agent in range(plan.agents):
+        mine = take(params, agent)
+        found = measure.measured(held, mine, float(heat[agent]))
+        each.append(found | compare(agent % plan.reason.seeds, mine))
     return {name: np.array([found[name] for found in each]) for name in each[0]}
 
 
@@ -203,8 +210,8 @@ def summary_of(
 
     Returns:
         The means over the agents with names such as `eval_pass_at_1`; for several agents also
-        pass@1 of each, and, if all have the same configuration, the 95 % bootstrap interval of its
-        mean over the seeds.
+        pass@1 of each and its numbers of `exact`, and, if all have the same configuration, the
+        95 % bootstrap interval of the mean pass@1 over the seeds.
     """
     names = {"pass_at_k": f"pass_at_{samples}"}
     means = {f"eval_{names.get(n, n)}": float(np.mean(x)) for n, x in found.items()}
@@ -214,12 +221,13 @@ def summary_of(
     if configurations == 1:
         low, high = statistics.interval([each], statistics.mean)
         means |= {"eval_pass_at_1_low": float(low), "eval_pass_at_1_high": float(high)}
-    return means | {agent_column(a): float(x) for a, x in enumerate(each)}
+    shown = [name for name in ("pass_at_1", *exact.NAMES) if name in found]
+    return means | {agent_column(a, n): float(x) for n in shown for a, x in enumerate(found[n])}
 
 
-def agent_column(agent: int) -> str:
-    """The name of the column of metrics.jsonl with pass@1 of one agent."""
-    return f"eval_pass_at_1_agent_{agent}"
+def agent_column(agent: int, name: str = "pass_at_1") -> str:
+    """The name of the column of metrics.jsonl with a number of one agent."""
+    return f"eval_{name}_agent_{agent}"
 
 
 def _make_step(plan: Plan) -> Callable[..., Any]:

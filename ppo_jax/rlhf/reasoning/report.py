@@ -10,6 +10,7 @@ import numpy as np
 from rich.table import Table
 
 from ppo_jax.analysis import statistics, style
+from ppo_jax.rlhf.reasoning import exact
 from ppo_jax.rlhf.reasoning.optimise import NO_SPREAD, Plan, agent_column
 from ppo_jax.rlhf.tasks import to_text
 from ppo_jax.runs import manifest, terminal
@@ -106,6 +107,19 @@ def table_of(plan: Plan, found: list[dict[str, Any]]) -> Table:
             f"{row['worst']:.3f}",
             f"{row['length']:.1f}",
         )
+    return table
+
+
+def exact_table(found: list[dict[str, Any]]) -> Table | None:
+    """The results of `configurations` beside the best pass@1 at their KL; None without them."""
+    if exact.NAMES[0] not in found[0]:
+        return None
+    table = Table(title="All responses at temperature 1, compared with the best possible policy")
+    table.add_column("", justify="left")
+    for column in ("pass@1", "KL in nats", "best pass@1 at this KL"):
+        table.add_column(column, justify="right")
+    for row in found:
+        table.add_row(name_of(row["point"]), *(f"{row[name]:.3f}" for name in exact.NAMES))
     return table
 
 

@@ -151,4 +151,7 @@ def _result(plan: Plan) -> Callable[..., dict[str, Any]]:
 def _tell(plan: Plan, summary: dict[str, Any], samples: list[dict[str, Any]]) -> None:
     """Print the table and samples."""
     terminal.say(report.table_of(plan, summary["configurations"]))
+    table = report.exact_table(summary["configurations"])
+    if table is not None:
+        terminal.say(table)
     report.print_samples(samples)

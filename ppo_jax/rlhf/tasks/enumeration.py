@@ -32,7 +32,7 @@ def responses(num_tokens: int, length: int) -> np.ndarray:
         length: R, maximum number of tokens of a response.
 
     Returns:
-        [Y, R] int32 token ids, Y = Σ_{k<R} (V − 1)^k + (V − 1)^R.
+        [Y, R] int32 token ids, Y = Σ_{k<=R} (V − 1)^k.
     """
     others = [i for i in range(num_tokens) if i != tokens.EOS]
     rows = [
@@ -42,6 +42,51 @@ def responses(num_tokens: int, length: int) -> np.ndarray:
     ]
     rows += itertools.product(others, repeat=length)
     return np.asarray(rows, np.int32)
+
+
+def count(num_tokens: int, length: int) -> int:
+    """Y, the number of responses that `responses` lists, from V token ids and R tokens."""
+    return sum((num_tokens - 1) ** k for k in range(length + 1))
+
+
+def rewards(task: Task, prompts: jax.Array) -> np.ndarray:
+    """Rewards [N, Y] of all responses to each of N prompts [N, P], in the order of `responses`."""
+    rows = responses(tokens.size(task.vocabulary), task.response_length)
+    reward = jax.jit(jax.vmap(task.reward, (None, 0)))
+    return np.stack([np.asarray(reward(prompt, rows)) for prompt in prompts])
+
+
+def log_probs(task: Task, decoder: Decoder, params: Params, prompts: jax.Array) -> jax.Array:
+    """Log-probabilities of all responses at temperature 1; their probabilities sum to 1.
+
+    Responses with the same beginning share its distributions of the next token, so that the model
+    reads (V − 1)^{R − 1} texts for each prompt instead of Y.
+
+    Args:
+        task: the task.
+        decoder: architecture of the model.
+        params: parameters of the model.
+        prompts: [N, P] prompts.
+
+    Returns:
+        [N, Y] log-probabilities in nats, in the order of `responses`.
+    """
+    size, length = tokens.size(task.vocabulary), task.response_length
+    others = np.array([i for i in range(size) if i != tokens.EOS], np.int32)
+    starts = np.array([*itertools.product(others, repeat=length - 1)], np.int32)
+
+    def of_prompt(prompt: jax.Array) -> jax.Array:
+        before = jnp.broadcast_to(prompt, (len(starts), prompt.shape[0]))
+        hidden = decoder.hidden(params, jnp.concatenate([before, starts], axis=1))[:, -length:]
+        step = jax.nn.log_softmax(decoder.logits(params, hidden)[..., :size])
+        begun, ended = jnp.zeros(1), []
+        for k in range(length):
+            after = step[:: len(others) ** (length - 1 - k), k]  # each start of k tokens once
+            ended.append(begun + after[:, tokens.EOS])
+            begun = (begun[:, None] + after[:, others]).reshape(-1)
+        return jnp.concatenate([*ended, begun])
+
+    return jax.lax.map(of_prompt, prompts)
 
 
 def right_log_prob(task: Task, decoder: Decoder, params: Params, prompts: jax.Array) -> jax.Array:
@@ -65,8 +110,7 @@ def right_log_prob(task: Task, decoder: Decoder, params: Params, prompts: jax.Ar
             f"enumerated up to {MOST_TOKENS} tokens, for example with fewer digits"
         )
     rows = responses(tokens.size(task.vocabulary), task.response_length)
-    is_right = jax.jit(jax.vmap(task.reward, (None, 0)))
-    right = np.stack([np.asarray(is_right(prompt, rows)) > 0 for prompt in prompts])
+    right = rewards(task, prompts) > 0
     most = int(max(right.sum(axis=1).max(), 1))
     # The right responses of each prompt, and others up to the same number, which do not count.
     chosen = np.argsort(~right, axis=1, kind="stable")[:, :most]
