@@ -4,8 +4,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from flax import linen as nn
 
-from ppo_jax.rlhf.norms import root_mean_square_normalized
+from ppo_jax.rlhf.norms import LayerNorm, root_mean_square_normalized
 from ppo_jax.rlhf.transformer import activation, gated
 
 SHAPE = (2, 3, 5)
@@ -45,4 +46,25 @@ def test_a_norm_has_the_gradients_of_automatic_differentiation(dtype):
     for got, want in zip(pull(g), expected_pull(g), strict=True):
         assert got.dtype == want.dtype
         tolerance = 1e-5 if got.dtype == jnp.float32 else 1e-2
+        np.testing.assert_allclose(np.float32(got), np.float32(want), atol=tolerance)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_a_layer_norm_has_the_gradients_of_the_one_of_linen(dtype):
+    x, g, weights = draws(3)
+    x = 3.0 + x.astype(dtype)
+    params = {"scale": 1.0 + weights[0, 0], "bias": weights[0, 1]}
+    ours = LayerNorm(0.1, jnp.dtype(dtype))
+    linen = nn.LayerNorm(epsilon=0.1, dtype=dtype, use_fast_variance=False)
+    assert jax.tree.all(
+        jax.tree.map(jnp.array_equal, *(m.init(jax.random.key(0), x) for m in (ours, linen)))
+    )
+    y, pull = jax.vjp(lambda p, x: ours.apply({"params": p}, x), params, x)
+    expected, expected_pull = jax.vjp(lambda p, x: linen.apply({"params": p}, x), params, x)
+    tolerance = 1e-5 if dtype == "float32" else 3e-2
+    assert y.dtype == expected.dtype
+    np.testing.assert_allclose(np.float32(y), np.float32(expected), atol=tolerance)
+    gradients = (jax.tree.leaves(f(g.astype(dtype))) for f in (pull, expected_pull))
+    for got, want in zip(*gradients, strict=True):
+        assert got.dtype == want.dtype
         np.testing.assert_allclose(np.float32(got), np.float32(want), atol=tolerance)

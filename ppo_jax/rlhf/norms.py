@@ -70,6 +70,66 @@ def _backward(epsilon: float, kept: tuple, g: jax.Array) -> tuple[jax.Array, jax
 root_mean_square_normalized.defvjp(_forward, _backward)
 
 
+class LayerNorm(nn.Module):
+    """(x − mean x) / √(var x + ε) ⊙ w + b, with statistics in float32; linen's parameters.
+
+    Attributes:
+        epsilon: number ε that is added to the variance.
+        dtype: dtype of the result.
+
+    Source: Ba et al. 2016, Layer Normalization.
+    """
+
+    epsilon: float
+    dtype: jnp.dtype
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        """Normalise the last axis of x [..., F]."""
+        width = (x.shape[-1],)
+        scale = self.param("scale", nn.initializers.ones, width).astype(jnp.float32)
+        bias = self.param("bias", nn.initializers.zeros, width).astype(jnp.float32)
+        return (standardized(x, self.epsilon) * scale + bias).astype(self.dtype)
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(1,))
+def standardized(x: jax.Array, epsilon: float) -> jax.Array:
+    """(x − mean x) r with r = 1 / √(var x + ε).
+
+    The gradient is that of automatic differentiation, r (g − mean g − z mean(g ⊙ z)) for outputs z.
+    Written in this way, it is faster on CPUs: automatic differentiation adds the terms one by one
+    to the gradient of the residual stream, and XLA then computes the sums of all later layers again
+    in each layer. There is no forward-mode derivative.
+
+    Args:
+        x: [..., F] inputs.
+        epsilon: number ε that is added to the variance.
+
+    Returns:
+        [..., F] float32 outputs.
+    """
+    return _standardize(x, epsilon)[0]
+
+
+def _standardize(x: jax.Array, epsilon: float) -> tuple[jax.Array, tuple]:
+    y = x.astype(jnp.float32)
+    mean = jnp.mean(y, axis=-1, keepdims=True)
+    variance = jnp.mean(jnp.square(y - mean), axis=-1, keepdims=True)
+    factor = jax.lax.rsqrt(variance + epsilon)
+    return (y - mean) * factor, (x, mean, factor)
+
+
+def _standardize_backward(epsilon: float, kept: tuple, g: jax.Array) -> tuple[jax.Array]:
+    x, mean, factor = kept
+    z = (x.astype(jnp.float32) - mean) * factor
+    along = jnp.mean(g * z, axis=-1, keepdims=True)
+    dx = factor * (g - jnp.mean(g, axis=-1, keepdims=True) - z * along)
+    return (dx.astype(x.dtype),)
+
+
+standardized.defvjp(_standardize, _standardize_backward)
+
+
 def norm(config: DecoderConfig, name: str) -> nn.Module:
     """LayerNorm for gpt2, RMSNorm for the others, with statistics in float32.
 
@@ -77,7 +137,5 @@ def norm(config: DecoderConfig, name: str) -> nn.Module:
     """
     dtype = jnp.dtype(config.dtype)
     if config.structure.learned_positions:
-        return nn.LayerNorm(
-            epsilon=config.norm_eps, dtype=dtype, use_fast_variance=False, name=name
-        )
+        return LayerNorm(config.norm_eps, dtype, name=name)
     return RMSNorm(config.norm_eps, config.structure.unit_offset, dtype, name=name)
