@@ -50,8 +50,8 @@ def comparison(task: Any, decoder: Decoder, prompts: jax.Array, reference: Param
 
     @functools.cache
     def problems() -> tuple[jax.Array, np.ndarray]:
-        chosen = different(np.asarray(prompts))[:MOST_PROBLEMS]
-        return jnp.asarray(chosen), enumeration.rewards(task, chosen) > CORRECT
+        chosen = jnp.asarray(different(np.asarray(prompts))[:MOST_PROBLEMS])
+        return chosen, enumeration.rewards(task, chosen) > CORRECT
 
     @functools.cache
     def log_ref(seed: int) -> np.ndarray:
