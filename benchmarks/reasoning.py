@@ -3,7 +3,7 @@
 python -m benchmarks.reasoning                               all methods, then TRL
 python -m benchmarks.reasoning --methods grpo rloo --seeds 8
 python -m benchmarks.reasoning --parts trl                   single runs of grpo beside TRL's
-python -m benchmarks.reasoning --flags="--updates 400"       further flags of every run, after "="
+python -m benchmarks.reasoning --flags="--updates 800"       further flags of every run, after "="
 python -m benchmarks.reasoning --table                       print the committed results
 
 A method is one `ppo-jax rlhf reason` with all its seeds, in a folder inside --runs. An interrupted

@@ -94,15 +94,15 @@ def rate(policy, members, config, options):
         options: what the command line gives: games, minimax_games, updates, seed.
 
     Returns:
-        List of K rows, each a dictionary with the columns of the table.
+        List of K rows, each a dictionary with the columns of the table; those of minimax are empty.
     """
     game, act = envs.make("pgx:connect_four").env, league.actor(policy)
-    key, minimax_key = jax.random.split(jax.random.fold_in(jax.random.key(options.seed), 1))
+    key, _ = keys_of_games(options.seed)
     table = league.round_robin(key, game, act, members, options.games)
     ratings, half = league.elo(table[..., 0] + table[..., 1] / 2, table.sum(-1))
     won = table[..., 0] / options.games
     steps = options.updates * config.num_envs * config.num_steps
-    rows = [
+    return [
         {
             "generation": k,
             "env_steps": k * steps,
@@ -119,11 +119,21 @@ def rate(policy, members, config, options):
         }
         for k in range(len(won))
     ]
+
+
+def keys_of_games(seed):
+    """[2] keys of the games between members, and of those against minimax."""
+    return jax.random.split(jax.random.fold_in(jax.random.key(seed), 1))
+
+
+def add_minimax(rows, policy, members, options):
+    """Let the last member play against minimax, and add the results to the last row."""
+    _, key = keys_of_games(options.seed)
     last = jax.tree.map(lambda x: x[-1], members)
     for depth in DEPTHS:
-        count = against_minimax(minimax_key, act, last, (depth, options.minimax_games))
+        search = (depth, options.minimax_games)
+        count = against_minimax(key, league.actor(policy), last, search)
         rows[-1][f"wins_against_minimax_{depth}"] = share(count[0] / count.sum())
-    return rows
 
 
 def share(wins, known=True):
@@ -165,6 +175,14 @@ def percent(wins):
     return f"{100 * float(wins):.1f} %" if wins else "-"
 
 
+def write(rows, file):
+    """Write the table as a CSV file."""
+    with Path(file).open("w", newline="") as opened:
+        writer = csv.DictWriter(opened, list(rows[0]), lineterminator="\n")
+        writer.writeheader()
+        writer.writerows(rows)
+
+
 def main():
     """Train, let the members play, print the table and write it."""
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
@@ -184,17 +202,20 @@ def main():
             flag = name.replace("_", "-")
             parser.error(f"--{flag} is {getattr(options, name)}; it must be even and >= 2")
     config = configure(options.num_envs, options.seed)
+    if options.csv:  # before the training, so that a path that cannot be written fails at once
+        Path(options.csv).parent.mkdir(parents=True, exist_ok=True)
+        Path(options.csv).open("a").close()
     policy, members = train(config, options.generations, options.updates)
     rows = rate(policy, members, config, options)
+    if options.csv:  # the games against minimax take long, and are not needed for the ratings
+        write(rows, options.csv)
+    add_minimax(rows, policy, members, options)
     print(show(rows))
     for depth in DEPTHS:
         wins = percent(rows[-1][f"wins_against_minimax_{depth}"])
         print(f"wins of the last generation against minimax of depth {depth}: {wins}")
     if options.csv:
-        with Path(options.csv).open("w", newline="") as file:
-            writer = csv.DictWriter(file, list(rows[0]), lineterminator="\n")
-            writer.writeheader()
-            writer.writerows(rows)
+        write(rows, options.csv)
 
 
 if __name__ == "__main__":

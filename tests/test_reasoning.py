@@ -215,7 +215,7 @@ def test_an_agent_alone_has_the_numbers_that_it_has_among_others():
         near = pytest.approx(float(alone.rollout.metrics[name]), abs=1e-4)
         assert float(apart.rollout.metrics[name]) == near
     flat = lambda state: jax.flatten_util.ravel_pytree(state.learner.params)[0]
-    assert jnp.abs(flat(apart) - flat(alone)).max() < 3e-5  # a step is about 3e-4
+    assert jnp.abs(flat(apart) - flat(alone)).max() < 3e-5  # a step is about 5e-4
     assert jnp.abs(flat(apart) - flat(agents.take(among, 0))).max() > 1e-4
 
 
@@ -310,5 +310,5 @@ def test_the_default_run_learns_to_add(tmp_path):
     folder = tmp_path / "run"
     assert run("--run-dir", folder, "--eval-every", "100") == 0
     found = json.loads((folder / "summary.json").read_text())["configurations"][0]
-    assert found["start_pass_at_1"] <= 0.45
+    assert found["start_pass_at_1"] <= 0.5
     assert found["pass_at_1"] >= 0.9
