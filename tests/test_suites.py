@@ -456,7 +456,7 @@ def test_the_connect_four_example_trains_rates_and_writes_its_table(tmp_path, mo
     monkeypatch.syspath_prepend(ROOT / "examples")
     connect_four = importlib.import_module("connect_four")
     monkeypatch.setattr(connect_four, "DEPTHS", (2,))
-    file = tmp_path / "league.csv"
+    file = tmp_path / "new" / "league.csv"  # a folder that does not exist
     words = "--generations 2 --updates 1 --num-envs 8 --games 12 --minimax-games 4 --csv"
     monkeypatch.setattr("sys.argv", ["connect_four.py", *words.split(), str(file)])
     connect_four.main()
