@@ -19,6 +19,7 @@ from ppo_jax import guard
 from ppo_jax.cli import reason as plans
 from ppo_jax.cli import rlhf as command
 from ppo_jax.config import ConfigError
+from ppo_jax.config.schedules import Schedule
 from ppo_jax.rlhf import rollout
 from ppo_jax.rlhf.hf_io import load_model
 from ppo_jax.rlhf.reasoning import agents, exact, measure, optimise, report, start
@@ -217,6 +218,13 @@ def test_an_agent_alone_has_the_numbers_that_it_has_among_others():
     flat = lambda state: jax.flatten_util.ravel_pytree(state.learner.params)[0]
     assert jnp.abs(flat(apart) - flat(alone)).max() < 3e-5  # a step is about 5e-4
     assert jnp.abs(flat(apart) - flat(agents.take(among, 0))).max() > 1e-4
+
+
+def test_a_varied_learning_rate_replaces_the_schedule_of_the_default():
+    varied = plan("--vary", "learning_rate=1e-4,3e-4")
+    assert isinstance(plan().hyper.learning_rate, Schedule)
+    assert isinstance(varied.hyper.learning_rate, float)
+    assert [point["learning_rate"] for point in varied.points] == [1e-4, 3e-4]
 
 
 def test_the_agents_are_all_seeds_of_each_configuration():

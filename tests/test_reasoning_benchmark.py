@@ -7,7 +7,8 @@ import numpy as np
 import pytest
 
 from benchmarks import reasoning
-from benchmarks.language import verifier
+from benchmarks.language import reasoning_peer, verifier
+from ppo_jax.config import schedules
 from ppo_jax.rlhf import tasks
 
 
@@ -116,3 +117,12 @@ def test_agents_that_are_alone_are_rows_of_their_own_beside_those_of_trl(tmp_pat
         ("ppo_jax", "2", "0"), ("ppo_jax", "2", "1"), ("ppo_jax", "1", "0"), ("TRL", "1", "0"),
     ]  # fmt: skip
     assert "\nTokens per second, ppo_jax / TRL: 3.00\n" in reasoning.markdown(tmp_path)
+
+
+def test_the_other_trainer_gets_the_same_learning_rate():
+    assert reasoning_peer.schedule_of(1e-3) == {"learning_rate": 1e-3, "warmup": 0.0}
+    same = {"learning_rate": 6e-4, "warmup": 0.1, "anneal": True}
+    assert reasoning_peer.schedule_of(schedules.parse("linear(6e-4, 0, warmup=0.1)")) == same
+    for other in ("cosine(6e-4, 0)", "linear(6e-4, 1e-5)"):
+        with pytest.raises(SystemExit, match="TRL decays it linearly to 0"):
+            reasoning_peer.schedule_of(schedules.parse(other))

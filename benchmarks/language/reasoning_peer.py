@@ -14,6 +14,7 @@ from benchmarks.throughput import peers
 from ppo_jax.cli.language import restored
 from ppo_jax.cli.reason import plan_of
 from ppo_jax.cli.rlhf import KINDS
+from ppo_jax.config.schedules import Schedule
 from ppo_jax.rlhf.folder import checkpoints_of, read_stage
 from ppo_jax.rlhf.hf_io import load_model
 from ppo_jax.rlhf.reasoning import measure, start
@@ -73,7 +74,22 @@ def _prepare(plan: Plan, finished: Path, config: dict[str, Any], folder: Path) -
     (folder / "prompts.json").write_text(json.dumps(texts))
     settings = {name: config[name] for name in SHARED}
     settings |= {"response_length": plan.task.response_length, "seed": plan.reason.seed}
+    settings |= schedule_of(plan.hyper.learning_rate)
     (folder / "settings.json").write_text(json.dumps(settings))
+
+
+def schedule_of(rate: float | Schedule) -> dict[str, Any]:
+    """The learning rate and the fraction of its warm-up.
+
+    Raises:
+        SystemExit: it is a schedule that TRL's trainer does not have in the same form.
+    """
+    if not isinstance(rate, Schedule):
+        return {"learning_rate": rate, "warmup": 0.0}
+    if rate.kind != "linear" or rate.parameters["end"] != 0:
+        raise SystemExit(f"--learning-rate is {rate}; TRL decays it linearly to 0")
+    start, warmup = rate.parameters["start"], rate.parameters["warmup"]
+    return {"learning_rate": start, "warmup": warmup, "anneal": True}
 
 
 def _started(plan: Plan, finished: Path) -> Any:

@@ -46,6 +46,7 @@ def reward(prompts: list[str], completions: list[str], **columns: Any) -> list[f
 def arguments(settings: dict[str, Any], folder: Path) -> GRPOConfig:
     """The configuration of the trainer."""
     responses = settings["num_prompts"] * settings["group_size"]
+    steps = settings["updates"] * settings["minibatches"] * settings["epochs"]
     return GRPOConfig(
         output_dir=str(folder / "trainer"),
         use_cpu=True,
@@ -55,7 +56,7 @@ def arguments(settings: dict[str, Any], folder: Path) -> GRPOConfig:
         steps_per_generation=settings["minibatches"],
         gradient_accumulation_steps=1,
         num_iterations=settings["epochs"],
-        max_steps=settings["updates"] * settings["minibatches"] * settings["epochs"],
+        max_steps=steps,
         num_generations=settings["group_size"],
         max_completion_length=settings["response_length"],
         shuffle_dataset=False,
@@ -67,7 +68,7 @@ def arguments(settings: dict[str, Any], folder: Path) -> GRPOConfig:
         scale_rewards="group",
         learning_rate=settings["learning_rate"],
         lr_scheduler_type="linear" if settings["anneal"] else "constant",
-        warmup_steps=0,
+        warmup_steps=round(settings["warmup"] * steps),
         max_grad_norm=settings["max_grad_norm"],
         adam_epsilon=settings["adam_eps"],
         weight_decay=0.0,

@@ -6,8 +6,9 @@ from typing import Any
 
 from ppo_jax.config import ConfigError
 from ppo_jax.config.options import check, floats_of
-from ppo_jax.config.reasoning import WITHOUT, Reason
+from ppo_jax.config.reasoning import DEFAULTS, WITHOUT, Reason
 from ppo_jax.config.rlhf import Rollouts, Update
+from ppo_jax.config.schedules import is_schedule
 from ppo_jax.rlhf import tasks
 from ppo_jax.rlhf.decoder import Decoder, small
 from ppo_jax.rlhf.folder import flat
@@ -42,11 +43,27 @@ def plan_of(values: Values) -> Plan:
     Raises:
         ConfigError: an option is invalid; the message states the allowed values.
     """
+    values = _varied_as_numbers(values)
     reason = Reason(**_of(Reason, values))
     task = tasks.from_text(" ".join([reason.task, *reason.difficulty]))
     rollouts = {**_of(Rollouts, values), "max_new_tokens": task.response_length}
     config, hyper = Rollouts(**rollouts), Update(**_of(Update, values))
     return Plan(task, _decoder(task, reason), reason, config, hyper, _points(values, config, hyper))
+
+
+def _varied_as_numbers(values: Values) -> Values:
+    """The values, in which an option that varies is a number where its default is a schedule."""
+    replaced = {}
+    for name in map(_name, values["vary"]):
+        default = DEFAULTS.get(name)
+        if is_schedule(default) and values[name] == default:
+            replaced[name] = default.numbers[0]
+    return values | replaced
+
+
+def _name(word: str) -> str:
+    """The option that an argument of --vary names."""
+    return word.partition("=")[0].strip().lstrip("-").replace("-", "_")
 
 
 def _of(kind: Any, values: Values) -> Values:
@@ -90,8 +107,7 @@ def _points(values: Values, config: Rollouts, hyper: Update) -> tuple[dict[str, 
     fields = {name: f for name, f in fields.items() if name not in WITHOUT}
     numbers = {n: f for n, f in fields.items() if floats_of(f, records[n]).keys() == {n}}
     words = values["vary"]
-    for word in words:
-        name = word.partition("=")[0].strip().lstrip("-").replace("-", "_")
+    for name in map(_name, words):
         if name in fields and name not in numbers:
             raise ConfigError(
                 f"--vary {name}: it is {records[name]!r} and determines the program; only real "

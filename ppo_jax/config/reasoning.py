@@ -7,6 +7,7 @@ import tyro
 
 from ppo_jax.config import standard
 from ppo_jax.config.options import option
+from ppo_jax.config.schedules import Schedule
 
 Words = Annotated[tuple[str, ...], tyro.conf.UseAppendAction]
 
@@ -66,7 +67,8 @@ DEFAULTS: dict[str, Any] = {
     "num_prompts": 64,
     "group_size": 8,
     "kl_coef": 0.0,
-    "learning_rate": 5e-4,
+    # At the full rate, the first steps of Adam destroy some of the fine-tuned models.
+    "learning_rate": Schedule("linear", (6e-4, 0.0, 0.1)),
     "epochs": 1,
     "minibatches": 4,
     "eval_every": 50,
