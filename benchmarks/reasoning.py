@@ -179,7 +179,7 @@ def rows_of(method: str, folder: Path) -> list[Row]:
     summary = json.loads((folder / "summary.json").read_text())
     with (folder / "results.csv").open() as file:
         agents = list(csv.DictReader(file))
-    # The median, because evaluations and other programs interrupt some updates.
+    # The median, because other programs interrupt some updates.
     rates = [row["tokens_per_second"] for row in read_metrics(folder / "metrics.jsonl")]
     return [row_of(method, row, summary, float(np.median(rates))) for row in agents]
 

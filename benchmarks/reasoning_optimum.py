@@ -46,7 +46,7 @@ FLAGS = (
 TABLE, IMAGE = "reasoning_optimum.csv", "reasoning_optimum.png"
 # Columns of the table, in the order of exact.NAMES.
 NUMBERS = ("pass_at_1", "kl", "best_pass_at_1")
-# Number of training problems that are drawn; the different ones among them count.
+# Number of training problems that are drawn; the first exact.MOST_PROBLEMS different ones count.
 DRAWN = 512
 
 

@@ -74,7 +74,7 @@ def train(config, generations, updates, report=say):
     start = {"obs": base.env.init(jax.random.key(0)).observation, "action_mask": np.ones(7, bool)}
     shapes = jax.eval_shape(policy.init, jax.random.key(0), jax.tree.map(lambda x: x[None], start))
     members = jax.tree.map(lambda x: jnp.zeros((size, *x.shape), x.dtype), shapes)
-    state = jax.jit(lambda *league: program(*league).init(jax.random.key(config.seed)))(
+    state = jax.jit(lambda *opponents: program(*opponents).init(jax.random.key(config.seed)))(
         members, jnp.asarray(league.shares(1, size))
     )
     for k in range(1, size):
@@ -99,7 +99,8 @@ def rate(policy, members, config, options):
     game, act = envs.make("pgx:connect_four").env, league.actor(policy)
     key, _ = keys_of_games(options.seed)
     table = league.round_robin(key, game, act, members, options.games)
-    ratings, half = league.elo(table[..., 0] + table[..., 1] / 2, table.sum(-1))
+    # One drawn game is added for each pair: a member that lost all its games has a finite rating.
+    ratings, half = league.elo(table[..., 0] + table[..., 1] / 2 + 0.5, table.sum(-1) + 1.0)
     won = table[..., 0] / options.games
     steps = options.updates * config.num_envs * config.num_steps
     return [

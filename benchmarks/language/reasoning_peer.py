@@ -50,14 +50,21 @@ def run(finished: Path, folder: Path, environment: Path | None) -> dict[str, Any
     """
     _, config, _ = read_stage(finished)
     plan = plan_of(restored(config, KINDS["reason"]))
-    if not (folder / "measured.json").exists():
-        _prepare(plan, finished, config, folder)
+    before = _written(folder)
+    _prepare(plan, finished, config, folder)
+    if not (folder / "measured.json").exists() or before != _written(folder):
         python = peers.environment(f"trl-{platform.python_version()}", [*REQUIREMENTS], environment)
         words = [python, "-m", "benchmarks.language.trl_grpo", str(folder / "settings.json")]
         own = {**os.environ, "PYTHONPATH": str(ROOT)}
         if subprocess.run(words, cwd=ROOT, env=own, check=False).returncode:
             raise SystemExit("the process of TRL failed; its message is above")
     return _row(plan, folder)
+
+
+def _written(folder: Path) -> list[bytes]:
+    """What TRL is given: a measurement with another start or other problems is made again."""
+    names = ("settings.json", "prompts.json", "start/model.safetensors")
+    return [(folder / n).read_bytes() for n in names if (folder / n).exists()]
 
 
 def _prepare(plan: Plan, finished: Path, config: dict[str, Any], folder: Path) -> None:
@@ -118,6 +125,6 @@ def _row(plan: Plan, folder: Path) -> dict[str, Any]:
         "updates": plan.config.updates,
         "responses": plan.config.updates * responses,
         "train_seconds": round(measured["train_seconds"], 2),
-        "tokens_per_second": round(measured["tokens"] / measured["train_seconds"]),
+        "tokens_per_second": round(measured["tokens_per_second"]),
         "versions": measured["versions"],
     }

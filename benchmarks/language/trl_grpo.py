@@ -7,7 +7,9 @@ minibatch as ppo_jax does, and `num_items`, dropout, checkpoints, samples and re
 update generates all its responses at once. This module does not import ppo_jax.
 """
 
+import itertools
 import json
+import statistics
 import sys
 import time
 from pathlib import Path
@@ -105,10 +107,11 @@ def main(path: Path) -> None:
     times = clock.times[per_update - 1 :: per_update]
     import trl
 
+    seconds = [after - before for before, after in itertools.pairwise(times)]
+    rates = [tokens / each for tokens, each in zip(TOKENS[1:], seconds, strict=False)]
     measured = {
-        "train_seconds": times[-1] - times[0],
-        "updates_measured": len(times) - 1,
-        "tokens": sum(TOKENS[1:]),
+        "train_seconds": sum(seconds),
+        "tokens_per_second": statistics.median(rates),
         "versions": f"trl={trl.__version__} transformers={transformers.__version__} "
         f"torch={torch.__version__}",
     }

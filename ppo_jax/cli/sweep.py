@@ -21,7 +21,7 @@ from ppo_jax.config.toml import to_toml
 from ppo_jax.runs import terminal
 from ppo_jax.runs.trust import Given
 from ppo_jax.sweep.options import PointOptions, SweepOptions, WorkerOptions
-from ppo_jax.sweep.points import Configuration, configure, grid, parse_vary, sample
+from ppo_jax.sweep.points import Overrides, configure, grid, parse_vary, sample
 
 if TYPE_CHECKING:
     from ppo_jax.sweep.store import Spec
@@ -240,12 +240,12 @@ def _given_values(words: tuple[str, ...], name: str, default: list[str]) -> list
     return default
 
 
-def _which(config: TrainConfig, point: Configuration) -> tuple[str, str]:
+def _which(config: TrainConfig, point: Overrides) -> tuple[str, str]:
     return point.get("env", config.env), point.get("algorithm", config.algorithm)
 
 
 def _bases(
-    arguments: list[str], config: TrainConfig, points: list[Configuration]
+    arguments: list[str], config: TrainConfig, points: list[Overrides]
 ) -> dict[tuple[str, str], TrainConfig]:
     """(environment, algorithm) -> the configuration of the command line for them."""
     bases = {(config.env, config.algorithm): config}

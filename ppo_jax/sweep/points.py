@@ -17,7 +17,7 @@ from ppo_jax import config as configs
 from ppo_jax.config import TrainConfig, foreign
 from ppo_jax.config.options import SCHEDULED, ConfigError, did_you_mean, is_float, kind, parse, show
 
-Configuration = dict[str, Any]
+Overrides = dict[str, Any]
 SCALES = ("log", "lin")
 FIXED = ("seed",)  # set by the sweep itself
 
@@ -77,7 +77,7 @@ def parse_vary(words: Sequence[str], known: dict[str, Any]) -> dict[str, Range |
     return varied
 
 
-def grid(varied: dict[str, Range | list[Any]]) -> list[Configuration]:
+def grid(varied: dict[str, Range | list[Any]]) -> list[Overrides]:
     """All combinations of the values, the last name varying fastest; [{}] if nothing varies.
 
     Raises:
@@ -105,7 +105,7 @@ def grid(varied: dict[str, Range | list[Any]]) -> list[Configuration]:
 
 def sample(
     varied: dict[str, Range | list[Any]], count: int, sampler: str = "sobol", seed: int = 0
-) -> list[Configuration]:
+) -> list[Overrides]:
     """Random search: distinct points, uniform in the scale of each range and over each list.
 
     Args:
@@ -124,7 +124,7 @@ def sample(
             raise ConfigError(
                 f"--vary {name} gives a number of values, which does not apply to --sample; omit it"
             )
-    points: list[Configuration] = []
+    points: list[Overrides] = []
     for u in _draws(len(varied), 32 * count, sampler, seed):
         point = {
             name: values.at(x) if isinstance(values, Range) else values[int(x * len(values))]
@@ -140,7 +140,7 @@ def sample(
     )
 
 
-def configure(base: TrainConfig, point: Configuration) -> TrainConfig:
+def configure(base: TrainConfig, point: Overrides) -> TrainConfig:
     """The configuration of a point: the base with the point's values.
 
     Raises:
@@ -156,7 +156,7 @@ def configure(base: TrainConfig, point: Configuration) -> TrainConfig:
     return config
 
 
-def _values_for(base: TrainConfig, point: Configuration) -> dict[str, Any]:
+def _values_for(base: TrainConfig, point: Overrides) -> dict[str, Any]:
     """The values of the base; for another algorithm, its own fields keep their defaults."""
     values = configs.to_flat(base)
     if point.get("algorithm", base.algorithm) != base.algorithm:
@@ -165,7 +165,7 @@ def _values_for(base: TrainConfig, point: Configuration) -> dict[str, Any]:
     return values
 
 
-def label(point: Configuration) -> str:
+def label(point: Overrides) -> str:
     """A point as text, "learning_rate=0.001 clip_eps=0.2"; "baseline" if nothing varies."""
     return " ".join(f"{name}={show(value)}" for name, value in point.items()) or "baseline"
 

@@ -13,7 +13,7 @@ from ppo_jax.config.options import show
 from ppo_jax.envs import canonical
 from ppo_jax.experiment import MAY_BE_NAN
 from ppo_jax.rollout import PROMISES
-from ppo_jax.sweep.points import Configuration, label
+from ppo_jax.sweep.points import Overrides, label
 
 # Metrics that are averaged over episodes, not over updates.
 BY_EPISODE = ("episode_return", "episode_length")
@@ -47,7 +47,7 @@ class PointResult(NamedTuple):
         cut: [S] number of evaluation episodes that did not end by themselves.
     """
 
-    point: Configuration
+    point: Overrides
     config: TrainConfig
     seeds: tuple[int, ...]
     env_step: np.ndarray
@@ -102,7 +102,7 @@ class Setting(NamedTuple):
     number: int
     name: str
     short: str
-    point: Configuration
+    point: Overrides
     results: tuple[PointResult, ...]
     strata: tuple[np.ndarray, ...]
     area: float
@@ -230,7 +230,7 @@ def settings(results: Sequence[PointResult]) -> list[Setting]:
     return sorted(found, key=lambda s: s.rank, reverse=True)
 
 
-def short_names(points: Sequence[Configuration]) -> list[str]:
+def short_names(points: Sequence[Overrides]) -> list[str]:
     """Names of points for figures and tables: "learning_rate=0.0005, gamma=0.99".
 
     Values that all points share are left out, and real numbers have as few digits, but at least
@@ -257,7 +257,7 @@ def _digits(value: Any, digits: int) -> str:
     return f"{value:.{digits}g}" if isinstance(value, float) else show(value)
 
 
-def _without_env(point: Configuration) -> Configuration:
+def _without_env(point: Overrides) -> Overrides:
     return {n: v for n, v in point.items() if n != "env"}
 
 

@@ -13,7 +13,7 @@ from ppo_jax.config import ConfigError, TrainConfig
 from ppo_jax.config.options import did_you_mean
 from ppo_jax.envs import refuse_sweep
 from ppo_jax.runs import cache
-from ppo_jax.sweep.points import Configuration, configure, grid
+from ppo_jax.sweep.points import Overrides, configure, grid
 from ppo_jax.sweep.schedule import Finished, Schedule, group_agents
 from ppo_jax.train import build
 from ppo_jax.types import TrainState
@@ -63,7 +63,7 @@ def run_seeds(
 
 def run_sweep(
     config: TrainConfig,
-    points: Mapping[str, Sequence[Any]] | Sequence[Configuration],
+    points: Mapping[str, Sequence[Any]] | Sequence[Overrides],
     seeds: int | Sequence[int],
     *,
     env: Any = None,
@@ -73,7 +73,7 @@ def run_sweep(
     episodes: int = 0,
     devices: Sequence[jax.Device] | None = None,
     batch_size: int | None = None,
-) -> tuple[list[Configuration], Arrays]:
+) -> tuple[list[Overrides], Arrays]:
     """Train every configuration with every seed.
 
     run_sweep(config, {"learning_rate": [1e-4, 1e-3], "clip_eps": [0.1, 0.2]}, seeds=16)
@@ -158,7 +158,7 @@ def _env_steps(config: TrainConfig) -> np.ndarray:
     return np.arange(1, config.num_updates + 1) * (config.num_envs * config.num_steps)
 
 
-def _listed(points: Mapping | Sequence[Configuration], config: TrainConfig) -> list[Configuration]:
+def _listed(points: Mapping | Sequence[Overrides], config: TrainConfig) -> list[Overrides]:
     """The configurations as dictionaries, with checked names and with objects as references."""
     listed = grid({n: [*v] for n, v in points.items()}) if isinstance(points, Mapping) else points
     listed = [{n: configs.named(n, v) for n, v in point.items()} for point in listed]

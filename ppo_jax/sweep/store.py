@@ -25,7 +25,7 @@ from ppo_jax.runs.files import delete
 from ppo_jax.runs.folder import RunDirectory, check_digest, clear
 from ppo_jax.runs.trust import NOTHING, Given
 from ppo_jax.sweep import results
-from ppo_jax.sweep.points import Configuration
+from ppo_jax.sweep.points import Overrides
 from ppo_jax.sweep.results import PointResult
 from ppo_jax.sweep.schedule import Chunk, Finished
 
@@ -97,7 +97,7 @@ class Spec:
     parts: int
 
     @property
-    def points(self) -> list[Configuration]:
+    def points(self) -> list[Overrides]:
         """The values that vary, by name, for each configuration."""
         return [{n: configs.to_flat(c)[n] for n in self.varied} for c in self.configs]
 

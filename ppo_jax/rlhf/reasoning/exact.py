@@ -21,7 +21,7 @@ from ppo_jax.runs.chunk import compiler_options
 from ppo_jax.types import Params
 
 # The numbers are left out for tasks with more responses, and are those of at most so many problems.
-MOST_RESPONSES, MOST_PROBLEMS = 10_000, 64
+MOST_RESPONSES, MOST_PROBLEMS = 3_000, 64
 NAMES = ("exact_pass_at_1", "exact_kl", "best_pass_at_1")
 # (seed of the agent, counted from 0, parameters of the agent) -> name -> number
 Compare = Callable[[int, Params], dict[str, float]]
