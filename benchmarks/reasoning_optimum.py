@@ -41,7 +41,7 @@ from ppo_jax.types import Params, PyTree
 METHODS = SHARED | {name: ("--algorithm", name) for name in ("cispo", "reinforce_pp", "maxrl")}
 FLAGS = (
     "--task subtraction --difficulty digits=1 --hidden-size 32 --num-layers 1 "
-    "--num-prompts 32 --learning-rate 1e-3"
+    "--num-prompts 32 --minibatches 2 --learning-rate 1e-3 --start-at 0.3"
 )
 TABLE, IMAGE = "reasoning_optimum.csv", "reasoning_optimum.png"
 # Columns of the table, in the order of exact.NAMES.

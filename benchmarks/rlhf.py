@@ -34,7 +34,10 @@ from ppo_jax.config.options import did_you_mean
 
 NAMES = {"ours": "ppo_jax", "trl": "TRL"}
 PARTS = ("race", "breakdown")
-REQUIREMENTS = ("trl==1.12.0", "transformers==5.24.0", "accelerate==1.15.0", "torch==2.13.0")
+REQUIREMENTS = (
+    "trl==1.12.0", "transformers==5.24.0", "accelerate==1.15.0", "torch==2.13.0",
+    "requests",  # its GRPOTrainer imports it
+)  # fmt: skip
 FIELDS = (
     "size", "implementation", "episodes_per_second", "tokens_per_second", "slowest", "fastest",
     "cpu_seconds_per_update", "rounds", "speedup", "speedup_low", "speedup_high", "cpu_speedup",

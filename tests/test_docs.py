@@ -17,6 +17,7 @@ from benchmarks import (
     host_environments,
     memory_cells,
     pong,
+    reasoning,
     recall,
     rlhf,
     sweep,
@@ -64,6 +65,10 @@ def test_the_table_of_the_host_page_is_that_of_the_results():
 def test_the_table_of_the_memory_page_is_that_of_the_results():
     text = (ROOT / "docs/memory.md").read_text()
     assert recall.markdown() in text and memory_cells.markdown() in text
+
+
+def test_the_table_of_the_reasoning_page_is_that_of_the_results():
+    assert reasoning.markdown() in (ROOT / "docs/reasoning.md").read_text()
 
 
 def test_the_table_of_the_language_page_is_that_of_the_results():

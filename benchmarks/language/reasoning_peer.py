@@ -2,7 +2,6 @@
 
 import json
 import os
-import platform
 import subprocess
 from pathlib import Path
 from typing import Any
@@ -10,7 +9,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from benchmarks.throughput import peers
+from benchmarks import rlhf
 from ppo_jax.cli.language import restored
 from ppo_jax.cli.reason import plan_of
 from ppo_jax.cli.rlhf import KINDS
@@ -23,9 +22,8 @@ from ppo_jax.rlhf.reasoning.optimise import Plan, first_state, held_out
 from ppo_jax.rlhf.reasoning.session import FINE_TUNING
 from ppo_jax.rlhf.stages import Language, write_model
 from ppo_jax.rlhf.tasks import tokens
-from ppo_jax.rlhf.tokenizer import BOS, CharTokenizer
+from ppo_jax.rlhf.tokenizer import CharTokenizer
 
-REQUIREMENTS = ("trl==1.12.0", "transformers==5.24.0", "accelerate==1.15.0", "torch==2.13.0")
 ROOT = Path(__file__).parents[2]
 # Options of updates and rollouts that both contestants have.
 SHARED = (
@@ -53,8 +51,12 @@ def run(finished: Path, folder: Path, environment: Path | None) -> dict[str, Any
     before = _written(folder)
     _prepare(plan, finished, config, folder)
     if not (folder / "measured.json").exists() or before != _written(folder):
-        python = peers.environment(f"trl-{platform.python_version()}", [*REQUIREMENTS], environment)
-        words = [python, "-m", "benchmarks.language.trl_grpo", str(folder / "settings.json")]
+        words = [
+            rlhf.python(environment),
+            "-m",
+            "benchmarks.language.trl_grpo",
+            str(folder / "settings.json"),
+        ]
         own = {**os.environ, "PYTHONPATH": str(ROOT)}
         if subprocess.run(words, cwd=ROOT, env=own, check=False).returncode:
             raise SystemExit("the process of TRL failed; its message is above")
@@ -77,9 +79,11 @@ def _prepare(plan: Plan, finished: Path, config: dict[str, Any], folder: Path) -
     key = first_state(plan, plan.reason.seed, params, {}).rollout.data_key
     problems = jax.jit(lambda update: plan.problems(key, update))
     rows = [np.asarray(problems(update)) for update in range(plan.config.updates)]
-    texts = [BOS + tokens.decode(plan.task.vocabulary, row) for row in np.concatenate(rows)]
+    # Without the token that begins a text, which the tokenizer of the folder adds.
+    rows = np.concatenate(rows)
+    texts = [tokens.decode(plan.task.vocabulary, row) for row in rows]
     (folder / "prompts.json").write_text(json.dumps(texts))
-    settings = {name: config[name] for name in SHARED}
+    settings = {name: config[name] for name in SHARED} | {"first_prompt": rows[0].tolist()}
     settings |= {"response_length": plan.task.response_length, "seed": plan.reason.seed}
     settings |= schedule_of(plan.hyper.learning_rate)
     (folder / "settings.json").write_text(json.dumps(settings))

@@ -90,14 +90,18 @@ def main(path: Path) -> None:
     prompts = json.loads((folder / "prompts.json").read_text())
     length = [settings["response_length"]] * len(prompts)
     clock = Clock()
+    tokenizer = transformers.AutoTokenizer.from_pretrained(folder / "start", padding_side="left")
+    ids = tokenizer(prompts[0])["input_ids"]
+    if ids != settings["first_prompt"]:
+        raise SystemExit(
+            f"the tokens of the first prompt are {ids}, not {settings['first_prompt']}"
+        )
     trainer = GRPOTrainer(
         model=transformers.AutoModelForCausalLM.from_pretrained(folder / "start"),
         reward_funcs=reward,
         args=arguments(settings, folder),
         train_dataset=Dataset.from_dict({"prompt": prompts, "response_length": length}),
-        processing_class=transformers.AutoTokenizer.from_pretrained(
-            folder / "start", padding_side="left"
-        ),
+        processing_class=tokenizer,
         callbacks=[clock],
     )
     trainer.train()
