@@ -68,7 +68,6 @@ def test_a_run_ends_with_models_numbers_and_figures(trained):
     assert [row["start_pass_at_1"] for row in table[:2]] == [
         row["start_pass_at_1"] for row in table[2:]
     ]
-    assert float(table[-1]["exact_kl"]) > 1e-4
     for row in table[:2]:  # nothing changes at such a small learning rate
         assert row["pass_at_1"] == row["start_pass_at_1"]
     decoder, _ = load_model(trained / "model")
@@ -113,7 +112,6 @@ def test_the_results_compare_each_agent_with_the_best_at_its_kl(trained):
             assert float(row[name]) == pytest.approx(last[column], rel=1e-4, abs=1e-9)
         assert float(row["start_exact_kl"]) == 0.0
         assert float(row["exact_pass_at_1"]) <= float(row["best_pass_at_1"]) + 1e-4
-    assert float(table[-1]["exact_kl"]) > 1e-4
     for row in table[:2]:  # nothing changes at such a small learning rate
         assert abs(float(row["exact_kl"])) < 1e-6
 

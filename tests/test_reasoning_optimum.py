@@ -45,7 +45,7 @@ def test_a_row_has_the_numbers_of_its_seed():
         "method": "grpo", "seed": 1, "update": 20,
         "pass_at_1": "1.5", "kl": "2.5", "best_pass_at_1": "3.5",
     }  # fmt: skip
-    with pytest.raises(SystemExit, match="more than 10,000 responses"):
+    with pytest.raises(SystemExit, match="more than 3,000 responses"):
         benchmark.rows_of("grpo", 20, state_of([0.0]), lambda seed, params: {})
 
 
