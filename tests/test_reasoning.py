@@ -200,7 +200,8 @@ def test_training_has_no_problem_of_the_evaluation():
 
 @pytest.mark.slow
 def test_an_agent_alone_has_the_numbers_that_it_has_among_others():
-    both = plan("--kl-coef", "1")  # the penalty alone gives rewards to random weights
+    # The penalty alone gives rewards to random weights; the default rate begins at 0.
+    both = plan("--kl-coef", "1", "--learning-rate", "5e-4")
     params, reference = (both.decoder.init(jax.random.key(i)) for i in (0, 1))
     step = optimise._make_step(both)
     first = jax.jit(lambda seed: optimise.first_state(both, seed, params, {}))
