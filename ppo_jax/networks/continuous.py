@@ -100,7 +100,7 @@ class ContinuousHead(NamedTuple):
         log_std = module.param("log_std", nn.initializers.constant(first), (width, size))
         # The standard deviation does not shape the features, which the mean uses as well.
         features = jax.lax.stop_gradient(x)
-        floor = jnp.full((*x.shape[:-1], 1), FLOOR, x.dtype)
+        floor = jnp.zeros_like(x[..., :1]) + FLOOR
         scale = jnp.concatenate([jnp.exp(log_std), jnp.ones((1, size), log_std.dtype)])
         return jnp.concatenate([features, floor], axis=-1), scale
 
