@@ -1,7 +1,7 @@
 """pass@1 and KL of an agent from all responses of a small task, beside the best possible policy.
 
 A policy's pass@1 is the probability that its response, sampled at temperature 1, is right. It is at
-most the best pass@1 of all policies whose mean KL to the reference is the same
+most the best pass@1 of all policies whose mean KL to the reference is not larger
 (`ppo_jax.rlhf.optimum.under_budget`), where the reference is the agent after its fine-tuning.
 """
 

@@ -102,7 +102,7 @@ def optimisation(plan: Plan, start: Params, result: Callable[..., dict[str, Any]
     without calls of the host.
 
     Args:
-        plan: what is trained.
+        plan: the task, the model and the options of the run.
         start: parameters [S, ...] after the fine-tuning, which are also those of the reference.
         result: function (state, evaluation of the state, folder) -> content of summary.json.
 
@@ -161,7 +161,7 @@ def first_state(
     """The state of one agent before the first update.
 
     Args:
-        plan: what is trained.
+        plan: the task, the model and the options of the run.
         seed: [] seed of the agent.
         reference: parameters after the fine-tuning.
         floats: name -> [], values of the options that vary.
@@ -173,7 +173,7 @@ def held_out(plan: Plan) -> measure.Held:
     """The held-out problems of a run.
 
     Args:
-        plan: what is trained.
+        plan: the task, the model and the options of the run.
     """
     reason = plan.reason
     return measure.hold(

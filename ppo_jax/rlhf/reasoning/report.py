@@ -57,7 +57,7 @@ def configurations(
     """The result of each configuration, averaged over its seeds.
 
     Args:
-        plan: what was trained.
+        plan: the task, the model and the options of the run.
         before: numbers [A] of the agents after the fine-tuning.
         after: numbers [A] of the agents after reinforcement learning.
 
@@ -150,7 +150,7 @@ def draw(folder: Path, plan: Plan, before: dict[str, np.ndarray]) -> None:
 
     Args:
         folder: folder of the run, whose metrics.jsonl is read.
-        plan: what was trained.
+        plan: the task, the model and the options of the run.
         before: numbers [A] of the agents after the fine-tuning.
     """
     x, scores = _history(folder, plan, before["pass_at_1"])

@@ -39,7 +39,7 @@ def prepared(plan: Plan, options: RunOptions, config: dict[str, Any]) -> Callabl
     """The command, ready to run; problems are drawn, but nothing is trained or written yet.
 
     Args:
-        plan: what is trained.
+        plan: the task, the model and the options of the run.
         options: options of the run directory.
         config: flat configuration, as it is stored.
 
