@@ -42,7 +42,7 @@ NOT_RUN = {
     r"benchmarks\.accelerator( --minutes|$)": "needs an accelerator; tests/test_accelerator.py",
     r"ppo-jax rlhf (sft|reward|ppo|generate|evaluate) ": "models of the reader's own; "
     "tests/test_rlhf_command.py",
-    r"ppo-jax rlhf( --data|$)|benchmarks\.alignment": "five minutes and more",
+    r"ppo-jax rlhf( --data|$)|benchmarks\.alignment": "two minutes and more",
     r"--process-id|--distributed": "one of several processes; tests/test_cluster_processes.py",
     r"ppo_jax play ": "draws in a terminal; tests/test_zoo.py",
     r"benchmarks\.zoo ": "trains for minutes, or the reader's own runs; tests/test_zoo.py",
