@@ -135,6 +135,27 @@ def test_the_cache_changes_nothing(family):
         np.testing.assert_array_equal(cache.next_position, mask.sum(axis=1) + 4)
 
 
+@pytest.mark.parametrize("family", ["gpt2", "llama"])
+def test_the_last_columns_are_those_of_all_columns_with_fewer_operations(family):
+    """Values and gradients are equal, and the last layer does not compute the other columns."""
+    decoder, params = model(family)
+    tokens, mask, _ = padded(golden(family), "left")
+
+    def compiled(last):
+        def mean(params):
+            hidden = decoder.hidden(params, tokens, mask, last)[:, -3:]
+            return jnp.square(hidden).mean(), hidden
+
+        return jax.jit(jax.value_and_grad(mean, has_aux=True)).lower(params).compile()
+
+    few, whole = compiled(3), compiled(None)
+    for a, b in zip(*(jax.tree.leaves(program(params)) for program in (few, whole)), strict=True):
+        np.testing.assert_allclose(a, b, atol=2e-6)
+    flops = [program.cost_analysis()["flops"] for program in (few, whole)]
+    skipped = (1 - 3 / tokens.shape[1]) / decoder.config.num_layers
+    assert 1 - skipped < flops[0] / flops[1] < 1 - 0.6 * skipped  # keys and values remain
+
+
 def test_an_empty_cache_can_be_filled_by_steps():
     decoder, params = fresh(TINY)
     tokens = jnp.array([[3, 1, 4, 1], [5, 9, 2, 6]])

@@ -99,6 +99,17 @@ def test_the_cache_changes_nothing(name):
         np.testing.assert_allclose(hidden, whole[:, t], atol=2e-5)
 
 
+@pytest.mark.parametrize("name", CONFIGS)
+def test_the_last_columns_are_those_of_all_columns(name):
+    decoder = Decoder(dataclasses.replace(CONFIGS[name], init_std=0.3))
+    params = decoder.init(jax.random.key(0))
+    tokens = np.arange(24).reshape(2, 12) % 29
+    mask = np.array([[1] * 12, [0] * 3 + [1] * 9])
+    whole = jax.jit(decoder.hidden)(params, tokens, mask)
+    few = jax.jit(decoder.hidden, static_argnums=3)(params, tokens, mask, 5)
+    np.testing.assert_allclose(few, whole[:, -5:], atol=2e-5)
+
+
 @pytest.mark.parametrize("name", NEWER)
 def test_what_was_read_is_written_bit_by_bit(tmp_path, name):
     decoder, params = model(name)

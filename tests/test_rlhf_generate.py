@@ -160,6 +160,17 @@ def test_noise_differs_between_keys_rows_and_steps():
     assert len(np.unique(same.tokens[:, 0])) > 1
 
 
+def test_several_continuations_of_a_prompt_are_those_of_repeated_prompts():
+    keys = jax.random.split(jax.random.key(0), B)
+    prompt, mask = PROMPT[:16], MASK[:16]
+    many = [np.repeat(x, 4, axis=0) for x in (prompt, mask)]
+    apart = program()(keys, PARAMS, *many, 1.0, ends(3), 0)
+    together = program(samples=4)(keys, PARAMS, prompt, mask, 1.0, ends(3), 0)
+    np.testing.assert_array_equal(together.tokens, apart.tokens)
+    np.testing.assert_array_equal(together.mask, apart.mask)
+    np.testing.assert_allclose(together.log_prob, apart.log_prob, atol=1e-5)
+
+
 def test_frequencies_are_the_models_probabilities():
     """Frequencies of the first token at temperature 0.7: within four standard errors."""
     prompt, mask = np.tile(PROMPT[:1], (B, 1)), np.ones_like(MASK)

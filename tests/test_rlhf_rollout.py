@@ -61,6 +61,19 @@ def test_parts_have_the_same_responses_in_less_memory():
     assert temporary[1] < temporary[0] / 3, temporary
 
 
+def test_a_group_reads_its_prompt_once_with_the_same_responses():
+    """Parts of whole groups read each prompt once; parts that separate a group, for each row."""
+    groups = {"num_prompts": 6, "group_size": 4}
+    _, whole, _ = collected(rollout_batch=24, **groups)
+    _, aligned, _ = collected(rollout_batch=8, **groups)
+    _, separated, _ = collected(rollout_batch=6, **groups)
+    for other in (aligned, separated):
+        np.testing.assert_array_equal(whole.obs.tokens, other.obs.tokens)
+        np.testing.assert_allclose(whole.log_prob, other.log_prob, atol=1e-5)
+    first = np.asarray(whole.obs.tokens)[0, :, :2].reshape(6, 4, 2)
+    assert (first == first[:, :1]).all() and len(np.unique(first[:, 0], axis=0)) == 3
+
+
 def test_rows_of_unequal_parts_keep_their_order():
     sizes = []
 

@@ -11,6 +11,7 @@ from ppo_jax.rlhf.decoder_config import DecoderConfig
 from ppo_jax.rlhf.linear import Dense
 from ppo_jax.rlhf.norms import norm
 from ppo_jax.rlhf.rope import Rotation, rotate
+from ppo_jax.types import PyTree
 
 # The number that is added to the attention scores of masked keys. It is finite, so that a query
 # without any unmasked key averages over all keys instead of dividing 0 by 0 (no loss reads such a
@@ -96,9 +97,15 @@ def _attend_fused(
 
 
 class Attention(nn.Module):
-    """The projections to queries, keys and values, attention, and the output projection."""
+    """The projections to queries, keys and values, attention, and the output projection.
+
+    Attributes:
+        config: architecture of the model.
+        last: number of last columns of x that have outputs; None for all T.
+    """
 
     config: DecoderConfig
+    last: int | None = None
 
     @nn.compact
     def __call__(
@@ -113,22 +120,24 @@ class Attention(nn.Module):
         """Attend from x [B, T, D] to x, or to the cache `past` with x written at `column`.
 
         Returns:
-            Outputs [B, T, D], and the keys and values that were attended to.
+            Outputs [B, T, D], or those of the last columns, and the keys and values that were
+            attended to.
         """
         c = self.config
 
-        def project(name: str, heads: int, normed: str) -> jax.Array:
+        def project(x: jax.Array, name: str, heads: int, normed: str) -> jax.Array:
             y = _dense(c, heads * c.head_dim, bias=c.qkv_bias, std=c.init_std, name=name)(x)
             if normed == "all":
                 y = norm(c, f"{name}_norm")(y)
             y = y.reshape(*y.shape[:2], heads, c.head_dim)
             return norm(c, f"{name}_norm")(y) if normed == "head" else y
 
-        query = project("q", c.num_heads, c.structure.qk_norm)
-        key = project("k", c.num_kv_heads, c.structure.qk_norm)
-        value = project("v", c.num_kv_heads, "none")
+        query = project(last_columns(x, self.last), "q", c.num_heads, c.structure.qk_norm)
+        key = project(x, "k", c.num_kv_heads, c.structure.qk_norm)
+        value = project(x, "v", c.num_kv_heads, "none")
         if rotation is not None:
-            query, key = rotate(query, rotation), rotate(key, rotation)
+            query = rotate(query, last_columns(rotation, self.last))
+            key = rotate(key, rotation)
         kv = KeyValue(key.transpose(0, 2, 1, 3), value.transpose(0, 2, 1, 3))
         if past is not None:
             kv = jax.tree.map(
@@ -137,13 +146,18 @@ class Attention(nn.Module):
         out = attend(
             query,
             kv,
-            allowed,
+            last_columns(allowed, self.last),
             c.attention,
             scalar=c.query_pre_attn_scalar,
             softcap=c.attention_softcap,
         )
         std = c.init_std * (2 * c.num_layers) ** -0.5
         return _dense(c, c.hidden_size, bias=c.out_bias, std=std, name="o")(out), kv
+
+
+def last_columns(x: PyTree, count: int | None) -> PyTree:
+    """The last `count` columns of each leaf [B, T, ...]; all columns if count is None."""
+    return x if count is None else jax.tree.map(lambda leaf: leaf[:, -count:], x)
 
 
 def _dense(config: DecoderConfig, features: int, *, bias: bool, std: float, name: str) -> Dense:

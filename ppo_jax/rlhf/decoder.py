@@ -117,9 +117,23 @@ class Decoder:
         """
         return self.logits(params, self.hidden(params, tokens, mask))
 
-    def hidden(self, params: Params, tokens: jax.Array, mask: jax.Array | None = None) -> jax.Array:
-        """[B, L, D] hidden states after the final norm, in the config's dtype; see `apply`."""
-        return self._forward(params, tokens, mask)[0]
+    def hidden(
+        self,
+        params: Params,
+        tokens: jax.Array,
+        mask: jax.Array | None = None,
+        last: int | None = None,
+    ) -> jax.Array:
+        """[B, L, D] hidden states after the final norm, in the config's dtype; see `apply`.
+
+        Args:
+            params: parameters of the model, as from `init`.
+            tokens: [B, L] int, token ids.
+            mask: [B, L] mask, nonzero for tokens and 0 for padding; None if there is no padding.
+            last: number of last columns whose hidden states are returned, [B, last, D]; None for
+                all. The last layer then does not compute the others. Static.
+        """
+        return self._forward(params, tokens, mask, last)[0]
 
     def head(self, params: Params) -> jax.Array:
         """The matrix [D, V] that maps hidden states to logits."""
@@ -225,15 +239,21 @@ class Decoder:
             layers, mask, positions, cache.next_position + 1, cache.column + 1
         )
 
-    def values(self, params: Params, tokens: jax.Array, mask: jax.Array | None = None) -> jax.Array:
+    def values(
+        self,
+        params: Params,
+        tokens: jax.Array,
+        mask: jax.Array | None = None,
+        last: int | None = None,
+    ) -> jax.Array:
         """Output of the score head at each column, v_t = w · h_t.
 
-        The arguments are those of `apply`, with parameters that include a score head.
+        The arguments are those of `hidden`, with parameters that include a score head.
 
         Returns:
-            [B, L] float32 values.
+            [B, L] float32 values, or those of the last columns.
         """
-        hidden = self.hidden(params, tokens, mask).astype(jnp.float32)
+        hidden = self.hidden(params, tokens, mask, last).astype(jnp.float32)
         return (hidden @ params["score"]["kernel"].astype(jnp.float32))[..., 0]
 
     def score(self, params: Params, tokens: jax.Array, mask: jax.Array | None = None) -> jax.Array:
@@ -276,19 +296,20 @@ class Decoder:
         return trunk | {"score": {"kernel": kernel}}
 
     def _forward(
-        self, params: Params, tokens: jax.Array, mask: jax.Array | None
+        self, params: Params, tokens: jax.Array, mask: jax.Array | None, last: int | None = None
     ) -> tuple[jax.Array, tuple[KeyValue, ...]]:
         self._check_length(tokens.shape[1])
         mask = jnp.ones(tokens.shape, bool) if mask is None else mask > 0
         positions = positions_of(mask)
         keys = (mask, positions, jnp.arange(tokens.shape[1]))
-        return self._trunk(params, tokens, positions, keys)
+        return self._trunk(params, tokens, positions, keys, last=last)
 
     def _trunk(
-        self, params: Params, *args: Any, **cached: Any
+        self, params: Params, *args: Any, last: int | None = None, **cached: Any
     ) -> tuple[jax.Array, tuple[KeyValue, ...]]:
         # linen annotates the result of `apply` for any module; these are the types of this one.
-        return cast(Any, Trunk(self.config).apply({"params": params}, *args, **cached))
+        trunk = Trunk(self.config, last=last)
+        return cast(Any, trunk.apply({"params": params}, *args, **cached))
 
     def _check_length(self, length: int) -> None:
         c = self.config

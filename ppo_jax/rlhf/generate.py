@@ -65,6 +65,7 @@ def generate(
     top_p: jax.Array | float | None = None,
     valid_vocab: int | None = None,
     truncated: bool = False,
+    samples: int = 1,
 ) -> Generation:
     """Continue every prompt until its end of text, or for max_new_tokens tokens.
 
@@ -75,8 +76,8 @@ def generate(
         key: PRNG key, or [B] keys, one for each row: the tokens of a row then do not depend on the
             other rows of the batch.
         params: parameters of the decoder.
-        prompt: [B, P] int, token ids of the prompts, padded on either side.
-        prompt_mask: [B, P] mask, nonzero for tokens; None if there is no padding.
+        prompt: [B / samples, P] int, token ids of the prompts, padded on either side.
+        prompt_mask: [B / samples, P] mask, nonzero for tokens; None if there is no padding.
         decoder: the model. Static.
         max_new_tokens: N, the maximum number of new tokens. Static.
         temperature: [] τ; 0 takes the most likely token, with log-probabilities of τ = 1.
@@ -89,6 +90,8 @@ def generate(
             ids. Static.
         truncated: whether log-probabilities are those of the distribution that top_k and top_p
             leave, instead of the whole distribution. Static.
+        samples: number of continuations of each prompt, which are consecutive among the B rows. The
+            prompt is read once for all of them. Static.
 
     Returns:
         Tokens, masks and log-probabilities [B, N].
@@ -101,7 +104,7 @@ def generate(
     """
     _check(decoder, prompt, max_new_tokens, top_k=top_k, top_p=top_p)
     stops = jnp.array((), jnp.int32) if eos_id is None else jnp.atleast_1d(jnp.asarray(eos_id))
-    batch, length = prompt.shape
+    batch, length = prompt.shape[0] * samples, prompt.shape[1]
     if not jnp.issubdtype(key.dtype, jax.dtypes.prng_key):  # a key of jax.random.PRNGKey
         key = jax.random.wrap_key_data(key)
 
@@ -127,6 +130,9 @@ def generate(
 
     hidden, cache = decoder.prefill(params, prompt, prompt_mask, length + max_new_tokens - 1)
     last = hidden[:, -1] if prompt_mask is None else _last(hidden, prompt_mask)
+    last, cache = jax.tree.map(
+        lambda x: jnp.repeat(x, samples, axis=0) if x.ndim else x, (last, cache)
+    )
     running = jnp.zeros((batch,), bool)
     token, done, log_prob = draw(jnp.int32(0), last, running)
     shape = (batch, max_new_tokens)

@@ -101,10 +101,10 @@ def make_policy(
     def apply(params: Params, inputs: TokenInputs) -> tuple[TokenDistribution, jax.Array]:
         # The last token of a response is never an input, because no token follows it.
         tokens, mask = inputs.tokens[:, 0, :-1], inputs.mask[:, 0, :-1]
-        hidden = actor.hidden(params["actor"], tokens, mask)[:, -length:]
+        hidden = actor.hidden(params["actor"], tokens, mask, length)
         dist = actor.distribution(params["actor"], hidden, temperature, valid_vocab=valid_vocab)
         if isinstance(critic, Decoder):
-            return dist, critic.values(params["critic"], tokens, mask)[:, -length:]
+            return dist, critic.values(params["critic"], tokens, mask, length)
         if critic == "shared":
             return dist, read_values(params["critic"], hidden)
         return dist, jnp.zeros(hidden.shape[:2], jnp.float32)
@@ -157,6 +157,6 @@ def log_prob_of(
         [M, L] float32, log-probabilities in nats.
     """
     tokens, mask = inputs.tokens[:, 0], inputs.mask[:, 0]
-    hidden = decoder.hidden(params, tokens[:, :-1], mask[:, :-1])[:, -length:]
+    hidden = decoder.hidden(params, tokens[:, :-1], mask[:, :-1], length)
     dist = decoder.distribution(params, hidden, temperature, valid_vocab=valid_vocab)
     return dist.log_prob(tokens[:, -length:])

@@ -18,7 +18,7 @@ from ppo_jax.rlhf import rewards, selection
 from ppo_jax.rlhf.decoder import Decoder
 from ppo_jax.rlhf.generate import Generation, generate
 from ppo_jax.rlhf.policy import LanguagePolicy, TokenInputs, log_prob_of
-from ppo_jax.rlhf.sharding import in_parts, spread
+from ppo_jax.rlhf.sharding import data_size, in_parts, spread
 from ppo_jax.types import Metrics, Params, PyTree, Trajectory
 
 
@@ -187,7 +187,8 @@ def collect(
     """
     ask = functools.partial(_ask, state, frozen, settings)
     write = functools.partial(respond, policy=policy, reference=reference, score=score)
-    own = {"params": params, "sampler": state.sampler if settings.stale else params}
+    sampler = state.sampler if settings.stale else params
+    own: dict[str, Any] = {"params": params, "sampler": sampler, "group_size": settings.group_size}
     write = functools.partial(write, frozen=frozen, settings=settings, **own)
     responses = write(key, prompts=ask(jnp.int32(0)))
     moments = state.moments
@@ -261,6 +262,7 @@ def respond(
     score: Score,
     settings: Settings,
     sampler: Params | None = None,
+    group_size: int = 1,
 ) -> Responses:
     """Sample a response to each prompt and evaluate it with all four models.
 
@@ -278,6 +280,8 @@ def respond(
         settings: settings of the rollout: those of sampling, `eos_id`, `rollout_batch` and `mesh`
             are used.
         sampler: parameters that the responses are sampled with; None for `params`.
+        group_size: number of consecutive rows with the same prompt. The sampler reads it once for
+            all of them, if no part separates them.
 
     Returns:
         The B responses with the outputs of the models.
@@ -288,7 +292,9 @@ def respond(
 
     def part(rows: tuple) -> Responses:
         keys, prompts = rows
-        inputs, written = _write(keys, sampler, prompts, policy=policy, settings=settings)
+        whole = len(keys) // data_size(settings.mesh) % group_size == 0
+        same = {"policy": policy, "settings": settings, "samples": group_size if whole else 1}
+        inputs, written = _write(keys, sampler, prompts, **same)
         ended = _ended(written.tokens, written.mask, settings.eos_id)
         models: dict[str, Any] = {"policy": policy, "reference": reference, "score": score}
         return _evaluated(params, frozen, inputs, written, ended=ended, **models)
@@ -305,9 +311,14 @@ def _write(
     *,
     policy: LanguagePolicy,
     settings: Settings,
+    samples: int,
 ) -> tuple[TokenInputs, Generation]:
-    """Sample a response to each prompt: (inputs of the models [B, 1, P + L], tokens [B, L])."""
-    prompt, prompt_mask = prompts[:2]
+    """Sample a response to each prompt: (inputs of the models [B, 1, P + L], tokens [B, L]).
+
+    Every `samples` consecutive prompts are the same.
+    """
+    # Reshaped before it is sliced: rows that are distributed over devices stay where they are.
+    prompt, prompt_mask = (x.reshape(-1, samples, x.shape[1])[:, 0] for x in prompts[:2])
     temperature = settings.sampling_temperature
     written = generate(
         keys,
@@ -322,6 +333,7 @@ def _write(
         top_p=settings.top_p,
         valid_vocab=policy.valid_vocab,
         truncated=True,
+        samples=samples,
     )
     inputs = _inputs(prompts, written)
     return inputs, written

@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
-from ppo_jax.rlhf.attention import Attention, KeyValue
+from ppo_jax.rlhf.attention import Attention, KeyValue, last_columns
 from ppo_jax.rlhf.decoder_config import DecoderConfig
 from ppo_jax.rlhf.linear import Dense
 from ppo_jax.rlhf.norms import norm
@@ -93,11 +93,17 @@ class Block(nn.Module):
 
     In some families the norms follow attention and MLP, or stand on both sides of them.
 
+    Attributes:
+        config: architecture of the model.
+        last: number of last columns that have outputs; None for all T. The keys and values are
+            those of all columns.
+
     Source: Xiong et al. 2020, On Layer Normalization in the Transformer Architecture (before);
     Gemma Team 2024, Gemma 2, section 2 (both); OLMo Team 2024, 2 OLMo 2 Furious, section 3 (after).
     """
 
     config: DecoderConfig
+    last: int | None = None
 
     @nn.compact
     def __call__(
@@ -119,10 +125,10 @@ class Block(nn.Module):
         def normed(name: str, wanted: bool, x: jax.Array) -> jax.Array:
             return norm(c, name)(x) if wanted else x
 
-        out, kv = Attention(c, name="attention")(
+        out, kv = Attention(c, self.last, name="attention")(
             normed("attention_norm", before, x), rotation, allowed, past=past, column=column
         )
-        x = x + normed("attention_post_norm", after, out)
+        x = last_columns(x, self.last) + normed("attention_post_norm", after, out)
         out = MLP(c, name="mlp")(normed("mlp_norm", before, x))
         return x + normed("mlp_post_norm", after, out), kv
 
@@ -136,10 +142,13 @@ class Trunk(nn.Module):
     Attributes:
         config: architecture of the model.
         depth: number of layers; None for the number in the config.
+        last: number of last columns whose hidden states are needed; None for all T. The last layer
+            computes only these, apart from its keys and values.
     """
 
     config: DecoderConfig
     depth: int | None = None
+    last: int | None = None
 
     @nn.compact
     def __call__(
@@ -161,7 +170,8 @@ class Trunk(nn.Module):
             column: index of the first token's column among the keys.
 
         Returns:
-            Hidden states [B, T, D] after the final norm, and the keys and values of each layer.
+            Hidden states [B, T, D] after the final norm, or those of the last columns, and the
+            keys and values of each layer.
         """
         c = self.config
         x = self._embed(tokens, positions)
@@ -171,8 +181,10 @@ class Trunk(nn.Module):
         block = nn.remat(Block) if c.remat else Block
         kvs = []
         for i in self.layers:
+            last = self.last if i == self.layers[-1] else None
+            layer = block(c, last, name=f"layer_{i}")
             layer = functools.partial(
-                block(c, name=f"layer_{i}"), past=None if past is None else past[i], column=column
+                layer, past=None if past is None else past[i], column=column
             )
             x, kv = layer(x, turns[c.rotation(i)], seen[c.window(i)])
             kvs.append(kv)

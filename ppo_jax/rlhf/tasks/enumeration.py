@@ -77,7 +77,7 @@ def log_probs(task: Task, decoder: Decoder, params: Params, prompts: jax.Array) 
 
     def of_prompt(prompt: jax.Array) -> jax.Array:
         before = jnp.broadcast_to(prompt, (len(starts), prompt.shape[0]))
-        hidden = decoder.hidden(params, jnp.concatenate([before, starts], axis=1))[:, -length:]
+        hidden = decoder.hidden(params, jnp.concatenate([before, starts], axis=1), last=length)
         step = jax.nn.log_softmax(decoder.logits(params, hidden)[..., :size])
         begun, ended = jnp.zeros(1), []
         for k in range(length):
