@@ -2,6 +2,7 @@
 
 python -m benchmarks.reasoning                               all methods, then TRL
 python -m benchmarks.reasoning --methods grpo rloo --seeds 8
+python -m benchmarks.reasoning --parts harder                grpo on a harder task
 python -m benchmarks.reasoning --parts trl                   single runs of grpo beside TRL's
 python -m benchmarks.reasoning --flags="--updates 800"       further flags of every run, after "="
 python -m benchmarks.reasoning --table                       print the committed results
@@ -49,12 +50,19 @@ METHODS: dict[str, tuple[str, ...]] = {
     # The clip range of its paper, section 5.1.
     "gspo": ("--algorithm", "gspo", "--clip-eps", "3e-4", "--clip-eps-high", "4e-4"),
 }
+# Addition of two digits is the default of ppo-jax rlhf reason. With three digits, more worked
+# examples and gradient steps are needed before the model solves any held-out problem.
+TASK, HARDER = "two digits", "three digits"
+HARDER_FLAGS = (
+    "--difficulty", "digits=3", "--worked-examples", "10000", "--sft-updates", "4000",
+    "--start-at", "0.3", "--updates", "800",
+)  # fmt: skip
 # Flags with which TRL would train on another problem or with another objective.
 NOT_OF_TRL = ("task", "difficulty", "kl-coef", "kl-kind", "kl-in", "kl-target", "kl-horizon")
-PARTS = ("methods", "trl")
+PARTS = ("methods", "harder", "trl")
 AGENT = "eval_pass_at_1_agent_"
 # Columns that identify an agent; an agent of a run with several is another than one that is alone.
-KEY = ("implementation", "method", "agents", "seed")
+KEY = ("task", "implementation", "method", "agents", "seed")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -63,8 +71,8 @@ class Options:
 
     Attributes:
         methods: methods to train.
-        parts: parts to run: methods trains all methods, trl trains one seed at a time with grpo
-            and TRL's GRPOTrainer.
+        parts: parts to run: methods trains all methods, harder trains grpo on three-digit
+            addition, trl trains one seed at a time with grpo and TRL's GRPOTrainer.
         seeds: number of seeds of each method, at least 2.
         peer_seeds: number of seeds that are trained beside TRL.
         flags: further flags of every run as one text, as in --flags="--updates 100".
@@ -126,19 +134,23 @@ def main(options: Options) -> None:
         if "methods" in options.parts:
             for method in options.methods:
                 measure(method, options)
+        if "harder" in options.parts:
+            measure("grpo", options, HARDER)
         if "trl" in options.parts:
             for seed in range(options.peer_seeds):
                 compare(seed, options)
     print(markdown(options.out), end="")
 
 
-def measure(method: str, options: Options) -> None:
+def measure(method: str, options: Options, task: str = TASK) -> None:
     """Run or resume a method, and write its rows and curves."""
-    folder = options.runs / method
-    train(folder, method, ["--seeds", str(options.seeds), *options.flags.split()])
-    replace(options.out / "reasoning.csv", rows_of(method, folder), KEY, place)
-    curves = curves_of(method, folder)
-    replace(options.out / "reasoning_curves.csv", curves, ("method", "update"), place)
+    folder = options.runs / (method if task == TASK else f"harder_{method}")
+    flags = () if task == TASK else HARDER_FLAGS
+    train(folder, method, ["--seeds", str(options.seeds), *flags, *options.flags.split()])
+    rows = [{"task": task, **row} for row in rows_of(method, folder)]
+    replace(options.out / "reasoning.csv", rows, KEY, place)
+    curves = [{"task": task, **row} for row in curves_of(method, folder)]
+    replace(options.out / "reasoning_curves.csv", curves, ("task", "method", "update"), place)
     plot(options)
 
 
@@ -233,11 +245,11 @@ def curves_of(method: str, folder: Path) -> list[Row]:
 
 
 def place(row: Row) -> tuple[Any, ...]:
-    """Sort key of a row: agents in one program first, then method, implementation, seed, update."""
+    """Sort key of a row: task, then agents in one program before those that are alone, then method,
+    implementation, seed and update."""
     method, numbers = list(METHODS).index(row["method"]), ("seed", "update")
-    return int(row.get("agents", 0)) == 1, method, row.get("implementation") == "TRL", *(
-        int(row.get(name, 0)) for name in numbers
-    )  # fmt: skip
+    alone, peer = int(row.get("agents", 0)) == 1, row.get("implementation") == "TRL"
+    return row["task"] == HARDER, alone, method, peer, *(int(row.get(n, 0)) for n in numbers)
 
 
 def compare(seed: int, options: Options) -> None:
@@ -251,21 +263,25 @@ def compare(seed: int, options: Options) -> None:
         "device": provenance.device(),
         **{name: f"{x:.6g}" if isinstance(x, float) else x for name, x in found.items()},
     }
-    replace(options.out / "reasoning.csv", [*rows_of("grpo", folder), row], KEY, place)
+    rows = [{"task": TASK, **r} for r in (*rows_of("grpo", folder), row)]
+    replace(options.out / "reasoning.csv", rows, KEY, place)
 
 
 @style.styled
 def plot(options: Options) -> None:
-    """Draw the curves of all methods in the table."""
+    """Draw the curves of all methods in the table, in a panel for each task."""
     rows = read(options.out / "reasoning_curves.csv")
-    figure, (axes,) = style.figure()
-    for rank, method in enumerate(dict.fromkeys(r["method"] for r in rows)):
-        mine = [r for r in rows if r["method"] == method]
-        column = lambda name, mine=mine: np.array([float(r[name]) for r in mine])
-        band = (column("low"), column("high"))
-        middle = column("interquartile_mean")
-        style.line(axes, column("update"), middle, rank=rank, name=method, band=band)
-    style.label(axes, x="updates", y="pass@1 on held-out problems")
+    ranks = {method: rank for rank, method in enumerate(METHODS)}
+    tasks = list(dict.fromkeys(r["task"] for r in rows))
+    figure, panels = style.figure(1, len(tasks), size=(8.0 + 2.0 * (len(tasks) > 1), 4.5))
+    for task, axes in zip(tasks, panels, strict=True):
+        for method in dict.fromkeys(r["method"] for r in rows if r["task"] == task):
+            mine = [r for r in rows if (r["task"], r["method"]) == (task, method)]
+            column = lambda name, mine=mine: np.array([float(r[name]) for r in mine])
+            band = (column("low"), column("high"))
+            middle, rank = column("interquartile_mean"), ranks[method]
+            style.line(axes, column("update"), middle, rank=rank, name=method, band=band)
+        style.label(axes, x="updates", y="pass@1 on held-out problems", title=task)
     style.legend(figure)
     style.write(figure, options.image / "reasoning.png")
 
@@ -273,20 +289,20 @@ def plot(options: Options) -> None:
 def markdown(folder: Path = RESULTS) -> str:
     """The committed results as a table: means over the seeds, with 95 % bootstrap intervals."""
     lines = [
-        "| | method | seeds | pass@1 before | pass@1 | 95 % interval | lowest seed | pass@8 "
+        "| task | | method | seeds | pass@1 before | pass@1 | 95 % interval | lowest seed | pass@8 "
         "| agents | tokens/s | seconds |",
-        "|" + "---|" * 11,
+        "|" + "---|" * 12,
     ]
     rows = read(folder / "reasoning.csv")
-    same = lambda r: (r["implementation"], r["method"], r["agents"])
-    for name, method, agents in dict.fromkeys(map(same, rows)):
-        mine = [r for r in rows if same(r) == (name, method, agents)]
+    same = lambda r: (r["task"], r["implementation"], r["method"], r["agents"])
+    for task, name, method, agents in dict.fromkeys(map(same, rows)):
+        mine = [r for r in rows if same(r) == (task, name, method, agents)]
         column = lambda key, mine=mine: np.array([float(r[key]) for r in mine])
         after = column("pass_at_1")
         low, high = statistics.interval([after], statistics.mean)
         interval = f"{low:.3f} to {high:.3f}" if len(mine) > 1 else ""
         means = (f"{column(n).mean():.3f}" for n in ("start_pass_at_1", "pass_at_1"))
-        cells = [name, method, str(len(mine)), *means, interval, f"{after.min():.3f}"]
+        cells = [task, name, method, str(len(mine)), *means, interval, f"{after.min():.3f}"]
         cells += [f"{column('pass_at_k').mean():.3f}", agents]
         cells += [f"{column(n).mean():.0f}" for n in ("tokens_per_second", "train_seconds")]
         lines.append("| " + " | ".join(cells) + " |")

@@ -59,6 +59,9 @@ def test_a_run_with_other_options_is_refused(tmp_path):
         reasoning.check_same(tmp_path, [*words, "--updates", "7", "--seeds", "3"])
 
 
+figure = reasoning.style.figure
+
+
 def finished(folder, scores):
     """The files of a finished run."""
     folder.mkdir(parents=True)
@@ -94,16 +97,42 @@ def test_a_finished_run_is_not_repeated_and_its_numbers_are_in_the_tables(tmp_pa
     assert [row["seed"] for row in rows] == ["0", "1", "2", "3"]
     assert {row["responses"] for row in rows} == {"10"}  # of one agent
     assert (
-        "| ppo_jax | grpo | 4 | 0.250 | 0.938 | 0.812 to 1.000 | 0.750 | 1.000 | 4 | 9 | 3 |"
+        "| two digits | ppo_jax | grpo | 4 | 0.250 | 0.938 | 0.812 to 1.000 | 0.750 | 1.000 | 4 | 9 | 3 |"
         in (reasoning.markdown(tmp_path))
     )
     assert (tmp_path / "reasoning.png").stat().st_size > 0
 
 
+def test_the_harder_task_has_rows_and_a_panel_of_its_own(tmp_path, monkeypatch):
+    given = []
+    monkeypatch.setattr(reasoning, "train", lambda folder, method, flags: given.append(flags))
+    options = reasoning.Options(
+        methods=("grpo",), parts=("methods", "harder"), runs=tmp_path, out=tmp_path, image=tmp_path
+    )
+    finished(tmp_path / "grpo", [0.75, 1.0])
+    finished(tmp_path / "harder_grpo", [0.5, 0.75])
+    panels = []
+    monkeypatch.setattr(
+        reasoning.style,
+        "figure",
+        lambda *shape, **options: panels.append(shape[:2]) or figure(*shape, **options),
+    )
+    reasoning.main(options)
+    assert given[0] == ["--seeds", "8"] and "digits=3" in given[1]
+    rows = reasoning.read(tmp_path / "reasoning.csv")
+    assert [(r["task"], r["pass_at_1"]) for r in rows] == [
+        ("two digits", "0.75"), ("two digits", "1.0"),
+        ("three digits", "0.5"), ("three digits", "0.75"),
+    ]  # fmt: skip
+    assert panels[-1] == (1, 2)
+    assert "| three digits | ppo_jax | grpo | 2 | 0.250 | 0.625 |" in reasoning.markdown(tmp_path)
+
+
 def test_agents_that_are_alone_are_rows_of_their_own_beside_those_of_trl(tmp_path, monkeypatch):
     options = reasoning.Options(
-        methods=("grpo",), peer_seeds=1, runs=tmp_path, out=tmp_path, image=tmp_path
-    )
+        methods=("grpo",), parts=("methods", "trl"), peer_seeds=1, runs=tmp_path, out=tmp_path,
+        image=tmp_path,
+    )  # fmt: skip
     finished(tmp_path / "grpo", [0.75, 1.0])
     finished(tmp_path / "grpo_seed_0", [0.875])
     numbers = {"start_pass_at_1": 0.25, "start_pass_at_k": 0.5, "pass_at_1": 0.5, "pass_at_k": 0.75}
