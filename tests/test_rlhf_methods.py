@@ -53,8 +53,8 @@ near = functools.partial(np.testing.assert_allclose, rtol=1e-5, atol=1e-6)
 class Bigrams(Decoder):
     """A model whose hidden state is the one-hot code of the last token."""
 
-    def hidden(self, params, tokens, mask=None):
-        return jax.nn.one_hot(tokens, VOCABULARY)
+    def hidden(self, params, tokens, mask=None, last=None):
+        return jax.nn.one_hot(tokens if last is None else tokens[:, -last:], VOCABULARY)
 
     def head(self, params):
         return params["table"]
@@ -91,7 +91,8 @@ REWARD = Reward(
 def given_responses(monkeypatch):
     """The sampler returns the responses of each prompt in turn."""
 
-    def generate(key, params, prompt, mask, **options):
+    def generate(key, params, prompt, mask, *, samples, **options):
+        prompt = jnp.repeat(prompt, samples, axis=0)
         row, turn = prompt[:, -1] - 1, jnp.arange(len(prompt)) % 2
         tokens, mask = jnp.asarray(RESPONSES)[row, turn], jnp.asarray(MASKS)[row, turn] > 0
         return Generation(tokens, mask, jnp.zeros(mask.shape))

@@ -289,7 +289,8 @@ def test_importance_weights():
 def test_stale_rollouts_are_sampled_with_the_parameters_before_the_last_update(monkeypatch):
     """The sampler's own probabilities, of the later policy; the weights are π / later."""
 
-    def generate(key, params, prompt, mask, **options):
+    def generate(key, params, prompt, mask, *, samples, **options):
+        prompt = jnp.repeat(prompt, samples, axis=0)
         row, turn = prompt[:, -1] - 1, jnp.arange(len(prompt)) % 2
         tokens, mask = jnp.asarray(RESPONSES)[row, turn], jnp.asarray(MASKS)[row, turn] > 0
         before = jnp.concatenate([prompt[:, -1:], tokens[:, :-1]], axis=1)
