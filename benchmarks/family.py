@@ -20,13 +20,13 @@ import tyro
 from rich.console import Console
 from rich.table import Table
 
+from benchmarks.names import check_names
 from benchmarks.table import RESULTS, merge, read
 from ppo_jax import config as configs
 from ppo_jax.algorithms import ALGORITHMS
 from ppo_jax.analysis import style
 from ppo_jax.analysis.statistics import interquartile_mean, interval
 from ppo_jax.cli.sweep import one_device_per_core
-from ppo_jax.config.options import did_you_mean
 from ppo_jax.runs import provenance
 from ppo_jax.sweep import run_sweep
 from ppo_jax.sweep.results import binned, filled
@@ -189,9 +189,8 @@ def main(options: Options) -> None:
     if options.table:
         print(markdown(), end="")
         return
-    for names, known in ((options.methods, METHODS), (options.envs, ENVS)):
-        for name in set(names) - set(known):
-            raise SystemExit(f"unknown name {name!r}; {did_you_mean(name, known)}")
+    check_names("methods", options.methods, METHODS)
+    check_names("envs", options.envs, ENVS)
     one_device_per_core()
     order = {"env": [*ENVS], "method": [*METHODS]}
     for env in options.envs:

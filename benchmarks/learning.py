@@ -24,11 +24,11 @@ from rich.console import Console
 from rich.table import Table
 from scipy import stats
 
+from benchmarks.names import check_names
 from benchmarks.table import RESULTS, merge, read
 from ppo_jax import config as configs
 from ppo_jax.analysis import style
 from ppo_jax.cli.sweep import one_device_per_core
-from ppo_jax.config.options import did_you_mean
 from ppo_jax.experiment import RunOptions, train
 from ppo_jax.runs import provenance
 from ppo_jax.sweep import run_sweep
@@ -300,9 +300,7 @@ def main(options: Options) -> None:
     if options.table:
         print(markdown(rows_of_all()), end="")
         return
-    unknown = set(options.tasks) - set(TASKS)
-    if unknown:
-        raise SystemExit(f"unknown task {min(unknown)!r}; {did_you_mean(min(unknown), TASKS)}")
+    check_names("tasks", options.tasks, TASKS)
     if not any(TASKS[name].long for name in options.tasks):
         one_device_per_core()
     for name in options.tasks:

@@ -20,7 +20,7 @@ from pathlib import Path
 
 import tyro
 
-from ppo_jax.config.options import did_you_mean
+from benchmarks.names import check_names
 
 ROOT = Path(__file__).parents[1]
 FILE = Path(__file__).with_suffix(".csv")
@@ -116,9 +116,7 @@ class Options:
 def main(options: Options) -> int:
     """Try the mutations; returns 0 if all are detected, otherwise 1."""
     known = mutations()
-    for name in options.names:
-        if name not in known:
-            raise SystemExit(f"--names: unknown {name!r}; {did_you_mean(name, known)}")
+    check_names("names", options.names, known)
     chosen = [known[name] for name in options.names] or [*known.values()]
     unnoticed = 0
     for mutation in chosen:

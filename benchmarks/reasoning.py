@@ -31,10 +31,10 @@ import tyro
 
 from benchmarks.figures import IMAGES
 from benchmarks.language import reasoning_peer as peer
+from benchmarks.names import check_names
 from benchmarks.table import RESULTS, Row, read, replace
 from ppo_jax.analysis import statistics, style
 from ppo_jax.cli.rlhf import KINDS, _values
-from ppo_jax.config.options import did_you_mean
 from ppo_jax.rlhf.folder import flat, read_stage
 from ppo_jax.runs import provenance
 from ppo_jax.runs.metrics_log import read_metrics
@@ -101,10 +101,8 @@ def check(options: Options) -> None:
     Raises:
         SystemExit: an option is invalid; the message names its value and the allowed ones.
     """
-    for option, names in (("methods", [*METHODS]), ("parts", [*PARTS])):
-        for name in getattr(options, option):
-            if name not in names:
-                raise SystemExit(f"--{option}: unknown {name!r}; {did_you_mean(name, names)}")
+    check_names("methods", options.methods, METHODS)
+    check_names("parts", options.parts, PARTS)
     if options.seeds < 2:
         raise SystemExit(f"--seeds is {options.seeds}; an interval needs at least 2")
     if options.peer_seeds < 1:

@@ -25,12 +25,12 @@ import numpy as np
 import tyro
 
 from benchmarks.figures import IMAGES
+from benchmarks.names import check_names
 from benchmarks.reasoning import METHODS as SHARED
 from benchmarks.table import RESULTS, Row, read, replace
 from ppo_jax.analysis import statistics, style
 from ppo_jax.cli.reason import plan_of
 from ppo_jax.cli.rlhf import KINDS, _values
-from ppo_jax.config.options import did_you_mean
 from ppo_jax.rlhf.reasoning import exact, start
 from ppo_jax.rlhf.reasoning.agents import take
 from ppo_jax.rlhf.reasoning.optimise import Plan, optimisation
@@ -83,9 +83,7 @@ def check(options: Options) -> None:
     Raises:
         SystemExit: an option is invalid; the message names its value and the allowed ones.
     """
-    for name in options.methods:
-        if name not in METHODS:
-            raise SystemExit(f"--methods: unknown {name!r}; {did_you_mean(name, [*METHODS])}")
+    check_names("methods", options.methods, METHODS)
     if options.seeds < 2:
         raise SystemExit(f"--seeds is {options.seeds}; an interval needs at least 2")
     if options.every < 1 or options.updates % options.every:

@@ -26,11 +26,11 @@ import numpy as np
 import tyro
 
 from benchmarks.language.sizes import SIZES
+from benchmarks.names import check_names
 from benchmarks.table import RESULTS, Row, read, replace
 from benchmarks.throughput import peers
 from benchmarks.throughput.race import Contestant, Settings, race
 from benchmarks.throughput.results import processor
-from ppo_jax.config.options import did_you_mean
 
 NAMES = {"ours": "ppo_jax", "trl": "TRL"}
 PARTS = ("race", "breakdown")
@@ -82,9 +82,7 @@ def check(options: Options) -> None:
         SystemExit: an option is invalid; the message names its value and the allowed ones.
     """
     for option, names in (("sizes", SIZES), ("contestants", NAMES), ("parts", PARTS)):
-        for name in getattr(options, option):
-            if name not in names:
-                raise SystemExit(f"--{option}: unknown {name!r}; {did_you_mean(name, names)}")
+        check_names(option, getattr(options, option), names)
     for option in ("rounds", "seconds", "patience"):
         if getattr(options, option) <= 0:
             raise SystemExit(f"--{option} is {getattr(options, option)}; it must be > 0")

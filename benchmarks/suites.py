@@ -20,10 +20,10 @@ import tyro
 from rich.console import Console
 from rich.table import Table
 
+from benchmarks.names import check_names
 from benchmarks.table import RESULTS, Row, merge, read
 from ppo_jax import config as configs
 from ppo_jax import envs
-from ppo_jax.config.options import did_you_mean
 from ppo_jax.runs import provenance
 from ppo_jax.runs.chunk import compiler_options
 from ppo_jax.train import build
@@ -156,9 +156,7 @@ def main(options: Options) -> None:
     if options.table:
         print(markdown(read(RESULTS / "suites.csv")), end="")
         return
-    unknown = set(options.suites) - set(EXAMPLES)
-    if unknown:
-        raise SystemExit(f"unknown suite {min(unknown)!r}; {did_you_mean(min(unknown), EXAMPLES)}")
+    check_names("suites", options.suites, EXAMPLES)
     installed = envs.suites()
     table = Table("suite", "env", "compile s", "CPU s", "steps/s", "steps/CPU s")
     for suite in options.suites or [s for s in EXAMPLES if installed[s]]:

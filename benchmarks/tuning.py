@@ -18,11 +18,11 @@ from typing import Any
 import numpy as np
 import tyro
 
+from benchmarks.names import check_names
 from benchmarks.table import RESULTS, merge, read
 from ppo_jax import config as configs
 from ppo_jax.analysis import statistics
 from ppo_jax.cli import sweep as command
-from ppo_jax.config.options import did_you_mean
 from ppo_jax.sweep import run_sweep
 from ppo_jax.sweep.points import label
 from ppo_jax.sweep.publish import difference
@@ -181,8 +181,7 @@ def main(options: Options) -> None:
     if options.table:
         print(markdown(), end="")
         return
-    for name in set(options.names) - set(SEARCHES):
-        raise SystemExit(f"unknown name {name!r}; {did_you_mean(name, SEARCHES)}")
+    check_names("names", options.names, SEARCHES)
     kept = RESULTS / "tuning"
     kept.mkdir(parents=True, exist_ok=True)
     command.one_device_per_core()

@@ -23,10 +23,10 @@ import numpy as np
 import tyro
 
 from benchmarks import zoo_animations as animations
+from benchmarks.names import check_names
 from benchmarks.table import RESULTS, read, replace
 from ppo_jax import config as configs
 from ppo_jax.agent import Agent, Parts, read_parts, saved_arrays
-from ppo_jax.config.options import did_you_mean
 from ppo_jax.evaluate import summary_of
 from ppo_jax.experiment import RunOptions, evaluate_run, train
 from ppo_jax.export import safetensors
@@ -251,9 +251,7 @@ def main(options: Options) -> None:
             raise SystemExit("--runs are those of one agent: give one name with --names")
         chosen = {options.names[0]: [*options.runs]}
     else:
-        for name in options.names:
-            if name not in AGENTS:
-                raise SystemExit(f"--names: unknown {name!r}; {did_you_mean(name, AGENTS)}")
+        check_names("names", options.names, AGENTS)
         missing = [name for name in AGENTS if name not in cards.names()]
         chosen = {name: [] for name in options.names or missing}
     for name, runs in chosen.items():

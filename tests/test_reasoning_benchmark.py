@@ -96,10 +96,10 @@ def test_a_finished_run_is_not_repeated_and_its_numbers_are_in_the_tables(tmp_pa
     rows = reasoning.read(tmp_path / "reasoning.csv")
     assert [row["seed"] for row in rows] == ["0", "1", "2", "3"]
     assert {row["responses"] for row in rows} == {"10"}  # of one agent
-    assert (
-        "| two digits | ppo_jax | grpo | 4 | 0.250 | 0.938 | 0.812 to 1.000 | 0.750 | 1.000 | 4 | 9 | 3 |"
-        in (reasoning.markdown(tmp_path))
+    line = (
+        "| two digits | ppo_jax | grpo | 4 | 0.250 | 0.938 | 0.812 to 1.000 | 0.750 | 1.000 | 4 |"
     )
+    assert f"{line} 9 | 3 |" in reasoning.markdown(tmp_path)
     assert (tmp_path / "reasoning.png").stat().st_size > 0
 
 

@@ -28,6 +28,7 @@ from typing import Literal
 import tyro
 
 from benchmarks import commit
+from benchmarks.names import check_names
 from benchmarks.table import RESULTS, Row, read, replace
 from benchmarks.throughput import (
     breakdown,
@@ -41,7 +42,6 @@ from benchmarks.throughput import (
 )
 from benchmarks.throughput.configurations import CONFIGURATIONS
 from benchmarks.throughput.race import NAMES, ROOT, Settings, race
-from ppo_jax.config.options import did_you_mean
 
 SUITES = {
     "smoke": ("cartpole-4x128",),
@@ -125,9 +125,7 @@ def check(options: Options) -> None:
         "tasks": tuple(quality.TASKS),
     }
     for option, names in known.items():
-        for name in getattr(options, option):
-            if name not in names:
-                raise SystemExit(f"--{option}: unknown {name!r}; {did_you_mean(name, names)}")
+        check_names(option, getattr(options, option), names)
     if options.purejaxrl is not None and not (options.purejaxrl / "ppo.py").exists():
         raise SystemExit(f"--purejaxrl: there is no ppo.py in {options.purejaxrl}")
     for option in ("rounds", "seconds", "patience", "seeds"):
