@@ -55,7 +55,7 @@ METHODS: dict[str, tuple[str, ...]] = {
 TASK, HARDER = "two digits", "three digits"
 HARDER_FLAGS = (
     "--difficulty", "digits=3", "--worked-examples", "10000", "--sft-updates", "4000",
-    "--start-at", "0.3", "--updates", "800",
+    "--start-at", "0.3", "--updates", "1600", "--learning-rate", "linear(2e-4, 0, warmup=0.1)",
 )  # fmt: skip
 # Flags with which TRL would train on another problem or with another objective.
 NOT_OF_TRL = ("task", "difficulty", "kl-coef", "kl-kind", "kl-in", "kl-target", "kl-horizon")
