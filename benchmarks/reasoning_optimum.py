@@ -68,8 +68,8 @@ class Options:
 
     methods: tuple[str, ...] = tuple(METHODS)
     seeds: int = 5
-    updates: int = 60
-    every: int = 10
+    updates: int = 300
+    every: int = 30
     flags: str = FLAGS
     out: Path = RESULTS
     image: Path = IMAGES

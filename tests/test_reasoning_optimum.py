@@ -21,7 +21,7 @@ SMALLEST = (
     [
         ({"methods": ("grop",)}, "--methods: unknown 'grop'"),
         ({"seeds": 1}, "--seeds is 1; an interval needs at least 2"),
-        ({"every": 7}, "--updates is 60; it must be a multiple of --every, 7"),
+        ({"every": 7}, "--updates is 300; it must be a multiple of --every, 7"),
     ],
 )
 def test_invalid_options_are_refused(change, message):
