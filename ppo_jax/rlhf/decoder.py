@@ -130,8 +130,8 @@ class Decoder:
             params: parameters of the model, as from `init`.
             tokens: [B, L] int, token ids.
             mask: [B, L] mask, nonzero for tokens and 0 for padding; None if there is no padding.
-            last: number of last columns whose hidden states are returned, [B, last, D]; None for
-                all. The last layer then does not compute the others. Static.
+            last: number of last columns whose hidden states are returned, [B, last, D]; the last
+                layer does not compute the others. None returns all of them. Static.
         """
         return self._forward(params, tokens, mask, last)[0]
 
