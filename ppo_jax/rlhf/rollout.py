@@ -293,8 +293,10 @@ def respond(
     def part(rows: tuple) -> Responses:
         keys, prompts = rows
         whole = len(keys) // data_size(settings.mesh) % group_size == 0
-        same = {"policy": policy, "settings": settings, "samples": group_size if whole else 1}
-        inputs, written = _write(keys, sampler, prompts, **same)
+        same = group_size if whole else 1
+        inputs, written = _write(
+            keys, sampler, prompts, policy=policy, settings=settings, samples=same
+        )
         ended = _ended(written.tokens, written.mask, settings.eos_id)
         models: dict[str, Any] = {"policy": policy, "reference": reference, "score": score}
         return _evaluated(params, frozen, inputs, written, ended=ended, **models)

@@ -182,8 +182,11 @@ class Trunk(nn.Module):
         kvs = []
         for i in self.layers:
             last = self.last if i == self.layers[-1] else None
-            layer = block(c, last, name=f"layer_{i}")
-            layer = functools.partial(layer, past=None if past is None else past[i], column=column)
+            layer = functools.partial(
+                block(c, last, name=f"layer_{i}"),
+                past=None if past is None else past[i],
+                column=column,
+            )
             x, kv = layer(x, turns[c.rotation(i)], seen[c.window(i)])
             kvs.append(kv)
         return norm(c, "norm")(x), tuple(kvs)
