@@ -1,6 +1,6 @@
 """Reinforcement learning with verified answers: methods over several seeds, and TRL's GRPOTrainer.
 
-python -m benchmarks.reasoning                               all methods, then TRL
+python -m benchmarks.reasoning                               all methods, the harder task, TRL
 python -m benchmarks.reasoning --methods grpo rloo --seeds 8
 python -m benchmarks.reasoning --parts harder                grpo on a harder task
 python -m benchmarks.reasoning --parts trl                   single runs of grpo beside TRL's
@@ -50,15 +50,15 @@ METHODS: dict[str, tuple[str, ...]] = {
     # The clip range of its paper, section 5.1.
     "gspo": ("--algorithm", "gspo", "--clip-eps", "3e-4", "--clip-eps-high", "4e-4"),
 }
-# Addition of two digits is the default of ppo-jax rlhf reason. With three digits, more worked
-# examples and gradient steps are needed before the model solves any held-out problem.
+# Addition of two digits is the default of ppo-jax rlhf reason. With three digits, the fine-tuning
+# needs more worked examples and gradient steps, and a smaller learning rate is stable.
 TASK, HARDER = "two digits", "three digits"
 HARDER_FLAGS = (
     "--difficulty", "digits=3", "--worked-examples", "10000", "--sft-updates", "4000",
     "--start-at", "0.3", "--updates", "1600", "--learning-rate", "linear(2e-4, 0, warmup=0.1)",
 )  # fmt: skip
 # Flags with which TRL would train on another problem or with another objective.
-NOT_OF_TRL = ("task", "difficulty", "kl-coef", "kl-kind", "kl-in", "kl-target", "kl-horizon")
+NOT_OF_TRL = ("kl-coef", "kl-kind", "kl-in", "kl-target", "kl-horizon")
 PARTS = ("methods", "harder", "trl")
 AGENT = "eval_pass_at_1_agent_"
 # Columns that identify an agent; an agent of a run with several is another than one that is alone.
@@ -107,8 +107,17 @@ def check(options: Options) -> None:
         raise SystemExit(f"--seeds is {options.seeds}; an interval needs at least 2")
     if options.peer_seeds < 1:
         raise SystemExit(f"--peer-seeds is {options.peer_seeds}; it must be >= 1")
+    for name in ("task", "difficulty"):
+        if name in names_of(options.flags):
+            raise SystemExit(f"--flags has --{name}; the tasks are those of --parts")
     if "trl" in options.parts:
         check_shared(options.flags)
+
+
+def names_of(flags: str) -> list[str]:
+    """The names of the flags in a text."""
+    words = [word for word in flags.split() if word.startswith("--")]
+    return [word.partition("=")[0].removeprefix("--").replace("_", "-") for word in words]
 
 
 def check_shared(flags: str) -> None:
@@ -117,9 +126,8 @@ def check_shared(flags: str) -> None:
     Raises:
         SystemExit: the message names the flag.
     """
-    for word in flags.split():
-        name = word.partition("=")[0].removeprefix("--").replace("_", "-")
-        if word.startswith("--") and name in NOT_OF_TRL:
+    for name in names_of(flags):
+        if name in NOT_OF_TRL:
             raise SystemExit(f"--flags has --{name}, which TRL is not given; use --parts methods")
     if "(" in flags:
         raise SystemExit(f"--flags is {flags!r}; TRL has no schedules: use --parts methods")

@@ -2,7 +2,9 @@
 
 This is a separate program, because the number of devices must be set before JAX is initialised:
 
-    python several_language_devices.py quick | flops | supervised | function | memory FOLDER
+    python several_language_devices.py NAME [FOLDER]
+
+NAME is quick, flops, groups, supervised, function or memory; memory needs the folder.
 """
 
 import json
@@ -95,6 +97,18 @@ def all_flops() -> dict[str, list[float]]:
             found[f"{number} devices, {micro_batches} micro-batches"] = [
                 flops(lowered_collect(built, state)), flops(lowered_update(built, state))
             ]  # fmt: skip
+    return found
+
+
+def of_groups() -> dict[str, list[float]]:
+    """Operations of a rollout with groups, and its gathered arrays, by number of devices."""
+    found = {}
+    for number in (1, 4):
+        built = program(mesh(number), "grpo", group_size=4)
+        state = sharding.shard(built.init(jax.random.key(0)), built.settings.mesh)
+        compiled = lowered_collect(built, state).compile(OPTIONS)
+        moved = compiled.as_text().count(" all-gather(")
+        found[str(number)] = [compiled.cost_analysis()["flops"], moved]
     return found
 
 
@@ -192,6 +206,6 @@ def with_a_function() -> dict[str, Any]:
 
 if __name__ == "__main__":
     name, *rest = sys.argv[1:]
-    work = {"quick": quick, "flops": all_flops, "supervised": of_supervised,
+    work = {"quick": quick, "flops": all_flops, "groups": of_groups, "supervised": of_supervised,
             "memory": lambda: memory(Path(rest[0])), "function": with_a_function}  # fmt: skip
     print(json.dumps(work[name]()))

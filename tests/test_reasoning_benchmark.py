@@ -39,6 +39,10 @@ def test_a_prompt_that_is_no_sum_is_refused():
         ({"parts": ("race",)}, "--parts: unknown 'race'"),
         ({"flags": "--updates 10 --kl-coef=0.1"}, "--flags has --kl-coef, which TRL is not given"),
         ({"flags": "--learning-rate linear(1e-3,0)"}, "--flags is '--learning-rate linear"),
+        (
+            {"parts": ("methods",), "flags": "--difficulty digits=1"},
+            "--flags has --difficulty; the",
+        ),
         ({"seeds": 1}, "--seeds is 1; an interval needs at least 2"),
         ({"peer_seeds": 0}, "--peer-seeds is 0; it must be >= 1"),
     ],

@@ -89,6 +89,13 @@ def test_every_device_computes_its_share_of_rollout_and_update():
 
 
 @pytest.mark.slow
+def test_every_device_reads_the_prompts_of_its_own_groups():
+    found = on_eight_devices("groups")
+    assert found["4"][0] / found["1"][0] == pytest.approx(1 / 4, rel=0.1)
+    assert found["4"][1] == 0  # no rows move to other devices
+
+
+@pytest.mark.slow
 def test_every_device_computes_its_share_of_supervised_training():
     found = on_eight_devices("supervised")
     assert found["4"] / found["1"] == pytest.approx(1 / 4, rel=0.1)

@@ -83,14 +83,18 @@ def test_greedy_tokens_are_those_of_transformers(name):
     np.testing.assert_array_equal(got, expected)
 
 
+def drawn(name):
+    """A new model of a family, and two rows of which one is padded on the left."""
+    decoder = Decoder(dataclasses.replace(CONFIGS[name], init_std=0.3))
+    mask = np.array([[1] * 12, [0] * 3 + [1] * 9])
+    return decoder, decoder.init(jax.random.key(0)), np.arange(24).reshape(2, 12) % 29, mask
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("name", CONFIGS)
 def test_the_cache_changes_nothing(name):
     """A prompt padded on the left, then token by token: the hidden states of one pass."""
-    decoder = Decoder(dataclasses.replace(CONFIGS[name], init_std=0.3))
-    params = decoder.init(jax.random.key(0))
-    tokens = np.arange(24).reshape(2, 12) % 29
-    mask = np.array([[1] * 12, [0] * 3 + [1] * 9])
+    decoder, params, tokens, mask = drawn(name)
     whole = jax.jit(decoder.hidden)(params, tokens, mask)
     prefill = jax.jit(decoder.prefill, static_argnames="length")
     _, cache = prefill(params, tokens[:, :6], mask[:, :6], length=12)
@@ -101,10 +105,7 @@ def test_the_cache_changes_nothing(name):
 
 @pytest.mark.parametrize("name", CONFIGS)
 def test_the_last_columns_are_those_of_all_columns(name):
-    decoder = Decoder(dataclasses.replace(CONFIGS[name], init_std=0.3))
-    params = decoder.init(jax.random.key(0))
-    tokens = np.arange(24).reshape(2, 12) % 29
-    mask = np.array([[1] * 12, [0] * 3 + [1] * 9])
+    decoder, params, tokens, mask = drawn(name)
     whole = jax.jit(decoder.hidden)(params, tokens, mask)
     few = jax.jit(decoder.hidden, static_argnums=3)(params, tokens, mask, 5)
     np.testing.assert_allclose(few, whole[:, -5:], atol=2e-5)

@@ -169,6 +169,11 @@ def test_several_continuations_of_a_prompt_are_those_of_repeated_prompts():
     np.testing.assert_array_equal(together.tokens, apart.tokens)
     np.testing.assert_array_equal(together.mask, apart.mask)
     np.testing.assert_allclose(together.log_prob, apart.log_prob, atol=1e-5)
+    few, whole = (
+        program(samples=n).lower(keys, PARAMS, *rows, 1.0, ends(3), 0).compile().cost_analysis()
+        for n, rows in ((4, (prompt, mask)), (1, many))
+    )
+    assert few["flops"] < 0.7 * whole["flops"]  # the prompt is most of what is counted
 
 
 def test_frequencies_are_the_models_probabilities():

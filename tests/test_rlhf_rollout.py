@@ -9,7 +9,7 @@ import pytest
 
 from benchmarks.language.role_bytes import examples, role_bytes
 from ppo_jax.config.rlhf_presets import PRESETS
-from ppo_jax.rlhf import algorithms, demo, sharding, train
+from ppo_jax.rlhf import algorithms, demo, rollout, sharding, train
 from ppo_jax.rlhf.decoder import Decoder, small
 from ppo_jax.rlhf.formats import DataError
 from ppo_jax.rlhf.scoring import from_function
@@ -61,12 +61,19 @@ def test_parts_have_the_same_responses_in_less_memory():
     assert temporary[1] < temporary[0] / 3, temporary
 
 
-def test_a_group_reads_its_prompt_once_with_the_same_responses():
+def test_a_group_reads_its_prompt_once_with_the_same_responses(monkeypatch):
     """Parts of whole groups read each prompt once; parts that separate a group, for each row."""
-    groups = {"num_prompts": 6, "group_size": 4}
+    groups, samples, generate = {"num_prompts": 6, "group_size": 4}, [], rollout.generate
+
+    def seen(*arguments, **options):
+        samples.append(options["samples"])
+        return generate(*arguments, **options)
+
+    monkeypatch.setattr(rollout, "generate", seen)
     _, whole, _ = collected(rollout_batch=24, **groups)
     _, aligned, _ = collected(rollout_batch=8, **groups)
     _, separated, _ = collected(rollout_batch=6, **groups)
+    assert samples == [4, 4, 1]
     for other in (aligned, separated):
         np.testing.assert_array_equal(whole.obs.tokens, other.obs.tokens)
         np.testing.assert_allclose(whole.log_prob, other.log_prob, atol=1e-5)
