@@ -106,6 +106,17 @@ TASKS = {
     ),
     "seaquest": Task("seaquest", 10_000_000, 1, "mean", "0.1 at random", 1, True),
 }
+# Environment -> the largest of the published returns above and its source, for the figures.
+BEST = {
+    "Acrobot-v1": (-81.8, "baselines"),
+    "Pendulum-v1": (-172.2, "rl-zoo"),
+    "MountainCar-v0": (-110.4, "rl-zoo"),
+    "MountainCarContinuous-v0": (88.3, "rl-zoo"),
+    "Breakout-MinAtar": (43.0, "PureJaxRL"),
+    "Asterix-MinAtar": (15.0, "gymnax-blines"),
+    "Freeway-MinAtar": (58.0, "gymnax-blines"),
+    "SpaceInvaders-MinAtar": (131.0, "gymnax-blines"),
+}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -226,16 +237,18 @@ def seeds_of_all() -> list[dict[str, Any]]:
 
 @style.styled
 def plot(rows: list[dict[str, Any]], seeds: list[dict[str, Any]], path: Path) -> None:
-    """Plot each seed as a dot, the mean with its interval, and the threshold.
+    """Plot each seed as a dot, the mean with its interval, and the best published return.
 
     Args:
-        rows: rows of tasks, each with at least FEWEST_SEEDS seeds.
+        rows: rows of tasks, each with at least FEWEST_SEEDS seeds; tasks that all projects solve
+            are left out, because their seeds do not differ.
         seeds: rows with the return of each seed; without them, a task has its mean only.
         path: name of the figure.
     """
-    columns = 3
+    rows = [row for row in rows if row["env"] not in SOLVED]
+    columns = 4
     lines = -(-len(rows) // columns)
-    figure, grid = style.figure(lines, columns, size=(10, 0.7 + 1.7 * lines))
+    figure, grid = style.figure(lines, columns, size=(12, 0.7 + 1.9 * lines))
     for axes in grid[len(rows) :]:
         axes.set_axis_off()
     spread = np.random.default_rng(0)
@@ -249,13 +262,16 @@ def plot(rows: list[dict[str, Any]], seeds: list[dict[str, Any]], path: Path) ->
         axes.plot(bounds, [0, 0], color=mean, linewidth=3)
         name = "mean with 95 % interval"
         axes.plot(float(row["mean"]), 0, "D-", color=mean, markersize=6, linewidth=3, label=name)
-        style.threshold(axes, float(row["threshold"]), vertical=True, name="threshold")
+        if (best := BEST.get(row["env"])) is not None:
+            style.threshold(axes, best[0], vertical=True, name="best return that others report")
+            axes.annotate(f" {best[1]} {best[0]:g}", (best[0], 0.56), va="top", fontsize=8)
         axes.set(ylim=(-0.6, 0.6), yticks=[])
         axes.spines.left.set_visible(False)
         axes.margins(x=0.08)
         axes.locator_params(axis="x", nbins=5)
         where = "" if row["device"].startswith("cpu") else f", {row['device']}"
-        style.label(axes, title=f"{row['task']}, {row['seeds']} seeds{where}", x="mean return")
+        about = f"mean return, {row['seeds']} seeds{where}"
+        style.label(axes, title=row["env"].removesuffix("-MinAtar"), x=about)
     style.legend(figure)
     style.write(figure, path)
 

@@ -54,12 +54,7 @@ AGENTS: dict[str, dict[str, Any]] = {
     "mountain_car": {"preset": "mountain_car"},
     "mountain_car_continuous": {"preset": "mountain_car_continuous"},
     "breakout": {"preset": "breakout", "total_timesteps": 2_000_000, "hidden": (64, 64)},
-    "pong": {
-        "preset": "pong",
-        "env_args": ("size=26", "frames=3", "difficulty=easy", "credit=point"),
-        "hidden": (32, 32),
-        "total_timesteps": 1_000_000,
-    },
+    "pong": {"preset": "pong_cnn"},
 }
 
 

@@ -24,7 +24,7 @@ from ppo_jax.agent import Agent, read_agent
 from ppo_jax.algorithms import ALGORITHMS
 from ppo_jax.config import ConfigError, TrainConfig, commands, references
 from ppo_jax.config.options import check_record, coerce, did_you_mean
-from ppo_jax.envs import HostEnv, InvalidEnvironment, as_env, is_own, makes_vectors
+from ppo_jax.envs import HostEnv, InvalidEnvironment, as_env, is_own, makes_vectors, spaces
 from ppo_jax.envs.supervision import ended_if, limited
 from ppo_jax.evaluate import (
     KEPT_PROGRAMS,
@@ -250,7 +250,7 @@ def train(
     options = dataclasses.replace(options, callback=_names(options, callbacks))
     with limited(options.env_timeout):
         program = build(config)
-    _warn_of_first_actions(config, program.env)
+    _warn_of_the_network(config, program.env)
     start = _start(config, options, given)
     if start is not None:
         started_from(start, jax.eval_shape(program.init, jax.random.key(config.seed)))
@@ -664,14 +664,19 @@ def _evaluation(
     return summary_of(result.episode_return, result.finished, agents_of(program.env))
 
 
-def _warn_of_first_actions(config: TrainConfig, env: Any) -> None:
-    """Warn if the initial actions of the package's own Gaussian do not fit the action space."""
-    found = None
-    bounded = config.squash or config.action_distribution == "beta"
-    if config.policy is None and not bounded:
-        found = networks.first_actions(env.action_space, config.log_std_init, config.map_actions)
-    if found is not None:
-        warnings.warn(f"{config.env}: {found}", stacklevel=1)
+def _warn_of_the_network(config: TrainConfig, env: Any) -> None:
+    """Warn if the package's own network does not fit the environment: the initial actions of its
+    Gaussian, or its convolutions."""
+    if config.policy is not None:
+        return
+    found = []
+    if not config.squash and config.action_distribution != "beta":
+        found += [networks.first_actions(env.action_space, config.log_std_init, config.map_actions)]
+    if config.network != "mlp":
+        _, image = spaces.image(env.observation_space)
+        found += [networks.unread_pixels(config.network, image.shape)]
+    for text in filter(None, found):
+        warnings.warn(f"{config.env}: {text}", stacklevel=1)
 
 
 def _about(config: TrainConfig) -> dict[str, Any]:

@@ -46,6 +46,18 @@ def test_a_train_state_comes_back_bit_for_bit(tmp_path, state):
     assert_same(restored, state)
 
 
+@pytest.mark.parametrize("compared", [0, checkpoint.COMPARED_BYTES])
+def test_arrays_without_elements_come_back(tmp_path, monkeypatch, compared):
+    """Orbax refuses them; the states of navix contain one."""
+    monkeypatch.setattr(checkpoint, "COMPARED_BYTES", compared)
+    state = {"patches": jnp.zeros((4, 0, 3), jnp.int8), "x": jnp.arange(3.0)}
+    Checkpoints(tmp_path, IDENTITY).save(1, state)
+    assert_same(Checkpoints(tmp_path, IDENTITY).restore(jax.eval_shape(lambda: state))[1], state)
+    other = {**state, "patches": jnp.zeros((5, 0, 3), jnp.int8)}
+    with pytest.raises(CheckpointError, match="patches"):
+        Checkpoints(tmp_path, IDENTITY).restore(jax.eval_shape(lambda: other))
+
+
 def test_the_last_few_and_the_best_are_kept(tmp_path, state):
     checkpoints = Checkpoints(tmp_path, IDENTITY, keep=2)
     for step, score in enumerate([1.0, 9.0, None, 3.0, 4.0]):

@@ -12,6 +12,7 @@ from ppo_jax import config as configs
 from ppo_jax.algorithms import ALGORITHMS, ppo
 from ppo_jax.config import ConfigError, TrainConfig
 from ppo_jax.config.presets import PRESETS
+from ppo_jax.config.train import preset_of
 from ppo_jax.envs import canonical, make, suites
 
 
@@ -34,6 +35,10 @@ def test_flat_and_json_are_lossless():
     assert configs.to_json(config)["anneal_timesteps"] == "inf"
 
 
+# Presets of an environment and an algorithm that have another preset as their default.
+NOT_DEFAULT = {"pong_cnn"}
+
+
 @pytest.mark.parametrize("name", PRESETS)
 def test_presets_are_valid_and_complete(name):
     values = PRESETS[name]
@@ -43,7 +48,9 @@ def test_presets_are_valid_and_complete(name):
         pytest.skip(f"suite {suite} is not installed")
     assert canonical(values["env"]).endswith(values["env"])
     config = configs.make(preset=name)
-    assert configs.make(env=values["env"], algorithm=values["algorithm"]) == config
+    default = configs.make(env=values["env"], algorithm=values["algorithm"])
+    assert default == configs.make(preset=preset_of(values["env"], values["algorithm"]))
+    assert (default == config) == (name not in NOT_DEFAULT)
     assert config.num_updates > 1
 
 

@@ -10,7 +10,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from ppo_jax import networks
+from ppo_jax import config as configs
+from ppo_jax import envs, networks
 from ppo_jax.distributions import (
     Bernoulli,
     Categorical,
@@ -19,6 +20,8 @@ from ppo_jax.distributions import (
     TanhGaussian,
 )
 from ppo_jax.envs import spaces
+from ppo_jax.experiment import _warn_of_the_network
+from ppo_jax.networks.convolutions import pixels_read
 from ppo_jax.networks.layers import orthogonal
 from reference import Golden
 
@@ -256,3 +259,34 @@ def test_the_impala_network_is_convolutions_pooling_and_a_mean():
         y = y + conv(jax.nn.relu(conv(jax.nn.relu(y), i)), i + 1)
     wanted = jax.nn.relu(y).mean(axis=(1, 2))
     np.testing.assert_allclose(module.apply({"params": params}, x), wanted, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("network", ["minatar", "small", "nature"])
+@pytest.mark.parametrize("size", [36, 40, 42])
+def test_pixels_that_convolutions_read_are_those_with_a_gradient(network, size):
+    layers = networks.CONVOLUTIONS[network]
+    cnn, x = networks.CNN(layers), jax.random.uniform(KEY, (1, size, 36, 1))
+    params = cnn.init(KEY, x)
+    gradient = jax.grad(lambda x: jnp.square(cnn.apply(params, x)).sum())(x)
+    rows = np.flatnonzero(np.abs(gradient).sum((0, 2, 3)))
+    assert len(rows) == pixels_read(size, layers) == rows[-1] + 1
+
+
+def test_a_wide_strip_of_unread_pixels_is_described():
+    unread_pixels = networks.unread_pixels
+    found = unread_pixels("small", (42, 36, 3))
+    assert "last 6 of the 42 rows" in found and found.endswith("it reads all of 36 or 44")
+    assert "last 6 of the 42 columns" in unread_pixels("nature", (84, 42, 4))
+    for network, shape in (
+        ("small", (36, 28, 3)),
+        ("nature", (84, 84, 4)),
+        ("impala", (42, 42, 3)),
+    ):
+        assert unread_pixels(network, shape) is None
+    assert unread_pixels("small", (210, 160, 3)) is None  # 2 of 210 rows
+
+
+def test_a_run_warns_of_unread_pixels():
+    config = configs.make(preset="pong_cnn", env_args=("size=42", "frames=3"))
+    with pytest.warns(UserWarning, match="Pong: network 'small' does not read the last 6"):
+        _warn_of_the_network(config, envs.make("Pong", size=42, frames=3))

@@ -22,6 +22,7 @@ from ppo_jax import config as configs
 from ppo_jax import envs
 from ppo_jax.envs import jaxmarl, registry, spaces
 from ppo_jax.evaluate import evaluate
+from ppo_jax.runs.checkpoint import Checkpoints
 from ppo_jax.runs.chunk import compiler_options
 from ppo_jax.train import build, make_train
 
@@ -268,7 +269,7 @@ def compare_with_step(env, before, rows, done):
 
 
 @pytest.mark.parametrize("case", TABLE, ids=IDS)
-def test_ppo_takes_a_few_updates(case):
+def test_ppo_takes_a_few_updates_and_saves_its_state(case, tmp_path):
     env = make(case)
     # Up to 16 environments, one loop iteration makes two steps, and the physics is compiled twice.
     count = 20 * getattr(env, "num_agents", 1)
@@ -285,6 +286,7 @@ def test_ppo_takes_a_few_updates(case):
     assert int(state.update) == 2
     for name in ("policy_loss", "value_loss", "entropy"):
         assert np.isfinite(metrics[name]).all(), name
+    Checkpoints(tmp_path, {}).save(2, state)  # reads the state back and compares it
 
 
 def lowest(key, state):

@@ -87,5 +87,5 @@ def _show_commands(requirements: list[str]) -> None:
 
 
 def _presets() -> dict[str, str]:
-    """Environment -> its preset for PPO."""
-    return {v["env"]: name for name, v in PRESETS.items() if v["algorithm"] == "ppo"}
+    """Environment -> its default preset for PPO, which is the first one."""
+    return {v["env"]: name for name, v in reversed(PRESETS.items()) if v["algorithm"] == "ppo"}

@@ -8,6 +8,7 @@ from ppo_jax.networks.convolutions import (
     Stage,
     conv_by_patches,
     conv_by_xla,
+    unread_pixels,
 )
 from ppo_jax.networks.features import FRAME_MIXES, Features, batch_shape, mix_frames, preprocess
 from ppo_jax.networks.heads import VALUE_HEADS, Actor, Critic, QCritic, ValueHead, encode
@@ -70,4 +71,5 @@ __all__ = [
     "own_policy",
     "preprocess",
     "run",
+    "unread_pixels",
 ]

@@ -1,5 +1,6 @@
 """Convolutions over images, in front of the fully connected layers."""
 
+import itertools
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -31,6 +32,46 @@ CONVOLUTIONS: dict[str, tuple[ConvLayer, ...]] = {
     "nature": ((32, 8, 4), (64, 4, 2), (64, 3, 1)),
     "impala": (Stage(16), Stage(32), Stage(32)),
 }
+
+
+def unread_pixels(network: str, shape: Sequence[int]) -> str | None:
+    """A description of a strip at the end of the images that no convolution reads, if it is wide.
+
+    A convolution without padding has ⌊(n − k) / s⌋ + 1 outputs along a side of n pixels, and reads
+    (outputs − 1) s + k of them: "small" reads 36 of 42 pixels, "nature" all of 84. Strips narrower
+    than a twentieth of the side are not mentioned.
+
+    Args:
+        network: name in CONVOLUTIONS.
+        shape: shape [H, W, C] of the images.
+    """
+    layers = CONVOLUTIONS[network]
+    for size, strip in zip(shape[:2], ("rows", "columns"), strict=True):
+        if 20 * (size - pixels_read(size, layers)) > size:
+            less = pixels_read(size, layers)
+            more = next(n for n in itertools.count(size) if pixels_read(n, layers) == n)
+            return (
+                f"network {network!r} does not read the last {size - less} of the {size} {strip} "
+                f"of an image; it reads all of {less} or {more}"
+            )
+    return None
+
+
+def pixels_read(size: int, layers: Sequence[ConvLayer]) -> int:
+    """The number of pixels that convolutions read along a side of an image.
+
+    Args:
+        size: number of pixels of the side.
+        layers: layers as in CONVOLUTIONS; residual stages are padded, and read all pixels.
+    """
+    if any(isinstance(layer, Stage) for layer in layers):
+        return size
+    outputs = size
+    for _, kernel, stride in layers:
+        outputs = (outputs - kernel) // stride + 1
+    for _, kernel, stride in reversed(layers):
+        outputs = (outputs - 1) * stride + kernel
+    return outputs
 
 
 class Conv(nn.Module):

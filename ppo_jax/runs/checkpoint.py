@@ -150,7 +150,7 @@ class Checkpoints:
         self.directory.mkdir(exist_ok=True)
         self._announce(step)
         with self._manager() as manager:
-            arguments = ocp.args.Composite(state=ocp.args.StandardSave(_flatten(state)))
+            arguments = ocp.args.Composite(state=ocp.args.StandardSave(_stored(state)))
             if not manager.save(step, args=arguments, force=True):
                 raise OSError(f"Orbax did not save step {step}")
             found = _digests(self.directory / str(step), sync=True)
@@ -171,7 +171,7 @@ class Checkpoints:
         Raises:
             OSError: the first array that differs.
         """
-        wanted, wrong = _flatten(state), list[str]()
+        wanted, wrong = _stored(state), list[str]()
         if sum(x.size * x.dtype.itemsize for x in wanted.values()) <= COMPARED_BYTES:
             again = _flatten(self._read(step, state, manager))
             wrong = [name for name, x in wanted.items() if not _same(x, again[name])]
@@ -399,7 +399,9 @@ class Checkpoints:
     ) -> PyTree:
         stored = self._manifest(step)
         wanted = {k: _target(x) for k, x in _flatten(example).items()}
-        target = {k: x for k, x in wanted.items() if METRIC not in k or _has(stored, k)}
+        target = {
+            k: x for k, x in wanted.items() if x.size and (METRIC not in k or _has(stored, k))
+        }
         try:
             with contextlib.nullcontext(manager) if manager else self._manager() as orbax:
                 arguments = ocp.args.Composite(state=ocp.args.StandardRestore(target))
@@ -485,6 +487,11 @@ def _flatten(tree: PyTree) -> dict[str, Any]:
     """Leaves by their path, in the tree's order, so that arrays have readable names in the file."""
     leaves = jax.tree_util.tree_leaves_with_path(tree)
     return {jax.tree_util.keystr(path): leaf for path, leaf in leaves}
+
+
+def _stored(tree: PyTree) -> dict[str, Any]:
+    """The leaves that Orbax writes: it refuses arrays without elements, whose shape is enough."""
+    return {name: leaf for name, leaf in _flatten(tree).items() if leaf.size}
 
 
 def _has(manifest: dict[str, Any], name: str) -> bool:

@@ -461,7 +461,8 @@ class _Loop:
                 self.record.write_summary(job, "failed")
                 raise RunFailed(
                     f"the result could not be written to {path}: {error}; "
-                    f"{self.record.what_is_saved(job)}. Free some disk space and --resume"
+                    f"{self.record.what_is_saved(job)}. If the disk is full, free some "
+                    "space; then --resume"
                 ) from error
         return job.evaluate(state, update) if job.evaluate is not None else {}
 

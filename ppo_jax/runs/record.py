@@ -191,7 +191,8 @@ class RunRecord:
             if last:
                 raise RunFailed(
                     f"the final state could not be saved in {self.path}: {error}; "
-                    f"{self.what_is_saved(job)}. Free some disk space and --resume"
+                    f"{self.what_is_saved(job)}. If the disk is full, free some "
+                    "space; then --resume"
                 ) from error
             warnings.warn(f"checkpoint {update} not saved ({error}); continuing", stacklevel=1)
             return

@@ -56,7 +56,8 @@ def publish(store: Store, threshold: float | None, session: dict[str, Any]) -> l
     except OSError as error:
         raise RunFailed(
             f"the report of {store.path} cannot be written: {error}; all agents are trained and "
-            f"kept. Free some disk space and write it with --resume {shlex.quote(str(store.path))}"
+            "kept. If the disk is full, free some space; write it with --resume "
+            f"{shlex.quote(str(store.path))}"
         ) from error
 
 
