@@ -9,9 +9,6 @@ from benchmarks import clip, family, learning, pong
 from benchmarks.accelerator import report
 from benchmarks.table import RESULTS, read
 from benchmarks.throughput import scaling, tables
-from ppo_jax.analysis import style
-
-IMAGES = Path(__file__).parent.parent / "docs/images"
 
 
 def draw_family(out: Path) -> None:
@@ -30,19 +27,6 @@ def draw_scaling(out: Path) -> None:
     scaling.plot(rows, rows[-1]["jax"], out / "throughput_scaling.png")
 
 
-@style.styled
-def draw_atari(out: Path) -> None:
-    """Returns of the short test run on Atari Pong."""
-    rows = [r for r in read(RESULTS / "atari_pong.csv") if r["episode_return"]]
-    steps, returns = ([float(r[n]) for r in rows] for n in ("env_step", "episode_return"))
-    figure, (axes,) = style.figure(size=(8, 3.5))
-    axes.plot(steps, returns, ".-", linewidth=1)
-    style.label(axes, x="environment steps", y="return of finished games")
-    axes.set_ylim(-21.5, -17)
-    axes.xaxis.set_major_formatter(style.short)
-    style.write(figure, out / "atari_pong.png")
-
-
 def main() -> None:
     """Draw all of them."""
     for draw in (draw_family, draw_learning, draw_scaling):
@@ -50,7 +34,6 @@ def main() -> None:
     tables.plot(RESULTS)
     report.plot(RESULTS, RESULTS / "accelerator.png")
     pong.plot()
-    draw_atari(IMAGES)
     clip.main()
 
 

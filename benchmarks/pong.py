@@ -1,46 +1,53 @@
-"""Evaluate a trained Pong agent over a hundred games, and plot its learning curve.
+"""Evaluate trained Pong agents over a hundred games each, and plot their learning curves.
 
-python -m ppo_jax.train --preset pong --run-dir runs/pong
-python -m benchmarks.pong runs/pong
-python -m benchmarks.pong runs/watch_pong --curve      only the learning curve
+python -m ppo_jax.train --preset pong_cnn --seed 0 --run-dir runs/pong0
+python -m benchmarks.pong runs/pong0 runs/pong1 runs/pong2
+python -m benchmarks.pong runs/pong0 runs/pong1 runs/pong2 --curves     also the figure
 
-The row is written to benchmarks/results/pong.csv, the curve to pong_curve.csv and to
-docs/images/pong_learning.png. The committed curve is that of examples/watch_pong.py.
+The rows are written to benchmarks/results/pong.csv, the curves to pong_curves.csv and to
+docs/images/pong_learning.png. The committed curves are those of the preset pong_cnn.
 """
 
 import dataclasses
 import json
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import jax
 import numpy as np
 import tyro
 
-from benchmarks.table import RESULTS, read, replace
+import ppo_jax
+from benchmarks.table import RESULTS, Row, read, replace
 from ppo_jax.analysis import style
-from ppo_jax.evaluate import confidence_interval, evaluate
-from ppo_jax.runs import restore
+from ppo_jax.evaluate import confidence_interval
+from ppo_jax.experiment import evaluate_run
 
-CURVE = RESULTS / "pong_curve.csv"
+CURVES = RESULTS / "pong_curves.csv"
 IMAGE = Path(__file__).parent.parent / "docs/images/pong_learning.png"
 # Number of rollouts that a point of the curve averages over.
 WINDOW = 20
+# Largest number of points of a curve in the file.
+POINTS = 150
+
+
+# Columns that identify an agent.
+SAME = ("env", "algorithm", "network", "env_args", "gamma", "seed", "env_steps")
 
 
 @dataclasses.dataclass(frozen=True)
 class Options:
-    """Evaluate the agent of a run.
+    """Evaluate the agents of runs.
 
     Attributes:
-        run: run directory of the agent.
-        games: number of games, played greedily.
-        curve: only write and plot the learning curve.
+        runs: run directories of the agents.
+        games: number of games of each agent, played greedily.
+        curves: write and plot the learning curves of these runs, too.
     """
 
-    run: Annotated[Path, tyro.conf.Positional]
+    runs: Annotated[tuple[Path, ...], tyro.conf.Positional]
     games: int = 100
-    curve: bool = False
+    curves: bool = False
 
 
 def curve(run: Path) -> tuple[np.ndarray, np.ndarray]:
@@ -52,28 +59,24 @@ def curve(run: Path) -> tuple[np.ndarray, np.ndarray]:
     return steps[WINDOW - 1 :], (total[WINDOW:] - total[:-WINDOW]) / WINDOW
 
 
-def measure(options: Options) -> dict[str, Any]:
+def measure(run: Path, games: int) -> Row:
     """A row of the table."""
-    config, program, state = restore.load(options.run)
-    result = evaluate(
-        jax.random.key(1),
-        state.learner.params,
-        state.rollout.moments,
-        env=program.env,
-        policy=program.policy,
-        episodes=options.games,
-    )
+    agent = ppo_jax.load(run)
+    config = agent.config
+    result = evaluate_run(agent, games)
     returns = np.asarray(result.episode_return)
     low, high = confidence_interval(returns)
-    steps, means = curve(options.run)
-    summary = json.loads((options.run / "summary.json").read_text())
+    steps, means = curve(run)
+    summary = json.loads((run / "summary.json").read_text())
     return {
+        "env": config.env,
         "algorithm": config.algorithm,
+        "network": config.network,
         "env_args": " ".join(config.env_args),
         "gamma": config.hyper.gamma,
         "seed": config.seed,
         "env_steps": summary["env_steps"],
-        "games": options.games,
+        "games": games,
         "mean": round(float(returns.mean()), 2),
         "ci95_low": round(low, 2),
         "ci95_high": round(high, 2),
@@ -87,58 +90,77 @@ def measure(options: Options) -> dict[str, Any]:
     }
 
 
-def write_curve(run: Path) -> None:
-    """Write the learning curve of a run to CURVE."""
-    lines = [f"{step:.0f},{value:.2f}\n" for step, value in zip(*curve(run), strict=True)]
-    CURVE.write_text("".join(["env_step,episode_return\n", *lines]))
+def write_curves(runs: tuple[Path, ...]) -> None:
+    """Write the learning curves of runs to CURVES, with at most POINTS points each; those of other
+    environments are kept."""
+    rows: list[Row] = []
+    for run in runs:
+        config, (steps, returns) = ppo_jax.load(run).config, curve(run)
+        for i in np.unique(np.linspace(0, len(steps) - 1, POINTS).astype(int)):
+            point = {"env_step": int(steps[i]), "episode_return": round(float(returns[i]), 2)}
+            rows.append({"env": config.env, "seed": config.seed, **point})
+    new = {row["env"] for row in rows}
+    kept = [row for row in read(CURVES) if row["env"] not in new]
+    CURVES.unlink(missing_ok=True)
+    place = lambda r: (str(r["env"]), int(r["seed"]), int(r["env_step"]))
+    replace(CURVES, kept + rows, ("env", "seed", "env_step"), place)
 
 
 @style.styled
 def plot() -> None:
-    """Plot the return over environment steps, from CURVE."""
-    rows = read(CURVE)
-    steps, means = (np.array([float(r[n]) for r in rows]) for n in ("env_step", "episode_return"))
-    figure, (axes,) = style.figure(size=(8, 4))
-    axes.plot(steps, means)
-    style.threshold(axes, 0)
-    style.label(axes, x="environment steps", y=f"episode return, mean of {WINDOW} rollouts")
-    axes.set_ylim(-21, 21)
-    axes.xaxis.set_major_formatter(style.short)
+    """Plot the returns over environment steps from CURVES: a panel for each environment, a line for
+    each seed."""
+    rows = read(CURVES)
+    names = [*dict.fromkeys(r["env"] for r in rows)]
+    figure, grid = style.figure(1, len(names), size=(5 * len(names), 4))
+    for axes, env in zip(grid, names, strict=True):
+        for i, seed in enumerate(dict.fromkeys(r["seed"] for r in rows if r["env"] == env)):
+            mine = [r for r in rows if (r["env"], r["seed"]) == (env, seed)]
+            x, y = (np.array([float(r[c]) for r in mine]) for c in ("env_step", "episode_return"))
+            style.line(axes, x, y, rank=i, name=f"seed {seed}")
+        style.threshold(axes, 0)
+        style.label(axes, title=env.rpartition(":")[2], x="environment steps", y="episode return")
+        axes.set_ylim(-21, 21)
+        axes.xaxis.set_major_formatter(style.short)
+    style.legend(figure)
     style.write(figure, IMAGE)
 
 
-def markdown() -> str:
-    """The table of docs/pong.md."""
+def markdown(env: str = "Pong") -> str:
+    """The table of docs/pong.md, or with the name of its environment that of docs/atari.md."""
     head = (
         "algorithm",
+        "network",
         "arguments",
         "γ",
+        "seed",
         "steps",
         "return of 100 games [95 %]",
         "ahead after",
         "wall-clock time",
     )
     lines = ["| " + " | ".join(head) + " |", "|" + "---|" * len(head)]
-    for r in read(RESULTS / "pong.csv"):
+    for r in (row for row in read(RESULTS / "pong.csv") if row["env"] == env):
         interval = f"{r['mean']} [{r['ci95_low']}, {r['ci95_high']}]"
         minutes = f"{float(r['seconds']) / 60:.0f} min"
         steps = f"{int(r['env_steps']):,}"
         ahead = f"{int(r['ahead_at']):,} steps" if r["ahead_at"] else "never"
-        cells = (r["algorithm"], r["env_args"], r["gamma"], steps, interval, ahead, minutes)
+        about = (r["algorithm"], r["network"], r["env_args"], r["gamma"], r["seed"])
+        cells = (*about, steps, interval, ahead, minutes)
         lines.append("| " + " | ".join(cells) + " |")
     return "\n".join(lines) + "\n"
 
 
 def main(options: Options) -> None:
-    """Evaluate, merge the row into the table, plot and print."""
-    write_curve(options.run)
-    plot()
-    if options.curve:
-        return
-    row = measure(options)
-    same = ("algorithm", "env_args", "gamma", "seed", "env_steps")
-    replace(RESULTS / "pong.csv", [row], same, lambda r: [str(r[c]) for c in same])
-    print(markdown(), end="")
+    """Evaluate, merge the rows into the table, plot and print."""
+    if options.curves:
+        write_curves(options.runs)
+        plot()
+    for run in options.runs:
+        row = measure(run, options.games)
+        replace(RESULTS / "pong.csv", [row], SAME, lambda r: [str(r[c]) for c in SAME])
+    for env in dict.fromkeys(r["env"] for r in read(RESULTS / "pong.csv")):
+        print(env, markdown(env), sep="\n\n")
 
 
 if __name__ == "__main__":

@@ -30,6 +30,7 @@ PONG = "Watch an agent play Pong"
 BRAX = "A physics task in Brax"
 LANGUAGE = "A language model and a rule"
 OPTUNA = "A hyperparameter search with Optuna"
+ATARI = "Atari Pong from the memory of the console"
 KUHN = "Self-play in Kuhn poker"
 CONNECT = "Self-play in Connect Four"
 
@@ -171,7 +172,7 @@ def training_return(folder, name):
 
 
 def test_every_section_has_a_test():
-    tested = {"", HOUR, OWN, GYMNASIUM, PONG, BRAX, LANGUAGE, OPTUNA, KUHN, CONNECT}
+    tested = {"", HOUR, OWN, GYMNASIUM, PONG, BRAX, LANGUAGE, OPTUNA, KUHN, CONNECT, ATARI}
     assert {*SECTIONS} == tested and all(SECTIONS.values())
 
 
@@ -279,6 +280,36 @@ def test_the_language_example_runs_as_written(folder):
     assert "3+4=7" in outputs[-1] and "2+2=4" in outputs[-1]
     rows = [*read_metrics(folder.parent / "runs" / "sums" / "metrics.jsonl")]
     assert rows[-1]["score"] > 0.8 > 0.3 > rows[0]["score"]
+
+
+@needs("ale_py")
+def test_the_memory_of_the_console_and_its_changes(monkeypatch):
+    monkeypatch.syspath_prepend(str(EXAMPLES))
+    import atari_ram
+
+    game = atari_ram.make_pong()
+    observations, memories = [game.reset(seed=0)[0]], [game.unwrapped.ale.getRAM()]
+    for action in (0, 2, 3) * 20:
+        observations.append(game.step(action)[0])
+        memories.append(game.unwrapped.ale.getRAM())
+    observations, memories = np.array(observations), np.array(memories, np.int64)
+    np.testing.assert_array_equal(observations[:, :128], memories)
+    change = (np.diff(memories, axis=0) + 128) % 256 - 128
+    np.testing.assert_array_equal(observations[1:, 128:], change)
+    assert not observations[0, 128:].any() and change.min() < 0 < change.max()
+    again = game.reset(seed=0)[0]
+    np.testing.assert_array_equal(again, observations[0])  # nothing is left of the game before
+    assert any((game.reset(seed=k)[0] != again).any() for k in range(1, 4))  # games differ
+
+
+@pytest.mark.slow
+@needs("ale_py")
+def test_the_atari_example_runs_as_written(folder):
+    """With fewer steps than the page has, which take a quarter of an hour."""
+    train, evaluate = SECTIONS[ATARI]
+    run(train, folder, "--total-timesteps", "20480")
+    assert "8 greedy episodes" in run(evaluate, folder)
+    assert summary(folder, "atari_ram")["env_steps"] == 20480
 
 
 @pytest.mark.slow

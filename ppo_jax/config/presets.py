@@ -367,7 +367,8 @@ PRESETS["pong_atari"] = {
     "entropy_coef": 0.01,
 }
 
-# Environments of optional suites, which tests/test_suites.py trains on.
+# Environments of optional suites, measured by benchmarks/suite_returns.py; tests/test_suites.py
+# trains navix_empty and inverted_pendulum.
 PRESETS["navix_empty"] = {
     "env": "navix:Navix-Empty-8x8-v0",
     "algorithm": "ppo",
@@ -393,3 +394,40 @@ PRESETS["inverted_pendulum"] = {
     "gamma": 0.97,
     "entropy_coef": 0.005,
 }
+
+# Puzzles and worlds on grids share their values.
+for _name, _values in {
+    "doorkey": {
+        "env": "navix:Navix-DoorKey-8x8-v0",
+        "env_args": ("observation=symbolic_first_person", "max_steps=640"),
+        "total_timesteps": 2_000_000,
+    },
+    "xland_doorkey": {"env": "xminigrid:MiniGrid-DoorKey-8x8", "total_timesteps": 4_000_000},
+    "snake": {"env": "jumanji:Snake-v1", "total_timesteps": 2_000_000},
+    "game_2048": {
+        "env": "pgx:2048",
+        "total_timesteps": 1_000_000,
+        "normalize_reward": True,
+        "gamma": 0.997,
+    },
+    "craftax_classic": {
+        "env": "craftax:Craftax-Classic-Symbolic-v1",
+        "total_timesteps": 1_000_000,
+        "num_steps": 64,
+        "hidden": (256, 256),
+        "activation": "tanh",
+        "reset_pool": 16,
+    },
+}.items():
+    PRESETS[_name] = {
+        "algorithm": "ppo",
+        "num_envs": 64,
+        "num_steps": 128,
+        "hidden": (128, 128),
+        "activation": "relu",
+        "learning_rate": 1e-3,
+        "epochs": 4,
+        "minibatches": 8,
+        "entropy_coef": 0.01,
+        **_values,
+    }

@@ -64,12 +64,13 @@ def pixels_read(size: int, layers: Sequence[ConvLayer]) -> int:
         size: number of pixels of the side.
         layers: layers as in CONVOLUTIONS; residual stages are padded, and read all pixels.
     """
-    if any(isinstance(layer, Stage) for layer in layers):
+    shapes = [layer for layer in layers if not isinstance(layer, Stage)]
+    if len(shapes) < len(layers):
         return size
     outputs = size
-    for _, kernel, stride in layers:
+    for _, kernel, stride in shapes:
         outputs = (outputs - kernel) // stride + 1
-    for _, kernel, stride in reversed(layers):
+    for _, kernel, stride in reversed(shapes):
         outputs = (outputs - 1) * stride + kernel
     return outputs
 

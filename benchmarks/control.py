@@ -1,0 +1,218 @@
+"""Returns of PPO, of PPO with later changes, of REPPO and of Brax's PPO on tasks of dm_control.
+
+pip install ".[playground]"
+python -m benchmarks.control                               four tasks, 5 seeds each
+python -m benchmarks.control --tasks CheetahRun --methods ppo reppo --seeds 3
+python -m benchmarks.control --table                       print the committed results
+
+All methods have the same numbers of environment steps, environments, steps per rollout, epochs and
+minibatches, the same hidden layers and the same discount factor. Every agent is evaluated over 128
+greedy episodes. The returns of each seed are written to benchmarks/results/control.csv after each
+method, and a command that is repeated trains only what is missing there.
+"""
+
+import dataclasses
+import functools
+import time
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import numpy as np
+import tyro
+
+from benchmarks.learning import FEWEST_SEEDS, FIRST_SEED
+from benchmarks.names import check_names
+from benchmarks.table import RESULTS, Row, read, replace
+from ppo_jax import config as configs
+from ppo_jax.analysis import statistics
+from ppo_jax.cli.sweep import one_device_per_core
+from ppo_jax.runs import provenance
+from ppo_jax.sweep import run_sweep
+
+FILE = RESULTS / "control.csv"
+EPISODES = 128
+STEPS = 1_000_000
+ENVS, LENGTH, EPOCHS, MINIBATCHES = 64, 64, 4, 8
+HIDDEN, GAMMA, RATE, ENTROPY = (128, 128), 0.995, 1e-3, 1e-2
+TASKS = ("CartpoleBalance", "CartpoleSwingup", "ReacherEasy", "CheetahRun", "HopperStand",
+         "WalkerWalk")  # fmt: skip
+# The physics of these is ten times as fast as that of the others.
+USUAL = ("CartpoleBalance", "CartpoleSwingup", "ReacherEasy")
+COMMON: dict[str, Any] = {
+    "num_envs": ENVS,
+    "num_steps": LENGTH,
+    "hidden": HIDDEN,
+    "normalize_obs": True,
+    "normalize_reward": True,
+    "learning_rate": RATE,
+    "epochs": EPOCHS,
+    "minibatches": MINIBATCHES,
+    "gamma": GAMMA,
+}
+# The options of later work that need no tuning of their own.
+MODERN: dict[str, Any] = {
+    "activation": "silu",
+    "norm": "layer",
+    "value_head": "hl_gauss",
+    "adam_reset": True,
+}
+OPTIONS: dict[str, dict[str, Any]] = {
+    "ppo": {"algorithm": "ppo", "entropy_coef": 0.0},
+    "ppo_modern": {"algorithm": "ppo", "entropy_coef": 0.0, **MODERN},
+    "reppo": {
+        "algorithm": "reppo",
+        "activation": "silu",
+        "norm": "layer",
+        "squash": True,
+        "value_head": "hl_gauss",
+        "value_bins": 101,
+        "max_grad_norm": 10.0,
+    },
+}
+BRAX = "brax"
+METHODS = (*OPTIONS, BRAX)
+SAME = ("task", "method", "env_steps", "seed")
+
+
+@dataclasses.dataclass(frozen=True)
+class Options:
+    """Measure the returns of methods on tasks of dm_control.
+
+    Attributes:
+        tasks: names of the tasks; by default three whose physics is fast.
+        methods: names of the methods; all by default.
+        seeds: number of seeds of each method.
+        steps: number of environment steps of each run.
+        table: only print the committed results.
+    """
+
+    tasks: tuple[str, ...] = USUAL
+    methods: tuple[str, ...] = METHODS
+    seeds: int = 5
+    steps: int = STEPS
+    table: bool = False
+
+
+def config_of(task: str, method: str, steps: int) -> configs.TrainConfig:
+    """The configuration of one of our methods."""
+    values = {"env": f"playground:{task}", "total_timesteps": steps, "seed": FIRST_SEED}
+    return configs.make(preset="none", **values, **COMMON, **OPTIONS[method])
+
+
+def ours(task: str, method: str, steps: int, seeds: list[int]) -> np.ndarray:
+    """[S] mean greedy returns of one of our methods, whose seeds are trained in one program."""
+    _, metrics = run_sweep(config_of(task, method, steps), [{}], seeds, episodes=EPISODES)
+    return np.asarray(metrics["eval_return"][0].mean(axis=-1))
+
+
+def of_brax(task: str, steps: int, seeds: list[int]) -> np.ndarray:
+    """[S] mean greedy returns of Brax's PPO, one seed after the other.
+
+    Reward scaling, entropy coefficient and learning rate are those that Playground has for these
+    tasks (dm_control_suite_params).
+    """
+    from brax.training.agents.ppo import networks, train
+    from mujoco_playground import dm_control_suite, wrapper
+
+    make = functools.partial(networks.make_ppo_networks, policy_hidden_layer_sizes=HIDDEN,
+                             value_hidden_layer_sizes=HIDDEN)  # fmt: skip
+    found: list[float] = []
+    for seed in seeds:
+        env = dm_control_suite.load(task, config_overrides={"impl": "jax"})
+        train.train(
+            environment=env,
+            wrap_env_fn=wrapper.wrap_for_brax_training,
+            num_timesteps=steps,
+            episode_length=1000,
+            num_envs=ENVS,
+            unroll_length=LENGTH,
+            batch_size=ENVS // MINIBATCHES,
+            num_minibatches=MINIBATCHES,
+            num_updates_per_batch=EPOCHS,
+            learning_rate=RATE,
+            entropy_cost=ENTROPY,
+            discounting=GAMMA,
+            reward_scaling=10.0,
+            normalize_observations=True,
+            network_factory=make,
+            num_evals=2,
+            num_eval_envs=EPISODES,
+            deterministic_eval=True,
+            run_evals=True,
+            seed=seed,
+            progress_fn=lambda _, metrics: found.append(float(metrics["eval/episode_reward"])),
+        )
+    return np.array(found[1::2])  # the first evaluation of each seed is before training
+
+
+def measure(task: str, method: str, options: Options) -> None:
+    """Train the missing seeds of a method, and write their returns."""
+    wanted: Row = {"task": task, "method": method, "env_steps": options.steps}
+    done = {int(r["seed"]) for r in read(FILE) if all(r[k] == str(v) for k, v in wanted.items())}
+    seeds = [s for s in range(FIRST_SEED, FIRST_SEED + options.seeds) if s not in done]
+    if not seeds:
+        return
+    started = time.perf_counter()
+    train: Callable[..., np.ndarray] = (
+        of_brax if method == BRAX else functools.partial(ours, method=method)
+    )
+    returns = train(task=task, steps=options.steps, seeds=seeds)
+    seconds = round((time.perf_counter() - started) / len(seeds), 1)
+    where = {"seconds": seconds, "device": provenance.device(), "jax": jax.__version__}
+    rows = [
+        wanted | {"seed": seed, "return": round(float(x), 1)} | where
+        for seed, x in zip(seeds, returns, strict=True)
+    ]
+    replace(FILE, rows, SAME, place)
+    print(f"{task} {method}: {len(seeds)} seeds, mean {returns.mean():.0f}", flush=True)
+
+
+def place(row: Row) -> tuple[int, ...]:
+    """The position of a row: the order of tasks and methods, then steps and seed."""
+    order = (TASKS.index(row["task"]), METHODS.index(row["method"]))
+    return (*order, int(row["env_steps"]), int(row["seed"]))
+
+
+def markdown(rows: list[Row]) -> str:
+    """The table of the documentation: a row per task, a column per method."""
+    lines = ["| task | steps | " + " | ".join(METHODS) + " |", "|---|---|" + "---|" * len(METHODS)]
+    for task, steps in dict.fromkeys((r["task"], r["env_steps"]) for r in rows):
+        cells = []
+        for method in METHODS:
+            mine = [r for r in rows if (r["task"], r["env_steps"]) == (task, steps)]
+            returns = [float(r["return"]) for r in mine if r["method"] == method]
+            cells.append(cell(np.array(returns)))
+        lines.append(f"| {task} | {int(steps):,} | " + " | ".join(cells) + " |")
+    return "\n".join(lines) + "\n"
+
+
+def cell(returns: np.ndarray) -> str:
+    """The mean with its bootstrap interval; all returns if there are few seeds."""
+    if not len(returns):
+        return ""
+    if len(returns) < FEWEST_SEEDS:
+        return f"{returns.mean():.0f} ({', '.join(f'{x:.0f}' for x in returns)})"
+    low, high = statistics.interval([returns], statistics.mean)
+    return f"{returns.mean():.0f} [{low:.0f}, {high:.0f}]"
+
+
+def main(options: Options) -> None:
+    """Train what is missing, and print the table."""
+    if options.table:
+        print(markdown(read(FILE)), end="")
+        return
+    check_names("tasks", options.tasks, TASKS)
+    check_names("methods", options.methods, METHODS)
+    for name in ("seeds", "steps"):
+        if getattr(options, name) < 1:
+            raise SystemExit(f"{name} is {getattr(options, name)}; it must be >= 1")
+    one_device_per_core()
+    for task in options.tasks:
+        for method in options.methods:
+            measure(task, method, options)
+    print(markdown(read(FILE)), end="")
+
+
+if __name__ == "__main__":
+    main(tyro.cli(Options))
