@@ -112,7 +112,7 @@ BEST = {
     "Pendulum-v1": (-172.2, "rl-zoo"),
     "MountainCar-v0": (-110.4, "rl-zoo"),
     "MountainCarContinuous-v0": (88.3, "rl-zoo"),
-    "Breakout-MinAtar": (43.0, "PureJaxRL"),
+    "Breakout-MinAtar": (44.0, "PureJaxRL"),
     "Asterix-MinAtar": (15.0, "gymnax-blines"),
     "Freeway-MinAtar": (58.0, "gymnax-blines"),
     "SpaceInvaders-MinAtar": (131.0, "gymnax-blines"),

@@ -5,10 +5,11 @@ python -m benchmarks.pong runs/pong0 runs/pong1 runs/pong2
 python -m benchmarks.pong runs/pong0 runs/pong1 runs/pong2 --curves     also the figure
 
 The rows are written to benchmarks/results/pong.csv, the curves to pong_curves.csv and to
-docs/images/pong_learning.png. The committed curves are those of the preset pong_cnn.
+docs/images/pong_learning.png.
 """
 
 import dataclasses
+import functools
 import json
 from pathlib import Path
 from typing import Annotated
@@ -91,35 +92,43 @@ def measure(run: Path, games: int) -> Row:
 
 
 def write_curves(runs: tuple[Path, ...]) -> None:
-    """Write the learning curves of runs to CURVES, with at most POINTS points each; those of other
-    environments are kept."""
-    rows: list[Row] = []
+    """Write the learning curves of runs to CURVES, with at most POINTS points each."""
     for run in runs:
         config, (steps, returns) = ppo_jax.load(run).config, curve(run)
-        for i in np.unique(np.linspace(0, len(steps) - 1, POINTS).astype(int)):
-            point = {"env_step": int(steps[i]), "episode_return": round(float(returns[i]), 2)}
-            rows.append({"env": config.env, "seed": config.seed, **point})
-    new = {row["env"] for row in rows}
-    kept = [row for row in read(CURVES) if row["env"] not in new]
-    CURVES.unlink(missing_ok=True)
-    place = lambda r: (str(r["env"]), int(r["seed"]), int(r["env_step"]))
-    replace(CURVES, kept + rows, ("env", "seed", "env_step"), place)
+        who = {"env": config.env, "env_args": " ".join(config.env_args), "seed": config.seed}
+        rows: list[Row] = [
+            who | {"env_step": int(steps[i]), "episode_return": round(float(returns[i]), 2)}
+            for i in np.unique(np.linspace(0, len(steps) - 1, POINTS).astype(int))
+        ]
+        replace(CURVES, rows, (*who, "env_step"), place, functools.partial(differs, who=who))
+
+
+def place(point: Row) -> tuple[str, str, int, int]:
+    """The position of a point in CURVES."""
+    return point["env"], point["env_args"], int(point["seed"]), int(point["env_step"])
+
+
+def differs(point: Row, who: Row) -> bool:
+    """Whether a point belongs to another agent."""
+    return any(point[name] != str(value) for name, value in who.items())
 
 
 @style.styled
 def plot() -> None:
-    """Plot the returns over environment steps from CURVES: a panel for each environment, a line for
-    each seed."""
-    rows = read(CURVES)
-    names = [*dict.fromkeys(r["env"] for r in rows)]
-    figure, grid = style.figure(1, len(names), size=(5 * len(names), 4))
-    for axes, env in zip(grid, names, strict=True):
-        for i, seed in enumerate(dict.fromkeys(r["seed"] for r in rows if r["env"] == env)):
-            mine = [r for r in rows if (r["env"], r["seed"]) == (env, seed)]
+    """Plot the returns over environment steps from CURVES: a panel for each environment and its
+    arguments, a line for each seed."""
+    curves: dict[tuple[str, str], dict[str, list[Row]]] = {}
+    for r in read(CURVES):
+        curves.setdefault((r["env"], r["env_args"]), {}).setdefault(r["seed"], []).append(r)
+    figure, grid = style.figure(1, len(curves), size=(4 * len(curves), 3.6))
+    for axes, ((env, arguments), seeds) in zip(grid, curves.items(), strict=True):
+        for i, (seed, mine) in enumerate(seeds.items()):
             x, y = (np.array([float(r[c]) for r in mine]) for c in ("env_step", "episode_return"))
             style.line(axes, x, y, rank=i, name=f"seed {seed}")
         style.threshold(axes, 0)
-        style.label(axes, title=env.rpartition(":")[2], x="environment steps", y="episode return")
+        hard = ", hard" if "difficulty=hard" in arguments else ""
+        title = f"{env.rpartition(':')[2]}{hard}"
+        style.label(axes, title=title, x="environment steps", y="episode return")
         axes.set_ylim(-21, 21)
         axes.xaxis.set_major_formatter(style.short)
     style.legend(figure)

@@ -43,8 +43,7 @@ EPISODES = 128
 EVALUATION_SEED = 1000
 SEEDS = 5
 
-# Agent -> options of its runs. Networks have at most 300 kB, so that those for images are smaller
-# than the networks of the presets.
+# Agent -> options of its runs.
 AGENTS: dict[str, dict[str, Any]] = {
     "cartpole": {"preset": "cartpole", "total_timesteps": 100_000},
     "cartpole_continuous": {"preset": "cartpole_continuous"},
@@ -53,7 +52,6 @@ AGENTS: dict[str, dict[str, Any]] = {
     "pendulum": {"preset": "pendulum"},
     "mountain_car": {"preset": "mountain_car"},
     "mountain_car_continuous": {"preset": "mountain_car_continuous"},
-    "breakout": {"preset": "breakout", "total_timesteps": 2_000_000, "hidden": (64, 64)},
     "pong": {"preset": "pong_cnn"},
 }
 

@@ -3,10 +3,11 @@
     pip install ".[atari]"                       # in a clone of the repository
     python -m ppo_jax.train --env gymnasium:atari_ram:PongRAM-v0 --normalize-obs ...
 
-The 128 bytes contain the positions of the ball and of both paddles, but a policy needs velocities,
-too: the observation is the bytes and their change since the last step, as floats, so that
-`--normalize-obs` applies to them. The game is the cartridge of ale-py with four frames per action,
-without sticky actions, and with a random number of steps without an action at its start.
+The 128 bytes contain the positions of the ball and of both paddles. The observation is the bytes
+and their change since the last step, as floats, so that `--normalize-obs` applies to them: bytes
+are divided by 255 instead, and the ball's step of one or two would be a very small number. The game
+is the cartridge of ale-py with four frames per action, without sticky actions, and with a random
+number of steps without an action at its start.
 """
 
 import ale_py  # noqa: F401  registers the games

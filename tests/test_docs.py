@@ -11,6 +11,7 @@ import pytest
 import benchmarks.throughput.__main__ as throughput
 import ppo_jax
 from benchmarks import (
+    ablation,
     algorithms,
     alignment,
     family,
@@ -55,6 +56,40 @@ def test_the_library_example_of_the_readme_runs(capsys, tmp_path, monkeypatch):
 
 def test_the_table_of_the_pong_page_is_that_of_the_results():
     assert pong.markdown() in (ROOT / "docs/pong.md").read_text()
+
+
+def test_the_table_of_the_variants_is_that_of_the_results():
+    rows = read(RESULTS / "ablation.csv")
+    text = (ROOT / "docs/variants.md").read_text()
+    assert ablation.markdown(rows) in text
+    over_all = {r["variant"]: r for r in rows if r["task"] == "all tasks"}
+    assert all(float(r["probability_low"]) <= 0.5 for r in over_all.values())
+    worse = {v for v, r in over_all.items() if float(r["probability_high"]) < 0.5}
+    assert worse == {"adam_reset", "ppo_ewma", "spo"}
+    compared = sum(r["variant"] != "default" for r in rows if r["task"] != "all tasks")
+    assert f"With {compared} comparisons" in text
+
+
+def test_the_text_on_connect_four_is_that_of_the_results():
+    rows = read(RESULTS / "league.csv")
+    last, text = rows[-1], " ".join((ROOT / "docs/environments.md").read_text().split())
+    percent = lambda name: f"{float(last[name]):.0%}".replace("%", " %")
+    first, luck = percent("wins_against_first"), percent("wins_against_random")
+    assert f"for the random player to {int(last['elo']):,}." in text and len(rows) == 21
+    assert f"wins {first} of its games against the first and {luck} against" in text
+    one, two, four = (percent(f"wins_against_minimax_{depth}") for depth in (1, 2, 4))
+    assert f"{one}, {two} and {four}." in text
+    assert float(last["wins_against_first"]) > 0.95
+
+
+def test_the_text_on_convolutions_is_that_of_the_results():
+    rows = [r for r in read(RESULTS / "pong.csv") if r["network"] == "small" and r["env"] == "Pong"]
+    easy = [r for r in rows if "difficulty=easy" in r["env_args"]]
+    means = "{}, {} and {} points".format(*(r["mean"] for r in easy))
+    text = " ".join((ROOT / "docs/pong.md").read_text().split())
+    assert means in text and min(float(r["mean"]) for r in easy) >= 15 and len(easy) == 3
+    (hard,) = (r for r in rows if "difficulty=hard" in r["env_args"])
+    assert f"one agent with this preset wins by {hard['mean']} points" in text
 
 
 def test_the_table_of_the_host_page_is_that_of_the_results():

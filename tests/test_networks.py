@@ -1,7 +1,9 @@
 """Initialisation as measured for peers, equivalent convolutions, and networks for all spaces."""
 
+import functools
 import subprocess
 import sys
+import warnings
 
 import chex
 import flax.linen as nn
@@ -275,7 +277,7 @@ def test_pixels_that_convolutions_read_are_those_with_a_gradient(network, size):
 def test_a_wide_strip_of_unread_pixels_is_described():
     unread_pixels = networks.unread_pixels
     found = unread_pixels("small", (42, 36, 3))
-    assert "last 6 of the 42 rows" in found and found.endswith("it reads all of 36 or 44")
+    assert "last 6 of the 42 rows" in found and found.endswith("all rows of images with 36 or 44")
     assert "last 6 of the 42 columns" in unread_pixels("nature", (84, 42, 4))
     for network, shape in (
         ("small", (36, 28, 3)),
@@ -287,6 +289,12 @@ def test_a_wide_strip_of_unread_pixels_is_described():
 
 
 def test_a_run_warns_of_unread_pixels():
-    config = configs.make(preset="pong_cnn", env_args=("size=42", "frames=3"))
+    env = envs.make("Pong", size=42, frames=3)
+    of = functools.partial(configs.make, env_args=("size=42", "frames=3"))
     with pytest.warns(UserWarning, match="Pong: network 'small' does not read the last 6"):
-        _warn_of_the_network(config, envs.make("Pong", size=42, frames=3))
+        _warn_of_the_network(of(preset="pong_cnn"), env)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        _warn_of_the_network(of(preset="pong"), env)  # without convolutions
+        _warn_of_the_network(configs.make(preset="pong_cnn"), envs.make("Pong", size=28, frames=3))
+        _warn_of_the_network(of(preset="pong_cnn", policy="module:own"), env)

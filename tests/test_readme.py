@@ -29,9 +29,15 @@ def test_the_readme_shows_no_interval_of_few_seeds():
         assert ("[" in returns) == (int(seeds) >= 5), returns
 
 
-def test_the_readme_says_which_opponent_the_pong_agent_has():
-    text = " ".join(README.read_text().split())
-    (claim,) = re.findall(r"The Pong agent wins by .*? against the hard one\.", text)
-    best = read(RESULTS / "pong.csv")[-1]
-    assert "difficulty=easy" in best["env_args"] and "easy opponent" in claim
-    assert f"{float(best['mean']):.1f}" in claim
+def test_the_readme_says_how_the_pong_agents_play():
+    text, rows = " ".join(README.read_text().split()), read(RESULTS / "pong.csv")
+    (claim,) = re.findall(r"From pixels, three Pong agents win by .*? memory", text)
+    cnn = [r for r in rows if r["env"] == "Pong" and r["network"] == "small"]
+    easy, hard = (
+        sorted(float(r["mean"]) for r in cnn if f"difficulty={kind}" in r["env_args"])
+        for kind in ("easy", "hard")
+    )
+    assert f"{easy[0]:.1f} to {easy[-1]:.1f} of 21 points against the easy" in claim
+    assert len(easy) == 3 and f"one by {hard[0]:.1f} against the hard one" in claim
+    (atari,) = (r for r in rows if "PongRAM" in r["env"])
+    assert f"Atari's Pong by {float(atari['mean']):.1f} from" in claim

@@ -1,10 +1,11 @@
-"""Presets: tuned hyperparameters by name. A preset belongs to one environment and one algorithm;
-the first preset of both is their default.
+"""Presets: tuned hyperparameters by name. A preset belongs to one environment and one algorithm. If
+there are several for both, the first is their default.
 
 The returns that the presets reach over many seeds are in benchmarks/results: learning.csv for PPO,
-reppo.csv for REPPO, family.csv for the others. Those of Pong are single agents, in pong.csv. The
-presets of PPO for CartPole, Acrobot, Pendulum and MountainCarContinuous were compared with a random
-search, benchmarks/tuning.py.
+suite_returns.csv for tasks of optional suites, reppo.csv for REPPO, family.csv for the others.
+Those of Pong, with one to three agents each, are in pong.csv. The presets of PPO for CartPole,
+Acrobot, Pendulum and MountainCarContinuous were compared with a random search,
+benchmarks/tuning.py.
 """
 
 from typing import Any
@@ -367,8 +368,28 @@ PRESETS["pong_atari"] = {
     "entropy_coef": 0.01,
 }
 
-# Environments of optional suites, measured by benchmarks/suite_returns.py; tests/test_suites.py
-# trains navix_empty and inverted_pendulum.
+# Small images and the network of pong_cnn, for CPUs (docs/atari.md).
+PRESETS["pong_atari_small"] = {
+    "env": "ale:PongNoFrameskip-v4",
+    "env_args": ("size=44", "frames=3"),
+    "algorithm": "ppo",
+    "total_timesteps": 2_000_000,
+    "num_envs": 32,
+    "num_steps": 128,
+    "hidden": (128,),
+    "activation": "relu",
+    "network": "small",
+    "frame_mix": "differences",
+    "shared_torso": True,
+    "learning_rate": 1e-3,
+    "gamma": 0.99,
+    "epochs": 3,
+    "minibatches": 8,
+    "entropy_coef": 0.01,
+}
+
+# Environments of optional suites. tests/test_suites.py trains navix_empty and inverted_pendulum,
+# benchmarks/suite_returns.py the others.
 PRESETS["navix_empty"] = {
     "env": "navix:Navix-Empty-8x8-v0",
     "algorithm": "ppo",

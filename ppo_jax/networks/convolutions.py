@@ -43,7 +43,7 @@ def unread_pixels(network: str, shape: Sequence[int]) -> str | None:
 
     Args:
         network: name in CONVOLUTIONS.
-        shape: shape [H, W, C] of the images.
+        shape: shape [H, W, C] of the images, which are large enough for the network.
     """
     layers = CONVOLUTIONS[network]
     for size, strip in zip(shape[:2], ("rows", "columns"), strict=True):
@@ -52,7 +52,7 @@ def unread_pixels(network: str, shape: Sequence[int]) -> str | None:
             more = next(n for n in itertools.count(size) if pixels_read(n, layers) == n)
             return (
                 f"network {network!r} does not read the last {size - less} of the {size} {strip} "
-                f"of an image; it reads all of {less} or {more}"
+                f"of an image; it reads all {strip} of images with {less} or {more}"
             )
     return None
 

@@ -221,10 +221,14 @@ class Program(FixedLength):
         return self.segments.train
 
 
+def complete_jax() -> None:
+    """Add the function of JAX that Brax calls and newer versions no longer have."""
+    vars(jax).setdefault("device_put_replicated", device_put_replicated)
+
+
 def prepare(configuration: Configuration, options: Namespace) -> Program:
     """The program of Brax, for Pendulum only."""
-    if not hasattr(jax, "device_put_replicated"):
-        jax.device_put_replicated = device_put_replicated
+    complete_jax()
     require(configuration, ("Pendulum-v1",), "supports continuous actions only")
     devices = 1 if options.devices == "one" else all_devices()
     if options.devices != "one" and devices == 1:
