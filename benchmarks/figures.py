@@ -10,6 +10,8 @@ from benchmarks.accelerator import report
 from benchmarks.table import RESULTS, read
 from benchmarks.throughput import scaling, tables
 
+IMAGES = Path(__file__).parent.parent / "docs/images"
+
 
 def draw_family(out: Path) -> None:
     """Learning curves of all algorithms."""

@@ -21,6 +21,7 @@ from benchmarks import (
     reasoning,
     recall,
     rlhf,
+    suite_returns,
     sweep,
     tuning,
 )
@@ -68,6 +69,17 @@ def test_the_table_of_the_variants_is_that_of_the_results():
     assert worse == {"adam_reset", "ppo_ewma", "spo"}
     compared = sum(r["variant"] != "default" for r in rows if r["task"] != "all tasks")
     assert f"With {compared} comparisons" in text
+
+
+def test_the_table_of_suite_returns_is_that_of_the_results():
+    table = suite_returns.markdown(read(RESULTS / "suite_returns.csv"))
+    assert table in (ROOT / "docs/environments.md").read_text()
+
+
+def test_the_tables_of_the_atari_page_are_those_of_the_results():
+    text = (ROOT / "docs/atari.md").read_text()
+    games = {r["env"] for r in read(RESULTS / "pong.csv")} - {"Pong"}
+    assert games and all(pong.markdown(game) in text for game in games)
 
 
 def test_the_text_on_connect_four_is_that_of_the_results():
