@@ -10,6 +10,7 @@ import pytest
 
 from ppo_jax import config as configs
 from ppo_jax.algorithms import ALGORITHMS, ppo
+from ppo_jax.cli.envs import _presets as listed_presets
 from ppo_jax.config import ConfigError, TrainConfig
 from ppo_jax.config.presets import PRESETS
 from ppo_jax.config.train import preset_of
@@ -52,6 +53,13 @@ def test_presets_are_valid_and_complete(name):
     assert default == configs.make(preset=preset_of(values["env"], values["algorithm"]))
     assert (default == config) == (name not in NOT_DEFAULT)
     assert config.num_updates > 1
+
+
+def test_the_first_preset_of_an_environment_is_listed_with_it():
+    listed = listed_presets()
+    assert listed["Pong"] == "pong" and listed["CartPole-v1"] == "cartpole"
+    for env, name in listed.items():
+        assert preset_of(env, "ppo") == name or not suites().get(env.partition(":")[0], True)
 
 
 def test_presets_are_optional_and_overridden():
