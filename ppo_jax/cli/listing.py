@@ -18,18 +18,27 @@ COLOUR = re.compile(r"\x1b\[[0-9;]*m")
 
 
 def show(rows: Rows) -> None:
-    """Print rows in aligned columns; on a terminal, the last column is wrapped at the terminal's
-    width."""
+    """Print rows in aligned columns. On a terminal, the last column is wrapped at the terminal's
+    width; where long texts before it leave no room, it begins on the next line."""
     columns = max(map(len, rows), default=0)
     widths = [max((len(row[k]) for row in rows if k < len(row)), default=0) for k in range(columns)]
     width = shutil.get_terminal_size().columns if terminal.on_terminal(sys.stdout) else None
+    if width is not None and columns > 1:
+        room = min(max(widths[-1], NARROW), width // 4)
+        missing = sum(widths[:-1]) + (columns - 1) * len(GAP) + room - width
+        widths[-2] -= max(missing, 0)
     for row in rows:
         *first, last = row
         start = "".join(text.ljust(w) + GAP for text, w in zip(first, widths, strict=False))
-        room = None if width is None else max(width - len(start), NARROW)
-        lines = [last] if room is None else textwrap.wrap(last, room) or [""]
+        below = " " * sum(w + len(GAP) for w in widths[: len(first)])
+        if width is None:
+            lines = [last]
+        else:
+            lines = textwrap.wrap(last, max(width - len(below), NARROW)) or [""]
+        if len(start) > len(below):
+            lines = ["", *lines]
         for k, line in enumerate(lines):
-            terminal.say(f"{start if k == 0 else ' ' * len(start)}{line}".rstrip())
+            terminal.say(f"{start if k == 0 else below}{line}".rstrip())
 
 
 def wrapped(text: str) -> str:

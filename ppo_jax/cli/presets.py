@@ -27,13 +27,14 @@ def _list(words: list[str]) -> int:
     if listing.only_help(words, PROGRAM, DOC):
         return 0
     rows: listing.Rows = [
-        (name, values["env"], f"{values['algorithm']}, {values['total_timesteps']:,} steps")
+        (name, values["env"], f"{values['algorithm']}, {values['total_timesteps'] / 1e6:g} M")
         for name, values in PRESETS.items()
     ]
     listing.show(rows)
     terminal.say(
         listing.wrapped(
-            "\n`ppo-jax train --preset NAME --print-config` prints the values of a preset."
+            "\nM: million environment steps. `ppo-jax train --preset NAME --print-config` prints "
+            "the values of a preset."
         )
     )
     return 0
