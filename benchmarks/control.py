@@ -28,7 +28,8 @@ import jax
 import numpy as np
 import tyro
 
-from benchmarks.learning import FEWEST_SEEDS, FIRST_SEED
+from benchmarks.ablation import FIRST_SEED, missing
+from benchmarks.learning import FEWEST_SEEDS
 from benchmarks.names import check_names
 from benchmarks.table import RESULTS, Row, read, replace
 from ppo_jax import config as configs
@@ -167,8 +168,7 @@ def whole(steps: int) -> int:
 def measure(task: str, method: str, options: Options) -> None:
     """Train the missing seeds of a method, and write their returns."""
     wanted: Row = {"task": task, "method": method, "env_steps": whole(options.steps)}
-    done = {int(r["seed"]) for r in read(FILE) if all(r[k] == str(v) for k, v in wanted.items())}
-    seeds = [s for s in range(FIRST_SEED, FIRST_SEED + options.seeds) if s not in done]
+    seeds = missing(read(FILE), wanted, options.seeds)
     if not seeds:
         return
     train: Callable[..., np.ndarray] = (

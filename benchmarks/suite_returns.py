@@ -6,8 +6,8 @@ python -m benchmarks.suite_returns --table                 print the committed r
 
 The seeds of a task are trained in one vmapped program and then evaluated greedily over 128
 episodes. The column `untrained` is the mean return of an initial policy with sampled actions. The
-table is written to benchmarks/results/suite_returns.csv, and the returns of
-each seed to suite_returns_seeds.csv; rows of other tasks are kept.
+table is written to benchmarks/results/suite_returns.csv, and the returns of each seed to
+suite_returns_seeds.csv; rows of other tasks are kept.
 """
 
 import dataclasses
@@ -29,7 +29,7 @@ from ppo_jax.config.presets import PRESETS
 from ppo_jax.evaluate import evaluate
 from ppo_jax.runs import provenance
 from ppo_jax.sweep import run_sweep
-from ppo_jax.train import build
+from ppo_jax.train import Program, build
 
 # Preset -> largest return of a task; None: there is no bound, or it cannot be reached.
 TASKS: dict[str, float | None] = {
@@ -56,9 +56,8 @@ class Options:
     table: bool = False
 
 
-def untrained(config: configs.TrainConfig) -> float:
+def untrained(program: Program) -> float:
     """Mean return of the initial policy, with sampled actions."""
-    program = build(config)
     state = jax.jit(program.init)(jax.random.key(FIRST_SEED))
     result = evaluate(
         jax.random.key(1),
@@ -79,8 +78,10 @@ def measure(task: str, seeds: int) -> tuple[Row, np.ndarray]:
         (row of the table, [seeds] mean greedy returns)
     """
     config = configs.make(preset=task, seed=FIRST_SEED)
-    before, started = untrained(config), time.perf_counter()
-    _, metrics = run_sweep(config, [{}], seeds, episodes=EPISODES)
+    program = build(config)
+    before, started = untrained(program), time.perf_counter()
+    # Jumanji's environments cannot be made by name while the program of the sweep is traced.
+    _, metrics = run_sweep(config, [{}], seeds, episodes=EPISODES, env=program.env)
     returns = np.asarray(metrics["eval_return"][0].mean(axis=-1))
     return row_of(task, returns, before, time.perf_counter() - started), returns
 
