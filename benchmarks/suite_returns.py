@@ -78,10 +78,8 @@ def measure(task: str, seeds: int) -> tuple[Row, np.ndarray]:
         (row of the table, [seeds] mean greedy returns)
     """
     config = configs.make(preset=task, seed=FIRST_SEED)
-    program = build(config)
-    before, started = untrained(program), time.perf_counter()
-    # Jumanji's environments cannot be made by name while the program of the sweep is traced.
-    _, metrics = run_sweep(config, [{}], seeds, episodes=EPISODES, env=program.env)
+    before, started = untrained(build(config)), time.perf_counter()
+    _, metrics = run_sweep(config, [{}], seeds, episodes=EPISODES)
     returns = np.asarray(metrics["eval_return"][0].mean(axis=-1))
     return row_of(task, returns, before, time.perf_counter() - started), returns
 

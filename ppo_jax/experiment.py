@@ -250,7 +250,7 @@ def train(
     options = dataclasses.replace(options, callback=_names(options, callbacks))
     with limited(options.env_timeout):
         program = build(config)
-    _warn_of_the_network(config, program.env)
+    warn_of_the_network(config, program.env)
     start = _start(config, options, given)
     if start is not None:
         started_from(start, jax.eval_shape(program.init, jax.random.key(config.seed)))
@@ -664,7 +664,7 @@ def _evaluation(
     return summary_of(result.episode_return, result.finished, agents_of(program.env))
 
 
-def _warn_of_the_network(config: TrainConfig, env: Any) -> None:
+def warn_of_the_network(config: TrainConfig, env: Any) -> None:
     """Warn if the package's own network does not fit the environment: the initial actions of its
     Gaussian, or its convolutions."""
     if config.policy is not None:

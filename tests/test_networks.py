@@ -22,9 +22,11 @@ from ppo_jax.distributions import (
     TanhGaussian,
 )
 from ppo_jax.envs import spaces
-from ppo_jax.experiment import _warn_of_the_network
+from ppo_jax.experiment import warn_of_the_network
 from ppo_jax.networks.convolutions import pixels_read
 from ppo_jax.networks.layers import orthogonal
+from ppo_jax.sweep import session
+from ppo_jax.sweep.store import Spec
 from reference import Golden
 
 GOLDEN = Golden("10_init")
@@ -288,13 +290,16 @@ def test_a_wide_strip_of_unread_pixels_is_described():
     assert unread_pixels("small", (210, 160, 3)) is None  # 2 of 210 rows
 
 
-def test_a_run_warns_of_unread_pixels():
+def test_runs_and_sweeps_warn_of_unread_pixels():
     env = envs.make("Pong", size=42, frames=3)
     of = functools.partial(configs.make, env_args=("size=42", "frames=3"))
     with pytest.warns(UserWarning, match="Pong: network 'small' does not read the last 6"):
-        _warn_of_the_network(of(preset="pong_cnn"), env)
+        warn_of_the_network(of(preset="pong_cnn"), env)
+    spec = Spec((), (of(preset="pong_cnn", num_envs=4),), (0,), 0, 1)
+    with pytest.warns(UserWarning, match="Pong: network 'small' does not read the last 6"):
+        session.check(spec)
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        _warn_of_the_network(of(preset="pong"), env)  # without convolutions
-        _warn_of_the_network(configs.make(preset="pong_cnn"), envs.make("Pong", size=28, frames=3))
-        _warn_of_the_network(of(preset="pong_cnn", policy="module:own"), env)
+        warn_of_the_network(of(preset="pong"), env)  # without convolutions
+        warn_of_the_network(configs.make(preset="pong_cnn"), envs.make("Pong", size=28, frames=3))
+        warn_of_the_network(of(preset="pong_cnn", policy="module:own"), env)

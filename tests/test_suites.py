@@ -24,6 +24,7 @@ from ppo_jax.envs import jaxmarl, registry, spaces
 from ppo_jax.evaluate import evaluate
 from ppo_jax.runs.checkpoint import Checkpoints
 from ppo_jax.runs.chunk import compiler_options
+from ppo_jax.sweep import run_sweep
 from ppo_jax.train import build, make_train
 
 ROOT = Path(__file__).parent.parent
@@ -287,6 +288,25 @@ def test_ppo_takes_a_few_updates_and_saves_its_state(case, tmp_path):
     for name in ("policy_loss", "value_loss", "entropy"):
         assert np.isfinite(metrics[name]).all(), name
     Checkpoints(tmp_path, {}).save(2, state)  # reads the state back and compares it
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["jumanji:Snake-v1", "navix:Navix-DoorKey-6x6-v0"],
+)
+def test_sweeps_make_the_environment_by_name(name):
+    """Before the program is traced: constructors of jumanji compare arrays."""
+    make(next(case for case in TABLE if case.name == name))
+    values = {
+        "num_envs": 4,
+        "num_steps": 4,
+        "total_timesteps": 32,
+        "hidden": (8,),
+        "minibatches": 2,
+    }
+    config = configs.make(env=name, preset="none", **values)
+    _, metrics = run_sweep(config, [{}], 2)
+    assert metrics["loss"].shape == (1, 2, 2) and np.isfinite(metrics["loss"]).all()
 
 
 def lowest(key, state):

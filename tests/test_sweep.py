@@ -7,6 +7,7 @@ import subprocess
 import sys
 import types
 
+import gymnax
 import jax
 import numpy as np
 import pytest
@@ -147,6 +148,24 @@ def test_the_algorithm_may_vary_from_its_own_defaults():
     assert (config.algorithm, config.num_steps, config.hyper.learning_rate) == ("a2c", 32, 1e-2)
     with pytest.raises(ConfigError, match="unknown option 'clip_eps'"):
         configure(small(), {"algorithm": "a2c", "clip_eps": 0.1})
+
+
+class Counted(gymnax.environments.classic_control.CartPole):
+    """An environment that counts how often one is made."""
+
+    made = 0
+
+    def __init__(self):
+        super().__init__()
+        Counted.made += 1
+
+
+def test_an_environment_is_made_before_its_program_is_traced_and_not_again():
+    """Constructors that read the values of arrays fail while a program is traced."""
+    config = small(env=f"{__name__}:Counted")
+    _, metrics = run_sweep(config, [{}], 2, episodes=2)
+    assert metrics["eval_return"].shape == (1, 2, 2) and (metrics["eval_return"] > 0).all()
+    assert Counted.made == 2  # for the check of the configuration, and for the program
 
 
 def test_points_that_cannot_be_are_refused():

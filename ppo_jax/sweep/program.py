@@ -22,7 +22,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from ppo_jax import config as configs
 from ppo_jax.algorithms import ALGORITHMS, get
 from ppo_jax.config import TrainConfig, references
-from ppo_jax.envs import is_own
+from ppo_jax.envs import as_env, is_own
 from ppo_jax.evaluate import evaluate
 from ppo_jax.experiment import EVALUATION, MAY_BE_NAN, step_of
 from ppo_jax.runs.chunk import Chunk, compiler_options, make_chunk
@@ -111,6 +111,8 @@ def _functions(
             entries bounds the number of programs.
         own: user code to which the names in `static` refer; a reloaded module is another program.
     """
+    # Made here and not in the traced functions: constructors may compute with concrete arrays.
+    env = as_env(static.env, **configs.env_kwargs(static)) if env is None else env
     mesh = Mesh(np.array(devices), ("agents",))
     rows, all_of_it = PartitionSpec("agents"), PartitionSpec()
 

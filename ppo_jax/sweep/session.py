@@ -339,5 +339,6 @@ def check(spec: Spec, elsewhere: bool = False) -> None:
         refuse_sweep(program.env)
         if structure(config)[0] not in structures:
             structures.add(structure(config)[0])
+            experiment.warn_of_the_network(config, program.env)
             if not elsewhere:
                 memory.check(experiment.job_of(config, program))
