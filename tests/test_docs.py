@@ -100,8 +100,9 @@ def test_the_text_on_convolutions_is_that_of_the_results():
     means = "{}, {} and {} points".format(*(r["mean"] for r in easy))
     text = " ".join((ROOT / "docs/pong.md").read_text().split())
     assert means in text and min(float(r["mean"]) for r in easy) >= 15 and len(easy) == 3
-    (hard,) = (r for r in rows if "difficulty=hard" in r["env_args"])
-    assert f"one agent with this preset wins by {hard['mean']} points" in text
+    short, long = (r["mean"] for r in rows if "difficulty=hard" in r["env_args"])
+    claim = f"wins by {short} points after four million steps, and by {long} after it was continued"
+    assert claim in text and float(long) >= 10
 
 
 def test_the_table_of_the_host_page_is_that_of_the_results():
