@@ -116,7 +116,7 @@ class Options:
 def config_of(task: str, method: str, steps: int) -> configs.TrainConfig:
     """The configuration of one of our methods."""
     values = {"env": f"playground:{task}", "total_timesteps": steps, "seed": FIRST_SEED}
-    return configs.make(preset="none", **values, **COMMON, **OPTIONS[method])
+    return configs.make(preset="none", **values | COMMON | OPTIONS[method])
 
 
 def ours(task: str, method: str, steps: int, seeds: list[int]) -> np.ndarray:

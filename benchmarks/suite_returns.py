@@ -5,7 +5,8 @@ python -m benchmarks.suite_returns --tasks snake --seeds 8
 python -m benchmarks.suite_returns --table                 print the committed results
 
 The seeds of a task are trained in one vmapped program and then evaluated greedily over 128
-episodes. The column `untrained` is the mean return of an initial policy with sampled actions. The
+episodes. The column `untrained` is the mean return of an initial policy with sampled actions, and
+`sampled` that of the episodes that ended in the last tenth of the updates. The
 table is written to benchmarks/results/suite_returns.csv, and the returns of each seed to
 suite_returns_seeds.csv; rows of other tasks are kept.
 """
@@ -36,6 +37,7 @@ TASKS: dict[str, float | None] = {
     "doorkey": 1.0,
     "xland_doorkey": None,  # 1 - 0.9 of the used share of the time limit
     "craftax_classic": 22.0,
+    "craftax": 226.0,
     "snake": 143.0,
     "game_2048": None,
 }
@@ -71,6 +73,17 @@ def untrained(program: Program) -> float:
     return float(np.mean(result.episode_return))
 
 
+def sampled(metrics: dict[str, Any]) -> float:
+    """Mean return of the episodes that ended in the last tenth of the updates, over all seeds.
+
+    Args:
+        metrics: metrics [1, S, U] of a sweep of one configuration.
+    """
+    last = -(-metrics["episodes"].shape[-1] // 10)
+    count, mean = (np.asarray(metrics[k])[..., -last:] for k in ("episodes", "episode_return"))
+    return float(np.nansum(count * mean) / count.sum())
+
+
 def measure(task: str, seeds: int) -> tuple[Row, np.ndarray]:
     """Train the seeds of a task.
 
@@ -81,10 +94,11 @@ def measure(task: str, seeds: int) -> tuple[Row, np.ndarray]:
     before, started = untrained(build(config)), time.perf_counter()
     _, metrics = run_sweep(config, [{}], seeds, episodes=EPISODES)
     returns = np.asarray(metrics["eval_return"][0].mean(axis=-1))
-    return row_of(task, returns, before, time.perf_counter() - started), returns
+    seconds = time.perf_counter() - started
+    return row_of(task, returns, (before, sampled(metrics)), seconds), returns
 
 
-def row_of(task: str, returns: np.ndarray, before: float, seconds: float) -> Row:
+def row_of(task: str, returns: np.ndarray, others: tuple[float, float], seconds: float) -> Row:
     """A row of the table: the interval is a bootstrap interval of the mean over seeds."""
     config = configs.make(preset=task)
     low, high = (
@@ -99,7 +113,8 @@ def row_of(task: str, returns: np.ndarray, before: float, seconds: float) -> Row
         "env": config.env,
         "env_steps": config.num_updates * config.num_envs * config.num_steps,
         "seeds": len(returns),
-        "untrained": round(before, digits),
+        "untrained": round(others[0], digits),
+        "sampled": round(others[1], digits),
         "mean": round(float(returns.mean()), digits),
         **{k: x if x == "" else round(float(x), digits) for k, x in rounded.items()},
         "largest": "" if TASKS[task] is None else TASKS[task],
@@ -111,8 +126,8 @@ def row_of(task: str, returns: np.ndarray, before: float, seconds: float) -> Row
 
 def markdown(rows: list[Row]) -> str:
     """The table of docs/environments.md."""
-    head = ("preset", "environment", "steps", "seeds", "untrained", "mean return", "all seeds",
-            "largest possible")  # fmt: skip
+    head = ("preset", "environment", "steps", "seeds", "untrained", "sampled", "greedy",
+            "greedy, all seeds", "largest possible")  # fmt: skip
     lines = ["| " + " | ".join(head) + " |", "|" + "---|" * len(head)]
     for r in rows:
         mean = f"{r['mean']} [{r['low']}, {r['high']}]" if r["low"] != "" else r["mean"]
@@ -122,6 +137,7 @@ def markdown(rows: list[Row]) -> str:
             f"{int(r['env_steps']):,}",
             r["seeds"],
             r["untrained"],
+            r["sampled"],
             mean,
             f"{r['min']} to {r['max']}",
             f"{float(r['largest']):g}" if r["largest"] else "",

@@ -14,6 +14,7 @@ from benchmarks import (
     ablation,
     algorithms,
     alignment,
+    control,
     family,
     host_environments,
     memory_cells,
@@ -74,6 +75,11 @@ def test_the_table_of_the_variants_is_that_of_the_results():
 def test_the_table_of_suite_returns_is_that_of_the_results():
     table = suite_returns.markdown(read(RESULTS / "suite_returns.csv"))
     assert table in (ROOT / "docs/environments.md").read_text()
+
+
+def test_the_table_of_dm_control_is_that_of_the_results():
+    text = (ROOT / "docs/algorithms/reppo.md").read_text()
+    assert control.markdown(read(control.FILE)) in text
 
 
 def test_the_tables_of_the_atari_page_are_those_of_the_results():

@@ -84,15 +84,24 @@ def test_the_evaluation_of_brax_after_training_counts(monkeypatch):
 
 
 def test_rows_of_suites_have_intervals_from_five_seeds_on():
-    few = suite_returns.row_of("snake", np.array([3.0, 5.0]), 1.25, 8.04)
+    few = suite_returns.row_of("snake", np.array([3.0, 5.0]), (1.25, 2.5), 8.04)
     assert (few["mean"], few["low"], few["high"]) == (4.0, "", "")
     assert (few["env_steps"], few["untrained"], few["largest"]) == (1_998_848, 1.25, 143.0)
-    many = suite_returns.row_of("xland_doorkey", np.linspace(0.9, 0.98, 5), 0.01234, 8.04)
+    many = suite_returns.row_of("xland_doorkey", np.linspace(0.9, 0.98, 5), (0.01234, 0.5), 8.04)
     assert many["untrained"] == 0.012 and many["largest"] == ""
     assert 0.9 <= many["low"] < many["mean"] == 0.94 < many["high"] <= 0.98
     table = suite_returns.markdown([{k: str(v) for k, v in r.items()} for r in (few, many)])
-    assert "| 1.25 | 4.0 | 3.0 to 5.0 | 143 |" in table
+    assert "| 1.25 | 2.5 | 4.0 | 3.0 to 5.0 | 143 |" in table
     assert f"| 0.94 [{many['low']}, {many['high']}] | 0.9 to 0.98 |  |" in table
+
+
+def test_the_last_tenth_of_the_updates_counts_by_episodes():
+    returns = np.full((1, 2, 20), 100.0)
+    returns[0, :, 18:] = [[1.0, np.nan], [2.0, 5.0]]
+    episodes = np.ones((1, 2, 20))
+    episodes[0, :, 18:] = [[3, 0], [1, 2]]
+    found = suite_returns.sampled({"episode_return": returns, "episodes": episodes})
+    assert found == pytest.approx((3 * 1.0 + 2.0 + 2 * 5.0) / 6)
 
 
 def test_unknown_tasks_of_suites_are_refused():

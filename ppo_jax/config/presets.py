@@ -439,6 +439,14 @@ for _name, _values in {
         "activation": "tanh",
         "reset_pool": 16,
     },
+    # 8,268 inputs, which determine the cost of an update.
+    "craftax": {
+        "env": "craftax:Craftax-Symbolic-v1",
+        "total_timesteps": 1_000_000,
+        "num_steps": 64,
+        "activation": "tanh",
+        "reset_pool": 32,
+    },
 }.items():
     PRESETS[_name] = {
         "algorithm": "ppo",
