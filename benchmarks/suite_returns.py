@@ -170,8 +170,8 @@ def main(options: Options) -> None:
             for i, x in enumerate(returns)
         ]
         merge(RESULTS / "suite_returns_seeds.csv", seeds, {"task": [*TASKS]})
-        rows = merge(RESULTS / "suite_returns.csv", [row], {"task": [*TASKS]})
-        print(markdown(rows), end="", flush=True)
+        merge(RESULTS / "suite_returns.csv", [row], {"task": [*TASKS]})
+        print(markdown(read(RESULTS / "suite_returns.csv")), end="", flush=True)
 
 
 if __name__ == "__main__":
