@@ -444,11 +444,8 @@ for _name, _values in {
         "env": "craftax:Craftax-Symbolic-v1",
         "total_timesteps": 1_000_000,
         "num_steps": 64,
-        "hidden": (256, 256),
         "activation": "tanh",
         "reset_pool": 32,
-        "learning_rate": 5e-4,
-        "gae_lambda": 0.8,
     },
 }.items():
     PRESETS[_name] = {
